@@ -1,0 +1,1 @@
+"""tinygpt: a GPT engine that can be read to the bottom."""

@@ -1,0 +1,136 @@
+"""Counter-based random numbers: Philox4x32-10.
+
+A counter-based generator is a pure function `(key, counter) -> random words`: word number one
+million costs no more than word number one, and who computes it does not matter. That is what makes a
+dropout mask the same on one thread or on sixteen, in NumPy, Cython or CUDA, and what makes a
+training run resumable bit for bit: the whole state of a `Generator` is two integers.
+
+    words(seed, stream, rows, columns)
+
+The counter of the word at `(row, column)` of stream number `stream` is
+
+    c0 = column // 4        c1 = row        c2, c3 = low and high half of stream
+
+and Philox yields four words per counter, so column `j` is word `j % 4` of counter `j // 4`. The key is
+the 64-bit seed. Every body of dropout, in every language, uses this layout.
+
+Source: Salmon, Moraes, Dror, Shaw, "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011,
+section 3.3 and table 2 (multipliers, Weyl constants, ten rounds).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from .errors import UsageError
+
+MULTIPLIER_0 = 0xD2511F53
+MULTIPLIER_1 = 0xCD9E8D57
+WEYL_0 = 0x9E3779B9
+WEYL_1 = 0xBB67AE85
+ROUNDS = 10
+_MASK32 = 0xFFFFFFFF
+_MASK64 = 0xFFFFFFFFFFFFFFFF
+
+
+def philox4x32(c0: Any, c1: Any, c2: Any, c3: Any, seed: int, xp: Any = np) -> tuple[Any, ...]:
+    """Ten Philox rounds on arrays of 32-bit counters (held in uint64); four arrays of words come out.
+
+    The arguments broadcast against one another. `xp` is the array module (numpy or cupy).
+    """
+    mask, shift = xp.uint64(_MASK32), xp.uint64(32)
+    m0, m1 = xp.uint64(MULTIPLIER_0), xp.uint64(MULTIPLIER_1)
+    k0, k1 = seed & _MASK32, (seed >> 32) & _MASK32
+    for _ in range(ROUNDS):
+        p0, p1 = c0 * m0, c2 * m1  # 32 x 32 -> 64 bits: never overflows
+        c0, c1, c2, c3 = (
+            (p1 >> shift) ^ c1 ^ xp.uint64(k0),
+            p1 & mask,
+            (p0 >> shift) ^ c3 ^ xp.uint64(k1),
+            p0 & mask,
+        )
+        k0, k1 = (k0 + WEYL_0) & _MASK32, (k1 + WEYL_1) & _MASK32
+    return c0, c1, c2, c3
+
+
+def words(seed: int, stream: int, rows: int, columns: int, xp: Any = np) -> Any:
+    """Random 32-bit words, shape `(rows, columns)`, dtype uint32."""
+    quads = -(-columns // 4)
+    c0 = xp.arange(quads, dtype=xp.uint64)[None, :]
+    c1 = xp.arange(rows, dtype=xp.uint64)[:, None]
+    zero = xp.zeros((rows, quads), dtype=xp.uint64)
+    c2 = zero + xp.uint64(stream & _MASK32)
+    c3 = zero + xp.uint64((stream >> 32) & _MASK32)
+    out = xp.empty((rows, quads, 4), dtype=xp.uint32)
+    for i, word in enumerate(philox4x32(c0 + zero, c1 + zero, c2, c3, seed, xp)):
+        out[:, :, i] = word
+    return out.reshape(rows, quads * 4)[:, :columns]
+
+
+class Generator:
+    """A seed and the number of streams already used: the whole state is two integers.
+
+    Each drawing method consumes exactly one stream, whatever the number of values drawn, so the state
+    after a step does not depend on shapes, threads or backends.
+    """
+
+    def __init__(self, seed: int = 0, stream: int = 0) -> None:
+        if not isinstance(seed, (int, np.integer)) or not 0 <= int(seed) <= _MASK64:
+            raise UsageError(f"a seed is an integer from 0 to 2**64 - 1, not {seed!r}")
+        self.seed = int(seed)
+        self.stream = int(stream)
+
+    def __repr__(self) -> str:
+        return f"Generator(seed={self.seed}, stream={self.stream})"
+
+    def next_key(self) -> tuple[int, int]:
+        """`(seed, stream)` of an unused stream. Operations that draw on the device take this pair."""
+        key = (self.seed, self.stream)
+        self.stream += 1
+        return key
+
+    def state_dict(self) -> dict[str, int]:
+        return {"seed": self.seed, "stream": self.stream}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.__init__(state["seed"], state["stream"])  # type: ignore[misc]
+
+    def _words(self, count: int) -> np.ndarray:
+        seed, stream = self.next_key()
+        columns = 1024  # rows bound the counters of one stream: 2**32 rows of 1024 words
+        rows = -(-count // columns)
+        return words(seed, stream, rows, min(columns, max(count, 1))).reshape(-1)[:count]
+
+    def uniform(self, shape: int | tuple[int, ...] = ()) -> np.ndarray:
+        """float64 in [0, 1) with 53 random bits."""
+        count = math.prod(shape) if isinstance(shape, tuple) else shape
+        pairs = self._words(2 * count).astype(np.uint64)
+        bits = (pairs[0::2] << np.uint64(32)) | pairs[1::2]
+        return ((bits >> np.uint64(11)) * 2.0**-53).reshape(shape)
+
+    def normal(self, shape: int | tuple[int, ...], std: float = 1.0) -> np.ndarray:
+        """float64 from N(0, std**2), by Box and Muller's transform."""
+        count = math.prod(shape) if isinstance(shape, tuple) else shape
+        half = -(-count // 2)
+        u = self.uniform(2 * half)
+        radius = np.sqrt(-2.0 * np.log1p(-u[:half]))  # 1 - u is in (0, 1]: the log is finite
+        angle = 2.0 * np.pi * u[half:]
+        values = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])
+        return (std * values[:count]).reshape(shape)
+
+    def integers(self, high: int, shape: int | tuple[int, ...] = ()) -> np.ndarray:
+        """int64, uniform on 0 .. high - 1 (high at most 2**53; the bias is below high / 2**53)."""
+        if high < 1:
+            raise UsageError(f"integers(high) needs high >= 1, not {high}")
+        return (self.uniform(shape) * high).astype(np.int64)
+
+
+default_generator = Generator(0)
+
+
+def manual_seed(seed: int) -> None:
+    """Start the default generator (dropout outside a model, sampling without a seed) anew."""
+    default_generator.load_state_dict({"seed": Generator(seed).seed, "stream": 0})
