@@ -1,1 +1,64 @@
-"""tinygpt: a GPT engine that can be read to the bottom."""
+"""tinygpt: a GPT engine that can be read to the bottom.
+
+    import tinygpt as tg
+
+    x = tg.tensor(array, requires_grad=True)
+    y = tg.ops.layer_norm(x @ w, weight, bias).gelu().sum()
+    y.backward()
+    x.grad  # a plain array
+
+`import tinygpt` brings the tensors and the operations and costs little more than `import numpy`; everything
+else is imported when it is first used. It touches neither a GPU nor the network.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from . import ops
+from .backends import use_backend
+from .function import Function, detect_anomaly, no_grad
+from .tensor import Tensor, tensor
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "use_kernels": "kernel",
+    "set_num_threads": "backends.numpy",
+    "get_num_threads": "backends.numpy",
+    "Generator": "random",
+    "manual_seed": "random",
+    "UsageError": "errors",
+    "GPT": "gpt",
+    "GPTConfig": "gpt",
+}
+_MODULES = ("data", "errors", "generation", "nn", "optim", "random", "testing", "tokenizers", "training")
+
+if TYPE_CHECKING:
+    from . import data, errors, generation, nn, optim, random, testing, tokenizers, training
+    from .backends.numpy import get_num_threads, set_num_threads
+    from .errors import UsageError
+    from .gpt import GPT, GPTConfig
+    from .kernel import use_kernels
+    from .random import Generator, manual_seed
+
+__all__ = [
+    "GPT", "Function", "GPTConfig", "Generator", "Tensor", "UsageError", "__version__", "data", "detect_anomaly",
+    "errors", "generation", "get_num_threads", "manual_seed", "nn", "no_grad", "ops", "optim", "random",
+    "set_num_threads", "tensor", "testing", "tokenizers", "training", "use_backend", "use_kernels",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f".{name}", __name__)
+    if name in _HOME:
+        value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'tinygpt' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

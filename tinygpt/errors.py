@@ -41,6 +41,5 @@ class CheckpointError(UsageError):
 def missing_extra(package: str, extra: str, purpose: str) -> MissingExtraError:
     """The error for an absent optional library: what it is for and how to get it."""
     return MissingExtraError(
-        f"{purpose} needs the package {package!r}, which is not installed: "
-        f"pip install 'tinygpt[{extra}]'"
+        f"{purpose} needs the package {package!r}, which is not installed: pip install 'tinygpt[{extra}]'"
     )

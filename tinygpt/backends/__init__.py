@@ -1,0 +1,80 @@
+"""Where arrays live: NumPy in the computer's memory, or CuPy in a GPU's.
+
+Only this package and `tinygpt.kernel` know that CuPy or the compiled extension exist. The rest of
+tinygpt asks `array_module(x)` for the library an array belongs to and calls the functions the two
+have in common.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from ..errors import UsageError
+
+NAMES = ("numpy", "cupy")
+_current = "numpy"
+
+
+def get(name: str) -> ModuleType:
+    """The backend module called `name`. CuPy is imported here, at first use, and not before."""
+    if name == "numpy":
+        from . import numpy
+
+        return numpy
+    if name == "cupy":
+        from . import cupy
+
+        cupy.require()
+        return cupy
+    raise UsageError(f"there is no backend {name!r}: choose one of {', '.join(NAMES)}")
+
+
+def current() -> str:
+    """The name of the backend that new tensors go to."""
+    return _current
+
+
+class use_backend(contextlib.ContextDecorator):
+    """Send new tensors to `name` from now on, or, as a `with` block, until its end."""
+
+    def __init__(self, name: str) -> None:
+        global _current
+        get(name)
+        self.previous, _current = _current, name
+
+    def __enter__(self) -> use_backend:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        global _current
+        _current = self.previous
+
+
+def array_module(array: Any) -> Any:
+    """numpy or cupy: the library whose array this is."""
+    if isinstance(array, (np.ndarray, np.generic)):
+        return np
+    return get("cupy").xp
+
+
+def name_of(array: Any) -> str:
+    """ "numpy" or "cupy"."""
+    return "numpy" if isinstance(array, (np.ndarray, np.generic)) else "cupy"
+
+
+def is_array(value: Any) -> bool:
+    """True for an array of either library; never imports CuPy."""
+    return isinstance(value, np.ndarray) or type(value).__module__.partition(".")[0] == "cupy"
+
+
+def move(array: Any, name: str) -> Any:
+    """The array on backend `name`; itself when it is there already."""
+    if name_of(array) == name:
+        return array
+    if name == "numpy":
+        return get("cupy").to_numpy(array)
+    return get(name).asarray(array)

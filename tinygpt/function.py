@@ -1,0 +1,153 @@
+"""Function: one node of the graph.
+
+An operation is a subclass with a `forward` on plain arrays and a `backward` that takes the gradient of
+each output and returns the gradient of each input:
+
+    class Exp(Function):
+        def forward(self, x):
+            y = xp.exp(x)
+            self.save(y)              # all that backward needs
+            return y
+
+        def backward(self, dy):
+            (y,) = self.saved
+            return dy * y
+
+    def exp(x): return Exp.apply(x)
+
+The instance is its own context: what `forward` stores on `self` is there in `backward`. Arrays go through
+`save`, so that the engine can free them the moment the backward pass has used them.
+
+The contract of `backward`: it returns one array per input (None where `self.needs[i]` is false or the
+input is not differentiable); it never writes into its arguments or its saved arrays; it may return `dy`
+itself or a view of it, and the engine sees to it that nothing is shared that must not be.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import threading
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .backends import array_module, name_of
+from .errors import UsageError
+
+if TYPE_CHECKING:
+    from .tensor import Tensor
+
+
+class _Mode(threading.local):
+    grad_enabled = True
+    detect_anomaly = False
+
+
+mode = _Mode()
+_counter = itertools.count()
+
+
+class NonFiniteError(UsageError, ArithmeticError):
+    """An operation produced a NaN or an infinity while `detect_anomaly` was on."""
+
+
+class Function:
+    """One application of an operation: its inputs' nodes, what it saved, and its place in time."""
+
+    parents: tuple[Any, ...] = ()  # for each input: a Function, a leaf Tensor, or None
+    parent_outputs: tuple[int, ...] = ()  # which output of that parent the input was
+    needs: tuple[bool, ...] = ()  # which inputs want a gradient
+    saved: tuple[Any, ...] | None = ()  # None once freed
+    outputs: tuple[tuple[tuple[int, ...], Any], ...] = ()  # (shape, dtype) of each output
+    order: int = -1
+
+    def forward(self, *arrays: Any, **options: Any) -> Any:
+        """Plain arrays in, a plain array or a tuple of them out."""
+        raise NotImplementedError(f"{type(self).__name__} defines no forward")
+
+    def backward(self, *grads: Any) -> Any:
+        """The gradient of each output in, the gradient of each input out."""
+        raise NotImplementedError(f"{type(self).__name__} defines no backward")
+
+    def save(self, *arrays: Any) -> None:
+        """Keep these for the backward pass."""
+        self.saved = arrays
+
+    def free(self) -> None:
+        """Let go of everything: a later backward() through this node says so."""
+        self.__dict__.clear()
+        self.saved = None
+
+    @property
+    def name(self) -> str:
+        return type(self).__name__
+
+    @classmethod
+    def apply(cls, *inputs: Tensor, **options: Any) -> Any:
+        """Run `forward` on the inputs' arrays and put the node into the graph."""
+        from .tensor import Tensor
+
+        node = cls()
+        arrays = [tensor.data for tensor in inputs]
+        kind = type(arrays[0])
+        for array in arrays:
+            if type(array) is not kind and name_of(array) != name_of(arrays[0]):
+                raise UsageError(
+                    f"{cls.__name__}: its inputs live on different backends "
+                    f"({', '.join(name_of(a) for a in arrays)}): move them with .to(backend)"
+                )
+        wants = mode.grad_enabled and any([tensor.requires_grad for tensor in inputs])
+        node.needs = tuple([wants and tensor.requires_grad for tensor in inputs])
+        with np.errstate(all="ignore"):  # NaN and infinities pass through, as in the compiled bodies
+            result = node.forward(*arrays, **options)
+        several = isinstance(result, tuple)
+        results = result if several else (result,)
+        if mode.detect_anomaly:
+            _check_finite(node.name, "forward", results, arrays)
+        made = tuple([Tensor(array, requires_grad=wants and array.dtype.kind == "f") for array in results])
+        if wants:
+            node.order = next(_counter)
+            node.parents = tuple([(t.node if t.node is not None else t) if t.requires_grad else None for t in inputs])
+            node.parent_outputs = tuple([t.output_index for t in inputs])
+            node.outputs = tuple([(array.shape, array.dtype) for array in results])
+            for index, tensor in enumerate(made):
+                tensor.node, tensor.output_index = node, index
+        return made if several else made[0]
+
+
+def _check_finite(name: str, when: str, arrays: Any, inputs: Any) -> None:
+    for array in arrays:
+        if array is None or array.dtype.kind != "f":
+            continue
+        xp = array_module(array)
+        if not bool(xp.isfinite(array).all()):
+            bad = "nan" if bool(xp.isnan(array).any()) else "inf"
+            shapes = ", ".join(str(tuple(a.shape)) for a in inputs)
+            raise NonFiniteError(
+                f"{name} is the first operation to produce {bad} in its {when} pass (inputs of shape {shapes})"
+            )
+
+
+@contextlib.contextmanager
+def no_grad() -> Iterator[None]:
+    """Inside the block no graph is made and nothing is saved for a backward pass."""
+    previous, mode.grad_enabled = mode.grad_enabled, False
+    try:
+        yield
+    finally:
+        mode.grad_enabled = previous
+
+
+@contextlib.contextmanager
+def detect_anomaly(enabled: bool = True) -> Iterator[None]:
+    """Inside the block the first operation that produces a NaN or an infinity raises NonFiniteError.
+
+    Looks at every array twice, so a step takes about twice as long.
+    """
+    previous, mode.detect_anomaly = mode.detect_anomaly, enabled
+    try:
+        yield
+    finally:
+        mode.detect_anomaly = previous

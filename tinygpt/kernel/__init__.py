@@ -1,0 +1,147 @@
+"""@kernel: one name, up to three bodies.
+
+The decorated function **is** the reference: it runs on the arrays of either library, and a student
+reads it to know what is computed. A body of the same name in the compiled extension (`_ext/*.pyx`,
+for NumPy arrays) or among the CUDA kernels (`_ext/*.cu`, for CuPy arrays) replaces it at the call.
+What every fast body would otherwise have to check is checked here, once:
+
+- the floating-point arrays are all float32 or all float64, in native byte order;
+- none has size zero;
+- every array is C-contiguous and aligned (it is copied if not), unless the kernel is declared
+  `strided`: then it arrives as it is, and the body reads its strides;
+- integer arrays are int64.
+
+A fast body that still can't take its arguments returns `NotImplemented`, and the reference runs.
+
+`TINYGPT_KERNELS=reference|cython|cuda` or `with use_kernels(...)` forces one kind; a forced kind that
+does not exist on this machine is an error, not a silent substitute. `python -m tinygpt.kernel` prints
+which body is live for each name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..backends import get
+from ..errors import UsageError
+
+KINDS = ("auto", "reference", "cython", "cuda")
+REGISTRY: dict[str, Kernel] = {}
+_FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+_kind = os.environ.get("TINYGPT_KERNELS", "auto") or "auto"
+
+
+class Kernel:
+    """A callable that picks its body by the type of its arguments."""
+
+    def __init__(self, reference: Callable[..., Any], strided: bool = False) -> None:
+        self.reference = reference
+        self.strided = strided
+        self.__name__ = reference.__name__
+        self.__doc__ = reference.__doc__
+        self.__wrapped__ = reference
+
+    def __repr__(self) -> str:
+        return f"<kernel {self.__name__}: {', '.join(self.variants())}>"
+
+    def __call__(self, *args: Any) -> Any:
+        if _kind != "reference":
+            fast = self.fast_body(args)
+            if fast is not None:
+                prepared = prepare(args, self.strided)
+                if prepared is not None:
+                    result = fast(*prepared)
+                    if result is not NotImplemented:
+                        return result
+        return self.reference(*args)
+
+    def fast_body(self, args: Sequence[Any]) -> Callable[..., Any] | None:
+        """The compiled body for the library these arguments belong to, or None."""
+        first = args[0][0] if isinstance(args[0], list) else args[0]
+        if isinstance(first, np.ndarray):
+            if _kind == "cuda":
+                raise UsageError(f"TINYGPT_KERNELS=cuda, but {self.__name__} was given NumPy arrays")
+            return get("numpy").native_body(self.__name__, required=_kind == "cython")
+        return get("cupy").native_body(self.__name__)
+
+    def variants(self) -> dict[str, Callable[..., Any]]:
+        """Every body that this machine can run on NumPy arrays, by kind: what the tests compare."""
+        bodies = {"reference": self.reference}
+        if get("numpy").native_body(self.__name__) is not None:
+
+            def cython(*args: Any) -> Any:
+                with use_kernels("cython"):
+                    return self(*args)
+
+            bodies["cython"] = cython
+        return bodies
+
+
+def kernel(reference: Callable[..., Any] | None = None, *, strided: bool = False) -> Any:
+    """Decorator: make `reference` the kernel of its name."""
+    if reference is None:
+        return lambda function: kernel(function, strided=strided)
+    made = REGISTRY[reference.__name__] = Kernel(reference, strided)
+    return made
+
+
+def prepare(args: Sequence[Any], strided: bool) -> list[Any] | None:
+    """The arguments as a fast body wants them, or None when only the reference can take them."""
+    floating = None
+    prepared = []
+    for value in args:
+        if isinstance(value, np.ndarray):
+            if value.size == 0:
+                return None
+            dtype = value.dtype
+            if dtype.kind == "f":
+                if floating is None:
+                    floating = dtype
+                if dtype != floating or dtype not in _FLOATS:
+                    return None
+            elif dtype.kind in "iu" and dtype != np.int64:
+                value = value.astype(np.int64)
+            flags = value.flags
+            if not flags.aligned or not (strided or flags.c_contiguous):
+                value = np.array(value, order="C")
+        elif isinstance(value, list):
+            prepared_list = prepare(value, strided)
+            if prepared_list is None or any(a is not b for a, b in zip(value, prepared_list, strict=True)):
+                return None  # lists hold arrays that are written to: a copy would be written instead
+        prepared.append(value)
+    return prepared
+
+
+@contextlib.contextmanager
+def use_kernels(kind: str) -> Iterator[None]:
+    """Force one kind of body inside the block: auto, reference, cython or cuda."""
+    global _kind
+    if kind not in KINDS:
+        raise UsageError(f"there are no kernels of kind {kind!r}: choose one of {', '.join(KINDS)}")
+    previous, _kind = _kind, kind
+    try:
+        yield
+    finally:
+        _kind = previous
+
+
+def report() -> str:
+    """A table: each kernel's name and the bodies it has here, the live one first."""
+    import tinygpt.ops
+    import tinygpt.optim  # noqa: F401  both fill the registry
+
+    lines = [get("numpy").describe(), ""]
+    for name in sorted(REGISTRY):
+        kinds = list(REGISTRY[name].variants())
+        live = "reference" if _kind == "reference" else kinds[-1]
+        lines.append(f"{name:<36} {live:<10} (has: {', '.join(kinds)})")
+    return "\n".join(lines)
+
+
+if _kind not in KINDS:
+    raise UsageError(f"TINYGPT_KERNELS is {_kind!r}: set it to one of {', '.join(KINDS)}")

@@ -1,0 +1,5 @@
+"""`python -m tinygpt.kernel`: which body is live for each kernel."""
+
+from . import report
+
+print(report())

@@ -1,0 +1,107 @@
+"""Layer normalisation.
+
+Every row x of C numbers is shifted to mean 0 and scaled to variance 1, then given a learned scale and offset:
+
+    mean = sum(x) / C        var = sum((x - mean)**2) / C        rstd = 1 / sqrt(var + eps)
+    norm = (x - mean) * rstd
+    y    = norm * weight + bias
+
+Derivation of the gradient. `weight` and `bias` act on each column alone, so over all rows
+
+    dbias = sum(dy)          dweight = sum(dy * norm)            dnorm = dy * weight
+
+For x, a change dx_j moves norm_i in three ways: directly (i = j), through the mean, and through rstd:
+
+    d norm_i / d x_j = rstd * (delta_ij - 1/C - norm_i * norm_j / C)
+
+The last term holds because d rstd / d x_j = -rstd**2 * norm_j / C. Contracting with dnorm:
+
+    dx = rstd * (dnorm - mean(dnorm) - norm * mean(dnorm * norm))
+
+In words: take from dnorm what a shift of the row would undo, then what a stretch of it would undo.
+
+Saved: x, weight, mean, rstd. `norm` is recomputed from them with one subtraction and one product, which is
+cheaper than keeping an array as large as x; mean and rstd are one number a row.
+
+Shapes: x (..., C); weight, bias (C,); mean, rstd (N,) for N rows.
+Source: Ba, Kiros, Hinton, "Layer Normalization", 2016, section 3, equation 4.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..backends import array_module
+from ..errors import ShapeError
+from ..function import Function
+from ..kernel import kernel
+from ..tensor import Tensor
+from ._shapes import require_floating
+
+
+def layer_norm_composed(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
+    """The oracle: the formula above in primitive differentiable operations."""
+    centered = x - x.mean(axis=-1, keepdims=True)
+    variance = (centered * centered).mean(axis=-1, keepdims=True)
+    return centered / (variance + eps).sqrt() * weight + bias
+
+
+@kernel
+def layer_norm_forward(x: Any, weight: Any, bias: Any, eps: float) -> tuple[Any, Any, Any]:
+    """x (N, C), weight (C,), bias (C,) -> y (N, C), mean (N,), rstd (N,)."""
+    xp = array_module(x)
+    mean = x.mean(axis=1, dtype=xp.float64)  # (N,) long sums in double precision
+    centered = x - mean[:, None]  # (N, C)
+    variance = (centered * centered).mean(axis=1)  # (N,)
+    rstd = 1.0 / xp.sqrt(variance + eps)  # (N,)
+    y = centered * rstd[:, None] * weight + bias  # (N, C)
+    return y.astype(x.dtype), mean.astype(x.dtype), rstd.astype(x.dtype)
+
+
+@kernel
+def layer_norm_backward(dy: Any, x: Any, weight: Any, mean: Any, rstd: Any) -> tuple[Any, Any, Any]:
+    """dy, x (N, C), weight (C,), mean, rstd (N,) -> dx (N, C), dweight (C,), dbias (C,)."""
+    norm = (x - mean[:, None]) * rstd[:, None]  # (N, C)
+    dnorm = dy * weight  # (N, C)
+    shift = dnorm.mean(axis=1, dtype=np.float64)[:, None]  # (N, 1)
+    stretch = (dnorm * norm).mean(axis=1, dtype=np.float64)[:, None]  # (N, 1)
+    dx = rstd[:, None] * (dnorm - shift - norm * stretch)  # (N, C)
+    dweight = (dy * norm).sum(axis=0, dtype=np.float64)  # (C,)
+    dbias = dy.sum(axis=0, dtype=np.float64)  # (C,)
+    return dx.astype(x.dtype), dweight.astype(x.dtype), dbias.astype(x.dtype)
+
+
+class LayerNorm(Function):
+    def forward(self, x: Any, weight: Any, bias: Any, eps: float) -> Any:
+        rows = x.reshape(-1, x.shape[-1])  # (N, C)
+        y, mean, rstd = layer_norm_forward(rows, weight, bias, eps)
+        self.save(x, weight, mean, rstd)
+        return y.reshape(x.shape)
+
+    def backward(self, dy: Any) -> Any:
+        x, weight, mean, rstd = self.saved
+        C = x.shape[-1]
+        dx, dweight, dbias = layer_norm_backward(dy.reshape(-1, C), x.reshape(-1, C), weight, mean, rstd)
+        return dx.reshape(x.shape), dweight, dbias
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:
+    """Normalise the last axis of x to mean 0 and variance 1, then scale by `weight` and shift by `bias`.
+
+    x: (..., C). weight, bias: (C,); bias may be None. eps is added to the variance.
+    Returns a tensor of x's shape. Raises ShapeError, DtypeError.
+    """
+    require_floating("layer_norm", x=x, weight=weight)
+    if x.ndim == 0 or x.shape[-1] == 0:
+        raise ShapeError(f"layer_norm: x needs a last axis of at least one element, it has shape {x.shape}")
+    expected = (x.shape[-1],)
+    for name, parameter in (("weight", weight), ("bias", bias)):
+        if parameter is not None and parameter.shape != expected:
+            raise ShapeError(
+                f"layer_norm: {name} must have shape {expected} to fit x of shape {x.shape}, not {parameter.shape}"
+            )
+    if bias is None:
+        bias = Tensor(array_module(x.data).zeros(expected, dtype=x.dtype))
+    return LayerNorm.apply(x, weight, bias, eps=eps)
