@@ -1,0 +1,135 @@
+"""How hypothesis draws the inputs of operations and kernels: shapes, memory layouts, values.
+
+The values come from a seed that hypothesis draws, so a failing example is short to print and quick to make.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+# Sizes around the widths of vector registers, where loops over tails go wrong.
+reduced = st.sampled_from([1, 2, 3, 7, 8, 9, 15, 16, 17, 33])
+leading = st.sampled_from([0, 1, 2, 3, 5])
+small = st.sampled_from([1, 2, 3, 4])
+LAYOUTS = ("C", "F", "permuted", "strided", "negative", "broadcast", "read-only")
+seeds = st.integers(0, 2**32 - 1)
+
+# Values ------------------------------------------------------------------------------------------
+
+
+def normal(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    return np.asarray(rng.standard_normal(shape))
+
+
+def positive(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """From 0.5 to 2: for log, sqrt, powers."""
+    return np.asarray(rng.uniform(0.5, 2.0, shape))
+
+
+def away_from_zero(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Of either sign, 0.2 or more from zero: for divisors and for relu."""
+    return np.asarray(rng.uniform(0.2, 2.0, shape) * rng.choice([-1.0, 1.0], shape))
+
+
+def distinct(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """No two within 0.05 of each other: for max."""
+    size = int(np.prod(shape))
+    return (rng.permutation(size) * 0.1 + rng.uniform(-0.025, 0.025, size)).reshape(shape)
+
+
+def integers_below(high: int) -> Callable[..., np.ndarray]:
+    """Repeats are likely, and 0 and high - 1 are among them as soon as there is room."""
+
+    def values(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+        drawn = np.asarray(rng.integers(0, high, shape))
+        flat = drawn.reshape(-1)
+        flat[:1], flat[-1:] = 0, high - 1
+        return rng.permutation(flat).reshape(shape)
+
+    return values
+
+
+# Arrays ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Input:
+    """An array still to be made: what is in it and how it lies in memory."""
+
+    shape: tuple[int, ...]
+    layout: str = "C"
+    seed: int = 0
+    values: Callable[..., np.ndarray] = normal
+
+    def make(self, dtype: Any = np.float64) -> np.ndarray:
+        """Integers and booleans keep their dtype; floating-point values are rounded to `dtype`."""
+        array = self.values(np.random.default_rng(self.seed), self.shape)
+        if array.dtype.kind == "f":
+            array = array.astype(dtype)
+        return lay_out(array, self.layout)
+
+
+def lay_out(array: np.ndarray, layout: str) -> np.ndarray:
+    """The same values in memory of another layout ("broadcast": the first slice everywhere)."""
+    if array.ndim == 0 and layout != "read-only":
+        return array
+    if layout == "F":
+        return np.asfortranarray(array)
+    if layout == "permuted":
+        axes = np.roll(np.arange(array.ndim), 1)
+        return np.ascontiguousarray(array.transpose(axes)).transpose(np.argsort(axes))
+    if layout == "strided":
+        wide = np.zeros((*array.shape[:-1], 2 * array.shape[-1] + 1), array.dtype)
+        wide[..., 1::2] = array
+        return wide[..., 1::2]
+    if layout == "negative":
+        backwards = (slice(None, None, -1),) * array.ndim
+        return np.ascontiguousarray(array[backwards])[backwards]
+    if layout == "broadcast":
+        return np.broadcast_to(array[:1], array.shape) if array.size else array
+    if layout == "read-only":
+        array.flags.writeable = False
+    return array
+
+
+def inputs(shape: Any, values: Callable[..., np.ndarray] = normal) -> st.SearchStrategy[Input]:
+    """Inputs of this shape in every layout; `distinct` ones are never broadcast, which would repeat them."""
+    fitting = [layout for layout in LAYOUTS if values is not distinct or layout != "broadcast"]
+    return st.builds(Input, st.just(tuple(shape)), st.sampled_from(fitting), seeds, st.just(values))
+
+
+@dataclass(frozen=True)
+class Example:
+    """Arguments of one call: the tensors' arrays, then the options."""
+
+    arrays: tuple[Input, ...]
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def make(self, dtype: Any = np.float64) -> list[np.ndarray]:
+        return [array.make(dtype) for array in self.arrays]
+
+
+def some_examples(strategy: st.SearchStrategy[Any], count: int) -> list[Any]:
+    """The same `count` examples (fewer if it has fewer) at each call."""
+    found: list[Any] = []
+
+    @settings(
+        max_examples=count,
+        database=None,
+        derandomize=True,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(strategy)
+    def collect(example: Any) -> None:
+        found.append(example)
+
+    collect()
+    return found
