@@ -1,0 +1,94 @@
+"""AdamW: Adam with decoupled weight decay.
+
+Adam keeps two running means of the gradient g of each parameter p, of its values and of its squares:
+
+    m = beta1 m + (1 - beta1) g                v = beta2 v + (1 - beta2) g**2
+
+Both start at zero, so after t steps they hold only the shares 1 - beta1**t and 1 - beta2**t of what they
+estimate. Dividing by the shares corrects that:
+
+    mhat = m / (1 - beta1**t)                  vhat = v / (1 - beta2**t)
+
+The step divides by the root of the second: about `lr` for each number, whatever the size of its gradients.
+
+    p = p - lr * weight_decay * p              (decoupled: not a part of g, hence not divided by sqrt(vhat))
+    p = p - lr * mhat / (sqrt(vhat) + eps)
+
+Saved between steps: m and v, of the parameter's shape and dtype, and t.
+Source: Kingma, Ba, "Adam", 2015, algorithm 1; Loshchilov, Hutter, "Decoupled Weight Decay Regularization", 2019,
+algorithm 2, with the schedule multiplier folded into lr and the decay scaled by lr, as PyTorch does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from ..backends import array_module
+from ..checks import number
+from ..errors import DtypeError
+from ..kernel import kernel
+from .optimizer import Optimizer, Slot
+
+
+@kernel
+def adamw_update(
+    param: Any,
+    grad: Any,
+    m: Any,
+    v: Any,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    step: int,
+    grad_scale: float,
+) -> None:
+    """One step, in place on param, m and v (all of one shape). `step` counts from 1."""
+    xp = array_module(param)
+    grad = grad * grad_scale
+    m *= beta1
+    m += (1 - beta1) * grad
+    v *= beta2
+    v += (1 - beta2) * grad * grad
+    denominator = xp.sqrt(v / (1 - beta2**step)) + eps
+    param *= 1 - lr * weight_decay
+    param -= (lr / (1 - beta1**step)) * m / denominator
+
+
+class AdamW(Optimizer):
+    """AdamW over `parameters` (tensors, (name, tensor) pairs or groups: see `tinygpt.optim.optimizer`).
+
+    lr: the learning rate, may be set anew before each step. betas: the two decay rates, in [0, 1). eps: keeps
+    the division finite. weight_decay: acts on matrices only. Raises UsageError and DtypeError.
+    """
+
+    state_names = ("m", "v")
+
+    def __init__(
+        self,
+        parameters: Iterable[Any],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+    ) -> None:
+        super().__init__(parameters, lr, weight_decay)
+        if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+            raise DtypeError(f"AdamW: betas must be a pair of numbers, not {betas!r}")
+        self.betas = (
+            number("AdamW", "beta1", betas[0], at_least=0, below=1),
+            number("AdamW", "beta2", betas[1], at_least=0, below=1),
+        )
+        self.eps = number("AdamW", "eps", eps, above=0)
+
+    def _update(self, slot: Slot, grad: Any, grad_scale: float) -> None:
+        param = slot.parameter.data
+        # A compiled body is handed a contiguous copy of an array that is not contiguous, and would update the
+        # copy; the reference writes through any strides.
+        update = adamw_update if param.flags.c_contiguous else adamw_update.reference
+        update(
+            param, grad, slot.state["m"], slot.state["v"],
+            self.lr * slot.lr_scale, *self.betas, self.eps, slot.weight_decay, slot.step, grad_scale,
+        )  # fmt: skip

@@ -1,0 +1,65 @@
+"""The norm of all gradients together, and clipping to it.
+
+One steep batch can throw the weights far away. Clipping shortens the gradient, all parameters taken as one long
+vector g, to a greatest length, and keeps its direction:
+
+    g = g * min(1, max_norm / |g|)
+
+Two ways: `clip_grad_norm` changes the gradients in place; `grad_norm` with `clip_coefficient` yields a factor for
+`optimizer.step(grad_scale=...)`, which multiplies as it reads and saves a pass over all gradients.
+
+A norm that is nan or infinite has no direction worth keeping. `grad_norm` returns it as it is; the other two raise
+NonFiniteError and leave the gradients alone, so that the caller can stop or skip the step with its weights intact.
+
+Source: Pascanu, Mikolov, Bengio, "On the difficulty of training recurrent neural networks", 2013, algorithm 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from ..backends import array_module
+from ..checks import number
+from ..function import NonFiniteError
+from ..kernel import kernel
+from ..tensor import Tensor
+
+
+@kernel
+def sum_of_squares(x: Any) -> float:
+    """The sum of the squares of all elements, accumulated in double precision."""
+    xp = array_module(x)
+    return float(xp.square(x, dtype=xp.float64).sum())
+
+
+def grad_norm(parameters: Iterable[Tensor]) -> float:
+    """The Euclidean norm of the gradients of all parameters, as one vector. Those without a gradient count 0."""
+    with np.errstate(all="ignore"):  # an overflow gives inf, which the caller looks at
+        return math.sqrt(sum(sum_of_squares(p.grad) for p in parameters if p.grad is not None))
+
+
+def clip_coefficient(norm: float, max_norm: float) -> float:
+    """What gradients of this norm are to be multiplied by: 1, or less where the norm exceeds `max_norm`."""
+    max_norm = number("clip_coefficient", "max_norm", max_norm, above=0)
+    if not math.isfinite(norm):
+        raise NonFiniteError(f"the norm of the gradients is {norm}, so they can't be clipped: the step was not taken")
+    return 1.0 if norm <= max_norm else max_norm / norm
+
+
+def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> float:
+    """Scale all gradients in place so that their common norm is at most `max_norm`. Returns the norm before.
+
+    Raises NonFiniteError, with the gradients untouched, when the norm is nan or infinite.
+    """
+    parameters = list(parameters)
+    norm = grad_norm(parameters)
+    coefficient = clip_coefficient(norm, max_norm)
+    if coefficient < 1.0:
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.grad *= coefficient
+    return norm

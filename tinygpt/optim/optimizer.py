@@ -1,0 +1,195 @@
+"""What all optimizers share: their parameters, the learning rate, the state that a checkpoint keeps.
+
+An optimizer is given tensors, `(name, tensor)` pairs, or groups:
+
+    AdamW(model.parameters(), lr=1e-3)              # the state is named "0", "1", ...
+    AdamW(model.named_parameters(), lr=1e-3)        # the state is named as the parameters are: for checkpoints
+    AdamW([{"params": head, "lr_scale": 10.0}, {"params": body, "weight_decay": 0.0}], lr=1e-3)
+
+There is one learning rate, `optimizer.lr`, set before each step by a schedule; a group may scale it.
+
+Weight decay acts on matrices only (parameters of two axes or more). Biases and the scales of LayerNorm have no
+reason to be small, and GPT-2, GPT-3 and nanoGPT leave them alone. A group that states its own `weight_decay`
+gets it on everything in the group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..backends import array_module, is_array, move, name_of
+from ..checks import number, whole_number
+from ..errors import DtypeError, ShapeError, UsageError
+from ..tensor import Tensor
+
+
+@dataclass
+class Slot:
+    """One parameter, what is particular to it, and the optimizer's memory of it."""
+
+    name: str
+    parameter: Tensor
+    lr_scale: float
+    weight_decay: float
+    step: int = 0  # the updates it has had: a parameter without a gradient is passed over, and not counted
+    state: dict[str, Any] = field(default_factory=dict)  # arrays of the parameter's shape
+
+
+class Optimizer:
+    """Base class. A subclass names its state arrays and defines `_update(slot, grad, grad_scale)`."""
+
+    state_names: tuple[str, ...] = ()
+
+    def __init__(self, parameters: Iterable[Any], lr: float, weight_decay: float) -> None:
+        self.where = type(self).__name__
+        self.lr = lr
+        self.weight_decay = number(self.where, "weight_decay", weight_decay, at_least=0)
+        self.slots = self._make_slots(parameters)
+        for slot in self.slots:
+            zeros_like = array_module(slot.parameter.data).zeros_like
+            slot.state = {kind: zeros_like(slot.parameter.data, order="C") for kind in self.state_names}
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the next step."""
+        return self._lr
+
+    @lr.setter
+    def lr(self, value: float) -> None:
+        self._lr = number(self.where, "lr", value, at_least=0)
+
+    def step(self, grad_scale: float = 1.0) -> None:
+        """Update every parameter that has a gradient.
+
+        grad_scale: what gradients are multiplied by as they are read; clipping to a norm in this way costs no
+        pass over them (see `clip_coefficient`).
+        """
+        grad_scale = number(f"{self.where}.step", "grad_scale", grad_scale, at_least=0)
+        with np.errstate(all="ignore"):  # infinities behave as in the compiled bodies: they pass through
+            for slot in self.slots:
+                grad = slot.parameter.grad
+                if grad is None:
+                    continue
+                if grad.shape != slot.parameter.shape:
+                    raise ShapeError(
+                        f"{self.where}.step: the gradient of parameter {slot.name!r} has shape {grad.shape}, "
+                        f"the parameter has {slot.parameter.shape}"
+                    )
+                self._follow(slot)
+                slot.step += 1
+                self._update(slot, grad, grad_scale)
+
+    def _update(self, slot: Slot, grad: Any, grad_scale: float) -> None:
+        """Change `slot.parameter.data` and `slot.state` in place."""
+        raise NotImplementedError(f"{type(self).__name__} defines no _update")
+
+    def zero_grad(self) -> None:
+        """Forget the gradients of all parameters."""
+        for slot in self.slots:
+            slot.parameter.grad = None
+
+    # Checkpoints ----------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, dict[str, Any]]:
+        """`{"step": {name: int}, kind: {name: array}, ...}`, with one `kind` for each of `state_names`.
+
+        The arrays are the optimizer's own, not copies. Hyper-parameters are not in it: they belong to the
+        configuration of the run.
+        """
+        state: dict[str, dict[str, Any]] = {"step": {slot.name: slot.step for slot in self.slots}}
+        for kind in self.state_names:
+            state[kind] = {slot.name: slot.state[kind] for slot in self.slots}
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
+        """Copy a `state_dict()` into this optimizer. Nothing is changed when something in it does not fit."""
+        where = f"{self.where}.load_state_dict"
+        kinds = ("step", *self.state_names)
+        if set(state) != set(kinds):
+            raise UsageError(f"{where}: expected the entries {sorted(kinds)}, got {sorted(state)}")
+        names = [slot.name for slot in self.slots]
+        for kind in kinds:
+            if set(state[kind]) != set(names):
+                missing = sorted(set(names) - set(state[kind])) or "none"
+                unexpected = sorted(set(state[kind]) - set(names)) or "none"
+                raise UsageError(
+                    f"{where}: {kind!r} is of other parameters than this optimizer's "
+                    f"(missing: {missing}; unexpected: {unexpected})"
+                )
+        steps = [whole_number(where, f"step of {name!r}", state["step"][name], at_least=0) for name in names]
+        for slot in self.slots:
+            for kind in self.state_names:
+                shape = tuple(np.shape(state[kind][slot.name]))
+                if shape != slot.parameter.shape:
+                    raise ShapeError(
+                        f"{where}: {kind!r} of {slot.name!r} has shape {shape}, "
+                        f"the parameter has {slot.parameter.shape}"
+                    )
+        for slot, step in zip(self.slots, steps, strict=True):
+            slot.step = step
+            self._follow(slot)
+            for kind in self.state_names:
+                slot.state[kind][...] = move(state[kind][slot.name], slot.parameter.backend)
+
+    def _follow(self, slot: Slot) -> None:
+        """Bring the state to where the parameter is: `model.to("cupy")` may come after the optimizer."""
+        for kind, array in slot.state.items():
+            if name_of(array) != slot.parameter.backend:
+                slot.state[kind] = move(array, slot.parameter.backend)
+
+    # Construction ---------------------------------------------------------------------------------
+
+    def _make_slots(self, parameters: Iterable[Any]) -> list[Slot]:
+        if isinstance(parameters, Tensor) or is_array(parameters) or not isinstance(parameters, Iterable):
+            raise DtypeError(
+                f"{self.where}: parameters must be a list of tensors, such as model.parameters(), "
+                f"not {type(parameters).__name__}"
+            )
+        entries = list(parameters)
+        if not entries or not isinstance(entries[0], Mapping):
+            entries = [{"params": entries}]
+        slots: list[Slot] = []
+        for group in entries:
+            self._add_group(group, slots)
+        if not slots:
+            raise UsageError(f"{self.where}: there are no parameters to optimize")
+        for what, keys in (
+            ("the same tensor", [id(s.parameter) for s in slots]),
+            ("the same name", [s.name for s in slots]),
+        ):
+            if len(set(keys)) != len(keys):
+                raise UsageError(f"{self.where}: {what} is given twice")
+        return slots
+
+    def _add_group(self, group: Any, slots: list[Slot]) -> None:
+        known = {"params", "lr_scale", "weight_decay"}
+        if not isinstance(group, Mapping) or "params" not in group or not set(group) <= known:
+            raise UsageError(
+                f"{self.where}: a group is a dictionary with 'params' and perhaps 'lr_scale' and 'weight_decay', "
+                f"not {sorted(group) if isinstance(group, Mapping) else type(group).__name__}"
+            )
+        lr_scale = number(self.where, "lr_scale", group.get("lr_scale", 1.0), at_least=0)
+        own_decay = group.get("weight_decay")
+        if own_decay is not None:
+            own_decay = number(self.where, "weight_decay", own_decay, at_least=0)
+        for entry in group["params"]:
+            name, parameter = entry if isinstance(entry, tuple) and len(entry) == 2 else (str(len(slots)), entry)
+            self._check_parameter(name, parameter)
+            decay = own_decay if own_decay is not None else self.weight_decay if parameter.ndim >= 2 else 0.0
+            slots.append(Slot(name, parameter, lr_scale, decay))
+
+    def _check_parameter(self, name: Any, parameter: Any) -> None:
+        if not isinstance(name, str) or not isinstance(parameter, Tensor):
+            raise DtypeError(
+                f"{self.where}: a parameter is a tensor or a pair (name, tensor), not {type(parameter).__name__}"
+            )
+        if parameter.dtype.kind != "f":
+            raise DtypeError(f"{self.where}: parameter {name!r} must be float32 or float64, not {parameter.dtype}")
+        if not parameter.is_leaf:
+            raise UsageError(f"{self.where}: parameter {name!r} is a result of operations, not a tensor of its own")
+        if not getattr(parameter.data.flags, "writeable", True):
+            raise UsageError(f"{self.where}: the array of parameter {name!r} is read-only: give the tensor a copy")

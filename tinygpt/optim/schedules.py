@@ -1,0 +1,91 @@
+"""Learning rates as functions of the step.
+
+    schedule = Cosine(lr=1e-3, min_lr=1e-4, warmup_steps=100, total_steps=2000)
+    optimizer.lr = schedule(step)          # step 0 is the first
+
+A schedule has no state: the rate of a step is a function of its number alone, so a resumed run needs nothing but
+the number. The convention is nanoGPT's: the warm-up rises linearly and never asks for a rate of 0,
+
+    lr * (step + 1) / (warmup_steps + 1)                       step < warmup_steps
+
+and then `progress` goes from 0 to 1 as the step goes from warmup_steps to total_steps, and stays there:
+
+    Constant    lr
+    Linear      min_lr + (lr - min_lr) * (1 - progress)
+    Cosine      min_lr + (lr - min_lr) * (1 + cos(pi * progress)) / 2
+
+Source of the cosine: Loshchilov, Hutter, "SGDR", 2017, equation 5, without restarts.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ..checks import number, whole_number
+from ..errors import UsageError
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Base class: the warm-up, and then a decay whose shape the subclass says."""
+
+    lr: float
+    min_lr: float = 0.0
+    warmup_steps: int = 0
+    total_steps: int = 1
+
+    def __post_init__(self) -> None:
+        where = type(self).__name__
+        number(where, "lr", self.lr, at_least=0)
+        number(where, "min_lr", self.min_lr, at_least=0)
+        whole_number(where, "warmup_steps", self.warmup_steps, at_least=0)
+        whole_number(where, "total_steps", self.total_steps, at_least=0)
+        if self.min_lr > self.lr:
+            raise UsageError(f"{where}: min_lr must be at most lr = {self.lr:g}, not {self.min_lr:g}")
+
+    def __call__(self, step: int) -> float:
+        """The learning rate of step number `step`, counted from 0."""
+        step = whole_number(type(self).__name__, "step", step, at_least=0)
+        if step < self.warmup_steps:
+            return self.lr * (step + 1) / (self.warmup_steps + 1)
+        if step >= self.total_steps:
+            progress = 1.0
+        else:
+            progress = (step - self.warmup_steps) / (self.total_steps - self.warmup_steps)
+        return self.min_lr + (self.lr - self.min_lr) * self.share(progress)
+
+    def share(self, progress: float) -> float:
+        """How much of the way from min_lr up to lr is left: 1 at progress 0."""
+        raise NotImplementedError(f"{type(self).__name__} defines no share")
+
+
+class Constant(Schedule):
+    """The warm-up, then `lr` for good."""
+
+    def share(self, progress: float) -> float:
+        return 1.0
+
+
+class Linear(Schedule):
+    """The warm-up, then a straight line to `min_lr` at `total_steps`."""
+
+    def share(self, progress: float) -> float:
+        return 1.0 - progress
+
+
+class Cosine(Schedule):
+    """The warm-up, then half a cosine wave to `min_lr` at `total_steps`."""
+
+    def share(self, progress: float) -> float:
+        return 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+KINDS: dict[str, type[Schedule]] = {"constant": Constant, "linear": Linear, "cosine": Cosine}
+
+
+def make(kind: str, lr: float, min_lr: float = 0.0, warmup_steps: int = 0, total_steps: int = 1) -> Schedule:
+    """A schedule by its name: "constant", "linear" or "cosine"."""
+    if kind not in KINDS:
+        raise UsageError(f"there is no schedule {kind!r}: choose one of {', '.join(KINDS)}")
+    return KINDS[kind](lr, min_lr, warmup_steps, total_steps)
