@@ -21,6 +21,7 @@ section 3.3 and table 2 (multipliers, Weyl constants, ten rounds).
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,7 @@ WEYL_1 = 0xBB67AE85
 ROUNDS = 10
 _MASK32 = 0xFFFFFFFF
 _MASK64 = 0xFFFFFFFFFFFFFFFF
+_BLOCK_ROWS = 64  # of 1024 words, drawn at a time
 
 
 def philox4x32(c0: Any, c1: Any, c2: Any, c3: Any, seed: int, xp: Any = np) -> tuple[Any, ...]:
@@ -56,11 +58,11 @@ def philox4x32(c0: Any, c1: Any, c2: Any, c3: Any, seed: int, xp: Any = np) -> t
     return c0, c1, c2, c3
 
 
-def words(seed: int, stream: int, rows: int, columns: int, xp: Any = np) -> Any:
-    """Random 32-bit words, shape `(rows, columns)`, dtype uint32."""
+def words(seed: int, stream: int, rows: int, columns: int, xp: Any = np, first_row: int = 0) -> Any:
+    """Random 32-bit words, shape `(rows, columns)`, dtype uint32: those of the rows from `first_row` on."""
     quads = -(-columns // 4)
     c0 = xp.arange(quads, dtype=xp.uint64)[None, :]
-    c1 = xp.arange(rows, dtype=xp.uint64)[:, None]
+    c1 = xp.arange(first_row, first_row + rows, dtype=xp.uint64)[:, None]
     zero = xp.zeros((rows, quads), dtype=xp.uint64)
     c2 = zero + xp.uint64(stream & _MASK32)
     c3 = zero + xp.uint64((stream >> 32) & _MASK32)
@@ -98,28 +100,39 @@ class Generator:
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.__init__(state["seed"], state["stream"])  # type: ignore[misc]
 
-    def _words(self, count: int) -> np.ndarray:
+    def _uniform_blocks(self, count: int) -> Iterator[tuple[int, np.ndarray]]:
+        """`(start, values)` for consecutive parts of `count` uniform numbers.
+
+        A part is small enough for the processor's cache, and the weights of a large model are drawn without
+        arrays as large as several models. Uniform number i is made of words 2i and 2i + 1, in rows of 1024.
+        """
         seed, stream = self.next_key()
-        columns = 1024  # rows bound the counters of one stream: 2**32 rows of 1024 words
-        rows = -(-count // columns)
-        return words(seed, stream, rows, min(columns, max(count, 1))).reshape(-1)[:count]
+        step = _BLOCK_ROWS * 512
+        for start in range(0, count, step):
+            size = min(step, count - start)
+            rows = -(-size // 512)
+            block = words(seed, stream, rows, min(1024, 2 * size), first_row=start // 512)
+            pairs = block.reshape(-1)[: 2 * size].astype(np.uint64)
+            bits = (pairs[0::2] << np.uint64(32)) | pairs[1::2]
+            yield start, (bits >> np.uint64(11)) * 2.0**-53
 
     def uniform(self, shape: int | tuple[int, ...] = ()) -> np.ndarray:
         """float64 in [0, 1) with 53 random bits."""
-        count = math.prod(shape) if isinstance(shape, tuple) else shape
-        pairs = self._words(2 * count).astype(np.uint64)
-        bits = (pairs[0::2] << np.uint64(32)) | pairs[1::2]
-        return ((bits >> np.uint64(11)) * 2.0**-53).reshape(shape)
+        out = np.empty(math.prod(shape) if isinstance(shape, tuple) else shape)
+        for start, u in self._uniform_blocks(out.size):
+            out[start : start + u.size] = u
+        return out.reshape(shape)
 
-    def normal(self, shape: int | tuple[int, ...], std: float = 1.0) -> np.ndarray:
-        """float64 from N(0, std**2), by Box and Muller's transform."""
+    def normal(self, shape: int | tuple[int, ...], std: float = 1.0, dtype: Any = np.float64) -> np.ndarray:
+        """Numbers from N(0, std**2), by Box and Muller's transform, computed in float64 and rounded to `dtype`."""
         count = math.prod(shape) if isinstance(shape, tuple) else shape
-        half = -(-count // 2)
-        u = self.uniform(2 * half)
-        radius = np.sqrt(-2.0 * np.log1p(-u[:half]))  # 1 - u is in (0, 1]: the log is finite
-        angle = 2.0 * np.pi * u[half:]
-        values = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])
-        return (std * values[:count]).reshape(shape)
+        out = np.empty(count + count % 2, dtype)
+        for start, u in self._uniform_blocks(out.size):
+            radius = std * np.sqrt(-2.0 * np.log1p(-u[0::2]))  # 1 - u is in (0, 1]: the log is finite
+            angle = 2.0 * np.pi * u[1::2]
+            out[start : start + u.size : 2] = radius * np.cos(angle)
+            out[start + 1 : start + u.size : 2] = radius * np.sin(angle)
+        return out[:count].reshape(shape)
 
     def integers(self, high: int, shape: int | tuple[int, ...] = ()) -> np.ndarray:
         """int64, uniform on 0 .. high - 1 (high at most 2**53; the bias is below high / 2**53)."""
