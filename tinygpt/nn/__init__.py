@@ -1,0 +1,8 @@
+"""Modules: parameters with names, and the layers made of them."""
+
+from __future__ import annotations
+
+from .layers import Dropout, Embedding, LayerNorm, Linear
+from .module import Module, Parameter
+
+__all__ = ["Dropout", "Embedding", "LayerNorm", "Linear", "Module", "Parameter"]

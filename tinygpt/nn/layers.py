@@ -1,0 +1,96 @@
+"""Layers: an operation of `tinygpt.ops` together with its parameters.
+
+Initial weights are drawn from a `Generator`, one stream of it for each parameter that is drawn, so they depend on
+the seed and the order of definition and on nothing else. Without a generator the default one is used
+(`tinygpt.manual_seed`). Weights are drawn in double precision and rounded to `dtype`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from .. import ops
+from ..checks import number, whole_number
+from ..random import Generator, default_generator
+from ..tensor import Tensor
+from .module import Module, Parameter
+
+
+def _normal(generator: Generator | None, shape: tuple[int, ...], std: float, dtype: Any) -> Parameter:
+    return Parameter((generator or default_generator).normal(shape, std, dtype))
+
+
+class Linear(Module):
+    """y = x @ weight + bias, with `weight` (in_features, out_features), as GPT-2 checkpoints store it.
+
+    std: of the initial weights; 1/sqrt(in_features), which keeps the variance of its input, unless given.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        std: float | None = None,
+        generator: Generator | None = None,
+        dtype: Any = np.float32,
+    ) -> None:
+        in_features = whole_number("Linear", "in_features", in_features)
+        out_features = whole_number("Linear", "out_features", out_features)
+        std = 1 / math.sqrt(in_features) if std is None else number("Linear", "std", std, at_least=0)
+        self.weight = _normal(generator, (in_features, out_features), std, dtype)
+        self.bias = Parameter(np.zeros(out_features, dtype)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., in_features) -> (..., out_features)."""
+        return ops.linear(x, self.weight, self.bias)
+
+
+class Embedding(Module):
+    """Row `ids[...]` of `weight` (count, features) for each id."""
+
+    def __init__(
+        self,
+        count: int,
+        features: int,
+        *,
+        std: float = 0.02,
+        generator: Generator | None = None,
+        dtype: Any = np.float32,
+    ) -> None:
+        shape = (whole_number("Embedding", "count", count), whole_number("Embedding", "features", features))
+        self.weight = _normal(generator, shape, number("Embedding", "std", std, at_least=0), dtype)
+
+    def forward(self, ids: Any) -> Tensor:
+        """ids (...) of integers below `count` -> (..., features)."""
+        return ops.embedding(self.weight, ids)
+
+
+class LayerNorm(Module):
+    """Normalise the last axis, of `features` numbers; then a learned scale and, unless bias=False, a learned shift."""
+
+    def __init__(self, features: int, bias: bool = True, eps: float = 1e-5, *, dtype: Any = np.float32) -> None:
+        features = whole_number("LayerNorm", "features", features)
+        self.eps = number("LayerNorm", "eps", eps, above=0)
+        self.weight = Parameter(np.ones(features, dtype))
+        self.bias = Parameter(np.zeros(features, dtype)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., features) -> the same shape."""
+        return ops.layer_norm(x, self.weight, self.bias, self.eps)
+
+
+class Dropout(Module):
+    """In training mode each element is zeroed with probability p and the others are scaled by 1/(1 - p)."""
+
+    def __init__(self, p: float, generator: Generator | None = None) -> None:
+        self.p = number("Dropout", "p", p, at_least=0, below=1)
+        self.generator = generator
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x of any shape -> the same shape. Draws one stream of the generator when it acts."""
+        return ops.dropout(x, self.p, training=self.training, generator=self.generator)

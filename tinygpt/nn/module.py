@@ -1,0 +1,176 @@
+"""Module: a piece of a model that owns parameters and other modules.
+
+    class Perceptron(Module):
+        def __init__(self, generator):
+            self.hidden = Linear(4, 8, generator=generator)
+            self.scale = Parameter(np.ones(8, np.float32))
+            self.heads = [Linear(8, 1, generator=generator) for _ in range(3)]
+
+        def forward(self, x):
+            ...
+
+There is no registration. A module's parts are found by walking its attributes in the order of their assignment:
+parameters, modules, and lists or tuples of modules. So their names are the attributes' names, joined by dots:
+`hidden.weight`, `scale`, `heads.0.weight`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from .. import backends
+from ..errors import DtypeError, ShapeError, UsageError
+from ..tensor import Tensor
+
+
+class Parameter(Tensor):
+    """A tensor that a model learns: a leaf that requires a gradient.
+
+    data: an array of float32 or float64. It goes to the current backend; its memory is made contiguous, because
+    optimizers write into it.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, data: Any) -> None:
+        if not backends.is_array(data) or data.dtype not in (np.float32, np.float64):
+            what = f"an array of {data.dtype}" if backends.is_array(data) else type(data).__name__
+            raise DtypeError(f"Parameter: data must be an array of float32 or float64, not {what}")
+        data = backends.move(data, backends.current())
+        super().__init__(backends.array_module(data).ascontiguousarray(data).reshape(data.shape), requires_grad=True)
+
+
+class Module:
+    """Base class of layers and models. A subclass defines `forward`; calling the module runs it."""
+
+    training = True
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError(f"{type(self).__name__} defines no forward")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.forward(*args, **kwargs)
+
+    # What is in it --------------------------------------------------------------------------------
+
+    def children(self) -> Iterator[tuple[str, Module]]:
+        """The modules directly inside this one, with their names, in the order of assignment."""
+        for name, value in vars(self).items():
+            if isinstance(value, Module):
+                yield name, value
+            elif isinstance(value, (list, tuple)):
+                for index, item in enumerate(value):
+                    if isinstance(item, Module):
+                        yield f"{name}.{index}", item
+
+    def modules(self) -> Iterator[Module]:
+        """This module and all modules inside it."""
+        yield self
+        for _, child in self.children():
+            yield from child.modules()
+
+    def named_parameters(self) -> list[tuple[str, Parameter]]:
+        """`(name, parameter)` in the order of definition. A parameter used in two places appears once."""
+        found: dict[int, tuple[str, Parameter]] = {}
+        for name, parameter in self._walk(""):
+            found.setdefault(id(parameter), (name, parameter))
+        return list(found.values())
+
+    def _walk(self, prefix: str) -> Iterator[tuple[str, Parameter]]:
+        children = dict(self.children())
+        for name, value in vars(self).items():
+            if isinstance(value, Parameter):
+                yield prefix + name, value
+            elif name in children:
+                yield from children[name]._walk(f"{prefix}{name}.")
+            elif isinstance(value, (list, tuple)):
+                for index in range(len(value)):
+                    if f"{name}.{index}" in children:
+                        yield from children[f"{name}.{index}"]._walk(f"{prefix}{name}.{index}.")
+
+    def parameters(self) -> list[Parameter]:
+        """All parameters, each once, in the order of definition."""
+        return [parameter for _, parameter in self.named_parameters()]
+
+    def num_parameters(self) -> int:
+        """How many numbers the model learns; shared parameters count once."""
+        return sum(parameter.size for parameter in self.parameters())
+
+    # Modes and places -----------------------------------------------------------------------------
+
+    def train(self, mode: bool = True) -> Module:
+        """Set the training mode (dropout acts) on this module and all inside it. Returns the module."""
+        for module in self.modules():
+            module.training = bool(mode)
+        return self
+
+    def eval(self) -> Module:
+        """Leave the training mode: dropout does nothing. Returns the module."""
+        return self.train(False)
+
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
+        for parameter in self.parameters():
+            parameter.grad = None
+
+    def to(self, backend: str) -> Module:
+        """Move all parameters, and their gradients, to "numpy" or "cupy". Returns the module.
+
+        The `Parameter` objects stay the same, so an optimizer made before keeps working.
+        """
+        backends.get(backend)  # refuses an unknown or absent backend before anything moves
+        for parameter in self.parameters():
+            parameter.data = backends.move(parameter.data, backend)
+            if parameter.grad is not None:
+                parameter.grad = backends.move(parameter.grad, backend)
+        return self
+
+    # Saving and loading ---------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Name -> array, for every parameter. The arrays are the model's own, not copies."""
+        return {name: parameter.data for name, parameter in self.named_parameters()}
+
+    def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
+        """Copy arrays, found by name, into the parameters: in place, in the parameters' own dtype.
+
+        strict: every parameter must be in `state`, and nothing else. Otherwise what is absent keeps its values and
+        what is unknown is passed over. Shapes must fit in either case. Raises UsageError, ShapeError or
+        DtypeError before anything is changed, never half-way.
+        """
+        where = f"{type(self).__name__}.load_state_dict"
+        parameters = dict(self.named_parameters())
+        missing = [name for name in parameters if name not in state]
+        unexpected = [name for name in state if name not in parameters]
+        if strict and (missing or unexpected):
+            parts = [
+                f"{what} {_listed(names)}"
+                for what, names in (("missing", missing), ("unexpected", unexpected))
+                if names
+            ]
+            raise UsageError(f"{where}: the names do not match this model's: {'; '.join(parts)}")
+        arrays = {}
+        for name, parameter in parameters.items():
+            if name in state:
+                arrays[name] = _fitting(where, name, state[name], parameter)
+        for name, array in arrays.items():
+            parameters[name].data[...] = backends.move(array, parameters[name].backend)
+
+
+def _fitting(where: str, name: str, value: Any, parameter: Parameter) -> Any:
+    array = value.data if isinstance(value, Tensor) else value
+    if not backends.is_array(array) or array.dtype.kind != "f":
+        what = f"an array of {array.dtype}" if backends.is_array(array) else type(array).__name__
+        raise DtypeError(f"{where}: {name!r} must be an array of floating-point numbers, not {what}")
+    if array.shape != parameter.shape:
+        raise ShapeError(f"{where}: {name!r} has shape {array.shape}, this model's has {parameter.shape}")
+    return array
+
+
+def _listed(names: list[str], most: int = 5) -> str:
+    """The first few names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(repr(name) for name in names[:most]) + more
