@@ -59,7 +59,7 @@ class Function:
     parents: tuple[Any, ...] = ()  # for each input: a Function, a leaf Tensor, or None
     parent_outputs: tuple[int, ...] = ()  # which output of that parent the input was
     needs: tuple[bool, ...] = ()  # which inputs want a gradient
-    saved: tuple[Any, ...] | None = ()  # None once freed
+    saved: Any = ()  # a tuple of arrays; None once freed
     outputs: tuple[tuple[tuple[int, ...], Any], ...] = ()  # (shape, dtype) of each output
     order: int = -1
 
@@ -103,7 +103,7 @@ class Function:
         with np.errstate(all="ignore"):  # NaN and infinities pass through, as in the compiled bodies
             result = node.forward(*arrays, **options)
         several = isinstance(result, tuple)
-        results = result if several else (result,)
+        results = tuple([as_array(array) for array in result]) if several else (as_array(result),)
         if mode.detect_anomaly:
             _check_finite(node.name, "forward", results, arrays)
         made = tuple([Tensor(array, requires_grad=wants and array.dtype.kind == "f") for array in results])
@@ -115,6 +115,11 @@ class Function:
             for index, tensor in enumerate(made):
                 tensor.node, tensor.output_index = node, index
         return made if several else made[0]
+
+
+def as_array(value: Any) -> Any:
+    """NumPy computes scalars from arrays without axes; a tensor and a gradient are arrays all the same."""
+    return np.asarray(value) if isinstance(value, np.generic) else value
 
 
 def _check_finite(name: str, when: str, arrays: Any, inputs: Any) -> None:

@@ -22,7 +22,7 @@ import numpy as np
 
 from . import backends
 from .errors import DtypeError, GraphFreedError, ShapeError, UsageError
-from .function import Function, _check_finite, mode
+from .function import Function, _check_finite, as_array, mode
 
 
 class Tensor:
@@ -195,6 +195,12 @@ class Tensor:
     split: Callable[..., Any]
     softmax: Callable[..., Tensor]
     log_softmax: Callable[..., Tensor]
+    __lt__: Callable[..., Tensor]
+    __le__: Callable[..., Tensor]
+    __gt__: Callable[..., Tensor]
+    __ge__: Callable[..., Tensor]
+    __rpow__: Callable[..., Tensor]
+    T: Any
 
 
 def _reachable(root: Function) -> list[Function]:
@@ -218,8 +224,7 @@ def _step(
             sample = next(g for g in received if g is not None)
             received[index] = backends.array_module(sample).zeros(shape, dtype)
     grads = node.backward(*received)
-    if not isinstance(grads, tuple):
-        grads = (grads,)
+    grads = tuple([as_array(grad) for grad in grads]) if isinstance(grads, tuple) else (as_array(grads),)
     if len(grads) != len(node.parents):
         raise AssertionError(f"{node.name}.backward returned {len(grads)} gradients for {len(node.parents)} inputs")
     if mode.detect_anomaly:
@@ -237,7 +242,8 @@ def _step(
                 raise AssertionError(
                     f"{node.name}.backward: gradient of shape {grad.shape} for input {i} of shape {parent.shape}"
                 )
-            shared = id(grad) in passed_on or any(grad is other for other in grads[:i] + grads[i + 1 :])
+            others = [other for other in grads[:i] + grads[i + 1 :] if other is not None]
+            shared = id(grad) in passed_on or any(other is grad or other.base is grad for other in others)
             _accumulate(parent, grad, fresh=not shared and grad.base is None)
 
 
@@ -284,11 +290,7 @@ def tensor(data: Any, requires_grad: bool = False, dtype: Any = None, backend: s
     if isinstance(data, Tensor):
         data = data.data
     if not backends.is_array(data):
-        plain = np.asarray(data)
-        if plain.dtype == object:
-            raise DtypeError(
-                f"tensor() can't make an array of {type(data).__name__}: its rows differ in length or type"
-            )
+        plain = _plain_array(data)
         if plain.dtype == np.float64 and not isinstance(data, np.generic):
             plain = plain.astype(np.float32)
         data = plain
@@ -297,6 +299,17 @@ def tensor(data: Any, requires_grad: bool = False, dtype: Any = None, backend: s
         data = data.astype(check_dtype(dtype), copy=False)
     check_dtype(data.dtype)
     return Tensor(backends.move(data, target) if target != backends.name_of(data) else data, requires_grad)
+
+
+def _plain_array(data: Any) -> np.ndarray:
+    """Numbers and nested lists of them as an array."""
+    try:
+        plain = np.asarray(data)
+    except (ValueError, TypeError, OverflowError):
+        plain = np.empty(0, dtype=object)
+    if plain.dtype == object:
+        raise DtypeError(f"tensor() can't make an array of {type(data).__name__}: its rows differ in length or type")
+    return plain
 
 
 def check_dtype(dtype: Any) -> np.dtype:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import operator
 from typing import Any
 
+import numpy as np
+
 from ..errors import DtypeError, RangeError, ShapeError
 
 
@@ -19,7 +21,28 @@ def unbroadcast(grad: Any, shape: tuple[int, ...]) -> Any:
     axes = tuple(range(added)) + tuple(
         added + i for i, size in enumerate(shape) if size == 1 and grad.shape[added + i] != 1
     )
-    return grad.sum(axis=axes, keepdims=True).reshape(shape)
+    return long_sum(grad, axes, keepdims=True).reshape(shape)
+
+
+def long_sum(x: Any, axes: tuple[int, ...], keepdims: bool = False) -> Any:
+    """The sum over `axes`, accumulated in float64 and rounded once to x's dtype (integers: int64)."""
+    if x.dtype.kind != "f":
+        return x.sum(axis=axes, keepdims=keepdims)
+    return x.sum(axis=axes, keepdims=keepdims, dtype="float64").astype(x.dtype, copy=False)
+
+
+def broadcast_shape(operation: str, *tensors: Any) -> tuple[int, ...]:
+    """The shape that all of them broadcast to, or a sentence."""
+    first = tensors[0].shape
+    if all(tensor.shape == first for tensor in tensors):
+        return first
+    try:
+        return np.broadcast_shapes(*[tensor.shape for tensor in tensors])
+    except ValueError:
+        shapes = " and ".join(str(tensor.shape) for tensor in tensors)
+        raise ShapeError(
+            f"{operation}: shapes {shapes} do not fit: counted from the last, axes must be equal or one of them 1"
+        ) from None
 
 
 def normalize_axis(operation: str, axis: Any, ndim: int) -> int:

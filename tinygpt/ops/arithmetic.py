@@ -1,0 +1,160 @@
+"""Addition, subtraction, multiplication, division, negation and powers, with broadcasting.
+
+Each element of the result depends on one element of each operand, so the derivatives are those of school:
+
+    y = a + b     da = dy              db = dy
+    y = a - b     da = dy              db = -dy
+    y = a * b     da = dy * b          db = dy * a
+    y = a / b     da = dy / b          db = -dy * a / b**2
+    y = -a        da = -dy
+    y = a ** b    da = dy * b * a**(b - 1)          db = dy * log(a) * y
+
+An operand that was repeated by broadcasting gets the sum over its copies (`unbroadcast`).
+
+Saved: the operands that the other one's gradient needs, and nothing for sums and differences but the shapes.
+
+Shapes: any two that broadcast against each other. Dtypes follow NumPy's promotion; Python numbers take the dtype of
+the tensor beside them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..backends import array_module
+from ..errors import DtypeError, UsageError
+from ..function import Function
+from ..tensor import Tensor, as_tensor
+from ._shapes import broadcast_shape, unbroadcast
+
+
+class Add(Function):
+    def forward(self, a: Any, b: Any) -> Any:
+        self.shapes = a.shape, b.shape
+        return a + b
+
+    def backward(self, dy: Any) -> Any:
+        a_shape, b_shape = self.shapes
+        da = unbroadcast(dy, a_shape) if self.needs[0] else None
+        db = unbroadcast(dy, b_shape) if self.needs[1] else None
+        return da, db
+
+
+class Sub(Function):
+    def forward(self, a: Any, b: Any) -> Any:
+        self.shapes = a.shape, b.shape
+        return a - b
+
+    def backward(self, dy: Any) -> Any:
+        a_shape, b_shape = self.shapes
+        da = unbroadcast(dy, a_shape) if self.needs[0] else None
+        db = -unbroadcast(dy, b_shape) if self.needs[1] else None
+        return da, db
+
+
+class Mul(Function):
+    def forward(self, a: Any, b: Any) -> Any:
+        self.shapes = a.shape, b.shape
+        self.save(a if self.needs[1] else None, b if self.needs[0] else None)
+        return a * b
+
+    def backward(self, dy: Any) -> Any:
+        (a, b), (a_shape, b_shape) = self.saved, self.shapes
+        da = unbroadcast(dy * b, a_shape) if self.needs[0] else None
+        db = unbroadcast(dy * a, b_shape) if self.needs[1] else None
+        return da, db
+
+
+class Div(Function):
+    def forward(self, a: Any, b: Any) -> Any:
+        self.shapes = a.shape, b.shape
+        self.save(a if self.needs[1] else None, b)
+        return a / b
+
+    def backward(self, dy: Any) -> Any:
+        (a, b), (a_shape, b_shape) = self.saved, self.shapes
+        da = dy / b  # of the shape of y
+        db = unbroadcast(-da * a / b, b_shape) if self.needs[1] else None
+        return unbroadcast(da, a_shape) if self.needs[0] else None, db
+
+
+class Neg(Function):
+    def forward(self, a: Any) -> Any:
+        return -a
+
+    def backward(self, dy: Any) -> Any:
+        return -dy
+
+
+class Pow(Function):
+    def forward(self, a: Any, b: Any) -> Any:
+        y = a**b
+        self.save(a, b, y if self.needs[1] else None)
+        return y
+
+    def backward(self, dy: Any) -> Any:
+        a, b, y = self.saved
+        xp = array_module(a)
+        da = db = None
+        if self.needs[0]:  # a**0 is 1 everywhere, also at a = 0 where the formula says 0 * infinity
+            da = unbroadcast(dy * xp.where(b == 0, 0, b * a ** (b - 1)), a.shape)
+        if self.needs[1]:  # 0**b is 0 for every b > 0, where the formula says -infinity * 0
+            db = unbroadcast(dy * xp.where((a == 0) & (b >= 0), 0, y * xp.log(a)), b.shape)
+        return da, db
+
+
+def add(a: Any, b: Any) -> Tensor:
+    """a + b. Raises ShapeError for shapes that do not broadcast."""
+    return Add.apply(*_operands("add", a, b))
+
+
+def sub(a: Any, b: Any) -> Tensor:
+    """a - b. Raises ShapeError for shapes that do not broadcast, DtypeError for booleans."""
+    return Sub.apply(*_numbers("sub", a, b))
+
+
+def mul(a: Any, b: Any) -> Tensor:
+    """a * b, element by element. Raises ShapeError for shapes that do not broadcast."""
+    return Mul.apply(*_operands("mul", a, b))
+
+
+def div(a: Any, b: Any) -> Tensor:
+    """a / b. Division by zero gives an infinity or NaN. Raises ShapeError for shapes that do not broadcast."""
+    return Div.apply(*_operands("div", a, b))
+
+
+def neg(a: Any) -> Tensor:
+    """-a. Raises DtypeError for booleans."""
+    return Neg.apply(*_numbers("neg", a))
+
+
+def pow(a: Any, b: Any) -> Tensor:
+    """a ** b, for a number or a tensor b. A negative a with a fractional b gives NaN, as in NumPy.
+
+    Raises ShapeError for shapes that do not broadcast, UsageError for integers to negative integer powers.
+    """
+    a, b = _numbers("pow", a, b)
+    if a.dtype.kind != "f" and b.dtype.kind != "f" and b.size and int(b.data.min()) < 0:
+        raise UsageError(
+            f"pow: integers ({a.dtype}) can't be raised to negative integer powers: make the base floating-point"
+        )
+    return Pow.apply(a, b)
+
+
+def _operands(operation: str, *values: Any) -> list[Tensor]:
+    """Tensors of all operands, whose shapes fit."""
+    like = next((value for value in values if isinstance(value, Tensor)), None)
+    tensors = [as_tensor(value, like) for value in values]
+    broadcast_shape(operation, *tensors)
+    return tensors
+
+
+def _numbers(operation: str, *values: Any) -> list[Tensor]:
+    """The same, and none of them boolean: there NumPy defines no difference and no power."""
+    tensors = _operands(operation, *values)
+    for tensor in tensors:
+        if tensor.dtype.kind == "b":
+            raise DtypeError(
+                f"{operation}: booleans can't be subtracted, negated or raised to powers: cast to a number"
+            )
+    return tensors

@@ -1,0 +1,132 @@
+"""exp, log, sqrt, tanh, sigmoid and relu: each element of y depends on one element of x.
+
+    y = exp(x)              dx = dy * y
+    y = log(x)              dx = dy / x
+    y = sqrt(x)             dx = dy / (2 y)             from y**2 = x
+    y = tanh(x)             dx = dy * (1 - y**2)
+    y = 1 / (1 + exp(-x))   dx = dy * y * (1 - y)
+    y = max(x, 0)           dx = dy where x > 0, else 0 (also at the kink x = 0)
+
+Saved: y wherever the derivative can be written with it, since somebody is likely to hold y anyway; x for log.
+
+`sigmoid` never computes the exponential of a positive number, which could overflow: with e = exp(-|x|),
+
+    sigmoid(x) = 1 / (1 + e) for x >= 0        sigmoid(x) = e / (1 + e) for x < 0
+
+Outside their domains log and sqrt give NaN or -infinity without a warning; `detect_anomaly` finds the place.
+
+Shapes: x and y alike, any shape. Source: the derivatives are elementary; tanh and the logistic function in terms of
+themselves: Rumelhart, Hinton, Williams, "Learning representations by back-propagating errors", 1986, equation 2.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..backends import array_module
+from ..function import Function
+from ..tensor import Tensor, as_tensor
+from ._shapes import require_floating
+
+
+class Exp(Function):
+    def forward(self, x: Any) -> Any:
+        y = array_module(x).exp(x)
+        self.save(y)
+        return y
+
+    def backward(self, dy: Any) -> Any:
+        (y,) = self.saved
+        return dy * y
+
+
+class Log(Function):
+    def forward(self, x: Any) -> Any:
+        self.save(x)
+        return array_module(x).log(x)
+
+    def backward(self, dy: Any) -> Any:
+        (x,) = self.saved
+        return dy / x
+
+
+class Sqrt(Function):
+    def forward(self, x: Any) -> Any:
+        y = array_module(x).sqrt(x)
+        self.save(y)
+        return y
+
+    def backward(self, dy: Any) -> Any:
+        (y,) = self.saved
+        return dy / (y + y)
+
+
+class Tanh(Function):
+    def forward(self, x: Any) -> Any:
+        y = array_module(x).tanh(x)
+        self.save(y)
+        return y
+
+    def backward(self, dy: Any) -> Any:
+        (y,) = self.saved
+        return dy * (1 - y * y)
+
+
+class Sigmoid(Function):
+    def forward(self, x: Any) -> Any:
+        xp = array_module(x)
+        e = xp.exp(-abs(x))  # from 0 to 1
+        y = xp.where(x < 0, e, 1) / (1 + e)
+        self.save(y)
+        return y
+
+    def backward(self, dy: Any) -> Any:
+        (y,) = self.saved
+        return dy * y * (1 - y)
+
+
+class Relu(Function):
+    def forward(self, x: Any) -> Any:
+        y = array_module(x).maximum(x, 0)
+        self.save(y)
+        return y
+
+    def backward(self, dy: Any) -> Any:
+        (y,) = self.saved
+        return array_module(y).where(y > 0, dy, 0)
+
+
+def exp(x: Any) -> Tensor:
+    """e ** x. Raises DtypeError unless x is floating-point."""
+    return Exp.apply(_floating("exp", x))
+
+
+def log(x: Any) -> Tensor:
+    """The natural logarithm. Raises DtypeError unless x is floating-point."""
+    return Log.apply(_floating("log", x))
+
+
+def sqrt(x: Any) -> Tensor:
+    """The square root. Raises DtypeError unless x is floating-point."""
+    return Sqrt.apply(_floating("sqrt", x))
+
+
+def tanh(x: Any) -> Tensor:
+    """The hyperbolic tangent. Raises DtypeError unless x is floating-point."""
+    return Tanh.apply(_floating("tanh", x))
+
+
+def sigmoid(x: Any) -> Tensor:
+    """1 / (1 + exp(-x)), without overflow. Raises DtypeError unless x is floating-point."""
+    return Sigmoid.apply(_floating("sigmoid", x))
+
+
+def relu(x: Any) -> Tensor:
+    """The larger of x and 0. Raises DtypeError unless x is floating-point."""
+    return Relu.apply(_floating("relu", x))
+
+
+def _floating(operation: str, x: Any) -> Tensor:
+    x = as_tensor(x)
+    require_floating(operation, x=x)
+    return x

@@ -1,0 +1,83 @@
+"""Indexing: integers, slices, `...`, None, boolean masks and integer arrays, as in NumPy.
+
+y picks elements of x. The gradient puts dy back where the elements came from and leaves zeros elsewhere; an element
+that was picked several times gets the sum of what its copies received:
+
+    dx = 0;    dx[key] += dy, once for each time an element was picked
+
+Slices, integers and masks pick no element twice, so there it is a plain assignment. Only integer arrays can repeat;
+for them `add.at` adds one by one, since `dx[key] += dy` would keep the last copy alone.
+
+Basic indexing (integers, slices, `...`, None) gives a view of x's memory, the rest a copy.
+
+Saved: the key and x's shape; x itself is not needed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..backends import array_module, is_array, move, name_of
+from ..errors import DtypeError, RangeError, UsageError
+from ..function import Function
+from ..tensor import Tensor, as_tensor
+
+
+class GetItem(Function):
+    def forward(self, x: Any, key: tuple[Any, ...]) -> Any:
+        self.shape, self.key = x.shape, key
+        return x[key]
+
+    def backward(self, dy: Any) -> Any:
+        xp = array_module(dy)
+        dx = xp.zeros(self.shape, dtype=dy.dtype)
+        if any(is_array(part) and part.dtype.kind in "iu" for part in self.key):
+            xp.add.at(dx, self.key, dy)
+        else:
+            dx[self.key] = dy
+        return dx
+
+
+def getitem(x: Any, key: Any) -> Tensor:
+    """x[key]. Tensors and lists of integers or booleans in the key count as arrays.
+
+    Raises RangeError for an index outside its axis or a mask of another shape, DtypeError for a key of another type.
+    """
+    x = as_tensor(x)
+    parts = key if isinstance(key, tuple) else (key,)
+    parts = tuple(_part(part, x.backend) for part in parts)
+    if not any(part is Ellipsis for part in parts):
+        parts = (*parts, Ellipsis)  # x[0, 0, ...] is a view without axes where x[0, 0] would be a copy
+    try:
+        return GetItem.apply(x, key=parts)
+    except IndexError as error:
+        raise RangeError(f"getitem: {key!r} does not index a tensor of shape {x.shape}: {error}") from None
+    except UsageError:
+        raise
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"getitem: {key!r} does not index a tensor of shape {x.shape}: {error}") from None
+
+
+def _part(part: Any, backend: str) -> Any:
+    """One part of a key, arrays on the tensor's own backend."""
+    if part is None or part is Ellipsis or isinstance(part, slice) or type(part) is int:
+        return part
+    if isinstance(part, Tensor):
+        part = part.data
+    elif not is_array(part):
+        part = _as_array(part)
+    if part.dtype.kind not in "iub":
+        raise DtypeError(f"getitem: an index is made of integers, slices, booleans, None or `...`, not {part.dtype}")
+    if part.ndim == 0 and part.dtype.kind in "iu":
+        return int(part)
+    return move(part, backend) if name_of(part) != backend else part
+
+
+def _as_array(part: Any) -> Any:
+    import numpy as np
+
+    try:
+        array = np.asarray(part)
+    except ValueError:
+        raise DtypeError(f"getitem: {part!r} is no array of integers or booleans: its rows differ in length") from None
+    return array.astype(np.int64) if array.size == 0 and array.dtype == np.float64 else array  # [] picks nothing

@@ -1,0 +1,84 @@
+"""The linear layer: y = x W + b.
+
+For rows x_n, y_nj = sum_i x_ni W_ij + b_j, hence
+
+    dx_ni = sum_j dy_nj W_ij        dx = dy W^T
+    dW_ij = sum_n x_ni dy_nj        dW = x^T dy
+    db_j  = sum_n dy_nj             the sums of dy's columns
+
+All leading axes of x are one axis of N rows, so each of the three products is one call of the matrix library, which
+reads W^T and x^T as views. The bias is added into the fresh product, in place.
+
+Saved: x and W, which the products of the backward pass need. y is not.
+
+Shapes: x (..., in), weight (in, out), as GPT-2 checkpoints store it, bias (out,) -> (..., out).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..errors import ShapeError
+from ..function import Function
+from ..kernel import kernel
+from ..tensor import Tensor
+from ._arguments import require_same_dtype
+from ._shapes import long_sum
+
+
+def linear_composed(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The oracle: a product and a sum."""
+    y = x @ weight
+    return y if bias is None else y + bias
+
+
+@kernel
+def add_bias(y: Any, bias: Any) -> Any:
+    """y (N, C), bias (C,) -> y + bias (N, C), written into y where y's memory allows."""
+    y += bias
+    return y
+
+
+@kernel
+def column_sum(x: Any) -> Any:
+    """x (N, C) -> (C,): the sum of each column, accumulated in float64."""
+    return long_sum(x, (0,))
+
+
+class Linear(Function):
+    def forward(self, x: Any, weight: Any, *bias: Any) -> Any:
+        self.shape = x.shape
+        self.save(x if self.needs[1] else None, weight if self.needs[0] else None)
+        y = x.reshape(-1, x.shape[-1]) @ weight  # (N, out)
+        if bias:
+            y = add_bias(y, bias[0])
+        return y.reshape(*x.shape[:-1], weight.shape[1])
+
+    def backward(self, dy: Any) -> Any:
+        x, weight = self.saved
+        rows = dy.reshape(-1, dy.shape[-1])  # (N, out)
+        dx = (rows @ weight.T).reshape(self.shape) if self.needs[0] else None
+        dweight = x.reshape(-1, x.shape[-1]).T @ rows if self.needs[1] else None  # (in, out)
+        if len(self.needs) == 2:
+            return dx, dweight
+        return dx, dweight, column_sum(rows) if self.needs[2] else None
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x @ weight + bias over the last axis of x.
+
+    x: (..., in). weight: (in, out). bias: (out,), or None. All of one dtype. Returns (..., out).
+    Raises ShapeError, DtypeError.
+    """
+    given = {"x": x, "weight": weight} | ({} if bias is None else {"bias": bias})
+    require_same_dtype("linear", **given)
+    if weight.ndim != 2 or 0 in weight.shape:
+        raise ShapeError(f"linear: weight must have shape (in, out), none of them 0, not {weight.shape}")
+    if x.ndim == 0 or x.shape[-1] != weight.shape[0]:
+        raise ShapeError(
+            f"linear: the last axis of x must have {weight.shape[0]} elements to fit weight of shape {weight.shape}, "
+            f"x has shape {x.shape}"
+        )
+    if bias is not None and bias.shape != weight.shape[1:]:
+        raise ShapeError(f"linear: bias must have shape {weight.shape[1:]}, not {bias.shape}")
+    return Linear.apply(*given.values())

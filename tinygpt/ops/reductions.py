@@ -1,0 +1,145 @@
+"""sum, mean, var and max, over all axes or some.
+
+Over n reduced elements:
+
+    y = sum(x)                          dx_i = dy
+    y = sum(x) / n                      dx_i = dy / n
+    y = sum((x - mean)**2) / m          dx_i = dy * 2 (x_i - mean) / m            m = n - correction
+    y = max(x)                          dx_i = dy * [x_i = y] / (number of i with x_i = y)
+
+For the variance, x_j also moves the mean, which would add -2/m * sum(x_i - mean) / n: that sum is zero. For the
+maximum, elements that tie share the gradient equally, so that the result does not depend on their order.
+
+Saved: nothing but the shape for sum and mean; x and the mean for var; x and y for max. The gradient of y has fewer
+axes than x unless keepdims was given: `_expand` puts them back with size 1, and broadcasting repeats it over x.
+
+Long sums accumulate in float64 also for float32: adding the millionth term to a float32 sum loses half of its digits.
+
+Shapes: x any; y without the reduced axes, or with size 1 there (keepdims).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..backends import array_module
+from ..errors import ShapeError
+from ..function import Function
+from ..tensor import Tensor, as_tensor
+from ._shapes import long_sum, normalize_axes, require_floating
+
+
+class Sum(Function):
+    def forward(self, x: Any, axes: tuple[int, ...], keepdims: bool) -> Any:
+        self.shape, self.axes = x.shape, axes
+        return long_sum(x, axes, keepdims)
+
+    def backward(self, dy: Any) -> Any:
+        return array_module(dy).broadcast_to(_expand(dy, self.shape, self.axes), self.shape)
+
+
+class Mean(Function):
+    def forward(self, x: Any, axes: tuple[int, ...], keepdims: bool) -> Any:
+        self.shape, self.axes = x.shape, axes
+        return long_sum(x, axes, keepdims) / _count(x.shape, axes)
+
+    def backward(self, dy: Any) -> Any:
+        dx = _expand(dy, self.shape, self.axes) / _count(self.shape, self.axes)
+        return array_module(dy).broadcast_to(dx, self.shape)
+
+
+class Var(Function):
+    def forward(self, x: Any, axes: tuple[int, ...], keepdims: bool, correction: float) -> Any:
+        self.axes, self.m = axes, _count(x.shape, axes) - correction
+        mean = x.mean(axis=axes, keepdims=True, dtype="float64").astype(x.dtype)
+        self.save(x, mean)
+        centered = x - mean  # of the shape of x
+        return long_sum(centered * centered, axes, keepdims) / self.m
+
+    def backward(self, dy: Any) -> Any:
+        x, mean = self.saved
+        return _expand(dy, x.shape, self.axes) * (2 / self.m) * (x - mean)
+
+
+class Max(Function):
+    def forward(self, x: Any, axes: tuple[int, ...], keepdims: bool) -> Any:
+        y = x.max(axis=axes, keepdims=True)
+        self.axes = axes
+        self.save(x, y)
+        return y if keepdims else y.squeeze(axes)
+
+    def backward(self, dy: Any) -> Any:
+        x, y = self.saved
+        chosen = x == y  # of the shape of x
+        share = _expand(dy, x.shape, self.axes) / chosen.sum(axis=self.axes, keepdims=True, dtype=x.dtype)
+        return share * chosen
+
+
+def sum(x: Any, axis: Any = None, keepdims: bool = False) -> Tensor:
+    """The sum over `axis`: None (all axes), an axis, or a tuple of them. Of no elements it is 0.
+
+    Raises RangeError for an axis that does not exist, ShapeError for one named twice.
+    """
+    x = as_tensor(x)
+    return Sum.apply(x, axes=normalize_axes("sum", axis, x.ndim), keepdims=keepdims)
+
+
+def mean(x: Any, axis: Any = None, keepdims: bool = False) -> Tensor:
+    """The mean over `axis`: None (all axes), an axis, or a tuple of them.
+
+    Raises ShapeError for the mean of no elements, RangeError for an axis that does not exist, DtypeError unless x
+    is floating-point.
+    """
+    x, axes = _checked("mean", x, axis)
+    require_floating("mean", x=x)
+    return Mean.apply(x, axes=axes, keepdims=keepdims)
+
+
+def var(x: Any, axis: Any = None, keepdims: bool = False, correction: float = 1) -> Tensor:
+    """The variance over `axis`: squared distances from the mean, summed, divided by (their number - correction).
+
+    correction: 1, as in PyTorch, estimates the variance of what the elements are a sample of; 0, as in NumPy and
+    in layer normalisation, is the variance of the elements themselves.
+
+    Raises ShapeError when the number of elements is not above `correction`, and what `mean` raises.
+    """
+    x, axes = _checked("var", x, axis)
+    require_floating("var", x=x)
+    if _count(x.shape, axes) <= correction:
+        raise ShapeError(
+            f"var: {_count(x.shape, axes)} elements (axis {axis} of shape {x.shape}) have no variance with "
+            f"correction={correction}: give more elements or a smaller correction"
+        )
+    return Var.apply(x, axes=axes, keepdims=keepdims, correction=correction)
+
+
+def max(x: Any, axis: Any = None, keepdims: bool = False) -> Tensor:
+    """The largest element over `axis`: None (all axes), an axis, or a tuple of them. Ties share the gradient.
+
+    Raises ShapeError for the maximum of no elements, RangeError for an axis that does not exist.
+    """
+    x, axes = _checked("max", x, axis)
+    return Max.apply(x, axes=axes, keepdims=keepdims)
+
+
+def _checked(operation: str, x: Any, axis: Any) -> tuple[Tensor, tuple[int, ...]]:
+    x = as_tensor(x)
+    axes = normalize_axes(operation, axis, x.ndim)
+    if _count(x.shape, axes) == 0:
+        raise ShapeError(
+            f"{operation}: axis {axis} of shape {x.shape} has no elements: there is no {operation} of none"
+        )
+    return x, axes
+
+
+def _count(shape: tuple[int, ...], axes: tuple[int, ...]) -> int:
+    """How many elements are reduced to one."""
+    count = 1
+    for axis in axes:
+        count *= shape[axis]
+    return count
+
+
+def _expand(dy: Any, shape: tuple[int, ...], axes: tuple[int, ...]) -> Any:
+    """dy with size 1 in place of the reduced axes, whether they were kept or not."""
+    return dy.reshape(tuple(1 if axis in axes else size for axis, size in enumerate(shape)))

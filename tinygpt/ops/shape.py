@@ -1,0 +1,91 @@
+"""reshape and transpose: the same numbers under other indices.
+
+Neither computes anything, so the gradient is the same rearrangement undone: back to the old shape, or the inverse
+permutation of the axes. Both give views where the memory layout allows (transpose always).
+
+Saved: the old shape; the permutation.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import Any
+
+from ..errors import DtypeError, ShapeError
+from ..function import Function
+from ..tensor import Tensor, as_tensor
+from ._shapes import normalize_axis
+
+
+class Reshape(Function):
+    def forward(self, x: Any, shape: tuple[int, ...]) -> Any:
+        self.shape = x.shape
+        return x.reshape(shape)
+
+    def backward(self, dy: Any) -> Any:
+        return dy.reshape(self.shape)
+
+
+class Transpose(Function):
+    def forward(self, x: Any, axes: tuple[int, ...]) -> Any:
+        self.axes = axes
+        return x.transpose(axes)
+
+    def backward(self, dy: Any) -> Any:
+        inverse = sorted(range(len(self.axes)), key=self.axes.__getitem__)
+        return dy.transpose(inverse)
+
+
+def reshape(x: Any, *shape: Any) -> Tensor:
+    """The same elements in row-major order under another shape; one size may be -1 and is worked out.
+
+    shape: integers, or one tuple of them. Raises ShapeError when the number of elements differs.
+    """
+    x = as_tensor(x)
+    return Reshape.apply(x, shape=_target(x.shape, _sizes("reshape", shape)))
+
+
+def transpose(x: Any, *axes: Any) -> Tensor:
+    """The axes in another order.
+
+    transpose(x) reverses them all; transpose(x, i, j) swaps two of them, as in PyTorch; transpose(x, (i, j, k))
+    with a tuple, or more than two integers, puts axis i first, j second, k third, as in NumPy.
+
+    Raises RangeError for an axis that does not exist, ShapeError for an order that is not one of all axes.
+    """
+    x = as_tensor(x)
+    given = tuple(normalize_axis("transpose", a, x.ndim) for a in _sizes("transpose", axes))
+    order = list(range(x.ndim))
+    if not axes:
+        order.reverse()
+    elif len(axes) == 2:
+        i, j = given
+        order[i], order[j] = order[j], order[i]
+    elif sorted(given) != order:
+        raise ShapeError(f"transpose: {given} is not an order of the {x.ndim} axes of a tensor of shape {x.shape}")
+    else:
+        order = list(given)
+    return Transpose.apply(x, axes=tuple(order))
+
+
+def _sizes(operation: str, given: tuple[Any, ...]) -> tuple[int, ...]:
+    """Integers, whether they came one by one or in one tuple."""
+    if len(given) == 1 and isinstance(given[0], (tuple, list)):
+        given = tuple(given[0])
+    try:
+        return tuple(operator.index(size) for size in given)
+    except TypeError:
+        raise DtypeError(f"{operation}: takes integers or one tuple of integers, not {given}") from None
+
+
+def _target(shape: tuple[int, ...], wanted: tuple[int, ...]) -> tuple[int, ...]:
+    """`wanted` with the -1 in it worked out."""
+    known = math.prod(size for size in wanted if size != -1)
+    total = math.prod(shape)
+    fits = min(wanted, default=0) >= -1 and (
+        known == total if -1 not in wanted else wanted.count(-1) == 1 and known > 0 and total % known == 0
+    )
+    if not fits:
+        raise ShapeError(f"reshape: {total} elements of shape {shape} do not fit into shape {wanted}")
+    return tuple(total // known if size == -1 else size for size in wanted)

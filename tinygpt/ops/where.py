@@ -1,0 +1,46 @@
+"""where: one of two values, chosen element by element.
+
+    y = a where condition, else b        da = dy where condition, else 0        db = 0 where condition, else dy
+
+The gradient is set to zero, not multiplied by zero, where a value was not chosen: infinity times zero would be NaN.
+
+Saved: the condition. Shapes: any three that broadcast against one another.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..backends import array_module
+from ..errors import DtypeError
+from ..function import Function
+from ..tensor import Tensor, as_tensor
+from ._shapes import broadcast_shape, unbroadcast
+
+
+class Where(Function):
+    def forward(self, condition: Any, a: Any, b: Any) -> Any:
+        self.shapes = a.shape, b.shape
+        self.save(condition)
+        return array_module(condition).where(condition, a, b)
+
+    def backward(self, dy: Any) -> Any:
+        ((condition,), (a_shape, b_shape)) = self.saved, self.shapes
+        xp = array_module(dy)
+        da = unbroadcast(xp.where(condition, dy, 0), a_shape) if self.needs[1] else None
+        db = unbroadcast(xp.where(condition, 0, dy), b_shape) if self.needs[2] else None
+        return None, da, db
+
+
+def where(condition: Any, a: Any, b: Any) -> Tensor:
+    """a where `condition` is true, b elsewhere.
+
+    condition: a tensor or array of booleans. a, b: tensors or numbers. The three broadcast against one another.
+    Raises ShapeError for shapes that do not, DtypeError for a condition that isn't boolean.
+    """
+    like = a if isinstance(a, Tensor) else b if isinstance(b, Tensor) else None
+    condition, a, b = (as_tensor(value, like) for value in (condition, a, b))
+    if condition.dtype.kind != "b":
+        raise DtypeError(f"where: the condition must be boolean, not {condition.dtype}: compare, as in x > 0")
+    broadcast_shape("where", condition, a, b)
+    return Where.apply(condition, a, b)
