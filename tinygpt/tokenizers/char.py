@@ -1,0 +1,141 @@
+"""Characters as tokens: a small vocabulary, taken from the training text.
+
+A character that the vocabulary lacks is a fact of life: the prompt has an accent that Shakespeare has
+not. So the tokenizer is made with a policy for it, and no policy ends in a bare KeyError:
+
+    unknown="error"     refuse, with a sentence that names the character and its place (the default)
+    unknown="skip"      leave it out
+    unknown="replace"   put `replacement`, a character of the vocabulary, in its place
+
+Both directions are one table look-up for the whole text: in UTF-32 every character is one 32-bit code
+point, and a table indexed by code point gives the id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Self
+
+import numpy as np
+
+from ..errors import RangeError, UsageError
+from .base import Tokenizer, check_ids, text_bytes
+
+POLICIES = ("error", "skip", "replace")
+
+
+class UnknownCharacterError(RangeError):
+    """A character outside the vocabulary. `character` and `position` say which and where."""
+
+    def __init__(self, character: str, position: int, vocab_size: int, source: str = "the text") -> None:
+        self.character, self.position, self.vocab_size = character, position, vocab_size
+        super().__init__(
+            f"the character {character!r} (U+{ord(character):04X}) at position {position} of {source} is not "
+            f"among the {vocab_size} that this tokenizer knows: leave it out, make the tokenizer from a text "
+            "that has it (CharTokenizer.from_text), or choose unknown='skip' or unknown='replace'"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:  # the default would rebuild it from its message alone
+        return type(self), (self.character, self.position, self.vocab_size)
+
+
+class CharTokenizer(Tokenizer):
+    """One id for each character of `characters`, in their order."""
+
+    type = "character"
+
+    def __init__(self, characters: str, unknown: str = "error", replacement: str | None = None) -> None:
+        self._codes = _code_points(characters)  # (V,) id -> code point
+        if not characters:
+            raise UsageError(
+                "a CharTokenizer needs at least one character: the text it is made from is empty"
+            )
+        if len(set(characters)) != len(characters):
+            raise UsageError(
+                "the characters of a CharTokenizer must be distinct: CharTokenizer.from_text collects them "
+                "from a text"
+            )
+        self.characters = characters
+        self.unknown = unknown
+        self.replacement = replacement
+        self._check_policy()
+        # One entry more than the largest code point: every greater one is sent there, and finds -1.
+        self._ids = np.full(int(self._codes.max()) + 2, -1, dtype=np.int32)
+        self._ids[self._codes] = np.arange(len(characters), dtype=np.int32)
+
+    @classmethod
+    def from_text(
+        cls, text: str | Iterable[str], unknown: str = "error", replacement: str | None = None
+    ) -> Self:
+        """The distinct characters of `text` in code-point order; `text` may come in pieces.
+
+        `CharTokenizer.from_text(tinygpt.data.read_text(path))` does not hold the whole file in memory.
+        """
+        found: set[str] = set()
+        for piece in [text] if isinstance(text, str) else text:
+            found.update(piece)
+        return cls("".join(sorted(found)), unknown, replacement)
+
+    def _check_policy(self) -> None:
+        if self.unknown not in POLICIES:
+            raise UsageError(f"unknown is one of {', '.join(POLICIES)}, not {self.unknown!r}")
+        if self.unknown != "replace":
+            if self.replacement is not None:
+                raise UsageError(
+                    f"replacement={self.replacement!r} has a meaning only with unknown='replace', "
+                    f"not with unknown={self.unknown!r}"
+                )
+        elif not (
+            isinstance(self.replacement, str)
+            and len(self.replacement) == 1
+            and self.replacement in self.characters
+        ):
+            raise UsageError(
+                f"unknown='replace' needs replacement=, one character of the vocabulary, not {self.replacement!r}"
+            )
+
+    def __repr__(self) -> str:
+        policy = f", unknown={self.unknown!r}" if self.unknown != "error" else ""
+        if self.replacement is not None:
+            policy += f", replacement={self.replacement!r}"
+        return f"CharTokenizer({self.characters!r}{policy})"
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.characters)
+
+    def encode(self, text: str) -> np.ndarray:
+        """int64, shape (T,); T is `len(text)` unless unknown="skip" leaves characters out.
+
+        Raises UnknownCharacterError (a RangeError) under unknown="error".
+        """
+        codes = _code_points(text)  # (T,)
+        ids = self._ids[np.minimum(codes, len(self._ids) - 1)].astype(np.int64)  # (T,)
+        if ids.size == 0 or ids.min() >= 0:
+            return ids
+        if self.unknown == "skip":
+            return ids[ids >= 0]
+        if self.replacement is not None:
+            ids[ids < 0] = self.characters.index(self.replacement)
+            return ids
+        position = int((ids < 0).argmax())
+        raise UnknownCharacterError(text[position], position, self.vocab_size)
+
+    def decode(self, ids: Any) -> str:
+        codes = self._codes[check_ids(ids, self.vocab_size)]  # (T,)
+        return codes.astype("<u4").tobytes().decode("utf-32-le")
+
+    def token_bytes(self, ids: Any) -> bytes:
+        return self.decode(ids).encode("utf-8")
+
+    def config(self) -> dict[str, Any]:
+        return {"characters": self.characters, "unknown": self.unknown, "replacement": self.replacement}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        return cls(config["characters"], config["unknown"], config["replacement"])
+
+
+def _code_points(text: str) -> np.ndarray:
+    """uint32, shape (T,): the code point of each character."""
+    return np.frombuffer(text_bytes(text, "utf-32-le"), dtype="<u4")
