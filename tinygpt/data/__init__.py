@@ -1,0 +1,27 @@
+"""The way of the data: text, tokens on disk, batches.
+
+corpus = shakespeare()                                          # or any UTF-8 text file
+tokenizer = CharTokenizer.from_text(read_text(corpus.path))
+write_tokens(corpus.path, tokenizer, "tokens.npy")
+train, validation = split(open_tokens("tokens.npy"))
+inputs, targets = RandomBatches(train, batch_size=12, block_size=64, seed=0).batch(step)
+for inputs, targets in SequentialBatches(validation, batch_size=12, block_size=64): ...
+"""
+
+from __future__ import annotations
+
+from .batches import RandomBatches, SequentialBatches
+from .corpora import Corpus, cache_folder, shakespeare
+from .tokens import open_tokens, read_text, split, write_tokens
+
+__all__ = [
+    "Corpus",
+    "RandomBatches",
+    "SequentialBatches",
+    "cache_folder",
+    "open_tokens",
+    "read_text",
+    "shakespeare",
+    "split",
+    "write_tokens",
+]

