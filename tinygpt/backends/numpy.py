@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import importlib
+import math
+import os
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -26,8 +28,37 @@ def to_numpy(array: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def extension() -> ModuleType | None:
-    """The compiled kernels for this processor, or None when they were not built."""
-    return importlib.import_module("tinygpt._ext").load()
+    """The compiled kernels for this processor, or None when they were not built.
+
+    The first call starts the thread team and puts NumPy's matrix products on it too (see `_ext/pool.c`).
+    """
+    module: ModuleType | None = importlib.import_module("tinygpt._ext").load()
+    if module is not None:
+        module.start_threads(default_num_threads(), np._core._multiarray_umath.__file__)
+    return module
+
+
+def default_num_threads() -> int:
+    """How many threads to use: what the user asked for, or as many cores as this process may use.
+
+    TINYGPT_NUM_THREADS, OPENBLAS_NUM_THREADS and OMP_NUM_THREADS are heeded, in this order.
+    """
+    for variable in ("TINYGPT_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
+        first = os.environ.get(variable, "").partition(",")[0]
+        if first.isdigit() and int(first) > 0:
+            return int(first)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, math.ceil(min(cores, cpu_quota())))
+
+
+def cpu_quota() -> float:
+    """How many processors' worth of time a container allows this process; infinity without a limit."""
+    try:
+        with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:
+            quota, period = file.read().split()
+        return math.inf if quota == "max" else int(quota) / int(period)
+    except (OSError, ValueError):
+        return math.inf
 
 
 _bodies: dict[str, Callable[..., Any] | None] = {}

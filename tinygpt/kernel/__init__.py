@@ -7,8 +7,9 @@ What every fast body would otherwise have to check is checked here, once:
 
 - the floating-point arrays are all float32 or all float64, in native byte order;
 - none has size zero;
-- every array is C-contiguous and aligned (it is copied if not), unless the kernel is declared
-  `strided`: then it arrives as it is, and the body reads its strides;
+- every array is C-contiguous and aligned: it is copied if not. A kernel declared `strided` gets its arrays as
+  they are and reads the strides; a kernel declared `in_place` writes into its arguments, so instead of a copy that
+  nobody would see, arrays that do not fit go to the reference;
 - integer arrays are int64.
 
 A fast body that still can't take its arguments returns `NotImplemented`, and the reference runs.
@@ -39,9 +40,10 @@ _kind = os.environ.get("TINYGPT_KERNELS", "auto") or "auto"
 class Kernel:
     """A callable that picks its body by the type of its arguments."""
 
-    def __init__(self, reference: Callable[..., Any], strided: bool = False) -> None:
+    def __init__(self, reference: Callable[..., Any], strided: bool = False, in_place: bool = False) -> None:
         self.reference = reference
         self.strided = strided
+        self.in_place = in_place
         self.__name__ = reference.__name__
         self.__doc__ = reference.__doc__
         self.__wrapped__ = reference
@@ -53,7 +55,7 @@ class Kernel:
         if _kind != "reference":
             fast = self.fast_body(args)
             if fast is not None:
-                prepared = prepare(args, self.strided)
+                prepared = prepare(args, self.strided, self.in_place)
                 if prepared is not None:
                     result = fast(*prepared)
                     if result is not NotImplemented:
@@ -62,8 +64,7 @@ class Kernel:
 
     def fast_body(self, args: Sequence[Any]) -> Callable[..., Any] | None:
         """The compiled body for the library these arguments belong to, or None."""
-        first = args[0][0] if isinstance(args[0], list) else args[0]
-        if isinstance(first, np.ndarray):
+        if isinstance(args[0], np.ndarray):
             if _kind == "cuda":
                 raise UsageError(f"TINYGPT_KERNELS=cuda, but {self.__name__} was given NumPy arrays")
             return get("numpy").native_body(self.__name__, required=_kind == "cython")
@@ -82,18 +83,20 @@ class Kernel:
         return bodies
 
 
-def kernel(reference: Callable[..., Any] | None = None, *, strided: bool = False) -> Any:
-    """Decorator: make `reference` the kernel of its name."""
+def kernel(
+    reference: Callable[..., Any] | None = None, *, strided: bool = False, in_place: bool = False
+) -> Any:
+    """Decorator: make `reference` the kernel of its name. See the module's docstring for the options."""
     if reference is None:
-        return lambda function: kernel(function, strided=strided)
-    made = REGISTRY[reference.__name__] = Kernel(reference, strided)
+        return lambda function: kernel(function, strided=strided, in_place=in_place)
+    made = REGISTRY[reference.__name__] = Kernel(reference, strided, in_place)
     return made
 
 
-def prepare(args: Sequence[Any], strided: bool) -> list[Any] | None:
+def prepare(args: Sequence[Any], strided: bool, in_place: bool) -> list[Any] | None:
     """The arguments as a fast body wants them, or None when only the reference can take them."""
     floating = None
-    prepared = []
+    prepared: list[Any] = []
     for value in args:
         if isinstance(value, np.ndarray):
             if value.size == 0:
@@ -108,11 +111,9 @@ def prepare(args: Sequence[Any], strided: bool) -> list[Any] | None:
                 value = value.astype(np.int64)
             flags = value.flags
             if not flags.aligned or not (strided or flags.c_contiguous):
+                if in_place:
+                    return None
                 value = np.array(value, order="C")
-        elif isinstance(value, list):
-            prepared_list = prepare(value, strided)
-            if prepared_list is None or any(a is not b for a, b in zip(value, prepared_list, strict=True)):
-                return None  # lists hold arrays that are written to: a copy would be written instead
         prepared.append(value)
     return prepared
 

@@ -1,0 +1,127 @@
+# Cross-entropy over a vocabulary: tinygpt/ops/cross_entropy.py and linear_cross_entropy.py.
+#
+# Forward is one pass over the logits: a piece of PIECE logits is read from memory once, and its largest value and sum of
+# exponentials are taken while it is in the first cache. The running sum is rescaled when a larger value comes
+# (online softmax). Probabilities are never stored.
+
+cdef Py_ssize_t PIECE = 2048
+
+
+cdef inline double log_sum_exp(real *x, Py_ssize_t n) noexcept nogil:
+    """log(sum(exp(x))) of a row, stably and in one pass over memory."""
+    cdef Py_ssize_t start, j, stop
+    cdef real top = x[0], piece_top
+    cdef double total = 0, piece
+    start = 0
+    while start < n:
+        stop = min(n, start + PIECE)
+        piece_top = row_max(x + start, stop - start)
+        if piece_top > top:
+            total *= exp(<double> top - <double> piece_top)
+            top = piece_top
+        piece = 0
+        for j in range(start, stop):
+            piece += vexp(x[j] - top)
+        total += piece
+        start = stop
+    return top + log(total)
+
+
+cdef void cross_entropy_forward_rows(real *logits, Task *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
+    cdef int64_t *targets = <int64_t *> task.array[1]
+    cdef real *losses = <real *> task.array[2]
+    cdef real *lse = <real *> task.array[3]
+    cdef Py_ssize_t V = task.size[0], row
+    cdef int64_t ignored = task.size[1]
+    cdef double total
+    for row in range(begin, end):
+        total = log_sum_exp(logits + row * V, V)
+        lse[row] = <real> total
+        losses[row] = 0 if targets[row] == ignored else <real> (total - logits[row * V + targets[row]])
+
+
+cdef void cross_entropy_backward_rows(real *logits, Task *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
+    """d loss / d logit_j = softmax_j - (j == target), times the row's upstream gradient."""
+    cdef int64_t *targets = <int64_t *> task.array[1]
+    cdef real *lse = <real *> task.array[2]
+    cdef real *dlosses = <real *> task.array[3]
+    cdef real *dlogits = <real *> task.array[4]
+    cdef Py_ssize_t V = task.size[0], row, j
+    cdef int64_t ignored = task.size[1]
+    cdef real factor, shift
+    for row in range(begin, end):
+        if targets[row] == ignored:
+            memset(dlogits + row * V, 0, V * sizeof(real))
+            continue
+        factor, shift = dlosses[row], lse[row]
+        for j in range(V):
+            dlogits[row * V + j] = vexp(logits[row * V + j] - shift) * factor
+        dlogits[row * V + targets[row]] -= factor
+
+
+cdef void cross_entropy_inplace_rows(real *logits, Task *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
+    cdef int64_t *targets = <int64_t *> task.array[1]
+    cdef real *losses = <real *> task.array[2]
+    cdef Py_ssize_t V = task.size[0], row, j
+    cdef int64_t ignored = task.size[1]
+    cdef real factor = <real> task.scalar[0], shift
+    cdef double total
+    for row in range(begin, end):
+        if targets[row] == ignored:
+            losses[row] = 0
+            memset(logits + row * V, 0, V * sizeof(real))
+            continue
+        total = log_sum_exp(logits + row * V, V)
+        losses[row] = <real> (total - logits[row * V + targets[row]])
+        shift = <real> total
+        for j in range(V):
+            logits[row * V + j] = vexp(logits[row * V + j] - shift) * factor
+        logits[row * V + targets[row]] -= factor
+
+
+cdef bint out_of_range(targets, Py_ssize_t V, ignored) except -1:
+    """True if some target is neither an id of the vocabulary nor the ignored one: no business of a fast body."""
+    return bool((((targets < 0) | (targets >= V)) & (targets != ignored)).any())
+
+
+def cross_entropy_forward(logits, targets, int64_t ignore_index):
+    """logits (N, V), targets (N,) -> losses (N,), 0 where ignored; lse (N,)."""
+    cdef Task task
+    cdef Py_ssize_t N = logits.shape[0], V = logits.shape[1]
+    if out_of_range(targets, V, ignore_index):
+        return NotImplemented
+    losses, lse = numpy.empty(N, logits.dtype), numpy.empty(N, logits.dtype)
+    give(&task, (logits, targets, losses, lse))
+    task.size[0], task.size[1] = V, ignore_index
+    run(&task, <Rows> cross_entropy_forward_rows[float], <Rows> cross_entropy_forward_rows[double], logits, N,
+        grain_of(N, V * 4))
+    return losses, lse
+
+
+def cross_entropy_backward(dlosses, logits, targets, lse, int64_t ignore_index):
+    """dlosses, targets, lse (N,), logits (N, V) -> dlogits (N, V)."""
+    cdef Task task
+    cdef Py_ssize_t N = logits.shape[0], V = logits.shape[1]
+    if out_of_range(targets, V, ignore_index):
+        return NotImplemented
+    dlogits = numpy.empty_like(logits)
+    give(&task, (logits, targets, lse, dlosses, dlogits))
+    task.size[0], task.size[1] = V, ignore_index
+    run(&task, <Rows> cross_entropy_backward_rows[float], <Rows> cross_entropy_backward_rows[double], logits, N,
+        grain_of(N, V * 8))
+    return dlogits
+
+
+def cross_entropy_inplace(logits, targets, int64_t ignore_index, double scale):
+    """logits (N, V) become scale * d loss / d logits; returns the losses (N,)."""
+    cdef Task task
+    cdef Py_ssize_t N = logits.shape[0], V = logits.shape[1]
+    if not logits.flags.writeable or out_of_range(targets, V, ignore_index):
+        return NotImplemented
+    losses = numpy.empty(N, logits.dtype)
+    give(&task, (logits, targets, losses))
+    task.size[0], task.size[1] = V, ignore_index
+    task.scalar[0] = scale
+    run(&task, <Rows> cross_entropy_inplace_rows[float], <Rows> cross_entropy_inplace_rows[double], logits, N,
+        grain_of(N, V * 8))
+    return losses

@@ -1,0 +1,53 @@
+# Embedding: rows of a table by number, and the sum of gradients back into them: tinygpt/ops/embedding.py.
+#
+# Two positions may hold one id, so adding in parallel over positions would race. The threads share out the columns
+# instead: each adds, in the order of the positions, its own span of every row.
+
+cdef void embedding_forward_rows(real *weight, Task *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
+    cdef int64_t *ids = <int64_t *> task.array[1]
+    cdef real *y = <real *> task.array[2]
+    cdef Py_ssize_t C = task.size[0], row
+    for row in range(begin, end):
+        memcpy(y + row * C, weight + ids[row] * C, C * sizeof(real))
+
+
+cdef void embedding_backward_columns(real *dy, Task *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
+    cdef int64_t *ids = <int64_t *> task.array[1]
+    cdef real *dweight = <real *> task.array[2]
+    cdef Py_ssize_t C = task.size[0], N = task.size[1], row, j
+    cdef real *into
+    for row in range(N):
+        into = dweight + ids[row] * C
+        for j in range(begin, end):
+            into[j] += dy[row * C + j]
+
+
+cdef bint ids_out_of_range(ids, Py_ssize_t V) except -1:
+    return bool(((ids < 0) | (ids >= V)).any())
+
+
+def embedding_forward(weight, ids):
+    """weight (V, C), ids (N,) -> y (N, C)."""
+    cdef Task task
+    cdef Py_ssize_t N = ids.shape[0], C = weight.shape[1]
+    if ids_out_of_range(ids, weight.shape[0]):
+        return NotImplemented
+    y = numpy.empty((N, C), weight.dtype)
+    give(&task, (weight, ids, y))
+    task.size[0] = C
+    run(&task, <Rows> embedding_forward_rows[float], <Rows> embedding_forward_rows[double], weight, N,
+        grain_of(N, C * 4))
+    return y
+
+
+def embedding_backward(dy, ids, Py_ssize_t V):
+    """dy (N, C), ids (N,) -> dweight (V, C): the sum of the rows of dy that each id received."""
+    cdef Task task
+    cdef Py_ssize_t N = dy.shape[0], C = dy.shape[1]
+    if ids_out_of_range(ids, V):
+        return NotImplemented
+    dweight = numpy.zeros((V, C), dy.dtype)
+    give(&task, (dy, ids, dweight))
+    task.size[0], task.size[1] = C, N
+    run(&task, <Rows> embedding_backward_columns[float], <Rows> embedding_backward_columns[double], dy, C, 64)
+    return dweight

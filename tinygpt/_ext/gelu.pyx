@@ -1,0 +1,89 @@
+# GELU for the CPU, both forms. The mathematics is in tinygpt/ops/gelu.py.
+#
+# Memory-bound: 8 bytes an element forward and 12 backward in float32. The tanh form is computed as
+# x * sigmoid(2u), which equals x/2 * (1 + tanh u) and needs one exponential and one division, with no cancellation.
+
+cdef double GELU_A = 0.79788456080286535588  # sqrt(2 / pi)
+cdef double GELU_B = 0.044715
+cdef Py_ssize_t SPAN = 8192  # elements in a unit of work
+
+
+cdef inline real gelu_value(real x) noexcept nogil:
+    cdef real u = <real> GELU_A * (x + <real> GELU_B * x * x * x)
+    return x / (1 + vexp(-2 * u))
+
+
+cdef inline real gelu_slope(real x) noexcept nogil:
+    """d gelu / dx = s + x s (1 - s) 2 u', with s = sigmoid(2u)."""
+    cdef real square = x * x
+    cdef real u = <real> GELU_A * (x + <real> GELU_B * square * x)
+    cdef real s = 1 / (1 + vexp(-2 * u))
+    cdef real du = <real> GELU_A * (1 + 3 * <real> GELU_B * square)
+    # Far out s (1 - s) is 0 while x u' grows without bound: keep their product from becoming 0 * inf.
+    cdef real tail = s * (1 - s)
+    return s if tail == 0 else s + x * tail * 2 * du
+
+
+cdef inline real normal_cdf(real x) noexcept nogil:
+    return <real> (0.5 * (1 + erf(x * 0.70710678118654752440)))
+
+
+cdef void gelu_forward_span(real *x, Task *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
+    cdef real *y = <real *> task.array[1]
+    cdef Py_ssize_t i
+    for i in range(begin, end):
+        y[i] = gelu_value(x[i])
+
+
+cdef void gelu_backward_span(real *dy, Task *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
+    cdef real *x = <real *> task.array[1]
+    cdef real *dx = <real *> task.array[2]
+    cdef Py_ssize_t i
+    for i in range(begin, end):
+        dx[i] = dy[i] * gelu_slope(x[i])
+
+
+cdef void gelu_erf_forward_span(real *x, Task *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
+    cdef real *y = <real *> task.array[1]
+    cdef Py_ssize_t i
+    for i in range(begin, end):
+        y[i] = x[i] * normal_cdf(x[i])
+
+
+cdef void gelu_erf_backward_span(real *dy, Task *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
+    cdef real *x = <real *> task.array[1]
+    cdef real *dx = <real *> task.array[2]
+    cdef real density
+    cdef Py_ssize_t i
+    for i in range(begin, end):
+        density = <real> 0.39894228040143267794 * vexp(x[i] * x[i] * <real> -0.5)
+        dx[i] = dy[i] * (normal_cdf(x[i]) + (x[i] * density if density > 0 else density))
+
+
+cdef object map_elements(Rows single, Rows double_, tuple inputs):
+    """Run an elementwise kernel over all the inputs' elements into a new array of their shape."""
+    cdef Task task
+    out = numpy.empty_like(inputs[0])
+    give(&task, inputs + (out,))
+    run(&task, single, double_, out, out.size, SPAN)
+    return out
+
+
+def gelu_forward(x):
+    """x, any shape -> y of that shape."""
+    return map_elements(<Rows> gelu_forward_span[float], <Rows> gelu_forward_span[double], (x,))
+
+
+def gelu_backward(dy, x):
+    """dy, x of one shape -> dx."""
+    return map_elements(<Rows> gelu_backward_span[float], <Rows> gelu_backward_span[double], (dy, x))
+
+
+def gelu_erf_forward(x):
+    """x, any shape -> y of that shape."""
+    return map_elements(<Rows> gelu_erf_forward_span[float], <Rows> gelu_erf_forward_span[double], (x,))
+
+
+def gelu_erf_backward(dy, x):
+    """dy, x of one shape -> dx."""
+    return map_elements(<Rows> gelu_erf_backward_span[float], <Rows> gelu_erf_backward_span[double], (dy, x))

@@ -1,0 +1,40 @@
+# What a linear layer needs beside its matrix products: tinygpt/ops/linear.py.
+
+cdef void add_bias_rows(real *y, Task *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
+    cdef real *bias = <real *> task.array[1]
+    cdef Py_ssize_t C = task.size[0], row, j
+    for row in range(begin, end):
+        for j in range(C):
+            y[row * C + j] += bias[j]
+
+
+def add_bias(y, bias):
+    """y (N, C) += bias (C,), in place; returns y."""
+    cdef Task task
+    cdef Py_ssize_t N = y.shape[0], C = y.shape[1]
+    if not y.flags.writeable:
+        return NotImplemented
+    give(&task, (y, bias))
+    task.size[0] = C
+    run(&task, <Rows> add_bias_rows[float], <Rows> add_bias_rows[double], y, N, grain_of(N, C * 4))
+    return y
+
+
+cdef void column_sum_blocks(real *x, Task *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
+    cdef double *sums = <double *> task.array[1]
+    cdef Py_ssize_t C = task.size[0], N = task.size[1], block, row, j
+    for block in range(begin, end):
+        for row in range(block * BLOCK, min(N, (block + 1) * BLOCK)):
+            for j in range(C):
+                sums[block * C + j] += x[row * C + j]
+
+
+def column_sum(x):
+    """x (N, C) -> (C,): the sum over rows, in double precision and a fixed order."""
+    cdef Task task
+    cdef Py_ssize_t N = x.shape[0], C = x.shape[1], blocks = (N + BLOCK - 1) // BLOCK
+    sums = numpy.zeros((blocks, C))
+    give(&task, (x, sums))
+    task.size[0], task.size[1] = C, N
+    run(&task, <Rows> column_sum_blocks[float], <Rows> column_sum_blocks[double], x, blocks, 1)
+    return sums.sum(axis=0).astype(x.dtype)

@@ -1,0 +1,292 @@
+/* See pool.h for what this is for.
+ *
+ * A region is one call of tg_parallel_for or one parallel product. Its chunks are handed out by a ticket,
+ * a 64-bit number (generation << 32 | next chunk): whoever raises it by one owns that chunk. The generation
+ * makes a late thread harmless: its compare-and-swap fails once a new region has begun. The caller takes
+ * chunks too and waits only for chunks that somebody has taken, so a worker that is slow to wake costs nothing.
+ *
+ * Idle workers spin for SPIN_NANOSECONDS, which spans the gap between two operations of a training step, then
+ * sleep on a condition variable.
+ *
+ * Guarded against, each with a test:
+ * - OpenBLAS's jobs wait for one another, so all must run at once: a region of `count` jobs needs `count` threads.
+ *   OpenBLAS is told how many there are; should it still ask for more, extra threads are started for that product.
+ * - After fork() the workers are gone: the child forgets them and starts its own at its first region.
+ * - A loop inside a loop, or a second Python thread in a loop at the same time: the loop runs on its caller alone.
+ *   A second Python thread in a product waits its turn.
+ * - The system refuses to start a thread: the team is as large as it could be made.
+ */
+#define _GNU_SOURCE
+#include "pool.h"
+
+#include <dlfcn.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <time.h>
+
+enum { MAX_THREADS = 256 };
+static const int64_t SPIN_NANOSECONDS = 200000;
+static const uint64_t CLOSED = 0xffffffffu;
+
+static pthread_mutex_t region_lock = PTHREAD_MUTEX_INITIALIZER; /* held by the caller during a region */
+static pthread_mutex_t sleep_lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t wake = PTHREAD_COND_INITIALIZER;
+
+static int wanted = 1;          /* threads asked for, the caller included */
+static int started = 0;         /* workers that exist */
+static _Thread_local int inside = 0;
+
+static _Atomic uint64_t ticket = 0xffffffffu;
+static _Atomic uint32_t chunk_count = 0;
+static _Atomic uint32_t chunks_done = 0;
+static _Atomic int sleepers = 0;
+static _Atomic int team = 1;    /* threads that may take part in the present region */
+
+/* What the present region does with a chunk. */
+static tg_body region_body;
+static void *region_task;
+static ptrdiff_t region_n, region_grain;
+
+static int (*blas_set_num_threads)(int) = NULL;
+
+static int64_t now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+static inline void relax(void) {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ __volatile__("yield");
+#endif
+}
+
+/* Take chunks of the region of this generation until none is left. */
+static void take_chunks(uint32_t generation) {
+    for (;;) {
+        uint64_t seen = atomic_load_explicit(&ticket, memory_order_acquire);
+        uint32_t chunk = (uint32_t)seen;
+        if ((uint32_t)(seen >> 32) != generation || chunk == CLOSED || chunk >= atomic_load(&chunk_count)) return;
+        if (!atomic_compare_exchange_weak(&ticket, &seen, seen + 1)) continue;
+        ptrdiff_t begin = (ptrdiff_t)chunk * region_grain;
+        ptrdiff_t end = begin + region_grain < region_n ? begin + region_grain : region_n;
+        region_body(region_task, begin, end);
+        atomic_fetch_add_explicit(&chunks_done, 1, memory_order_release);
+    }
+}
+
+static void *worker(void *argument) {
+    int number = (int)(intptr_t)argument; /* 1, 2, ... : the caller is 0 */
+    uint32_t last = 0;
+    inside = 1;
+    int64_t idle_since = now();
+    for (unsigned turn = 0;; turn++) {
+        uint64_t seen = atomic_load_explicit(&ticket, memory_order_acquire);
+        uint32_t generation = (uint32_t)(seen >> 32);
+        if (generation != last && (uint32_t)seen != CLOSED) {
+            if (number < atomic_load(&team)) take_chunks(generation);
+            last = generation;
+            idle_since = now();
+            continue;
+        }
+        relax();
+        if (turn % 64 != 0 || now() - idle_since < SPIN_NANOSECONDS) continue;
+        pthread_mutex_lock(&sleep_lock);
+        atomic_fetch_add(&sleepers, 1);
+        while ((uint32_t)(atomic_load(&ticket) >> 32) == last || (uint32_t)atomic_load(&ticket) == CLOSED)
+            pthread_cond_wait(&wake, &sleep_lock);
+        atomic_fetch_sub(&sleepers, 1);
+        pthread_mutex_unlock(&sleep_lock);
+        idle_since = now();
+    }
+    return NULL;
+}
+
+/* Start the missing workers. Called with region_lock held. */
+static void start_workers(void) {
+    while (started < wanted - 1) {
+        pthread_t thread;
+        pthread_attr_t attributes;
+        pthread_attr_init(&attributes);
+        pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+        pthread_attr_setstacksize(&attributes, 8u << 20); /* OpenBLAS keeps buffers on the stack */
+        int failed = pthread_create(&thread, &attributes, worker, (void *)(intptr_t)(started + 1));
+        pthread_attr_destroy(&attributes);
+        if (failed) {
+            wanted = started + 1;
+            if (blas_set_num_threads) blas_set_num_threads(wanted);
+            return;
+        }
+        started++;
+    }
+}
+
+/* Open a region, work in it, wait for its end. Called with region_lock held. */
+static void run_region(tg_body body, void *task, ptrdiff_t n, ptrdiff_t grain, uint32_t chunks) {
+    uint32_t generation = (uint32_t)(atomic_load(&ticket) >> 32) + 1;
+    region_body = body;
+    region_task = task;
+    region_n = n;
+    region_grain = grain;
+    atomic_store(&chunks_done, 0);
+    atomic_store(&chunk_count, chunks);
+    atomic_store(&team, wanted);
+    atomic_store(&ticket, (uint64_t)generation << 32);
+    if (atomic_load(&sleepers) > 0) {
+        pthread_mutex_lock(&sleep_lock);
+        pthread_cond_broadcast(&wake);
+        pthread_mutex_unlock(&sleep_lock);
+    }
+    inside++;
+    take_chunks(generation);
+    inside--;
+    for (unsigned turn = 1; atomic_load_explicit(&chunks_done, memory_order_acquire) < chunks; turn++) {
+        relax();
+        if (turn % 4096 == 0) sched_yield(); /* more threads than cores: let the last chunk's owner run */
+    }
+    atomic_store(&ticket, (uint64_t)generation << 32 | CLOSED);
+}
+
+void tg_parallel_for(tg_body body, void *task, ptrdiff_t n, ptrdiff_t grain) {
+    if (n <= 0) return;
+    if (grain < 1) grain = 1;
+    ptrdiff_t most = 1 << 30; /* chunks are counted in 32 bits */
+    if (n / grain >= most) grain = n / most + 1;
+    uint32_t chunks = (uint32_t)((n + grain - 1) / grain);
+    if (chunks > 1 && wanted > 1 && !inside && pthread_mutex_trylock(&region_lock) == 0) {
+        start_workers();
+        run_region(body, task, n, grain, chunks);
+        pthread_mutex_unlock(&region_lock);
+        return;
+    }
+    for (ptrdiff_t begin = 0; begin < n; begin += grain) /* the same chunks, one after another */
+        body(task, begin, begin + grain < n ? begin + grain : n);
+}
+
+/* OpenBLAS ------------------------------------------------------------------------------------------------ */
+
+typedef void (*blas_job)(int, void *, int);
+struct product {
+    blas_job job;
+    char *data;
+    size_t element;
+    int argument;
+    int index; /* of an extra thread's job */
+};
+
+static void product_jobs(void *task, ptrdiff_t begin, ptrdiff_t end) {
+    const struct product *p = task;
+    for (ptrdiff_t i = begin; i < end; i++) p->job((int)i, p->data + (size_t)i * p->element, p->argument);
+}
+
+static void *extra_thread(void *task) {
+    const struct product *p = task;
+    product_jobs(task, p->index, p->index + 1);
+    return NULL;
+}
+
+/* All jobs at once on threads made for them: slow, and the only right way when the team is too small or busy
+ * with the very loop that asks. */
+static void run_on_extra_threads(const struct product *p, int count) {
+    pthread_t *threads = malloc(sizeof(pthread_t) * (size_t)count);
+    struct product *each = malloc(sizeof(struct product) * (size_t)count);
+    if (!threads || !each) abort(); /* fewer threads than jobs would wait for ever */
+    for (int i = 1; i < count; i++) {
+        each[i] = *p;
+        each[i].index = i;
+        while (pthread_create(&threads[i], NULL, extra_thread, &each[i]) != 0) sched_yield();
+    }
+    product_jobs((void *)p, 0, 1);
+    for (int i = 1; i < count; i++) pthread_join(threads[i], NULL);
+    free(each);
+    free(threads);
+}
+
+static void run_product(int sync, blas_job job, int count, size_t element, void *data, int argument) {
+    (void)sync; /* returning when all is done is right for both values */
+    struct product p = {job, data, element, argument, 0};
+    if (count <= 1) {
+        product_jobs(&p, 0, count);
+        return;
+    }
+    if (!inside) {
+        pthread_mutex_lock(&region_lock);
+        start_workers();
+        if (count <= wanted) {
+            run_region(product_jobs, &p, count, 1, (uint32_t)count);
+            pthread_mutex_unlock(&region_lock);
+            return;
+        }
+        pthread_mutex_unlock(&region_lock);
+    }
+    run_on_extra_threads(&p, count);
+}
+
+static void *find_symbol(void *library, const char *const *names) {
+    for (; *names; names++) {
+        void *symbol = dlsym(library, *names);
+        if (symbol) return symbol;
+    }
+    return NULL;
+}
+
+int tg_adopt_blas(const char *path) {
+    static const char *const callback_names[] = {"scipy_openblas_set_threads_callback_function64_",
+                                                 "scipy_openblas_set_threads_callback_function",
+                                                 "openblas_set_threads_callback_function64_",
+                                                 "openblas_set_threads_callback_function", NULL};
+    static const char *const count_names[] = {"scipy_openblas_set_num_threads64_", "scipy_openblas_set_num_threads",
+                                              "openblas_set_num_threads64_", "openblas_set_num_threads", NULL};
+    static const char *const parallel_names[] = {"scipy_openblas_get_parallel64_", "scipy_openblas_get_parallel",
+                                                 "openblas_get_parallel64_", "openblas_get_parallel", NULL};
+    void *library = dlopen(path, RTLD_NOW | RTLD_NOLOAD);
+    if (!library) return 0;
+    void *set_callback = find_symbol(library, callback_names);
+    void *set_count = find_symbol(library, count_names);
+    void *get_parallel = find_symbol(library, parallel_names);
+    if (!set_callback || !set_count || !get_parallel) return 0;
+    if (((int (*)(void))get_parallel)() != 1) return 0; /* 1: OpenBLAS with its own pthreads */
+    blas_set_num_threads = (int (*)(int))set_count;
+    ((void (*)(void *))set_callback)((void *)run_product);
+    blas_set_num_threads(wanted);
+    return 1;
+}
+
+/* Threads ------------------------------------------------------------------------------------------------- */
+
+static void before_fork(void) { pthread_mutex_lock(&region_lock); }
+static void after_fork_in_parent(void) { pthread_mutex_unlock(&region_lock); }
+static void after_fork_in_child(void) {
+    pthread_mutex_t fresh_mutex = PTHREAD_MUTEX_INITIALIZER;
+    pthread_cond_t fresh_condition = PTHREAD_COND_INITIALIZER;
+    region_lock = fresh_mutex;
+    sleep_lock = fresh_mutex;
+    wake = fresh_condition;
+    started = 0;
+    atomic_store(&sleepers, 0);
+}
+
+int tg_set_num_threads(int count) {
+    static int registered = 0;
+    if (count < 1) count = 1;
+    if (count > MAX_THREADS) count = MAX_THREADS;
+    if (inside) return wanted;
+    pthread_mutex_lock(&region_lock);
+    if (!registered) {
+        pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
+        registered = 1;
+    }
+    wanted = count;
+    start_workers();
+    count = wanted;
+    pthread_mutex_unlock(&region_lock);
+    if (blas_set_num_threads) blas_set_num_threads(count);
+    return count;
+}
+
+int tg_get_num_threads(void) { return wanted; }

@@ -1,0 +1,97 @@
+# Residual addition, dropout and LayerNorm in one pass. The mathematics is in tinygpt/ops/residual_layer_norm.py.
+#
+# Separate operations would read and write the residual stream once each. Here memory sees, forward, reads of residual
+# and x and writes of s and y: 16 bytes an element in float32; backward, reads of dy, ds and s and one write of the
+# gradient that the residual and x share (two when dropout makes them differ).
+
+cdef void residual_layer_norm_forward_rows(real *residual, Task *task, Py_ssize_t begin,
+                                           Py_ssize_t end) noexcept nogil:
+    cdef real *x = <real *> task.array[1]
+    cdef real *x_bias = <real *> task.array[2]
+    cdef real *weight = <real *> task.array[3]
+    cdef real *bias = <real *> task.array[4]
+    cdef real *s = <real *> task.array[5]
+    cdef real *y = <real *> task.array[6]
+    cdef real *mean = <real *> task.array[7]
+    cdef real *rstd = <real *> task.array[8]
+    cdef Py_ssize_t C = task.size[0], row, j
+    cdef double p = task.scalar[1]
+    cdef real *a
+    cdef real *b
+    cdef real *c
+    for row in range(begin, end):
+        a, b, c = residual + row * C, x + row * C, s + row * C
+        if p > 0:
+            dropout_mask(c, C, <uint64_t> row, task, p)
+            if x_bias != NULL:
+                for j in range(C):
+                    c[j] = a[j] + c[j] * (b[j] + x_bias[j])
+            else:
+                for j in range(C):
+                    c[j] = a[j] + c[j] * b[j]
+        elif x_bias != NULL:
+            for j in range(C):
+                c[j] = a[j] + (b[j] + x_bias[j])
+        else:
+            for j in range(C):
+                c[j] = a[j] + b[j]
+        normalize_row(c, weight, bias, y + row * C, mean + row, rstd + row, C, task.scalar[0])
+
+
+def residual_layer_norm_forward(residual, x, x_bias, weight, bias, double eps, double p, uint64_t seed,
+                                uint64_t stream):
+    """residual, x (N, C); x_bias, bias (C,) or None; weight (C,) -> s, y (N, C), mean, rstd (N,)."""
+    cdef Task task
+    cdef Py_ssize_t N = x.shape[0], C = x.shape[1]
+    s, y = numpy.empty_like(x), numpy.empty_like(x)
+    mean, rstd = numpy.empty(N, x.dtype), numpy.empty(N, x.dtype)
+    give(&task, (residual, x, x_bias, weight, bias, s, y, mean, rstd))
+    task.size[0] = C
+    task.scalar[0], task.scalar[1] = eps, p
+    task.seed, task.stream = seed, stream
+    run(&task, <Rows> residual_layer_norm_forward_rows[float], <Rows> residual_layer_norm_forward_rows[double], x, N,
+        grain_of(N, C * 8))
+    return s, y, mean, rstd
+
+
+cdef void residual_layer_norm_backward_blocks(real *dy, Task *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
+    cdef real *ds = <real *> task.array[1]
+    cdef real *s = <real *> task.array[2]
+    cdef real *weight = <real *> task.array[3]
+    cdef real *mean = <real *> task.array[4]
+    cdef real *rstd = <real *> task.array[5]
+    cdef real *dresidual = <real *> task.array[6]
+    cdef real *dx = <real *> task.array[7]
+    cdef double *dweight = <double *> task.array[8]
+    cdef double *dbias = <double *> task.array[9]
+    cdef double *dx_bias = <double *> task.array[10]
+    cdef Py_ssize_t C = task.size[0], N = task.size[1], block, row, j, at
+    cdef double p = task.scalar[0]
+    for block in range(begin, end):
+        for row in range(block * BLOCK, min(N, (block + 1) * BLOCK)):
+            at = row * C
+            normalize_row_backward(dy + at, s + at, weight, mean[row], rstd[row], dresidual + at, ds + at,
+                                   dweight + block * C, dbias + block * C, C)
+            if p > 0:
+                dropout_mask(dx + at, C, <uint64_t> row, task, p)
+                for j in range(C):
+                    dx[at + j] *= dresidual[at + j]
+            for j in range(C):
+                dx_bias[block * C + j] += dx[at + j]
+
+
+def residual_layer_norm_backward(dy, ds, s, weight, mean, rstd, double p, uint64_t seed, uint64_t stream):
+    """dy, ds, s (N, C), weight (C,), mean, rstd (N,) -> dresidual, dx (N, C), dx_bias, dweight, dbias (C,)."""
+    cdef Task task
+    cdef Py_ssize_t N = s.shape[0], C = s.shape[1], blocks = (N + BLOCK - 1) // BLOCK
+    dresidual = numpy.empty_like(s)
+    dx = dresidual if p == 0 else numpy.empty_like(s)
+    sums = numpy.zeros((3, blocks, C))
+    give(&task, (dy, ds, s, weight, mean, rstd, dresidual, dx, sums[0], sums[1], sums[2]))
+    task.size[0], task.size[1] = C, N
+    task.scalar[0] = p
+    task.seed, task.stream = seed, stream
+    run(&task, <Rows> residual_layer_norm_backward_blocks[float], <Rows> residual_layer_norm_backward_blocks[double],
+        s, blocks, 1)
+    dweight, dbias, dx_bias = sums.sum(axis=1).astype(s.dtype)
+    return dresidual, dx, dx_bias, dweight, dbias
