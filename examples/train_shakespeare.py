@@ -1,0 +1,84 @@
+"""Train a GPT on Shakespeare, from text to sample: the way of the data through tinygpt.
+
+    python examples/train_shakespeare.py                      # about two minutes on two cores
+    python examples/train_shakespeare.py --data my_text.txt   # any UTF-8 text
+    python examples/train_shakespeare.py --resume             # after Ctrl-C: goes on bit for bit
+
+    text -> tokenizer -> ids in a memory-mapped file -> batches -> model -> loss -> gradients -> AdamW -> sample
+
+Every setting is an option (see --help); a preset is a set of them. The training loop is `Trainer`. What it does at
+each step, without the bookkeeping (progress, metrics, evaluation, checkpoints), is these lines:
+
+    inputs, targets = batches.batch(step)                     # (B, T) ids, and the ids that follow them
+    loss = model.loss(inputs, targets)                        # mean cross-entropy
+    loss.backward()                                           # a gradient for every parameter
+    optimizer.lr = schedule(step)                             # warm-up, then a cosine
+    norm = tg.optim.grad_norm(model.parameters())
+    optimizer.step(grad_scale=tg.optim.clip_coefficient(norm, 1.0))
+    optimizer.zero_grad()
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import tinygpt as tg
+from tinygpt.cli import add_sampling_options, again, exit_with, sample_text
+from tinygpt.training import (
+    OptionParser,
+    Trainer,
+    add_run_options,
+    choose_settings,
+    describe_run,
+    evaluate,
+    prepare_text,
+)
+
+
+def parse_options() -> argparse.Namespace:
+    parser = OptionParser(description="Train a GPT on Shakespeare.", epilog="Ctrl-C saves; --resume goes on.")
+    add_run_options(parser, out="out/shakespeare-{preset}")
+    add_sampling_options(parser.add_argument_group("the sample at the end"))
+    return parser.parse_args()
+
+
+def train() -> int:
+    options = parse_options()
+    tg.use_backend(options.backend)
+
+    # The settings: a preset's and the command line's or, with --resume, those in the checkpoint.
+    settings = choose_settings(options)
+    config = settings.training
+
+    # The text, a character a token: encoded once into a file, of which only what is used is read.
+    text = prepare_text(settings)
+    train_tokens, validation_tokens = tg.data.split(text.tokens, config.validation_fraction)
+
+    # The model, its weights drawn from the seed.
+    model = tg.GPT(tg.GPTConfig(vocab_size=text.tokenizer.vocab_size, **settings.model), seed=config.seed)
+    print(describe_run(settings, text, model), flush=True)
+
+    # The sample: its options are checked here, its text is made when it is read, below.
+    sample = sample_text(model, text.tokenizer, options, seed=config.seed)
+
+    # Training: checkpoints, metrics.jsonl and loss_curve.png appear in the folder.
+    trainer = Trainer(model, train_tokens, validation_tokens, config, settings.folder)
+    if settings.checkpoint is not None:
+        trainer.resume(settings.checkpoint)
+    result = trainer.run()
+    if result.signal is not None:
+        print(f"Saved at step {result.step}. Go on with:\n    {again('--resume', '--out', str(settings.folder))}")
+        return 128 + result.signal
+    print(result.summary())
+
+    # How good it is, over every character that it was not trained on; and what it writes.
+    loss = evaluate(model, validation_tokens, config.batch_size)
+    print(f"Loss over the whole validation text: {loss:.4f}\n", flush=True)
+    for piece in sample:
+        print(piece, end="", flush=True)
+    print()
+    return 0
+
+
+if __name__ == "__main__":
+    exit_with(train)

@@ -1,0 +1,6 @@
+"""`python -m tinygpt` is the command `tinygpt`."""
+
+from .cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,190 @@
+"""Checkpoints: whole or not there, and never of two minds.
+
+A run's folder holds
+
+    checkpoint-00002000.safetensors    all of one step: weights, optimizer state, and (as JSON in the file's
+                                       metadata) the configuration, random state and position of the run
+    checkpoints.json                   which file is "latest" and which is "best", and their SHA-256
+
+One step is one file, so weights and optimizer state can't come from two steps. A file gets its name only when
+it is complete and on the disk; then `checkpoints.json` is replaced, in one rename for both of its entries; then
+the files that it no longer names are removed. A crash, a kill or a full disk at any moment between leaves
+`checkpoints.json` naming complete files. The SHA-256 finds a file that was cut short or changed afterwards.
+
+No pickle: a checkpoint holds numbers and text, and reading it runs no code.
+Format: https://huggingface.co/docs/safetensors (8 bytes of header length, a JSON header, the arrays).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from ..errors import CheckpointError, UsageError
+from ..files import atomic_write
+
+INDEX = "checkpoints.json"
+FORMAT = "tinygpt-checkpoint"
+VERSION = 1
+_DTYPES = {"float32": "F32", "float64": "F64", "int64": "I64", "int32": "I32", "uint8": "U8", "bool": "BOOL"}
+
+
+@dataclass
+class Checkpoint:
+    """All of one step. model, optimizer: NumPy arrays by name. state: values that JSON can hold."""
+
+    model: dict[str, np.ndarray]
+    optimizer: dict[str, np.ndarray]
+    state: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        return self.state["step"]
+
+
+class CheckpointFolder:
+    """The latest and the best checkpoint of the run in `folder`."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.index_path = self.folder / INDEX
+
+    def exists(self) -> bool:
+        """Whether a checkpoint was ever completed here."""
+        return self.index_path.exists()
+
+    def save(self, checkpoint: Checkpoint, best: bool = False) -> Path:
+        """Write a checkpoint and make it the latest one, and the best one too if so told.
+
+        Raises OSError (a full disk, a folder that can't be written); what was there before is then intact.
+        """
+        path = self.folder / f"checkpoint-{checkpoint.step:08d}.safetensors"
+        header = {"format": FORMAT, "version": str(VERSION), "state": json.dumps(checkpoint.state, allow_nan=False)}
+        arrays = {f"model.{name}": array for name, array in checkpoint.model.items()}
+        arrays |= {f"optimizer.{name}": array for name, array in checkpoint.optimizer.items()}
+        with atomic_write(path) as file:
+            digest = write_safetensors(file, arrays, header)
+        entry = {"file": path.name, "step": checkpoint.step, "sha256": digest}
+        index = self._read_index() if self.exists() else {}
+        index["latest"] = entry
+        if best:
+            index["best"] = entry
+        with atomic_write(self.index_path, "w") as file:
+            json.dump(index, file, indent=1)
+            file.write("\n")
+        self._tidy({entry["file"] for entry in index.values()})
+        return path
+
+    def _tidy(self, named: set[str]) -> None:
+        """Remove what `checkpoints.json` does not name, and what a killed process left half-written."""
+        stale = [path for path in self.folder.glob("checkpoint-*.safetensors") if path.name not in named]
+        stale += [path for path in self.folder.glob(".*.tmp") if path.name.startswith((".checkpoint", f".{INDEX}"))]
+        for path in stale:
+            with contextlib.suppress(OSError):  # a file too many does no harm
+                path.unlink()
+
+    def remove(self) -> None:
+        """Forget the run: the index first, so that it never names a file that is gone."""
+        self.index_path.unlink(missing_ok=True)
+        self._tidy(set())
+
+    def load(self, which: str = "latest") -> Checkpoint:
+        """The "latest" or the "best" checkpoint. Raises CheckpointError: missing, damaged, of another format."""
+        entry = self.entry(which)
+        path = self.folder / entry["file"]
+        _verify(path, entry["sha256"])
+        return read_checkpoint(path)
+
+    def entry(self, which: str = "latest") -> dict[str, Any]:
+        """What `checkpoints.json` says of a checkpoint: its file, step and SHA-256."""
+        if not self.exists():
+            raise CheckpointError(
+                f"there is no checkpoint in {self.folder}: {self.index_path} does not exist; "
+                "give the folder of a run that has saved one"
+            )
+        index = self._read_index()
+        if which not in index:
+            raise CheckpointError(
+                f"{self.index_path} names no {which!r} checkpoint, only {', '.join(index) or 'none at all'}"
+            )
+        return index[which]
+
+    def _read_index(self) -> dict[str, dict[str, Any]]:
+        try:
+            index = json.loads(self.index_path.read_text(encoding="utf-8"))
+            for entry in index.values():
+                if Path(entry["file"]).name != entry["file"]:
+                    raise ValueError("a checkpoint's file is not in its folder")
+                int(entry["step"]), str(entry["sha256"])
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise CheckpointError(
+                f"{self.index_path} is damaged ({error}): delete it and start the run anew, or restore it from a copy"
+            ) from error
+        return index
+
+
+def write_safetensors(file: IO[bytes], arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> str:
+    """Write arrays in the safetensors format; returns the SHA-256 of what was written.
+
+    The library's own writer either builds the whole file in memory or writes it by a temporary file of its own
+    and hides the cause of a failure. This one streams, and a full disk is an OSError.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    position = 0
+    for name, array in arrays.items():
+        code = _DTYPES.get(array.dtype.name)
+        if code is None or array.dtype.byteorder == ">":
+            raise UsageError(f"a checkpoint can't hold {name} of dtype {array.dtype}")
+        header[name] = {"dtype": code, "shape": array.shape, "data_offsets": [position, position + array.nbytes]}
+        position += array.nbytes
+    text = json.dumps(header).encode("utf-8")
+    text += b" " * (-len(text) % 8)  # the arrays begin at a multiple of eight bytes
+    digest = hashlib.sha256()
+    for piece in (struct.pack("<Q", len(text)), text, *(array.tobytes() for array in arrays.values())):
+        digest.update(piece)
+        file.write(piece)
+    return digest.hexdigest()
+
+
+def _verify(path: Path, sha256: str) -> None:
+    try:
+        with open(path, "rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        raise CheckpointError(f"the checkpoint {path}, which {INDEX} names, is missing") from None
+    except OSError as error:
+        raise CheckpointError(f"the checkpoint {path} can't be read: {error.strerror or error}") from error
+    if found != sha256:
+        raise CheckpointError(
+            f"the checkpoint {path} is damaged or cut short: its {path.stat().st_size} bytes do not have the SHA-256 "
+            f"that {INDEX} gives; restore it from a copy, or start the run anew"
+        )
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """A checkpoint of one file. Raises CheckpointError where it is none."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
+        found = f"{metadata.get('format')} {metadata.get('version')}"
+        if found != f"{FORMAT} {VERSION}":
+            raise CheckpointError(f"{path} is not a checkpoint of this version: {found}, not {FORMAT} {VERSION}")
+        state = json.loads(metadata["state"])
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path} is not a whole checkpoint: {error}") from error
+    model = {name.removeprefix("model."): a for name, a in arrays.items() if name.startswith("model.")}
+    optimizer = {name.removeprefix("optimizer."): a for name, a in arrays.items() if name.startswith("optimizer.")}
+    return Checkpoint(model, optimizer, state)

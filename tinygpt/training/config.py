@@ -1,0 +1,121 @@
+"""What can be set about a training run, with its meaning, its default and its limits.
+
+`TrainingConfig` is the one place where a setting is written down: the command line makes its options of the
+fields (`options.py`), a checkpoint stores them, and the loop reads them. `PRESETS` gives the values of
+three known settings of the model and the run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..checks import number, whole_number
+from ..errors import RangeError, UsageError
+from ..optim.schedules import KINDS as SCHEDULES
+
+# What a resumed run may set anew: how long it runs and how closely it is watched. The rest says which run
+# it is, and must be what it was.
+CHANGEABLE = frozenset({"steps", "eval_every", "log_every", "checkpoint_every", "patience", "detect_anomaly"})
+
+
+def _setting(default: Any, help: str, **limits: Any) -> Any:
+    return field(default=default, metadata={"help": help, **limits})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """The settings of a run; the defaults are nanoGPT's for a CPU. Raises RangeError with a sentence."""
+
+    steps: int = _setting(2000, "optimizer steps in all", at_least=1)
+    batch_size: int = _setting(12, "rows in a batch", at_least=1)
+    gradient_accumulation: int = _setting(1, "batches whose gradients are averaged for one step", at_least=1)
+    lr: float = _setting(1e-3, "the highest learning rate", above=0)
+    min_lr: float | None = _setting(None, "the learning rate at the end of its decay; by default lr / 10", at_least=0)
+    schedule: str = _setting("cosine", "how the learning rate falls after the warm-up", choices=tuple(SCHEDULES))
+    warmup_steps: int = _setting(100, "steps in which the learning rate rises from zero", at_least=0)
+    decay_steps: int | None = _setting(None, "step at which min_lr is reached; by default the last", at_least=1)
+    weight_decay: float = _setting(0.1, "decoupled decay of the weight matrices", at_least=0)
+    beta1: float = _setting(0.9, "AdamW: decay of the mean gradient", at_least=0, below=1)
+    beta2: float = _setting(0.99, "AdamW: decay of the mean squared gradient", at_least=0, below=1)
+    grad_clip: float = _setting(1.0, "largest norm of all gradients together; 0: no limit", at_least=0)
+    validation_fraction: float = _setting(0.1, "the last part of the text, not trained on", above=0, below=1)
+    eval_every: int = _setting(250, "steps between evaluations", at_least=1)
+    eval_batches: int = _setting(20, "validation batches in an evaluation, always the same; 0: all of them", at_least=0)
+    patience: int = _setting(0, "stop after so many evaluations without a new best; 0: never", at_least=0)
+    log_every: int = _setting(10, "steps between lines of the metrics file", at_least=1)
+    checkpoint_every: int = _setting(250, "steps between checkpoints", at_least=1)
+    seed: int = _setting(0, "of the weights, the batches and the dropout masks", at_least=0)
+    detect_anomaly: bool = _setting(False, "look at every array for NaN and infinity: slow, names the operation")
+
+    def __post_init__(self) -> None:
+        for setting in dataclasses.fields(self):
+            _check(setting, getattr(self, setting.name))
+        if self.min_lr is None:
+            object.__setattr__(self, "min_lr", self.lr / 10)
+        elif self.min_lr > self.lr:
+            raise RangeError(f"training: min_lr must be at most lr = {self.lr:g}, not {self.min_lr:g}")
+        if self.decay_steps is None:  # fixed now, so that a resumed run with more steps keeps its schedule
+            object.__setattr__(self, "decay_steps", max(self.steps, self.warmup_steps + 1))
+        elif self.decay_steps <= self.warmup_steps:
+            raise RangeError(
+                f"training: decay_steps must be above warmup_steps = {self.warmup_steps}, not {self.decay_steps}: "
+                "the decay begins where the warm-up ends"
+            )
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TrainingConfig:
+        """Of the values that `dataclasses.asdict` gave."""
+        unknown = sorted(set(values) - {setting.name for setting in dataclasses.fields(cls)})
+        if unknown:
+            raise UsageError(f"TrainingConfig has no setting {', '.join(unknown)}: was it made by another version?")
+        return cls(**values)
+
+
+def _check(setting: dataclasses.Field[Any], value: Any) -> None:
+    limits, name = dict(setting.metadata), setting.name
+    limits.pop("help")
+    if value is None and setting.default is None:
+        return
+    if "choices" in limits:
+        if value not in limits["choices"]:
+            raise RangeError(f"training: {name} must be one of {', '.join(limits['choices'])}, not {value!r}")
+    elif setting.type == "bool":
+        if not isinstance(value, bool):
+            raise RangeError(f"training: {name} must be True or False, not {value!r}")
+    elif setting.type.startswith("float"):
+        number("training", name, value, **limits)
+    else:
+        whole_number("training", name, value, **limits)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Values of `GPTConfig` and `TrainingConfig` that belong together."""
+
+    description: str
+    model: dict[str, Any]
+    training: dict[str, Any]
+
+
+PRESETS = {
+    "tiny": Preset(
+        "nanoGPT's setting for a CPU: minutes",
+        {"n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 64, "dropout": 0.0, "bias": False},
+        {"batch_size": 12, "steps": 2000, "eval_batches": 20},
+    ),
+    "baby": Preset(
+        "nanoGPT's setting for a GPU: hours on a CPU",
+        {"n_layer": 6, "n_head": 6, "n_embd": 384, "block_size": 256, "dropout": 0.2, "bias": False},
+        {"batch_size": 64, "steps": 5000, "eval_batches": 200},
+    ),
+    "gpt2": Preset(
+        "GPT-2's smallest size, with a short block: days on a CPU",
+        {"n_layer": 12, "n_head": 12, "n_embd": 768, "block_size": 256, "dropout": 0.0, "bias": True},
+        {
+            "batch_size": 4, "gradient_accumulation": 8, "steps": 5000, "lr": 6e-4,
+            "warmup_steps": 200, "beta2": 0.95, "eval_batches": 20,
+        },
+    ),
+}  # fmt: skip

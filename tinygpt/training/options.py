@@ -1,0 +1,69 @@
+"""Command-line options made of dataclasses, so that no setting is written down twice.
+
+    add_options(parser, TrainingConfig, "training")      # --lr, --batch-size, --no-detect-anomaly, ...
+    given_options(parser.parse_args(), TrainingConfig)   # {"lr": 0.001}: only what the user wrote
+
+A field's type gives the option's type, its `metadata` the help text ("help") and the choices ("choices"). An
+option that was not written is absent from the result: its value is the preset's, the dataclass's or, in a
+resumed run, the checkpoint's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import typing
+from collections.abc import Collection, Mapping
+from typing import Any, NoReturn
+
+
+class OptionParser(argparse.ArgumentParser):
+    """A parser that answers a mistake with one sentence, not with forty lines of usage before it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def add_options(
+    parser: argparse.ArgumentParser,
+    config_class: type,
+    title: str,
+    presets: Mapping[str, Mapping[str, Any]] | None = None,
+    help: Mapping[str, str] | None = None,
+    skip: Collection[str] = (),
+) -> None:
+    """One option for each field of the dataclass, but those in `skip`.
+
+    presets: the values of each preset, by its name; the help text shows those that differ. help: texts for fields
+    that have none of their own.
+    """
+    group = parser.add_argument_group(title)
+    hints = typing.get_type_hints(config_class)
+    for setting in dataclasses.fields(config_class):
+        if setting.name in skip:
+            continue
+        kind = next(t for t in (typing.get_args(hints[setting.name]) or (hints[setting.name],)) if t is not type(None))
+        words = setting.metadata.get("help") or (help or {}).get(setting.name, "")
+        text = f"{words}{_defaults(setting, presets or {})}".replace("%", "%%")
+        settings: dict[str, Any] = {"dest": setting.name, "default": argparse.SUPPRESS, "help": text}
+        if kind is bool:
+            settings["action"] = argparse.BooleanOptionalAction
+        else:
+            settings |= {"type": kind, "choices": setting.metadata.get("choices")}
+            if settings["choices"] is None:
+                settings["metavar"] = "N" if kind is int else "X"
+        group.add_argument("--" + setting.name.replace("_", "-"), **settings)
+
+
+def _defaults(setting: dataclasses.Field[Any], presets: Mapping[str, Mapping[str, Any]]) -> str:
+    values = {name: preset.get(setting.name, setting.default) for name, preset in presets.items()}
+    if len(set(map(repr, values.values()))) > 1:
+        return " (default: " + ", ".join(f"{value} for {name}" for name, value in values.items()) + ")"
+    default = next(iter(values.values()), setting.default)
+    return "" if default is None else f" (default: {default})"  # None: the words say what it comes to
+
+
+def given_options(options: argparse.Namespace, config_class: type) -> dict[str, Any]:
+    """The fields of the dataclass that the user set on the command line."""
+    names = {setting.name for setting in dataclasses.fields(config_class)}
+    return {name: value for name, value in vars(options).items() if name in names}

@@ -1,0 +1,39 @@
+"""The loss curve as a picture, for those who have matplotlib."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..errors import missing_extra
+from ..files import atomic_write
+from .metrics import read_metrics
+
+
+def draw_loss_curve(metrics: Path, picture: Path) -> None:
+    """Draw the training and the validation loss of a metrics file into a PNG file.
+
+    Raises MissingExtraError without matplotlib.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise missing_extra("matplotlib", "viz", "the picture of the loss curve") from error
+    figure = Figure(figsize=(8, 5), layout="constrained")  # no pyplot: no window, no global state
+    axes = figure.add_subplot()
+    records = list(read_metrics(metrics))
+    for key, label, style in (
+        ("loss", "training", {"linewidth": 1.0, "alpha": 0.7}),
+        ("validation_loss", "validation", {"linewidth": 2.0, "marker": "o", "markersize": 4}),
+    ):
+        points = [(record["step"], record[key]) for record in records if key in record]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=label, **style)
+    axes.set_title("Loss during training")
+    axes.set_xlabel("step")
+    axes.set_ylabel("cross-entropy (nats per token)")
+    axes.grid(alpha=0.3)
+    if axes.lines:
+        axes.legend()
+    with atomic_write(picture) as file:
+        FigureCanvasAgg(figure).print_png(file)

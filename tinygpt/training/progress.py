@@ -1,0 +1,63 @@
+"""What a person sees while a run goes on: a bar on a terminal, a few plain lines in a log file."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from tqdm import tqdm
+
+_REFRESH = 0.1  # seconds between drawings: drawing at each step would cost more than a small model's step
+_LINE = 30.0  # seconds between lines of a log file
+_LAYOUT = "{percentage:3.0f}%|{bar:24}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+
+
+class Progress:
+    """Steps done, loss, tokens/s and time left."""
+
+    def __init__(self, total: int, done: int, tokens_per_step: int, stream: Any = None) -> None:
+        self.stream = stream if stream is not None else sys.stderr
+        self.tokens_per_step = tokens_per_step
+        self._shown, self._time, self._rate = done, time.perf_counter(), 0.0
+        self._last: tuple[int, float] | None = None
+        self._last_line = self._time
+        # miniters huge: we say when to draw. leave: the finished bar stays on the screen.
+        self._bar = tqdm(
+            total=total, initial=done, file=self.stream, bar_format=_LAYOUT, mininterval=0, miniters=1 << 62,
+            disable=not self.stream.isatty(), leave=True,
+        )  # fmt: skip
+
+    def update(self, step: int, loss: float) -> None:
+        """After each step; draws now and then."""
+        self._last = step, loss
+        now = time.perf_counter()
+        elapsed = now - self._time
+        if elapsed < _REFRESH:
+            return
+        rate = (step - self._shown) * self.tokens_per_step / elapsed
+        self._rate = rate if self._rate == 0.0 else 0.9 * self._rate + 0.1 * rate
+        self._draw(step, loss)
+        self._shown, self._time = step, now
+        if self._bar.disable and now - self._last_line > _LINE:
+            self.line(step, f"step {step}: {self._facts(loss)}")
+
+    def _draw(self, step: int, loss: float) -> None:
+        self._bar.n = step
+        self._bar.set_postfix_str(self._facts(loss), refresh=False)
+        self._bar.refresh()
+
+    def _facts(self, loss: float) -> str:
+        return f"loss {loss:.3f}, {self._rate:,.0f} tokens/s"
+
+    def line(self, step: int, text: str) -> None:
+        """A line of text above the bar; in a log file, just a line."""
+        tqdm.write(text, file=self.stream)
+        self.stream.flush()
+        self._shown, self._time = step, time.perf_counter()  # an evaluation's time is not the steps'
+        self._last_line = self._time
+
+    def close(self) -> None:
+        if self._last is not None:
+            self._draw(*self._last)
+        self._bar.close()

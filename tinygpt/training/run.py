@@ -1,0 +1,220 @@
+"""From a command line to a run, and back from its folder: what `tinygpt train` and the example share.
+
+    settings = choose_settings(options)                       # presets, options, or the checkpoint's with --resume
+    text = prepare_text(settings)                             # a tokenizer and memory-mapped tokens
+    model, tokenizer, checkpoint = load_model(folder)         # of a run that has saved a checkpoint
+
+A run's folder holds `text.json` (which text it was), `tokenizer.tinygpt.json`, `tokens.npy`, the checkpoints (see
+`checkpoint.py`), `metrics.jsonl` and `loss_curve.png`.
+
+`--resume` takes everything from the checkpoint. Options that only say how long a run goes on and how it is watched
+(`CHANGEABLE`: --steps, --eval-every, ...) may be set anew; any other must be what it was, or is refused. More steps
+do not stretch the learning rate's decay: it stays at min_lr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import backends, tokenizers
+from ..data import Corpus, open_tokens, read_text, shakespeare, write_tokens
+from ..data.tokens import explain_os_errors, folder_made
+from ..errors import CheckpointError, UsageError
+from ..files import atomic_write
+from ..gpt import GPT, GPTConfig
+from ..tokenizers import ByteTokenizer, CharTokenizer, Tokenizer
+from .checkpoint import Checkpoint, CheckpointFolder
+from .config import CHANGEABLE, PRESETS, TrainingConfig
+from .loop import METRICS, PICTURE, require_same
+from .options import add_options, given_options
+
+TEXT, TOKENS = "text.json", "tokens.npy"
+TOKENIZERS = ("character", "byte")
+MODEL_HELP = {
+    "block_size": "the longest sequence, in tokens",
+    "n_layer": "blocks, one after the other",
+    "n_head": "heads of attention in each",
+    "n_embd": "channels; a multiple of n_head",
+    "dropout": "share of the activations set to zero in training",
+    "bias": "biases in the linear layers and in LayerNorm",
+    "layer_norm_epsilon": "added to the variance in LayerNorm",
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run is to be. model: GPTConfig's values but for vocab_size, which the text decides."""
+
+    folder: Path
+    backend: str
+    model: dict[str, Any]
+    training: TrainingConfig
+    checkpoint: Checkpoint | None  # what to go on from
+    data: str | None
+    tokenizer: str | None
+
+    @property
+    def resume(self) -> bool:
+        return self.checkpoint is not None
+
+
+@dataclass(frozen=True)
+class Text:
+    """The text of a run: how it is read (tokenizer), its ids (N,), and a sentence that says which text it is."""
+
+    tokenizer: Tokenizer
+    tokens: np.ndarray
+    description: str
+
+
+def add_run_options(parser: argparse.ArgumentParser, out: str) -> None:
+    """All options of a training run; `out` is the default folder, in which `{preset}` stands for the preset."""
+    group = parser.add_argument_group("the run")
+    presets = "; ".join(f"{name}: {preset.description}" for name, preset in PRESETS.items())
+    group.add_argument("--backend", choices=("numpy", "cupy"), default="numpy", help="CPU or GPU (default: numpy)")
+    group.add_argument("--preset", choices=tuple(PRESETS), help=f"{presets} (default: tiny; baby on a GPU)")
+    group.add_argument("--data", metavar="FILE", help="a UTF-8 text to train on (default: Shakespeare)")
+    group.add_argument("--tokenizer", choices=TOKENIZERS, help="what a token is (default: character)")
+    group.add_argument("--out", metavar="FOLDER", help=f"where everything is kept (default: {out})")
+    group.add_argument("--resume", action="store_true", help="go on from the latest checkpoint in --out")
+    group.add_argument("--overwrite", action="store_true", help="replace the run in --out by a new one")
+    parser.set_defaults(default_out=out)
+    add_options(parser, TrainingConfig, "training", {name: preset.training for name, preset in PRESETS.items()})
+    models = {name: preset.model for name, preset in PRESETS.items()}
+    add_options(parser, GPTConfig, "the model", models, MODEL_HELP, skip=("vocab_size",))
+
+
+def choose_settings(options: argparse.Namespace) -> Settings:
+    """The settings of a new run or, with --resume, of the one in the folder. Makes the folder of a new run.
+
+    Raises UsageError for settings without sense and for a folder that holds a run already, CheckpointError when
+    there is nothing to resume or the options contradict it.
+    """
+    name = options.preset or ("baby" if options.backend == "cupy" else "tiny")
+    preset = PRESETS[name] if options.preset or not options.resume else None
+    model = (dict(preset.model) if preset else {}) | given_options(options, GPTConfig)
+    training = (dict(preset.training) if preset else {}) | given_options(options, TrainingConfig)
+    folder = Path(options.out or options.default_out.format(preset=name))
+    checkpoint = None
+    if options.resume:
+        checkpoint = CheckpointFolder(folder).load("latest")
+        where = f"the checkpoint of step {checkpoint.step} in {folder}"
+        stored = checkpoint.state["training_config"]
+        require_same(where, checkpoint.state["model_config"], model)
+        require_same(where, stored, training, CHANGEABLE)
+        training = stored | training
+        model = {key: value for key, value in checkpoint.state["model_config"].items() if key != "vocab_size"}
+    config = TrainingConfig.from_dict(training)
+    GPTConfig(vocab_size=1, **model)  # refused now if impossible, before anything is written
+    if not options.resume:
+        _claim(folder, options.overwrite)
+    return Settings(folder, options.backend, model, config, checkpoint, options.data, options.tokenizer)
+
+
+def _claim(folder: Path, overwrite: bool) -> None:
+    checkpoints = CheckpointFolder(folder)
+    if checkpoints.exists() and not overwrite:
+        raise UsageError(
+            f"the folder {folder} holds a run already: go on with it with --resume, keep it and choose another --out, "
+            "or replace it with --overwrite"
+        )
+    folder_made(folder)
+    with explain_os_errors("clear the folder", folder):
+        checkpoints.remove()
+        for name in (METRICS, PICTURE, TEXT):
+            (folder / name).unlink(missing_ok=True)
+
+
+def prepare_text(settings: Settings) -> Text:
+    """Tokenizer and tokens of a run, made of the text, or with --resume opened again.
+
+    Raises UsageError for a text that can't be read or is empty, CheckpointError when a resumed run is given
+    another text or when its files are gone.
+    """
+    folder = settings.folder
+    if settings.resume:
+        facts = _read_facts(folder)
+        if settings.data is not None and _sha256(Path(settings.data)) != facts["sha256"]:
+            raise CheckpointError(
+                f"the run in {folder} is of another text than {settings.data}: {facts['description']}"
+            )
+        if settings.tokenizer not in (None, facts["tokenizer"]):
+            raise CheckpointError(f"the run in {folder} has {facts['tokenizer']} tokens, not {settings.tokenizer}")
+    else:
+        facts = _make_text(folder, settings.data, settings.tokenizer or "character")
+    return Text(tokenizers.load(folder), open_tokens(folder / TOKENS), facts["description"])
+
+
+def _make_text(folder: Path, data: str | None, kind: str) -> dict[str, str]:
+    corpus = shakespeare() if data is None else Corpus(Path(data), Path(data).name, f"the file {data}")
+    tokenizer = ByteTokenizer() if kind == "byte" else _characters(corpus.path)
+    write_tokens(corpus.path, tokenizer, folder / TOKENS)
+    tokenizer.save(folder)
+    facts = {"description": corpus.description, "tokenizer": kind, "sha256": _sha256(corpus.path)}
+    with explain_os_errors("write", folder / TEXT), atomic_write(folder / TEXT, "w") as file:
+        json.dump(facts, file, indent=1, ensure_ascii=False)
+    return facts
+
+
+def _characters(path: Path) -> CharTokenizer:
+    pieces = list(dict.fromkeys(character for piece in read_text(path) for character in set(piece)))
+    if not pieces:
+        raise UsageError(f"the text {path} is empty: there is nothing to train on")
+    return CharTokenizer.from_text("".join(pieces))
+
+
+def _read_facts(folder: Path) -> dict[str, str]:
+    try:
+        facts = json.loads((folder / TEXT).read_text(encoding="utf-8"))
+        return {key: str(facts[key]) for key in ("description", "tokenizer", "sha256")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder / TEXT} is missing or damaged ({error}): start the run anew") from error
+
+
+def _sha256(path: Path) -> str:
+    with explain_os_errors("read", path), open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def load_model(folder: str | Path, which: str = "best") -> tuple[GPT, Tokenizer, Checkpoint]:
+    """The model of a run's "best" or "latest" checkpoint, ready to use, with its tokenizer. Raises CheckpointError."""
+    folder = Path(folder)
+    checkpoint = CheckpointFolder(folder).load(which)
+    tokenizer = tokenizers.load(folder)
+    try:
+        config = GPTConfig.from_dict(checkpoint.state["model_config"])
+        model = GPT(config, dtype=checkpoint.model["wte.weight"].dtype.name)
+        model.load_state_dict(checkpoint.model)
+    except (UsageError, TypeError, KeyError) as error:
+        raise CheckpointError(f"the {which} checkpoint in {folder} makes no model: {error}") from error
+    if tokenizer.vocab_size != config.vocab_size:
+        raise CheckpointError(
+            f"the tokenizer in {folder} has {tokenizer.vocab_size} tokens and the model {config.vocab_size}: "
+            "they do not belong together"
+        )
+    model.eval()
+    return model, tokenizer, checkpoint
+
+
+def describe_run(settings: Settings, text: Text, model: GPT) -> str:
+    """What is about to run, and on what: a few lines to print before training."""
+    config, training = model.config, settings.training
+    begin = settings.checkpoint.step if settings.checkpoint is not None else 0
+    lines = {
+        "Text": f"{text.description}; {len(text.tokens):,} tokens, {text.tokenizer.vocab_size} different, the last "
+        f"{training.validation_fraction:.0%} for validation",
+        "Model": f"{config.n_layer} layers, {config.n_head} heads, {config.n_embd} channels, block "
+        f"{config.block_size}, dropout {config.dropout:g}, {'with' if config.bias else 'no'} biases: "
+        f"{model.num_parameters():,} parameters",
+        "Run": f"steps {begin} to {training.steps}, each {training.gradient_accumulation} x {training.batch_size} x "
+        f"{config.block_size} tokens; kept in {settings.folder}",
+        "On": backends.get(settings.backend).describe(),
+    }
+    return "\n".join(f"{name + ':':<7}{line}" for name, line in lines.items())
