@@ -99,15 +99,15 @@ cdef void layer_norm_backward_blocks(real *dy, Task *task, Py_ssize_t begin, Py_
                                    dweight + block * C, dbias + block * C if dbias != NULL else NULL, C)
 
 
-def layer_norm_backward(dy, x, weight, mean, rstd):
-    """dy, x (N, C), weight (C,), mean, rstd (N,) -> dx (N, C), dweight (C,), dbias (C,)."""
+def layer_norm_backward(dy, x, weight, mean, rstd, bint has_bias=True):
+    """dy, x (N, C), weight (C,), mean, rstd (N,) -> dx (N, C), dweight (C,), dbias (C,) or None."""
     cdef Task task
     cdef Py_ssize_t N = x.shape[0], C = x.shape[1], blocks = (N + BLOCK - 1) // BLOCK
     dx = numpy.empty_like(x)
     sums = numpy.zeros((2, blocks, C))
-    give(&task, (dy, x, weight, mean, rstd, dx, sums[0], sums[1]))
+    give(&task, (dy, x, weight, mean, rstd, dx, sums[0], sums[1] if has_bias else None))
     task.size[0] = C
     task.size[1] = N
     run(&task, <Rows> layer_norm_backward_blocks[float], <Rows> layer_norm_backward_blocks[double], x, blocks, 1)
     dweight, dbias = sums.sum(axis=1).astype(x.dtype)
-    return dx, dweight, dbias
+    return dx, dweight, dbias if has_bias else None

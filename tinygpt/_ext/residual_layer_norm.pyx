@@ -71,27 +71,33 @@ cdef void residual_layer_norm_backward_blocks(real *dy, Task *task, Py_ssize_t b
         for row in range(block * BLOCK, min(N, (block + 1) * BLOCK)):
             at = row * C
             normalize_row_backward(dy + at, s + at, weight, mean[row], rstd[row], dresidual + at, ds + at,
-                                   dweight + block * C, dbias + block * C, C)
+                                   dweight + block * C, dbias + block * C if dbias != NULL else NULL, C)
             if p > 0:
                 dropout_mask(dx + at, C, <uint64_t> row, task, p)
                 for j in range(C):
                     dx[at + j] *= dresidual[at + j]
-            for j in range(C):
-                dx_bias[block * C + j] += dx[at + j]
+            if dx_bias != NULL:
+                for j in range(C):
+                    dx_bias[block * C + j] += dx[at + j]
 
 
-def residual_layer_norm_backward(dy, ds, s, weight, mean, rstd, double p, uint64_t seed, uint64_t stream):
-    """dy, ds, s (N, C), weight (C,), mean, rstd (N,) -> dresidual, dx (N, C), dx_bias, dweight, dbias (C,)."""
+def residual_layer_norm_backward(dy, ds, s, weight, mean, rstd, double p, uint64_t seed, uint64_t stream,
+                                 bint has_x_bias, bint has_bias):
+    """dy, ds, s (N, C), weight (C,), mean, rstd (N,) -> dresidual, dx (N, C), dx_bias, dweight, dbias (C,).
+
+    dx_bias and dbias are None where there is no such bias.
+    """
     cdef Task task
     cdef Py_ssize_t N = s.shape[0], C = s.shape[1], blocks = (N + BLOCK - 1) // BLOCK
     dresidual = numpy.empty_like(s)
     dx = dresidual if p == 0 else numpy.empty_like(s)
     sums = numpy.zeros((3, blocks, C))
-    give(&task, (dy, ds, s, weight, mean, rstd, dresidual, dx, sums[0], sums[1], sums[2]))
+    give(&task, (dy, ds, s, weight, mean, rstd, dresidual, dx, sums[0], sums[1] if has_bias else None,
+                 sums[2] if has_x_bias else None))
     task.size[0], task.size[1] = C, N
     task.scalar[0] = p
     task.seed, task.stream = seed, stream
     run(&task, <Rows> residual_layer_norm_backward_blocks[float], <Rows> residual_layer_norm_backward_blocks[double],
         s, blocks, 1)
     dweight, dbias, dx_bias = sums.sum(axis=1).astype(s.dtype)
-    return dresidual, dx, dx_bias, dweight, dbias
+    return dresidual, dx, dx_bias if has_x_bias else None, dweight, dbias if has_bias else None
