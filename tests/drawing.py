@@ -1,4 +1,4 @@
-"""How hypothesis draws the inputs of operations and kernels: shapes, memory layouts, values.
+"""What a row of the tables in `op_cases.py` is, and how hypothesis draws inputs: shapes, memory layouts, values.
 
 The values come from a seed that hypothesis draws, so a failing example is short to print and quick to make.
 """
@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+
+from tinygpt.function import Function
 
 # Sizes around the widths of vector registers, where loops over tails go wrong.
 reduced = st.sampled_from([1, 2, 3, 7, 8, 9, 15, 16, 17, 33])
@@ -106,13 +108,41 @@ def inputs(shape: Any, values: Callable[..., np.ndarray] = normal) -> st.SearchS
 
 @dataclass(frozen=True)
 class Example:
-    """Arguments of one call: the tensors' arrays, then the options."""
+    """Arguments of one call: arrays still to be made (for a kernel also plain values), then the options."""
 
-    arrays: tuple[Input, ...]
+    arrays: tuple[Any, ...]
     options: Mapping[str, Any] = field(default_factory=dict)
 
-    def make(self, dtype: Any = np.float64) -> list[np.ndarray]:
-        return [array.make(dtype) for array in self.arrays]
+    def make(self, dtype: Any = np.float64) -> list[Any]:
+        return [array.make(dtype) if isinstance(array, Input) else array for array in self.arrays]
+
+
+@dataclass(frozen=True)
+class Row:
+    """An operation: function(*tensors, **options) for the arguments that `examples` draws.
+
+    nodes: the classes of graph nodes it is made of. composed: the oracle, called in the same way.
+    takes_nan: a first input full of NaN must give a result with a NaN in it.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    examples: st.SearchStrategy[Example]
+    nodes: tuple[type[Function], ...]
+    composed: Callable[..., Any] | None = None
+    takes_nan: bool = True
+
+
+@dataclass(frozen=True)
+class KernelRow:
+    """A kernel, by name, and how to draw its arguments, all of them in order.
+
+    writes: the positions of arguments that the kernel writes to. They count as results, and must be drawn writable.
+    """
+
+    name: str
+    examples: st.SearchStrategy[Example]
+    writes: tuple[int, ...] = ()
 
 
 def some_examples(strategy: st.SearchStrategy[Any], count: int) -> list[Any]:

@@ -1,46 +1,56 @@
-"""One row for each operation: how to draw inputs for it. All checks of `test_ops.py` run over the rows.
+"""One row for each operation and for each kernel: how to draw inputs for it. All checks run over the rows.
 
-A row names the public function, how to draw its arguments, and, where there is one, the composed oracle. The
-classes of graph nodes that the function is made of are listed too, so that an operation without a row, or a
-backward pass without a mutation test, is noticed.
+`test_ops.py` runs its checks over ROWS, `test_checker.py` breaks each row's backward pass, `test_kernels.py` compares
+the bodies of each kernel over KERNEL_ROWS. An operation or a kernel without a row fails a test there.
 
 Draw the values away from kinks (relu at 0, ties in max) and poles (log at 0): the check compares with differences.
+The rows of the primitive operations are in `primitive_cases.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-from drawing import Example, inputs, leading, reduced
+from drawing import Example, KernelRow, Row, inputs, leading, positive, reduced
 from hypothesis import strategies as st
+from primitive_cases import PRIMITIVE_KERNELS, PRIMITIVES
 
 from tinygpt import ops
-from tinygpt.function import Function
 from tinygpt.ops.layer_norm import LayerNorm, layer_norm_composed
 
-
-@dataclass(frozen=True)
-class Row:
-    """function(*tensors, **options) for the arguments that `examples` draws."""
-
-    name: str
-    function: Callable[..., Any]
-    examples: st.SearchStrategy[Example]
-    nodes: tuple[type[Function], ...]
-    composed: Callable[..., Any] | None = None
-    takes_nan: bool = True  # a NaN anywhere in an input must come out somewhere
+# Layer normalisation ------------------------------------------------------------------------------
 
 
 @st.composite
 def layer_norm_examples(draw: Any) -> Example:
     C = draw(reduced)
     shape = (*draw(st.lists(leading, max_size=2)), C)
-    arrays = (draw(inputs(shape)), draw(inputs((C,))), draw(inputs((C,))))
-    return Example(arrays, {"eps": draw(st.sampled_from([1e-5, 0.1]))})
+    bias = [draw(inputs((C,)))] if draw(st.booleans()) else []
+    return Example((draw(inputs(shape)), draw(inputs((C,))), *bias), {"eps": draw(st.sampled_from([1e-5, 0.1]))})
+
+
+@st.composite
+def layer_norm_forward_examples(draw: Any) -> Example:
+    N, C = draw(leading), draw(reduced)
+    bias = draw(st.one_of(st.none(), inputs((C,))))
+    return Example((draw(inputs((N, C))), draw(inputs((C,))), bias, 1e-5))
+
+
+@st.composite
+def layer_norm_backward_examples(draw: Any) -> Example:
+    N, C = draw(leading), draw(reduced)
+    rows, row, column = inputs((N, C)), inputs((C,)), (N,)
+    statistics = draw(inputs(column)), draw(inputs(column, positive))
+    return Example((draw(rows), draw(rows), draw(row), *statistics, draw(st.booleans())))
 
 
 ROWS = [
+    *PRIMITIVES,
     Row("layer_norm", ops.layer_norm, layer_norm_examples(), (LayerNorm,), layer_norm_composed),
+]
+
+KERNEL_ROWS = [
+    *PRIMITIVE_KERNELS,
+    KernelRow("layer_norm_forward", layer_norm_forward_examples()),
+    KernelRow("layer_norm_backward", layer_norm_backward_examples()),
 ]

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from drawing import Example
+from drawing import Example, Row, some_examples
 from hypothesis import given
 from hypothesis import strategies as st
-from op_cases import ROWS, Row
+from op_cases import ROWS
 
 import tinygpt.ops  # noqa: F401  every operation is imported
 from tinygpt.function import Function, no_grad
@@ -126,7 +126,7 @@ def test_layout_does_not_matter(row: Row, data: Any) -> None:
     upstream = random_upstream(row, example, arrays)
     expected = backward_of(call(row, example), plain, upstream)
     assert_close(backward_of(call(row, example), arrays, upstream), expected, 1e-12)
-    turned = [np.asfortranarray(u) for u in upstream]  # a gradient may come in any layout as well
+    turned = [np.array(u, order="F") for u in upstream]  # a gradient may come in any layout as well
     assert_close(backward_of(call(row, example), arrays, turned), expected, 1e-12)
 
 
@@ -193,8 +193,6 @@ def test_every_operation_has_a_row() -> None:
 
 def test_rows_name_the_nodes_they_make() -> None:
     """Every class a row lists is really in the graph that its function makes."""
-    from drawing import some_examples
-
     for row in ROWS:
         seen: set[type[Function]] = set()
         for example in some_examples(row.examples, 30):

@@ -98,7 +98,7 @@ class Function:
                     f"{cls.__name__}: its inputs live on different backends "
                     f"({', '.join(name_of(a) for a in arrays)}): move them with .to(backend)"
                 )
-        wants = mode.grad_enabled and any([tensor.requires_grad for tensor in inputs])
+        wants = mode.grad_enabled and any(tensor.requires_grad for tensor in inputs)
         node.needs = tuple([wants and tensor.requires_grad for tensor in inputs])
         with np.errstate(all="ignore"):  # NaN and infinities pass through, as in the compiled bodies
             result = node.forward(*arrays, **options)
