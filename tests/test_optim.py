@@ -1,0 +1,348 @@
+"""Optimizers against the formulas in double precision, clipping, schedules, penalties."""
+
+import math
+
+import numpy as np
+import pytest
+
+from tinygpt import UsageError, optim, tensor
+from tinygpt.function import NonFiniteError
+from tinygpt.kernel import REGISTRY
+from tinygpt.optim import SGD, AdamW, clip_coefficient, clip_grad_norm, grad_norm, regularization, schedules
+from tinygpt.testing import check_gradients
+
+SHAPES = [(3, 4), (7,), (2, 3, 5), (1, 1), ()]
+
+
+def parameters_and_gradients(dtype=np.float64, steps=6, seed=0):
+    rng = np.random.default_rng(seed)
+    parameters = [tensor(rng.standard_normal(shape).astype(dtype), requires_grad=True) for shape in SHAPES]
+    gradients = [[rng.standard_normal(shape).astype(dtype) for shape in SHAPES] for _ in range(steps)]
+    return parameters, gradients
+
+
+def run(optimizer, parameters, gradients, **options):
+    for grads in gradients:
+        for parameter, grad in zip(parameters, grads, strict=True):
+            parameter.grad = grad.copy()
+        optimizer.step(**options)
+
+
+def adamw_by_formula(p, gradients, lr, beta1, beta2, eps, weight_decay):
+    """Algorithm 2 of the paper, one parameter, written without regard to speed."""
+    p = p.astype(np.float64)
+    m, v = np.zeros_like(p), np.zeros_like(p)
+    for t, g in enumerate(gradients, start=1):
+        g = g.astype(np.float64)
+        m = beta1 * m + (1 - beta1) * g
+        v = beta2 * v + (1 - beta2) * g**2
+        p = p - lr * weight_decay * p - lr * (m / (1 - beta1**t)) / (np.sqrt(v / (1 - beta2**t)) + eps)
+    return p
+
+
+@pytest.mark.parametrize("variant", list(REGISTRY["adamw_update"].variants()))
+@pytest.mark.parametrize("scale", [1.0, 0.25])
+@pytest.mark.parametrize(("dtype", "rtol"), [(np.float64, 1e-12), (np.float32, 1e-5)])
+def test_adamw_is_the_formula(variant, scale, dtype, rtol, monkeypatch):
+    monkeypatch.setattr("tinygpt.kernel._kind", variant)
+    parameters, gradients = parameters_and_gradients(dtype)
+    before = [p.data.copy() for p in parameters]
+    optimizer = AdamW(parameters, lr=0.1, betas=(0.8, 0.95), eps=1e-6, weight_decay=0.3)
+    run(optimizer, parameters, gradients, grad_scale=scale)
+    for i, (p, start) in enumerate(zip(parameters, before, strict=True)):
+        decay = 0.3 if start.ndim >= 2 else 0.0  # matrices only
+        wanted = adamw_by_formula(start, [scale * g[i] for g in gradients], 0.1, 0.8, 0.95, 1e-6, decay)
+        assert p.dtype == dtype
+        np.testing.assert_allclose(p.data, wanted, rtol=rtol, atol=rtol)
+
+
+def test_adamw_first_step_is_lr_in_the_direction_of_the_sign():
+    p = tensor(np.zeros(3), requires_grad=True)
+    p.grad = np.array([1e-3, -5.0, 1e4])
+    AdamW([p], lr=0.01, weight_decay=0).step()
+    np.testing.assert_allclose(p.data, [-0.01, 0.01, -0.01], rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda p: AdamW(p, lr=0.1, weight_decay=0.2),
+        lambda p: SGD(p, lr=0.1, momentum=0.9, weight_decay=0.2),
+    ],
+)
+def test_updates_reach_an_array_that_is_not_contiguous(make):
+    base = np.random.default_rng(0).standard_normal((6, 4))
+    strided = tensor(base.T[:, ::2], requires_grad=True)
+    plain = tensor(np.ascontiguousarray(base.T[:, ::2]), requires_grad=True)
+    for p in (strided, plain):
+        p.grad = np.random.default_rng(1).standard_normal((4, 3))
+        make([p]).step()
+    np.testing.assert_allclose(strided.data, plain.data, rtol=1e-12)  # one by the reference, one by a fast body
+    np.testing.assert_array_equal(base.T[:, ::2], strided.data)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_sgd_is_the_formula(nesterov):
+    parameters, gradients = parameters_and_gradients()
+    before = [p.data.copy() for p in parameters]
+    run(
+        SGD(parameters, lr=0.1, momentum=0.9, weight_decay=0.2, nesterov=nesterov),
+        parameters,
+        gradients,
+        grad_scale=0.5,
+    )
+    for i, (p, wanted) in enumerate(zip(parameters, before, strict=True)):
+        velocity = np.zeros_like(wanted)
+        for g in gradients:
+            grad = 0.5 * g[i] + (0.2 if wanted.ndim >= 2 else 0.0) * wanted
+            velocity = 0.9 * velocity + grad
+            wanted = wanted - 0.1 * (grad + 0.9 * velocity if nesterov else velocity)
+        np.testing.assert_allclose(p.data, wanted, rtol=1e-12)
+
+
+def test_plain_sgd_keeps_no_state():
+    parameters, gradients = parameters_and_gradients(steps=1)
+    before = [p.data.copy() for p in parameters]
+    optimizer = SGD(parameters, lr=0.5)
+    run(optimizer, parameters, gradients)
+    assert set(optimizer.state_dict()) == {"step"}
+    for p, start, grad in zip(parameters, before, gradients[0], strict=True):
+        np.testing.assert_allclose(p.data, start - 0.5 * grad)
+
+
+def test_a_parameter_without_gradient_is_passed_over():
+    moved, left = (tensor(np.ones((2, 2)), requires_grad=True) for _ in range(2))
+    optimizer = AdamW([("moved", moved), ("left", left)], lr=0.1, weight_decay=1.0)
+    moved.grad = np.ones((2, 2))
+    optimizer.step()
+    assert (left.data == 1).all()
+    assert not (moved.data == 1).any()
+    assert optimizer.state_dict()["step"] == {"moved": 1, "left": 0}
+    optimizer.zero_grad()
+    assert moved.grad is None
+
+
+def test_groups_scale_the_rate_and_state_their_decay():
+    p, q, b = (tensor(np.ones(shape), requires_grad=True) for shape in ((2, 2), (2, 2), (2,)))
+    optimizer = SGD(
+        [{"params": [p], "lr_scale": 10.0}, {"params": [q, b], "weight_decay": 2.0}], lr=0.01, weight_decay=1.0
+    )
+    for tensor_ in (p, q, b):
+        tensor_.grad = np.zeros(tensor_.shape)
+    optimizer.step()
+    np.testing.assert_allclose(p.data, 1 - 0.01 * 10 * 1.0)
+    np.testing.assert_allclose(q.data, 1 - 0.01 * 2.0)
+    np.testing.assert_allclose(b.data, 1 - 0.01 * 2.0)  # a vector too, as the group says so
+
+
+@pytest.mark.parametrize("kind", [AdamW, SGD])
+def test_state_dict_continues_bit_for_bit(kind):
+    options = {"lr": 0.1, "weight_decay": 0.1} | ({"momentum": 0.9} if kind is SGD else {})
+    parameters, gradients = parameters_and_gradients(np.float32)
+    copies = [tensor(p.data.copy(), requires_grad=True) for p in parameters]
+    whole = kind(parameters, **options)
+    run(whole, parameters, gradients)
+    first = kind(copies, **options)
+    run(first, copies, gradients[:3])
+    saved = {
+        k: {n: a.copy() if isinstance(a, np.ndarray) else a for n, a in entries.items()}
+        for k, entries in first.state_dict().items()
+    }
+    second = kind(copies, **options)
+    second.load_state_dict(saved)
+    run(second, copies, gradients[3:])
+    for p, q in zip(parameters, copies, strict=True):
+        np.testing.assert_array_equal(p.data, q.data)
+
+
+def test_load_state_dict_refuses_what_does_not_fit_and_changes_nothing():
+    p = tensor(np.ones((2, 3)), requires_grad=True)
+    optimizer = AdamW([("w", p)])
+    good = {"step": {"w": 4}, "m": {"w": np.full((2, 3), 5.0)}, "v": {"w": np.full((2, 3), 6.0)}}
+    for bad, words in [
+        ({"step": {"w": 4}, "m": good["m"]}, "expected the entries"),
+        (good | {"v": {"u": np.ones((2, 3))}}, r"missing: \['w'\]; unexpected: \['u'\]"),
+        (good | {"v": {"w": np.ones((3, 2))}}, r"'v' of 'w' has shape \(3, 2\)"),
+        (good | {"step": {"w": -1}}, "step of 'w' must be at least 0"),
+        (good | {"step": {"w": 1.5}}, "whole number"),
+    ]:
+        with pytest.raises(UsageError, match=words):
+            optimizer.load_state_dict(bad)
+        assert optimizer.state_dict()["step"] == {"w": 0}
+        assert not optimizer.state_dict()["m"]["w"].any()
+    optimizer.load_state_dict(good)
+    assert optimizer.state_dict()["step"] == {"w": 4}
+    assert (optimizer.state_dict()["v"]["w"] == 6).all()
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda p: AdamW([p], lr=math.nan), "AdamW: lr must be at least 0, not nan"),
+        (lambda p: AdamW([p], lr=-1), "lr must be at least 0"),
+        (lambda p: AdamW([p], lr="1e-3"), "lr must be a number, not '1e-3'"),
+        (lambda p: AdamW([p], lr=True), "lr must be a number"),
+        (lambda p: AdamW([p], betas=(0.9, 1.0)), "beta2 must be at least 0 and below 1, not 1"),
+        (lambda p: AdamW([p], betas=0.9), "betas must be a pair"),
+        (lambda p: AdamW([p], eps=0), "eps must be above 0"),
+        (lambda p: AdamW([p], weight_decay=math.inf), "weight_decay must be at least 0, not inf"),
+        (lambda p: SGD([p], lr=0.1, momentum=1), "momentum must be at least 0 and below 1"),
+        (lambda p: SGD([p], lr=0.1, nesterov=True), "nesterov=True needs a momentum"),
+        (lambda p: AdamW([]), "no parameters"),
+        (lambda p: AdamW(p), "a list of tensors"),
+        (lambda p: AdamW([p, p]), "the same tensor is given twice"),
+        (lambda p: AdamW([("a", p), ("a", tensor(np.ones(1)))]), "the same name"),
+        (lambda p: AdamW([np.ones(3)]), "not ndarray"),
+        (lambda p: AdamW([tensor(np.arange(3))]), "must be float32 or float64, not int64"),
+        (lambda p: AdamW([tensor(np.broadcast_to(1.0, (3,)))]), "read-only"),
+        (lambda p: AdamW([{"params": [p], "learning_rate": 1}]), "a group is a dictionary"),
+        (lambda p: AdamW([p]).step(grad_scale=math.nan), "grad_scale must be at least 0, not nan"),
+        (lambda p: clip_grad_norm([p], 0), "max_norm must be above 0"),
+        (lambda p: regularization.l1([p], -1), "strength must be at least 0"),
+        (lambda p: regularization.l2([], 1), "no parameters"),
+        (lambda p: schedules.Cosine(lr=1.0, min_lr=2.0), "min_lr must be at most lr"),
+        (lambda p: schedules.Cosine(lr=1.0, warmup_steps=-1), "warmup_steps must be at least 0"),
+        (lambda p: schedules.Linear(lr=math.nan), "lr must be at least 0, not nan"),
+        (lambda p: schedules.Linear(lr=1.0)(-1), "step must be at least 0"),
+        (lambda p: schedules.make("square", 1.0), "no schedule 'square'"),
+    ],
+)  # fmt: skip
+def test_bad_options_get_a_sentence(make, words):
+    with pytest.raises(UsageError, match=words):
+        make(tensor(np.ones(2), requires_grad=True))
+
+
+def test_a_wrong_gradient_shape_gets_a_sentence():
+    p = tensor(np.ones((2, 3)), requires_grad=True)
+    p.grad = np.ones(7)
+    with pytest.raises(UsageError, match=r"gradient of parameter '0' has shape \(7,\)"):
+        AdamW([p]).step()
+
+
+def test_lr_can_be_set_and_is_checked():
+    optimizer = AdamW([tensor(np.ones(2), requires_grad=True)])
+    optimizer.lr = 0.5
+    assert optimizer.lr == 0.5
+    with pytest.raises(UsageError, match="lr must be"):
+        optimizer.lr = math.nan
+
+
+# Clipping -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("variant", list(REGISTRY["sum_of_squares"].variants()))
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_grad_norm_is_the_norm_of_one_long_vector(variant, dtype, monkeypatch):
+    monkeypatch.setattr("tinygpt.kernel._kind", variant)
+    parameters, gradients = parameters_and_gradients(dtype, steps=1)
+    for p, g in zip(parameters, gradients[0], strict=True):
+        p.grad = g
+    parameters[1].grad = None
+    long = np.concatenate([p.grad.reshape(-1) for p in parameters if p.grad is not None])
+    np.testing.assert_allclose(grad_norm(parameters), np.linalg.norm(long.astype(np.float64)), rtol=1e-12)
+
+
+def test_large_float32_gradients_do_not_overflow_the_norm():
+    p = tensor(np.zeros(4, np.float32), requires_grad=True)
+    p.grad = np.full(4, 3e38, np.float32)
+    np.testing.assert_allclose(grad_norm([p]), 6e38, rtol=1e-6)
+
+
+def test_clipping_shortens_and_keeps_the_direction():
+    p, q = (tensor(np.zeros(2), requires_grad=True) for _ in range(2))
+    p.grad, q.grad = np.array([3.0, 0.0]), np.array([0.0, 4.0])
+    assert clip_grad_norm([p, q], 10.0) == 5.0
+    np.testing.assert_array_equal(p.grad, [3, 0])  # already short enough: untouched
+    assert clip_grad_norm(iter([p, q]), 1.0) == 5.0
+    np.testing.assert_allclose([*p.grad, *q.grad], [0.6, 0, 0, 0.8])
+    assert clip_coefficient(5.0, 1.0) == 0.2
+    assert clip_coefficient(0.0, 1.0) == 1.0
+
+
+def test_clipping_in_the_step_equals_clipping_before_it():
+    results = []
+    for fused in (True, False):
+        parameters, gradients = parameters_and_gradients(steps=1)
+        optimizer = SGD(parameters, lr=1.0, momentum=0.5)
+        for p, g in zip(parameters, gradients[0], strict=True):
+            p.grad = g
+        if fused:
+            optimizer.step(grad_scale=clip_coefficient(grad_norm(parameters), 0.5))
+        else:
+            clip_grad_norm(parameters, 0.5)
+            optimizer.step()
+        results.append([p.data for p in parameters])
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-14)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_norm_that_is_not_finite_raises_and_leaves_the_gradients(bad):
+    p = tensor(np.zeros(2), requires_grad=True)
+    p.grad = np.array([1.0, bad])
+    assert not math.isfinite(grad_norm([p]))
+    with pytest.raises(NonFiniteError, match=r"the norm of the gradients is (nan|inf)"):
+        clip_grad_norm([p], 1.0)
+    np.testing.assert_array_equal(p.grad, [1.0, bad])
+
+
+# Schedules ------------------------------------------------------------------------------------------
+
+
+def nanogpt(step, lr, min_lr, warmup, total):
+    """The function of nanoGPT's training script, as a formula."""
+    if step < warmup:
+        return lr * (step + 1) / (warmup + 1)
+    if step > total:
+        return min_lr
+    return min_lr + 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup))) * (lr - min_lr)
+
+
+def test_cosine_is_nanogpts():
+    schedule = schedules.Cosine(lr=1e-3, min_lr=1e-4, warmup_steps=10, total_steps=100)
+    for step in range(130):
+        assert schedule(step) == pytest.approx(nanogpt(step, 1e-3, 1e-4, 10, 100), rel=1e-12)
+    assert schedule(10) == 1e-3
+    assert schedule(100) == schedule(10**9) == 1e-4
+
+
+def test_linear_and_constant():
+    linear = schedules.make("linear", 1.0, 0.5, 1, 5)
+    assert [linear(step) for step in range(7)] == [0.5, 1.0, 0.875, 0.75, 0.625, 0.5, 0.5]
+    constant = schedules.Constant(lr=1.0, warmup_steps=3)
+    assert [constant(step) for step in (0, 1, 2, 3, 1000)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+
+
+def test_a_run_that_is_all_warmup():
+    schedule = schedules.Cosine(lr=1.0, min_lr=0.1, warmup_steps=5, total_steps=5)
+    assert [schedule(step) for step in (4, 5)] == [pytest.approx(5 / 6), 0.1]
+
+
+# Penalties ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("penalty", "formula"),
+    [
+        (regularization.l1, lambda a: 0.3 * np.abs(a).sum()),
+        (regularization.l2, lambda a: 0.15 * (a**2).sum()),
+    ],
+)
+def test_penalties_are_their_formulas_and_their_gradients(penalty, formula):
+    rng = np.random.default_rng(0)
+    arrays = [rng.uniform(0.2, 2, shape) * rng.choice([-1, 1], shape) for shape in ((3, 4), (5,))]
+    value = penalty([tensor(a) for a in arrays], 0.3)
+    assert value.shape == ()
+    np.testing.assert_allclose(value.item(), sum(formula(a) for a in arrays), rtol=1e-12)
+    check_gradients(lambda *tensors: penalty(tensors, 0.3), *arrays)
+
+
+def test_l1_has_gradient_zero_at_zero():
+    p = tensor(np.array([0.0, 2.0, -2.0]), requires_grad=True)
+    regularization.l1([p], 0.5).backward()
+    np.testing.assert_array_equal(p.grad, [0, 0.5, -0.5])
+
+
+def test_optim_exports():
+    for name in ("AdamW", "SGD", "clip_grad_norm", "grad_norm", "schedules"):
+        assert hasattr(optim, name)

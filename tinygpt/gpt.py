@@ -1,0 +1,266 @@
+"""The model: GPT-2, on one page.
+
+    idx (B, T) integers
+     |
+     x = wte[idx] + wpe[0 .. T-1]                    what the token is, and where it stands
+     |
+     |   for each of n_layer blocks:
+     |       x = x + attention(ln_1(x))              look at the tokens before, and bring something back
+     |       x = x + mlp(ln_2(x))                    think about it, each position for itself
+     |
+     logits = ln_f(x) @ wte.T                        (B, T, V): scores of the next token
+
+Every block ends in an addition and begins with a LayerNorm, so the forward pass meets the pair "add to the residual
+stream, then normalise it" 2 n_layer times: once inside each block and once between a block and the next (or ln_f).
+The code is written in these pairs, because one operation does both in a single pass over memory (it also adds the
+bias of the projection before, and applies dropout):
+
+    x, h = residual_layer_norm(x, branch, ...)       x = x + dropout(branch + bias);  h = layer_norm(x)
+
+So two values travel through the blocks: x, the residual stream, and h, its normalised form, which the next
+attention or mlp reads.
+
+The parameters have the names and shapes of GPT-2's checkpoints in the Hugging Face format, without the prefix
+`transformer.`. The head shares its matrix with the token embedding (`wte`).
+
+Letters: B batch, T time, C channels (n_embd), H heads, V vocabulary.
+Source: Radford et al., "Language Models are Unsupervised Multitask Learners", 2019, section 2.3; Vaswani et al.,
+"Attention Is All You Need", 2017; Press, Wolf, "Using the Output Embedding to Improve Language Models", 2017.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from . import backends, nn, ops
+from .checks import number, whole_number
+from .errors import DtypeError, RangeError, ShapeError, UsageError
+from .random import Generator
+from .tensor import Tensor
+
+IGNORE_INDEX = -100  # a target of this value is left out of the loss
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """The shape of a model. Impossible settings raise UsageError with a sentence."""
+
+    vocab_size: int
+    block_size: int  # the longest sequence: there are this many position embeddings
+    n_layer: int
+    n_head: int
+    n_embd: int
+    dropout: float = 0.0
+    bias: bool = True  # in the linear layers and in LayerNorm
+    layer_norm_epsilon: float = 1e-5
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
+            object.__setattr__(self, name, whole_number("GPTConfig", name, getattr(self, name)))
+        object.__setattr__(self, "dropout", number("GPTConfig", "dropout", self.dropout, at_least=0, below=1))
+        eps = number("GPTConfig", "layer_norm_epsilon", self.layer_norm_epsilon, above=0)
+        object.__setattr__(self, "layer_norm_epsilon", eps)
+        if not isinstance(self.bias, bool):
+            raise DtypeError(f"GPTConfig: bias must be True or False, not {self.bias!r}")
+        if self.n_embd % self.n_head:
+            raise UsageError(
+                f"GPTConfig: n_embd must be a multiple of n_head, so that the heads share it evenly: "
+                f"{self.n_embd} is not a multiple of {self.n_head}"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as plain numbers, for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> GPTConfig:
+        """The inverse of `to_dict`. Unknown and missing settings are refused by name."""
+        known = {field.name: field for field in fields(cls)}
+        unknown = sorted(set(settings) - set(known))
+        if unknown:
+            raise UsageError(f"GPTConfig: there is no setting {unknown[0]!r}: there are {', '.join(known)}")
+        missing = [name for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd") if name not in settings]
+        if missing:
+            raise UsageError(f"GPTConfig: the settings lack {', '.join(missing)}")
+        return cls(**settings)
+
+
+class Attention(nn.Module):
+    """Causal self-attention of H heads. The bias of `c_proj` is left to the addition that follows."""
+
+    def __init__(self, config: GPTConfig, generator: Generator, dtype: Any) -> None:
+        C, bias = config.n_embd, config.bias
+        self.n_head, self.dropout, self.generator = config.n_head, config.dropout, generator
+        self.c_attn = nn.Linear(C, 3 * C, bias, std=0.02, generator=generator, dtype=dtype)
+        self.c_proj = nn.Linear(C, C, bias, std=residual_std(config), generator=generator, dtype=dtype)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """h (B, T, C) -> (B, T, C)."""
+        qkv = self.c_attn(h)  # (B, T, 3C)
+        dropout_p = self.dropout if self.training else 0.0
+        y = ops.qkv_attention(qkv, self.n_head, is_causal=True, dropout_p=dropout_p, generator=self.generator)
+        return ops.linear(y, self.c_proj.weight)
+
+
+class MLP(nn.Module):
+    """Two linear layers with a GELU between. The bias of `c_proj` is left to the addition that follows."""
+
+    def __init__(self, config: GPTConfig, generator: Generator, dtype: Any) -> None:
+        C, bias = config.n_embd, config.bias
+        self.c_fc = nn.Linear(C, 4 * C, bias, std=0.02, generator=generator, dtype=dtype)
+        self.c_proj = nn.Linear(4 * C, C, bias, std=residual_std(config), generator=generator, dtype=dtype)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """h (B, T, C) -> (B, T, C)."""
+        z = ops.linear(h, self.c_fc.weight)  # (B, T, 4C)
+        y = ops.gelu(z) if self.c_fc.bias is None else ops.bias_gelu(z, self.c_fc.bias)
+        return ops.linear(y, self.c_proj.weight)
+
+
+class Block(nn.Module):
+    """x = x + attention(ln_1(x)); x = x + mlp(ln_2(x)). Its own ln_1 has been applied by whoever calls it."""
+
+    def __init__(self, config: GPTConfig, generator: Generator, dtype: Any) -> None:
+        self.dropout, self.generator = config.dropout, generator
+        self.ln_1 = nn.LayerNorm(config.n_embd, config.bias, config.layer_norm_epsilon, dtype=dtype)
+        self.attn = Attention(config, generator, dtype)
+        self.ln_2 = nn.LayerNorm(config.n_embd, config.bias, config.layer_norm_epsilon, dtype=dtype)
+        self.mlp = MLP(config, generator, dtype)
+
+    def forward(self, x: Tensor, h: Tensor, next_norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+        """x and h = ln_1(x), both (B, T, C) -> the new x, and next_norm of it."""
+        x, h = self.add_and_normalize(x, self.attn(h), self.attn.c_proj.bias, self.ln_2)
+        return self.add_and_normalize(x, self.mlp(h), self.mlp.c_proj.bias, next_norm)
+
+    def add_and_normalize(
+        self, x: Tensor, branch: Tensor, branch_bias: Tensor | None, norm: nn.LayerNorm
+    ) -> tuple[Tensor, Tensor]:
+        return ops.residual_layer_norm(
+            x, branch, norm.weight, norm.bias, x_bias=branch_bias, eps=norm.eps,
+            dropout_p=self.dropout, generator=self.generator, training=self.training,
+        )  # fmt: skip
+
+
+def residual_std(config: GPTConfig) -> float:
+    """Of the projections that add to the residual stream: 2 n_layer of them, so that their sum stays at 0.02."""
+    return 0.02 / math.sqrt(2 * config.n_layer)
+
+
+class GPT(nn.Module):
+    """A GPT-2 of the shape `config`, with initial weights from `seed`.
+
+    `generator` is the source of all random numbers of the model: first the weights, then the dropout masks. Its
+    `state_dict()` is part of the state of a training run.
+    """
+
+    def __init__(self, config: GPTConfig, seed: int = 0, dtype: Any = np.float32) -> None:
+        if not isinstance(config, GPTConfig):
+            raise DtypeError(f"GPT: config must be a GPTConfig, not {type(config).__name__}")
+        if dtype not in (np.float32, np.float64, "float32", "float64"):
+            raise DtypeError(f"GPT: dtype must be float32 or float64, not {dtype}")
+        self.config = config
+        self.generator = generator = Generator(seed)
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd, std=0.02, generator=generator, dtype=dtype)
+        self.wpe = nn.Embedding(config.block_size, config.n_embd, std=0.02, generator=generator, dtype=dtype)
+        self.h = [Block(config, generator, dtype) for _ in range(config.n_layer)]
+        self.ln_f = nn.LayerNorm(config.n_embd, config.bias, config.layer_norm_epsilon, dtype=dtype)
+
+    @classmethod
+    def from_config(cls, config: GPTConfig | Mapping[str, Any], seed: int = 0, dtype: Any = np.float32) -> GPT:
+        """A fresh model from a GPTConfig or from its `to_dict()`."""
+        return cls(GPTConfig.from_dict(config) if isinstance(config, Mapping) else config, seed, dtype)
+
+    def hidden(self, idx: Any) -> Tensor:
+        """idx (B, T) -> ln_f of the residual stream after the last block, (B, T, C)."""
+        idx = self.check_ids(idx)
+        T = idx.shape[1]
+        x = self.wte(idx) + self.wpe(np.arange(T))  # (B, T, C) + (T, C)
+        x = ops.dropout(x, self.config.dropout, training=self.training, generator=self.generator)
+        h = self.h[0].ln_1(x)
+        next_norms = [block.ln_1 for block in self.h[1:]] + [self.ln_f]
+        for block, next_norm in zip(self.h, next_norms, strict=True):
+            x, h = block(x, h, next_norm)
+        return h
+
+    def forward(self, idx: Any) -> Tensor:
+        """idx (B, T) integers -> logits (B, T, V). Raises ShapeError, DtypeError, RangeError."""
+        return self.head(self.hidden(idx))
+
+    def next_logits(self, idx: Any) -> Tensor:
+        """idx (B, T) integers -> logits (B, V) of the token after the last: the head is applied to one position."""
+        return self.head(self.hidden(idx)[:, -1])
+
+    def head(self, h: Tensor) -> Tensor:
+        """h (..., C) -> (..., V), by the transposed token embedding."""
+        return h @ self.wte.weight.transpose()
+
+    def loss(self, idx: Any, targets: Any) -> Tensor:
+        """Mean cross-entropy of `targets` (B, T), the tokens that follow; -100 is left out of the mean.
+
+        The same as cross_entropy(self(idx), targets), but the logits of all positions never exist at once.
+        """
+        h = self.hidden(idx)
+        targets = _integer_array("targets", targets)
+        if targets.shape != h.shape[:2]:
+            raise ShapeError(f"GPT.loss: targets must have the shape of idx, {h.shape[:2]}, not {targets.shape}")
+        return ops.linear_cross_entropy(h, self.wte.weight, targets, ignore_index=IGNORE_INDEX)
+
+    def check_ids(self, idx: Any, any_length: bool = False) -> Any:
+        """idx as an integer array (B, T) that this model can read, or a sentence."""
+        idx = _integer_array("idx", idx)
+        V, longest = self.config.vocab_size, self.config.block_size
+        if idx.ndim != 2 or idx.shape[1] == 0:
+            raise ShapeError(f"GPT: idx must have the shape (batch, time) with at least one token, not {idx.shape}")
+        if idx.shape[1] > longest and not any_length:
+            raise ShapeError(
+                f"GPT: a sequence of {idx.shape[1]} tokens is longer than this model's block_size of {longest}: "
+                f"cut it, for instance idx[:, -{longest}:]"
+            )
+        low, high = (int(idx.min()), int(idx.max())) if idx.size else (0, 0)
+        if low < 0 or high >= V:
+            raise RangeError(
+                f"GPT: ids must be in 0 .. {V - 1} (vocab_size is {V}), those in idx are in {low} .. {high}"
+            )
+        return idx
+
+    def generate(
+        self,
+        idx: Any,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        do_sample: bool = True,
+        seed: int | None = None,
+    ) -> np.ndarray:
+        """idx (B, T) -> (B, T + max_new_tokens) int64: the prompt and what follows it, as a NumPy array.
+
+        The options are those of `tinygpt.generation.stream`, which yields the tokens one by one.
+        """
+        from .generation import generate  # the layer above: it knows models, the model needn't know it
+
+        return generate(self, idx, max_new_tokens, temperature, top_k, top_p, do_sample, seed)
+
+    def flops_per_token(self, length: int | None = None) -> int:
+        """Floating-point operations of a training step (forward and backward) for each token: 6 N + 12 L C T.
+
+        N counts every parameter that is multiplied with (all but `wpe`; the head uses `wte`); the second term is
+        attention over a sequence of T = `length` tokens (block_size unless given).
+        """
+        config = self.config
+        T = config.block_size if length is None else whole_number("flops_per_token", "length", length)
+        N = self.num_parameters() - self.wpe.weight.size
+        return 6 * N + 12 * config.n_layer * config.n_embd * T
+
+
+def _integer_array(name: str, value: Any) -> Any:
+    """A tensor, an array or nested lists as an array of integers."""
+    array = value.data if isinstance(value, Tensor) else value if backends.is_array(value) else np.asarray(value)
+    if array.dtype.kind not in "iu" and array.size:  # an empty list has no dtype of its own
+        raise DtypeError(f"GPT: {name} must hold integers (token ids), not {array.dtype}")
+    return array
