@@ -23,7 +23,8 @@ In words: take from dnorm what a shift of the row would undo, then what a stretc
 Saved: x, weight, mean, rstd. `norm` is recomputed from them with one subtraction and one product, which is
 cheaper than keeping an array as large as x; mean and rstd are one number a row.
 
-Shapes: x (..., C); weight, bias (C,); mean, rstd (N,) for N rows.
+Shapes: x (..., C); weight, bias (C,); mean, rstd (N,) for N rows. Without a bias the kernels are given None and
+return None in the place of its gradient.
 Source: Ba, Kiros, Hinton, "Layer Normalization", 2016, section 3, equation 4.
 """
 
@@ -41,50 +42,57 @@ from ..tensor import Tensor
 from ._shapes import require_floating
 
 
-def layer_norm_composed(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
+def layer_norm_composed(x: Tensor, weight: Tensor, bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:
     """The oracle: the formula above in primitive differentiable operations."""
     centered = x - x.mean(axis=-1, keepdims=True)
     variance = (centered * centered).mean(axis=-1, keepdims=True)
-    return centered / (variance + eps).sqrt() * weight + bias
+    scaled = centered / (variance + eps).sqrt() * weight
+    return scaled if bias is None else scaled + bias
 
 
 @kernel
 def layer_norm_forward(x: Any, weight: Any, bias: Any, eps: float) -> tuple[Any, Any, Any]:
-    """x (N, C), weight (C,), bias (C,) -> y (N, C), mean (N,), rstd (N,)."""
+    """x (N, C), weight (C,), bias (C,) or None -> y (N, C), mean (N,), rstd (N,)."""
     xp = array_module(x)
     mean = x.mean(axis=1, dtype=xp.float64)  # (N,) long sums in double precision
     centered = x - mean[:, None]  # (N, C)
     variance = (centered * centered).mean(axis=1)  # (N,)
     rstd = 1.0 / xp.sqrt(variance + eps)  # (N,)
-    y = centered * rstd[:, None] * weight + bias  # (N, C)
+    y = centered * rstd[:, None] * weight  # (N, C)
+    if bias is not None:
+        y += bias
     return y.astype(x.dtype), mean.astype(x.dtype), rstd.astype(x.dtype)
 
 
 @kernel
-def layer_norm_backward(dy: Any, x: Any, weight: Any, mean: Any, rstd: Any) -> tuple[Any, Any, Any]:
-    """dy, x (N, C), weight (C,), mean, rstd (N,) -> dx (N, C), dweight (C,), dbias (C,)."""
+def layer_norm_backward(
+    dy: Any, x: Any, weight: Any, mean: Any, rstd: Any, has_bias: bool = True
+) -> tuple[Any, Any, Any]:
+    """dy, x (N, C), weight (C,), mean, rstd (N,) -> dx (N, C), dweight (C,), dbias (C,) or None."""
     norm = (x - mean[:, None]) * rstd[:, None]  # (N, C)
     dnorm = dy * weight  # (N, C)
     shift = dnorm.mean(axis=1, dtype=np.float64)[:, None]  # (N, 1)
     stretch = (dnorm * norm).mean(axis=1, dtype=np.float64)[:, None]  # (N, 1)
     dx = rstd[:, None] * (dnorm - shift - norm * stretch)  # (N, C)
     dweight = (dy * norm).sum(axis=0, dtype=np.float64)  # (C,)
-    dbias = dy.sum(axis=0, dtype=np.float64)  # (C,)
-    return dx.astype(x.dtype), dweight.astype(x.dtype), dbias.astype(x.dtype)
+    dbias = dy.sum(axis=0, dtype=np.float64).astype(x.dtype) if has_bias else None  # (C,)
+    return dx.astype(x.dtype), dweight.astype(x.dtype), dbias
 
 
 class LayerNorm(Function):
-    def forward(self, x: Any, weight: Any, bias: Any, eps: float) -> Any:
+    def forward(self, x: Any, weight: Any, bias: Any = None, *, eps: float) -> Any:
         rows = x.reshape(-1, x.shape[-1])  # (N, C)
         y, mean, rstd = layer_norm_forward(rows, weight, bias, eps)
         self.save(x, weight, mean, rstd)
+        self.has_bias = bias is not None
         return y.reshape(x.shape)
 
     def backward(self, dy: Any) -> Any:
         x, weight, mean, rstd = self.saved
         C = x.shape[-1]
-        dx, dweight, dbias = layer_norm_backward(dy.reshape(-1, C), x.reshape(-1, C), weight, mean, rstd)
-        return dx.reshape(x.shape), dweight, dbias
+        dx, dweight, dbias = layer_norm_backward(dy.reshape(-1, C), x.reshape(-1, C), weight, mean, rstd, self.has_bias)
+        dx = dx.reshape(x.shape)
+        return (dx, dweight, dbias) if self.has_bias else (dx, dweight)
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:
@@ -102,6 +110,4 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None = None, eps: float
             raise ShapeError(
                 f"layer_norm: {name} must have shape {expected} to fit x of shape {x.shape}, not {parameter.shape}"
             )
-    if bias is None:
-        bias = Tensor(array_module(x.data).zeros(expected, dtype=x.dtype))
-    return LayerNorm.apply(x, weight, bias, eps=eps)
+    return LayerNorm.apply(x, weight, *(() if bias is None else (bias,)), eps=eps)

@@ -1,0 +1,67 @@
+"""What the neural-network operations ask of their arguments: integer ids, one dtype, a probability."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..backends import array_module, is_array, move, name_of
+from ..errors import DtypeError, RangeError, UsageError
+from ..random import Generator, default_generator
+from ..tensor import Tensor
+
+
+def require_same_dtype(operation: str, **tensors: Tensor) -> None:
+    """All of them float32 or all float64: mixing them silently would lose one's precision or the other's speed."""
+    dtypes = {tensor.dtype for tensor in tensors.values()}
+    if len(dtypes) > 1 or next(iter(dtypes)).kind != "f":
+        came = ", ".join(f"{name} {tensor.dtype}" for name, tensor in tensors.items())
+        raise DtypeError(f"{operation}: its inputs must be all float32 or all float64, not {came}")
+
+
+def integer_array(operation: str, name: str, value: Any, like: Tensor) -> Any:
+    """Ids given as a tensor, an array or nested lists: an integer array on the backend of `like`."""
+    array = value.data if isinstance(value, Tensor) else value
+    if not is_array(array):
+        array = np.asarray(array)
+        if array.size == 0:  # an empty list has no dtype of its own
+            array = array.astype(np.int64)
+    if array.dtype.kind not in "iu":
+        raise DtypeError(f"{operation}: {name} must be integers, not {array.dtype}: convert with .astype('int64')")
+    return move(array, name_of(like.data))
+
+
+def require_ids(operation: str, name: str, ids: Any, size: int, meaning: str) -> None:
+    """Every id in 0 .. size - 1; the sentence names the one farthest outside."""
+    if ids.size == 0:
+        return
+    low, high = int(ids.min()), int(ids.max())
+    if low < 0 or high >= size:
+        worst = low if -low > high - (size - 1) else high
+        raise RangeError(f"{operation}: {name} must be in 0 .. {size - 1} ({meaning}), not {worst}")
+
+
+def require_probability(operation: str, name: str, p: Any) -> float:
+    """A probability of dropping, from 0 up to but not including 1."""
+    try:
+        value = float(p)
+    except (TypeError, ValueError):
+        raise DtypeError(f"{operation}: {name} must be a number in [0, 1), not {p!r}") from None
+    if not 0.0 <= value < 1.0:
+        raise RangeError(f"{operation}: {name} must be in [0, 1), not {value}: at 1 nothing would be left to scale up")
+    return value
+
+
+def next_key(operation: str, generator: Generator | None) -> tuple[int, int]:
+    """(seed, stream) for one mask, of the given generator or the default one."""
+    if generator is None:
+        generator = default_generator
+    elif not isinstance(generator, Generator):
+        raise UsageError(f"{operation}: generator must be a tinygpt.Generator, not {type(generator).__name__}")
+    return generator.next_key()
+
+
+def as_scalar(value: Any, like: Any) -> Any:
+    """A number as an array without axes, of `like`'s library and dtype."""
+    return array_module(like).asarray(value, dtype=like.dtype)

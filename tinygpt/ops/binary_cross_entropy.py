@@ -1,0 +1,97 @@
+"""Binary cross-entropy, from logits.
+
+A logit x says yes with probability sigma(x) = 1 / (1 + exp(-x)); t in [0, 1] is how much of a yes the truth is:
+
+    loss = -t * log(sigma(x)) - (1 - t) * log(1 - sigma(x))
+
+Neither logarithm is safe: sigma(x) rounds to 0 or 1 for large |x|. But log(sigma(x)) = -softplus(-x) and
+log(1 - sigma(x)) = -softplus(x) with softplus(x) = log(1 + exp(x)), and softplus(-x) = softplus(x) - x, so
+
+    loss = softplus(x) - t * x = max(x, 0) - t * x + log(1 + exp(-|x|))
+
+whose exponent is never positive. The result is the mean over all elements.
+
+Derivation of the gradient. softplus' = sigma, so with n elements
+
+    dx = dloss / n * (sigma(x) - t)
+
+In words, as for softmax: the probability minus the truth.
+
+Saved: logits and targets; sigma is one exp away.
+
+Shapes: logits, targets any one shape; the result is a single number.
+Source: Bishop, "Pattern Recognition and Machine Learning", 2006, section 4.3.2, equations 4.90 and 4.91.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..backends import array_module, is_array, move, name_of
+from ..errors import DtypeError, RangeError, ShapeError
+from ..function import Function
+from ..kernel import kernel
+from ..tensor import Tensor
+from ._arguments import as_scalar
+from ._shapes import require_floating
+
+
+def binary_cross_entropy_composed(logits: Tensor, targets: Any) -> Tensor:
+    """The oracle: the first formula, as it stands."""
+    t = Tensor(targets)
+    p = 1.0 / (1.0 + (-logits).exp())
+    return (-(t * p.log()) - (1.0 - t) * (1.0 - p).log()).mean()
+
+
+@kernel
+def binary_cross_entropy_forward(logits: Any, targets: Any) -> Any:
+    """logits, targets of one shape -> losses of that shape."""
+    xp = array_module(logits)
+    return xp.maximum(logits, 0.0) - targets * logits + xp.log1p(xp.exp(-xp.abs(logits)))
+
+
+@kernel
+def binary_cross_entropy_backward(dlosses: Any, logits: Any, targets: Any) -> Any:
+    """dlosses () alike for every element, logits, targets of one shape -> dlogits."""
+    xp = array_module(logits)
+    e = xp.exp(-xp.abs(logits))  # at most 1
+    sigma = xp.where(logits >= 0, 1.0, e) / (1.0 + e)
+    return dlosses * (sigma - targets)
+
+
+class BinaryCrossEntropy(Function):
+    def forward(self, logits: Any, targets: Any) -> Any:
+        losses = binary_cross_entropy_forward(logits, targets)
+        self.save(logits, targets)
+        return as_scalar(losses.mean(dtype=np.float64), logits)
+
+    def backward(self, dy: Any) -> Any:
+        logits, targets = self.saved
+        return binary_cross_entropy_backward(as_scalar(dy / logits.size, logits), logits, targets)
+
+
+def binary_cross_entropy(logits: Tensor, targets: Any) -> Tensor:
+    """The mean of -t log(sigma(x)) - (1 - t) log(1 - sigma(x)): PyTorch's binary_cross_entropy_with_logits.
+
+    logits: any shape with at least one element; numbers before the sigmoid, not probabilities. targets: the same shape,
+    numbers in [0, 1] (or booleans, or integers 0 and 1); a tensor, an array or nested lists; no gradient goes to them.
+    Returns a single number. Raises ShapeError, DtypeError, RangeError.
+    """
+    require_floating("binary_cross_entropy", logits=logits)
+    array = targets.data if isinstance(targets, Tensor) else targets
+    array = array if is_array(array) else np.asarray(array)
+    if array.dtype.kind not in "fiub":
+        raise DtypeError(f"binary_cross_entropy: targets must be numbers in [0, 1], not {array.dtype}")
+    if array.shape != logits.shape or logits.size == 0:
+        raise ShapeError(
+            f"binary_cross_entropy: logits and targets must have one shape with at least one element, "
+            f"not {logits.shape} and {array.shape}"
+        )
+    low, high = float(array.min()), float(array.max())
+    if not (low >= 0.0 and high <= 1.0):  # also refuses nan
+        worst = low if not low >= 0.0 else high
+        raise RangeError(f"binary_cross_entropy: targets must be in [0, 1], not {worst}")
+    array = move(array, name_of(logits.data)).astype(logits.dtype)
+    return BinaryCrossEntropy.apply(logits, targets=array)

@@ -1,0 +1,151 @@
+"""Cross-entropy of integer targets, from logits.
+
+Row i holds V logits x_i; softmax makes them probabilities p_i, and the loss of the row is -log of the target's:
+
+    lse_i  = log(sum over j of exp(x_ij)) = m_i + log(sum over j of exp(x_ij - m_i)),   m_i = max over j of x_ij
+    loss_i = lse_i - x_i,target_i
+    loss   = mean of loss_i over the rows whose target is not ignore_index
+
+(-log(exp(x_t) / sum(exp(x))) is the second line; taking out the maximum keeps exp from overflowing and changes
+nothing.)
+
+Derivation of the gradient. d lse_i / d x_ij = exp(x_ij) / sum(exp(x_i)) = exp(x_ij - lse_i) = p_ij, so
+
+    dx_ij = dloss_i * (p_ij - [j = target_i])          and 0 in ignored rows
+
+In words: take from the probabilities what the truth would have been.
+
+Saved: logits, targets, lse. p is exp(logits - lse), one exp away, so the forward pass keeps no probabilities; lse is
+one number a row.
+
+`cross_entropy_inplace` is for a caller that owns the logits and wants loss and gradient at once (see
+linear_cross_entropy.py): it writes scale * dloss_i/dx_ij over the logits.
+
+Shapes: logits (..., V), targets (...) integers; inside, N rows.
+Source: Bridle, "Probabilistic Interpretation of Feedforward Classification Network Outputs", 1990; the log-sum-exp form
+as in Blanchard, Higham, Higham, "Accurately computing the log-sum-exp and softmax functions", 2021, section 3.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..backends import array_module
+from ..errors import DtypeError, RangeError, ShapeError, UsageError
+from ..function import Function
+from ..kernel import kernel
+from ..tensor import Tensor
+from ._arguments import as_scalar, integer_array
+from ._shapes import require_floating
+
+
+def cross_entropy_composed(logits: Tensor, targets: Any, ignore_index: int = -100) -> Tensor:
+    """The oracle: log-softmax, the target's entry of each row that counts, the mean; in primitive operations."""
+    xp = array_module(logits.data)
+    rows = logits.reshape(-1, logits.shape[-1])  # (N, V)
+    targets = targets.reshape(-1)
+    counted = xp.flatnonzero(targets != ignore_index)
+    shifted = rows - Tensor(rows.data.max(axis=1, keepdims=True))  # (N, V) a constant shift: softmax is the same
+    log_probabilities = shifted - shifted.exp().sum(axis=1, keepdims=True).log()  # (N, V)
+    return -log_probabilities[counted, targets[counted]].mean()
+
+
+@kernel
+def cross_entropy_forward(logits: Any, targets: Any, ignore_index: int) -> tuple[Any, Any]:
+    """logits (N, V), targets (N,) -> losses (N,), 0 where ignored; lse (N,)."""
+    xp = array_module(logits)
+    m = logits.max(axis=1)  # (N,)
+    total = xp.exp(logits - m[:, None]).sum(axis=1, dtype=xp.float64)  # (N,)
+    lse = m + xp.log(total)  # (N,) float64
+    counted = targets != ignore_index  # (N,)
+    picked = logits[xp.arange(len(targets)), xp.where(counted, targets, 0)]  # (N,)
+    losses = xp.where(counted, lse - picked, 0.0)  # (N,)
+    return losses.astype(logits.dtype), lse.astype(logits.dtype)
+
+
+@kernel
+def cross_entropy_backward(dlosses: Any, logits: Any, targets: Any, lse: Any, ignore_index: int) -> Any:
+    """dlosses (N,), logits (N, V), targets (N,), lse (N,) -> dlogits (N, V)."""
+    xp = array_module(logits)
+    dlogits = xp.exp(logits - lse[:, None])  # (N, V) the probabilities
+    counted = targets != ignore_index  # (N,)
+    dlogits[xp.arange(len(targets)), xp.where(counted, targets, 0)] -= 1.0
+    dlogits *= xp.where(counted, dlosses, 0.0).astype(logits.dtype)[:, None]
+    dlogits[~counted] = 0.0  # 0 times an infinity would be nan
+    return dlogits
+
+
+@kernel
+def cross_entropy_inplace(logits: Any, targets: Any, ignore_index: int, scale: float) -> Any:
+    """logits (N, V), targets (N,) -> losses (N,). OVERWRITES logits with scale * d loss_i / d logits."""
+    xp = array_module(logits)
+    counted = targets != ignore_index  # (N,)
+    chosen = (xp.arange(len(targets)), xp.where(counted, targets, 0))
+    logits -= logits.max(axis=1, keepdims=True)
+    picked = logits[chosen].astype(xp.float64)  # (N,)
+    xp.exp(logits, out=logits)
+    total = logits.sum(axis=1, dtype=xp.float64)  # (N,)
+    logits *= (scale / total).astype(logits.dtype)[:, None]
+    logits[chosen] -= scale
+    logits[~counted] = 0.0
+    return xp.where(counted, xp.log(total) - picked, 0.0).astype(logits.dtype)
+
+
+class CrossEntropy(Function):
+    def forward(self, logits: Any, targets: Any, ignore_index: int, count: int) -> Any:
+        rows = logits.reshape(-1, logits.shape[-1])  # (N, V)
+        losses, lse = cross_entropy_forward(rows, targets, ignore_index)
+        self.save(logits, targets, lse)
+        self.ignore_index, self.count = ignore_index, count
+        return as_scalar(losses.sum(dtype=np.float64) / count, logits)
+
+    def backward(self, dy: Any) -> Any:
+        logits, targets, lse = self.saved
+        rows = logits.reshape(-1, logits.shape[-1])  # (N, V)
+        dlosses = array_module(dy).full_like(lse, 1.0 / self.count) * dy  # (N,)
+        return cross_entropy_backward(dlosses, rows, targets, lse, self.ignore_index).reshape(logits.shape)
+
+
+def check_targets(
+    operation: str, targets: Any, leading: tuple[int, ...], V: int, ignore_index: Any, like: Tensor
+) -> tuple[Any, int]:
+    """Targets of shape `leading` as (N,) integers on `like`'s backend, and how many of them count; or a sentence."""
+    targets = integer_array(operation, "targets", targets, like)
+    if targets.shape != leading:
+        raise ShapeError(f"{operation}: targets must have shape {leading}, one for each row, not {targets.shape}")
+    if not isinstance(ignore_index, (int, np.integer)):
+        raise DtypeError(f"{operation}: ignore_index must be an integer, not {ignore_index!r}")
+    targets = targets.reshape(-1)
+    xp = array_module(targets)
+    counted = targets != ignore_index  # (N,)
+    count = int(xp.count_nonzero(counted))
+    if count == 0:
+        raise UsageError(
+            f"{operation}: no target is left to average over: all {targets.size} are ignore_index ({ignore_index}) "
+            "or there are none; leave such a batch out"
+        )
+    used = xp.where(counted, targets, 0)
+    low, high = int(used.min()), int(used.max())
+    if low < 0 or high >= V:
+        worst = low if -low > high - (V - 1) else high
+        raise RangeError(
+            f"{operation}: targets must be in 0 .. {V - 1} (the logits have {V} classes) "
+            f"or ignore_index ({ignore_index}), not {worst}"
+        )
+    return targets, count
+
+
+def cross_entropy(logits: Tensor, targets: Any, ignore_index: int = -100) -> Tensor:
+    """The mean over the targets that are not ignore_index of -log(softmax(logits)[target]).
+
+    logits: (..., V). targets: (...) integers in 0 .. V - 1 or ignore_index; a tensor, an array or a list.
+    Returns a single number. When every target is ignored there is no mean: that is a UsageError (0 would pass for a
+    perfect model, nan would spread into the weights). Raises ShapeError, DtypeError, RangeError as well.
+    """
+    require_floating("cross_entropy", logits=logits)
+    if logits.ndim == 0 or logits.shape[-1] == 0:
+        raise ShapeError(f"cross_entropy: logits must be (..., V) with at least one class, not {logits.shape}")
+    targets, count = check_targets("cross_entropy", targets, logits.shape[:-1], logits.shape[-1], ignore_index, logits)
+    return CrossEntropy.apply(logits, targets=targets, ignore_index=int(ignore_index), count=count)

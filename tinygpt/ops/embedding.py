@@ -1,0 +1,85 @@
+"""Embedding: rows of a table, picked by integer ids.
+
+    y_i = weight[ids_i]
+
+Derivation of the gradient. With onehot (N, V), 1 where column j is ids_i, this is the linear map y = onehot @ weight,
+so
+
+    dweight = onehot.T @ dy,          that is: dweight_j = sum of dy_i over the i with ids_i = j
+
+The same id may occur many times, so the rows of dy are *added* up (scatter-add), not assigned. Ids are integers: they
+have no gradient.
+
+Saved: ids alone. The map is linear, so its gradient does not depend on the table's values.
+
+Shapes: weight (V, C), ids of any shape (...), y (..., C); inside, N ids.
+Source: Bengio, Ducharme, Vincent, Jauvin, "A Neural Probabilistic Language Model", JMLR 2003, section 2 (the matrix C).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..backends import array_module
+from ..errors import ShapeError
+from ..function import Function
+from ..kernel import kernel
+from ..tensor import Tensor
+from ._arguments import integer_array, require_ids
+from ._shapes import require_floating
+
+
+def embedding_composed(weight: Tensor, ids: Any) -> Tensor:
+    """The oracle: a matrix product with the one-hot matrix."""
+    xp = array_module(weight.data)
+    V, C = weight.shape
+    onehot = (ids.reshape(-1, 1) == xp.arange(V)).astype(weight.dtype)  # (N, V)
+    return (Tensor(onehot) @ weight).reshape(*ids.shape, C)
+
+
+@kernel
+def embedding_forward(weight: Any, ids: Any) -> Any:
+    """weight (V, C), ids (N,) -> y (N, C)."""
+    return weight[ids]
+
+
+@kernel
+def embedding_backward(dy: Any, ids: Any, V: int) -> Any:
+    """dy (N, C), ids (N,) -> dweight (V, C)."""
+    xp = array_module(dy)
+    dweight = xp.zeros((V, dy.shape[1]), dtype=dy.dtype)  # (V, C)
+    if ids.size == 0:
+        return dweight
+    order = xp.argsort(ids, kind="stable")  # (N,) brings equal ids together
+    sorted_ids = ids[order]  # (N,)
+    is_first = xp.ones(ids.shape, dtype=bool)  # (N,)
+    is_first[1:] = sorted_ids[1:] != sorted_ids[:-1]
+    starts = xp.flatnonzero(is_first)  # (distinct ids,) where each run of one id begins
+    dweight[sorted_ids[starts]] = xp.add.reduceat(dy[order], starts, axis=0, dtype=xp.float64)
+    return dweight
+
+
+class Embedding(Function):
+    def forward(self, weight: Any, ids: Any) -> Any:
+        self.save(ids)
+        self.V = len(weight)
+        return embedding_forward(weight, ids.reshape(-1)).reshape(*ids.shape, weight.shape[1])
+
+    def backward(self, dy: Any) -> Any:
+        (ids,) = self.saved
+        return embedding_backward(dy.reshape(ids.size, dy.shape[-1]), ids.reshape(-1), self.V)
+
+
+def embedding(weight: Tensor, ids: Any) -> Tensor:
+    """The rows of `weight` that `ids` name.
+
+    weight: (V, C). ids: integers in 0 .. V - 1 of any shape (...); a tensor, an array or nested lists. Negative ids
+    do not count from the end: they are refused. Returns (..., C). Raises ShapeError, DtypeError, RangeError.
+    """
+    require_floating("embedding", weight=weight)
+    if weight.ndim != 2 or 0 in weight.shape:
+        raise ShapeError(f"embedding: weight must be (V, C) with V and C >= 1, not {weight.shape}")
+    ids = integer_array("embedding", "ids", ids, weight)
+    V = weight.shape[0]
+    require_ids("embedding", "ids", ids, V, f"the table has {V} rows")
+    return Embedding.apply(weight, ids=ids)

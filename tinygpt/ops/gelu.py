@@ -1,0 +1,119 @@
+"""GELU: the Gaussian error linear unit, in its tanh form and in its exact (erf) form.
+
+GELU weighs x by the probability that a standard normal variable lies below it: y = x * Phi(x).
+
+The tanh form approximates Phi. With c = sqrt(2 / pi), a = 0.044715 and
+
+    u   = c * (x + a * x**3)
+    Phi ~ (1 + tanh(u)) / 2 = 1 / (1 + exp(-2 u)) = s
+
+(tanh(u) = (1 - exp(-2 u)) / (1 + exp(-2 u)); adding 1 and halving leaves the logistic function s of 2 u.) The form with
+s needs one exp and has no cancellation for negative x, where 1 + tanh(u) would lose its digits. So
+
+    y = x * s
+
+Derivation of the gradient. ds/du = 2 s (1 - s) as for any logistic function of 2 u, and du/dx = c * (1 + 3 a x**2):
+
+    dx = dy * (s + x * 2 * s * (1 - s) * c * (1 + 3 * a * x**2))
+
+The erf form is y = x * Phi(x) with Phi(x) = (1 + erf(x / sqrt(2))) / 2, and the derivative of Phi is the normal density
+phi(x) = exp(-x**2 / 2) / sqrt(2 pi):
+
+    dx = dy * (Phi(x) + x * phi(x))
+
+Saved: x alone. s and Phi are recomputed from it: one exp costs less than keeping a second array as large as x.
+
+Shapes: x and y have any shape.
+Source: Hendrycks, Gimpel, "Gaussian Error Linear Units (GELUs)", 2016, section 2. GPT-2 uses the tanh form.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from ..backends import array_module
+from ..errors import UsageError
+from ..function import Function
+from ..kernel import kernel
+from ..tensor import Tensor
+from ._shapes import require_floating
+from .erf import erf, normal_cdf
+
+C_TANH = math.sqrt(2.0 / math.pi)
+A_TANH = 0.044715
+SQRT_HALF = math.sqrt(0.5)
+
+
+def gelu_composed(x: Tensor, approximate: str = "tanh") -> Tensor:
+    """The oracle: the two formulas as they are usually written, in primitive differentiable operations."""
+    if approximate == "tanh":
+        u = C_TANH * (x + A_TANH * x * x * x)
+        return 0.5 * x * (1.0 + u.tanh())
+    return 0.5 * x * (1.0 + erf(SQRT_HALF * x))
+
+
+@kernel
+def gelu_forward(x: Any) -> Any:
+    """x of any shape -> y of that shape, tanh form."""
+    xp = array_module(x)
+    u = C_TANH * x * (1.0 + A_TANH * x * x)  # x's shape, as every array here
+    return x / (1.0 + xp.exp(-2.0 * u))
+
+
+@kernel
+def gelu_backward(dy: Any, x: Any) -> Any:
+    """dy, x of one shape -> dx, tanh form."""
+    xp = array_module(x)
+    square = x * x
+    u = C_TANH * x * (1.0 + A_TANH * square)
+    s = 1.0 / (1.0 + xp.exp(-2.0 * u))
+    du_dx = C_TANH * (1.0 + 3.0 * A_TANH * square)
+    return dy * (s + x * (2.0 * s * (1.0 - s) * du_dx))
+
+
+@kernel
+def gelu_erf_forward(x: Any) -> Any:
+    """x of any shape -> y of that shape, erf form."""
+    return x * normal_cdf(x)
+
+
+@kernel
+def gelu_erf_backward(dy: Any, x: Any) -> Any:
+    """dy, x of one shape -> dx, erf form."""
+    xp = array_module(x)
+    density = xp.exp(-0.5 * x * x) * (1.0 / math.sqrt(2.0 * math.pi))
+    return dy * (normal_cdf(x) + x * density)
+
+
+class Gelu(Function):
+    def forward(self, x: Any) -> Any:
+        self.save(x)
+        return gelu_forward(x)
+
+    def backward(self, dy: Any) -> Any:
+        (x,) = self.saved
+        return gelu_backward(dy, x)
+
+
+class GeluErf(Function):
+    def forward(self, x: Any) -> Any:
+        self.save(x)
+        return gelu_erf_forward(x)
+
+    def backward(self, dy: Any) -> Any:
+        (x,) = self.saved
+        return gelu_erf_backward(dy, x)
+
+
+def gelu(x: Tensor, approximate: str = "tanh") -> Tensor:
+    """x * Phi(x), elementwise: approximate="tanh" (GPT-2's form) or "none" (exact, with erf).
+
+    x: any shape, floating. Returns a tensor of x's shape. Raises DtypeError, UsageError.
+    """
+    require_floating("gelu", x=x)
+    if approximate == "tanh":
+        return Gelu.apply(x)
+    if approximate == "none":
+        return GeluErf.apply(x)
+    raise UsageError(f"gelu: approximate must be 'tanh' or 'none', not {approximate!r}")

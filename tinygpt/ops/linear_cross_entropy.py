@@ -1,0 +1,137 @@
+"""The output head and its cross-entropy in one operation: the logits never exist all at once.
+
+    logits = x @ weight.T          loss = cross_entropy(logits, targets)
+
+For GPT-2 the logits of 1,024 tokens take 206 MB, and so does their gradient; nothing else in the model is as large.
+Here the rows are taken in blocks, and a block of logits becomes its own gradient in place.
+
+Derivation of the gradient. Let dlogits_i = (p_i - onehot(target_i)) / count be the gradient of the loss by the logits
+of row i (cross_entropy.py). Then, as for any linear map,
+
+    dx = dloss * dlogits @ weight          dweight = dloss * dlogits.T @ x
+
+Usually a backward pass must wait for the upstream gradient. Here that is dloss, a single number, because the loss is a
+scalar: it factors out of both products. So the forward pass can finish the work while a block of logits is at hand, for
+dloss = 1, and the backward pass only multiplies by dloss; not even that when it is 1.
+
+Saved: dx and dweight for dloss = 1, as large as x and weight, and x, weight and targets themselves (which exist
+anyway). The first backward pass gives dx and dweight away, scaled in place, so that nothing is copied. A second one
+through a retained graph finds them gone and computes them anew. Without gradients (`no_grad`) nothing is saved.
+
+Shapes: x (..., C), weight (V, C) as an embedding table has it, targets (...); inside, N rows in blocks of R.
+Source: cross_entropy.py; gradient in the forward pass as in Hsu et al., "Liger Kernel", 2024, section 3.2.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..backends import array_module
+from ..errors import ShapeError
+from ..function import Function
+from ..tensor import Tensor
+from ._arguments import as_scalar, require_same_dtype
+from .cross_entropy import check_targets, cross_entropy_composed, cross_entropy_forward, cross_entropy_inplace
+
+BLOCK_BYTES = 32 * 2**20  # of logits at once: fits no cache in any case, is long enough for the matrix products
+SLICE_BYTES = 2 * 2**20  # of dweight summed at once: a slice of the new product is still in the cache when it is added
+
+
+def linear_cross_entropy_composed(x: Tensor, weight: Tensor, targets: Any, ignore_index: int = -100) -> Tensor:
+    """The oracle: the matrix product, then the cross-entropy of primitive operations."""
+    return cross_entropy_composed(x @ weight.transpose(), targets, ignore_index)
+
+
+def blocks(N: int, V: int, itemsize: int) -> list[slice]:
+    """Rows 0 .. N - 1 cut into equal blocks (the last may be shorter) of at most BLOCK_BYTES of logits each."""
+    count = -(-N * V * itemsize // BLOCK_BYTES)
+    R = -(-N // max(1, min(count, N)))
+    return [slice(start, min(start + R, N)) for start in range(0, N, R)]
+
+
+def loss_only(x: Any, weight: Any, targets: Any, ignore_index: int) -> float:
+    """x (N, C), weight (V, C), targets (N,) -> the sum of the rows' losses."""
+    total = 0.0
+    for rows in blocks(len(x), len(weight), x.itemsize):
+        losses, _ = cross_entropy_forward(x[rows] @ weight.T, targets[rows], ignore_index)  # (R,)
+        total += losses.sum(dtype=np.float64)
+    return total
+
+
+def loss_and_gradients(
+    x: Any, weight: Any, targets: Any, ignore_index: int, count: int, needs: tuple[bool, ...]
+) -> tuple[float, Any, Any]:
+    """As loss_only, and the gradients of that sum / count: dx (N, C), dweight (V, C); None where not needed."""
+    xp = array_module(x)
+    total = 0.0
+    dx = xp.empty(x.shape, x.dtype) if needs[0] else None  # (N, C)
+    dweight = xp.empty(weight.shape, weight.dtype) if needs[1] else None  # (V, C)
+    parts = blocks(len(x), len(weight), x.itemsize)
+    buffer = xp.empty((parts[0].stop, len(weight)), dtype=x.dtype)  # (R, V) the one block of logits
+    for rows in parts:
+        logits = xp.matmul(x[rows], weight.T, out=buffer[: rows.stop - rows.start])  # (R, V)
+        losses = cross_entropy_inplace(logits, targets[rows], ignore_index, 1.0 / count)  # (R,)
+        total += losses.sum(dtype=np.float64)
+        dlogits = logits  # (R, V) overwritten by the line before the last
+        if dx is not None:
+            xp.matmul(dlogits, weight, out=dx[rows])
+        if dweight is not None:
+            add_product(dweight, dlogits, x[rows], first=rows.start == 0)
+    return total, dx, dweight
+
+
+def add_product(dweight: Any, dlogits: Any, x: Any, first: bool) -> None:
+    """dweight (V, C) += dlogits (R, V).T @ x (R, C); = when it is the first."""
+    xp = array_module(dweight)
+    if first:
+        xp.matmul(dlogits.T, x, out=dweight)
+        return
+    step = max(1, SLICE_BYTES // (x.shape[1] * x.itemsize))
+    for start in range(0, len(dweight), step):
+        dweight[start : start + step] += dlogits[:, start : start + step].T @ x  # (step, C)
+
+
+class LinearCrossEntropy(Function):
+    def forward(self, x: Any, weight: Any, targets: Any, ignore_index: int, count: int) -> Any:
+        rows = x.reshape(-1, x.shape[-1])  # (N, C)
+        self.gradients: tuple[Any, Any] | None = None
+        if not any(self.needs):
+            return as_scalar(loss_only(rows, weight, targets, ignore_index) / count, x)
+        total, *gradients = loss_and_gradients(rows, weight, targets, ignore_index, count, self.needs)
+        self.gradients = (gradients[0], gradients[1])
+        self.save(x, weight, targets)
+        self.options = (ignore_index, count)
+        return as_scalar(total / count, x)
+
+    def backward(self, dy: Any) -> Any:
+        x, weight, targets = self.saved
+        if self.gradients is None:  # given away by an earlier pass through a retained graph
+            rows = x.reshape(-1, x.shape[-1])  # (N, C)
+            _, dx, dweight = loss_and_gradients(rows, weight, targets, *self.options, self.needs)
+        else:
+            dx, dweight = self.gradients
+            self.gradients = None  # from here on they belong to the engine, which may write into them
+        factor = float(dy)
+        for gradient in (dx, dweight):
+            if gradient is not None and factor != 1.0:
+                gradient *= factor
+        return None if dx is None else dx.reshape(x.shape), dweight
+
+
+def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Any, ignore_index: int = -100) -> Tensor:
+    """cross_entropy(x @ weight.T, targets) without ever holding all the logits.
+
+    x: (..., C). weight: (V, C), an embedding table. targets: (...) integers in 0 .. V - 1 or ignore_index.
+    Returns a single number, the mean over the targets that are not ignored; none left is a UsageError.
+    Raises ShapeError, DtypeError, RangeError.
+    """
+    require_same_dtype("linear_cross_entropy", x=x, weight=weight)
+    if x.ndim == 0 or weight.ndim != 2 or 0 in weight.shape or x.shape[-1] != weight.shape[1]:
+        raise ShapeError(
+            f"linear_cross_entropy: x (..., C) and weight (V, C) must share C, with V and C >= 1, "
+            f"not {x.shape} and {weight.shape}"
+        )
+    targets, count = check_targets("linear_cross_entropy", targets, x.shape[:-1], weight.shape[0], ignore_index, x)
+    return LinearCrossEntropy.apply(x, weight, targets=targets, ignore_index=int(ignore_index), count=count)

@@ -1,0 +1,154 @@
+"""Residual addition, dropout and layer normalisation in one pass: the seam between two blocks of a transformer.
+
+    sum        = residual + dropout(x + x_bias)         what the residual stream carries on
+    normalised = layer_norm(sum)                        what the next sublayer reads
+
+x is the product of a projection, without its bias. Done one after the other the four steps read and write the (N, C)
+stream eight times; together they read two arrays and write two.
+
+Derivation of the gradient. `sum` has two readers, so their gradients add up: with dsum from the stream and the
+gradient of layer normalisation from layer_norm.py,
+
+    dresidual = dsum + layer_norm'(dnormalised)
+    dx        = dresidual * keep / (1 - p)              the mask of dropout.py
+    dx_bias   = sum of dx over the rows
+
+and dweight, dbias are layer normalisation's own.
+
+Saved: sum, weight, mean, rstd, and the key of the mask. residual and x are not needed: the addition is linear, and the
+norm depends on them through `sum` alone, which is an output and exists anyway.
+
+Shapes: residual, x, sum, normalised (..., C); x_bias, weight, bias (C,), each bias or None; mean, rstd (N,) for N rows.
+Source: pre-norm residual blocks: Radford et al., "Language Models are Unsupervised Multitask Learners", 2019, section
+2.3; the parts: layer_norm.py, dropout.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..errors import ShapeError
+from ..function import Function
+from ..kernel import kernel
+from ..random import Generator
+from ..tensor import Tensor
+from ._arguments import next_key, require_probability, require_same_dtype
+from .dropout import dropout_apply, dropout_composed
+from .layer_norm import layer_norm_backward, layer_norm_composed, layer_norm_forward
+
+
+def residual_layer_norm_composed(
+    residual: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    x_bias: Tensor | None = None,
+    eps: float = 1e-5,
+    p: float = 0.0,
+    seed: int = 0,
+    stream: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """The oracle: the two lines above in primitive differentiable operations."""
+    update = x if x_bias is None else x + x_bias
+    if p > 0.0:
+        update = dropout_composed(update, p, seed, stream)
+    total = residual + update
+    return total, layer_norm_composed(total, weight, bias, eps)
+
+
+@kernel
+def residual_layer_norm_forward(
+    residual: Any, x: Any, x_bias: Any, weight: Any, bias: Any, eps: float, p: float, seed: int, stream: int
+) -> tuple[Any, Any, Any, Any]:
+    """residual, x (N, C), x_bias, weight, bias (C,) -> sum (N, C), normalised (N, C), mean (N,), rstd (N,)."""
+    update = x if x_bias is None else x + x_bias  # (N, C)
+    if p > 0.0:
+        update = dropout_apply.reference(update, p, seed, stream)  # (N, C)
+    total = residual + update  # (N, C)
+    return total, *layer_norm_forward.reference(total, weight, bias, eps)
+
+
+@kernel
+def residual_layer_norm_backward(
+    dy: Any,
+    dsum: Any,
+    total: Any,
+    weight: Any,
+    mean: Any,
+    rstd: Any,
+    p: float,
+    seed: int,
+    stream: int,
+    has_x_bias: bool,
+    has_bias: bool,
+) -> tuple[Any, Any, Any, Any, Any]:
+    """dy, dsum, total (N, C), weight (C,), mean, rstd (N,) -> dresidual, dx (N, C), dx_bias, dweight, dbias (C,).
+
+    dx is dresidual itself when nothing was dropped; dx_bias and dbias are None where there is no such bias.
+    """
+    dtotal, dweight, dbias = layer_norm_backward.reference(dy, total, weight, mean, rstd, has_bias)
+    dresidual = dsum + dtotal  # (N, C)
+    dx = dresidual if p == 0.0 else dropout_apply.reference(dresidual, p, seed, stream)  # (N, C)
+    dx_bias = dx.sum(axis=0, dtype="float64").astype(dx.dtype) if has_x_bias else None  # (C,)
+    return dresidual, dx, dx_bias, dweight, dbias
+
+
+class ResidualLayerNorm(Function):
+    def forward(
+        self, residual: Any, x: Any, weight: Any, *biases: Any, eps: float, has_biases: tuple[bool, bool], key: Any
+    ) -> Any:
+        given = iter(biases)
+        x_bias, bias = (next(given) if present else None for present in has_biases)
+        C = x.shape[-1]
+        total, y, mean, rstd = residual_layer_norm_forward(
+            residual.reshape(-1, C), x.reshape(-1, C), x_bias, weight, bias, eps, *key
+        )
+        self.save(total, weight, mean, rstd)
+        self.key, self.has_biases = key, has_biases
+        return total.reshape(x.shape), y.reshape(x.shape)
+
+    def backward(self, dsum: Any, dy: Any) -> Any:
+        total, weight, mean, rstd = self.saved
+        dresidual, dx, dx_bias, dweight, dbias = residual_layer_norm_backward(
+            dy.reshape(total.shape), dsum.reshape(total.shape), total, weight, mean, rstd, *self.key, *self.has_biases
+        )
+        biases = [d for d, present in zip((dx_bias, dbias), self.has_biases, strict=True) if present]
+        return dresidual.reshape(dy.shape), dx.reshape(dy.shape), dweight, *biases
+
+
+def residual_layer_norm(
+    residual: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    x_bias: Tensor | None = None,
+    eps: float = 1e-5,
+    dropout_p: float = 0.0,
+    training: bool = True,
+    generator: Generator | None = None,
+) -> tuple[Tensor, Tensor]:
+    """(sum, normalised): sum = residual + dropout(x + x_bias); normalised = layer_norm(sum, weight, bias, eps).
+
+    residual, x: (..., C) of one shape. weight, bias, x_bias: (C,); either bias may be None. dropout_p: in [0, 1), used
+    when training; generator: where the mask comes from, tinygpt.random.default_generator when None.
+    Returns two tensors of x's shape. Raises ShapeError, DtypeError, RangeError.
+    """
+    vectors = {"weight": weight, "bias": bias, "x_bias": x_bias}
+    given = {name: tensor for name, tensor in vectors.items() if tensor is not None}
+    require_same_dtype("residual_layer_norm", residual=residual, x=x, **given)
+    if x.ndim == 0 or x.shape[-1] == 0 or residual.shape != x.shape:
+        raise ShapeError(
+            f"residual_layer_norm: residual and x must have one shape (..., C) with C >= 1, "
+            f"not {residual.shape} and {x.shape}"
+        )
+    for name, tensor in given.items():
+        if tensor.shape != x.shape[-1:]:
+            raise ShapeError(
+                f"residual_layer_norm: {name} must have shape {x.shape[-1:]} to fit x of shape {x.shape}, "
+                f"not {tensor.shape}"
+            )
+    p = require_probability("residual_layer_norm", "dropout_p", dropout_p) if training else 0.0
+    key = (p, *next_key("residual_layer_norm", generator)) if p > 0.0 else (0.0, 0, 0)
+    biases = [tensor for tensor in (x_bias, bias) if tensor is not None]
+    has_biases = (x_bias is not None, bias is not None)
+    return ResidualLayerNorm.apply(residual, x, weight, *biases, eps=eps, has_biases=has_biases, key=key)
