@@ -39,24 +39,28 @@ struct tg_attention {
 };
 
 #define REAL float
+#define INTEGER int32_t
 #define NAME(x) tg_##x##_float
 #define EXP tg_expf
 #define LOG logf
 #define TG_MASK tg_mask_float
 #include "attention_tile.h"
 #undef REAL
+#undef INTEGER
 #undef NAME
 #undef EXP
 #undef LOG
 #undef TG_MASK
 
 #define REAL double
+#define INTEGER int64_t
 #define NAME(x) tg_##x##_double
 #define EXP tg_exp
 #define LOG log
 #define TG_MASK tg_mask_double
 #include "attention_tile.h"
 #undef REAL
+#undef INTEGER
 #undef NAME
 #undef EXP
 #undef LOG

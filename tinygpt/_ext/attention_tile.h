@@ -1,5 +1,6 @@
 /* Attention for one head, in tiles. Included twice by attention.h, for float and for double:
- * REAL is the type, NAME(x) gives a function of that type its name, EXP is its exponential.
+ * REAL is the type, INTEGER the integer of its size, NAME(x) gives a function of that type its name, EXP is its
+ * exponential.
  *
  * Everything here works on copies of one head's q, k, v in `struct scratch`: contiguous, padded with zeros to whole
  * vectors and whole row blocks, so that the product below needs no code for edges. That costs O(T D) memory and
@@ -8,6 +9,7 @@
 
 /* A vector of as many numbers as one register of this level holds. */
 typedef REAL NAME(vec) __attribute__((vector_size(TG_VECTOR_BYTES), aligned(sizeof(REAL)), may_alias));
+typedef INTEGER NAME(integers) __attribute__((vector_size(TG_VECTOR_BYTES), aligned(sizeof(REAL)), may_alias));
 
 enum { NAME(LANES) = TG_VECTOR_BYTES / sizeof(REAL), NAME(PANEL) = 2 * NAME(LANES) };
 
@@ -73,6 +75,29 @@ static REAL *NAME(zeros)(ptrdiff_t count) {
     return memory;
 }
 
+/* a where the mask is set, b elsewhere. */
+static inline NAME(vec) NAME(select)(NAME(integers) mask, NAME(vec) a, NAME(vec) b) {
+    return (NAME(vec))(((NAME(integers))a & mask) | ((NAME(integers))b & ~mask));
+}
+
+/* The largest of `top` and x[0 .. n-1]; x is readable up to whole vectors. A NaN never wins: it shows itself later,
+ * in the sum. */
+static inline REAL NAME(largest)(const REAL *x, ptrdiff_t n, REAL top) {
+    NAME(vec) tops;
+    NAME(integers) number;
+    for (int i = 0; i < NAME(LANES); i++) {
+        tops[i] = top;
+        number[i] = i;
+    }
+    for (ptrdiff_t j = 0; j < n; j += NAME(LANES)) {
+        const NAME(vec) v = *(const NAME(vec) *)(x + j);
+        tops = NAME(select)((v > tops) & (number < (INTEGER)(n - j)), v, tops);
+    }
+    for (int half = NAME(LANES) / 2; half > 0; half /= 2)
+        for (int i = 0; i < half; i++) tops[i] = tops[i + half] > tops[i] ? tops[i + half] : tops[i];
+    return tops[0];
+}
+
 /* Columns of the score tile that row block `i` may look at: whole panels, none wholly behind the diagonal. */
 static inline ptrdiff_t NAME(visible)(ptrdiff_t query_end, ptrdiff_t key_begin, ptrdiff_t key_end, int causal) {
     ptrdiff_t end = causal && query_end < key_end ? query_end : key_end;
@@ -125,8 +150,7 @@ static int NAME(head_forward)(const struct tg_attention *p, const REAL *q, const
                 const ptrdiff_t n = NAME(visible)(q0 + i + 1, k0, k1, p->is_causal);
                 /* The products below read whole row blocks: what this row may not see counts as probability 0. */
                 const ptrdiff_t block_end = NAME(visible)(q0 + i / TG_ROWS * TG_ROWS + TG_ROWS, k0, k1, p->is_causal);
-                REAL top = m[i];
-                for (ptrdiff_t j = 0; j < n; j++) top = s[j] > top ? s[j] : top;
+                const REAL top = NAME(largest)(s, n, m[i]);
                 const REAL base = top == -INFINITY ? 0 : top; /* a row of -inf only: exp(-inf - 0) = 0 */
                 REAL sum = 0;
                 for (ptrdiff_t j = 0; j < n; j++) {

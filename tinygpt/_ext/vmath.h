@@ -77,7 +77,7 @@ static inline double tg_exp(double x) {
 
 /* Random words of tinygpt/random.py: row `row`, columns first .. first + 4*quads - 1, first a multiple of 4.
  * Philox4x32-10 on LANES counters side by side. */
-enum { TG_LANES = 16 };
+enum { TG_LANES = 64 }; /* many enough that the compiler keeps the loops and turns them into vector code */
 static inline void tg_philox_lanes(uint32_t *out, uint32_t quad, uint32_t row, uint64_t seed, uint64_t stream) {
     uint32_t c0[TG_LANES], c1[TG_LANES], c2[TG_LANES], c3[TG_LANES];
     for (int i = 0; i < TG_LANES; i++) {
