@@ -99,6 +99,11 @@ cdef void layer_norm_backward_blocks(real *dy, Task *task, Py_ssize_t begin, Py_
                                    dweight + block * C, dbias + block * C if dbias != NULL else NULL, C)
 
 
+def add_blocks(table, dtype):
+    """(blocks, C) in double precision -> (C,) in the arrays' own; None stays None."""
+    return None if table is None else table.sum(axis=0).astype(dtype)
+
+
 def layer_norm_backward(dy, x, weight, mean, rstd, bint has_bias=True):
     """dy, x (N, C), weight (C,), mean, rstd (N,) -> dx (N, C), dweight (C,), dbias (C,) or None."""
     cdef Task task
@@ -109,5 +114,4 @@ def layer_norm_backward(dy, x, weight, mean, rstd, bint has_bias=True):
     task.size[0] = C
     task.size[1] = N
     run(&task, <Rows> layer_norm_backward_blocks[float], <Rows> layer_norm_backward_blocks[double], x, blocks, 1)
-    dweight, dbias = sums.sum(axis=1).astype(x.dtype)
-    return dx, dweight, dbias if has_bias else None
+    return dx, add_blocks(dweight, x.dtype), add_blocks(dbias, x.dtype) if has_bias else None

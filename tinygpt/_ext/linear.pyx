@@ -37,4 +37,4 @@ def column_sum(x):
     give(&task, (x, sums))
     task.size[0], task.size[1] = C, N
     run(&task, <Rows> column_sum_blocks[float], <Rows> column_sum_blocks[double], x, blocks, 1)
-    return sums.sum(axis=0).astype(x.dtype)
+    return add_blocks(sums, x.dtype)

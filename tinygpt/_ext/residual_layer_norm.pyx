@@ -85,19 +85,19 @@ def residual_layer_norm_backward(dy, ds, s, weight, mean, rstd, double p, uint64
                                  bint has_x_bias, bint has_bias):
     """dy, ds, s (N, C), weight (C,), mean, rstd (N,) -> dresidual, dx (N, C), dx_bias, dweight, dbias (C,).
 
-    dx_bias and dbias are None where there is no such bias.
+    dx is dresidual itself when nothing was dropped; dx_bias and dbias are None where there is no such bias.
     """
     cdef Task task
     cdef Py_ssize_t N = s.shape[0], C = s.shape[1], blocks = (N + BLOCK - 1) // BLOCK
     dresidual = numpy.empty_like(s)
     dx = dresidual if p == 0 else numpy.empty_like(s)
-    sums = numpy.zeros((3, blocks, C))
-    give(&task, (dy, ds, s, weight, mean, rstd, dresidual, dx, sums[0], sums[1] if has_bias else None,
-                 sums[2] if has_x_bias else None))
+    dweight = numpy.zeros((blocks, C))
+    dbias = numpy.zeros((blocks, C)) if has_bias else None
+    dx_bias = numpy.zeros((blocks, C)) if has_x_bias else None
+    give(&task, (dy, ds, s, weight, mean, rstd, dresidual, dx, dweight, dbias, dx_bias))
     task.size[0], task.size[1] = C, N
     task.scalar[0] = p
     task.seed, task.stream = seed, stream
     run(&task, <Rows> residual_layer_norm_backward_blocks[float], <Rows> residual_layer_norm_backward_blocks[double],
         s, blocks, 1)
-    dweight, dbias, dx_bias = sums.sum(axis=1).astype(s.dtype)
-    return dresidual, dx, dx_bias if has_x_bias else None, dweight, dbias if has_bias else None
+    return dresidual, dx, add_blocks(dx_bias, s.dtype), add_blocks(dweight, s.dtype), add_blocks(dbias, s.dtype)

@@ -110,7 +110,7 @@ def attention_forward(
     return y, (m + xp.log(total))[..., 0].astype(q.dtype)
 
 
-@kernel(strided=True)
+@kernel(strided=True, in_place=True)
 def attention_backward(
     dy: Any,
     q: Any,

@@ -77,7 +77,7 @@ def cross_entropy_backward(dlosses: Any, logits: Any, targets: Any, lse: Any, ig
     return dlogits
 
 
-@kernel
+@kernel(in_place=True)
 def cross_entropy_inplace(logits: Any, targets: Any, ignore_index: int, scale: float) -> Any:
     """logits (N, V), targets (N,) -> losses (N,). OVERWRITES logits with scale * d loss_i / d logits."""
     xp = array_module(logits)

@@ -31,7 +31,7 @@ from ..kernel import kernel
 from .optimizer import Optimizer, Slot
 
 
-@kernel
+@kernel(in_place=True)
 def adamw_update(
     param: Any,
     grad: Any,
@@ -85,10 +85,7 @@ class AdamW(Optimizer):
 
     def _update(self, slot: Slot, grad: Any, grad_scale: float) -> None:
         param = slot.parameter.data
-        # A compiled body is handed a contiguous copy of an array that is not contiguous, and would update the
-        # copy; the reference writes through any strides.
-        update = adamw_update if param.flags.c_contiguous else adamw_update.reference
-        update(
+        adamw_update(
             param, grad, slot.state["m"], slot.state["v"],
             self.lr * slot.lr_scale, *self.betas, self.eps, slot.weight_decay, slot.step, grad_scale,
         )  # fmt: skip
