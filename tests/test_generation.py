@@ -186,6 +186,18 @@ def test_the_mode_and_the_graph_are_left_as_they_were():
     assert all(p.grad is None for p in model.parameters())
 
 
+def test_no_graph_is_made_for_a_token(monkeypatch):
+    model, made = make(), []
+    next_logits = model.next_logits
+    monkeypatch.setattr(model, "next_logits", lambda ids: made.append(next_logits(ids)) or made[-1])
+    model.generate(PROMPTS, 2, seed=0)
+    assert [logits.is_leaf for logits in made] == [True, True]
+
+
+def test_a_batch_without_rows():
+    assert make().generate(np.zeros((0, 3), int), 4).shape == (0, 7)
+
+
 def test_a_long_prompt_is_cut_to_the_window():
     model = make()
     long = np.concatenate([PROMPTS, PROMPTS], axis=1)  # 8 tokens for a block of 6

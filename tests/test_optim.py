@@ -122,13 +122,13 @@ def test_a_parameter_without_gradient_is_passed_over():
     assert moved.grad is None
 
 
-def test_groups_scale_the_rate_and_state_their_decay():
+@pytest.mark.parametrize("kind", [AdamW, SGD])
+def test_groups_scale_the_rate_and_state_their_decay(kind):
     p, q, b = (tensor(np.ones(shape), requires_grad=True) for shape in ((2, 2), (2, 2), (2,)))
-    optimizer = SGD(
-        [{"params": [p], "lr_scale": 10.0}, {"params": [q, b], "weight_decay": 2.0}], lr=0.01, weight_decay=1.0
-    )
-    for tensor_ in (p, q, b):
-        tensor_.grad = np.zeros(tensor_.shape)
+    groups = [{"params": [p], "lr_scale": 10.0}, {"params": [q, b], "weight_decay": 2.0}]
+    optimizer = kind(groups, lr=0.01, weight_decay=1.0)
+    for parameter in (p, q, b):
+        parameter.grad = np.zeros(parameter.shape)
     optimizer.step()
     np.testing.assert_allclose(p.data, 1 - 0.01 * 10 * 1.0)
     np.testing.assert_allclose(q.data, 1 - 0.01 * 2.0)
@@ -181,6 +181,7 @@ def test_load_state_dict_refuses_what_does_not_fit_and_changes_nothing():
         (lambda p: AdamW([p], lr=math.nan), "AdamW: lr must be at least 0, not nan"),
         (lambda p: AdamW([p], lr=-1), "lr must be at least 0"),
         (lambda p: AdamW([p], lr="1e-3"), "lr must be a number, not '1e-3'"),
+        (lambda p: AdamW([p], lr=10**400), "lr must be at least 0, not 1000"),
         (lambda p: AdamW([p], lr=True), "lr must be a number"),
         (lambda p: AdamW([p], betas=(0.9, 1.0)), "beta2 must be at least 0 and below 1, not 1"),
         (lambda p: AdamW([p], betas=0.9), "betas must be a pair"),
@@ -255,7 +256,9 @@ def test_clipping_shortens_and_keeps_the_direction():
     np.testing.assert_array_equal(p.grad, [3, 0])  # already short enough: untouched
     assert clip_grad_norm(iter([p, q]), 1.0) == 5.0
     np.testing.assert_allclose([*p.grad, *q.grad], [0.6, 0, 0, 0.8])
-    assert clip_coefficient(5.0, 1.0) == 0.2
+    assert clip_grad_norm([p, q], 0.25) == pytest.approx(1.0)
+    np.testing.assert_allclose([*p.grad, *q.grad], [0.15, 0, 0, 0.2])
+    assert clip_coefficient(5.0, 2.0) == 0.4
     assert clip_coefficient(0.0, 1.0) == 1.0
 
 

@@ -36,7 +36,11 @@ def number(
     """`value` as a finite float within the bounds given (`at_least` and `at_most` include the bound itself)."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise DtypeError(f"{where}: {name} must be a number, not {value!r}")
-    given, value = value, float(value)  # the error shows what came
+    given = value
+    try:
+        value = float(given)
+    except OverflowError:  # an integer beyond the largest float
+        value = math.inf
     fits = (
         math.isfinite(value)
         and (at_least is None or value >= at_least)
