@@ -109,9 +109,10 @@ def layer_norm_backward(dy, x, weight, mean, rstd, bint has_bias=True):
     cdef Task task
     cdef Py_ssize_t N = x.shape[0], C = x.shape[1], blocks = (N + BLOCK - 1) // BLOCK
     dx = numpy.empty_like(x)
-    sums = numpy.zeros((2, blocks, C))
-    give(&task, (dy, x, weight, mean, rstd, dx, sums[0], sums[1] if has_bias else None))
+    dweight = numpy.zeros((blocks, C))
+    dbias = numpy.zeros((blocks, C)) if has_bias else None
+    give(&task, (dy, x, weight, mean, rstd, dx, dweight, dbias))
     task.size[0] = C
     task.size[1] = N
     run(&task, <Rows> layer_norm_backward_blocks[float], <Rows> layer_norm_backward_blocks[double], x, blocks, 1)
-    return dx, add_blocks(dweight, x.dtype), add_blocks(dbias, x.dtype) if has_bias else None
+    return dx, add_blocks(dweight, x.dtype), add_blocks(dbias, x.dtype)
