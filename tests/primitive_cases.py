@@ -258,9 +258,8 @@ def linears(draw: Any) -> Example:
 @st.composite
 def rows_and_bias(draw: Any) -> Example:
     N, C = draw(leading), draw(reduced)
-    return Example(
-        (Input((N, C), draw(st.sampled_from(["C", "F", "strided", "negative"])), draw(seeds)), draw(inputs((C,))))
-    )
+    layout = draw(st.sampled_from(["C", "F", "strided", "negative"]))
+    return Example((Input((N, C), layout, draw(seeds)), draw(inputs((C,)))))
 
 
 @st.composite
@@ -300,6 +299,6 @@ PRIMITIVES = [
 ]
 
 PRIMITIVE_KERNELS = [
-    KernelRow("add_bias", rows_and_bias()),
+    KernelRow("add_bias", rows_and_bias(), writes=(0,)),
     KernelRow("column_sum", matrices()),
 ]

@@ -1,0 +1,161 @@
+"""Every compiled body against its reference.
+
+The reference in float64 is taken for the truth. In float32 both bodies round; the compiled one, which adds in another
+order, may be off twice as far as the reference is, and no more:
+
+    err(compiled32, reference64) <= 2 * err(reference32, reference64) + tiny
+
+`tiny` is for results that the reference happens to get exactly, and it is measured as well: how far the reference moves
+when its inputs and each of its intermediate results are rounded at random (`rounding.py`). In float64, which has no
+truth above it, that is the whole allowance for the distance between the two bodies, doubled because both round.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from drawing import Example, KernelRow, some_examples
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from op_cases import KERNEL_ROWS
+from rounding import Rounding, rounded
+
+import tinygpt.ops
+import tinygpt.optim  # noqa: F401  the kernels of both are registered
+from tinygpt.backends import get
+from tinygpt.kernel import REGISTRY, use_kernels
+
+EPS32, EPS64 = float(np.finfo(np.float32).eps), float(np.finfo(np.float64).eps)
+
+needs_extension = pytest.mark.skipif(get("numpy").extension() is None, reason="extension not built")
+every_kernel = pytest.mark.parametrize("row", KERNEL_ROWS, ids=[row.name for row in KERNEL_ROWS])
+
+
+def results(row: KernelRow, kind: str, arguments: list[Any]) -> list[np.ndarray]:
+    """What the kernel returns and what it writes, as float64 arrays."""
+    with use_kernels(kind), np.errstate(all="ignore"):
+        returned = REGISTRY[row.name](*arguments)
+    returned = returned if isinstance(returned, tuple) else (returned,)
+    written = [arguments[i] for i in row.writes]
+    return [np.asarray(value, dtype=np.float64) for value in (*returned, *written) if value is not None]
+
+
+def doubled(arguments: list[Any], rounding: Rounding | None = None) -> list[Any]:
+    """Fresh arguments with float64 arrays; with a rounding they are rounded, and so is what is computed of them."""
+    fresh = [np.array(a, np.float64 if a.dtype.kind == "f" else None) if is_array(a) else a for a in arguments]
+    if rounding is not None:
+        fresh = [rounded(rounding.nudge(a), rounding) if is_array(a) and a.dtype.kind == "f" else a for a in fresh]
+    return fresh
+
+
+def is_array(value: Any) -> bool:
+    return isinstance(value, np.ndarray)
+
+
+def largest(values: np.ndarray) -> float:
+    return float(np.abs(values).max(initial=0))
+
+
+def moved_by_rounding(row: KernelRow, arguments: list[Any], truth: list[np.ndarray], in_sums: bool) -> list[float]:
+    """For each result the farthest it goes in four choices of float32 roundings, and one rounding of the result."""
+    choices = [results(row, "reference", doubled(arguments, Rounding(EPS32, seed, in_sums))) for seed in range(4)]
+    return [
+        max(largest(choice[i] - true) for choice in choices) + EPS32 * largest(true) for i, true in enumerate(truth)
+    ]
+
+
+def float32_budget(row: KernelRow, example: Example) -> tuple[list[np.ndarray], list[float]]:
+    """The truth for each result, and how far from it a float32 body may be."""
+    truth = results(row, "reference", doubled(example.make(np.float32)))
+    reference = results(row, "reference", example.make(np.float32))
+    tiny = moved_by_rounding(row, example.make(np.float32), truth, in_sums=False)
+    return truth, [2 * largest(r - t) + small for r, t, small in zip(reference, truth, tiny, strict=True)]
+
+
+def assert_within(got: list[np.ndarray], expected: list[np.ndarray], budget: list[float]) -> None:
+    assert len(got) == len(expected)
+    for i, (g, e, allowed) in enumerate(zip(got, expected, budget, strict=True)):
+        assert g.shape == e.shape, f"result {i}"
+        assert np.isfinite(g).all(), f"result {i}"
+        assert largest(g - e) <= allowed, f"result {i} is off by {largest(g - e):.3g}, allowed is {allowed:.3g}"
+
+
+@needs_extension
+@every_kernel
+@settings(max_examples=80)
+@given(data=st.data())
+def test_compiled_body_in_float32(row: KernelRow, data: Any) -> None:
+    example = data.draw(row.examples)
+    truth, budget = float32_budget(row, example)
+    assert_within(results(row, "cython", example.make(np.float32)), truth, budget)
+
+
+@needs_extension
+@every_kernel
+@settings(max_examples=40)
+@given(data=st.data())
+def test_compiled_body_in_float64(row: KernelRow, data: Any) -> None:
+    example = data.draw(row.examples)
+    expected = results(row, "reference", example.make())
+    budget = [2 * far * EPS64 / EPS32 for far in moved_by_rounding(row, example.make(), expected, in_sums=True)]
+    assert_within(results(row, "cython", example.make()), expected, budget)
+
+
+@needs_extension
+@every_kernel
+@given(data=st.data())
+def test_compiled_body_leaves_its_inputs_alone(row: KernelRow, data: Any) -> None:
+    """Inputs that are not declared as written keep their values, and two calls agree to the last bit."""
+    example = data.draw(row.examples)
+    arguments, untouched = example.make(np.float32), example.make(np.float32)
+    first = results(row, "cython", arguments)
+    for i, (a, b) in enumerate(zip(arguments, untouched, strict=True)):
+        if isinstance(a, np.ndarray) and i not in row.writes:
+            assert np.array_equal(a, b), f"argument {i}"
+    for a, b in zip(first, results(row, "cython", example.make(np.float32)), strict=True):
+        assert np.array_equal(a, b)
+
+
+@every_kernel
+def test_the_rule_is_strict(row: KernelRow) -> None:
+    """A body that is off by 1e-4 of its largest element is refused, in each of its results."""
+    caught: set[int] = set()
+    for example in some_examples(row.examples, 10):
+        truth, budget = float32_budget(row, example)
+        for i in range(len(truth)):
+            sloppy = [t + 1e-4 * largest(t) * (i == j) for j, t in enumerate(truth)]
+            try:
+                assert_within(sloppy, truth, budget)
+            except AssertionError:
+                caught.add(i)
+    assert caught == set(range(len(truth)))
+
+
+@every_kernel
+def test_reference_keeps_the_dtype(row: KernelRow) -> None:
+    for example in some_examples(row.examples, 10):
+        returned = REGISTRY[row.name].reference(*example.make(np.float32))
+        for value in returned if isinstance(returned, tuple) else (returned,):
+            if isinstance(value, np.ndarray):
+                assert value.dtype != np.float64
+
+
+@needs_extension
+def test_nothing_of_size_zero_reaches_a_compiled_body(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reference takes it: a compiled body may count on at least one element."""
+    kernel = REGISTRY["column_sum"]
+
+    def refuse(*arguments: Any) -> Any:
+        raise AssertionError("called")
+
+    monkeypatch.setattr(kernel, "fast_body", lambda arguments: refuse)
+    assert np.array_equal(kernel(np.zeros((0, 3))), np.zeros(3))
+    assert kernel(np.zeros((3, 0))).shape == (0,)
+    with pytest.raises(AssertionError):
+        kernel(np.zeros((1, 1)))
+
+
+def test_every_kernel_has_a_row() -> None:
+    assert sorted(set(REGISTRY) - {row.name for row in KERNEL_ROWS}) == []
