@@ -43,6 +43,8 @@ class Progress:
             self.line(step, f"step {step}: {self._facts(loss)}")
 
     def _draw(self, step: int, loss: float) -> None:
+        if self._bar.disable:
+            return
         self._bar.n = step
         self._bar.set_postfix_str(self._facts(loss), refresh=False)
         self._bar.refresh()

@@ -1,0 +1,58 @@
+"""A run killed with SIGKILL at twenty random moments and resumed each time ends as an undisturbed one, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from training_helpers import OPTIONS, assert_same_outcome, write_text
+
+KILLS = 20
+# A checkpoint at every step: nearly all of the time goes into writing, so that is where most of the kills land.
+RUN = [sys.executable, "-m", "tinygpt", "train", *OPTIONS, "--steps=400", "--checkpoint-every=1", "--eval-every=7"]
+
+
+def step_of(folder: Path) -> int:
+    """The step of the latest checkpoint; -1 before the first."""
+    try:
+        return json.loads((folder / "checkpoints.json").read_text(encoding="utf-8"))["latest"]["step"]
+    except FileNotFoundError:
+        return -1
+
+
+def start(folder: Path, text: Path, log: Path) -> subprocess.Popen[bytes]:
+    resume = ["--resume"] if step_of(folder) >= 0 else []
+    with open(log, "ab") as file:
+        return subprocess.Popen([*RUN, f"--data={text}", f"--out={folder}", *resume], stdout=file, stderr=file)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
+def test_killed_twenty_times(tmp_path: Path) -> None:
+    text, log, dice = write_text(tmp_path / "verse.txt"), tmp_path / "log.txt", random.Random(20)
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    assert start(undisturbed, text, log).wait(timeout=120) == 0, log.read_text()
+
+    for kill in range(KILLS):
+        process = start(killed, text, log)
+        if kill % 5 == 4:  # anywhere: while Python starts, while the checkpoint is read, while training
+            time.sleep(dice.uniform(0.0, 1.0))
+        else:  # within a few steps, at any moment of a step
+            goal = step_of(killed) + dice.randint(1, 8)
+            while step_of(killed) < goal and process.poll() is None:
+                time.sleep(0.001)
+            time.sleep(dice.uniform(0.0, 0.02))
+        process.kill()
+        code = process.wait(timeout=60)
+        assert code == -signal.SIGKILL, f"kill {kill} came too late, at step {step_of(killed)}:\n{log.read_text()}"
+    assert 0 < step_of(killed) < 400
+
+    assert start(killed, text, log).wait(timeout=120) == 0, log.read_text()
+    assert_same_outcome(killed, undisturbed)
+    assert not list(killed.glob(".checkpoint*.tmp")), "half-written files of killed processes are left over"

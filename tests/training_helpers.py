@@ -1,0 +1,62 @@
+"""A run so small that a step takes a millisecond, and what two equal runs must share."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinygpt.gpt import GPT, GPTConfig
+from tinygpt.training import CheckpointFolder, Trainer, TrainingConfig, read_metrics
+
+SHAPE = {"block_size": 8, "n_layer": 2, "n_head": 2, "n_embd": 8, "dropout": 0.1, "bias": True}
+TOKENS = np.random.default_rng(5).integers(0, 11, size=600).astype(np.uint16)
+TRAIN, VALIDATION = TOKENS[:500], TOKENS[500:]
+QUICK: dict[str, Any] = {
+    "steps": 20, "batch_size": 3, "lr": 1e-2, "warmup_steps": 3, "eval_every": 5, "eval_batches": 2, "log_every": 3,
+    "checkpoint_every": 4, "seed": 7,
+}  # fmt: skip
+
+VERSE = "To be, or not to be, that is the question:\nWhether 'tis nobler in the mind to suffer\n"
+# The same as options, for a command line.
+OPTIONS = [
+    "--block-size=8", "--n-layer=1", "--n-head=2", "--n-embd=8", "--dropout=0.1", "--steps=12", "--batch-size=3",
+    "--lr=0.01", "--warmup-steps=3", "--eval-every=5", "--eval-batches=2", "--log-every=3", "--checkpoint-every=4",
+]  # fmt: skip
+
+
+def make_trainer(folder: Path, train: np.ndarray = TRAIN, model: GPT | None = None, **settings: Any) -> Trainer:
+    """A trainer of a fresh model; its progress goes nowhere."""
+    config = TrainingConfig(**(QUICK | settings))
+    model = model if model is not None else GPT(GPTConfig(vocab_size=11, **SHAPE), seed=config.seed)
+    folder.mkdir(exist_ok=True)
+    return Trainer(model, train, VALIDATION, config, folder, stream=io.StringIO())
+
+
+def write_text(path: Path, lines: int = 40) -> Path:
+    path.write_text(VERSE * (lines // 2), encoding="utf-8")
+    return path
+
+
+def outcome(folder: Path) -> dict[str, Any]:
+    """All that a run leaves behind, but for the seconds it took: the bytes of arrays, states and metrics."""
+    result: dict[str, Any] = {}
+    for which in ("latest", "best"):
+        checkpoint = CheckpointFolder(folder).load(which)
+        for part in ("model", "optimizer"):
+            for name, array in getattr(checkpoint, part).items():
+                result[f"{which} {part} {name}"] = (array.dtype.str, array.shape, array.tobytes())
+        checkpoint.state["progression"].pop("seconds")
+        result[f"{which} state"] = json.dumps(checkpoint.state, sort_keys=True)
+    result["metrics"] = [{k: v for k, v in r.items() if k != "seconds"} for r in read_metrics(folder / "metrics.jsonl")]
+    return result
+
+
+def assert_same_outcome(folder: Path, other: Path) -> None:
+    found, expected = outcome(folder), outcome(other)
+    assert found.keys() == expected.keys()
+    differing = [name for name in expected if found[name] != expected[name]]
+    assert not differing, f"{folder} and {other} differ in {', '.join(differing)}"
