@@ -110,7 +110,7 @@ def directional_derivative(
     total = 0.0
     for steps, factor in ((-2, 1), (-1, -8), (1, 8), (2, -1)):
         moved = list(inputs)
-        moved[index] = inputs[index] + steps * STEP * direction
+        moved[index] = np.asarray(inputs[index] + steps * STEP * direction)
         outputs = _evaluate(function, moved)
         total += factor * sum(float(np.vdot(dy, y)) for dy, y in zip(upstream, outputs, strict=True))
     return total / (12 * STEP)
