@@ -4,15 +4,17 @@
 the bodies of each kernel over KERNEL_ROWS. An operation or a kernel without a row fails a test there.
 
 Draw the values away from kinks (relu at 0, ties in max) and poles (log at 0): the check compares with differences.
-The rows of the primitive operations are in `primitive_cases.py`.
+The rows of the primitive operations are in `primitive_cases.py`, those of the neural network in
+`nn_cases.py`.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from drawing import Example, KernelRow, Row, inputs, leading, positive, reduced
+from drawing import Example, Input, KernelRow, Row, inputs, leading, normal, positive, reduced, seeds
 from hypothesis import strategies as st
+from nn_cases import NEURAL, NEURAL_KERNELS
 from primitive_cases import PRIMITIVE_KERNELS, PRIMITIVES
 
 from tinygpt import ops
@@ -44,13 +46,36 @@ def layer_norm_backward_examples(draw: Any) -> Example:
     return Example((draw(rows), draw(rows), draw(row), *statistics, draw(st.booleans())))
 
 
+# Optimizers ---------------------------------------------------------------------------------------
+
+
+@st.composite
+def adamw_update_examples(draw: Any) -> Example:
+    shape = tuple(draw(st.lists(reduced, max_size=2)))
+    layout = draw(st.sampled_from(["C", "C", "F", "negative"]))  # param, m and v are written
+    param, m, v = (Input(shape, layout, draw(seeds), values) for values in (normal, normal, positive))
+    rates = (1e-2, 0.9, 0.99, 1e-8, draw(st.sampled_from([0.0, 0.1])))
+    return Example(
+        (param, draw(inputs(shape)), m, v, *rates, draw(st.integers(1, 1000)), draw(st.sampled_from([1.0, 0.3])))
+    )
+
+
+@st.composite
+def sum_of_squares_examples(draw: Any) -> Example:
+    return Example((draw(inputs((draw(leading), draw(reduced), draw(reduced)))),))
+
+
 ROWS = [
     *PRIMITIVES,
     Row("layer_norm", ops.layer_norm, layer_norm_examples(), (LayerNorm,), layer_norm_composed),
+    *NEURAL,
 ]
 
 KERNEL_ROWS = [
     *PRIMITIVE_KERNELS,
     KernelRow("layer_norm_forward", layer_norm_forward_examples()),
     KernelRow("layer_norm_backward", layer_norm_backward_examples()),
+    *NEURAL_KERNELS,
+    KernelRow("adamw_update", adamw_update_examples(), writes=(0, 2, 3)),
+    KernelRow("sum_of_squares", sum_of_squares_examples()),
 ]

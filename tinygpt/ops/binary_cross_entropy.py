@@ -54,7 +54,7 @@ def binary_cross_entropy_forward(logits: Any, targets: Any) -> Any:
 
 @kernel
 def binary_cross_entropy_backward(dlosses: Any, logits: Any, targets: Any) -> Any:
-    """dlosses () alike for every element, logits, targets of one shape -> dlogits."""
+    """dlosses, logits, targets of one shape -> dlogits."""
     xp = array_module(logits)
     e = xp.exp(-xp.abs(logits))  # at most 1
     sigma = xp.where(logits >= 0, 1.0, e) / (1.0 + e)
@@ -69,7 +69,8 @@ class BinaryCrossEntropy(Function):
 
     def backward(self, dy: Any) -> Any:
         logits, targets = self.saved
-        return binary_cross_entropy_backward(as_scalar(dy / logits.size, logits), logits, targets)
+        dlosses = array_module(dy).full(logits.shape, dy / logits.size, dtype=logits.dtype)
+        return binary_cross_entropy_backward(dlosses, logits, targets)
 
 
 def binary_cross_entropy(logits: Tensor, targets: Any) -> Tensor:

@@ -104,7 +104,7 @@ class CrossEntropy(Function):
     def backward(self, dy: Any) -> Any:
         logits, targets, lse = self.saved
         rows = logits.reshape(-1, logits.shape[-1])  # (N, V)
-        dlosses = array_module(dy).full_like(lse, 1.0 / self.count) * dy  # (N,)
+        dlosses = array_module(dy).full(lse.shape, dy / self.count, dtype=lse.dtype)  # (N,)
         return cross_entropy_backward(dlosses, rows, targets, lse, self.ignore_index).reshape(logits.shape)
 
 

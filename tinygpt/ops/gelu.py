@@ -87,23 +87,19 @@ def gelu_erf_backward(dy: Any, x: Any) -> Any:
 
 
 class Gelu(Function):
+    forward_kernel, backward_kernel = gelu_forward, gelu_backward
+
     def forward(self, x: Any) -> Any:
         self.save(x)
-        return gelu_forward(x)
+        return self.forward_kernel(x.reshape(-1)).reshape(x.shape)
 
     def backward(self, dy: Any) -> Any:
         (x,) = self.saved
-        return gelu_backward(dy, x)
+        return self.backward_kernel(dy.reshape(-1), x.reshape(-1)).reshape(x.shape)
 
 
-class GeluErf(Function):
-    def forward(self, x: Any) -> Any:
-        self.save(x)
-        return gelu_erf_forward(x)
-
-    def backward(self, dy: Any) -> Any:
-        (x,) = self.saved
-        return gelu_erf_backward(dy, x)
+class GeluErf(Gelu):
+    forward_kernel, backward_kernel = gelu_erf_forward, gelu_erf_backward
 
 
 def gelu(x: Tensor, approximate: str = "tanh") -> Tensor:

@@ -1,0 +1,333 @@
+"""The rows of the neural-network operations; see `op_cases.py`."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+from drawing import Example, Input, KernelRow, Row, inputs, integers_below, leading, positive, reduced, seeds, small
+from hypothesis import strategies as st
+
+from tinygpt import ops
+from tinygpt.ops.attention import Attention, QKVAttention, attention_composed
+from tinygpt.ops.bias_gelu import BiasGelu, bias_gelu_composed
+from tinygpt.ops.binary_cross_entropy import BinaryCrossEntropy, binary_cross_entropy_composed
+from tinygpt.ops.cross_entropy import CrossEntropy, cross_entropy_composed
+from tinygpt.ops.dropout import Dropout, dropout_composed
+from tinygpt.ops.embedding import Embedding, embedding_composed
+from tinygpt.ops.erf import Erf
+from tinygpt.ops.gelu import Gelu, GeluErf, gelu_composed
+from tinygpt.ops.linear_cross_entropy import LinearCrossEntropy, linear_cross_entropy_composed
+from tinygpt.ops.residual_layer_norm import ResidualLayerNorm, residual_layer_norm_composed
+from tinygpt.ops.softmax import LogSoftmax, Softmax, log_softmax_composed, softmax_composed
+from tinygpt.random import Generator
+from tinygpt.tensor import Tensor
+
+IGNORE = -100
+probabilities = st.sampled_from([0.1, 0.5, 0.9])
+streams = st.sampled_from([0, 1, 2**32 + 5])
+keys = st.tuples(st.integers(0, 2**64 - 1), streams)
+writable = st.sampled_from(["C", "F", "permuted", "strided", "negative"])
+
+# Values -------------------------------------------------------------------------------------------
+
+
+def targets_below(V: int) -> Callable[..., np.ndarray]:
+    """Ids with a quarter of them ignored, the first never."""
+
+    def values(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+        drawn = integers_below(V)(rng, shape)
+        ignored = np.asarray(rng.random(shape) < 0.25)
+        ignored.reshape(-1)[:1] = False
+        return np.where(ignored, IGNORE, drawn)
+
+    return values
+
+
+def fractions(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """From 0 to 1, both ends included."""
+    drawn = rng.uniform(-0.3, 1.3, shape)
+    return np.asarray(np.clip(drawn, 0.0, 1.0))
+
+
+# Examples -----------------------------------------------------------------------------------------
+
+
+@st.composite
+def row_shapes(draw: Any, zero: bool = True) -> tuple[int, ...]:
+    """(..., C) with at least one axis."""
+    return (*draw(st.lists(leading if zero else small, max_size=2)), draw(reduced))
+
+
+@st.composite
+def any_array(draw: Any, **options: Any) -> Example:
+    shape = draw(st.one_of(row_shapes(), st.just(())))
+    return Example((draw(inputs(shape)),), options)
+
+
+@st.composite
+def along_an_axis(draw: Any) -> Example:
+    shape = draw(row_shapes())
+    fitting = [axis for axis, size in enumerate(shape) if size]  # there is no maximum of nothing
+    axis = draw(st.sampled_from(fitting))
+    return Example((draw(inputs(shape)),), {"axis": axis - draw(st.sampled_from([0, len(shape)]))})
+
+
+@st.composite
+def with_bias(draw: Any) -> Example:
+    shape = draw(row_shapes())
+    return Example((draw(inputs(shape)), draw(inputs(shape[-1:]))))
+
+
+@st.composite
+def logits_and_targets(draw: Any) -> Example:
+    shape = draw(row_shapes(zero=False))
+    return Example((draw(inputs(shape)), draw(inputs(shape[:-1], targets_below(shape[-1])))))
+
+
+@st.composite
+def head_and_targets(draw: Any) -> Example:
+    shape, V = draw(row_shapes(zero=False)), draw(reduced)
+    arrays = (draw(inputs(shape)), draw(inputs((V, shape[-1]))), draw(inputs(shape[:-1], targets_below(V))))
+    return Example(arrays, {"block_bytes": draw(st.sampled_from([1, 300, 2**25])), "slice_bytes": 64})
+
+
+@st.composite
+def logits_and_fractions(draw: Any) -> Example:
+    shape = draw(st.one_of(row_shapes(zero=False), st.just(())))
+    return Example((draw(inputs(shape)),), {"targets": draw(inputs(shape, fractions)).make()})
+
+
+@st.composite
+def table_and_ids(draw: Any) -> Example:
+    V, C = draw(reduced), draw(reduced)
+    ids = draw(st.lists(leading, max_size=2))
+    return Example((draw(inputs((V, C))), draw(inputs(ids, integers_below(V)))))
+
+
+@st.composite
+def dropped(draw: Any) -> Example:
+    return Example((draw(inputs(draw(row_shapes()))),), {"p": draw(probabilities), "key": draw(keys)})
+
+
+@st.composite
+def residuals(draw: Any) -> Example:
+    shape = draw(row_shapes())
+    has_biases = (draw(st.booleans()), draw(st.booleans()))
+    vectors = [draw(inputs(shape[-1:])) for _ in range(1 + sum(has_biases))]
+    options = {"has_biases": has_biases, "p": draw(st.sampled_from([0.0, 0.5])), "key": draw(keys)}
+    return Example((draw(inputs(shape)), draw(inputs(shape)), *vectors), options)
+
+
+@st.composite
+def attention_options(draw: Any) -> dict[str, Any]:
+    return {
+        "is_causal": draw(st.booleans()),
+        "scale": draw(st.sampled_from([None, 0.3])),
+        "dropout_p": draw(st.sampled_from([0.0, 0.5])),
+        "key": draw(keys),
+    }
+
+
+@st.composite
+def queries_keys_values(draw: Any) -> Example:
+    B, H, D = draw(leading), draw(small), draw(reduced)
+    Tq, Tk = draw(st.sampled_from([0, 1, 2, 9])), draw(st.sampled_from([1, 2, 7, 17]))
+    arrays = draw(inputs((B, H, Tq, D))), draw(inputs((B, H, Tk, D))), draw(inputs((B, H, Tk, D)))
+    return Example(arrays, draw(attention_options()))
+
+
+@st.composite
+def packed_qkv(draw: Any) -> Example:
+    B, T, H, D = draw(leading), draw(st.sampled_from([1, 2, 9])), draw(small), draw(st.sampled_from([1, 3, 8]))
+    return Example((draw(inputs((B, T, 3 * H * D))),), {"n_head": H, **draw(attention_options())})
+
+
+# The operations with their random key as an option, and the oracles called in the same way ----------
+
+
+def dropout(x: Tensor, p: float, key: tuple[int, int]) -> Tensor:
+    return ops.dropout(x, p, generator=Generator(*key))
+
+
+def residual_layer_norm(
+    residual: Tensor, x: Tensor, weight: Tensor, *vectors: Tensor, has_biases: Any, p: float, key: tuple[int, int]
+) -> Any:
+    given = iter(vectors)
+    bias, x_bias = (next(given) if present else None for present in has_biases)
+    return ops.residual_layer_norm(residual, x, weight, bias, x_bias, dropout_p=p, generator=Generator(*key))
+
+
+def residual_layer_norm_oracle(
+    residual: Tensor, x: Tensor, weight: Tensor, *vectors: Tensor, has_biases: Any, p: float, key: tuple[int, int]
+) -> Any:
+    given = iter(vectors)
+    bias, x_bias = (next(given) if present else None for present in has_biases)
+    return residual_layer_norm_composed(residual, x, weight, bias, x_bias, 1e-5, p, *key)
+
+
+def attention(*qkv: Tensor, key: tuple[int, int], **options: Any) -> Tensor:
+    return ops.attention(*qkv, **options, generator=Generator(*key))
+
+
+def attention_oracle(*qkv: Tensor, key: tuple[int, int], **options: Any) -> Tensor:
+    return attention_composed(*qkv, **options, seed=key[0], stream=key[1])
+
+
+def qkv_attention(qkv: Tensor, n_head: int, key: tuple[int, int], **options: Any) -> Tensor:
+    return ops.qkv_attention(qkv, n_head, **options, generator=Generator(*key))
+
+
+def qkv_attention_oracle(qkv: Tensor, n_head: int, **options: Any) -> Tensor:
+    B, T, width = qkv.shape
+    C = width // 3
+    heads = [part.reshape(B, T, n_head, C // n_head).transpose(1, 2) for part in qkv.split(C, axis=-1)]
+    return attention_oracle(*heads, **options).transpose(1, 2).reshape(B, T, C)
+
+
+def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, block_bytes: int, slice_bytes: int) -> Tensor:
+    """The operation with blocks so small that there are several, and that they do not divide the rows."""
+    module = importlib.import_module("tinygpt.ops.linear_cross_entropy")
+    with patch.multiple(module, BLOCK_BYTES=block_bytes, SLICE_BYTES=slice_bytes):
+        return ops.linear_cross_entropy(x, weight, targets)
+
+
+def on_arrays(composed: Callable[..., Any]) -> Callable[..., Any]:
+    """An oracle whose last argument is an array of integers, called with a tensor of them."""
+    return lambda *arguments, **sizes: composed(*arguments[:-1], arguments[-1].data)
+
+
+# Arguments of the kernels ---------------------------------------------------------------------------
+
+
+@st.composite
+def kernel_rows(draw: Any, *more: Any, count: int = 1, N: Any = leading) -> Example:
+    """`count` arrays (N, C), then what each of `more` draws for C."""
+    shape = (draw(N), draw(reduced))
+    return Example((*[draw(inputs(shape)) for _ in range(count)], *[draw(part(shape[1])) for part in more]))
+
+
+def vector(C: int) -> Any:
+    return inputs((C,))
+
+
+@st.composite
+def cross_entropy_arguments(draw: Any, backward: bool = False) -> Example:
+    N, V = draw(leading), draw(reduced)
+    logits, targets = draw(inputs((N, V))), draw(inputs((N,), targets_below(V)))
+    if backward:
+        return Example((draw(inputs((N,))), logits, targets, draw(inputs((N,), positive)), IGNORE))
+    return Example((logits, targets, IGNORE))
+
+
+@st.composite
+def cross_entropy_inplace_arguments(draw: Any) -> Example:
+    N, V = draw(leading), draw(reduced)
+    logits = Input((N, V), draw(writable), draw(seeds))
+    return Example((logits, draw(inputs((N,), targets_below(V))), IGNORE, draw(st.sampled_from([1.0, 0.125]))))
+
+
+@st.composite
+def binary_cross_entropy_arguments(draw: Any, backward: bool = False) -> Example:
+    shape = draw(row_shapes())
+    upstream = [draw(inputs(shape))] if backward else []
+    return Example((*upstream, draw(inputs(shape)), draw(inputs(shape, fractions))))
+
+
+@st.composite
+def attention_arguments(draw: Any, backward: bool = False) -> Example:
+    B, H, D = draw(leading), draw(small), draw(reduced)
+    Tq, Tk = draw(st.sampled_from([0, 1, 2, 9, 65])), draw(st.sampled_from([1, 2, 7, 17, 66]))
+    queries, keys_ = (B, H, Tq, D), (B, H, Tk, D)
+    q, k, v = draw(inputs(queries)), draw(inputs(keys_)), draw(inputs(keys_))
+    options = (draw(st.booleans()), 0.3, draw(st.sampled_from([0.0, 0.5])), *draw(keys))
+    if not backward:
+        return Example((q, k, v, *options))
+    results = [Input(shape, draw(writable), 0) for shape in (queries, keys_, keys_)]
+    y, lse = draw(inputs(queries)), draw(inputs((B, H, Tq), positive))
+    return Example((draw(inputs(queries)), q, k, v, y, lse, *options, *results))
+
+
+@st.composite
+def embedding_arguments(draw: Any, backward: bool = False) -> Example:
+    V, C, N = draw(reduced), draw(reduced), draw(st.sampled_from([0, 1, 5, 40]))
+    ids = draw(inputs((N,), integers_below(V)))
+    return Example((draw(inputs((N, C))), ids, V) if backward else (draw(inputs((V, C))), ids))
+
+
+@st.composite
+def dropout_arguments(draw: Any) -> Example:
+    return Example((draw(inputs((draw(leading), draw(reduced)))), draw(probabilities), *draw(keys)))
+
+
+@st.composite
+def residual_arguments(draw: Any, backward: bool = False) -> Example:
+    N, C = draw(leading), draw(reduced)
+    rows, row = inputs((N, C)), inputs((C,))
+    dropping = (draw(st.sampled_from([0.0, 0.5])), *draw(keys))
+    if backward:
+        statistics = draw(inputs((N,))), draw(inputs((N,), positive))
+        flags = draw(st.booleans()), draw(st.booleans())
+        return Example((draw(rows), draw(rows), draw(rows), draw(row), *statistics, *dropping, *flags))
+    maybe = st.one_of(st.none(), row)
+    return Example((draw(rows), draw(rows), draw(maybe), draw(row), draw(maybe), 1e-5, *dropping))
+
+
+# The tables ---------------------------------------------------------------------------------------
+
+NEURAL = [
+    Row("erf", ops.erf, any_array(), (Erf,)),
+    Row("gelu", ops.gelu, any_array(), (Gelu,), gelu_composed),
+    Row("gelu with erf", ops.gelu, any_array(approximate="none"), (GeluErf,), gelu_composed),
+    Row("bias_gelu", ops.bias_gelu, with_bias(), (BiasGelu,), bias_gelu_composed),
+    Row("softmax", ops.softmax, along_an_axis(), (Softmax,), softmax_composed),
+    Row("log_softmax", ops.log_softmax, along_an_axis(), (LogSoftmax,), log_softmax_composed),
+    Row("cross_entropy", ops.cross_entropy, logits_and_targets(), (CrossEntropy,), on_arrays(cross_entropy_composed)),
+    Row(
+        "linear_cross_entropy",
+        linear_cross_entropy,
+        head_and_targets(),
+        (LinearCrossEntropy,),
+        on_arrays(linear_cross_entropy_composed),
+    ),
+    Row(
+        "binary_cross_entropy",
+        ops.binary_cross_entropy,
+        logits_and_fractions(),
+        (BinaryCrossEntropy,),
+        binary_cross_entropy_composed,
+    ),
+    Row("embedding", ops.embedding, table_and_ids(), (Embedding,), on_arrays(embedding_composed)),
+    Row("dropout", dropout, dropped(), (Dropout,), lambda x, p, key: dropout_composed(x, p, *key)),
+    Row("residual_layer_norm", residual_layer_norm, residuals(), (ResidualLayerNorm,), residual_layer_norm_oracle),
+    Row("attention", attention, queries_keys_values(), (Attention,), attention_oracle),
+    Row("qkv_attention", qkv_attention, packed_qkv(), (QKVAttention,), qkv_attention_oracle),
+]
+
+NEURAL_KERNELS = [
+    KernelRow("gelu_forward", kernel_rows()),
+    KernelRow("gelu_backward", kernel_rows(count=2)),
+    KernelRow("gelu_erf_forward", kernel_rows()),
+    KernelRow("gelu_erf_backward", kernel_rows(count=2)),
+    KernelRow("bias_gelu_forward", kernel_rows(vector)),
+    KernelRow("bias_gelu_backward", kernel_rows(vector, count=2)),
+    KernelRow("softmax_forward", kernel_rows()),
+    KernelRow("softmax_backward", kernel_rows(count=2)),
+    KernelRow("log_softmax_forward", kernel_rows()),
+    KernelRow("log_softmax_backward", kernel_rows(count=2)),
+    KernelRow("cross_entropy_forward", cross_entropy_arguments()),
+    KernelRow("cross_entropy_backward", cross_entropy_arguments(backward=True)),
+    KernelRow("cross_entropy_inplace", cross_entropy_inplace_arguments(), writes=(0,)),
+    KernelRow("binary_cross_entropy_forward", binary_cross_entropy_arguments()),
+    KernelRow("binary_cross_entropy_backward", binary_cross_entropy_arguments(backward=True)),
+    KernelRow("attention_forward", attention_arguments()),
+    KernelRow("attention_backward", attention_arguments(backward=True), writes=(11, 12, 13)),
+    KernelRow("embedding_forward", embedding_arguments()),
+    KernelRow("embedding_backward", embedding_arguments(backward=True)),
+    KernelRow("dropout_apply", dropout_arguments()),
+    KernelRow("residual_layer_norm_forward", residual_arguments()),
+    KernelRow("residual_layer_norm_backward", residual_arguments(backward=True)),
+]
