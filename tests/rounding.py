@@ -26,7 +26,7 @@ class Rounding:
 
     def nudge(self, values: np.ndarray, times: float = 1.0) -> np.ndarray:
         moved = self.rng.uniform(0.5, 1.0, values.shape) * self.rng.choice([-1.0, 1.0], values.shape)
-        return values * (1.0 + times * self.eps * moved)
+        return np.asarray(values * (1.0 + times * self.eps * moved))
 
 
 class Rounded(np.ndarray):
