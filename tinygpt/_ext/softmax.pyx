@@ -27,16 +27,18 @@ cdef void softmax_forward_rows(real *x, Task *task, Py_ssize_t begin, Py_ssize_t
 cdef void log_softmax_forward_rows(real *x, Task *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
     cdef real *y = <real *> task.array[1]
     cdef Py_ssize_t C = task.size[0], row, j
-    cdef real top, shift
-    cdef double total
+    cdef real top
+    cdef double total, lse
     for row in range(begin, end):
         top = row_max(x + row * C, C)
         total = 0
         for j in range(C):
             total += vexp(x[row * C + j] - top)
-        shift = <real> log(total)
+        # In double precision: the compiler may reassociate (x - top) - log(total), and in float32 top + log(total)
+        # would lose the logarithm's digits beside a large top.
+        lse = top + log(total)
         for j in range(C):
-            y[row * C + j] = (x[row * C + j] - top) - shift
+            y[row * C + j] = <real> (x[row * C + j] - lse)
 
 
 cdef void softmax_backward_rows(real *dy, Task *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
