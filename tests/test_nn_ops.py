@@ -89,6 +89,15 @@ def test_softmax_of_huge_and_of_infinite_numbers(kind: str) -> None:
     assert np.isnan(z[2]).all()
 
 
+@pytest.mark.parametrize("shape", [(2, 0), (0, 3)])
+def test_softmax_of_nothing_is_nothing(shape: tuple[int, ...]) -> None:
+    (x,) = tensors(np.ones(shape))
+    for function in (ops.softmax, ops.log_softmax):
+        y = function(x)
+        y.backward(np.ones(shape))
+        assert y.shape == x.grad.shape == shape
+
+
 @both_bodies
 def test_cross_entropy_of_huge_logits(kind: str) -> None:
     logits = np.array([[1e4, 0.0, -1e4], [1e4, 0.0, -1e4]])

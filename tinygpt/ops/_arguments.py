@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..backends import array_module, is_array, move, name_of
-from ..errors import DtypeError, RangeError, UsageError
+from ..errors import DtypeError, RangeError, ShapeError, UsageError
 from ..random import Generator, default_generator
 from ..tensor import Tensor
 
@@ -20,13 +20,22 @@ def require_same_dtype(operation: str, **tensors: Tensor) -> None:
         raise DtypeError(f"{operation}: its inputs must be all float32 or all float64, not {came}")
 
 
+def plain_array(operation: str, name: str, value: Any) -> Any:
+    """The array of a tensor, an array itself, or nested lists as an array."""
+    array = value.data if isinstance(value, Tensor) else value
+    if is_array(array):
+        return array
+    try:
+        return np.asarray(array)
+    except ValueError:
+        raise ShapeError(f"{operation}: {name} must be an array or nested lists of equal length") from None
+
+
 def integer_array(operation: str, name: str, value: Any, like: Tensor) -> Any:
     """Ids given as a tensor, an array or nested lists: an integer array on the backend of `like`."""
-    array = value.data if isinstance(value, Tensor) else value
-    if not is_array(array):
-        array = np.asarray(array)
-        if array.size == 0:  # an empty list has no dtype of its own
-            array = array.astype(np.int64)
+    array = plain_array(operation, name, value)
+    if array.size == 0 and isinstance(value, (list, tuple)):  # an empty list has no dtype of its own
+        array = array.astype(np.int64)
     if array.dtype.kind not in "iu":
         raise DtypeError(f"{operation}: {name} must be integers, not {array.dtype}: convert with .astype('int64')")
     return move(array, name_of(like.data))

@@ -29,12 +29,12 @@ from typing import Any
 
 import numpy as np
 
-from ..backends import array_module, is_array, move, name_of
+from ..backends import array_module, move, name_of
 from ..errors import DtypeError, RangeError, ShapeError
 from ..function import Function
 from ..kernel import kernel
 from ..tensor import Tensor
-from ._arguments import as_scalar
+from ._arguments import as_scalar, plain_array
 from ._shapes import require_floating
 
 
@@ -81,8 +81,7 @@ def binary_cross_entropy(logits: Tensor, targets: Any) -> Tensor:
     Returns a single number. Raises ShapeError, DtypeError, RangeError.
     """
     require_floating("binary_cross_entropy", logits=logits)
-    array = targets.data if isinstance(targets, Tensor) else targets
-    array = array if is_array(array) else np.asarray(array)
+    array = plain_array("binary_cross_entropy", "targets", targets)
     if array.dtype.kind not in "fiub":
         raise DtypeError(f"binary_cross_entropy: targets must be numbers in [0, 1], not {array.dtype}")
     if array.shape != logits.shape or logits.size == 0:
