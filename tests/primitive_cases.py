@@ -54,7 +54,7 @@ def broadcastable(draw: Any, result: tuple[int, ...]) -> tuple[int, ...]:
 
 @st.composite
 def two_operands(draw: Any, a: Any = normal, b: Any = normal) -> Example:
-    result = draw(shapes())
+    result = draw(shapes(zero=draw(st.integers(0, 3)) == 0, least=draw(st.sampled_from([0, 2, 3]))))
     one, other = result, draw(broadcastable(result))
     if draw(st.booleans()):
         one = draw(broadcastable(result))
@@ -203,7 +203,7 @@ def stack_composed(*tensors: Tensor, axis: int) -> Tensor:
 
 @st.composite
 def choices(draw: Any) -> Example:
-    result = draw(shapes())
+    result = draw(shapes(zero=draw(st.integers(0, 3)) == 0, least=draw(st.sampled_from([0, 2, 3]))))
     a, b, condition = result, draw(broadcastable(result)), draw(broadcastable(result))
     chosen = Input(
         condition, draw(st.sampled_from(["C", "F", "strided"])), draw(seeds), lambda rng, s: rng.random(s) < 0.5
@@ -224,9 +224,11 @@ def where_composed(condition: Tensor, a: Tensor, b: Tensor) -> Tensor:
 def products(draw: Any) -> Example:
     """Matrices, batches of them, a batch against one matrix, operands of one axis."""
     M, K, N = draw(st.sampled_from([0, 1, 2, 3, 7])), draw(reduced), draw(small)
-    batch = draw(shapes(most=2))
-    a, b = (*draw(broadcastable(batch)), M, K), (*batch, K, N)
-    kind = draw(st.sampled_from(["both", "one on the right", "one on the left", "row", "column", "dot"]))
+    batch = tuple(draw(st.lists(leading, max_size=2)))
+    batches = [batch, draw(broadcastable(batch))]
+    swapped = draw(st.booleans())
+    a, b = (*batches[swapped], M, K), (*batches[not swapped], K, N)
+    kind = draw(st.sampled_from(["both", "both", "one on the right", "one on the left", "row", "column", "dot"]))
     if kind == "one on the right":
         a, b = (*batch, M, K), (K, N)
     elif kind == "one on the left":

@@ -18,9 +18,7 @@ def unbroadcast(grad: Any, shape: tuple[int, ...]) -> Any:
     if grad.shape == shape:
         return grad
     added = grad.ndim - len(shape)
-    axes = tuple(range(added)) + tuple(
-        added + i for i, size in enumerate(shape) if size == 1 and grad.shape[added + i] != 1
-    )
+    axes = tuple(range(added)) + tuple(added + i for i, size in enumerate(shape) if size == 1)
     return long_sum(grad, axes, keepdims=True).reshape(shape)
 
 
