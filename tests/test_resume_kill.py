@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from training_helpers import OPTIONS, assert_same_outcome, write_text
+from training_helpers import ENVIRONMENT, OPTIONS, assert_same_outcome, write_text
 
 KILLS = 20
 # A checkpoint at every step: nearly all of the time goes into writing, so that is where most of the kills land.
@@ -29,7 +29,8 @@ def step_of(folder: Path) -> int:
 def start(folder: Path, text: Path, log: Path) -> subprocess.Popen[bytes]:
     resume = ["--resume"] if step_of(folder) >= 0 else []
     with open(log, "ab") as file:
-        return subprocess.Popen([*RUN, f"--data={text}", f"--out={folder}", *resume], stdout=file, stderr=file)
+        command = [*RUN, f"--data={text}", f"--out={folder}", *resume]
+        return subprocess.Popen(command, stdout=file, stderr=file, env=ENVIRONMENT)
 
 
 @pytest.mark.slow

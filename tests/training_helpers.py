@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+import tinygpt
 from tinygpt.gpt import GPT, GPTConfig
 from tinygpt.training import CheckpointFolder, Trainer, TrainingConfig, read_metrics
 
@@ -19,6 +21,9 @@ QUICK: dict[str, Any] = {
     "steps": 20, "batch_size": 3, "lr": 1e-2, "warmup_steps": 3, "eval_every": 5, "eval_batches": 2, "log_every": 3,
     "checkpoint_every": 4, "seed": 7,
 }  # fmt: skip
+
+# For processes of their own: they find the tinygpt that is being tested, installed or not.
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(tinygpt.__file__).parents[1])}
 
 VERSE = "To be, or not to be, that is the question:\nWhether 'tis nobler in the mind to suffer\n"
 # The same as options, for a command line.

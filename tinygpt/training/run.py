@@ -83,8 +83,9 @@ def add_run_options(parser: argparse.ArgumentParser, out: str) -> None:
     group.add_argument("--data", metavar="FILE", help="a UTF-8 text to train on (default: Shakespeare)")
     group.add_argument("--tokenizer", choices=TOKENIZERS, help="what a token is (default: character)")
     group.add_argument("--out", metavar="FOLDER", help=f"where everything is kept (default: {out})")
-    group.add_argument("--resume", action="store_true", help="go on from the latest checkpoint in --out")
-    group.add_argument("--overwrite", action="store_true", help="replace the run in --out by a new one")
+    either = group.add_mutually_exclusive_group()
+    either.add_argument("--resume", action="store_true", help="go on from the latest checkpoint in --out")
+    either.add_argument("--overwrite", action="store_true", help="replace the run in --out by a new one")
     parser.set_defaults(default_out=out)
     add_options(parser, TrainingConfig, "training", {name: preset.training for name, preset in PRESETS.items()})
     models = {name: preset.model for name, preset in PRESETS.items()}
