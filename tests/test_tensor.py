@@ -1,0 +1,553 @@
+"""The engine: graphs, gradients and their memory, modes, dtypes, and the sentences for what can't be done."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import weakref
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import tinygpt as tg
+from tinygpt import ops
+from tinygpt.errors import DtypeError, GraphFreedError, RangeError, ShapeError, UsageError
+from tinygpt.function import Function, NonFiniteError
+from tinygpt.tensor import Tensor
+from tinygpt.testing import check_gradients
+
+rng = np.random.default_rng(0)
+
+
+def leaf(*shape: int, dtype: Any = np.float64) -> Tensor:
+    return Tensor(np.asarray(rng.standard_normal(shape)).astype(dtype), requires_grad=True)
+
+
+# Accumulation -------------------------------------------------------------------------------------
+
+
+def test_a_node_used_twice_gets_both_gradients() -> None:
+    x = leaf(3)
+    y = x.exp()
+    (y * 2.0 + y * 5.0).sum().backward()
+    assert np.allclose(x.grad, 7.0 * np.exp(x.data), rtol=1e-15)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x * x,
+        lambda x: x + x,
+        lambda x: x - x * 2.0,
+        lambda x: x @ x.T,
+        lambda x: x.T @ x,
+        lambda x: ops.concatenate([x, x, x.T[:3] * 2.0]),
+        lambda x: x[0] * x[1] + x[::2].sum(),
+        lambda x: ops.where(x > 0, x * 2.0, x),
+    ],
+)
+def test_one_tensor_twice_in_one_operation(function: Any) -> None:
+    check_gradients(function, rng.standard_normal((3, 3)))
+
+
+def test_a_diamond_of_many_paths() -> None:
+    """Every level doubles the number of paths: time must follow the nodes, not the paths."""
+    x = leaf(1)
+    y = x
+    for _ in range(60):
+        y = y * 0.5 + y * 0.5
+    y.sum().backward()
+    assert np.allclose(x.grad, 1.0)
+
+
+def test_several_backward_passes_add_up() -> None:
+    x = leaf(4)
+    (x * 2.0).sum().backward()
+    (x * 3.0).sum().backward()
+    assert np.allclose(x.grad, 5.0)
+    x.zero_grad()
+    assert x.grad is None
+
+
+def test_an_output_that_nobody_used_counts_zero() -> None:
+    x = leaf(6)
+    first, _, third = ops.split(x, 2)
+    (first * third).sum().backward()
+    assert np.array_equal(x.grad, [*x.data[4:], 0.0, 0.0, *x.data[:2]])
+
+
+# Memory ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        ops.add,
+        lambda a, b: (a + b) * 2.0,
+        lambda a, b: ops.concatenate([a, b]),
+        lambda a, b: ops.stack([a.T, b]),
+        lambda a, b: a.reshape(9) + b.reshape(9),
+        lambda a, b: a.sum() + b.sum(),
+        lambda a, b: (a + b) + (a - b),
+        lambda a, b: ops.where(np.ones((3, 3), bool), a, b) + ops.where(np.zeros((3, 3), bool), a, b),
+    ],
+)
+def test_gradients_share_no_memory(function: Any) -> None:
+    a, b = leaf(3, 3), leaf(3, 3)
+    y = function(a, b)
+    upstream = rng.standard_normal(y.shape)
+    before = upstream.copy()
+    y.backward(upstream)
+    assert not np.shares_memory(a.grad, b.grad)
+    kept = b.grad.copy()
+    a.grad *= 0.0
+    assert np.array_equal(b.grad, kept)
+    assert np.array_equal(upstream, before)
+    assert a.grad.flags.writeable
+    assert a.grad.flags.c_contiguous
+
+
+def test_the_gradient_given_is_not_kept() -> None:
+    x, g = leaf(3), np.ones(3)
+    x.backward(g)
+    x.grad += 1.0
+    assert np.array_equal(g, np.ones(3))
+    y = leaf(3)
+    (y + 0.0).backward(g)
+    y.grad += 1.0
+    assert np.array_equal(g, np.ones(3))
+
+
+class TwoViews(Function):
+    """Returns an array and a view of it: allowed, and no reason for two leaves to share memory."""
+
+    def forward(self, a: Any, b: Any) -> Any:
+        return a * b.T
+
+    def backward(self, dy: Any) -> Any:
+        fresh = dy * 3.0
+        return fresh, fresh.T
+
+
+def test_a_backward_that_returns_views_of_one_array() -> None:
+    a, b = leaf(2, 2), leaf(2, 2)
+    TwoViews.apply(a, b).sum().backward()
+    assert not np.shares_memory(a.grad, b.grad)
+
+
+class Remember(Function):
+    """Saves an array of its own, and reports at its backward which others of the chain are still alive."""
+
+    saved_by: list[weakref.ref[Any]]
+    alive: list[list[bool]]
+
+    def forward(self, x: Any) -> Any:
+        array = x + 1.0
+        self.saved_by.append(weakref.ref(array))
+        self.save(array)
+        return array * 1.0
+
+    def backward(self, dy: Any) -> Any:
+        self.alive.append([ref() is not None for ref in self.saved_by])
+        return dy * 1.0
+
+
+def test_saved_arrays_are_freed_as_the_pass_proceeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Remember, "saved_by", [], raising=False)
+    monkeypatch.setattr(Remember, "alive", [], raising=False)
+    y = Remember.apply(Remember.apply(Remember.apply(leaf(2))))
+    gc.disable()  # reference counts alone must do it
+    try:
+        y.sum().backward()
+        assert Remember.alive == [[True, True, True], [True, True, False], [True, False, False]]
+        assert all(ref() is None for ref in Remember.saved_by)
+    finally:
+        gc.enable()
+
+
+def test_intermediate_tensors_die_when_nobody_needs_them() -> None:
+    x = leaf(1000)
+    middle = x + 1.0  # addition saves nothing
+    array = weakref.ref(middle.data)
+    y = middle + 1.0
+    del middle
+    assert array() is None
+    y.sum().backward()
+
+
+def test_views_share_the_memory_of_their_tensor() -> None:
+    x = Tensor(rng.standard_normal((4, 6)))
+    for view in (x.reshape(2, 12), x.T, x[1], x[1, 2], x[:, ::2], x[..., None], x.detach(), *ops.split(x, 2, axis=1)):
+        assert np.shares_memory(view.data, x.data)
+    assert x.numpy() is x.data
+    assert not np.shares_memory(x[[0, 1]].data, x.data)
+
+
+# Deep graphs --------------------------------------------------------------------------------------
+
+
+def test_a_graph_of_100000_nodes() -> None:
+    """Neither the backward pass nor the end of the graph goes by recursion."""
+    x = leaf(1)
+    y = x
+    for _ in range(100_000):
+        y = y + 1.0
+    y.backward()
+    assert x.grad == 1.0
+    del y
+    y = x
+    for _ in range(100_000):
+        y = y * 1.0
+    del y  # never had a backward pass: the whole chain goes at once
+
+
+# A second backward --------------------------------------------------------------------------------
+
+
+def test_a_second_backward_says_that_the_graph_was_freed() -> None:
+    x = leaf(3)
+    y = x.exp()
+    loss = (y * y).sum()
+    loss.backward()
+    with pytest.raises(GraphFreedError, match=r"an earlier backward\(\) has freed.*retain_graph=True"):
+        loss.backward()
+    with pytest.raises(GraphFreedError):
+        y.sum().backward()  # another way into the same graph
+    assert np.allclose(x.grad, 2.0 * np.exp(2.0 * x.data))  # refused before anything was added
+
+
+def test_retain_graph_allows_it() -> None:
+    x = leaf(3)
+    y = (x.exp() * x).sum()
+    y.backward(retain_graph=True)
+    once = x.grad.copy()
+    y.backward(retain_graph=True)
+    assert np.array_equal(x.grad, 2.0 * once)
+    y.backward()
+    assert np.array_equal(x.grad, 3.0 * once)
+    with pytest.raises(GraphFreedError):
+        y.backward()
+
+
+# Modes -------------------------------------------------------------------------------------------
+
+
+def test_no_grad_and_detach() -> None:
+    x = leaf(3)
+    with tg.no_grad():
+        y = x * 2.0
+    assert y.node is None
+    assert not y.requires_grad
+    assert (x * x.detach()).requires_grad
+    (x * x.detach()).sum().backward()
+    assert np.array_equal(x.grad, x.data)
+    with pytest.raises(RuntimeError), tg.no_grad():
+        raise RuntimeError
+    assert (x * 2.0).requires_grad  # the mode came back
+
+
+def test_no_grad_is_of_one_thread() -> None:
+    x, seen = leaf(3), []
+
+    def other() -> None:
+        seen.append((x * 2.0).requires_grad)
+
+    with tg.no_grad():
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+        seen.append((x * 2.0).requires_grad)
+    assert seen == [True, False]
+
+
+def test_detect_anomaly_names_the_operation_and_the_pass() -> None:
+    x = Tensor(np.array([0.0, 1.0]), requires_grad=True)
+    with tg.detect_anomaly():
+        with pytest.raises(NonFiniteError, match="Log is the first operation to produce inf in its forward pass"):
+            x.log()
+        with pytest.raises(NonFiniteError, match="Sqrt is the first operation to produce inf in its backward pass"):
+            x.sqrt().sum().backward()
+    assert np.isneginf(x.log().data[0])
+
+
+# Values ------------------------------------------------------------------------------------------
+
+
+def test_backward_needs_a_gradient_of_the_right_shape() -> None:
+    x = leaf(2, 3)
+    with pytest.raises(ShapeError, match=r"needs a single number, this tensor has shape \(2, 3\)"):
+        (x * 2.0).backward()
+    with pytest.raises(ShapeError, match=r"grad has shape \(3,\), the tensor has \(2, 3\)"):
+        (x * 2.0).backward(np.ones(3))
+    with pytest.raises(UsageError, match="requires no gradient"):
+        Tensor(np.ones(())).backward()
+    (x * 2.0).backward(Tensor(np.ones((2, 3), np.float32)))
+    assert np.array_equal(x.grad, np.full((2, 3), 2.0))
+    assert x.grad.dtype == np.float64
+
+
+def test_numbers_in_and_out() -> None:
+    assert tg.tensor(3.5).item() == 3.5
+    assert float(tg.tensor([2.0])) == 2.0
+    assert int(tg.tensor(7)) == 7
+    assert bool(tg.tensor(0.0)) is False
+    assert len(tg.tensor([[1.0], [2.0]])) == 2
+    with pytest.raises(ShapeError, match=r"item\(\) needs a tensor of one element, this one has shape \(2,\)"):
+        tg.tensor([1.0, 2.0]).item()
+    with pytest.raises(ShapeError, match="single number"):
+        len(tg.tensor(1.0))
+    with pytest.raises(ShapeError, match="no axis to iterate over"):
+        list(tg.tensor(1.0))
+    assert [row.data.tolist() for row in tg.tensor([[1, 2], [3, 4]])] == [[1, 2], [3, 4]]
+    assert "requires_grad=True" in repr(leaf(2))
+    assert "made by Mul" in repr(leaf(2) * 2.0)
+
+
+def test_results_without_axes_are_arrays() -> None:
+    x = leaf()
+    y = (x * 2.0).sum().exp()
+    y.backward()
+    assert isinstance(y.data, np.ndarray)
+    assert isinstance(x.grad, np.ndarray)
+    x.grad += 1.0
+    assert isinstance(x.grad, np.ndarray)
+
+
+def test_tensors_compare_by_identity_and_can_be_keys() -> None:
+    x, y = leaf(2), leaf(2)
+    assert {x: 1, y: 2}[x] == 1
+    assert x in [y, x]
+    less = Tensor(np.array([1.0, 3.0])) < 2.0
+    assert less.dtype == bool
+    assert less.data.tolist() == [True, False]
+    assert (Tensor(np.array(2.0)) >= 2).item() is True
+    assert not (x > y).requires_grad
+
+
+# Dtypes ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x + 1,
+        lambda x: 1.5 - x,
+        lambda x: 2 * x,
+        lambda x: 1 / x,
+        lambda x: x**2,
+        lambda x: 2.0**x,
+        lambda x: ops.where(x > 0, x, 0.0),
+        lambda x: x.mean(),
+        lambda x: x.var(axis=0),
+        lambda x: ops.stack([x, 1.0 + x]),
+    ],
+)
+def test_numbers_take_the_dtype_of_the_tensor_beside_them(function: Any, dtype: Any) -> None:
+    x = leaf(3, dtype=dtype)
+    y = function(x)
+    assert y.dtype == dtype
+    y.sum().backward()
+    assert x.grad.dtype == dtype
+
+
+def test_mixed_precision_follows_numpy_and_gradients_come_back_in_their_own() -> None:
+    x, y = leaf(3, dtype=np.float32), leaf(3, dtype=np.float64)
+    z = x.exp() * y
+    assert z.dtype == np.float64
+    z.sum().backward()
+    assert (x.grad.dtype, y.grad.dtype) == (np.float32, np.float64)
+    assert np.allclose(x.grad, np.exp(x.data) * y.data)
+
+
+def test_what_tensor_makes_of_data() -> None:
+    array = np.ones(3)
+    assert np.shares_memory(tg.tensor(array).data, array)
+    assert tg.tensor(array).dtype == np.float64
+    assert tg.tensor([1.0, 2.0]).dtype == np.float32
+    assert tg.tensor([1, 2]).dtype == np.int64
+    assert tg.tensor([1, 2], dtype="float64").dtype == np.float64
+    for data in ([[1.0], [1.0, 2.0]], "text", None, [1.0, None], 1j, np.ones(2, np.float16), {"a": 1}):
+        with pytest.raises(DtypeError):
+            tg.tensor(data)
+    with pytest.raises(DtypeError, match="only floating-point tensors can require a gradient"):
+        tg.tensor([1, 2], requires_grad=True)
+
+
+def test_numpy_arrays_beside_tensors() -> None:
+    x = leaf(3)
+    for y in (np.ones(3) + x, np.ones((3, 3)) @ x, np.ones(3) * x - np.ones(3)):
+        assert isinstance(y, Tensor)
+    (np.full(3, 2.0) * x).sum().backward()
+    assert np.array_equal(x.grad, np.full(3, 2.0))
+    check_gradients(lambda t: 2.0 - t / 3.0 + 1.0 / t - t**3 + 2.0**t, np.array([0.5, 1.5]))
+
+
+# Single operations at their edges ------------------------------------------------------------------
+
+
+def test_ties_in_max_share_the_gradient() -> None:
+    x = Tensor(np.array([[1.0, 3.0, 3.0], [2.0, 2.0, 2.0]]), requires_grad=True)
+    x.max(axis=1).backward(np.array([1.0, 6.0]))
+    assert np.array_equal(x.grad, [[0.0, 0.5, 0.5], [2.0, 2.0, 2.0]])
+
+
+def test_relu_and_powers_at_their_kinks() -> None:
+    x = Tensor(np.array([0.0, -1.0, 2.0]), requires_grad=True)
+    x.relu().backward(np.array([np.inf, np.inf, 1.0]))
+    assert np.array_equal(x.grad, [0.0, 0.0, 1.0])
+    zero, power = Tensor(np.zeros(3), requires_grad=True), Tensor(np.array([0.0, 1.0, 2.0]), requires_grad=True)
+    (zero**power).sum().backward()
+    assert np.array_equal(zero.grad, [0.0, 1.0, 0.0])
+    assert np.array_equal(power.grad, [0.0, 0.0, 0.0])
+
+
+def test_where_lets_no_nan_through_from_the_side_not_taken() -> None:
+    x = Tensor(np.array([-1.0, 4.0]), requires_grad=True)
+    y = ops.where(x > 0, x.sqrt(), x)
+    assert np.array_equal(y.data, [-1.0, 2.0])
+    upstream = np.array([np.inf, 1.0])
+    a, b = leaf(2), leaf(2)
+    ops.where(np.array([True, False]), a, b).backward(upstream)
+    assert np.array_equal(a.grad, [np.inf, 0.0])
+    assert np.array_equal(b.grad, [0.0, 1.0])
+
+
+def test_sigmoid_keeps_its_digits_at_both_ends() -> None:
+    y = Tensor(np.array([-1000.0, -700.0, 0.0, 700.0, 1000.0])).sigmoid().data
+    assert np.allclose(y, [0.0, np.exp(-700.0), 0.5, 1.0, 1.0], rtol=1e-15, atol=0.0)
+
+
+def test_a_long_float32_sum_keeps_its_digits() -> None:
+    x = np.full(10_000_000, 0.1, np.float32)[:, None]
+    assert abs(Tensor(x).sum(axis=0).item() - 1e7 * float(np.float32(0.1))) <= 0.1
+    assert abs(Tensor(x).mean().item() - 0.1) < 1e-8
+
+
+def test_repeated_indices_accumulate() -> None:
+    x = leaf(4, 2)
+    x[np.array([1, 1, -3, 0])].backward(np.ones((4, 2)))
+    assert np.array_equal(x.grad[:, 0], [1.0, 3.0, 0.0, 0.0])
+
+
+def test_transpose_takes_two_axes_or_all() -> None:
+    x = Tensor(np.zeros((2, 3, 4)))
+    assert x.T.shape == (4, 3, 2)
+    assert x.transpose(0, -1).shape == (4, 3, 2)
+    assert x.transpose(1, 2).shape == (2, 4, 3)
+    assert x.transpose(1, 2, 0).shape == x.transpose((1, 2, 0)).shape == (3, 4, 2)
+    assert x.reshape(-1, 4).shape == x.reshape((6, -1)).shape == (6, 4)
+    assert [piece.shape for piece in x.split(3, axis=-1)] == [(2, 3, 3), (2, 3, 1)]
+
+
+# Mistakes ----------------------------------------------------------------------------------------
+
+X = np.zeros((2, 3))
+MISTAKES: list[tuple[Any, type[UsageError], str]] = [
+    (lambda x: x + np.ones(4), ShapeError, r"add: shapes \(2, 3\) and \(4,\) do not fit"),
+    (lambda x: ops.where(x, x, x), DtypeError, "where: the condition must be boolean, not float64"),
+    (lambda x: ops.where(x > 0, np.ones(2), x), ShapeError, "where: shapes"),
+    (lambda x: x @ x, ShapeError, r"matmul: .*3 and 2, from shapes \(2, 3\) and \(2, 3\)"),
+    (lambda x: x @ 2.0, ShapeError, r"matmul: both operands need an axis.*use \*"),
+    (lambda x: np.zeros((5, 3, 2)) @ x[None][[0, 0]], ShapeError, "matmul: the leading axes"),
+    (lambda x: (x > 0) @ x.T, DtypeError, "matmul: booleans"),
+    (lambda x: x.sum(axis=2), RangeError, "sum: axis 2 does not exist in a tensor of 2 axes"),
+    (lambda x: x.sum(axis=(0, -2)), ShapeError, "sum: .* names an axis twice"),
+    (lambda x: x.mean(axis="rows"), DtypeError, "mean: an axis is an integer, not 'rows'"),
+    (lambda x: x[:0].mean(), ShapeError, "mean: .* has no elements"),
+    (lambda x: x[:0].max(axis=0), ShapeError, "max: .* has no elements"),
+    (lambda x: x[:1].var(axis=0), ShapeError, "var: 1 elements .* correction=1"),
+    (lambda x: tg.tensor([1, 2]).mean(), DtypeError, "mean: x must be float32 or float64, not int64"),
+    (lambda x: tg.tensor([1, 2]).exp(), DtypeError, "exp: x must be float32 or float64"),
+    (lambda x: x.reshape(4, 2), ShapeError, r"reshape: 6 elements of shape \(2, 3\) do not fit into shape \(4, 2\)"),
+    (lambda x: x.reshape(-1, -1), ShapeError, "reshape"),
+    (lambda x: x.reshape(-2, -3), ShapeError, "reshape"),
+    (lambda x: x[:0].reshape(0, -1), ShapeError, "reshape"),
+    (lambda x: x.reshape(1.5, 4), DtypeError, "reshape: takes integers"),
+    (lambda x: x.transpose(0, 2), RangeError, "transpose: axis 2"),
+    (lambda x: x.transpose((0, 0)), ShapeError, "transpose: .* is not an order"),
+    (lambda x: x[5], RangeError, r"getitem: 5 does not index a tensor of shape \(2, 3\)"),
+    (lambda x: x[0, 0, 0], RangeError, "getitem"),
+    (lambda x: x[np.ones(3, bool)], RangeError, "getitem"),
+    (lambda x: x[0.5], DtypeError, "getitem: an index is made of integers"),
+    (lambda x: x["a"], DtypeError, "getitem"),
+    (lambda x: x[[[0], [0, 1]]], DtypeError, "getitem: .* rows differ"),
+    (lambda x: x[::0], UsageError, "getitem: .*step"),
+    (lambda x: x[:"a"], UsageError, "getitem"),
+    (lambda x: ops.concatenate([]), ShapeError, "concatenate: needs at least one tensor"),
+    (lambda x: ops.concatenate(x), DtypeError, "concatenate: takes a list or tuple"),
+    (lambda x: ops.concatenate([x, x.T]), ShapeError, r"tensor 0 has \(2, 3\) and tensor 1 has \(3, 2\)"),
+    (lambda x: ops.concatenate([x.sum()]), ShapeError, "use stack"),
+    (lambda x: ops.stack([x, x[0]]), ShapeError, "stack: shapes must be equal"),
+    (lambda x: x.split([1, 2]), ShapeError, r"split: pieces of sizes \[1, 2\] do not make up axis 0"),
+    (lambda x: x.split(0), ShapeError, "split"),
+    (lambda x: x.split(1.5), DtypeError, "split: takes an integer"),
+    (lambda x: ops.linear(x, x), ShapeError, "linear: the last axis of x must have 2 elements"),
+    (lambda x: ops.linear(x, x.T, x[0]), ShapeError, r"linear: bias must have shape \(2,\)"),
+    (lambda x: ops.linear(x, x[0]), ShapeError, "linear: weight must have shape"),
+    (lambda x: ops.linear(x, tg.tensor(X.T, dtype="float32")), DtypeError, "linear: .*float32"),
+    (lambda x: -(x > 0), DtypeError, "neg: booleans"),
+    (lambda x: (x > 0) - (x > 0), DtypeError, "sub: booleans"),
+    (lambda x: tg.tensor([2]) ** -1, UsageError, "pow: integers"),
+    (lambda x: x + "text", DtypeError, "tensor holds"),
+    (lambda x: x < np.ones(4), ShapeError, "lt: shapes"),
+]
+
+
+@pytest.mark.parametrize(("mistake", "error", "sentence"), MISTAKES)
+def test_mistakes_get_a_sentence(mistake: Any, error: type[UsageError], sentence: str) -> None:
+    with pytest.raises(error, match=sentence):
+        mistake(Tensor(X))
+
+
+shapes = st.lists(st.integers(0, 3), max_size=3).map(tuple)
+anything = st.one_of(st.integers(-4, 4), st.none(), st.floats(allow_nan=False), st.text(max_size=2), shapes)
+
+
+@settings(max_examples=400)
+@given(data=st.data())
+def test_random_arguments_work_or_get_a_sentence(data: Any) -> None:
+    """Whatever comes: a result, or a UsageError. Never another exception."""
+    a, b = Tensor(np.ones(data.draw(shapes)), requires_grad=True), Tensor(np.ones(data.draw(shapes)))
+    argument, axis = data.draw(anything), data.draw(anything)
+    operation = data.draw(
+        st.sampled_from(
+            [
+                lambda: a + b,
+                lambda: a**b,
+                lambda: a @ b,
+                lambda: ops.where(a > 0, a, b),
+                lambda: a.sum(axis=axis),
+                lambda: a.mean(axis=axis),
+                lambda: a.var(axis=axis),
+                lambda: a.max(axis=axis),
+                lambda: a.reshape(argument),
+                lambda: a.transpose(argument),
+                lambda: a.transpose(argument, axis),
+                lambda: a[argument],
+                lambda: a[argument, axis],
+                lambda: ops.concatenate([a, b], axis=axis),
+                lambda: ops.stack([a, b], axis=axis),
+                lambda: a.split(argument, axis=axis),
+                lambda: ops.linear(a, b),
+                lambda: ops.linear(a, b, a),
+                lambda: a * argument,
+                lambda: a < argument,
+                lambda: ops.layer_norm(a, b),
+            ]
+        )
+    )
+    try:
+        result = operation()
+    except UsageError as error:
+        sentence = str(error)
+        assert len(sentence) > 20
+        assert "\n" not in sentence
+        return
+    for y in result if isinstance(result, tuple) else (result,):
+        assert isinstance(y, Tensor)
+        if y.requires_grad:
+            y.backward(np.ones(y.shape), retain_graph=True)
