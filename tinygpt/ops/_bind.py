@@ -31,8 +31,7 @@ def bind(operations: dict[str, Any]) -> None:
     Tensor.__neg__ = operations["neg"]
     Tensor.__getitem__ = operations["getitem"]
     for name in METHODS:
-        if name in operations:
-            setattr(Tensor, name, operations[name])
+        setattr(Tensor, name, operations[name])
     for name in ("lt", "le", "gt", "ge"):
         setattr(Tensor, f"__{name}__", _comparison(name, getattr(operator, name)))
     Tensor.__iter__ = _iterate  # type: ignore[attr-defined]
