@@ -144,7 +144,6 @@ def test_reference_keeps_the_dtype(row: KernelRow) -> None:
                 assert value.dtype != np.float64
 
 
-@needs_extension
 def test_nothing_of_size_zero_reaches_a_compiled_body(monkeypatch: pytest.MonkeyPatch) -> None:
     """The reference takes it: a compiled body may count on at least one element."""
     kernel = REGISTRY["column_sum"]
@@ -153,10 +152,11 @@ def test_nothing_of_size_zero_reaches_a_compiled_body(monkeypatch: pytest.Monkey
         raise AssertionError("called")
 
     monkeypatch.setattr(kernel, "fast_body", lambda arguments: refuse)
-    assert np.array_equal(kernel(np.zeros((0, 3))), np.zeros(3))
-    assert kernel(np.zeros((3, 0))).shape == (0,)
-    with pytest.raises(AssertionError):
-        kernel(np.zeros((1, 1)))
+    with use_kernels("auto"):
+        assert np.array_equal(kernel(np.zeros((0, 3))), np.zeros(3))
+        assert kernel(np.zeros((3, 0))).shape == (0,)
+        with pytest.raises(AssertionError, match="called"):
+            kernel(np.zeros((1, 1)))
 
 
 def test_every_kernel_has_a_row() -> None:
