@@ -35,8 +35,11 @@ from ..tensor import Tensor
 from ._arguments import as_scalar, require_same_dtype
 from .cross_entropy import check_targets, cross_entropy_composed, cross_entropy_forward, cross_entropy_inplace
 
-BLOCK_BYTES = 32 * 2**20  # of logits at once: fits no cache in any case, is long enough for the matrix products
-SLICE_BYTES = 2 * 2**20  # of dweight summed at once: a slice of the new product is still in the cache when it is added
+# How many bytes of logits exist at once. Each block reads weight twice and adds to dweight once: GPT-2's head takes 1.4
+# times as long in blocks of 32 MB as in one of 206 MB, and 1.15 times in blocks of 64 MB.
+BLOCK_BYTES = 64 * 2**20
+# How much of a block's share of dweight is made at a time: it is added while it is still in the cache.
+SLICE_BYTES = 8 * 2**20
 
 
 def linear_cross_entropy_composed(x: Tensor, weight: Tensor, targets: Any, ignore_index: int = -100) -> Tensor:
