@@ -49,30 +49,35 @@ static inline void NAME(block)(ptrdiff_t depth, const REAL *a, ptrdiff_t ai, ptr
 /* Head size and number of keys, rounded up to whole panels and whole row blocks. */
 static inline ptrdiff_t NAME(padded)(ptrdiff_t n, ptrdiff_t unit) { return (n + unit - 1) / unit * unit; }
 
-/* rows x D values at x (row stride in elements) -> out, row-major with `width` columns, times factor. */
-static void NAME(pack)(REAL *out, ptrdiff_t width, const REAL *x, ptrdiff_t stride, ptrdiff_t rows, ptrdiff_t D,
-                       REAL factor) {
-    for (ptrdiff_t i = 0; i < rows; i++)
+/* rows x D values at x (row stride in elements) -> out, times factor: row-major, `width` columns and `padded_rows` rows,
+ * zero beyond D and beyond rows. */
+static void NAME(pack)(REAL *out, ptrdiff_t width, ptrdiff_t padded_rows, const REAL *x, ptrdiff_t stride,
+                       ptrdiff_t rows, ptrdiff_t D, REAL factor) {
+    for (ptrdiff_t i = 0; i < rows; i++) {
         for (ptrdiff_t d = 0; d < D; d++) out[i * width + d] = factor * x[i * stride + d];
+        for (ptrdiff_t d = D; d < width; d++) out[i * width + d] = 0;
+    }
+    memset(out + rows * width, 0, (size_t)((padded_rows - rows) * width) * sizeof(REAL));
 }
 
-/* The same, transposed: column i of out is row i of x. Eight rows at a time, to use whole cache lines of out. */
+/* The same, transposed: column i of out (D rows of `width`) is row i of x, zero beyond rows. Eight rows of x at a time, so
+ * that whole cache lines of out are written. */
 static void NAME(pack_transposed)(REAL *out, ptrdiff_t width, const REAL *x, ptrdiff_t stride, ptrdiff_t rows,
                                   ptrdiff_t D) {
     ptrdiff_t i = 0;
     for (; i + 8 <= rows; i += 8)
         for (ptrdiff_t d = 0; d < D; d++)
             for (int u = 0; u < 8; u++) out[d * width + i + u] = x[(i + u) * stride + d];
-    for (; i < rows; i++)
-        for (ptrdiff_t d = 0; d < D; d++) out[d * width + i] = x[i * stride + d];
+    for (ptrdiff_t d = 0; d < D; d++) {
+        for (ptrdiff_t j = i; j < rows; j++) out[d * width + j] = x[j * stride + d];
+        for (ptrdiff_t j = rows; j < width; j++) out[d * width + j] = 0;
+    }
 }
 
-/* Zeroed memory for `count` numbers, aligned for vectors; NULL when there is none. */
-static REAL *NAME(zeros)(ptrdiff_t count) {
+/* Memory for `count` numbers, aligned for vectors, of undefined contents; NULL when there is none. */
+static REAL *NAME(memory)(ptrdiff_t count) {
     void *memory = NULL;
-    if (posix_memalign(&memory, 64, (size_t)count * sizeof(REAL)) != 0) return NULL;
-    memset(memory, 0, (size_t)count * sizeof(REAL));
-    return memory;
+    return posix_memalign(&memory, 64, (size_t)count * sizeof(REAL)) == 0 ? memory : NULL;
 }
 
 /* a where the mask is set, b elsewhere. */
@@ -126,13 +131,13 @@ static int NAME(head_forward)(const struct tg_attention *p, const REAL *q, const
     const ptrdiff_t width = NAME(padded)(D, NAME(PANEL)), keys = NAME(padded)(Tk, TG_QUERIES), queries = Tq + TG_ROWS;
     const ptrdiff_t tile = keys < TG_KEYS ? keys : TG_KEYS;
     const ptrdiff_t sizes = queries * width + D * keys + keys * width + TG_QUERIES * (2 * tile + width + 2);
-    REAL *memory = NAME(zeros)(sizes);
+    REAL *memory = NAME(memory)(sizes);
     if (!memory) return -1;
     REAL *Q = memory, *Kt = Q + queries * width, *V = Kt + D * keys, *S = V + keys * width;
     REAL *mask = S + TG_QUERIES * tile, *O = mask + TG_QUERIES * tile, *m = O + TG_QUERIES * width, *l = m + TG_QUERIES;
-    NAME(pack)(Q, width, q, p->q_stride[2], Tq, D, (REAL)p->scale);
+    NAME(pack)(Q, width, queries, q, p->q_stride[2], Tq, D, (REAL)p->scale);
     NAME(pack_transposed)(Kt, keys, k, p->k_stride[2], Tk, D);
-    NAME(pack)(V, width, v, p->v_stride[2], Tk, D, 1);
+    NAME(pack)(V, width, keys, v, p->v_stride[2], Tk, D, 1);
 
     for (ptrdiff_t q0 = 0; q0 < Tq; q0 += TG_QUERIES) {
         const ptrdiff_t rows = Tq - q0 < TG_QUERIES ? Tq - q0 : TG_QUERIES;
@@ -201,18 +206,20 @@ static int NAME(head_backward)(const struct tg_attention *p, const REAL *dy, con
     const ptrdiff_t tile = keys < TG_KEYS / 2 ? keys : TG_KEYS / 2;
     const ptrdiff_t key_rows = keys + TG_ROWS;
     const ptrdiff_t sizes = 3 * queries * width + 2 * D * keys + 3 * key_rows * width + Tq + 2 * TG_QUERIES * tile + tile;
-    REAL *memory = NAME(zeros)(sizes);
+    REAL *memory = NAME(memory)(sizes);
     if (!memory) return -1;
     REAL *Q = memory, *dY = Q + queries * width, *dQ = dY + queries * width;
     REAL *Kt = dQ + queries * width, *Vt = Kt + D * keys;
     REAL *K = Vt + D * keys, *dK = K + key_rows * width, *dV = dK + key_rows * width;
     REAL *P = dV + key_rows * width, *dS = P + TG_QUERIES * tile;
     REAL *mask = dS + TG_QUERIES * tile, *delta = mask + tile;
-    NAME(pack)(Q, width, q, p->q_stride[2], Tq, D, (REAL)p->scale);
-    NAME(pack)(dY, width, dy, p->dy_stride[2], Tq, D, 1);
-    NAME(pack)(K, width, k, p->k_stride[2], Tk, D, 1);
+    NAME(pack)(Q, width, queries, q, p->q_stride[2], Tq, D, (REAL)p->scale);
+    NAME(pack)(dY, width, queries, dy, p->dy_stride[2], Tq, D, 1);
+    NAME(pack)(K, width, key_rows, k, p->k_stride[2], Tk, D, 1);
     NAME(pack_transposed)(Kt, keys, k, p->k_stride[2], Tk, D);
     NAME(pack_transposed)(Vt, keys, v, p->v_stride[2], Tk, D);
+    memset(dQ, 0, (size_t)(queries * width) * sizeof(REAL));
+    memset(dK, 0, (size_t)(2 * key_rows * width) * sizeof(REAL)); /* dV lies behind it */
     for (ptrdiff_t i = 0; i < Tq; i++) {
         REAL sum = 0;
         for (ptrdiff_t d = 0; d < D; d++) sum += dY[i * width + d] * y[i * p->y_stride[2] + d];

@@ -21,9 +21,15 @@
 
 /* exp(x) = 2^n * exp(r) with n = round(x / ln 2), |r| <= ln(2)/2. ln 2 is taken off in two pieces, the first with
  * enough trailing zeros that n times it is exact. exp(r) is its Taylor series, to degree 7 (float: the next term
- * is 5e-9 of the sum) or 13 (double: 4e-18). Results below the smallest normal number are 0. */
+ * is 5e-9 of the sum) or 13 (double: 4e-18).
+ *
+ * The ends come out without branches: x is held at a value whose n gives the exponent bits 0, so the factor 2^n is 0
+ * and so is the result (for all results below the smallest normal number); n is held at the value whose bits mean
+ * infinity (so the last third of a binade below the largest number is infinity already). A NaN passes through r. */
 static inline float tg_expf(float x) {
+    x = x < -88.1f ? -88.1f : x;
     float n = rintf(x * 1.44269504088896341f);
+    n = n > 128.0f ? 128.0f : n;
     float r = TG_FMAF(n, -0.693145751953125f, x);
     r = TG_FMAF(n, -1.42860682030941723212e-6f, r);
     float p = 1.0f / 5040;
@@ -34,19 +40,16 @@ static inline float tg_expf(float x) {
     p = TG_FMAF(p, r, 0.5f);
     p = TG_FMAF(p, r, 1.0f);
     p = TG_FMAF(p, r, 1.0f);
-    float bounded = n < -126.0f ? -126.0f : n; /* a NaN passes into p, not into the exponent */
-    bounded = bounded < 127.0f ? bounded : 127.0f;
-    uint32_t bits = (uint32_t)((int32_t)bounded + 127) << 23;
+    uint32_t bits = (uint32_t)((int32_t)n + 127) << 23;
     float power;
     memcpy(&power, &bits, sizeof power);
-    float y = p * power;
-    y = n > 127.0f ? y * 2.0f : y; /* n is 128 at most for a finite result */
-    y = x < -87.336544f ? 0.0f : y;
-    return x > 88.722839f ? INFINITY : y;
+    return p * power;
 }
 
 static inline double tg_exp(double x) {
+    x = x < -709.1 ? -709.1 : x;
     double n = rint(x * 1.44269504088896340736);
+    n = n > 1024.0 ? 1024.0 : n;
     double r = TG_FMA(n, -6.93147180369123816490e-01, x);
     r = TG_FMA(n, -1.90821492927058770002e-10, r);
     double p = 1.0 / 6227020800;
@@ -63,16 +66,11 @@ static inline double tg_exp(double x) {
     p = TG_FMA(p, r, 0.5);
     p = TG_FMA(p, r, 1.0);
     p = TG_FMA(p, r, 1.0);
-    double bounded = n < -1022.0 ? -1022.0 : n;
-    bounded = bounded < 1023.0 ? bounded : 1023.0;
     /* 64-bit integers convert to and from double only with AVX-512; 32 bits suffice and vectorise everywhere. */
-    uint64_t bits = (uint64_t)(uint32_t)((int32_t)bounded + 1023) << 52;
+    uint64_t bits = (uint64_t)(uint32_t)((int32_t)n + 1023) << 52;
     double power;
     memcpy(&power, &bits, sizeof power);
-    double y = p * power;
-    y = n > 1023.0 ? y * 2.0 : y;
-    y = x < -708.39641853226408 ? 0.0 : y;
-    return x > 709.78271289338397 ? INFINITY : y;
+    return p * power;
 }
 
 /* Random words of tinygpt/random.py: row `row`, columns first .. first + 4*quads - 1, first a multiple of 4.
