@@ -72,7 +72,7 @@ def train() -> int:
     print(result.summary())
 
     # How good it is, over every character that it was not trained on; and what it writes.
-    loss = evaluate(model, validation_tokens, config.batch_size)
+    loss = evaluate(model, validation_tokens, config.batch_size, progress=True)
     print(f"Loss over the whole validation text: {loss:.4f}\n", flush=True)
     for piece in sample:
         print(piece, end="", flush=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
+import re
 import signal
 import sys
 import threading
@@ -30,6 +32,7 @@ from tinygpt.training import (
     read_metrics,
 )
 from tinygpt.training import loop as loop_module
+from tinygpt.training.progress import Progress
 
 
 def raise_signal_at(step: int, key: str, number: int = signal.SIGINT) -> Any:
@@ -230,6 +233,21 @@ def test_metrics_written_after_the_checkpoint_are_dropped(tmp_path: Path, undist
     assert_same_outcome(tmp_path, undisturbed)
 
 
+def test_metrics_that_somebody_removed_do_not_hinder(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path)
+    trainer.callbacks.append(raise_signal_at(9, "loss"))
+    trainer.run()
+    (tmp_path / "metrics.jsonl").unlink()
+    for last in (15, 20):  # resumed twice: the second time counts on what the first has written
+        again = make_trainer(tmp_path)
+        if last == 15:
+            again.callbacks.append(raise_signal_at(15, "loss"))
+        again.resume()
+        assert again.run().step == last
+    steps = [record["step"] for record in read_metrics(tmp_path / "metrics.jsonl") if "loss" in record]
+    assert steps == [12, 15, 18]
+
+
 def test_more_steps_keep_the_schedule(tmp_path: Path) -> None:
     make_trainer(tmp_path / "first", steps=10).run()
     longer = make_trainer(tmp_path / "first", steps=20, decay_steps=10)
@@ -322,6 +340,35 @@ def test_a_step_that_goes_wrong_leaves_weights_alone(tmp_path: Path) -> None:
         trainer._step()
     for name, array in trainer.model.state_dict().items():
         np.testing.assert_array_equal(array, before[name])
+
+
+# Progress ---------------------------------------------------------------------------------------
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_the_bar_shows_steps_loss_and_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(1000))
+    monkeypatch.setattr("tinygpt.training.progress.time.perf_counter", lambda: float(next(clock)))
+    progress = Progress(total=8, done=2, tokens_per_step=1500, stream=Terminal())
+    progress.update(3, 2.25)  # one step in one second
+    progress.line(3, "half-way")
+    progress.update(5, 1.75)
+    progress.close()
+    shown = progress.stream.getvalue()
+    assert "half-way\n" in shown
+    assert re.search(r"3/8 \[.*loss 2\.250, 1,500 tokens/s\]", shown)
+    assert re.search(r"5/8 \[.*<.*loss 1\.750, 1,650 tokens/s\]\n$", shown)
+
+
+def test_a_log_file_gets_lines_and_no_bar(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path)
+    trainer.run()
+    lines = trainer.stream.getvalue().splitlines()
+    assert [line.split(":")[0] for line in lines] == [f"step {step}" for step in (0, 5, 10, 15, 20)]
 
 
 # The picture ------------------------------------------------------------------------------------

@@ -121,7 +121,7 @@ def train(options: argparse.Namespace) -> int:
         )
         return 128 + result.signal
     print(result.summary())
-    loss = evaluate(model, validation_tokens, settings.training.batch_size)
+    loss = evaluate(model, validation_tokens, settings.training.batch_size, progress=True)
     print(f"Loss over the whole validation text: {loss:.4f}")
     print(f"Let it write with:\n    {again('sample', '--model', str(settings.folder))}")
     return 0
@@ -228,7 +228,7 @@ def evaluate_text(options: argparse.Namespace) -> int:
             folder = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
             write_tokens(options.data, tokenizer, Path(folder) / TOKENS)
             tokens = open_tokens(Path(folder) / TOKENS)
-        loss = evaluate(model, tokens, options.batch_size)
+        loss = evaluate(model, tokens, options.batch_size, progress=True)
         print(f"loss {loss:.4f} nats per token over {len(tokens) - 1} tokens (perplexity {np.exp(loss):.2f})")
         del tokens  # Windows removes no file that is mapped
     return 0

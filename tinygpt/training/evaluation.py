@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from ..data import RandomBatches, SequentialBatches
 from ..data.batches import IGNORED
@@ -48,12 +49,14 @@ def mean_loss(model: GPT, batches: Batches) -> float:
     return total / count
 
 
-def evaluate(model: GPT, tokens: np.ndarray, batch_size: int = 12, progress: Any = None) -> float:
+def evaluate(model: GPT, tokens: np.ndarray, batch_size: int = 12, progress: bool = False) -> float:
     """The loss over the whole of `tokens`, shape (N,): each but the first is predicted once.
 
     The text is cut into stretches of the model's block size, so a token has up to that many before it to be
-    predicted from. progress: wraps the batches, as `tqdm.tqdm` does.
+    predicted from. progress: show a bar on a terminal.
     Raises UsageError when the text is shorter than the block.
     """
     batches: Any = SequentialBatches(tokens, batch_size, model.config.block_size)
-    return mean_loss(model, progress(batches) if progress is not None else batches)
+    if progress:
+        batches = tqdm(batches, desc="the whole text", leave=False, disable=None)  # None: only on a terminal
+    return mean_loss(model, batches)

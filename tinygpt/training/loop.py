@@ -142,7 +142,7 @@ class Trainer:
         begin = time.perf_counter() - at.seconds
         self.model.train()
         with StopRequest() as stop, self._explained_os_errors():
-            self.metrics.restart(at.metrics_lines)
+            at.metrics_lines = self.metrics.restart(at.metrics_lines)
             try:
                 while True:
                     at.seconds = time.perf_counter() - begin

@@ -25,11 +25,15 @@ class MetricsFile:
         self.path = path
         self._file: IO[str] | None = None
 
-    def restart(self, lines: int) -> None:
-        """Keep the first `lines` lines (those that the checkpoint knows of) and go on behind them."""
+    def restart(self, lines: int) -> int:
+        """Keep the first `lines` lines (those that the checkpoint knows of) and go on behind them; how many they are.
+
+        Fewer than `lines` when somebody has removed some.
+        """
         kept = self.path.read_text(encoding="utf-8").splitlines(keepends=True)[:lines] if self.path.exists() else []
         with atomic_write(self.path, "w") as file:
             file.writelines(kept)
+        return len(kept)
 
     def append(self, record: dict[str, Any]) -> None:
         if self._file is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from typing import Any
@@ -22,10 +23,11 @@ class Progress:
         self._shown, self._time, self._rate = done, time.perf_counter(), 0.0
         self._last: tuple[int, float] | None = None
         self._last_line = self._time
+        size = shutil.get_terminal_size()  # has a guess where the terminal does not say
         # miniters huge: we say when to draw. leave: the finished bar stays on the screen.
         self._bar = tqdm(
             total=total, initial=done, file=self.stream, bar_format=_LAYOUT, mininterval=0, miniters=1 << 62,
-            disable=not self.stream.isatty(), leave=True,
+            disable=not self.stream.isatty(), leave=True, ncols=size.columns, nrows=size.lines,
         )  # fmt: skip
 
     def update(self, step: int, loss: float) -> None:
@@ -54,6 +56,7 @@ class Progress:
 
     def line(self, step: int, text: str) -> None:
         """A line of text above the bar; in a log file, just a line."""
+        self._bar.n = step
         tqdm.write(text, file=self.stream)
         self.stream.flush()
         self._shown, self._time = step, time.perf_counter()  # an evaluation's time is not the steps'

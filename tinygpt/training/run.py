@@ -9,7 +9,8 @@ A run's folder holds `text.json` (which text it was), `tokenizer.tinygpt.json`, 
 
 `--resume` takes everything from the checkpoint. Options that only say how long a run goes on and how it is watched
 (`CHANGEABLE`: --steps, --eval-every, ...) may be set anew; any other must be what it was, or is refused. More steps
-do not stretch the learning rate's decay: it stays at min_lr.
+do not stretch the learning rate's decay: it stays at min_lr. "Bit for bit" holds for the same backend, kernels and
+versions of the libraries: they may round differently from one another.
 """
 
 from __future__ import annotations
