@@ -23,7 +23,8 @@ linear_cross_entropy.py): it writes scale * dloss_i/dx_ij over the logits.
 
 Shapes: logits (..., V), targets (...) integers; inside, N rows.
 Source: Bridle, "Probabilistic Interpretation of Feedforward Classification Network Outputs", 1990; the log-sum-exp form
-as in Blanchard, Higham, Higham, "Accurately computing the log-sum-exp and softmax functions", 2021, section 3.
+as in Blanchard, Higham, Higham, "Accurately computing the log-sum-exp and softmax functions", IMA Journal of Numerical
+Analysis, 2021.
 """
 
 from __future__ import annotations

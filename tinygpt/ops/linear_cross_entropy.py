@@ -19,7 +19,8 @@ anyway). The first backward pass gives dx and dweight away, scaled in place, so 
 through a retained graph finds them gone and computes them anew. Without gradients (`no_grad`) nothing is saved.
 
 Shapes: x (..., C), weight (V, C) as an embedding table has it, targets (...); inside, N rows in blocks of R.
-Source: cross_entropy.py; gradient in the forward pass as in Hsu et al., "Liger Kernel", 2024, section 3.2.
+Source: cross_entropy.py; the gradient in the forward pass: Hsu et al., "Liger Kernel: Efficient Triton
+Kernels for LLM Training", 2024, under FusedLinearCrossEntropy.
 """
 
 from __future__ import annotations
