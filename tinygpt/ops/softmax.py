@@ -19,9 +19,9 @@ In words: what moves every dy of a row alike changes nothing. For the logarithm,
 
 Saved: the output alone; both gradients are written in terms of it.
 
-Shapes: x, y any shape with at least one axis; the kernels see N rows of C, the chosen axis last. Source: Bridle,
-"Probabilistic Interpretation of Feedforward Classification Network Outputs", 1990, for softmax; the shift: Blanchard,
-Higham, Higham, "Accurately computing the log-sum-exp and softmax functions", IMA Journal of Numerical
+Shapes: x, y any shape with at least one axis; the kernels see N rows of C, the chosen axis last.
+Source: Bridle, "Probabilistic Interpretation of Feedforward Classification Network Outputs", 1990, for softmax; for the
+shift: Blanchard, Higham, Higham, "Accurately computing the log-sum-exp and softmax functions", IMA Journal of Numerical
 Analysis, 2021.
 """
 
