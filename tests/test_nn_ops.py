@@ -63,11 +63,11 @@ def test_the_two_forms_of_gelu_differ_by_less_than_a_thousandth() -> None:
 @both_bodies
 @pytest.mark.parametrize("approximate", ["tanh", "none"])
 def test_gelu_of_huge_numbers(kind: str, approximate: str) -> None:
-    x = Tensor(np.array([-1e4, -50.0, 0.0, 50.0, 1e4], dtype=np.float32), requires_grad=True)
+    x = Tensor(np.array([-1e30, -50.0, 0.0, 50.0, 1e30], dtype=np.float32), requires_grad=True)
     with use_kernels(kind):
         y = ops.gelu(x, approximate)
         y.backward(np.ones(5))
-    assert np.array_equal(y.data, [0, 0, 0, 50.0, 1e4])
+    assert np.array_equal(y.data, np.array([0, 0, 0, 50.0, 1e30], dtype=np.float32))
     assert np.array_equal(x.grad, [0, 0, 0.5, 1, 1])
 
 

@@ -28,7 +28,8 @@ Derivation of the gradient. The derivative of an integral by its upper limit is 
 
 Saved: x.
 
-Shapes: any. Source: the change of variable and the factor are Schonfelder's, "Chebyshev Expansions for the Error and
+Shapes: any.
+Source: the change of variable and the factor are Schonfelder's, "Chebyshev Expansions for the Error and
 Related Functions", Mathematics of Computation 32, 1978; the coefficients were computed for this file.
 """
 

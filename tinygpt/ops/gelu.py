@@ -43,6 +43,7 @@ from .erf import erf, normal_cdf
 C_TANH = math.sqrt(2.0 / math.pi)
 A_TANH = 0.044715
 SQRT_HALF = math.sqrt(0.5)
+FAR = 40.0  # beyond it the derivatives are 0 and 1 to the last bit, and x * 0 must not become infinity * 0
 
 
 def gelu_composed(x: Tensor, approximate: str = "tanh") -> Tensor:
@@ -65,6 +66,7 @@ def gelu_forward(x: Any) -> Any:
 def gelu_backward(dy: Any, x: Any) -> Any:
     """dy, x of one shape -> dx, tanh form."""
     xp = array_module(x)
+    x = xp.clip(x, -FAR, FAR)
     square = x * x
     u = C_TANH * x * (1.0 + A_TANH * square)
     s = 1.0 / (1.0 + xp.exp(-2.0 * u))
@@ -82,6 +84,7 @@ def gelu_erf_forward(x: Any) -> Any:
 def gelu_erf_backward(dy: Any, x: Any) -> Any:
     """dy, x of one shape -> dx, erf form."""
     xp = array_module(x)
+    x = xp.clip(x, -FAR, FAR)
     density = xp.exp(-0.5 * x * x) * (1.0 / math.sqrt(2.0 * math.pi))
     return dy * (normal_cdf(x) + x * density)
 
