@@ -319,6 +319,24 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_operation(tmp_pat
     assert all(np.isfinite(array).all() for array in kept.model.values())
 
 
+def test_the_step_is_replayed_with_the_same_batch_and_random_numbers(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path)
+    real, seen = trainer._gradients, []
+
+    def gradients() -> float:
+        seen.append((trainer.at.step, trainer.model.generator.state_dict()))
+        real()
+        return float("nan")
+
+    trainer._step()
+    trainer._gradients = gradients  # type: ignore[method-assign]
+    with pytest.raises(DivergedError, match="the loss is nan; no single operation"):
+        trainer._step()
+    assert len(seen) == 2
+    assert seen[0] == seen[1]
+    assert seen[0][1]["stream"] < trainer.model.generator.state_dict()["stream"]  # dropout has drawn from it
+
+
 def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, checkpoint_every=1)
 

@@ -47,3 +47,10 @@ def asarray(array: Any, dtype: Any = None) -> Any:
 
 def to_numpy(array: Any) -> np.ndarray:
     return require().asnumpy(array)
+
+
+def describe() -> str:
+    """One line: what runs here."""
+    cupy = require()
+    device = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)["name"].decode()
+    return f"CuPy {cupy.__version__} on {device}"
