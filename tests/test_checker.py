@@ -42,7 +42,7 @@ EQUIVALENT: dict[str, list[tuple[str, str]]] = {
     "the two differ only for a probability of dropping within 2**-33 of 1": [
         (ANY, "threshold: 2 ** 32 - 1  ->  2 ** 32"),
     ],
-    "without ties one element is the maximum (test_tensor.py has the ties, where differences can't go)": [
+    "without ties one element is the maximum (test_op_edges.py has the ties, where differences can't go)": [
         (
             "Max",
             "backward: _expand(dy, x.shape, self.axes) / chosen.sum(axis=self.axes, keepdims=True, dtype=x.dtype)"

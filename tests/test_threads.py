@@ -1,0 +1,74 @@
+"""The number of threads changes no bit of any result, at sizes where the compiled bodies do use several."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tinygpt as tg
+import tinygpt.optim
+from tinygpt.backends import get
+from tinygpt.kernel import REGISTRY, use_kernels
+
+pytestmark = pytest.mark.skipif(get("numpy").extension() is None, reason="extension not built")
+
+rng = np.random.default_rng(0)
+
+
+def normal(*shape: int) -> np.ndarray:
+    return rng.standard_normal(shape).astype(np.float32)
+
+
+ROWS, ROW, COLUMN = normal(3001, 129), normal(129), np.abs(normal(3001)) + 0.5
+IDS = rng.integers(0, 129, 3001)
+QUERIES = normal(2, 3, 150, 24)
+
+# The arguments of a kernel; a function makes those that are written to.
+ARGUMENTS: dict[str, Any] = {
+    "layer_norm_forward": lambda: (ROWS, ROW, ROW, 1e-5),
+    "layer_norm_backward": lambda: (ROWS, ROWS, ROW, COLUMN, COLUMN, True),
+    "residual_layer_norm_backward": lambda: (ROWS, ROWS, ROWS, ROW, COLUMN, COLUMN, 0.1, 7, 3, True, True),
+    "bias_gelu_backward": lambda: (ROWS, ROWS, ROW),
+    "gelu_forward": lambda: (ROWS,),
+    "gelu_erf_backward": lambda: (ROWS, ROWS),
+    "softmax_forward": lambda: (ROWS,),
+    "softmax_backward": lambda: (ROWS, ROWS),
+    "cross_entropy_forward": lambda: (ROWS, IDS, -100),
+    "cross_entropy_backward": lambda: (COLUMN, ROWS, IDS, COLUMN, -100),
+    "embedding_forward": lambda: (ROWS, IDS),
+    "embedding_backward": lambda: (ROWS, IDS, 129),
+    "dropout_apply": lambda: (ROWS, 0.3, 7, 3),
+    "column_sum": lambda: (ROWS,),
+    "add_bias": lambda: (ROWS.copy(), ROW),
+    "sum_of_squares": lambda: (ROWS,),
+    "adamw_update": lambda: (ROWS.copy(), ROWS, ROWS.copy(), ROWS**2, 0.1, 0.9, 0.99, 1e-8, 0.1, 3, 0.5),
+    "attention_forward": lambda: (QUERIES, QUERIES, QUERIES, True, 0.2, 0.1, 7, 3),
+    "attention_backward": lambda: (
+        *(QUERIES,) * 5, QUERIES[..., 0] + 5.0, True, 0.2, 0.1, 7, 3, *(np.empty_like(QUERIES) for _ in range(3)),
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture
+def threads() -> Iterator[Any]:
+    before = tg.get_num_threads()
+    yield tg.set_num_threads
+    tg.set_num_threads(before)
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_threads_change_nothing(name: str, threads: Any) -> None:
+    results = []
+    for count in (1, 2, 3):
+        threads(count)
+        arguments = ARGUMENTS[name]()
+        with use_kernels("cython"):
+            returned = REGISTRY[name](*arguments)
+        returned = returned if isinstance(returned, tuple) else (returned,)
+        results.append([np.array(v) for v in (*returned, *arguments) if v is not None])
+    for others in results[1:]:
+        for one, other in zip(results[0], others, strict=True):
+            assert np.array_equal(one, other)
