@@ -44,11 +44,11 @@ def parse_options() -> argparse.Namespace:
 
 def train() -> int:
     options = parse_options()
-    tg.use_backend(options.backend)
 
     # The settings: a preset's and the command line's or, with --resume, those in the checkpoint.
     settings = choose_settings(options)
     config = settings.training
+    tg.use_backend(settings.backend)
 
     # The text, a character a token: encoded once into a file, of which only what is used is read.
     text = prepare_text(settings)

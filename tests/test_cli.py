@@ -16,7 +16,7 @@ from training_helpers import ENVIRONMENT, OPTIONS, VERSE, outcome, write_text
 
 import tinygpt
 from tinygpt import cli
-from tinygpt.training import PRESETS, TrainingConfig, add_run_options
+from tinygpt.training import PRESETS, Preset, TrainingConfig, add_run_options
 from tinygpt.training.options import add_options, given_options
 
 
@@ -253,6 +253,8 @@ def test_a_run_is_never_silently_replaced(run: Any, model: Path, text: Path, tmp
     assert outcome(folder) == before
     answer = run("train", *OPTIONS, f"--data={text}", f"--out={folder}", "--seed=3", "--batch-size=0", "--overwrite")
     assert_one_sentence(answer, "batch_size")  # and not before the new run makes sense
+    answer = run("train", *OPTIONS, f"--data={tmp_path / 'nothing.txt'}", f"--out={folder}", "--overwrite")
+    assert_one_sentence(answer, "No such file")
     assert outcome(folder) == before
     assert run("train", *OPTIONS, f"--data={text}", f"--out={folder}", "--seed=3", "--overwrite").code == 0
     assert outcome(folder) != before
@@ -270,6 +272,17 @@ def test_resume_takes_everything_from_the_checkpoint(run: Any, model: Path, text
     for name in expected:
         if name.startswith(("latest model", "latest optimizer")):
             assert found[name] == expected[name], name
+
+
+def test_a_preset_does_not_undo_the_steps_of_the_run(
+    run: Any, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = {"block_size": 8, "n_layer": 1, "n_head": 2, "n_embd": 8, "bias": False, "dropout": 0.0}
+    monkeypatch.setitem(PRESETS, "tiny", Preset("smaller", small, {"steps": 9, "batch_size": 3}))
+    command = ("train", "--preset=tiny", f"--data={text}", f"--out={tmp_path / 'run'}")
+    assert run(*command, "--steps=5").code == 0
+    assert "steps 5 to 5" in run(*command, "--resume").out
+    assert "steps 5 to 7" in run(*command, "--resume", "--steps=7").out
 
 
 def test_resume_accepts_the_options_of_the_run(run: Any, model: Path, text: Path, tmp_path: Path) -> None:

@@ -105,8 +105,8 @@ def train(options: argparse.Namespace) -> int:
     from .gpt import GPT, GPTConfig
     from .training import Trainer, choose_settings, describe_run, evaluate, prepare_text
 
-    backends.use_backend(options.backend)
     settings = choose_settings(options)
+    backends.use_backend(settings.backend)
     text = prepare_text(settings)
     train_tokens, validation_tokens = split(text.tokens, settings.training.validation_fraction)
     model = GPT(GPTConfig(vocab_size=text.tokenizer.vocab_size, **settings.model), seed=settings.training.seed)

@@ -304,6 +304,7 @@ class Trainer:
             "model_config": self.model.config.to_dict(),
             "training_config": dataclasses.asdict(self.config),
             "text": self.text,
+            "backend": self.parameters[0].backend,
         }
         self.metrics.sync()
         self.checkpoints.save(Checkpoint(model, optimizer, state), best)

@@ -8,9 +8,9 @@ A run's folder holds `text.json` (which text it was), `tokenizer.tinygpt.json`, 
 `checkpoint.py`), `metrics.jsonl` and `loss_curve.png`.
 
 `--resume` takes everything from the checkpoint. Options that only say how long a run goes on and how it is watched
-(`CHANGEABLE`: --steps, --eval-every, ...) may be set anew; any other must be what it was, or is refused. More steps
-do not stretch the learning rate's decay: it stays at min_lr. "Bit for bit" holds for the same backend, kernels and
-versions of the libraries: they may round differently from one another.
+(`CHANGEABLE`: --steps, --eval-every, ...) may be set anew, and so may --backend; any other must be what it was, or is
+refused. More steps do not stretch the learning rate's decay: it stays at min_lr. "Bit for bit" holds for the same
+backend, kernels and versions of the libraries: they may round differently from one another.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def add_run_options(parser: argparse.ArgumentParser, out: str) -> None:
     """All options of a training run; `out` is the default folder, in which `{preset}` stands for the preset."""
     group = parser.add_argument_group("the run")
     presets = "; ".join(f"{name}: {preset.description}" for name, preset in PRESETS.items())
-    group.add_argument("--backend", choices=("numpy", "cupy"), default="numpy", help="CPU or GPU (default: numpy)")
+    group.add_argument("--backend", choices=backends.NAMES, help="CPU or GPU (default: numpy)")
     group.add_argument("--preset", choices=tuple(PRESETS), help=f"{presets} (default: tiny; baby on a GPU)")
     group.add_argument("--data", metavar="FILE", help="a UTF-8 text to train on (default: Shakespeare)")
     group.add_argument("--tokenizer", choices=TOKENIZERS, help="what a token is (default: character)")
@@ -100,24 +100,31 @@ def choose_settings(options: argparse.Namespace) -> Settings:
     there is nothing to resume or the options contradict it.
     """
     name = options.preset or ("baby" if options.backend == "cupy" else "tiny")
-    preset = PRESETS[name] if options.preset or not options.resume else None
-    model = (dict(preset.model) if preset else {}) | given_options(options, GPTConfig)
-    training = (dict(preset.training) if preset else {}) | given_options(options, TrainingConfig)
     folder = Path(options.out or options.default_out.format(preset=name))
+    preset = PRESETS[name] if options.preset or not options.resume else None
+    given = given_options(options, TrainingConfig)
+    model = (dict(preset.model) if preset else {}) | given_options(options, GPTConfig)
+    training = (dict(preset.training) if preset else {}) | given
+    backend = options.backend or "numpy"
     checkpoint = None
     if options.resume:
         checkpoint = CheckpointFolder(folder).load("latest")
-        where = f"the checkpoint of step {checkpoint.step} in {folder}"
-        stored = checkpoint.state["training_config"]
-        require_same(where, checkpoint.state["model_config"], model)
-        require_same(where, stored, training, CHANGEABLE)
-        training = stored | training
-        model = {key: value for key, value in checkpoint.state["model_config"].items() if key != "vocab_size"}
+        state, where = checkpoint.state, f"the checkpoint of step {checkpoint.step} in {folder}"
+        require_same(where, state["model_config"], model)
+        require_same(where, state["training_config"], training, CHANGEABLE)
+        training = state["training_config"] | given
+        model = {key: value for key, value in state["model_config"].items() if key != "vocab_size"}
+        backend = options.backend or state["backend"]
+    # All that can be refused is refused now, before anything is written.
     config = TrainingConfig.from_dict(training)
-    GPTConfig(vocab_size=1, **model)  # refused now if impossible, before anything is written
+    GPTConfig(vocab_size=1, **model)
+    backends.get(backend)
+    if options.data is not None:
+        with explain_os_errors("read", options.data), open(options.data, "rb"):
+            pass
     if not options.resume:
         _claim(folder, options.overwrite)
-    return Settings(folder, options.backend, model, config, checkpoint, options.data, options.tokenizer)
+    return Settings(folder, backend, model, config, checkpoint, options.data, options.tokenizer)
 
 
 def _claim(folder: Path, overwrite: bool) -> None:
