@@ -15,6 +15,13 @@ from tinygpt.errors import DtypeError, RangeError, ShapeError, UsageError
 from tinygpt.tensor import Tensor
 
 rng = np.random.default_rng(0)
+START = rng.bit_generator.state
+
+
+@pytest.fixture(autouse=True)
+def the_same_numbers_in_any_order() -> None:
+    """A test's numbers do not depend on the tests before it, which are others in each worker process."""
+    rng.bit_generator.state = START
 
 
 def leaf(*shape: int) -> Tensor:

@@ -18,6 +18,13 @@ from tinygpt.tensor import Tensor
 from tinygpt.testing import check_gradients
 
 rng = np.random.default_rng(0)
+START = rng.bit_generator.state
+
+
+@pytest.fixture(autouse=True)
+def the_same_numbers_in_any_order() -> None:
+    """A test's numbers do not depend on the tests before it, which are others in each worker process."""
+    rng.bit_generator.state = START
 
 
 def leaf(*shape: int, dtype: Any = np.float64) -> Tensor:
