@@ -1,0 +1,61 @@
+"""What the machine is and what it can do: the lines on top of every benchmark, and the limits to compare with."""
+
+from __future__ import annotations
+
+import platform
+import time
+from pathlib import Path
+
+import numpy as np
+
+from tinygpt.backends import get
+
+
+def processor() -> str:
+    """The processor's name, as the system tells it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def fma_peak() -> float | None:
+    """Measured float32 multiply-add peak of all threads in FLOP/s; None without the compiled extension."""
+    module = get("numpy").extension()
+    return None if module is None else module.fma_peak()
+
+
+def matmul_rate(n: int = 1536, trials: int = 7) -> float:
+    """The best rate of a square float32 product through NumPy's BLAS, in FLOP/s."""
+    a = np.ones((n, n), np.float32)
+    out = np.empty_like(a)
+    times = []
+    for _ in range(trials + 1):
+        start = time.perf_counter()
+        np.matmul(a, a, out=out)
+        times.append(time.perf_counter() - start)
+    return 2 * n**3 / min(times[1:])
+
+
+def copy_bandwidth(megabytes: int = 256, trials: int = 7) -> float:
+    """Bytes a second of a one-thread copy, read and write counted."""
+    source = np.ones(megabytes * 2**20 // 8)
+    target = np.empty_like(source)
+    times = []
+    for _ in range(trials + 1):
+        start = time.perf_counter()
+        np.copyto(target, source)
+        times.append(time.perf_counter() - start)
+    return 2 * source.nbytes / min(times[1:])
+
+
+def headline() -> str:
+    """Machine, versions, threads."""
+    backend = get("numpy")
+    return (
+        f"{processor()}, {backend.default_num_threads()} threads; Python {platform.python_version()}, "
+        f"{backend.describe()}"
+    )

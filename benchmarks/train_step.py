@@ -1,0 +1,203 @@
+"""A training step, side by side: tinygpt compiled, tinygpt reference, PyTorch eager (and compiled with --compile).
+
+    python benchmarks/train_step.py [--presets tiny baby ...] [--compile] [--rounds 7]
+
+Each contender is a process of its own with the same weights and the same batch. They take turns, one burst of steps
+each, so that a machine that slows down slows all; the figures are medians over the rounds. A step is forward, backward,
+clipping to norm 1 and AdamW. The first losses of all contenders must agree to 1e-4, else nothing is printed.
+
+Model FLOPs are 6 N + 12 L C T a token; the peak is multiply-adds on registers, measured in this run. Memory is the peak
+of the whole process less what it had after its imports.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import tinygpt as tg
+from tinygpt import GPT, GPTConfig
+
+TINY = GPTConfig(vocab_size=65, block_size=64, n_layer=4, n_head=4, n_embd=128, bias=False)
+BABY = GPTConfig(vocab_size=65, block_size=256, n_layer=6, n_head=6, n_embd=384, bias=False)
+GPT2 = GPTConfig(vocab_size=50257, block_size=1024, n_layer=12, n_head=12, n_embd=768)
+# name: (model, B, T, steps in a burst)
+PRESETS = {
+    "tiny": (TINY, 12, 64, 20),
+    "baby": (BABY, 16, 256, 1),
+    "baby-dropout": (replace(BABY, dropout=0.2), 16, 256, 1),
+    "gpt2": (GPT2, 4, 256, 1),
+}
+LEARNING_RATE = 1e-4
+
+
+def batch(preset: str) -> tuple[np.ndarray, np.ndarray]:
+    """The one batch (B, T) that everybody trains on."""
+    config, B, T, _ = PRESETS[preset]
+    ids = tg.Generator(7).integers(config.vocab_size, (B, T + 1))
+    return np.ascontiguousarray(ids[:, :-1]), np.ascontiguousarray(ids[:, 1:])
+
+
+def tinygpt_step(config: GPTConfig) -> Any:
+    model = GPT(config, seed=0)
+    optimizer = tg.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.1)
+
+    def step(idx: np.ndarray, targets: np.ndarray) -> float:
+        loss = model.loss(idx, targets)
+        loss.backward()
+        norm = tg.optim.grad_norm(model.parameters())
+        optimizer.step(grad_scale=tg.optim.clip_coefficient(norm, 1.0))
+        optimizer.zero_grad()
+        return loss.item()
+
+    return step
+
+
+def resident_peak() -> float:
+    """The most memory this process has held, in MB."""
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most / 2**20 if sys.platform == "darwin" else most / 2**10
+
+
+def work(contender: str, preset: str, weights: str) -> None:
+    """The life of a contender's process: one line a burst on standard input, one line of figures back."""
+    config, _, _, steps = PRESETS[preset]
+    idx, targets = batch(preset)
+    if contender.startswith("torch"):
+        import peer_torch
+
+        with np.load(weights, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        peer_torch.torch.manual_seed(0)
+        before = resident_peak() - sum(a.nbytes for a in arrays.values()) / 2**20
+        step = peer_torch.make_step(config, arrays, LEARNING_RATE, compiled=contender == "torch-compile")
+        del arrays
+    else:
+        before = resident_peak()
+        step = tinygpt_step(config)
+    print(f"{step(idx, targets):.9f}", flush=True)
+    step(idx, targets)
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        for _ in range(steps):
+            step(idx, targets)
+        print((time.perf_counter() - start) / steps, resident_peak() - before, flush=True)
+
+
+class Contender:
+    def __init__(self, name: str, preset: str, weights: str) -> None:
+        self.name = name
+        environment = dict(os.environ)
+        if name == "reference":
+            environment["TINYGPT_KERNELS"] = "reference"
+        command = [sys.executable, __file__, "--work", name, "--presets", preset, "--weights", weights]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+        self.times: list[float] = []
+        self.memory = 0.0
+        self.first_loss = float(self.answer())
+
+    def answer(self) -> str:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"the process of {self.name} ended early")
+        return line
+
+    def burst(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write("go\n")
+        self.process.stdin.flush()
+        seconds, self.memory = map(float, self.answer().split())
+        self.times.append(seconds)
+
+    def stop(self) -> None:
+        self.process.communicate()
+
+
+def measure(preset: str, names: list[str], rounds: int) -> list[Contender]:
+    """All contenders of a preset, measured in turn."""
+    config = PRESETS[preset][0]
+    with tempfile.TemporaryDirectory() as folder:
+        weights = str(Path(folder) / "weights.npz")
+        np.savez(weights, **{name: p.data for name, p in GPT(config, seed=0).named_parameters()})
+        contenders = [Contender(name, preset, weights) for name in names]
+        if config.dropout == 0:
+            losses = [c.first_loss for c in contenders]
+            if max(losses) - min(losses) > 1e-4:
+                pairs = ", ".join(f"{c.name} {c.first_loss:.6f}" for c in contenders)
+                raise SystemExit(f"{preset}: the first losses differ, so the comparison would mean nothing: {pairs}")
+        for _ in range(rounds):
+            for contender in contenders:
+                contender.burst()
+        for contender in contenders:
+            contender.stop()
+    return contenders
+
+
+def report(preset: str, contenders: list[Contender], peak: float | None) -> list[str]:
+    config, B, T, _ = PRESETS[preset]
+    flops = GPT(replace(config, n_layer=1), seed=0).flops_per_token(T)  # of one layer; scaled below
+    per_layer = 6 * 12 * config.n_embd**2 + 12 * config.n_embd * T
+    flops += (config.n_layer - 1) * per_layer
+    ours = statistics.median(contenders[0].times)
+    lines = []
+    for c in contenders:
+        median = statistics.median(c.times)
+        rate = flops * B * T / median
+        share = f"{rate / peak:.0%}" if peak else "-"
+        lines.append(
+            f"| {preset} | {c.name} | {median * 1e3:.1f} | {B * T / median:,.0f} | {rate / 1e9:.0f} | {share} "
+            f"| {c.memory:,.0f} | {median / ours:.2f} | {c.memory / contenders[0].memory:.2f} |"
+        )
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--presets", nargs="+", choices=PRESETS, default=list(PRESETS))
+    parser.add_argument("--compile", action="store_true", help="measure torch.compile too")
+    parser.add_argument("--no-reference", action="store_true", help="leave the reference bodies out")
+    parser.add_argument("--rounds", type=int, default=7, help="bursts of each contender (default: 7)")
+    parser.add_argument("--work", help=argparse.SUPPRESS)
+    parser.add_argument("--weights", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.work:
+        work(options.work, options.presets[0], options.weights)
+        return
+    import machine
+
+    names = ["tinygpt"] + ["reference"] * (not options.no_reference)
+    if importlib.util.find_spec("torch"):
+        names += ["torch"] + ["torch-compile"] * options.compile
+    else:
+        print("PyTorch is not installed: measuring tinygpt alone")
+    peak = machine.fma_peak()
+    print(machine.headline())
+    if peak:
+        product = machine.matmul_rate()
+        print(f"float32 multiply-add peak {peak / 1e9:.0f} GFLOP/s, NumPy product {product / 1e9:.0f} GFLOP/s")
+    print("\n| preset | who | ms/step | tokens/s | GFLOP/s | of peak | memory MB | time, ours = 1 | memory, ours = 1 |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for preset in options.presets:
+        for line in report(preset, measure(preset, names, options.rounds), peak):
+            print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,32 @@
+/* The processor's own limit: multiply-adds on registers, no memory. Benchmarks compare with it. */
+#ifndef TINYGPT_PEAK_H
+#define TINYGPT_PEAK_H
+
+#include "attention.h"
+
+enum { TG_CHAINS = 12 }; /* independent sums, enough to hide the latency of a multiply-add */
+
+static void tg_fma_chains(void *task, ptrdiff_t begin, ptrdiff_t end) {
+    const ptrdiff_t turns = *(const ptrdiff_t *)task;
+    for (ptrdiff_t chunk = begin; chunk < end; chunk++) {
+        tg_vec_float sum[TG_CHAINS], a, b;
+        for (int i = 0; i < tg_LANES_float; i++) {
+            a[i] = 0.999f;
+            b[i] = 1e-3f * (float)(chunk + 1);
+        }
+#pragma GCC unroll 12
+        for (int i = 0; i < TG_CHAINS; i++) sum[i] = b * (float)i;
+        for (ptrdiff_t turn = 0; turn < turns; turn++) {
+#pragma GCC unroll 12
+            for (int i = 0; i < TG_CHAINS; i++) sum[i] = sum[i] * a + b;
+        }
+        for (int i = 1; i < TG_CHAINS; i++) sum[0] += sum[i];
+        volatile float keep = sum[0][0]; /* so that nothing is optimised away */
+        (void)keep;
+    }
+}
+
+/* Floating-point operations of one chunk of `turns`. */
+static inline double tg_fma_flops(ptrdiff_t turns) { return 2.0 * TG_CHAINS * tg_LANES_float * (double)turns; }
+
+#endif
