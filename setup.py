@@ -6,30 +6,36 @@ vector instructions, into the modules `tinygpt._ext.baseline`, `.avx2` and `.avx
 and fast where it can be.
 
 Environment variables:
-TINYGPT_EXT=require|auto|off   require: a failed build is an error. auto (default): without a working compiler
-                               the NumPy reference bodies serve, and the build says so. off: build nothing.
+TINYGPT_EXT=require|auto|off   require: a failed build is an error. auto (default): a level that can't be compiled is
+                               left out, and without any the NumPy reference bodies serve; the build says so (pip shows
+                               it with -v) and so does every training run. off: build nothing.
 TINYGPT_MARCH=native|...       build one level only, with -march=<value>, for this machine.
-TINYGPT_SANITIZE=1             debug build: AddressSanitizer and UBSan check the bounds of every access.
+TINYGPT_SANITIZE=1             debug build: AddressSanitizer and UBSan watch every access (see `make test-debug`).
+TINYGPT_ANNOTATE=1             Cython also writes its annotated sources, as HTML (see `make annotate`).
 """
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import os
 import platform
 import sys
-import sysconfig
+from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 FOLDER = "tinygpt/_ext"
 LEVEL_FLAGS = {
-    "baseline": [],
-    "avx2": ["-mavx2", "-mfma", "-mbmi2"],
     "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mbmi2", "-mprefer-vector-width=512"],
+    "avx2": ["-mavx2", "-mfma", "-mbmi2"],
+    "baseline": [],
 }
 # Sums may be reordered into vector lanes, the same way on every run. NaN and infinities keep their meaning.
 MATH_FLAGS = ["-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math"]
+SANITIZE = os.environ.get("TINYGPT_SANITIZE") == "1"
+SANITIZE_FLAGS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
 
 def mode() -> str:
@@ -49,84 +55,110 @@ def levels() -> dict[str, list[str]]:
     return {"baseline": []}
 
 
-def extensions() -> list[Extension]:
+def translate() -> list[Extension]:
+    """kernels.pyx and cpu.pyx as C, under build/."""
     from Cython.Build import cythonize
 
-    sanitize = os.environ.get("TINYGPT_SANITIZE") == "1"
-    common = ["-O3", *MATH_FLAGS, "-Wno-unused-function"]
-    link = ["-lm", "-ldl"] if sys.platform.startswith("linux") else []
-    if sanitize:
-        common = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-omit-frame-pointer", "-fno-sanitize-recover"]
-        link = [*link, "-fsanitize=address,undefined"]
-    directives = {
-        "language_level": 3, "boundscheck": sanitize, "wraparound": False, "cdivision": True, "initializedcheck": False,
-    }  # fmt: skip
-    sources = [f"{FOLDER}/kernels.pyx", f"{FOLDER}/cpu.pyx"]
-    translated = cythonize(
-        [Extension(f"tinygpt._ext.{name}", [source]) for name, source in zip(("kernels", "cpu"), sources, strict=True)],
-        compiler_directives=directives,
+    return cythonize(
+        [Extension(f"tinygpt._ext.{name}", [f"{FOLDER}/{name}.pyx"]) for name in ("kernels", "cpu")],
+        build_dir="build/debug" if SANITIZE else "build/c",
+        compiler_directives={
+            "language_level": 3, "boundscheck": SANITIZE, "wraparound": False, "cdivision": True,
+            "initializedcheck": False,
+        },
         annotate=os.environ.get("TINYGPT_ANNOTATE") == "1",
         quiet=True,
-    )
-    kernels_c, cpu = translated[0].sources[0], translated[1]
-    headers = [f"{FOLDER}/{name}" for name in sorted(os.listdir(FOLDER)) if name.endswith(".h")]
-    made = [cpu]
-    for level, flags in levels().items():
-        made.append(
-            Extension(
-                f"tinygpt._ext.{level}",
-                [kernels_c, f"{FOLDER}/pool.c"],
-                depends=headers,
-                include_dirs=[FOLDER],
-                # One translation serves all levels: only the name of its initialiser differs.
-                define_macros=[("PyInit_kernels", f"PyInit_{level}")],
-                extra_compile_args=[*common, *flags],
-                extra_link_args=link,
-            )
+    )  # fmt: skip
+
+
+def extensions() -> list[Extension]:
+    kernels, cpu = translate()
+    if SANITIZE:
+        common = ["-O1", "-g", "-fno-omit-frame-pointer", *SANITIZE_FLAGS]
+    else:
+        common = ["-O3", "-g0", *MATH_FLAGS]
+    common.append("-Wno-unused-function")
+    link = ["-lm", "-ldl"] if sys.platform.startswith("linux") else []
+    made = [
+        Extension(
+            f"tinygpt._ext.{level}",
+            [kernels.sources[0], f"{FOLDER}/pool.c"],
+            depends=[*headers(), stamp(level, [*common, *flags])],
+            include_dirs=[FOLDER],
+            # One translation serves all levels: only the name of its initialiser differs.
+            define_macros=[("PyInit_kernels", f"PyInit_{level}")],
+            extra_compile_args=[*common, *flags],
+            extra_link_args=[*link, *SANITIZE_FLAGS] if SANITIZE else link,
         )
-    return made
+        for level, flags in levels().items()
+    ]
+    return [*made, cpu]
+
+
+def headers() -> list[str]:
+    return [f"{FOLDER}/{name}" for name in sorted(os.listdir(FOLDER)) if name.endswith(".h")]
+
+
+def stamp(level: str, flags: list[str]) -> str:
+    """A file that changes when the flags do, so that other flags compile again."""
+    path, text = Path("build", f"flags-{level}.txt"), " ".join(flags)
+    path.parent.mkdir(exist_ok=True)
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        path.write_text(text, encoding="utf-8")
+    return str(path)
 
 
 class BuildKernels(build_ext):
-    """build_ext that, with TINYGPT_EXT=auto, carries on without the extension and says so."""
+    """build_ext for levels that share their sources, some of which may fail."""
 
-    def build_extension(self, ext: Extension) -> None:
-        # Each level compiles the same files with other flags: keep their object files apart.
-        shared, self.build_temp = self.build_temp, os.path.join(self.build_temp, ext.name.rpartition(".")[2])
-        try:
-            super().build_extension(ext)
-        finally:
-            self.build_temp = shared
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        self.parallel = self.parallel or os.cpu_count() or 1
 
     def run(self) -> None:
+        self.failures: dict[str, Exception] = {}
+        super().run()
+        if self.failures:
+            say_so(f" for {', '.join(self.failures)}", next(iter(self.failures.values())))
+
+    def build_extension(self, ext: Extension) -> None:
+        # Each level compiles the same files with other flags: its object files get a folder of their own. The copy
+        # keeps the levels, which are built at the same time, from seeing each other's.
+        level = ext.name.rpartition(".")[2]
+        command = copy.copy(self)
+        command.build_temp = os.path.join(self.build_temp, level)
         try:
-            super().run()
+            build_ext.build_extension(command, ext)
         except Exception as error:
             if mode() == "require":
                 raise
-            self.say_so(error)
-            self.extensions = []
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self.built(ext))  # an older one must not take its place
+            self.failures[level] = error
 
     def copy_extensions_to_source(self) -> None:
-        if mode() != "require":
-            self.extensions = [e for e in self.extensions if os.path.exists(self._built(e))]
+        self.extensions = [ext for ext in self.extensions if os.path.exists(self.built(ext))]
         super().copy_extensions_to_source()
+        # What an earlier build left there would be loaded in the place of this one's.
+        fresh = {ext.name for ext in self.extensions}
+        for name in (f"tinygpt._ext.{level}" for level in ("native", *LEVEL_FLAGS, "cpu")):
+            if name not in fresh:
+                Path(self.get_ext_filename(name)).unlink(missing_ok=True)
 
-    def _built(self, ext: Extension) -> str:
+    def built(self, ext: Extension) -> str:
         return os.path.join(self.build_lib, self.get_ext_filename(ext.name))
 
     def get_outputs(self) -> list[str]:
-        return [path for path in super().get_outputs() if mode() == "require" or os.path.exists(path)]
+        return [path for path in super().get_outputs() if os.path.exists(path)]
 
-    @staticmethod
-    def say_so(error: Exception) -> None:
-        compiler = sysconfig.get_config_var("CC") or "cc"
-        print(
-            f"\ntinygpt: the compiled kernels were not built ({error}).\n"
-            f"tinygpt: it will run on the NumPy reference, several times slower. Install a C compiler ({compiler})\n"
-            "tinygpt: and install again; TINYGPT_EXT=require makes this an error.\n",
-            file=sys.stderr,
-        )
+
+def say_so(what: str, error: Exception) -> None:
+    print(
+        f"\ntinygpt: the compiled kernels{what} were not built: {error}\n"
+        "tinygpt: They need a C compiler, gcc or clang. Where none of them is built the NumPy reference runs, several\n"
+        "tinygpt: times slower. TINYGPT_EXT=require makes this an error.\n",
+        file=sys.stderr,
+    )
 
 
 def modules_to_build() -> list[Extension]:
@@ -137,7 +169,7 @@ def modules_to_build() -> list[Extension]:
     except Exception as error:
         if mode() == "require":
             raise
-        BuildKernels.say_so(error)
+        say_so("", error)
         return []
 
 
