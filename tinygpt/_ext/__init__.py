@@ -22,7 +22,7 @@ def load() -> ModuleType | None:
     if wanted:
         return importlib.import_module(f"{__name__}.{wanted}")
     try:
-        from . import cpu
+        cpu = importlib.import_module(f"{__name__}.cpu")
     except ImportError:
         return None
     for level in LEVELS:

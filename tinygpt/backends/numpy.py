@@ -34,8 +34,13 @@ def extension() -> ModuleType | None:
     """
     module: ModuleType | None = importlib.import_module("tinygpt._ext").load()
     if module is not None:
-        module.start_threads(default_num_threads(), np._core._multiarray_umath.__file__)
+        module.start_threads(default_num_threads(), blas_library())
     return module
+
+
+def blas_library() -> str:
+    """The file of the module through which NumPy reaches its BLAS."""
+    return importlib.import_module("numpy._core._multiarray_umath").__file__ or ""
 
 
 def default_num_threads() -> int:
@@ -79,11 +84,12 @@ def native_body(kernel: str, required: bool = False) -> Callable[..., Any] | Non
 
 
 def describe() -> str:
-    """One line: what runs here."""
+    """One line: what this backend is made of here."""
     module = extension()
     if module is None:
         return f"NumPy {np.__version__}; no compiled extension: the reference bodies run"
-    return f"NumPy {np.__version__}; compiled extension for {module.__name__.rpartition('.')[2]}; {module.threads_report()}"
+    level = module.__name__.rpartition(".")[2]
+    return f"NumPy {np.__version__}; compiled extension for {level}; {module.threads_report()}"
 
 
 def set_num_threads(count: int) -> None:

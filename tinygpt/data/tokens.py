@@ -84,9 +84,7 @@ def write_tokens(
     with explain_os_errors("write", path), atomic_write(path) as file:
         count = _write_array(file, _encoded(pieces, tokenizer, name), token_dtype(tokenizer.vocab_size))
         if count == 0:  # leaving by an exception removes the temporary file
-            raise UsageError(
-                f"{name} is empty, or the tokenizer knows none of its characters: no tokens to write"
-            )
+            raise UsageError(f"{name} is empty, or the tokenizer knows none of its characters: no tokens to write")
     return count
 
 

@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 
 from ..backends import get
+from ..backends import numpy as numpy_backend
 from ..errors import UsageError
 
 KINDS = ("auto", "reference", "cython", "cuda")
@@ -67,13 +68,13 @@ class Kernel:
         if isinstance(args[0], np.ndarray):
             if _kind == "cuda":
                 raise UsageError(f"TINYGPT_KERNELS=cuda, but {self.__name__} was given NumPy arrays")
-            return get("numpy").native_body(self.__name__, required=_kind == "cython")
+            return numpy_backend.native_body(self.__name__, required=_kind == "cython")
         return get("cupy").native_body(self.__name__)
 
     def variants(self) -> dict[str, Callable[..., Any]]:
         """Every body that this machine can run on NumPy arrays, by kind: what the tests compare."""
         bodies = {"reference": self.reference}
-        if get("numpy").native_body(self.__name__) is not None:
+        if numpy_backend.native_body(self.__name__) is not None:
 
             def cython(*args: Any) -> Any:
                 with use_kernels("cython"):
@@ -83,9 +84,7 @@ class Kernel:
         return bodies
 
 
-def kernel(
-    reference: Callable[..., Any] | None = None, *, strided: bool = False, in_place: bool = False
-) -> Any:
+def kernel(reference: Callable[..., Any] | None = None, *, strided: bool = False, in_place: bool = False) -> Any:
     """Decorator: make `reference` the kernel of its name. See the module's docstring for the options."""
     if reference is None:
         return lambda function: kernel(function, strided=strided, in_place=in_place)
@@ -118,13 +117,19 @@ def prepare(args: Sequence[Any], strided: bool, in_place: bool) -> list[Any] | N
     return prepared
 
 
+def describe(backend: str) -> str:
+    """One line: what a backend is made of here, and whether one kind of body has been forced."""
+    forced = "" if _kind == "auto" else f"; TINYGPT_KERNELS={_kind}"
+    return get(backend).describe() + forced
+
+
 @contextlib.contextmanager
-def use_kernels(kind: str) -> Iterator[None]:
+def use_kernels(wanted: str) -> Iterator[None]:
     """Force one kind of body inside the block: auto, reference, cython or cuda."""
     global _kind
-    if kind not in KINDS:
-        raise UsageError(f"there are no kernels of kind {kind!r}: choose one of {', '.join(KINDS)}")
-    previous, _kind = _kind, kind
+    if wanted not in KINDS:
+        raise UsageError(f"there are no kernels of kind {wanted!r}: choose one of {', '.join(KINDS)}")
+    previous, _kind = _kind, wanted
     try:
         yield
     finally:
@@ -136,7 +141,7 @@ def report() -> str:
     import tinygpt.ops
     import tinygpt.optim  # noqa: F401  both fill the registry
 
-    lines = [get("numpy").describe(), ""]
+    lines = [describe("numpy"), ""]
     for name in sorted(REGISTRY):
         kinds = list(REGISTRY[name].variants())
         live = "reference" if _kind == "reference" else kinds[-1]

@@ -96,8 +96,7 @@ class Tokenizer(ABC):
             return cls.from_config(config)
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
-                f"{Path(folder) / FILE_NAME} is not a valid {cls.type!r} tokenizer ({error}): "
-                "save the tokenizer again"
+                f"{Path(folder) / FILE_NAME} is not a valid {cls.type!r} tokenizer ({error}): save the tokenizer again"
             ) from error
 
     def __eq__(self, other: object) -> bool:

@@ -47,13 +47,10 @@ class CharTokenizer(Tokenizer):
     def __init__(self, characters: str, unknown: str = "error", replacement: str | None = None) -> None:
         self._codes = _code_points(characters)  # (V,) id -> code point
         if not characters:
-            raise UsageError(
-                "a CharTokenizer needs at least one character: the text it is made from is empty"
-            )
+            raise UsageError("a CharTokenizer needs at least one character: the text it is made from is empty")
         if len(set(characters)) != len(characters):
             raise UsageError(
-                "the characters of a CharTokenizer must be distinct: CharTokenizer.from_text collects them "
-                "from a text"
+                "the characters of a CharTokenizer must be distinct: CharTokenizer.from_text collects them from a text"
             )
         self.characters = characters
         self.unknown = unknown
@@ -64,9 +61,7 @@ class CharTokenizer(Tokenizer):
         self._ids[self._codes] = np.arange(len(characters), dtype=np.int32)
 
     @classmethod
-    def from_text(
-        cls, text: str | Iterable[str], unknown: str = "error", replacement: str | None = None
-    ) -> Self:
+    def from_text(cls, text: str | Iterable[str], unknown: str = "error", replacement: str | None = None) -> Self:
         """The distinct characters of `text` in code-point order; `text` may come in pieces.
 
         `CharTokenizer.from_text(tinygpt.data.read_text(path))` does not hold the whole file in memory.
@@ -86,9 +81,7 @@ class CharTokenizer(Tokenizer):
                     f"not with unknown={self.unknown!r}"
                 )
         elif not (
-            isinstance(self.replacement, str)
-            and len(self.replacement) == 1
-            and self.replacement in self.characters
+            isinstance(self.replacement, str) and len(self.replacement) == 1 and self.replacement in self.characters
         ):
             raise UsageError(
                 f"unknown='replace' needs replacement=, one character of the vocabulary, not {self.replacement!r}"

@@ -24,8 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from .. import backends, tokenizers
-from ..data import Corpus, open_tokens, read_text, shakespeare, write_tokens
+from .. import backends, kernel, tokenizers
+from ..data import Corpus, RandomBatches, open_tokens, read_text, shakespeare, split, write_tokens
 from ..data.tokens import explain_os_errors, folder_made
 from ..errors import CheckpointError, UsageError
 from ..files import atomic_write
@@ -120,11 +120,20 @@ def choose_settings(options: argparse.Namespace) -> Settings:
     GPTConfig(vocab_size=1, **model)
     backends.get(backend)
     if options.data is not None:
-        with explain_os_errors("read", options.data), open(options.data, "rb"):
-            pass
+        _refuse_short_text(Path(options.data), options.tokenizer == "byte", config, model["block_size"])
     if not options.resume:
         _claim(folder, options.overwrite)
     return Settings(folder, backend, model, config, checkpoint, options.data, options.tokenizer)
+
+
+def _refuse_short_text(path: Path, in_bytes: bool, config: TrainingConfig, block_size: int) -> None:
+    """Raise what the batches of this text would raise, before anything of an older run is touched."""
+    count = sum(len(piece.encode() if in_bytes else piece) for piece in read_text(path))
+    if count == 0:
+        raise UsageError(f"the text {path} is empty: there is nothing to train on")
+    stand_in = np.broadcast_to(np.uint16(0), (count,))  # as many tokens as the text has, in no memory
+    for part in split(stand_in, config.validation_fraction):
+        RandomBatches(part, config.batch_size, block_size)
 
 
 def _claim(folder: Path, overwrite: bool) -> None:
@@ -224,6 +233,6 @@ def describe_run(settings: Settings, text: Text, model: GPT) -> str:
         f"{model.num_parameters():,} parameters",
         "Run": f"steps {begin} to {training.steps}, each {training.gradient_accumulation} x {training.batch_size} x "
         f"{config.block_size} tokens; kept in {settings.folder}",
-        "On": backends.get(settings.backend).describe(),
+        "On": kernel.describe(settings.backend),
     }
     return "\n".join(f"{name + ':':<7}{line}" for name, line in lines.items())
