@@ -1,8 +1,43 @@
-"""Settings of hypothesis for every test: no time limits (machines are shared), and the same examples each run."""
+"""Settings for every test: hypothesis without time limits (machines are shared) and with the same examples each run;
+threads; and the promise that the build meant to be tested is the one that is.
 
+The workers of pytest-xdist share the cores: each gets its part of them. What several threads do is tested by
+`test_threads.py` and `test_thread_team.py`, which choose the number themselves.
+
+With TINYGPT_EXT=require the tests refuse to run without the compiled kernels, with TINYGPT_EXT=off to run with them.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
 from hypothesis import HealthCheck, settings
+
+import tinygpt
+from tinygpt.backends import get
+from tinygpt.backends.numpy import default_num_threads
+
+workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+if workers > 1:
+    os.environ.setdefault("TINYGPT_NUM_THREADS", str(max(1, default_num_threads() // workers)))
 
 settings.register_profile(
     "tinygpt", deadline=None, derandomize=True, max_examples=25, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("tinygpt")
+
+
+def pytest_configure() -> None:
+    wanted, compiled = os.environ.get("TINYGPT_EXT"), get("numpy").extension() is not None
+    if (wanted == "require" and not compiled) or (wanted == "off" and compiled):
+        raise pytest.UsageError(f"TINYGPT_EXT={wanted}, but the tinygpt to be tested is: {about()}")
+
+
+def pytest_report_header() -> str:
+    return about()
+
+
+def about() -> str:
+    return f"tinygpt in {Path(tinygpt.__file__).parent}: {get('numpy').describe()}"
