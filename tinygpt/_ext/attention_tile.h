@@ -85,22 +85,21 @@ static inline NAME(vec) NAME(select)(NAME(integers) mask, NAME(vec) a, NAME(vec)
     return (NAME(vec))(((NAME(integers))a & mask) | ((NAME(integers))b & ~mask));
 }
 
-/* The largest of `top` and x[0 .. n-1]; x is readable up to whole vectors. A NaN never wins: it shows itself later,
- * in the sum. */
+/* The largest of `top` and x[0 .. n-1]. The last vector overlaps the one before it, which does a maximum no harm. A NaN
+ * never wins: it shows itself later, in the sum. */
 static inline REAL NAME(largest)(const REAL *x, ptrdiff_t n, REAL top) {
-    NAME(vec) tops;
-    NAME(integers) number;
-    for (int i = 0; i < NAME(LANES); i++) {
-        tops[i] = top;
-        number[i] = i;
+    if (n < NAME(LANES)) {
+        for (ptrdiff_t j = 0; j < n; j++) top = x[j] > top ? x[j] : top;
+        return top;
     }
-    for (ptrdiff_t j = 0; j < n; j += NAME(LANES)) {
+    NAME(vec) tops = *(const NAME(vec) *)(x + n - NAME(LANES));
+    for (ptrdiff_t j = 0; j + NAME(LANES) <= n; j += NAME(LANES)) {
         const NAME(vec) v = *(const NAME(vec) *)(x + j);
-        tops = NAME(select)((v > tops) & (number < (INTEGER)(n - j)), v, tops);
+        tops = NAME(select)(v > tops, v, tops);
     }
     for (int half = NAME(LANES) / 2; half > 0; half /= 2)
         for (int i = 0; i < half; i++) tops[i] = tops[i + half] > tops[i] ? tops[i + half] : tops[i];
-    return tops[0];
+    return tops[0] > top ? tops[0] : top;
 }
 
 /* Columns of the score tile that row block `i` may look at: whole panels, none wholly behind the diagonal. */

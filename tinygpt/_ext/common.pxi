@@ -5,9 +5,8 @@
 # it on all threads. tinygpt.kernel has already made the arrays contiguous, of one floating type, and not empty.
 
 from cpython.buffer cimport PyBUF_STRIDES, PyBuffer_Release, PyObject_GetBuffer
-from libc.math cimport erf, exp, fabs, INFINITY, log, NAN, sqrt, tanh
+from libc.math cimport exp, log, sqrt
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
 import numpy
@@ -26,10 +25,16 @@ cdef extern from "pool.h" nogil:
 cdef extern from "vmath.h" nogil:
     float tg_expf(float x)
     double tg_exp(double x)
+    float tg_normal_cdff(float x)
+    double tg_normal_cdf(double x)
     void tg_mask_float(float *mask, Py_ssize_t first, Py_ssize_t count, uint64_t row, uint32_t threshold, float kept,
                        uint64_t seed, uint64_t stream)
     void tg_mask_double(double *mask, Py_ssize_t first, Py_ssize_t count, uint64_t row, uint32_t threshold,
                         double kept, uint64_t seed, uint64_t stream)
+
+cdef extern from "attention.h" nogil:
+    float tg_largest_float(const float *x, Py_ssize_t n, float top)
+    double tg_largest_double(const double *x, Py_ssize_t n, double top)
 
 # The first pointer is passed by its type, which is how Cython knows whether `real` is float or double.
 ctypedef void (*Rows)(void *first, Task *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil

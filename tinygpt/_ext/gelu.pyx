@@ -26,7 +26,10 @@ cdef inline real gelu_slope(real x) noexcept nogil:
 
 
 cdef inline real normal_cdf(real x) noexcept nogil:
-    return <real> (0.5 * (1 + erf(x * 0.70710678118654752440)))
+    if real is float:
+        return tg_normal_cdff(x)
+    else:
+        return tg_normal_cdf(x)
 
 
 cdef void gelu_forward_span(real *x, Task *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:

@@ -1,11 +1,10 @@
 # Softmax and its logarithm over rows: tinygpt/ops/softmax.py. A row stays in the cache between its passes.
 
 cdef inline real row_max(real *x, Py_ssize_t n) noexcept nogil:
-    cdef real top = x[0]
-    cdef Py_ssize_t j
-    for j in range(n):
-        top = x[j] if x[j] > top else top
-    return top
+    if real is float:
+        return tg_largest_float(x, n, x[0])
+    else:
+        return tg_largest_double(x, n, x[0])
 
 
 cdef void softmax_forward_rows(real *x, Task *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
