@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import machine
 
 import tinygpt as tg
-import tinygpt.optim  # noqa: F401  registers its kernels
+import tinygpt.optim  # registers its kernels
 from tinygpt.kernel import REGISTRY, use_kernels
 
 

@@ -1,0 +1,196 @@
+"""Where the time of a training step goes: each operation, forward and backward, against the machine's limits.
+
+    python benchmarks/profile_step.py [--preset tiny|baby|baby-dropout|gpt2] [--steps 20]
+    python benchmarks/profile_step.py --model out/shakespeare-tiny          # your own run's model
+
+Columns: calls a step; milliseconds a step (mean); share of the step; megabytes that must move
+(arrays in and out, each counted once) and the rate that makes; GFLOP/s of the operations that multiply matrices, and
+their share of the multiply-add peak. What is missing from 100% is Python between the operations.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import machine
+import train_step
+
+import tinygpt as tg
+from tinygpt import optim
+from tinygpt.function import Function
+
+
+@dataclass
+class Record:
+    """One operation in one direction."""
+
+    seconds: list[float] = field(default_factory=list)
+    bytes: int = 0
+    flops: float = 0.0
+
+
+def arrays_in(*values: Any) -> int:
+    """The bytes of all arrays in values, lists and tuples included."""
+    total = 0
+    for value in values:
+        if isinstance(value, np.ndarray):
+            total += value.nbytes
+        elif isinstance(value, (list, tuple)):
+            total += arrays_in(*value)
+    return total
+
+
+def flops_of(name: str, direction: str, inputs: tuple[Any, ...]) -> float:
+    """Floating-point operations of the matrix products in an operation's forward pass, twice that for backward."""
+    if name == "Linear":
+        x, weight = inputs[:2]
+        forward = 2.0 * (x.size // x.shape[-1]) * weight.size
+    elif name == "QKVAttention":
+        B, T, width = inputs[0].shape
+        forward = 2.0 * B * T * T * width / 3  # two products, half of each masked
+        return forward * (1 if direction == "forward" else 2.5)
+    elif name == "LinearCrossEntropy":  # its forward pass computes the gradients too
+        x, weight = inputs[:2]
+        return 6.0 * (x.size // x.shape[-1]) * weight.size if direction == "forward" else 0.0
+    else:
+        return 0.0
+    return forward * (1 if direction == "forward" else 2)
+
+
+class Profile:
+    """Wraps the forward and backward of every operation while it is installed."""
+
+    def __init__(self) -> None:
+        self.records: dict[tuple[str, str], Record] = defaultdict(Record)
+
+    def install(self) -> None:
+        for cls in every_operation(Function):
+            for direction in ("forward", "backward"):
+                if direction in cls.__dict__:
+                    setattr(cls, direction, self.timed(cls.__name__, direction, cls.__dict__[direction]))
+
+    def timed(self, name: str, direction: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        record = self.records[name, direction]
+
+        def call(node: Function, *inputs: Any, **options: Any) -> Any:
+            seen = inputs if direction == "forward" else (*inputs, *(node.saved or ()))
+            flops = flops_of(name, direction, inputs if direction == "forward" else node.__dict__.get("given", ()))
+            if direction == "forward":
+                node.given = inputs  # type: ignore[attr-defined]
+            start = time.perf_counter()
+            result = method(node, *inputs, **options)
+            record.seconds.append(time.perf_counter() - start)
+            record.bytes += arrays_in(*seen, result)
+            record.flops += flops
+            return result
+
+        return call
+
+    def around(self, name: str, function: Callable[..., Any], moved: int) -> Callable[..., Any]:
+        """Time a function that is not an operation."""
+        record = self.records[name, ""]
+
+        def call(*args: Any, **options: Any) -> Any:
+            start = time.perf_counter()
+            result = function(*args, **options)
+            record.seconds.append(time.perf_counter() - start)
+            record.bytes += moved
+            return result
+
+        return call
+
+
+def every_operation(cls: type) -> list[type]:
+    found = []
+    for sub in cls.__subclasses__():
+        found += [sub, *every_operation(sub)]
+    return found
+
+
+def model_and_batch(options: argparse.Namespace) -> tuple[tg.GPT, np.ndarray, np.ndarray]:
+    if options.model is None:
+        config = train_step.PRESETS[options.preset][0]
+        return tg.GPT(config, seed=0), *train_step.batch(options.preset)
+    from tinygpt.training import load_model
+
+    model, _, checkpoint = load_model(options.model, "latest")
+    shape = (checkpoint.state["training_config"]["batch_size"], model.config.block_size + 1)
+    ids = tg.Generator(0).integers(model.config.vocab_size, shape)
+    return model, np.ascontiguousarray(ids[:, :-1]), np.ascontiguousarray(ids[:, 1:])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", choices=train_step.PRESETS, default="tiny")
+    parser.add_argument("--model", help="the folder of a training run, instead of a preset")
+    parser.add_argument("--steps", type=int, default=20)
+    options = parser.parse_args()
+    model, idx, targets = model_and_batch(options)
+    model.train()
+    parameters = list(model.parameters())
+    size = sum(p.data.nbytes for p in parameters)
+    optimizer = optim.AdamW(parameters, lr=1e-6)
+    profile = Profile()
+    norm = profile.around("gradient norm", optim.grad_norm, size)
+    update = profile.around("AdamW", optimizer.step, 7 * size)
+
+    def step() -> None:
+        model.loss(idx, targets).backward()
+        update(grad_scale=optim.clip_coefficient(norm(parameters), 1.0))
+        optimizer.zero_grad()
+
+    step()
+    profile.install()
+    step()
+    for record in profile.records.values():
+        record.seconds.clear()
+        record.bytes, record.flops = 0, 0.0
+    totals = []
+    for _ in range(options.steps):
+        start = time.perf_counter()
+        step()
+        totals.append(time.perf_counter() - start)
+    peak = machine.fma_peak()
+    print(machine.headline())
+    limits = f"one-thread copy {machine.copy_bandwidth() / 1e9:.0f} GB/s"
+    print(f"float32 multiply-add peak {peak / 1e9:.0f} GFLOP/s, {limits}" if peak else limits)
+    report(profile, statistics.median(totals), options.steps, peak)
+
+
+def report(profile: Profile, step: float, steps: int, peak: float | None) -> None:
+    print(f"\nA step takes {step * 1e3:.1f} ms (median of {steps})\n")
+    print("| operation | calls | ms | share | MB | GB/s | GFLOP/s | of peak |")
+    print("|---|---|---|---|---|---|---|---|")
+    lines = []
+    for (name, direction), record in profile.records.items():
+        if not record.seconds:
+            continue
+        elapsed = sum(record.seconds) / steps
+        moved, rate = record.bytes / steps, record.flops / steps / elapsed
+        flops = f"{rate / 1e9:.0f} | {rate / peak:.0%}" if rate and peak else "- | -"
+        calls = len(record.seconds) / steps
+        text = (
+            f"| {name} {direction}".rstrip() + f" | {calls:.0f} | {elapsed * 1e3:.3f} | {elapsed / step:.1%} "
+            f"| {moved / 1e6:.1f} | {moved / elapsed / 1e9:.1f} | {flops} |"
+        )
+        lines.append((elapsed, text))
+    for _, text in sorted(lines, reverse=True):
+        print(text)
+    rest = step - sum(elapsed for elapsed, _ in lines)
+    print(f"| between the operations | | {rest * 1e3:.3f} | {rest / step:.1%} | | | | |")
+
+
+if __name__ == "__main__":
+    main()
