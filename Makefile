@@ -1,0 +1,44 @@
+# For working on tinygpt, in an environment with: pip install -e '.[test,dev,examples]'
+PYTHON ?= python
+DEBUG := build/test-debug
+
+.PHONY: build test test-debug bench lint annotate clean
+
+build:
+	TINYGPT_EXT=require $(PYTHON) setup.py build_ext --inplace
+
+test: build
+	TINYGPT_EXT=require $(PYTHON) -m pytest
+
+# The loops of the kernels work on pointers, which Cython's bounds checks don't see. AddressSanitizer sees every access,
+# those of the C headers included. Built and tested in a copy, so that the fast build stays as it is. gcc on Linux.
+# - Its library must be loaded before all others. Leaks are not looked for: Python keeps memory to the end.
+# - PYTHONMALLOC: Python's own allocator would hide the ends of small arrays.
+# - A report goes to a file: pytest keeps what a dying process prints.
+test-debug: CC := gcc
+test-debug:
+	rm -rf $(DEBUG) && mkdir -p $(DEBUG)/reports
+	cp -R setup.py pyproject.toml README.md CONTRIBUTING.md CHANGELOG.md LICENSE tinygpt tests examples benchmarks docs $(DEBUG)
+	rm -f $(DEBUG)/tinygpt/_ext/*.so
+	cd $(DEBUG) && CC=$(CC) TINYGPT_EXT=require TINYGPT_SANITIZE=1 TINYGPT_MARCH=native $(PYTHON) setup.py build_ext --inplace
+	cd $(DEBUG) && \
+	export LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libubsan.so)" && \
+	export ASAN_OPTIONS=detect_leaks=0:log_path=$$PWD/reports/asan PYTHONMALLOC=malloc && \
+	export UBSAN_OPTIONS=print_stacktrace=1:log_path=$$PWD/reports/ubsan && \
+	if TINYGPT_EXT=require PYTHONPATH=$$PWD $(PYTHON) -m pytest $(TESTS) && test -z "$$(ls reports)"; then :; \
+	else unset LD_PRELOAD; cat reports/* 2>/dev/null; exit 1; fi
+
+bench: build
+	$(PYTHON) benchmarks/train_step.py
+
+lint:
+	ruff check .
+	ruff format --check .
+	mypy
+
+annotate:
+	TINYGPT_EXT=require TINYGPT_ANNOTATE=1 $(PYTHON) setup.py build_ext --inplace
+	@echo "see build/c/tinygpt/_ext/*.html"
+
+clean:
+	rm -rf build dist *.egg-info tinygpt/_ext/*.so
