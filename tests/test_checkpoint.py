@@ -72,6 +72,19 @@ def test_files_no_longer_named_are_removed_and_others_left_alone(tmp_path: Path)
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-notes.txt"}
 
 
+def test_a_step_is_saved_again(tmp_path: Path) -> None:
+    """As a run does that is resumed and stopped before its next step: other seconds, the same weights."""
+    folder = CheckpointFolder(tmp_path)
+    folder.save(sample(3), best=True)
+    for seconds in (1.5, 1.75, 2.0):
+        again = sample(3)
+        again.state["seconds"] = seconds
+        path = folder.save(again)
+        for which in ("latest", "best"):
+            assert folder.load(which).state["seconds"] == seconds
+        assert {path.name for path in tmp_path.iterdir()} == {path.name, "checkpoints.json"}
+
+
 def test_a_crash_at_any_moment_leaves_a_whole_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Look at the folder before and after everything that changes it, as a kill at that moment would leave it."""
     folder = tmp_path / "run"
@@ -96,17 +109,22 @@ def test_a_crash_at_any_moment_leaves_a_whole_checkpoint(tmp_path: Path, monkeyp
     seen = set()
     for step, best in ((2, False), (3, True), (4, False)):
         checkpoints.save(sample(step), best=best)
+    for seconds in (1.5, 1.75):  # the same step again, not byte for byte, over the latest and over latest and best
+        again = sample(4)
+        again.state["seconds"] = seconds
+        checkpoints.save(again, best=True)
     monkeypatch.undo()
-    assert len(snapshots) >= 3 * 2 * 5  # for each save: two files written and renamed, one removed
+    assert len(snapshots) >= 5 * 2 * 5  # for each save: two files written and renamed, one removed
     for snapshot in snapshots:
         latest, best_one = CheckpointFolder(snapshot).load("latest"), CheckpointFolder(snapshot).load("best")
+        latest.state.pop("seconds", None), best_one.state.pop("seconds", None)
         assert_is(latest, latest.step)
         assert_is(best_one, best_one.step)
         seen.add((latest.step, best_one.step))
         CheckpointFolder(snapshot).save(sample(9))  # and the run can go on from there
         assert_is(CheckpointFolder(snapshot).load("latest"), 9)
         assert not list(snapshot.glob(".*.tmp"))
-    assert seen == {(1, 1), (2, 1), (3, 3), (4, 3)}
+    assert seen == {(1, 1), (2, 1), (3, 3), (4, 3), (4, 4)}
 
 
 # Damage -----------------------------------------------------------------------------------------

@@ -7,8 +7,9 @@ A run's folder holds
     checkpoints.json                   which file is "latest" and which is "best", and their SHA-256
 
 One step is one file, so weights and optimizer state can't come from two steps. A file gets its name only when
-it is complete and on the disk; then `checkpoints.json` is replaced, in one rename for both of its entries; then
-the files that it no longer names are removed. A crash, a kill or a full disk at any moment between leaves
+it is complete and on the disk, and never the name of a file in use: a run that is resumed and stopped before its next
+step saves the same step again. Then `checkpoints.json` is replaced, in one rename for both of its entries; then the
+files that it no longer names are removed. A crash, a kill or a full disk at any moment between leaves
 `checkpoints.json` naming complete files. The SHA-256 finds a file that was cut short or changed afterwards.
 
 No pickle: a checkpoint holds numbers and text, and reading it runs no code.
@@ -66,16 +67,16 @@ class CheckpointFolder:
 
         Raises OSError (a full disk, a folder that can't be written); what was there before is then intact.
         """
-        path = self.folder / f"checkpoint-{checkpoint.step:08d}.safetensors"
+        index = self._read_index() if self.exists() else {}
+        path = self.folder / _unused_name(checkpoint.step, {entry["file"] for entry in index.values()})
         header = {"format": FORMAT, "version": str(VERSION), "state": json.dumps(checkpoint.state, allow_nan=False)}
         arrays = {f"model.{name}": array for name, array in checkpoint.model.items()}
         arrays |= {f"optimizer.{name}": array for name, array in checkpoint.optimizer.items()}
         with atomic_write(path) as file:
             digest = write_safetensors(file, arrays, header)
         entry = {"file": path.name, "step": checkpoint.step, "sha256": digest}
-        index = self._read_index() if self.exists() else {}
         index["latest"] = entry
-        if best:
+        if best or ("best" in index and index["best"]["step"] == checkpoint.step):  # then the weights are the same
             index["best"] = entry
         with atomic_write(self.index_path, "w") as file:
             json.dump(index, file, indent=1)
@@ -129,6 +130,11 @@ class CheckpointFolder:
                 f"{self.index_path} is damaged ({error}): delete it and start the run anew, or restore it from a copy"
             ) from error
         return index
+
+
+def _unused_name(step: int, used: set[str]) -> str:
+    names = [f"checkpoint-{step:08d}{again}.safetensors" for again in ("", "-b", "-c")]  # at most two are in use
+    return next(name for name in names if name not in used)
 
 
 def write_safetensors(file: IO[bytes], arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> str:
