@@ -69,12 +69,13 @@ def make_step(config: Any, weights: dict[str, np.ndarray], lr: float, compiled: 
     others = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.99), fused=True)
+    parameters = list(model.parameters())
     forward = torch.compile(model) if compiled else model
 
     def step(idx: np.ndarray, targets: np.ndarray) -> float:
         loss = forward(torch.from_numpy(idx), torch.from_numpy(targets))
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return float(loss.detach())

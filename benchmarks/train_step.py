@@ -54,12 +54,13 @@ def batch(preset: str) -> tuple[np.ndarray, np.ndarray]:
 
 def tinygpt_step(config: GPTConfig) -> Any:
     model = GPT(config, seed=0)
-    optimizer = tg.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.1)
+    parameters = list(model.parameters())
+    optimizer = tg.optim.AdamW(parameters, lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.1)
 
     def step(idx: np.ndarray, targets: np.ndarray) -> float:
         loss = model.loss(idx, targets)
         loss.backward()
-        norm = tg.optim.grad_norm(model.parameters())
+        norm = tg.optim.grad_norm(parameters)
         optimizer.step(grad_scale=tg.optim.clip_coefficient(norm, 1.0))
         optimizer.zero_grad()
         return loss.item()
