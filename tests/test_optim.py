@@ -220,6 +220,18 @@ def test_a_wrong_gradient_shape_gets_a_sentence():
         AdamW([p]).step()
 
 
+@pytest.mark.parametrize("make", [AdamW, lambda p: SGD(p, lr=0.1, momentum=0.9)])
+def test_a_parameter_that_changed_its_shape_gets_a_sentence(make):
+    """Its state has the old shape, and a compiled body would write beyond its end."""
+    parameter = tensor(np.ones(4, np.float32), requires_grad=True)
+    optimizer = make([parameter])
+    parameter.data = np.ones(1000, np.float32)
+    parameter.grad = np.ones(1000, np.float32)
+    with pytest.raises(UsageError, match=r"'0' has shape \(1000,\) now.*make a new optimizer"):
+        optimizer.step()
+    assert np.array_equal(parameter.data, np.ones(1000))
+
+
 def test_lr_can_be_set_and_is_checked():
     optimizer = AdamW([tensor(np.ones(2), requires_grad=True)])
     optimizer.lr = 0.5

@@ -79,6 +79,11 @@ class Optimizer:
                         f"{self.where}.step: the gradient of parameter {slot.name!r} has shape {grad.shape}, "
                         f"the parameter has {slot.parameter.shape}"
                     )
+                if any(array.shape != grad.shape for array in slot.state.values()):  # compiled bodies trust the shapes
+                    raise ShapeError(
+                        f"{self.where}.step: parameter {slot.name!r} has shape {slot.parameter.shape} now, another than "
+                        "when this optimizer was made: make a new optimizer"
+                    )
                 self._follow(slot)
                 slot.step += 1
                 self._update(slot, grad, grad_scale)
