@@ -58,6 +58,19 @@ def test_where_lets_no_nan_through_from_the_side_not_taken() -> None:
     assert np.array_equal(b.grad, [0.0, 1.0])
 
 
+@pytest.mark.parametrize(
+    "shapes",
+    [((2, 3, 4), (4, 0)), ((2, 0, 4), (4, 3)), ((2, 3, 0), (0, 5)), ((2, 3, 0), (2, 0, 5)), ((0,), (0,)),
+     ((2, 3, 0), (0,)), ((0,), (0, 3)), ((4,), (2, 4, 0)), ((2, 0, 4), (4,)), ((2, 3, 4), (1, 4, 0))],
+)  # fmt: skip
+def test_products_of_matrices_without_elements(shapes: Any) -> None:
+    a, b = (leaf(*shape) for shape in shapes)
+    y = a @ b
+    assert np.array_equal(y.data, a.data @ b.data)
+    y.sum().backward()
+    assert np.array_equal(a.grad, np.zeros(a.shape)) and np.array_equal(b.grad, np.zeros(b.shape))
+
+
 def test_sigmoid_keeps_its_digits_at_both_ends() -> None:
     y = Tensor(np.array([-1000.0, -700.0, 0.0, 700.0, 1000.0])).sigmoid().data
     assert np.allclose(y, [0.0, np.exp(-700.0), 0.5, 1.0, 1.0], rtol=1e-15, atol=0.0)

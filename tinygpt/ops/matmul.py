@@ -59,7 +59,8 @@ class MatMul(Function):
         if self.needs[1]:
             rows = a if a.ndim > 1 else a[None, :]  # (..., M, K)
             if len(b_shape) <= 2 and rows.ndim > 2 and rows.size:
-                rows, dy = rows.reshape(-1, rows.shape[-1]), dy.reshape(-1, dy.shape[-1])  # the batch as more rows
+                rows = rows.reshape(-1, rows.shape[-1])  # the batch as more rows
+                dy = dy.reshape(len(rows), dy.shape[-1])
             db = rows.swapaxes(-1, -2) @ dy  # (..., K, N)
             db = unbroadcast(db, b_shape if len(b_shape) > 1 else (*b_shape, 1)).reshape(b_shape)
         return da, db
