@@ -161,3 +161,44 @@ def test_nothing_of_size_zero_reaches_a_compiled_body(monkeypatch: pytest.Monkey
 
 def test_every_kernel_has_a_row() -> None:
     assert sorted(set(REGISTRY) - {row.name for row in KERNEL_ROWS}) == []
+
+
+def both(name: str, *arguments: Any) -> tuple[Any, Any]:
+    """What the reference and the compiled body return."""
+    bodies = REGISTRY[name].variants()
+    with np.errstate(all="ignore"):
+        return bodies["reference"](*arguments), bodies["cython"](*arguments)
+
+
+@needs_extension
+@pytest.mark.parametrize("name", ["cross_entropy_forward", "cross_entropy_inplace"])
+def test_logits_may_begin_with_thousands_of_minus_infinity(name: str) -> None:
+    """The one-pass sum takes a row in pieces, and the first of them may hold nothing to sum."""
+    logits = np.random.default_rng(0).standard_normal((2, 5000))
+    logits[0, :2100], logits[1, 3000:] = -np.inf, -np.inf
+    targets = np.array([4000, 7])
+    scale = (1.0,) if name.endswith("inplace") else ()
+    for kind in ("reference", "cython"):
+        result = REGISTRY[name].variants()[kind](logits.copy(), targets, -100, *scale)
+        losses = result[0] if isinstance(result, tuple) else result
+        exact = [np.log(np.exp(row).sum()) - row[target] for row, target in zip(logits, targets, strict=True)]
+        assert np.allclose(losses, exact, rtol=1e-12, atol=0), kind
+
+
+@needs_extension
+def test_a_row_far_from_zero_is_normalised_with_its_exact_mean() -> None:
+    """Deviations of a millionth of the mean: a mean rounded to float32 would be off by a few hundredths of them."""
+    x = (1000 + 1e-3 * np.random.default_rng(0).standard_normal((4, 64))).astype(np.float32)
+    weight = np.ones(64, np.float32)
+    truth = REGISTRY["layer_norm_forward"].reference(x.astype(np.float64), weight.astype(np.float64), None, 1e-12)[0]
+    reference, compiled = both("layer_norm_forward", x, weight, None, 1e-12)
+    assert abs(compiled[0] - truth).max() <= 2 * abs(reference[0] - truth).max() + EPS32
+
+
+@needs_extension
+def test_an_id_that_occurs_65536_times_keeps_its_digits() -> None:
+    dy = np.random.default_rng(0).uniform(size=(65536, 3)).astype(np.float32)
+    ids = np.full(65536, 2)
+    ids[::1000] = 0
+    reference, compiled = both("embedding_backward", dy, ids, 4)
+    assert np.allclose(compiled, reference, rtol=EPS32, atol=0)

@@ -5,7 +5,7 @@
 # it on all threads. tinygpt.kernel has already made the arrays contiguous, of one floating type, and not empty.
 
 from cpython.buffer cimport PyBUF_STRIDES, PyBuffer_Release, PyObject_GetBuffer
-from libc.math cimport exp, log, sqrt
+from libc.math cimport INFINITY, exp, log, sqrt
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 

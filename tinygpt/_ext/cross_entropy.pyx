@@ -10,7 +10,7 @@ cdef Py_ssize_t PIECE = 2048
 cdef inline double log_sum_exp(real *x, Py_ssize_t n) noexcept nogil:
     """log(sum(exp(x))) of a row, stably and in one pass over memory."""
     cdef Py_ssize_t start, j, stop
-    cdef real top = x[0], piece_top
+    cdef real top = x[0], piece_top, base
     cdef double total = 0, piece
     start = 0
     while start < n:
@@ -19,9 +19,10 @@ cdef inline double log_sum_exp(real *x, Py_ssize_t n) noexcept nogil:
         if piece_top > top:
             total *= exp(<double> top - <double> piece_top)
             top = piece_top
+        base = 0 if top == <real> -INFINITY else top  # nothing but -inf so far: exp(-inf - 0) = 0
         piece = 0
         for j in range(start, stop):
-            piece += vexp(x[j] - top)
+            piece += vexp(x[j] - base)
         total += piece
         start = stop
     return top + log(total)

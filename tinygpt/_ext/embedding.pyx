@@ -1,7 +1,11 @@
 # Embedding: rows of a table by number, and the sum of gradients back into them: tinygpt/ops/embedding.py.
 #
 # Two positions may hold one id, so adding in parallel over positions would race. The threads share out the columns
-# instead: each adds, in the order of the positions, its own span of every row.
+# instead: each adds its own span of every row. `order` brings the positions of one id together, so that its sum is in
+# double precision and needs no more room than that span.
+
+cdef enum:
+    COLUMNS = 64  # of a span
 
 cdef void embedding_forward_rows(real *weight, Task *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
     cdef int64_t *ids = <int64_t *> task.array[1]
@@ -13,13 +17,21 @@ cdef void embedding_forward_rows(real *weight, Task *task, Py_ssize_t begin, Py_
 
 cdef void embedding_backward_columns(real *dy, Task *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
     cdef int64_t *ids = <int64_t *> task.array[1]
-    cdef real *dweight = <real *> task.array[2]
-    cdef Py_ssize_t C = task.size[0], N = task.size[1], row, j
-    cdef real *into
-    for row in range(N):
-        into = dweight + ids[row] * C
-        for j in range(begin, end):
-            into[j] += dy[row * C + j]
+    cdef int64_t *order = <int64_t *> task.array[2]
+    cdef real *dweight = <real *> task.array[3]
+    cdef Py_ssize_t C = task.size[0], N = task.size[1], width = end - begin, n, j
+    cdef double sums[COLUMNS]
+    cdef real *row
+    memset(sums, 0, sizeof(sums))
+    for n in range(N):
+        row = dy + order[n] * C + begin
+        for j in range(width):
+            sums[j] += row[j]
+        if n + 1 == N or ids[order[n + 1]] != ids[order[n]]:  # the last position of this id
+            row = dweight + ids[order[n]] * C + begin
+            for j in range(width):
+                row[j] = <real> sums[j]
+            memset(sums, 0, sizeof(sums))
 
 
 cdef bint ids_out_of_range(ids, Py_ssize_t V) except -1:
@@ -47,7 +59,9 @@ def embedding_backward(dy, ids, Py_ssize_t V):
     if ids_out_of_range(ids, V):
         return NotImplemented
     dweight = numpy.zeros((V, C), dy.dtype)
-    give(&task, (dy, ids, dweight))
+    order = numpy.argsort(ids, kind="stable").astype(numpy.int64, copy=False)
+    give(&task, (dy, ids, order, dweight))
     task.size[0], task.size[1] = C, N
-    run(&task, <Rows> embedding_backward_columns[float], <Rows> embedding_backward_columns[double], dy, C, 64)
+    run(&task, <Rows> embedding_backward_columns[float], <Rows> embedding_backward_columns[double], dy, C,
+        COLUMNS)
     return dweight

@@ -14,21 +14,21 @@ cdef inline void normalize_row(real *x, real *weight, real *bias, real *y, real 
     """One row: y = (x - mean) * rstd * weight + bias."""
     cdef Py_ssize_t j
     cdef double total = 0, squares = 0
-    cdef real m, r
+    cdef real r
     for j in range(C):
         total += x[j]
     cdef double exact_mean = total / C
     for j in range(C):
         squares += (x[j] - exact_mean) * (x[j] - exact_mean)
-    m = <real> exact_mean
     r = <real> (1.0 / sqrt(squares / C + eps))
+    # x - mean in double precision: where the mean is large beside the deviations, a rounded mean would shift the row.
     if bias != NULL:
         for j in range(C):
-            y[j] = (x[j] - m) * r * weight[j] + bias[j]
+            y[j] = <real> (x[j] - exact_mean) * r * weight[j] + bias[j]
     else:
         for j in range(C):
-            y[j] = (x[j] - m) * r * weight[j]
-    mean[0] = m
+            y[j] = <real> (x[j] - exact_mean) * r * weight[j]
+    mean[0] = <real> exact_mean
     rstd[0] = r
 
 
