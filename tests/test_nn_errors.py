@@ -31,6 +31,17 @@ whole = t(2, 3, dtype=np.int64)
 CASES: list[tuple[str, Callable[[], Any], type[UsageError], tuple[str, ...]]] = [
     # operation and what is wrong, the call, the error, words that the sentence must hold
     ("gelu of integers", lambda: ops.gelu(whole), DtypeError, ("gelu", "float32 or float64", "int64")),
+    ("gelu of an array", lambda: ops.gelu(np.zeros(2)), DtypeError, ("gelu: x", "ndarray", "tinygpt.tensor")),  # type: ignore[arg-type]
+    ("linear of nothing", lambda: ops.linear(t(2, 3), None), DtypeError, ("linear: weight", "NoneType")),  # type: ignore[arg-type]
+    ("layer_norm bias", lambda: ops.layer_norm(t(2, 3), t(3), [0.0] * 3), DtypeError, ("layer_norm: bias", "list")),  # type: ignore[arg-type]
+    ("layer_norm eps", lambda: ops.layer_norm(t(2, 3), t(3), eps=-1.0), UsageError, ("layer_norm: eps", "-1.0")),
+    (
+        "residual_layer_norm eps",
+        lambda: ops.residual_layer_norm(t(2, 3), t(2, 3), t(3), eps="a"),
+        DtypeError,
+        ("eps", "'a'"),
+    ),  # type: ignore[arg-type]
+    ("var correction", lambda: ops.var(t(2, 3), correction=None), DtypeError, ("var: correction", "None")),  # type: ignore[arg-type]
     ("gelu form", lambda: ops.gelu(t(2), "erf"), UsageError, ("gelu", "'tanh' or 'none'", "'erf'")),
     ("erf of integers", lambda: ops.erf(whole), DtypeError, ("erf", "int64")),
     ("bias_gelu shapes", lambda: ops.bias_gelu(t(2, 3), t(4)), ShapeError, ("bias_gelu", "(2, 3)", "(4,)")),

@@ -10,10 +10,12 @@ from ..backends import array_module, is_array, move, name_of
 from ..errors import DtypeError, RangeError, ShapeError, UsageError
 from ..random import Generator, default_generator
 from ..tensor import Tensor
+from ._shapes import require_tensors
 
 
 def require_same_dtype(operation: str, **tensors: Tensor) -> None:
     """All of them float32 or all float64: mixing them silently would lose one's precision or the other's speed."""
+    require_tensors(operation, **tensors)
     dtypes = {tensor.dtype for tensor in tensors.values()}
     if len(dtypes) > 1 or next(iter(dtypes)).kind != "f":
         came = ", ".join(f"{name} {tensor.dtype}" for name, tensor in tensors.items())

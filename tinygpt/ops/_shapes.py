@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DtypeError, RangeError, ShapeError
+from ..tensor import Tensor
 
 
 def unbroadcast(grad: Any, shape: tuple[int, ...]) -> Any:
@@ -65,8 +66,18 @@ def normalize_axes(operation: str, axis: Any, ndim: int) -> tuple[int, ...]:
     return axes
 
 
+def require_tensors(operation: str, **values: Any) -> None:
+    """Refuse by name what isn't a tensor."""
+    for name, value in values.items():
+        if not isinstance(value, Tensor):
+            raise DtypeError(
+                f"{operation}: {name} must be a tensor, not {type(value).__name__}: make one with tinygpt.tensor(...)"
+            )
+
+
 def require_floating(operation: str, **tensors: Any) -> None:
-    """Refuse integers and booleans by name."""
+    """Refuse by name what isn't a tensor, and integers and booleans."""
+    require_tensors(operation, **tensors)
     for name, tensor in tensors.items():
         if tensor.dtype.kind != "f":
             raise DtypeError(f"{operation}: {name} must be float32 or float64, not {tensor.dtype}")

@@ -35,6 +35,7 @@ from typing import Any
 import numpy as np
 
 from ..backends import array_module
+from ..checks import number
 from ..errors import ShapeError
 from ..function import Function
 from ..kernel import kernel
@@ -99,9 +100,10 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None = None, eps: float
     """Normalise the last axis of x to mean 0 and variance 1, then scale by `weight` and shift by `bias`.
 
     x: (..., C). weight, bias: (C,); bias may be None. eps is added to the variance.
-    Returns a tensor of x's shape. Raises ShapeError, DtypeError.
+    Returns a tensor of x's shape. Raises ShapeError, DtypeError, UsageError.
     """
-    require_floating("layer_norm", x=x, weight=weight)
+    require_floating("layer_norm", x=x, weight=weight, **({} if bias is None else {"bias": bias}))
+    eps = number("layer_norm", "eps", eps, at_least=0)
     if x.ndim == 0 or x.shape[-1] == 0:
         raise ShapeError(f"layer_norm: x needs a last axis of at least one element, it has shape {x.shape}")
     expected = (x.shape[-1],)

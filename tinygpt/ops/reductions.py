@@ -23,6 +23,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..backends import array_module
+from ..checks import number
 from ..errors import ShapeError
 from ..function import Function
 from ..tensor import Tensor, as_tensor
@@ -105,6 +106,7 @@ def var(x: Any, axis: Any = None, keepdims: bool = False, correction: float = 1)
     """
     x, axes = _checked("var", x, axis)
     require_floating("var", x=x)
+    correction = number("var", "correction", correction)
     if _count(x.shape, axes) <= correction:
         raise ShapeError(
             f"var: {_count(x.shape, axes)} elements (axis {axis} of shape {x.shape}) have no variance with "

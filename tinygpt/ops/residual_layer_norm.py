@@ -27,6 +27,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..checks import number
 from ..errors import ShapeError
 from ..function import Function
 from ..kernel import kernel
@@ -131,7 +132,7 @@ def residual_layer_norm(
 
     residual, x: (..., C) of one shape. weight, bias, x_bias: (C,); either bias may be None. dropout_p: in [0, 1), used
     when training; generator: where the mask comes from, tinygpt.random.default_generator when None.
-    Returns two tensors of x's shape. Raises ShapeError, DtypeError, RangeError.
+    Returns two tensors of x's shape. Raises ShapeError, DtypeError, RangeError, UsageError.
     """
     vectors = {"weight": weight, "bias": bias, "x_bias": x_bias}
     given = {name: tensor for name, tensor in vectors.items() if tensor is not None}
@@ -147,6 +148,7 @@ def residual_layer_norm(
                 f"residual_layer_norm: {name} must have shape {x.shape[-1:]} to fit x of shape {x.shape}, "
                 f"not {tensor.shape}"
             )
+    eps = number("residual_layer_norm", "eps", eps, at_least=0)
     p = require_probability("residual_layer_norm", "dropout_p", dropout_p) if training else 0.0
     key = (p, *next_key("residual_layer_norm", generator)) if p > 0.0 else (0.0, 0, 0)
     biases = [tensor for tensor in (x_bias, bias) if tensor is not None]
