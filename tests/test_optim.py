@@ -274,6 +274,16 @@ def test_clipping_shortens_and_keeps_the_direction():
     assert clip_coefficient(0.0, 1.0) == 1.0
 
 
+@pytest.mark.parametrize("function", [grad_norm, lambda parameters: clip_grad_norm(parameters, 1.0)])
+def test_the_norm_of_what_is_no_list_of_tensors_gets_a_sentence(function):
+    """A lone tensor must not be taken for the list of its rows, which have no gradient: a norm of 0."""
+    parameter = tensor(np.ones((2, 3), np.float32), requires_grad=True)
+    parameter.grad = np.ones((2, 3), np.float32)
+    for wrong in (parameter, parameter.data, None, [("weight", parameter)]):
+        with pytest.raises(UsageError, match="grad_norm: parameters must be a list of tensors"):
+            function(wrong)
+
+
 def test_clipping_in_the_step_equals_clipping_before_it():
     results = []
     for fused in (True, False):

@@ -24,6 +24,7 @@ import numpy as np
 
 from ..backends import array_module
 from ..checks import number
+from ..errors import DtypeError
 from ..function import NonFiniteError
 from ..kernel import kernel
 from ..tensor import Tensor
@@ -38,8 +39,9 @@ def sum_of_squares(x: Any) -> float:
 
 def grad_norm(parameters: Iterable[Tensor]) -> float:
     """The Euclidean norm of the gradients of all parameters, as one vector. Those without a gradient count 0."""
+    tensors = _tensors("grad_norm", parameters)
     with np.errstate(all="ignore"):  # an overflow gives inf, which the caller looks at
-        return math.sqrt(sum(sum_of_squares(p.grad) for p in parameters if p.grad is not None))
+        return math.sqrt(sum(sum_of_squares(p.grad) for p in tensors if p.grad is not None))
 
 
 def clip_coefficient(norm: float, max_norm: float) -> float:
@@ -55,7 +57,7 @@ def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> float:
 
     Raises NonFiniteError, with the gradients untouched, when the norm is nan or infinite.
     """
-    parameters = list(parameters)
+    parameters = _tensors("clip_grad_norm", parameters)
     norm = grad_norm(parameters)
     coefficient = clip_coefficient(norm, max_norm)
     if coefficient < 1.0:
@@ -63,3 +65,15 @@ def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> float:
             if parameter.grad is not None:
                 parameter.grad *= coefficient
     return norm
+
+
+def _tensors(where: str, parameters: Iterable[Tensor]) -> list[Tensor]:
+    """The parameters as a list. A lone tensor is refused: it would be taken for the list of its rows."""
+    given = None if isinstance(parameters, Tensor) or not isinstance(parameters, Iterable) else list(parameters)
+    wrong = parameters if given is None else next((p for p in given if not isinstance(p, Tensor)), None)
+    if given is None or wrong is not None:
+        raise DtypeError(
+            f"{where}: parameters must be a list of tensors, such as model.parameters(), not {type(wrong).__name__}"
+            + ("" if given is None else " in it")
+        )
+    return given

@@ -81,8 +81,8 @@ class Optimizer:
                     )
                 if any(array.shape != grad.shape for array in slot.state.values()):  # compiled bodies trust the shapes
                     raise ShapeError(
-                        f"{self.where}.step: parameter {slot.name!r} has shape {slot.parameter.shape} now, another than "
-                        "when this optimizer was made: make a new optimizer"
+                        f"{self.where}.step: parameter {slot.name!r} has shape {slot.parameter.shape} now, another "
+                        "than when this optimizer was made: make a new optimizer"
                     )
                 self._follow(slot)
                 slot.step += 1
