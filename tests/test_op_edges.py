@@ -68,7 +68,14 @@ def test_products_of_matrices_without_elements(shapes: Any) -> None:
     y = a @ b
     assert np.array_equal(y.data, a.data @ b.data)
     y.sum().backward()
-    assert np.array_equal(a.grad, np.zeros(a.shape)) and np.array_equal(b.grad, np.zeros(b.shape))
+    assert np.array_equal(a.grad, np.zeros(a.shape))
+    assert np.array_equal(b.grad, np.zeros(b.shape))
+
+
+def test_where_takes_a_plain_true_or_false() -> None:
+    a, b = leaf(2), leaf(2)
+    assert np.array_equal(ops.where(True, a, b).data, a.data)
+    assert np.array_equal(ops.where(False, a, 0.0).data, [0.0, 0.0])
 
 
 def test_sigmoid_keeps_its_digits_at_both_ends() -> None:

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from ..backends import array_module
 from ..errors import DtypeError
 from ..function import Function
@@ -39,6 +41,8 @@ def where(condition: Any, a: Any, b: Any) -> Tensor:
     Raises ShapeError for shapes that do not, DtypeError for a condition that isn't boolean.
     """
     like = a if isinstance(a, Tensor) else b if isinstance(b, Tensor) else None
+    if isinstance(condition, bool):  # as an operand it would become a number like those beside it
+        condition = np.bool_(condition)
     condition, a, b = (as_tensor(value, like) for value in (condition, a, b))
     if condition.dtype.kind != "b":
         raise DtypeError(f"where: the condition must be boolean, not {condition.dtype}: compare, as in x > 0")
