@@ -346,6 +346,7 @@ def test_from_dict_names_what_is_unknown_or_missing():
         (np.zeros((2, 3), bool), "not bool"),
         ([[0, 11]], r"ids must be in 0 .. 10 \(vocab_size is 11\), those in idx are in 0 .. 11"),
         ([[0, -1]], "those in idx are in -1 .. 0"),
+        ([[0, 1], [2]], "the rows of idx differ in length"),
     ],
 )
 def test_bad_ids_get_a_sentence(idx, words):

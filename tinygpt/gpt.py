@@ -260,7 +260,12 @@ class GPT(nn.Module):
 
 def _integer_array(name: str, value: Any) -> Any:
     """A tensor, an array or nested lists as an array of integers."""
-    array = value.data if isinstance(value, Tensor) else value if backends.is_array(value) else np.asarray(value)
+    array = value.data if isinstance(value, Tensor) else value
+    if not backends.is_array(array):
+        try:
+            array = np.asarray(array)
+        except ValueError:
+            raise ShapeError(f"GPT: the rows of {name} differ in length: pad them to one length") from None
     if array.dtype.kind not in "iu" and array.size:  # an empty list has no dtype of its own
         raise DtypeError(f"GPT: {name} must hold integers (token ids), not {array.dtype}")
     return array
