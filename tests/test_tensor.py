@@ -382,6 +382,37 @@ def test_what_tensor_makes_of_data() -> None:
         tg.tensor([1, 2], requires_grad=True)
 
 
+def test_numpy_sees_the_values_of_a_tensor() -> None:
+    x = tg.tensor([[1.0, 2.0]], requires_grad=True)
+    assert np.asarray(x) is x.data
+    assert np.array(x, dtype=np.float64).dtype == np.float64
+    assert np.array_equal(np.stack([x, x]), np.stack([x.data, x.data]))
+
+
+def test_kinds_of_arrays_with_operators_of_their_own_become_plain() -> None:
+    x = tg.tensor(np.array([[1.0, 2.0], [3.0, 4.0]]).view(np.matrix))
+    assert type(x.data) is np.ndarray
+    assert np.array_equal((x * x).data, [[1.0, 4.0], [9.0, 16.0]])
+
+
+def test_a_number_beyond_the_dtype_is_infinite_without_a_warning() -> None:
+    assert tg.tensor(1e300).item() == np.inf
+    assert (tg.tensor(2.0) * 1e300).item() == np.inf
+
+
+def test_what_is_no_dtype_and_no_gradient_gets_a_sentence() -> None:
+    with pytest.raises(DtypeError, match="a tensor holds float32, float64, integers or bool, not 'real'"):
+        tg.tensor([1.0], dtype="real")
+    with pytest.raises(DtypeError, match="str is no array of numbers"):
+        tg.tensor(1.0, requires_grad=True).backward("one")
+
+
+def test_use_backend_is_no_decorator() -> None:
+    """As one it would choose at the definition, not at the call."""
+    with pytest.raises(TypeError):
+        tg.use_backend("numpy")(len)  # type: ignore[operator]
+
+
 def test_numpy_arrays_beside_tensors() -> None:
     x = leaf(3)
     for y in (np.ones(3) + x, np.ones((3, 3)) @ x, np.ones(3) * x - np.ones(3)):

@@ -97,6 +97,10 @@ class Tensor:
         """The values as a NumPy array: the tensor's own memory on the CPU, a copy from a GPU."""
         return backends.move(self.data, "numpy")
 
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """np.asarray(tensor) is tensor.numpy(); without this NumPy would make an array of small tensors."""
+        return np.array(self.numpy(), dtype=dtype, copy=copy)
+
     def detach(self) -> Tensor:
         """The same array, without the graph."""
         return Tensor(self.data)
@@ -159,7 +163,10 @@ class Tensor:
                 )
             return xp.ones_like(self.data)
         grad = grad.data if isinstance(grad, Tensor) else grad
-        grad = xp.asarray(grad, dtype=self.dtype)
+        try:
+            grad = xp.asarray(grad, dtype=self.dtype)
+        except (ValueError, TypeError):
+            raise DtypeError(f"backward(grad): {type(grad).__name__} is no array of numbers") from None
         if grad.shape != self.shape:
             raise ShapeError(f"backward(grad): grad has shape {grad.shape}, the tensor has {self.shape}")
         return grad
@@ -292,8 +299,11 @@ def tensor(data: Any, requires_grad: bool = False, dtype: Any = None, backend: s
     if not backends.is_array(data):
         plain = _plain_array(data)
         if plain.dtype == np.float64 and not isinstance(data, np.generic):
-            plain = plain.astype(np.float32)
+            with np.errstate(over="ignore"):  # beyond float32's largest number is infinity
+                plain = plain.astype(np.float32)
         data = plain
+    if isinstance(data, np.ndarray):
+        data = np.asarray(data)  # the plain array in a memory map or an np.matrix, whose * is another operation
     target = backends.current() if backend is None else backend
     if dtype is not None:
         data = data.astype(check_dtype(dtype), copy=False)
@@ -314,7 +324,10 @@ def _plain_array(data: Any) -> np.ndarray:
 
 def check_dtype(dtype: Any) -> np.dtype:
     """float32, float64, integers or bool; anything else is refused by name."""
-    dtype = np.dtype(dtype)
+    try:
+        dtype = np.dtype(dtype)
+    except TypeError:
+        raise DtypeError(f"a tensor holds float32, float64, integers or bool, not {dtype!r}") from None
     if dtype in (np.float32, np.float64) or dtype.kind in "iub":
         return dtype
     raise DtypeError(f"a tensor holds float32, float64, integers or bool, not {dtype}")
@@ -327,5 +340,6 @@ def as_tensor(value: Any, like: Tensor | None = None) -> Tensor:
     if like is None:
         return tensor(value)
     if isinstance(value, (bool, int, float)) and like.dtype.kind == "f":
-        return Tensor(backends.array_module(like.data).asarray(value, dtype=like.dtype))
+        with np.errstate(over="ignore"):  # beyond the dtype's largest number is infinity
+            return Tensor(backends.array_module(like.data).asarray(value, dtype=like.dtype))
     return tensor(value, backend=like.backend)

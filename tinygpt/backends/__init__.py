@@ -7,7 +7,6 @@ have in common.
 
 from __future__ import annotations
 
-import contextlib
 from types import ModuleType
 from typing import Any
 
@@ -38,7 +37,7 @@ def current() -> str:
     return _current
 
 
-class use_backend(contextlib.ContextDecorator):
+class use_backend:
     """Send new tensors to `name` from now on, or, as a `with` block, until its end."""
 
     def __init__(self, name: str) -> None:
