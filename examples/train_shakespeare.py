@@ -23,7 +23,7 @@ from __future__ import annotations
 import argparse
 
 import tinygpt as tg
-from tinygpt.cli import add_sampling_options, again, exit_with, sample_text
+from tinygpt.cli import add_sampling_options, again, check_sampling_options, exit_with, sample_text
 from tinygpt.training import (
     OptionParser,
     Trainer,
@@ -50,16 +50,14 @@ def train() -> int:
     config = settings.training
     tg.use_backend(settings.backend)
 
-    # The text, a character a token: encoded once into a file, of which only what is used is read.
-    text = prepare_text(settings)
+    # The text, a character a token: encoded once into a file, of which only what is used is read. A mistake in the
+    # options of the sample is found here, not after the training.
+    text = prepare_text(settings, check=lambda tokenizer: check_sampling_options(tokenizer, options))
     train_tokens, validation_tokens = tg.data.split(text.tokens, config.validation_fraction)
 
     # The model, its weights drawn from the seed.
     model = tg.GPT(tg.GPTConfig(vocab_size=text.tokenizer.vocab_size, **settings.model), seed=config.seed)
     print(describe_run(settings, text, model), flush=True)
-
-    # The sample: its options are checked here, its text is made when it is read, below.
-    sample = sample_text(model, text.tokenizer, options, seed=config.seed)
 
     # Training: checkpoints, metrics.jsonl and loss_curve.png appear in the folder.
     trainer = Trainer(model, train_tokens, validation_tokens, config, settings.folder)
@@ -74,7 +72,7 @@ def train() -> int:
     # How good it is, over every character that it was not trained on; and what it writes.
     loss = evaluate(model, validation_tokens, config.batch_size, progress=True)
     print(f"Loss over the whole validation text: {loss:.4f}\n", flush=True)
-    for piece in sample:
+    for piece in sample_text(model, text.tokenizer, options, seed=config.seed):
         print(piece, end="", flush=True)
     print()
     return 0

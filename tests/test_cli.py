@@ -245,7 +245,9 @@ def test_a_tokenizer_of_another_model(run: Any, model: Path, tmp_path: Path) -> 
 # A run that is there already --------------------------------------------------------------------
 
 
-def test_a_run_is_never_silently_replaced(run: Any, model: Path, text: Path, tmp_path: Path) -> None:
+def test_a_run_is_never_silently_replaced(
+    run: Any, model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = copy_of(model, tmp_path / "copy")
     before = outcome(folder)
     answer = run("train", *OPTIONS, f"--data={text}", f"--out={folder}", "--seed=3")
@@ -255,6 +257,10 @@ def test_a_run_is_never_silently_replaced(run: Any, model: Path, text: Path, tmp
     assert_one_sentence(answer, "batch_size")  # and not before the new run makes sense
     answer = run("train", *OPTIONS, f"--data={tmp_path / 'nothing.txt'}", f"--out={folder}", "--overwrite")
     assert_one_sentence(answer, "No such file")
+    monkeypatch.setattr("tinygpt.data.corpora.find_plays", list)
+    monkeypatch.setenv("TINYGPT_CACHE", str(tmp_path / "nothing"))
+    monkeypatch.setenv("TINYGPT_OFFLINE", "1")
+    assert_one_sentence(run("train", *OPTIONS, f"--out={folder}", "--overwrite"), "no Shakespeare at hand")
     assert outcome(folder) == before
     assert run("train", *OPTIONS, f"--data={text}", f"--out={folder}", "--seed=3", "--overwrite").code == 0
     assert outcome(folder) != before

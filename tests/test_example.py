@@ -47,6 +47,17 @@ def test_a_prompt_the_model_can_not_read_is_refused_before_training(command: lis
     assert not (tmp_path / "run" / "checkpoints.json").exists()
 
 
+def test_a_mistake_found_late_does_not_cost_the_older_run(command: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert run([*command, f"--out={out}"]).returncode == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    for mistake in ("--prompt=#", "--prompt=", "--temperature=nan", "--top-k=0", "--max-new-tokens=-1"):
+        done = run([*command, f"--out={out}", "--overwrite", "--seed=3", mistake])
+        assert done.returncode == 2, done.stderr
+        assert len(done.stderr.splitlines()) == 1, done.stderr
+        assert {path.name: path.read_bytes() for path in out.iterdir()} == before, mistake
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT between processes")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_stopped_and_gone_on_with_as_it_says(command: list[str], tmp_path: Path, number: int, code: int) -> None:

@@ -167,29 +167,43 @@ def sample(options: argparse.Namespace) -> int:
     return 0
 
 
-def sample_text(model: GPT, tokenizer: Tokenizer, options: argparse.Namespace, seed: int) -> Iterator[str]:
-    """The prompt, then what the model makes of it, piece by piece as it is made.
+def check_sampling_options(tokenizer: Tokenizer, options: argparse.Namespace) -> None:
+    """Raise what `sample_text` would raise, without a model: a mistake is found before the training, not after it."""
+    from .generation import check_options
 
-    The options are checked at once, the model is asked when the first piece is: call it before training to find a
-    mistake early, and read it afterwards. Raises UsageError.
-    """
+    _prompt(tokenizer, options)
+    check_options(options.max_new_tokens, options.temperature, options.top_k)
+
+
+def sample_text(model: GPT, tokenizer: Tokenizer, options: argparse.Namespace, seed: int) -> Iterator[str]:
+    """The prompt, then what the model makes of it, piece by piece as it is made. Raises UsageError."""
     from .generation import stream
     from .tokenizers import StreamDecoder
 
+    prompt, idx = _prompt(tokenizer, options)
+    tokens = stream(model, idx, options.max_new_tokens, options.temperature, options.top_k, seed=seed)
+    yield prompt
+    decoder = StreamDecoder(tokenizer)
+    for ids in tokens:
+        yield decoder.feed(ids)
+    yield decoder.finish()
+
+
+def _prompt(tokenizer: Tokenizer, options: argparse.Namespace) -> tuple[str, np.ndarray]:
+    """The prompt as text, and as ids (1, T)."""
+    from .tokenizers import UnknownCharacterError
+
     prompt = options.prompt if options.prompt is not None else _line_break(tokenizer)
-    idx = tokenizer.encode(prompt)[None, :]  # (1, T)
+    try:
+        idx = tokenizer.encode(prompt)[None, :]
+    except UnknownCharacterError as error:
+        raise UsageError(
+            f"the character {error.character!r} at position {error.position} of the prompt is not in the text that the "
+            "model is trained on: leave it out"
+        ) from error
     if idx.size == 0:
         raise UsageError("the prompt is empty: give at least one character to go on from")
-    tokens = stream(model, idx, options.max_new_tokens, temperature=options.temperature, top_k=options.top_k, seed=seed)
-
-    def pieces() -> Iterator[str]:
-        yield prompt
-        decoder = StreamDecoder(tokenizer)
-        for ids in tokens:
-            yield decoder.feed(ids)
-        yield decoder.finish()
-
-    return pieces()
+    return prompt, idx
 
 
 def _line_break(tokenizer: Tokenizer) -> str:

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from .sampler import generate, stream
+from .sampler import check_options, generate, stream
 
-__all__ = ["generate", "stream"]
+__all__ = ["check_options", "generate", "stream"]

@@ -54,14 +54,8 @@ def stream(
     The model works without its dropout and without a graph; between two tokens, and afterwards, it is in the mode
     it was in. Raises UsageError, ShapeError, DtypeError, RangeError, all of them before the first token.
     """
-    where = "generate"
     ids = _prompt(model, idx)
-    count = whole_number(where, "max_new_tokens", max_new_tokens, at_least=0)
-    temperature = number(where, "temperature", temperature, at_least=0)
-    if top_k is not None:
-        top_k = whole_number(where, "top_k", top_k)
-    if top_p is not None:
-        top_p = number(where, "top_p", top_p, above=0, at_most=1)
+    count, temperature, top_k, top_p = check_options(max_new_tokens, temperature, top_k, top_p)
     greedy = temperature == 0 or not do_sample
     if seed is None:
         seed = int(random.default_generator.integers(2**53)) if not greedy else 0
@@ -80,6 +74,19 @@ def stream(
             yield chosen
 
     return steps()
+
+
+def check_options(
+    max_new_tokens: int, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
+) -> tuple[int, float, int | None, float | None]:
+    """The four as plain numbers. Raises UsageError or DtypeError for one without sense, as `stream` does."""
+    where = "generate"
+    return (
+        whole_number(where, "max_new_tokens", max_new_tokens, at_least=0),
+        number(where, "temperature", temperature, at_least=0),
+        None if top_k is None else whole_number(where, "top_k", top_k),
+        None if top_p is None else number(where, "top_p", top_p, above=0, at_most=1),
+    )
 
 
 def generate(

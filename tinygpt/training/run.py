@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,7 @@ def add_run_options(parser: argparse.ArgumentParser, out: str) -> None:
 
 
 def choose_settings(options: argparse.Namespace) -> Settings:
-    """The settings of a new run or, with --resume, of the one in the folder. Makes the folder of a new run.
+    """The settings of a new run or, with --resume, of the one in the folder. Writes nothing.
 
     Raises UsageError for settings without sense and for a folder that holds a run already, CheckpointError when
     there is nothing to resume or the options contradict it.
@@ -115,44 +116,21 @@ def choose_settings(options: argparse.Namespace) -> Settings:
         training = state["training_config"] | given
         model = {key: value for key, value in state["model_config"].items() if key != "vocab_size"}
         backend = options.backend or state["backend"]
-    # All that can be refused is refused now, before anything is written.
     config = TrainingConfig.from_dict(training)
     GPTConfig(vocab_size=1, **model)
     backends.get(backend)
-    if options.data is not None:
-        _refuse_short_text(Path(options.data), options.tokenizer == "byte", config, model["block_size"])
-    if not options.resume:
-        _claim(folder, options.overwrite)
-    return Settings(folder, backend, model, config, checkpoint, options.data, options.tokenizer)
-
-
-def _refuse_short_text(path: Path, in_bytes: bool, config: TrainingConfig, block_size: int) -> None:
-    """Raise what the batches of this text would raise, before anything of an older run is touched."""
-    count = sum(len(piece.encode() if in_bytes else piece) for piece in read_text(path))
-    if count == 0:
-        raise UsageError(f"the text {path} is empty: there is nothing to train on")
-    stand_in = np.broadcast_to(np.uint16(0), (count,))  # as many tokens as the text has, in no memory
-    for part in split(stand_in, config.validation_fraction):
-        RandomBatches(part, config.batch_size, block_size)
-
-
-def _claim(folder: Path, overwrite: bool) -> None:
-    checkpoints = CheckpointFolder(folder)
-    if checkpoints.exists() and not overwrite:
+    if not options.resume and not options.overwrite and CheckpointFolder(folder).exists():
         raise UsageError(
             f"the folder {folder} holds a run already: go on with it with --resume, keep it and choose another --out, "
             "or replace it with --overwrite"
         )
-    folder_made(folder)
-    with explain_os_errors("clear the folder", folder):
-        checkpoints.remove()
-        for name in (METRICS, PICTURE, TEXT):
-            (folder / name).unlink(missing_ok=True)
+    return Settings(folder, backend, model, config, checkpoint, options.data, options.tokenizer)
 
 
-def prepare_text(settings: Settings) -> Text:
+def prepare_text(settings: Settings, check: Callable[[Tokenizer], object] | None = None) -> Text:
     """Tokenizer and tokens of a run, made of the text, or with --resume opened again.
 
+    check: called with the tokenizer before anything is written; what it raises leaves an older run as it was.
     Raises UsageError for a text that can't be read or is empty, CheckpointError when a resumed run is given
     another text or when its files are gone.
     """
@@ -165,20 +143,47 @@ def prepare_text(settings: Settings) -> Text:
             )
         if settings.tokenizer not in (None, facts["tokenizer"]):
             raise CheckpointError(f"the run in {folder} has {facts['tokenizer']} tokens, not {settings.tokenizer}")
+        if check is not None:
+            check(tokenizers.load(folder))
     else:
-        facts = _make_text(folder, settings.data, settings.tokenizer or "character")
+        facts = _make_text(settings, check)
     return Text(tokenizers.load(folder), open_tokens(folder / TOKENS), facts["description"])
 
 
-def _make_text(folder: Path, data: str | None, kind: str) -> dict[str, str]:
+def _make_text(settings: Settings, check: Callable[[Tokenizer], object] | None) -> dict[str, str]:
+    folder, data, kind = settings.folder, settings.data, settings.tokenizer or "character"
     corpus = shakespeare() if data is None else Corpus(Path(data), Path(data).name, f"the file {data}")
     tokenizer = ByteTokenizer() if kind == "byte" else _characters(corpus.path)
+    # All that can be refused is refused now: what follows takes an older run away.
+    _refuse_short_text(corpus.path, tokenizer, settings)
+    if check is not None:
+        check(tokenizer)
+    _clear(folder)
     write_tokens(corpus.path, tokenizer, folder / TOKENS)
     tokenizer.save(folder)
     facts = {"description": corpus.description, "tokenizer": kind, "sha256": _sha256(corpus.path)}
     with explain_os_errors("write", folder / TEXT), atomic_write(folder / TEXT, "w") as file:
         json.dump(facts, file, indent=1, ensure_ascii=False)
     return facts
+
+
+def _refuse_short_text(path: Path, tokenizer: Tokenizer, settings: Settings) -> None:
+    """Raise what the batches of this text would raise."""
+    count = sum(len(tokenizer.encode(piece)) for piece in read_text(path))
+    if count == 0:
+        raise UsageError(f"the text {path} is empty: there is nothing to train on")
+    stand_in = np.broadcast_to(np.uint16(0), (count,))  # as many tokens as the text has, in no memory
+    for part in split(stand_in, settings.training.validation_fraction):
+        RandomBatches(part, settings.training.batch_size, settings.model["block_size"])
+
+
+def _clear(folder: Path) -> None:
+    """Make the folder of a new run, or take the run out that it holds."""
+    folder_made(folder)
+    with explain_os_errors("clear the folder", folder):
+        CheckpointFolder(folder).remove()
+        for name in (METRICS, PICTURE, TEXT):
+            (folder / name).unlink(missing_ok=True)
 
 
 def _characters(path: Path) -> CharTokenizer:
