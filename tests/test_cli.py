@@ -110,6 +110,12 @@ def test_bytes_as_tokens(run: Any, tmp_path: Path) -> None:
     assert run("sample", f"--model={folder}", "--prompt=☃", "--max-new-tokens=9").out.startswith("☃")
 
 
+def test_a_loss_of_zero_is_a_loss(run: Any, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a" * 400, encoding="utf-8")
+    answer = run("train", *OPTIONS, f"--data={tmp_path / 'a.txt'}", f"--out={tmp_path / 'run'}")
+    assert "after 0 s; the best validation loss was 0.0000 at step 0; " in answer.out
+
+
 def test_a_text_of_one_line_needs_no_prompt(run: Any, tmp_path: Path) -> None:
     (tmp_path / "line.txt").write_text("abcdefgh" * 40, encoding="utf-8")
     folder = tmp_path / "run"
@@ -303,6 +309,7 @@ def test_resume_accepts_the_options_of_the_run(run: Any, model: Path, text: Path
         (["--n-layer=2"], "n_layer is 1 there and 2 here"),
         (["--preset=tiny"], "block_size is 8 there and 64 here"),
         (["--seed=9"], "seed is 0 there and 9 here"),
+        (["--steps=11"], "is at step 12 already: steps must be at least that, not 11"),
         (["--tokenizer=byte"], "character tokens, not byte"),
     ],
 )
@@ -328,6 +335,21 @@ def test_resume_says_what_is_damaged(run: Any, model: Path, tmp_path: Path, name
 
 
 # The process ------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="uses a POSIX shell")
+@pytest.mark.parametrize(("closed", "code"), [("sample --seed=1 >&-", 0), ("eval --batch-size=0 2>&-", 2)])
+def test_without_an_output(model: Path, closed: str, code: int) -> None:
+    command = f"{shlex.quote(sys.executable)} -m tinygpt {closed} --model={shlex.quote(str(model))}"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60, env=ENVIRONMENT, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", "")
+
+
+def test_a_module_that_is_run_has_the_name_of_the_program(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tinygpt", "sample", f"--model={tmp_path}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=ENVIRONMENT, check=False)
+    assert done.stderr.startswith("tinygpt: there is no checkpoint in")
+
 
 LIMITED = """
 import resource, runpy, sys

@@ -289,6 +289,14 @@ def test_a_second_signal_stops_at_once() -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_what_follows_the_training_can_be_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing the picture saves nothing that Ctrl-C would have to wait for."""
+    monkeypatch.setattr("tinygpt.training.loop.draw_loss_curve", lambda *_: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        make_trainer(tmp_path, steps=3).run()
+    assert CheckpointFolder(tmp_path).load().step == 3
+
+
 def test_training_works_outside_the_main_thread(tmp_path: Path) -> None:
     results = []
     thread = threading.Thread(target=lambda: results.append(make_trainer(tmp_path, steps=3).run()))

@@ -57,7 +57,8 @@ def exit_with(work: Callable[[], int | None]) -> None:
             stream.reconfigure(errors="replace")  # a terminal may lack a character that the model has
     try:
         code = work() or 0
-        sys.stdout.flush()
+        if sys.stdout is not None:  # None: closed by the caller, who wants no output
+            sys.stdout.flush()
     except DivergedError as error:
         code = _say(error, DIVERGED)
     except BrokenPipeError:  # `tinygpt sample | head`: the reader has what it wanted
@@ -73,7 +74,11 @@ def exit_with(work: Callable[[], int | None]) -> None:
 
 
 def _say(what: object, code: int) -> int:
-    print(f"{Path(sys.argv[0]).name}: {what}", file=sys.stderr)
+    program = Path(sys.argv[0]).name
+    if sys.stderr is None:
+        return code
+    with contextlib.suppress(OSError):  # nobody reads it; the exit code says it all the same
+        print(f"{'tinygpt' if program == '__main__.py' else program}: {what}", file=sys.stderr, flush=True)
     return code
 
 

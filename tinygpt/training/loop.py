@@ -83,8 +83,10 @@ class TrainingResult:
     def summary(self) -> str:
         """Two sentences for the end of a run."""
         end = "stopped early, with no better evaluation for a while," if self.stopped_early else "finished"
-        best = f"the best validation loss was {self.best_loss:.4f} at step {self.best_step}" if self.best_loss else ""
-        return f"Training {end} at step {self.step} after {self.seconds:.0f} s; {best}; {self.picture}."
+        facts = [f"Training {end} at step {self.step} after {self.seconds:.0f} s"]
+        if self.best_loss is not None:
+            facts.append(f"the best validation loss was {self.best_loss:.4f} at step {self.best_step}")
+        return "; ".join([*facts, self.picture]) + "."
 
 
 class Trainer:
@@ -160,6 +162,7 @@ class Trainer:
             finally:
                 self.metrics.close()
                 progress.close()
+        with self._explained_os_errors():  # no signal is held back any more: what takes time now can be stopped at once
             return self._result(stop.signal)
 
     def _step(self) -> float:

@@ -117,6 +117,10 @@ def choose_settings(options: argparse.Namespace) -> Settings:
         model = {key: value for key, value in state["model_config"].items() if key != "vocab_size"}
         backend = options.backend or state["backend"]
     config = TrainingConfig.from_dict(training)
+    if checkpoint is not None and config.steps < checkpoint.step:
+        raise UsageError(
+            f"the run in {folder} is at step {checkpoint.step} already: steps must be at least that, not {config.steps}"
+        )
     GPTConfig(vocab_size=1, **model)
     backends.get(backend)
     if not options.resume and not options.overwrite and CheckpointFolder(folder).exists():
