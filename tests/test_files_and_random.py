@@ -226,6 +226,12 @@ def test_impossible_seeds(seed: object) -> None:
         Generator(seed)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("stream", [-1, 2**64, 1.5, "a"])
+def test_impossible_streams(stream: object) -> None:
+    with pytest.raises(UsageError, match=r"a stream is an integer from 0 to 2\*\*64 - 1"):
+        Generator(0, stream)  # type: ignore[arg-type]
+
+
 def test_impossible_range() -> None:
     with pytest.raises(UsageError, match="high >= 1"):
         Generator(0).integers(0)

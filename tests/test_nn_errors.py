@@ -42,6 +42,7 @@ CASES: list[tuple[str, Callable[[], Any], type[UsageError], tuple[str, ...]]] = 
         ("eps", "'a'"),
     ),  # type: ignore[arg-type]
     ("var correction", lambda: ops.var(t(2, 3), correction=None), DtypeError, ("var: correction", "None")),  # type: ignore[arg-type]
+    ("ignore_index", lambda: ops.cross_entropy(t(2, 3), ids(0, 1), 2**70), RangeError, ("ignore_index", "64-bit")),
     ("gelu form", lambda: ops.gelu(t(2), "erf"), UsageError, ("gelu", "'tanh' or 'none'", "'erf'")),
     ("erf of integers", lambda: ops.erf(whole), DtypeError, ("erf", "int64")),
     ("bias_gelu shapes", lambda: ops.bias_gelu(t(2, 3), t(4)), ShapeError, ("bias_gelu", "(2, 3)", "(4,)")),

@@ -83,6 +83,8 @@ class Generator:
         if not isinstance(seed, (int, np.integer)) or not 0 <= int(seed) <= _MASK64:
             raise UsageError(f"a seed is an integer from 0 to 2**64 - 1, not {seed!r}")
         self.seed = int(seed)
+        if not isinstance(stream, (int, np.integer)) or not 0 <= int(stream) <= _MASK64:
+            raise UsageError(f"a stream is an integer from 0 to 2**64 - 1, not {stream!r}")
         self.stream = int(stream)
 
     def __repr__(self) -> str:

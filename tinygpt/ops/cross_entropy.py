@@ -118,6 +118,8 @@ def check_targets(
         raise ShapeError(f"{operation}: targets must have shape {leading}, one for each row, not {targets.shape}")
     if not isinstance(ignore_index, (int, np.integer)):
         raise DtypeError(f"{operation}: ignore_index must be an integer, not {ignore_index!r}")
+    if not -(2**63) <= ignore_index < 2**63:
+        raise RangeError(f"{operation}: ignore_index must be a 64-bit integer, not {ignore_index}")
     targets = targets.reshape(-1)
     xp = array_module(targets)
     counted = targets != ignore_index  # (N,)
