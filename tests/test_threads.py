@@ -10,7 +10,9 @@ import pytest
 
 import tinygpt as tg
 import tinygpt.optim
+from tinygpt._ext import load
 from tinygpt.backends import get
+from tinygpt.backends import numpy as numpy_backend
 from tinygpt.kernel import REGISTRY, use_kernels
 
 pytestmark = pytest.mark.skipif(get("numpy").extension() is None, reason="extension not built")
@@ -72,3 +74,22 @@ def test_threads_change_nothing(name: str, threads: Any) -> None:
     for others in results[1:]:
         for one, other in zip(results[0], others, strict=True):
             assert np.array_equal(one, other)
+
+
+def test_any_number_of_threads_is_taken_or_gets_a_sentence(threads: Any) -> None:
+    threads(np.int64(2))
+    assert tg.get_num_threads() == 2
+    for wrong in (0, True, 1.5, "2"):
+        with pytest.raises(tg.UsageError, match="set_num_threads: count must be"):
+            threads(wrong)
+
+
+def test_an_enormous_number_of_threads_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TINYGPT_NUM_THREADS", "99999999999")
+    assert numpy_backend.default_num_threads() == numpy_backend.MOST_THREADS
+
+
+def test_a_level_that_does_not_exist_gets_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TINYGPT_LEVEL", "avx3")
+    with pytest.raises(tg.UsageError, match="TINYGPT_LEVEL is 'avx3': set it to one of native"):
+        load()

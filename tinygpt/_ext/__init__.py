@@ -10,6 +10,8 @@ import importlib
 import os
 from types import ModuleType
 
+from ..errors import UsageError
+
 LEVELS = ("native", "avx512", "avx2", "baseline")  # best first
 
 
@@ -20,6 +22,8 @@ def load() -> ModuleType | None:
     """
     wanted = os.environ.get("TINYGPT_LEVEL")
     if wanted:
+        if wanted not in LEVELS:
+            raise UsageError(f"TINYGPT_LEVEL is {wanted!r}: set it to one of {', '.join(LEVELS)}")
         return importlib.import_module(f"{__name__}.{wanted}")
     try:
         cpu = importlib.import_module(f"{__name__}.cpu")

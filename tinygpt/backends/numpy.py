@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from ..checks import whole_number
 from ..errors import UsageError
 
 name = "numpy"
 xp = np
+MOST_THREADS = 256  # as in _ext/pool.c
 
 
 def asarray(array: Any, dtype: Any = None) -> np.ndarray:
@@ -50,8 +52,8 @@ def default_num_threads() -> int:
     """
     for variable in ("TINYGPT_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
         first = os.environ.get(variable, "").partition(",")[0]
-        if first.isdigit() and int(first) > 0:
-            return int(first)
+        if first.isdecimal() and int(first) > 0:
+            return min(int(first), MOST_THREADS)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, math.ceil(min(cores, cpu_quota())))
 
@@ -93,16 +95,15 @@ def describe() -> str:
 
 
 def set_num_threads(count: int) -> None:
-    """Use `count` threads for the compiled kernels and for the matrix products."""
-    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-        raise UsageError(f"set_num_threads needs a whole number of at least 1, not {count!r}")
+    """Use `count` threads, at most MOST_THREADS, for the compiled kernels and for the matrix products."""
+    count = whole_number("set_num_threads", "count", count)
     module = extension()
     if module is None:
         raise UsageError(
             "set_num_threads needs the compiled extension, which is not built: "
             "set OPENBLAS_NUM_THREADS before Python starts instead"
         )
-    module.set_num_threads(count)
+    module.set_num_threads(min(count, MOST_THREADS))
 
 
 def get_num_threads() -> int:
