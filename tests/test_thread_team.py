@@ -52,6 +52,11 @@ def in_child(task):
 
 def python(code: str, folder: Path, work: str = WORK, **variables: str) -> str:
     """What the program prints. It must end by itself, and well."""
+    return output(code, folder, work, **variables)[0]
+
+
+def output(code: str, folder: Path, work: str = WORK, **variables: str) -> tuple[str, str]:
+    """What it prints, and what it says on stderr."""
     program = folder / "program.py"
     program.write_text(work + code, encoding="utf-8")
     cleared = {name: value for name, value in ENVIRONMENT.items() if not name.endswith("_NUM_THREADS")}
@@ -60,7 +65,7 @@ def python(code: str, folder: Path, work: str = WORK, **variables: str) -> str:
         env=cleared | {"TINYGPT_NUM_THREADS": "2"} | variables,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+    return done.stdout.strip(), done.stderr
 
 
 @needs_fork
@@ -204,6 +209,34 @@ print(tg.get_num_threads(), work() == expected)
     if printed == "not enforced":
         pytest.skip("this system does not enforce RLIMIT_NPROC")
     assert printed == "2 True"
+
+
+@needs_extension
+@needs_fork
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit on a user's threads is Linux's")
+def test_the_system_refuses_threads_to_a_child(tmp_path: Path) -> None:
+    """The child inherits products in two jobs that wait for each other, and can't run them: it says so and ends."""
+    code = """
+import resource, signal, time
+expected = work()
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+def child():
+    if os.getuid() == 0:
+        os.setgid(65534)
+        os.setuid(65534)
+    resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))
+    try:
+        threading.Thread(target=time.sleep, args=(0,)).start()
+        os._exit(77)  # not enforced
+    except RuntimeError:
+        return work() == expected
+print(in_child(child), -signal.SIGABRT)
+"""
+    printed, said = output(code, tmp_path)
+    if printed.startswith("77 "):
+        pytest.skip("this system does not enforce RLIMIT_NPROC")
+    assert printed == "-6 -6"
+    assert "TINYGPT_NUM_THREADS=1" in said
 
 
 @needs_extension

@@ -14,7 +14,8 @@
  * - After fork() the workers are gone: the child forgets them and starts its own at its first region.
  * - A loop inside a loop, or a second Python thread in a loop at the same time: the loop runs on its caller alone.
  *   A second Python thread in a product waits its turn.
- * - The system refuses to start a thread: the team is as large as it could be made.
+ * - The system refuses to start a thread: the team is as large as it could be made. When that happens in the middle of a
+ *   product, in a child of fork(), which has inherited the number of jobs but no threads, the process says so and ends.
  */
 #define _GNU_SOURCE
 #include "pool.h"
@@ -24,11 +25,15 @@
 #include <sched.h>
 #include <stdatomic.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <time.h>
 
 enum { MAX_THREADS = 256 };
 static const int64_t SPIN_NANOSECONDS = 200000;
+/* In a forked child the system may refuse the threads of a product that its parent had. Ask again for five seconds. */
+enum { MOST_REFUSALS = 500 };
+static const struct timespec refusal_pause = {0, 10000000};
 static const uint64_t CLOSED = 0xffffffffu;
 
 static pthread_mutex_t region_lock = PTHREAD_MUTEX_INITIALIZER; /* held by the caller during a region */
@@ -199,7 +204,14 @@ static void run_on_extra_threads(const struct product *p, int count) {
     for (int i = 1; i < count; i++) {
         each[i] = *p;
         each[i].index = i;
-        while (pthread_create(&threads[i], NULL, extra_thread, &each[i]) != 0) sched_yield();
+        for (int refusals = 0; pthread_create(&threads[i], NULL, extra_thread, &each[i]) != 0; refusals++) {
+            if (refusals == MOST_REFUSALS) {
+                fputs("tinygpt: the system refuses the threads that a matrix product needs: raise the limit on processes "
+                      "(ulimit -u), or set TINYGPT_NUM_THREADS=1\n", stderr);
+                abort(); /* the jobs wait for one another: there is no other end */
+            }
+            nanosleep(&refusal_pause, NULL);
+        }
     }
     product_jobs((void *)p, 0, 1);
     for (int i = 1; i < count; i++) pthread_join(threads[i], NULL);
