@@ -24,8 +24,8 @@
  * is 5e-9 of the sum) or 13 (double: 4e-18).
  *
  * The ends come out without branches: x is held at a value whose n gives the exponent bits 0, so the factor 2^n is 0
- * and so is the result (for all results below the smallest normal number); n is held at the value whose bits mean
- * infinity (so the last third of a binade below the largest number is infinity already). A NaN passes through r. */
+ * and so is the result (for all results below 2^-126.5; double: 2^-1022.5); n is held at the value whose bits mean
+ * infinity (so all results above 2^127.5 are infinity already; double: 2^1023.5). A NaN passes through r. */
 static inline float tg_expf(float x) {
     x = x < -88.1f ? -88.1f : x;
     float n = rintf(x * 1.44269504088896341f);
