@@ -13,6 +13,7 @@ import tinygpt.optim
 from tinygpt._ext import load
 from tinygpt.backends import get
 from tinygpt.backends import numpy as numpy_backend
+from tinygpt.backends.products import matrix_product
 from tinygpt.kernel import REGISTRY, use_kernels
 
 pytestmark = pytest.mark.skipif(get("numpy").extension() is None, reason="extension not built")
@@ -74,6 +75,33 @@ def test_threads_change_nothing(name: str, threads: Any) -> None:
     for others in results[1:]:
         for one, other in zip(results[0], others, strict=True):
             assert np.array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("M", "K", "N"),
+    [(768, 128, 384), (128, 768, 512), (333, 500, 129), (70, 3001, 65), (1000, 1000, 300), (2, 999, 40)],
+)
+@pytest.mark.parametrize("transposed", ["neither", "left", "right", "both"])
+def test_products_are_the_same_on_any_number_of_threads(M: int, K: int, N: int, transposed: str, threads: Any) -> None:
+    a = normal(K, M).T if transposed in ("left", "both") else normal(M, K)
+    b = normal(N, K).T if transposed in ("right", "both") else normal(K, N)
+    exact = a.astype(np.float64) @ b.astype(np.float64)
+    results = []
+    for count in (1, 2, 3, 8):
+        threads(count)
+        results += [matrix_product(a, b), matrix_product(a, b, out=np.full((M, N), np.nan, np.float32))]
+    assert np.abs(results[0] - exact).max() < 1e-6 * K
+    assert all(np.array_equal(result, results[0]) for result in results)
+
+
+def test_a_single_row_is_the_same_on_any_number_of_threads(threads: Any) -> None:
+    a, b = normal(1, 768), normal(768, 9001)
+    results = []
+    for count in (1, 2, 3, 8):
+        threads(count)
+        results.append(matrix_product(a, b))
+    assert all(np.array_equal(result, results[0]) for result in results)
+    assert np.abs(results[0] - a.astype(np.float64) @ b.astype(np.float64)).max() < 1e-3
 
 
 def test_any_number_of_threads_is_taken_or_gets_a_sentence(threads: Any) -> None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..backends.products import matrix_product
 from ..errors import ShapeError
 from ..function import Function
 from ..kernel import kernel
@@ -49,7 +50,7 @@ class Linear(Function):
     def forward(self, x: Any, weight: Any, *bias: Any) -> Any:
         self.shape = x.shape
         self.save(x if self.needs[1] else None, weight if self.needs[0] else None)
-        y = x.reshape(-1, x.shape[-1]) @ weight  # (N, out)
+        y = matrix_product(x.reshape(-1, x.shape[-1]), weight)  # (N, out)
         if bias:
             y = add_bias(y, bias[0])
         return y.reshape(*x.shape[:-1], weight.shape[1])
@@ -57,8 +58,8 @@ class Linear(Function):
     def backward(self, dy: Any) -> Any:
         x, weight = self.saved
         rows = dy.reshape(-1, dy.shape[-1])  # (N, out)
-        dx = (rows @ weight.T).reshape(self.shape) if self.needs[0] else None
-        dweight = x.reshape(-1, x.shape[-1]).T @ rows if self.needs[1] else None  # (in, out)
+        dx = matrix_product(rows, weight.T).reshape(self.shape) if self.needs[0] else None
+        dweight = matrix_product(x.reshape(-1, x.shape[-1]).T, rows) if self.needs[1] else None  # (in, out)
         if len(self.needs) == 2:
             return dx, dweight
         return dx, dweight, column_sum(rows) if self.needs[2] else None

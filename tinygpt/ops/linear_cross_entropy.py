@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 
 from ..backends import array_module
+from ..backends.products import matrix_product
 from ..errors import ShapeError
 from ..function import Function
 from ..tensor import Tensor
@@ -59,7 +60,7 @@ def loss_only(x: Any, weight: Any, targets: Any, ignore_index: int) -> float:
     """x (N, C), weight (V, C), targets (N,) -> the sum of the rows' losses."""
     total = 0.0
     for rows in blocks(len(x), len(weight), x.itemsize):
-        losses, _ = cross_entropy_forward(x[rows] @ weight.T, targets[rows], ignore_index)  # (R,)
+        losses, _ = cross_entropy_forward(matrix_product(x[rows], weight.T), targets[rows], ignore_index)  # (R,)
         total += losses.sum(dtype=np.float64)
     return total
 
@@ -75,12 +76,12 @@ def loss_and_gradients(
     parts = blocks(len(x), len(weight), x.itemsize)
     buffer = xp.empty((parts[0].stop, len(weight)), dtype=x.dtype)  # (R, V) the one block of logits
     for rows in parts:
-        logits = xp.matmul(x[rows], weight.T, out=buffer[: rows.stop - rows.start])  # (R, V)
+        logits = matrix_product(x[rows], weight.T, out=buffer[: rows.stop - rows.start])  # (R, V)
         losses = cross_entropy_inplace(logits, targets[rows], ignore_index, 1.0 / count)  # (R,)
         total += losses.sum(dtype=np.float64)
         dlogits = logits  # (R, V) overwritten by the line before the last
         if dx is not None:
-            xp.matmul(dlogits, weight, out=dx[rows])
+            matrix_product(dlogits, weight, out=dx[rows])
         if dweight is not None:
             add_product(dweight, dlogits, x[rows], first=rows.start == 0)
     return total, dx, dweight
@@ -88,13 +89,12 @@ def loss_and_gradients(
 
 def add_product(dweight: Any, dlogits: Any, x: Any, first: bool) -> None:
     """dweight (V, C) += dlogits (R, V).T @ x (R, C); = when it is the first."""
-    xp = array_module(dweight)
     if first:
-        xp.matmul(dlogits.T, x, out=dweight)
+        matrix_product(dlogits.T, x, out=dweight)
         return
     step = max(1, SLICE_BYTES // (x.shape[1] * x.itemsize))
     for start in range(0, len(dweight), step):
-        dweight[start : start + step] += dlogits[:, start : start + step].T @ x  # (step, C)
+        dweight[start : start + step] += matrix_product(dlogits[:, start : start + step].T, x)  # (step, C)
 
 
 class LinearCrossEntropy(Function):

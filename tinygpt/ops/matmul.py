@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from ..backends.products import matrix_product
 from ..errors import DtypeError, ShapeError
 from ..function import Function
 from ..tensor import Tensor, as_tensor
@@ -35,8 +36,8 @@ from ._shapes import unbroadcast
 def _product(a: Any, b: Any) -> Any:
     """a (..., M, K) @ b (..., K, N), as one product of two matrices where b is only one."""
     if b.ndim == 2 and a.ndim > 2 and a.size:
-        return (a.reshape(-1, a.shape[-1]) @ b).reshape(*a.shape[:-1], b.shape[-1])
-    return a @ b
+        return matrix_product(a.reshape(-1, a.shape[-1]), b).reshape(*a.shape[:-1], b.shape[-1])
+    return matrix_product(a, b)
 
 
 class MatMul(Function):
@@ -61,7 +62,7 @@ class MatMul(Function):
             if len(b_shape) <= 2 and rows.ndim > 2 and rows.size:
                 rows = rows.reshape(-1, rows.shape[-1])  # the batch as more rows
                 dy = dy.reshape(len(rows), dy.shape[-1])
-            db = rows.swapaxes(-1, -2) @ dy  # (..., K, N)
+            db = matrix_product(rows.swapaxes(-1, -2), dy)  # (..., K, N)
             db = unbroadcast(db, b_shape if len(b_shape) > 1 else (*b_shape, 1)).reshape(b_shape)
         return da, db
 
