@@ -390,6 +390,17 @@ def test_the_bar_shows_steps_loss_and_speed(monkeypatch: pytest.MonkeyPatch) -> 
     assert re.search(r"5/8 \[.*<.*loss 1\.750, 1,650 tokens/s\]\n$", shown)
 
 
+def test_the_words_fit_a_line_of_eighty_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("tinygpt.training.progress.time.perf_counter", iter(range(1000)).__next__)
+    progress = Progress(total=50000, done=0, tokens_per_step=1234, stream=Terminal())
+    progress.update(100, 2.25)
+    progress.close()
+    line = progress.stream.getvalue().rstrip("\n").split("\r")[-1]
+    assert len(line) <= 80
+    assert line.rstrip().endswith("loss 2.250, 123,400 tokens/s]")
+
+
 def test_a_log_file_gets_lines_and_no_bar(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path)
     trainer.run()

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 _REFRESH = 0.1  # seconds between drawings: drawing at each step would cost more than a small model's step
 _LINE = 30.0  # seconds between lines of a log file
-_LAYOUT = "{percentage:3.0f}%|{bar:24}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+_LAYOUT = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
 
 
 class Progress:
@@ -23,6 +23,7 @@ class Progress:
         self._shown, self._time, self._rate = done, time.perf_counter(), 0.0
         self._last: tuple[int, float] | None = None
         self._last_line = self._time
+        # The bar takes what the words leave of the line: on a narrow terminal it shrinks before they are cut.
         size = shutil.get_terminal_size()  # has a guess where the terminal does not say
         # miniters huge: we say when to draw. leave: the finished bar stays on the screen.
         self._bar = tqdm(
