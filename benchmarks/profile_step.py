@@ -3,7 +3,7 @@
     python benchmarks/profile_step.py [--preset tiny|baby|baby-dropout|gpt2] [--steps 20]
     python benchmarks/profile_step.py --model out/shakespeare-tiny          # your own run's model
 
-Columns: calls a step; milliseconds a step (mean); share of the step; megabytes that must move
+Columns: calls a step; milliseconds a step (median); share of the step; megabytes that must move
 (arrays in and out, each counted once) and the rate that makes; GFLOP/s of the operations that multiply matrices, and
 their share of the multiply-add peak. What is missing from 100% is Python between the operations.
 """
@@ -177,7 +177,8 @@ def report(profile: Profile, step: float, steps: int, peak: float | None) -> Non
     for (name, direction), record in profile.records.items():
         if not record.seconds:
             continue
-        elapsed = sum(record.seconds) / steps
+        per_step = np.array(record.seconds).reshape(steps, -1).sum(axis=1)
+        elapsed = float(np.median(per_step))
         moved, rate = record.bytes / steps, record.flops / steps / elapsed
         flops = f"{rate / 1e9:.0f} | {rate / peak:.0%}" if rate and peak else "- | -"
         calls = len(record.seconds) / steps

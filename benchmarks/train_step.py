@@ -1,10 +1,11 @@
-"""A training step, side by side: tinygpt compiled, tinygpt reference, PyTorch eager (and compiled with --compile).
+"""A training step, side by side: tinygpt compiled, tinygpt reference, PyTorch eager.
 
     python benchmarks/train_step.py [--presets tiny baby ...] [--compile] [--rounds 7]
 
 Each contender is a process of its own with the same weights and the same batch. They take turns, one burst of steps
 each, so that a machine that slows down slows all; the figures are medians over the rounds. A step is forward, backward,
-clipping to norm 1 and AdamW. The first losses of all contenders must agree to 1e-4, else nothing is printed.
+clipping to norm 1 and AdamW. `torch` is PyTorch as it comes, `torch-fused` has AdamW(fused=True), `torch-compile` (with
+--compile) that and torch.compile. The first losses of all contenders must agree to 1e-4, else nothing is printed.
 
 Model FLOPs are 6 N + 12 L C T a token; the peak is multiply-adds on registers, measured in this run. Memory is the peak
 of the whole process less what it had after its imports.
@@ -85,7 +86,9 @@ def work(contender: str, preset: str, weights: str) -> None:
             arrays = {name: file[name] for name in file.files}
         peer_torch.torch.manual_seed(0)
         before = resident_peak() - sum(a.nbytes for a in arrays.values()) / 2**20
-        step = peer_torch.make_step(config, arrays, LEARNING_RATE, compiled=contender == "torch-compile")
+        step = peer_torch.make_step(
+            config, arrays, LEARNING_RATE, fused=contender != "torch", compiled=contender == "torch-compile"
+        )
         del arrays
     else:
         before = resident_peak()
@@ -185,7 +188,7 @@ def main() -> None:
 
     names = ["tinygpt"] + ["reference"] * (not options.no_reference)
     if importlib.util.find_spec("torch"):
-        names += ["torch"] + ["torch-compile"] * options.compile
+        names += ["torch", "torch-fused"] + ["torch-compile"] * options.compile
     else:
         print("PyTorch is not installed: measuring tinygpt alone")
     peak = machine.fma_peak()
