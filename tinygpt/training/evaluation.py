@@ -15,7 +15,7 @@ from ..gpt import GPT
 
 Batches = Iterable[tuple[np.ndarray, np.ndarray]]
 
-# Every run looks at the same part of a text, whatever its own seed, so that their losses can be compared.
+# Runs of one batch size look at the same part of a text, whatever their own seed, so that their losses can be compared.
 _SEED = 1488
 
 
