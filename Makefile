@@ -29,7 +29,9 @@ test-debug:
 	else unset LD_PRELOAD; cat reports/* 2>/dev/null; exit 1; fi
 
 bench: build
-	$(PYTHON) benchmarks/train_step.py
+	$(PYTHON) benchmarks/train_step.py --compile
+	for preset in tiny baby gpt2; do $(PYTHON) benchmarks/ops.py --preset $$preset; done
+	for preset in tiny baby gpt2; do $(PYTHON) benchmarks/profile_step.py --preset $$preset --steps 10; done
 
 lint:
 	ruff check .
