@@ -1,4 +1,4 @@
-"""The product of two matrices, in the same bits on any number of threads.
+"""The product of two matrices, in float32 in the same bits on any number of threads.
 
 The product is the BLAS library's. OpenBLAS cuts a long sum over k into pieces. A piece that is longer than one of its
 units (multiples of 32) and shorter than two, it halves, and one thread rounds the half to another multiple than
@@ -6,7 +6,8 @@ several threads do: the sum is then added up in another order. With K a multiple
 is none is cut here: its last few terms become a product of their own. Sums of at most 256 terms are never cut. A single
 row goes through as two equal ones, because a product with a vector has an order for each number of threads.
 
-Another BLAS may have other habits; `tests/test_threads.py` looks at the one in use.
+Not promised: float64, where OpenBLAS divides work in more ways, and a right operand of one column. Another BLAS may have
+other habits; `tests/test_threads.py` looks at the one in use.
 """
 
 from __future__ import annotations
