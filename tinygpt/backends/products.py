@@ -6,8 +6,8 @@ several threads do: the sum is then added up in another order. With K a multiple
 is none is cut here: its last few terms become a product of their own. Sums of at most 256 terms are never cut. A single
 row goes through as two equal ones, because a product with a vector has an order for each number of threads.
 
-Not promised: float64, where OpenBLAS divides work in more ways, and a right operand of one column. Another BLAS may have
-other habits; `tests/test_threads.py` looks at the one in use.
+Not promised: float64, where OpenBLAS divides work in more ways, and a right operand of one column. Another BLAS may
+have other habits; `tests/test_threads.py` looks at the one in use.
 """
 
 from __future__ import annotations
