@@ -18,6 +18,7 @@ from safetensors.numpy import load_file
 from training_helpers import make_trainer
 
 from tinygpt.errors import CheckpointError, UsageError
+from tinygpt.safetensors_io import write_safetensors
 from tinygpt.training import Checkpoint, CheckpointFolder, read_checkpoint
 from tinygpt.training import checkpoint as module
 
@@ -211,7 +212,7 @@ def test_a_dtype_without_a_name_is_refused(tmp_path: Path) -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full to write to")
 def test_a_full_disk_is_an_os_error() -> None:
     with pytest.raises(OSError, match="No space left") as caught, open("/dev/full", "wb", buffering=0) as file:
-        module.write_safetensors(file, sample(1).model, {})
+        write_safetensors(file, sample(1).model, {})
     assert caught.value.errno == errno.ENOSPC
 
 

@@ -12,8 +12,7 @@ step saves the same step again. Then `checkpoints.json` is replaced, in one rena
 files that it no longer names are removed. A crash, a kill or a full disk at any moment between leaves
 `checkpoints.json` naming complete files. The SHA-256 finds a file that was cut short or changed afterwards.
 
-No pickle: a checkpoint holds numbers and text, and reading it runs no code.
-Format: https://huggingface.co/docs/safetensors (8 bytes of header length, a JSON header, the arrays).
+No pickle: a checkpoint holds numbers and text, and reading it runs no code (`tinygpt/safetensors_io.py`).
 """
 
 from __future__ import annotations
@@ -21,21 +20,19 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import struct
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
-from ..errors import CheckpointError, UsageError
+from ..errors import CheckpointError
 from ..files import atomic_write
+from ..safetensors_io import SafetensorsFile, write_safetensors
 
 INDEX = "checkpoints.json"
 FORMAT = "tinygpt-checkpoint"
 VERSION = 1
-_DTYPES = {"float32": "F32", "float64": "F64", "int64": "I64", "int32": "I32", "uint8": "U8", "bool": "BOOL"}
 
 
 @dataclass
@@ -137,29 +134,6 @@ def _unused_name(step: int, used: set[str]) -> str:
     return next(name for name in names if name not in used)
 
 
-def write_safetensors(file: IO[bytes], arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> str:
-    """Write arrays in the safetensors format; returns the SHA-256 of what was written.
-
-    The library's own writer either builds the whole file in memory or writes it by a temporary file of its own
-    and hides the cause of a failure. This one streams, and a full disk is an OSError.
-    """
-    header: dict[str, Any] = {"__metadata__": dict(metadata)}
-    position = 0
-    for name, array in arrays.items():
-        code = _DTYPES.get(array.dtype.name)
-        if code is None or array.dtype.byteorder == ">":
-            raise UsageError(f"a checkpoint can't hold {name} of dtype {array.dtype}")
-        header[name] = {"dtype": code, "shape": array.shape, "data_offsets": [position, position + array.nbytes]}
-        position += array.nbytes
-    text = json.dumps(header).encode("utf-8")
-    text += b" " * (-len(text) % 8)  # the arrays begin at a multiple of eight bytes
-    digest = hashlib.sha256()
-    for piece in (struct.pack("<Q", len(text)), text, *(array.tobytes() for array in arrays.values())):
-        digest.update(piece)
-        file.write(piece)
-    return digest.hexdigest()
-
-
 def _verify(path: Path, sha256: str) -> None:
     try:
         with open(path, "rb") as file:
@@ -177,20 +151,16 @@ def _verify(path: Path, sha256: str) -> None:
 
 def read_checkpoint(path: Path) -> Checkpoint:
     """A checkpoint of one file. Raises CheckpointError where it is none."""
-    from safetensors import SafetensorError, safe_open
-
     try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
-        found = f"{metadata.get('format')} {metadata.get('version')}"
-        if found != f"{FORMAT} {VERSION}":
-            raise CheckpointError(f"{path} is not a checkpoint of this version: {found}, not {FORMAT} {VERSION}")
-        state = json.loads(metadata["state"])
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
-        if isinstance(error, CheckpointError):
-            raise
+        with SafetensorsFile(path) as file:
+            found = f"{file.metadata.get('format')} {file.metadata.get('version')}"
+            if found == f"{FORMAT} {VERSION}":
+                arrays = {name: file.read(name) for name in file.arrays}
+                state = json.loads(file.metadata["state"])
+    except (CheckpointError, KeyError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not a whole checkpoint: {error}") from error
+    if found != f"{FORMAT} {VERSION}":
+        raise CheckpointError(f"{path} is not a checkpoint of this version: {found}, not {FORMAT} {VERSION}")
     model = {name.removeprefix("model."): a for name, a in arrays.items() if name.startswith("model.")}
     optimizer = {name.removeprefix("optimizer."): a for name, a in arrays.items() if name.startswith("optimizer.")}
     return Checkpoint(model, optimizer, state)
