@@ -190,3 +190,15 @@ def test_dropout_acts_in_training_only():
 def test_bad_options_get_a_sentence(make, words):
     with pytest.raises(UsageError, match=words):
         make()
+
+
+def test_uninitialized_draws_nothing_and_leaves_the_generator_as_drawing_does():
+    drawn, undrawn = Generator(3), Generator(3)
+    undrawn.normal = None  # would fail if called
+    with nn.uninitialized():
+        layer = nn.Linear(4, 5, generator=undrawn)
+        table = nn.Embedding(7, 3, generator=undrawn)
+    nn.Linear(4, 5, generator=drawn), nn.Embedding(7, 3, generator=drawn)
+    assert (layer.weight.shape, table.weight.shape) == ((4, 5), (7, 3))
+    assert undrawn.state_dict() == drawn.state_dict()
+    assert nn.Linear(4, 5, generator=drawn).weight.data.any()  # afterwards, weights are drawn again

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .layers import Dropout, Embedding, LayerNorm, Linear
+from .layers import Dropout, Embedding, LayerNorm, Linear, uninitialized
 from .module import Module, Parameter
 
-__all__ = ["Dropout", "Embedding", "LayerNorm", "Linear", "Module", "Parameter"]
+__all__ = ["Dropout", "Embedding", "LayerNorm", "Linear", "Module", "Parameter", "uninitialized"]

@@ -3,11 +3,20 @@
 Initial weights are drawn from a `Generator`, one stream of it for each parameter that is drawn, so they depend on
 the seed and the order of definition and on nothing else. Without a generator the default one is used
 (`tinygpt.manual_seed`). Weights are drawn in double precision and rounded to `dtype`.
+
+    with uninitialized():
+        model = GPT(config)         # for whoever fills every parameter next: a loader
+
+draws nothing, which for GPT-2 saves seconds: the weights are whatever the memory holds. The generator ends in the
+same state as if they had been drawn.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -18,9 +27,25 @@ from ..random import Generator, default_generator
 from ..tensor import Tensor
 from .module import Module, Parameter
 
+_drawing = ContextVar("_drawing", default=True)
+
+
+@contextlib.contextmanager
+def uninitialized() -> Iterator[None]:
+    """Layers made inside draw no initial weights; each must be filled before it is used."""
+    token = _drawing.set(False)
+    try:
+        yield
+    finally:
+        _drawing.reset(token)
+
 
 def _normal(generator: Generator | None, shape: tuple[int, ...], std: float, dtype: Any) -> Parameter:
-    return Parameter((generator or default_generator).normal(shape, std, dtype))
+    generator = generator or default_generator
+    if _drawing.get():
+        return Parameter(generator.normal(shape, std, dtype))
+    generator.next_key()
+    return Parameter(np.empty(shape, dtype))
 
 
 class Linear(Module):

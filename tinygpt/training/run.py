@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import backends, kernel, tokenizers
+from .. import backends, kernel, nn, tokenizers
 from ..data import Corpus, RandomBatches, open_tokens, read_text, shakespeare, split, write_tokens
 from ..data.tokens import explain_os_errors, folder_made
 from ..errors import CheckpointError, UsageError
@@ -217,7 +217,8 @@ def load_model(folder: str | Path, which: str = "best") -> tuple[GPT, Tokenizer,
     tokenizer = tokenizers.load(folder)
     try:
         config = GPTConfig.from_dict(checkpoint.state["model_config"])
-        model = GPT(config, dtype=checkpoint.model["wte.weight"].dtype.name)
+        with nn.uninitialized():
+            model = GPT(config, dtype=checkpoint.model["wte.weight"].dtype.name)
         model.load_state_dict(checkpoint.model)
     except (UsageError, TypeError, KeyError) as error:
         raise CheckpointError(f"the {which} checkpoint in {folder} makes no model: {error}") from error
