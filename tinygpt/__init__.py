@@ -33,10 +33,10 @@ _HOME = {
     "GPT": "gpt",
     "GPTConfig": "gpt",
 }
-_MODULES = ("data", "errors", "generation", "nn", "optim", "random", "testing", "tokenizers", "training")
+_MODULES = ("data", "errors", "generation", "interop", "nn", "optim", "random", "testing", "tokenizers", "training")
 
 if TYPE_CHECKING:
-    from . import data, errors, generation, nn, optim, random, testing, tokenizers, training
+    from . import data, errors, generation, interop, nn, optim, random, testing, tokenizers, training
     from .backends.numpy import get_num_threads, set_num_threads
     from .errors import UsageError
     from .gpt import GPT, GPTConfig
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "GPT", "Function", "GPTConfig", "Generator", "Tensor", "UsageError", "__version__", "data", "detect_anomaly",
-    "errors", "generation", "get_num_threads", "manual_seed", "nn", "no_grad", "ops", "optim", "random",
+    "errors", "generation", "get_num_threads", "interop", "manual_seed", "nn", "no_grad", "ops", "optim", "random",
     "set_num_threads", "tensor", "testing", "tokenizers", "training", "use_backend", "use_kernels",
 ]  # fmt: skip
 

@@ -31,6 +31,7 @@ Source: Radford et al., "Language Models are Unsupervised Multitask Learners", 2
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -169,11 +170,60 @@ class GPT(nn.Module):
         self.wpe = nn.Embedding(config.block_size, config.n_embd, std=0.02, generator=generator, dtype=dtype)
         self.h = [Block(config, generator, dtype) for _ in range(config.n_layer)]
         self.ln_f = nn.LayerNorm(config.n_embd, config.bias, config.layer_norm_epsilon, dtype=dtype)
+        self.generation_config: Any = {}  # what `generate` starts from: a loaded model's eos_token_id and the like
 
     @classmethod
     def from_config(cls, config: GPTConfig | Mapping[str, Any], seed: int = 0, dtype: Any = np.float32) -> GPT:
         """A fresh model from a GPTConfig or from its `to_dict()`."""
         return cls(GPTConfig.from_dict(config) if isinstance(config, Mapping) else config, seed, dtype)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder_or_name: str | os.PathLike[str],
+        *,
+        dtype: Any = "float32",
+        quantize: str | None = None,
+        dropout: float | None = None,
+        seed: int = 0,
+        revision: str = "main",
+    ) -> GPT:
+        """The model in a GPT-2 directory of the Hugging Face format, in evaluation mode.
+
+        folder_or_name: a directory with config.json and model.safetensors (or an index and its shards); the folder of a
+        training run, whose best checkpoint is taken; or a name such as "gpt2" or "owner/name", looked up in the local
+        Hugging Face cache and then fetched at `revision` (extra `hub`).
+        dtype: "float32" or "float64" for the parameters, whatever the file has (float32, float16, bfloat16, float64);
+        dtype="bfloat16" and quantize="int8" pack the matrices into 16 and 8 bits, for inference only.
+        dropout: instead of the file's; seed: of the dropout masks. Both matter in training only.
+        Raises UsageError with a sentence: a missing, damaged or foreign file, a model that this one can't represent.
+        """
+        from .interop import from_pretrained  # the layer above
+
+        return from_pretrained(
+            folder_or_name, dtype=dtype, quantize=quantize, dropout=dropout, seed=seed, revision=revision,
+            model_class=cls,
+        )  # fmt: skip
+
+    def save_pretrained(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        dtype: str = "float32",
+        max_shard_size: int | str | None = None,
+        tokenizer: Any = None,
+    ) -> None:
+        """Write a GPT-2 directory that `from_pretrained` and transformers load, replacing the model that is there.
+
+        dtype: "float32", "bfloat16", "float16" or "float64", of the weights in the file. max_shard_size: bytes, or text
+        such as "200MB": larger models become several files. tokenizer: its files are written too.
+        GPT-2 always has biases: a model with bias=False is written with zeros, which computes the same, and a mark, by
+        which `from_pretrained` makes it a model without biases again.
+        A crash or a full disk leaves the old model or the new one, whole. Raises UsageError.
+        """
+        from .interop import save_pretrained
+
+        save_pretrained(self, folder, dtype=dtype, max_shard_size=max_shard_size, tokenizer=tokenizer)
 
     def hidden(self, idx: Any) -> Tensor:
         """idx (B, T) -> ln_f of the residual stream after the last block, (B, T, C)."""
@@ -228,23 +278,17 @@ class GPT(nn.Module):
             )
         return idx
 
-    def generate(
-        self,
-        idx: Any,
-        max_new_tokens: int,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        do_sample: bool = True,
-        seed: int | None = None,
-    ) -> np.ndarray:
+    def generate(self, idx: Any, max_new_tokens: int | None = None, **options: Any) -> Any:
         """idx (B, T) -> (B, T + max_new_tokens) int64: the prompt and what follows it, as a NumPy array.
 
-        The options are those of `tinygpt.generation.stream`, which yields the tokens one by one.
+        model.generate(idx, max_new_tokens=100, temperature=0.8, top_k=50, top_p=0.95, seed=0)
+
+        Arguments and options are those of `tinygpt.generation.generate`: attention_mask, config, logits_processor,
+        tokenizer, return_details, and the fields of `tinygpt.generation.GenerationConfig`.
         """
         from .generation import generate  # the layer above: it knows models, the model needn't know it
 
-        return generate(self, idx, max_new_tokens, temperature, top_k, top_p, do_sample, seed)
+        return generate(self, idx, max_new_tokens, **options)
 
     def flops_per_token(self, length: int | None = None) -> int:
         """Floating-point operations of a training step (forward and backward) for each token: 6 N + 12 L C T.

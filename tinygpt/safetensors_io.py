@@ -27,7 +27,7 @@ import json
 import math
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Self
@@ -92,19 +92,27 @@ class SafetensorsFile:
         info = self.arrays[name]
         if out.shape != info.shape or not out.flags.c_contiguous:
             raise ShapeError(f"read_into: {name!r} needs a contiguous array of shape {info.shape}, not {out.shape}")
+        flat = out.reshape(-1)
+        if info.code not in ("BF16", "BOOL") and np.dtype(DTYPES[info.code]) == out.dtype:
+            self._seek(info.begin)
+            self._fill(flat)
+        else:
+            for start, piece in self.pieces(name, out.dtype):
+                flat[start : start + piece.size] = piece
+
+    def pieces(self, name: str, dtype: Any) -> Iterator[tuple[int, np.ndarray]]:
+        """`(start, numbers)`: the array from its first number to its last, a part at a time, converted to `dtype`."""
+        info = self.arrays[name]
         self._seek(info.begin)
-        flat, stored = out.reshape(-1), np.dtype(DTYPES[info.code])
-        if info.code not in ("BF16", "BOOL") and stored == out.dtype:
-            return self._fill(flat)
-        for start in range(0, flat.size, _PIECE):
-            part = flat[start : start + _PIECE]
-            piece = np.empty(part.size, stored)
+        size = math.prod(info.shape)
+        for start in range(0, size, _PIECE):
+            piece = np.empty(min(_PIECE, size - start), DTYPES[info.code])
             self._fill(piece)
             try:
                 with np.errstate(over="raise", invalid="ignore"):  # a NaN stays a NaN
-                    part[...] = _decoded(piece, info.code)
+                    yield start, _decoded(piece, info.code).astype(dtype, copy=False)
             except FloatingPointError:
-                raise self._wrong(f"{name!r} holds numbers beyond the range of {out.dtype}") from None
+                raise self._wrong(f"{name!r} holds numbers beyond the range of {np.dtype(dtype)}") from None
 
     def read(self, name: str) -> np.ndarray:
         """The array in its own dtype; BF16 as float32."""
@@ -206,7 +214,7 @@ def _are_counts(values: Any) -> bool:
 
 
 def _decoded(piece: np.ndarray, code: str) -> np.ndarray:
-    """Numbers as they lie in the file -> numbers that NumPy can assign to any dtype."""
+    """Numbers as they lie in the file -> numbers that NumPy can convert to any dtype."""
     if code == "BF16":
         return (piece.astype(np.uint32) << np.uint32(16)).view(np.float32)
     return piece != 0 if code == "BOOL" else piece

@@ -1,0 +1,175 @@
+"""config.json and generation_config.json of a GPT-2 directory, and what they mean here.
+
+| config.json | GPTConfig |
+|---|---|
+| vocab_size, n_layer, n_head, n_embd, layer_norm_epsilon | the same |
+| n_positions | block_size |
+| resid_pdrop, embd_pdrop, attn_pdrop | dropout: one for all three |
+| (none) | bias: GPT-2 always has biases. Ours without them is written with biases of zero and "tinygpt_bias": false |
+
+A configuration whose mathematics this model doesn't have is refused by name. What changes nothing in the mathematics
+(reorder_and_upcast_attn, use_cache, summary_*, ...) is passed over.
+
+generation_config.json is kept as it is, as the model's `generation_config`: `generate` starts from it, and
+`save_pretrained` writes it again.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..checks import number, whole_number
+from ..errors import CheckpointError, UsageError
+from ..gpt import GPTConfig
+from ..safetensors_io import unique_names
+
+CONFIG, GENERATION = "config.json", "generation_config.json"
+SIZES = {
+    "vocab_size": "vocab_size", "n_positions": "block_size", "n_layer": "n_layer", "n_head": "n_head",
+    "n_embd": "n_embd",
+}  # fmt: skip
+DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
+TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+NO_BIAS = "tinygpt_bias"
+# Settings that decide the mathematics: the values that are this model's. What is missing is GPT-2's, the first value.
+_REPRESENTED: dict[str, tuple[Any, ...]] = {
+    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),  # two names of the tanh form of GELU
+    "scale_attn_weights": (True,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "add_cross_attention": (False,),
+    "tie_word_embeddings": (True,),
+    "quantization_config": (None,),
+}
+_LONGEST = 10_000_000  # bytes of a JSON file; the index of the largest GPT-2 has 60,000
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises CheckpointError: missing, too long, damaged, something else than an object."""
+    try:
+        with open(path, "rb") as file:
+            content = file.read(_LONGEST + 1)
+        if len(content) > _LONGEST:
+            raise CheckpointError(f"{path} has more than {_LONGEST} bytes: it is no file of a model")
+        found = json.loads(content.decode("utf-8"), object_pairs_hook=unique_names, parse_constant=_no_number)
+    except FileNotFoundError:
+        raise CheckpointError(f"there is no file {path}") from None
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+    except CheckpointError:
+        raise
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, a name twice
+        raise CheckpointError(f"{path} is damaged or cut short: {error}") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path} must hold a JSON object, not {type(found).__name__}")
+    return found
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number that JSON has")
+
+
+def read_config(folder: Path, dropout: float | None = None) -> tuple[GPTConfig, bool]:
+    """`(config, bias_marked_absent)` of the config.json in `folder`; a `dropout` given replaces the file's.
+
+    Raises CheckpointError or another UsageError: a damaged file, wrong types, sizes without sense, a model that is
+    none of ours. Warns where the file's three dropouts differ.
+    """
+    path = folder / CONFIG
+    settings = read_json(path)
+    _refuse_other_models(path, settings)
+    missing = [name for name in SIZES if name not in settings]
+    if missing:
+        raise CheckpointError(f"{path} lacks {', '.join(missing)}")
+    sizes: dict[str, Any] = {ours: whole_number(str(path), name, settings[name]) for name, ours in SIZES.items()}
+    if not _is_any_of(settings.get("n_inner"), (None, 4 * sizes["n_embd"])):
+        raise CheckpointError(
+            f"{path}: n_inner is {_brief(settings['n_inner'])}; this model's is always 4 * n_embd = "
+            f"{4 * sizes['n_embd']}, so it can't represent that one"
+        )
+    epsilon = number(str(path), "layer_norm_epsilon", settings.get("layer_norm_epsilon", 1e-5), above=0)
+    share = _dropout(path, settings) if dropout is None else dropout
+    try:
+        config = GPTConfig(**sizes, dropout=share, layer_norm_epsilon=epsilon)
+    except UsageError as error:
+        raise CheckpointError(f"{path} makes no model: {error}") from error
+    return config, settings.get(NO_BIAS) is False
+
+
+def _refuse_other_models(path: Path, settings: Mapping[str, Any]) -> None:
+    kind = settings.get("model_type")
+    if kind != "gpt2":
+        raise CheckpointError(
+            f"{path} is of a model of type {_brief(kind)}; tinygpt loads those of type 'gpt2'"
+            if kind is not None
+            else f"{path} names no model_type; tinygpt loads models of type 'gpt2'"
+        )
+    for name, values in _REPRESENTED.items():
+        value = settings.get(name, values[0])
+        if not _is_any_of(value, values):
+            wanted = " or ".join(repr(value) for value in values)
+            raise CheckpointError(
+                f"{path}: {name} is {_brief(value)}; this model's is {wanted}, so it can't represent that one"
+            )
+
+
+def _is_any_of(value: Any, values: tuple[Any, ...]) -> bool:
+    """Whether it is one of them, in its type too: 1 is not True."""
+    return any(type(value) is type(one) and value == one for one in values)
+
+
+def _brief(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _dropout(path: Path, settings: Mapping[str, Any]) -> float:
+    shares = [number(str(path), name, settings.get(name, 0.1), at_least=0, below=1) for name in DROPOUTS]
+    if len(set(shares)) > 1:
+        told = ", ".join(f"{name} {share:g}" for name, share in zip(DROPOUTS, shares, strict=True))
+        warnings.warn(
+            f"{path} has {told}; this model has one dropout for all three places and takes {shares[0]:g} "
+            "(which matters in training only): from_pretrained(..., dropout=...) chooses it",
+            stacklevel=5,
+        )
+    return shares[0]
+
+
+def config_json(config: GPTConfig, dtype: str, generation: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of config.json for this model, its weights saved as `dtype`; `generation` has the special tokens."""
+    sizes = {name: getattr(config, ours) for name, ours in SIZES.items()}
+    mark = {} if config.bias else {NO_BIAS: False}
+    return {
+        "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], **sizes, "n_inner": None,
+        "activation_function": "gelu_new", **dict.fromkeys(DROPOUTS, config.dropout),
+        "layer_norm_epsilon": config.layer_norm_epsilon, "initializer_range": 0.02, "scale_attn_weights": True,
+        "tie_word_embeddings": True, **{name: generation.get(name) for name in TOKEN_IDS}, "torch_dtype": dtype, **mark,
+    }  # fmt: skip
+
+
+def read_generation(folder: Path, vocab_size: int) -> dict[str, Any]:
+    """The settings in generation_config.json, with the ids of the special tokens from wherever they are given.
+
+    Older directories have them in config.json alone. Ids beyond the vocabulary, which configurations of small models
+    often carry over from GPT-2's, stand for no token and are left out.
+    """
+    settings = read_json(folder / GENERATION) if (folder / GENERATION).exists() else {}
+    found = {name: value for name, value in settings.items() if name[:1] != "_" and name != "transformers_version"}
+    others = read_json(folder / CONFIG)
+    for name in TOKEN_IDS:
+        value = found.pop(name, None)
+        ids = _token_ids(folder, name, others.get(name) if value is None else value, vocab_size)
+        if ids:
+            found[name] = ids if len(ids) > 1 else ids[0]
+    return found
+
+
+def _token_ids(folder: Path, name: str, value: Any, vocab_size: int) -> list[int]:
+    """One id, several where generation may end at any of them, or none."""
+    ids = value if isinstance(value, list) and name == "eos_token_id" else [] if value is None else [value]
+    if not all(type(one) is int for one in ids):
+        raise CheckpointError(f"{folder}: {name} must be a whole number, not {_brief(value)}")
+    return [one for one in ids if 0 <= one < vocab_size]

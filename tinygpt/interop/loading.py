@@ -1,0 +1,113 @@
+"""From a GPT-2 directory, or the folder of a training run, to a model.
+
+The order: the small files are read and checked, then the headers of the weights against them, and only then is memory
+taken: for the model, whose parameters are made without initial weights and filled straight from the file. So a model
+takes no more memory while it is loaded than afterwards, and nothing that a file merely claims is believed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import backends, nn
+from ..checks import number
+from ..errors import CheckpointError, UsageError
+from ..gpt import GPT, GPTConfig
+from .config import CONFIG, read_config, read_generation
+from .hub import find_model
+from .saving import finish_save, token_ids
+from .weights import open_weights
+
+RUN = "checkpoints.json"  # what makes a folder that of a training run
+
+
+def from_pretrained(
+    folder_or_name: str | os.PathLike[str],
+    *,
+    dtype: Any = "float32",
+    quantize: str | None = None,
+    dropout: float | None = None,
+    seed: int = 0,
+    revision: str = "main",
+    checkpoint: str = "best",
+    model_class: type[GPT] = GPT,
+) -> GPT:
+    """What `GPT.from_pretrained` does; see there. model_class: GPT or a subclass."""
+    held, packed = _formats(dtype, quantize)
+    if dropout is not None:
+        dropout = number("from_pretrained", "dropout", dropout, at_least=0, below=1)
+    folder = find_model(folder_or_name, revision)
+    finish_save(folder)
+    with backends.use_backend("numpy"):
+        if is_run(folder):
+            model = _load_run(folder, checkpoint, held, dropout, seed, model_class)
+        else:
+            model = _load_directory(folder, held, dropout, seed, model_class)
+    model.eval()
+    if packed is not None:
+        pack: Any = getattr(model, "pack", None)
+        if pack is None:
+            raise UsageError(f"from_pretrained: this version of tinygpt can't pack weights into {packed} yet")
+        pack(packed)
+    model.to(backends.current())
+    return model
+
+
+def is_run(folder: Path) -> bool:
+    """Whether `folder` is that of a training run; one that has a config.json too is a GPT-2 directory."""
+    return (folder / RUN).exists() and not (folder / CONFIG).exists()
+
+
+def _formats(dtype: Any, quantize: Any) -> tuple[str, str | None]:
+    """`(dtype of the parameters, what they are packed into)`."""
+    names = {np.float32: "float32", np.float64: "float64"}
+    dtype = dtype if isinstance(dtype, str) else names.get(dtype, dtype)
+    if dtype not in ("float32", "float64", "bfloat16"):
+        raise UsageError(f"from_pretrained: dtype must be 'float32', 'float64' or 'bfloat16', not {dtype!r}")
+    if quantize not in (None, "int8"):
+        raise UsageError(f"from_pretrained: quantize must be None or 'int8', not {quantize!r}")
+    if quantize is not None and dtype != "float32":
+        raise UsageError(
+            f"from_pretrained: dtype={dtype!r} and quantize={quantize!r} contradict each other: leave one out"
+        )
+    return ("float32", "bfloat16") if dtype == "bfloat16" else (dtype, quantize)
+
+
+def _load_directory(folder: Path, dtype: str, dropout: float | None, seed: int, model_class: type[GPT]) -> GPT:
+    config, marked = read_config(folder, dropout)
+    generation = read_generation(folder, config.vocab_size)
+    with open_weights(folder) as weights:
+        weights.check(config)
+        if marked and weights.without_biases():  # else it was trained on elsewhere, and has them now
+            config = dataclasses.replace(config, bias=False)
+        model = _empty_model(model_class, config, seed, dtype)
+        weights.fill(model)
+    model.generation_config = generation
+    return model
+
+
+def _load_run(folder: Path, which: str, dtype: str, dropout: float | None, seed: int, model_class: type[GPT]) -> GPT:
+    from .. import tokenizers
+    from ..training.checkpoint import CheckpointFolder  # the loop and its settings come with it
+
+    checkpoint = CheckpointFolder(folder).load(which)
+    try:
+        config = GPTConfig.from_dict(checkpoint.state["model_config"])
+        if dropout is not None:
+            config = dataclasses.replace(config, dropout=dropout)
+        model = _empty_model(model_class, config, seed, dtype)
+        model.load_state_dict(checkpoint.model)
+    except (UsageError, TypeError, KeyError) as error:
+        raise CheckpointError(f"the {which} checkpoint in {folder} makes no model: {error}") from error
+    model.generation_config = token_ids(tokenizers.load(folder))
+    return model
+
+
+def _empty_model(model_class: type[GPT], config: GPTConfig, seed: int, dtype: str) -> GPT:
+    with nn.uninitialized():
+        return model_class(config, seed, dtype)

@@ -1,0 +1,170 @@
+"""The arrays of a GPT-2 directory: their names and shapes, and the way from the file into a model.
+
+    with open_weights(folder) as weights:       # model.safetensors, or model.safetensors.index.json and its shards
+        weights.check(config)                   # all there, nothing else, of the right shapes
+        weights.fill(model)
+
+Names are those of this model's parameters, with the prefix `transformer.` where the file is of a model with a head
+and without it where it is of the model alone. Three kinds of arrays are no parameters: `attn.bias` and
+`attn.masked_bias`, which older versions of transformers kept and which are the causal mask, and `lm_head.weight`, which
+must be the token embedding once more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import CheckpointError
+from ..gpt import GPT, GPTConfig
+from ..safetensors_io import SafetensorsFile
+from .config import read_json
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+PREFIX = "transformer."
+HOW_TO_CONVERT = (
+    'where transformers and PyTorch are installed, convert it with: python -c "from transformers import '
+    "AutoModelForCausalLM as M; M.from_pretrained('{}').save_pretrained('NEW_FOLDER')\""
+)
+_HEAD = "lm_head.weight"
+_MASK = re.compile(r"h\.\d+\.attn\.(masked_)?bias")
+_FILE_NAME = re.compile(r"[^/\\:\0]+\.safetensors")
+
+
+def parameter_shapes(config: GPTConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Name and shape of every array of a GPT-2 of this size, biases included, in the model's order."""
+    V, T, C = config.vocab_size, config.block_size, config.n_embd
+    yield from (("wte.weight", (V, C)), ("wpe.weight", (T, C)))
+    for layer in range(config.n_layer):
+        for part, shape in (
+            ("ln_1", (C,)), ("attn.c_attn", (C, 3 * C)), ("attn.c_proj", (C, C)),
+            ("ln_2", (C,)), ("mlp.c_fc", (C, 4 * C)), ("mlp.c_proj", (4 * C, C)),
+        ):  # fmt: skip
+            yield f"h.{layer}.{part}.weight", shape
+            yield f"h.{layer}.{part}.bias", shape[-1:]
+    yield from (("ln_f.weight", (C,)), ("ln_f.bias", (C,)))
+
+
+class Weights:
+    """The arrays of one model, in one file or several: `place` says where each parameter is."""
+
+    def __init__(self, folder: Path, files: list[SafetensorsFile]) -> None:
+        self.folder = folder
+        self.place: dict[str, tuple[SafetensorsFile, str]] = {}
+        for file in files:
+            for stored in file.arrays:
+                name = stored.removeprefix(PREFIX)
+                if name in self.place:
+                    raise CheckpointError(f"the weights in {folder} hold {name!r} twice")
+                if not _MASK.fullmatch(name):
+                    self.place[name] = (file, stored)
+        self.head = self.place.pop(_HEAD, None)
+
+    def check(self, config: GPTConfig) -> None:
+        """Raise CheckpointError unless these are the arrays of a model of this size. Reads none of them."""
+        # First of all, before names are made for a billion layers that somebody claims.
+        if config.n_layer > len(self.place):
+            raise CheckpointError(
+                f"the weights in {self.folder} are {len(self.place)} arrays, too few for the {config.n_layer} layers "
+                "of its config.json"
+            )
+        shapes = dict(parameter_shapes(config))
+        for what, names in (("lack", shapes.keys() - self.place.keys()), ("have", self.place.keys() - shapes.keys())):
+            if names:
+                more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+                told = ", ".join(repr(name) for name in sorted(names)[:3]) + more
+                why = "that this model's config.json asks for" if what == "lack" else "which is no part of a GPT-2"
+                raise CheckpointError(f"the weights in {self.folder} {what} {told}, {why}")
+        for name, shape in shapes.items():
+            self._check_array(name, self.place[name], shape)
+        if self.head is not None:
+            self._check_array(_HEAD, self.head, shapes["wte.weight"])
+
+    def _check_array(self, name: str, place: tuple[SafetensorsFile, str], shape: tuple[int, ...]) -> None:
+        info = place[0].arrays[place[1]]
+        if info.shape != shape:
+            raise CheckpointError(
+                f"the weights in {self.folder} have {name!r} of shape {info.shape}; config.json says {shape}"
+            )
+        if info.code not in ("F32", "F16", "BF16", "F64"):
+            raise CheckpointError(
+                f"the weights in {self.folder} have {name!r} as {info.code}; tinygpt loads F32, F16, BF16 and F64: "
+                "take the model's version that is not quantized"
+            )
+
+    def without_biases(self) -> bool:
+        """Whether every bias is zero."""
+        return not any(file.read(stored).any() for name, (file, stored) in self.place.items() if name.endswith(".bias"))
+
+    def fill(self, model: GPT) -> None:
+        """Read every parameter of `model`, which lives on NumPy; `check` has passed. Raises CheckpointError."""
+        for name, parameter in model.named_parameters():
+            file, stored = self.place[name]
+            file.read_into(stored, parameter.data)
+        if self.head is not None:
+            self._compare_head(model.wte.weight.data)
+
+    def _compare_head(self, embedding: np.ndarray) -> None:
+        assert self.head is not None
+        file, stored = self.head
+        flat: Any = embedding.reshape(-1)
+        for start, piece in file.pieces(stored, embedding.dtype):
+            if not np.array_equal(piece, flat[start : start + piece.size], equal_nan=True):
+                raise CheckpointError(
+                    f"the weights in {self.folder} have a {_HEAD} that differs from the token embedding wte.weight; "
+                    "this model has one matrix for both, so it can't represent that one"
+                )
+
+
+@contextlib.contextmanager
+def open_weights(folder: Path) -> Iterator[Weights]:
+    """The weights in `folder`; where both are there, model.safetensors comes before the index, as in transformers."""
+    with contextlib.ExitStack() as stack:
+        if (folder / SINGLE).exists():
+            files = [stack.enter_context(SafetensorsFile(folder / SINGLE))]
+        elif (folder / INDEX).exists():
+            shards = shards_of(folder)
+            files = [stack.enter_context(SafetensorsFile(folder / name)) for name in sorted(set(shards.values()))]
+            _check_index(folder, shards, files)
+        else:
+            raise CheckpointError(_no_weights(folder))
+        yield Weights(folder, files)
+
+
+def shards_of(folder: Path) -> dict[str, str]:
+    """Name of an array -> name of the file that holds it, of the index in `folder`."""
+    path = folder / INDEX
+    shards = read_json(path).get("weight_map")
+    if not isinstance(shards, dict) or not shards:
+        raise CheckpointError(f"{path} has no weight_map that says which file holds which array")
+    for name, file in shards.items():
+        if not isinstance(file, str) or not _FILE_NAME.fullmatch(file):
+            raise CheckpointError(f"{path}: {name!r} must be in a .safetensors file of the same folder, not {file!r}")
+    return shards
+
+
+def _check_index(folder: Path, shards: dict[str, str], files: list[SafetensorsFile]) -> None:
+    """Each array must be in the file that the index gives, and nowhere else."""
+    held = {(file.path.name, name) for file in files for name in file.arrays}
+    named = {(file, name) for name, file in shards.items()}
+    for file, name in sorted(named - held)[:1]:
+        raise CheckpointError(f"{folder / INDEX} says that {file} holds {name!r}, which it does not")
+    for file, name in sorted(held - named)[:1]:
+        raise CheckpointError(f"{folder / file} holds {name!r}, which {INDEX} does not say")
+
+
+def _no_weights(folder: Path) -> str:
+    """What to say where there are none in our format."""
+    if any(folder.glob("pytorch_model*.bin")):
+        return (
+            f"{folder} has its weights as pytorch_model.bin only, a pickle, which can run any code when it is read and "
+            "is not loaded here: " + HOW_TO_CONVERT.format(folder)
+        )
+    others = [name for name in ("tf_model.h5", "flax_model.msgpack") if (folder / name).exists()]
+    found = f", only {others[0]}, which tinygpt does not read" if others else ""
+    return f"there are no weights in {folder}: neither {SINGLE} nor {INDEX}{found}"
