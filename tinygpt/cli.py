@@ -28,6 +28,7 @@ from . import __version__, backends
 from .errors import UsageError
 
 if TYPE_CHECKING:
+    from .generation import GenerationConfig
     from .gpt import GPT
     from .tokenizers import Tokenizer
 
@@ -174,24 +175,24 @@ def sample(options: argparse.Namespace) -> int:
 
 def check_sampling_options(tokenizer: Tokenizer, options: argparse.Namespace) -> None:
     """Raise what `sample_text` would raise, without a model: a mistake is found before the training, not after it."""
-    from .generation import check_options
-
     _prompt(tokenizer, options)
-    check_options(options.max_new_tokens, options.temperature, options.top_k)
+    _generation_config(options)
+
+
+def _generation_config(options: argparse.Namespace) -> GenerationConfig:
+    from .generation import GenerationConfig
+
+    return GenerationConfig(max_new_tokens=options.max_new_tokens, temperature=options.temperature, top_k=options.top_k)
 
 
 def sample_text(model: GPT, tokenizer: Tokenizer, options: argparse.Namespace, seed: int) -> Iterator[str]:
     """The prompt, then what the model makes of it, piece by piece as it is made. Raises UsageError."""
-    from .generation import stream
-    from .tokenizers import StreamDecoder
+    from .generation import stream_text
 
-    prompt, idx = _prompt(tokenizer, options)
-    tokens = stream(model, idx, options.max_new_tokens, options.temperature, options.top_k, seed=seed)
+    prompt, _ = _prompt(tokenizer, options)
+    pieces = stream_text(model, tokenizer, prompt, config=_generation_config(options), seed=seed)
     yield prompt
-    decoder = StreamDecoder(tokenizer)
-    for ids in tokens:
-        yield decoder.feed(ids)
-    yield decoder.finish()
+    yield from pieces
 
 
 def _prompt(tokenizer: Tokenizer, options: argparse.Namespace) -> tuple[str, np.ndarray]:

@@ -1,7 +1,41 @@
-"""Text from a model: sampling, and the processors that shape its choice."""
+"""Text from a model: greedy, sampled, or by beam search.
+
+    out = generate(model, idx, max_new_tokens=100, temperature=0.8, top_k=50, seed=0)
+    for ids in stream(model, idx, ...): ...                  # token by token
+    for text in stream_text(model, tokenizer, "ROMEO:", ...): ...
+
+| file | what is there |
+|---|---|
+| `options` | `GenerationConfig`: the options under transformers' names, checked |
+| `config_file` | generation_config.json |
+| `prompts` | prompts of different length, padding and masks |
+| `reader`, `decoder`, `cache` | the rows so far, and the model's logits after them |
+| `processors` | what the tokens so far change about the next one's scores |
+| `truncation` | temperature, top_k, top_p, min_p, typical_p |
+| `choice` | the best token, or a draw; random numbers |
+| `stopping` | eos tokens and stop strings |
+| `sampler` | the loop |
+| `beam` | beam search |
+| `text` | text as it is made |
+"""
 
 from __future__ import annotations
 
-from .sampler import check_options, generate, stream
+from .config_file import config_from_dict, config_to_dict, read_config_file, write_config_file
+from .options import GenerationConfig
+from .processors import Rows
+from .sampler import Generated, generate, stream
+from .text import stream_text
 
-__all__ = ["check_options", "generate", "stream"]
+__all__ = [
+    "Generated",
+    "GenerationConfig",
+    "Rows",
+    "config_from_dict",
+    "config_to_dict",
+    "generate",
+    "read_config_file",
+    "stream",
+    "stream_text",
+    "write_config_file",
+]

@@ -1,158 +1,313 @@
-"""The sampler: from a prompt, one token after the other.
+"""Generation: from prompts, one token after the other.
 
+    out = generate(model, idx, max_new_tokens=100, temperature=0.8, top_k=50, seed=0)
     for ids in stream(model, idx, max_new_tokens=100, temperature=0.8, top_k=50, seed=0):
-        ...                                       # ids (B,): the next token of each row, as soon as it is chosen
+        ...                                   # ids (R,): the next token of each row, as soon as it is chosen
 
-Each step asks the model for the logits of the next token, and chooses: the greatest (greedy), or a draw from the
-probabilities that temperature, top_k and top_p leave.
-
-The window. A model reads at most block_size tokens. A longer text is cut to its last block_size tokens, and
-every step computes the whole window anew: positions are learned, so when the window slides each token gets a new one.
-
-Randomness. Row b of step t uses a number that is a pure function of (seed, t, b). So the same seed gives
-the same text, and row b does not depend on how many rows there are. (The logits themselves may differ in the last bits
-with the size of the batch, as matrix products round differently; a draw on the edge between two tokens could see it.)
+The options are the fields of `GenerationConfig`, under transformers' names. Each step asks the model for the logits of
+the next token (`reader`), lets processors change them (`processors`), chooses (`choice`) and sees which rows end
+(`stopping`); rows that have ended leave the batch and cost nothing. Several beams are searched by `beam`.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import backends, random
-from ..checks import number, whole_number
 from ..errors import UsageError
-from ..function import no_grad
-from .processors import apply_temperature, keep_top_k, keep_top_p, softmax
+from .choice import Chooser, Uniforms, request_seed
+from .config_file import config_from_dict
+from .options import DEFAULT_NEW_TOKENS, WHERE, GenerationConfig, check_vocabulary
+from .processors import Processor, history_processors, user_processors
+from .prompts import Prompts, read_prompts
+from .reader import Reader
+from .stopping import BLOCK, LENGTH, Stopping, check_tokenizer
 
 if TYPE_CHECKING:
     from ..gpt import GPT
 
-# Sampling has streams of its own, far from those that weights and dropout masks of the same seed use.
-_FIRST_STREAM = 1 << 48
 
+@dataclass(frozen=True)
+class Generated:
+    """What `generate(..., return_details=True)` returns: R = B * num_return_sequences rows, N the most new tokens.
 
-def stream(
-    model: GPT,
-    idx: Any,
-    max_new_tokens: int,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    do_sample: bool = True,
-    seed: int | None = None,
-) -> Iterator[np.ndarray]:
-    """Yield the next token of each row, (B,) int64, `max_new_tokens` times.
-
-    idx: (B, T) integers, the prompts, T at least 1. temperature: 0 means greedy, as does do_sample=False.
-    top_k: draw from the k most likely (and their equals). top_p: draw from the most likely that make up p.
-    seed: None takes one from `tinygpt.random.default_generator`.
-
-    The model works without its dropout and without a graph; between two tokens, and afterwards, it is in the mode
-    it was in. Raises UsageError, ShapeError, DtypeError, RangeError, all of them before the first token.
+    sequences            (R, T + N) int64: the prompts, padded on the left, what follows, padded on the right
+    lengths              (R,) int64: how many tokens were generated, an eos token included
+    finish_reasons       R times "eos", "stop_string", "length" or "block" (the block is full and overflow="stop")
+    log_probs            (R, N) float64: of each token under the model itself, log_softmax of its logits; 0 at padding
+    processed_log_probs  (R, N) float64: of each token under what it was chosen from: after processors, temperature
+                         and truncation (in beam search: what the beam's score adds up); 0 at padding
+    scores               (R,) float64 in beam search, best first for each prompt: sum(processed_log_probs) /
+                         lengths**length_penalty; None otherwise
     """
-    ids = _prompt(model, idx)
-    count, temperature, top_k, top_p = check_options(max_new_tokens, temperature, top_k, top_p)
-    greedy = temperature == 0 or not do_sample
-    if seed is None:
-        seed = int(random.default_generator.integers(2**53)) if not greedy else 0
-    seed = random.Generator(seed).seed  # refuses what is not a seed
 
-    def steps() -> Iterator[np.ndarray]:
-        window = ids
-        for step in range(count):
-            window = window[:, -model.config.block_size :]
-            logits = _next_logits(model, window)
-            if greedy:
-                chosen = logits.argmax(axis=1)
-            else:
-                chosen = draw(process(logits, temperature, top_k, top_p), uniforms(seed, step, len(logits)))
-            window = np.concatenate([window, chosen[:, None]], axis=1)
-            yield chosen
-
-    return steps()
+    sequences: np.ndarray
+    lengths: np.ndarray
+    finish_reasons: list[str]
+    log_probs: np.ndarray
+    processed_log_probs: np.ndarray
+    scores: np.ndarray | None = None
 
 
-def check_options(
-    max_new_tokens: int, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
-) -> tuple[int, float, int | None, float | None]:
-    """The four as plain numbers. Raises UsageError or DtypeError for one without sense, as `stream` does."""
-    where = "generate"
-    return (
-        whole_number(where, "max_new_tokens", max_new_tokens, at_least=0),
-        number(where, "temperature", temperature, at_least=0),
-        None if top_k is None else whole_number(where, "top_k", top_k),
-        None if top_p is None else number(where, "top_p", top_p, above=0, at_most=1),
-    )
+@dataclass
+class Request:
+    """Everything about a call of `generate`, checked."""
+
+    model: GPT
+    prompts: Prompts
+    config: GenerationConfig
+    processors: list[Processor]
+    stopping: Stopping
+    limits: np.ndarray  # (B,) the most new tokens of each prompt
+    limit_reasons: list[str]  # (B) why no more than that
+    padding: int
+    seed: int | tuple[int, ...]
+
+    @property
+    def copies(self) -> int:
+        return self.config.num_return_sequences
 
 
 def generate(
     model: GPT,
     idx: Any,
-    max_new_tokens: int,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    do_sample: bool = True,
-    seed: int | None = None,
-) -> np.ndarray:
-    """The prompts and what follows them, (B, T + max_new_tokens) int64. The options are those of `stream`."""
-    tokens = stream(model, idx, max_new_tokens, temperature, top_k, top_p, do_sample, seed)
-    return np.concatenate([_prompt(model, idx), *(chosen[:, None] for chosen in tokens)], axis=1)
+    max_new_tokens: int | None = None,
+    *,
+    attention_mask: Any = None,
+    config: GenerationConfig | None = None,
+    logits_processor: Any = (),
+    tokenizer: Any = None,
+    return_details: bool = False,
+    **options: Any,
+) -> Any:
+    """The prompts and what follows, (B * num_return_sequences, T + N) int64; the samples of a prompt are neighbours.
 
+    idx: (B, T) integers, or a list of B prompts of any lengths, each at least one token; with `attention_mask` (B, T)
+    of 0 and 1 the prompts are the tokens at the ones, and the padding may be left or right (it moves to the left).
+    config: where the options start from, a `GenerationConfig` or transformers' settings as a dict; None: the model's
+    own `generation_config`, else the defaults. options: fields of `GenerationConfig`, which change it.
+    logits_processor: functions (rows, logits) -> logits as in `processors`.
+    tokenizer: for stop strings; ids beyond its vocabulary are never chosen. return_details: a `Generated` instead.
 
-def process(logits: np.ndarray, temperature: float, top_k: int | None, top_p: float | None) -> np.ndarray:
-    """The processors that were asked for, in their order. logits (B, V) -> (B, V)."""
-    logits = apply_temperature(logits, temperature)
-    if top_k is not None:
-        logits = keep_top_k(logits, top_k)
-    if top_p is not None:
-        logits = keep_top_p(logits, top_p)
-    return logits
-
-
-def draw(logits: np.ndarray, u: np.ndarray) -> np.ndarray:
-    """A token for each row by inversion: the first whose cumulative probability exceeds u in [0, 1).
-
-    logits (B, V), u (B,) -> (B,) int64. A token of probability 0 is never drawn: the sum does not rise there.
+    N is the most tokens that any row got: fewer than were allowed if all rows end before. The model works without its
+    dropout and without a graph, and is left in the mode it was in. All is checked before the first token: raises
+    UsageError, ShapeError, DtypeError, RangeError.
     """
-    cumulative = np.cumsum(softmax(logits), axis=1)  # (B, V)
-    target = u * cumulative[:, -1]  # (B,) the last sum may differ from 1 by rounding
-    return (cumulative <= target[:, None]).sum(axis=1)
+    options["max_new_tokens"] = max_new_tokens
+    request = prepare(model, idx, attention_mask, config, logits_processor, tokenizer, options)
+    if request.config.num_beams > 1:
+        from .beam import beam_search
+
+        generated = beam_search(request)
+    else:
+        record = _Record(len(request.prompts.rows) * request.copies, return_details)
+        tokens = list(_steps(request, record))
+        generated = record.result(request, tokens)
+    return generated if return_details else generated.sequences
 
 
-def uniforms(seed: int, step: int, rows: int) -> np.ndarray:
-    """(rows,) float64 in [0, 1), 53 random bits each; number b is a pure function of (seed, step, b)."""
-    pairs = random.words(seed, _FIRST_STREAM + step, rows, 2).astype(np.uint64)  # (rows, 2)
-    bits = (pairs[:, 0] << np.uint64(32)) | pairs[:, 1]
-    return (bits >> np.uint64(11)) * 2.0**-53
+def stream(
+    model: GPT,
+    idx: Any,
+    max_new_tokens: int | None = None,
+    *,
+    attention_mask: Any = None,
+    config: GenerationConfig | None = None,
+    logits_processor: Any = (),
+    tokenizer: Any = None,
+    **options: Any,
+) -> Iterator[np.ndarray]:
+    """Yield the next token of each row, (R,) int64, until all rows have ended; those that have get the padding id.
 
-
-def _next_logits(model: GPT, window: np.ndarray) -> np.ndarray:
-    """The model's scores (B, V) for the token after the window, as float64 in the computer's memory."""
-    with no_grad(), _evaluating(model):
-        logits = model.next_logits(window).numpy().astype(np.float64)
-    if not np.isfinite(logits).all():
+    The arguments, and what is raised before the first token, are those of `generate`. Beams can't be streamed.
+    """
+    options["max_new_tokens"] = max_new_tokens
+    request = prepare(model, idx, attention_mask, config, logits_processor, tokenizer, options)
+    if request.config.num_beams > 1:
         raise UsageError(
-            "generate: the model's logits are not finite numbers: its weights hold nan or inf, or overflow"
+            f"{WHERE}: beam search knows its tokens only at the end, so it can't be streamed: use generate"
         )
-    return logits
+    return _steps(request, _Record(0, False))
 
 
-@contextlib.contextmanager
-def _evaluating(model: GPT) -> Iterator[None]:
-    training = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in training:
-            module.training = mode
+# Checks -------------------------------------------------------------------------------------------
 
 
-def _prompt(model: GPT, idx: Any) -> np.ndarray:
-    """The prompt as (B, T) int64, checked up front: all of it, not only the part in the window."""
-    return backends.move(model.check_ids(idx, any_length=True), "numpy").astype(np.int64)
+def prepare(
+    model: GPT,
+    idx: Any,
+    attention_mask: Any,
+    config: Any,
+    logits_processor: Any,
+    tokenizer: Any,
+    options: dict[str, Any],
+) -> Request:
+    """All that a call says, checked against the model and against itself."""
+    if options["max_new_tokens"] is None:
+        del options["max_new_tokens"]
+    config = resolve_config(model, config, tokenizer, options)
+    prompts = read_prompts(model, idx, attention_mask)
+    limits, reasons = _limits(model, config, prompts)
+    return Request(
+        model=model,
+        prompts=prompts,
+        config=config,
+        processors=history_processors(config) + user_processors(logits_processor),
+        stopping=Stopping(config, tokenizer),
+        limits=limits,
+        limit_reasons=reasons,
+        padding=_padding(config, prompts, limits),
+        seed=request_seed(config, len(prompts.rows)),
+    )
+
+
+def resolve_config(model: Any, config: Any, tokenizer: Any, options: dict[str, Any]) -> GenerationConfig:
+    """The config of a call: what the model or the call starts from, the options, and what model and tokenizer bound."""
+    if config is None:
+        config = getattr(model, "generation_config", None) or GenerationConfig()
+    if isinstance(config, Mapping):
+        config = config_from_dict(config)
+    if not isinstance(config, GenerationConfig):
+        raise UsageError(f"{WHERE}: config must be a GenerationConfig, not {type(config).__name__}")
+    config = config.with_options(options)
+    check_tokenizer(tokenizer)
+    V = model.config.vocab_size
+    real = config.vocab_size if config.vocab_size is not None else getattr(tokenizer, "vocab_size", V)
+    if real > V:
+        whose = "vocab_size" if config.vocab_size is not None else "the tokenizer"
+        raise UsageError(f"{WHERE}: {whose} has {real} ids, but the model only {V}: it belongs to another model")
+    check_vocabulary(config, real)
+    if config.max_new_tokens is None and config.max_length is None:
+        options = {"max_new_tokens": max(DEFAULT_NEW_TOKENS, config.min_new_tokens or 0), "vocab_size": real}
+    else:
+        options = {"vocab_size": real}
+    return config.with_options(options)
+
+
+def _limits(model: GPT, config: GenerationConfig, prompts: Prompts) -> tuple[np.ndarray, list[str]]:
+    """How many tokens each prompt may get at most, and what bounds them."""
+    lengths, block = prompts.lengths, model.config.block_size
+    if config.max_new_tokens is not None:
+        limits = np.full(len(lengths), config.max_new_tokens)
+    else:
+        assert config.max_length is not None
+        limits = config.max_length - lengths
+        if (limits <= 0).any():
+            raise UsageError(
+                f"{WHERE}: a prompt of {lengths.max()} tokens leaves nothing to generate up to max_length="
+                f"{config.max_length}, which counts the prompt: raise it, or give max_new_tokens"
+            )
+    least = (config.min_length or 0) - lengths if config.min_new_tokens is None else config.min_new_tokens
+    if (least > limits).any():
+        raise UsageError(
+            f"{WHERE}: at least {np.max(least)} new tokens are asked for (min_length or min_new_tokens), "
+            f"but at most {limits.max()} allowed (max_length or max_new_tokens)"
+        )
+    if config.overflow != "stop":
+        return limits, [LENGTH] * len(limits)
+    if (lengths > block).any():
+        raise UsageError(
+            f"{WHERE}: a prompt of {lengths.max()} tokens is longer than this model's block_size of {block}: "
+            f"cut it, or take overflow='slide'"
+        )
+    room = block - lengths
+    return np.minimum(limits, room), [BLOCK if full else LENGTH for full in room < limits]
+
+
+def _padding(config: GenerationConfig, prompts: Prompts, limits: np.ndarray) -> int:
+    """The id that fills rows: asked for only where rows can differ in length."""
+    if config.padding is not None:
+        return config.padding
+    rows = len(limits) * config.num_return_sequences
+    if prompts.needs_padding or len(set(limits.tolist())) > 1 or (config.stop_strings is not None and rows > 1):
+        raise UsageError(f"{WHERE}: the rows may differ in length, so give pad_token_id, the id to fill them with")
+    return 0
+
+
+# The loop -----------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Record:
+    """What happened to each of `rows` rows."""
+
+    rows: int
+    details: bool
+    reasons: dict[int, str] = field(default_factory=dict)
+    lengths: dict[int, int] = field(default_factory=dict)
+    log_probs: list[np.ndarray] = field(default_factory=list)
+    processed: list[np.ndarray] = field(default_factory=list)
+
+    def result(self, request: Request, tokens: Sequence[np.ndarray]) -> Generated:
+        prompts = np.repeat(request.prompts.filled(request.padding), request.copies, axis=0)
+        empty = np.zeros((self.rows, 0))
+        return Generated(
+            sequences=np.concatenate([prompts, *(ids[:, None] for ids in tokens)], axis=1),
+            lengths=np.array([self.lengths[row] for row in range(self.rows)], dtype=np.int64),
+            finish_reasons=[self.reasons[row] for row in range(self.rows)],
+            log_probs=np.stack(self.log_probs, axis=1) if self.log_probs else empty,
+            processed_log_probs=np.stack(self.processed, axis=1) if self.processed else empty,
+        )
+
+
+def _steps(request: Request, record: _Record) -> Iterator[np.ndarray]:
+    """Yield the next token of each row, (R,), and record what ends rows."""
+    R = len(request.prompts.rows) * request.copies
+    limits = np.repeat(request.limits, request.copies)  # (R,)
+    reasons = [reason for reason in request.limit_reasons for _ in range(request.copies)]
+    if R == 0:  # nothing to ask the model
+        yield from [np.zeros(0, dtype=np.int64)] * int(request.config.max_new_tokens or 0)
+        return
+    for row in np.flatnonzero(limits == 0).tolist():
+        record.reasons[row], record.lengths[row] = reasons[row], 0
+    active = np.flatnonzero(limits)  # (A,) the rows that go on
+    if not len(active):
+        return
+    chooser = Chooser(request.config, request.processors, Uniforms(request.seed, R), record.details)
+    reader, logits = _start(request)
+    held = [request.stopping.begin(ids) for ids in reader.rows()]
+    for step in range(int(limits.max())):
+        choice = chooser(reader.rows(), logits, active)
+        goes_on, actives = [], active.tolist()
+        for place, token in enumerate(choice.ids.tolist()):
+            held[place], reason = request.stopping.feed(held[place], token)
+            row = actives[place]
+            if reason is None and step + 1 == limits[row]:
+                reason = reasons[row]
+            if reason is None:
+                goes_on.append(place)
+            else:
+                record.reasons[row], record.lengths[row] = reason, step + 1
+        if record.details:
+            record.log_probs.append(_spread(choice.log_probs, active, R, 0.0))
+            record.processed.append(_spread(choice.processed_log_probs, active, R, 0.0))
+        yield _spread(choice.ids, active, R, request.padding)
+        if not goes_on:
+            return
+        ids = choice.ids
+        if len(goes_on) < len(active):
+            reader.select(np.array(goes_on))
+            active, ids, held = active[goes_on], ids[goes_on], [held[place] for place in goes_on]
+        logits = reader.step(ids)
+
+
+def _start(request: Request) -> tuple[Reader, np.ndarray]:
+    """A reader of the rows that can grow, and the first logits. Each prompt is read once, whatever its copies."""
+    prompts = [ids for ids, limit in zip(request.prompts.rows, request.limits, strict=True) if limit]
+    reader = Reader(request.model, prompts, int(request.limits.max()))
+    logits = reader.start()
+    if request.copies > 1:
+        rows = np.repeat(np.arange(len(prompts)), request.copies)
+        reader.select(rows)
+        logits = logits[rows]
+    return reader, logits
+
+
+def _spread(values: Any, active: np.ndarray, rows: int, fill: float) -> np.ndarray:
+    """values (A,) of the active rows -> (rows,), `fill` elsewhere."""
+    result = np.full(rows, fill, dtype=values.dtype)
+    result[active] = values
+    return result

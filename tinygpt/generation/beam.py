@@ -1,0 +1,213 @@
+"""Beam search: the `num_beams` best rows of each prompt grow side by side.
+
+A step scores every continuation of every beam: the beam's log-probability so far plus the token's, after the
+processors. Of these the best K = (1 + number of eos tokens, at least 2) * num_beams are candidates: enough for
+num_beams of them to go on even if the others end. A candidate that ends, at an eos token, a stop string or its
+greatest length, becomes a hypothesis if it is among the best num_beams candidates; its score is its log-probability
+over length**length_penalty, without the prompt. The num_beams best hypotheses are kept. The others go on.
+
+A prompt is done when no beam can become better than the worst of num_beams hypotheses (`_can_improve`), with
+early_stopping=True as soon as there are num_beams, or when all candidates have ended.
+
+With do_sample the K candidates are drawn without replacement, in proportion to exp(score).
+
+These are the rules of transformers' generate, and the outcome is the same, token for token, with two refinements:
+scores are float64, and beams that do not exist yet (a prompt begins as one) are absent instead of having a score of
+-1e9, so they can't come up where there are few continuations. Source: Wu et al., "Google's Neural Machine Translation
+System", 2016, section 7 (length normalisation); Kool, van Hoof, Welling, "Stochastic Beams and Where to Find Them",
+2019 (on drawing without replacement).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from ..errors import UsageError
+from .choice import Uniforms, check_finite, invert, log_softmax, weights_of
+from .options import WHERE
+from .processors import Processor, Rows
+from .reader import Reader
+from .sampler import Generated, Request
+from .truncation import truncations
+
+
+class Hypothesis(NamedTuple):
+    """A row of one prompt: what it got so far. A beam's score is the sum of `processed`; when ended, normalised."""
+
+    score: float
+    tokens: tuple[int, ...] = ()
+    log_probs: tuple[float, ...] = ()
+    processed: tuple[float, ...] = ()
+    held: bytes = b""  # the state of the search for stop strings
+    reason: str | None = None
+
+
+class Continuations(NamedTuple):
+    """The beams that go on: which beam each comes from, and its new token."""
+
+    parents: list[int]
+    tokens: list[int]
+
+
+@dataclass
+class Search:
+    """The search of one prompt."""
+
+    request: Request
+    limit: int
+    limit_reason: str
+    beams: list[Hypothesis]
+    ended: list[Hypothesis]  # best first, at most num_beams
+    done: bool = False
+
+    def advance(self, scores: np.ndarray, log_probs: np.ndarray, u: np.ndarray | None) -> Continuations:
+        """One step. scores (beams, V): of the tokens, processed; log_probs (beams, V): the model's own."""
+        config, width = self.request.config, self.request.config.num_beams
+        totals = (scores + np.array([beam.score for beam in self.beams])[:, None]).reshape(-1)
+        count = max(2, 1 + len(config.eos_ids)) * width
+        chosen = best(totals, count) if u is None else sample_without_replacement(totals, u[:count])
+        parents, tokens = np.divmod(chosen, scores.shape[1])
+        candidates = [
+            self._extend(self.beams[b], token, total, log_probs[b, token], scores[b, token])
+            for b, token, total in zip(parents.tolist(), tokens.tolist(), totals[chosen].tolist(), strict=True)
+        ]
+        self._collect([candidate for candidate in candidates[:width] if candidate.reason is not None])
+        going = [i for i, candidate in enumerate(candidates) if candidate.reason is None]
+        going = sorted(going, key=lambda i: -candidates[i].score)[:width]
+        self.beams = [candidates[i] for i in going]
+        full = len(self.ended) == width
+        self.done = not going or (full and (config.early_stopping is True or not self._can_improve()))
+        return Continuations(parents[going].tolist(), tokens[going].tolist())
+
+    def _extend(self, beam: Hypothesis, token: int, score: float, log_prob: float, processed: float) -> Hypothesis:
+        held, reason = self.request.stopping.feed(beam.held, token)
+        if reason is None and len(beam.tokens) + 1 == self.limit:
+            reason = self.limit_reason
+        return Hypothesis(
+            score, (*beam.tokens, token), (*beam.log_probs, log_prob), (*beam.processed, processed), held, reason
+        )
+
+    def _collect(self, ended: list[Hypothesis]) -> None:
+        """Keep the best hypotheses; of equals, the older."""
+        penalty = self.request.config.length_penalty
+        new = [row._replace(score=row.score / len(row.tokens) ** penalty) for row in ended]
+        self.ended = sorted(self.ended + new, key=lambda row: -row.score)[: self.request.config.num_beams]
+
+    def _can_improve(self) -> bool:
+        """Whether the best beam, at the length that is thought to be best for it, beats the worst hypothesis.
+
+        With early_stopping=False that length is its present one, which is a guess if length_penalty is above 0;
+        with "never" it is then the greatest, so nothing better is missed.
+        """
+        config = self.request.config
+        longest = config.early_stopping == "never" and config.length_penalty > 0
+        length = self.limit if longest else len(self.beams[0].tokens)
+        return self.beams[0].score / length**config.length_penalty > self.ended[-1].score
+
+
+def best(totals: np.ndarray, count: int) -> np.ndarray:
+    """The indices of the `count` greatest of `totals` (n,), greatest first, of equals the lower index; none of -inf."""
+    count = min(count, len(totals))
+    least = np.partition(totals, -count)[-count]
+    among = np.flatnonzero((totals >= least) & (totals > -np.inf))
+    return among[np.argsort(-totals[among], kind="stable")[:count]]
+
+
+def sample_without_replacement(totals: np.ndarray, u: np.ndarray) -> np.ndarray:
+    """Indices of `totals` (n,) drawn one after the other in proportion to exp(totals), each at most once.
+
+    u: a number in [0, 1) for each. Fewer come back where fewer have a score above -inf.
+    """
+    among = np.flatnonzero(totals > -np.inf)
+    left = totals[among]
+    weights, chosen = weights_of(left), []
+    for number in u[: len(among)].tolist():
+        if weights.max() < 1e-200:  # the drawn ones had all the weight: look at the others with fresh eyes
+            weights = weights_of(left)
+        index, _ = invert(weights, number)
+        chosen.append(index)
+        weights[index], left[index] = 0.0, -np.inf
+    return among[np.array(chosen, dtype=np.int64)]
+
+
+def beam_search(request: Request) -> Generated:
+    """The num_return_sequences best rows of each prompt."""
+    searches = [
+        Search(request, limit, reason, [Hypothesis(0.0, held=request.stopping.begin(ids))], [])
+        for ids, limit, reason in zip(request.prompts.rows, request.limits.tolist(), request.limit_reasons, strict=True)
+    ]
+    for search in searches:
+        if search.limit == 0:
+            search.ended, search.done = [search.beams[0]._replace(reason=search.limit_reason)] * request.copies, True
+    if not all(search.done for search in searches):
+        _run(request, [search for search in searches if not search.done], searches)
+    for search in searches:
+        if len(search.ended) < request.copies:
+            raise UsageError(
+                f"{WHERE}: beam search found only {len(search.ended)} different rows for "
+                f"num_return_sequences={request.copies}: the options leave no more"
+            )
+    return _result(request, [row for search in searches for row in search.ended[: request.copies]])
+
+
+def _run(request: Request, active: list[Search], searches: list[Search]) -> None:
+    """Advance all searches side by side until each is done. Their beams are rows of one reader, search by search."""
+    config = request.config
+    places = [b for b, search in enumerate(searches) if not search.done]
+    reader = Reader(request.model, [request.prompts.rows[b] for b in places], int(request.limits.max()))
+    logits = reader.start()
+    processors: list[Processor] = [*request.processors, *truncations(config)]
+    columns = max(2, 1 + len(config.eos_ids)) * config.num_beams
+    numbers = None if config.greedy else Uniforms(request.seed, len(searches), columns)
+    while True:
+        log_probs, scores = _score(reader.rows(), logits, config.vocab_size, processors)
+        rows, ids, first = list[int](), list[int](), 0
+        u = None if numbers is None else numbers(reader.rows().new_tokens)
+        for b in places:
+            search = searches[b]
+            own = slice(first, first + len(search.beams))
+            first = own.stop
+            step = search.advance(scores[own], log_probs[own], None if u is None else u[b])
+            if not search.done:
+                rows += [own.start + parent for parent in step.parents]
+                ids += step.tokens
+        places = [b for b in places if not searches[b].done]
+        if not places:
+            return
+        reader.select(np.array(rows))
+        logits = reader.step(np.array(ids))
+
+
+def _score(
+    rows: Rows, logits: np.ndarray, vocab_size: int | None, processors: Sequence[Processor]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The log-probabilities (R, V) of the model, and what the processors make of them."""
+    check_finite(logits)
+    log_probs = scores = log_softmax(logits)[:, :vocab_size]
+    for processor in processors:
+        scores = processor(rows, scores)
+    return log_probs, scores
+
+
+def _result(request: Request, rows: list[Hypothesis]) -> Generated:
+    """The rows of all prompts as arrays."""
+    lengths = np.array([len(row.tokens) for row in rows], dtype=np.int64)
+    R, N = len(rows), int(lengths.max(initial=0))
+    tokens = np.full((R, N), request.padding, dtype=np.int64)
+    log_probs, processed = np.zeros((R, N)), np.zeros((R, N))
+    for r, row in enumerate(rows):
+        tokens[r, : lengths[r]] = row.tokens
+        log_probs[r, : lengths[r]], processed[r, : lengths[r]] = row.log_probs, row.processed
+    prompts = np.repeat(request.prompts.filled(request.padding), request.copies, axis=0)
+    return Generated(
+        sequences=np.concatenate([prompts, tokens], axis=1),
+        lengths=lengths,
+        finish_reasons=[str(row.reason) for row in rows],
+        log_probs=log_probs,
+        processed_log_probs=processed,
+        scores=np.array([row.score for row in rows]),
+    )

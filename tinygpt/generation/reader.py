@@ -1,0 +1,103 @@
+"""Reader: the rows of a request, and the model's logits after each of them, within the block and past it.
+
+A row that fits the block lives in the decoder, which keeps its keys and values: a step reads one token. A row longer
+than the block gets its logits from the last block_size tokens, computed anew at each step: positions are learned, so
+when the window slides each of its tokens gets a new one, and nothing that was kept for the old ones holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .processors import Rows
+
+try:
+    from .decoder import Decoder
+except ImportError:  # not there yet
+    from .uncached import Decoder  # type: ignore[assignment]
+
+if TYPE_CHECKING:
+    from ..gpt import GPT
+
+_ROOM = 1024
+
+
+class Reader:
+    """R rows of ids that grow by one token at a time.
+
+        reader = Reader(model, prompts, most_new)
+        logits = reader.start()              # (R, V); may be overwritten by the next step
+        reader.select(rows)                  # row r becomes a copy of old row rows[r]
+        logits = reader.step(ids)            # ids (R,) -> (R, V)
+
+    `most_new`: the most tokens that any row is given. `reader.rows()` are the ids so far, read-only.
+    """
+
+    def __init__(self, model: GPT, prompts: Sequence[np.ndarray], most_new: int) -> None:
+        self.model, self.block = model, model.config.block_size
+        width = max(map(len, prompts))
+        room = width + min(most_new, _ROOM)  # it grows when it is used up
+        self._table = np.zeros((len(prompts), room), dtype=np.int64)  # all rows end in one column
+        for row, prompt in zip(self._table, prompts, strict=True):
+            row[width - len(prompt) : width] = prompt
+        self._starts = np.array([width - len(prompt) for prompt in prompts])  # (R,)
+        self._begin = self._end = width
+        # The last token that a row is given is not read any more.
+        self._decoder = Decoder(model, min(self.block, width + max(0, most_new - 1)))
+        self._window: Decoder | None = None
+        self._kept = np.ones(len(prompts), dtype=bool)  # which rows live in the decoder, in their order
+
+    def rows(self) -> Rows:
+        """The ids of each row so far, prompt included: arrays (length,) that can't be written to."""
+        table = self._table[:, : self._end]
+        table.flags.writeable = False
+        return Rows([row[start:] for row, start in zip(table, self._starts, strict=True)], self._end - self._begin)
+
+    def start(self) -> np.ndarray:
+        """The logits (R, V) after the prompts, of a prompt longer than the block after its last block_size tokens."""
+        return self._decoder.prefill([row[-self.block :] for row in self.rows()])
+
+    def select(self, rows: np.ndarray) -> None:
+        """Row r becomes a copy of old row rows[r]; rows not named are dropped."""
+        if len(rows) == len(self._table) and (rows == np.arange(len(rows))).all():
+            return
+        if self._kept.any():
+            places = np.cumsum(self._kept) - 1  # of the rows in the decoder
+            self._decoder.select(places[rows[self._kept[rows]]])
+        self._table, self._starts, self._kept = self._table[rows], self._starts[rows], self._kept[rows]
+
+    def step(self, ids: np.ndarray) -> np.ndarray:
+        """Give each row its next token, (R,) int64, and return the logits (R, V) after it."""
+        if self._end == self._table.shape[1]:
+            self._table = np.concatenate([self._table, np.zeros_like(self._table)], axis=1)
+        self._table[:, self._end] = ids
+        self._end += 1
+        self._drop_full_rows()
+        if self._kept.all():
+            return self._decoder.step(ids)
+        if not self._kept.any():
+            return self._read_windows()
+        kept = self._decoder.step(ids[self._kept])
+        logits = np.empty((len(ids), kept.shape[1]), dtype=kept.dtype)
+        logits[self._kept], logits[~self._kept] = kept, self._read_windows()
+        return logits
+
+    def _drop_full_rows(self) -> None:
+        """Take the rows that outgrow the block out of the decoder."""
+        stay = self._end - self._starts <= self.block
+        if (self._kept & ~stay).any():
+            if stay.any():
+                self._decoder.select(np.flatnonzero(stay[self._kept]))
+            self._kept &= stay
+
+    def _read_windows(self) -> np.ndarray:
+        """The logits of the rows that are longer than the block, from their last block_size tokens."""
+        if self._window is None:
+            # With no row left in it, the old decoder serves: prefill begins anew.
+            whole = not self._kept.any() and self._decoder.capacity == self.block
+            self._window = self._decoder if whole else Decoder(self.model, self.block)
+        rows = self._table[~self._kept, self._end - self.block : self._end]
+        return self._window.prefill(list(rows))

@@ -1,0 +1,68 @@
+"""Text as it is made: complete characters, and never a stop string or a part of one."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import DtypeError, UsageError
+from .options import WHERE, GenerationConfig
+from .sampler import resolve_config, stream
+from .stopping import StopStrings, check_tokenizer
+
+if TYPE_CHECKING:
+    from ..gpt import GPT
+
+
+def stream_text(
+    model: GPT,
+    tokenizer: Any,
+    prompt: str,
+    max_new_tokens: int | None = None,
+    *,
+    config: GenerationConfig | None = None,
+    logits_processor: Any = (),
+    skip_special_tokens: bool = True,
+    **options: Any,
+) -> Iterator[str]:
+    """Yield what the model makes of `prompt` (without it), piece by piece as it is made.
+
+    A character whose bytes are not all there yet is held back, and so is what could be the beginning of a stop
+    string; at a stop string the text ends before it. skip_special_tokens: eos and the tokenizer's marks are not shown.
+    The other arguments, and what is raised before the first token, are those of `generate`.
+    """
+    check_tokenizer(tokenizer)
+    if tokenizer is None or not isinstance(prompt, str):
+        raise DtypeError(f"{WHERE}: stream_text needs a tokenizer and a prompt of type str")
+    ids = np.asarray(tokenizer.encode(prompt))
+    if ids.size == 0:
+        raise UsageError(f"{WHERE}: the prompt is empty: give at least one character to go on from")
+    if max_new_tokens is not None:
+        options["max_new_tokens"] = max_new_tokens
+    config = resolve_config(model, config, tokenizer, options)
+    if config.num_return_sequences != 1:
+        raise UsageError(f"{WHERE}: stream_text makes one text: num_return_sequences can't be above 1")
+    tokens = stream(model, ids[None], config=config, logits_processor=logits_processor, tokenizer=tokenizer)
+    unseen = {*config.eos_ids, *getattr(tokenizer, "special_ids", ())} if skip_special_tokens else set()
+    return _pieces(tokens, tokenizer, StopStrings(config.stops), tokenizer.token_bytes(ids), unseen)
+
+
+def _pieces(
+    tokens: Iterator[np.ndarray], tokenizer: Any, stops: StopStrings, prompt: bytes, unseen: set[int]
+) -> Iterator[str]:
+    utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    held = stops.begin(prompt)
+    of_prompt = len(held)  # these bytes are no part of the answer
+    for ids in tokens:
+        if int(ids[0]) in unseen:
+            continue
+        shown, held, _ = stops.feed(held, tokenizer.token_bytes(ids))
+        own, of_prompt = shown[of_prompt:], max(0, of_prompt - len(shown))
+        if text := utf8.decode(own):
+            yield text
+    # After a stop string nothing is held back; at another end what could have become one did not.
+    if text := utf8.decode(held[of_prompt:], final=True):
+        yield text

@@ -1,0 +1,177 @@
+"""What thins a distribution before a token is drawn: temperature, top_k, top_p, min_p, typical_p.
+
+Each is a function of the scores of one row alone, so it can work on the candidates that the one before has left: a
+`Truncation` says of (n,) scores which to keep, and the next one sees fewer. Applied to whole logits (R, V), as a
+processor (see `processors`), it puts -inf at what is not kept. Both ways give the same result, because scores of -inf
+have probability 0 and change nothing. `truncations` lists them in transformers' order.
+
+At least `min_tokens` are kept: 1, or in beam search one more than there are eos tokens, so that a beam can go on.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+
+from .options import GenerationConfig
+from .processors import Rows
+
+
+def weights_of(scores: np.ndarray) -> np.ndarray:
+    """exp(scores - max): the probabilities (n,) times a constant. -inf becomes exactly 0, the greatest 1."""
+    return np.exp(scores - scores.max())
+
+
+class Truncation(ABC):
+    """Keeps some tokens of each row."""
+
+    @abstractmethod
+    def keep(self, scores: np.ndarray) -> np.ndarray:
+        """Of (n,) scores, at least one of them finite: (n,) bool, which to keep."""
+
+    def __call__(self, rows: Rows, logits: np.ndarray) -> np.ndarray:
+        """As a processor: logits (R, V) -> (R, V)."""
+        kept = np.full(logits.shape, -np.inf)
+        for row, result in zip(logits, kept, strict=True):
+            if row.max() > -np.inf:  # else nothing is left to choose from
+                np.copyto(result, row, where=self.keep(row))
+        return kept
+
+
+@dataclass(frozen=True)
+class Temperature:
+    """Divide by `temperature` > 0: below 1 the likely become likelier, above 1 the choice opens up."""
+
+    temperature: float
+
+    def __call__(self, rows: Rows | None, logits: np.ndarray) -> np.ndarray:
+        """Logits of any shape (..., V). Those too large for floating point get the greatest moved to 0 first."""
+        with np.errstate(over="ignore"):
+            divided = logits / self.temperature
+            overflow = np.isinf(divided) & np.isfinite(logits)
+            if overflow.any():  # the same probabilities, but without inf - inf
+                divided = (logits - logits.max(axis=-1, keepdims=True)) / self.temperature
+        return divided
+
+
+@dataclass(frozen=True)
+class TopK(Truncation):
+    """The k greatest, and those equal to the k-th. Beyond V, k changes nothing.
+
+    Source: Fan, Lewis, Dauphin, "Hierarchical Neural Story Generation", 2018, section 5.4.
+    """
+
+    k: int
+    min_tokens: int = 1
+
+    def keep(self, scores: np.ndarray) -> np.ndarray:
+        k = max(self.k, self.min_tokens)
+        if k >= len(scores):
+            return np.ones(len(scores), dtype=bool)
+        return scores >= np.partition(scores, -k)[-k]
+
+
+@dataclass(frozen=True)
+class TopP(Truncation):
+    """The most probable tokens whose probabilities first add up to p or more ("nucleus sampling").
+
+    From the other end: tokens go, the least probable first and of equals the lower id first, as long as those that
+    are gone have at most 1 - p together. Source: Holtzman et al., "The Curious Case of Neural Text Degeneration",
+    2020, section 3.1.
+    """
+
+    p: float
+    min_tokens: int = 1
+
+    def keep(self, scores: np.ndarray) -> np.ndarray:
+        weights = weights_of(scores)
+        if self.p >= 1:
+            return np.ones(len(scores), dtype=bool)  # rounding must not cut the tail
+        rest = (1 - self.p) * weights.sum()
+        # n tokens below rest / n are together below rest: they go without being sorted, and there are many of them.
+        keep = weights >= rest / len(weights)
+        if np.count_nonzero(keep) < self.min_tokens:
+            keep[:] = True
+        candidates = weights[keep]
+        ascending = np.sort(candidates)
+        gone = weights.sum(where=~keep) + np.cumsum(ascending)  # with each token, and all before it
+        count = int(np.searchsorted(gone, rest, side="right"))
+        count = min(count, len(ascending) - self.min_tokens)
+        if count > 0:
+            keep[keep] = _all_but_smallest(candidates, ascending, count)
+        return keep
+
+
+def _all_but_smallest(values: np.ndarray, ascending: np.ndarray, count: int) -> np.ndarray:
+    """(n,) bool: all but the `count` smallest of `values`; of equals the first go first."""
+    last = ascending[count - 1]
+    keep = values > last
+    if len(ascending) > count and ascending[count] == last:  # not all of the equals go
+        equal = np.flatnonzero(values == last)
+        keep[equal[count - np.searchsorted(ascending, last) :]] = True
+    return keep
+
+
+@dataclass(frozen=True)
+class MinP(Truncation):
+    """Tokens with at least p times the probability of the most probable one.
+
+    Source: Nguyen et al., "Turning Up the Heat: Min-p Sampling for Creative and Coherent LLM Outputs", 2024, section 3.
+    """
+
+    p: float
+    min_tokens: int = 1
+
+    def keep(self, scores: np.ndarray) -> np.ndarray:
+        keep = weights_of(scores) >= self.p  # the greatest weight is 1
+        if np.count_nonzero(keep) < self.min_tokens:
+            keep[np.argsort(-scores, kind="stable")[: self.min_tokens]] = True
+        return keep
+
+
+@dataclass(frozen=True)
+class TypicalP(Truncation):
+    """Tokens whose surprise, -log p, is nearest to the entropy, nearest first, until they add up to `mass`.
+
+    Those as near as the last one stay as well. Source: Meister et al., "Locally Typical Sampling", 2023, section 3.
+    """
+
+    mass: float
+    min_tokens: int = 1
+
+    def keep(self, scores: np.ndarray) -> np.ndarray:
+        if self.mass >= 1:
+            return np.ones(len(scores), dtype=bool)
+        weights = weights_of(scores)
+        total = weights.sum()
+        surprise = np.log(total) - (scores - scores.max())  # -log p; inf where p is 0
+        possible = weights > 0
+        entropy = (surprise[possible] * weights[possible]).sum() / total
+        distance = np.abs(surprise - entropy)
+        order = np.argsort(distance, kind="stable")
+        before = np.cumsum(weights[order]) < self.mass * total
+        last = order[min(int(np.count_nonzero(before)), len(order) - 1)]
+        keep = distance <= distance[last]
+        keep[order[: self.min_tokens]] = True
+        return keep
+
+
+def truncations(config: GenerationConfig) -> list[Temperature | Truncation]:
+    """What `config` asks for, in transformers' order; nothing for a greedy choice."""
+    if config.greedy:
+        return []
+    least = 1 if config.num_beams == 1 else max(2, 1 + len(config.eos_ids))
+    found: list[Temperature | Truncation] = []
+    if config.temperature != 1:
+        found.append(Temperature(config.temperature))
+    if config.top_k is not None:
+        found.append(TopK(config.top_k, least))
+    if config.top_p is not None and config.top_p < 1:
+        found.append(TopP(config.top_p, least))
+    if config.min_p:
+        found.append(MinP(config.min_p, least))
+    if config.typical_p is not None and config.typical_p < 1:
+        found.append(TypicalP(config.typical_p, least))
+    return found
