@@ -26,8 +26,8 @@ from ..files import atomic_write
 from ..tokenizers import Tokenizer, UnknownCharacterError
 
 CHUNK_BYTES = 1 << 20
-# The end of a line that ends in a letter or a digit. Tokenizers that merge characters (BPE) never make one
-# token of a word and the line break after it, so pieces cut there give the ids of the whole text.
+# The end of a line that ends in a letter or a digit: a border that a reader would choose. Tokenizers that merge
+# characters (BPE) see to it themselves that no token is cut (Tokenizer.whole_pieces).
 _GOOD_CUT = re.compile(r"\w(?=\r?\n)")
 _CUT_WINDOW = 1 << 16  # characters at the end of a piece in which to look for it
 
@@ -72,7 +72,7 @@ def write_tokens(
 ) -> int:
     """Encode `source` and write the ids to the token file `path`; returns how many there are.
 
-    source: the path of a UTF-8 text file, or pieces of text, which are encoded one by one.
+    source: the path of a UTF-8 text file, or pieces of text; where it is cut makes no difference.
     The file appears whole or not at all. Raises UsageError for an empty text, a file that is not UTF-8, or a
     place that can't be written, and UnknownCharacterError as the tokenizer's policy says.
     """
@@ -90,7 +90,7 @@ def write_tokens(
 
 def _encoded(pieces: Iterable[str], tokenizer: Tokenizer, name: str) -> Iterator[np.ndarray]:
     position = 0  # in characters, from the beginning of the whole text
-    for piece in pieces:
+    for piece in tokenizer.whole_pieces(pieces):
         try:
             yield tokenizer.encode(piece)
         except UnknownCharacterError as error:

@@ -1,9 +1,9 @@
-"""Text to token ids and back: bytes and characters.
+"""Text to token ids and back: bytes, characters, and byte-level BPE as GPT-2 has it.
 
-tokenizer = CharTokenizer.from_text(text)      # or ByteTokenizer()
+tokenizer = CharTokenizer.from_text(text)      # or ByteTokenizer(), or BPETokenizer.train(text, vocab_size=4096)
 ids = tokenizer.encode("To be")                # int64, shape (T,)
 tokenizer.decode(ids)                          # "To be"
-tokenizer.save(folder)                         # folder/tokenizer.tinygpt.json
+tokenizer.save(folder)                         # folder/tokenizer.tinygpt.json; BPE: the files of transformers
 tokenizer = tinygpt.tokenizers.load(folder)    # the right class again
 """
 
@@ -14,11 +14,14 @@ from pathlib import Path
 
 from ..errors import CheckpointError
 from .base import FILE_NAME, StreamDecoder, Tokenizer, read_config
+from .bpe import BPETokenizer
+from .bpe_files import TOKENIZER, VOCAB
 from .byte import ByteTokenizer
 from .char import CharTokenizer, UnknownCharacterError
 
 __all__ = [
     "FILE_NAME",
+    "BPETokenizer",
     "ByteTokenizer",
     "CharTokenizer",
     "StreamDecoder",
@@ -31,7 +34,17 @@ _CLASSES: dict[str, type[Tokenizer]] = {cls.type: cls for cls in (ByteTokenizer,
 
 
 def load(folder: str | os.PathLike[str]) -> Tokenizer:
-    """The tokenizer saved in `folder`, of whichever class; CheckpointError where it can't be read."""
+    """The tokenizer saved in `folder`, of whichever class; CheckpointError where it can't be read.
+
+    tokenizer.tinygpt.json comes first; without it, GPT-2's files: tokenizer.json, or vocab.json and merges.txt.
+    """
+    path = Path(folder)
+    if not (path / FILE_NAME).exists():
+        if not any((path / name).exists() for name in (TOKENIZER, VOCAB)):
+            raise CheckpointError(
+                f"cannot read the tokenizer in {path}: there is neither {FILE_NAME} nor {TOKENIZER} nor {VOCAB}"
+            )
+        return BPETokenizer.load(path)
     config = read_config(folder)
     cls = _CLASSES.get(config["type"])
     if cls is None:

@@ -12,7 +12,7 @@ import codecs
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -30,6 +30,9 @@ class Tokenizer(ABC):
 
     type: ClassVar[str]  # the name of the class in the saved file
     special_ids: frozenset[int] = frozenset()  # marks such as end-of-text, which stand for no text
+    bos_token_id: int | None = None  # the mark of a text's beginning, of its end, and what fills up short rows
+    eos_token_id: int | None = None
+    pad_token_id: int | None = None
 
     @property
     @abstractmethod
@@ -53,21 +56,31 @@ class Tokenizer(ABC):
     def from_config(cls, config: dict[str, Any]) -> Self:
         """The tokenizer that `config()` described."""
 
-    def decode(self, ids: Any) -> str:
-        """The text of `ids` (integers, shape (T,)).
+    def whole_pieces(self, pieces: Iterable[str]) -> Iterator[str]:
+        """The same text, cut so that its pieces, encoded one by one, have the ids of the whole.
+
+        Where tokens never reach over a cut, as with bytes and characters, these are the pieces that came.
+        """
+        return iter(pieces)
+
+    def decode(self, ids: Any, skip_special_tokens: bool = False) -> str:
+        """The text of `ids` (integers, shape (T,)); skip_special_tokens: without the marks in `special_ids`.
 
         Bytes that are no UTF-8, which only a model can produce, become U+FFFD. Raises RangeError for an id
         outside the vocabulary, DtypeError for anything but integers, ShapeError for more than one axis.
         """
-        return self.token_bytes(ids).decode("utf-8", errors="replace")
+        return self.token_bytes(self._kept(ids, skip_special_tokens)).decode("utf-8", errors="replace")
 
     def batch_decode(self, batch: Iterable[Any], skip_special_tokens: bool = False) -> list[str]:
         """One text for each row of `batch` (integers, shape (B, T), or rows of different lengths)."""
+        return [self.decode(ids, skip_special_tokens) for ids in batch]
+
+    def _kept(self, ids: Any, skip_special_tokens: bool) -> Any:
+        """`ids`, without special tokens if they are to be skipped."""
         if not skip_special_tokens or not self.special_ids:
-            return [self.decode(ids) for ids in batch]
-        special = list(self.special_ids)
-        rows = (check_ids(ids, self.vocab_size) for ids in batch)
-        return [self.decode(ids[~np.isin(ids, special)]) for ids in rows]
+            return ids
+        ids = check_ids(ids, self.vocab_size)
+        return ids[~np.isin(ids, list(self.special_ids))]
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write `tokenizer.tinygpt.json` into an existing folder, whole or not at all."""
@@ -117,16 +130,17 @@ class StreamDecoder:
     print(decoder.finish())
 
     A character whose bytes are not all there yet is held back. The pieces together are exactly what
-    `tokenizer.decode` makes of all the ids.
+    `tokenizer.decode` makes of all the ids, with or without the special tokens among them.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool = False) -> None:
         self._tokenizer = tokenizer
+        self._skip = skip_special_tokens
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def feed(self, ids: Any) -> str:
         """The characters that one id, or a row of ids, completes; often the empty string."""
-        return self._utf8.decode(self._tokenizer.token_bytes(np.atleast_1d(ids)))
+        return self._utf8.decode(self._tokenizer.token_bytes(self._tokenizer._kept(np.atleast_1d(ids), self._skip)))
 
     def finish(self) -> str:
         """What an unfinished character at the end comes to: "" or U+FFFD. The decoder can then start anew."""

@@ -114,8 +114,8 @@ class CharTokenizer(Tokenizer):
         position = int((ids < 0).argmax())
         raise UnknownCharacterError(text[position], position, self.vocab_size)
 
-    def decode(self, ids: Any) -> str:
-        codes = self._codes[check_ids(ids, self.vocab_size)]  # (T,)
+    def decode(self, ids: Any, skip_special_tokens: bool = False) -> str:
+        codes = self._codes[check_ids(self._kept(ids, skip_special_tokens), self.vocab_size)]  # (T,)
         return codes.astype("<u4").tobytes().decode("utf-32-le")
 
     def token_bytes(self, ids: Any) -> bytes:
