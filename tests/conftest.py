@@ -11,11 +11,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
+from cli_helpers import Answer
 from hypothesis import HealthCheck, settings
+from training_helpers import OPTIONS, write_text
 
 import tinygpt
+from tinygpt import cli
 from tinygpt.backends import get
 from tinygpt.backends.numpy import default_num_threads
 
@@ -41,3 +45,27 @@ def pytest_report_header() -> str:
 
 def about() -> str:
     return f"tinygpt in {Path(tinygpt.__file__).parent}: {get('numpy').describe()}"
+
+
+# The command line -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Any:
+    """run("sample", "--model=...") -> Answer."""
+    return lambda *arguments: Answer([str(a) for a in arguments], capsys)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_text(tmp_path_factory.mktemp("text") / "verse.txt")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory, text: Path) -> Path:
+    """The folder of a finished run."""
+    folder = tmp_path_factory.mktemp("model") / "run"
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["train", *OPTIONS, f"--data={text}", f"--out={folder}"])
+    assert not ended.value.code
+    return folder

@@ -12,50 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from training_helpers import ENVIRONMENT, OPTIONS, VERSE, outcome, write_text
+from cli_helpers import assert_one_sentence, copy_of
+from training_helpers import ENVIRONMENT, OPTIONS, VERSE, outcome
 
 import tinygpt
 from tinygpt import cli
 from tinygpt.training import PRESETS, Preset, TrainingConfig, add_run_options
 from tinygpt.training.options import add_options, given_options
-
-
-class Answer:
-    """What a command came to: its exit code and what it printed."""
-
-    def __init__(self, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-        with pytest.raises(SystemExit) as ended:
-            cli.main(arguments)
-        self.code = ended.value.code or 0
-        self.out, self.err = capsys.readouterr()
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Any:
-    return lambda *arguments: Answer([str(a) for a in arguments], capsys)
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_text(tmp_path_factory.mktemp("text") / "verse.txt")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory, text: Path) -> Path:
-    """The folder of a finished run."""
-    folder = tmp_path_factory.mktemp("model") / "run"
-    with pytest.raises(SystemExit) as ended:
-        cli.main(["train", *OPTIONS, f"--data={text}", f"--out={folder}"])
-    assert not ended.value.code
-    return folder
-
-
-def copy_of(folder: Path, to: Path) -> Path:
-    to.mkdir()
-    for path in folder.iterdir():
-        (to / path.name).write_bytes(path.read_bytes())
-    return to
-
 
 # Train, sample, eval ----------------------------------------------------------------------------
 
@@ -155,14 +118,6 @@ def test_version(run: Any) -> None:
 
 
 # Mistakes ---------------------------------------------------------------------------------------
-
-
-def assert_one_sentence(answer: Answer, words: str, code: int = 2) -> None:
-    assert answer.code == code, answer.err
-    lines = [line for line in answer.err.splitlines() if not line.startswith("step ")]  # the progress
-    assert len(lines) == 1, answer.err
-    assert re.search(words, lines[0]), answer.err
-    assert "Traceback" not in answer.err
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,9 @@
     text = prepare_text(settings)                             # a tokenizer and memory-mapped tokens
     model, tokenizer, checkpoint = load_model(folder)         # of a run that has saved a checkpoint
 
-A run's folder holds `text.json` (which text it was), `tokenizer.tinygpt.json`, `tokens.npy`, the checkpoints (see
-`checkpoint.py`), `metrics.jsonl` and `loss_curve.png`.
+A run's folder holds `text.json` (which text it was), the tokenizer (`tokenizer.tinygpt.json`, or `tokenizer.json` and
+its kin, see `tokenizers/bpe_files.py`), `tokens.npy`, the checkpoints (see `checkpoint.py`), `metrics.jsonl` and
+`loss_curve.png`.
 
 `--resume` takes everything from the checkpoint. Options that only say how long a run goes on and how it is watched
 (`CHANGEABLE`: --steps, --eval-every, ...) may be set anew, and so may --backend; any other must be what it was, or is
@@ -18,7 +19,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,14 +32,17 @@ from ..data.tokens import explain_os_errors, folder_made
 from ..errors import CheckpointError, UsageError
 from ..files import atomic_write
 from ..gpt import GPT, GPTConfig
-from ..tokenizers import ByteTokenizer, CharTokenizer, Tokenizer
+from ..tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer
+from ..tokenizers.bpe_files import FILES as TOKENIZER_FILES
+from ..tokenizers.pieces import recut
 from .checkpoint import Checkpoint, CheckpointFolder
 from .config import CHANGEABLE, PRESETS, TrainingConfig
 from .loop import METRICS, PICTURE, require_same
 from .options import add_options, given_options
 
 TEXT, TOKENS = "text.json", "tokens.npy"
-TOKENIZERS = ("character", "byte")
+TOKENIZERS = ("character", "byte", "bpe")
+VOCAB_SIZE = 2048  # of --tokenizer bpe: Shakespeare's plays in a third of the tokens that they have characters
 MODEL_HELP = {
     "block_size": "the longest sequence, in tokens",
     "n_layer": "blocks, one after the other",
@@ -61,6 +65,7 @@ class Settings:
     checkpoint: Checkpoint | None  # what to go on from
     data: str | None
     tokenizer: str | None
+    vocab_size: int | None = None
 
     @property
     def resume(self) -> bool:
@@ -84,6 +89,8 @@ def add_run_options(parser: argparse.ArgumentParser, out: str) -> None:
     group.add_argument("--preset", choices=tuple(PRESETS), help=f"{presets} (default: tiny; baby on a GPU)")
     group.add_argument("--data", metavar="FILE", help="a UTF-8 text to train on (default: Shakespeare)")
     group.add_argument("--tokenizer", choices=TOKENIZERS, help="what a token is (default: character)")
+    words = f"tokens of --tokenizer bpe, which is trained on the training part (default: {VOCAB_SIZE})"
+    group.add_argument("--vocab-size", dest="bpe_vocab_size", type=int, metavar="N", help=words)
     group.add_argument("--out", metavar="FOLDER", help=f"where everything is kept (default: {out})")
     either = group.add_mutually_exclusive_group()
     either.add_argument("--resume", action="store_true", help="go on from the latest checkpoint in --out")
@@ -123,12 +130,14 @@ def choose_settings(options: argparse.Namespace) -> Settings:
         )
     GPTConfig(vocab_size=1, **model)
     backends.get(backend)
+    if options.bpe_vocab_size is not None and options.tokenizer != "bpe":
+        raise UsageError("--vocab-size is the number of tokens of --tokenizer bpe: give both, or neither")
     if not options.resume and not options.overwrite and CheckpointFolder(folder).exists():
         raise UsageError(
             f"the folder {folder} holds a run already: go on with it with --resume, keep it and choose another --out, "
             "or replace it with --overwrite"
         )
-    return Settings(folder, backend, model, config, checkpoint, options.data, options.tokenizer)
+    return Settings(folder, backend, model, config, checkpoint, options.data, options.tokenizer, options.bpe_vocab_size)
 
 
 def prepare_text(settings: Settings, check: Callable[[Tokenizer], object] | None = None) -> Text:
@@ -147,6 +156,10 @@ def prepare_text(settings: Settings, check: Callable[[Tokenizer], object] | None
             )
         if settings.tokenizer not in (None, facts["tokenizer"]):
             raise CheckpointError(f"the run in {folder} has {facts['tokenizer']} tokens, not {settings.tokenizer}")
+        if settings.vocab_size is not None and str(settings.vocab_size) != facts["vocab_size"]:
+            raise CheckpointError(
+                f"the run in {folder} was given --vocab-size {facts['vocab_size']}, not {settings.vocab_size}"
+            )
         if check is not None:
             check(tokenizers.load(folder))
     else:
@@ -157,7 +170,12 @@ def prepare_text(settings: Settings, check: Callable[[Tokenizer], object] | None
 def _make_text(settings: Settings, check: Callable[[Tokenizer], object] | None) -> dict[str, str]:
     folder, data, kind = settings.folder, settings.data, settings.tokenizer or "character"
     corpus = shakespeare() if data is None else Corpus(Path(data), Path(data).name, f"the file {data}")
-    tokenizer = ByteTokenizer() if kind == "byte" else _characters(corpus.path)
+    vocab_size = VOCAB_SIZE if settings.vocab_size is None else settings.vocab_size
+    tokenizer: Tokenizer
+    if kind == "bpe":
+        tokenizer = _bpe(corpus.path, vocab_size, settings.training.validation_fraction)
+    else:
+        tokenizer = ByteTokenizer() if kind == "byte" else _characters(corpus.path)
     # All that can be refused is refused now: what follows takes an older run away.
     _refuse_short_text(corpus.path, tokenizer, settings)
     if check is not None:
@@ -166,6 +184,8 @@ def _make_text(settings: Settings, check: Callable[[Tokenizer], object] | None) 
     write_tokens(corpus.path, tokenizer, folder / TOKENS)
     tokenizer.save(folder)
     facts = {"description": corpus.description, "tokenizer": kind, "sha256": _sha256(corpus.path)}
+    if kind == "bpe":
+        facts["vocab_size"] = str(vocab_size)  # as asked for; a short text gives fewer
     with explain_os_errors("write", folder / TEXT), atomic_write(folder / TEXT, "w") as file:
         json.dump(facts, file, indent=1, ensure_ascii=False)
     return facts
@@ -173,7 +193,7 @@ def _make_text(settings: Settings, check: Callable[[Tokenizer], object] | None) 
 
 def _refuse_short_text(path: Path, tokenizer: Tokenizer, settings: Settings) -> None:
     """Raise what the batches of this text would raise."""
-    count = sum(len(tokenizer.encode(piece)) for piece in read_text(path))
+    count = sum(len(tokenizer.encode(piece)) for piece in tokenizer.whole_pieces(read_text(path)))
     if count == 0:
         raise UsageError(f"the text {path} is empty: there is nothing to train on")
     stand_in = np.broadcast_to(np.uint16(0), (count,))  # as many tokens as the text has, in no memory
@@ -186,6 +206,9 @@ def _clear(folder: Path) -> None:
     folder_made(folder)
     with explain_os_errors("clear the folder", folder):
         CheckpointFolder(folder).remove()
+        if (folder / TEXT).exists():  # else what is here is no run, and such files are not ours
+            for name in TOKENIZER_FILES:
+                (folder / name).unlink(missing_ok=True)
         for name in (METRICS, PICTURE, TEXT):
             (folder / name).unlink(missing_ok=True)
 
@@ -197,10 +220,32 @@ def _characters(path: Path) -> CharTokenizer:
     return CharTokenizer.from_text("".join(pieces))
 
 
+def _bpe(path: Path, vocab_size: int, validation_fraction: float) -> BPETokenizer:
+    """BPE whose merges come from the training part alone: what is common in the validation text must not be known.
+
+    The part is measured in bytes, as there are no tokens yet.
+    """
+    with explain_os_errors("read", path):
+        room = round((1 - validation_fraction) * path.stat().st_size)
+    return BPETokenizer.train(recut(_beginning(path, room)), vocab_size)
+
+
+def _beginning(path: Path, room: int) -> Iterator[str]:
+    """The first `room` bytes of a text, without a character that is cut at the end."""
+    for piece in read_text(path):
+        data = piece.encode("utf-8")
+        yield piece if len(data) <= room else data[:room].decode("utf-8", errors="ignore")
+        room -= len(data)
+        if room <= 0:
+            return
+
+
 def _read_facts(folder: Path) -> dict[str, str]:
     try:
         facts = json.loads((folder / TEXT).read_text(encoding="utf-8"))
-        return {key: str(facts[key]) for key in ("description", "tokenizer", "sha256")}
+        return {key: str(facts[key]) for key in ("description", "tokenizer", "sha256")} | {
+            "vocab_size": str(facts.get("vocab_size"))  # BPE alone has one
+        }
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder / TEXT} is missing or damaged ({error}): start the run anew") from error
 
