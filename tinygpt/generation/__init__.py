@@ -17,6 +17,7 @@
 | `sampler` | the loop |
 | `beam` | beam search |
 | `text` | text as it is made |
+| `scoring` | how likely a text is: log-likelihood, perplexity with a stride |
 """
 
 from __future__ import annotations
@@ -25,16 +26,22 @@ from .config_file import config_from_dict, config_to_dict, read_config_file, wri
 from .options import GenerationConfig
 from .processors import Rows
 from .sampler import Generated, generate, stream
+from .scoring import LogLikelihood, TextScore, log_likelihood, perplexity, score
 from .text import stream_text
 
 __all__ = [
     "Generated",
     "GenerationConfig",
+    "LogLikelihood",
     "Rows",
+    "TextScore",
     "config_from_dict",
     "config_to_dict",
     "generate",
+    "log_likelihood",
+    "perplexity",
     "read_config_file",
+    "score",
     "stream",
     "stream_text",
     "write_config_file",
