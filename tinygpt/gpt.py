@@ -32,8 +32,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,7 @@ import numpy as np
 from . import backends, nn, ops
 from .checks import number, whole_number
 from .errors import DtypeError, RangeError, ShapeError, UsageError
+from .nn.packed import PackedEmbedding, pack_linear_layers
 from .random import Generator
 from .tensor import Tensor
 
@@ -100,12 +102,14 @@ class Attention(nn.Module):
         self.c_attn = nn.Linear(C, 3 * C, bias, std=0.02, generator=generator, dtype=dtype)
         self.c_proj = nn.Linear(C, C, bias, std=residual_std(config), generator=generator, dtype=dtype)
 
-    def forward(self, h: Tensor) -> Tensor:
+    def forward(self, h: Tensor, keep: Callable[[Any], None] | None = None) -> Tensor:
         """h (B, T, C) -> (B, T, C)."""
         qkv = self.c_attn(h)  # (B, T, 3C)
+        if keep is not None:
+            keep(qkv.data)
         dropout_p = self.dropout if self.training else 0.0
         y = ops.qkv_attention(qkv, self.n_head, is_causal=True, dropout_p=dropout_p, generator=self.generator)
-        return ops.linear(y, self.c_proj.weight)
+        return self.c_proj.product(y)
 
 
 class MLP(nn.Module):
@@ -118,9 +122,9 @@ class MLP(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         """h (B, T, C) -> (B, T, C)."""
-        z = ops.linear(h, self.c_fc.weight)  # (B, T, 4C)
+        z = self.c_fc.product(h)  # (B, T, 4C)
         y = ops.gelu(z) if self.c_fc.bias is None else ops.bias_gelu(z, self.c_fc.bias)
-        return ops.linear(y, self.c_proj.weight)
+        return self.c_proj.product(y)
 
 
 class Block(nn.Module):
@@ -133,9 +137,11 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd, config.bias, config.layer_norm_epsilon, dtype=dtype)
         self.mlp = MLP(config, generator, dtype)
 
-    def forward(self, x: Tensor, h: Tensor, next_norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, h: Tensor, next_norm: nn.LayerNorm, keep: Callable[[Any], None] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """x and h = ln_1(x), both (B, T, C) -> the new x, and next_norm of it."""
-        x, h = self.add_and_normalize(x, self.attn(h), self.attn.c_proj.bias, self.ln_2)
+        x, h = self.add_and_normalize(x, self.attn(h, keep), self.attn.c_proj.bias, self.ln_2)
         return self.add_and_normalize(x, self.mlp(h), self.mlp.c_proj.bias, next_norm)
 
     def add_and_normalize(
@@ -165,8 +171,9 @@ class GPT(nn.Module):
         if dtype not in (np.float32, np.float64, "float32", "float64"):
             raise DtypeError(f"GPT: dtype must be float32 or float64, not {dtype}")
         self.config = config
+        self.packed: str | None = None  # the format of `pack`
         self.generator = generator = Generator(seed)
-        self.wte = nn.Embedding(config.vocab_size, config.n_embd, std=0.02, generator=generator, dtype=dtype)
+        self.wte: Any = nn.Embedding(config.vocab_size, config.n_embd, std=0.02, generator=generator, dtype=dtype)
         self.wpe = nn.Embedding(config.block_size, config.n_embd, std=0.02, generator=generator, dtype=dtype)
         self.h = [Block(config, generator, dtype) for _ in range(config.n_layer)]
         self.ln_f = nn.LayerNorm(config.n_embd, config.bias, config.layer_norm_epsilon, dtype=dtype)
@@ -225,16 +232,57 @@ class GPT(nn.Module):
 
         save_pretrained(self, folder, dtype=dtype, max_shard_size=max_shard_size, tokenizer=tokenizer)
 
-    def hidden(self, idx: Any) -> Tensor:
-        """idx (B, T) -> ln_f of the residual stream after the last block, (B, T, C)."""
+    def pack(self, format: str, group: int | None = None) -> GPT:
+        """Hold the large matrices (linear layers, token embedding) in 16 or 8 bits, for faster inference.
+
+        format: "bfloat16" or "int8"; group: how many terms of a sum share a scale in int8, a multiple of 8; None means
+        one scale for each output. See `tinygpt.ops.packed`. The model can then run, generate and be scored, but not be
+        trained or saved. Only for float32 models. Returns the model. Raises UsageError.
+        """
+        if self.packed:
+            raise UsageError(f"GPT.pack: this model is packed already, in {self.packed}: load it anew")
+        if format not in ("bfloat16", "int8"):
+            raise UsageError(f"GPT.pack: format must be 'bfloat16' or 'int8', not {format!r}")
+        if self.wte.weight.dtype != np.float32:
+            raise DtypeError(f"GPT.pack: only a float32 model can be packed, this one is {self.wte.weight.dtype}")
+        wte = PackedEmbedding(self.wte, format, group)
+        pack_linear_layers(self, format, group)
+        self.wte, self.packed = wte, format
+        for parameter in self.parameters():
+            parameter.requires_grad, parameter.grad = False, None
+        return self.eval()
+
+    def train(self, mode: bool = True) -> GPT:
+        """Set the training mode on the model and all inside it. A packed model has none."""
+        if mode and self.packed:
+            raise UsageError(f"a model packed into {self.packed} can't be trained: load it anew without packing")
+        super().train(mode)
+        return self
+
+    def eval(self) -> GPT:
+        """Leave the training mode. Returns the model."""
+        return self.train(False)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Name -> array, for every parameter. A packed model no longer has them all."""
+        if self.packed:
+            raise UsageError(f"a model packed into {self.packed} can't be saved: save it before it is packed")
+        return super().state_dict()
+
+    def hidden(self, idx: Any, keep: Callable[[int, Any], None] | None = None) -> Tensor:
+        """idx (B, T) -> ln_f of the residual stream after the last block, (B, T, C).
+
+        keep: called with the number of each block and its queries, keys and values, an array (B, T, 3C): this is how a
+        decoder fills its cache.
+        """
         idx = self.check_ids(idx)
         T = idx.shape[1]
         x = self.wte(idx) + self.wpe(np.arange(T))  # (B, T, C) + (T, C)
         x = ops.dropout(x, self.config.dropout, training=self.training, generator=self.generator)
         h = self.h[0].ln_1(x)
         next_norms = [block.ln_1 for block in self.h[1:]] + [self.ln_f]
-        for block, next_norm in zip(self.h, next_norms, strict=True):
-            x, h = block(x, h, next_norm)
+        for i, (block, next_norm) in enumerate(zip(self.h, next_norms, strict=True)):
+            x, h = block(x, h, next_norm, None if keep is None else partial(keep, i))
         return h
 
     def forward(self, idx: Any) -> Tensor:
@@ -247,7 +295,7 @@ class GPT(nn.Module):
 
     def head(self, h: Tensor) -> Tensor:
         """h (..., C) -> (..., V), by the transposed token embedding."""
-        return h @ self.wte.weight.transpose()
+        return self.wte.project(h)
 
     def loss(self, idx: Any, targets: Any) -> Tensor:
         """Mean cross-entropy of `targets` (B, T), the tokens that follow; -100 is left out of the mean.
@@ -258,6 +306,8 @@ class GPT(nn.Module):
         targets = _integer_array("targets", targets)
         if targets.shape != h.shape[:2]:
             raise ShapeError(f"GPT.loss: targets must have the shape of idx, {h.shape[:2]}, not {targets.shape}")
+        if self.packed:
+            return ops.cross_entropy(self.head(h), targets, ignore_index=IGNORE_INDEX)
         return ops.linear_cross_entropy(h, self.wte.weight, targets, ignore_index=IGNORE_INDEX)
 
     def check_ids(self, idx: Any, any_length: bool = False) -> Any:

@@ -23,6 +23,7 @@ import numpy as np
 
 from .. import ops
 from ..checks import number, whole_number
+from ..ops.packed import Matrix
 from ..random import Generator, default_generator
 from ..tensor import Tensor
 from .module import Module, Parameter
@@ -74,6 +75,15 @@ class Linear(Module):
         """x (..., in_features) -> (..., out_features)."""
         return ops.linear(x, self.weight, self.bias)
 
+    def product(self, x: Tensor) -> Tensor:
+        """x (..., in_features) -> x @ weight (..., out_features), for whoever adds the bias later."""
+        return ops.linear(x, self.weight)
+
+    @property
+    def matrix(self) -> Matrix:
+        """The weight as inference reads it."""
+        return Matrix(self.weight.data)
+
 
 class Embedding(Module):
     """Row `ids[...]` of `weight` (count, features) for each id."""
@@ -93,6 +103,15 @@ class Embedding(Module):
     def forward(self, ids: Any) -> Tensor:
         """ids (...) of integers below `count` -> (..., features)."""
         return ops.embedding(self.weight, ids)
+
+    def project(self, h: Tensor) -> Tensor:
+        """h (..., features) -> h @ weight.T (..., count): the embedding as the head of a model."""
+        return h @ self.weight.transpose()
+
+    @property
+    def matrix(self) -> Matrix:
+        """The weight as inference reads it."""
+        return Matrix(self.weight.data)
 
 
 class LayerNorm(Module):

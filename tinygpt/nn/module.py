@@ -96,8 +96,9 @@ class Module:
         return [parameter for _, parameter in self.named_parameters()]
 
     def num_parameters(self) -> int:
-        """How many numbers the model learns; shared parameters count once."""
-        return sum(parameter.size for parameter in self.parameters())
+        """How many numbers the model has learnt or learns, packed ones included; shared parameters count once."""
+        packed = sum(module.packed_size() for module in self.modules())
+        return sum(parameter.size for parameter in self.parameters()) + packed
 
     # Modes and places -----------------------------------------------------------------------------
 
@@ -122,11 +123,22 @@ class Module:
         The `Parameter` objects stay the same, so an optimizer made before keeps working.
         """
         backends.get(backend)  # refuses an unknown or absent backend before anything moves
+        for module in self.modules():
+            module.move_packed(backend)
         for parameter in self.parameters():
             parameter.data = backends.move(parameter.data, backend)
             if parameter.grad is not None:
                 parameter.grad = backends.move(parameter.grad, backend)
         return self
+
+    # What `tinygpt.nn.packed` holds in place of parameters; nothing in other modules.
+
+    def packed_size(self) -> int:
+        """How many packed numbers this very module has."""
+        return 0
+
+    def move_packed(self, backend: str) -> None:
+        """Move them."""
 
     # Saving and loading ---------------------------------------------------------------------------
 

@@ -1,0 +1,189 @@
+"""The model at work: texts that grow token by token, with the keys and values of their earlier tokens kept.
+
+    decoder = Decoder(model, capacity=200)          # capacity: the most tokens that a row may come to hold
+    logits = decoder.prefill(prompts)               # B arrays of ids, of any lengths -> (B, V)
+    logits = decoder.step(ids)                      # the next token of each row, (B,) -> (B, V)
+    decoder.select([0, 0, 1])                       # rows copied, reordered, dropped: for beams, for several samples
+
+`prefill` runs the model over each prompt by itself and keeps what its attention layers computed; `step` costs one token
+(`tinygpt.ops.decode_block`). Row b of the results has the same bits whatever the other rows are. There is no padding: a
+row is its tokens 0 .. lengths[b] - 1.
+
+Positions are learned, one for each place up to block_size, so nothing can be kept of a window that slides: a full row
+is an error here, and whoever wants to go on starts anew with the end of the text.
+
+Memory: 2 n_layer n_embd numbers for each token and row, taken from the system as rows fill it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .. import backends
+from ..backends import numpy as numpy_backend
+from ..checks import whole_number
+from ..errors import RangeError, ShapeError, UsageError
+from ..function import no_grad
+from ..ops.decode_block import BlockWeights, decode_block
+from ..ops.layer_norm import layer_norm_forward
+from ..ops.packed import few_rows_product_transposed, rows_of
+
+if TYPE_CHECKING:
+    from ..gpt import GPT, Block
+
+
+class Decoder:
+    """B texts under one model. The model's weights are shared, not copied: a later change of them is seen."""
+
+    def __init__(self, model: GPT, capacity: int | None = None) -> None:
+        config = model.config
+        capacity = config.block_size if capacity is None else whole_number("Decoder", "capacity", capacity)
+        if capacity > config.block_size:
+            raise UsageError(
+                f"Decoder: capacity must be at most the model's block_size, {config.block_size}, not {capacity}"
+            )
+        self.model, self.capacity = model, capacity
+        self.lengths = np.zeros(0, np.int64)  # (B,) tokens that each row holds
+        self._take_weights()
+        self._make_room(0)
+
+    def _take_weights(self) -> None:
+        model = self.model
+        self.xp = backends.array_module(model.wpe.weight.data)
+        self.dtype = model.wpe.weight.data.dtype
+        self.blocks = [block_weights(block) for block in model.h]
+        self.wte, self.wpe = model.wte.matrix, model.wpe.weight.data
+
+    def _make_room(self, B: int) -> None:
+        """Empty caches and working memory for B rows."""
+        config, C = self.model.config, self.model.config.n_embd
+        shape = (B, config.n_head, self.capacity, C // config.n_head)
+        self.keys = [self.xp.zeros(shape, self.dtype) for _ in self.blocks]  # each (B, H, capacity, D)
+        self.values = [self.xp.zeros(shape, self.dtype) for _ in self.blocks]
+        self._make_work(B)
+
+    def _make_work(self, B: int) -> None:
+        config = self.model.config
+        extension = numpy_backend.extension() if self.xp is np else None
+        size = 0 if extension is None else extension.decode_work(B, config.n_embd)
+        self.work = self.xp.empty(max(1, size), self.dtype)
+        self.logits = self.xp.empty((B, config.vocab_size), self.dtype)
+
+    def prefill(self, prompts: Sequence[Any]) -> Any:
+        """Begin anew with `prompts`, B arrays of ids (T_b,), T_b at least 1 and at most the capacity -> logits (B, V).
+
+        Raises ShapeError, DtypeError, RangeError before anything changes.
+        """
+        rows = [self.model.check_ids(np.asarray(prompt)[None]) for prompt in prompts]  # (1, T_b) each
+        lengths = np.array([row.shape[1] for row in rows], np.int64)
+        if len(rows) and lengths.max() > self.capacity:
+            raise ShapeError(
+                f"Decoder.prefill: a prompt of {lengths.max()} tokens is longer than the capacity, {self.capacity}"
+            )
+        self._take_weights()
+        self._make_room(len(rows))
+        last = self.xp.empty((len(rows), self.model.config.n_embd), self.dtype)  # (B, C)
+        with no_grad(), evaluating(self.model):
+            for b, row in enumerate(rows):
+                hidden = self.model.hidden(row, keep=partial(self._keep, b))
+                last[b] = hidden.data[0, -1]
+        self.lengths = lengths
+        return self._head(last)
+
+    def _keep(self, b: int, i: int, qkv: Any) -> None:
+        """Put the keys and values of row b in block i, in qkv (1, T, 3C), into the cache."""
+        T = qkv.shape[1]
+        _, H, _, D = self.keys[i].shape
+        heads = qkv.reshape(T, 3, H, D).transpose(1, 2, 0, 3)  # (3, H, T, D)
+        self.keys[i][b, :, :T], self.values[i][b, :, :T] = heads[1], heads[2]
+
+    def step(self, ids: Any) -> Any:
+        """The next token of each row, (B,) integers -> logits (B, V) of the token after it.
+
+        The array is overwritten by the next step. Raises UsageError when a row is full, ShapeError, RangeError.
+        """
+        ids = np.asarray(ids)
+        if ids.shape != self.lengths.shape or ids.dtype.kind not in "iu":
+            raise ShapeError(f"Decoder.step: ids must be {len(self.lengths)} integers, not {ids.dtype} {ids.shape}")
+        if len(ids) == 0:
+            return self.logits
+        if ids.min() < 0 or ids.max() >= self.model.config.vocab_size:
+            raise RangeError(
+                f"Decoder.step: ids must be in 0 .. {self.model.config.vocab_size - 1}, not {ids.min()} .. {ids.max()}"
+            )
+        if self.lengths.max() >= self.capacity:
+            raise UsageError(f"Decoder.step: row {self.lengths.argmax()} is full: it holds {self.capacity} tokens")
+        lengths = self.lengths if self.xp is np else self.xp.asarray(self.lengths)
+        x = rows_of(self.wte, self.xp.asarray(ids)) + self.wpe[lengths]  # (B, C)
+        for block, keys, values in zip(self.blocks, self.keys, self.values, strict=True):
+            decode_block(x, block, keys, values, lengths, self.work)
+        self.lengths = self.lengths + 1
+        return self._head(layer_norm_forward(x, *self._last_norm())[0])
+
+    def _last_norm(self) -> tuple[Any, Any, float]:
+        norm = self.model.ln_f
+        return norm.weight.data, None if norm.bias is None else norm.bias.data, norm.eps
+
+    def _head(self, h: Any) -> Any:
+        """h (B, C) after the last LayerNorm -> logits (B, V)."""
+        return few_rows_product_transposed(h, self.wte, self.logits) if len(h) else self.logits
+
+    def select(self, rows: Any) -> None:
+        """Row r becomes what row rows[r] was; rows: (R,) integers below B, any number of times each."""
+        rows = np.asarray(rows, dtype=np.int64).reshape(-1)
+        B, R = len(self.lengths), len(rows)
+        if R and (rows.min() < 0 or rows.max() >= B):
+            raise RangeError(f"Decoder.select: rows must be in 0 .. {B - 1}, not {rows.min()} .. {rows.max()}")
+        used = int(self.lengths.max()) if B else 0
+        self.keys = [self._selected(cache, rows, used) for cache in self.keys]
+        self.values = [self._selected(cache, rows, used) for cache in self.values]
+        self.lengths = self.lengths[rows]
+        if R != B:
+            self._make_work(R)
+
+    def _selected(self, cache: Any, rows: np.ndarray, used: int) -> Any:
+        """The rows of a cache (B, H, capacity, D), of which the first `used` tokens matter; in place if they fit."""
+        R, B = len(rows), len(cache)
+        if R > B:
+            grown = self.xp.zeros((R, *cache.shape[1:]), cache.dtype)
+            grown[:, :, :used] = cache[rows, :, :used]
+            return grown
+        moved = np.flatnonzero(rows != np.arange(R))
+        if len(moved):
+            cache[moved, :, :used] = cache[rows[moved], :, :used]  # the right side is a copy
+        return cache[:R]
+
+
+def block_weights(block: Block) -> BlockWeights:
+    """The arrays of a block of the model, shared with it."""
+
+    def data(parameter: Any) -> Any:
+        return None if parameter is None else parameter.data
+
+    attn, mlp = block.attn, block.mlp
+    return BlockWeights(
+        ln_1=block.ln_1.weight.data, ln_1_bias=data(block.ln_1.bias),
+        attn=attn.c_attn.matrix, attn_bias=data(attn.c_attn.bias),
+        attn_proj=attn.c_proj.matrix, attn_proj_bias=data(attn.c_proj.bias),
+        ln_2=block.ln_2.weight.data, ln_2_bias=data(block.ln_2.bias),
+        fc=mlp.c_fc.matrix, fc_bias=data(mlp.c_fc.bias),
+        proj=mlp.c_proj.matrix, proj_bias=data(mlp.c_proj.bias),
+        eps=block.ln_1.eps,
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def evaluating(model: GPT) -> Iterator[None]:
+    """The model without its dropout; afterwards every module is in the mode it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

@@ -1,0 +1,141 @@
+"""Packed matrices: weights in 16 or 8 bits, unpacked while they are multiplied with.
+
+A model that writes one token at a time reads each of its weights once per token, for one multiplication and one
+addition: its speed is that of memory, and a weight of half the bytes is half the time. So, for inference only:
+
+    bfloat16   the upper 16 bits of a float32, rounded to nearest, ties to even: 8 significant bits, the same exponents
+    int8       w ~ q * scale with q in -127 .. 127 and scale = max|w| / 127: one scale for each output, or one for each
+               `group` of the terms of its sum
+
+The error of a weight in int8 is at most scale / 2, so an output y = sum over k of x_k w_k is off by at most
+scale / 2 * sum |x_k|, and typically by far less, as errors cancel. Smaller groups follow outliers more closely.
+
+The values are exact from there on: products, sums and activations are float32, and the packed product equals the
+product with `unpack(matrix)` but for the order of summation.
+
+Shapes: W (K, N) multiplies from the right, y = x W; its scales are (K / group rounded up, N). The embedding (V, C) is
+the head's matrix too, y = x W^T; its scales are (V, C / group rounded up). Packed arrays keep the original's shape.
+Source: bfloat16: Kalamkar et al., "A Study of BFLOAT16 for Deep Learning Training", 2019; int8 with a scale per output:
+Jacob et al., "Quantization and Training of Neural Networks ...", 2018; weights alone, in groups: Dettmers et al.,
+"LLM.int8()", 2022, section 2.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..backends import array_module
+from ..checks import whole_number
+from ..errors import RangeError, UsageError
+from ..kernel import kernel
+
+FORMATS = ("float32", "bfloat16", "int8")
+GROUP_UNIT = 8  # groups are multiples of it, so that no vector of the compiled product needs two scales
+FEW_ROWS = 16  # up to so many rows, reading the weights is what a product costs
+
+
+class Matrix(NamedTuple):
+    """A weight matrix in one of the formats. data: float32, uint16 (bfloat16) or int8. scale, group: of int8 only."""
+
+    data: Any
+    scale: Any = None
+    group: int | None = None
+
+    @property
+    def format(self) -> str:
+        return {"uint16": "bfloat16", "int8": "int8"}.get(self.data.dtype.name, self.data.dtype.name)
+
+    @property
+    def nbytes(self) -> int:
+        return self.data.nbytes + (0 if self.scale is None else self.scale.nbytes)
+
+
+def pack(weight: Any, format: str, axis: int = 0, group: int | None = None) -> Matrix:
+    """weight (two axes, float32) in one of FORMATS.
+
+    axis: the one that products sum over: 0 for W in x W, 1 for the embedding. group: int8's terms to a scale, a
+    multiple of 8; None makes it the whole axis. Raises UsageError, and RangeError for weights that are not finite.
+    """
+    if format not in FORMATS:
+        raise UsageError(f"pack: there is no format {format!r}: choose one of {', '.join(FORMATS)}")
+    if group is not None:
+        group = whole_number("pack", "group", group)
+        if format != "int8":
+            raise UsageError(f"pack: group={group} has a meaning only with int8, not with {format}")
+        if group % GROUP_UNIT:
+            raise UsageError(f"pack: group must be a multiple of {GROUP_UNIT}, not {group}")
+    if not array_module(weight).isfinite(weight).all():
+        raise RangeError("pack: the weights hold nan or inf, which have no place in a packed matrix")
+    if format == "float32":
+        return Matrix(weight)
+    return Matrix(to_bfloat16(weight)) if format == "bfloat16" else _to_int8(weight, axis, group)
+
+
+def to_bfloat16(x: Any) -> Any:
+    """float32 of any shape -> uint16, the upper halves, rounded to nearest, ties to even. Finite numbers only."""
+    bits = x.astype(np.float32, copy=False).view(np.uint32)
+    # Just under half a unit carries into the upper half exactly when it must be rounded up; the last bit breaks ties.
+    return ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)
+
+
+def from_bfloat16(bits: Any) -> Any:
+    """uint16 -> float32, exactly."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def _to_int8(weight: Any, axis: int, group: int | None) -> Matrix:
+    xp = array_module(weight)
+    length = weight.shape[axis]
+    group = length if group is None else min(group, length)
+    starts = np.arange(0, length, group)
+    largest = xp.maximum.reduceat(xp.abs(weight), starts, axis=axis)  # one for each group
+    scale = (largest / 127).astype(np.float32)
+    scale[scale == 0] = 1  # a group of zeros, or of numbers whose scale would be zero
+    quotient = weight / xp.repeat(scale, group, axis=axis).take(np.arange(length), axis=axis)
+    return Matrix(xp.clip(xp.rint(quotient), -127, 127).astype(np.int8), scale, group)
+
+
+def unpack(matrix: Matrix, axis: int = 0) -> Any:
+    """The float32 weights that a Matrix stands for. axis: as in `pack`."""
+    data, scale, group = matrix
+    if data.dtype == np.uint16:
+        return from_bfloat16(data)
+    if scale is None:
+        return data
+    xp = array_module(data)
+    spread = xp.repeat(scale, group, axis=axis).take(np.arange(data.shape[axis]), axis=axis)
+    return data.astype(np.float32) * spread
+
+
+def rows_of(matrix: Matrix, ids: Any) -> Any:
+    """The rows `ids` (N,) of a packed embedding (V, C), as float32 (N, C)."""
+    scale = None if matrix.scale is None else matrix.scale[ids]
+    return unpack(Matrix(matrix.data[ids], scale, matrix.group), axis=1)
+
+
+@kernel
+def few_rows_product(x: Any, matrix: Matrix) -> Any:
+    """x (M, K) float32, matrix (K, N) -> x W (M, N)."""
+    return x @ unpack(matrix)
+
+
+@kernel(in_place=True)
+def few_rows_product_transposed(x: Any, matrix: Matrix, out: Any) -> Any:
+    """x (M, K) float32, matrix (N, K) -> x W^T (M, N), written into out."""
+    out[...] = x @ unpack(matrix, axis=1).T
+    return out
+
+
+def packed_product(x: Any, matrix: Matrix) -> Any:
+    """x (M, K) float32 times a packed matrix (K, N) -> (M, N): the kernel for few rows, the matrix library for many."""
+    return few_rows_product(x, matrix) if len(x) <= FEW_ROWS else x @ unpack(matrix)
+
+
+def packed_product_transposed(x: Any, matrix: Matrix) -> Any:
+    """x (M, K) float32 times the transpose of a packed matrix (N, K) -> (M, N)."""
+    if len(x) > FEW_ROWS:
+        return x @ unpack(matrix, axis=1).T
+    out = array_module(x).empty((len(x), len(matrix.data)), x.dtype)
+    return few_rows_product_transposed(x, matrix, out)
