@@ -1,126 +1,27 @@
-"""Processors against cases made by hand, the sampler against frequencies, and that a seed fixes the text."""
+"""The loop: seeds and batches, prompts of every form, where rows end, log-probabilities, the window, the decoder."""
 
 import math
 
 import numpy as np
 import pytest
+from generation_helpers import CONFIG, PROMPTS, greedy_by_hand, log_softmax, make, next_log_probs
+from slow_decoder import SlowDecoder
 
 import tinygpt as tg
-from tinygpt import GPT, GPTConfig, UsageError
-from tinygpt.generation import generate, stream
-from tinygpt.generation.processors import apply_temperature, keep_top_k, keep_top_p, softmax
-from tinygpt.generation.sampler import draw, process, uniforms
+from tinygpt import GPT, UsageError
+from tinygpt.generation import GenerationConfig, generate, reader, stream
+from tinygpt.tokenizers import ByteTokenizer, CharTokenizer
 
-INF = math.inf
-CONFIG = GPTConfig(vocab_size=13, block_size=6, n_layer=2, n_head=2, n_embd=16, dropout=0.5)
-PROMPTS = np.random.default_rng(0).integers(0, 13, (5, 4))
+SAMPLED = {"temperature": 1.3, "top_k": 9, "top_p": 0.95}
+LONG = {"block_size": 32}  # room for everything
 
 
-def make(dtype=np.float64):
-    """A model with opinions: random weights large enough that the next token is far from uniform."""
-    model = GPT(CONFIG, seed=1, dtype=dtype)
-    for parameter in model.parameters():
-        parameter.data += 0.2 * np.random.default_rng(parameter.size).standard_normal(parameter.shape)
-    return model
-
-
-# Processors -----------------------------------------------------------------------------------------
-
-
-def test_temperature():
-    logits = np.array([[1.0, 3.0, 2.0]])
-    np.testing.assert_array_equal(apply_temperature(logits, 0.5), [[-4, 0, -2]])
-    np.testing.assert_allclose(softmax(apply_temperature(logits, 1.0)), softmax(logits))
-    np.testing.assert_array_equal(softmax(apply_temperature(logits, 1e-320)), [[0, 1, 0]])  # no overflow, no nan
-
-
-def test_top_k_keeps_ties():
-    logits = np.array([[1.0, 3.0, 2.0, 2.0, 0.0], [5.0, 5.0, 5.0, 1.0, 2.0]])
-    np.testing.assert_array_equal(keep_top_k(logits, 1), [[-INF, 3, -INF, -INF, -INF], [5, 5, 5, -INF, -INF]])
-    np.testing.assert_array_equal(keep_top_k(logits, 2), [[-INF, 3, 2, 2, -INF], [5, 5, 5, -INF, -INF]])
-    np.testing.assert_array_equal(keep_top_k(logits, 4), [[1, 3, 2, 2, -INF], [5, 5, 5, -INF, 2]])
-    np.testing.assert_array_equal(keep_top_k(logits, 5), logits)
-    np.testing.assert_array_equal(keep_top_k(logits, 50), logits)
-
-
-def test_top_p_keeps_the_crossing_token():
-    logits = np.log([[0.1, 0.5, 0.15, 0.25]])
-
-    def kept(p):
-        return np.isfinite(keep_top_p(logits, p))[0].tolist()
-
-    assert kept(1e-9) == [False, True, False, False]  # at least one stays
-    assert kept(0.49) == [False, True, False, False]
-    assert kept(0.51) == [False, True, False, True]  # 0.5 is not enough: the next one crosses
-    assert kept(0.74) == [False, True, False, True]
-    assert kept(0.76) == [False, True, True, True]
-    assert kept(1.0) == [True, True, True, True]
-    np.testing.assert_array_equal(keep_top_p(logits, 0.6)[0, [1, 3]], logits[0, [1, 3]])
-
-
-def test_top_p_among_equals_takes_the_lower_ids():
-    np.testing.assert_array_equal(np.isfinite(keep_top_p(np.zeros((1, 4)), 0.5)), [[True, True, False, False]])
-
-
-def test_processors_leave_their_input_alone_and_take_rows_apart():
-    logits = np.random.default_rng(0).standard_normal((4, 9))
-    before = logits.copy()
-    for function in (lambda x: apply_temperature(x, 0.7), lambda x: keep_top_k(x, 3), lambda x: keep_top_p(x, 0.6)):
-        together = function(logits)
-        np.testing.assert_array_equal(logits, before)
-        for b in range(4):
-            np.testing.assert_array_equal(function(logits[b : b + 1])[0], together[b])
-
-
-def test_the_order_is_temperature_then_top_k_then_top_p():
-    logits = np.log([[0.4, 0.3, 0.2, 0.1]])
-    # Of the two that top_k leaves, the first has 4/7 of the probability: enough for 0.55. Before top_k it has 0.4.
-    assert np.isfinite(process(logits, 1.0, 2, 0.55))[0].tolist() == [True, False, False, False]
-    assert np.isfinite(process(logits, 1.0, None, 0.55))[0].tolist() == [True, True, False, False]
-    # A low temperature first gives the best token most of the probability.
-    assert np.isfinite(process(logits, 0.25, None, 0.55))[0].tolist() == [True, False, False, False]
-
-
-# Drawing --------------------------------------------------------------------------------------------
-
-
-def test_draw_inverts_the_cumulative_probabilities():
-    logits = np.log([[0.25, 0.5, 0.25]])
-    for u, token in [(0.0, 0), (0.2499, 0), (0.2501, 1), (0.7499, 1), (0.7501, 2), (1 - 2**-53, 2)]:
-        assert draw(logits, np.array([u])).tolist() == [token]
-
-
-def test_draw_never_takes_what_was_ruled_out():
-    logits = np.array([[-INF, 0.0, -INF, 0.0, -INF]])
-    u = np.concatenate([[0.0, 0.5, 1 - 2**-53], np.random.default_rng(0).random(1000)])
-    drawn = draw(np.repeat(logits, len(u), axis=0), u)
-    assert set(drawn.tolist()) == {1, 3}
-
-
-def test_frequencies_are_the_probabilities():
-    """Pearson's chi-square over 20,000 draws by the sampler's own random numbers, of a fixed seed."""
-    probabilities = np.array([0.4, 0.05, 0.3, 0.01, 0.24])
-    n = 20_000
-    logits = np.repeat(np.log(probabilities)[None], 100, axis=0)
-    drawn = np.concatenate([draw(logits, uniforms(seed=7, step=t, rows=100)) for t in range(n // 100)])
-    counts = np.bincount(drawn, minlength=5)
-    chi_square = ((counts - n * probabilities) ** 2 / (n * probabilities)).sum()
-    assert chi_square < 18.47  # four degrees of freedom: exceeded once in a thousand seeds
-    # and consecutive draws of one row are not tied to each other
-    rows = drawn.reshape(-1, 100)
-    both = np.mean((rows[:-1] == 0) & (rows[1:] == 0))
-    assert both == pytest.approx(0.16, abs=0.012)
-
-
-# Generation -----------------------------------------------------------------------------------------
+# Choosing -------------------------------------------------------------------------------------------
 
 
 def test_greedy_takes_the_greatest_by_hand():
-    model = make().eval()
-    ids = PROMPTS.copy()
-    for _ in range(7):  # beyond the block of 6: the window slides
-        logits = model(ids[:, -6:]).data[:, -1]
-        ids = np.concatenate([ids, logits.argmax(axis=1)[:, None]], axis=1)
+    model = make()
+    want = [greedy_by_hand(model, ids, 7) for ids in PROMPTS]  # beyond the block of 6: the window slides
     for options in (
         {"temperature": 0},
         {"do_sample": False},
@@ -129,24 +30,40 @@ def test_greedy_takes_the_greatest_by_hand():
     ):
         out = model.generate(PROMPTS, 7, **options)
         assert out.dtype == np.int64
-        np.testing.assert_array_equal(out, ids)
+        np.testing.assert_array_equal(out, want)
 
 
 def test_a_seed_fixes_the_text_whatever_the_batch():
     model = make()
-    options = {"temperature": 1.3, "top_k": 9, "top_p": 0.95}
-    whole = model.generate(PROMPTS, 12, seed=5, **options)
-    np.testing.assert_array_equal(whole, model.generate(PROMPTS, 12, seed=5, **options))
-    assert (whole != model.generate(PROMPTS, 12, seed=6, **options)).any()
+    whole = model.generate(PROMPTS, 12, seed=5, **SAMPLED)
+    np.testing.assert_array_equal(whole, model.generate(PROMPTS, 12, seed=5, **SAMPLED))
+    assert (whole != model.generate(PROMPTS, 12, seed=6, **SAMPLED)).any()
     for rows in (1, 2, 4):
-        np.testing.assert_array_equal(model.generate(PROMPTS[:rows], 12, seed=5, **options), whole[:rows])
+        np.testing.assert_array_equal(model.generate(PROMPTS[:rows], 12, seed=5, **SAMPLED), whole[:rows])
     assert (whole[:, :4] == PROMPTS).all()
     assert ((whole >= 0) & (whole < 13)).all()
+
+
+def test_one_seed_for_each_prompt_reproduces_any_row_alone():
+    model, seeds = make(), [5, 6, 5, 7, 2**64 - 1]
+    whole = model.generate(PROMPTS, 70, seed=seeds, num_return_sequences=2, **SAMPLED)
+    for b, seed in enumerate(seeds):
+        alone = model.generate(PROMPTS[b : b + 1], 70, seed=seed, num_return_sequences=2, **SAMPLED)
+        np.testing.assert_array_equal(alone, whole[2 * b : 2 * b + 2])
+        np.testing.assert_array_equal(model.generate(PROMPTS[b : b + 1], 70, seed=seed, **SAMPLED), alone[:1])
+    with pytest.raises(UsageError, match="one for each of the 5 prompts, not 2"):
+        model.generate(PROMPTS, 3, seed=[1, 2])
 
 
 def test_equal_prompts_get_different_samples():
     samples = make().generate(np.repeat(PROMPTS[:1], 4, axis=0), 12, seed=0)
     assert len({tuple(row) for row in samples.tolist()}) > 1
+    np.testing.assert_array_equal(make().generate(PROMPTS[:1], 12, seed=0, num_return_sequences=4), samples)
+
+
+def test_samples_of_a_prompt_are_neighbours():
+    out = make().generate(PROMPTS, 3, seed=0, num_return_sequences=3)
+    np.testing.assert_array_equal(out[:, :4], np.repeat(PROMPTS, 3, axis=0))
 
 
 def test_without_a_seed_the_default_generator_decides():
@@ -161,13 +78,323 @@ def test_without_a_seed_the_default_generator_decides():
     assert texts[0][0] != texts[0][1]  # the second call goes on, it does not repeat
 
 
+def test_the_first_token_has_the_models_distribution():
+    """Chi-square over the samples of one prompt: model, temperature and top_k together."""
+    model, n = make(), 4000
+    probabilities = np.exp(log_softmax(next_log_probs(model, PROMPTS[0]) / 0.7))
+    probabilities[np.argsort(probabilities)[:7]] = 0  # 6 of 13 stay
+    probabilities /= probabilities.sum()
+    out = model.generate(PROMPTS[:1], 1, temperature=0.7, top_k=6, seed=1, num_return_sequences=n)[:, -1]
+    counts = np.bincount(out, minlength=13)
+    assert (counts[probabilities == 0] == 0).all()
+    expected = n * probabilities[probabilities > 0]
+    assert ((counts[probabilities > 0] - expected) ** 2 / expected).sum() < 20.5  # five degrees of freedom: 1 in 1000
+
+
+def test_ids_beyond_the_real_vocabulary_are_never_chosen():
+    model = make()
+    free = model.generate(PROMPTS, 40, seed=0, temperature=3.0)[:, 4:]
+    assert (free >= 9).any()
+    for options in ({"vocab_size": 9}, {"tokenizer": CharTokenizer("abcdefghi")}, {"vocab_size": 9, "num_beams": 2}):
+        assert (model.generate(PROMPTS, 40, seed=0, temperature=3.0, **options)[:, 4:] < 9).all()
+    with pytest.raises(UsageError, match="the tokenizer has 256 ids, but the model only 13"):
+        model.generate(PROMPTS, 2, tokenizer=ByteTokenizer())
+    with pytest.raises(UsageError, match="vocab_size has 14 ids, but the model only 13"):
+        model.generate(PROMPTS, 2, vocab_size=14)
+    with pytest.raises(UsageError, match=r"tokenizer must be one of tinygpt\.tokenizers, not int"):
+        model.generate(PROMPTS, 2, tokenizer=3)
+
+
+def test_a_users_processor_sees_the_rows_and_decides():
+    seen = []
+
+    def force(rows, logits):
+        seen.append((rows.new_tokens, [row.tolist() for row in rows], logits.dtype, logits.shape))
+        with pytest.raises(ValueError, match="read-only"):
+            rows[0][0] = 3
+        forced = np.full_like(logits, -math.inf)
+        forced[:, rows.new_tokens] = 0
+        return forced
+
+    out = make().generate([[1, 2], [3]], 3, logits_processor=[force], pad_token_id=0, seed=0)
+    np.testing.assert_array_equal(out, [[1, 2, 0, 1, 2], [0, 3, 0, 1, 2]])
+    assert seen[2] == (2, [[1, 2, 0, 1], [3, 0, 1]], np.float64, (2, 13))
+
+
+def test_processors_act_in_the_loop():
+    model = make(**LONG)
+    out = model.generate(PROMPTS, 8, do_sample=False, no_repeat_ngram_size=1, suppress_tokens=[0])
+    for row in out:
+        assert len(set(row[4:]) | set(row[:4])) == 8 + len(set(row[:4]))
+        assert 0 not in row[4:]
+    plain = model.generate(PROMPTS, 8, do_sample=False)
+    assert (model.generate(PROMPTS, 8, do_sample=False, repetition_penalty=50.0) != plain).any()
+
+
+# Prompts --------------------------------------------------------------------------------------------
+
+
+def ragged():
+    return [PROMPTS[0, :2], PROMPTS[1], PROMPTS[2, :1], PROMPTS[3, :3]]
+
+
+@pytest.mark.parametrize(
+    "options", [{"do_sample": False}, {"seed": [3, 4, 5, 6], **SAMPLED}, {"num_beams": 3, "seed": 1}]
+)
+def test_prompts_of_different_length_get_what_they_get_alone(options):
+    model = make()
+    out = model.generate(ragged(), 9, pad_token_id=12, **options)  # past the block at different steps
+    if options.get("num_beams"):
+        options = {**options, "do_sample": False}
+        out = model.generate(ragged(), 9, pad_token_id=12, **options)
+    for b, prompt in enumerate(ragged()):
+        seed = {"seed": options["seed"][b]} if isinstance(options.get("seed"), list) else {}
+        alone = model.generate(prompt[None], 9, **{**options, **seed})[0]
+        np.testing.assert_array_equal(out[b], [12] * (4 - len(prompt)) + alone.tolist())
+
+
+def test_padding_with_a_mask():
+    model = make()
+    want = model.generate(ragged(), 5, pad_token_id=12, do_sample=False)
+    mask = np.array([[0, 0, 1, 1], [1, 1, 1, 1], [0, 0, 0, 1], [0, 1, 1, 1]])
+    table = np.where(mask, want[:, :4], [[7], [7], [99], [7]])  # what stands at the padding does not matter
+    out = model.generate(table, 5, attention_mask=mask, do_sample=False)
+    np.testing.assert_array_equal(out[:, :4], table)
+    np.testing.assert_array_equal(out[:, 4:], want[:, 4:])
+    # padding on the right moves to the left
+    right = [np.roll(row, -(4 - count)) for row, count in zip(table, mask.sum(axis=1), strict=True)]
+    moved = model.generate(np.array(right), 5, attention_mask=np.sort(mask)[:, ::-1].tolist(), do_sample=False)
+    np.testing.assert_array_equal(moved, out)
+    np.testing.assert_array_equal(
+        model.generate(PROMPTS, 3, attention_mask=np.ones((5, 4), bool), do_sample=False),
+        model.generate(PROMPTS.tolist(), 3, do_sample=False),
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"idx": [1, 2]}, r"the shape \(batch, time\)"),
+        ({"idx": [[]]}, "at least one token"),
+        ({"idx": [[1], []]}, "at least one token"),
+        ({"idx": [[0.5]]}, "not float64"),
+        ({"idx": [[13] + [0] * 9]}, "vocab_size is 13"),  # even where the window no longer sees it
+        ({"idx": [[1, 2], [13]]}, "vocab_size is 13"),
+        ({"idx": [[1, 2], [3, [4]]]}, "differ in length"),
+        ({"idx": [[1, 2], [3]]}, "give pad_token_id, the id to fill them with"),
+        ({"attention_mask": [[1, 1]]}, r"must have one shape \(batch, time\), not \(5, 4\) and \(1, 2\)"),
+        ({"idx": [[1, 2]], "attention_mask": [[1, 2]]}, "must hold 1 for a token and 0 for padding"),
+        ({"idx": [[1, 2]], "attention_mask": [[0, 0]]}, "row 0 of attention_mask has no token"),
+        ({"idx": [[1, 2, 3]], "attention_mask": [[1, 0, 1]]}, "row 0 of attention_mask has padding between tokens"),
+        ({"idx": [[1, 13]], "attention_mask": [[1, 1]]}, "vocab_size is 13"),
+        ({"idx": [[1.0, 2.0]], "attention_mask": [[1, 1]]}, "must hold integers"),
+        ({"top_k": 0}, "top_k must be at least 1"),
+        ({"seed": -1}, "a seed is an integer"),
+        (
+            {"max_new_tokens": None, "max_length": 4},
+            "a prompt of 4 tokens leaves nothing to generate up to max_length=4",
+        ),
+        ({"min_length": 8}, "at least 4 new tokens are asked for .* but at most 3 allowed"),
+        ({"max_new_tokens": None, "max_length": 5, "min_new_tokens": 3}, "at least 3 new tokens .* at most 1 allowed"),
+        ({"stop_strings": "a"}, "give the tokenizer too"),
+        ({"stop_strings": "a", "tokenizer": CharTokenizer("ab")}, "give pad_token_id"),
+        ({"logits_processor": [3]}, "logits_processor must be a list of functions"),
+        ({"num_beams": 2}, "can't be streamed"),
+    ],
+)
+def test_mistakes_get_a_sentence_before_the_first_token(arguments, words):
+    with pytest.raises(UsageError, match=words):
+        stream(make(), **({"idx": PROMPTS, "max_new_tokens": 3} | arguments))
+
+
+def test_a_batch_without_rows():
+    assert make().generate(np.zeros((0, 3), int), 4).shape == (0, 7)
+    assert make().generate(np.zeros((0, 3), int), 4, num_beams=2, do_sample=False).shape == (0, 3)
+
+
+# Where rows end -------------------------------------------------------------------------------------
+
+
+def test_rows_end_at_eos_and_are_padded():
+    model = make(**LONG)
+    free = model.generate(PROMPTS, 12, seed=5, **SAMPLED)
+    eos = [int(free[0, 6]), int(free[1, 9])]
+    out = model.generate(PROMPTS, 12, seed=5, eos_token_id=eos, pad_token_id=11, return_details=True, **SAMPLED)
+    for b in range(5):
+        ends = np.flatnonzero(np.isin(free[b, 4:], eos))
+        length = ends[0] + 1 if len(ends) else 12
+        assert out.lengths[b] == length
+        assert out.finish_reasons[b] == ("eos" if len(ends) else "length")
+        width = out.sequences.shape[1] - 4
+        np.testing.assert_array_equal(out.sequences[b, 4:], [*free[b, 4 : 4 + length], *[11] * (width - length)])
+    assert out.sequences.shape[1] == 4 + out.lengths.max()
+    assert set(out.finish_reasons) == {"eos", "length"}
+    # without pad_token_id the first eos token is the padding
+    np.testing.assert_array_equal(
+        model.generate(PROMPTS, 12, seed=5, eos_token_id=eos, **SAMPLED),
+        np.where(np.arange(out.sequences.shape[1]) - 4 < out.lengths[:, None], out.sequences, eos[0]),
+    )
+
+
+def test_all_rows_ended_ends_the_loop():
+    model = make(**LONG)
+    first = model.generate(PROMPTS[:1], 1, do_sample=False)[0, -1]
+    assert model.generate(PROMPTS[:1], 10, do_sample=False, eos_token_id=int(first)).shape == (1, 5)
+
+
+def test_minimum_lengths_hold_eos_back():
+    model = make(**LONG)
+    everything = list(range(12))  # all but id 12 end a row
+    for options, lengths in (
+        ({"min_new_tokens": 3}, [4] * 4),
+        ({"min_length": 5}, [5 - 2 + 1, 5 - 4 + 1, 5 - 1 + 1, 5 - 3 + 1]),  # each row counts its own tokens
+    ):
+        out = model.generate(ragged(), 12, do_sample=False, eos_token_id=everything, return_details=True, **options)
+        for row, length in enumerate(lengths):
+            assert (out.sequences[row, 4 : 4 + length - 1] == 12).all()
+            assert out.lengths[row] >= length
+
+
+def test_maximum_lengths():
+    model = make(**LONG)
+    assert model.generate(PROMPTS, seed=0).shape == (5, 24)  # transformers' default: 20 new tokens
+    assert model.generate(PROMPTS, seed=0, min_new_tokens=25).shape == (5, 29)
+    assert model.generate(PROMPTS, seed=0, max_length=7).shape == (5, 7)
+    assert model.generate(PROMPTS, 5, seed=0, max_length=7).shape == (5, 9)  # max_new_tokens wins
+    np.testing.assert_array_equal(model.generate(PROMPTS, 0), PROMPTS)
+    out = model.generate(ragged(), max_length=5, seed=0, pad_token_id=0, return_details=True)
+    assert out.lengths.tolist() == [3, 1, 4, 2]
+    assert out.finish_reasons == ["length"] * 4
+
+
+def test_forced_tokens_in_the_loop():
+    model = make(**LONG)
+    out = model.generate([[3], [4, 5]], 4, seed=0, forced_bos_token_id=7, forced_eos_token_id=8, pad_token_id=0)
+    assert out[0, 2] == 7
+    assert (out[:, -1] == 8).all()
+    out = model.generate([[3], [4, 5]], max_length=4, seed=0, forced_eos_token_id=8, pad_token_id=0)
+    assert (out[0, 4], out[1, 3]) == (8, 8)  # each row's own fourth token
+
+
+def test_overflow_stops_or_slides():
+    model = make()
+    prompts = [PROMPTS[0], PROMPTS[1, :2]]
+    slid = model.generate(prompts, 9, seed=1, pad_token_id=0)
+    out = model.generate(prompts, 9, seed=1, pad_token_id=0, overflow="stop", return_details=True)
+    assert out.lengths.tolist() == [2, 4]  # the block holds six
+    assert out.finish_reasons == ["block", "block"]
+    np.testing.assert_array_equal(out.sequences, [[*slid[0, :6], 0, 0], slid[1, :8]])
+    short = model.generate(prompts, 1, seed=1, pad_token_id=0, overflow="stop", return_details=True)
+    assert short.finish_reasons == ["length", "length"]
+    full = np.concatenate([PROMPTS, PROMPTS], axis=1)
+    nothing = model.generate(full[:, :6], 3, overflow="stop", return_details=True)
+    np.testing.assert_array_equal(nothing.sequences, full[:, :6])
+    assert (nothing.lengths.tolist(), nothing.finish_reasons) == ([0] * 5, ["block"] * 5)
+    with pytest.raises(UsageError, match="a prompt of 8 tokens is longer than this model's block_size of 6"):
+        model.generate(full, 3, overflow="stop")
+
+
+def test_a_long_prompt_is_cut_to_the_window():
+    model = make()
+    long = np.concatenate([PROMPTS, PROMPTS], axis=1)  # 8 tokens for a block of 6
+    out = model.generate(long, 3, seed=2)
+    np.testing.assert_array_equal(out[:, :8], long)
+    np.testing.assert_array_equal(out[:, 8:], model.generate(long[:, -6:], 3, seed=2)[:, 6:])
+
+
+# What else is returned ------------------------------------------------------------------------------
+
+
+def test_log_probabilities_of_the_chosen_tokens():
+    model = make()
+    out = model.generate(PROMPTS, 9, seed=2, return_details=True, eos_token_id=3, pad_token_id=0, **SAMPLED)
+    assert out.scores is None
+    for b in range(5):
+        for t in range(out.log_probs.shape[1]):
+            if t >= out.lengths[b]:
+                assert out.log_probs[b, t] == out.processed_log_probs[b, t] == 0
+                continue
+            raw, token = next_log_probs(model, out.sequences[b, : 4 + t]), out.sequences[b, 4 + t]
+            assert out.log_probs[b, t] == pytest.approx(raw[token], abs=1e-9)
+            kept = np.sort(raw / 1.3)[-9:]
+            if raw[token] / 1.3 > kept[4]:  # surely in what top_p leaves: more probable than before
+                assert out.processed_log_probs[b, t] >= log_softmax(kept)[4] - 1e-9
+    plain = model.generate(PROMPTS, 4, seed=2, return_details=True)
+    np.testing.assert_allclose(plain.processed_log_probs, plain.log_probs, atol=1e-9)
+    scaled = model.generate(PROMPTS, 1, seed=2, return_details=True, temperature=0.5)
+    for b in range(5):
+        want = log_softmax(next_log_probs(model, PROMPTS[b]) / 0.5)[scaled.sequences[b, -1]]
+        assert scaled.processed_log_probs[b, 0] == pytest.approx(want, abs=1e-9)
+    greedy = model.generate(PROMPTS, 1, do_sample=False, suppress_tokens=[0, 1], return_details=True)
+    for b in range(5):
+        raw = next_log_probs(model, PROMPTS[b])
+        assert greedy.log_probs[b, 0] == pytest.approx(raw[2:].max(), abs=1e-9)
+        assert greedy.processed_log_probs[b, 0] == pytest.approx(log_softmax(raw[2:]).max(), abs=1e-9)
+
+
 def test_stream_yields_what_generate_returns():
     model = make()
-    out = generate(model, PROMPTS, 9, seed=4)
-    tokens = list(stream(model, PROMPTS, 9, seed=4))
-    assert len(tokens) == 9
+    options = {"seed": 4, "eos_token_id": 3, "pad_token_id": 0, "num_return_sequences": 2}
+    out = generate(model, ragged(), 9, **options)
+    tokens = list(stream(model, ragged(), 9, **options))
     np.testing.assert_array_equal(np.stack(tokens, axis=1), out[:, 4:])
-    np.testing.assert_array_equal(model.generate(PROMPTS, 0), PROMPTS)
+    assert list(stream(model, PROMPTS, 0)) == []
+    config = GenerationConfig(max_new_tokens=3, do_sample=False)
+    assert len(list(stream(model, PROMPTS, config=config))) == 3
+
+
+# The model and its decoder --------------------------------------------------------------------------
+
+
+class Counting(SlowDecoder):
+    """What the decoders of a call were asked to do."""
+
+    def __init__(self, model, capacity):
+        super().__init__(model, capacity)
+        self.calls.append(("capacity", capacity))
+
+    def prefill(self, prompts):
+        self.calls.append(("prefill", [len(prompt) for prompt in prompts]))
+        return super().prefill(prompts)
+
+    def step(self, ids):
+        self.calls.append(("step", len(ids)))
+        return super().step(ids)
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    Counting.calls = []
+    monkeypatch.setattr(reader, "Decoder", Counting)
+    return Counting.calls
+
+
+def test_the_decoder_gives_what_the_whole_model_gives(monkeypatch):
+    """With the oracle in its place everything stays the same, past the block and with rows that end."""
+    model = make()
+    options = {"seed": 4, "eos_token_id": 3, "pad_token_id": 0, "num_return_sequences": 2, **SAMPLED}
+    cached = model.generate(ragged(), 12, **options)
+    beams = model.generate(ragged(), 9, do_sample=False, num_beams=3, eos_token_id=3)
+    monkeypatch.setattr(reader, "Decoder", SlowDecoder)
+    np.testing.assert_array_equal(model.generate(ragged(), 12, **options), cached)
+    np.testing.assert_array_equal(model.generate(ragged(), 9, do_sample=False, num_beams=3, eos_token_id=3), beams)
+
+
+def test_each_prompt_is_read_once_and_ended_rows_cost_nothing(calls):
+    model = make(**LONG)
+    out = model.generate(ragged(), 8, seed=4, num_return_sequences=3, eos_token_id=[3, 5], return_details=True)
+    assert calls[:2] == [("capacity", 4 + 8 - 1), ("prefill", [2, 4, 1, 3])]
+    alive = [int((out.lengths > t).sum()) for t in range(1, out.lengths.max())]
+    assert calls[2:] == [("step", count) for count in alive]
+    assert min(alive) < 12
+
+
+def test_past_the_block_only_the_long_rows_are_computed_anew(calls):
+    make().generate([PROMPTS[0], PROMPTS[1, :2]], 7, seed=4, pad_token_id=0)
+    assert calls == [
+        ("capacity", 6), ("prefill", [4, 2]), ("step", 2), ("step", 2), ("step", 1), ("capacity", 6), ("prefill", [6]),
+        ("step", 1), ("prefill", [6]), ("prefill", [6, 6]), ("prefill", [6, 6]),
+    ]  # fmt: skip
 
 
 def test_the_mode_and_the_graph_are_left_as_they_were():
@@ -186,53 +413,16 @@ def test_the_mode_and_the_graph_are_left_as_they_were():
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_no_graph_is_made_for_a_token(monkeypatch):
-    model, made = make(), []
-    next_logits = model.next_logits
-    monkeypatch.setattr(model, "next_logits", lambda ids: made.append(next_logits(ids)) or made[-1])
-    model.generate(PROMPTS, 2, seed=0)
-    assert [logits.is_leaf for logits in made] == [True, True]
-
-
-def test_a_batch_without_rows():
-    assert make().generate(np.zeros((0, 3), int), 4).shape == (0, 7)
-
-
-def test_a_long_prompt_is_cut_to_the_window():
-    model = make()
-    long = np.concatenate([PROMPTS, PROMPTS], axis=1)  # 8 tokens for a block of 6
-    out = model.generate(long, 3, seed=2)
-    np.testing.assert_array_equal(out[:, :8], long)
-    np.testing.assert_array_equal(out[:, 8:], model.generate(long[:, -6:], 3, seed=2)[:, 6:])
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"temperature": -1}, "temperature must be at least 0, not -1"),
-        ({"temperature": math.nan}, "temperature must be at least 0, not nan"),
-        ({"temperature": "hot"}, "temperature must be a number, not 'hot'"),
-        ({"top_k": 0}, "top_k must be at least 1, not 0"),
-        ({"top_k": 2.5}, "top_k must be a whole number"),
-        ({"top_p": 0}, "top_p must be above 0 and at most 1, not 0"),
-        ({"top_p": 1.1}, "top_p must be above 0 and at most 1"),
-        ({"max_new_tokens": -1}, "max_new_tokens must be at least 0"),
-        ({"max_new_tokens": 1.0}, "max_new_tokens must be a whole number"),
-        ({"seed": -1}, "a seed is an integer"),
-        ({"idx": [1, 2]}, r"the shape \(batch, time\)"),
-        ({"idx": [[]]}, "at least one token"),
-        ({"idx": [[0.5]]}, "not float64"),
-        ({"idx": [[13] + [0] * 9]}, "vocab_size is 13"),  # even where the window no longer sees it
-    ],
-)
-def test_bad_options_get_a_sentence_before_the_first_token(options, words):
-    arguments = {"idx": PROMPTS, "max_new_tokens": 3} | options
-    with pytest.raises(UsageError, match=words):
-        stream(make(), **arguments)
-
-
 def test_a_ruined_model_gets_a_sentence():
     model = make()
     model.ln_f.weight.data[0] = math.nan
-    with pytest.raises(UsageError, match="logits are not finite"):
-        model.generate(PROMPTS, 1)
+    for options in ({}, {"do_sample": False}, {"do_sample": False, "num_beams": 2}):
+        with pytest.raises(UsageError, match="logits are not finite"):
+            model.generate(PROMPTS, 1, **options)
+
+
+def test_very_many_tokens_need_no_memory_beforehand():
+    model = GPT(CONFIG)
+    first = int(model.generate(PROMPTS[:1], 1, do_sample=False)[0, -1])
+    assert model.generate(PROMPTS[:1], 10**12, do_sample=False, eos_token_id=first).shape == (1, 5)
+    assert model.generate(PROMPTS[:1], 1100, seed=0).shape == (1, 1104)

@@ -25,6 +25,7 @@ from .truncation import Temperature, TopK, Truncation, truncations, weights_of
 # Sampling has streams of its own, far from those that weights and dropout masks of the same seed use.
 _FIRST_STREAM = 1 << 48
 _STEPS_AT_ONCE = 64
+_BLOCK = 256
 
 
 class Choice(NamedTuple):
@@ -112,13 +113,22 @@ def draw(scores: np.ndarray, u: float, truncations: Sequence[Temperature | Trunc
 
 
 def invert(weights: np.ndarray, u: float) -> tuple[int, float]:
-    """The first index whose cumulative weight exceeds u in [0, 1) times their sum, and the log of its share."""
-    cumulative = np.cumsum(weights)  # (n,)
-    total = cumulative[-1]
-    index = int(np.searchsorted(cumulative, u * total, side="right"))
-    if index == len(weights):  # u * total was rounded to total: the last that has any weight
-        index = int(np.searchsorted(cumulative, total))
-    return index, float(np.log(weights[index] / total))
+    """The first index whose cumulative weight exceeds u in [0, 1) times their sum, and the log of its share.
+
+    Sums of blocks come first, and only the block in which u falls is added up one by one: a sum in order can't be
+    vectorised, and over a whole vocabulary would take as long as everything else together.
+    """
+    blocks = np.cumsum(np.add.reduceat(weights, np.arange(0, len(weights), _BLOCK)))
+    total = blocks[-1]
+    block = int(np.searchsorted(blocks, u * total, side="right"))
+    if block == len(blocks):  # u * total was rounded to total: the last block that has any weight
+        block = int(np.searchsorted(blocks, total))
+    first = block * _BLOCK
+    within = np.cumsum(weights[first : first + _BLOCK])
+    index = int(np.searchsorted(within, u * total - (blocks[block - 1] if block else 0.0), side="right"))
+    if index == len(within):  # the two sums of the block were rounded differently: the last that has any weight
+        index = int(np.searchsorted(within, within[-1]))
+    return first + index, float(np.log(weights[first + index] / total))
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:

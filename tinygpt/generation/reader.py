@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .. import backends
 from .processors import Rows
 
 try:
@@ -58,7 +59,7 @@ class Reader:
 
     def start(self) -> np.ndarray:
         """The logits (R, V) after the prompts, of a prompt longer than the block after its last block_size tokens."""
-        return self._decoder.prefill([row[-self.block :] for row in self.rows()])
+        return backends.move(self._decoder.prefill([row[-self.block :] for row in self.rows()]), "numpy")
 
     def select(self, rows: np.ndarray) -> None:
         """Row r becomes a copy of old row rows[r]; rows not named are dropped."""
@@ -77,10 +78,10 @@ class Reader:
         self._end += 1
         self._drop_full_rows()
         if self._kept.all():
-            return self._decoder.step(ids)
+            return backends.move(self._decoder.step(ids), "numpy")
         if not self._kept.any():
             return self._read_windows()
-        kept = self._decoder.step(ids[self._kept])
+        kept = backends.move(self._decoder.step(ids[self._kept]), "numpy")
         logits = np.empty((len(ids), kept.shape[1]), dtype=kept.dtype)
         logits[self._kept], logits[~self._kept] = kept, self._read_windows()
         return logits
@@ -100,4 +101,4 @@ class Reader:
             whole = not self._kept.any() and self._decoder.capacity == self.block
             self._window = self._decoder if whole else Decoder(self.model, self.block)
         rows = self._table[~self._kept, self._end - self.block : self._end]
-        return self._window.prefill(list(rows))
+        return backends.move(self._window.prefill(list(rows)), "numpy")
