@@ -123,6 +123,8 @@ def sample_without_replacement(totals: np.ndarray, u: np.ndarray) -> np.ndarray:
     u: a number in [0, 1) for each. Fewer come back where fewer have a score above -inf.
     """
     among = np.flatnonzero(totals > -np.inf)
+    if not len(among):
+        return among
     left = totals[among]
     weights, chosen = weights_of(left), []
     for number in u[: len(among)].tolist():
