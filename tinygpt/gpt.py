@@ -43,6 +43,7 @@ from . import backends, nn, ops
 from .checks import number, whole_number
 from .errors import DtypeError, RangeError, ShapeError, UsageError
 from .nn.packed import PackedEmbedding, pack_linear_layers
+from .ops.packed import check_format, require_finite
 from .random import Generator
 from .tensor import Tensor
 
@@ -245,9 +246,12 @@ class GPT(nn.Module):
             raise UsageError(f"GPT.pack: format must be 'bfloat16' or 'int8', not {format!r}")
         if self.wte.weight.dtype != np.float32:
             raise DtypeError(f"GPT.pack: only a float32 model can be packed, this one is {self.wte.weight.dtype}")
-        wte = PackedEmbedding(self.wte, format, group)
+        check_format(format, group)
+        for name, parameter in self.named_parameters():  # all that can be refused, before anything changes
+            if parameter.ndim == 2:
+                require_finite(parameter.data, name)
+        self.packed, self.wte = format, PackedEmbedding(self.wte, format, group)
         pack_linear_layers(self, format, group)
-        self.wte, self.packed = wte, format
         for parameter in self.parameters():
             parameter.requires_grad, parameter.grad = False, None
         return self.eval()

@@ -4,6 +4,9 @@
 # Memory-bound: the weights are read once, whatever the number of rows. float32 and packed weights only; anything else is the
 # reference's.
 
+from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_FORMAT
+from libc.string cimport strchr
+
 cdef extern from "decode.h" nogil:
     int TG_FLOAT32, TG_BFLOAT16, TG_INT8, TG_BLOCKS
     cdef struct tg_matrix:
@@ -37,37 +40,46 @@ cdef extern from "decode.h" nogil:
     void tg_transposed_product(const tg_matrix *matrix, const float *x, Py_ssize_t M, float *y)
     void tg_decode_block(tg_block *block)
 
-cdef dict FORMATS = {
-    numpy.dtype(numpy.float32): TG_FLOAT32, numpy.dtype(numpy.uint16): TG_BFLOAT16, numpy.dtype(numpy.int8): TG_INT8,
-}
 
+cdef void *address(object array, const char *formats, tg_matrix *shape=NULL) except? NULL:
+    """Where a C-contiguous array begins whose type is one of `formats`, letters of the buffer protocol; None gives NULL.
 
-cdef void *address(object array, object dtype) except? NULL:
-    """Where a contiguous array of this dtype begins; None gives NULL. TypeError for anything else."""
+    shape: takes the array's two sizes and its format. TypeError for what the compiled body doesn't take.
+    """
     cdef Py_buffer view
     cdef void *memory
     if array is None:
         return NULL
-    if array.dtype != dtype or not array.flags.c_contiguous:
-        raise TypeError("not an array that the compiled body takes")
-    PyObject_GetBuffer(array, &view, PyBUF_STRIDES)
+    PyObject_GetBuffer(array, &view, PyBUF_FORMAT | PyBUF_C_CONTIGUOUS)
     memory = view.buf
+    cdef char letter = view.format[0]
+    cdef bint fits = strchr(formats, letter) != NULL and view.format[1] == 0
+    if shape != NULL and view.ndim == 2:
+        shape.rows, shape.columns = view.shape[0], view.shape[1]
+        shape.format = TG_FLOAT32 if letter == c"f" else TG_BFLOAT16 if letter == c"H" else TG_INT8
     PyBuffer_Release(&view)
+    if not fits:
+        raise TypeError(f"an array of type {chr(letter)} where one of {formats.decode()} is needed")
     return memory
+
+
+cdef inline float *floats(object array) except? NULL:
+    return <float *> address(array, b"f")
 
 
 cdef int take_matrix(tg_matrix *w, object matrix, object bias, Py_ssize_t along) except -1:
     """Fill w from a tinygpt.ops.packed.Matrix; `along`: the length of its sums."""
     data, scale, group = matrix
-    if data.dtype not in FORMATS:
-        raise TypeError("not a format that the compiled body takes")
-    w.format = FORMATS[data.dtype]
-    w.rows, w.columns = data.shape
+    w.weight = address(data, b"fHb", w)
     w.group = group if scale is not None else along
-    w.weight = address(data, data.dtype)
-    w.scale = <const float *> address(scale, numpy.float32)
-    w.bias = <const float *> address(bias, numpy.float32)
+    w.scale = floats(scale)
+    w.bias = floats(bias)
     return 0
+
+
+cdef bint takes(object x, object matrix):
+    """Whether x is float32 and the matrix in one of the formats; float64 is the reference's."""
+    return x.dtype.char == "f" and matrix.data.dtype.char in "fHb"
 
 
 def few_rows_product(x, matrix):
@@ -78,12 +90,12 @@ def few_rows_product(x, matrix):
     cdef float *rows
     cdef float *out
     cdef float *room
-    if x.dtype != numpy.float32 or matrix.data.dtype not in FORMATS:
+    if not takes(x, matrix):
         return NotImplemented
     take_matrix(&w, matrix, None, K)
     N = w.columns
     y, work = numpy.empty((M, N), numpy.float32), numpy.empty(TG_BLOCKS * M * tg_pitch(N), numpy.float32)
-    rows, out, room = <float *> address(x, x.dtype), <float *> address(y, y.dtype), <float *> address(work, work.dtype)
+    rows, out, room = floats(x), floats(y), floats(work)
     with nogil:
         parts = tg_product(&w, rows, K, M, room)
         for m in range(M):
@@ -97,10 +109,10 @@ def few_rows_product_transposed(x, matrix, out):
     cdef Py_ssize_t M = x.shape[0], K = x.shape[1]
     cdef float *rows
     cdef float *y
-    if x.dtype != numpy.float32 or matrix.data.dtype not in FORMATS:
+    if not takes(x, matrix):
         return NotImplemented
     take_matrix(&w, matrix, None, K)
-    rows, y = <float *> address(x, x.dtype), <float *> address(out, x.dtype)
+    rows, y = floats(x), floats(out)
     with nogil:
         tg_transposed_product(&w, rows, M, y)
     return out
@@ -116,18 +128,18 @@ def decode_block(x, block, keys, values, length, work):
     cdef tg_block t
     cdef Py_ssize_t M = x.shape[0], C = x.shape[1]
     cdef float *room
-    if x.dtype != numpy.float32 or work.size < decode_work(M, C) or block.attn.data.dtype not in FORMATS:
+    if not takes(x, block.attn) or work.size < decode_work(M, C):
         return NotImplemented
     t.M, t.C, t.H, t.capacity, t.eps = M, C, keys.shape[1], keys.shape[2], block.eps
     take_matrix(&t.attn, block.attn, block.attn_bias, C)
     take_matrix(&t.attn_proj, block.attn_proj, block.attn_proj_bias, C)
     take_matrix(&t.fc, block.fc, block.fc_bias, C)
     take_matrix(&t.proj, block.proj, block.proj_bias, 4 * C)
-    t.ln_1, t.ln_1_bias = <const float *> address(block.ln_1, x.dtype), <const float *> address(block.ln_1_bias, x.dtype)
-    t.ln_2, t.ln_2_bias = <const float *> address(block.ln_2, x.dtype), <const float *> address(block.ln_2_bias, x.dtype)
-    t.x, t.keys, t.values = <float *> address(x, x.dtype), <float *> address(keys, x.dtype), <float *> address(values, x.dtype)
-    t.length = <const int64_t *> address(length, numpy.int64)
-    room = <float *> address(work, x.dtype)
+    t.ln_1, t.ln_1_bias, t.ln_2, t.ln_2_bias = (
+        floats(block.ln_1), floats(block.ln_1_bias), floats(block.ln_2), floats(block.ln_2_bias)
+    )
+    t.x, t.keys, t.values, room = floats(x), floats(keys), floats(values), floats(work)
+    t.length = <const int64_t *> address(length, b"lq")
     t.normed, t.mixed, t.wide = room, room + M * C, room + 2 * M * C
     t.parts[0] = room + 6 * M * C
     t.parts[1] = t.parts[0] + TG_BLOCKS * M * tg_pitch(4 * C)

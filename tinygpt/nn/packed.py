@@ -62,15 +62,11 @@ class PackedEmbedding(Module):
 
 
 def pack_linear_layers(module: Module, format: str, group: int | None = None) -> None:
-    """Replace every Linear inside `module` by a packed one. What can't be packed is refused before anything changes."""
-    made = [
-        (owner, name, PackedLinear(value, format, group))
-        for owner in module.modules()
-        for name, value in vars(owner).items()
-        if isinstance(value, Linear)
-    ]
-    for owner, name, packed in made:
-        setattr(owner, name, packed)
+    """Replace every Linear inside `module` by a packed one, one after the other, so that memory is freed on the way."""
+    for owner in module.modules():
+        for name, value in vars(owner).items():
+            if isinstance(value, Linear):
+                setattr(owner, name, PackedLinear(value, format, group))
 
 
 def _moved(matrix: Matrix, backend: str) -> Matrix:

@@ -22,6 +22,7 @@ Jacob et al., "Quantization and Training of Neural Networks ...", 2018; weights 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,6 +34,7 @@ from ..kernel import kernel
 
 FORMATS = ("float32", "bfloat16", "int8")
 GROUP_UNIT = 8  # groups are multiples of it, so that no vector of the compiled product needs two scales
+BLOCK = 1 << 16  # weights at a time while packing
 FEW_ROWS = 16  # up to so many rows, reading the weights is what a product costs
 
 
@@ -58,19 +60,37 @@ def pack(weight: Any, format: str, axis: int = 0, group: int | None = None) -> M
     axis: the one that products sum over: 0 for W in x W, 1 for the embedding. group: int8's terms to a scale, a
     multiple of 8; None makes it the whole axis. Raises UsageError, and RangeError for weights that are not finite.
     """
-    if format not in FORMATS:
-        raise UsageError(f"pack: there is no format {format!r}: choose one of {', '.join(FORMATS)}")
-    if group is not None:
-        group = whole_number("pack", "group", group)
-        if format != "int8":
-            raise UsageError(f"pack: group={group} has a meaning only with int8, not with {format}")
-        if group % GROUP_UNIT:
-            raise UsageError(f"pack: group must be a multiple of {GROUP_UNIT}, not {group}")
-    if not array_module(weight).isfinite(weight).all():
-        raise RangeError("pack: the weights hold nan or inf, which have no place in a packed matrix")
+    check_format(format, group)
     if format == "float32":
         return Matrix(weight)
-    return Matrix(to_bfloat16(weight)) if format == "bfloat16" else _to_int8(weight, axis, group)
+    require_finite(weight)
+    return _to_bfloat16(weight) if format == "bfloat16" else _to_int8(weight, axis, group)
+
+
+def check_format(format: str, group: int | None) -> None:
+    """Raise UsageError for a format or a group without sense."""
+    if format not in FORMATS:
+        raise UsageError(f"pack: there is no format {format!r}: choose one of {', '.join(FORMATS)}")
+    if group is None:
+        return
+    if format != "int8":
+        raise UsageError(f"pack: group={group!r} has a meaning only with int8, not with {format}")
+    if whole_number("pack", "group", group) % GROUP_UNIT:
+        raise UsageError(f"pack: group must be a multiple of {GROUP_UNIT}, not {group}")
+
+
+def require_finite(weight: Any, what: str = "the weights") -> None:
+    """Raise RangeError unless all are finite: nan and inf have no place in a packed matrix."""
+    for rows in _blocks(weight):
+        if not array_module(weight).isfinite(weight[rows]).all():
+            raise RangeError(f"pack: {what} hold nan or inf, which a packed matrix can't")
+
+
+def _blocks(weight: Any) -> Iterator[slice]:
+    """Rows of a matrix, so many at a time that what is computed of them stays in the cache."""
+    step = max(1, BLOCK // max(1, weight.shape[1]))
+    for begin in range(0, len(weight), step):
+        yield slice(begin, min(len(weight), begin + step))
 
 
 def to_bfloat16(x: Any) -> Any:
@@ -85,16 +105,35 @@ def from_bfloat16(bits: Any) -> Any:
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
+def _to_bfloat16(weight: Any) -> Matrix:
+    data = array_module(weight).empty(weight.shape, np.uint16)
+    for rows in _blocks(weight):
+        data[rows] = to_bfloat16(weight[rows])
+    return Matrix(data)
+
+
 def _to_int8(weight: Any, axis: int, group: int | None) -> Matrix:
     xp = array_module(weight)
     length = weight.shape[axis]
     group = length if group is None else min(group, length)
     starts = np.arange(0, length, group)
-    largest = xp.maximum.reduceat(xp.abs(weight), starts, axis=axis)  # one for each group
+    largest = xp.maximum(  # one for each group
+        xp.maximum.reduceat(weight, starts, axis=axis), -xp.minimum.reduceat(weight, starts, axis=axis)
+    )
     scale = (largest / 127).astype(np.float32)
     scale[scale == 0] = 1  # a group of zeros, or of numbers whose scale would be zero
-    quotient = weight / xp.repeat(scale, group, axis=axis).take(np.arange(length), axis=axis)
-    return Matrix(xp.clip(xp.rint(quotient), -127, 127).astype(np.int8), scale, group)
+    data = xp.empty(weight.shape, np.int8)
+    for rows in _blocks(weight):
+        quotient = weight[rows] / _spread(scale, group, axis, rows, weight.shape[1])
+        data[rows] = xp.clip(xp.rint(quotient), -127, 127)
+    return Matrix(data, scale, group)
+
+
+def _spread(scale: Any, group: int, axis: int, rows: slice, columns: int) -> Any:
+    """The scale of each weight in some rows of a matrix: an array that broadcasts to (rows, columns)."""
+    if axis == 0:
+        return scale[np.arange(rows.start, rows.stop) // group]  # (rows, columns)
+    return scale[rows] if scale.shape[1] == 1 else scale[rows][:, np.arange(columns) // group]
 
 
 def unpack(matrix: Matrix, axis: int = 0) -> Any:
@@ -102,11 +141,12 @@ def unpack(matrix: Matrix, axis: int = 0) -> Any:
     data, scale, group = matrix
     if data.dtype == np.uint16:
         return from_bfloat16(data)
-    if scale is None:
+    if scale is None or group is None:
         return data
-    xp = array_module(data)
-    spread = xp.repeat(scale, group, axis=axis).take(np.arange(data.shape[axis]), axis=axis)
-    return data.astype(np.float32) * spread
+    weight = array_module(data).empty(data.shape, np.float32)
+    for rows in _blocks(data):
+        weight[rows] = data[rows] * _spread(scale, group, axis, rows, data.shape[1])
+    return weight
 
 
 def rows_of(matrix: Matrix, ids: Any) -> Any:
