@@ -23,9 +23,8 @@ from __future__ import annotations
 import argparse
 
 import tinygpt as tg
-from tinygpt.cli import add_sampling_options, again, check_sampling_options, exit_with, sample_text
+from tinygpt.cli import OptionParser, add_sampling_options, again, check_sampling_options, exit_with, sample_text
 from tinygpt.training import (
-    OptionParser,
     Trainer,
     add_run_options,
     choose_settings,

@@ -182,7 +182,7 @@ def test_cupy_where_it_is_not(run: Any, text: Path, tmp_path: Path, monkeypatch:
         (["--temperature=-1"], "temperature must be at least 0"),
         (["--top-k=0"], "top_k must be at least 1"),
         (["--max-new-tokens=-1"], "max_new_tokens must be at least 0"),
-        (["--model=/no/such/folder"], "there is no checkpoint in"),
+        (["--model=/no/such/folder"], "there is no folder /no/such/folder"),
     ],
 )
 def test_mistakes_in_sampling_are_one_sentence(run: Any, model: Path, options: list[str], words: str) -> None:
@@ -303,7 +303,7 @@ def test_without_an_output(model: Path, closed: str, code: int) -> None:
 def test_a_module_that_is_run_has_the_name_of_the_program(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tinygpt", "sample", f"--model={tmp_path}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=ENVIRONMENT, check=False)
-    assert done.stderr.startswith("tinygpt: there is no checkpoint in")
+    assert done.stderr.startswith("tinygpt: there is no model in")
 
 
 LIMITED = """

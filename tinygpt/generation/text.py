@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def stream_text(
     model: GPT,
     tokenizer: Any,
-    prompt: str,
+    prompt: Any,
     max_new_tokens: int | None = None,
     *,
     config: GenerationConfig | None = None,
@@ -28,16 +28,16 @@ def stream_text(
     skip_special_tokens: bool = True,
     **options: Any,
 ) -> Iterator[str]:
-    """Yield what the model makes of `prompt` (without it), piece by piece as it is made.
+    """Yield what the model makes of `prompt`, a text or its ids (T,), without it, piece by piece as it is made.
 
     A character whose bytes are not all there yet is held back, and so is what could be the beginning of a stop
     string; at a stop string the text ends before it. skip_special_tokens: eos and the tokenizer's marks are not shown.
     The other arguments, and what is raised before the first token, are those of `generate`.
     """
     check_tokenizer(tokenizer)
-    if tokenizer is None or not isinstance(prompt, str):
-        raise DtypeError(f"{WHERE}: stream_text needs a tokenizer and a prompt of type str")
-    ids = np.asarray(tokenizer.encode(prompt))
+    if tokenizer is None or not isinstance(prompt, (str, list, np.ndarray)):
+        raise DtypeError(f"{WHERE}: stream_text needs a tokenizer, and a prompt that is a text or its ids (T,)")
+    ids = np.asarray(tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)
     if ids.size == 0:
         raise UsageError(f"{WHERE}: the prompt is empty: give at least one character to go on from")
     if max_new_tokens is not None:

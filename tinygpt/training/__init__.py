@@ -14,13 +14,12 @@ from .evaluation import FixedPart, evaluate, mean_loss
 from .interrupt import StopRequest
 from .loop import DivergedError, Trainer, TrainingResult
 from .metrics import MetricsFile, read_metrics
-from .options import OptionParser
 from .picture import draw_loss_curve
 from .run import Settings, Text, add_run_options, choose_settings, describe_run, load_model, prepare_text
 
 __all__ = [
     "CHANGEABLE", "PRESETS", "Checkpoint", "CheckpointFolder", "DivergedError", "FixedPart", "MetricsFile",
-    "OptionParser", "Preset", "Settings", "StopRequest", "Text", "Trainer", "TrainingConfig", "TrainingResult",
+    "Preset", "Settings", "StopRequest", "Text", "Trainer", "TrainingConfig", "TrainingResult",
     "add_run_options", "choose_settings", "describe_run", "draw_loss_curve", "evaluate", "load_model", "mean_loss",
     "prepare_text", "read_checkpoint", "read_metrics",
 ]  # fmt: skip

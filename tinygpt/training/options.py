@@ -14,14 +14,7 @@ import argparse
 import dataclasses
 import typing
 from collections.abc import Collection, Mapping
-from typing import Any, NoReturn
-
-
-class OptionParser(argparse.ArgumentParser):
-    """A parser that answers a mistake with one sentence, not with forty lines of usage before it."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+from typing import Any
 
 
 def add_options(

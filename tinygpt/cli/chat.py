@@ -1,0 +1,147 @@
+"""`tinygpt chat`: a dialogue in the terminal, or with lines from a pipe."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import os
+import sys
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from ..errors import UsageError
+from .generating import (
+    HOW_CHOSEN,
+    HOW_LONG,
+    Counter,
+    add_generation_options,
+    add_model_options,
+    generation_config,
+    load,
+)
+from .sample import speed
+
+if TYPE_CHECKING:
+    from ..gpt import GPT
+    from ..tokenizers import Tokenizer
+
+ABOUT = """Talk with a model. It goes on from the text that the template makes of the dialogue. Ctrl-C stops an answer,
+Ctrl-D ends; /reset, /help, /quit. With a pipe each line is a message, and only the answers are printed."""
+NEW_TOKENS = 200
+HELP = "/reset forgets the dialogue, /quit or Ctrl-D ends, Ctrl-C stops an answer; anything else is a message."
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    add_model_options(parser)
+    group = parser.add_argument_group("the dialogue")
+    words = "plain (User: ... Assistant: ...), lines, play, chatml, or a TOML file (default: plain)"
+    group.add_argument("--template", default="plain", metavar="NAME_OR_FILE", help=words)
+    group.add_argument("--system", default="", metavar="TEXT", help="what stands before the dialogue, and stays there")
+    fields = [option for option in (*HOW_LONG, *HOW_CHOSEN) if option.name not in ("max_length", "max_new_tokens")]
+    group = parser.add_argument_group("the answers")
+    words = f"the most tokens of an answer (default: {NEW_TOKENS})"
+    group.add_argument("--max-new-tokens", type=int, metavar="N", help=words)
+    add_generation_options(group, fields)
+    parser.add_argument("--seed", type=int, metavar="N", help="the same seed, the same answers")
+    parser.add_argument("--stats", action="store_true", help="say after each answer, on stderr, how fast it was")
+    parser.set_defaults(run=chat, default_new_tokens=NEW_TOKENS)
+
+
+def chat(options: argparse.Namespace) -> int:
+    """Answer until the input ends."""
+    from .dialogue import Dialogue, read_template
+
+    template = read_template(options.template)
+    model, tokenizer, _ = load(options)
+    options.stop_strings = [*(options.stop_strings or []), *template.stops]
+    conversation = Conversation(model, tokenizer, Dialogue(template, options.system), options)
+    for message in messages():
+        command = message.strip()
+        if command == "/quit":
+            break
+        if command == "/reset":
+            conversation.dialogue.turns.clear()
+            note("The dialogue is forgotten.")
+        elif command.startswith("/"):
+            note(HELP if command == "/help" else f"There is no command {command}. {HELP}")
+        elif command:
+            conversation.answer(message)
+    return 0
+
+
+class Conversation:
+    """A dialogue with a model."""
+
+    def __init__(self, model: GPT, tokenizer: Tokenizer, dialogue: Any, options: argparse.Namespace) -> None:
+        self.model, self.tokenizer, self.dialogue, self.options = model, tokenizer, dialogue, options
+        self.config = generation_config(options, tokenizer, model)
+        self.seed = options.seed if options.seed is not None else int.from_bytes(os.urandom(6))
+        block = model.config.block_size
+        # The dialogue leaves room for an answer, of half the block at most.
+        self.room = block - min(self.config.max_new_tokens or 0, block // 2)
+
+    def answer(self, message: str) -> None:
+        """Print the answer as it is made, and keep both. Ctrl-C ends it; what is there counts as the answer."""
+        from ..generation import stream_text
+
+        try:
+            ids, dropped = self.dialogue.prompt(self.tokenizer, message, self.room)
+        except UsageError as error:  # a character that the model does not know, a text that is too long
+            note(f"This can't be answered: {error}")
+            return
+        if dropped:
+            note(f"The block is full: the oldest {'turn is' if dropped == 1 else f'{dropped} turns are'} forgotten.")
+        config = self.config.with_options({"seed": self.seed})
+        self.seed = (self.seed + 1) % 2**48  # another draw for each answer
+        counter, start, said = Counter(), time.perf_counter(), ""
+        processors = [counter] if self.options.stats else []
+        try:
+            for piece in stream_text(self.model, self.tokenizer, ids, config=config, logits_processor=processors):
+                piece = piece if said else piece.lstrip()
+                print(piece, end="", flush=True)
+                said += piece
+        except KeyboardInterrupt:
+            pass
+        print(flush=True)
+        self.dialogue.turns.append((message, said.rstrip()))
+        if self.options.stats:
+            print(speed(counter.tokens, time.perf_counter() - start), file=sys.stderr, flush=True)
+
+
+def messages() -> Iterator[str]:
+    """What the user says, line by line, until the input ends."""
+    if sys.stdin is None:
+        return
+    if sys.stdin.isatty():
+        yield from _typed()
+        return
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8")
+    try:
+        for line in sys.stdin:
+            yield line.rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"the standard input is not UTF-8 text: {error}") from error
+
+
+def _typed() -> Iterator[str]:
+    """Lines from a terminal, with the arrow keys where there is `readline`."""
+    with contextlib.suppress(ImportError):  # Windows has none
+        import readline  # noqa: F401  (input() uses it once it is imported)
+    note(HELP)
+    while True:
+        try:
+            yield input("> ")
+        except EOFError:
+            print()
+            return
+        except KeyboardInterrupt:
+            print()
+            note("Ctrl-D or /quit ends.")
+
+
+def note(text: str) -> None:
+    """What is said about the dialogue and is no part of it: on stderr, so that a pipe gets the answers alone."""
+    print(f"[{text}]", file=sys.stderr, flush=True)

@@ -1,0 +1,41 @@
+"""`tinygpt convert`: from a training run, or from one GPT-2 directory to another."""
+
+from __future__ import annotations
+
+import argparse
+
+ABOUT = (
+    """Write a model as a GPT-2 directory of the Hugging Face format, which transformers loads, tokenizer included."""
+)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    words = "a training run, a GPT-2 directory, or a name such as gpt2"
+    parser.add_argument("source", metavar="SOURCE", help=words)
+    parser.add_argument("target", metavar="TARGET", help="the folder to write; the model that is there is replaced")
+    formats = ("float32", "bfloat16", "float16", "float64")
+    parser.add_argument("--dtype", choices=formats, default="float32", help="of the weights (default: float32)")
+    words = "bytes, or such as 200MB: a larger model becomes several files (default: one file)"
+    parser.add_argument("--max-shard-size", metavar="SIZE", help=words)
+    words = "of a training run (default: best)"
+    parser.add_argument("--checkpoint", choices=("best", "latest"), default="best", help=words)
+    parser.add_argument("--revision", default="main", metavar="REV", help="of a name: branch, tag or commit")
+    parser.set_defaults(run=convert)
+
+
+def convert(options: argparse.Namespace) -> int:
+    """Write the directory, and say what is in it."""
+    from .. import interop
+
+    size = options.max_shard_size
+    if size is not None and size.isdigit():
+        size = int(size)
+    target = interop.convert(
+        options.source, options.target, dtype=options.dtype, max_shard_size=size,
+        checkpoint=options.checkpoint, revision=options.revision,
+    )  # fmt: skip
+    files = sorted(path for path in target.iterdir() if path.is_file())
+    print(f"{target} holds the model in {options.dtype}:")
+    for path in files:
+        print(f"    {path.name:<34}{path.stat().st_size:>15,} bytes")
+    return 0

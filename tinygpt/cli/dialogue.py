@@ -1,0 +1,147 @@
+"""Dialogues: how turns become the text that a model goes on from, and what of them fits its block.
+
+A template says what stands around what the two say. It is one of `PRESETS`, or a TOML file:
+
+    system = "{system}\\n\\n"                              # what stands first, where there is a --system text
+    turn = "User: {user}\\nAssistant: {assistant}\\n"      # one exchange; the last is cut at {assistant}
+    stop = ["\\nUser:"]                                   # where an answer ends (default: the next turn's beginning)
+
+A model knows no roles: it goes on from a text. A model that was trained on dialogues needs the template that they had.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..data.tokens import explain_os_errors
+from ..errors import UsageError
+from ..tokenizers import Tokenizer
+
+Part = tuple[str, bool]  # a text, and whether special tokens may be written in it: in the template's, not in a user's
+
+
+@dataclass(frozen=True)
+class Template:
+    """The texts around what is said; `stop`: where an answer ends."""
+
+    turn: str
+    system: str = "{system}\n\n"
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[^{]*\{user\}[^{]*\{assistant\}[^{]*", self.turn):
+            raise UsageError(f"a template's turn has {{user}} and then {{assistant}} once each, unlike {self.turn!r}")
+        if self.system.count("{system}") != 1:
+            raise UsageError(f"a template's system text has {{system}} once, unlike {self.system!r}")
+        if not self.stops:
+            raise UsageError("a template needs stop, the texts that end an answer: nothing stands around its turns")
+
+    @property
+    def pieces(self) -> tuple[str, str, str]:
+        """Before the user's text, between it and the answer, and after the answer."""
+        before, _, rest = self.turn.partition("{user}")
+        between, _, after = rest.partition("{assistant}")
+        return before, between, after
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The texts that end an answer: those given, or the end of its turn together with the next one's beginning."""
+        before, _, after = self.pieces
+        return self.stop or tuple(filter(None, [after + before.rstrip()]))
+
+
+PRESETS = {
+    "plain": Template("User: {user}\nAssistant: {assistant}\n"),
+    "lines": Template("{user}\n{assistant}\n"),
+    "play": Template("FIRST:\n{user}\n\nSECOND:\n{assistant}\n\n", stop=("\n\n",)),
+    "chatml": Template(
+        "<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n{assistant}<|im_end|>\n",
+        system="<|im_start|>system\n{system}<|im_end|>\n",
+        stop=("<|im_end|>",),
+    ),
+}
+
+
+def read_template(name_or_file: str) -> Template:
+    """The preset of that name, or the template in that file. Raises UsageError."""
+    if name_or_file in PRESETS:
+        return PRESETS[name_or_file]
+    path = Path(name_or_file)
+    if not path.exists():
+        raise UsageError(f"there is no template {name_or_file!r}: give one of {', '.join(PRESETS)}, or a TOML file")
+    try:
+        with explain_os_errors("read", path):
+            content: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # not TOML, or not UTF-8
+        raise UsageError(f"the template {path} is no TOML file: {error}") from error
+    stop = content.get("stop", [])
+    texts = [content.get("turn"), content.get("system", ""), *(stop if isinstance(stop, list) else [None])]
+    unknown = sorted(content.keys() - {"turn", "system", "stop"})
+    if unknown or not all(isinstance(text, str) for text in texts) or "" in stop:
+        found = f"there is {unknown[0]}" if unknown else "they are not"
+        raise UsageError(
+            f"the template {path} must have the texts turn and, if need be, system, and a list stop: {found}"
+        )
+    return Template(content["turn"], content.get("system", Template.system), tuple(stop))
+
+
+@dataclass
+class Dialogue:
+    """What has been said, under a template."""
+
+    template: Template
+    system: str = ""
+    turns: list[tuple[str, str]] = field(default_factory=list)
+
+    def prompt(self, tokenizer: Tokenizer, user: str, room: int) -> tuple[np.ndarray, int]:
+        """The ids (T,), T <= room, that end where the answer to `user` begins, and how many old turns were dropped.
+
+        Those turns are gone for good, the oldest first. Raises UsageError where `user` alone has no room.
+        """
+        dropped = 0
+        while True:
+            ids = encode(tokenizer, self._parts(user))
+            if len(ids) <= room:
+                return ids, dropped
+            if not self.turns:
+                raise UsageError(
+                    f"this is too long: {len(ids)} tokens with what the template puts around it, and there is room for "
+                    f"{room} beside the answer"
+                )
+            del self.turns[0]
+            dropped += 1
+
+    def _parts(self, user: str) -> list[Part]:
+        before, between, after = self.template.pieces
+        parts: list[Part] = []
+        if self.system:
+            first, _, second = self.template.system.partition("{system}")
+            parts += [(first, True), (self.system, False), (second, True)]
+        for said, answered in self.turns:
+            parts += [(before, True), (said, False), (between, True), (answered, False), (after, True)]
+        # A space before the answer belongs to the answer's first token.
+        return [*parts, (before, True), (user, False), (between.rstrip(" "), True)]
+
+
+def encode(tokenizer: Tokenizer, parts: list[Part]) -> np.ndarray:
+    """The ids (T,) of the text that the parts make: special tokens become one id each where a part allows it.
+
+    Between two of them the text is encoded as a whole, so that tokens are what they are in any other text.
+    """
+    special = {tokenizer.decode([number]): number for number in tokenizer.special_ids}
+    pattern = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or r"(?!)")
+    found: list[np.ndarray] = []
+    text = ""
+    for part, trusted in parts:
+        begin = 0
+        for match in pattern.finditer(part) if trusted else ():
+            found += [tokenizer.encode(text + part[begin : match.start()]), np.array([special[match[0]]])]
+            text, begin = "", match.end()
+        text += part[begin:]
+    return np.concatenate([*found, tokenizer.encode(text)]).astype(np.int64)

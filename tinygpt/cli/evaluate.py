@@ -1,0 +1,75 @@
+"""`tinygpt eval`: the loss of a model over the whole of a text."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import math
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import UsageError
+from .generating import add_model_options, load
+
+ABOUT = """The mean cross-entropy of a model over the whole of a text, in nats per token, its perplexity, and the bits
+it needs for each byte of the text, which can be compared between tokenizers."""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    add_model_options(parser)
+    words = "a UTF-8 text (default: the training run's own validation text)"
+    parser.add_argument("--data", metavar="FILE", help=words)
+    parser.add_argument("--batch-size", type=int, default=12, metavar="N", help="rows at a time (default: 12)")
+    words = (
+        "score in windows that overlap, N tokens from one to the next: each token has block_size - N + 1 tokens before "
+        "it or more, and it takes block_size / N times as long (default: block_size, no overlap)"
+    )
+    parser.add_argument("--stride", type=int, metavar="N", help=words)
+    parser.set_defaults(run=evaluate_text)
+
+
+def evaluate_text(options: argparse.Namespace) -> int:
+    """Print one line with the loss and the number of tokens."""
+    from ..data import open_tokens, write_tokens
+    from ..generation import score
+    from ..training import evaluate
+    from ..training.run import TOKENS
+
+    model, tokenizer, folder = load(options)
+    with contextlib.ExitStack() as stack:
+        if options.data is None:
+            tokens = _validation_tokens(folder, options.checkpoint or "best")
+        else:
+            temporary = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
+            write_tokens(options.data, tokenizer, Path(temporary) / TOKENS)
+            tokens = open_tokens(Path(temporary) / TOKENS)
+        if options.stride is None:
+            loss = evaluate(model, tokens, options.batch_size, progress=True)
+        else:
+            loss = score(model, tokens, options.stride, batch_size=options.batch_size, progress=True).loss
+        count, size = len(tokens) - 1, _size(tokenizer, tokens[1:])
+        bits = f"; {loss / math.log(2) * count / size:.3f} bits per byte" if size else ""
+        print(f"loss {loss:.4f} nats per token over {count} tokens (perplexity {np.exp(loss):.2f}){bits}")
+        del tokens  # Windows removes no file that is mapped
+    return 0
+
+
+def _validation_tokens(folder: Path, which: str) -> np.ndarray:
+    from ..data import open_tokens, split
+    from ..interop.loading import is_run
+    from ..training import CheckpointFolder
+    from ..training.run import TOKENS
+
+    if not is_run(folder):
+        raise UsageError(f"{folder} is no training run with a validation text of its own: give a text with --data FILE")
+    fraction = CheckpointFolder(folder).load(which).state["training_config"]["validation_fraction"]
+    return split(open_tokens(folder / TOKENS), fraction)[1]
+
+
+def _size(tokenizer: Any, tokens: np.ndarray, step: int = 1 << 20) -> int:
+    """How many bytes the tokens stand for."""
+    parts = (np.asarray(tokens[begin : begin + step]) for begin in range(0, len(tokens), step))
+    return sum(len(tokenizer.token_bytes(part)) for part in parts)

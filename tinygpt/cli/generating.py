@@ -1,0 +1,276 @@
+"""What `sample` and `chat` share: a model with its tokenizer, a prompt, the options of generation, and the text."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from .. import backends
+from ..errors import CheckpointError, UsageError
+
+if TYPE_CHECKING:
+    from ..generation import GenerationConfig
+    from ..gpt import GPT
+    from ..tokenizers import Tokenizer
+
+MAX_NEW_TOKENS, TEMPERATURE = 500, 0.8
+
+
+def _ids(text: str) -> list[int]:
+    """ "3,17" as token ids."""
+    return [int(word) for word in text.split(",")]
+
+
+_ids.__name__ = "list of token ids"  # what argparse calls it
+
+
+class Option(NamedTuple):
+    """A field of GenerationConfig on the command line."""
+
+    name: str
+    type: Any
+    metavar: str
+    help: str
+    choices: tuple[str, ...] | None = None
+
+
+HOW_LONG = [
+    Option("max_new_tokens", int, "N", f"the most tokens (default: {MAX_NEW_TOKENS})"),
+    Option("max_length", int, "N", "instead of that: the most tokens, those of the prompt included"),
+    Option("min_new_tokens", int, "N", "no end-of-text token before so many"),
+    Option("min_length", int, "N", "the same, those of the prompt included"),
+    Option("eos_token_id", _ids, "ID,...", "tokens that end the text (default: the model's)"),
+    Option("pad_token_id", int, "ID", "what fills shorter texts of several (default: the first of those)"),
+    Option("overflow", str, "", "past the block: slide the window, or stop (default: slide)", ("slide", "stop")),
+]
+HOW_CHOSEN = [
+    Option("temperature", float, "X", f"0: greedy (default: the model's own, else {TEMPERATURE})"),
+    Option("top_k", int, "N", "draw from the N likeliest (default: from all)"),
+    Option("top_p", float, "P", "draw from the likeliest that make up P together"),
+    Option("min_p", float, "P", "draw from those at least P times as likely as the likeliest"),
+    Option("typical_p", float, "P", "draw from those of a typical surprise that make up P together"),
+    Option("repetition_penalty", float, "X", "above 1: tokens that are there already become less likely"),
+    Option("no_repeat_ngram_size", int, "N", "no sequence of N tokens twice"),
+    Option("suppress_tokens", _ids, "ID,...", "tokens that are never chosen"),
+    Option("begin_suppress_tokens", _ids, "ID,...", "tokens that are not chosen first"),
+    Option("forced_bos_token_id", int, "ID", "the second token, where the prompt is one token"),
+    Option("forced_eos_token_id", _ids, "ID,...", "the last token of a text that reaches its greatest length"),
+]
+HOW_MANY = [
+    Option("num_return_sequences", int, "N", "texts (default: 1)"),
+    Option("num_beams", int, "N", "above 1: beam search with N beams, which shows the text at its end"),
+    Option("length_penalty", float, "X", "of beams: above 0 for longer texts (default: 1)"),
+    Option("early_stopping", str, "", "of beams: when to stop (default: false)", ("true", "false", "never")),
+]
+
+
+# A model and its tokenizer ------------------------------------------------------------------------
+
+
+def add_model_options(parser: Any) -> None:
+    """Which model, in which format, on what."""
+    group = parser.add_argument_group("the model")
+    words = "a training run, a GPT-2 directory of the Hugging Face format, or a name such as gpt2"
+    group.add_argument("--model", required=True, metavar="FOLDER_OR_NAME", help=words)
+    group.add_argument("--checkpoint", choices=("best", "latest"), help="of a training run (default: best)")
+    group.add_argument("--revision", default="main", metavar="REV", help="of a name: branch, tag or commit")
+    group.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights (default: float32)"
+    )
+    group.add_argument("--quantize", choices=("int8",), help="keep the weights in 8 bits: less memory, faster")
+    group.add_argument("--backend", choices=backends.NAMES, default="numpy", help="CPU or GPU (default: numpy)")
+
+
+def load(options: argparse.Namespace) -> tuple[GPT, Tokenizer, Path]:
+    """The model, its tokenizer and their folder. Raises UsageError."""
+    from .. import interop, tokenizers
+    from ..interop.config import CONFIG
+    from ..interop.loading import RUN, is_run
+
+    backends.use_backend(options.backend)
+    folder = interop.find_model(options.model, options.revision)
+    if not (folder / CONFIG).exists() and not (folder / RUN).exists():
+        raise CheckpointError(
+            f"there is no model in {folder}: neither the {RUN} of a training run nor the {CONFIG} of a GPT-2 directory"
+        )
+    if options.checkpoint is not None and not is_run(folder):
+        raise UsageError(
+            f"--checkpoint chooses one of a training run's, but {folder} is a GPT-2 directory: leave it out"
+        )
+    model = interop.from_pretrained(
+        folder, dtype=options.dtype, quantize=options.quantize, checkpoint=options.checkpoint or "best"
+    )
+    tokenizer = tokenizers.load(folder)
+    tokens, ids = tokenizer.vocab_size, model.config.vocab_size
+    if tokens > ids or (is_run(folder) and tokens != ids):
+        raise CheckpointError(
+            f"the tokenizer in {folder} has {tokens} tokens and the model {ids}: they do not belong together"
+        )
+    return model, tokenizer, folder
+
+
+# Options ------------------------------------------------------------------------------------------
+
+
+def add_sampling_options(parser: Any) -> None:
+    """The prompt and everything that decides how it goes on, but for the seed."""
+    either = parser.add_mutually_exclusive_group()
+    either.add_argument("--prompt", metavar="TEXT", help="the text to go on from (default: a line break)")
+    words = "a UTF-8 file with the prompt, all of it; - is the standard input"
+    either.add_argument("--prompt-file", metavar="FILE", help=words)
+    add_generation_options(parser, [*HOW_LONG, *HOW_CHOSEN, *HOW_MANY])
+    parser.set_defaults(default_new_tokens=MAX_NEW_TOKENS)
+
+
+def add_generation_options(parser: Any, fields: list[Option]) -> None:
+    """`fields`, and those options that are texts here and tokens or several options there."""
+    parser.add_argument("--greedy", action="store_true", help="always the likeliest token, no draw")
+    for option in fields:
+        settings: dict[str, Any] = {"type": option.type, "help": option.help, "choices": option.choices}
+        if option.choices is None:
+            settings["metavar"] = option.metavar
+        parser.add_argument("--" + option.name.replace("_", "-"), **settings)
+    words = "end before this text (may be given several times)"
+    parser.add_argument("--stop", dest="stop_strings", action="append", metavar="TEXT", help=words)
+    words = "never write this text, as the tokenizer encodes it (may be given several times)"
+    parser.add_argument("--bad-words", action="append", metavar="TEXT", help=words)
+
+
+def generation_config(options: argparse.Namespace, tokenizer: Tokenizer, model: GPT | None = None) -> GenerationConfig:
+    """The options, over the model's own generation settings. Raises UsageError for one without sense."""
+    from ..generation import GenerationConfig, config_from_dict
+    from ..generation.options import SAMPLING_OPTIONS
+
+    own: Any = getattr(model, "generation_config", None)
+    base = own if isinstance(own, GenerationConfig) else config_from_dict(own or {})
+    names = [option.name for option in (*HOW_LONG, *HOW_CHOSEN, *HOW_MANY)] + ["stop_strings"]
+    given = {name: value for name in names if (value := getattr(options, name, None)) is not None}
+    if given.get("early_stopping") in ("true", "false"):
+        given["early_stopping"] = given["early_stopping"] == "true"
+    if options.bad_words:
+        given["bad_words_ids"] = [_encode(tokenizer, words, "--bad-words").tolist() for words in options.bad_words]
+    if not given.keys() & {"max_new_tokens", "max_length"}:
+        given["max_new_tokens"] = max(options.default_new_tokens, given.get("min_new_tokens", 0))
+    if options.greedy or (given.get("num_beams", 1) > 1 and not given.keys() & set(SAMPLING_OPTIONS)):
+        given["do_sample"] = False
+    elif "temperature" not in given and base.temperature == 1.0:
+        given["temperature"] = TEMPERATURE
+    if "eos_token_id" not in given and base.eos_token_id is None and tokenizer.eos_token_id is not None:
+        given["eos_token_id"] = tokenizer.eos_token_id
+    return base.with_options(given)
+
+
+def check_sampling_options(tokenizer: Tokenizer, options: argparse.Namespace) -> None:
+    """Raise what `sample_text` would raise, without a model: a mistake is found before the training, not after it."""
+    _prompt(tokenizer, options)
+    generation_config(options, tokenizer)
+
+
+# The text -----------------------------------------------------------------------------------------
+
+
+class Counter:
+    """How many tokens were made: for a text that is streamed, a logits processor that changes nothing and counts."""
+
+    def __init__(self) -> None:
+        self.tokens = 0
+
+    def __call__(self, rows: Any, logits: np.ndarray) -> np.ndarray:
+        self.tokens += len(logits)
+        return logits
+
+
+def sample_text(
+    model: GPT, tokenizer: Tokenizer, options: argparse.Namespace, seed: int, counter: Counter | None = None
+) -> Iterator[str]:
+    """The prompt, then what the model makes of it, piece by piece as it is made; several texts one after the other.
+
+    Raises UsageError before the first piece.
+    """
+    from ..generation import stream_text
+
+    prompt, ids = _prompt(tokenizer, options)
+    config = generation_config(options, tokenizer, model).with_options({"seed": seed})
+    if config.num_beams == 1 and config.num_return_sequences == 1:
+        processors = [] if counter is None else [counter]
+        pieces = stream_text(model, tokenizer, prompt, config=config, logits_processor=processors)
+        yield prompt
+        yield from pieces
+        return
+    texts = _several(model, tokenizer, ids, config, counter or Counter())
+    for number, text in enumerate(texts, 1):
+        heading = f"--- {number} of {len(texts)} ---\n" if len(texts) > 1 else ""
+        yield f"{heading}{prompt}{text}" + ("\n" if number < len(texts) else "")
+
+
+def _several(
+    model: GPT, tokenizer: Tokenizer, ids: np.ndarray, config: GenerationConfig, counter: Counter
+) -> list[str]:
+    """What the model makes of the prompt, several times or by beam search."""
+    from ..generation import generate
+    from ..generation.stopping import StopStrings
+
+    if config.padding is None:
+        config = config.with_options({"pad_token_id": 0})  # what stands behind the end of a text is not looked at
+    found = generate(model, ids[None], config=config, tokenizer=tokenizer, return_details=True)
+    counter.tokens += int(found.lengths.sum())
+    unseen, stops = [*config.eos_ids, *tokenizer.special_ids], StopStrings(config.stops)
+    texts = []
+    for row, length in zip(found.sequences[:, len(ids) :], found.lengths, strict=True):
+        new = row[:length]
+        held = stops.begin(tokenizer.token_bytes(ids))
+        shown, rest, ended = stops.feed(held, tokenizer.token_bytes(new[~np.isin(new, unseen)]))
+        texts.append((shown if ended else shown + rest)[len(held) :].decode("utf-8", errors="replace"))
+    return texts
+
+
+def _prompt(tokenizer: Tokenizer, options: argparse.Namespace) -> tuple[str, np.ndarray]:
+    """The prompt as text, and as ids (T,)."""
+    from ..data import read_text
+
+    if options.prompt_file is not None:
+        options.prompt = read_stdin() if options.prompt_file == "-" else "".join(read_text(options.prompt_file))
+        options.prompt_file = None  # it is read once: there may be nothing left of it
+    prompt = _line_break(tokenizer) if options.prompt is None else options.prompt
+    ids = _encode(tokenizer, prompt, "the prompt")
+    if ids.size == 0:
+        raise UsageError("the prompt is empty: give at least one character to go on from")
+    return prompt, ids
+
+
+def read_stdin() -> str:
+    """All of the standard input, which is UTF-8 whatever the locale says."""
+    if sys.stdin is None:
+        raise UsageError("there is no standard input to read the prompt from")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8", newline="")
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise UsageError(f"the standard input is not UTF-8 text: byte {error.start} fits no character") from error
+
+
+def _encode(tokenizer: Tokenizer, text: str, where: str) -> np.ndarray:
+    from ..tokenizers import UnknownCharacterError
+
+    try:
+        return tokenizer.encode(text)
+    except UnknownCharacterError as error:
+        raise UsageError(
+            f"the character {error.character!r} at position {error.position} of {where} is not in the text that the "
+            "model is trained on: leave it out"
+        ) from error
+
+
+def _line_break(tokenizer: Tokenizer) -> str:
+    try:
+        tokenizer.encode("\n")
+    except UsageError:  # a text of one line: begin with its first character
+        return tokenizer.decode([0])
+    return "\n"

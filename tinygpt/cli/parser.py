@@ -1,0 +1,29 @@
+"""A parser that answers a mistake with one sentence, and whose commands cost nothing until they are called."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from typing import Any, NoReturn
+
+
+class OptionParser(argparse.ArgumentParser):
+    """argparse's, with one sentence for a mistake in place of forty lines of usage.
+
+    source: the module whose `add_options(parser)` gives the parser its options; it is imported when they are needed,
+    because what it needs for them (the settings of training, say) takes longer to import than all the rest.
+    """
+
+    def __init__(self, *arguments: Any, source: str | None = None, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self._source = source
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if self._source is not None:
+            module, self._source = importlib.import_module(self._source), None
+            self.description = module.ABOUT
+            module.add_options(self)
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")

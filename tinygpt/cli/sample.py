@@ -1,0 +1,39 @@
+"""`tinygpt sample`: a prompt and how the model goes on from it, printed as it is made."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+
+from .generating import Counter, add_model_options, add_sampling_options, load, sample_text
+
+ABOUT = "Let a model write. The text appears as it is made; several texts, and those of beam search, at their end."
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    add_model_options(parser)
+    add_sampling_options(parser.add_argument_group("the text"))
+    parser.add_argument("--seed", type=int, metavar="N", help="the same seed, the same text (default: a new text)")
+    parser.add_argument("--stats", action="store_true", help="say at the end, on stderr, how fast it was")
+    parser.set_defaults(run=sample)
+
+
+def sample(options: argparse.Namespace) -> int:
+    """Print the prompt and what follows."""
+    model, tokenizer, _ = load(options)
+    seed = options.seed if options.seed is not None else int.from_bytes(os.urandom(6))
+    counter = Counter() if options.stats else None
+    start = time.perf_counter()
+    for piece in sample_text(model, tokenizer, options, seed, counter):
+        print(piece, end="", flush=True)
+    print()
+    if counter is not None:
+        print(speed(counter.tokens, time.perf_counter() - start), file=sys.stderr)
+    return 0
+
+
+def speed(tokens: int, seconds: float) -> str:
+    """How fast it was, the prompt included."""
+    return f"{tokens} tokens in {seconds:.2f} s: {tokens / max(seconds, 1e-9):.1f} tokens/s"
