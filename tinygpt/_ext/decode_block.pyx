@@ -77,7 +77,7 @@ cdef int take_matrix(tg_matrix *w, object matrix, object bias, Py_ssize_t along)
     return 0
 
 
-cdef bint takes(object x, object matrix):
+cdef bint reads(object x, object matrix):
     """Whether x is float32 and the matrix in one of the formats; float64 is the reference's."""
     return x.dtype.char == "f" and matrix.data.dtype.char in "fHb"
 
@@ -90,7 +90,7 @@ def few_rows_product(x, matrix):
     cdef float *rows
     cdef float *out
     cdef float *room
-    if not takes(x, matrix):
+    if not reads(x, matrix):
         return NotImplemented
     take_matrix(&w, matrix, None, K)
     N = w.columns
@@ -109,7 +109,7 @@ def few_rows_product_transposed(x, matrix, out):
     cdef Py_ssize_t M = x.shape[0], K = x.shape[1]
     cdef float *rows
     cdef float *y
-    if not takes(x, matrix):
+    if not reads(x, matrix):
         return NotImplemented
     take_matrix(&w, matrix, None, K)
     rows, y = floats(x), floats(out)
@@ -128,7 +128,7 @@ def decode_block(x, block, keys, values, length, work):
     cdef tg_block t
     cdef Py_ssize_t M = x.shape[0], C = x.shape[1]
     cdef float *room
-    if not takes(x, block.attn) or work.size < decode_work(M, C):
+    if not reads(x, block.attn) or work.size < decode_work(M, C):
         return NotImplemented
     t.M, t.C, t.H, t.capacity, t.eps = M, C, keys.shape[1], keys.shape[2], block.eps
     take_matrix(&t.attn, block.attn, block.attn_bias, C)
