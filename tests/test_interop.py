@@ -163,6 +163,17 @@ def test_options_of_loading(tmp_path: Path) -> None:
             load(tmp_path, **options)
 
 
+@pytest.mark.parametrize(
+    ("options", "format"), [({"dtype": "bfloat16"}, "bfloat16"), ({"quantize": "int8"}, "int8"), ({}, None)]
+)
+def test_packed_weights(tmp_path: Path, options: dict[str, Any], format: str | None) -> None:
+    model = load(saved(tmp_path), **options)
+    assert model.packed == format
+    expected = make().pack(format) if format else make().eval()
+    with tg.no_grad():
+        np.testing.assert_array_equal(model(IDX).data, expected(IDX).data)
+
+
 def test_biases_learnt_elsewhere_are_not_lost(tmp_path: Path) -> None:
     """A model without biases is written with zeros and a mark; once they are not zero any more, the mark is void."""
     saved(tmp_path, make(bias=False))

@@ -109,13 +109,17 @@ def test_bytes_changed_in_shards(sharded: Path, changes: list[Any], which: int) 
         loads_or_says_why(sharded)
 
 
+@pytest.fixture(scope="module")
+def checkpoint(folder: Path) -> Path:
+    return CheckpointFolder(folder.parent).save(sample(3))
+
+
 @many
 @given(changes=edits)
-def test_bytes_changed_in_a_checkpoint(tmp_path_factory: pytest.TempPathFactory, changes: list[Any]) -> None:
-    path = CheckpointFolder(tmp_path_factory.mktemp("checkpoint")).save(sample(3))
-    path.write_bytes(edited(path.read_bytes(), changes, header_of(path)))
-    with contextlib.suppress(CheckpointError):
-        read_checkpoint(path)
+def test_bytes_changed_in_a_checkpoint(checkpoint: Path, changes: list[Any]) -> None:
+    content = edited(checkpoint.read_bytes(), changes, header_of(checkpoint))
+    with replaced(checkpoint, content), contextlib.suppress(CheckpointError):
+        read_checkpoint(checkpoint)
 
 
 # JSON ------------------------------------------------------------------------------------------------

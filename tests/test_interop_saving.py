@@ -20,7 +20,7 @@ import pytest
 from interop_helpers import CONFIG, GENERATION, INDEX, WEIGHTS, assert_same_model, make, saved, snapshot
 from training_helpers import ENVIRONMENT
 
-from tinygpt import GPT, UsageError
+from tinygpt import GPT, UsageError, nn
 from tinygpt.errors import CheckpointError
 from tinygpt.interop import saving
 from tinygpt.tokenizers import CharTokenizer
@@ -84,10 +84,10 @@ def test_at_every_step_the_folder_holds_the_old_model_or_the_new(
     for copy, model in zip(kept, found, strict=True):
         if model == new != old:  # loading finished what was interrupted: nothing of the old is left, nor of the save
             assert snapshot(copy) == expected
-        else:  # ... and the next save takes the rest of an interrupted one away
-            saved(copy, MODELS[new][0], **MODELS[new][1])
-            assert snapshot(copy) == expected
     assert snapshot(folder) == expected
+    half = [copy for copy, model in zip(kept, found, strict=True) if list(copy.glob(".saving-*")) and model == old][-1]
+    saved(half, MODELS[new][0], **MODELS[new][1])  # the next save takes the rest of an interrupted one away
+    assert snapshot(half) == expected
 
 
 def test_a_finish_that_is_interrupted_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,8 +145,9 @@ def test_killed_while_saving(tmp_path: Path) -> None:
         command = [sys.executable, "-c", SAVE_AGAIN_AND_AGAIN, str(folder)]
         with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
-            process.stdout.readline()
-            time.sleep(dice.uniform(0, 0.1))
+            for _ in range(dice.randint(1, 8)):
+                process.stdout.readline()
+            time.sleep(dice.uniform(0, 0.02))
             process.kill()
         assert process.returncode == -signal.SIGKILL
         found.add(loads_as(folder, *names))
@@ -245,9 +246,14 @@ def test_weights_too_large_for_float16_write_nothing(tmp_path: Path) -> None:
 
 def test_a_model_with_other_parameters_is_refused(tmp_path: Path) -> None:
     model = make()
-    model.h[0].mlp.c_fc.weight = None  # as packing leaves it
-    with pytest.raises(UsageError, match="this model's parameters are not those of a GPT-2; a packed model"):
-        saved(tmp_path / "new", model)
+    model.h[0].mlp.c_fc.scale = nn.Parameter(np.ones(3, np.float32))
+    for other, words in (
+        (model, "parameters are not those of a GPT-2"),
+        (make().pack("int8"), "packed into int8 can't be"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            saved(tmp_path / "new", other)
+    assert not (tmp_path / "new").exists()
 
 
 def test_shard_sizes() -> None:

@@ -50,10 +50,7 @@ def from_pretrained(
             model = _load_directory(folder, held, dropout, seed, model_class)
     model.eval()
     if packed is not None:
-        pack: Any = getattr(model, "pack", None)
-        if pack is None:
-            raise UsageError(f"from_pretrained: this version of tinygpt can't pack weights into {packed} yet")
-        pack(packed)
+        model.pack(packed)
     model.to(backends.current())
     return model
 

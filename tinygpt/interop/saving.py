@@ -117,10 +117,7 @@ def _arrays(model: GPT) -> dict[str, Any]:
     shapes = dict(parameter_shapes(model.config))
     biases = {name for name in shapes if name.endswith(".bias")} if not model.config.bias else set()
     if own.keys() != shapes.keys() - biases or any(own[name].shape != shapes[name] for name in own):
-        raise UsageError(
-            "save_pretrained: this model's parameters are not those of a GPT-2; a packed model can't be saved: save it "
-            "before it is packed, with dtype='bfloat16' if the file shall be small"
-        )
+        raise UsageError("save_pretrained: this model's parameters are not those of a GPT-2, which the format is for")
     return {f"{PREFIX}{name}": own[name] if name in own else np.zeros(shape, "f4") for name, shape in shapes.items()}
 
 
