@@ -286,6 +286,8 @@ def test_overflow_stops_or_slides():
     np.testing.assert_array_equal(out.sequences, [[*slid[0, :6], 0, 0], slid[1, :8]])
     short = model.generate(prompts, 1, seed=1, pad_token_id=0, overflow="stop", return_details=True)
     assert short.finish_reasons == ["length", "length"]
+    exact = model.generate(PROMPTS, 2, overflow="stop", return_details=True)
+    assert exact.finish_reasons == ["length"] * 5  # as many as were asked for
     full = np.concatenate([PROMPTS, PROMPTS], axis=1)
     nothing = model.generate(full[:, :6], 3, overflow="stop", return_details=True)
     np.testing.assert_array_equal(nothing.sequences, full[:, :6])

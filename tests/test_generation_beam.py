@@ -7,7 +7,9 @@ import pytest
 from generation_helpers import PROMPTS, make, next_log_probs
 
 from tinygpt import GPT, GPTConfig, UsageError
+from tinygpt.generation import beam
 from tinygpt.generation.beam import best, sample_without_replacement
+from tinygpt.generation.sampler import prepare
 from tinygpt.tokenizers import CharTokenizer
 
 EOS = 2
@@ -96,24 +98,31 @@ def test_beams_find_what_greedy_misses():
     assert (beams > greedy + 0.01).any()
 
 
+def steps_and_score(model, **options):
+    count = itertools.count()
+
+    def watch(rows, scores):
+        next(count)
+        return scores
+
+    out = model.generate(
+        [[1]], 7, do_sample=False, num_beams=2, logits_processor=[watch], return_details=True, **options
+    )  # fmt: skip
+    return next(count), out.scores[0]
+
+
 def test_early_stopping(tiny):
-    """True stops at num_beams hypotheses; "never" goes on while a longer one could still be better."""
-    steps = {}
-    for early in (True, False, "never"):
-        count = itertools.count()
-
-        def watch(rows, scores, count=count):
-            next(count)
-            return scores
-
-        out = tiny.generate(
-            [[1]], 7, do_sample=False, num_beams=2, length_penalty=2.0, early_stopping=early, eos_token_id=[0, 1, 2],
-            logits_processor=[watch], return_details=True,
-        )  # fmt: skip
-        steps[early] = (next(count), out.scores[0])
-    assert steps[True][0] < steps["never"][0]
-    assert steps[True][0] <= steps[False][0] <= steps["never"][0]
-    assert steps[True][1] <= steps["never"][1]
+    """True stops at num_beams hypotheses, False where the best beam is now worse than they are, "never" goes on as
+    long as a longer one could still be better."""
+    first = {early: steps_and_score(tiny, early_stopping=early, eos_token_id=[0, 3]) for early in (True, False)}
+    assert (first[True][0], first[False][0]) == (2, 7)
+    assert first[True][1] < first[False][1]
+    then = {
+        early: steps_and_score(tiny, early_stopping=early, eos_token_id=1, length_penalty=2.0)
+        for early in (False, "never")
+    }
+    assert (then[False][0], then["never"][0]) == (2, 7)
+    assert then[False][1] < then["never"][1]
 
 
 def test_beams_past_the_block_and_stop_strings():
@@ -176,6 +185,20 @@ def test_drawing_without_replacement_where_little_is_left():
     u = np.full(5, 0.4)
     assert sorted(sample_without_replacement(np.array([0.0, -2000.0, -np.inf, -4000.0]), u).tolist()) == [0, 1, 3]
     assert sample_without_replacement(np.array([-np.inf, -np.inf]), u).tolist() == []
+
+
+def test_of_the_drawn_candidates_the_best_go_on(tiny, monkeypatch):
+    """Drawn in whatever order; but a hypothesis must be among the first num_beams drawn."""
+    request = prepare(tiny, [[1]], None, None, (), None, {"num_beams": 2, "max_new_tokens": 5, "eos_token_id": 3})
+    monkeypatch.setattr(beam, "sample_without_replacement", lambda totals, u: np.array([3, 0, 1, 2]))
+    search = beam.Search(request, 5, "length", [beam.Hypothesis(0.0)], [])
+    scores = np.log([[0.1, 0.4, 0.3, 0.2]])
+    assert search.advance(scores, scores, np.zeros(4)) == ([0, 0], [1, 2])
+    assert [row.tokens for row in search.ended] == [(3,)]
+    monkeypatch.setattr(beam, "sample_without_replacement", lambda totals, u: np.array([0, 1, 3, 2]))
+    search = beam.Search(request, 5, "length", [beam.Hypothesis(0.0)], [])
+    assert search.advance(scores, scores, np.zeros(4)) == ([0, 0], [1, 2])
+    assert search.ended == []
 
 
 def test_sampled_beams_depend_on_the_seed_alone():

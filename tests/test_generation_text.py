@@ -35,6 +35,7 @@ def test_stop_strings_by_hand():
     assert feed(["ab"], b"xa", [b"b"]) == (b"", 0)  # begun in the prompt: what is shown includes its end...
     assert feed(["ab"], b"xab", [b"c"]) == (b"c", None)  # ...but ended in the prompt it does not count
     assert feed(["aXb", "X"], b"aX", [b"c"]) == (b"aXc", None)
+    assert feed(["abcd", "x"], b"x", [b"c"]) == (b"c", None)
     assert feed(["é"], b"", ["é".encode()[:1], "é".encode()[1:]]) == (b"", 1)
 
 
@@ -110,21 +111,22 @@ def test_a_stop_string_may_begin_in_the_prompt():
 def test_rows_stop_by_themselves():
     model = make(block_size=64)
     idx = np.array([LETTERS.encode("abcd"), LETTERS.encode("efgh")])
-    free = [LETTERS.decode(row) for row in model.generate(idx, 30, seed=3, num_return_sequences=2)[:, 4:]]
-    stop = free[1][4:6]
+    free = [LETTERS.decode(row) for row in model.generate(idx, 30, seed=3, num_return_sequences=9)[:, 4:]]
+    stops = [free[r][4 + r : 6 + r] for r in (1, 5, 9)] + [free[12][8:11]]
     out = generate(
-        model, idx, 30, seed=3, num_return_sequences=2, stop_strings=stop, tokenizer=LETTERS, pad_token_id=0,
+        model, idx, 30, seed=3, num_return_sequences=9, stop_strings=stops, tokenizer=LETTERS, pad_token_id=0,
         return_details=True,
     )  # fmt: skip
+    assert len(set(out.lengths.tolist())) > 5  # so that some rows leave while others have begun a stop string
     for r, text in enumerate(free):
-        end = text.find(stop) + 2 if stop in text else 30
+        end = min((text.find(stop) + len(stop) for stop in stops if stop in text), default=30)
         assert out.lengths[r] == end
         assert LETTERS.decode(out.sequences[r, 4 : 4 + end]) == text[:end]
 
 
 def test_stream_text_is_the_text_before_the_stop_string():
     model, text = free_text()
-    for stops, want in ((None, text), (text[7:10], text[:7]), (["zzz", text[18:20] + "x"], text)):
+    for stops, want in ((None, text), (text[7:10], text[:7]), (["dzz", text[18:20] + "x"], text)):
         pieces = list(stream_text(model, LETTERS, "abcd", 20, seed=3, stop_strings=stops))
         assert "".join(pieces) == want
         assert all(pieces)

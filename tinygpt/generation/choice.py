@@ -154,7 +154,7 @@ class Uniforms:
 
     def __call__(self, step: int) -> np.ndarray:
         if not self._first <= step < self._first + len(self._block):
-            self._first = step - step % _STEPS_AT_ONCE
+            self._first = step
             self._block = self._make(range(self._first, self._first + _STEPS_AT_ONCE))
         numbers = self._block[step - self._first]
         return numbers[:, 0] if self.columns == 1 else numbers

@@ -13,12 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .. import backends
+from .decoder import Decoder
 from .processors import Rows
-
-try:
-    from .decoder import Decoder
-except ImportError:  # not there yet
-    from .uncached import Decoder  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from ..gpt import GPT
