@@ -52,6 +52,20 @@ def copy_bandwidth(megabytes: int = 256, trials: int = 7) -> float:
     return 2 * source.nbytes / min(times[1:])
 
 
+def read_bandwidth(megabytes: int = 512, trials: int = 7) -> float | None:
+    """Bytes a second that all threads together read from memory; None without the compiled extension."""
+    module = get("numpy").extension()
+    if module is None:
+        return None
+    source = np.ones(megabytes * 2**20 // 4, np.float32)
+    times = []
+    for _ in range(trials + 1):
+        start = time.perf_counter()
+        module.read_sum(source)
+        times.append(time.perf_counter() - start)
+    return source.nbytes / min(times[1:])
+
+
 def headline() -> str:
     """Machine, versions, threads."""
     backend = get("numpy")

@@ -391,7 +391,11 @@ static void tg_attend(const float *q, const float *keys, const float *values, pt
     memset(out, 0, (size_t)D * sizeof(float));
     for (ptrdiff_t first = 0; first < count; first += TG_SPAN) {
         const ptrdiff_t n = count - first < TG_SPAN ? count - first : TG_SPAN;
-        for (ptrdiff_t t = 0; t < n; t++) score[t] = tg_dot(q, keys + (first + t) * D, D);
+        for (ptrdiff_t t = 0; t < n; t++) {
+            const float *value = values + (first + t) * D; /* needed soon: fetched beside the keys */
+            for (ptrdiff_t d = 0; d < D; d += 16) __builtin_prefetch(value + d);
+            score[t] = tg_dot(q, keys + (first + t) * D, D);
+        }
         const float highest = tg_largest_float(score, n, top), shrink = tg_expf(top - highest);
         top = highest;
         for (ptrdiff_t d = 0; d < D; d++) out[d] *= shrink;

@@ -29,4 +29,18 @@ static void tg_fma_chains(void *task, ptrdiff_t begin, ptrdiff_t end) {
 /* Floating-point operations of one chunk of `turns`. */
 static inline double tg_fma_flops(ptrdiff_t turns) { return 2.0 * TG_CHAINS * tg_LANES_float * (double)turns; }
 
+/* The sum of count floats from x, read as eight streams. */
+static float tg_read(const float *x, ptrdiff_t count) {
+    enum { LANES = 16, STREAMS = 8 };
+    typedef float floats __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+    floats sum[STREAMS] = {{0}};
+    const ptrdiff_t apart = count / STREAMS;
+    for (ptrdiff_t i = 0; i + LANES <= apart; i += LANES)
+        for (int s = 0; s < STREAMS; s++) sum[s] += *(const floats *)(x + s * apart + i);
+    float total = 0;
+    for (int s = 0; s < STREAMS; s++)
+        for (int i = 0; i < LANES; i++) total += sum[s][i];
+    return total;
+}
+
 #endif

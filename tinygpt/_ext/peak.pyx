@@ -17,3 +17,22 @@ def fma_peak(int trials=20):
             tg_parallel_for(tg_fma_chains, &turns, chunks, 1)
         best = max(best, chunks * tg_fma_flops(turns) / (time.perf_counter() - start))
     return best
+
+
+cdef extern from "peak.h" nogil:
+    float tg_read(const float *x, Py_ssize_t count)
+
+
+cdef void read_parts(float *x, Task *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
+    (<float *> task.array[1])[begin] = tg_read(x + begin * task.size[0], task.size[0])
+
+
+def read_sum(x):
+    """The sum of a float32 array of any length, near enough, read by all threads: how fast memory can be read."""
+    cdef Task task
+    cdef Py_ssize_t parts = 64
+    sums = numpy.empty(parts, numpy.float32)
+    give(&task, (x, sums))
+    task.size[0] = x.size // parts
+    run(&task, <Rows> read_parts, <Rows> read_parts, x, parts, 1)
+    return float(sums.sum())
