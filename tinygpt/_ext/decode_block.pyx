@@ -44,7 +44,8 @@ cdef extern from "decode.h" nogil:
 cdef void *address(object array, const char *formats, tg_matrix *shape=NULL) except? NULL:
     """Where a C-contiguous array begins whose type is one of `formats`, letters of the buffer protocol; None gives NULL.
 
-    shape: takes the array's two sizes and its format. TypeError for what the compiled body doesn't take.
+    shape: takes the array's two sizes and its format. TypeError or ValueError (NumPy's, for another layout) for what the
+    compiled body doesn't take: its caller leaves that to the reference.
     """
     cdef Py_buffer view
     cdef void *memory
@@ -67,19 +68,16 @@ cdef inline float *floats(object array) except? NULL:
     return <float *> address(array, b"f")
 
 
-cdef int take_matrix(tg_matrix *w, object matrix, object bias, Py_ssize_t along) except -1:
+cdef int take_matrix(tg_matrix *w, object matrix, object bias, Py_ssize_t along, bint transposed=False) except -1:
     """Fill w from a tinygpt.ops.packed.Matrix; `along`: the length of its sums."""
     data, scale, group = matrix
     w.weight = address(data, b"fHb", w)
+    if (w.columns if transposed else w.rows) != along or (w.format == TG_INT8) != (scale is not None):
+        raise ValueError("a matrix that does not fit")
     w.group = group if scale is not None else along
     w.scale = floats(scale)
     w.bias = floats(bias)
     return 0
-
-
-cdef bint reads(object x, object matrix):
-    """Whether x is float32 and the matrix in one of the formats; float64 is the reference's."""
-    return x.dtype.char == "f" and matrix.data.dtype.char in "fHb"
 
 
 def few_rows_product(x, matrix):
@@ -90,12 +88,14 @@ def few_rows_product(x, matrix):
     cdef float *rows
     cdef float *out
     cdef float *room
-    if not reads(x, matrix):
+    try:
+        rows = floats(x)
+        take_matrix(&w, matrix, None, K)
+    except (TypeError, ValueError):
         return NotImplemented
-    take_matrix(&w, matrix, None, K)
     N = w.columns
     y, work = numpy.empty((M, N), numpy.float32), numpy.empty(TG_BLOCKS * M * tg_pitch(N), numpy.float32)
-    rows, out, room = floats(x), floats(y), floats(work)
+    out, room = floats(y), floats(work)
     with nogil:
         parts = tg_product(&w, rows, K, M, room)
         for m in range(M):
@@ -109,10 +109,11 @@ def few_rows_product_transposed(x, matrix, out):
     cdef Py_ssize_t M = x.shape[0], K = x.shape[1]
     cdef float *rows
     cdef float *y
-    if not reads(x, matrix):
+    try:
+        rows, y = floats(x), floats(out)
+        take_matrix(&w, matrix, None, K, True)
+    except (TypeError, ValueError):
         return NotImplemented
-    take_matrix(&w, matrix, None, K)
-    rows, y = floats(x), floats(out)
     with nogil:
         tg_transposed_product(&w, rows, M, y)
     return out
@@ -128,18 +129,21 @@ def decode_block(x, block, keys, values, length, work):
     cdef tg_block t
     cdef Py_ssize_t M = x.shape[0], C = x.shape[1]
     cdef float *room
-    if not reads(x, block.attn) or work.size < decode_work(M, C):
+    if work.size < decode_work(M, C):
         return NotImplemented
     t.M, t.C, t.H, t.capacity, t.eps = M, C, keys.shape[1], keys.shape[2], block.eps
-    take_matrix(&t.attn, block.attn, block.attn_bias, C)
-    take_matrix(&t.attn_proj, block.attn_proj, block.attn_proj_bias, C)
-    take_matrix(&t.fc, block.fc, block.fc_bias, C)
-    take_matrix(&t.proj, block.proj, block.proj_bias, 4 * C)
-    t.ln_1, t.ln_1_bias, t.ln_2, t.ln_2_bias = (
-        floats(block.ln_1), floats(block.ln_1_bias), floats(block.ln_2), floats(block.ln_2_bias)
-    )
-    t.x, t.keys, t.values, room = floats(x), floats(keys), floats(values), floats(work)
-    t.length = <const int64_t *> address(length, b"lq")
+    try:
+        t.x, t.keys, t.values, room = floats(x), floats(keys), floats(values), floats(work)
+        t.length = <const int64_t *> address(length, b"lq")
+        t.ln_1, t.ln_1_bias, t.ln_2, t.ln_2_bias = (
+            floats(block.ln_1), floats(block.ln_1_bias), floats(block.ln_2), floats(block.ln_2_bias)
+        )
+        take_matrix(&t.attn, block.attn, block.attn_bias, C)
+        take_matrix(&t.attn_proj, block.attn_proj, block.attn_proj_bias, C)
+        take_matrix(&t.fc, block.fc, block.fc_bias, C)
+        take_matrix(&t.proj, block.proj, block.proj_bias, 4 * C)
+    except (TypeError, ValueError):
+        return NotImplemented
     t.normed, t.mixed, t.wide = room, room + M * C, room + 2 * M * C
     t.parts[0] = room + 6 * M * C
     t.parts[1] = t.parts[0] + TG_BLOCKS * M * tg_pitch(4 * C)
