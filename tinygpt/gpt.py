@@ -103,14 +103,14 @@ class Attention(nn.Module):
         self.c_attn = nn.Linear(C, 3 * C, bias, std=0.02, generator=generator, dtype=dtype)
         self.c_proj = nn.Linear(C, C, bias, std=residual_std(config), generator=generator, dtype=dtype)
 
-    def forward(self, h: Tensor, keep: Callable[[Any], None] | None = None) -> Tensor:
-        """h (B, T, C) -> (B, T, C)."""
+    def forward(self, h: Tensor, keep: Callable[[Any], None] | None = None, last: bool = False) -> Tensor:
+        """h (B, T, C) -> (B, T, C), or with `last` the last position alone, (B, 1, C)."""
         qkv = self.c_attn(h)  # (B, T, 3C)
         if keep is not None:
             keep(qkv.data)
         dropout_p = self.dropout if self.training else 0.0
         y = ops.qkv_attention(qkv, self.n_head, is_causal=True, dropout_p=dropout_p, generator=self.generator)
-        return self.c_proj.product(y)
+        return self.c_proj.product(y[:, -1:] if last else y)
 
 
 class MLP(nn.Module):
@@ -139,10 +139,19 @@ class Block(nn.Module):
         self.mlp = MLP(config, generator, dtype)
 
     def forward(
-        self, x: Tensor, h: Tensor, next_norm: nn.LayerNorm, keep: Callable[[Any], None] | None = None
+        self,
+        x: Tensor,
+        h: Tensor,
+        next_norm: nn.LayerNorm,
+        keep: Callable[[Any], None] | None = None,
+        last: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """x and h = ln_1(x), both (B, T, C) -> the new x, and next_norm of it."""
-        x, h = self.add_and_normalize(x, self.attn(h, keep), self.attn.c_proj.bias, self.ln_2)
+        """x and h = ln_1(x), both (B, T, C) -> the new x, and next_norm of it.
+
+        last: of the last position alone, (B, 1, C).
+        """
+        x = x[:, -1:] if last else x
+        x, h = self.add_and_normalize(x, self.attn(h, keep, last), self.attn.c_proj.bias, self.ln_2)
         return self.add_and_normalize(x, self.mlp(h), self.mlp.c_proj.bias, next_norm)
 
     def add_and_normalize(
@@ -273,11 +282,18 @@ class GPT(nn.Module):
             raise UsageError(f"a model packed into {self.packed} can't be saved: save it before it is packed")
         return super().state_dict()
 
-    def hidden(self, idx: Any, keep: Callable[[int, Any], None] | None = None) -> Tensor:
+    def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
+        """Copy arrays, found by name, into the parameters: see `Module.load_state_dict`. Not for a packed model."""
+        if self.packed:
+            raise UsageError(f"a model packed into {self.packed} can't take weights: load them before it is packed")
+        super().load_state_dict(state, strict)
+
+    def hidden(self, idx: Any, keep: Callable[[int, Any], None] | None = None, last: bool = False) -> Tensor:
         """idx (B, T) -> ln_f of the residual stream after the last block, (B, T, C).
 
         keep: called with the number of each block and its queries, keys and values, an array (B, T, 3C): this is how a
-        decoder fills its cache.
+        decoder fills its cache. last: of the last position alone, (B, 1, C), for which the last block need not finish
+        the others.
         """
         idx = self.check_ids(idx)
         T = idx.shape[1]
@@ -286,7 +302,8 @@ class GPT(nn.Module):
         h = self.h[0].ln_1(x)
         next_norms = [block.ln_1 for block in self.h[1:]] + [self.ln_f]
         for i, (block, next_norm) in enumerate(zip(self.h, next_norms, strict=True)):
-            x, h = block(x, h, next_norm, None if keep is None else partial(keep, i))
+            keep_this = None if keep is None else partial(keep, i)
+            x, h = block(x, h, next_norm, keep_this, last and next_norm is self.ln_f)
         return h
 
     def forward(self, idx: Any) -> Tensor:
@@ -295,7 +312,7 @@ class GPT(nn.Module):
 
     def next_logits(self, idx: Any) -> Tensor:
         """idx (B, T) integers -> logits (B, V) of the token after the last: the head is applied to one position."""
-        return self.head(self.hidden(idx)[:, -1])
+        return self.head(self.hidden(idx, last=True)[:, 0])
 
     def head(self, h: Tensor) -> Tensor:
         """h (..., C) -> (..., V), by the transposed token embedding."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from .. import backends
+from ..errors import ShapeError
 from ..ops.packed import Matrix, pack, packed_product, packed_product_transposed, rows_of
 from ..tensor import Tensor
 from .layers import Embedding, Linear
@@ -30,7 +31,10 @@ class PackedLinear(Module):
         return y if self.bias is None else y + self.bias
 
     def product(self, x: Tensor) -> Tensor:
-        """x (..., in) -> x W (..., out)."""
+        """x (..., in) -> x W (..., out). Raises ShapeError."""
+        features = len(self.matrix.data)
+        if x.ndim == 0 or x.shape[-1] != features:
+            raise ShapeError(f"PackedLinear: the last axis of x must have {features} elements, x has shape {x.shape}")
         y = packed_product(x.data.reshape(-1, x.shape[-1]), self.matrix)
         return Tensor(y.reshape(*x.shape[:-1], y.shape[1]))
 

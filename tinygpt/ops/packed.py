@@ -120,8 +120,8 @@ def _to_int8(weight: Any, axis: int, group: int | None) -> Matrix:
     largest = xp.maximum(  # one for each group
         xp.maximum.reduceat(weight, starts, axis=axis), -xp.minimum.reduceat(weight, starts, axis=axis)
     )
-    scale = (largest / 127).astype(np.float32)
-    scale[scale == 0] = 1  # a group of zeros, or of numbers whose scale would be zero
+    # Not below the normal numbers, where a scale has too few digits to keep weights within 127 of it; zeros need none.
+    scale = xp.maximum(largest / 127, np.finfo(np.float32).tiny).astype(np.float32)
     data = xp.empty(weight.shape, np.int8)
     for rows in _blocks(weight):
         quotient = weight[rows] / _spread(scale, group, axis, rows, weight.shape[1])
