@@ -1,0 +1,79 @@
+"""The error rule of the kernels' tests: how far a fast body may be from its reference.
+
+The reference in float64 is taken for the truth. In float32 both bodies round; the compiled one, which adds in another
+order, may be off twice as far as the reference is, and no more:
+
+    err(compiled32, reference64) <= 2 * err(reference32, reference64) + tiny
+
+`tiny` is for results that the reference happens to get exactly, and it is measured as well: how far the reference moves
+when its inputs and each of its intermediate results are rounded at random (`rounding.py`). In float64, which has no
+truth above it, that is the whole allowance for the distance between the two bodies, doubled because both round.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from drawing import Example, KernelRow
+from rounding import Rounding, rounded
+
+from tinygpt.kernel import REGISTRY, use_kernels
+
+EPS32, EPS64 = float(np.finfo(np.float32).eps), float(np.finfo(np.float64).eps)
+
+
+def results(row: KernelRow, kind: str, arguments: list[Any]) -> list[np.ndarray]:
+    """What the kernel returns and what it writes, as float64 arrays."""
+    with use_kernels(kind), np.errstate(all="ignore"):
+        returned = REGISTRY[row.name](*arguments)
+    returned = returned if isinstance(returned, tuple) else (returned,)
+    written = [arguments[i] for i in row.writes]
+    return [np.asarray(value, dtype=np.float64) for value in (*returned, *written) if value is not None]
+
+
+def doubled(arguments: list[Any], rounding: Rounding | None = None) -> list[Any]:
+    """Fresh arguments with float64 arrays; with a rounding they are rounded, and so is what is computed of them."""
+    fresh = [np.array(a, np.float64 if a.dtype.kind == "f" else None) if is_array(a) else a for a in arguments]
+    if rounding is not None:
+        fresh = [rounded(rounding.nudge(a), rounding) if is_array(a) and a.dtype.kind == "f" else a for a in fresh]
+    return fresh
+
+
+def is_array(value: Any) -> bool:
+    return isinstance(value, np.ndarray)
+
+
+def largest(values: np.ndarray) -> float:
+    return float(np.abs(values).max(initial=0))
+
+
+def moved_by_rounding(row: KernelRow, arguments: list[Any], truth: list[np.ndarray], in_sums: bool) -> list[float]:
+    """For each result the farthest it goes in four choices of float32 roundings, and one rounding of the result."""
+    choices = [results(row, "reference", doubled(arguments, Rounding(EPS32, seed, in_sums))) for seed in range(4)]
+    return [
+        max(largest(choice[i] - true) for choice in choices) + EPS32 * largest(true) for i, true in enumerate(truth)
+    ]
+
+
+def float32_budget(row: KernelRow, example: Example) -> tuple[list[np.ndarray], list[float]]:
+    """The truth for each result, and how far from it a float32 body may be."""
+    truth = results(row, "reference", doubled(example.make(np.float32)))
+    reference = results(row, "reference", example.make(np.float32))
+    tiny = moved_by_rounding(row, example.make(np.float32), truth, in_sums=False)
+    return truth, [2 * largest(r - t) + small for r, t, small in zip(reference, truth, tiny, strict=True)]
+
+
+def float64_budget(row: KernelRow, example: Example) -> tuple[list[np.ndarray], list[float]]:
+    """What the reference gives in float64, and how far from it another body may be."""
+    expected = results(row, "reference", example.make())
+    far = moved_by_rounding(row, example.make(), expected, in_sums=True)
+    return expected, [2 * distance * EPS64 / EPS32 for distance in far]
+
+
+def assert_within(got: list[np.ndarray], expected: list[np.ndarray], budget: list[float]) -> None:
+    assert len(got) == len(expected)
+    for i, (g, e, allowed) in enumerate(zip(got, expected, budget, strict=True)):
+        assert g.shape == e.shape, f"result {i}"
+        assert np.isfinite(g).all(), f"result {i}"
+        assert largest(g - e) <= allowed, f"result {i} is off by {largest(g - e):.3g}, allowed is {allowed:.3g}"
