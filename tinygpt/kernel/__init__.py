@@ -5,7 +5,8 @@ reads it to know what is computed. A body of the same name in the compiled exten
 for NumPy arrays) or among the CUDA kernels (`_ext/*.cu`, for CuPy arrays) replaces it at the call.
 What every fast body would otherwise have to check is checked here, once:
 
-- the floating-point arrays are all float32 or all float64, in native byte order;
+- the floating-point arrays are all float32 or all float64, in native byte order (a CUDA body also takes the 16-bit
+  types, float16 and bfloat16);
 - none has size zero;
 - every array is C-contiguous and aligned: it is copied if not. A kernel declared `strided` gets its arrays as
   they are and reads the strides; a kernel declared `in_place` writes into its arguments, so instead of a copy that
@@ -28,13 +29,14 @@ from typing import Any
 
 import numpy as np
 
-from ..backends import get
+from ..backends import array_module, get, is_array
 from ..backends import numpy as numpy_backend
 from ..errors import UsageError
 
 KINDS = ("auto", "reference", "cython", "cuda")
 REGISTRY: dict[str, Kernel] = {}
-_FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+_FLOATS = ("float32", "float64")
+_GPU_FLOATS = (*_FLOATS, "float16", "bfloat16")
 _kind = os.environ.get("TINYGPT_KERNELS", "auto") or "auto"
 
 
@@ -63,12 +65,26 @@ class Kernel:
                         return result
         return self.reference(*args)
 
+    def each(self, calls: Sequence[Sequence[Any]]) -> list[Any]:
+        """What the kernel returns for each of these lists of arguments; where there is a CUDA body of this name with
+        `_each` after it, from a single launch."""
+        if _kind != "reference" and calls and not isinstance(calls[0][0], np.ndarray):
+            fast = get("cupy").native_body(f"{self.__name__}_each")
+            prepared = [prepare(args, self.strided, self.in_place) for args in calls]
+            if fast is not None and None not in prepared:
+                results = fast(prepared)
+                if results is not NotImplemented:
+                    return list(results)
+        return [self(*args) for args in calls]
+
     def fast_body(self, args: Sequence[Any]) -> Callable[..., Any] | None:
         """The compiled body for the library these arguments belong to, or None."""
         if isinstance(args[0], np.ndarray):
             if _kind == "cuda":
                 raise UsageError(f"TINYGPT_KERNELS=cuda, but {self.__name__} was given NumPy arrays")
             return numpy_backend.native_body(self.__name__, required=_kind == "cython")
+        if _kind == "cython":
+            raise UsageError(f"TINYGPT_KERNELS=cython, but {self.__name__} was given CuPy arrays")
         return get("cupy").native_body(self.__name__)
 
     def variants(self) -> dict[str, Callable[..., Any]]:
@@ -97,24 +113,37 @@ def prepare(args: Sequence[Any], strided: bool, in_place: bool) -> list[Any] | N
     floating = None
     prepared: list[Any] = []
     for value in args:
-        if isinstance(value, np.ndarray):
+        if isinstance(value, np.ndarray) or (hasattr(value, "dtype") and is_array(value)):
             if value.size == 0:
                 return None
             dtype = value.dtype
-            if dtype.kind == "f":
+            if is_floating(dtype):
                 if floating is None:
                     floating = dtype
-                if dtype != floating or dtype not in _FLOATS:
+                if dtype != floating or not dtype.isnative or dtype.name not in floats_of(value):
                     return None
             elif dtype.kind in "iu" and dtype != np.int64:
                 value = value.astype(np.int64)
-            flags = value.flags
-            if not flags.aligned or not (strided or flags.c_contiguous):
+            if not is_aligned(value) or not (strided or value.flags.c_contiguous):
                 if in_place:
                     return None
-                value = np.array(value, order="C")
+                value = array_module(value).array(value, order="C")
         prepared.append(value)
     return prepared
+
+
+def is_floating(dtype: Any) -> bool:
+    """True also for bfloat16, which NumPy takes for a type without a kind."""
+    return dtype.kind == "f" or dtype.name == "bfloat16"
+
+
+def floats_of(array: Any) -> tuple[str, ...]:
+    return _FLOATS if isinstance(array, np.ndarray) else _GPU_FLOATS
+
+
+def is_aligned(array: Any) -> bool:
+    """Whether every element lies at a multiple of its size; on the GPU all do."""
+    return not isinstance(array, np.ndarray) or array.flags.aligned
 
 
 def describe(backend: str) -> str:

@@ -83,9 +83,13 @@ class AdamW(Optimizer):
         )
         self.eps = number("AdamW", "eps", eps, above=0)
 
-    def _update(self, slot: Slot, grad: Any, grad_scale: float) -> None:
-        param = slot.parameter.data
-        adamw_update(
-            param, grad, slot.state["m"], slot.state["v"],
-            self.lr * slot.lr_scale, *self.betas, self.eps, slot.weight_decay, slot.step, grad_scale,
+    def _update_all(self, ready: list[tuple[Slot, Any]], grad_scale: float) -> None:
+        adamw_update.each(
+            [
+                (
+                    slot.parameter.data, grad, slot.state["m"], slot.state["v"],
+                    self.lr * slot.lr_scale, *self.betas, self.eps, slot.weight_decay, slot.step, grad_scale,
+                )
+                for slot, grad in ready
+            ]
         )  # fmt: skip

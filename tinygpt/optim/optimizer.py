@@ -69,24 +69,28 @@ class Optimizer:
         pass over them (see `clip_coefficient`).
         """
         grad_scale = number(f"{self.where}.step", "grad_scale", grad_scale, at_least=0)
+        ready = [(slot, slot.parameter.grad) for slot in self.slots if slot.parameter.grad is not None]
+        for slot, grad in ready:
+            if grad.shape != slot.parameter.shape:
+                raise ShapeError(
+                    f"{self.where}.step: the gradient of parameter {slot.name!r} has shape {grad.shape}, "
+                    f"the parameter has {slot.parameter.shape}"
+                )
+            if any(array.shape != grad.shape for array in slot.state.values()):  # compiled bodies trust the shapes
+                raise ShapeError(
+                    f"{self.where}.step: parameter {slot.name!r} has shape {slot.parameter.shape} now, another "
+                    "than when this optimizer was made: make a new optimizer"
+                )
+        for slot, _ in ready:
+            self._follow(slot)
+            slot.step += 1
         with np.errstate(all="ignore"):  # infinities behave as in the compiled bodies: they pass through
-            for slot in self.slots:
-                grad = slot.parameter.grad
-                if grad is None:
-                    continue
-                if grad.shape != slot.parameter.shape:
-                    raise ShapeError(
-                        f"{self.where}.step: the gradient of parameter {slot.name!r} has shape {grad.shape}, "
-                        f"the parameter has {slot.parameter.shape}"
-                    )
-                if any(array.shape != grad.shape for array in slot.state.values()):  # compiled bodies trust the shapes
-                    raise ShapeError(
-                        f"{self.where}.step: parameter {slot.name!r} has shape {slot.parameter.shape} now, another "
-                        "than when this optimizer was made: make a new optimizer"
-                    )
-                self._follow(slot)
-                slot.step += 1
-                self._update(slot, grad, grad_scale)
+            self._update_all(ready, grad_scale)
+
+    def _update_all(self, ready: list[tuple[Slot, Any]], grad_scale: float) -> None:
+        """Update the parameters of these slots with these gradients: one by one, unless a subclass knows better."""
+        for slot, grad in ready:
+            self._update(slot, grad, grad_scale)
 
     def _update(self, slot: Slot, grad: Any, grad_scale: float) -> None:
         """Change `slot.parameter.data` and `slot.state` in place."""
