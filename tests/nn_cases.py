@@ -28,6 +28,7 @@ from tinygpt.tensor import Tensor
 
 IGNORE = -100
 probabilities = st.sampled_from([0.1, 0.5, 0.9])
+few = st.sampled_from([0, 1, 5, 40])
 streams = st.sampled_from([0, 1, 2**32 + 5])
 keys = st.tuples(st.integers(0, 2**64 - 1), streams)
 writable = st.sampled_from(["C", "F", "permuted", "strided", "negative"])
@@ -204,9 +205,9 @@ def on_arrays(composed: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @st.composite
-def kernel_rows(draw: Any, *more: Any, count: int = 1, N: Any = leading) -> Example:
+def kernel_rows(draw: Any, *more: Any, count: int = 1, N: Any = leading, C: Any = reduced) -> Example:
     """`count` arrays (N, C), then what each of `more` draws for C."""
-    shape = (draw(N), draw(reduced))
+    shape = (draw(N), draw(C))
     return Example((*[draw(inputs(shape)) for _ in range(count)], *[draw(part(shape[1])) for part in more]))
 
 
@@ -215,8 +216,8 @@ def vector(C: int) -> Any:
 
 
 @st.composite
-def cross_entropy_arguments(draw: Any, backward: bool = False) -> Example:
-    N, V = draw(leading), draw(reduced)
+def cross_entropy_arguments(draw: Any, backward: bool = False, V: Any = reduced) -> Example:
+    N, V = draw(leading), draw(V)
     logits, targets = draw(inputs((N, V))), draw(inputs((N,), targets_below(V)))
     if backward:
         return Example((draw(inputs((N,))), logits, targets, draw(inputs((N,), positive)), IGNORE))
@@ -224,8 +225,8 @@ def cross_entropy_arguments(draw: Any, backward: bool = False) -> Example:
 
 
 @st.composite
-def cross_entropy_inplace_arguments(draw: Any) -> Example:
-    N, V = draw(leading), draw(reduced)
+def cross_entropy_inplace_arguments(draw: Any, V: Any = reduced) -> Example:
+    N, V = draw(leading), draw(V)
     logits = Input((N, V), draw(writable), draw(seeds))
     return Example((logits, draw(inputs((N,), targets_below(V))), IGNORE, draw(st.sampled_from([1.0, 0.125]))))
 
@@ -238,8 +239,8 @@ def binary_cross_entropy_arguments(draw: Any, backward: bool = False) -> Example
 
 
 @st.composite
-def attention_arguments(draw: Any, backward: bool = False) -> Example:
-    B, H, D = draw(leading), draw(small), draw(reduced)
+def attention_arguments(draw: Any, backward: bool = False, D: Any = reduced) -> Example:
+    B, H, D = draw(leading), draw(small), draw(D)
     Tq, Tk = draw(st.sampled_from([0, 1, 2, 9, 65])), draw(st.sampled_from([1, 2, 7, 17, 66]))
     queries, keys_ = (B, H, Tq, D), (B, H, Tk, D)
     q, k, v = draw(inputs(queries)), draw(inputs(keys_)), draw(inputs(keys_))
@@ -252,20 +253,20 @@ def attention_arguments(draw: Any, backward: bool = False) -> Example:
 
 
 @st.composite
-def embedding_arguments(draw: Any, backward: bool = False) -> Example:
-    V, C, N = draw(reduced), draw(reduced), draw(st.sampled_from([0, 1, 5, 40]))
+def embedding_arguments(draw: Any, backward: bool = False, C: Any = reduced, N: Any = few) -> Example:
+    V, C, N = draw(reduced), draw(C), draw(N)
     ids = draw(inputs((N,), integers_below(V)))
     return Example((draw(inputs((N, C))), ids, V) if backward else (draw(inputs((V, C))), ids))
 
 
 @st.composite
-def dropout_arguments(draw: Any) -> Example:
-    return Example((draw(inputs((draw(leading), draw(reduced)))), draw(probabilities), *draw(keys)))
+def dropout_arguments(draw: Any, C: Any = reduced) -> Example:
+    return Example((draw(inputs((draw(leading), draw(C)))), draw(probabilities), *draw(keys)))
 
 
 @st.composite
-def residual_arguments(draw: Any, backward: bool = False) -> Example:
-    N, C = draw(leading), draw(reduced)
+def residual_arguments(draw: Any, backward: bool = False, N: Any = leading, C: Any = reduced) -> Example:
+    N, C = draw(N), draw(C)
     rows, row = inputs((N, C)), inputs((C,))
     dropping = (draw(st.sampled_from([0.0, 0.5])), *draw(keys))
     if backward:

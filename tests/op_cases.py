@@ -32,15 +32,15 @@ def layer_norm_examples(draw: Any) -> Example:
 
 
 @st.composite
-def layer_norm_forward_examples(draw: Any) -> Example:
-    N, C = draw(leading), draw(reduced)
+def layer_norm_forward_examples(draw: Any, C: Any = reduced) -> Example:
+    N, C = draw(leading), draw(C)
     bias = draw(st.one_of(st.none(), inputs((C,))))
     return Example((draw(inputs((N, C))), draw(inputs((C,))), bias, 1e-5))
 
 
 @st.composite
-def layer_norm_backward_examples(draw: Any) -> Example:
-    N, C = draw(leading), draw(reduced)
+def layer_norm_backward_examples(draw: Any, N: Any = leading, C: Any = reduced) -> Example:
+    N, C = draw(N), draw(C)
     rows, row, column = inputs((N, C)), inputs((C,)), (N,)
     statistics = draw(inputs(column)), draw(inputs(column, positive))
     return Example((draw(rows), draw(rows), draw(row), *statistics, draw(st.booleans())))
@@ -50,8 +50,8 @@ def layer_norm_backward_examples(draw: Any) -> Example:
 
 
 @st.composite
-def adamw_update_examples(draw: Any) -> Example:
-    shape = tuple(draw(st.lists(reduced, max_size=2)))
+def adamw_update_examples(draw: Any, size: Any = reduced) -> Example:
+    shape = tuple(draw(st.lists(size, max_size=2)))
     layout = draw(st.sampled_from(["C", "C", "F", "negative"]))  # param, m and v are written
     param, m, v = (Input(shape, layout, draw(seeds), values) for values in (normal, normal, positive))
     rates = (1e-2, 0.9, 0.99, 1e-8, draw(st.sampled_from([0.0, 0.1])))
@@ -61,8 +61,8 @@ def adamw_update_examples(draw: Any) -> Example:
 
 
 @st.composite
-def sum_of_squares_examples(draw: Any) -> Example:
-    return Example((draw(inputs((draw(leading), draw(reduced), draw(reduced)))),))
+def sum_of_squares_examples(draw: Any, size: Any = reduced) -> Example:
+    return Example((draw(inputs((draw(leading), draw(size), draw(size)))),))
 
 
 ROWS = [

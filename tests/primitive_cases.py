@@ -258,15 +258,15 @@ def linears(draw: Any) -> Example:
 
 
 @st.composite
-def rows_and_bias(draw: Any) -> Example:
-    N, C = draw(leading), draw(reduced)
+def rows_and_bias(draw: Any, N: Any = leading, C: Any = reduced) -> Example:
+    N, C = draw(N), draw(C)
     layout = draw(st.sampled_from(["C", "F", "strided", "negative"]))
     return Example((Input((N, C), layout, draw(seeds)), draw(inputs((C,)))))
 
 
 @st.composite
-def matrices(draw: Any) -> Example:
-    return Example((draw(inputs((draw(st.sampled_from([0, 1, 2, 5, 64, 1000])), draw(reduced)))),))
+def matrices(draw: Any, C: Any = reduced) -> Example:
+    return Example((draw(inputs((draw(st.sampled_from([0, 1, 2, 5, 64, 1000])), draw(C)))),))
 
 
 # The tables ---------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ tinygpt` never comes here, so a machine without a GPU, a driver or CuPy is no ob
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -49,9 +50,11 @@ def to_numpy(array: Any) -> np.ndarray:
     return require().asnumpy(array)
 
 
-def native_body(kernel: str) -> None:
-    """The CUDA body of a kernel. There is none yet: every operation runs its reference body, on the GPU."""
-    return None
+def native_body(kernel: str) -> Callable[..., Any] | None:
+    """The CUDA body of a kernel, or None: then its reference body runs, on the GPU."""
+    from .cupy_kernels import body
+
+    return body(require(), kernel)
 
 
 def describe() -> str:

@@ -1,0 +1,226 @@
+"""Runs the CUDA kernels on the CPU: the same launchers, the same .cu files, compiled as C++ (see cuda_emulation.h).
+
+The one thing that macros can't give C++ is shared memory; its declarations are rewritten here. Arrays are handed to a
+kernel as copies with room on both sides, filled with NaN: a write beyond an array is an error, a read gives NaN.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinygpt._ext import cuda
+
+COMPILER = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("c++") or shutil.which("clang++")
+FLAGS = ("-std=c++17", "-shared", "-fPIC", "-U_FORTIFY_SOURCE", "-w")
+MARGIN = 256  # bytes on each side of an array
+HEADER = Path(__file__).with_name("cuda_emulation.h")
+
+
+class KernelError(AssertionError):
+    """A kernel did what no kernel may do."""
+
+
+# Compiling ----------------------------------------------------------------------------------------
+
+
+def as_cpp(text: str) -> str:
+    """A .cu source with its shared memory declared in C++."""
+    text = re.sub(
+        r"extern __shared__ (?:__align__\(\d+\) )?unsigned char (\w+)\[\];",
+        r"unsigned char *\1 = emulation::dynamic_shared();",
+        text,
+    )
+    return re.sub(
+        r"__shared__ (?:__align__\(\d+\) )?([\w<> ]+?) (\w+)((?:\[[^\]]+\])+);",
+        r"static const char \2_key = 0; "
+        r"typedef \1 \2_array\3; \2_array &\2 = *(\2_array *)emulation::shared(&\2_key, sizeof(\2_array));",
+        text,
+    )
+
+
+def program(texts: dict[str, tuple[str, Sequence[str]]]) -> str:
+    """One C++ source for several versions of a .cu file: {namespace: (text, expressions)}."""
+    parts = [HEADER.read_text(encoding="utf-8")]
+    for name, (text, expressions) in texts.items():
+        own_guards = re.sub(r"TINYGPT_\w+_CUH", rf"\g<0>_{name}", text)  # each version has a copy of what it includes
+        kernels = [f"emulation::Kernel<{expression}>" for expression in expressions]
+        entries = [f"{{{kernel}::call, {kernel}::takes}}," for kernel in kernels]
+        table = "static const emulation::Entry table[] = {\n" + "\n".join(entries) + "\n};"
+        parts.append(f"namespace {name} {{\n{as_cpp(own_guards)}\n{table}\n}}")
+    versions = ", ".join(f"{name}::table" for name in texts)
+    parts.append(
+        f"static const emulation::Entry *const versions[] = {{{versions}}};\n"
+        'extern "C" const char *launch(int version, int kernel, const unsigned *grid, const unsigned *block,\n'
+        "                              unsigned dynamic, unsigned schedule, void **arguments, const size_t *sizes,\n"
+        "                              int n) {\n"
+        "    return emulation::launch(versions[version][kernel], grid, block, dynamic, schedule, arguments,\n"
+        "                             sizes, n);\n}\n"
+    )
+    return "\n".join(parts)
+
+
+def folder() -> Path:
+    """Where compiled programs are kept from one run of the tests to the next: the user's own."""
+    path = Path(tempfile.gettempdir()) / f"tinygpt-cuda-emulation-{os.getuid()}"
+    path.mkdir(mode=0o700, exist_ok=True)
+    if path.stat().st_uid != os.getuid():
+        raise OSError(f"{path} belongs to somebody else")
+    return path
+
+
+def compile_cpp(text: str, level: str) -> Path:
+    """The shared library of a program, compiled unless it is there from before."""
+    assert COMPILER is not None
+    version = subprocess.run([COMPILER, "--version"], capture_output=True, check=True, text=True).stdout
+    name = hashlib.sha256("\0".join([version, *FLAGS, level, text]).encode()).hexdigest()[:32]
+    path = folder() / f"{name}.so"
+    if not path.exists():
+        with tempfile.TemporaryDirectory(dir=folder()) as work:
+            source, made = Path(work, "kernels.cpp"), Path(work, "kernels.so")
+            source.write_text(text, encoding="utf-8")
+            command = [COMPILER, *FLAGS, level, str(source), "-o", str(made)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise KernelError(f"the kernels do not compile as C++:\n{done.stderr[:4000]}")
+            os.replace(made, path)
+    return path
+
+
+class Program:
+    """A compiled program and its kernels by name."""
+
+    def __init__(self, texts: dict[str, tuple[str, Sequence[str]]], level: str = "-O1") -> None:
+        self.numbers = {
+            (version, expression): (i, j)
+            for i, (version, (_, expressions)) in enumerate(texts.items())
+            for j, expression in enumerate(expressions)
+        }
+        self.function = ctypes.CDLL(str(compile_cpp(program(texts), level))).launch
+        self.function.restype = ctypes.c_char_p
+
+    def launch(
+        self,
+        version: str,
+        name: str,
+        grid: Sequence[int],
+        block: Sequence[int],
+        shared: int,
+        schedule: int,
+        arguments: list[Any],
+    ) -> None:
+        """arguments: NumPy scalars, pointers among them as numpy.uintp."""
+        boxes = [np.array(value) for value in arguments]
+        pointers = (ctypes.c_void_p * len(boxes))(*[box.ctypes.data for box in boxes])
+        sizes = (ctypes.c_size_t * len(boxes))(*[box.itemsize for box in boxes])
+        dimensions = [(ctypes.c_uint * 3)(*sizes3(size)) for size in (grid, block)]
+        problem = self.function(
+            *self.numbers[version, name], *dimensions, ctypes.c_uint(shared), ctypes.c_uint(schedule), pointers, sizes,
+            len(boxes),
+        )  # fmt: skip
+        if problem:
+            raise KernelError(f"{name}: {problem.decode()}")
+
+
+def sizes3(size: Sequence[int]) -> list[int]:
+    return [*size, 1, 1, 1][:3]
+
+
+def right_program(file: str, real: str) -> Program:
+    """The kernels of a file as they are."""
+    program = compiled_once(file, real)
+    if isinstance(program, KernelError):
+        raise program
+    return program
+
+
+@functools.cache
+def compiled_once(file: str, real: str) -> Program | KernelError:
+    """Also a failure is kept: hypothesis would try again and again."""
+    try:
+        return Program({"right": (cuda.source(file), cuda.expressions(file, real))})
+    except KernelError as error:
+        return error
+
+
+# Arrays with room around them ---------------------------------------------------------------------
+
+
+class Guarded:
+    """A copy of an array's memory, from its first byte to its last, between margins."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
+        first, last = np.lib.array_utils.byte_bounds(array)
+        self.buffer = np.full(last - first + 2 * MARGIN + 64, 0xFF, np.uint8)
+        start = MARGIN + (first - self.buffer.ctypes.data - MARGIN) % 64  # as far from a multiple of 64 as the original
+        extent = (ctypes.c_uint8 * (last - first)).from_address(first)
+        self.buffer[start : start + last - first] = np.frombuffer(extent, np.uint8)
+        self.copy = np.ndarray(array.shape, array.dtype, self.buffer, start + array.ctypes.data - first, array.strides)
+        self.before = self.buffer.copy()
+        self.place = start + array.ctypes.data - first
+
+    def finish(self) -> None:
+        """Bring what was written back into the array, and see that nothing was written elsewhere."""
+        expected = np.ndarray(self.array.shape, self.array.dtype, self.before, self.place, self.array.strides)
+        if self.array.size:
+            expected[...] = self.copy
+        if not np.array_equal(self.before, self.buffer):
+            raise KernelError(f"a write outside of an array of shape {self.array.shape}")
+        if self.array.tobytes() != self.copy.tobytes():
+            if not self.array.flags.writeable:
+                raise KernelError(f"a write into a read-only array of shape {self.array.shape}")
+            self.array[...] = self.copy
+
+
+class Device:
+    """What the launchers run on: see tinygpt._ext.cuda.Device. Counts its launches."""
+
+    xp = np
+
+    def __init__(self, schedule: int = 0, program_of: Any = right_program, version: str = "right") -> None:
+        self.schedule, self.program_of, self.version = schedule, program_of, version
+        self.launches = 0
+        self.pointed: list[Guarded] = []
+
+    def empty(self, shape: Any, dtype: Any) -> np.ndarray:
+        """As on a GPU its memory begins at a multiple of 16 bytes and holds anything: here NaN."""
+        dtype = np.dtype(dtype)
+        size = cuda.size_of(shape) * dtype.itemsize
+        memory = np.full(size + 16, 0xFF, np.uint8)
+        start = -memory.ctypes.data % 16
+        return memory[start : start + size].view(dtype).reshape(shape)
+
+    def address(self, array: np.ndarray) -> int:
+        return array.ctypes.data
+
+    def pointers(self, arrays: Sequence[np.ndarray]) -> list[int]:
+        """Addresses for a table that the next launch is given."""
+        made = [Guarded(array) for array in arrays]
+        self.pointed += made
+        return [guarded.copy.ctypes.data for guarded in made]
+
+    def launch(
+        self, file: str, kernel: str, real: str, grid: Sequence[int], block: Sequence[int], arguments: Any, shared: int
+    ) -> None:
+        self.launches += 1
+        values = cuda.kernel_arguments(arguments)
+        guarded = [Guarded(value) for value in values if isinstance(value, np.ndarray)]
+        places = iter(guarded)
+        scalars = [np.uintp(next(places).copy.ctypes.data) if isinstance(v, np.ndarray) else v for v in values]
+        program = self.program_of(file, real)
+        program.launch(self.version, kernel, grid, block, shared, self.schedule, scalars)
+        for one in [*guarded, *self.pointed]:
+            one.finish()
+        self.pointed = []

@@ -1,0 +1,62 @@
+// AdamW over all parameters in one launch, for the GPU: tinygpt/optim/adamw.py.
+//
+// A model has many small parameters and a few large ones; a launch for each would cost more than the work on the small
+// ones. Here each block finds its parameter in a table, and takes PACKS packs for each of its threads; behind the last
+// whole pack the elements are taken one by one. Memory sees reads of p, g, m, v and writes of p, m, v: 28 bytes a parameter in
+// float32.
+
+#include "tensors.cuh"
+
+struct Rates {
+    double decay;         // what a parameter is multiplied by: 1 - lr weight_decay
+    double step_size;     // lr / (1 - beta1**t)
+    double v_correction;  // 1 / (1 - beta2**t)
+};
+
+template <int width, typename real>
+__device__ inline void update_pack(real *p, const real *g, real *m, real *v, accumulator<real> beta1,
+                                   accumulator<real> rest1, accumulator<real> beta2, accumulator<real> rest2,
+                                   accumulator<real> eps, accumulator<real> grad_scale, const Rates &rates) {
+    typedef accumulator<real> accum;
+    accum p_[width], g_[width], m_[width], v_[width];
+    load(p, p_);
+    load(g, g_);
+    load(m, m_);
+    load(v, v_);
+    for (int i = 0; i < width; i++) {
+        const accum grad = g_[i] * grad_scale;
+        m_[i] = beta1 * m_[i] + rest1 * grad;
+        v_[i] = beta2 * v_[i] + rest2 * grad * grad;
+        const accum denominator = sqrt(v_[i] * (accum)rates.v_correction) + eps;
+        p_[i] = p_[i] * (accum)rates.decay - (accum)rates.step_size * m_[i] / denominator;
+    }
+    store(p, p_);
+    store(m, m_);
+    store(v, v_);
+}
+
+// tensors: the addresses of p, g, m, v; rates: one for each of the `count` tensors.
+template <typename real, int width>
+__global__ void __launch_bounds__(MOST_THREADS)
+    adamw_update(const Tensor *__restrict__ tensors, const Rates *__restrict__ rates, int count, double beta1,
+                 double beta2, double eps, double grad_scale) {
+    typedef accumulator<real> accum;
+    const int number = tensor_of_block(tensors, count);
+    const Tensor tensor = tensors[number];
+    const Rates rate = rates[number];
+    real *p = reinterpret_cast<real *>(tensor.address[0]);
+    const real *g = reinterpret_cast<const real *>(tensor.address[1]);
+    real *m = reinterpret_cast<real *>(tensor.address[2]);
+    real *v = reinterpret_cast<real *>(tensor.address[3]);
+    const accum beta1_ = (accum)beta1, rest1 = (accum)(1 - beta1), beta2_ = (accum)beta2, rest2 = (accum)(1 - beta2);
+    const accum eps_ = (accum)eps, scale = (accum)grad_scale;
+    const long long first = (blockIdx.x - tensor.first_block) * blockDim.x * PACKS + threadIdx.x;
+    for (int pack = 0; pack < PACKS; pack++) {
+        const long long at = (first + (long long)pack * blockDim.x) * width;
+        if (at + width <= tensor.size)
+            update_pack<width>(p + at, g + at, m + at, v + at, beta1_, rest1, beta2_, rest2, eps_, scale, rate);
+        else
+            for (long long i = at; i < tensor.size; i++)
+                update_pack<1>(p + i, g + i, m + i, v + i, beta1_, rest1, beta2_, rest2, eps_, scale, rate);
+    }
+}

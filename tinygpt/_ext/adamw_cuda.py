@@ -1,0 +1,58 @@
+"""Launches adamw.cu; and the tables of arrays that one launch works on, for clip.cu as well."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .cuda import Device, ceil_div, launcher, pack_width, real_of
+
+EXPRESSIONS = ("adamw_update<{real}, {width}>",)
+THREADS, PACKS = 256, 4  # of a block; for each thread, as in tensors.cuh
+
+
+def tensor_table(device: Device, groups: Sequence[Sequence[Any]]) -> tuple[Any, int, int]:
+    """(table on the device, pack width, blocks) for groups of arrays; those of a group have one size.
+
+    A row of the table is a `Tensor` of tensors.cuh: four addresses, the size, the number of the first block.
+    """
+    everything = [array for group in groups for array in group]
+    width = pack_width(device, 0, *everything)
+    addresses = iter(device.pointers(everything))
+    table = np.zeros((len(groups), 6), np.int64)
+    blocks = 0
+    for row, group in zip(table, groups, strict=True):
+        row[: len(group)] = [next(addresses) for _ in group]
+        row[4], row[5] = group[0].size, blocks
+        blocks += ceil_div(group[0].size, width * THREADS * PACKS)
+    return device.xp.asarray(table), width, blocks
+
+
+@launcher
+def adamw_update_each(device: Device, calls: Sequence[Sequence[Any]]) -> Any:
+    """The arguments of adamw_update for many parameters, which are updated in one launch."""
+    shared = {(call[5], call[6], call[7], call[10]) for call in calls}
+    if len(shared) != 1 or len({call[0].dtype for call in calls}) != 1:
+        return NotImplemented
+    ((beta1, beta2, eps, grad_scale),) = shared
+    rates = [
+        (1 - lr * weight_decay, lr / (1 - beta1**step), 1 / (1 - beta2**step))
+        for _, _, _, _, lr, beta1, beta2, _, weight_decay, step, _ in calls
+    ]
+    table, width, blocks = tensor_table(device, [call[:4] for call in calls])
+    real = real_of(calls[0][0])
+    arguments = (
+        table, device.xp.asarray(np.array(rates, np.float64)), len(calls),
+        float(beta1), float(beta2), float(eps), float(grad_scale),
+    )  # fmt: skip
+    device.launch("adamw", f"adamw_update<{real}, {width}>", real, (blocks,), (THREADS,), arguments, 0)
+    return [None] * len(calls)
+
+
+@launcher
+def adamw_update(device: Device, *arguments: Any) -> Any:
+    """One parameter: see tinygpt.optim.adamw."""
+    done = adamw_update_each(device, [arguments])
+    return done if done is NotImplemented else None

@@ -1,0 +1,251 @@
+// Scaled dot-product attention for the GPU, forward and backward, in tiles: tinygpt/ops/attention.py.
+//
+// Forward. A block of 256 threads takes a tile of queries of one head and goes over the tiles of keys; under the causal
+// mask those behind its last query are skipped. For every tile: scores, their greatest value and the sum of exponentials
+// of each row so far (online softmax: a row's sums are rescaled when a greater score comes), the weighted sum of the
+// values. No (Tq, Tk) matrix exists: memory sees q and y once, k and v once for each tile of queries.
+//
+// Backward, three kernels. attention_delta: delta_i = dy_i y_i, a warp for each query. attention_backward_keys: a block takes a
+// tile of keys, goes over the tiles of queries and adds up dk and dv in registers. attention_backward_queries: a block
+// takes a tile of queries, goes over the keys and adds up dq. The last two compute the probabilities anew, each for itself:
+// seven products of tiles instead of five, but every number is added up by one thread in one order: nothing is
+// atomic, the result has the same bits at each run, and no thread writes to another's place.
+//
+// The mask of dropout is drawn for each tile anew (philox.cuh), a call of Philox for four scores.
+//
+// HEAD: D rounded up to 32, 64 or 128; the columns beyond D are 0. A and B: a tile has 16 A queries and 16 B keys. The
+// launcher chooses A and B so that all tiles fit into 48 KB of shared memory.
+
+#include "attention.cuh"
+
+// What all of the kernels need to know of the problem.
+struct Problem {
+    int H, Tq, Tk, D, is_causal;
+    unsigned threshold;  // of dropout; 0: none
+    double scale, keep;
+    unsigned long long seed, stream;
+};
+
+__device__ inline bool is_allowed(const Problem &problem, int query, int key) {
+    return query < problem.Tq && key < problem.Tk && (!problem.is_causal || key <= query);
+}
+
+template <typename real>
+__device__ inline real *head_of(real *array, const Layout &layout, const Problem &problem) {
+    return array + blockIdx.x / problem.H * layout.batch + blockIdx.x % problem.H * layout.head;
+}
+
+// q (B, H, Tq, D), k, v (B, H, Tk, D), y like q, lse (B, H, Tq). Grid: (B H, ceil(Tq / (16 A))).
+template <typename real, int width, int HEAD, int A, int B>
+__global__ void __launch_bounds__(THREADS)
+    attention_forward(const real *__restrict__ q, const real *__restrict__ k, const real *__restrict__ v,
+                      real *__restrict__ y, accumulator<real> *__restrict__ lse, Layout q_layout, Layout k_layout,
+                      Layout y_layout, Problem problem) {
+    typedef accumulator<real> accum;
+    constexpr int QUERIES = SIDE * A, KEYS = SIDE * B, PACK = Tile<accum>::PACK, PITCH = HEAD + PACK;
+    __shared__ __align__(16) accum q_tile[QUERIES * PITCH];
+    __shared__ __align__(16) accum k_tile[KEYS * PITCH];
+    __shared__ __align__(16) accum v_tile[KEYS * PITCH];
+    __shared__ __align__(16) accum weights[QUERIES * (KEYS + PACK)];
+    __shared__ unsigned char kept[QUERIES * (KEYS / 4)];
+    const accum scale = (accum)problem.scale, keep = (accum)problem.keep, lowest = minus_infinity<accum>();
+    const int first = (gridDim.y - 1 - blockIdx.y) * QUERIES;  // the longest rows first
+    const int stop = problem.is_causal ? min(problem.Tk, first + QUERIES) : problem.Tk;
+    q = head_of(q, q_layout, problem);
+    k = head_of(k, k_layout, problem);
+    v = head_of(v, k_layout, problem);
+    y = head_of(y, y_layout, problem);
+    load_tile<width, HEAD, QUERIES>(q, q_layout.row, first, problem.Tq, problem.D, q_tile);
+    accum sums[A][HEAD / SIDE], top[A], total[A];
+    for (int i = 0; i < A; i++) {
+        top[i] = lowest;
+        total[i] = 0;
+        for (int d = 0; d < HEAD / SIDE; d++) sums[i][d] = 0;
+    }
+    for (int first_key = 0; first_key < stop; first_key += KEYS) {
+        load_tile<width, HEAD, KEYS>(k, k_layout.row, first_key, problem.Tk, problem.D, k_tile);
+        load_tile<width, HEAD, KEYS>(v, k_layout.row, first_key, problem.Tk, problem.D, v_tile);
+        if (problem.threshold)
+            draw_mask<QUERIES, KEYS>(kept, blockIdx.x * problem.Tq + first, first_key, problem.threshold, problem.seed,
+                                     problem.stream);
+        __syncthreads();  // the tiles are there
+        accum s[A][B];
+        row_products<HEAD>(q_tile, k_tile, s);
+        for (int i = 0; i < A; i++) {
+            const int row = down() + SIDE * i;
+            accum most = lowest, sum = 0;
+            for (int j = 0; j < B; j++) {
+                const bool allowed = is_allowed(problem, first + row, first_key + across() + SIDE * j);
+                s[i][j] = allowed ? s[i][j] * scale : lowest;
+                most = larger(most, s[i][j]);
+            }
+            most = larger(top[i], side_max(most));
+            const accum base = most == lowest ? 0 : most;  // nothing allowed so far: exp(-inf - 0) = 0
+            const accum fade = exp(top[i] - base);         // of what was added up under the old top
+            for (int j = 0; j < B; j++) {
+                const int key = across() + SIDE * j;
+                accum p = exp(s[i][j] - base);
+                sum += p;
+                if (problem.threshold) p = is_kept<KEYS>(kept, row, key) ? p * keep : (accum)0;
+                weights[row * (KEYS + PACK) + key] = p;
+            }
+            top[i] = most;
+            total[i] = total[i] * fade + side_sum(sum);
+            for (int d = 0; d < HEAD / SIDE; d++) sums[i][d] *= fade;
+        }
+        __syncthreads();  // the weights are there
+        add_weighted_rows<HEAD, A, KEYS>(weights, v_tile, sums);
+        __syncthreads();  // the tiles may be overwritten
+    }
+    for (int i = 0; i < A; i++) {
+        const int query = first + down() + SIDE * i;
+        if (query >= problem.Tq) continue;
+        store_row<width, HEAD>(y + query * y_layout.row, sums[i], problem.D, 1 / total[i]);
+        if (across() == 0) lse[(long long)blockIdx.x * problem.Tq + query] = top[i] + log(total[i]);
+    }
+}
+
+// delta (B, H, Tq): for each query the product of dy and y, which share a layout. Grid: ceil(B H Tq / 8) blocks of 256.
+template <typename real>
+__global__ void __launch_bounds__(THREADS)
+    attention_delta(const real *__restrict__ dy, const real *__restrict__ y, accumulator<real> *__restrict__ delta,
+                    Layout layout, int H, int Tq, int D, long long rows) {
+    const long long row = (long long)blockIdx.x * (THREADS / WARP) + threadIdx.x / WARP;
+    if (row >= rows) return;  // a whole warp
+    const long long head = row / Tq;
+    const long long at = head / H * layout.batch + head % H * layout.head + row % Tq * layout.row;
+    accumulator<real> sum = 0;
+    for (int d = threadIdx.x % WARP; d < D; d += WARP) sum += widen(dy[at + d]) * widen(y[at + d]);
+    sum = warp_sum(sum);
+    if (threadIdx.x % WARP == 0) delta[row] = sum;
+}
+
+// One score's part in the backward pass: a = p m, which weighs the values, and ds, the gradient of scale * s.
+template <typename accum>
+__device__ inline void score_gradient(accum s, accum da, accum lse, accum delta, bool allowed, bool kept, accum scale,
+                                      accum keep, accum &a, accum &ds) {
+    const accum p = allowed ? exp(s * scale - lse) : (accum)0;
+    const accum m = kept ? keep : (accum)0;
+    a = p * m;
+    ds = allowed ? p * (da * m - delta) * scale : (accum)0;
+}
+
+// dy, q (B, H, Tq, D), k, v, dk, dv (B, H, Tk, D), lse, delta (B, H, Tq). Tiles are square: 16 A queries, 16 A keys.
+// Grid: (B H, ceil(Tk / (16 A))).
+template <typename real, int width, int HEAD, int A>
+__global__ void __launch_bounds__(THREADS)
+    attention_backward_keys(const real *__restrict__ dy, const real *__restrict__ q, const real *__restrict__ k,
+                            const real *__restrict__ v, const accumulator<real> *__restrict__ lse,
+                            const accumulator<real> *__restrict__ delta, real *__restrict__ dk, real *__restrict__ dv,
+                            Layout y_layout, Layout q_layout, Layout k_layout, Layout dk_layout, Problem problem) {
+    typedef accumulator<real> accum;
+    constexpr int SIZE = SIDE * A, PACK = Tile<accum>::PACK, PITCH = HEAD + PACK;
+    __shared__ __align__(16) accum k_tile[SIZE * PITCH];
+    __shared__ __align__(16) accum v_tile[SIZE * PITCH];
+    __shared__ __align__(16) accum q_tile[SIZE * PITCH];
+    __shared__ __align__(16) accum dy_tile[SIZE * PITCH];
+    __shared__ __align__(16) accum a_tile[SIZE * (SIZE + PACK)];   // (keys, queries)
+    __shared__ __align__(16) accum ds_tile[SIZE * (SIZE + PACK)];  // (keys, queries)
+    __shared__ unsigned char kept[SIZE * (SIZE / 4)];
+    const accum scale = (accum)problem.scale, keep = (accum)problem.keep;
+    const int first_key = blockIdx.y * SIZE;
+    q = head_of(q, q_layout, problem);
+    dy = head_of(dy, y_layout, problem);
+    lse += (long long)blockIdx.x * problem.Tq;
+    delta += (long long)blockIdx.x * problem.Tq;
+    load_tile<width, HEAD, SIZE>(head_of(k, k_layout, problem), k_layout.row, first_key, problem.Tk, problem.D, k_tile);
+    load_tile<width, HEAD, SIZE>(head_of(v, k_layout, problem), k_layout.row, first_key, problem.Tk, problem.D, v_tile);
+    accum dk_sums[A][HEAD / SIDE], dv_sums[A][HEAD / SIDE];
+    for (int i = 0; i < A; i++)
+        for (int d = 0; d < HEAD / SIDE; d++) dk_sums[i][d] = dv_sums[i][d] = 0;
+    for (int first = problem.is_causal ? first_key : 0; first < problem.Tq; first += SIZE) {
+        load_tile<width, HEAD, SIZE>(q, q_layout.row, first, problem.Tq, problem.D, q_tile);
+        load_tile<width, HEAD, SIZE>(dy, y_layout.row, first, problem.Tq, problem.D, dy_tile);
+        if (problem.threshold)
+            draw_mask<SIZE, SIZE>(kept, blockIdx.x * problem.Tq + first, first_key, problem.threshold, problem.seed,
+                                  problem.stream);
+        __syncthreads();  // the tiles are there
+        accum s[A][A], da[A][A];
+        row_products<HEAD>(k_tile, q_tile, s);
+        row_products<HEAD>(v_tile, dy_tile, da);
+        for (int j = 0; j < A; j++) {
+            const int column = across() + SIDE * j, query = first + column;
+            const accum lse_here = query < problem.Tq ? lse[query] : 0, delta_here = query < problem.Tq ? delta[query] : 0;
+            for (int i = 0; i < A; i++) {
+                const int row = down() + SIDE * i, at = row * (SIZE + PACK) + column;
+                score_gradient(s[i][j], da[i][j], lse_here, delta_here, is_allowed(problem, query, first_key + row),
+                               !problem.threshold || is_kept<SIZE>(kept, column, row), scale, keep, a_tile[at],
+                               ds_tile[at]);
+            }
+        }
+        __syncthreads();  // a and ds are there
+        add_weighted_rows<HEAD, A, SIZE>(a_tile, dy_tile, dv_sums);
+        add_weighted_rows<HEAD, A, SIZE>(ds_tile, q_tile, dk_sums);
+        __syncthreads();  // the tiles may be overwritten
+    }
+    for (int i = 0; i < A; i++) {
+        const int key = first_key + down() + SIDE * i;
+        if (key >= problem.Tk) continue;
+        store_row<width, HEAD>(head_of(dk, dk_layout, problem) + key * dk_layout.row, dk_sums[i], problem.D, (accum)1);
+        store_row<width, HEAD>(head_of(dv, dk_layout, problem) + key * dk_layout.row, dv_sums[i], problem.D, (accum)1);
+    }
+}
+
+// dy, q, dq (B, H, Tq, D), k, v (B, H, Tk, D), lse, delta (B, H, Tq). Grid: (B H, ceil(Tq / (16 A))).
+template <typename real, int width, int HEAD, int A>
+__global__ void __launch_bounds__(THREADS)
+    attention_backward_queries(const real *__restrict__ dy, const real *__restrict__ q, const real *__restrict__ k,
+                               const real *__restrict__ v, const accumulator<real> *__restrict__ lse,
+                               const accumulator<real> *__restrict__ delta, real *__restrict__ dq, Layout y_layout,
+                               Layout q_layout, Layout k_layout, Layout dq_layout, Problem problem) {
+    typedef accumulator<real> accum;
+    constexpr int SIZE = SIDE * A, PACK = Tile<accum>::PACK, PITCH = HEAD + PACK;
+    __shared__ __align__(16) accum q_tile[SIZE * PITCH];
+    __shared__ __align__(16) accum dy_tile[SIZE * PITCH];
+    __shared__ __align__(16) accum k_tile[SIZE * PITCH];
+    __shared__ __align__(16) accum v_tile[SIZE * PITCH];
+    __shared__ __align__(16) accum ds_tile[SIZE * (SIZE + PACK)];  // (queries, keys)
+    __shared__ unsigned char kept[SIZE * (SIZE / 4)];
+    const accum scale = (accum)problem.scale, keep = (accum)problem.keep;
+    const int first = (gridDim.y - 1 - blockIdx.y) * SIZE;  // the longest rows first
+    const int stop = problem.is_causal ? min(problem.Tk, first + SIZE) : problem.Tk;
+    k = head_of(k, k_layout, problem);
+    v = head_of(v, k_layout, problem);
+    load_tile<width, HEAD, SIZE>(head_of(q, q_layout, problem), q_layout.row, first, problem.Tq, problem.D, q_tile);
+    load_tile<width, HEAD, SIZE>(head_of(dy, y_layout, problem), y_layout.row, first, problem.Tq, problem.D, dy_tile);
+    accum sums[A][HEAD / SIDE], lse_here[A], delta_here[A];
+    for (int i = 0; i < A; i++) {
+        const int query = first + down() + SIDE * i;
+        const long long at = (long long)blockIdx.x * problem.Tq + query;
+        lse_here[i] = query < problem.Tq ? lse[at] : 0;
+        delta_here[i] = query < problem.Tq ? delta[at] : 0;
+        for (int d = 0; d < HEAD / SIDE; d++) sums[i][d] = 0;
+    }
+    for (int first_key = 0; first_key < stop; first_key += SIZE) {
+        load_tile<width, HEAD, SIZE>(k, k_layout.row, first_key, problem.Tk, problem.D, k_tile);
+        load_tile<width, HEAD, SIZE>(v, k_layout.row, first_key, problem.Tk, problem.D, v_tile);
+        if (problem.threshold)
+            draw_mask<SIZE, SIZE>(kept, blockIdx.x * problem.Tq + first, first_key, problem.threshold, problem.seed,
+                                  problem.stream);
+        __syncthreads();  // the tiles are there
+        accum s[A][A], da[A][A], a;
+        row_products<HEAD>(q_tile, k_tile, s);
+        row_products<HEAD>(dy_tile, v_tile, da);
+        for (int i = 0; i < A; i++)
+            for (int j = 0; j < A; j++) {
+                const int row = down() + SIDE * i, column = across() + SIDE * j;
+                score_gradient(s[i][j], da[i][j], lse_here[i], delta_here[i],
+                               is_allowed(problem, first + row, first_key + column),
+                               !problem.threshold || is_kept<SIZE>(kept, row, column), scale, keep, a,
+                               ds_tile[row * (SIZE + PACK) + column]);
+            }
+        __syncthreads();  // ds is there
+        add_weighted_rows<HEAD, A, SIZE>(ds_tile, k_tile, sums);
+        __syncthreads();  // the tiles may be overwritten
+    }
+    for (int i = 0; i < A; i++) {
+        const int query = first + down() + SIDE * i;
+        if (query < problem.Tq)
+            store_row<width, HEAD>(head_of(dq, dq_layout, problem) + query * dq_layout.row, sums[i], problem.D, (accum)1);
+    }
+}

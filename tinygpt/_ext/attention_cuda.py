@@ -1,0 +1,163 @@
+"""Launches attention.cu."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .cuda import SIZES, Device, accumulator_dtype, as_accumulators, ceil_div, launcher, real_of
+from .dropout_cuda import mask_arguments
+
+SIDE, THREADS = 16, 256  # as in attention.cuh
+HEADS = (32, 64, 128)
+# (HEAD, bytes of an accumulator): (A and B forward, A backward), so that the tiles fit into 48 KB of shared memory.
+# Where there is no entry the kernels decline.
+TILES = {
+    (32, 4): (4, 2, 2),
+    (64, 4): (4, 2, 2),
+    (128, 4): (2, 1, 1),
+    (32, 8): (2, 1, 1),
+    (64, 8): (2, 1, 1),
+}
+LAYOUT = np.dtype([("batch", np.int64), ("head", np.int64), ("row", np.int64)])
+PROBLEM = np.dtype(
+    [
+        ("H", np.int32), ("Tq", np.int32), ("Tk", np.int32), ("D", np.int32), ("is_causal", np.int32),
+        ("threshold", np.uint32), ("scale", np.float64), ("keep", np.float64), ("seed", np.uint64),
+        ("stream", np.uint64),
+    ]
+)  # fmt: skip
+
+
+def expressions(real: str) -> list[str]:
+    """The instances of the kernels for arrays of `real`."""
+    size = 8 if real == "double" else 4
+    made = [f"attention_delta<{real}>"]
+    for (head, accumulator), (a, b, backward) in TILES.items():
+        if accumulator == size:
+            for width in (1, 16 // SIZES[real]):
+                made.append(f"attention_forward<{real}, {width}, {head}, {a}, {b}>")
+                made.append(f"attention_backward_keys<{real}, {width}, {head}, {backward}>")
+                made.append(f"attention_backward_queries<{real}, {width}, {head}, {backward}>")
+    return made
+
+
+def tiles(q: Any) -> tuple[int, int, int, int] | None:
+    """(HEAD, A, B, A backward) for queries of this head size and dtype."""
+    head = next((head for head in HEADS if head >= q.shape[-1]), 0)
+    sizes = TILES.get((head, accumulator_dtype(q).itemsize))
+    return None if sizes is None else (head, *sizes)
+
+
+def with_neighbours(device: Device, *arrays: Any) -> list[Any]:
+    """The arrays as one layout can describe them, copied if they differ or if the elements of a head are apart."""
+    first = arrays[0]
+    if all(has_neighbours(a) and a.strides[:3] == first.strides[:3] for a in arrays):
+        return list(arrays)
+    return [device.xp.ascontiguousarray(a) for a in arrays]
+
+
+def has_neighbours(array: Any) -> bool:
+    return bool(array.shape[-1] == 1 or array.strides[-1] == array.dtype.itemsize)
+
+
+def layout_of(array: Any) -> Any:
+    return np.array([tuple(stride // array.dtype.itemsize for stride in array.strides[:3])], LAYOUT)[0]
+
+
+def problem_of(q: Any, k: Any, is_causal: bool, scale: float, dropout_p: float, seed: int, stream: int) -> Any:
+    _, H, Tq, D = q.shape
+    threshold, keep, *key = mask_arguments(dropout_p, seed, stream)
+    return np.array([(H, Tq, k.shape[2], D, is_causal, threshold, scale, keep, *key)], PROBLEM)[0]
+
+
+def access_width(device: Device, *arrays: Any) -> int:
+    """How many neighbours move in one access: 16 bytes of them where every head of every array allows it."""
+    width = 16 // arrays[0].dtype.itemsize
+    packed = arrays[0].shape[-1] % width == 0 and all(
+        device.address(a) % 16 == 0 and all(stride % 16 == 0 for stride in a.strides[:3]) for a in arrays
+    )
+    return width if packed else 1
+
+
+@launcher
+def attention_forward(
+    device: Device, q: Any, k: Any, v: Any, is_causal: bool, scale: float, dropout_p: float, seed: int, stream: int
+) -> Any:
+    """q (B, H, Tq, D), k, v (B, H, Tk, D) -> y (B, H, Tq, D) in memory laid out (B, Tq, H, D), lse (B, H, Tq)."""
+    sizes = tiles(q)
+    if sizes is None:
+        return NotImplemented
+    head, a, b, _ = sizes
+    B, H, Tq, D = q.shape
+    (q,), (k, v) = with_neighbours(device, q), with_neighbours(device, k, v)
+    y = device.empty((B, Tq, H, D), q.dtype).transpose(0, 2, 1, 3)
+    lse = device.empty((B, H, Tq), accumulator_dtype(q))
+    real, width = real_of(q), access_width(device, q, k, v, y)
+    device.launch(
+        "attention", f"attention_forward<{real}, {width}, {head}, {a}, {b}>", real,
+        (B * H, ceil_div(Tq, SIDE * a)), (THREADS,),
+        (q, k, v, y, lse, layout_of(q), layout_of(k), layout_of(y),
+         problem_of(q, k, is_causal, scale, dropout_p, seed, stream)), 0,
+    )  # fmt: skip
+    return y, lse
+
+
+@launcher
+def attention_backward(
+    device: Device,
+    dy: Any,
+    q: Any,
+    k: Any,
+    v: Any,
+    y: Any,
+    lse: Any,
+    is_causal: bool,
+    scale: float,
+    dropout_p: float,
+    seed: int,
+    stream: int,
+    dq: Any,
+    dk: Any,
+    dv: Any,
+) -> Any:
+    """Writes the gradients of q, k, v into dq, dk, dv."""
+    sizes = tiles(q)
+    if sizes is None:
+        return NotImplemented
+    head, _, _, a = sizes
+    B, H, Tq, D = q.shape
+    real = real_of(q)
+    (lse,) = as_accumulators(q, lse)
+    lse = device.xp.ascontiguousarray(lse)
+    (q,), (k, v), (dy, y) = with_neighbours(device, q), with_neighbours(device, k, v), with_neighbours(device, dy, y)
+    results = [results_in(device, dq), results_in(device, dk), results_in(device, dv)]
+    if results[1].strides != results[2].strides:
+        results[1:] = [device.empty(dk.shape, dk.dtype), device.empty(dv.shape, dv.dtype)]
+    delta = device.empty((B, H, Tq), accumulator_dtype(q))
+    arguments: tuple[Any, ...] = (dy, y, delta, layout_of(y), H, Tq, D, np.int64(B * H * Tq))
+    blocks = ceil_div(B * H * Tq, THREADS // 32)
+    device.launch("attention", f"attention_delta<{real}>", real, (blocks,), (THREADS,), arguments, 0)
+    width = access_width(device, dy, q, k, v, *results)
+    instance = f"<{real}, {width}, {head}, {a}>"
+    problem = problem_of(q, k, is_causal, scale, dropout_p, seed, stream)
+    inputs = (dy, q, k, v, lse, delta)
+    layouts = (layout_of(dy), layout_of(q), layout_of(k))
+    device.launch(
+        "attention", "attention_backward_keys" + instance, real, (B * H, ceil_div(k.shape[2], SIDE * a)), (THREADS,),
+        (*inputs, *results[1:], *layouts, layout_of(results[1]), problem), 0,
+    )  # fmt: skip
+    device.launch(
+        "attention", "attention_backward_queries" + instance, real, (B * H, ceil_div(Tq, SIDE * a)), (THREADS,),
+        (*inputs, results[0], *layouts, layout_of(results[0]), problem), 0,
+    )  # fmt: skip
+    for wanted, got in zip((dq, dk, dv), results, strict=True):
+        if got is not wanted:
+            wanted[...] = got
+    return None
+
+
+def results_in(device: Device, array: Any) -> Any:
+    """The array itself where a kernel can write into it, or another one of its shape."""
+    return array if has_neighbours(array) else device.empty(array.shape, array.dtype)

@@ -1,0 +1,48 @@
+// The sums of the squares of many arrays in two launches, for the GPU: tinygpt/optim/clip.py.
+//
+// As in adamw.cu each block finds its array in a table and takes PACKS packs for each of its threads. It leaves one sum in
+// a table; a second kernel, one block for each array, adds those up. Memory sees one read: 4 bytes an element in float32. All
+// sums are in double: a square leaves float's range long before a number does.
+
+#include "tensors.cuh"
+
+template <int width, typename real>
+__device__ inline double squares_of_pack(const real *x) {
+    accumulator<real> v[width];
+    double sum = 0;
+    load(x, v);
+    for (int i = 0; i < width; i++) sum += (double)v[i] * (double)v[i];
+    return sum;
+}
+
+// tensors: the addresses of the arrays; parts (blocks,).
+template <typename real, int width>
+__global__ void __launch_bounds__(MOST_THREADS)
+    squares_of_blocks(const Tensor *__restrict__ tensors, double *__restrict__ parts, int count) {
+    const Tensor tensor = tensors[tensor_of_block(tensors, count)];
+    const real *x = reinterpret_cast<const real *>(tensor.address[0]);
+    const long long first = (blockIdx.x - tensor.first_block) * blockDim.x * PACKS + threadIdx.x;
+    double sum[1] = {0};
+    for (int pack = 0; pack < PACKS; pack++) {
+        const long long at = (first + (long long)pack * blockDim.x) * width;
+        if (at + width <= tensor.size)
+            sum[0] += squares_of_pack<width>(x + at);
+        else
+            for (long long i = at; i < tensor.size; i++) sum[0] += squares_of_pack<1>(x + i);
+    }
+    block_sum(sum);
+    if (threadIdx.x == 0) parts[blockIdx.x] = sum[0];
+}
+
+// parts (blocks,) -> sums (count,). Grid: count blocks.
+template <typename real>
+__global__ void __launch_bounds__(MOST_THREADS)
+    squares_of_tensors(const Tensor *__restrict__ tensors, const double *__restrict__ parts, double *__restrict__ sums,
+                       int count, int blocks) {
+    const long long begin = tensors[blockIdx.x].first_block;
+    const long long end = (int)blockIdx.x + 1 < count ? tensors[blockIdx.x + 1].first_block : blocks;
+    double sum[1] = {0};
+    for (long long i = begin + threadIdx.x; i < end; i += blockDim.x) sum[0] += parts[i];
+    block_sum(sum);
+    if (threadIdx.x == 0) sums[blockIdx.x] = sum[0];
+}

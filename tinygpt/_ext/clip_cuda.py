@@ -1,0 +1,34 @@
+"""Launches clip.cu."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .adamw_cuda import THREADS, tensor_table
+from .cuda import Device, launcher, real_of
+
+EXPRESSIONS = ("squares_of_blocks<{real}, {width}>", "squares_of_tensors<{real}>")
+
+
+@launcher
+def sum_of_squares_each(device: Device, calls: Sequence[Sequence[Any]]) -> Any:
+    """[(x,), ...] -> the sum of the squares of each x, as numbers: the one place that waits for the device."""
+    if len({x.dtype for (x,) in calls}) != 1:
+        return NotImplemented
+    table, width, blocks = tensor_table(device, calls)
+    parts, sums = device.empty((blocks,), np.float64), device.empty((len(calls),), np.float64)
+    real = real_of(calls[0][0])
+    arguments: tuple[Any, ...] = (table, parts, len(calls))
+    device.launch("clip", f"squares_of_blocks<{real}, {width}>", real, (blocks,), (THREADS,), arguments, 0)
+    arguments = (table, parts, sums, len(calls), blocks)
+    device.launch("clip", f"squares_of_tensors<{real}>", real, (len(calls),), (THREADS,), arguments, 0)
+    return sums.tolist()
+
+
+@launcher
+def sum_of_squares(device: Device, x: Any) -> Any:
+    """x of any shape -> a number."""
+    return sum_of_squares_each(device, [(x,)])[0]

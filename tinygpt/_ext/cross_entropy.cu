@@ -1,0 +1,90 @@
+// Cross-entropy over a vocabulary, for the GPU: tinygpt/ops/cross_entropy.py and linear_cross_entropy.py.
+//
+// One block a row of V logits. The greatest logit and the sum of the exponentials come from one read (softmax.cuh);
+// probabilities are never stored. Memory sees, in float32 and for each logit: forward 4 bytes; backward a read and a
+// write, 8; in place a read for the sums and a read and a write for the gradient, 8 to 12 by how much of the row is still
+// in the cache.
+// A target that is neither ignore_index nor a class reads nothing: the row's loss and gradient are NaN.
+
+#include "softmax.cuh"
+
+enum Target { IGNORED, CLASS, OUTSIDE };
+
+__device__ inline Target kind_of(long long target, int V, long long ignore_index) {
+    return target == ignore_index ? IGNORED : target >= 0 && target < V ? CLASS : OUTSIDE;
+}
+
+template <typename accum>
+__device__ inline accum not_a_number() {
+    return (accum)__uint_as_float(0x7fc00000u);
+}
+
+// logits (N, V); targets, losses, lse (N,). Grid: N blocks.
+template <typename real, int width>
+__global__ void __launch_bounds__(MOST_THREADS)
+    cross_entropy_forward(const real *__restrict__ logits, const long long *__restrict__ targets,
+                          accumulator<real> *__restrict__ losses, accumulator<real> *__restrict__ lse, int V,
+                          long long ignore_index) {
+    typedef accumulator<real> accum;
+    const long long row = blockIdx.x;
+    accum top, total;
+    row_exponentials<real, width>(logits + row * V, V, top, total);
+    if (threadIdx.x != 0) return;
+    const accum log_total = log(total);
+    const Target kind = kind_of(targets[row], V, ignore_index);
+    accum loss = 0;
+    if (kind == CLASS) loss = log_total - (widen(logits[row * V + targets[row]]) - top);
+    if (kind == OUTSIDE) loss = not_a_number<accum>();
+    losses[row] = loss;
+    lse[row] = top + log_total;
+}
+
+// One row of scale * (softmax(x) - onehot(target)), written to dx, which may be x; log_total = lse - top.
+template <typename real, int width>
+__device__ inline void write_gradient(const real *x, real *dx, int V, long long target, Target kind,
+                                      accumulator<real> top, accumulator<real> log_total, accumulator<real> scale) {
+    typedef accumulator<real> accum;
+    accum v[width];
+    if (kind == OUTSIDE) scale = not_a_number<accum>();
+    for (int j = threadIdx.x * width; j < V; j += blockDim.x * width) {
+        if (kind != IGNORED) load(x + j, v);
+        for (int i = 0; i < width; i++) {
+            const accum onehot = j + i == target ? 1 : 0;
+            v[i] = kind == IGNORED ? 0 : (exp(v[i] - top - log_total) - onehot) * scale;
+        }
+        store(dx + j, v);
+    }
+}
+
+// dlosses, targets, lse (N,); logits, dlogits (N, V). Grid: N blocks.
+template <typename real, int width>
+__global__ void __launch_bounds__(MOST_THREADS)
+    cross_entropy_backward(const accumulator<real> *__restrict__ dlosses, const real *__restrict__ logits,
+                           const long long *__restrict__ targets, const accumulator<real> *__restrict__ lse,
+                           real *__restrict__ dlogits, int V, long long ignore_index) {
+    const long long row = blockIdx.x, target = targets[row];
+    write_gradient<real, width>(logits + row * V, dlogits + row * V, V, target, kind_of(target, V, ignore_index),
+                                lse[row], 0, dlosses[row]);
+}
+
+// logits (N, V) become scale * d loss / d logits; targets, losses (N,). Grid: N blocks.
+template <typename real, int width>
+__global__ void __launch_bounds__(MOST_THREADS)
+    cross_entropy_inplace(real *logits, const long long *__restrict__ targets,
+                          accumulator<real> *__restrict__ losses, int V, long long ignore_index, double scale) {
+    typedef accumulator<real> accum;
+    const long long row = blockIdx.x, target = targets[row];
+    const Target kind = kind_of(target, V, ignore_index);
+    real *x = logits + row * V;
+    accum top, total;
+    row_exponentials<real, width>(x, V, top, total);
+    const accum log_total = log(total);
+    if (threadIdx.x == 0) {
+        accum loss = 0;
+        if (kind == CLASS) loss = log_total - (widen(x[target]) - top);
+        if (kind == OUTSIDE) loss = not_a_number<accum>();
+        losses[row] = loss;
+    }
+    __syncthreads();  // the target's logit has been read: now it may be overwritten
+    write_gradient<real, width>(x, x, V, target, kind, top, log_total, (accum)scale);
+}

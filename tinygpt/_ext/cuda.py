@@ -1,0 +1,189 @@
+"""The CUDA kernels: their sources, and how they are launched.
+
+For each `name.cu` there is a `name_cuda.py` beside it. It says which instances of the templates in `name.cu` there are
+(`EXPRESSIONS`), and defines launchers: functions with the names and arguments of the kernels in `tinygpt.ops`, after a
+first argument `device`. A launcher makes the result arrays, chooses grid, block and pack width, and launches.
+
+`device` is what runs them. For CuPy it is `tinygpt.backends.cupy_kernels.Device`; the tests have another one, which
+runs the same launchers and the same `.cu` files on the CPU. So nothing here knows about CuPy.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+FILES = (
+    "layer_norm", "residual_layer_norm", "linear", "gelu", "softmax", "cross_entropy", "attention", "embedding",
+    "dropout", "adamw", "clip",
+)  # fmt: skip
+REALS = {"float32": "float", "float64": "double", "float16": "float16", "bfloat16": "bfloat16"}
+SIZES = {"float": 4, "double": 8, "float16": 2, "bfloat16": 2}
+ACCUMULATORS = {"float": "float", "double": "double", "float16": "float", "bfloat16": "float"}
+ARCHITECTURES = ("sm_75", "sm_80", "sm_90")  # the oldest that is supported, and those tuned for; newer ones run as well
+WARP = 32
+MOST_THREADS = 512  # as in common.cuh
+MOST_SHARED = 48 * 1024  # bytes of shared memory that a block may have on every GPU without asking
+
+LAUNCHERS: dict[str, Callable[..., Any]] = {}
+
+
+class Device(Protocol):
+    """What a launcher needs of the library that its arrays belong to."""
+
+    xp: Any
+
+    def empty(self, shape: Any, dtype: Any) -> Any:
+        """A new array whose elements may be anything."""
+
+    def address(self, array: Any) -> int:
+        """Where the first element lies."""
+
+    def pointers(self, arrays: Sequence[Any]) -> list[int]:
+        """Their addresses, for a table that the next launch is given."""
+
+    def launch(
+        self, file: str, kernel: str, real: str, grid: Sequence[int], block: Sequence[int], arguments: Any, shared: int
+    ) -> None:
+        """Run an instance of a kernel of `file`.cu, e.g. "layer_norm_forward<float, 4>", with `shared` bytes."""
+
+
+def launcher(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorator: `function(device, ...)` launches the kernel of its name."""
+    LAUNCHERS[function.__name__] = function
+    return function
+
+
+@functools.cache
+def module(file: str) -> Any:
+    """The launchers of `file`.cu."""
+    return importlib.import_module(f"{__package__}.{file}_cuda")
+
+
+def find(kernel: str) -> Callable[..., Any] | None:
+    """The launcher of a kernel, or None where there is no CUDA body of that name."""
+    for file in FILES:
+        module(file)
+    return LAUNCHERS.get(kernel)
+
+
+# Sources ------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def source(file: str) -> str:
+    """The text of `file`.cu, what it includes put in its place: CuPy's cache knows a kernel by its text."""
+    included: set[str] = set()
+
+    def expanded(name: str) -> list[str]:
+        lines = [f'#line 1 "{name}"']
+        text = (Path(__file__).parent / name).read_text(encoding="utf-8")
+        for number, line in enumerate(text.splitlines(), 1):
+            if not line.startswith('#include "'):
+                lines.append(line)
+                continue
+            inner = line.split('"')[1]
+            if inner not in included:
+                included.add(inner)
+                lines += [*expanded(inner), f'#line {number + 1} "{name}"']
+        return lines
+
+    return "\n".join(expanded(f"{file}.cu")) + "\n"
+
+
+@functools.cache
+def expressions(file: str, real: str) -> tuple[str, ...]:
+    """The instances of `file`.cu for arrays of `real`, of every pack width."""
+    if hasattr(module(file), "expressions"):
+        return tuple(module(file).expressions(real))
+    accum = ACCUMULATORS[real]
+    made = [
+        template.format(
+            real=real, accum=accum, width=16 // SIZES[real] if packed else 1, wide=16 // SIZES[accum] if packed else 1
+        )
+        for template in module(file).EXPRESSIONS
+        for packed in (False, True)
+    ]
+    return tuple(dict.fromkeys(made))
+
+
+# Choices that many launchers make -----------------------------------------------------------------
+
+
+def real_of(array: Any) -> str:
+    """The CUDA type of an array's elements."""
+    return REALS[array.dtype.name]
+
+
+def accumulator_dtype(array: Any) -> Any:
+    """The dtype in which sums of an array's elements are kept."""
+    return np.dtype(np.float64 if array.dtype == np.float64 else np.float32)
+
+
+def as_accumulators(like: Any, *arrays: Any) -> list[Any]:
+    """Statistics of rows (a mean, a logarithm of a sum), which kernels keep in the accumulators' dtype."""
+    dtype = accumulator_dtype(like)
+    return [array.astype(dtype, copy=False) for array in arrays]
+
+
+def pack_width(device: Device, C: int, *arrays: Any) -> int:
+    """How many neighbours move in one access: 16 bytes of them where all rows of C begin at multiples of 16 bytes."""
+    width = 16 // arrays[0].dtype.itemsize
+    packed = C % width == 0 and all(device.address(a) % 16 == 0 for a in arrays if a is not None)
+    return width if packed else 1
+
+
+def row_threads(C: int, width: int) -> int:
+    """Threads of a block that works on rows of C: one for each pack, in whole warps."""
+    return min(MOST_THREADS, ceil_div(ceil_div(C, width), WARP) * WARP)
+
+
+def ceil_div(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def kernel_arguments(arguments: Sequence[Any]) -> list[Any]:
+    """Arrays as they are; an int is an `int` to the kernel, a float a `double`, None a null pointer.
+
+    A NumPy scalar is passed by value, as the very type that the kernel declares; one of a structured dtype is a struct.
+    """
+    made: list[Any] = []
+    for value in arguments:
+        if value is None:
+            made.append(np.uintp(0))
+        elif isinstance(value, int):  # a bool is one, too
+            made.append(np.int32(value))
+        elif isinstance(value, float):
+            made.append(np.float64(value))
+        else:
+            made.append(value)
+    return made
+
+
+def fits(arguments: Sequence[Any]) -> bool:
+    """True where rows and columns can be counted in 32 bits; within an array the kernels count in 64."""
+    sizes = [size for a in arguments if hasattr(a, "shape") for size in a.shape]
+    return max(sizes, default=0) < 2**31
+
+
+def body(device: Device, kernel: str) -> Callable[..., Any] | None:
+    """The CUDA body of a kernel on a device, called as the reference is; None where there is none."""
+    launch = find(kernel)
+    if launch is None:
+        return None
+
+    @functools.wraps(launch)
+    def call(*arguments: Any) -> Any:
+        return launch(device, *arguments) if fits(arguments) else NotImplemented
+
+    return call
+
+
+def size_of(shape: Any) -> int:
+    return math.prod(shape)

@@ -1,0 +1,24 @@
+// Dropout for the GPU. The mathematics is in tinygpt/ops/dropout.py. The mask is drawn anew at each use, never stored.
+//
+// A thread takes a pack of a row: x is read once, y written once: 8 bytes an element in float32. Packs are numbered row
+// after row, so that neighbouring threads have neighbouring packs also where rows are short.
+
+#include "philox.cuh"
+
+// x, y (N, C), C a multiple of width. Grid: enough blocks for N * C / width threads.
+template <typename real, int width>
+__global__ void __launch_bounds__(MOST_THREADS)
+    dropout_apply(const real *__restrict__ x, real *__restrict__ y, int N, int C, unsigned threshold, double keep,
+                  unsigned long long seed, unsigned long long stream) {
+    typedef accumulator<real> accum;
+    const int packs = C / width;  // in a row
+    const long long pack = (long long)blockIdx.x * blockDim.x + threadIdx.x;
+    if (pack >= (long long)N * packs) return;
+    const long long row = pack / packs;
+    const int j = (int)(pack % packs) * width;
+    accum v[width], factors[width];
+    dropout_factors<width, accum>((unsigned)row, j, threshold, (accum)keep, seed, stream, factors);
+    load(x + row * C + j, v);
+    for (int i = 0; i < width; i++) v[i] *= factors[i];
+    store(y + row * C + j, v);
+}

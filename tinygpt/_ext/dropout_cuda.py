@@ -1,0 +1,30 @@
+"""Launches dropout.cu."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .cuda import Device, ceil_div, launcher, pack_width, real_of
+
+EXPRESSIONS = ("dropout_apply<{real}, {width}>",)
+THREADS = 256
+
+
+def mask_arguments(p: float, seed: int, stream: int) -> tuple[Any, ...]:
+    """(threshold, keep, seed, stream), as the kernels declare them; without dropout every element is kept."""
+    threshold = min(round(p * 2**32), 2**32 - 1)  # as in tinygpt/ops/dropout.py
+    return np.uint32(threshold), np.float64(1.0 / (1.0 - p)), np.uint64(seed), np.uint64(stream)
+
+
+@launcher
+def dropout_apply(device: Device, x: Any, p: float, seed: int, stream: int) -> Any:
+    """x (N, C) -> x * mask / (1 - p) (N, C)."""
+    N, C = x.shape
+    y = device.empty((N, C), x.dtype)
+    width = pack_width(device, C, x, y)
+    blocks = ceil_div(N * C // width, THREADS)
+    kernel, real = f"dropout_apply<{real_of(x)}, {width}>", real_of(x)
+    device.launch("dropout", kernel, real, (blocks,), (THREADS,), (x, y, N, C, *mask_arguments(p, seed, stream)), 0)
+    return y

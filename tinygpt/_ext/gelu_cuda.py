@@ -1,0 +1,80 @@
+"""Launches gelu.cu."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .cuda import WARP, Device, accumulator_dtype, ceil_div, launcher, pack_width, real_of
+from .linear_cuda import ROWS, add_up, tiles
+
+EXPRESSIONS = (
+    "gelu_forward<Tanh, {real}, {width}>",
+    "gelu_backward<Tanh, {real}, {width}>",
+    "gelu_forward<Erf, {real}, {width}>",
+    "gelu_backward<Erf, {real}, {width}>",
+    "bias_gelu_forward<{real}, {width}>",
+    "bias_gelu_backward<{real}, {width}>",
+)
+THREADS = 256
+
+
+def elementwise(device: Device, kernel: str, form: str, *inputs: Any) -> Any:
+    """The result of a kernel that computes each element of its result from the same element of its inputs."""
+    x = inputs[0]
+    result = device.empty(x.shape, x.dtype)
+    width = pack_width(device, 0, *inputs, result)  # rows do not matter
+    blocks = ceil_div(ceil_div(x.size, width), THREADS)
+    name, real = f"{kernel}<{form}, {real_of(x)}, {width}>", real_of(x)
+    device.launch("gelu", name, real, (blocks,), (THREADS,), (*inputs, result, np.int64(x.size)), 0)
+    return result
+
+
+@launcher
+def gelu_forward(device: Device, x: Any) -> Any:
+    """x of any shape -> y of that shape, tanh form."""
+    return elementwise(device, "gelu_forward", "Tanh", x)
+
+
+@launcher
+def gelu_backward(device: Device, dy: Any, x: Any) -> Any:
+    """dy, x of one shape -> dx, tanh form."""
+    return elementwise(device, "gelu_backward", "Tanh", dy, x)
+
+
+@launcher
+def gelu_erf_forward(device: Device, x: Any) -> Any:
+    """x of any shape -> y of that shape, erf form."""
+    return elementwise(device, "gelu_forward", "Erf", x)
+
+
+@launcher
+def gelu_erf_backward(device: Device, dy: Any, x: Any) -> Any:
+    """dy, x of one shape -> dx, erf form."""
+    return elementwise(device, "gelu_backward", "Erf", dy, x)
+
+
+@launcher
+def bias_gelu_forward(device: Device, x: Any, bias: Any) -> Any:
+    """x (N, C), bias (C,) -> y (N, C)."""
+    N, C = x.shape
+    y = device.empty((N, C), x.dtype)
+    width = pack_width(device, C, x, bias, y)
+    rows, grid = tiles(N, C, width)
+    kernel, real = f"bias_gelu_forward<{real_of(x)}, {width}>", real_of(x)
+    device.launch("gelu", kernel, real, grid, (WARP, ROWS), (x, bias, y, N, C, rows), 0)
+    return y
+
+
+@launcher
+def bias_gelu_backward(device: Device, dy: Any, x: Any, bias: Any) -> Any:
+    """dy, x (N, C), bias (C,) -> dx (N, C), dbias (C,)."""
+    N, C = x.shape
+    dx = device.empty((N, C), x.dtype)
+    width = pack_width(device, C, dy, x, bias, dx)
+    rows, grid = tiles(N, C, width)
+    dbias = device.empty((grid[1], C), accumulator_dtype(x))
+    kernel, real = f"bias_gelu_backward<{real_of(x)}, {width}>", real_of(x)
+    device.launch("gelu", kernel, real, grid, (WARP, ROWS), (dy, x, bias, dx, dbias, N, C, rows), 0)
+    return dx, add_up(device, dbias, x.dtype)

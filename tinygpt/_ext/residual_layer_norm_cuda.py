@@ -1,0 +1,98 @@
+"""Launches residual_layer_norm.cu."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .cuda import (
+    MOST_SHARED,
+    Device,
+    accumulator_dtype,
+    as_accumulators,
+    ceil_div,
+    launcher,
+    pack_width,
+    real_of,
+    row_threads,
+)
+from .dropout_cuda import mask_arguments
+from .layer_norm_cuda import BLOCKS
+from .linear_cuda import add_up
+
+EXPRESSIONS = ("residual_layer_norm_forward<{real}, {width}>", "residual_layer_norm_backward<{real}, {width}>")
+FOR_REDUCTIONS = 1024  # bytes of shared memory
+
+
+@launcher
+def residual_layer_norm_forward(
+    device: Device,
+    residual: Any,
+    x: Any,
+    x_bias: Any,
+    weight: Any,
+    bias: Any,
+    eps: float,
+    p: float,
+    seed: int,
+    stream: int,
+) -> Any:
+    """residual, x (N, C); x_bias, bias (C,) or None; weight (C,) -> total, y (N, C), mean, rstd (N,)."""
+    N, C = x.shape
+    real = real_of(x)
+    shared = C * x.dtype.itemsize
+    if shared > MOST_SHARED - FOR_REDUCTIONS:
+        return NotImplemented
+    total, y = device.empty((N, C), x.dtype), device.empty((N, C), x.dtype)
+    mean, rstd = device.empty((N,), accumulator_dtype(x)), device.empty((N,), accumulator_dtype(x))
+    width = pack_width(device, C, residual, x, x_bias, weight, bias, total, y)
+    device.launch(
+        "residual_layer_norm", f"residual_layer_norm_forward<{real}, {width}>", real, (N,), (row_threads(C, width),),
+        (residual, x, x_bias, weight, bias, total, y, mean, rstd, C, float(eps), *mask_arguments(p, seed, stream)),
+        shared,
+    )  # fmt: skip
+    return total, y, mean, rstd
+
+
+@launcher
+def residual_layer_norm_backward(
+    device: Device,
+    dy: Any,
+    dsum: Any,
+    total: Any,
+    weight: Any,
+    mean: Any,
+    rstd: Any,
+    p: float,
+    seed: int,
+    stream: int,
+    has_x_bias: bool,
+    has_bias: bool,
+) -> Any:
+    """dy, dsum, total (N, C), weight (C,), mean, rstd (N,) -> dresidual, dx (N, C), dx_bias, dweight, dbias (C,).
+
+    dx is dresidual itself when nothing was dropped; dx_bias and dbias are None where there is no such bias.
+    """
+    N, C = total.shape
+    real, accum = real_of(total), accumulator_dtype(total)
+    shared = (1 + has_bias + has_x_bias) * C * accum.itemsize
+    if shared > MOST_SHARED - FOR_REDUCTIONS:
+        return NotImplemented
+    mean, rstd = as_accumulators(dy, mean, rstd)
+    rows = ceil_div(N, BLOCKS)
+    blocks = ceil_div(N, rows)
+    dresidual = device.empty((N, C), total.dtype)
+    mask = mask_arguments(p, seed, stream)
+    dx = device.empty((N, C), total.dtype) if mask[0] else dresidual
+    dweight = device.empty((blocks, C), accum)
+    dbias = device.empty((blocks, C), accum) if has_bias else None
+    dx_bias = device.empty((blocks, C), accum) if has_x_bias else None
+    width = pack_width(device, C, dy, dsum, total, weight, dresidual, dx)
+    device.launch(
+        "residual_layer_norm", f"residual_layer_norm_backward<{real}, {width}>", real, (blocks,),
+        (row_threads(C, width),),
+        (dy, dsum, total, weight, mean, rstd, dresidual, None if dx is dresidual else dx, dweight, dbias, dx_bias, N, C,
+         rows, *mask),
+        shared,
+    )  # fmt: skip
+    sums = [None if table is None else add_up(device, table, total.dtype) for table in (dx_bias, dweight, dbias)]
+    return dresidual, dx, *sums

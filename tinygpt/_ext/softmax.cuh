@@ -1,0 +1,37 @@
+// The greatest value of a row and the sum of its exponentials, in one read: for softmax.cu and cross_entropy.cu.
+
+#ifndef TINYGPT_SOFTMAX_CUH
+#define TINYGPT_SOFTMAX_CUH
+
+#include "common.cuh"
+
+// For a row x of C numbers: top = max(x), and total = sum(exp(x - top)), in all threads of the block.
+//
+// A thread keeps both for the elements it has seen; where a greater one comes, the sum so far is rescaled (online
+// softmax: Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018). A pack is compared as a whole, so
+// that there is one rescaling for a pack. Nothing but -infinity so far: exp is taken of -infinity - 0, which is 0, and not of
+// -infinity + infinity.
+template <typename real, int width>
+__device__ inline void row_exponentials(const real *x, int C, accumulator<real> &top, accumulator<real> &total) {
+    typedef accumulator<real> accum;
+    const accum lowest = minus_infinity<accum>();
+    accum v[width], sum[1] = {0}, most = lowest;
+    for (int j = threadIdx.x * width; j < C; j += blockDim.x * width) {
+        load(x + j, v);
+        accum most_here = v[0];
+        for (int i = 1; i < width; i++) most_here = larger(most_here, v[i]);
+        if (!(most_here <= most)) {
+            sum[0] *= exp(most - most_here);
+            most = most_here;
+        }
+        const accum base = most == lowest ? 0 : most;
+        for (int i = 0; i < width; i++) sum[0] += exp(v[i] - base);
+    }
+    top = block_max(most);
+    const accum base = top == lowest ? 0 : top;
+    sum[0] *= exp(most - base);
+    block_sum(sum);
+    total = sum[0];
+}
+
+#endif

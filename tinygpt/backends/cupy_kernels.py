@@ -1,0 +1,56 @@
+"""The CUDA kernels of `tinygpt._ext` on CuPy: compiled by NVRTC at first use, kept on disk by CuPy, launched."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from .._ext import cuda
+
+
+class Device:
+    """What the launchers in `tinygpt._ext.*_cuda` run on: see `tinygpt._ext.cuda.Device`."""
+
+    def __init__(self, cupy: Any) -> None:
+        self.xp = cupy
+        self.functions: dict[str, Any] = {}
+
+    def empty(self, shape: Any, dtype: Any) -> Any:
+        return self.xp.empty(shape, dtype)
+
+    def address(self, array: Any) -> int:
+        return int(array.data.ptr)
+
+    def pointers(self, arrays: Sequence[Any]) -> list[int]:
+        return [self.address(array) for array in arrays]
+
+    def launch(
+        self, file: str, kernel: str, real: str, grid: Sequence[int], block: Sequence[int], arguments: Any, shared: int
+    ) -> None:
+        function = self.functions.get(kernel)
+        if function is None:
+            function = self.functions[kernel] = self.compiled(file, kernel)
+        values = [np.array(v) if isinstance(v, np.void) else v for v in cuda.kernel_arguments(arguments)]  # structs
+        function(tuple(grid), tuple(block), tuple(values), shared_mem=shared)
+
+    def compiled(self, file: str, kernel: str) -> Any:
+        """An instance of a kernel for this GPU. Each is compiled by itself: most programs use few of them."""
+        module = self.xp.RawModule(code=cuda.source(file), options=OPTIONS, name_expressions=(kernel,))
+        return module.get_function(kernel)
+
+
+OPTIONS = ("--std=c++17",)
+
+
+@functools.cache
+def body(cupy: Any, kernel: str) -> Callable[..., Any] | None:
+    """The CUDA body of a kernel, called as its reference is; None where there is none."""
+    return cuda.body(device(cupy), kernel)
+
+
+@functools.cache
+def device(cupy: Any) -> Device:
+    return Device(cupy)
