@@ -201,6 +201,17 @@ def test_of_the_drawn_candidates_the_best_go_on(tiny, monkeypatch):
     assert search.ended == []
 
 
+def test_enough_candidates_for_all_beams_to_go_on(tiny):
+    """Both beams find all eos tokens best, and both go on."""
+    request = prepare(
+        tiny, [[1]], None, None, (), None, {"num_beams": 2, "max_new_tokens": 5, "eos_token_id": [0, 1, 2]}
+    )  # fmt: skip
+    search = beam.Search(request, 5, "length", [beam.Hypothesis(-0.1), beam.Hypothesis(-0.2)], [])
+    scores = np.log([[0.3, 0.3, 0.3, 0.1]] * 2)
+    assert search.advance(scores, scores, None) == ([0, 1], [3, 3])
+    assert len(search.ended) == 2
+
+
 def test_sampled_beams_depend_on_the_seed_alone():
     model = make(block_size=32)
     options = {"num_beams": 3, "num_return_sequences": 2, "temperature": 1.5, "top_k": 6, "eos_token_id": 3}

@@ -290,6 +290,16 @@ def test_inversion_over_blocks_is_inversion(weights, u):
     assert cumulative[index] >= u * cumulative[-1] - 1e-9
 
 
+def test_inversion_where_the_sums_of_a_block_are_rounded_differently():
+    """The sum of a block may be greater than its numbers added up one by one: u between them must find a token."""
+    between, u = 0, 1 - 2**-53
+    for seed in range(50):
+        weights = np.append(np.random.default_rng(seed).random(200), np.zeros(9))
+        between += np.cumsum(weights)[-1] <= u * np.add.reduceat(weights, [0])[0]
+        assert invert(weights, u)[0] == 199
+    assert between > 5
+
+
 @settings(max_examples=150)
 @given(
     hnp.arrays(np.float32, st.integers(2, 60), elements=st.floats(-8, 8, width=32)),

@@ -120,9 +120,7 @@ def invert(weights: np.ndarray, u: float) -> tuple[int, float]:
     """
     blocks = np.cumsum(np.add.reduceat(weights, np.arange(0, len(weights), _BLOCK)))
     total = blocks[-1]
-    block = int(np.searchsorted(blocks, u * total, side="right"))
-    if block == len(blocks):  # u * total was rounded to total: the last block that has any weight
-        block = int(np.searchsorted(blocks, total))
+    block = int(np.searchsorted(blocks, u * total, side="right"))  # u <= 1 - 2**-53: u * total stays below total
     first = block * _BLOCK
     within = np.cumsum(weights[first : first + _BLOCK])
     index = int(np.searchsorted(within, u * total - (blocks[block - 1] if block else 0.0), side="right"))
