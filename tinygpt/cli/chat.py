@@ -67,7 +67,8 @@ def chat(options: argparse.Namespace) -> int:
         elif command.startswith("/"):
             note(HELP if command == "/help" else f"There is no command {command}. {HELP}")
         elif command:
-            conversation.answer(message)
+            with contextlib.suppress(KeyboardInterrupt):  # before the answer begins, too
+                conversation.answer(message)
     return 0
 
 
