@@ -299,6 +299,45 @@ static void tg_transposed_product(const struct tg_matrix *matrix, const float *x
     tg_parallel_for(tg_dots_chunk, &t, matrix->rows, 1024);
 }
 
+/* W as floats, for the matrix library. ------------------------------------------------------------------------------------ */
+
+struct tg_unpacking {
+    const struct tg_matrix *matrix;
+    float *out;
+    int axis; /* the one whose groups share a scale */
+};
+
+/* Rows begin .. end - 1; runs of columns that have one scale (axis 1) or one row of scales (axis 0). */
+TG_INLINE void tg_unpack_of(const struct tg_unpacking *t, ptrdiff_t begin, ptrdiff_t end, int format) {
+    const struct tg_matrix *w = t->matrix;
+    const ptrdiff_t N = w->columns, groups = (N + w->group - 1) / w->group;
+    for (ptrdiff_t r = begin; r < end; r++) {
+        float *out = t->out + r * N;
+        for (ptrdiff_t j = 0; j < N; j++) out[j] = tg_weight(w->weight, r * N + j, format);
+        if (format != TG_INT8) continue;
+        const float *scale = t->axis == 0 ? w->scale + r / w->group * N : w->scale + r * groups;
+        if (t->axis == 0)
+            for (ptrdiff_t j = 0; j < N; j++) out[j] *= scale[j];
+        else
+            for (ptrdiff_t j = 0; j < N; j++) out[j] *= scale[j / w->group];
+    }
+}
+
+static void tg_unpack_rows(void *task, ptrdiff_t begin, ptrdiff_t end) {
+    const struct tg_unpacking *t = task;
+    if (t->matrix->format == TG_BFLOAT16)
+        tg_unpack_of(t, begin, end, TG_BFLOAT16);
+    else if (t->matrix->format == TG_INT8)
+        tg_unpack_of(t, begin, end, TG_INT8);
+    else
+        tg_unpack_of(t, begin, end, TG_FLOAT32);
+}
+
+static void tg_unpack(const struct tg_matrix *matrix, int axis, float *out) {
+    struct tg_unpacking t = {matrix, out, axis};
+    tg_parallel_for(tg_unpack_rows, &t, matrix->rows, 16);
+}
+
 /* One block of the model. ------------------------------------------------------------------------------------------------ */
 
 struct tg_block {

@@ -38,6 +38,7 @@ cdef extern from "decode.h" nogil:
     tg_parts tg_product(const tg_matrix *matrix, const float *x, Py_ssize_t ldx, Py_ssize_t M, float *parts)
     void tg_sum(const tg_parts *p, const tg_matrix *w, Py_ssize_t m, Py_ssize_t j0, Py_ssize_t count, float *out)
     void tg_transposed_product(const tg_matrix *matrix, const float *x, Py_ssize_t M, float *y)
+    void tg_unpack(const tg_matrix *matrix, int axis, float *out)
     void tg_decode_block(tg_block *block)
 
 
@@ -116,6 +117,20 @@ def few_rows_product_transposed(x, matrix, out):
         return NotImplemented
     with nogil:
         tg_transposed_product(&w, rows, M, y)
+    return out
+
+
+def unpack_into(out, matrix, int axis):
+    """A packed matrix (rows, columns) as float32, axis being the one whose groups share a scale."""
+    cdef tg_matrix w
+    cdef float *weights
+    try:
+        weights = floats(out)
+        take_matrix(&w, matrix, None, out.shape[axis], axis == 1)
+    except (TypeError, ValueError):
+        return NotImplemented
+    with nogil:
+        tg_unpack(&w, axis, weights)
     return out
 
 

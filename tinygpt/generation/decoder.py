@@ -90,8 +90,8 @@ class Decoder:
         last = self.xp.empty((len(rows), self.model.config.n_embd), self.dtype)  # (B, C)
         with no_grad(), evaluating(self.model):
             for b, row in enumerate(rows):
-                hidden = self.model.hidden(row, keep=partial(self._keep, b))
-                last[b] = hidden.data[0, -1]
+                hidden = self.model.hidden(row, keep=partial(self._keep, b), last=True)
+                last[b] = hidden.data[0, 0]
         self.lengths = lengths
         return self._head(last)
 

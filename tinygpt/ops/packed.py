@@ -138,15 +138,21 @@ def _spread(scale: Any, group: int, axis: int, rows: slice, columns: int) -> Any
 
 def unpack(matrix: Matrix, axis: int = 0) -> Any:
     """The float32 weights that a Matrix stands for. axis: as in `pack`."""
+    if matrix.format not in ("bfloat16", "int8"):
+        return matrix.data
+    return unpack_into(array_module(matrix.data).empty(matrix.data.shape, np.float32), matrix, axis)
+
+
+@kernel(in_place=True)
+def unpack_into(out: Any, matrix: Matrix, axis: int) -> Any:
+    """The packed weights as float32, written into out (rows, columns). axis: as in `pack`."""
     data, scale, group = matrix
-    if data.dtype == np.uint16:
-        return from_bfloat16(data)
     if scale is None or group is None:
-        return data
-    weight = array_module(data).empty(data.shape, np.float32)
+        out[...] = from_bfloat16(data)
+        return out
     for rows in _blocks(data):
-        weight[rows] = data[rows] * _spread(scale, group, axis, rows, data.shape[1])
-    return weight
+        out[rows] = data[rows] * _spread(scale, group, axis, rows, data.shape[1])
+    return out
 
 
 def rows_of(matrix: Matrix, ids: Any) -> Any:
