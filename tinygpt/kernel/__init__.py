@@ -35,8 +35,8 @@ from ..errors import UsageError
 
 KINDS = ("auto", "reference", "cython", "cuda")
 REGISTRY: dict[str, Kernel] = {}
-_FLOATS = ("float32", "float64")
-_GPU_FLOATS = (*_FLOATS, "float16", "bfloat16")
+_FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+_GPU_FLOATS = ("float32", "float64", "float16", "bfloat16")
 _kind = os.environ.get("TINYGPT_KERNELS", "auto") or "auto"
 
 
@@ -110,40 +110,56 @@ def kernel(reference: Callable[..., Any] | None = None, *, strided: bool = False
 
 def prepare(args: Sequence[Any], strided: bool, in_place: bool) -> list[Any] | None:
     """The arguments as a fast body wants them, or None when only the reference can take them."""
+    ready = _ready_for_cpu if isinstance(args[0], np.ndarray) else _ready_for_gpu
+    return ready(args, strided, in_place)
+
+
+def _ready_for_cpu(args: Sequence[Any], strided: bool, in_place: bool) -> list[Any] | None:
+    """`prepare` for NumPy's arrays. A model's step comes here hundreds of times: it must be quick."""
     floating = None
     prepared: list[Any] = []
     for value in args:
-        if isinstance(value, np.ndarray) or (hasattr(value, "dtype") and is_array(value)):
+        if isinstance(value, np.ndarray):
             if value.size == 0:
                 return None
             dtype = value.dtype
-            if is_floating(dtype):
-                if floating is None:
+            if dtype is not floating:
+                if dtype.kind == "f":
+                    if dtype not in _FLOATS or (floating is not None and dtype != floating):
+                        return None
                     floating = dtype
-                if dtype != floating or not dtype.isnative or dtype.name not in floats_of(value):
+                elif dtype.kind in "iu" and dtype != np.int64:
+                    value = value.astype(np.int64)
+            flags = value.flags
+            if not flags.aligned or not (strided or flags.c_contiguous):
+                if in_place:
                     return None
+                value = np.array(value, order="C")
+        prepared.append(value)
+    return prepared
+
+
+def _ready_for_gpu(args: Sequence[Any], strided: bool, in_place: bool) -> list[Any] | None:
+    """`prepare` for CuPy's arrays: all are aligned and in native byte order, and there are 16-bit types."""
+    floating = None
+    prepared: list[Any] = []
+    for value in args:
+        if hasattr(value, "dtype") and is_array(value):
+            if value.size == 0:
+                return None
+            dtype = value.dtype
+            if dtype.kind == "f" or dtype.name == "bfloat16":  # which NumPy takes for a type without a kind
+                if dtype.name not in _GPU_FLOATS or (floating is not None and dtype != floating):
+                    return None
+                floating = dtype
             elif dtype.kind in "iu" and dtype != np.int64:
                 value = value.astype(np.int64)
-            if not is_aligned(value) or not (strided or value.flags.c_contiguous):
+            if not strided and not value.flags.c_contiguous:
                 if in_place:
                     return None
                 value = array_module(value).array(value, order="C")
         prepared.append(value)
     return prepared
-
-
-def is_floating(dtype: Any) -> bool:
-    """True also for bfloat16, which NumPy takes for a type without a kind."""
-    return dtype.kind == "f" or dtype.name == "bfloat16"
-
-
-def floats_of(array: Any) -> tuple[str, ...]:
-    return _FLOATS if isinstance(array, np.ndarray) else _GPU_FLOATS
-
-
-def is_aligned(array: Any) -> bool:
-    """Whether every element lies at a multiple of its size; on the GPU all do."""
-    return not isinstance(array, np.ndarray) or array.flags.aligned
 
 
 def describe(backend: str) -> str:
