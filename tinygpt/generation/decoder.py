@@ -12,7 +12,7 @@ row is its tokens 0 .. lengths[b] - 1.
 Positions are learned, one for each place up to block_size, so nothing can be kept of a window that slides: a full row
 is an error here, and whoever wants to go on starts anew with the end of the text.
 
-Memory: 2 n_layer n_embd numbers for each token and row, taken from the system as rows fill it.
+Memory: 2 n_layer n_embd numbers for each row and each token of the capacity, so ask for what the texts need.
 """
 
 from __future__ import annotations
@@ -79,12 +79,13 @@ class Decoder:
 
         Raises ShapeError, DtypeError, RangeError before anything changes.
         """
-        rows = [self.model.check_ids(np.asarray(prompt)[None]) for prompt in prompts]  # (1, T_b) each
+        rows = [self.model.check_ids([prompt]) for prompt in prompts]  # (1, T_b) each
         lengths = np.array([row.shape[1] for row in rows], np.int64)
         if len(rows) and lengths.max() > self.capacity:
             raise ShapeError(
                 f"Decoder.prefill: a prompt of {lengths.max()} tokens is longer than the capacity, {self.capacity}"
             )
+        self.lengths = np.zeros(0, np.int64)  # no rows, should this be broken off
         self._take_weights()
         self._make_room(len(rows))
         last = self.xp.empty((len(rows), self.model.config.n_embd), self.dtype)  # (B, C)
@@ -107,9 +108,9 @@ class Decoder:
 
         The array is overwritten by the next step. Raises UsageError when a row is full, ShapeError, RangeError.
         """
-        ids = np.asarray(ids)
-        if ids.shape != self.lengths.shape or ids.dtype.kind not in "iu":
-            raise ShapeError(f"Decoder.step: ids must be {len(self.lengths)} integers, not {ids.dtype} {ids.shape}")
+        ids = integers("Decoder.step: ids", ids)
+        if len(ids) != len(self.lengths):
+            raise ShapeError(f"Decoder.step: ids must be {len(self.lengths)}, one for each row, not {len(ids)}")
         if len(ids) == 0:
             return self.logits
         if ids.min() < 0 or ids.max() >= self.model.config.vocab_size:
@@ -134,8 +135,11 @@ class Decoder:
         return few_rows_product_transposed(h, self.wte, self.logits) if len(h) else self.logits
 
     def select(self, rows: Any) -> None:
-        """Row r becomes what row rows[r] was; rows: (R,) integers below B, any number of times each."""
-        rows = np.asarray(rows, dtype=np.int64).reshape(-1)
+        """Row r becomes what row rows[r] was; rows: (R,) integers below B, any number of times each.
+
+        Raises ShapeError, RangeError before anything changes.
+        """
+        rows = integers("Decoder.select: rows", rows)
         B, R = len(self.lengths), len(rows)
         if R and (rows.min() < 0 or rows.max() >= B):
             raise RangeError(f"Decoder.select: rows must be in 0 .. {B - 1}, not {rows.min()} .. {rows.max()}")
@@ -157,6 +161,19 @@ class Decoder:
         if len(moved):
             cache[moved, :, :used] = cache[rows[moved], :, :used]  # the right side is a copy
         return cache[:R]
+
+
+def integers(what: str, values: Any) -> np.ndarray:
+    """A list or an array (N,) of integers as an array, or a sentence."""
+    try:
+        array = np.asarray(values)
+    except ValueError:
+        raise ShapeError(f"{what} must be integers, (N,), not lists of different lengths") from None
+    if array.shape == (0,):
+        return array.astype(np.int64)  # an empty list has no dtype of its own
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise ShapeError(f"{what} must be integers, (N,), not {array.dtype} {array.shape}")
+    return array
 
 
 def block_weights(block: Block) -> BlockWeights:
