@@ -96,7 +96,7 @@ def test_more_context_is_what_a_small_stride_is_for() -> None:
         optimizer.zero_grad()
     tokens = np.tile(rng.integers(0, 5, 3), 30)
     losses = [score(model, tokens, stride).loss for stride in (6, 3, 1)]
-    assert losses[0] > 2 * losses[1] > 2 * losses[2]
+    assert losses[0] > 2 * max(losses[1:])  # strides of 3 and 1 both leave three tokens or more
 
 
 def test_a_shorter_window(gpt: GPT) -> None:
