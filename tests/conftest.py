@@ -10,6 +10,7 @@ With TINYGPT_EXT=require the tests refuse to run without the compiled kernels, w
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,14 @@ def pytest_report_header() -> str:
 
 def about() -> str:
     return f"tinygpt in {Path(tinygpt.__file__).parent}: {get('numpy').describe()}"
+
+
+@pytest.fixture
+def threads() -> Iterator[Any]:
+    """threads(count) sets their number until the end of the test."""
+    before = tinygpt.get_num_threads()
+    yield tinygpt.set_num_threads
+    tinygpt.set_num_threads(before)
 
 
 # The command line -------------------------------------------------------------------------------

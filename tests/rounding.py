@@ -20,9 +20,9 @@ EXACT = {np.maximum, np.minimum, np.negative, np.absolute, np.sign, np.copysign}
 class Rounding:
     """One choice of random roundings."""
 
-    def __init__(self, eps: float, seed: int, in_sums: bool) -> None:
-        """in_sums: sums are accumulated in the same precision, not in a higher one."""
-        self.eps, self.rng, self.in_sums = eps, np.random.default_rng(seed), in_sums
+    def __init__(self, eps: float, seed: int, in_sums: bool, in_products: bool = False) -> None:
+        """in_sums: sums are accumulated in the same precision, not in a higher one; in_products: those of matmul."""
+        self.eps, self.rng, self.in_sums, self.in_products = eps, np.random.default_rng(seed), in_sums, in_products
 
     def nudge(self, values: np.ndarray, times: float = 1.0) -> np.ndarray:
         moved = self.rng.uniform(0.5, 1.0, values.shape) * self.rng.choice([-1.0, 1.0], values.shape)
@@ -43,6 +43,8 @@ class Rounded(np.ndarray):
         if ufunc is np.add and method == "reduce" and rounding.in_sums and plain[0].size:
             result_size = max(ufunc.reduce(plain[0], **options).size, 1)
             plain[0] = rounding.nudge(plain[0], (plain[0].size / result_size) ** 0.5)
+        if ufunc is np.matmul and rounding.in_products:
+            plain[1] = rounding.nudge(plain[1], plain[0].shape[-1] ** 0.5)
         result = getattr(ufunc, method)(*plain, **options)
         if result is None or isinstance(result, tuple) or result.dtype.kind != "f":
             return result

@@ -98,8 +98,12 @@ def test_nothing_of_size_zero_reaches_a_compiled_body(monkeypatch: pytest.Monkey
             kernel(np.zeros((1, 1)))
 
 
+# Their weights are structures of arrays that are not of one floating type: see packed_cases.py and its tests.
+OF_PACKED_WEIGHTS = {"unpack_into", "few_rows_product", "few_rows_product_transposed", "decode_block"}
+
+
 def test_every_kernel_has_a_row() -> None:
-    assert sorted(set(REGISTRY) - {row.name for row in KERNEL_ROWS}) == []
+    assert sorted(set(REGISTRY) - {row.name for row in KERNEL_ROWS} - OF_PACKED_WEIGHTS) == []
 
 
 def both(name: str, *arguments: Any) -> tuple[Any, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -53,13 +52,6 @@ ARGUMENTS: dict[str, Any] = {
         *(QUERIES,) * 5, QUERIES[..., 0] + 5.0, True, 0.2, 0.1, 7, 3, *(np.empty_like(QUERIES) for _ in range(3)),
     ),
 }  # fmt: skip
-
-
-@pytest.fixture
-def threads() -> Iterator[Any]:
-    before = tg.get_num_threads()
-    yield tg.set_num_threads
-    tg.set_num_threads(before)
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)

@@ -1,0 +1,50 @@
+"""What the tests of packed matrices and of the decoder's kernels share: matrices in every format, and the error rule.
+
+Packed matrices are not of one floating type, so these kernels have no rows in `op_cases.py`. The rule is the same as
+there (`kernel_rule.py`): the reference in float64 on the unpacked weights is the truth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from kernel_rule import EPS32, doubled, largest
+from rounding import Rounding
+
+from tinygpt.backends import get
+from tinygpt.kernel import use_kernels
+from tinygpt.ops.packed import Matrix, pack
+
+needs_extension = pytest.mark.skipif(get("numpy").extension() is None, reason="extension not built")
+
+# (format, group); a group of 24 is no multiple of the vectors' widths, 1000 is longer than most sums.
+FORMATS = [
+    ("float32", None), ("bfloat16", None), ("int8", None), ("int8", 8), ("int8", 16), ("int8", 24), ("int8", 1000),
+]  # fmt: skip
+
+
+def normal(rng: np.random.Generator, *shape: int, std: float = 1.0) -> np.ndarray:
+    return (std * rng.standard_normal(shape)).astype(np.float32)
+
+
+def drawn_matrix(rng: np.random.Generator, shape: tuple[int, int], form: tuple[str, int | None], axis: int) -> Matrix:
+    """Weights whose products with numbers around 1 are numbers around 1. `axis`: the one that is summed over."""
+    return pack(normal(rng, *shape, std=shape[axis] ** -0.5), form[0], axis, form[1])
+
+
+def budget(function: Callable[..., list[Any]], arrays: list[Any]) -> tuple[list[np.ndarray], list[float]]:
+    """The truth for each result of `function(*arrays)`, and how far from it a float32 body may be."""
+    with use_kernels("reference"), np.errstate(all="ignore"):
+        truth = [np.asarray(value) for value in function(*doubled(arrays))]
+        reference = function(*[a.copy() if isinstance(a, np.ndarray) else a for a in arrays])
+        choices = [
+            function(*doubled(arrays, Rounding(EPS32, seed, in_sums=False, in_products=True))) for seed in range(4)
+        ]
+    allowed = []
+    for i, true in enumerate(truth):
+        tiny = max(largest(np.asarray(choice[i]) - true) for choice in choices) + EPS32 * largest(true)
+        allowed.append(2 * largest(reference[i] - true) + tiny)
+    return truth, allowed

@@ -1,0 +1,398 @@
+"""The decoder against the model without a cache, at every step; rows copied and dropped; what it refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+from generation_helpers import make
+from packed_cases import FORMATS, needs_extension
+from slow_decoder import SlowDecoder
+
+import tinygpt as tg
+from tinygpt import GPT, GPTConfig
+from tinygpt.generation.decoder import Decoder
+from tinygpt.kernel import use_kernels
+
+SHAPE = {"block_size": 24, "vocab_size": 31, "n_layer": 3, "n_head": 3, "n_embd": 24}
+TOLERANCE = {np.float32: 1e-5, np.float64: 1e-12}
+LENGTHS = [5, 1, 12, 2]
+every_dtype = pytest.mark.parametrize("dtype", TOLERANCE)
+
+
+def prompts_of(lengths: list[int], vocab_size: int = 31, seed: int = 0) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, vocab_size, length) for length in lengths]
+
+
+def model_of(dtype: Any = np.float32, **changes: Any) -> GPT:
+    return make(dtype, **{**SHAPE, **changes})
+
+
+def packed_model(form: Any, **changes: Any) -> GPT:
+    return model_of(**changes) if form[0] == "float32" else model_of(**changes).pack(*form)
+
+
+def ready(model: GPT, lengths: list[int] = LENGTHS, capacity: int | None = None) -> Decoder:
+    decoder = Decoder(model, capacity)
+    decoder.prefill(prompts_of(lengths))
+    return decoder
+
+
+def together(model: GPT, prompts: list[np.ndarray], steps: int, tolerance: float, capacity: int | None = None) -> None:
+    """The decoder and the model without a cache write the same texts from logits as close as `tolerance`."""
+    decoder, slow = Decoder(model, capacity), SlowDecoder(model, model.config.block_size)
+    got, expected = decoder.prefill(prompts), slow.prefill(prompts)
+    for _ in range(steps):
+        assert got.shape == (len(prompts), model.config.vocab_size)
+        assert got.dtype == model.wpe.weight.dtype
+        assert np.abs(got - expected).max() <= tolerance
+        ids = got.argmax(axis=1)
+        assert np.array_equal(ids, expected.argmax(axis=1))
+        got, expected = decoder.step(ids), slow.step(ids)
+        assert np.array_equal(decoder.lengths, slow.lengths)
+    assert np.abs(got - expected).max() <= tolerance
+
+
+# Against the model without a cache ------------------------------------------------------------------
+
+
+@every_dtype
+@pytest.mark.parametrize("kernels", ["auto", "reference"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_whole_generations(dtype: Any, kernels: str, bias: bool) -> None:
+    """From ragged prompts until the longest row is full."""
+    with use_kernels(kernels):
+        together(model_of(dtype, bias=bias), prompts_of(LENGTHS), 12, TOLERANCE[dtype])
+
+
+@every_dtype
+@pytest.mark.parametrize(
+    "changes",
+    [{"n_layer": 1, "n_head": 1, "n_embd": 1}, {"n_head": 5, "n_embd": 5}, {"n_head": 2, "n_embd": 34},
+     {"n_layer": 1, "n_head": 1, "n_embd": 80}, {"layer_norm_epsilon": 0.3}, {"vocab_size": 1030}],
+)  # fmt: skip
+def test_models_of_other_shapes(dtype: Any, changes: Any) -> None:
+    model = model_of(dtype, **changes)
+    together(
+        model,
+        prompts_of([3, 14, 1], model.config.vocab_size),
+        10,
+        TOLERANCE[dtype] * max(1, np.sqrt(model.config.n_embd) / 5),
+    )
+
+
+@every_dtype
+def test_a_text_longer_than_attention_takes_at_a_time(dtype: Any) -> None:
+    model = model_of(dtype, block_size=150, n_layer=2)
+    together(model, prompts_of([119, 1, 140]), 10, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("form", FORMATS[1:])
+@pytest.mark.parametrize("kernels", ["auto", "reference"])
+def test_packed_models(form: Any, kernels: str) -> None:
+    with use_kernels(kernels):
+        together(packed_model(form), prompts_of([5, 1, 20]), 4, 1e-5)
+
+
+def test_the_comparison_would_notice() -> None:
+    """Each of the tokens, its place and each layer's cache matter by far more than the tolerance."""
+    model = model_of()
+    (prompt,), (token,) = prompts_of([12]), [7]
+    slow = SlowDecoder(model, 24)
+    slow.prefill([prompt])
+    expected = slow.step([token])
+    for t in range(12):
+        other = prompt.copy()
+        other[t] = (other[t] + 1) % 31
+        slow.prefill([other])
+        assert np.abs(slow.step([token]) - expected).max() > 1e-3
+    for layer in range(3):
+        for name in ("keys", "values"):
+            decoder = Decoder(model)
+            decoder.prefill([prompt])
+            getattr(decoder, name)[layer][0, 1, 4] = 0
+            assert np.abs(decoder.step([token]) - expected).max() > 1e-3
+
+
+# Rows -------------------------------------------------------------------------------------------------
+
+
+@needs_extension
+@pytest.mark.parametrize("form", FORMATS[:4])
+def test_a_row_has_the_same_bits_whatever_the_others_are(form: Any, threads: Any) -> None:
+    model, prompts = packed_model(form), prompts_of([*LENGTHS, *range(3, 20)])
+    ids = np.random.default_rng(1).integers(0, 31, (4, len(prompts)))
+
+    def logits_of(rows: list[int]) -> list[np.ndarray]:
+        decoder = Decoder(model)
+        first = decoder.prefill([prompts[row] for row in rows]).copy()
+        return [first, *(decoder.step(step[rows]).copy() for step in ids)]
+
+    threads(1)
+    everything = logits_of(list(range(len(prompts))))
+    for rows, count in [([0], 1), ([2], 2), ([3, 1], 3), ([2, 0, 1, 3], 8), (list(range(17)), 2)]:
+        threads(count)
+        assert all(np.array_equal(a, b[rows]) for a, b in zip(logits_of(rows), everything, strict=True))
+
+
+@every_dtype
+@pytest.mark.parametrize(
+    "choices",
+    [
+        [[0, 1, 2, 3]],
+        [[3, 0, 1, 2]],  # a cycle
+        [[1, 0, 3, 2]],
+        [[2, 2, 2, 2]],
+        [[2]],
+        [[3, 1]],
+        [[0, 0, 1, 1, 2, 2, 3, 3], [7, 1, 5], [2, 0, 1]],
+        [[1, 3], [1, 1, 0, 0, 1, 0], [5, 4, 3, 2, 1, 0], [4]],
+        [[1, 1, 1], [0, 1, 2, 0, 1, 2]],
+        [[], []],
+    ],
+)
+def test_rows_are_copied_reordered_and_dropped(dtype: Any, choices: list[list[int]]) -> None:
+    """With a step, of other tokens for each row, after each choice of rows; what was copied lives its own life."""
+    model, rng = model_of(dtype), np.random.default_rng(0)
+    decoder, slow = Decoder(model), SlowDecoder(model, 24)
+    decoder.prefill(prompts_of(LENGTHS))
+    slow.prefill(prompts_of(LENGTHS))
+    for rows in choices:
+        decoder.select(rows)
+        slow.select(rows)
+        assert np.array_equal(decoder.lengths, slow.lengths)
+        for _ in range(2):
+            ids = rng.integers(0, 31, len(rows))
+            got = decoder.step(ids)
+            assert got.shape == (len(rows), 31)
+            if rows:
+                assert np.abs(got - slow.step(ids)).max() <= TOLERANCE[dtype]
+
+
+def test_selecting_takes_lists_and_arrays_of_any_integers() -> None:
+    for rows in ([2, 0], (2, 0), np.array([2, 0], np.uint8), np.array([0, 0, 2])[::-2]):
+        decoder = ready(model_of())
+        decoder.select(rows)
+        assert list(decoder.lengths) == [12, 5]
+
+
+def test_no_rows() -> None:
+    decoder = Decoder(model_of())
+    for _ in range(2):
+        assert decoder.prefill([]).shape == (0, 31)
+        assert decoder.step([]).shape == (0, 31)
+        decoder.select([])
+        assert len(decoder.lengths) == 0
+    assert decoder.prefill(prompts_of([3])).shape == (1, 31)
+
+
+def test_prefill_begins_anew() -> None:
+    """Nothing of the texts before is left, whatever their number and length were."""
+    model = model_of()
+    decoder = ready(model)
+    decoder.step([1, 2, 3, 4])
+    for lengths in ([1], [3, 2, 4, 1, 5], [24], LENGTHS):
+        got = decoder.prefill(prompts_of(lengths)).copy()
+        assert np.array_equal(got, Decoder(model).prefill(prompts_of(lengths)))
+        if max(lengths) < 24:
+            again = ready(model, lengths)
+            assert np.array_equal(decoder.step([7] * len(lengths)), again.step([7] * len(lengths)))
+
+
+def test_prompts_of_every_kind() -> None:
+    model = model_of()
+    expected = Decoder(model).prefill([np.array([3, 1, 4]), np.array([1])])
+    for prompts in ([[3, 1, 4], [1]], [np.array([3, 1, 4], np.uint16), np.array([1], np.int32)], ((3, 1, 4), (1,))):
+        assert np.array_equal(Decoder(model).prefill(prompts), expected)
+
+
+# Limits and mistakes ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("capacity", [13, 24, None])
+def test_a_row_may_be_filled_to_its_last_place(capacity: int | None) -> None:
+    model, size = model_of(), capacity or 24
+    together(model, prompts_of([12, 3]), size - 12, 1e-5, capacity)
+    decoder = Decoder(model, capacity)
+    assert decoder.capacity == size
+    assert (
+        np.abs(decoder.prefill(prompts_of([size])) - SlowDecoder(model, size).prefill(prompts_of([size]))).max() < 1e-5
+    )
+    with pytest.raises(tg.UsageError, match=f"row 0 is full: it holds {size} tokens"):
+        decoder.step([1])
+
+
+@pytest.mark.parametrize(
+    ("capacity", "sentence"),
+    [
+        (0, "Decoder: capacity must be at least 1, not 0"),
+        (25, "Decoder: capacity must be at most the model's block_size, 24, not 25"),
+        (2.0, "Decoder: capacity must be a whole number, not 2.0"),
+    ],
+)
+def test_a_capacity_that_does_not_fit_is_refused(capacity: Any, sentence: str) -> None:
+    with pytest.raises(tg.UsageError) as refused:
+        Decoder(model_of(), capacity)
+    assert str(refused.value) == sentence
+
+
+MISTAKES: dict[str, tuple[Callable[[Decoder], Any], str]] = {
+    "step: too few": (lambda d: d.step([1, 2]), "Decoder.step: ids must be 3, one for each row, not 2"),
+    "step: none": (lambda d: d.step([]), "Decoder.step: ids must be 3, one for each row, not 0"),
+    "step: two axes": (lambda d: d.step([[1, 2, 3]]), r"Decoder.step: ids must be integers, .* not int64 \(1, 3\)"),
+    "step: a number": (lambda d: d.step(1), r"Decoder.step: ids must be integers, \(N,\), not int64 \(\)"),
+    "step: floats": (lambda d: d.step([1.0, 2.0, 3.0]), "Decoder.step: ids must be integers, .* not float64"),
+    "step: booleans": (lambda d: d.step([True] * 3), r"Decoder.step: ids must be integers, \(N,\), not bool \(3,\)"),
+    "step: ragged": (lambda d: d.step([[1], [2, 3], [4]]), r"Decoder.step: ids .* not lists of different lengths"),
+    "step: negative": (lambda d: d.step([1, -1, 2]), r"Decoder.step: ids must be in 0 .. 30, not -1 .. 2"),
+    "step: beyond": (lambda d: d.step([1, 0, 31]), r"Decoder.step: ids must be in 0 .. 30, not 0 .. 31"),
+    "step: huge": (lambda d: d.step(np.array([1, 0, 2**64 - 1], np.uint64)), "Decoder.step: ids must be in 0 .. 30"),
+    "prefill: empty": (lambda d: d.prefill([[1], []]), "with at least one token"),
+    "prefill: floats": (lambda d: d.prefill([[1.5]]), "must hold integers"),
+    "prefill: two axes": (lambda d: d.prefill([[[1, 2]]]), r"\(1, 1, 2\)"),
+    "prefill: ragged": (lambda d: d.prefill([[[1, 2], [3]]]), "differ in length"),
+    "prefill: a number": (lambda d: d.prefill([3]), r"\(1,\)"),
+    "prefill: negative": (lambda d: d.prefill([[1], [-1]]), "ids must be in 0 .. 30"),
+    "prefill: beyond": (lambda d: d.prefill([[1], [31]]), "ids must be in 0 .. 30"),
+    "prefill: too long": (lambda d: d.prefill([[1], [2] * 21]), "a prompt of 21 tokens .* the capacity, 20"),
+    "prefill: beyond the block": (lambda d: d.prefill([[1] * 25]), "block_size of 24"),
+    "select: beyond": (lambda d: d.select([0, 3]), r"Decoder.select: rows must be in 0 .. 2, not 0 .. 3"),
+    "select: negative": (lambda d: d.select([-1]), r"Decoder.select: rows must be in 0 .. 2, not -1 .. -1"),
+    "select: floats": (lambda d: d.select([0.5]), r"Decoder.select: rows must be integers, \(N,\), not float64 \(1,\)"),
+    "select: a mask": (lambda d: d.select([True, False, True]), "Decoder.select: rows must be integers, .* not bool"),
+    "select: two axes": (lambda d: d.select([[0, 1]]), r"Decoder.select: rows must be integers, .* not int64 \(1, 2\)"),
+    "select: names": (lambda d: d.select(["a"]), "Decoder.select: rows must be integers"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_gets_a_sentence_and_changes_nothing(mistake: str) -> None:
+    model, (function, sentence) = model_of(), MISTAKES[mistake]
+    decoder, other = ready(model, [4, 2, 7], 20), ready(model, [4, 2, 7], 20)
+    with pytest.raises(tg.UsageError, match=sentence) as refused:
+        function(decoder)
+    assert "\n" not in str(refused.value)
+    assert np.array_equal(decoder.lengths, other.lengths)
+    for ids in ([1, 2, 3], [4, 5, 6]):
+        assert np.array_equal(decoder.step(ids), other.step(ids))
+
+
+def test_a_full_row_stops_all_and_changes_nothing() -> None:
+    model = model_of()
+    decoder = ready(model, [3, 23], 24)
+    logits = decoder.step([1, 2]).copy()
+    for _ in range(2):
+        with pytest.raises(tg.UsageError, match=r"^Decoder.step: row 1 is full: it holds 24 tokens$"):
+            decoder.step([3, 4])
+    assert list(decoder.lengths) == [4, 24]
+    decoder.select([0])  # the other goes on
+    slow = SlowDecoder(model, 24)
+    slow.prefill([np.append(prompts_of([3, 23])[0], 1)])
+    assert np.abs(decoder.step([5]) - slow.step([5])).max() < 1e-5
+    assert np.isfinite(logits).all()
+
+
+def test_a_prefill_that_is_broken_off_leaves_no_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C while the model runs: the caches are those of other texts then."""
+    decoder = ready(model_of())
+    monkeypatch.setattr(GPT, "hidden", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        decoder.prefill(prompts_of([2]))
+    assert len(decoder.lengths) == 0
+    with pytest.raises(tg.UsageError, match=r"ids must be 0, one for each row, not 4"):
+        decoder.step([1, 2, 3, 4])
+
+
+def interrupted(*arguments: Any, **options: Any) -> Any:
+    raise KeyboardInterrupt
+
+
+# The model ----------------------------------------------------------------------------------------------
+
+
+@every_dtype
+def test_a_model_in_training_mode_stays_in_it_and_gets_no_dropout(dtype: Any) -> None:
+    model = model_of(dtype, dropout=0.9)
+    model.train()
+    model.h[1].eval()  # a mixture
+    modes = [module.training for module in model.modules()]
+    state = model.generator.state_dict()
+    together(model, prompts_of(LENGTHS), 5, TOLERANCE[dtype])
+    assert [module.training for module in model.modules()] == modes
+    assert model.generator.state_dict() == state
+    assert all(parameter.grad is None for parameter in model.parameters())
+    decoder = Decoder(model)
+    with pytest.raises(tg.UsageError):
+        decoder.prefill([[99]])
+    assert [module.training for module in model.modules()] == modes
+
+
+def test_weights_that_change_are_seen() -> None:
+    """In place, as an optimizer and load_state_dict do it, and as new arrays or another format at the next prefill."""
+    model, prompts = model_of(), prompts_of([4, 2])
+    decoder = Decoder(model)
+
+    def expected() -> np.ndarray:
+        return SlowDecoder(model, 24).prefill(prompts)
+
+    seen = [decoder.prefill(prompts).copy()]
+    for parameter in model.parameters():
+        parameter.data *= 1.1
+    seen.append(decoder.prefill(prompts).copy())
+    assert np.abs(seen[-1] - expected()).max() < 1e-5
+    for parameter in model.parameters():
+        parameter.data = parameter.data * np.float32(1.1)
+    seen.append(decoder.prefill(prompts).copy())
+    assert np.abs(seen[-1] - expected()).max() < 1e-5
+    model.pack("int8")
+    seen.append(decoder.prefill(prompts).copy())
+    assert np.abs(seen[-1] - expected()).max() < 1e-5
+    assert np.array_equal(decoder.step([1, 2]), ready_with(model, prompts).step([1, 2]))
+    for one, other in pairwise(seen):
+        assert np.abs(one - other).max() > 1e-3
+
+
+def ready_with(model: GPT, prompts: list[np.ndarray]) -> Decoder:
+    decoder = Decoder(model)
+    decoder.prefill(prompts)
+    return decoder
+
+
+def test_no_graph_is_kept() -> None:
+    model = model_of()
+    decoder = ready(model)
+    assert isinstance(decoder.step([1, 2, 3, 4]), np.ndarray)
+    assert isinstance(decoder.keys[0], np.ndarray)
+
+
+def test_memory_is_what_the_capacity_needs() -> None:
+    model = model_of()
+    decoder = ready(model, [3, 2], 10)
+    assert sum(cache.nbytes for cache in (*decoder.keys, *decoder.values)) == 4 * (2 * 3 * 24) * 2 * 10
+    decoder.select([0, 1, 1])
+    assert sum(cache.nbytes for cache in (*decoder.keys, *decoder.values)) == 4 * (2 * 3 * 24) * 3 * 10
+
+
+def test_two_decoders_of_one_model_do_not_meet() -> None:
+    model = model_of()
+    one, other = ready(model), ready(model, [2, 2])
+    expected = [ready(model).step([1, 2, 3, 4]).copy(), ready(model, [2, 2]).step([5, 6]).copy()]
+    first = one.step([1, 2, 3, 4])
+    second = other.step([5, 6])
+    assert np.array_equal(first, expected[0])
+    assert np.array_equal(second, expected[1])
+
+
+def test_a_configuration_of_gpt2s_proportions() -> None:
+    """Wider than the blocks of the products and longer than their tiles, with more ids than a chunk of work."""
+    config = GPTConfig(vocab_size=2100, block_size=40, n_layer=2, n_head=4, n_embd=256)
+    model = GPT(config, seed=3)
+    for parameter in model.parameters():
+        parameter.data += np.float32(0.03) * np.random.default_rng(parameter.size).standard_normal(
+            parameter.shape, np.float32
+        )
+    together(model, prompts_of([20, 1, 7], 2100), 10, 1e-5)
