@@ -132,7 +132,9 @@ def kept(truncation, scores):
 
 def test_temperature():
     np.testing.assert_array_equal(Temperature(0.5)(None, np.array([[1.0, 3.0, 2.0]])), [[2, 6, 4]])
-    np.testing.assert_array_equal(softmax(Temperature(1e-320)(None, np.array([[1.0, 3.0, -INF]]))), [[0, 1, 0]])
+    tiny = Temperature(1e-320)(None, np.array([[1.0, 3.0, -INF], [-2.0, -1.0, -3.0], [-INF, -INF, -INF]]))
+    np.testing.assert_array_equal(softmax(tiny[:2]), [[0, 1, 0], [0, 1, 0]])  # no overflow, no nan
+    np.testing.assert_array_equal(tiny[2], [-INF, -INF, -INF])
 
 
 def test_top_k_keeps_ties():
@@ -267,6 +269,15 @@ def test_draw_inverts_the_cumulative_probabilities():
         drawn, log_prob = draw(logits, u)
         assert drawn == token
         assert log_prob == pytest.approx(logits[token])
+
+
+def test_draw_leaves_its_input_alone():
+    for dtype in (np.float32, np.float64):
+        logits = np.random.default_rng(0).standard_normal(9).astype(dtype)
+        before = logits.copy()
+        for truncations_of_it in ([], [Temperature(1.0)], [TopK(20), Temperature(0.5)], [TopP(0.9)]):
+            draw(logits, 0.5, truncations_of_it)
+            np.testing.assert_array_equal(logits, before)
 
 
 def test_draw_never_takes_what_was_ruled_out():

@@ -98,17 +98,16 @@ def draw(scores: np.ndarray, u: float, truncations: Sequence[Temperature | Trunc
     scores: (V,), of any floating type. Only what the truncations leave is looked at. A token of probability 0 is
     never drawn: the sum does not rise there.
     """
-    ids = None  # of the candidates; None: all
+    given, ids = scores, None  # ids: of the candidates; None: all
     for truncation in truncations:
-        if not isinstance(truncation, TopK):
-            scores = scores.astype(np.float64, copy=False)
         if isinstance(truncation, Temperature):
             scores = truncation(None, scores)
         else:
             kept = np.flatnonzero(truncation.keep(scores))
             ids = kept if ids is None else ids[kept]
             scores = scores[kept]
-    index, log_prob = invert(weights_of(scores.astype(np.float64, copy=False)), u)
+    own = scores is not given and scores.dtype == np.float64  # then it may be overwritten
+    index, log_prob = invert(weights_of(scores, out=scores if own else None), u)
     return (index if ids is None else int(ids[index])), log_prob
 
 

@@ -19,10 +19,10 @@ from .options import GenerationConfig
 from .processors import Rows
 
 
-def weights_of(scores: np.ndarray) -> np.ndarray:
-    """exp(scores - max): the probabilities (n,) times a constant. -inf becomes exactly 0, the greatest 1."""
-    weights = scores - scores.max()
-    return np.exp(weights, out=weights)  # in place: a fresh array of this size costs more than its exp
+def weights_of(scores: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    """exp(scores - max), float64: the probabilities (n,) times a constant. -inf becomes exactly 0, the greatest 1."""
+    weights = np.subtract(scores, scores.max(), out=out, dtype=np.float64)
+    return np.exp(weights, out=weights)  # in place: a fresh array of a whole vocabulary costs more than its exp
 
 
 class Truncation(ABC):
@@ -49,12 +49,12 @@ class Temperature:
 
     def __call__(self, rows: Rows | None, logits: np.ndarray) -> np.ndarray:
         """Logits of any shape (..., V). Those too large for floating point get the greatest moved to 0 first."""
+        best = logits.max(axis=-1, keepdims=True)
         with np.errstate(over="ignore"):
-            divided = logits / self.temperature
-            overflow = np.isinf(divided) & np.isfinite(logits)
+            overflow = np.isinf(best / self.temperature) & np.isfinite(best)
             if overflow.any():  # the same probabilities, but without inf - inf
-                divided = (logits - logits.max(axis=-1, keepdims=True)) / self.temperature
-        return divided
+                logits = logits - np.where(overflow, best, 0.0)
+            return np.divide(logits, self.temperature, dtype=np.float64)
 
 
 @dataclass(frozen=True)
@@ -156,11 +156,12 @@ class TypicalP(Truncation):
             return np.ones(len(scores), dtype=bool)
         weights = weights_of(scores)
         total = weights.sum()
-        surprise = np.log(total) - (scores - scores.max())  # -log p; inf where p is 0
+        surprise = np.log(total) + np.subtract(scores.max(), scores, dtype=np.float64)  # -log p; inf where p is 0
         possible = weights > 0
         entropy = (surprise[possible] * weights[possible]).sum() / total
         distance = np.abs(surprise - entropy)
-        order = np.argsort(distance, kind="stable")
+        # Tokens of equal distance stay or go together, so their order matters only to the least number of tokens.
+        order = np.argsort(distance, kind="stable" if self.min_tokens > 1 else None)
         before = np.cumsum(weights[order]) < self.mass * total
         last = order[min(int(np.count_nonzero(before)), len(order) - 1)]
         keep = distance <= distance[last]
