@@ -35,3 +35,8 @@ def greedy_by_hand(model, ids, count):
     for _ in range(count):
         ids.append(int(next_log_probs(model, ids).argmax()))
     return ids
+
+
+def ragged():
+    """Four prompts of different length."""
+    return [PROMPTS[0, :2], PROMPTS[1], PROMPTS[2, :1], PROMPTS[3, :3]]
