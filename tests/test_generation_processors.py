@@ -155,6 +155,7 @@ def test_top_p_keeps_the_crossing_token():
     assert kept(TopP(1.0), scores) == [0, 1, 2, 3]
     assert kept(TopP(0.1, 3), scores) == [1, 2, 3]
     assert kept(TopP(0.5), [0, 0, 0, 0]) == [2, 3]  # of equals the lower ids go first
+    assert kept(TopP(0.5, 2), [0, -1000, -2000]) == [0, 1]  # the second best, though both have the probability 0
 
 
 @settings(max_examples=150)

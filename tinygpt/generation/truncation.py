@@ -98,10 +98,11 @@ class TopP(Truncation):
         left = weights[keep]
         count = min(_smallest_within(left, rest - weights.sum(where=~keep)), len(left) - self.min_tokens)
         if count > 0:
+            left = scores[keep]  # these are ordered even where the weights of all are 0
             left.partition(count - 1)
             last = left[count - 1]
-            equal = np.flatnonzero(keep & (weights == last))
-            keep &= weights > last
+            equal = np.flatnonzero(keep & (scores == last))
+            keep &= scores > last
             keep[equal[count - np.count_nonzero(left < last) :]] = True
         return keep
 
