@@ -1,0 +1,101 @@
+"""The stand-in for CuPy is as strict as it says, and has nothing that CuPy lacks."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+from typing import Any
+
+import cupy_standin as standin
+import numpy as np
+import pytest
+
+X = np.arange(12.0).reshape(3, 4)
+
+
+@pytest.fixture
+def x() -> Any:
+    return standin.on_gpu(X.copy())
+
+
+cupy = pytest.mark.skipif(importlib.util.find_spec("cupy") is None, reason="CuPy is not installed (extra cuda12)")
+
+
+@cupy
+def test_cupy_has_all_that_the_stand_in_has() -> None:
+    """Needs CuPy, but no GPU: names and signatures only."""
+    real = pytest.importorskip("cupy")
+    for name in (*standin.FUNCTIONS, *standin.UFUNCS, *standin.CONSTANTS):
+        assert hasattr(real, name), name
+    for name, parameters in standin.FUNCTIONS.items():
+        signature = inspect.signature(getattr(real, name))
+        assert list(signature.parameters)[: len(parameters.split())] == parameters.split(), name
+    for name in (*standin.METHODS, *standin.OWN_METHODS, *standin.ATTRIBUTES):
+        assert hasattr(real.ndarray, name), name
+    for name in standin.OPERATORS:
+        for prefix in ("", "r", "i"):
+            assert hasattr(real.ndarray, f"__{prefix}{name}__") or (prefix, name) == ("i", "matmul")
+    assert not hasattr(real.ndarray, "__index__")
+    assert real.ndarray.__module__ == standin.ndarray.__module__
+    assert issubclass(real.cuda.memory.OutOfMemoryError, MemoryError)
+
+
+@cupy
+def test_methods_have_the_parameters_of_cupys() -> None:
+    real = pytest.importorskip("cupy")
+    for name, parameters in standin.METHODS.items():
+        documented = (getattr(real.ndarray, name).__doc__ or "").partition("\n")[0]  # Cython's: the signature
+        for parameter in parameters.split():
+            assert parameter in documented, f"{name}: {documented}"
+
+
+def test_nothing_is_on_the_stand_in_that_the_tables_do_not_name() -> None:
+    tables = {*standin.METHODS, *standin.OWN_METHODS, *standin.ATTRIBUTES, "held"}
+    assert {name for name in vars(standin.ndarray) if not name.startswith("_")} == tables
+    names = {*standin.FUNCTIONS, *standin.UFUNCS, *standin.CONSTANTS}
+    rest = {name for name in vars(standin.make()) if not name.startswith("__")} - names
+    assert rest == {"ndarray", "asnumpy", "cuda", "get_default_memory_pool"}
+
+
+@pytest.mark.parametrize(
+    "mix",
+    [
+        lambda x: np.asarray(x), lambda x: np.exp(x), lambda x: np.concatenate([x, x]), lambda x: x + X, lambda x: X + x,
+        lambda x: x @ X.T, lambda x: x.__iadd__(X), lambda x: x.__setitem__(0, X[0]), lambda x: standin.make().exp(X),
+        lambda x: standin.make().where(x > 0, x, X), lambda x: x.sum(axis=0, where=x > 0), lambda x: hash(x),
+        lambda x: standin.make().add.at(standin.on_gpu(np.arange(3)), 0, 1),
+    ],
+)  # fmt: skip
+def test_refused(x: Any, mix: Any) -> None:
+    with pytest.raises(TypeError):
+        mix(x)
+
+
+def test_absent() -> None:
+    module = standin.make()
+    for name in ("errstate", "vecdot", "unstack", "block", "insert"):
+        assert not hasattr(module, name)
+    with pytest.raises(NotImplementedError):
+        module.maximum.reduceat(standin.on_gpu(X), standin.on_gpu(np.array([0])))
+    assert not hasattr(standin.on_gpu(X).flags, "writeable")
+
+
+def test_numbers_are_arrays_and_views(x: Any) -> None:
+    assert isinstance(x.sum(), standin.ndarray)
+    assert x.sum().shape == ()
+    first = x[0]
+    first[0] = 7.0  # a view
+    assert float(x[0, 0]) == 7.0
+    number = x[1, 1]
+    number += 1.0
+    assert float(x[1, 1]) == 6.0
+    assert first.base is x
+    assert (x + 0.0).base is None
+
+
+def test_indices_wrap_around(x: Any) -> None:
+    picked = x[standin.on_gpu(np.array([0, 3, -4]))]
+    assert np.array_equal(picked.get(), X[[0, 0, 2]])
+    assert np.array_equal(x[:, standin.on_gpu(np.array([4]))].get(), X[:, [0]])
+    with pytest.raises(IndexError):  # a plain integer does not
+        x[3]
