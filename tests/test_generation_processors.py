@@ -158,6 +158,11 @@ def test_top_p_keeps_the_crossing_token():
     assert kept(TopP(0.5, 2), [0, -1000, -2000]) == [0, 1]  # the second best, though both have the probability 0
 
 
+def test_top_p_keeps_the_best_where_probabilities_are_0():
+    logits = np.array([[0.0, 5000.0, -2000.0, 1000.0, -INF]])
+    np.testing.assert_array_equal(TopP(0.5, 3)(None, logits), [[0.0, 5000.0, -INF, 1000.0, -INF]])
+
+
 @settings(max_examples=150)
 @given(
     hnp.arrays(np.float64, st.integers(1, 200), elements=st.integers(-6, 6).map(float)),
