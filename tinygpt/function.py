@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .backends import array_module, name_of
+from .backends import array_module, different_backends, name_of
 from .errors import UsageError
 
 if TYPE_CHECKING:
@@ -94,10 +94,7 @@ class Function:
         kind = type(arrays[0])
         for array in arrays:
             if type(array) is not kind and name_of(array) != name_of(arrays[0]):
-                raise UsageError(
-                    f"{cls.__name__}: its inputs live on different backends "
-                    f"({', '.join(name_of(a) for a in arrays)}): move them with .to(backend)"
-                )
+                raise different_backends(cls.__name__, *arrays)
         wants = mode.grad_enabled and any(tensor.requires_grad for tensor in inputs)
         node.needs = tuple([wants and tensor.requires_grad for tensor in inputs])
         with np.errstate(all="ignore"):  # NaN and infinities pass through, as in the compiled bodies

@@ -163,6 +163,8 @@ class Tensor:
                 )
             return xp.ones_like(self.data)
         grad = grad.data if isinstance(grad, Tensor) else grad
+        if backends.is_array(grad) and backends.name_of(grad) != self.backend:
+            raise backends.different_backends("backward(grad)", self.data, grad)
         try:
             grad = xp.asarray(grad, dtype=self.dtype)
         except (ValueError, TypeError):
@@ -334,11 +336,13 @@ def check_dtype(dtype: Any) -> np.dtype:
 
 
 def as_tensor(value: Any, like: Tensor | None = None) -> Tensor:
-    """An operand as a tensor: numbers take the dtype and backend of the tensor beside them."""
+    """An operand as a tensor: numbers take the dtype and backend of the tensor beside them, arrays stay as they are."""
     if isinstance(value, Tensor):
         return value
     if like is None:
         return tensor(value)
+    if backends.is_array(value):  # on another backend, the operation will say so
+        return tensor(value, backend=backends.name_of(value))
     if isinstance(value, (bool, int, float)) and like.dtype.kind == "f":
         with np.errstate(over="ignore"):  # beyond the dtype's largest number is infinity
             return Tensor(backends.array_module(like.data).asarray(value, dtype=like.dtype))

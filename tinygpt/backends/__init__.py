@@ -70,6 +70,25 @@ def is_array(value: Any) -> bool:
     return isinstance(value, np.ndarray) or type(value).__module__.partition(".")[0] == "cupy"
 
 
+def different_backends(where: str, *arrays: Any) -> UsageError:
+    """The error for arrays that meet in one operation and live on different backends."""
+    names = ", ".join(name_of(array) for array in arrays)
+    return UsageError(f"{where}: its inputs live on different backends ({names}): move them with .to(backend)")
+
+
+def from_host(operation: str, name: str, array: Any, like: Any) -> Any:
+    """Ids, targets and index arrays for an operation on the array `like`.
+
+    Data comes from the host, so a NumPy array goes to where `like` is. The other way it would be a wait for the GPU
+    that nobody asked for: that is refused.
+    """
+    if name_of(array) == "cupy" and name_of(like) == "numpy":
+        raise UsageError(
+            f"{operation}: {name} live on the backend 'cupy' and the other input on 'numpy': move one of them"
+        )
+    return move(array, name_of(like))
+
+
 def move(array: Any, name: str) -> Any:
     """The array on backend `name`; itself when it is there already."""
     if name_of(array) == name:

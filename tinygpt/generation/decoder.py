@@ -166,7 +166,7 @@ class Decoder:
 def integers(what: str, values: Any) -> np.ndarray:
     """A list or an array (N,) of integers as an array, or a sentence."""
     try:
-        array = np.asarray(values)
+        array = np.asarray(backends.move(values, "numpy") if backends.is_array(values) else values)
     except ValueError:
         raise ShapeError(f"{what} must be integers, (N,), not lists of different lengths") from None
     if array.shape == (0,):

@@ -68,7 +68,7 @@ class Kernel:
     def each(self, calls: Sequence[Sequence[Any]]) -> list[Any]:
         """What the kernel returns for each of these lists of arguments; where there is a CUDA body of this name with
         `_each` after it, from a single launch."""
-        if _kind != "reference" and calls and not isinstance(calls[0][0], np.ndarray):
+        if _kind != "reference" and calls and not any(isinstance(args[0], np.ndarray) for args in calls):
             fast = get("cupy").native_body(f"{self.__name__}_each")
             prepared = [prepare(args, self.strided, self.in_place) for args in calls]
             if fast is not None and None not in prepared:

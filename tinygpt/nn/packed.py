@@ -35,6 +35,8 @@ class PackedLinear(Module):
         features = len(self.matrix.data)
         if x.ndim == 0 or x.shape[-1] != features:
             raise ShapeError(f"PackedLinear: the last axis of x must have {features} elements, x has shape {x.shape}")
+        if x.backend != backends.name_of(self.matrix.data):
+            raise backends.different_backends("PackedLinear", x.data, self.matrix.data)
         y = packed_product(x.data.reshape(-1, x.shape[-1]), self.matrix)
         return Tensor(y.reshape(*x.shape[:-1], y.shape[1]))
 
@@ -53,6 +55,7 @@ class PackedEmbedding(Module):
 
     def forward(self, ids: Any) -> Tensor:
         """ids (...) of integers below `count` -> (..., features)."""
+        ids = backends.from_host("PackedEmbedding", "ids", ids, self.matrix.data)
         rows = rows_of(self.matrix, ids.reshape(-1))
         return Tensor(rows.reshape(*ids.shape, rows.shape[1]))
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..backends import array_module, is_array, move, name_of
+from ..backends import array_module, is_array
 from ..errors import DtypeError, RangeError, ShapeError, UsageError
 from ..random import Generator, default_generator
 from ..tensor import Tensor
@@ -33,14 +33,17 @@ def plain_array(operation: str, name: str, value: Any) -> Any:
         raise ShapeError(f"{operation}: {name} must be an array or nested lists of equal length") from None
 
 
-def integer_array(operation: str, name: str, value: Any, like: Tensor) -> Any:
-    """Ids given as a tensor, an array or nested lists: an integer array on the backend of `like`."""
+def integer_array(operation: str, name: str, value: Any) -> Any:
+    """Ids given as a tensor, an array or nested lists: an integer array, on the backend where it is.
+
+    It is checked there, and goes to the GPU afterwards (`from_host`): what is on the host costs no wait.
+    """
     array = plain_array(operation, name, value)
     if array.size == 0 and isinstance(value, (list, tuple)):  # an empty list has no dtype of its own
         array = array.astype(np.int64)
     if array.dtype.kind not in "iu":
         raise DtypeError(f"{operation}: {name} must be integers, not {array.dtype}: convert with .astype('int64')")
-    return move(array, name_of(like.data))
+    return array
 
 
 def require_ids(operation: str, name: str, ids: Any, size: int, meaning: str) -> None:

@@ -10,7 +10,7 @@ import operator
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ..backends import array_module
+from ..backends import array_module, different_backends
 from ..errors import ShapeError
 from ..tensor import Tensor, as_tensor
 from ._shapes import broadcast_shape
@@ -46,6 +46,8 @@ def _comparison(name: str, compare: Callable[[Any, Any], Any]) -> Callable[[Tens
     def compared(self: Tensor, other: Any) -> Tensor:
         other = as_tensor(other, self)
         broadcast_shape(name, self, other)
+        if other.backend != self.backend:
+            raise different_backends(name, self.data, other.data)
         return Tensor(array_module(self.data).asarray(compare(self.data, other.data)))
 
     return compared

@@ -33,7 +33,7 @@ from typing import Any
 
 import numpy as np
 
-from ..backends import array_module
+from ..backends import array_module, from_host
 from ..errors import DtypeError, RangeError, ShapeError, UsageError
 from ..function import Function
 from ..kernel import kernel
@@ -113,7 +113,7 @@ def check_targets(
     operation: str, targets: Any, leading: tuple[int, ...], V: int, ignore_index: Any, like: Tensor
 ) -> tuple[Any, int]:
     """Targets of shape `leading` as (N,) integers on `like`'s backend, and how many of them count; or a sentence."""
-    targets = integer_array(operation, "targets", targets, like)
+    targets = integer_array(operation, "targets", targets)
     if targets.shape != leading:
         raise ShapeError(f"{operation}: targets must have shape {leading}, one for each row, not {targets.shape}")
     if not isinstance(ignore_index, (int, np.integer)):
@@ -137,7 +137,7 @@ def check_targets(
             f"{operation}: targets must be in 0 .. {V - 1} (the logits have {V} classes) "
             f"or ignore_index ({ignore_index}), not {worst}"
         )
-    return targets, count
+    return from_host(operation, "targets", targets, like.data), count
 
 
 def cross_entropy(logits: Tensor, targets: Any, ignore_index: int = -100) -> Tensor:

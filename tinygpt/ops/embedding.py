@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..backends import array_module
+from ..backends import array_module, from_host
 from ..errors import ShapeError
 from ..function import Function
 from ..kernel import kernel
@@ -79,7 +79,7 @@ def embedding(weight: Tensor, ids: Any) -> Tensor:
     require_floating("embedding", weight=weight)
     if weight.ndim != 2 or 0 in weight.shape:
         raise ShapeError(f"embedding: weight must be (V, C) with V and C >= 1, not {weight.shape}")
-    ids = integer_array("embedding", "ids", ids, weight)
+    ids = integer_array("embedding", "ids", ids)
     V = weight.shape[0]
     require_ids("embedding", "ids", ids, V, f"the table has {V} rows")
-    return Embedding.apply(weight, ids=ids)
+    return Embedding.apply(weight, ids=from_host("embedding", "ids", ids, weight.data))

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..backends import array_module, is_array, move, name_of
+from ..backends import array_module, from_host, is_array, move
 from ..errors import DtypeError, RangeError, UsageError
 from ..function import Function
 from ..tensor import Tensor, as_tensor
@@ -45,7 +45,12 @@ def getitem(x: Any, key: Any) -> Tensor:
     """
     x = as_tensor(x)
     parts = key if isinstance(key, tuple) else (key,)
-    parts = tuple(_part(part, x.backend) for part in parts)
+    parts = tuple(_part(part) for part in parts)
+    if x.backend == "cupy":
+        parts = _for_gpu(x, key, parts)
+    for part in parts:
+        if is_array(part):
+            from_host("getitem", "indices", part, x.data)
     if not any(part is Ellipsis for part in parts):
         parts = (*parts, Ellipsis)  # x[0, 0, ...] is a view without axes where x[0, 0] would be a copy
     try:
@@ -58,8 +63,8 @@ def getitem(x: Any, key: Any) -> Tensor:
         raise UsageError(f"getitem: {key!r} does not index a tensor of shape {x.shape}: {error}") from None
 
 
-def _part(part: Any, backend: str) -> Any:
-    """One part of a key, arrays on the tensor's own backend."""
+def _part(part: Any) -> Any:
+    """One part of a key, its arrays as plain arrays."""
     if part is None or part is Ellipsis or isinstance(part, slice) or type(part) is int:
         return part
     if isinstance(part, Tensor):
@@ -70,7 +75,24 @@ def _part(part: Any, backend: str) -> Any:
         raise DtypeError(f"getitem: an index is made of integers, slices, booleans, None or `...`, not {part.dtype}")
     if part.ndim == 0 and part.dtype.kind in "iu":
         return int(part)
-    return move(part, backend) if name_of(part) != backend else part
+    return part
+
+
+def _for_gpu(x: Tensor, key: Any, parts: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A key for CuPy: its arrays on the GPU, and checked, since CuPy lets an index beyond an axis wrap around."""
+    taken = [0 if p is None or p is Ellipsis else p.ndim if is_array(p) and p.dtype.kind == "b" else 1 for p in parts]
+    axis = 0
+    for part, count in zip(parts, taken, strict=True):
+        if is_array(part) and axis + count <= x.ndim:  # of too many parts CuPy says it itself
+            size = x.shape[axis : axis + count]
+            if part.dtype.kind == "b":
+                fits = part.shape == size
+            else:
+                fits = part.size == 0 or (int(part.min()) >= -size[0] and int(part.max()) < size[0])
+            if not fits:
+                raise RangeError(f"getitem: {key!r} does not index a tensor of shape {x.shape}: axis {axis} is {size}")
+        axis += x.ndim - sum(taken) if part is Ellipsis else count
+    return tuple(move(part, "cupy") if is_array(part) else part for part in parts)
 
 
 def _as_array(part: Any) -> Any:

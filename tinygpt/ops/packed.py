@@ -116,10 +116,12 @@ def _to_int8(weight: Any, axis: int, group: int | None) -> Matrix:
     xp = array_module(weight)
     length = weight.shape[axis]
     group = length if group is None else min(group, length)
-    starts = np.arange(0, length, group)
-    largest = xp.maximum(  # one for each group
-        xp.maximum.reduceat(weight, starts, axis=axis), -xp.minimum.reduceat(weight, starts, axis=axis)
-    )
+    groups = -(-length // group)
+    largest = xp.empty((groups, weight.shape[1]) if axis == 0 else (len(weight), groups), weight.dtype)
+    for g in range(groups):  # CuPy has no maximum.reduceat
+        terms = slice(g * group, (g + 1) * group)
+        part = weight[terms] if axis == 0 else weight[:, terms]
+        largest[(slice(None),) * axis + (g,)] = xp.maximum(part.max(axis=axis), -part.min(axis=axis))
     # Not below the normal numbers, where a scale has too few digits to keep weights within 127 of it; zeros need none.
     scale = xp.maximum(largest / 127, np.finfo(np.float32).tiny).astype(np.float32)
     data = xp.empty(weight.shape, np.int8)
@@ -131,9 +133,10 @@ def _to_int8(weight: Any, axis: int, group: int | None) -> Matrix:
 
 def _spread(scale: Any, group: int, axis: int, rows: slice, columns: int) -> Any:
     """The scale of each weight in some rows of a matrix: an array that broadcasts to (rows, columns)."""
+    xp = array_module(scale)
     if axis == 0:
-        return scale[np.arange(rows.start, rows.stop) // group]  # (rows, columns)
-    return scale[rows] if scale.shape[1] == 1 else scale[rows][:, np.arange(columns) // group]
+        return scale[xp.arange(rows.start, rows.stop) // group]  # (rows, columns)
+    return scale[rows] if scale.shape[1] == 1 else scale[rows][:, xp.arange(columns) // group]
 
 
 def unpack(matrix: Matrix, axis: int = 0) -> Any:

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from ..backends import array_module, is_array, move, name_of
+from ..backends import array_module, different_backends, is_array, move, name_of
 from ..checks import number, whole_number
 from ..errors import DtypeError, ShapeError, UsageError
 from ..tensor import Tensor
@@ -71,6 +71,10 @@ class Optimizer:
         grad_scale = number(f"{self.where}.step", "grad_scale", grad_scale, at_least=0)
         ready = [(slot, slot.parameter.grad) for slot in self.slots if slot.parameter.grad is not None]
         for slot, grad in ready:
+            if name_of(grad) != slot.parameter.backend:
+                raise different_backends(
+                    f"{self.where}.step: parameter {slot.name!r} and its gradient", slot.parameter.data, grad
+                )
             if grad.shape != slot.parameter.shape:
                 raise ShapeError(
                     f"{self.where}.step: the gradient of parameter {slot.name!r} has shape {grad.shape}, "
@@ -132,7 +136,8 @@ class Optimizer:
         steps = [whole_number(where, f"step of {name!r}", state["step"][name], at_least=0) for name in names]
         for slot in self.slots:
             for kind in self.state_names:
-                shape = tuple(np.shape(state[kind][slot.name]))
+                array = state[kind][slot.name]
+                shape = tuple(array.shape) if is_array(array) else np.shape(array)
                 if shape != slot.parameter.shape:
                     raise ShapeError(
                         f"{where}: {kind!r} of {slot.name!r} has shape {shape}, "
