@@ -43,8 +43,9 @@ FUNCTIONS = {
     "array_equal": "a1 a2 equal_nan", "copyto": "dst src casting where", "take": "a indices axis out",
 }  # fmt: skip
 UFUNCS = (
-    "exp", "log", "log1p", "sqrt", "square", "tanh", "abs", "sign", "rint", "copysign", "maximum", "minimum", "isfinite",
-    "isnan", "isinf", "add", "subtract", "multiply", "divide", "negative", "power", "matmul", "floor", "ceil",
+    "exp", "log", "log1p", "sqrt", "square", "tanh", "abs", "sign", "rint", "copysign", "maximum", "minimum",
+    "isfinite", "isnan", "isinf", "add", "subtract", "multiply", "divide", "negative", "power", "matmul",
+    "floor", "ceil",
 )  # fmt: skip
 CONSTANTS = (
     "float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool_",

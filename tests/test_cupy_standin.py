@@ -60,8 +60,9 @@ def test_nothing_is_on_the_stand_in_that_the_tables_do_not_name() -> None:
 @pytest.mark.parametrize(
     "mix",
     [
-        lambda x: np.asarray(x), lambda x: np.exp(x), lambda x: np.concatenate([x, x]), lambda x: x + X, lambda x: X + x,
-        lambda x: x @ X.T, lambda x: x.__iadd__(X), lambda x: x.__setitem__(0, X[0]), lambda x: standin.make().exp(X),
+        lambda x: np.asarray(x), lambda x: np.exp(x), lambda x: np.concatenate([x, x]), lambda x: x + X,
+        lambda x: X + x, lambda x: x @ X.T, lambda x: x.__iadd__(X), lambda x: x.__setitem__(0, X[0]),
+        lambda x: standin.make().exp(X),
         lambda x: standin.make().where(x > 0, x, X), lambda x: x.sum(axis=0, where=x > 0), lambda x: hash(x),
         lambda x: standin.make().add.at(standin.on_gpu(np.arange(3)), 0, 1),
     ],

@@ -1,0 +1,380 @@
+"""The code paths of the backend "cupy", on a stand-in for CuPy that computes with NumPy (`cupy_standin.py`).
+
+Shown here: every operation, forward and backward, the model, optimizer, clipping, generation, packing, scoring,
+checkpoints and the command line keep to what CuPy can do, never mix the two libraries' arrays, and compute the same as
+on the backend "numpy": bit for bit, since it is NumPy that computes. In one test the model's call sites run the CUDA
+kernels' launchers and, on the CPU, their .cu sources.
+
+Not shown: that CuPy and cuBLAS compute what NumPy does, how they round, their speed and memory. That takes a GPU:
+`pytest -m gpu`.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cuda_emulator
+import cupy_standin as standin
+import numpy as np
+import pytest
+from drawing import Example, Row, some_examples
+from op_cases import ROWS
+from training_helpers import OPTIONS, SHAPE, make_trainer, outcome
+
+import tinygpt as tg
+from tinygpt import ops
+from tinygpt._ext import cuda
+from tinygpt.errors import RangeError, UsageError
+from tinygpt.generation import score
+from tinygpt.generation.decoder import Decoder
+from tinygpt.tensor import Tensor
+from tinygpt.training.evaluation import evaluate
+
+IDS = np.random.default_rng(1).integers(0, 11, (3, 8))
+TARGETS = np.random.default_rng(2).integers(0, 11, (3, 8))
+
+
+@pytest.fixture(autouse=True)
+def module() -> Iterator[Any]:
+    """The reference bodies on both sides, and the stand-in for CuPy."""
+    with standin.installed() as module, tg.use_kernels("reference"):
+        yield module
+
+
+def host(array: Any) -> Any:
+    return array.get() if isinstance(array, standin.ndarray) else array
+
+
+def model_on(backend: str, **shape: Any) -> tg.GPT:
+    return tg.GPT(tg.GPTConfig(vocab_size=11, **(SHAPE | shape)), seed=1).to(backend)
+
+
+# Operations ---------------------------------------------------------------------------------------
+
+
+def results(row: Row, example: Example, arrays: list[np.ndarray], put: Callable[[Any], Any]) -> list[Any]:
+    """Outputs and gradients of an operation whose inputs `put` has put somewhere, as NumPy arrays."""
+    tensors = [Tensor(put(a), requires_grad=a.dtype.kind == "f") for a in arrays]
+    made = row.function(*tensors, **example.options)
+    outputs = made if isinstance(made, (tuple, list)) else (made,)
+    rng = np.random.default_rng(3)
+    for y in outputs:
+        if y.requires_grad:
+            upstream = np.asarray(rng.standard_normal(y.shape), y.dtype)
+            y.backward(put(upstream), retain_graph=True)
+    assert {type(y.data) for y in outputs} == {type(put(np.zeros(1)))}
+    assert all(t.grad is None or type(t.grad) is type(t.data) for t in tensors)
+    return [host(y.data) for y in outputs] + [host(t.grad) for t in tensors]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_operations(row: Row, dtype: Any) -> None:
+    for example in some_examples(row.examples, 12):
+        arrays = example.make(dtype)
+        found = results(row, example, arrays, standin.on_gpu)
+        expected = results(row, example, arrays, lambda array: array)
+        for f, e in zip(found, expected, strict=True):
+            assert (f is None) == (e is None)
+            assert f is None or (f.dtype == e.dtype and np.array_equal(f, e, equal_nan=True))
+
+
+def test_random_numbers_are_numpys(module: Any) -> None:
+    for seed, stream in ((0, 0), (2**64 - 1, 2**40 + 3)):
+        drawn = tg.random.words(seed, stream, 5, 9, xp=module, first_row=2**33)
+        assert np.array_equal(drawn.get(), tg.random.words(seed, stream, 5, 9, first_row=2**33))
+
+
+# Arrays of the other backend ------------------------------------------------------------------------
+
+
+def gpu(*shape: int) -> Tensor:
+    return tg.tensor(np.ones(shape, np.float32), requires_grad=True, backend="cupy")
+
+
+def cpu(*shape: int) -> Tensor:
+    return tg.tensor(np.ones(shape, np.float32), requires_grad=True)
+
+
+MIXTURES: dict[str, Callable[[], Any]] = {
+    "add": lambda: gpu(2) + cpu(2),
+    "a NumPy array on the right": lambda: gpu(2) * np.ones(2, np.float32),
+    "a NumPy array on the left": lambda: np.ones(2, np.float32) - gpu(2),
+    "CuPy's array on the right": lambda: cpu(2) / gpu(2).data,
+    "pow": lambda: gpu(2) ** cpu(2),
+    "less": lambda: gpu(2) < cpu(2),
+    "matmul": lambda: gpu(2, 2) @ cpu(2, 2),
+    "where's condition": lambda: ops.where(cpu(2) > 0, gpu(2), 0.0),
+    "where's values": lambda: ops.where(gpu(2) > 0, gpu(2), cpu(2)),
+    "concatenate": lambda: ops.concatenate([gpu(2), cpu(2)]),
+    "stack": lambda: ops.stack([gpu(2), np.ones(2, np.float32)]),
+    "linear": lambda: ops.linear(gpu(3, 2), cpu(2, 2)),
+    "linear's bias": lambda: ops.linear(gpu(3, 2), gpu(2, 2), cpu(2)),
+    "layer_norm": lambda: ops.layer_norm(gpu(3, 2), cpu(2)),
+    "bias_gelu": lambda: ops.bias_gelu(cpu(3, 2), gpu(2)),
+    "residual_layer_norm": lambda: ops.residual_layer_norm(gpu(3, 2), cpu(3, 2), gpu(2)),
+    "attention": lambda: ops.attention(gpu(1, 1, 2, 2), gpu(1, 1, 2, 2), cpu(1, 1, 2, 2)),
+    "embedding's ids on the GPU": lambda: ops.embedding(cpu(3, 2), tg.tensor([1], backend="cupy")),
+    "targets on the GPU": lambda: ops.cross_entropy(cpu(1, 3), tg.tensor([1], backend="cupy")),
+    "the head": lambda: ops.linear_cross_entropy(gpu(1, 3), cpu(4, 3), np.array([1])),
+    "the head's targets": lambda: ops.linear_cross_entropy(cpu(1, 3), cpu(4, 3), tg.tensor([1], backend="cupy")),
+    "binary targets on the GPU": lambda: ops.binary_cross_entropy(cpu(2), gpu(2)),
+    "indices on the GPU": lambda: cpu(3)[tg.tensor([0, 1], backend="cupy")],
+    "a gradient on the CPU": lambda: gpu(2).backward(np.ones(2, np.float32)),
+    "a gradient on the GPU": lambda: cpu(2).backward(gpu(2)),
+    "l2": lambda: tg.optim.regularization.l2([gpu(2), cpu(2)], 0.1),
+    "ids for a model": lambda: model_on("numpy")(tg.tensor(IDS, backend="cupy")),
+    "targets for a model": lambda: model_on("numpy").loss(IDS, tg.tensor(TARGETS, backend="cupy")),
+    "ids for a packed model": lambda: model_on("numpy").pack("int8")(tg.tensor(IDS, backend="cupy")),
+    "a packed layer": lambda: tg.nn.packed.PackedLinear(tg.nn.Linear(2, 2), "int8")(gpu(3, 2)),
+}
+
+
+@pytest.mark.parametrize("mixture", MIXTURES.values(), ids=MIXTURES)
+def test_an_array_of_the_other_backend_is_a_sentence_that_names_both(mixture: Callable[[], Any]) -> None:
+    with pytest.raises(UsageError, match=r"numpy.*cupy|cupy.*numpy") as error:
+        mixture()
+    assert ": " in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_gradient_of_the_other_backend_stops_the_step() -> None:
+    parameter = gpu(2, 2)
+    optimizer = tg.optim.AdamW([parameter])
+    parameter.grad = np.ones((2, 2), np.float32)
+    with pytest.raises(UsageError, match=r"parameter '0' and its gradient.*cupy, numpy"):
+        optimizer.step()
+
+
+def test_gradients_on_both_backends_have_one_norm() -> None:
+    tensors = [gpu(2), cpu(3)]
+    for x in tensors:
+        x.grad = x.data * 2.0
+    with tg.use_kernels("auto"):
+        assert tg.optim.clip_grad_norm(tensors, 100.0) == pytest.approx(np.sqrt(20.0))
+
+
+def test_data_comes_from_the_host() -> None:
+    """Ids, targets and indices are given as NumPy arrays or lists to a model on the GPU."""
+    assert ops.embedding(gpu(3, 2), [[0, 2]]).backend == "cupy"
+    assert ops.cross_entropy(gpu(1, 3), np.array([1])).backend == "cupy"
+    assert ops.binary_cross_entropy(gpu(2), [0.0, 1.0]).backend == "cupy"
+    assert gpu(3)[[0, 1]].backend == gpu(3)[np.array([True, False, True])].backend == "cupy"
+    assert (gpu(2) * [1.0, 2.0]).backend == (np.float32(2) * gpu(2)).backend == "cupy"
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        [3], [-4], np.array([0, 3]), (slice(None), [0, 2]), (..., [2]), (None, [3]), (0, [2]), np.ones(2, bool),
+        tg.tensor([0, 3]), 3, (0, 0, 0),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_an_index_beyond_its_axis(key: Any) -> None:
+    """CuPy would let it wrap around."""
+    with pytest.raises(RangeError, match="does not index a tensor of shape"):
+        gpu(3, 2)[key]
+    with pytest.raises(RangeError):
+        cpu(3, 2)[key]
+
+
+# The model ----------------------------------------------------------------------------------------
+
+
+def steps(backend: str) -> list[Any]:
+    """Losses, norms of the gradients, and the weights in the end."""
+    model = model_on(backend)
+    optimizer = tg.optim.AdamW(model.named_parameters(), lr=1e-2)
+    found: list[Any] = []
+    for _ in range(4):
+        loss = model.loss(IDS, TARGETS)
+        loss.backward()
+        found += [loss.item(), tg.optim.clip_grad_norm(model.parameters(), 0.5)]
+        optimizer.step()
+        optimizer.zero_grad()
+    return found + [host(parameter.data).tobytes() for parameter in model.parameters()]
+
+
+def test_training_steps_are_the_same() -> None:
+    assert steps("cupy") == steps("numpy")
+
+
+@pytest.mark.parametrize("optimizer", [tg.optim.SGD, tg.optim.AdamW])
+def test_state_of_optimizers(optimizer: Any) -> None:
+    """Moved along with the model, saved and loaded across backends."""
+    model = model_on("numpy")
+    settings = {"momentum": 0.9} if optimizer is tg.optim.SGD else {}
+    first = optimizer(model.named_parameters(), lr=0.1, **settings)
+    model.to("cupy")
+    (model.loss(IDS, TARGETS) + tg.optim.regularization.l1(model.parameters(), 1e-3)).backward()
+    first.step()
+    other = optimizer(model_on("numpy").named_parameters(), lr=0.1, **settings)
+    for target in (other, first):
+        target.load_state_dict(first.state_dict())
+        for slot, origin in zip(target.slots, first.slots, strict=True):
+            assert {type(a) for a in slot.state.values()} == {type(slot.parameter.data)}
+            assert all(np.array_equal(host(slot.state[kind]), host(origin.state[kind])) for kind in slot.state)
+
+
+GENERATION: list[dict[str, Any]] = [
+    {"temperature": 0.0},
+    {"seed": 0, "top_k": 5, "temperature": 0.8},
+    {"seed": 1, "top_p": 0.9, "repetition_penalty": 1.2},
+    {"num_beams": 3, "temperature": 0.0},
+    {"seed": 2, "num_return_sequences": 3},
+    {"temperature": 0.0, "eos_token_id": 4, "pad_token_id": 0},
+]
+
+
+@pytest.mark.parametrize("options", GENERATION, ids=str)
+def test_generation_is_the_same(options: dict[str, Any]) -> None:
+    """Past the block's end, too; prompts may be on the GPU."""
+    found = [
+        model_on(backend, block_size=6).generate(IDS[:, :3], max_new_tokens=8, return_details=True, **options)
+        for backend in ("cupy", "numpy")
+    ]
+    for name in ("sequences", "lengths", "log_probs", "processed_log_probs", "scores"):
+        assert np.array_equal(getattr(found[0], name), getattr(found[1], name)), name
+    prompt = tg.tensor(IDS[:, :3], backend="cupy")
+    again = model_on("cupy", block_size=6).generate(prompt, max_new_tokens=8, **options)
+    assert np.array_equal(again, found[0].sequences)
+
+
+def test_decoder_is_the_same() -> None:
+    logits: dict[str, list[Any]] = {}
+    for backend in ("cupy", "numpy"):
+        decoder = Decoder(model_on(backend), 8)
+        put = standin.on_gpu if backend == "cupy" else np.asarray
+        logits[backend] = [host(decoder.prefill([IDS[0, :3], IDS[1, :1]])).copy()]
+        for rows in ([1, 0], [0, 0, 1], [2, 1]):
+            decoder.select(put(np.array(rows)))
+            logits[backend].append(host(decoder.step(put(np.arange(len(rows))))).copy())
+    for found, expected in zip(*logits.values(), strict=True):
+        assert np.array_equal(found, expected)
+
+
+@pytest.mark.parametrize(("format", "group"), [("bfloat16", None), ("int8", None), ("int8", 8)])
+def test_packed_models_are_the_same(format: str, group: int | None) -> None:
+    """Packed here, packed there, packed and then moved."""
+    models = [model_on("numpy").pack(format, group), model_on("cupy").pack(format, group)]
+    models.append(model_on("numpy").pack(format, group).to("cupy"))
+    for model in models[1:]:
+        assert np.array_equal(host(model(IDS).data), models[0](IDS).data)
+        assert model.loss(IDS, TARGETS).item() == models[0].loss(IDS, TARGETS).item()
+        prompt = {"idx": IDS[:2, :3], "max_new_tokens": 4, "seed": 0}
+        assert np.array_equal(model.generate(**prompt), models[0].generate(**prompt))
+
+
+def test_evaluation_and_scores_are_the_same() -> None:
+    tokens = np.arange(70) % 11
+    found = [model_on(backend) for backend in ("cupy", "numpy")]
+    assert len({evaluate(model, tokens, 4) for model in found}) == 1
+    assert len({score(model, tokens, 3).loss for model in found}) == 1
+
+
+def test_anomalies_are_found() -> None:
+    x = tg.tensor([-1.0], requires_grad=True, backend="cupy")
+    with tg.detect_anomaly(), pytest.raises(UsageError, match="Log is the first operation to produce nan"):
+        x.log()
+
+
+# The kernels at their call sites --------------------------------------------------------------------
+
+LAUNCHED = {
+    "layer_norm_forward", "residual_layer_norm_forward", "residual_layer_norm_backward", "attention_forward",
+    "attention_backward", "add_bias", "column_sum", "bias_gelu_forward", "bias_gelu_backward", "dropout_apply",
+    "embedding_forward", "embedding_backward", "cross_entropy_inplace", "sum_of_squares_each", "adamw_update_each",
+}  # fmt: skip
+
+
+@pytest.mark.skipif(cuda_emulator.COMPILER is None, reason="needs a C++ compiler")
+def test_a_model_trains_on_the_cuda_kernels() -> None:
+    """What the model, the optimizer and clipping hand to the kernels is what the launchers take; no kernel declines.
+
+    In float64, where the reference and the kernels may differ by the order of sums only.
+    """
+    device, launched = cuda_emulator.Device(), set()
+
+    def emulated(kernel: str) -> Any:
+        launcher = cuda.body(device, kernel)
+        if launcher is None:
+            return None
+
+        def body(*args: Any) -> Any:
+            result = launcher(*standin.bare(args))
+            if result is not NotImplemented:
+                launched.add(kernel)
+            return standin.wrapped(result)
+
+        return body
+
+    def run(backend: str) -> list[float]:
+        config = tg.GPTConfig(vocab_size=11, **SHAPE)
+        model = tg.GPT(config, seed=1, dtype=np.float64).to(backend)
+        optimizer = tg.optim.AdamW(model.named_parameters(), lr=1e-2)
+        found = []
+        for _ in range(3):
+            loss = model.loss(IDS, TARGETS)
+            loss.backward()
+            norm = tg.optim.grad_norm(model.parameters())
+            found += [loss.item(), norm]
+            optimizer.step(grad_scale=tg.optim.clip_coefficient(norm, 0.5))
+            optimizer.zero_grad()
+        return [*found, model.eval().loss(IDS, TARGETS).item()]
+
+    expected = run("numpy")
+    with standin.installed(bodies=emulated), tg.use_kernels("auto"):
+        assert run("cupy") == pytest.approx(expected, rel=1e-12)
+    assert launched >= LAUNCHED
+
+
+# Runs ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("changed_at", [1, 7, 12])
+def test_a_run_moves_between_backends_at_any_checkpoint(tmp_path: Path, changed_at: int) -> None:
+    """numpy, then cupy, then numpy again: the outcome of a run that stayed, bit for bit."""
+    stayed = make_trainer(tmp_path / "stayed")
+    stayed.run()
+    for steps, backend in ((changed_at, "numpy"), (changed_at + 5, "cupy"), (20, "numpy")):
+        with tg.use_backend(backend):
+            trainer = make_trainer(tmp_path / "moved", steps=steps, decay_steps=20)
+            if (tmp_path / "moved" / "checkpoints.json").exists():
+                trainer.resume()
+            trainer.run()
+    found, expected = outcome(tmp_path / "moved"), outcome(tmp_path / "stayed")
+    for name in expected:
+        if name.startswith("latest") and "state" not in name:
+            assert found[name] == expected[name], name
+
+
+def test_a_run_on_the_gpu_alone(tmp_path: Path) -> None:
+    make_trainer(tmp_path / "cpu").run()
+    with tg.use_backend("cupy"):
+        trainer = make_trainer(tmp_path / "gpu")
+        trainer.run()
+    assert {p.backend for p in trainer.parameters} == {"cupy"}
+    model = {name: host(array) for name, array in trainer.model.state_dict().items()}
+    expected = outcome(tmp_path / "cpu")
+    assert all(expected[f"latest model {name}"][2] == array.tobytes() for name, array in model.items())
+
+
+def test_the_command_line(run: Any, text: Path, tmp_path: Path) -> None:
+    """train, eval, sample on the GPU print what they print on the CPU."""
+    said: dict[str, list[str]] = {}
+    for backend in ("numpy", "cupy"):
+        folder = tmp_path / "run"
+        shutil.rmtree(folder, ignore_errors=True)
+        trained = run("train", *OPTIONS, f"--data={text}", f"--out={folder}", f"--backend={backend}")
+        assert trained.code == 0, trained.err
+        losses = [line for line in trained.out.splitlines() if line.startswith("Loss over")]
+        where = (f"--model={folder}", f"--backend={backend}")
+        evaluated = run("eval", *where, "--stride=3")
+        written = run("sample", *where, "--prompt=To be", "--max-new-tokens=20", "--seed=3")
+        assert (evaluated.code, written.code) == (0, 0), evaluated.err + written.err
+        said[backend] = [*losses, evaluated.out, written.out]
+    assert said["cupy"] == said["numpy"]
