@@ -54,6 +54,16 @@ struct tg_matrix {
 
 #define TG_INLINE static inline __attribute__((always_inline))
 
+/* Have a vector computed as it stands. The flags let the compiler turn (q * scale) * x into q * (scale * x), which it may do
+ * for one row of x and not for several: other bits. Passing through a register that it can't look into ends that. */
+#if defined(__x86_64__)
+#define TG_AS_IT_STANDS(vector) __asm__("" : "+v"(vector))
+#elif defined(__aarch64__)
+#define TG_AS_IT_STANDS(vector) __asm__("" : "+w"(vector))
+#else
+#define TG_AS_IT_STANDS(vector) ((void)0)
+#endif
+
 /* Element i of the weights as a float, without its scale. */
 TG_INLINE float tg_weight(const void *weight, ptrdiff_t i, int format) {
     if (format == TG_FLOAT32) return ((const float *)weight)[i];
@@ -113,6 +123,7 @@ TG_INLINE void tg_deep_rows(const struct tg_matrix *w, const float *x, ptrdiff_t
         for (int r = 0; r < deep; r++) {
             part[r] = tg_weights(w->weight, (k + r * apart) * N + j, format);
             if (format == TG_INT8) part[r] *= *(const tg_floats *)(scale[r] + j);
+            if (format == TG_INT8 && M == 1) TG_AS_IT_STANDS(part[r]); /* of several rows the loop sees to it */
             if (M > 1) __builtin_prefetch((const char *)w->weight + ((k + 1 + r * apart) * N + j) * size);
         }
         tg_add_products(factors, M, deep, part, y + j, pitch);
@@ -125,6 +136,7 @@ TG_INLINE void tg_deep_rows(const struct tg_matrix *w, const float *x, ptrdiff_t
             part[r][i] = tg_weight(w->weight, (k + r * apart) * N + j + i, format);
             if (format == TG_INT8) part[r][i] *= scale[r][j + i];
         }
+        TG_AS_IT_STANDS(part[r]);
     }
     tg_add_products(factors, M, deep, part, y + j, pitch);
 }
@@ -237,6 +249,7 @@ TG_INLINE void tg_dot_rows(const struct tg_matrix *w, const float *x, int wide, 
             for (int r = 0; r < count; r++) {
                 tg_floats part = tg_weights(w->weight, (n + r * apart) * K + k, format);
                 if (format == TG_INT8) part *= w->scale[(n + r * apart) * groups + g];
+                if (format == TG_INT8) TG_AS_IT_STANDS(part);
 #pragma GCC unroll 4
                 for (int m = 0; m < wide; m++) sum[m][r] += part * *(const tg_floats *)(x + m * K + k);
             }
@@ -249,6 +262,7 @@ TG_INLINE void tg_dot_rows(const struct tg_matrix *w, const float *x, int wide, 
                 part[i] = tg_weight(w->weight, (n + r * apart) * K + k + i, format);
                 if (format == TG_INT8) part[i] *= w->scale[(n + r * apart) * groups + g];
             }
+            TG_AS_IT_STANDS(part);
             for (int m = 0; m < wide; m++) {
                 tg_floats xs = {0};
                 for (int i = 0; i < end - k; i++) xs[i] = x[m * K + k + i];
