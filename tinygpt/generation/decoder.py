@@ -6,8 +6,9 @@
     decoder.select([0, 0, 1])                       # rows copied, reordered, dropped: for beams, for several samples
 
 `prefill` runs the model over each prompt by itself and keeps what its attention layers computed; `step` costs one token
-(`tinygpt.ops.decode_block`). Row b of the results has the same bits whatever the other rows are. There is no padding: a
-row is its tokens 0 .. lengths[b] - 1.
+(`tinygpt.ops.decode_block`). With the compiled kernels, in float32, row b of the results has the same bits whatever the
+other rows are; with the reference bodies the same but for rounding. There is no padding: a row is its tokens
+0 .. lengths[b] - 1.
 
 Positions are learned, one for each place up to block_size, so nothing can be kept of a window that slides: a full row
 is an error here, and whoever wants to go on starts anew with the end of the text.
