@@ -1,0 +1,287 @@
+"""Models against transformers' GPT-2 on PyTorch: files both ways, logits, gradients, training."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from compat_helpers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    load_ours,
+    load_theirs,
+    make_ours,
+    make_theirs,
+    their_parameters,
+    torch,
+    transformers,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import tinygpt as tg
+from tinygpt import GPT, UsageError
+
+# Odd in every respect: one of everything, odd vocabularies and heads, a block of 1, a head of 1 or 64 numbers.
+SHAPES: list[dict[str, Any]] = [
+    {"vocab_size": 1, "n_positions": 1, "n_embd": 1, "n_layer": 1, "n_head": 1},
+    {"vocab_size": 7, "n_positions": 1, "n_embd": 5, "n_layer": 1, "n_head": 1},
+    {"vocab_size": 101, "n_positions": 33, "n_embd": 15, "n_layer": 2, "n_head": 3},
+    {"vocab_size": 257, "n_positions": 17, "n_embd": 35, "n_layer": 3, "n_head": 5},
+    {"vocab_size": 53, "n_positions": 20, "n_embd": 64, "n_layer": 1, "n_head": 1},
+    {"vocab_size": 1003, "n_positions": 5, "n_embd": 25, "n_layer": 1, "n_head": 25},
+    {"vocab_size": 65, "n_positions": 70, "n_embd": 40, "n_layer": 4, "n_head": 8},
+]
+# What else config.json may say of a model that is ours.
+VARIANTS: list[dict[str, Any]] = [
+    {"layer_norm_epsilon": 1e-3},
+    {"activation_function": "gelu_pytorch_tanh"},
+    {"n_inner": 80},
+    {"reorder_and_upcast_attn": True},
+    {"use_cache": False, "summary_type": "mean"},
+    {"resid_pdrop": 0.3, "embd_pdrop": 0.3, "attn_pdrop": 0.3},
+]
+
+
+def ids_for(config: Any, seed: int, batch: int = 3) -> np.ndarray:
+    """(B, T) ids of a whole block, first and last id among them."""
+    ids = np.random.default_rng(seed).integers(0, config.vocab_size, (batch, config.block_size))
+    ids[0, 0], ids[-1, -1] = 0, config.vocab_size - 1
+    return ids
+
+
+def their_logits(theirs: Any, ids: np.ndarray) -> np.ndarray:
+    with torch.no_grad():
+        return theirs(torch.tensor(ids)).logits.numpy()
+
+
+def assert_same_logits(ours: GPT, theirs: Any, tolerance: float = 1e-4) -> None:
+    ids = ids_for(ours.config, seed=1)
+    for T in {1, (ids.shape[1] + 1) // 2, ids.shape[1]}:
+        with tg.no_grad():
+            found = ours(ids[:, :T]).numpy()
+        np.testing.assert_allclose(found, their_logits(theirs, ids[:, :T]), rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("settings", SHAPES + VARIANTS, ids=str)
+def test_logits_of_their_files(settings: dict[str, Any], tmp_path: Path) -> None:
+    theirs = make_theirs(**settings)
+    assert_same_logits(load_ours(theirs, tmp_path), theirs)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("settings", SHAPES, ids=str)
+def test_logits_of_our_files(settings: dict[str, Any], bias: bool, tmp_path: Path) -> None:
+    sizes = {("block_size" if name == "n_positions" else name): size for name, size in settings.items()}
+    ours = make_ours(bias=bias, layer_norm_epsilon=1e-4, **sizes)
+    ours.save_pretrained(tmp_path)
+    assert_same_logits(ours, load_theirs(tmp_path))
+
+
+@settings(max_examples=20)
+@given(st.data())
+def test_random_shapes_in_both_directions(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    heads = data.draw(st.integers(1, 6), label="heads")
+    theirs = make_theirs(
+        seed=data.draw(st.integers(0, 99), label="seed"), n_head=heads,
+        n_embd=heads * data.draw(st.integers(1, 13), label="head size"),
+        n_layer=data.draw(st.integers(1, 3), label="layers"), n_positions=data.draw(st.integers(1, 40), label="block"),
+        vocab_size=data.draw(st.integers(1, 300), label="vocabulary"),
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("model")
+    ours = load_ours(theirs, folder / "theirs")
+    assert_same_logits(ours, theirs)
+    ours.save_pretrained(folder / "ours")
+    again = their_parameters(load_theirs(folder / "ours"))
+    for name, parameter in their_parameters(theirs).items():
+        assert torch.equal(again.pop(name), parameter), name
+    assert not again
+
+
+# Files ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["float16", "bfloat16", "float32", "float64"])
+def test_every_dtype_is_the_same_number_on_both_sides(name: str, tmp_path: Path) -> None:
+    dtype = getattr(torch, name)
+    theirs = make_theirs().to(dtype)
+    ours = load_ours(theirs, tmp_path / "theirs", dtype="float64")
+    wanted = {key: value.detach().double().numpy() for key, value in their_parameters(theirs).items()}
+    for key, array in ours.state_dict().items():
+        np.testing.assert_array_equal(array, wanted.pop(key), err_msg=key)
+    assert not wanted
+    # Out again, from float32 for the smaller ones, which are then rounded: as PyTorch rounds.
+    full = make_ours(dtype="float64" if name == "float64" else "float32")
+    full.save_pretrained(tmp_path / "ours", dtype=name)
+    found = their_parameters(load_theirs(tmp_path / "ours", dtype="auto"))
+    for key, array in full.state_dict().items():
+        assert found[key].dtype == dtype, key
+        assert torch.equal(found[key], torch.tensor(array).to(dtype)), key
+
+
+def test_shards_in_both_directions(tmp_path: Path) -> None:
+    theirs = make_theirs()
+    theirs.save_pretrained(tmp_path / "theirs", max_shard_size="10KB")
+    assert len(list((tmp_path / "theirs").glob("model-*.safetensors"))) > 2
+    ours = GPT.from_pretrained(tmp_path / "theirs")
+    assert_same_logits(ours, theirs)
+    ours.save_pretrained(tmp_path / "ours", max_shard_size="10KB")
+    assert len(list((tmp_path / "ours").glob("model-*.safetensors"))) > 2
+    again = their_parameters(load_theirs(tmp_path / "ours"))
+    assert all(torch.equal(again[name], value) for name, value in their_parameters(theirs).items())
+
+
+def test_files_of_the_model_without_its_head(tmp_path: Path) -> None:
+    theirs = make_theirs()
+    theirs.transformer.save_pretrained(tmp_path)
+    assert_same_logits(GPT.from_pretrained(tmp_path), theirs)
+
+
+def test_other_classes_of_theirs_read_our_files(tmp_path: Path) -> None:
+    ours = make_ours()
+    ours.save_pretrained(tmp_path)
+    assert isinstance(transformers.AutoModelForCausalLM.from_pretrained(tmp_path), GPT2LMHeadModel)
+    config = transformers.AutoConfig.from_pretrained(tmp_path)
+    assert (config.n_positions, config.n_inner, config.tie_word_embeddings) == (24, None, True)
+    body = transformers.AutoModel.from_pretrained(tmp_path).eval()
+    ids = ids_for(ours.config, 0)
+    with torch.no_grad():
+        hidden = body(torch.tensor(ids)).last_hidden_state.numpy()
+    with tg.no_grad():
+        np.testing.assert_allclose(ours.hidden(ids).numpy(), hidden, rtol=0, atol=1e-4)
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"tie_word_embeddings": False}, "tie_word_embeddings"),
+    ({"activation_function": "relu"}, "activation_function"),
+    ({"activation_function": "gelu"}, "activation_function"),
+    ({"scale_attn_weights": False}, "scale_attn_weights"),
+    ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
+    ({"n_inner": 30}, "n_inner"),
+    ({"add_cross_attention": True}, "add_cross_attention"),
+]
+
+
+@pytest.mark.parametrize(("settings", "name"), REFUSED, ids=str)
+def test_what_is_no_model_of_ours_is_refused_by_name(settings: dict[str, Any], name: str, tmp_path: Path) -> None:
+    make_theirs(**settings).save_pretrained(tmp_path)
+    with pytest.raises(UsageError, match=name):
+        GPT.from_pretrained(tmp_path)
+
+
+def test_a_pickle_is_refused_with_a_way_that_works(tmp_path: Path) -> None:
+    theirs = make_theirs()
+    theirs.save_pretrained(tmp_path / "old")
+    torch.save(theirs.state_dict(), tmp_path / "old" / "pytorch_model.bin")
+    (tmp_path / "old" / "model.safetensors").unlink()
+    with pytest.raises(UsageError, match="pickle") as error:
+        GPT.from_pretrained(tmp_path / "old")
+    _, _, command = str(error.value).partition('python -c "')
+    exec(command.rstrip('"').replace("NEW_FOLDER", str(tmp_path / "new")), {})
+    assert_same_logits(GPT.from_pretrained(tmp_path / "new"), theirs)
+
+
+def test_on_purpose_one_dropout_for_their_three(tmp_path: Path) -> None:
+    make_theirs(resid_pdrop=0.1, embd_pdrop=0.2, attn_pdrop=0.3).save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match="dropout"):
+        ours = GPT.from_pretrained(tmp_path)
+    assert ours.config.dropout == 0.1
+    ours.save_pretrained(tmp_path)
+    config = GPT2Config.from_pretrained(tmp_path)
+    assert (config.resid_pdrop, config.embd_pdrop, config.attn_pdrop) == (0.1, 0.1, 0.1)
+
+
+def test_on_purpose_biases_of_zero_are_written_and_taken_away_again(tmp_path: Path) -> None:
+    """GPT-2 has biases always. Ours without them comes back without; trained by them it comes back with them."""
+    make_ours(bias=False).save_pretrained(tmp_path)
+    theirs = load_theirs(tmp_path)
+    assert not any(p.any() for name, p in theirs.named_parameters() if name.endswith(".bias"))
+    theirs.save_pretrained(tmp_path / "untouched")
+    assert not GPT.from_pretrained(tmp_path / "untouched").config.bias
+    with torch.no_grad():
+        theirs.transformer.h[1].mlp.c_fc.bias[3] = 1.0
+    theirs.save_pretrained(tmp_path / "trained")
+    ours = GPT.from_pretrained(tmp_path / "trained")
+    assert ours.config.bias
+    assert_same_logits(ours, theirs)
+
+
+# Gradients --------------------------------------------------------------------------------------------
+
+
+def their_loss(theirs: Any, ids: np.ndarray, targets: np.ndarray) -> Any:
+    logits = theirs(torch.tensor(ids)).logits
+    return torch.nn.functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), torch.tensor(targets).reshape(-1))
+
+
+@pytest.mark.parametrize(("name", "tolerance"), [("float32", 1e-4), ("float64", 1e-12)])
+@pytest.mark.parametrize("settings", SHAPES, ids=str)
+def test_gradients_of_all_parameters(settings: dict[str, Any], name: str, tolerance: float, tmp_path: Path) -> None:
+    theirs = make_theirs(resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, **settings).to(getattr(torch, name))
+    ours = load_ours(theirs, tmp_path, dtype=name).train()
+    theirs.train()
+    ids, targets = ids_for(ours.config, 2), ids_for(ours.config, 3)
+    targets.flat[1::3] = -100
+    loss = ours.loss(ids, targets)
+    loss.backward()
+    wanted = their_loss(theirs, ids, targets)
+    wanted.backward()
+    assert loss.item() == pytest.approx(float(wanted.detach()), abs=tolerance)
+    gradients = {name: parameter.grad for name, parameter in ours.named_parameters()}
+    for key, parameter in their_parameters(theirs).items():
+        np.testing.assert_allclose(gradients.pop(key), parameter.grad.numpy(), rtol=0, atol=tolerance, err_msg=key)
+    assert not gradients
+
+
+# Training ---------------------------------------------------------------------------------------------
+
+
+def test_fifty_steps_of_training_stay_beside_pytorchs(tmp_path: Path) -> None:
+    """AdamW, decay for matrices alone, clipping at 1, a falling learning rate: the same weights, the same batches."""
+    rng, V, T = np.random.default_rng(0), 67, 32
+    text = np.cumsum(rng.integers(0, 3, 4000)) % V  # there is something to learn: the next token is one of three
+    theirs = make_theirs(
+        scale=0.05, vocab_size=V, n_positions=T, n_embd=48, n_head=3, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0
+    ).train()
+    ours = load_ours(theirs, tmp_path).train()
+    settings: dict[str, Any] = {"lr": 3e-3, "betas": (0.9, 0.99), "eps": 1e-8}
+    optimizer = tg.optim.AdamW(ours.named_parameters(), weight_decay=0.1, **settings)
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in theirs.parameters() if p.ndim >= 2], "weight_decay": 0.1},
+        {"params": [p for p in theirs.parameters() if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    their_optimizer = torch.optim.AdamW(groups, **settings)
+    losses = []
+    for step in range(50):
+        starts = rng.integers(0, len(text) - T, 8)
+        ids, targets = (text[starts[:, None] + np.arange(T) + shift] for shift in (0, 1))
+        optimizer.lr = 3e-3 * (1 - step / 60)
+        for group in their_optimizer.param_groups:
+            group["lr"] = optimizer.lr
+        loss, their = ours.loss(ids, targets), their_loss(theirs, ids, targets)
+        for one in (loss, their):
+            one.backward()
+        norm = tg.optim.clip_grad_norm(ours.parameters(), 1.0)
+        assert norm == pytest.approx(float(torch.nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)), rel=1e-2)
+        for one in (optimizer, their_optimizer):
+            one.step()
+            one.zero_grad()
+        losses.append((loss.item(), float(their.detach())))
+    found, wanted = np.array(losses).T
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-3)
+    assert found[-1] < found[0] - 1.5  # it has learnt: the steps were large enough to matter
+    for name, parameter in their_parameters(theirs).items():
+        np.testing.assert_allclose(ours.state_dict()[name], parameter.detach().numpy(), rtol=0, atol=1e-2, err_msg=name)
+
+
+def test_the_config_says_what_theirs_says(tmp_path: Path) -> None:
+    """Of the settings that both write, none differs: what transformers saves, loaded and saved again by tinygpt."""
+    make_theirs(resid_pdrop=0.25, embd_pdrop=0.25, attn_pdrop=0.25).save_pretrained(tmp_path / "theirs")
+    GPT.from_pretrained(tmp_path / "theirs").save_pretrained(tmp_path / "ours")
+    theirs, ours = (json.loads((tmp_path / who / "config.json").read_text()) for who in ("theirs", "ours"))
+    common = theirs.keys() & ours.keys()
+    assert {"vocab_size", "n_positions", "resid_pdrop", "layer_norm_epsilon", "activation_function"} <= common
+    assert {name: ours[name] for name in common} == {name: theirs[name] for name in common}
