@@ -371,6 +371,16 @@ def make_cuda(capability: str = "90") -> Any:
     return cuda
 
 
+def make_products() -> Any:
+    """`cupy._core._routines_linalg`: the choice of how float32 is multiplied."""
+    products: Any = types.ModuleType("cupy._core._routines_linalg")
+    products.COMPUTE_TYPE_DEFAULT, products.COMPUTE_TYPE_TF32 = 1, 7
+    chosen = {np.float32: 1}
+    products.get_compute_type = chosen.__getitem__
+    products.set_compute_type = chosen.__setitem__
+    return products
+
+
 @contextlib.contextmanager
 def installed(module: Any = None, bodies: Callable[[str], Any] | None = None) -> Iterator[Any]:
     """Inside the block `import cupy` gives the stand-in, or `module`, and tinygpt has forgotten any other.
@@ -380,6 +390,7 @@ def installed(module: Any = None, bodies: Callable[[str], Any] | None = None) ->
     with pytest.MonkeyPatch.context() as patch:
         module = make() if module is None else module
         patch.setitem(sys.modules, "cupy", module)
+        patch.setitem(sys.modules, "cupy._core._routines_linalg", make_products())
         patch.setattr("tinygpt.backends.cupy.xp", None)
         patch.setattr("tinygpt.backends.cupy.native_body", bodies or (lambda kernel: None))
         yield module

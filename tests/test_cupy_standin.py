@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import inspect
 from typing import Any
@@ -38,6 +39,22 @@ def test_cupy_has_all_that_the_stand_in_has() -> None:
     assert not hasattr(real.ndarray, "__index__")
     assert real.ndarray.__module__ == standin.ndarray.__module__
     assert issubclass(real.cuda.memory.OutOfMemoryError, MemoryError)
+    cuda, runtime = standin.make_cuda(), standin.make_cuda().runtime
+    assert [name for name in vars(cuda) if not hasattr(real.cuda, name)] == []
+    assert [name for name in vars(runtime) if not hasattr(real.cuda.runtime, name)] == []
+    pool = standin.make().get_default_memory_pool()
+    assert [name for name in vars(pool) if not hasattr(real.get_default_memory_pool(), name)] == []
+
+
+@cupy
+def test_the_choice_of_tf32_is_where_it_is_looked_for() -> None:
+    real = importlib.import_module("cupy._core._routines_linalg")
+    products = standin.make_products()
+    names = [name for name in vars(products) if not name.startswith("__")]
+    assert [name for name in names if not hasattr(real, name)] == []
+    assert (real.COMPUTE_TYPE_DEFAULT, real.COMPUTE_TYPE_TF32) == (1, 7)
+    real.set_compute_type(np.float32, real.COMPUTE_TYPE_DEFAULT)
+    assert real.get_compute_type(np.float32) == real.COMPUTE_TYPE_DEFAULT
 
 
 @cupy

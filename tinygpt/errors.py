@@ -30,6 +30,10 @@ class MissingExtraError(UsageError, ImportError):
     """An optional library is not installed. The message names the extra that brings it."""
 
 
+class OutOfMemoryError(UsageError, MemoryError):
+    """The GPU's memory does not suffice."""
+
+
 class GraphFreedError(UsageError, RuntimeError):
     """`backward()` through a graph whose saved arrays are already gone."""
 

@@ -38,11 +38,18 @@ def current() -> str:
 
 
 class use_backend:
-    """Send new tensors to `name` from now on, or, as a `with` block, until its end."""
+    """Send new tensors to `name` from now on, or, as a `with` block, until its end.
 
-    def __init__(self, name: str) -> None:
+    tf32: of "cupy": whether products of float32 matrices may be done in TF32 (see `tinygpt.backends.cupy`); None
+    leaves that as it is. Raises UsageError: an unknown backend, or what is missing for it.
+    """
+
+    def __init__(self, name: str, tf32: bool | None = None) -> None:
         global _current
-        get(name)
+        backend = get(name)
+        if tf32 is not None and name != "cupy":
+            raise UsageError(f"use_backend: tf32 is an option of the backend 'cupy', not of {name!r}")
+        self.tf32 = None if tf32 is None else backend.set_tf32(tf32)  # what it was
         self.previous, _current = _current, name
 
     def __enter__(self) -> use_backend:
@@ -51,6 +58,8 @@ class use_backend:
     def __exit__(self, *exception: object) -> None:
         global _current
         _current = self.previous
+        if self.tf32 is not None:
+            get("cupy").set_tf32(self.tf32)
 
 
 def array_module(array: Any) -> Any:

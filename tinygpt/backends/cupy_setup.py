@@ -1,0 +1,194 @@
+"""Before the first array goes to the GPU: is there all that it takes? Each thing missing has a sentence of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import re
+import sys
+from typing import Any
+
+from .._ext.cuda import ARCHITECTURES
+from ..errors import MissingExtraError, OutOfMemoryError, UsageError
+
+OLDEST = int(ARCHITECTURES[0].removeprefix("sm_"))  # compute capability, times ten
+OLDEST_CUDA = 12
+OTHERWISE = "or use the backend 'numpy'"
+
+
+def driver_cuda() -> tuple[int, int] | None:
+    """(major, minor) of the newest CUDA that this machine's driver can run; None where there is no driver.
+
+    Asked of the driver itself, which takes a millisecond and touches no GPU.
+    """
+    try:
+        library = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+        version = ctypes.c_int()
+        if library.cuDriverGetVersion(ctypes.byref(version)) != 0 or version.value == 0:
+            return None
+    except (OSError, AttributeError):
+        return None
+    return version.value // 1000, version.value % 1000 // 10
+
+
+def fitting_extra(driver: tuple[int, int] | None) -> str:
+    """What to install beside a driver: `pip install 'tinygpt[cuda13]'`, with a word on the choice."""
+    if driver is None:
+        return "pip install 'tinygpt[cuda12]' (or cuda13, to match your driver)"
+    if driver[0] < OLDEST_CUDA:
+        return f"a driver for CUDA {OLDEST_CUDA} or newer (this one is for {driver[0]}.{driver[1]})"
+    extra = "cuda12" if driver[0] == 12 else "cuda13"
+    return f"pip install 'tinygpt[{extra}]', which suits this machine's driver (CUDA {driver[0]}.{driver[1]})"
+
+
+def import_cupy() -> Any:
+    """The module. Raises MissingExtraError where it is absent, or does not import."""
+    try:
+        import cupy
+    except ModuleNotFoundError as error:
+        if error.name != "cupy":
+            raise _does_not_import(error) from error
+        driver = driver_cuda()
+        without = "" if driver is not None else ", and no NVIDIA driver is found here either"
+        raise MissingExtraError(
+            f"the backend 'cupy' needs CuPy, which is not installed{without}: {fitting_extra(driver)}, {OTHERWISE}"
+        ) from error
+    except Exception as error:  # CuPy raises ImportError, and what its libraries raise
+        raise _does_not_import(error) from error
+    return cupy
+
+
+def _does_not_import(error: BaseException) -> MissingExtraError:
+    return MissingExtraError(
+        f"the backend 'cupy' needs CuPy, which is installed but does not import ({reason(error)}): install it anew, "
+        f"{fitting_extra(driver_cuda())}, {OTHERWISE}"
+    )
+
+
+def require_gpu(cupy: Any) -> None:
+    """Raise UsageError unless a GPU that is new enough answers, for which kernels can be compiled."""
+    runtime = cupy.cuda.runtime
+    try:
+        count = runtime.getDeviceCount()
+    except Exception as error:
+        raise UsageError(_no_answer(runtime, error)) from error
+    if count == 0:
+        raise UsageError(NO_GPU)
+    capability = int(cupy.cuda.Device().compute_capability)
+    if capability < OLDEST:
+        raise UsageError(
+            f"the GPU {gpu_name(cupy)} is too old for the backend 'cupy': its compute capability is "
+            f"{decimal(capability)}, and {decimal(OLDEST)} is the least: use another one (CUDA_VISIBLE_DEVICES), "
+            f"{OTHERWISE}"
+        )
+    try:
+        if int((cupy.zeros(1, "int32") + 1).item()) != 1:
+            raise ArithmeticError("0 + 1 is not 1")
+    except OutOfMemoryError:
+        raise
+    except Exception as error:
+        raise UsageError(_no_kernel(cupy, error)) from error
+
+
+NO_GPU = (
+    "the backend 'cupy' finds no GPU on this machine, or CUDA_VISIBLE_DEVICES hides it: use a machine with an NVIDIA "
+    f"GPU, {OTHERWISE}"
+)
+
+
+def _no_answer(runtime: Any, error: Exception) -> str:
+    """Why the driver does not tell how many GPUs there are."""
+    if "cudaErrorNoDevice" in str(error):
+        return NO_GPU
+    driver = driver_cuda()
+    if driver is None:
+        return f"the backend 'cupy' finds no NVIDIA driver on this machine: install one, {OTHERWISE}"
+    if "cudaErrorInsufficientDriver" in str(error):
+        made_for = cuda_version(runtime.runtimeGetVersion())
+        return (
+            f"the NVIDIA driver of this machine is too old for the installed CuPy: it runs CUDA {driver[0]}.{driver[1]}"
+            f", and CuPy is made for {made_for}: install {fitting_extra(driver)}, or a newer driver, {OTHERWISE}"
+        )
+    return f"the backend 'cupy' gets no answer from the NVIDIA driver ({reason(error)}): see nvidia-smi, {OTHERWISE}"
+
+
+def _no_kernel(cupy: Any, error: Exception) -> str:
+    """Why CuPy can't add two numbers."""
+    words = str(error)
+    extra = "cuda12" if cupy.cuda.runtime.runtimeGetVersion() < 13000 else "cuda13"
+    if re.search(r"header|include|cannot open source file|CUDA_PATH|\.h\b|\.hpp\b|nvrtc", words, re.IGNORECASE):
+        return (
+            f"the backend 'cupy' can't compile kernels for the GPU {gpu_name(cupy)}, for want of CUDA's headers or "
+            f"compiler library ({reason(error)}): pip install 'tinygpt[{extra}]', which brings them, {OTHERWISE}"
+        )
+    return f"the GPU {gpu_name(cupy)} does not compute ({reason(error)}): see nvidia-smi, {OTHERWISE}"
+
+
+def gpu_name(cupy: Any) -> str:
+    """Such as "NVIDIA H100 PCIe"."""
+    return cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)["name"].decode(errors="replace")
+
+
+def decimal(tenths: int) -> str:
+    """A compute capability: 75 is 7.5."""
+    return f"{tenths // 10}.{tenths % 10}"
+
+
+def cuda_version(number: int) -> str:
+    """As CUDA numbers its versions: 12040 is 12.4."""
+    return f"{number // 1000}.{number % 1000 // 10}"
+
+
+def reason(error: BaseException) -> str:
+    """What an exception says, in one line: of the one at its root, the last line that has words."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if re.search(r"\w", line)]
+    found = [line for line in lines if "error" in line.lower()] or lines[-1:] or [type(error).__name__]
+    return found[0][:200].rstrip(".")
+
+
+# Memory -------------------------------------------------------------------------------------------
+
+
+def explain_out_of_memory(cupy: Any) -> None:
+    """From now on an allocation that fails raises OutOfMemoryError, with a sentence. CuPy's pool, or any other
+    allocator that was set before, goes on to do the work."""
+    allocate = cupy.cuda.get_allocator()
+    if getattr(allocate, "explained", False):
+        return
+
+    def explained(size: int) -> Any:
+        try:
+            return allocate(size)
+        except cupy.cuda.memory.OutOfMemoryError as error:
+            raise OutOfMemoryError(_out_of_memory(cupy, size)) from error
+
+    explained.explained = True  # type: ignore[attr-defined]
+    cupy.cuda.set_allocator(explained)
+
+
+def _out_of_memory(cupy: Any, size: int) -> str:
+    there = ""
+    with contextlib.suppress(Exception):  # the sentence matters more
+        free, total = cupy.cuda.runtime.memGetInfo()
+        pool = cupy.get_default_memory_pool()
+        held, unused = pool.total_bytes(), pool.total_bytes() - pool.used_bytes()
+        there = (
+            f", of {in_bytes(total)} there are {in_bytes(free)} free, and {in_bytes(unused)} in pieces too small among "
+            f"the {in_bytes(held)} that this process holds"
+        )
+    return (
+        f"the GPU is out of memory: {in_bytes(size)} more were asked for{there}: take a smaller batch "
+        "(--batch-size, and --gradient-accumulation to make up for it), a shorter block (--block-size) or a smaller "
+        "model"
+    )
+
+
+def in_bytes(size: float) -> str:
+    """Such as "1.5 GB"; a GB is 10**9 bytes."""
+    for unit in ("bytes", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} GB" if size < 1000 else f"{size:.0f} GB"
