@@ -9,7 +9,7 @@ import pytest
 from drawing import lay_out, seeds
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_rule import assert_within
+from kernel_rule import EPS32, assert_within, doubled, largest
 from packed_cases import FORMATS, budget, drawn_matrix, needs_extension, normal
 
 from tinygpt.backends import get
@@ -136,6 +136,19 @@ def test_the_best_key_may_come_anywhere() -> None:
         keys[0, :, place] = query
         keys[0, :, 299:] = UNUSED
         check([x, block, keys, values, length])
+
+
+@needs_extension
+def test_a_row_far_from_zero_is_normalised_with_its_exact_mean() -> None:
+    """Deviations of a millionth of the mean, seen in the keys: a mean rounded to float32 would be off by tenths."""
+    x, block, keys, values, length = drawn(4, 16, [0, 3], 4, ("float32", None), eps=1e-12)
+    x = np.float32(1000) + np.float32(1e-3) * x
+    weights = [w.data if isinstance(w, Matrix) else w for w in block[:-1]]
+    arguments = [x, keys, values, length, block.eps, *weights]
+    truth = of_plain_arrays(*doubled(arguments))[1]
+    reference = of_plain_arrays(*copied(arguments))[1]
+    got = run([x, block, keys, values, length])[1][np.arange(2), :, length]
+    assert largest(got - truth) <= 2 * largest(reference - truth) + EPS32 * largest(truth)
 
 
 @needs_extension
