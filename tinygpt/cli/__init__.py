@@ -1,10 +1,11 @@
-"""The command line: `tinygpt train | sample | chat | eval | convert`.
+"""The command line: `tinygpt train | sample | chat | eval | convert | doctor`.
 
     tinygpt train --data FILE --out FOLDER
     tinygpt sample --model FOLDER --prompt "ROMEO:"
     tinygpt chat --model gpt2
     tinygpt eval --model FOLDER --data FILE
     tinygpt convert FOLDER TARGET
+    tinygpt doctor
 
 Exit codes: 0 done; 1 the training diverged; 2 a mistake in what was asked for, said in one sentence; 130 stopped by
 Ctrl-C, 143 by SIGTERM, in both cases with everything saved. A traceback means a defect of ours.
@@ -14,7 +15,7 @@ Ctrl-C, 143 by SIGTERM, in both cases with everything saved. A traceback means a
 | `process` | exit codes; a mistake becomes a sentence |
 | `parser` | options that are made when their command is called, so that `tinygpt --help` imports little |
 | `generating` | the options that choose a model, a prompt and how to go on from it; the text |
-| `train`, `sample`, `chat`, `evaluate`, `convert` | the commands; `dialogue` is what chat knows of templates |
+| `train`, `sample`, `chat`, `evaluate`, `convert`, `doctor` | the commands; `dialogue`: what chat knows of templates |
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ COMMANDS = {
     "chat": "talk with a model in the terminal",
     "eval": "the loss of a model over a text",
     "convert": "a training run or another GPT-2 directory as a GPT-2 directory of the Hugging Face format",
+    "doctor": "what tinygpt finds on this machine, and what to install",
 }
 
 

@@ -68,7 +68,7 @@ class Kernel:
     def each(self, calls: Sequence[Sequence[Any]]) -> list[Any]:
         """What the kernel returns for each of these lists of arguments; where there is a CUDA body of this name with
         `_each` after it, from a single launch."""
-        if _kind != "reference" and calls and not any(isinstance(args[0], np.ndarray) for args in calls):
+        if _kind in ("auto", "cuda") and calls and not any(isinstance(args[0], np.ndarray) for args in calls):
             fast = get("cupy").native_body(f"{self.__name__}_each")
             prepared = [prepare(args, self.strided, self.in_place) for args in calls]
             if fast is not None and None not in prepared:
@@ -79,6 +79,8 @@ class Kernel:
 
     def fast_body(self, args: Sequence[Any]) -> Callable[..., Any] | None:
         """The compiled body for the library these arguments belong to, or None."""
+        if _kind not in KINDS:  # found out here, not at import, so that it is said as any other mistake
+            raise UsageError(f"TINYGPT_KERNELS is {_kind!r}: set it to one of {', '.join(KINDS)}")
         if isinstance(args[0], np.ndarray):
             if _kind == "cuda":
                 raise UsageError(f"TINYGPT_KERNELS=cuda, but {self.__name__} was given NumPy arrays")
@@ -183,7 +185,7 @@ def use_kernels(wanted: str) -> Iterator[None]:
 
 def report() -> str:
     """A table: each kernel's name and the bodies it has here, the live one first."""
-    import tinygpt.ops
+    import tinygpt.ops.decode_block
     import tinygpt.optim  # noqa: F401  both fill the registry
 
     lines = [describe("numpy"), ""]
@@ -192,7 +194,3 @@ def report() -> str:
         live = "reference" if _kind == "reference" else kinds[-1]
         lines.append(f"{name:<36} {live:<10} (has: {', '.join(kinds)})")
     return "\n".join(lines)
-
-
-if _kind not in KINDS:
-    raise UsageError(f"TINYGPT_KERNELS is {_kind!r}: set it to one of {', '.join(KINDS)}")
