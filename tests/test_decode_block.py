@@ -207,6 +207,16 @@ def test_weights_of_any_layout(layout: str, name: str) -> None:
     check(arguments)
 
 
+def test_a_cache_that_does_not_fit_never_reaches_the_compiled_loops() -> None:
+    """They would write beyond it; NumPy says what is wrong."""
+    x, block, keys, values, length = drawn(2, 8, [3, 9], 12, ("float32", None))
+    for cut in ((slice(1),), (slice(2), slice(1))):
+        with pytest.raises((ValueError, IndexError)):
+            run([x, block, keys[cut], values[cut], length])
+    with pytest.raises((ValueError, IndexError)):
+        run([x, block, keys, values[:1], length])
+
+
 def test_a_cache_of_any_layout() -> None:
     x, block, keys, values, length = drawn(2, 8, [3, 9], 12, ("float32", None))
     expected = run([x, block, keys, values, length])

@@ -134,6 +134,15 @@ def test_int8_is_half_a_scale_off_at_most(
 
 
 @pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("group", [None, 8, 24])
+def test_int8_of_a_matrix_that_is_packed_in_several_pieces(axis: int, group: int | None) -> None:
+    """Of nine rows each, with weights that grow from row to row and from column to column: no two scales are alike."""
+    shape = (60, packed.BLOCK // 9)
+    growing = np.float32(1.01) ** np.arange(60)[:, None] + np.arange(shape[1], dtype=np.float32)
+    check_int8((normal(np.random.default_rng(0), *shape) * growing).astype(np.float32), axis, group)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("group", [None, 8])
 def test_int8_of_tiny_weights(axis: int, group: int | None) -> None:
     """Where largest / 127 is subnormal, or none: whole numbers of the smallest float, from 1 up."""

@@ -106,14 +106,16 @@ def few_rows_product(x, matrix):
 
 def few_rows_product_transposed(x, matrix, out):
     """x (M, K), matrix (N, K) -> out (M, N)."""
-    cdef tg_matrix w
+    cdef tg_matrix w, written
     cdef Py_ssize_t M = x.shape[0], K = x.shape[1]
     cdef float *rows
     cdef float *y
     try:
-        rows, y = floats(x), floats(out)
+        rows, y = floats(x), <float *> address(out, b"f", &written)
         take_matrix(&w, matrix, None, K, True)
     except (TypeError, ValueError):
+        return NotImplemented
+    if written.rows != M or written.columns != w.rows:
         return NotImplemented
     with nogil:
         tg_transposed_product(&w, rows, M, y)
@@ -144,9 +146,10 @@ def decode_block(x, block, keys, values, length, work):
     cdef tg_block t
     cdef Py_ssize_t M = x.shape[0], C = x.shape[1]
     cdef float *room
-    if work.size < decode_work(M, C):
+    shape = keys.shape
+    if work.size < decode_work(M, C) or shape[0] != M or shape[1] * shape[3] != C or values.shape != shape:
         return NotImplemented
-    t.M, t.C, t.H, t.capacity, t.eps = M, C, keys.shape[1], keys.shape[2], block.eps
+    t.M, t.C, t.H, t.capacity, t.eps = M, C, shape[1], shape[2], block.eps
     try:
         t.x, t.keys, t.values, room = floats(x), floats(keys), floats(values), floats(work)
         t.length = <const int64_t *> address(length, b"lq")
