@@ -176,6 +176,21 @@ def test_out_of_memory_says_what_was_asked_for_and_what_to_reduce() -> None:
             module.cuda.get_allocator()(100)
 
 
+def test_a_model_that_does_not_fit_stays_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tg.GPT(tg.GPTConfig(vocab_size=5, block_size=4, n_layer=1, n_head=1, n_embd=4))
+    with standin.installed() as module:
+        answers = iter([module.asarray] * 5)
+
+        def asarray(array: Any, dtype: Any = None) -> Any:
+            return next(answers, raising(OutOfMemoryError("the GPU is out of memory")))(array)
+
+        monkeypatch.setattr(module, "asarray", asarray)
+        with pytest.raises(OutOfMemoryError):
+            model.to("cupy")
+    assert next(answers, None) is None  # some had been moved
+    assert {parameter.backend for parameter in model.parameters()} == {"numpy"}
+
+
 def test_memory_that_there_is_comes_from_the_allocator_that_was_set() -> None:
     module = stub()
     with standin.installed(module):

@@ -120,15 +120,16 @@ class Module:
     def to(self, backend: str) -> Module:
         """Move all parameters, and their gradients, to "numpy" or "cupy". Returns the module.
 
-        The `Parameter` objects stay the same, so an optimizer made before keeps working.
+        The `Parameter` objects stay the same, so an optimizer made before keeps working. Raises UsageError, with every
+        parameter where it was, for an unknown or absent backend and where the GPU's memory does not suffice.
         """
-        backends.get(backend)  # refuses an unknown or absent backend before anything moves
+        backends.get(backend)
+        arrays = [(parameter.data, parameter.grad) for parameter in self.parameters()]
+        moved = [[None if a is None else backends.move(a, backend) for a in pair] for pair in arrays]
         for module in self.modules():
             module.move_packed(backend)
-        for parameter in self.parameters():
-            parameter.data = backends.move(parameter.data, backend)
-            if parameter.grad is not None:
-                parameter.grad = backends.move(parameter.grad, backend)
+        for parameter, (data, grad) in zip(self.parameters(), moved, strict=True):
+            parameter.data, parameter.grad = data, grad
         return self
 
     # What `tinygpt.nn.packed` holds in place of parameters; nothing in other modules.
