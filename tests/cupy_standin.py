@@ -391,6 +391,7 @@ def installed(module: Any = None, bodies: Callable[[str], Any] | None = None) ->
         module = make() if module is None else module
         patch.setitem(sys.modules, "cupy", module)
         patch.setitem(sys.modules, "cupy._core._routines_linalg", make_products())
+        patch.setattr("tinygpt.backends._current", "numpy")  # and what a command line chose is forgotten afterwards
         patch.setattr("tinygpt.backends.cupy.xp", None)
         patch.setattr("tinygpt.backends.cupy.native_body", bodies or (lambda kernel: None))
         yield module
