@@ -60,6 +60,8 @@ GREEDY: list[dict[str, Any]] = [
     {"bad_words_ids": [[4], [7, 7], [9, 1, 2]], "repetition_penalty": 1.2},
     {"forced_eos_token_id": 12},
     {"forced_eos_token_id": [12, 13], "forced_bos_token_id": 8},
+    {"forced_eos_token_id": [12, 13], "suppress_tokens": [12]},
+    {"forced_bos_token_id": 8, "begin_suppress_tokens": [2, 5, 8, 11]},
     {"repetition_penalty": 1.3, "no_repeat_ngram_size": 3, "min_new_tokens": 6, "eos_token_id": 12},
 ]
 
@@ -119,7 +121,7 @@ def check_beams(pair: Any, rows: Any, num_beams: int, padding: int = 30, **optio
     np.testing.assert_allclose(found.scores, wanted.sequences_scores.numpy(), rtol=1e-4, atol=1e-4)
 
 
-PENALTIES = (-1.0, 0.0, 0.6, 1.0, 2.0)
+PENALTIES = (-1.0, -0.2, 0.0, 0.6, 1.0, 2.0)
 ROWS_END, EQUAL_END = [26, 11, 5], [8, 5]  # ids that beams of these rows come to, early and late
 
 
@@ -187,6 +189,14 @@ def test_beams_of_other_models(seed: int, tmp_path: Path) -> None:
             eos_token_id=np.unique(rng.choice(free.ravel(), int(rng.integers(1, 4)))).tolist(),
             num_return_sequences=int(rng.integers(1, num_beams + 1)),
         )  # fmt: skip
+
+
+def test_beams_that_improve_late_under_a_penalty_on_length(tmp_path: Path) -> None:
+    """Poor hypotheses come first, a good beam ends later: with "never" and a negative penalty it must not be given up."""
+    model = make_theirs(seed=5, scale=0.7, vocab_size=V, n_positions=BLOCK)
+    both = load_ours(model, tmp_path), model
+    for eos in ([20, 19], [29, 20]):
+        check_beams(both, EQUAL, 2, max_new_tokens=20, eos_token_id=eos, length_penalty=-1.0, early_stopping="never")
 
 
 def test_on_purpose_beams_that_do_not_exist_never_come_up(tmp_path: Path) -> None:

@@ -123,6 +123,9 @@ def test_forced_and_suppressed_tokens(
         check(history.ForcedEos(some, longest, None), their, logits, ids, new=T - prompt)
         their = theirs.SuppressTokensAtBeginLogitsProcessor(list(some), prompt)
         check(history.BeginSuppressTokens(some), their, logits, ids, new=T - prompt)
+        # Where the first token is forced, a prompt of one token begins one later.
+        their = theirs.SuppressTokensAtBeginLogitsProcessor(list(some), prompt + (prompt == 1))
+        check(history.BeginSuppressTokens(some, forced_bos=True), their, logits, ids, new=T - prompt)
     check(history.SuppressTokens(some), theirs.SuppressTokensLogitsProcessor(list(some)), logits, ids)
 
 
