@@ -20,6 +20,12 @@ from tinygpt.ops.packed import Matrix, pack
 
 needs_extension = pytest.mark.skipif(get("numpy").extension() is None, reason="extension not built")
 
+
+def compiled(test: Any) -> Any:
+    """A test of the compiled bodies: they run in it whatever TINYGPT_KERNELS says."""
+    return needs_extension(use_kernels("cython")(test))
+
+
 # (format, group); a group of 24 is no multiple of the vectors' widths, 1000 is longer than most sums.
 FORMATS = [
     ("float32", None), ("bfloat16", None), ("int8", None), ("int8", 8), ("int8", 16), ("int8", 24), ("int8", 1000),

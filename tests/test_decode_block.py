@@ -10,10 +10,9 @@ from drawing import lay_out, seeds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_rule import EPS32, assert_within, doubled, largest
-from packed_cases import FORMATS, budget, drawn_matrix, needs_extension, normal
+from packed_cases import FORMATS, budget, compiled, drawn_matrix, normal
 
 from tinygpt.backends import get
-from tinygpt.kernel import use_kernels
 from tinygpt.ops.decode_block import BlockWeights, decode_block
 from tinygpt.ops.packed import Matrix, unpack
 
@@ -97,7 +96,7 @@ def check(arguments: list[Any]) -> None:
 lengths = st.lists(st.sampled_from([0, 1, 2, 5, 15, 16, 17, 63]), min_size=1, max_size=5)
 
 
-@needs_extension
+@compiled
 @settings(max_examples=80)
 @given(
     heads=st.sampled_from([1, 2, 3]),
@@ -112,11 +111,10 @@ lengths = st.lists(st.sampled_from([0, 1, 2, 5, 15, 16, 17, 63]), min_size=1, ma
 def test_compiled_block(
     heads: int, size: int, lengths: list[int], spare: int, form: Any, bias: bool, eps: float, seed: int
 ) -> None:
-    with use_kernels("cython"):
-        check(drawn(heads, size, lengths, max(lengths) + spare, form, bias, seed, eps))
+    check(drawn(heads, size, lengths, max(lengths) + spare, form, bias, seed, eps))
 
 
-@needs_extension
+@compiled
 @pytest.mark.parametrize(("heads", "size"), [(5, 1), (2, 64), (1, 80), (2, 128)])
 @pytest.mark.parametrize(
     ("form", "bias"), [(("float32", None), True), (("bfloat16", None), False), (("int8", 24), True)]
@@ -126,7 +124,7 @@ def test_compiled_block_over_long_texts(heads: int, size: int, form: Any, bias: 
     check(drawn(heads, size, [127, 0, 128, 129, 1, 300, 255, 256], 301, form, bias))
 
 
-@needs_extension
+@compiled
 def test_the_best_key_may_come_anywhere() -> None:
     """Attention goes over the keys in pieces and scales down what it has whenever it meets a greater score."""
     for place in (0, 5, 127, 128, 200, 255, 256, 290):
@@ -138,7 +136,7 @@ def test_the_best_key_may_come_anywhere() -> None:
         check([x, block, keys, values, length])
 
 
-@needs_extension
+@compiled
 def test_a_row_far_from_zero_is_normalised_with_its_exact_mean() -> None:
     """Deviations of a millionth of the mean, seen in the keys: a mean rounded to float32 would be off by tenths."""
     x, block, keys, values, length = drawn(4, 16, [0, 3], 4, ("float32", None), eps=1e-12)
@@ -151,7 +149,7 @@ def test_a_row_far_from_zero_is_normalised_with_its_exact_mean() -> None:
     assert largest(got - truth) <= 2 * largest(reference - truth) + EPS32 * largest(truth)
 
 
-@needs_extension
+@compiled
 def test_scores_beyond_the_range_of_exp() -> None:
     for factor in (30, 1000):
         x, block, keys, values, length = drawn(2, 8, [0, 1, 140, 260], 261, ("float32", None))
@@ -160,20 +158,19 @@ def test_scores_beyond_the_range_of_exp() -> None:
             check([x, block, keys, values, length])
 
 
-@needs_extension
+@compiled
 @pytest.mark.parametrize("form", FORMATS)
 def test_a_row_is_the_same_among_any_others_and_on_any_number_of_threads(form: Any, threads: Any) -> None:
     arguments = drawn(4, 24, [127, 0, 300, 128, 3, *range(100, 115)], 301, form)
-    with use_kernels("cython"):
-        threads(1)
-        expected = run(arguments)
-        for count in (2, 3, 8):
-            threads(count)
-            assert all(np.array_equal(a, b) for a, b in zip(run(arguments), expected, strict=True))
-        x, block, keys, values, length = arguments
-        for rows in ([0], [2], [4], [1, 3], [3, 0, 2, 1], list(range(17))):
-            some = run([x[rows], block, keys[rows], values[rows], length[rows]])
-            assert all(np.array_equal(a, b[rows]) for a, b in zip(some, expected, strict=True)), rows
+    threads(1)
+    expected = run(arguments)
+    for count in (2, 3, 8):
+        threads(count)
+        assert all(np.array_equal(a, b) for a, b in zip(run(arguments), expected, strict=True))
+    x, block, keys, values, length = arguments
+    for rows in ([0], [2], [4], [1, 3], [3, 0, 2, 1], list(range(17))):
+        some = run([x[rows], block, keys[rows], values[rows], length[rows]])
+        assert all(np.array_equal(a, b[rows]) for a, b in zip(some, expected, strict=True)), rows
 
 
 def test_weights_are_left_alone() -> None:

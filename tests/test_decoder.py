@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from generation_helpers import make
-from packed_cases import FORMATS, needs_extension
+from packed_cases import FORMATS, compiled
 from slow_decoder import SlowDecoder
 
 import tinygpt as tg
@@ -121,7 +121,7 @@ def test_the_comparison_would_notice() -> None:
 # Rows -------------------------------------------------------------------------------------------------
 
 
-@needs_extension
+@compiled
 @pytest.mark.parametrize("form", FORMATS[:4])
 def test_a_row_has_the_same_bits_whatever_the_others_are(form: Any, threads: Any) -> None:
     model, prompts = packed_model(form), prompts_of([*LENGTHS, *range(3, 20)])

@@ -10,7 +10,7 @@ from drawing import LAYOUTS, lay_out, seeds
 from generation_helpers import make
 from hypothesis import given
 from hypothesis import strategies as st
-from packed_cases import FORMATS, drawn_matrix, needs_extension, normal
+from packed_cases import FORMATS, compiled, drawn_matrix, normal
 
 import tinygpt as tg
 from tinygpt.errors import ShapeError
@@ -187,7 +187,7 @@ def test_rows_of_an_embedding(shape: tuple[int, int], form: Any, seed: int) -> N
         assert np.array_equal(rows, unpack(matrix, 1)[ids])
 
 
-@needs_extension
+@compiled
 @pytest.mark.parametrize("form", FORMATS[1:])
 @pytest.mark.parametrize("axis", [0, 1])
 def test_compiled_unpacking_is_exact(form: Any, axis: int, threads: Any) -> None:

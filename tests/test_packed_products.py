@@ -10,9 +10,8 @@ from drawing import LAYOUTS, lay_out, seeds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_rule import assert_within
-from packed_cases import FORMATS, budget, drawn_matrix, needs_extension, normal
+from packed_cases import FORMATS, budget, compiled, drawn_matrix, normal
 
-from tinygpt.kernel import use_kernels
 from tinygpt.ops.packed import (
     FEW_ROWS,
     Matrix,
@@ -55,7 +54,7 @@ def check_product(kind: str, x: np.ndarray, matrix: Matrix, got: np.ndarray) -> 
     assert_within([got], truth, allowed)
 
 
-@needs_extension
+@compiled
 @every_kind
 @settings(max_examples=120)
 @given(M=rows, K=lengths, N=lengths, form=st.sampled_from(FORMATS), layout=st.sampled_from(LAYOUTS), seed=seeds)
@@ -63,15 +62,14 @@ def test_compiled_product(kind: str, M: int, K: int, N: int, form: Any, layout: 
     x, matrix = drawn(kind, M, K, N, form, seed)
     x = lay_out(x, layout)
     before = [None if a is None else a.copy() for a in (x, matrix.data, matrix.scale)]
-    with use_kernels("cython"):
-        got = product(kind, x, matrix)
+    got = product(kind, x, matrix)
     check_product(kind, x, matrix, got)
     assert all(
         a is b is None or np.array_equal(a, b) for a, b in zip((x, matrix.data, matrix.scale), before, strict=True)
     )
 
 
-@needs_extension
+@compiled
 @every_kind
 @pytest.mark.parametrize("form", FORMATS)
 def test_compiled_product_of_a_large_matrix(kind: str, form: Any) -> None:
@@ -79,7 +77,7 @@ def test_compiled_product_of_a_large_matrix(kind: str, form: Any) -> None:
     check_product(kind, x, matrix, product(kind, x, matrix))
 
 
-@needs_extension
+@compiled
 @every_kind
 @settings(max_examples=40)
 @given(M=rows, K=lengths, N=lengths, form=st.sampled_from(FORMATS), seed=seeds)
@@ -94,7 +92,7 @@ def test_a_row_of_a_product_is_the_same_among_any_others(
     assert np.array_equal(product(kind, x[M // 3 :], matrix), whole[M // 3 :])
 
 
-@needs_extension
+@compiled
 @every_kind
 @pytest.mark.parametrize("form", FORMATS)
 def test_threads_change_no_bit_of_a_product(kind: str, form: Any, threads: Any) -> None:
