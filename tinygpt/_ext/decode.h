@@ -4,7 +4,7 @@
  * With one row, every weight is read from memory once and used for one multiplication and one addition: the time is that
  * of reading the weights, and everything here is arranged so that memory is read in long sequential runs.
  *
- * A matrix W (K, N) multiplies from the right: y = x W. Its rows are cut into BLOCKS blocks, whatever the number of threads
+ * A matrix W (K, N) multiplies from the right: y = x W. Its rows are cut into eight blocks, whatever the number of threads
  * or of rows of x, and block b adds up its own part of the sum over k, all N columns of it: its memory is one contiguous
  * piece, read as TG_DEEP streams. The parts are added in the order of the blocks by whoever reads the product next
  * (`tg_sum`), together with the bias. So an element of y is the same bits on any number of threads, and row m of y is the
@@ -32,7 +32,7 @@
 #include "vmath.h"
 
 enum { TG_FLOAT32, TG_BFLOAT16, TG_INT8 };
-enum { TG_BLOCKS = 16, TG_DEEP = 8, TG_TILE = 512, TG_PAD = 16, TG_ROWS_AT_ONCE = 16 };
+enum { TG_BLOCKS = 8, TG_DEEP = 8, TG_TILE = 512, TG_PAD = 16, TG_ROWS_AT_ONCE = 16 };
 enum { TG_LANE = TG_VECTOR_BYTES / 4 };
 
 typedef float tg_floats __attribute__((vector_size(TG_VECTOR_BYTES), aligned(4), may_alias));
