@@ -3,12 +3,12 @@
 // Each CUDA thread is a fiber: a stack of its own, left and entered again at barriers, at warp shuffles and, under the
 // random schedule, at many a look at threadIdx. One fiber runs at a time, so results depend on the schedule alone. A
 // fiber runs as far as it can before the next one starts: what it does too early, for want of a barrier, it does as
-// early as possible. Schedules: 0 takes the warps in order, each as far as it goes; 1 backwards, the threads of a warp too;
-// above that random, with the schedule's number as the seed.
+// early as possible. Schedules: 0 takes the warps in order, each as far as it goes; 1 backwards, the threads of a warp
+// too; above that random, with the schedule's number as the seed. The blocks of a grid come in these orders, too.
 //
-// Seen as errors: threads that end, or wait at another barrier, while others wait; shuffles not reached by a whole warp;
-// writes beyond the end of an array in shared memory; more shared memory than a block may have; accesses to packs at
-// addresses that are no multiple of their size. Shared memory begins as NaN in every block.
+// Seen as errors: threads that end, or wait at another barrier, while others wait; shuffles not reached by a whole
+// warp; writes beyond the end of an array in shared memory; more shared memory than a block may have; accesses to packs
+// at addresses that are no multiple of their size. Shared memory begins as NaN in every block.
 
 #include <math.h>
 #include <setjmp.h>
@@ -32,6 +32,7 @@
 #define __restrict__
 #define __align__(n) alignas(n)
 #define __syncthreads() emulation::barrier(__LINE__)
+#define __syncwarp() emulation::sync_warp(__LINE__)
 #define __shfl_xor_sync(mask, value, offset) emulation::shuffle(mask, value, emulation::lane() ^ (offset), __LINE__)
 #define __shfl_sync(mask, value, from) emulation::shuffle(mask, value, from, __LINE__)
 #define __builtin_assume_aligned(pointer, bytes) emulation::aligned(pointer, bytes, __LINE__)
@@ -150,6 +151,11 @@ static inline int lane() { return current_number % LANES; }
 
 static inline void barrier(int line) { leave(AT_BARRIER, line); }
 
+static inline void sync_warp(int line) {
+    current->shuffles++;  // it takes a turn, so that a neighbour's slot is not looked at too late
+    leave(AT_SHUFFLE, line);
+}
+
 template <typename T>
 static T shuffle(unsigned mask, T value, int from, int line) {
     if (mask != 0xffffffffu) fail("line %d: a shuffle of a part of a warp", line);
@@ -163,7 +169,8 @@ static T shuffle(unsigned mask, T value, int from, int line) {
 }
 
 static void *aligned(const void *pointer, size_t bytes, int line) {
-    if ((uintptr_t)pointer % bytes) fail("line %d: %zu bytes at an address that is no multiple of %zu", line, bytes, bytes);
+    if ((uintptr_t)pointer % bytes)
+        fail("line %d: %zu bytes at an address that is no multiple of %zu", line, bytes, bytes);
     return const_cast<void *>(pointer);
 }
 
@@ -197,8 +204,16 @@ static void check_shared() {
     if (total > MOST_SHARED && !message[0]) snprintf(message, sizeof message, "%zu bytes of shared memory", total);
 }
 
+// Where the kernel will have its variables: what it does not initialise is then NaN, unless the compiler keeps it
+// elsewhere.
+[[gnu::noinline]] static void poison_stack() {
+    volatile unsigned char room[8192];
+    memset((void *)room, 0xff, sizeof room);
+}
+
 static void run_fiber() {
     for (;;) {
+        poison_stack();
         call(call_arguments);
         leave(DONE, 0);
     }
@@ -333,7 +348,8 @@ static const char *launch(const Entry &kernel, const unsigned *grid, const unsig
     grid_size = {grid[0], grid[1], grid[2]};
     count = block[0] * block[1] * block[2];
     if (count % LANES || count == 0 || count > 1024) return "a block must be whole warps, at most 32";
-    if (!grid[0] || !grid[1] || !grid[2] || grid[1] > 65535 || grid[2] > 65535) return "a grid of a size that CUDA refuses";
+    if (!grid[0] || !grid[1] || !grid[2] || grid[1] > 65535 || grid[2] > 65535)
+        return "a grid of a size that CUDA refuses";
     while ((int)threads.size() < count) {
         threads.push_back(new Thread);
         make_fiber(threads.back());
@@ -346,15 +362,16 @@ static const char *launch(const Entry &kernel, const unsigned *grid, const unsig
     shared_arrays.clear();
     shared_used = 0;
     memset(shared_bytes, 0xff, sizeof shared_bytes);
-    for (unsigned z = 0; z < grid[2]; z++)
-        for (unsigned y = 0; y < grid[1]; y++)
-            for (unsigned x = 0; x < grid[0]; x++) {
-                block_index = {x, y, z};
-                run_block();
-                if (!message[0]) continue;
-                for (Thread *thread : threads) make_fiber(thread);  // those that stopped half way begin anew
-                return message;
-            }
+    std::vector<unsigned> order(grid[0] * grid[1] * grid[2]);
+    for (unsigned i = 0; i < order.size(); i++) order[i] = schedule == 1 ? order.size() - 1 - i : i;
+    for (unsigned i = order.size() - 1; schedule > 1 && i > 0; i--) std::swap(order[i], order[random_below(i + 1)]);
+    for (unsigned block : order) {
+        block_index = {block % grid[0], block / grid[0] % grid[1], block / grid[0] / grid[1]};
+        run_block();
+        if (!message[0]) continue;
+        for (Thread *thread : threads) make_fiber(thread);  // those that stopped half way begin anew
+        return message;
+    }
     return nullptr;
 }
 

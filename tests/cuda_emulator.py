@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import mmap
 import os
 import re
 import shutil
@@ -24,6 +25,7 @@ from tinygpt._ext import cuda
 
 COMPILER = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("c++") or shutil.which("clang++")
 FLAGS = ("-std=c++17", "-shared", "-fPIC", "-U_FORTIFY_SOURCE", "-w")
+TRAPS = ("-O0", "-fsanitize=bounds", "-fsanitize-undefined-trap-on-error")  # an index beyond an array ends the process
 MARGIN = 256  # bytes on each side of an array
 HEADER = Path(__file__).with_name("cuda_emulation.h")
 
@@ -80,17 +82,17 @@ def folder() -> Path:
     return path
 
 
-def compile_cpp(text: str, level: str) -> Path:
+def compile_cpp(text: str, options: Sequence[str]) -> Path:
     """The shared library of a program, compiled unless it is there from before."""
     assert COMPILER is not None
     version = subprocess.run([COMPILER, "--version"], capture_output=True, check=True, text=True).stdout
-    name = hashlib.sha256("\0".join([version, *FLAGS, level, text]).encode()).hexdigest()[:32]
+    name = hashlib.sha256("\0".join([version, *FLAGS, *options, text]).encode()).hexdigest()[:32]
     path = folder() / f"{name}.so"
     if not path.exists():
         with tempfile.TemporaryDirectory(dir=folder()) as work:
             source, made = Path(work, "kernels.cpp"), Path(work, "kernels.so")
             source.write_text(text, encoding="utf-8")
-            command = [COMPILER, *FLAGS, level, str(source), "-o", str(made)]
+            command = [COMPILER, *FLAGS, *options, str(source), "-o", str(made)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
                 raise KernelError(f"the kernels do not compile as C++:\n{done.stderr[:4000]}")
@@ -101,13 +103,13 @@ def compile_cpp(text: str, level: str) -> Path:
 class Program:
     """A compiled program and its kernels by name."""
 
-    def __init__(self, texts: dict[str, tuple[str, Sequence[str]]], level: str = "-O1") -> None:
+    def __init__(self, texts: dict[str, tuple[str, Sequence[str]]], options: Sequence[str] = ("-O1",)) -> None:
         self.numbers = {
             (version, expression): (i, j)
             for i, (version, (_, expressions)) in enumerate(texts.items())
             for j, expression in enumerate(expressions)
         }
-        self.function = ctypes.CDLL(str(compile_cpp(program(texts), level))).launch
+        self.function = ctypes.CDLL(str(compile_cpp(program(texts), options))).launch
         self.function.restype = ctypes.c_char_p
 
     def launch(
@@ -157,19 +159,57 @@ def compiled_once(file: str, real: str) -> Program | KernelError:
 # Arrays with room around them ---------------------------------------------------------------------
 
 
-class Guarded:
-    """A copy of an array's memory, from its first byte to its last, between margins."""
+def poison(size: int, itemsize: int, seed: int) -> np.ndarray:
+    """`size` bytes of NaN, no two of them alike, and signalling: arithmetic changes its bits, a copy its place.
 
-    def __init__(self, array: np.ndarray) -> None:
+    So a kernel that reads beyond an array and writes the result beyond another one is found out.
+    """
+    count = size // itemsize + 1
+    payload = (np.arange(count, dtype=np.uint64) * np.uint64(2654435761) + np.uint64(seed)) % np.uint64(100003)
+    if itemsize == 8:
+        values = payload | np.uint64(0xFFF4 << 48)
+    elif itemsize == 4:
+        values = (payload | np.uint64(0xFFA00000)).astype(np.uint32)
+    elif itemsize == 2:
+        values = (payload % np.uint64(255) + np.uint64(0xFC01)).astype(np.uint16)
+    else:
+        values = payload.astype(np.uint8)
+    return values.view(np.uint8)[:size].copy()
+
+
+def fenced(size: int, fence: str) -> np.ndarray:
+    """`size` bytes with no memory behind or before them: an access there ends the process."""
+    page = mmap.PAGESIZE
+    pages = -(-size // page) * page
+    whole = np.frombuffer(mmap.mmap(-1, pages + page), np.uint8)
+    closed, place = (pages, pages - size) if fence == "behind" else (0, page)
+    done = ctypes.CDLL(None).mprotect(ctypes.c_void_p(whole.ctypes.data + closed), ctypes.c_size_t(page), 0)
+    assert done == 0
+    return whole[place : place + size]
+
+
+class Guarded:
+    """A copy of an array's memory, from its first byte to its last, between margins.
+
+    fence: "behind" or "before": there is no memory at all there, but for up to 15 bytes that make the addresses fit.
+    """
+
+    def __init__(self, array: np.ndarray, fence: str = "") -> None:
         self.array = array
         first, last = np.lib.array_utils.byte_bounds(array)
-        self.buffer = np.full(last - first + 2 * MARGIN + 64, 0xFF, np.uint8)
-        start = MARGIN + (first - self.buffer.ctypes.data - MARGIN) % 64  # as far from a multiple of 64 as the original
-        extent = (ctypes.c_uint8 * (last - first)).from_address(first)
-        self.buffer[start : start + last - first] = np.frombuffer(extent, np.uint8)
-        self.copy = np.ndarray(array.shape, array.dtype, self.buffer, start + array.ctypes.data - first, array.strides)
-        self.before = self.buffer.copy()
+        size = last - first
+        front = MARGIN if fence != "before" else first % 16
+        rest = MARGIN if fence != "behind" else -(first + size) % 16
+        room = front + size + rest
+        self.buffer = fenced(room, fence) if fence else np.empty(room + 64, np.uint8)
+        self.buffer[:] = poison(self.buffer.size, array.itemsize, seed=first % 99991)
+        start = front if fence else front + (first - self.buffer.ctypes.data - front) % 64
+        assert (self.buffer.ctypes.data + start - first) % 16 == 0  # aligned as the original
+        extent = (ctypes.c_uint8 * size).from_address(first)
+        self.buffer[start : start + size] = np.frombuffer(extent, np.uint8)
         self.place = start + array.ctypes.data - first
+        self.copy = np.ndarray(array.shape, array.dtype, self.buffer, self.place, array.strides)
+        self.before = self.buffer.copy()
 
     def finish(self) -> None:
         """Bring what was written back into the array, and see that nothing was written elsewhere."""
@@ -185,20 +225,26 @@ class Guarded:
 
 
 class Device:
-    """What the launchers run on: see tinygpt._ext.cuda.Device. Counts its launches."""
+    """What the launchers run on: see tinygpt._ext.cuda.Device. Lists its launches."""
 
     xp = np
 
-    def __init__(self, schedule: int = 0, program_of: Any = right_program, version: str = "right") -> None:
-        self.schedule, self.program_of, self.version = schedule, program_of, version
-        self.launches = 0
+    def __init__(
+        self, schedule: int = 0, versions: dict[str, tuple[Program, str]] | None = None, fence: str = ""
+    ) -> None:
+        """versions: of which files another version than the right one is to run, where it has the kernel, and which.
+
+        fence: see Guarded.
+        """
+        self.schedule, self.versions, self.fence = schedule, versions or {}, fence
+        self.launched: list[tuple[str, str]] = []  # (file, kernel)
         self.pointed: list[Guarded] = []
 
     def empty(self, shape: Any, dtype: Any) -> np.ndarray:
         """As on a GPU its memory begins at a multiple of 16 bytes and holds anything: here NaN."""
         dtype = np.dtype(dtype)
         size = cuda.size_of(shape) * dtype.itemsize
-        memory = np.full(size + 16, 0xFF, np.uint8)
+        memory = poison(size + 16, dtype.itemsize, seed=size)
         start = -memory.ctypes.data % 16
         return memory[start : start + size].view(dtype).reshape(shape)
 
@@ -207,20 +253,22 @@ class Device:
 
     def pointers(self, arrays: Sequence[np.ndarray]) -> list[int]:
         """Addresses for a table that the next launch is given."""
-        made = [Guarded(array) for array in arrays]
+        made = [Guarded(array, self.fence) for array in arrays]
         self.pointed += made
         return [guarded.copy.ctypes.data for guarded in made]
 
     def launch(
         self, file: str, kernel: str, real: str, grid: Sequence[int], block: Sequence[int], arguments: Any, shared: int
     ) -> None:
-        self.launches += 1
+        self.launched.append((file, kernel))
         values = cuda.kernel_arguments(arguments)
-        guarded = [Guarded(value) for value in values if isinstance(value, np.ndarray)]
+        guarded = [Guarded(value, self.fence) for value in values if isinstance(value, np.ndarray)]
         places = iter(guarded)
         scalars = [np.uintp(next(places).copy.ctypes.data) if isinstance(v, np.ndarray) else v for v in values]
-        program = self.program_of(file, real)
-        program.launch(self.version, kernel, grid, block, shared, self.schedule, scalars)
+        program, version = self.versions.get(file, (None, ""))
+        if program is None or (version, kernel) not in program.numbers:
+            program, version = right_program(file, real), "right"
+        program.launch(version, kernel, grid, block, shared, self.schedule, scalars)
         for one in [*guarded, *self.pointed]:
             one.finish()
         self.pointed = []

@@ -138,11 +138,13 @@ class KernelRow:
     """A kernel, by name, and how to draw its arguments, all of them in order.
 
     writes: the positions of arguments that the kernel writes to. They count as results, and must be drawn writable.
+    kernel: what is called; None means the registered kernel of this name.
     """
 
     name: str
     examples: st.SearchStrategy[Example]
     writes: tuple[int, ...] = ()
+    kernel: Any = None
 
 
 def some_examples(strategy: st.SearchStrategy[Any], count: int) -> list[Any]:

@@ -20,13 +20,13 @@ from rounding import Rounding, rounded
 
 from tinygpt.kernel import REGISTRY, use_kernels
 
-EPS32, EPS64 = float(np.finfo(np.float32).eps), float(np.finfo(np.float64).eps)
+EPS16, EPS32, EPS64 = (float(np.finfo(dtype).eps) for dtype in (np.float16, np.float32, np.float64))
 
 
 def results(row: KernelRow, kind: str, arguments: list[Any]) -> list[np.ndarray]:
     """What the kernel returns and what it writes, as float64 arrays."""
     with use_kernels(kind), np.errstate(all="ignore"):
-        returned = REGISTRY[row.name](*arguments)
+        returned = (row.kernel or REGISTRY[row.name])(*arguments)
     returned = returned if isinstance(returned, tuple) else (returned,)
     written = [arguments[i] for i in row.writes]
     return [np.asarray(value, dtype=np.float64) for value in (*returned, *written) if value is not None]
@@ -48,12 +48,12 @@ def largest(values: np.ndarray) -> float:
     return float(np.abs(values).max(initial=0))
 
 
-def moved_by_rounding(row: KernelRow, arguments: list[Any], truth: list[np.ndarray], in_sums: bool) -> list[float]:
+def moved_by_rounding(
+    row: KernelRow, arguments: list[Any], truth: list[np.ndarray], in_sums: bool, eps: float = EPS32
+) -> list[float]:
     """For each result the farthest it goes in four choices of float32 roundings, and one rounding of the result."""
-    choices = [results(row, "reference", doubled(arguments, Rounding(EPS32, seed, in_sums))) for seed in range(4)]
-    return [
-        max(largest(choice[i] - true) for choice in choices) + EPS32 * largest(true) for i, true in enumerate(truth)
-    ]
+    choices = [results(row, "reference", doubled(arguments, Rounding(eps, seed, in_sums))) for seed in range(4)]
+    return [max(largest(choice[i] - true) for choice in choices) + eps * largest(true) for i, true in enumerate(truth)]
 
 
 def float32_budget(row: KernelRow, example: Example) -> tuple[list[np.ndarray], list[float]]:
@@ -69,6 +69,12 @@ def float64_budget(row: KernelRow, example: Example) -> tuple[list[np.ndarray], 
     expected = results(row, "reference", example.make())
     far = moved_by_rounding(row, example.make(), expected, in_sums=True)
     return expected, [2 * distance * EPS64 / EPS32 for distance in far]
+
+
+def float16_budget(row: KernelRow, arguments: list[Any]) -> tuple[list[np.ndarray], list[float]]:
+    """The truth for each result on arrays of float16, and how far from it a body may be that computes in float32."""
+    truth = results(row, "reference", doubled(arguments))
+    return truth, [2 * distance for distance in moved_by_rounding(row, arguments, truth, in_sums=False, eps=EPS16)]
 
 
 def assert_within(got: list[np.ndarray], expected: list[np.ndarray], budget: list[float]) -> None:

@@ -29,6 +29,7 @@ from tinygpt.tensor import Tensor
 IGNORE = -100
 probabilities = st.sampled_from([0.1, 0.5, 0.9])
 few = st.sampled_from([0, 1, 5, 40])
+query_counts, key_counts = st.sampled_from([0, 1, 2, 9, 65]), st.sampled_from([1, 2, 7, 17, 66])
 streams = st.sampled_from([0, 1, 2**32 + 5])
 keys = st.tuples(st.integers(0, 2**64 - 1), streams)
 writable = st.sampled_from(["C", "F", "permuted", "strided", "negative"])
@@ -239,9 +240,11 @@ def binary_cross_entropy_arguments(draw: Any, backward: bool = False) -> Example
 
 
 @st.composite
-def attention_arguments(draw: Any, backward: bool = False, D: Any = reduced) -> Example:
+def attention_arguments(
+    draw: Any, backward: bool = False, D: Any = reduced, Tq: Any = query_counts, Tk: Any = key_counts
+) -> Example:
     B, H, D = draw(leading), draw(small), draw(D)
-    Tq, Tk = draw(st.sampled_from([0, 1, 2, 9, 65])), draw(st.sampled_from([1, 2, 7, 17, 66]))
+    Tq, Tk = draw(Tq), draw(Tk)
     queries, keys_ = (B, H, Tq, D), (B, H, Tk, D)
     q, k, v = draw(inputs(queries)), draw(inputs(keys_)), draw(inputs(keys_))
     options = (draw(st.booleans()), 0.3, draw(st.sampled_from([0.0, 0.5])), *draw(keys))
@@ -253,8 +256,8 @@ def attention_arguments(draw: Any, backward: bool = False, D: Any = reduced) -> 
 
 
 @st.composite
-def embedding_arguments(draw: Any, backward: bool = False, C: Any = reduced, N: Any = few) -> Example:
-    V, C, N = draw(reduced), draw(C), draw(N)
+def embedding_arguments(draw: Any, backward: bool = False, V: Any = reduced, C: Any = reduced, N: Any = few) -> Example:
+    V, C, N = draw(V), draw(C), draw(N)
     ids = draw(inputs((N,), integers_below(V)))
     return Example((draw(inputs((N, C))), ids, V) if backward else (draw(inputs((V, C))), ids))
 

@@ -54,7 +54,7 @@ def adamw_update_examples(draw: Any, size: Any = reduced) -> Example:
     shape = tuple(draw(st.lists(size, max_size=2)))
     layout = draw(st.sampled_from(["C", "C", "F", "negative"]))  # param, m and v are written
     param, m, v = (Input(shape, layout, draw(seeds), values) for values in (normal, normal, positive))
-    rates = (1e-2, 0.9, 0.99, 1e-8, draw(st.sampled_from([0.0, 0.1])))
+    rates = (1e-2, 0.9, 0.99, draw(st.sampled_from([1e-8, 0.1])), draw(st.sampled_from([0.0, 0.1])))
     return Example(
         (param, draw(inputs(shape)), m, v, *rates, draw(st.integers(1, 1000)), draw(st.sampled_from([1.0, 0.3])))
     )

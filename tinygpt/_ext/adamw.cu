@@ -2,8 +2,8 @@
 //
 // A model has many small parameters and a few large ones; a launch for each would cost more than the work on the small
 // ones. Here each block finds its parameter in a table, and takes PACKS packs for each of its threads; behind the last
-// whole pack the elements are taken one by one. Memory sees reads of p, g, m, v and writes of p, m, v: 28 bytes a parameter in
-// float32.
+// whole pack the elements are taken one by one. Memory sees reads of p, g, m, v and writes of p, m, v: 28 bytes a
+// parameter in float32.
 
 #include "tensors.cuh"
 

@@ -1,15 +1,15 @@
 // Scaled dot-product attention for the GPU, forward and backward, in tiles: tinygpt/ops/attention.py.
 //
 // Forward. A block of 256 threads takes a tile of queries of one head and goes over the tiles of keys; under the causal
-// mask those behind its last query are skipped. For every tile: scores, their greatest value and the sum of exponentials
-// of each row so far (online softmax: a row's sums are rescaled when a greater score comes), the weighted sum of the
-// values. No (Tq, Tk) matrix exists: memory sees q and y once, k and v once for each tile of queries.
+// mask those behind its last query are skipped. For every tile: scores, their greatest value and the sum of
+// exponentials of each row so far (online softmax: a row's sums are rescaled when a greater score comes), the weighted
+// sum of the values. No (Tq, Tk) matrix exists: memory sees q and y once, k and v once for each tile of queries.
 //
-// Backward, three kernels. attention_delta: delta_i = dy_i y_i, a warp for each query. attention_backward_keys: a block takes a
-// tile of keys, goes over the tiles of queries and adds up dk and dv in registers. attention_backward_queries: a block
-// takes a tile of queries, goes over the keys and adds up dq. The last two compute the probabilities anew, each for itself:
-// seven products of tiles instead of five, but every number is added up by one thread in one order: nothing is
-// atomic, the result has the same bits at each run, and no thread writes to another's place.
+// Backward, three kernels. attention_delta: delta_i = dy_i y_i, a warp for each query. attention_backward_keys: a block
+// takes a tile of keys, goes over the tiles of queries and adds up dk and dv in registers. attention_backward_queries:
+// a block takes a tile of queries, goes over the keys and adds up dq. The last two compute the probabilities anew, each
+// for itself: seven products of tiles instead of five, but every number is added up by one thread in one order: nothing
+// is atomic, the result has the same bits at each run, and no thread writes to another's place.
 //
 // The mask of dropout is drawn for each tile anew (philox.cuh), a call of Philox for four scores.
 //
@@ -83,17 +83,19 @@ __global__ void __launch_bounds__(THREADS)
             const accum base = most == lowest ? 0 : most;  // nothing allowed so far: exp(-inf - 0) = 0
             const accum fade = exp(top[i] - base);         // of what was added up under the old top
             for (int j = 0; j < B; j++) {
-                const int key = across() + SIDE * j;
-                accum p = exp(s[i][j] - base);
-                sum += p;
-                if (problem.threshold) p = is_kept<KEYS>(kept, row, key) ? p * keep : (accum)0;
-                weights[row * (KEYS + PACK) + key] = p;
+                s[i][j] = exp(s[i][j] - base);
+                sum += s[i][j];
             }
             top[i] = most;
             total[i] = total[i] * fade + side_sum(sum);
             for (int d = 0; d < HEAD / SIDE; d++) sums[i][d] *= fade;
+            for (int j = 0; j < B; j++) {
+                const int key = across() + SIDE * j;
+                const bool dropped = problem.threshold && !is_kept<KEYS>(kept, row, key);
+                weights[row * (KEYS + PACK) + key] = dropped ? (accum)0 : s[i][j] * keep;
+            }
         }
-        __syncthreads();  // the weights are there
+        __syncwarp();  // the weights of a row are there: half a warp makes and reads them
         add_weighted_rows<HEAD, A, KEYS>(weights, v_tile, sums);
         __syncthreads();  // the tiles may be overwritten
     }
@@ -170,7 +172,8 @@ __global__ void __launch_bounds__(THREADS)
         row_products<HEAD>(v_tile, dy_tile, da);
         for (int j = 0; j < A; j++) {
             const int column = across() + SIDE * j, query = first + column;
-            const accum lse_here = query < problem.Tq ? lse[query] : 0, delta_here = query < problem.Tq ? delta[query] : 0;
+            const accum lse_here = query < problem.Tq ? lse[query] : 0;
+            const accum delta_here = query < problem.Tq ? delta[query] : 0;
             for (int i = 0; i < A; i++) {
                 const int row = down() + SIDE * i, at = row * (SIZE + PACK) + column;
                 score_gradient(s[i][j], da[i][j], lse_here, delta_here, is_allowed(problem, query, first_key + row),
@@ -178,7 +181,7 @@ __global__ void __launch_bounds__(THREADS)
                                ds_tile[at]);
             }
         }
-        __syncthreads();  // a and ds are there
+        __syncwarp();  // the a and ds of a key are there: half a warp makes and reads them
         add_weighted_rows<HEAD, A, SIZE>(a_tile, dy_tile, dv_sums);
         add_weighted_rows<HEAD, A, SIZE>(ds_tile, q_tile, dk_sums);
         __syncthreads();  // the tiles may be overwritten
@@ -239,13 +242,14 @@ __global__ void __launch_bounds__(THREADS)
                                !problem.threshold || is_kept<SIZE>(kept, row, column), scale, keep, a,
                                ds_tile[row * (SIZE + PACK) + column]);
             }
-        __syncthreads();  // ds is there
+        __syncwarp();  // the ds of a row are there: half a warp makes and reads them
         add_weighted_rows<HEAD, A, SIZE>(ds_tile, k_tile, sums);
         __syncthreads();  // the tiles may be overwritten
     }
     for (int i = 0; i < A; i++) {
         const int query = first + down() + SIDE * i;
         if (query < problem.Tq)
-            store_row<width, HEAD>(head_of(dq, dq_layout, problem) + query * dq_layout.row, sums[i], problem.D, (accum)1);
+            store_row<width, HEAD>(head_of(dq, dq_layout, problem) + query * dq_layout.row, sums[i], problem.D,
+                                   (accum)1);
     }
 }

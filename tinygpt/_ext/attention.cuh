@@ -67,7 +67,8 @@ struct Columns {
     __device__ static int start(int group) { return (group * SIDE + across()) * pack; }
 };
 
-// result[i] += weights[down + 16 i] @ vectors, for weights (16 rows, keys) of pitch keys + PACK and vectors (keys, HEAD).
+// result[i] += weights[down + 16 i] @ vectors, for weights (16 rows, keys) of pitch keys + PACK and vectors (keys,
+// HEAD).
 template <int HEAD, int rows, int keys, typename accum>
 __device__ inline void add_weighted_rows(const accum *weights, const accum *vectors,
                                          accum (&result)[rows][HEAD / SIDE]) {
@@ -104,8 +105,8 @@ __device__ inline void store_row(real *to, const accumulator<real> (&from)[HEAD 
     }
 }
 
-// Dropout's decisions for a tile of scores, four bits for four neighbouring keys: rows (queries) of `keys` / 4 bytes. Row r
-// of the tile has row `first_row` + r of the random words.
+// Dropout's decisions for a tile of scores, four bits for four neighbouring keys: rows (queries) of `keys` / 4 bytes.
+// Row r of the tile has row `first_row` + r of the random words.
 template <int rows, int keys>
 __device__ inline void draw_mask(unsigned char *kept, unsigned first_row, int first_key, unsigned threshold,
                                  unsigned long long seed, unsigned long long stream) {

@@ -1,8 +1,8 @@
 // The sums of the squares of many arrays in two launches, for the GPU: tinygpt/optim/clip.py.
 //
-// As in adamw.cu each block finds its array in a table and takes PACKS packs for each of its threads. It leaves one sum in
-// a table; a second kernel, one block for each array, adds those up. Memory sees one read: 4 bytes an element in float32. All
-// sums are in double: a square leaves float's range long before a number does.
+// As in adamw.cu each block finds its array in a table and takes PACKS packs for each of its threads. It leaves one sum
+// in a table; a second kernel, one block for each array, adds those up. Memory sees one read: 4 bytes an element in
+// float32. All sums are in double: a square leaves float's range long before a number does.
 
 #include "tensors.cuh"
 

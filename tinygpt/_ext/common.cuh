@@ -121,13 +121,6 @@ __device__ inline T warp_sum(T value) {
     return value;
 }
 
-template <typename T>
-__device__ inline T warp_max(T value) {
-    for (int offset = WARP / 2; offset > 0; offset /= 2)
-        value = larger(value, __shfl_xor_sync(0xffffffffu, value, offset));
-    return value;
-}
-
 // The sums of n numbers over the block (one row of threads, whole warps), in each of its threads. Every thread adds up
 // the warps' sums in the same order: the same bits in all of them, and at each call.
 template <int n, typename T>
@@ -143,18 +136,6 @@ __device__ inline void block_sum(T (&values)[n]) {
         for (int warp = 0; warp < (int)blockDim.x / WARP; warp++) values[i] += of_warp[i * WARP + warp];
     }
     __syncthreads();  // the next call writes the table: all must have read it
-}
-
-template <typename T>
-__device__ inline T block_max(T value) {
-    __shared__ T of_warp[WARP];
-    value = warp_max(value);
-    if (threadIdx.x % WARP == 0) of_warp[threadIdx.x / WARP] = value;
-    __syncthreads();
-    value = of_warp[0];
-    for (int warp = 1; warp < (int)blockDim.x / WARP; warp++) value = larger(value, of_warp[warp]);
-    __syncthreads();  // as in block_sum
-    return value;
 }
 
 #endif

@@ -2,8 +2,8 @@
 //
 // One block a row of V logits. The greatest logit and the sum of the exponentials come from one read (softmax.cuh);
 // probabilities are never stored. Memory sees, in float32 and for each logit: forward 4 bytes; backward a read and a
-// write, 8; in place a read for the sums and a read and a write for the gradient, 8 to 12 by how much of the row is still
-// in the cache.
+// write, 8; in place a read for the sums and a read and a write for the gradient, 8 to 12 by how much of the row is
+// still in the cache.
 // A target that is neither ignore_index nor a class reads nothing: the row's loss and gradient are NaN.
 
 #include "softmax.cuh"

@@ -2,13 +2,13 @@
 //
 // Forward. One block a position; memory sees one read and one write: 8 bytes an element of y in float32.
 //
-// Backward. The launcher has sorted the positions by id, so that those of one id, a run, are neighbours. A block takes a
-// piece of PIECE sorted positions, its threads neighbouring packs of the columns. A run inside a piece is added up and
-// written; of a run that crosses into other pieces each piece leaves its part in a table, (pieces, 2, C): in place 0 of a
-// run that came in from the piece before, in place 1 of one that begins here and goes on. A second kernel adds up the
-// parts. Memory sees one read of dy and one write of each row of dweight that an id names: below 8 bytes an element of dy
-// in float32, besides the zeros of the other rows. Nothing is added atomically, and every sum has one order: the same
-// bits at each run, however often an id occurs.
+// Backward. The launcher has sorted the positions by id, so that those of one id, a run, are neighbours. A block takes
+// a piece of PIECE sorted positions, its threads neighbouring packs of the columns. A run inside a piece is added up
+// and written; of a run that crosses into other pieces each piece leaves its part in a table, (pieces, 2, C): in place
+// 0 of a run that came in from the piece before, in place 1 of one that begins here and goes on. A second kernel adds
+// up the parts. Memory sees one read of dy and one write of each row of dweight that an id names: below 8 bytes an
+// element of dy in float32, besides the zeros of the other rows. Nothing is added atomically, and every sum has one
+// order: the same bits at each run, however often an id occurs.
 //
 // An id outside of 0 .. V - 1 reads nothing and gives NaN; backward it is left out.
 
@@ -60,7 +60,8 @@ __global__ void __launch_bounds__(MOST_THREADS)
     }
 }
 
-// The runs that cross pieces: the piece in which one begins adds up its parts, in double. Grid: as for embedding_backward.
+// The runs that cross pieces: the piece in which one begins adds up its parts, in double. Grid: as for
+// embedding_backward.
 template <typename real, int width>
 __global__ void __launch_bounds__(MOST_THREADS)
     embedding_add_parts(const long long *__restrict__ sorted_ids, const accumulator<real> *__restrict__ parts,

@@ -1,11 +1,11 @@
-// GELU, in its tanh and its erf form, alone and together with the addition of a bias, for the GPU:
-// tinygpt/ops/gelu.py and bias_gelu.py.
+// GELU, in its tanh and its erf form, alone and together with the addition of a bias, for the GPU: tinygpt/ops/gelu.py
+// and bias_gelu.py.
 //
 // gelu: a thread takes a pack, without regard to rows; the last one takes, one by one, what is left over. Memory sees 8
 // bytes an element forward in float32, 12 backward.
-// bias_gelu: tiles as in linear.cu: a warp takes 32 neighbouring packs of a row, the ROWS warps of a block every ROWS-th
-// row of a chunk. A thread stays in its columns, so it reads its part of the bias once, and adds up its part of dbias in
-// registers. The ROWS warps' sums become one row of a table (chunks, C), which column_sum (linear.cu) adds up.
+// bias_gelu: tiles as in linear.cu: a warp takes 32 neighbouring packs of a row, the ROWS warps of a block every
+// ROWS-th row of a chunk. A thread stays in its columns, so it reads its part of the bias once, and adds up its part of
+// dbias in registers. The ROWS warps' sums become one row of a table (chunks, C), which column_sum (linear.cu) adds up.
 
 #include "common.cuh"
 

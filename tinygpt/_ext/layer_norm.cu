@@ -3,10 +3,10 @@
 // Forward. One block a row; its threads take neighbouring packs of the row, then the packs one block width further on.
 // Memory sees one read of x and one write of y: 8 bytes an element in float32.
 //
-// Backward. One block takes `rows` rows, one after the other. Memory sees one read each of dy and x and one write of dx:
-// 12 bytes an element in float32. dweight and dbias are sums over all rows: each block adds up its own rows in shared
-// memory and writes one row of a table (blocks, C); column_sum (linear.cu) adds up the table. No two threads write to one
-// place, so the sums have the same bits at every run.
+// Backward. One block takes `rows` rows, one after the other. Memory sees one read each of dy and x and one write of
+// dx: 12 bytes an element in float32. dweight and dbias are sums over all rows: each block adds up its own rows in
+// shared memory and writes one row of a table (blocks, C); column_sum (linear.cu) adds up the table. No two threads
+// write to one place, so the sums have the same bits at every run.
 
 #include "layer_norm.cuh"
 
@@ -14,7 +14,8 @@
 template <typename real, int width>
 __global__ void __launch_bounds__(MOST_THREADS)
     layer_norm_forward(const real *__restrict__ x, const real *__restrict__ weight, const real *__restrict__ bias,
-                       real *__restrict__ y, accumulator<real> *__restrict__ mean, accumulator<real> *__restrict__ rstd, int C, double eps) {
+                       real *__restrict__ y, accumulator<real> *__restrict__ mean,
+                       accumulator<real> *__restrict__ rstd, int C, double eps) {
     const long long row = blockIdx.x;
     normalize_row<real, width>(x + row * C, weight, bias, y + row * C, mean + row, rstd + row, C, eps);
 }
@@ -24,7 +25,8 @@ __global__ void __launch_bounds__(MOST_THREADS)
 template <typename real, int width>
 __global__ void __launch_bounds__(MOST_THREADS)
     layer_norm_backward(const real *__restrict__ dy, const real *__restrict__ x, const real *__restrict__ weight,
-                        const accumulator<real> *__restrict__ mean, const accumulator<real> *__restrict__ rstd, real *__restrict__ dx,
+                        const accumulator<real> *__restrict__ mean, const accumulator<real> *__restrict__ rstd,
+                        real *__restrict__ dx,
                         accumulator<real> *__restrict__ dweight, accumulator<real> *__restrict__ dbias, int N, int C,
                         int rows) {
     typedef accumulator<real> accum;

@@ -7,36 +7,29 @@
 
 // y = (x - mean) * rstd * weight + bias for one row. bias may be null.
 //
-// A row is read three times, the first time from memory, then from the cache next to the processor.
-// A mean far larger than the deviations from it would, rounded to a float, shift the row by a part of a deviation. So it
-// is kept as a sum of two numbers: `near`, the rounded mean, and `rest`, the mean of what is left, x - near, in which
-// nothing large is rounded any more. The squares are taken of x - near, too: their mean is the variance plus rest**2.
+// A row is read three times, the first time from memory, then from the cache next to the processor. A mean far larger
+// than the deviations from it would, rounded to a float, shift the row by a part of a deviation. So it is summed in
+// double (one addition an element, at which no GPU has to wait), and taken away in two parts: `near`, the rounded mean,
+// and `rest`, what rounding has cut off.
 template <typename real, int width>
 __device__ inline void normalize_row(const real *x, const real *weight, const real *bias, real *y,
                                      accumulator<real> *mean, accumulator<real> *rstd, int C, double eps) {
     typedef accumulator<real> accum;
-    accum v[width], w[width], b[width];
-    accum total[1] = {0};
+    accum v[width], w[width], b[width], squares[1] = {0};
+    double total[1] = {0};
     for (int j = threadIdx.x * width; j < C; j += blockDim.x * width) {
         load(x + j, v);
         for (int i = 0; i < width; i++) total[0] += v[i];
     }
     block_sum(total);
-    const accum near = total[0] / C;
-    accum sums[2] = {0, 0};
+    const double exact_mean = total[0] / C;
+    const accum near = (accum)exact_mean, rest = (accum)(exact_mean - near);
     for (int j = threadIdx.x * width; j < C; j += blockDim.x * width) {
         load(x + j, v);
-        for (int i = 0; i < width; i++) {
-            const accum distance = v[i] - near;
-            sums[0] += distance;
-            sums[1] += distance * distance;
-        }
+        for (int i = 0; i < width; i++) squares[0] += (v[i] - near - rest) * (v[i] - near - rest);
     }
-    block_sum(sums);
-    const accum rest = sums[0] / C;
-    accum variance = sums[1] / C - rest * rest;
-    if (variance < 0) variance = 0;  // by rounding alone; a NaN stays one
-    const accum scale = 1 / sqrt(variance + (accum)eps);
+    block_sum(squares);
+    const accum scale = 1 / sqrt(squares[0] / C + (accum)eps);
     for (int j = threadIdx.x * width; j < C; j += blockDim.x * width) {
         load(x + j, v);
         load(weight + j, w);
@@ -48,14 +41,14 @@ __device__ inline void normalize_row(const real *x, const real *weight, const re
         store(y + j, v);
     }
     if (threadIdx.x == 0) {
-        *mean = near + rest;
+        *mean = near;
         *rstd = scale;
     }
 }
 
-// The two means that the gradient of a row takes away: shift = mean(dnorm), stretch = mean(dnorm * norm). On the way the
-// row's share is added to the block's sums for dweight and dbias (null: no bias). Those lie in shared memory, (C,) each;
-// a thread always has the same columns, so it is alone with them.
+// The two means that the gradient of a row takes away: shift = mean(dnorm), stretch = mean(dnorm * norm). On the way
+// the row's share is added to the block's sums for dweight and dbias (null: no bias). Those lie in shared memory, (C,)
+// each; a thread always has the same columns, so it is alone with them.
 template <typename real, int width>
 __device__ inline void row_gradient_means(const real *dy, const real *x, const real *weight, accumulator<real> mean,
                                           accumulator<real> rstd, accumulator<real> *dweight, accumulator<real> *dbias,

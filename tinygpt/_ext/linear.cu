@@ -1,5 +1,5 @@
-// The bias of a linear layer, and its gradient, for the GPU: tinygpt/ops/linear.py. column_sum also adds up the tables of
-// partial sums that other kernels leave.
+// The bias of a linear layer, and its gradient, for the GPU: tinygpt/ops/linear.py. column_sum also adds up the tables
+// of partial sums that other kernels leave.
 //
 // Both cut an (N, C) array into tiles: a warp takes 32 neighbouring packs of a row, which it reads in one go, and the
 // ROWS warps of a block take every ROWS-th row of its chunk of rows.

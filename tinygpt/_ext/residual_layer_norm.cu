@@ -2,8 +2,8 @@
 //
 // Forward. One block a row, as in layer_norm.cu. The sum waits in shared memory while it is normalised, so memory sees
 // reads of residual and x and writes of the sum and y: 16 bytes an element in float32.
-// Backward. One block takes `rows` rows, as in layer_norm.cu; memory sees reads of dy, dsum and the sum and one write of
-// the gradient that residual and x share: 16 bytes an element in float32, 20 when dropout makes the two differ.
+// Backward. One block takes `rows` rows, as in layer_norm.cu; memory sees reads of dy, dsum and the sum and one write
+// of the gradient that residual and x share: 16 bytes an element in float32, 20 when dropout makes the two differ.
 
 #include "layer_norm.cuh"
 #include "philox.cuh"
@@ -15,7 +15,8 @@ __global__ void __launch_bounds__(MOST_THREADS)
     residual_layer_norm_forward(const real *__restrict__ residual, const real *__restrict__ x,
                                 const real *__restrict__ x_bias, const real *__restrict__ weight,
                                 const real *__restrict__ bias, real *__restrict__ total, real *__restrict__ y,
-                                accumulator<real> *__restrict__ mean, accumulator<real> *__restrict__ rstd, int C, double eps, unsigned threshold,
+                                accumulator<real> *__restrict__ mean, accumulator<real> *__restrict__ rstd, int C,
+                                double eps, unsigned threshold,
                                 double keep, unsigned long long seed, unsigned long long stream) {
     typedef accumulator<real> accum;
     extern __shared__ __align__(16) unsigned char shared_memory[];
@@ -40,14 +41,15 @@ __global__ void __launch_bounds__(MOST_THREADS)
     normalize_row<real, width>(total_here, weight, bias, y + row * C, mean + row, rstd + row, C, eps);
 }
 
-// dy, dsum, total, dresidual, dx (N, C); weight (C,); mean, rstd (N,); dweight, dbias, dx_bias (blocks, C), the last two may
-// be null. dx is dresidual, or an array of its own where threshold is not 0. Grid: ceil(N / rows) blocks.
+// dy, dsum, total, dresidual, dx (N, C); weight (C,); mean, rstd (N,); dweight, dbias, dx_bias (blocks, C), the last
+// two may be null. dx is dresidual, or an array of its own where threshold is not 0. Grid: ceil(N / rows) blocks.
 // Shared memory: C accumulators for each of dweight, dbias, dx_bias that there is.
 template <typename real, int width>
 __global__ void __launch_bounds__(MOST_THREADS)
     residual_layer_norm_backward(const real *__restrict__ dy, const real *__restrict__ dsum,
                                  const real *__restrict__ total, const real *__restrict__ weight,
-                                 const accumulator<real> *__restrict__ mean, const accumulator<real> *__restrict__ rstd, real *dresidual, real *dx,
+                                 const accumulator<real> *__restrict__ mean,
+                                 const accumulator<real> *__restrict__ rstd, real *dresidual, real *dx,
                                  accumulator<real> *__restrict__ dweight, accumulator<real> *__restrict__ dbias,
                                  accumulator<real> *__restrict__ dx_bias, int N, int C, int rows, unsigned threshold,
                                  double keep, unsigned long long seed, unsigned long long stream) {

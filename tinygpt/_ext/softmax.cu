@@ -1,8 +1,8 @@
 // Softmax and log-softmax along rows, for the GPU: tinygpt/ops/softmax.py.
 //
-// One block a row. Forward reads the row twice, for the greatest value and the sum together (softmax.cuh), and to write the
-// result; backward as well, for its sum and for the result. The second read comes from the cache unless rows are very
-// long. So memory sees 8 bytes an element forward in float32, 12 backward.
+// One block a row. Forward reads the row twice, for the greatest value and the sum together (softmax.cuh), and to write
+// the result; backward as well, for its sum and for the result. The second read comes from the cache unless rows are
+// very long. So memory sees 8 bytes an element forward in float32, 12 backward.
 
 #include "softmax.cuh"
 

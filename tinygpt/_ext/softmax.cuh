@@ -5,12 +5,32 @@
 
 #include "common.cuh"
 
+template <typename T>
+__device__ inline T warp_max(T value) {
+    for (int offset = WARP / 2; offset > 0; offset /= 2)
+        value = larger(value, __shfl_xor_sync(0xffffffffu, value, offset));
+    return value;
+}
+
+// The greatest over the block, in each of its threads.
+template <typename T>
+__device__ inline T block_max(T value) {
+    __shared__ T of_warp[WARP];
+    value = warp_max(value);
+    if (threadIdx.x % WARP == 0) of_warp[threadIdx.x / WARP] = value;
+    __syncthreads();
+    value = of_warp[0];
+    for (int warp = 1; warp < (int)blockDim.x / WARP; warp++) value = larger(value, of_warp[warp]);
+    __syncthreads();  // the next call writes the table: all must have read it
+    return value;
+}
+
 // For a row x of C numbers: top = max(x), and total = sum(exp(x - top)), in all threads of the block.
 //
 // A thread keeps both for the elements it has seen; where a greater one comes, the sum so far is rescaled (online
-// softmax: Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018). A pack is compared as a whole, so
-// that there is one rescaling for a pack. Nothing but -infinity so far: exp is taken of -infinity - 0, which is 0, and not of
-// -infinity + infinity.
+// softmax: Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018). A pack is compared as a whole,
+// so that there is one rescaling for a pack. Nothing but -infinity so far: exp is taken of -infinity - 0, which is 0,
+// and not of -infinity + infinity.
 template <typename real, int width>
 __device__ inline void row_exponentials(const real *x, int C, accumulator<real> &top, accumulator<real> &total) {
     typedef accumulator<real> accum;

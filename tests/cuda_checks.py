@@ -1,0 +1,98 @@
+"""What the rows do not reach: numbers that are no ids, infinities, and rows far from zero. For right kernels and wrong.
+
+Each check takes the device that the CUDA bodies run on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from cuda_emulator import Device
+from kernel_rule import EPS32
+
+import tinygpt.ops
+import tinygpt.optim  # noqa: F401  the kernels of both are registered
+from tinygpt._ext import cuda
+from tinygpt.kernel import REGISTRY
+
+
+def body(device: Device, kernel: str) -> Callable[..., Any]:
+    found = cuda.body(device, kernel)
+    assert found is not None
+    return found
+
+
+def normal(*shape: int) -> np.ndarray:
+    return np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32)
+
+
+def is_nan(*arrays: np.ndarray) -> bool:
+    return all(bool(np.isnan(a).all()) for a in arrays)
+
+
+def targets_outside(device: Device) -> None:
+    """Neither a class nor ignore_index: the row is NaN, nothing outside of the arrays is touched."""
+    logits, targets = normal(6, 36), np.array([0, 35, 36, -1, 2**40, -7])
+    losses, lse = body(device, "cross_entropy_forward")(logits, targets, -7)
+    dlogits = body(device, "cross_entropy_backward")(np.ones(6, np.float32), logits, targets, lse, -7)
+    right = REGISTRY["cross_entropy_forward"].reference(logits[:2], targets[:2], -7)[0]
+    for loss, gradient in (
+        (losses, dlogits),
+        (body(device, "cross_entropy_inplace")(logits, targets, -7, 1.0), logits),
+    ):
+        assert np.allclose(loss[:2], right, rtol=1e-5)
+        assert is_nan(loss[2:5], gradient[2:5])
+        assert loss[5] == 0
+        assert np.isfinite(gradient[:2]).all()
+        assert not gradient[5].any()
+
+
+def ids_outside(device: Device) -> None:
+    """Rows of NaN; in the backward pass they are left out."""
+    weight, ids = normal(5, 12), np.array([0, 4, 5, -1, 2**40])
+    y = body(device, "embedding_forward")(weight, ids)
+    assert np.array_equal(y[:2], weight[[0, 4]])
+    assert (y[2:].view(np.uint32) == 0x7FC00000).all()  # the kernel's own NaN, not one that was there
+    for outside, count in ((5, 70), (-1, 70), (5, 3), (-1, 3)):  # across pieces and inside of one
+        ids = np.array([0, 4, *[outside] * count])
+        dy = normal(len(ids), 12)
+        dweight = body(device, "embedding_backward")(dy, ids, 5)
+        assert np.array_equal(dweight[[0, 4]], dy[:2])
+        assert not dweight[1:4].any()
+
+
+def runs_at_the_edges_of_pieces(device: Device) -> None:
+    """Runs of one id that begin or end with a piece of 32 positions, or one before or behind it."""
+    for first in (31, 32, 33, 64):
+        for second in (1, 31, 32, 33, 64, 65):
+            for third in (32, 40):
+                ids = np.repeat([2, 0, 1], [first, second, third])
+                dy = normal(len(ids), 4)
+                expected = REGISTRY["embedding_backward"].reference(dy, ids, 3)
+                assert np.allclose(body(device, "embedding_backward")(dy, ids, 3), expected, rtol=0, atol=1e-5)
+
+
+def rows_far_from_zero(device: Device) -> None:
+    """Deviations of a millionth of the mean: a mean rounded to float32 would be off by a few hundredths of them."""
+    x = (1000 + 1e-3 * np.random.default_rng(0).standard_normal((4, 256))).astype(np.float32)
+    weight, bias = np.ones(256, np.float32), None
+    truth = REGISTRY["layer_norm_forward"].reference(x.astype(np.float64), weight.astype(np.float64), bias, 1e-12)[0]
+    reference = REGISTRY["layer_norm_forward"].reference(x, weight, bias, 1e-12)[0]
+    y = body(device, "layer_norm_forward")(x, weight, bias, 1e-12)[0]
+    assert abs(y - truth).max() <= 2 * abs(reference - truth).max() + EPS32
+
+
+def infinities_in_gelu(device: Device) -> None:
+    x, dy = np.array([np.inf, -np.inf, np.nan], np.float32), np.ones(3, np.float32)
+    for form in ("gelu", "gelu_erf"):
+        assert np.array_equal(body(device, f"{form}_backward")(dy, x), np.float32([1, 0, np.nan]), equal_nan=True)
+
+
+CHECKS: dict[str, tuple[Callable[[Device], None], ...]] = {
+    "cross_entropy": (targets_outside,),
+    "embedding": (ids_outside, runs_at_the_edges_of_pieces),
+    "layer_norm": (rows_far_from_zero,),
+    "gelu": (infinities_in_gelu,),
+}

@@ -1,0 +1,135 @@
+"""The tests of the CUDA kernels are checked: a kernel that is broken in one place must fail them.
+
+Every place of every kernel is broken in turn (`cuda_mutation.py`). Some broken places change nothing that could be
+seen; they are listed in EQUIVALENT with the reason, and the list may hold no other.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from cuda_emulator import COMPILER
+from cuda_mutation import SOURCES, mutants, survivors
+
+from tinygpt._ext import cuda
+
+pytestmark = [
+    pytest.mark.skipif(COMPILER is None, reason="no C++ compiler (g++, c++ or clang++; CXX names another)"),
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork(), which the mutants need"),
+]
+
+# Those that take longest, some ten seconds and more.
+LONG = ("attention.cuh", "attention.cu", "residual_layer_norm.cu", "common.cuh", "layer_norm.cuh", "clip.cu", "gelu.cu")
+IN_ORDER = (*LONG, *(source for source in SOURCES if source not in LONG))  # so that no worker is left alone with them
+
+
+LOOP = "for (int j = threadIdx.x * width; j < C; j += blockDim.x"  # over a row
+
+# Why the result is the same all the same.
+EQUIVALENT: dict[str, list[str]] = {
+    "neighbouring threads then write some packs more than once, always the same numbers": [
+        f"layer_norm.cuh: {LOOP} * width) {{  ->  {LOOP}) {{  #3",
+        f"layer_norm.cu: {LOOP} * width) {{  ->  {LOOP}) {{",
+        f"layer_norm.cu: {LOOP} * width)  ->  {LOOP})  #2",
+        f"residual_layer_norm.cu: {LOOP} * width) {{  ->  {LOOP}) {{",
+        f"residual_layer_norm.cu: {LOOP} * width)  ->  {LOOP})  #2",
+        f"softmax.cu: {LOOP} * width) {{  ->  {LOOP}) {{",
+        f"softmax.cu: {LOOP} * width) {{  ->  {LOOP}) {{  #3",
+        f"softmax.cu: {LOOP} * width) {{  ->  {LOOP}) {{  #4",
+        f"softmax.cu: {LOOP} * width) {{  ->  {LOOP}) {{  #6",
+        f"embedding.cu: {LOOP} * width) {{  ->  {LOOP}) {{",
+    ],
+    "all threads then write the same number": [
+        "cross_entropy.cu: if (threadIdx.x != 0) return;  ->  if (threadIdx.x != 0) ;",
+    ],
+    "a pack at the very end is then taken one by one": [
+        "gelu.cu: if (at + width <= size)  ->  if (at + width < size)",
+        "gelu.cu: if (at + width <= size)  ->  if (at + width < size)  #2",
+        "adamw.cu: if (at + width <= tensor.size)  ->  if (at + width < tensor.size)",
+        "clip.cu: if (at + width <= tensor.size)  ->  if (at + width < tensor.size)",
+    ],
+    "equal numbers: it makes no difference which is taken, or whether exp(0) is multiplied by": [
+        "common.cuh: return a > b || a != a ? a : b;  ->  return a >= b || a != a ? a : b;",
+        "gelu.cu: return x > 40 ? (T)40 : x < -40 ? (T)-40 : x;  ->  return x >= 40 ? (T)40 : x < -40 ? (T)-40 : x;",
+        "softmax.cuh: if (!(most_here <= most)) {  ->  if (!(most_here < most)) {",
+        "attention.cuh: static constexpr int pack = count < Tile<accum>::PACK ? count : Tile<accum>::PACK;"
+        "  ->  static constexpr int pack = count <= Tile<accum>::PACK ? count : Tile<accum>::PACK;",
+    ],
+    "the sum of (d + r) (d - r) is that of (d - r)**2, where r is the mean of d": [
+        "layer_norm.cuh: for (int i = 0; i < width; i++) squares[0] += (v[i] - near - rest) * (v[i] - near - rest);"
+        "  ->  for (int i = 0; i < width; i++) squares[0] += (v[i] - near + rest) * (v[i] - near - rest);",
+        "layer_norm.cuh: for (int i = 0; i < width; i++) squares[0] += (v[i] - near - rest) * (v[i] - near - rest);"
+        "  ->  for (int i = 0; i < width; i++) squares[0] += (v[i] - near - rest) * (v[i] - near + rest);",
+    ],
+    "these are conversions to 16 bits, and packs of eight; test_cuda_kernels.py has them": [
+        "common.cuh: const unsigned rounded = bits + 0x7fffu + ((bits >> 16) & 1u);"
+        "  ->  const unsigned rounded = bits - 0x7fffu + ((bits >> 16) & 1u);",
+        "common.cuh: const unsigned rounded = bits + 0x7fffu + ((bits >> 16) & 1u);"
+        "  ->  const unsigned rounded = bits + 0x7fffu - ((bits >> 16) & 1u);",
+        "common.cuh: y.bits = (unsigned short)(x != x ? 0x7fc0u : rounded >> 16);  ->  ;",
+        "common.cuh: y.bits = emulated_narrow_float16(x);  ->  ;",
+        "philox.cuh: if (i % 4 == 0) words = philox((unsigned)(j + i) / 4, row, stream, seed);"
+        "  ->  if (i % 4 == 0) words = philox((unsigned)(j - i) / 4, row, stream, seed);",
+        "philox.cuh: const int place = width % 4 == 0 ? i % 4 : (j + i) % 4;"
+        "  ->  const int place = width % 4 == 0 ? i % 4 : (j - i) % 4;",
+    ],
+    "accesses then are of single numbers: slower, and right": [
+        "common.cuh: struct alignas(sizeof(real) * width) Pack {  ->  struct alignas(sizeof(real)) Pack {",
+    ],
+    "no kernel calls block_max twice": [
+        "softmax.cuh: __syncthreads();  ->  ;  #2",
+    ],
+    "the lengths are multiples of a pack: the loop ends at the same place": [
+        "attention.cuh: for (int d = 0; d < HEAD; d += PACK) {  ->  for (int d = 0; d < HEAD - 1; d += PACK) {",
+        "attention.cuh: for (int key = 0; key < keys; key += PACK) {"
+        "  ->  for (int key = 0; key < keys - 1; key += PACK) {",
+    ],
+    "a pack is then loaded behind the last one of a local array, over what is loaded anew before it is used": [
+        "attention.cuh: for (int i = 0; i < rows; i++) load(a + (down() + SIDE * i) * PITCH + d, p[i]);"
+        "  ->  for (int i = 0; i <= rows; i++) load(a + (down() + SIDE * i) * PITCH + d, p[i]);",
+        "attention.cuh: for (int i = 0; i < rows; i++) load(weights + (down() + SIDE * i) * WEIGHTS_PITCH + key, w[i]);"
+        "  ->  for (int i = 0; i <= rows; i++) load(weights + (down() + SIDE * i) * WEIGHTS_PITCH + key, w[i]);",
+    ],
+    "nobody looks at the fifth bit": [
+        "attention.cuh: for (int i = 0; i < 4; i++) bits |= (word_of(words, i) >= threshold ? 1u : 0u) << i;"
+        "  ->  for (int i = 0; i <= 4; i++) bits |= (word_of(words, i) >= threshold ? 1u : 0u) << i;",
+    ],
+    "queries and keys behind the last are zeros in their tiles, and add nothing": [
+        "attention.cu: return query < problem.Tq && key < problem.Tk && (!problem.is_causal || key <= query);"
+        "  ->  return query <= problem.Tq && key < problem.Tk && (!problem.is_causal || key <= query);",
+        "attention.cu: for (int first_key = 0; first_key < stop; first_key += KEYS) {"
+        "  ->  for (int first_key = 0; first_key <= stop; first_key += KEYS) {",
+        "attention.cu: for (int first = problem.is_causal ? first_key : 0; first < problem.Tq; first += SIZE) {"
+        "  ->  for (int first = problem.is_causal ? first_key : 0; first <= problem.Tq; first += SIZE) {",
+        "attention.cu: for (int first_key = 0; first_key < stop; first_key += SIZE) {"
+        "  ->  for (int first_key = 0; first_key <= stop; first_key += SIZE) {",
+    ],
+}
+LISTED = {change for changes in EQUIVALENT.values() for change in changes}
+
+
+@pytest.mark.parametrize(
+    "source", [pytest.param(source, marks=pytest.mark.slow) if source in LONG else source for source in IN_ORDER]
+)
+def test_every_broken_place_fails(source: str) -> None:
+    """But for those that make no difference, which are listed; and the list holds no other."""
+    passed = set(survivors(source))
+    assert sorted(passed - LISTED) == []
+    assert sorted(LISTED & {mutant.change for mutant in mutants(source)} - passed) == []
+
+
+def test_the_list_names_changes_that_are_made() -> None:
+    assert sorted(LISTED - {mutant.change for source in SOURCES for mutant in mutants(source)}) == []
+
+
+def test_everything_is_broken() -> None:
+    """Every source has wrong bounds, and every barrier of every source is removed in some mutant."""
+    folder = Path(cuda.__file__).parent
+    assert sorted(SOURCES) == sorted(path.name for path in folder.glob("*.cu*"))
+    for source in SOURCES:
+        changes = [mutant.change for mutant in mutants(source)]
+        assert any(" < " in change and " <= " in change for change in changes)
+        barriers = (folder / source).read_text(encoding="utf-8").count("__syncthreads();")
+        assert sum("__syncthreads();  ->  ;" in change for change in changes) == barriers
