@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -60,7 +60,6 @@ KERNELS = {
     "clip": ("sum_of_squares", "sum_of_squares_each"),
 }  # fmt: skip
 AT_ONCE = 20  # versions of a file in one program
-LONGEST = 60.0  # seconds of computing for a right version
 CAUGHT = 77  # exit status
 SCHEDULES = ((0, "behind"), (1, "before"), (2, "behind"))  # and on which side of the arrays there is no memory
 
@@ -152,99 +151,112 @@ def instances(file: str) -> tuple[str, ...]:
 
 
 class Case(NamedTuple):
-    row: KernelRow
-    example: Example
-    truth: list[np.ndarray]
-    budget: list[float]
+    check: Callable[[Device], None]  # raises an AssertionError where the kernels are wrong
+    seconds: float  # that it takes the right ones
 
 
 def cases(file: str) -> list[Case]:
-    """Examples for every kernel of a file, the largest and a choice of others, those first that take the least time."""
-    made: list[tuple[float, Case]] = []
+    """For every kernel of a file the largest examples and a choice of others, and the checks; the quickest first."""
+    made = [timed(check) for check in CHECKS.get(file, ())]
     for row in ROWS:
         if row.name in KERNELS[file]:
             examples = some_examples(row.examples, 60)
             if file == "attention":
                 examples = [tiles_of_attention("backward" in row.name, *sizes) for sizes in TILES] + examples[::3]
-            found = [(e, seconds) for e in examples if (seconds := time_of(file, row, e)) > 0]
-            found.sort(key=lambda pair: -sum(min(a.size, 3000) for a in arrays_of(pair[0])))
-            for example, seconds in found[:8] + found[8::4]:
-                made.append((seconds, Case(row, example, *float32_budget(row, example))))
-    return [case for _, case in sorted(made, key=lambda pair: pair[0])]
+            found = [example for example in examples if takes_part(file, row, example)]
+            found.sort(key=lambda example: -sum(min(a.size, 3000) for a in arrays_of(example)))
+            made += [timed(comparison(row, example)) for example in found[:8] + found[8::4]]
+    return sorted(made, key=lambda case: case.seconds)
 
 
-def time_of(file: str, row: KernelRow, example: Example) -> float:
-    """Seconds for the right kernels; 0 where none of those to be broken takes part: there are no elements, or they lie
-    in memory as no kernel takes them, or it is another instance."""
+def takes_part(file: str, row: KernelRow, example: Example) -> bool:
+    """False where none of the kernels to be broken runs.
+
+    There may be no elements, or they lie in memory as no kernel takes them, or it is another instance.
+    """
     device = Device()
-    begin = time.process_time()
     with emulated(device):
         results(row, "cython", example.make(np.float32))
     kernels = [kernel for of, kernel in device.launched if of == file]
-    return time.process_time() - begin if kernels and all(kernel in instances(file) for kernel in kernels) else 0.0
+    return len(kernels) > 0 and all(kernel in instances(file) for kernel in kernels)
 
 
 def arrays_of(example: Example) -> list[np.ndarray]:
     return [a for a in example.make(np.float32) if isinstance(a, np.ndarray)]
 
 
-def notices(case: Case, device: Device) -> bool:
-    try:
+def comparison(row: KernelRow, example: Example) -> Callable[[Device], None]:
+    """The example under the rule of `kernel_rule.py`."""
+    truth, budget = float32_budget(row, example)
+
+    def check(device: Device) -> None:
         with emulated(device):
-            got = results(case.row, "cython", case.example.make(np.float32))
-        assert_within(got, case.truth, case.budget)
-    except AssertionError:
-        return True
-    return False
+            got = results(row, "cython", example.make(np.float32))
+        assert_within(got, truth, budget)
+
+    return check
 
 
-def is_caught(file: str, program: Program, version: str, all_cases: list[Case]) -> bool:
-    devices = [Device(schedule, {file: (program, version)}, fence) for schedule, fence in SCHEDULES]
-    return any(
-        any(fails(check, device) for check in CHECKS.get(file, ())) or any(notices(case, device) for case in all_cases)
-        for device in devices
-    )
+def timed(check: Callable[[Device], None]) -> Case:
+    begin = time.process_time()
+    check(Device())
+    return Case(check, time.process_time() - begin)
 
 
-def fails(check: Callable[[Device], None], device: Device) -> bool:
+def is_caught(device: Device, case: Case) -> bool:
+    """True where the case notices; a kernel that computes for too long ends the process."""
+    signal.setitimer(
+        signal.ITIMER_VIRTUAL, 0.5 + 30 * case.seconds
+    )  # without optimization it takes three times as long
     try:
-        check(device)
+        case.check(device)
     except AssertionError:
         return True
     return False
 
 
-def run(source: str) -> list[int]:
-    """The numbers of the mutants of a source that no case notices."""
-    file = SOURCES[source]
-    all_cases = cases(file)
-    wrong = mutants(source)
-    missed: list[int] = []
-    patience = LONGEST
-    for start in range(0, len(wrong), AT_ONCE):
-        part = wrong[start : start + AT_ONCE]
-        versions = {f"v{i}": (mutant.text, mutant.kernels) for i, mutant in enumerate(part, start)}
-        program = Program({"right": (cuda.source(file), instances(file)), **versions}, TRAPS)
-        if start == 0:
-            before = os.times().children_user
-            if ends_caught(file, program, "right", all_cases, LONGEST):
-                raise AssertionError(f"{file}.cu fails as it is, with its arrays fenced in and its indices watched")
-            patience = 1 + 4 * (os.times().children_user - before)
-        numbers = range(start, start + len(part))
-        missed += [i for i in numbers if not ends_caught(file, program, f"v{i}", all_cases, patience)]
-    return missed
-
-
-def ends_caught(file: str, program: Program, version: str, all_cases: list[Case], patience: float) -> bool:
-    """As is_caught, in a process of its own: one that crashes is caught too, or computes for longer than `patience`."""
+def ends_caught(file: str, program: Program, version: str, all_cases: list[Case]) -> bool:
+    """Whether a case notices, in a process of its own: one that crashes, or takes too long, is caught too."""
     child = os.fork()
     if child == 0:
-        signal.setitimer(signal.ITIMER_VIRTUAL, patience)
-        os._exit(CAUGHT if is_caught(file, program, version, all_cases) else 0)
+        devices = [Device(schedule, {file: (program, version)}, fence) for schedule, fence in SCHEDULES]
+        os._exit(CAUGHT if any(is_caught(device, case) for device in devices for case in all_cases) else 0)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if status > 0 and status != CAUGHT:
         raise AssertionError(f"the mutants of {file} could not be run: the process of {version} ended with {status}")
     return status != 0
+
+
+def run(source: str) -> list[int]:
+    """The numbers of the mutants of a source that no case notices.
+
+    At first only the instances for packs are broken, of attention those for small heads; most mutants do not survive
+    that, and the others need not be compiled.
+    """
+    file = SOURCES[source]
+    all_cases = cases(file)
+    small = [e for e in instances(file) if re.search(r", 4, 32," if file == "attention" else r", 4>", e)]
+    right = Program({"right": (cuda.source(file), instances(file))}, TRAPS)
+    if ends_caught(file, right, "right", all_cases):
+        raise AssertionError(f"{file}.cu fails as it is, with its arrays fenced in and its indices watched")
+    missed = list(range(len(mutants(source))))
+    for chosen in (small, instances(file)):
+        missed = [
+            i
+            for start in range(0, len(missed), AT_ONCE)
+            for i in missed_of(source, missed[start : start + AT_ONCE], chosen, all_cases)
+        ]
+    return missed
+
+
+def missed_of(source: str, numbers: list[int], chosen: Sequence[str], all_cases: list[Case]) -> list[int]:
+    """Those of the mutants that no case notices where the chosen instances are broken, and the others are right."""
+    versions = {}
+    for i in numbers:
+        mutant = mutants(source)[i]
+        versions[f"v{i}"] = (mutant.text, [e for e in mutant.kernels if e in chosen] or mutant.kernels)
+    program = Program(versions, TRAPS)
+    return [i for i in numbers if not ends_caught(SOURCES[source], program, f"v{i}", all_cases)]
 
 
 def survivors(source: str) -> list[str]:
