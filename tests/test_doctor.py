@@ -137,7 +137,7 @@ def test_the_extras_are_those_of_the_package() -> None:
     for name, (_, modules) in doctor.EXTRAS.items():
         brought = {requirement.partition(">")[0].partition("[")[0] for requirement in extras.pop(name)}
         assert set(modules) == brought
-    assert {name for name in extras if name not in ("test", "dev", "compat")} == {"cuda", "cuda12", "cuda13"}  # told as one line
+    assert {name for name in extras if name not in ("test", "dev", "compat")} == {"cuda", "cuda12", "cuda13"}
 
 
 # It never fails -------------------------------------------------------------------------------------
