@@ -35,6 +35,8 @@ from op_cases import (
 )
 from primitive_cases import matrices, rows_and_bias
 
+import tinygpt.ops
+import tinygpt.optim  # noqa: F401  the kernels of both are registered
 from tinygpt._ext import cuda
 from tinygpt.kernel import REGISTRY, Kernel
 

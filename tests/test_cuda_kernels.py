@@ -87,6 +87,21 @@ def test_float16(row: KernelRow, data: Any) -> None:
         assert_within([np.asarray(value, np.float64) for value in found], truth, budget)
 
 
+@pytest.mark.parametrize("kind", ["float16", "float32"])
+def test_statistics_of_16_bit_arrays_are_in_float32(kind: str) -> None:
+    """A backward pass takes them as the forward pass makes them; other arrays of another dtype are declined."""
+    x, weight = (np.random.default_rng(0).standard_normal(shape).astype(kind) for shape in ((3, 40), (40,)))
+    forward, backward = (cuda.body(Device(), f"layer_norm_{pass_}") for pass_ in ("forward", "backward"))
+    assert forward is not None
+    assert backward is not None
+    y, mean, rstd = forward(x, weight, None, 1e-5)
+    assert (y.dtype, mean.dtype, rstd.dtype) == (kind, "float32", "float32")
+    assert [d.dtype for d in backward(y, x, weight, mean, rstd, True)] == [kind] * 3
+    for arguments in ((y, x, weight.astype("float64")), (y.astype("float64"), x, weight)):
+        assert backward(*arguments, mean, rstd, True) is NotImplemented
+    assert backward(y, x, weight, mean.astype("float64"), rstd, True) is NotImplemented
+
+
 CONVERSIONS = """
 template <typename real>
 __global__ void there(const float *from, real *to, int size) {

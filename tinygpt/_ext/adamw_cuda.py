@@ -34,7 +34,7 @@ def tensor_table(device: Device, groups: Sequence[Sequence[Any]]) -> tuple[Any, 
 def adamw_update_each(device: Device, calls: Sequence[Sequence[Any]]) -> Any:
     """The arguments of adamw_update for many parameters, which are updated in one launch."""
     shared = {(call[5], call[6], call[7], call[10]) for call in calls}
-    if len(shared) != 1 or len({call[0].dtype for call in calls}) != 1:
+    if len(shared) != 1 or len({array.dtype for call in calls for array in call[:4]}) != 1:
         return NotImplemented
     ((beta1, beta2, eps, grad_scale),) = shared
     rates = [

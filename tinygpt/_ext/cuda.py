@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,6 +31,8 @@ ARCHITECTURES = ("sm_75", "sm_80", "sm_90")  # the oldest that is supported, and
 WARP = 32
 MOST_THREADS = 512  # as in common.cuh
 MOST_SHARED = 48 * 1024  # bytes of shared memory that a block may have on every GPU without asking
+
+STATISTICS = ("mean", "rstd", "lse", "dlosses")  # parameters of launchers that may be kept in the accumulators' dtype
 
 LAUNCHERS: dict[str, Callable[..., Any]] = {}
 
@@ -166,10 +169,15 @@ def kernel_arguments(arguments: Sequence[Any]) -> list[Any]:
     return made
 
 
-def fits(arguments: Sequence[Any]) -> bool:
-    """True where rows and columns can be counted in 32 bits; within an array the kernels count in 64."""
-    sizes = [size for a in arguments if hasattr(a, "shape") for size in a.shape]
-    return max(sizes, default=0) < 2**31
+def fits(names: Sequence[str], arguments: Sequence[Any]) -> bool:
+    """Whether rows and columns can be counted in 32 bits (within an array the kernels count in 64), and the
+    floating-point arrays are of one dtype, but for statistics, which may be of the accumulators'."""
+    arrays = [(name, a) for name, a in zip(names, arguments, strict=False) if hasattr(a, "shape")]
+    sizes = [size for _, a in arrays for size in a.shape]
+    floats = {a.dtype.name for name, a in arrays if name not in STATISTICS} & set(REALS)
+    allowed = floats | ({"float32"} if floats <= {"float16", "bfloat16"} else set())
+    statistics = {a.dtype.name for name, a in arrays if name in STATISTICS}
+    return max(sizes, default=0) < 2**31 and len(floats) <= 1 and statistics <= allowed
 
 
 def body(device: Device, kernel: str) -> Callable[..., Any] | None:
@@ -178,9 +186,11 @@ def body(device: Device, kernel: str) -> Callable[..., Any] | None:
     if launch is None:
         return None
 
+    names = list(inspect.signature(launch).parameters)[1:]
+
     @functools.wraps(launch)
     def call(*arguments: Any) -> Any:
-        return launch(device, *arguments) if fits(arguments) else NotImplemented
+        return launch(device, *arguments) if fits(names, arguments) else NotImplemented
 
     return call
 

@@ -37,6 +37,7 @@ KINDS = ("auto", "reference", "cython", "cuda")
 REGISTRY: dict[str, Kernel] = {}
 _FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 _GPU_FLOATS = ("float32", "float64", "float16", "bfloat16")
+_TOGETHER = ({"float32"}, {"float64"}, {"float16"}, {"bfloat16"}, {"float16", "float32"}, {"bfloat16", "float32"})
 _kind = os.environ.get("TINYGPT_KERNELS", "auto") or "auto"
 
 
@@ -142,7 +143,10 @@ def _ready_for_cpu(args: Sequence[Any], strided: bool, in_place: bool) -> list[A
 
 
 def _ready_for_gpu(args: Sequence[Any], strided: bool, in_place: bool) -> list[Any] | None:
-    """`prepare` for CuPy's arrays: all are aligned and in native byte order, and there are 16-bit types."""
+    """`prepare` for CuPy's arrays: all are aligned and in native byte order, and there are 16-bit types.
+
+    Beside 16-bit arrays there may be some of float32: the bodies look which these are.
+    """
     floating = None
     prepared: list[Any] = []
     for value in args:
@@ -151,9 +155,9 @@ def _ready_for_gpu(args: Sequence[Any], strided: bool, in_place: bool) -> list[A
                 return None
             dtype = value.dtype
             if dtype.kind == "f" or dtype.name == "bfloat16":  # which NumPy takes for a type without a kind
-                if dtype.name not in _GPU_FLOATS or (floating is not None and dtype != floating):
+                if dtype.name not in _GPU_FLOATS or (floating is not None and {dtype.name, floating} not in _TOGETHER):
                     return None
-                floating = dtype
+                floating = dtype.name if floating in (None, "float32") else floating
             elif dtype.kind in "iu" and dtype != np.int64:
                 value = value.astype(np.int64)
             if not strided and not value.flags.c_contiguous:
