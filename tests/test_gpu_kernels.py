@@ -49,10 +49,14 @@ def on_gpu(row: KernelRow, arguments: list[Any], cupy: Any, shift: bool = False)
             return None
         returned = returned if isinstance(returned, tuple) else (returned,)
         made = [*returned, *(moved[i] for i in row.writes)]
-        found.append([np.asarray(backends.move(value, "numpy"), np.float64) for value in made if value is not None])
+        found.append([to_host(value).astype(np.float64) for value in made if value is not None])
     for a, b in zip(*found, strict=True):
         assert np.array_equal(a, b)
     return found[0]
+
+
+def to_host(value: Any) -> np.ndarray:
+    return backends.move(value, "numpy") if backends.is_array(value) else np.asarray(value)
 
 
 def moved_to(cupy: Any, array: np.ndarray, shift: bool) -> Any:
