@@ -30,7 +30,7 @@ test-debug:
 
 bench: build
 	$(PYTHON) benchmarks/train_step.py --compile
-	for preset in tiny baby gpt2; do $(PYTHON) benchmarks/ops.py --preset $$preset; done
+	$(PYTHON) benchmarks/ops.py
 	for preset in tiny baby gpt2; do $(PYTHON) benchmarks/profile_step.py --preset $$preset --steps 10; done
 	$(PYTHON) benchmarks/generate.py
 

@@ -1,0 +1,218 @@
+"""tinygpt's side of `ops.py`: each kernel with its arguments, and what it must move and compute."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from ops_sizes import DROPOUT, PRODUCTS, Sizes, ids, normal
+
+import tinygpt.optim  # noqa: F401  registers its kernels
+from tinygpt.backends.products import matrix_product
+from tinygpt.kernel import REGISTRY
+
+
+@dataclass
+class Work:
+    """A kernel and its arguments; bytes: each input read once, each output written once; flops: of matrix products."""
+
+    kernel: Any
+    arguments: tuple[Any, ...]
+    bytes: int
+    flops: float = 0.0
+
+    def ours(self) -> Any:
+        return self.kernel(*self.arguments)
+
+    def reference(self) -> Any:
+        return getattr(self.kernel, "reference", self.kernel)(*self.arguments)
+
+
+def work(kernel: str, arguments: tuple[Any, ...], moved: int, flops: float = 0.0) -> Work:
+    return Work(REGISTRY[kernel], arguments, moved, flops)
+
+
+def hidden(s: Sizes) -> np.ndarray:
+    return normal(s.N, s.C)
+
+
+def wide(s: Sizes) -> np.ndarray:
+    return normal(s.N, 4 * s.C)
+
+
+def ones(count: int) -> np.ndarray:
+    return np.ones(count, np.float32)
+
+
+def layer_norm_forward(s: Sizes) -> Work:
+    x = hidden(s)
+    return work("layer_norm_forward", (x, ones(s.C), ones(s.C), 1e-5), 2 * x.nbytes)
+
+
+def layer_norm_backward(s: Sizes) -> Work:
+    x, weight = hidden(s), ones(s.C)
+    _, mean, rstd = REGISTRY["layer_norm_forward"](x, weight, weight, 1e-5)
+    return work("layer_norm_backward", (normal(s.N, s.C, seed=1), x, weight, mean, rstd, True), 3 * x.nbytes)
+
+
+def residual_layer_norm_forward(s: Sizes, p: float = 0.0) -> Work:
+    x = hidden(s)
+    arguments = (x, normal(s.N, s.C, seed=1), None, ones(s.C), ones(s.C), 1e-5, p, 5, 6)
+    return work("residual_layer_norm_forward", arguments, 4 * x.nbytes)
+
+
+def residual_layer_norm_backward(s: Sizes, p: float = 0.0) -> Work:
+    x, weight = hidden(s), ones(s.C)
+    _, mean, rstd = REGISTRY["layer_norm_forward"](x, weight, weight, 1e-5)
+    dy, ds = normal(s.N, s.C, seed=1), normal(s.N, s.C, seed=2)
+    arguments = (dy, ds, x, weight, mean, rstd, p, 5, 6, False, True)
+    return work("residual_layer_norm_backward", arguments, (5 if p else 4) * x.nbytes)
+
+
+def gelu(form: str, direction: str) -> Callable[[Sizes], Work]:
+    def make(s: Sizes) -> Work:
+        x = wide(s)
+        arguments = (x,) if direction == "forward" else (normal(s.N, 4 * s.C, seed=1), x)
+        return work(f"{form}_{direction}", arguments, (len(arguments) + 1) * x.nbytes)
+
+    return make
+
+
+def bias_gelu_forward(s: Sizes) -> Work:
+    x = wide(s)
+    return work("bias_gelu_forward", (x, normal(4 * s.C)), 2 * x.nbytes)
+
+
+def bias_gelu_backward(s: Sizes) -> Work:
+    x = wide(s)
+    return work("bias_gelu_backward", (normal(s.N, 4 * s.C, seed=1), x, normal(4 * s.C)), 3 * x.nbytes)
+
+
+def softmax(form: str, direction: str) -> Callable[[Sizes], Work]:
+    def make(s: Sizes) -> Work:
+        logits = normal(s.N, s.V)
+        if direction == "forward":
+            return work(f"{form}_forward", (logits,), 2 * logits.nbytes)
+        y = REGISTRY[f"{form}_forward"](logits)
+        return work(f"{form}_backward", (logits, y), 3 * logits.nbytes)
+
+    return make
+
+
+def cross_entropy_forward(s: Sizes) -> Work:
+    logits = normal(s.N, s.V)
+    return work("cross_entropy_forward", (logits, ids(s), -100), logits.nbytes)
+
+
+def cross_entropy_backward(s: Sizes) -> Work:
+    logits, targets = normal(s.N, s.V), ids(s)
+    _, lse = REGISTRY["cross_entropy_forward"](logits, targets, -100)
+    arguments = (np.full(s.N, 1 / s.N, np.float32), logits, targets, lse, -100)
+    return work("cross_entropy_backward", arguments, 2 * logits.nbytes)
+
+
+def heads(packed: np.ndarray) -> tuple[np.ndarray, ...]:
+    """(B, T, 3, H, D) -> three views (B, H, T, D), as the model's packed product gives them."""
+    return tuple(packed[:, :, i].transpose(0, 2, 1, 3) for i in range(3))
+
+
+def attention_flops(s: Sizes) -> float:
+    """Of one product over the visible half of the scores."""
+    return 2.0 * s.B * s.H * (s.T * (s.T + 1) / 2) * s.D
+
+
+def attention_forward(s: Sizes, p: float = 0.0) -> Work:
+    packed = normal(s.B, s.T, 3, s.H, s.D)
+    arguments = (*heads(packed), True, 1 / math.sqrt(s.D), p, 5, 6)
+    return work("attention_forward", arguments, 4 * packed.nbytes // 3, 2 * attention_flops(s))
+
+
+def attention_backward(s: Sizes, p: float = 0.0) -> Work:
+    packed = normal(s.B, s.T, 3, s.H, s.D)
+    q, k, v = heads(packed)
+    options = (True, 1 / math.sqrt(s.D), p, 5, 6)
+    y, lse = REGISTRY["attention_forward"](q, k, v, *options)
+    dy = normal(s.B, s.T, s.H, s.D, seed=1).transpose(0, 2, 1, 3)
+    arguments = (dy, q, k, v, y, lse, *options, *heads(np.empty_like(packed)))
+    return work("attention_backward", arguments, 8 * packed.nbytes // 3, 5 * attention_flops(s))
+
+
+def embedding_forward(s: Sizes) -> Work:
+    return work("embedding_forward", (normal(s.V, s.C), ids(s)), 2 * s.N * s.C * 4)
+
+
+def embedding_backward(s: Sizes) -> Work:
+    return work("embedding_backward", (hidden(s), ids(s), s.V), (s.N + s.V) * s.C * 4)
+
+
+def dropout(s: Sizes) -> Work:
+    x = hidden(s)
+    return work("dropout_apply", (x, DROPOUT, 5, 6), 2 * x.nbytes)
+
+
+def add_bias(s: Sizes) -> Work:
+    y = normal(s.N, 3 * s.C)
+    return work("add_bias", (y, normal(3 * s.C)), 2 * y.nbytes)
+
+
+def column_sum(s: Sizes) -> Work:
+    x = normal(s.N, 3 * s.C)
+    return work("column_sum", (x,), x.nbytes)
+
+
+def sum_of_squares(s: Sizes) -> Work:
+    x = normal(s.parameters)
+    return work("sum_of_squares", (x,), x.nbytes)
+
+
+def adamw_update(s: Sizes) -> Work:
+    param, grad, m = (normal(s.parameters, seed=i) for i in range(3))
+    v = np.abs(normal(s.parameters, seed=3))
+    return work("adamw_update", (param, grad, m, v, 1e-6, 0.9, 0.99, 1e-8, 0.1, 5, 1.0), 7 * grad.nbytes)
+
+
+def product(a: tuple[int, int], b: tuple[int, int], transposed: str = "") -> Work:
+    """(M, K) @ (K, N); a matrix that is transposed is stored the other way round."""
+    left = normal(*a[::-1]).T if transposed == "left" else normal(*a)
+    right = normal(*b[::-1], seed=1).T if transposed == "right" else normal(*b, seed=1)
+    out = np.empty((a[0], b[1]), np.float32)
+    moved = left.nbytes + right.nbytes + out.nbytes
+    return Work(matrix_product, (left, right, out), moved, 2.0 * a[0] * a[1] * b[1])
+
+
+ROWS: dict[str, Callable[[Sizes], Work]] = {
+    "layer_norm_forward": layer_norm_forward,
+    "layer_norm_backward": layer_norm_backward,
+    "residual_layer_norm_forward": residual_layer_norm_forward,
+    "residual_layer_norm_backward": residual_layer_norm_backward,
+    "residual_layer_norm_forward, dropout": lambda s: residual_layer_norm_forward(s, DROPOUT),
+    "residual_layer_norm_backward, dropout": lambda s: residual_layer_norm_backward(s, DROPOUT),
+    "gelu_forward": gelu("gelu", "forward"),
+    "gelu_backward": gelu("gelu", "backward"),
+    "gelu_erf_forward": gelu("gelu_erf", "forward"),
+    "gelu_erf_backward": gelu("gelu_erf", "backward"),
+    "bias_gelu_forward": bias_gelu_forward,
+    "bias_gelu_backward": bias_gelu_backward,
+    "softmax_forward": softmax("softmax", "forward"),
+    "softmax_backward": softmax("softmax", "backward"),
+    "log_softmax_forward": softmax("log_softmax", "forward"),
+    "log_softmax_backward": softmax("log_softmax", "backward"),
+    "cross_entropy_forward": cross_entropy_forward,
+    "cross_entropy_backward": cross_entropy_backward,
+    "attention_forward": attention_forward,
+    "attention_backward": attention_backward,
+    "attention_forward, dropout": lambda s: attention_forward(s, DROPOUT),
+    "attention_backward, dropout": lambda s: attention_backward(s, DROPOUT),
+    "embedding_forward": embedding_forward,
+    "embedding_backward": embedding_backward,
+    "dropout_forward": dropout,
+    "dropout_backward": dropout,
+    "add_bias": add_bias,
+    "column_sum": column_sum,
+    "sum_of_squares": sum_of_squares,
+    "adamw_update": adamw_update,
+    **{f"product {name}": lambda s, shapes=shapes: product(*shapes(s)) for name, shapes in PRODUCTS.items()},
+}
