@@ -19,8 +19,13 @@ The instance is its own context: what `forward` stores on `self` is there in `ba
 `save`, so that the engine can free them the moment the backward pass has used them.
 
 The contract of `backward`: it returns one array per input (None where `self.needs[i]` is false or the
-input is not differentiable); it never writes into its arguments or its saved arrays; it may return `dy`
-itself or a view of it, and the engine sees to it that nothing is shared that must not be.
+input is not differentiable), and keeps no hold of it; it never writes into its saved arrays, nor into its arguments
+unless `self.may_overwrite` says that nobody else holds them; it may return `dy` itself or a view of it, and the
+engine sees to it that nothing is shared that must not be.
+
+An operation that can make an output again from what it saved, at little cost (LayerNorm, GELU), says so in
+`remakes` and defines `remake`. Then an operation that saves that output as its input keeps no array, only
+the way to it: `self.saved` makes it anew.
 """
 
 from __future__ import annotations
@@ -29,7 +34,7 @@ import contextlib
 import itertools
 import threading
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -53,13 +58,22 @@ class NonFiniteError(UsageError, ArithmeticError):
     """An operation produced a NaN or an infinity while `detect_anomaly` was on."""
 
 
+class Remade(NamedTuple):
+    """In the place of a saved array: the node, already part of the graph, that makes it again as its output."""
+
+    node: Function
+    output: int
+
+
 class Function:
     """One application of an operation: its inputs' nodes, what it saved, and its place in time."""
 
     parents: tuple[Any, ...] = ()  # for each input: a Function, a leaf Tensor, or None
     parent_outputs: tuple[int, ...] = ()  # which output of that parent the input was
     needs: tuple[bool, ...] = ()  # which inputs want a gradient
-    saved: Any = ()  # a tuple of arrays; None once freed
+    kept: Any = ()  # what `save` was given, with a Remade for what can be made again; None once freed
+    remakes: tuple[int, ...] = ()  # which outputs `remake` can make again
+    may_overwrite: bool = False  # in backward: nobody else holds the gradients given to it
     outputs: tuple[tuple[tuple[int, ...], Any], ...] = ()  # (shape, dtype) of each output
     order: int = -1
 
@@ -71,14 +85,33 @@ class Function:
         """The gradient of each output in, the gradient of each input out."""
         raise NotImplementedError(f"{type(self).__name__} defines no backward")
 
+    def remake(self, output: int) -> Any:
+        """An output named in `remakes`, in the same bits, as a new array made from what is saved."""
+        raise NotImplementedError(f"{type(self).__name__} defines no remake")
+
     def save(self, *arrays: Any) -> None:
         """Keep these for the backward pass."""
-        self.saved = arrays
+        self.kept = arrays
+
+    @property
+    def saved(self) -> tuple[Any, ...]:
+        """What `save` was given. Arrays that are made again are made at each access, and belong to the caller."""
+        return tuple([a.node.remake(a.output) if type(a) is Remade else a for a in self.kept])
+
+    def keep_less(self, inputs: tuple[Tensor, ...]) -> None:
+        """Exchange saved inputs that their nodes can make again for the way to them."""
+        again = {
+            id(tensor.data): Remade(tensor.node, tensor.output_index)
+            for tensor in inputs
+            if tensor.node is not None and tensor.output_index in tensor.node.remakes
+        }
+        if again:
+            self.kept = tuple([again.get(id(array), array) for array in self.kept])
 
     def free(self) -> None:
         """Let go of everything: a later backward() through this node says so."""
         self.__dict__.clear()
-        self.saved = None
+        self.kept = None
 
     @property
     def name(self) -> str:
@@ -105,6 +138,7 @@ class Function:
             _check_finite(node.name, "forward", results, arrays)
         made = tuple([Tensor(array, requires_grad=wants and array.dtype.kind == "f") for array in results])
         if wants:
+            node.keep_less(inputs)
             node.order = next(_counter)
             node.parents = tuple([(t.node if t.node is not None else t) if t.requires_grad else None for t in inputs])
             node.parent_outputs = tuple([t.output_index for t in inputs])

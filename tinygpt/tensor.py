@@ -131,14 +131,14 @@ class Tensor:
             return
         nodes = _reachable(self.node)
         for node in nodes:
-            if node.saved is None:
+            if node.kept is None:
                 raise GraphFreedError(
                     f"backward() comes to {node.name}, whose saved arrays an earlier backward() has freed: "
                     "compute the result anew, or call the earlier backward(retain_graph=True)"
                 )
         pending: dict[Function, list[Any]] = {self.node: [None] * len(self.node.outputs)}
         pending[self.node][self.output_index] = grad
-        owned: set[tuple[Function, int]] = set()  # slots that hold a sum made here: it may be added to in place
+        owned: set[tuple[Function, int]] = set()  # slots whose array nobody else holds: it may be written into
         with np.errstate(all="ignore"):
             while nodes:
                 node = nodes.pop()
@@ -232,47 +232,53 @@ def _step(
         if received[index] is None:  # an output nobody used
             sample = next(g for g in received if g is not None)
             received[index] = backends.array_module(sample).zeros(shape, dtype)
+    node.may_overwrite = all((node, index) in owned for index in range(len(received)))
     grads = node.backward(*received)
     grads = tuple([as_array(grad) for grad in grads]) if isinstance(grads, tuple) else (as_array(grads),)
     if len(grads) != len(node.parents):
         raise AssertionError(f"{node.name}.backward returned {len(grads)} gradients for {len(node.parents)} inputs")
     if mode.detect_anomaly:
         _check_finite(node.name, "backward", grads, received)
-    passed_on = [id(array) for array in received]
+    holds = [*grads, *(() if node.may_overwrite else received)]  # an array that is in here once is nobody else's
+    held = [id(_memory(array)) for array in holds if array is not None]
     for i, (parent, output, grad) in enumerate(zip(node.parents, node.parent_outputs, grads, strict=True)):
         if parent is None:
             continue
         if grad is None:
             raise AssertionError(f"{node.name}.backward returned no gradient for input {i}, which needs one")
+        shape = parent.outputs[output][0] if isinstance(parent, Function) else parent.shape
+        if grad.shape != shape:
+            raise AssertionError(f"{node.name}.backward: gradient of shape {grad.shape} for input {i} of shape {shape}")
+        alone = held.count(id(_memory(grad))) == 1
         if isinstance(parent, Function):
-            _add_pending(node, parent, output, grad, pending, owned)
+            _add_pending(parent, output, grad, alone, pending, owned)
         else:
-            if grad.shape != parent.shape:
-                raise AssertionError(
-                    f"{node.name}.backward: gradient of shape {grad.shape} for input {i} of shape {parent.shape}"
-                )
-            others = [other for other in grads[:i] + grads[i + 1 :] if other is not None]
-            shared = id(grad) in passed_on or any(other is grad or other.base is grad for other in others)
-            _accumulate(parent, grad, fresh=not shared and grad.base is None)
+            _accumulate(parent, grad, fresh=alone and grad.base is None)
+
+
+def _memory(array: Any) -> Any:
+    """The array that owns an array's elements: itself, or the one that it is a view of."""
+    return array if array.base is None else array.base
 
 
 def _add_pending(
-    node: Function,
     parent: Function,
     output: int,
     grad: Any,
+    alone: bool,
     pending: dict[Function, list[Any]],
     owned: set[tuple[Function, int]],
 ) -> None:
-    shape, dtype = parent.outputs[output]
-    if grad.shape != shape:
-        raise AssertionError(f"{node.name}.backward: gradient of shape {grad.shape} for an input of shape {shape}")
+    """Add to what a node will receive. `alone`: nobody else holds this array."""
+    dtype = parent.outputs[output][1]
     if grad.dtype != dtype:
-        grad = grad.astype(dtype)
+        grad, alone = grad.astype(dtype), True
     slots = pending.setdefault(parent, [None] * len(parent.outputs))
     present = slots[output]
     if present is None:
         slots[output] = grad
+        if alone and grad.flags.c_contiguous and getattr(grad.flags, "writeable", True):  # not one number stretched
+            owned.add((parent, output))
     elif (parent, output) in owned:
         present += grad
     else:

@@ -35,11 +35,11 @@ cdef void bias_gelu_backward_blocks(real *dy, Task *task, Py_ssize_t begin, Py_s
                 dbias[block * C + j] += dx[at + j]
 
 
-def bias_gelu_backward(dy, x, bias):
-    """dy, x (N, C), bias (C,) -> dx (N, C), dbias (C,)."""
+def bias_gelu_backward(dy, x, bias, out=None):
+    """dy, x (N, C), bias (C,) -> dx (N, C), in `out` if there is one, which may be dy, and dbias (C,)."""
     cdef Task task
     cdef Py_ssize_t N = x.shape[0], C = x.shape[1], blocks = (N + BLOCK - 1) // BLOCK
-    dx, sums = numpy.empty_like(x), numpy.zeros((blocks, C))
+    dx, sums = numpy.empty_like(x) if out is None else out, numpy.zeros((blocks, C))
     give(&task, (dy, x, bias, dx, sums))
     task.size[0], task.size[1] = C, N
     run(&task, <Rows> bias_gelu_backward_blocks[float], <Rows> bias_gelu_backward_blocks[double], x, blocks, 1)

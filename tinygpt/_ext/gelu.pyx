@@ -64,10 +64,11 @@ cdef void gelu_erf_backward_span(real *dy, Task *task, Py_ssize_t begin, Py_ssiz
         dx[i] = dy[i] * (normal_cdf(x[i]) + (x[i] * density if density > 0 else density))
 
 
-cdef object map_elements(Rows single, Rows double_, tuple inputs):
-    """Run an elementwise kernel over all the inputs' elements into a new array of their shape."""
+cdef object map_elements(Rows single, Rows double_, tuple inputs, out=None):
+    """Run an elementwise kernel over all the inputs' elements into `out`, or a new array of their shape."""
     cdef Task task
-    out = numpy.empty_like(inputs[0])
+    if out is None:
+        out = numpy.empty_like(inputs[0])
     give(&task, inputs + (out,))
     run(&task, single, double_, out, out.size, SPAN)
     return out
@@ -78,9 +79,9 @@ def gelu_forward(x):
     return map_elements(<Rows> gelu_forward_span[float], <Rows> gelu_forward_span[double], (x,))
 
 
-def gelu_backward(dy, x):
-    """dy, x of one shape -> dx."""
-    return map_elements(<Rows> gelu_backward_span[float], <Rows> gelu_backward_span[double], (dy, x))
+def gelu_backward(dy, x, out=None):
+    """dy, x of one shape -> dx, in `out` if there is one, which may be dy."""
+    return map_elements(<Rows> gelu_backward_span[float], <Rows> gelu_backward_span[double], (dy, x), out)
 
 
 def gelu_erf_forward(x):
@@ -88,6 +89,6 @@ def gelu_erf_forward(x):
     return map_elements(<Rows> gelu_erf_forward_span[float], <Rows> gelu_erf_forward_span[double], (x,))
 
 
-def gelu_erf_backward(dy, x):
-    """dy, x of one shape -> dx."""
-    return map_elements(<Rows> gelu_erf_backward_span[float], <Rows> gelu_erf_backward_span[double], (dy, x))
+def gelu_erf_backward(dy, x, out=None):
+    """dy, x of one shape -> dx, in `out` if there is one, which may be dy."""
+    return map_elements(<Rows> gelu_erf_backward_span[float], <Rows> gelu_erf_backward_span[double], (dy, x), out)

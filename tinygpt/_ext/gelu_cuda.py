@@ -38,7 +38,7 @@ def gelu_forward(device: Device, x: Any) -> Any:
 
 
 @launcher
-def gelu_backward(device: Device, dy: Any, x: Any) -> Any:
+def gelu_backward(device: Device, dy: Any, x: Any, out: Any = None) -> Any:
     """dy, x of one shape -> dx, tanh form."""
     return elementwise(device, "gelu_backward", "Tanh", dy, x)
 
@@ -50,7 +50,7 @@ def gelu_erf_forward(device: Device, x: Any) -> Any:
 
 
 @launcher
-def gelu_erf_backward(device: Device, dy: Any, x: Any) -> Any:
+def gelu_erf_backward(device: Device, dy: Any, x: Any, out: Any = None) -> Any:
     """dy, x of one shape -> dx, erf form."""
     return elementwise(device, "gelu_backward", "Erf", dy, x)
 
@@ -68,7 +68,7 @@ def bias_gelu_forward(device: Device, x: Any, bias: Any) -> Any:
 
 
 @launcher
-def bias_gelu_backward(device: Device, dy: Any, x: Any, bias: Any) -> Any:
+def bias_gelu_backward(device: Device, dy: Any, x: Any, bias: Any, out: Any = None) -> Any:
     """dy, x (N, C), bias (C,) -> dx (N, C), dbias (C,)."""
     N, C = x.shape
     dx = device.empty((N, C), x.dtype)

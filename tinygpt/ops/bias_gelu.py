@@ -7,7 +7,8 @@ Derivation of the gradient. With z = x + bias, dz/dx is one and every row has it
     dx = gelu'(x + bias) * dy          dbias = sum over the rows of dx
 
 Saved: x and bias. x + bias is made again on the way back: one addition, against another array as large as x, the
-largest activation of the model (4 C wide).
+largest activation of the model (4 C wide). So is y, for the product that follows (`remake`), and dx is written over
+dy where nobody else holds that: on the way back, too, there are never more than two arrays of this size.
 
 Shapes: x (..., C), bias (C,).
 Source: Hendrycks, Gimpel, "Gaussian Error Linear Units (GELUs)", 2016, section 2, for the GELU.
@@ -39,21 +40,28 @@ def bias_gelu_forward(x: Any, bias: Any) -> Any:
 
 
 @kernel
-def bias_gelu_backward(dy: Any, x: Any, bias: Any) -> tuple[Any, Any]:
-    """dy, x (N, C), bias (C,) -> dx (N, C), dbias (C,)."""
+def bias_gelu_backward(dy: Any, x: Any, bias: Any, out: Any = None) -> tuple[Any, Any]:
+    """dy, x (N, C), bias (C,) -> dx (N, C), dbias (C,). out: memory that a compiled body may put dx into, even dy's."""
     dx = gelu_backward.reference(dy, x + bias)  # (N, C)
     return dx, dx.sum(axis=0, dtype=np.float64).astype(x.dtype)
 
 
 class BiasGelu(Function):
+    remakes = (0,)
+
     def forward(self, x: Any, bias: Any) -> Any:
         self.save(x, bias)
+        return bias_gelu_forward(x.reshape(-1, x.shape[-1]), bias).reshape(x.shape)
+
+    def remake(self, output: int) -> Any:
+        x, bias = self.saved
         return bias_gelu_forward(x.reshape(-1, x.shape[-1]), bias).reshape(x.shape)
 
     def backward(self, dy: Any) -> Any:
         x, bias = self.saved
         C = x.shape[-1]
-        dx, dbias = bias_gelu_backward(dy.reshape(-1, C), x.reshape(-1, C), bias)
+        rows = dy.reshape(-1, C)  # (N, C)
+        dx, dbias = bias_gelu_backward(rows, x.reshape(-1, C), bias, rows if self.may_overwrite else None)
         return dx.reshape(x.shape), dbias
 
 

@@ -21,7 +21,9 @@ phi(x) = exp(-x**2 / 2) / sqrt(2 pi):
 
     dx = dy * (Phi(x) + x * phi(x))
 
-Saved: x alone. s and Phi are recomputed from it: one exp costs less than keeping a second array as large as x.
+Saved: x alone. s and Phi are recomputed from it: one exp costs less than keeping a second array as large as x. So is
+y itself, when the operation that reads it needs it again on the way back (`remake`): the product after a GELU does.
+dx is written over dy where nobody else holds that.
 
 Shapes: x and y have any shape.
 Source: Hendrycks, Gimpel, "Gaussian Error Linear Units (GELUs)", 2016, section 2. GPT-2 uses the tanh form.
@@ -63,8 +65,8 @@ def gelu_forward(x: Any) -> Any:
 
 
 @kernel
-def gelu_backward(dy: Any, x: Any) -> Any:
-    """dy, x of one shape -> dx, tanh form."""
+def gelu_backward(dy: Any, x: Any, out: Any = None) -> Any:
+    """dy, x of one shape -> dx, tanh form. out: memory that a compiled body may put dx into, dy's for instance."""
     xp = array_module(x)
     x = xp.clip(x, -FAR, FAR)
     square = x * x
@@ -81,8 +83,8 @@ def gelu_erf_forward(x: Any) -> Any:
 
 
 @kernel
-def gelu_erf_backward(dy: Any, x: Any) -> Any:
-    """dy, x of one shape -> dx, erf form."""
+def gelu_erf_backward(dy: Any, x: Any, out: Any = None) -> Any:
+    """dy, x of one shape -> dx, erf form. out: as in gelu_backward."""
     xp = array_module(x)
     x = xp.clip(x, -FAR, FAR)
     density = xp.exp(-0.5 * x * x) * (1.0 / math.sqrt(2.0 * math.pi))
@@ -91,14 +93,20 @@ def gelu_erf_backward(dy: Any, x: Any) -> Any:
 
 class Gelu(Function):
     forward_kernel, backward_kernel = gelu_forward, gelu_backward
+    remakes = (0,)
 
     def forward(self, x: Any) -> Any:
         self.save(x)
         return self.forward_kernel(x.reshape(-1)).reshape(x.shape)
 
+    def remake(self, output: int) -> Any:
+        (x,) = self.saved
+        return self.forward_kernel(x.reshape(-1)).reshape(x.shape)
+
     def backward(self, dy: Any) -> Any:
         (x,) = self.saved
-        return self.backward_kernel(dy.reshape(-1), x.reshape(-1)).reshape(x.shape)
+        rows = dy.reshape(-1)
+        return self.backward_kernel(rows, x.reshape(-1), rows if self.may_overwrite else None).reshape(x.shape)
 
 
 class GeluErf(Gelu):

@@ -21,7 +21,8 @@ The last term holds because d rstd / d x_j = -rstd**2 * norm_j / C. Contracting 
 In words: take from dnorm what a shift of the row would undo, then what a stretch of it would undo.
 
 Saved: x, weight, mean, rstd. `norm` is recomputed from them with one subtraction and one product, which is
-cheaper than keeping an array as large as x; mean and rstd are one number a row.
+cheaper than keeping an array as large as x; mean and rstd are one number a row. y can be made again from x, weight and
+bias (`remake`), so the products that read it need not keep it either.
 
 Shapes: x (..., C); weight, bias (C,); mean, rstd (N,) for N rows. Without a bias the kernels are given None and
 return None in the place of its gradient.
@@ -81,19 +82,26 @@ def layer_norm_backward(
 
 
 class LayerNorm(Function):
+    remakes = (0,)
+
     def forward(self, x: Any, weight: Any, bias: Any = None, *, eps: float) -> Any:
         rows = x.reshape(-1, x.shape[-1])  # (N, C)
         y, mean, rstd = layer_norm_forward(rows, weight, bias, eps)
-        self.save(x, weight, mean, rstd)
-        self.has_bias = bias is not None
+        self.save(x, weight, bias, mean, rstd)
+        self.eps = eps
+        return y.reshape(x.shape)
+
+    def remake(self, output: int) -> Any:
+        x, weight, bias, _, _ = self.saved
+        y, _, _ = layer_norm_forward(x.reshape(-1, x.shape[-1]), weight, bias, self.eps)
         return y.reshape(x.shape)
 
     def backward(self, dy: Any) -> Any:
-        x, weight, mean, rstd = self.saved
-        C = x.shape[-1]
-        dx, dweight, dbias = layer_norm_backward(dy.reshape(-1, C), x.reshape(-1, C), weight, mean, rstd, self.has_bias)
+        x, weight, bias, mean, rstd = self.saved
+        C, has_bias = x.shape[-1], bias is not None
+        dx, dweight, dbias = layer_norm_backward(dy.reshape(-1, C), x.reshape(-1, C), weight, mean, rstd, has_bias)
         dx = dx.reshape(x.shape)
-        return (dx, dweight, dbias) if self.has_bias else (dx, dweight)
+        return (dx, dweight, dbias) if has_bias else (dx, dweight)
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:

@@ -58,8 +58,9 @@ class Linear(Function):
     def backward(self, dy: Any) -> Any:
         x, weight = self.saved
         rows = dy.reshape(-1, dy.shape[-1])  # (N, out)
-        dx = matrix_product(rows, weight.T).reshape(self.shape) if self.needs[0] else None
         dweight = matrix_product(x.reshape(-1, x.shape[-1]).T, rows) if self.needs[1] else None  # (in, out)
+        del x  # it may have been made again for this product alone: dx takes its room
+        dx = matrix_product(rows, weight.T).reshape(self.shape) if self.needs[0] else None
         if len(self.needs) == 2:
             return dx, dweight
         return dx, dweight, column_sum(rows) if self.needs[2] else None

@@ -15,8 +15,9 @@ gradient of layer normalisation from layer_norm.py,
 
 and dweight, dbias are layer normalisation's own.
 
-Saved: sum, weight, mean, rstd, and the key of the mask. residual and x are not needed: the addition is linear, and the
-norm depends on them through `sum` alone, which is an output and exists anyway.
+Saved: sum, weight, bias, mean, rstd, and the key of the mask. residual and x are not needed: the addition is linear,
+and the norm depends on them through `sum` alone, which is an output and exists anyway. `normalised` can be made again
+from `sum`, weight and bias (`remake`): the product that reads it keeps no second array for its backward pass.
 
 Shapes: residual, x, sum, normalised (..., C); x_bias, weight, bias (C,), each bias or None; mean, rstd (N,) for N rows.
 Source: pre-norm residual blocks: Radford et al., "Language Models are Unsupervised Multitask Learners", 2019, section
@@ -95,6 +96,8 @@ def residual_layer_norm_backward(
 
 
 class ResidualLayerNorm(Function):
+    remakes = (1,)
+
     def forward(
         self, residual: Any, x: Any, weight: Any, *biases: Any, eps: float, has_biases: tuple[bool, bool], key: Any
     ) -> Any:
@@ -104,12 +107,16 @@ class ResidualLayerNorm(Function):
         total, y, mean, rstd = residual_layer_norm_forward(
             residual.reshape(-1, C), x.reshape(-1, C), x_bias, weight, bias, eps, *key
         )
-        self.save(total, weight, mean, rstd)
-        self.key, self.has_biases = key, has_biases
+        self.save(total, weight, bias, mean, rstd)
+        self.eps, self.key, self.has_biases, self.shape = eps, key, has_biases, x.shape
         return total.reshape(x.shape), y.reshape(x.shape)
 
+    def remake(self, output: int) -> Any:
+        total, weight, bias, _, _ = self.saved
+        return layer_norm_forward(total, weight, bias, self.eps)[0].reshape(self.shape)
+
     def backward(self, dsum: Any, dy: Any) -> Any:
-        total, weight, mean, rstd = self.saved
+        total, weight, _, mean, rstd = self.saved
         dresidual, dx, dx_bias, dweight, dbias = residual_layer_norm_backward(
             dy.reshape(total.shape), dsum.reshape(total.shape), total, weight, mean, rstd, *self.key, *self.has_biases
         )
