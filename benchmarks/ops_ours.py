@@ -145,7 +145,8 @@ def embedding_forward(s: Sizes) -> Work:
 
 
 def embedding_backward(s: Sizes) -> Work:
-    return work("embedding_backward", (hidden(s), ids(s), s.V), (s.N + s.V) * s.C * 4)
+    """Into a gradient that is there, as in a step; PyTorch's makes a new one."""
+    return work("embedding_backward", (hidden(s), ids(s), normal(s.V, s.C)), 3 * s.N * s.C * 4)
 
 
 def dropout(s: Sizes) -> Work:

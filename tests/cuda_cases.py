@@ -177,7 +177,11 @@ WIDE_ROWS = [
         writes=(11, 12, 13),
     ),
     KernelRow("embedding_forward", embedding_arguments(C=wide)),
-    KernelRow("embedding_backward", embedding_arguments(True, V=st.sampled_from([1, 2, 3, 33]), C=wide, N=pieces)),
+    KernelRow(
+        "embedding_backward",
+        embedding_arguments(True, V=st.sampled_from([1, 2, 3, 33]), C=wide, N=pieces, layout=st.just("C")),
+        writes=(2,),
+    ),
     KernelRow("dropout_apply", dropout_arguments(C=wide)),
     KernelRow("adamw_update", adamw_update_examples(size=large), writes=(0, 2, 3)),
     KernelRow("sum_of_squares", sum_of_squares_examples(size=large)),

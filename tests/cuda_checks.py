@@ -58,20 +58,26 @@ def ids_outside(device: Device) -> None:
     for outside, count in ((5, 70), (-1, 70), (5, 3), (-1, 3)):  # across pieces and inside of one
         ids = np.array([0, 4, *[outside] * count])
         dy = normal(len(ids), 12)
-        dweight = body(device, "embedding_backward")(dy, ids, 5)
+        dweight = np.zeros((5, 12), np.float32)
+        body(device, "embedding_backward")(dy, ids, dweight)
         assert np.array_equal(dweight[[0, 4]], dy[:2])
         assert not dweight[1:4].any()
 
 
 def runs_at_the_edges_of_pieces(device: Device) -> None:
     """Runs of one id that begin or end with a piece of 32 positions, or one before or behind it."""
+    dweight = np.ones((2, 301), np.float32)  # three blocks side by side
+    body(device, "embedding_backward")(np.ones((40, 301), np.float32), np.zeros(40, np.int64), dweight)
+    assert np.array_equal(dweight, np.repeat([[41.0], [1.0]], 301, axis=1))
     for first in (31, 32, 33, 64):
         for second in (1, 31, 32, 33, 64, 65):
             for third in (32, 40):
                 ids = np.repeat([2, 0, 1], [first, second, third])
                 dy = normal(len(ids), 4)
-                expected = REGISTRY["embedding_backward"].reference(dy, ids, 3)
-                assert np.allclose(body(device, "embedding_backward")(dy, ids, 3), expected, rtol=0, atol=1e-5)
+                expected, dweight = np.ones((2, 3, 4), np.float32)
+                REGISTRY["embedding_backward"].reference(dy, ids, expected)
+                body(device, "embedding_backward")(dy, ids, dweight)
+                assert np.allclose(dweight, expected, rtol=0, atol=1e-5)
 
 
 def rows_far_from_zero(device: Device) -> None:

@@ -256,10 +256,14 @@ def attention_arguments(
 
 
 @st.composite
-def embedding_arguments(draw: Any, backward: bool = False, V: Any = reduced, C: Any = reduced, N: Any = few) -> Example:
+def embedding_arguments(
+    draw: Any, backward: bool = False, V: Any = reduced, C: Any = reduced, N: Any = few, layout: Any = writable
+) -> Example:
     V, C, N = draw(V), draw(C), draw(N)
     ids = draw(inputs((N,), integers_below(V)))
-    return Example((draw(inputs((N, C))), ids, V) if backward else (draw(inputs((V, C))), ids))
+    if not backward:
+        return Example((draw(inputs((V, C))), ids))
+    return Example((draw(inputs((N, C))), ids, Input((V, C), draw(layout), draw(seeds))))
 
 
 @st.composite
@@ -330,7 +334,7 @@ NEURAL_KERNELS = [
     KernelRow("attention_forward", attention_arguments()),
     KernelRow("attention_backward", attention_arguments(backward=True), writes=(11, 12, 13)),
     KernelRow("embedding_forward", embedding_arguments()),
-    KernelRow("embedding_backward", embedding_arguments(backward=True)),
+    KernelRow("embedding_backward", embedding_arguments(backward=True), writes=(2,)),
     KernelRow("dropout_apply", dropout_arguments()),
     KernelRow("residual_layer_norm_forward", residual_arguments()),
     KernelRow("residual_layer_norm_backward", residual_arguments(backward=True)),

@@ -230,6 +230,32 @@ def test_embedding_adds_up_repeated_ids(kind: str) -> None:
     assert not weight.grad[1].any()
 
 
+@both_bodies
+def test_embedding_adds_to_the_gradient_that_is_there(kind: str) -> None:
+    (weight,) = tensors(normal(4, 3))
+    present, dy = normal(4, 3), normal(2, 3)
+    weight.grad = given = present.copy()
+    with use_kernels(kind):
+        ops.embedding(weight, [2, 2]).backward(dy)
+    assert weight.grad is given
+    assert np.array_equal(given[[0, 1, 3]], present[[0, 1, 3]])
+    assert np.allclose(given[2], present[2] + dy[0] + dy[1], rtol=1e-14)
+
+
+def test_the_gradient_that_is_there_may_lie_in_memory_as_it_likes() -> None:
+    (weight,) = tensors(normal(4, 3).astype(np.float32))
+    weight.grad = np.asfortranarray(np.ones((4, 3), np.float32))
+    ops.embedding(weight, [1, 3]).backward(np.ones((2, 3), np.float32))
+    assert weight.grad.tolist() == [[1.0] * 3, [2.0] * 3, [1.0] * 3, [2.0] * 3]
+
+
+def test_a_table_that_is_a_result_gets_a_gradient_of_its_own() -> None:
+    (weight,) = tensors(normal(4, 3))
+    table = weight * 2.0
+    (ops.embedding(table, [1]).sum() + table.sum()).backward()
+    assert weight.grad.tolist() == [[2.0] * 3, [4.0] * 3, [2.0] * 3, [2.0] * 3]
+
+
 @pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.uint16, np.int32, np.int64, np.uint64])
 def test_ids_of_any_integer_dtype(dtype: Any) -> None:
     weight, ids = Tensor(normal(100, 2)), np.array([[0, 99], [99, 1]], dtype=dtype)

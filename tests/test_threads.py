@@ -41,7 +41,7 @@ ARGUMENTS: dict[str, Any] = {
     "cross_entropy_forward": lambda: (ROWS, IDS, -100),
     "cross_entropy_backward": lambda: (COLUMN, ROWS, IDS, COLUMN, -100),
     "embedding_forward": lambda: (ROWS, IDS),
-    "embedding_backward": lambda: (ROWS, IDS, 129),
+    "embedding_backward": lambda: (ROWS, IDS, ROWS.copy()),
     "dropout_apply": lambda: (ROWS, 0.3, 7, 3),
     "column_sum": lambda: (ROWS,),
     "add_bias": lambda: (ROWS.copy(), ROW),

@@ -21,7 +21,8 @@ The instance is its own context: what `forward` stores on `self` is there in `ba
 The contract of `backward`: it returns one array per input (None where `self.needs[i]` is false or the
 input is not differentiable), and keeps no hold of it; it never writes into its saved arrays, nor into its arguments
 unless `self.may_overwrite` says that nobody else holds them; it may return `dy` itself or a view of it, and the
-engine sees to it that nothing is shared that must not be.
+engine sees to it that nothing is shared that must not be. Where little is to be added to a large gradient of a leaf, it
+may add to that (`self.present_gradient`) and return it.
 
 An operation that can make an output again from what it saved, at little cost (LayerNorm, GELU), says so in
 `remakes` and defines `remake`. Then an operation that saves that output as its input keeps no array, only
@@ -107,6 +108,10 @@ class Function:
         }
         if again:
             self.kept = tuple([again.get(id(array), array) for array in self.kept])
+
+    def present_gradient(self, i: int) -> Any:
+        """In backward: the gradient that input i, a leaf, has already, or None. Who adds to it returns it."""
+        return getattr(self.parents[i], "grad", None) if self.parents else None
 
     def free(self) -> None:
         """Let go of everything: a later backward() through this node says so."""

@@ -288,6 +288,8 @@ def _add_pending(
 
 def _accumulate(leaf: Tensor, grad: Any, fresh: bool) -> None:
     """Add to a leaf's gradient. `fresh`: nobody else holds this array, so it can be kept without a copy."""
+    if leaf.grad is grad:
+        return  # backward has added to it itself
     if leaf.grad is not None:
         leaf.grad += grad
     elif fresh and grad.dtype == leaf.dtype and grad.flags.c_contiguous:

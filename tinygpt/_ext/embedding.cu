@@ -4,11 +4,11 @@
 //
 // Backward. The launcher has sorted the positions by id, so that those of one id, a run, are neighbours. A block takes
 // a piece of PIECE sorted positions, its threads neighbouring packs of the columns. A run inside a piece is added up
-// and written; of a run that crosses into other pieces each piece leaves its part in a table, (pieces, 2, C): in place
+// and added to its row of dweight; of a run that crosses into other pieces each piece leaves its part in a table, (pieces, 2, C): in place
 // 0 of a run that came in from the piece before, in place 1 of one that begins here and goes on. A second kernel adds
-// up the parts. Memory sees one read of dy and one write of each row of dweight that an id names: below 8 bytes an
-// element of dy in float32, besides the zeros of the other rows. Nothing is added atomically, and every sum has one
-// order: the same bits at each run, however often an id occurs.
+// up the parts. Memory sees one read of dy, and one read and one write of each row of dweight that an id names: below 12
+// bytes an element of dy in float32. Nothing is added atomically, and every sum has one order: the same bits at each
+// run, however often an id occurs.
 //
 // An id outside of 0 .. V - 1 reads nothing and gives NaN; backward it is left out.
 
@@ -53,8 +53,11 @@ __global__ void __launch_bounds__(MOST_THREADS)
         if (goes_on && n + 1 < last) continue;
         if (came_in || goes_on)
             for (int i = 0; i < width; i++) parts[((long long)blockIdx.x * 2 + (came_in ? 0 : 1)) * C + j + i] = sum[i];
-        else if (id >= 0 && id < V)
+        else if (id >= 0 && id < V) {
+            load(dweight + id * C + j, v);
+            for (int i = 0; i < width; i++) sum[i] += v[i];
             store(dweight + id * C + j, sum);
+        }
         came_in = false;
         for (int i = 0; i < width; i++) sum[i] = 0;
     }
@@ -76,5 +79,8 @@ __global__ void __launch_bounds__(MOST_THREADS)
     for (int i = 0; i < width; i++) sum[i] = parts[((long long)blockIdx.x * 2 + 1) * C + j + i];
     for (long long piece = blockIdx.x + 1; piece * PIECE < N && sorted_ids[piece * PIECE] == id; piece++)
         for (int i = 0; i < width; i++) sum[i] += parts[piece * 2 * C + j + i];
-    for (int i = 0; i < width; i++) narrow(sum[i], dweight[id * C + j + i]);
+    for (int i = 0; i < width; i++) {
+        real &to = dweight[id * C + j + i];
+        narrow(sum[i] + widen(to), to);
+    }
 }

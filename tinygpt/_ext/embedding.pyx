@@ -30,7 +30,7 @@ cdef void embedding_backward_columns(real *dy, Task *task, Py_ssize_t begin, Py_
         if n + 1 == N or ids[order[n + 1]] != ids[order[n]]:  # the last position of this id
             row = dweight + ids[order[n]] * C + begin
             for j in range(width):
-                row[j] = <real> sums[j]
+                row[j] = <real> (row[j] + sums[j])
             memset(sums, 0, sizeof(sums))
 
 
@@ -52,16 +52,14 @@ def embedding_forward(weight, ids):
     return y
 
 
-def embedding_backward(dy, ids, Py_ssize_t V):
-    """dy (N, C), ids (N,) -> dweight (V, C): the sum of the rows of dy that each id received."""
+def embedding_backward(dy, ids, dweight):
+    """dy (N, C), ids (N,): adds to each row of dweight (V, C) the sum of the rows of dy that its id received."""
     cdef Task task
     cdef Py_ssize_t N = dy.shape[0], C = dy.shape[1]
-    if ids_out_of_range(ids, V):
+    if not dweight.flags.writeable or ids_out_of_range(ids, dweight.shape[0]):
         return NotImplemented
-    dweight = numpy.zeros((V, C), dy.dtype)
     order = numpy.argsort(ids, kind="stable").astype(numpy.int64, copy=False)
     give(&task, (dy, ids, order, dweight))
     task.size[0], task.size[1] = C, N
     run(&task, <Rows> embedding_backward_columns[float], <Rows> embedding_backward_columns[double], dy, C,
         COLUMNS)
-    return dweight

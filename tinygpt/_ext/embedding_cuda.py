@@ -30,13 +30,12 @@ def embedding_forward(device: Device, weight: Any, ids: Any) -> Any:
 
 
 @launcher
-def embedding_backward(device: Device, dy: Any, ids: Any, V: int) -> Any:
-    """dy (N, C), ids (N,) -> dweight (V, C): the sum of the rows of dy that each id received."""
-    N, C = dy.shape
+def embedding_backward(device: Device, dy: Any, ids: Any, dweight: Any) -> None:
+    """dy (N, C), ids (N,): adds to each row of dweight (V, C) the sum of the rows of dy that its id received."""
+    (N, C), V = dy.shape, len(dweight)
     xp, real = device.xp, real_of(dy)
     order = xp.argsort(ids, kind="stable").astype(xp.int64, copy=False)  # (N,)
     sorted_ids = ids[order]  # (N,)
-    dweight = xp.zeros((V, C), dtype=dy.dtype)
     pieces = ceil_div(N, PIECE)
     parts = device.empty((pieces, 2, C), accumulator_dtype(dy))
     width = pack_width(device, C, dy, dweight)
@@ -47,4 +46,3 @@ def embedding_backward(device: Device, dy: Any, ids: Any, V: int) -> Any:
     if pieces > 1:
         arguments = (sorted_ids, parts, dweight, N, np.int64(V), C)
         device.launch("embedding", f"embedding_add_parts<{real}, {width}>", real, grid, (threads,), arguments, 0)
-    return dweight
