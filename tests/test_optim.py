@@ -371,3 +371,53 @@ def test_l1_has_gradient_zero_at_zero():
 def test_optim_exports():
     for name in ("AdamW", "SGD", "clip_grad_norm", "grad_norm", "schedules"):
         assert hasattr(optim, name)
+
+
+# All parameters in one sweep -------------------------------------------------------------------------
+
+
+def parameters_of_all_kinds():
+    """Several sizes and types; one whose memory no compiled body can write in order, one empty."""
+    rng = np.random.default_rng(4)
+    arrays = [
+        rng.standard_normal((3, 5)).astype(np.float32),
+        rng.standard_normal(9000),
+        np.asfortranarray(rng.standard_normal((4, 6)).astype(np.float32)),
+        np.zeros((0, 3), np.float32),
+        rng.standard_normal(1).astype(np.float32),
+    ]
+    made = [tensor(array, requires_grad=True) for array in arrays]
+    for parameter in made:
+        parameter.grad = rng.standard_normal(parameter.shape).astype(parameter.dtype)
+    return made
+
+
+@pytest.mark.parametrize("count", [5, 2, 1])
+def test_a_sweep_over_all_parameters_is_the_step_of_each(count):
+    together, alone = parameters_of_all_kinds()[:count], parameters_of_all_kinds()[:count]
+    optimizer = AdamW(together, lr=0.1, weight_decay=0.1)
+    for _ in range(3):
+        optimizer.step(grad_scale=0.5)
+    for parameter in alone:
+        one = AdamW([parameter], lr=0.1, weight_decay=0.1)
+        for _ in range(3):
+            one.step(grad_scale=0.5)
+    for a, b in zip(together, alone, strict=True):
+        np.testing.assert_allclose(a.data, b.data, rtol=1e-6)
+    expected = np.sqrt(sum((p.grad.astype(np.float64) ** 2).sum() for p in together))
+    assert grad_norm(together) == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_read_only_parameter_stops_a_sweep():
+    parameters = parameters_of_all_kinds()[:2]
+    optimizer = AdamW(parameters)
+    parameters[1].data.flags.writeable = False
+    with pytest.raises(ValueError, match="read-only"):
+        optimizer.step()
+
+
+def test_no_gradients_at_all():
+    parameter = tensor(np.ones(3), requires_grad=True)
+    assert grad_norm([parameter]) == 0.0
+    AdamW([parameter]).step()
+    assert parameter.data.tolist() == [1.0] * 3

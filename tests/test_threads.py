@@ -69,6 +69,36 @@ def test_threads_change_nothing(name: str, threads: Any) -> None:
             assert np.array_equal(one, other)
 
 
+SIZES = (1, 8191, 8192, 8193, 3, 100_000, 5)  # a span is 8192 elements
+
+
+def adamw_calls(dtype: Any) -> list[tuple[Any, ...]]:
+    calls = []
+    for size, decay in zip(SIZES, (0.1, 0.0, 0.2, 0.0, 0.0, 0.1, 0.3), strict=True):
+        param, grad, m, v = (normal(size).astype(dtype) for _ in range(4))
+        calls.append((param, grad, m, v**2, 0.1, 0.9, 0.99, 1e-8, decay, 3, 0.5))
+    return calls
+
+
+@pytest.mark.parametrize("kernel", ["adamw_update", "sum_of_squares"])
+def test_all_arrays_in_one_sweep_are_as_one_by_one_on_any_number_of_threads(kernel: str, threads: Any) -> None:
+    made = [*adamw_calls(np.float32), *adamw_calls(np.float64)]  # both types in one sweep
+    results = []
+    for count in (0, 1, 2, 3, 8):
+        calls = [tuple(v.copy() if isinstance(v, np.ndarray) else v for v in call) for call in made]
+        calls = calls if kernel == "adamw_update" else [call[:1] for call in calls]
+        threads(max(count, 1))
+        with use_kernels("cython"):
+            returned = REGISTRY[kernel].each(calls) if count else [REGISTRY[kernel](*call) for call in calls]
+        results.append([returned, *(v for call in calls for v in call if isinstance(v, np.ndarray))])
+    for others in results[1:]:
+        assert results[0][0] == others[0]
+        assert all(np.array_equal(one, other) for one, other in zip(results[0][1:], others[1:], strict=True))
+    arrays = results[0][1 :: 4 if kernel == "adamw_update" else 1]  # the parameters, or what was squared
+    same = [np.array_equal(call[0], array) for call, array in zip(made, arrays, strict=True)]
+    assert same == [kernel == "sum_of_squares"] * len(made)
+
+
 @pytest.mark.parametrize(
     ("M", "K", "N"),
     [(768, 128, 384), (128, 768, 512), (333, 500, 129), (70, 3001, 65), (1000, 1000, 300), (2, 999, 40)],

@@ -1,4 +1,4 @@
-# AdamW, one pass over each parameter: tinygpt/optim/adamw.py has the mathematics.
+# AdamW, one pass over each parameter, all parameters in one region: tinygpt/optim/adamw.py has the mathematics.
 #
 # Memory sees reads of parameter, gradient, m and v and writes of parameter, m and v: 28 bytes an element in float32.
 
@@ -30,15 +30,38 @@ cdef extern from "<math.h>" nogil:
     float sqrtf(float x)
 
 
-def adamw_update(param, grad, m, v, double lr, double beta1, double beta2, double eps, double weight_decay,
-                 Py_ssize_t step, double grad_scale):
-    """One step, in place on param, m and v, all of one shape; grad is multiplied by grad_scale first."""
-    cdef Task task
-    if not (param.flags.c_contiguous and m.flags.c_contiguous and v.flags.c_contiguous and param.flags.writeable):
-        return NotImplemented
-    give(&task, (param, grad, m, v))
+cdef int adamw_task(Task *task, call) except -1:
+    cdef double lr, beta1, beta2, eps, weight_decay, grad_scale
+    cdef Py_ssize_t step
+    param, grad, m, v, lr, beta1, beta2, eps, weight_decay, step, grad_scale = call
+    give(task, (param, grad, m, v))
+    task.rows = <Rows> adamw_update_span[float] if param.itemsize == 4 else <Rows> adamw_update_span[double]
+    task.size[0] = param.size
     task.scalar[0], task.scalar[1] = beta1, beta2
     task.scalar[2] = lr / (1 - beta1 ** step)
     task.scalar[3] = 1 / sqrt(1 - beta2 ** step)
     task.scalar[4], task.scalar[5], task.scalar[6] = eps, 1 - lr * weight_decay, grad_scale
-    run(&task, <Rows> adamw_update_span[float], <Rows> adamw_update_span[double], param, param.size, SPAN)
+    return 0
+
+
+def adamw_update_each(calls):
+    """The arguments of adamw_update for many parameters, which are updated together."""
+    cdef Task *tasks
+    cdef Py_ssize_t i = 0
+    if not all(param.flags.writeable for param, *_ in calls):
+        return NotImplemented
+    tasks = tasks_for(len(calls))
+    try:
+        for call in calls:
+            adamw_task(&tasks[i], call)
+            i += 1
+        run_each(tasks, i, SPAN)
+    finally:
+        free(tasks)
+    return [None] * i
+
+
+def adamw_update(*arguments):
+    """One step, in place on param, m and v, all of one shape; grad is multiplied by grad_scale first."""
+    done = adamw_update_each([arguments])
+    return done if done is NotImplemented else None

@@ -7,6 +7,7 @@
 from cpython.buffer cimport PyBUF_STRIDES, PyBuffer_Release, PyObject_GetBuffer
 from libc.math cimport INFINITY, exp, log, sqrt
 from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
 import numpy
@@ -93,6 +94,53 @@ cdef void run(Task *task, Rows single, Rows double_, object like, Py_ssize_t n, 
     task.rows = single if like.itemsize == 4 else double_
     with nogil:
         tg_parallel_for(run_rows, task, n, grain)
+
+
+# Arrays of many sizes in one region: small ones would otherwise cost a start of the threads each. Every array has a task,
+# whose size[0] is its number of elements and size[3] the number of its first span among the spans of all.
+cdef struct Tasks:
+    Task *each
+    Py_ssize_t count, span
+
+
+cdef void run_spans(void *argument, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
+    """Spans begin .. end - 1 of all tasks' spans."""
+    cdef Tasks *tasks = <Tasks *> argument
+    cdef Py_ssize_t low = 0, high = tasks.count, middle, at
+    cdef Task *task
+    while high - low > 1:  # the task that span `begin` belongs to
+        middle = (low + high) // 2
+        if tasks.each[middle].size[3] <= begin:
+            low = middle
+        else:
+            high = middle
+    while begin < end:
+        task = tasks.each + low
+        at = (begin - task.size[3]) * tasks.span
+        if at >= task.size[0]:
+            low += 1
+            continue
+        task.rows(task.array[0], task, at, min(at + tasks.span, task.size[0]))
+        begin += 1
+
+
+cdef void run_each(Task *each, Py_ssize_t count, Py_ssize_t span) noexcept:
+    """Call each task's `rows` on its elements, `span` of them at a time, all tasks on all threads at once."""
+    cdef Tasks tasks = Tasks(each, count, span)
+    cdef Py_ssize_t i, spans = 0
+    for i in range(count):
+        each[i].size[3] = spans
+        spans += (each[i].size[0] + span - 1) // span
+    with nogil:
+        tg_parallel_for(run_spans, &tasks, spans, spans // 512 + 1)
+
+
+cdef Task *tasks_for(Py_ssize_t count) except NULL:
+    """Memory for so many tasks; the caller frees it."""
+    cdef Task *tasks = <Task *> calloc(count, sizeof(Task))
+    if tasks == NULL:
+        raise MemoryError(f"no memory for {count} tasks")
+    return tasks
 
 
 cdef inline Py_ssize_t grain_of(Py_ssize_t n, Py_ssize_t row_bytes) noexcept nogil:

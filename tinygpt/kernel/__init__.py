@@ -67,28 +67,29 @@ class Kernel:
         return self.reference(*args)
 
     def each(self, calls: Sequence[Sequence[Any]]) -> list[Any]:
-        """What the kernel returns for each of these lists of arguments; where there is a CUDA body of this name with
-        `_each` after it, from a single launch."""
-        if _kind in ("auto", "cuda") and calls and not any(isinstance(args[0], np.ndarray) for args in calls):
-            fast = get("cupy").native_body(f"{self.__name__}_each")
-            prepared = [prepare(args, self.strided, self.in_place) for args in calls]
+        """What the kernel returns for each of these lists of arguments; where there is a fast body of this name with
+        `_each` after it, from a single call of that."""
+        if _kind != "reference" and len({type(args[0]) for args in calls}) == 1:
+            fast = self.fast_body(calls[0], "_each")
+            prepared = [] if fast is None else [prepare(args, self.strided, self.in_place) for args in calls]
             if fast is not None and None not in prepared:
                 results = fast(prepared)
                 if results is not NotImplemented:
                     return list(results)
         return [self(*args) for args in calls]
 
-    def fast_body(self, args: Sequence[Any]) -> Callable[..., Any] | None:
+    def fast_body(self, args: Sequence[Any], suffix: str = "") -> Callable[..., Any] | None:
         """The compiled body for the library these arguments belong to, or None."""
+        name = self.__name__ + suffix
         if _kind not in KINDS:  # found out here, not at import, so that it is said as any other mistake
             raise UsageError(f"TINYGPT_KERNELS is {_kind!r}: set it to one of {', '.join(KINDS)}")
         if isinstance(args[0], np.ndarray):
             if _kind == "cuda":
                 raise UsageError(f"TINYGPT_KERNELS=cuda, but {self.__name__} was given NumPy arrays")
-            return numpy_backend.native_body(self.__name__, required=_kind == "cython")
+            return numpy_backend.native_body(name, required=_kind == "cython")
         if _kind == "cython":
             raise UsageError(f"TINYGPT_KERNELS=cython, but {self.__name__} was given CuPy arrays")
-        return get("cupy").native_body(self.__name__)
+        return get("cupy").native_body(name)
 
     def variants(self) -> dict[str, Callable[..., Any]]:
         """Every body that this machine can run on NumPy arrays, by kind: what the tests compare."""
