@@ -96,9 +96,56 @@ def infinities_in_gelu(device: Device) -> None:
         assert np.array_equal(body(device, f"{form}_backward")(dy, x), np.float32([1, 0, np.nan]), equal_nan=True)
 
 
+def streams_counted_from_memory(device: Device, kernel: str, *arguments: Any, key: int) -> None:
+    """A launch that finds the beginning of its streams in memory draws the masks of the streams counted from there.
+
+    key: which argument is the stream.
+    """
+    begin = 2**33 + 5
+
+    def found(stream: int) -> list[Any]:
+        given = [a.copy() if isinstance(a, np.ndarray) else a for a in arguments]
+        given[key] = stream
+        made = body(device, kernel)(*given)
+        made = made if isinstance(made, tuple) else (made,)
+        return [a for a in (*made, *given) if isinstance(a, np.ndarray)]
+
+    expected = found(begin + 7 + 2**20)
+    device.stream_base = (3, np.array([begin + 2**20], np.uint64))  # captured when streams began at 3
+    moved = found(3 + 7)
+    device.stream_base = (0, None)
+    assert all(np.array_equal(a, b) for a, b in zip(moved, expected, strict=True))
+    assert not all(np.array_equal(a, b) for a, b in zip(found(7), expected, strict=True))
+
+
+def streams_of_dropout(device: Device) -> None:
+    streams_counted_from_memory(device, "dropout_apply", normal(3, 36), 0.4, 11, 0, key=3)
+
+
+def streams_of_residual_layer_norm(device: Device) -> None:
+    a, b, weight = normal(3, 36), normal(4, 36)[:3], normal(36)
+    _, _, mean, rstd = body(device, "residual_layer_norm_forward")(a, b, None, weight, None, 1e-5, 0.0, 0, 0)
+    forward = (a, b, None, weight, None, 1e-5, 0.4, 11, 0)
+    streams_counted_from_memory(device, "residual_layer_norm_forward", *forward, key=8)
+    backward = (b, a, a, weight, mean, rstd, 0.4, 11, 0, False, False)
+    streams_counted_from_memory(device, "residual_layer_norm_backward", *backward, key=8)
+
+
+def streams_of_attention(device: Device) -> None:
+    q, k, v, dy = (normal(1, 2, 5, 8 + i)[..., :8].copy() for i in range(4))
+    options = (True, 0.3, 0.4, 11, 0)
+    y, lse = body(device, "attention_forward")(q, k, v, *options)
+    streams_counted_from_memory(device, "attention_forward", q, k, v, *options, key=7)
+    gradients = [np.zeros_like(q) for _ in range(3)]
+    streams_counted_from_memory(device, "attention_backward", dy, q, k, v, y, lse, *options, *gradients, key=10)
+
+
 CHECKS: dict[str, tuple[Callable[[Device], None], ...]] = {
     "cross_entropy": (targets_outside,),
     "embedding": (ids_outside, runs_at_the_edges_of_pieces),
     "layer_norm": (rows_far_from_zero,),
     "gelu": (infinities_in_gelu,),
+    "dropout": (streams_of_dropout,),
+    "residual_layer_norm": (streams_of_residual_layer_norm,),
+    "attention": (streams_of_attention,),
 }

@@ -40,8 +40,9 @@ template <typename real, int width, int HEAD, int A, int B>
 __global__ void __launch_bounds__(THREADS)
     attention_forward(const real *__restrict__ q, const real *__restrict__ k, const real *__restrict__ v,
                       real *__restrict__ y, accumulator<real> *__restrict__ lse, Layout q_layout, Layout k_layout,
-                      Layout y_layout, Problem problem) {
+                      Layout y_layout, Problem problem, const unsigned long long *base) {
     typedef accumulator<real> accum;
+    problem.stream = stream_of(problem.stream, base);
     constexpr int QUERIES = SIDE * A, KEYS = SIDE * B, PACK = Tile<accum>::PACK, PITCH = HEAD + PACK;
     __shared__ __align__(16) accum q_tile[QUERIES * PITCH];
     __shared__ __align__(16) accum k_tile[KEYS * PITCH];
@@ -139,8 +140,10 @@ __global__ void __launch_bounds__(THREADS)
     attention_backward_keys(const real *__restrict__ dy, const real *__restrict__ q, const real *__restrict__ k,
                             const real *__restrict__ v, const accumulator<real> *__restrict__ lse,
                             const accumulator<real> *__restrict__ delta, real *__restrict__ dk, real *__restrict__ dv,
-                            Layout y_layout, Layout q_layout, Layout k_layout, Layout dk_layout, Problem problem) {
+                            Layout y_layout, Layout q_layout, Layout k_layout, Layout dk_layout, Problem problem,
+                            const unsigned long long *base) {
     typedef accumulator<real> accum;
+    problem.stream = stream_of(problem.stream, base);
     constexpr int SIZE = SIDE * A, PACK = Tile<accum>::PACK, PITCH = HEAD + PACK;
     __shared__ __align__(16) accum k_tile[SIZE * PITCH];
     __shared__ __align__(16) accum v_tile[SIZE * PITCH];
@@ -200,8 +203,10 @@ __global__ void __launch_bounds__(THREADS)
     attention_backward_queries(const real *__restrict__ dy, const real *__restrict__ q, const real *__restrict__ k,
                                const real *__restrict__ v, const accumulator<real> *__restrict__ lse,
                                const accumulator<real> *__restrict__ delta, real *__restrict__ dq, Layout y_layout,
-                               Layout q_layout, Layout k_layout, Layout dq_layout, Problem problem) {
+                               Layout q_layout, Layout k_layout, Layout dq_layout, Problem problem,
+                               const unsigned long long *base) {
     typedef accumulator<real> accum;
+    problem.stream = stream_of(problem.stream, base);
     constexpr int SIZE = SIDE * A, PACK = Tile<accum>::PACK, PITCH = HEAD + PACK;
     __shared__ __align__(16) accum q_tile[SIZE * PITCH];
     __shared__ __align__(16) accum dy_tile[SIZE * PITCH];

@@ -66,10 +66,13 @@ def layout_of(array: Any) -> Any:
     return np.array([tuple(stride // array.dtype.itemsize for stride in array.strides[:3])], LAYOUT)[0]
 
 
-def problem_of(q: Any, k: Any, is_causal: bool, scale: float, dropout_p: float, seed: int, stream: int) -> Any:
+def problem_of(
+    device: Device, q: Any, k: Any, is_causal: bool, scale: float, dropout_p: float, seed: int, stream: int
+) -> tuple[Any, Any]:
+    """(the problem, what its random stream is counted from), the last two arguments of the kernels."""
     _, H, Tq, D = q.shape
-    threshold, keep, *key = mask_arguments(dropout_p, seed, stream)
-    return np.array([(H, Tq, k.shape[2], D, is_causal, threshold, scale, keep, *key)], PROBLEM)[0]
+    threshold, keep, *key, base = mask_arguments(device, dropout_p, seed, stream)
+    return np.array([(H, Tq, k.shape[2], D, is_causal, threshold, scale, keep, *key)], PROBLEM)[0], base
 
 
 def access_width(device: Device, *arrays: Any) -> int:
@@ -99,7 +102,7 @@ def attention_forward(
         "attention", f"attention_forward<{real}, {width}, {head}, {a}, {b}>", real,
         (B * H, ceil_div(Tq, SIDE * a)), (THREADS,),
         (q, k, v, y, lse, layout_of(q), layout_of(k), layout_of(y),
-         problem_of(q, k, is_causal, scale, dropout_p, seed, stream)), 0,
+         *problem_of(device, q, k, is_causal, scale, dropout_p, seed, stream)), 0,
     )  # fmt: skip
     return y, lse
 
@@ -141,16 +144,16 @@ def attention_backward(
     device.launch("attention", f"attention_delta<{real}>", real, (blocks,), (THREADS,), arguments, 0)
     width = access_width(device, dy, q, k, v, *results)
     instance = f"<{real}, {width}, {head}, {a}>"
-    problem = problem_of(q, k, is_causal, scale, dropout_p, seed, stream)
+    problem = problem_of(device, q, k, is_causal, scale, dropout_p, seed, stream)
     inputs = (dy, q, k, v, lse, delta)
     layouts = (layout_of(dy), layout_of(q), layout_of(k))
     device.launch(
         "attention", "attention_backward_keys" + instance, real, (B * H, ceil_div(k.shape[2], SIDE * a)), (THREADS,),
-        (*inputs, *results[1:], *layouts, layout_of(results[1]), problem), 0,
+        (*inputs, *results[1:], *layouts, layout_of(results[1]), *problem), 0,
     )  # fmt: skip
     device.launch(
         "attention", "attention_backward_queries" + instance, real, (B * H, ceil_div(Tq, SIDE * a)), (THREADS,),
-        (*inputs, results[0], *layouts, layout_of(results[0]), problem), 0,
+        (*inputs, results[0], *layouts, layout_of(results[0]), *problem), 0,
     )  # fmt: skip
     for wanted, got in zip((dq, dk, dv), results, strict=True):
         if got is not wanted:

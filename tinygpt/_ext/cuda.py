@@ -41,6 +41,9 @@ class Device(Protocol):
     """What a launcher needs of the library that its arrays belong to."""
 
     xp: Any
+    # What random streams are counted from: a number, and an array that holds it when a launch is replayed. (0, None):
+    # they are as they are given.
+    stream_base: tuple[int, Any]
 
     def empty(self, shape: Any, dtype: Any) -> Any:
         """A new array whose elements may be anything."""

@@ -9,8 +9,9 @@
 template <typename real, int width>
 __global__ void __launch_bounds__(MOST_THREADS)
     dropout_apply(const real *__restrict__ x, real *__restrict__ y, int N, int C, unsigned threshold, double keep,
-                  unsigned long long seed, unsigned long long stream) {
+                  unsigned long long seed, unsigned long long stream, const unsigned long long *base) {
     typedef accumulator<real> accum;
+    stream = stream_of(stream, base);
     const int packs = C / width;  // in a row
     const long long pack = (long long)blockIdx.x * blockDim.x + threadIdx.x;
     if (pack >= (long long)N * packs) return;

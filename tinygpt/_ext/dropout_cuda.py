@@ -12,10 +12,14 @@ EXPRESSIONS = ("dropout_apply<{real}, {width}>",)
 THREADS = 256
 
 
-def mask_arguments(p: float, seed: int, stream: int) -> tuple[Any, ...]:
-    """(threshold, keep, seed, stream), as the kernels declare them; without dropout every element is kept."""
+def mask_arguments(device: Device, p: float, seed: int, stream: int) -> tuple[Any, ...]:
+    """(threshold, keep, seed, stream, base), as the kernels declare them; without dropout every element is kept.
+
+    The stream is counted from the number at `base`, from 0 where there is none: see `stream_of` in philox.cuh.
+    """
     threshold = min(round(p * 2**32), 2**32 - 1)  # as in tinygpt/ops/dropout.py
-    return np.uint32(threshold), np.float64(1.0 / (1.0 - p)), np.uint64(seed), np.uint64(stream)
+    begin, base = device.stream_base
+    return np.uint32(threshold), np.float64(1.0 / (1.0 - p)), np.uint64(seed), np.uint64((stream - begin) % 2**64), base
 
 
 @launcher
@@ -26,5 +30,7 @@ def dropout_apply(device: Device, x: Any, p: float, seed: int, stream: int) -> A
     width = pack_width(device, C, x, y)
     blocks = ceil_div(N * C // width, THREADS)
     kernel, real = f"dropout_apply<{real_of(x)}, {width}>", real_of(x)
-    device.launch("dropout", kernel, real, (blocks,), (THREADS,), (x, y, N, C, *mask_arguments(p, seed, stream)), 0)
+    device.launch(
+        "dropout", kernel, real, (blocks,), (THREADS,), (x, y, N, C, *mask_arguments(device, p, seed, stream)), 0
+    )
     return y

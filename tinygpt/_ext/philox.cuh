@@ -28,6 +28,12 @@ __device__ inline Words philox(unsigned quad, unsigned row, unsigned long long s
     return {c0, c1, c2, c3};
 }
 
+// The number of a random stream. A launch that belongs to a CUDA graph is replayed with the arguments it was captured
+// with; what differs from step to step, the number that its streams are counted from, lies in memory at `base`.
+__device__ inline unsigned long long stream_of(unsigned long long stream, const unsigned long long *base) {
+    return base ? stream + *base : stream;
+}
+
 __device__ inline unsigned word_of(const Words &words, int i) {
     return i == 0 ? words.x : i == 1 ? words.y : i == 2 ? words.z : words.w;
 }

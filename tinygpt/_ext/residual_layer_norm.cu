@@ -17,9 +17,11 @@ __global__ void __launch_bounds__(MOST_THREADS)
                                 const real *__restrict__ bias, real *__restrict__ total, real *__restrict__ y,
                                 accumulator<real> *__restrict__ mean, accumulator<real> *__restrict__ rstd, int C,
                                 double eps, unsigned threshold,
-                                double keep, unsigned long long seed, unsigned long long stream) {
+                                double keep, unsigned long long seed, unsigned long long stream,
+                                const unsigned long long *base) {
     typedef accumulator<real> accum;
     extern __shared__ __align__(16) unsigned char shared_memory[];
+    stream = stream_of(stream, base);
     real *total_here = reinterpret_cast<real *>(shared_memory);  // (C,) each thread reads only what it has written
     const long long row = blockIdx.x;
     accum r[width], v[width], b[width], factors[width];
@@ -52,9 +54,11 @@ __global__ void __launch_bounds__(MOST_THREADS)
                                  const accumulator<real> *__restrict__ rstd, real *dresidual, real *dx,
                                  accumulator<real> *__restrict__ dweight, accumulator<real> *__restrict__ dbias,
                                  accumulator<real> *__restrict__ dx_bias, int N, int C, int rows, unsigned threshold,
-                                 double keep, unsigned long long seed, unsigned long long stream) {
+                                 double keep, unsigned long long seed, unsigned long long stream,
+                                 const unsigned long long *base) {
     typedef accumulator<real> accum;
     extern __shared__ __align__(16) unsigned char shared_memory[];
+    stream = stream_of(stream, base);
     accum *dweight_here = reinterpret_cast<accum *>(shared_memory);           // (C,) sums over this block's rows
     accum *dbias_here = dbias ? dweight_here + C : nullptr;                   // (C,)
     accum *dx_bias_here = dx_bias ? dweight_here + (dbias ? 2 : 1) * C : nullptr;  // (C,)

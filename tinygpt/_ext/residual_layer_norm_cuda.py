@@ -47,7 +47,8 @@ def residual_layer_norm_forward(
     width = pack_width(device, C, residual, x, x_bias, weight, bias, total, y)
     device.launch(
         "residual_layer_norm", f"residual_layer_norm_forward<{real}, {width}>", real, (N,), (row_threads(C, width),),
-        (residual, x, x_bias, weight, bias, total, y, mean, rstd, C, float(eps), *mask_arguments(p, seed, stream)),
+        (residual, x, x_bias, weight, bias, total, y, mean, rstd, C, float(eps),
+         *mask_arguments(device, p, seed, stream)),
         shared,
     )  # fmt: skip
     return total, y, mean, rstd
@@ -81,7 +82,7 @@ def residual_layer_norm_backward(
     rows = ceil_div(N, BLOCKS)
     blocks = ceil_div(N, rows)
     dresidual = device.empty((N, C), total.dtype)
-    mask = mask_arguments(p, seed, stream)
+    mask = mask_arguments(device, p, seed, stream)
     dx = device.empty((N, C), total.dtype) if mask[0] else dresidual
     dweight = device.empty((blocks, C), accum)
     dbias = device.empty((blocks, C), accum) if has_bias else None

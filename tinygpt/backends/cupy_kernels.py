@@ -17,6 +17,7 @@ class Device:
     def __init__(self, cupy: Any) -> None:
         self.xp = cupy
         self.functions: dict[str, Any] = {}
+        self.stream_base: tuple[int, Any] = (0, None)
 
     def empty(self, shape: Any, dtype: Any) -> Any:
         return self.xp.empty(shape, dtype)
