@@ -98,6 +98,11 @@ def from_host(operation: str, name: str, array: Any, like: Any) -> Any:
     return move(array, name_of(like))
 
 
+def as_factor(number: Any) -> Any:
+    """An array without axes, to multiply by: a float or, on a GPU, the array itself, so that nobody waits for it."""
+    return float(number) if name_of(number) == "numpy" else number
+
+
 def move(array: Any, name: str) -> Any:
     """The array on backend `name`; itself when it is there already."""
     if name_of(array) == name:

@@ -26,6 +26,7 @@ from . import cupy_setup
 
 name = "cupy"
 xp: Any = None
+recorder: Any = None  # of the work that is becoming a CUDA graph: see cupy_graph.py
 TF32_FROM = 80  # compute capability, times ten
 
 
@@ -51,6 +52,8 @@ def require() -> Any:
 
 
 def asarray(array: Any, dtype: Any = None) -> Any:
+    if recorder is not None and isinstance(array, np.ndarray):
+        return recorder.on_device(array, dtype)
     return require().asarray(array, dtype=dtype)
 
 
