@@ -12,18 +12,15 @@
 
 /* Registers decide the block: ROWS x 2 accumulators, 2 vectors of B and a broadcast must fit in 32 registers
  * (AVX-512, NEON) or 16 (AVX2, SSE). */
-#if defined(__AVX512F__)
-enum { TG_VECTOR_BYTES = 64, TG_ROWS = 8 };
-#elif defined(__AVX__)
-enum { TG_VECTOR_BYTES = 32, TG_ROWS = 4 };
-#elif defined(__aarch64__)
-enum { TG_VECTOR_BYTES = 16, TG_ROWS = 8 };
+#if defined(__AVX512F__) || defined(__aarch64__)
+enum { TG_ROWS = 8 };
 #else
-enum { TG_VECTOR_BYTES = 16, TG_ROWS = 4 };
+enum { TG_ROWS = 4 };
 #endif
 
-/* A tile of scores: 32 queries x 256 keys of float are 32 KB, which the first two caches hold. */
-enum { TG_QUERIES = 32, TG_KEYS = 256 };
+/* Tiles of scores, of one panel of queries forward and of TG_PANELS backward. With AVX-512 they are 128 keys x 32 queries, and
+ * two of 64 x 64, which the first cache holds beside the panels that they are multiplied with. */
+enum { TG_KEYS = 128, TG_KEYS_BACKWARD = 64, TG_PANELS = 2 };
 
 /* Strides in elements of the axes (B, H, T); the last axis, D, is contiguous. */
 struct tg_attention {
@@ -43,28 +40,24 @@ struct tg_attention {
 #define NAME(x) tg_##x##_float
 #define EXP tg_expf
 #define LOG logf
-#define TG_MASK tg_mask_float
 #include "attention_tile.h"
 #undef REAL
 #undef INTEGER
 #undef NAME
 #undef EXP
 #undef LOG
-#undef TG_MASK
 
 #define REAL double
 #define INTEGER int64_t
 #define NAME(x) tg_##x##_double
 #define EXP tg_exp
 #define LOG log
-#define TG_MASK tg_mask_double
 #include "attention_tile.h"
 #undef REAL
 #undef INTEGER
 #undef NAME
 #undef EXP
 #undef LOG
-#undef TG_MASK
 
 #define TG_AT(type, name, b, h) ((type *)p->name + (b) * p->name##_stride[0] + (h) * p->name##_stride[1])
 

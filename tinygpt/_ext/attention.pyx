@@ -61,6 +61,13 @@ cdef void describe(tg_attention *p, q, k, bint is_causal, double scale, double d
     p.failed = 0
 
 
+cdef void run_heads(tg_body body, tg_attention *p):
+    """All heads, shared out to the threads in runs of neighbours, whose rows lie side by side in memory."""
+    cdef Py_ssize_t heads = p.B * p.H
+    with nogil:
+        tg_parallel_for(body, p, heads, max(1, heads // (8 * tg_get_num_threads())))
+
+
 def attention_forward(q, k, v, bint is_causal, double scale, double dropout_p, uint64_t seed, uint64_t stream):
     """q (B, H, Tq, D), k, v (B, H, Tk, D) -> y (B, H, Tq, D), lse (B, H, Tq). y's memory is (B, Tq, H, D)."""
     cdef tg_attention p
@@ -72,8 +79,7 @@ def attention_forward(q, k, v, bint is_causal, double scale, double dropout_p, u
     p.q, p.k, p.v = open_array(q, p.q_stride), open_array(k, p.k_stride), open_array(v, p.v_stride)
     p.y, p.lse = open_array(y, p.y_stride), open_array(lse, unused)
     cdef tg_body body = tg_heads_forward_float if q.itemsize == 4 else tg_heads_forward_double
-    with nogil:
-        tg_parallel_for(body, &p, p.B * p.H, 1)
+    run_heads(body, &p)
     if p.failed:
         raise MemoryError("attention: no memory for the copies of one head")
     return y, lse[:, :, :, 0]
@@ -93,7 +99,6 @@ def attention_backward(dy, q, k, v, y, lse, bint is_causal, double scale, double
     p.y, p.lse, p.dy = open_array(y, p.y_stride), open_array(lse, unused), open_array(dy, p.dy_stride)
     p.dq, p.dk, p.dv = open_array(dq, p.dq_stride), open_array(dk, p.dk_stride), open_array(dv, p.dv_stride)
     cdef tg_body body = tg_heads_backward_float if q.itemsize == 4 else tg_heads_backward_double
-    with nogil:
-        tg_parallel_for(body, &p, p.B * p.H, 1)
+    run_heads(body, &p)
     if p.failed:
         raise MemoryError("attention: no memory for the copies of one head")

@@ -28,10 +28,10 @@ cdef extern from "vmath.h" nogil:
     double tg_exp(double x)
     float tg_normal_cdff(float x)
     double tg_normal_cdf(double x)
-    void tg_mask_float(float *mask, Py_ssize_t first, Py_ssize_t count, uint64_t row, uint32_t threshold, float kept,
-                       uint64_t seed, uint64_t stream)
-    void tg_mask_double(double *mask, Py_ssize_t first, Py_ssize_t count, uint64_t row, uint32_t threshold,
-                        double kept, uint64_t seed, uint64_t stream)
+    void tg_mask_float(float *mask, Py_ssize_t count, uint64_t row, uint32_t threshold, float kept, uint64_t seed,
+                       uint64_t stream)
+    void tg_mask_double(double *mask, Py_ssize_t count, uint64_t row, uint32_t threshold, double kept, uint64_t seed,
+                        uint64_t stream)
 
 cdef extern from "attention.h" nogil:
     float tg_largest_float(const float *x, Py_ssize_t n, float top)
@@ -64,9 +64,9 @@ cdef inline void dropout_mask(real *mask, Py_ssize_t count, uint64_t row, Task *
     cdef double level = p * 4294967296.0 + 0.5
     cdef uint32_t threshold = 4294967295u if level >= 4294967295.0 else <uint32_t> level
     if real is float:
-        tg_mask_float(mask, 0, count, row, threshold, <float> (1.0 / (1.0 - p)), task.seed, task.stream)
+        tg_mask_float(mask, count, row, threshold, <float> (1.0 / (1.0 - p)), task.seed, task.stream)
     else:
-        tg_mask_double(mask, 0, count, row, threshold, 1.0 / (1.0 - p), task.seed, task.stream)
+        tg_mask_double(mask, count, row, threshold, 1.0 / (1.0 - p), task.seed, task.stream)
 
 
 cdef int give(Task *task, tuple arrays) except -1:

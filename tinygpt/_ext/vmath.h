@@ -9,6 +9,18 @@
 #include <stdint.h>
 #include <string.h>
 
+/* The bytes of a vector register. */
+#if defined(__AVX512F__)
+enum { TG_VECTOR_BYTES = 64 };
+#elif defined(__AVX__)
+enum { TG_VECTOR_BYTES = 32 };
+#else
+enum { TG_VECTOR_BYTES = 16 };
+#endif
+#if defined(__x86_64__) || defined(__i386__)
+#include <immintrin.h>
+#endif
+
 /* a * b + c in one rounding where the processor has it. Written as a call so that -fassociative-math can't
  * move the pieces of exp's argument reduction. */
 #ifdef __FMA__
@@ -133,57 +145,70 @@ static inline double tg_normal_cdf(double x) {
     return x > 0.0 ? 1.0 - tail : tail;
 }
 
-/* Random words of tinygpt/random.py: row `row`, columns first .. first + 4*quads - 1, first a multiple of 4.
- * Philox4x32-10 on LANES counters side by side. */
-enum { TG_LANES = 64 }; /* many enough that the compiler keeps the loops and turns them into vector code */
-static inline void tg_philox_lanes(uint32_t *out, uint32_t quad, uint32_t row, uint64_t seed, uint64_t stream) {
-    uint32_t c0[TG_LANES], c1[TG_LANES], c2[TG_LANES], c3[TG_LANES];
-    for (int i = 0; i < TG_LANES; i++) {
-        c0[i] = quad + (uint32_t)i;
-        c1[i] = row;
-        c2[i] = (uint32_t)stream;
-        c3[i] = (uint32_t)(stream >> 32);
-    }
+/* Philox4x32-10, the random words of tinygpt/random.py, on TG_COUNTERS counters side by side. Each word has a 64-bit lane to
+ * itself, of which the lower half counts: that is how processors multiply 32 by 32 bits into 64, and they take no
+ * notice of the upper halves. In: the counters. Out: the words. */
+typedef uint64_t tg_counters __attribute__((vector_size(TG_VECTOR_BYTES)));
+enum { TG_COUNTERS = TG_VECTOR_BYTES / 8 };
+
+static inline tg_counters tg_multiply_halves(tg_counters a, uint32_t factor) {
+    const tg_counters b = (tg_counters){0} + factor;
+#if defined(__AVX512F__)
+    return (tg_counters)_mm512_mul_epu32((__m512i)a, (__m512i)b);
+#elif defined(__AVX2__)
+    return (tg_counters)_mm256_mul_epu32((__m256i)a, (__m256i)b);
+#elif defined(__SSE2__) && !defined(__AVX__)
+    return (tg_counters)_mm_mul_epu32((__m128i)a, (__m128i)b);
+#else
+    return (a & 0xffffffffu) * b;
+#endif
+}
+
+static inline void tg_philox(tg_counters c[4], uint64_t seed) {
     uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
+#pragma GCC unroll 10
     for (int round = 0; round < 10; round++) {
-        for (int i = 0; i < TG_LANES; i++) {
-            uint64_t p0 = (uint64_t)c0[i] * 0xD2511F53u, p1 = (uint64_t)c2[i] * 0xCD9E8D57u;
-            uint32_t n0 = (uint32_t)(p1 >> 32) ^ c1[i] ^ k0, n2 = (uint32_t)(p0 >> 32) ^ c3[i] ^ k1;
-            c1[i] = (uint32_t)p1;
-            c3[i] = (uint32_t)p0;
-            c0[i] = n0;
-            c2[i] = n2;
-        }
+        const tg_counters p0 = tg_multiply_halves(c[0], 0xD2511F53u), p1 = tg_multiply_halves(c[2], 0xCD9E8D57u);
+        c[0] = (p1 >> 32) ^ c[1] ^ k0;
+        c[2] = (p0 >> 32) ^ c[3] ^ k1;
+        c[1] = p1;
+        c[3] = p0;
         k0 += 0x9E3779B9u;
         k1 += 0xBB67AE85u;
     }
-    for (int i = 0; i < TG_LANES; i++) {
-        out[4 * i] = c0[i];
-        out[4 * i + 1] = c1[i];
-        out[4 * i + 2] = c2[i];
-        out[4 * i + 3] = c3[i];
-    }
 }
 
-/* The factors of a dropout mask, 0 or `kept`, for `count` columns from `first` (a multiple of 4) of one row. */
-static inline void tg_mask_float(float *mask, ptrdiff_t first, ptrdiff_t count, uint64_t row, uint32_t threshold,
-                                 float kept, uint64_t seed, uint64_t stream) {
-    uint32_t words[4 * TG_LANES];
-    for (ptrdiff_t j = 0; j < count; j += 4 * TG_LANES) {
-        tg_philox_lanes(words, (uint32_t)((first + j) / 4), (uint32_t)row, seed, stream);
-        ptrdiff_t n = count - j < 4 * TG_LANES ? count - j : 4 * TG_LANES;
-        for (ptrdiff_t i = 0; i < n; i++) mask[j + i] = words[i] >= threshold ? kept : 0.0f;
+/* 4 * TG_MANY words of a row, from the counter `quad`. The vectors of counters are independent: the multiplications of one
+ * fill the time in which another's wait for each other. */
+enum { TG_VECTORS = 4, TG_MANY = TG_VECTORS * TG_COUNTERS };
+static inline void tg_random_words(uint32_t *out, uint32_t quad, uint32_t row, uint64_t seed, uint64_t stream) {
+    tg_counters c[TG_VECTORS][4];
+#pragma GCC unroll 4
+    for (int v = 0; v < TG_VECTORS; v++) {
+        for (int i = 0; i < TG_COUNTERS; i++) c[v][0][i] = quad + (uint32_t)(v * TG_COUNTERS + i);
+        c[v][1] = (tg_counters){0} + row;
+        c[v][2] = (tg_counters){0} + (uint32_t)stream;
+        c[v][3] = (tg_counters){0} + (stream >> 32);
     }
+#pragma GCC unroll 4
+    for (int v = 0; v < TG_VECTORS; v++) tg_philox(c[v], seed);
+    for (int v = 0; v < TG_VECTORS; v++)
+        for (int i = 0; i < TG_COUNTERS; i++)
+            for (int word = 0; word < 4; word++) out[4 * (v * TG_COUNTERS + i) + word] = (uint32_t)c[v][word][i];
 }
 
-static inline void tg_mask_double(double *mask, ptrdiff_t first, ptrdiff_t count, uint64_t row, uint32_t threshold,
-                                  double kept, uint64_t seed, uint64_t stream) {
-    uint32_t words[4 * TG_LANES];
-    for (ptrdiff_t j = 0; j < count; j += 4 * TG_LANES) {
-        tg_philox_lanes(words, (uint32_t)((first + j) / 4), (uint32_t)row, seed, stream);
-        ptrdiff_t n = count - j < 4 * TG_LANES ? count - j : 4 * TG_LANES;
-        for (ptrdiff_t i = 0; i < n; i++) mask[j + i] = words[i] >= threshold ? kept : 0.0;
+/* The factors of a dropout mask, 0 or `kept`, for the first `count` columns of one row. */
+#define TG_DROPOUT_MASK(type)                                                                                       \
+    static inline void tg_mask_##type(type *mask, ptrdiff_t count, uint64_t row, uint32_t threshold, type kept,      \
+                                      uint64_t seed, uint64_t stream) {                                             \
+        uint32_t words[4 * TG_MANY];                                                                               \
+        for (ptrdiff_t j = 0; j < count; j += 4 * TG_MANY) {                                                       \
+            tg_random_words(words, (uint32_t)(j / 4), (uint32_t)row, seed, stream);                                \
+            const ptrdiff_t n = count - j < 4 * TG_MANY ? count - j : 4 * TG_MANY;                                 \
+            for (ptrdiff_t i = 0; i < n; i++) mask[j + i] = words[i] >= threshold ? kept : 0;                      \
+        }                                                                                                          \
     }
-}
+TG_DROPOUT_MASK(float)
+TG_DROPOUT_MASK(double)
 
 #endif
