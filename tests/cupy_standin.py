@@ -25,6 +25,7 @@ import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import cublas_standin
 import numpy as np
 import pytest
 
@@ -362,7 +363,9 @@ def make_cuda(capability: str = "90") -> Any:
         getDeviceCount=lambda: 1, driverGetVersion=lambda: 13000, runtimeGetVersion=lambda: 13000,
         getDeviceProperties=lambda _: {"name": b"stand-in", "totalGlobalMem": 16 << 30, "multiProcessorCount": 4},
         memGetInfo=lambda: (8 << 30, 16 << 30), CUDARuntimeError=CUDARuntimeError,
+        CUDA_R_32F=0, CUDA_R_16F=2, CUDA_R_16BF=14,
     )  # fmt: skip
+    cuda.cublas, cuda.get_cublas_handle = cublas_standin, lambda: 1
     cuda.Device = lambda *_: types.SimpleNamespace(id=0, compute_capability=capability, synchronize=lambda: None)
     cuda.memory = types.SimpleNamespace(OutOfMemoryError=OutOfMemoryError)
     cuda.get_allocator = lambda: allocator[0]

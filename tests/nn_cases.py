@@ -15,6 +15,7 @@ from tinygpt import ops
 from tinygpt.ops.attention import Attention, QKVAttention, attention_composed
 from tinygpt.ops.bias_gelu import BiasGelu, bias_gelu_composed
 from tinygpt.ops.binary_cross_entropy import BinaryCrossEntropy, binary_cross_entropy_composed
+from tinygpt.ops.cast import Cast
 from tinygpt.ops.cross_entropy import CrossEntropy, cross_entropy_composed
 from tinygpt.ops.dropout import Dropout, dropout_composed
 from tinygpt.ops.embedding import Embedding, embedding_composed
@@ -149,6 +150,11 @@ def packed_qkv(draw: Any) -> Example:
 
 
 # The operations with their random key as an option, and the oracles called in the same way ----------
+
+
+def there_and_back(x: Tensor) -> Tensor:
+    """Through float64 and back: exact, so that differences can be taken (16 bits: test_mixed_precision.py)."""
+    return Cast.apply(Cast.apply(x, dtype=np.dtype(np.float64)), dtype=x.dtype)
 
 
 def dropout(x: Tensor, p: float, key: tuple[int, int]) -> Tensor:
@@ -287,6 +293,7 @@ def residual_arguments(draw: Any, backward: bool = False, N: Any = leading, C: A
 # The tables ---------------------------------------------------------------------------------------
 
 NEURAL = [
+    Row("cast", there_and_back, any_array(), (Cast,), lambda x: 1.0 * x),
     Row("erf", ops.erf, any_array(), (Erf,)),
     Row("gelu", ops.gelu, any_array(), (Gelu,), gelu_composed),
     Row("gelu with erf", ops.gelu, any_array(approximate="none"), (GeluErf,), gelu_composed),

@@ -40,6 +40,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from .backends import array_module, different_backends, name_of
+from .backends.precision import is_floating, widened
 from .errors import UsageError
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ class Function:
         results = tuple([as_array(array) for array in result]) if several else (as_array(result),)
         if mode.detect_anomaly:
             _check_finite(node.name, "forward", results, arrays)
-        made = tuple([Tensor(array, requires_grad=wants and array.dtype.kind == "f") for array in results])
+        made = tuple([Tensor(array, requires_grad=wants and is_floating(array.dtype)) for array in results])
         if wants:
             node.keep_less(inputs)
             node.order = next(_counter)
@@ -160,9 +161,9 @@ def as_array(value: Any) -> Any:
 
 def _check_finite(name: str, when: str, arrays: Any, inputs: Any) -> None:
     for array in arrays:
-        if array is None or array.dtype.kind != "f":
+        if array is None or not is_floating(array.dtype):
             continue
-        xp = array_module(array)
+        xp, array = array_module(array), widened(array)
         if not bool(xp.isfinite(array).all()):
             bad = "nan" if bool(xp.isnan(array).any()) else "inf"
             shapes = ", ".join(str(tuple(a.shape)) for a in inputs)

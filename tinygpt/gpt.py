@@ -21,7 +21,8 @@ So two values travel through the blocks: x, the residual stream, and h, its norm
 attention or mlp reads.
 
 The parameters have the names and shapes of GPT-2's checkpoints in the Hugging Face format, without the prefix
-`transformer.`. The head shares its matrix with the token embedding (`wte`).
+`transformer.`. The head shares its matrix with the token embedding (`wte`). In mixed precision (`compute_in`) x has 16
+bits from the embeddings on, and so has all that is made of it; the float32 parameters are rounded where they meet it.
 
 Letters: B batch, T time, C channels (n_embd), H heads, V vocabulary.
 Source: Radford et al., "Language Models are Unsupervised Multitask Learners", 2019, section 2.3; Vaswani et al.,
@@ -30,6 +31,7 @@ Source: Radford et al., "Language Models are Unsupervised Multitask Learners", 2
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -43,6 +45,7 @@ from . import backends, nn, ops
 from .checks import number, whole_number
 from .errors import DtypeError, RangeError, ShapeError, UsageError
 from .nn.packed import PackedEmbedding, pack_linear_layers
+from .nn.precision import compute_in
 from .ops.packed import check_format, require_finite
 from .random import Generator
 from .tensor import Tensor
@@ -124,7 +127,7 @@ class MLP(nn.Module):
     def forward(self, h: Tensor) -> Tensor:
         """h (B, T, C) -> (B, T, C)."""
         z = self.c_fc.product(h)  # (B, T, 4C)
-        y = ops.gelu(z) if self.c_fc.bias is None else ops.bias_gelu(z, self.c_fc.bias)
+        y = ops.gelu(z) if self.c_fc.bias is None else ops.bias_gelu(z, ops.in_dtype_of(z, self.c_fc.bias))
         return self.c_proj.product(y)
 
 
@@ -157,8 +160,9 @@ class Block(nn.Module):
     def add_and_normalize(
         self, x: Tensor, branch: Tensor, branch_bias: Tensor | None, norm: nn.LayerNorm
     ) -> tuple[Tensor, Tensor]:
+        weight, bias, x_bias = ops.in_dtype_of(x, norm.weight, norm.bias, branch_bias)
         return ops.residual_layer_norm(
-            x, branch, norm.weight, norm.bias, x_bias=branch_bias, eps=norm.eps,
+            x, branch, weight, bias, x_bias=x_bias, eps=norm.eps,
             dropout_p=self.dropout, generator=self.generator, training=self.training,
         )  # fmt: skip
 
@@ -182,6 +186,7 @@ class GPT(nn.Module):
             raise DtypeError(f"GPT: dtype must be float32 or float64, not {dtype}")
         self.config = config
         self.packed: str | None = None  # the format of `pack`
+        self.activations: Any = None  # their dtype inside `compute_in`; None: the parameters' own
         self.generator = generator = Generator(seed)
         self.wte: Any = nn.Embedding(config.vocab_size, config.n_embd, std=0.02, generator=generator, dtype=dtype)
         self.wpe = nn.Embedding(config.block_size, config.n_embd, std=0.02, generator=generator, dtype=dtype)
@@ -288,6 +293,14 @@ class GPT(nn.Module):
             raise UsageError(f"a model packed into {self.packed} can't take weights: load them before it is packed")
         super().load_state_dict(state, strict)
 
+    def compute_in(self, dtype: str) -> contextlib.AbstractContextManager[None]:
+        """`with model.compute_in("bfloat16"):` activations and matrix products in 16 bits there, on a GPU.
+
+        dtype: "bfloat16"; "float16", which needs `tinygpt.training.LossScale`; "float32", the parameters' own. Weights,
+        their gradients, statistics, losses, generation and scoring stay in float32. Raises UsageError.
+        """
+        return compute_in(self, dtype)
+
     def hidden(self, idx: Any, keep: Callable[[int, Any], None] | None = None, last: bool = False) -> Tensor:
         """idx (B, T) -> ln_f of the residual stream after the last block, (B, T, C).
 
@@ -296,8 +309,8 @@ class GPT(nn.Module):
         the others.
         """
         idx = self.check_ids(idx)
-        T = idx.shape[1]
-        x = self.wte(idx) + self.wpe(np.arange(T))  # (B, T, C) + (T, C)
+        x = self.wte(idx) + self.wpe(np.arange(idx.shape[1]))  # (B, T, C) + (T, C)
+        x = x if self.activations is None else ops.cast(x, self.activations)
         x = ops.dropout(x, self.config.dropout, training=self.training, generator=self.generator)
         h = self.h[0].ln_1(x)
         next_norms = [block.ln_1 for block in self.h[1:]] + [self.ln_f]
@@ -329,7 +342,7 @@ class GPT(nn.Module):
             raise ShapeError(f"GPT.loss: targets must have the shape of idx, {h.shape[:2]}, not {targets.shape}")
         if self.packed:
             return ops.cross_entropy(self.head(h), targets, ignore_index=IGNORE_INDEX)
-        return ops.linear_cross_entropy(h, self.wte.weight, targets, ignore_index=IGNORE_INDEX)
+        return ops.linear_cross_entropy(h, ops.in_dtype_of(h, self.wte.weight), targets, ignore_index=IGNORE_INDEX)
 
     def check_ids(self, idx: Any, any_length: bool = False) -> Any:
         """idx as an integer array (B, T) that this model can read, or a sentence."""

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from . import backends
+from .backends.precision import is_16_bit, is_floating
 from .errors import DtypeError, GraphFreedError, ShapeError, UsageError
 from .function import Function, _check_finite, as_array, mode
 
@@ -32,7 +33,7 @@ class Tensor:
     __array_ufunc__ = None  # numpy_array + tensor asks the tensor, not NumPy
 
     def __init__(self, data: Any, requires_grad: bool = False) -> None:
-        if requires_grad and data.dtype.kind != "f":
+        if requires_grad and not is_floating(data.dtype):
             raise DtypeError(f"only floating-point tensors can require a gradient, not {data.dtype}")
         self.data = data
         self.grad: Any = None
@@ -271,7 +272,7 @@ def _add_pending(
 ) -> None:
     """Add to what a node will receive. `alone`: nobody else holds this array."""
     dtype = parent.outputs[output][1]
-    if grad.dtype != dtype:
+    if grad.dtype != dtype and not (is_16_bit(dtype) and grad.dtype == np.float32):  # more digits are welcome
         grad, alone = grad.astype(dtype), True
     slots = pending.setdefault(parent, [None] * len(parent.outputs))
     present = slots[output]
@@ -279,7 +280,7 @@ def _add_pending(
         slots[output] = grad
         if alone and grad.flags.c_contiguous and getattr(grad.flags, "writeable", True):  # not one number stretched
             owned.add((parent, output))
-    elif (parent, output) in owned:
+    elif (parent, output) in owned and present.dtype == grad.dtype:
         present += grad
     else:
         slots[output] = present + grad
@@ -351,7 +352,7 @@ def as_tensor(value: Any, like: Tensor | None = None) -> Tensor:
         return tensor(value)
     if backends.is_array(value):  # on another backend, the operation will say so
         return tensor(value, backend=backends.name_of(value))
-    if isinstance(value, (bool, int, float)) and like.dtype.kind == "f":
+    if isinstance(value, (bool, int, float)) and is_floating(like.dtype):
         with np.errstate(over="ignore"):  # beyond the dtype's largest number is infinity
             return Tensor(backends.array_module(like.data).asarray(value, dtype=like.dtype))
     return tensor(value, backend=like.backend)

@@ -6,6 +6,9 @@ several threads do: the sum is then added up in another order. With K a multiple
 is none is cut here: its last few terms become a product of their own. Sums of at most 256 terms are never cut. A single
 row goes through as two equal ones, because a product with a vector has an order for each number of threads.
 
+Products of 16-bit matrices are summed in float32 and rounded once, or kept in float32 (`wide`). On a GPU cuBLAS does
+that (`cupy_products.py`); batches of them, which the fast bodies never ask for, are widened first.
+
 Not promised: float64, where OpenBLAS divides work in more ways, and a right operand of one column. Another BLAS may
 have other habits; `tests/test_threads.py` looks at the one in use.
 """
@@ -14,14 +17,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import array_module
+from . import array_module, name_of
+from .precision import is_16_bit, statistics_dtype, widened
 
 UNIT, NEVER_CUT = 32, 256
 
 
-def matrix_product(a: Any, b: Any, out: Any = None) -> Any:
-    """a (..., M, K) @ b (..., K, N) -> (..., M, N), written into `out` if there is one."""
+def matrix_product(a: Any, b: Any, out: Any = None, wide: bool = False) -> Any:
+    """a (..., M, K) @ b (..., K, N) -> (..., M, N), written into `out` if there is one.
+
+    wide: of 16-bit matrices, in float32; so may `out` be.
+    """
     xp = array_module(a)
+    if is_16_bit(a.dtype):
+        return _product_of_16_bits(a, b, out, wide)
     K = a.shape[-1]
     rest = K % UNIT
     if K <= NEVER_CUT or a.ndim < 2 or b.ndim < 2:
@@ -33,3 +42,27 @@ def matrix_product(a: Any, b: Any, out: Any = None) -> Any:
     result = xp.matmul(a[..., :-rest], b[..., :-rest, :], out=out)
     result += xp.matmul(a[..., -rest:], b[..., -rest:, :])
     return result
+
+
+def add_matrix_product(a: Any, b: Any, out: Any) -> None:
+    """out (M, N) += a (M, K) @ b (K, N); where a and b have 16 bits, `out` may be in float32."""
+    if is_16_bit(a.dtype) and name_of(a) == "cupy":
+        _product_of_16_bits(a, b, out, add=True)
+    else:
+        out += matrix_product(a, b, wide=True)
+
+
+def _product_of_16_bits(a: Any, b: Any, out: Any, wide: bool = False, add: bool = False) -> Any:
+    """As `matrix_product`; add: to what `out` holds."""
+    xp = array_module(a)
+    if name_of(a) == "cupy" and a.ndim == b.ndim == 2:
+        from .cupy_products import product
+
+        if out is None:
+            out = xp.empty((a.shape[0], b.shape[1]), dtype=statistics_dtype(a.dtype) if wide else a.dtype)
+        return product(xp, a, b, out, add)
+    result = xp.matmul(widened(a), widened(b))
+    if out is None:
+        return result if wide else result.astype(a.dtype)
+    out[...] = result.astype(out.dtype)
+    return out

@@ -90,7 +90,7 @@ class Decoder:
         self._take_weights()
         self._make_room(len(rows))
         last = self.xp.empty((len(rows), self.model.config.n_embd), self.dtype)  # (B, C)
-        with no_grad(), evaluating(self.model):
+        with no_grad(), evaluating(self.model), self.model.compute_in("float32"):
             for b, row in enumerate(rows):
                 hidden = self.model.hidden(row, keep=partial(self._keep, b), last=True)
                 last[b] = hidden.data[0, 0]

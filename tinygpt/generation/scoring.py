@@ -169,7 +169,7 @@ def _log_probs(model: GPT, inputs: np.ndarray, targets: np.ndarray) -> np.ndarra
     scored = targets.reshape(-1)[places]  # (N,)
     model.check_ids(scored[None], any_length=True)  # the inputs are checked where they are used
     found = []
-    with no_grad(), _evaluating(model):
+    with no_grad(), _evaluating(model), model.compute_in("float32"):
         hidden = model.hidden(inputs)  # (B, T, C)
         rows = hidden.reshape(-1, hidden.shape[-1])[places]  # (N, C)
         for part in blocks(len(places), model.config.vocab_size, hidden.dtype.itemsize):

@@ -13,7 +13,9 @@ What every fast body would otherwise have to check is checked here, once:
   nobody would see, arrays that do not fit go to the reference;
 - integer arrays are int64.
 
-A fast body that still can't take its arguments returns `NotImplemented`, and the reference runs.
+A fast body that still can't take its arguments returns `NotImplemented`, and the reference runs. It is given 16-bit
+arrays widened to float32, and what it returns is rounded to 16 bits once; but for the results that a kernel declares to
+be `statistics` (their positions), which stay in float32, as in the CUDA bodies.
 
 `TINYGPT_KERNELS=reference|cython|cuda` or `with use_kernels(...)` forces one kind; a forced kind that
 does not exist on this machine is an error, not a silent substitute. `python -m tinygpt.kernel` prints
@@ -31,6 +33,7 @@ import numpy as np
 
 from ..backends import array_module, get, is_array
 from ..backends import numpy as numpy_backend
+from ..backends.precision import has_16_bits, in_float32
 from ..errors import UsageError
 
 KINDS = ("auto", "reference", "cython", "cuda")
@@ -44,10 +47,17 @@ _kind = os.environ.get("TINYGPT_KERNELS", "auto") or "auto"
 class Kernel:
     """A callable that picks its body by the type of its arguments."""
 
-    def __init__(self, reference: Callable[..., Any], strided: bool = False, in_place: bool = False) -> None:
+    def __init__(
+        self,
+        reference: Callable[..., Any],
+        strided: bool = False,
+        in_place: bool = False,
+        statistics: tuple[int, ...] = (),
+    ) -> None:
         self.reference = reference
         self.strided = strided
         self.in_place = in_place
+        self.statistics = statistics
         self.__name__ = reference.__name__
         self.__doc__ = reference.__doc__
         self.__wrapped__ = reference
@@ -64,6 +74,8 @@ class Kernel:
                     result = fast(*prepared)
                     if result is not NotImplemented:
                         return result
+        if has_16_bits(args):
+            return in_float32(self.reference, args, self.in_place, self.statistics)
         return self.reference(*args)
 
     def each(self, calls: Sequence[Sequence[Any]]) -> list[Any]:
@@ -104,11 +116,17 @@ class Kernel:
         return bodies
 
 
-def kernel(reference: Callable[..., Any] | None = None, *, strided: bool = False, in_place: bool = False) -> Any:
+def kernel(
+    reference: Callable[..., Any] | None = None,
+    *,
+    strided: bool = False,
+    in_place: bool = False,
+    statistics: tuple[int, ...] = (),
+) -> Any:
     """Decorator: make `reference` the kernel of its name. See the module's docstring for the options."""
     if reference is None:
-        return lambda function: kernel(function, strided=strided, in_place=in_place)
-    made = REGISTRY[reference.__name__] = Kernel(reference, strided, in_place)
+        return lambda function: kernel(function, strided=strided, in_place=in_place, statistics=statistics)
+    made = REGISTRY[reference.__name__] = Kernel(reference, strided, in_place, statistics)
     return made
 
 
@@ -134,6 +152,8 @@ def _ready_for_cpu(args: Sequence[Any], strided: bool, in_place: bool) -> list[A
                     floating = dtype
                 elif dtype.kind in "iu" and dtype != np.int64:
                     value = value.astype(np.int64)
+                elif dtype.kind == "V":  # bfloat16
+                    return None
             flags = value.flags
             if not flags.aligned or not (strided or flags.c_contiguous):
                 if in_place:

@@ -9,6 +9,9 @@ the seed and the order of definition and on nothing else. Without a generator th
 
 draws nothing, which for GPT-2 saves seconds: the weights are whatever the memory holds. The generator ends in the
 same state as if they had been drawn.
+
+Parameters are in float32 (or float64). Where a layer meets activations of 16 bits it works on 16-bit copies of them,
+and the gradients come back in float32 (`tinygpt/ops/cast.py`).
 """
 
 from __future__ import annotations
@@ -73,11 +76,12 @@ class Linear(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., in_features) -> (..., out_features)."""
-        return ops.linear(x, self.weight, self.bias)
+        weight, bias = ops.in_dtype_of(x, self.weight, self.bias)
+        return ops.linear(x, weight, bias)
 
     def product(self, x: Tensor) -> Tensor:
         """x (..., in_features) -> x @ weight (..., out_features), for whoever adds the bias later."""
-        return ops.linear(x, self.weight)
+        return ops.linear(x, ops.in_dtype_of(x, self.weight))
 
     @property
     def matrix(self) -> Matrix:
@@ -106,7 +110,7 @@ class Embedding(Module):
 
     def project(self, h: Tensor) -> Tensor:
         """h (..., features) -> h @ weight.T (..., count): the embedding as the head of a model."""
-        return h @ self.weight.transpose()
+        return h @ ops.in_dtype_of(h, self.weight).transpose()
 
     @property
     def matrix(self) -> Matrix:
@@ -125,7 +129,8 @@ class LayerNorm(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., features) -> the same shape."""
-        return ops.layer_norm(x, self.weight, self.bias, self.eps)
+        weight, bias = ops.in_dtype_of(x, self.weight, self.bias)
+        return ops.layer_norm(x, weight, bias, self.eps)
 
 
 class Dropout(Module):

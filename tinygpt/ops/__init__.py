@@ -11,6 +11,7 @@ from .arithmetic import add, div, mul, neg, pow, sub
 from .attention import attention, qkv_attention
 from .bias_gelu import bias_gelu
 from .binary_cross_entropy import binary_cross_entropy
+from .cast import cast, in_dtype_of
 from .concatenate import concatenate, split, stack
 from .cross_entropy import cross_entropy
 from .dropout import dropout
@@ -34,6 +35,7 @@ __all__ = [
     "attention",
     "bias_gelu",
     "binary_cross_entropy",
+    "cast",
     "concatenate",
     "cross_entropy",
     "div",
@@ -43,6 +45,7 @@ __all__ = [
     "exp",
     "gelu",
     "getitem",
+    "in_dtype_of",
     "layer_norm",
     "linear",
     "linear_cross_entropy",

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..backends import array_module, is_array
+from ..backends.precision import is_floating, statistics_dtype
 from ..errors import DtypeError, RangeError, ShapeError, UsageError
 from ..random import Generator, default_generator
 from ..tensor import Tensor
@@ -14,12 +15,12 @@ from ._shapes import require_tensors
 
 
 def require_same_dtype(operation: str, **tensors: Tensor) -> None:
-    """All of them float32 or all float64: mixing them silently would lose one's precision or the other's speed."""
+    """All of them float32 or all float64, say: mixing them silently would lose one's precision or the other's speed."""
     require_tensors(operation, **tensors)
     dtypes = {tensor.dtype for tensor in tensors.values()}
-    if len(dtypes) > 1 or next(iter(dtypes)).kind != "f":
+    if len(dtypes) > 1 or not is_floating(next(iter(dtypes))):
         came = ", ".join(f"{name} {tensor.dtype}" for name, tensor in tensors.items())
-        raise DtypeError(f"{operation}: its inputs must be all float32 or all float64, not {came}")
+        raise DtypeError(f"{operation}: its inputs must be of one floating-point dtype, such as float32, not {came}")
 
 
 def plain_array(operation: str, name: str, value: Any) -> Any:
@@ -77,5 +78,5 @@ def next_key(operation: str, generator: Generator | None) -> tuple[int, int]:
 
 
 def as_scalar(value: Any, like: Any) -> Any:
-    """A number as an array without axes, of `like`'s library and dtype."""
-    return array_module(like).asarray(value, dtype=like.dtype)
+    """A number as an array without axes, of `like`'s library and dtype; float32 where that has 16 bits."""
+    return array_module(like).asarray(value, dtype=statistics_dtype(like.dtype))

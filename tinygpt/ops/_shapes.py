@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..backends.precision import is_floating, widened
 from ..errors import DtypeError, RangeError, ShapeError
 from ..tensor import Tensor
 
@@ -25,9 +26,9 @@ def unbroadcast(grad: Any, shape: tuple[int, ...]) -> Any:
 
 def long_sum(x: Any, axes: tuple[int, ...], keepdims: bool = False) -> Any:
     """The sum over `axes`, accumulated in float64 and rounded once to x's dtype (integers: int64)."""
-    if x.dtype.kind != "f":
+    if not is_floating(x.dtype):
         return x.sum(axis=axes, keepdims=keepdims)
-    return x.sum(axis=axes, keepdims=keepdims, dtype="float64").astype(x.dtype, copy=False)
+    return widened(x).sum(axis=axes, keepdims=keepdims, dtype="float64").astype(x.dtype, copy=False)
 
 
 def broadcast_shape(operation: str, *tensors: Any) -> tuple[int, ...]:
@@ -79,5 +80,5 @@ def require_floating(operation: str, **tensors: Any) -> None:
     """Refuse by name what isn't a tensor, and integers and booleans."""
     require_tensors(operation, **tensors)
     for name, tensor in tensors.items():
-        if tensor.dtype.kind != "f":
+        if not is_floating(tensor.dtype):
             raise DtypeError(f"{operation}: {name} must be float32 or float64, not {tensor.dtype}")

@@ -22,6 +22,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..backends import array_module
+from ..backends.precision import is_floating
 from ..errors import DtypeError, UsageError
 from ..function import Function
 from ..tensor import Tensor, as_tensor
@@ -134,7 +135,7 @@ def pow(a: Any, b: Any) -> Tensor:
     Raises ShapeError for shapes that do not broadcast, UsageError for integers to negative integer powers.
     """
     a, b = _numbers("pow", a, b)
-    if a.dtype.kind != "f" and b.dtype.kind != "f" and b.size and int(b.data.min()) < 0:
+    if not is_floating(a.dtype) and not is_floating(b.dtype) and b.size and int(b.data.min()) < 0:
         raise UsageError(
             f"pow: integers ({a.dtype}) can't be raised to negative integer powers: make the base floating-point"
         )

@@ -9,6 +9,8 @@ For rows x_n, y_nj = sum_i x_ni W_ij + b_j, hence
 All leading axes of x are one axis of N rows, so each of the three products is one call of the matrix library, which
 reads W^T and x^T as views. The bias is added into the fresh product, in place.
 
+Of 16-bit arrays dW is kept in float32: that is what its sums are made in and what the master weights take (cast.py).
+
 Saved: x and W, which the products of the backward pass need. y is not.
 
 Shapes: x (..., in), weight (in, out), as GPT-2 checkpoints store it, bias (out,) -> (..., out).
@@ -58,7 +60,8 @@ class Linear(Function):
     def backward(self, dy: Any) -> Any:
         x, weight = self.saved
         rows = dy.reshape(-1, dy.shape[-1])  # (N, out)
-        dweight = matrix_product(x.reshape(-1, x.shape[-1]).T, rows) if self.needs[1] else None  # (in, out)
+        # (in, out)
+        dweight = matrix_product(x.reshape(-1, x.shape[-1]).T, rows, wide=True) if self.needs[1] else None
         del x  # it may have been made again for this product alone: dx takes its room
         dx = matrix_product(rows, weight.T).reshape(self.shape) if self.needs[0] else None
         if len(self.needs) == 2:

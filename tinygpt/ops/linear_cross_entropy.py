@@ -14,6 +14,10 @@ Usually a backward pass must wait for the upstream gradient. Here that is dloss,
 scalar: it factors out of both products. So the forward pass can finish the work while a block of logits is at hand, for
 dloss = 1, and the backward pass only multiplies by dloss; not even that when it is 1.
 
+In 16 bits the logits and dx are 16-bit arrays; dweight, the sum over all rows, and the loss are in float32. float16
+has no numbers between 0 and 6e-8, and 1 / count would push gradients below: there dx and dweight are made without it,
+and the backward pass multiplies by dloss / count, in float32. So a loss that was scaled up reaches dx in time.
+
 Saved: dx and dweight for dloss = 1, as large as x and weight, and x, weight and targets themselves (which exist
 anyway). The first backward pass gives dx and dweight away, scaled in place, so that nothing is copied. A second one
 through a retained graph finds them gone and computes them anew. Without gradients (`no_grad`) nothing is saved.
@@ -30,7 +34,8 @@ from typing import Any
 import numpy as np
 
 from ..backends import array_module
-from ..backends.products import matrix_product
+from ..backends.precision import statistics_dtype, widened
+from ..backends.products import add_matrix_product, matrix_product
 from ..errors import ShapeError
 from ..function import Function
 from ..tensor import Tensor
@@ -66,18 +71,18 @@ def loss_only(x: Any, weight: Any, targets: Any, ignore_index: int) -> float:
 
 
 def loss_and_gradients(
-    x: Any, weight: Any, targets: Any, ignore_index: int, count: int, needs: tuple[bool, ...]
+    x: Any, weight: Any, targets: Any, ignore_index: int, scale: float, needs: tuple[bool, ...]
 ) -> tuple[float, Any, Any]:
-    """As loss_only, and the gradients of that sum / count: dx (N, C), dweight (V, C); None where not needed."""
+    """As loss_only, and the gradients of scale * that sum: dx (N, C), dweight (V, C); None where not needed."""
     xp = array_module(x)
     total = 0.0
     dx = xp.empty(x.shape, x.dtype) if needs[0] else None  # (N, C)
-    dweight = xp.empty(weight.shape, weight.dtype) if needs[1] else None  # (V, C)
+    dweight = xp.empty(weight.shape, statistics_dtype(weight.dtype)) if needs[1] else None  # (V, C)
     parts = blocks(len(x), len(weight), x.itemsize)
     buffer = xp.empty((parts[0].stop, len(weight)), dtype=x.dtype)  # (R, V) the one block of logits
     for rows in parts:
         logits = matrix_product(x[rows], weight.T, out=buffer[: rows.stop - rows.start])  # (R, V)
-        losses = cross_entropy_inplace(logits, targets[rows], ignore_index, 1.0 / count)  # (R,)
+        losses = cross_entropy_inplace(logits, targets[rows], ignore_index, scale)  # (R,)
         total += losses.sum(dtype=np.float64)
         dlogits = logits  # (R, V) overwritten by the line before the last
         if dx is not None:
@@ -94,7 +99,7 @@ def add_product(dweight: Any, dlogits: Any, x: Any, first: bool) -> None:
         return
     step = max(1, SLICE_BYTES // (x.shape[1] * x.itemsize))
     for start in range(0, len(dweight), step):
-        dweight[start : start + step] += matrix_product(dlogits[:, start : start + step].T, x)  # (step, C)
+        add_matrix_product(dlogits[:, start : start + step].T, x, out=dweight[start : start + step])  # (step, C)
 
 
 class LinearCrossEntropy(Function):
@@ -103,25 +108,33 @@ class LinearCrossEntropy(Function):
         self.gradients: tuple[Any, Any] | None = None
         if not any(self.needs):
             return as_scalar(loss_only(rows, weight, targets, ignore_index) / count, x)
-        total, *gradients = loss_and_gradients(rows, weight, targets, ignore_index, count, self.needs)
+        in_time = x.dtype.name != "float16"  # whether 1 / count is a part of the gradients now, not in `backward`
+        self.scale, self.later = (1.0 / count, 1.0) if in_time else (1.0, 1.0 / count)
+        total, *gradients = loss_and_gradients(rows, weight, targets, ignore_index, self.scale, self.needs)
         self.gradients = (gradients[0], gradients[1])
         self.save(x, weight, targets)
-        self.options = (ignore_index, count)
+        self.ignore_index = ignore_index
         return as_scalar(total / count, x)
 
     def backward(self, dy: Any) -> Any:
         x, weight, targets = self.saved
         if self.gradients is None:  # given away by an earlier pass through a retained graph
             rows = x.reshape(-1, x.shape[-1])  # (N, C)
-            _, dx, dweight = loss_and_gradients(rows, weight, targets, *self.options, self.needs)
+            _, dx, dweight = loss_and_gradients(rows, weight, targets, self.ignore_index, self.scale, self.needs)
         else:
             dx, dweight = self.gradients
             self.gradients = None  # from here on they belong to the engine, which may write into them
-        factor = float(dy)
-        for gradient in (dx, dweight):
-            if gradient is not None and factor != 1.0:
-                gradient *= factor
+        dx, dweight = (None if d is None else scaled(d, float(dy) * self.later) for d in (dx, dweight))
         return None if dx is None else dx.reshape(x.shape), dweight
+
+
+def scaled(gradient: Any, factor: float) -> Any:
+    """gradient * factor, in place; of 16 bits, computed in float32."""
+    if factor != 1.0:
+        product = widened(gradient)
+        product *= factor
+        gradient = product.astype(gradient.dtype, copy=False)
+    return gradient
 
 
 def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Any, ignore_index: int = -100) -> Tensor:

@@ -11,13 +11,14 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..backends.precision import DTYPES
 from ..checks import number, whole_number
 from ..errors import RangeError, UsageError
 from ..optim.schedules import KINDS as SCHEDULES
 
-# What a resumed run may set anew: how long it runs and how closely it is watched. The rest says which run
+# What a resumed run may set anew: how long it runs, how closely it is watched, how it rounds. The rest says which run
 # it is, and must be what it was.
-CHANGEABLE = frozenset({"steps", "eval_every", "log_every", "checkpoint_every", "patience", "detect_anomaly"})
+CHANGEABLE = frozenset({"steps", "eval_every", "log_every", "checkpoint_every", "patience", "dtype", "detect_anomaly"})
 
 
 def _setting(default: Any, help: str, **limits: Any) -> Any:
@@ -46,6 +47,11 @@ class TrainingConfig:
     patience: int = _setting(0, "stop after so many evaluations without a new best; 0: never", at_least=0)
     log_every: int = _setting(10, "steps between lines of the metrics file", at_least=1)
     checkpoint_every: int = _setting(250, "steps between checkpoints", at_least=1)
+    dtype: str = _setting(
+        "float32",
+        "of activations and matrix products; 16 bits need a GPU, and leave weights and sums in float32",
+        choices=DTYPES,
+    )
     seed: int = _setting(0, "of the weights, the batches and the dropout masks", at_least=0)
     detect_anomaly: bool = _setting(False, "look at every array for NaN and infinity: slow, names the operation")
 

@@ -8,6 +8,10 @@ One step: draw a batch, forward, backward, clip, AdamW. Everything that decides 
 the step's number (the batch, the learning rate) or in the checkpoint (weights, optimizer state, the random state of
 dropout). So a run that was interrupted, killed or copied to another place goes on bit for bit as if nothing had been.
 
+With `dtype` "bfloat16" or "float16" steps and evaluations are computed in 16 bits (`GPT.compute_in`). Weights, their
+gradients, the optimizer and checkpoints are in float32 as ever: a run can be moved from one dtype to another. In
+float16 the loss is scaled, and a step that this makes infinite is left out (`loss_scale.py`).
+
 The loss is read at every step, because an update from a loss that is no number would ruin the weights. That costs
 nothing: the norm of the gradients, read just before, has waited for the same results.
 """
@@ -27,6 +31,7 @@ from typing import Any
 import numpy as np
 
 from .. import backends
+from ..backends.precision import activation_dtype
 from ..data import RandomBatches, SequentialBatches
 from ..errors import CheckpointError, MissingExtraError, UsageError
 from ..function import NonFiniteError, detect_anomaly
@@ -36,6 +41,7 @@ from .checkpoint import Checkpoint, CheckpointFolder
 from .config import CHANGEABLE, TrainingConfig
 from .evaluation import Batches, FixedPart, mean_loss
 from .interrupt import StopRequest
+from .loss_scale import LossScale
 from .metrics import MetricsFile
 from .picture import draw_loss_curve
 from .progress import Progress
@@ -123,13 +129,15 @@ class Trainer:
         self.schedule = schedules.make(
             config.schedule, config.lr, config.min_lr or 0.0, config.warmup_steps, config.decay_steps or config.steps
         )
+        activation_dtype(config.dtype, self.parameters[0].backend)  # refused now, not at the first step
+        self.loss_scale = LossScale(config.dtype)
         self.at = Progression()
         self.checkpoints = CheckpointFolder(self.folder)
         self.metrics = MetricsFile(self.folder / METRICS)
         self.callbacks = list(callbacks)
         self.stream = stream
         self.saved_at = -1
-        self.grad_norm = 0.0
+        self.grad_norm: float | None = 0.0  # of the last step; None when it was left out
 
     # The loop -------------------------------------------------------------------------------------
 
@@ -143,7 +151,7 @@ class Trainer:
         progress = Progress(config.steps, at.step, tokens_per_step, self.stream)
         begin = time.perf_counter() - at.seconds
         self.model.train()
-        with StopRequest() as stop, self._explained_os_errors():
+        with StopRequest() as stop, self._explained_os_errors(), self.model.compute_in(config.dtype):
             at.metrics_lines = self.metrics.restart(at.metrics_lines)
             try:
                 while True:
@@ -171,33 +179,42 @@ class Trainer:
         random_state = self.model.generator.state_dict()
         try:
             with detect_anomaly(config.detect_anomaly):
-                loss = self._gradients()
+                loss, norm = self._gradients()
         except NonFiniteError as error:
             raise self._diverged(str(error)) from error
-        if not (math.isfinite(loss) and math.isfinite(self.grad_norm)):
-            what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradients' norm is {self.grad_norm}"
-            raise self._diverged(f"{what}; {self._first_cause(random_state)}")
-        scale = 1.0 / config.gradient_accumulation
-        if config.grad_clip > 0:
-            scale *= clip_coefficient(self.grad_norm, config.grad_clip)
         self.optimizer.lr = self.schedule(at.step)
-        self.optimizer.step(grad_scale=scale)
+        if math.isfinite(loss) and math.isfinite(norm):
+            self._update(norm)
+            self.grad_norm = norm
+        elif math.isfinite(loss) and self.loss_scale.lower():
+            self.grad_norm = None
+        else:
+            what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradients' norm is {norm}"
+            raise self._diverged(f"{what}; {self._first_cause(random_state)}")
         self.optimizer.zero_grad()
         at.step += 1
         at.losses.append(loss)
         return loss
 
-    def _gradients(self) -> float:
-        """Add up the gradients of the step's batches; returns their mean loss."""
+    def _update(self, norm: float) -> None:
+        """Clip and change the weights; norm: of the mean of the batches' gradients."""
+        scale = 1.0 / (self.config.gradient_accumulation * self.loss_scale.scale)
+        if self.config.grad_clip > 0:
+            scale *= clip_coefficient(norm, self.config.grad_clip)
+        self.optimizer.step(grad_scale=scale)
+        self.loss_scale.raise_after_good_step()
+
+    def _gradients(self) -> tuple[float, float]:
+        """Add up the gradients of the step's batches, times the loss scale; (mean loss, norm of the mean gradient)."""
         count = self.config.gradient_accumulation
         losses = []
         for index in range(count):
             inputs, targets = self.batches.batch(self.at.step * count + index)
             loss = self.model.loss(inputs, targets)
-            loss.backward()
+            loss.backward(self.loss_scale.scale)
             losses.append(loss)
-        self.grad_norm = grad_norm(self.parameters) / count
-        return sum(float(loss.item()) for loss in losses) / count
+        norm = grad_norm(self.parameters) / (count * self.loss_scale.scale)
+        return sum(float(loss.item()) for loss in losses) / count, norm
 
     def _first_cause(self, random_state: Any) -> str:
         """Run the step that went wrong once more, with the same batch and random numbers, looking at every array."""
@@ -261,6 +278,8 @@ class Trainer:
             "step": at.step, "loss": sum(at.losses) / len(at.losses), "lr": self.optimizer.lr,
             "grad_norm": self.grad_norm, "tokens": at.step * tokens_per_step, "seconds": round(at.seconds, 3),
         }  # fmt: skip
+        if self.loss_scale.active:
+            record["loss_scale"] = self.loss_scale.scale
         at.losses.clear()
         self._record(record)
 
@@ -307,6 +326,7 @@ class Trainer:
             "model_config": self.model.config.to_dict(),
             "training_config": dataclasses.asdict(self.config),
             "text": self.text,
+            "loss_scale": self.loss_scale.state_dict(),
             "backend": self.parameters[0].backend,
         }
         self.metrics.sync()
@@ -334,6 +354,7 @@ class Trainer:
             self.model.load_state_dict(checkpoint.model)
             self.optimizer.load_state_dict(optimizer)
             self.model.generator.load_state_dict(state["generator"])
+            self.loss_scale.load_state_dict(state.get("loss_scale", {}))  # older checkpoints have none
             self.at = Progression(**state["progression"])
         except (UsageError, TypeError, KeyError) as error:
             raise CheckpointError(f"{where} does not fit this version's model: {error}") from error

@@ -9,9 +9,9 @@ its kin, see `tokenizers/bpe_files.py`), `tokens.npy`, the checkpoints (see `che
 `loss_curve.png`.
 
 `--resume` takes everything from the checkpoint. Options that only say how long a run goes on and how it is watched
-(`CHANGEABLE`: --steps, --eval-every, ...) may be set anew, and so may --backend; any other must be what it was, or is
-refused. More steps do not stretch the learning rate's decay: it stays at min_lr. "Bit for bit" holds for the same
-backend, kernels and versions of the libraries: they may round differently from one another.
+(`CHANGEABLE`: --steps, --dtype, --eval-every, ...) may be set anew, and so may --backend; any other must be what it
+was, or is refused. More steps do not stretch the learning rate's decay: it stays at min_lr. "Bit for bit" holds for the
+same backend, dtype, kernels and versions of the libraries: they may round differently from one another.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from .. import backends, kernel, nn, tokenizers
+from ..backends.precision import activation_dtype
 from ..data import Corpus, RandomBatches, open_tokens, read_text, shakespeare, split, write_tokens
 from ..data.tokens import explain_os_errors, folder_made
 from ..errors import CheckpointError, UsageError
@@ -130,6 +131,7 @@ def choose_settings(options: argparse.Namespace) -> Settings:
         )
     GPTConfig(vocab_size=1, **model)
     backends.get(backend)
+    activation_dtype(config.dtype, backend)
     if options.bpe_vocab_size is not None and options.tokenizer != "bpe":
         raise UsageError("--vocab-size is the number of tokens of --tokenizer bpe: give both, or neither")
     if not options.resume and not options.overwrite and CheckpointFolder(folder).exists():
@@ -279,6 +281,7 @@ def load_model(folder: str | Path, which: str = "best") -> tuple[GPT, Tokenizer,
 def describe_run(settings: Settings, text: Text, model: GPT) -> str:
     """What is about to run, and on what: a few lines to print before training."""
     config, training = model.config, settings.training
+    in_dtype = "" if training.dtype == "float32" else f", activations in {training.dtype}"
     begin = settings.checkpoint.step if settings.checkpoint is not None else 0
     lines = {
         "Text": f"{text.description}; {len(text.tokens):,} tokens, {text.tokenizer.vocab_size} different, the last "
@@ -287,7 +290,7 @@ def describe_run(settings: Settings, text: Text, model: GPT) -> str:
         f"{config.block_size}, dropout {config.dropout:g}, {'with' if config.bias else 'no'} biases: "
         f"{model.num_parameters():,} parameters",
         "Run": f"steps {begin} to {training.steps}, each {training.gradient_accumulation} x {training.batch_size} x "
-        f"{config.block_size} tokens; kept in {settings.folder}",
+        f"{config.block_size} tokens{in_dtype}; kept in {settings.folder}",
         "On": kernel.describe(settings.backend),
     }
     return "\n".join(f"{name + ':':<7}{line}" for name, line in lines.items())

@@ -1,0 +1,62 @@
+"""Products of 16-bit matrices on a GPU, by cuBLAS itself: sums in float32, the result in 16 bits or in float32.
+
+CuPy's `matmul` rounds each result to the factors' type and can't add to a matrix that is there. `cublasGemmEx` can do
+both: the gradient of a weight comes in float32, and the shares of several blocks of rows are added up in float32, in
+one pass. (CuPy's products of batches of 16-bit matrices are slow or fail: batches go another way, see `products.py`.)
+
+cuBLAS sees matrices column by column, NumPy row by row: what is y (M, N) here is its transpose there, and
+
+    y = a b        is        y^T = b^T a^T
+
+so b goes first, and neither is copied: a matrix whose rows lie one behind the other is its own transpose to cuBLAS, and
+one whose columns do (a view `x.T`) is told to be transposed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+PLAIN, TRANSPOSED = 0, 1  # CUBLAS_OP_N, CUBLAS_OP_T
+ONE, ZERO = np.ones((), np.float32), np.zeros((), np.float32)  # cuBLAS reads them from the host
+
+
+def product(cupy: Any, a: Any, b: Any, out: Any, add: bool) -> Any:
+    """out (M, N) = a (M, K) @ b (K, N), or += with `add`. a, b: of one 16-bit type; out: of that type or float32, with
+    rows whose elements are neighbours."""
+    (M, K), N = a.shape, b.shape[1]
+    if 0 in (M, N, K):
+        if not add:
+            out[...] = 0
+        return out
+    (b, b_form, b_step), (a, a_form, a_step) = operand(cupy, b), operand(cupy, a)
+    cublas = cupy.cuda.cublas
+    cublas.gemmEx(
+        cupy.cuda.get_cublas_handle(), b_form, a_form, N, M, K, ONE.ctypes.data,
+        b.data.ptr, type_number(cupy, b), b_step, a.data.ptr, type_number(cupy, a), a_step,
+        (ONE if add else ZERO).ctypes.data, out.data.ptr, type_number(cupy, out), row_step(out),
+        cublas.CUBLAS_COMPUTE_32F, cublas.CUBLAS_GEMM_DEFAULT,
+    )  # fmt: skip
+    return out
+
+
+def operand(cupy: Any, x: Any) -> tuple[Any, int, int]:
+    """(matrix, PLAIN or TRANSPOSED, elements from a row or column to the next); a copy where neither is whole."""
+    rows, columns = (stride // x.itemsize for stride in x.strides)
+    if (columns == 1 or x.shape[1] == 1) and (rows >= x.shape[1] or x.shape[0] == 1):
+        return x, PLAIN, row_step(x)
+    if (rows == 1 or x.shape[0] == 1) and (columns >= x.shape[0] or x.shape[1] == 1):
+        return x, TRANSPOSED, row_step(x.T)
+    return cupy.ascontiguousarray(x), PLAIN, x.shape[1]
+
+
+def row_step(x: Any) -> int:
+    """Elements from a row to the next; of a single row its length, since its stride may be anything."""
+    return x.shape[1] if x.shape[0] == 1 else max(x.strides[0] // x.itemsize, x.shape[1])
+
+
+def type_number(cupy: Any, x: Any) -> int:
+    """cuBLAS's number for the type of an array."""
+    runtime = cupy.cuda.runtime
+    return {"float16": runtime.CUDA_R_16F, "bfloat16": runtime.CUDA_R_16BF, "float32": runtime.CUDA_R_32F}[x.dtype.name]

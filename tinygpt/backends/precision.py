@@ -1,0 +1,114 @@
+"""The 16-bit number types: where they are, what is kept in float32 beside them, and how arrays of them are widened.
+
+    float16     1 sign, 5 exponent, 10 fraction bits: up to 65504, and nothing between 0 and 6e-8
+    bfloat16    1 sign, 8 exponent, 7 fraction bits: the range of float32, with 2 to 3 decimal digits
+
+They are for storage: sums and functions of them are computed in float32 and rounded once. A GPU multiplies matrices of
+them several times as fast as of float32. NumPy has no such products, so on the backend "numpy" there are no tensors of
+16 bits. bfloat16 is no type of NumPy's own: it comes from the package ml_dtypes, and NumPy calls its kind "V".
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import numpy as np
+
+from ..errors import MissingExtraError, UsageError
+from . import get
+
+DTYPES = ("float32", "bfloat16", "float16")  # what activations can be in
+SIXTEEN_BITS = ("bfloat16", "float16")
+BFLOAT16_FROM = 80  # compute capability, times ten
+CUPY_WITH_BFLOAT16 = 14
+
+
+def is_16_bit(dtype: Any) -> bool:
+    """Whether it is float16 or bfloat16."""
+    return dtype.itemsize == 2 and dtype.kind in "fV" and dtype.name in SIXTEEN_BITS
+
+
+def is_floating(dtype: Any) -> bool:
+    """Whether it is a floating-point type, bfloat16 included."""
+    return dtype.kind == "f" or is_16_bit(dtype)
+
+
+def widened(array: Any) -> Any:
+    """A 16-bit array in float32; any other as it is."""
+    return array.astype("float32") if is_16_bit(array.dtype) else array
+
+
+def statistics_dtype(dtype: Any) -> np.dtype:
+    """What losses and statistics of arrays of `dtype` are kept in: float32 for 16 bits, else `dtype`."""
+    return np.dtype(np.float32) if is_16_bit(dtype) else dtype
+
+
+def in_float32(function: Any, args: Any, writes: bool, statistics: tuple[int, ...]) -> Any:
+    """`function` on arguments with 16-bit arrays: it is given float32, and each result is rounded once.
+
+    writes: it writes into its arguments. statistics: the positions of results that stay in float32.
+    """
+    dtype = next(value.dtype for value in args if _is_16_bit_array(value))
+    wide = [widened(value) if _is_16_bit_array(value) else value for value in args]
+    result = function(*wide)
+    narrow = {id(computed): original for original, computed in zip(args, wide, strict=True)}  # what it may give back
+    if writes:
+        for original, computed in zip(args, wide, strict=True):
+            if computed is not original:
+                original[...] = computed.astype(dtype)
+    results = []
+    for position, value in enumerate(result if isinstance(result, tuple) else (result,)):
+        stays = position in statistics or not hasattr(value, "astype")
+        results.append(value if stays else narrow[id(value)] if id(value) in narrow else value.astype(dtype))
+    return tuple(results) if isinstance(result, tuple) else results[0]
+
+
+def _is_16_bit_array(value: Any) -> bool:
+    return hasattr(value, "dtype") and hasattr(value, "astype") and is_16_bit(value.dtype)
+
+
+def has_16_bits(args: Any) -> bool:
+    """Whether there is a 16-bit array among these arguments."""
+    return any(_is_16_bit_array(value) for value in args)
+
+
+def activation_dtype(name: str, backend: str) -> np.dtype:
+    """The dtype `name` for activations on `backend`. Raises UsageError, MissingExtraError."""
+    if name not in DTYPES:
+        raise UsageError(f"activations can be in {', '.join(DTYPES)}, not in {name!r}")
+    if name == "float32":
+        return np.dtype(np.float32)
+    if backend != "cupy":
+        raise UsageError(
+            f"{name} is not supported on the CPU, because NumPy multiplies no matrices of 16 bits (it would be slower "
+            "than float32, not faster): leave out --dtype, or take a GPU with --backend cupy; a run in float32 can be "
+            f"moved to a GPU and go on there with --resume --backend cupy --dtype {name}"
+        )
+    if name == "float16":
+        return np.dtype(np.float16)
+    return _bfloat16(get("cupy"))
+
+
+def _bfloat16(backend: Any) -> np.dtype:
+    """bfloat16, where GPU, CuPy and ml_dtypes have it."""
+    cupy = backend.require()
+    capability = int(cupy.cuda.Device().compute_capability)
+    if capability < BFLOAT16_FROM:
+        raise UsageError(
+            f"the GPU has no bfloat16: its compute capability is {capability / 10:.1f}, and "
+            f"{BFLOAT16_FROM / 10:.1f} is the least: take --dtype float16 or float32"
+        )
+    major = cupy.__version__.partition(".")[0]
+    if major.isdecimal() and int(major) < CUPY_WITH_BFLOAT16:
+        raise UsageError(
+            f"bfloat16 needs CuPy {CUPY_WITH_BFLOAT16} or newer, and {cupy.__version__} is installed: install a newer "
+            "one, or take --dtype float16 or float32"
+        )
+    try:
+        return np.dtype(importlib.import_module("ml_dtypes").bfloat16)
+    except ImportError:
+        raise MissingExtraError(
+            "bfloat16 needs the package 'ml_dtypes', which is not installed: pip install 'tinygpt[cuda12]' (or "
+            "cuda13), or take --dtype float16 or float32"
+        ) from None

@@ -1,0 +1,37 @@
+"""Mixed precision: a model that computes in 16 bits, with its parameters in float32.
+
+    with model.compute_in("bfloat16"):
+        loss = model.loss(inputs, targets)
+    loss.backward()
+
+Inside the block `model.activations` is the dtype that the model casts its first activations to; everything after them
+follows by itself (`tinygpt/ops/cast.py`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from ..backends.precision import activation_dtype
+from ..errors import DtypeError, UsageError
+
+
+@contextlib.contextmanager
+def compute_in(model: Any, dtype: str) -> Iterator[None]:
+    """Set `model.activations` inside the block. Raises UsageError, DtypeError: see `GPT.compute_in`."""
+    parameter = model.parameters()[0]
+    target = activation_dtype(dtype, parameter.backend)
+    if dtype != "float32":
+        if model.packed:
+            raise UsageError(f"compute_in: a model packed into {model.packed} computes in float32")
+        if parameter.dtype != np.float32:
+            raise DtypeError(f"compute_in: {dtype} is for models in float32, this one is in {parameter.dtype}")
+    previous, model.activations = model.activations, None if dtype == "float32" else target
+    try:
+        yield
+    finally:
+        model.activations = previous
