@@ -14,7 +14,8 @@ What it shows: that the code of tinygpt, given CuPy's arrays, keeps to what CuPy
 - `ufunc.reduceat` is add's alone, and `add.at` takes no 64-bit signed integers.
 
 What it cannot show: anything about a GPU. It is NumPy that computes, in one thread's order, so nothing is learnt about
-how CuPy or cuBLAS round, about speed, memory, streams, or the kernels; those run elsewhere (`cuda_emulator.py`).
+how CuPy or cuBLAS round, about speed, memory, or the kernels; those run elsewhere (`cuda_emulator.py`). Of streams
+there is what CUDA graphs need: `cupy_capture.py`.
 """
 
 from __future__ import annotations
@@ -26,8 +27,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import cublas_standin
+import cupy_capture
 import numpy as np
 import pytest
+from cupy_capture import launched, not_while_capturing, written
 
 # What CuPy has, of what tinygpt might use -----------------------------------------------------------
 
@@ -121,22 +124,27 @@ class ndarray:
         return (self[i] for i in range(len(self)))
 
     def __bool__(self) -> bool:
+        not_while_capturing()
         return bool(self.held)
 
     def __int__(self) -> int:
+        not_while_capturing()
         return int(self.held)
 
     def __float__(self) -> float:
+        not_while_capturing()
         return float(self.held)
 
     def __repr__(self) -> str:
         return f"cupy.{self.held!r}"
 
     def __getitem__(self, key: Any) -> ndarray:
-        return self._view(self.held[self._key(key)])
+        return self._view(launched(lambda: self.held[self._key(key)], self.held))
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        self.held[self._key(key)] = bare(value)
+        given = bare(value)
+        self._key(key)  # what is refused is refused now
+        written(lambda: self.held.__setitem__(self._key(key), given))
 
     def _key(self, key: Any) -> tuple[Any, ...]:
         """For NumPy: index arrays reduced to their axis, and `...` at the end, so that a number is a view of one."""
@@ -154,38 +162,46 @@ class ndarray:
     @staticmethod
     def _index(part: Any) -> Any:
         if isinstance(part, ndarray):
+            if part.dtype.kind == "b":  # how many there are is for the host to know
+                not_while_capturing()
             return part.held
+        if isinstance(part, (list, np.ndarray)):  # copied to the GPU
+            not_while_capturing()
         if isinstance(part, list):
             array = np.array(part)
             return array.astype(np.int32) if array.size == 0 else array
-        return part  # NumPy's index arrays too: CuPy copies them to the GPU
+        return part  # NumPy's index arrays too
 
     def reshape(self, *shape: Any, order: str = "C") -> ndarray:
-        return self._view(self.held.reshape(*shape, order=order))
+        return self._view(launched(lambda: self.held.reshape(*shape, order=order), self.held))
 
     def transpose(self, *axes: Any) -> ndarray:
         return self._view(self.held.transpose(*axes))
 
     def item(self) -> Any:
+        not_while_capturing()
         return self.held.item()
 
     def tolist(self) -> Any:
+        not_while_capturing()
         return self.held.tolist()
 
     def get(self) -> np.ndarray:
+        not_while_capturing()
         return self.held.copy()
 
     def set(self, array: np.ndarray) -> None:
+        not_while_capturing()
         self.held[...] = array
 
     def __neg__(self) -> ndarray:
-        return wrapped(-self.held)
+        return wrapped(launched(lambda: -self.held))
 
     def __invert__(self) -> ndarray:
-        return wrapped(~self.held)
+        return wrapped(launched(lambda: ~self.held))
 
     def __abs__(self) -> ndarray:
-        return wrapped(abs(self.held))
+        return wrapped(launched(lambda: abs(self.held)))
 
 
 ndarray.__module__ = "cupy"
@@ -216,6 +232,11 @@ def axes_of(part: Any) -> int:
     return part.ndim if isinstance(part, np.ndarray) and part.dtype.kind == "b" else 1
 
 
+def no_product_while_capturing() -> None:
+    if cupy_capture.current() is not None:
+        raise NotImplementedError("calling cuBLAS API during stream capture is currently unsupported")
+
+
 def bound(name: str, parameters: str, args: Any, kwargs: Any) -> None:
     """Refuse what CuPy's function has no parameter for."""
     known = parameters.split()
@@ -230,14 +251,18 @@ def _operator(name: str) -> Callable[..., Any]:
     def operate(self: ndarray, other: Any) -> Any:
         if not isinstance(other, (ndarray, np.ndarray, np.generic, int, float)):
             return NotImplemented
-        return wrapped(getattr(self.held, name)(bare(other)))
+        if name in ("__matmul__", "__rmatmul__"):
+            no_product_while_capturing()
+        operand = bare(other)
+        return wrapped(launched(lambda: getattr(self.held, name)(operand)))
 
     return operate
 
 
 def _in_place(name: str) -> Callable[..., Any]:
     def operate(self: ndarray, other: Any) -> Any:
-        getattr(self.held, name)(bare(other))
+        operand = bare(other)
+        written(lambda: getattr(self.held, name)(operand))
         return self
 
     return operate
@@ -246,7 +271,13 @@ def _in_place(name: str) -> Callable[..., Any]:
 def _method(name: str, parameters: str) -> Callable[..., Any]:
     def method(self: ndarray, *args: Any, **kwargs: Any) -> Any:
         bound(f"ndarray.{name}", parameters, args, kwargs)
-        return self._view(getattr(self.held, name)(*bare(args), **{key: bare(value) for key, value in kwargs.items()}))
+        positional, named = bare(args), {key: bare(value) for key, value in kwargs.items()}
+        if name == "nonzero":
+            not_while_capturing()
+        if name == "fill" or named.get("out") is not None:
+            written(lambda: getattr(self.held, name)(*positional, **named))
+            return kwargs.get("out")
+        return self._view(launched(lambda: getattr(self.held, name)(*positional, **named), self.held))
 
     return method
 
@@ -273,23 +304,27 @@ class Ufunc:
         self.name, self.numpy = name, getattr(np, name)
 
     def __call__(self, *args: Any, out: Any = None, dtype: Any = None) -> Any:
-        options = {} if dtype is None else {"dtype": dtype}
+        options, given = {} if dtype is None else {"dtype": dtype}, bare(args)
+        if self.name == "matmul":
+            no_product_while_capturing()
         if out is None:
-            return wrapped(self.numpy(*bare(args), **options))
-        self.numpy(*bare(args), out=out.held, **options)
+            return wrapped(launched(lambda: self.numpy(*given, **options)))
+        written(lambda: self.numpy(*given, out=out.held, **options))
         return out
 
     def reduceat(self, array: ndarray, indices: ndarray, axis: int = 0, dtype: Any = None) -> ndarray:
         if self.name != "add":
             raise NotImplementedError(f"`cupy_{self.name}.reduceat` is not supported yet")
-        return wrapped(np.add.reduceat(bare(array), bare(indices), axis=axis, dtype=dtype))
+        x, where = bare(array), bare(indices)
+        return wrapped(launched(lambda: np.add.reduceat(x, where, axis=axis, dtype=dtype)))
 
     def at(self, array: ndarray, key: Any, values: Any) -> None:
         if self.name != "add":
             raise NotImplementedError(f"`cupy_{self.name}.at` is not supported here")
         if array.dtype.name not in ADD_AT:
             raise TypeError(f"scatter_add does not support {array.dtype}")
-        np.add.at(array.held, array._key(key), bare(values))
+        given = bare(values)
+        written(lambda: np.add.at(array.held, array._key(key), given))
 
 
 def _function(name: str) -> Callable[..., Any]:
@@ -298,7 +333,13 @@ def _function(name: str) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
         bound(name, parameters, args, kwargs)
         kwargs.pop("casting", None)
-        result = function(*bare(args), **{key: bare(value) for key, value in kwargs.items()})
+        given, named = bare(args), {key: bare(value) for key, value in kwargs.items()}
+        if name in ("flatnonzero", "repeat", "array_equal"):  # shapes and answers that depend on values
+            not_while_capturing()
+        if name == "copyto" or named.get("out") is not None:
+            written(lambda: function(*given, **named))
+            return kwargs.get("out")
+        result = launched(lambda: function(*given, **named), *given, *named.values())
         if isinstance(result, (bool, int)):  # count_nonzero
             result = np.asarray(result)
         if args and isinstance(args[0], ndarray) and isinstance(result, np.ndarray):
@@ -318,7 +359,10 @@ def _from_host(name: str) -> Callable[..., Any]:
         if isinstance(value, ndarray):
             return plain(value, *args, **kwargs)
         bound(name, FUNCTIONS[name], (value, *args), kwargs)
-        return ndarray(np.array(value, *args, **kwargs))
+        made = np.array(value, *args, **kwargs)
+        if made.ndim:
+            not_while_capturing("a copy from the host, in a stream that is captured")
+        return ndarray(launched(made.copy))
 
     return call
 
@@ -342,7 +386,10 @@ def make() -> types.ModuleType:
     module.asnumpy = lambda array: array.get() if isinstance(array, ndarray) else np.asarray(array)
     module.cuda = make_cuda()
     module.get_default_memory_pool = lambda: types.SimpleNamespace(
-        used_bytes=lambda: 1 << 20, total_bytes=lambda: 3 << 20, free_all_blocks=lambda: None
+        used_bytes=lambda: 1 << 20,
+        total_bytes=lambda: 3 << 20,
+        free_all_blocks=lambda: None,
+        malloc=lambda size: types.SimpleNamespace(size=size),
     )
     return module
 
@@ -370,7 +417,7 @@ def make_cuda(capability: str = "90") -> Any:
     cuda.memory = types.SimpleNamespace(OutOfMemoryError=OutOfMemoryError)
     cuda.get_allocator = lambda: allocator[0]
     cuda.set_allocator = lambda new: allocator.__setitem__(0, new)
-    cuda.get_current_stream = lambda: types.SimpleNamespace(synchronize=lambda: None)
+    cupy_capture.add_to(cuda)
     return cuda
 
 

@@ -18,27 +18,37 @@ from typing import Any
 
 import numpy as np
 
+from . import cupy as backend
+
 PLAIN, TRANSPOSED = 0, 1  # CUBLAS_OP_N, CUBLAS_OP_T
 ONE, ZERO = np.ones((), np.float32), np.zeros((), np.float32)  # cuBLAS reads them from the host
 
 
 def product(cupy: Any, a: Any, b: Any, out: Any, add: bool) -> Any:
-    """out (M, N) = a (M, K) @ b (K, N), or += with `add`. a, b: of one 16-bit type; out: of that type or float32, with
-    rows whose elements are neighbours."""
+    """out (M, N) = a (M, K) @ b (K, N), or += with `add`. a, b: of one 16-bit type, or float32; out: of that type or
+    float32, with rows whose elements are neighbours."""
     (M, K), N = a.shape, b.shape[1]
     if 0 in (M, N, K):
         if not add:
             out[...] = 0
         return out
     (b, b_form, b_step), (a, a_form, a_step) = operand(cupy, b), operand(cupy, a)
-    cublas = cupy.cuda.cublas
+    cublas, handle = library(cupy)
     cublas.gemmEx(
-        cupy.cuda.get_cublas_handle(), b_form, a_form, N, M, K, ONE.ctypes.data,
+        handle, b_form, a_form, N, M, K, ONE.ctypes.data,
         b.data.ptr, type_number(cupy, b), b_step, a.data.ptr, type_number(cupy, a), a_step,
         (ONE if add else ZERO).ctypes.data, out.data.ptr, type_number(cupy, out), row_step(out),
-        cublas.CUBLAS_COMPUTE_32F, cublas.CUBLAS_GEMM_DEFAULT,
+        cublas.CUBLAS_COMPUTE_32F_FAST_TF32 if a.itemsize == 4 and backend.uses_tf32() else cublas.CUBLAS_COMPUTE_32F,
+        cublas.CUBLAS_GEMM_DEFAULT,
     )  # fmt: skip
     return out
+
+
+def library(cupy: Any) -> tuple[Any, int]:
+    """(cuBLAS's functions, a handle): CuPy's, or those for work that becomes a CUDA graph."""
+    if backend.recorder is not None:
+        return backend.recorder.cublas, backend.recorder.cublas.handle
+    return cupy.cuda.cublas, cupy.cuda.get_cublas_handle()
 
 
 def operand(cupy: Any, x: Any) -> tuple[Any, int, int]:

@@ -18,6 +18,7 @@ from __future__ import annotations
 from typing import Any
 
 from . import array_module, name_of
+from . import cupy as gpu
 from .precision import is_16_bit, statistics_dtype, widened
 
 UNIT, NEVER_CUT = 32, 256
@@ -29,8 +30,8 @@ def matrix_product(a: Any, b: Any, out: Any = None, wide: bool = False) -> Any:
     wide: of 16-bit matrices, in float32; so may `out` be.
     """
     xp = array_module(a)
-    if is_16_bit(a.dtype):
-        return _product_of_16_bits(a, b, out, wide)
+    if is_16_bit(a.dtype) or _for_a_graph(a, b):
+        return _product_by_cublas(a, b, out, wide)
     K = a.shape[-1]
     rest = K % UNIT
     if K <= NEVER_CUT or a.ndim < 2 or b.ndim < 2:
@@ -47,12 +48,17 @@ def matrix_product(a: Any, b: Any, out: Any = None, wide: bool = False) -> Any:
 def add_matrix_product(a: Any, b: Any, out: Any) -> None:
     """out (M, N) += a (M, K) @ b (K, N); where a and b have 16 bits, `out` may be in float32."""
     if is_16_bit(a.dtype) and name_of(a) == "cupy":
-        _product_of_16_bits(a, b, out, add=True)
+        _product_by_cublas(a, b, out, add=True)
     else:
         out += matrix_product(a, b, wide=True)
 
 
-def _product_of_16_bits(a: Any, b: Any, out: Any, wide: bool = False, add: bool = False) -> Any:
+def _for_a_graph(a: Any, b: Any) -> bool:
+    """Whether this is a product that CuPy would not do: of float32 matrices, in a CUDA graph (see cupy_graph.py)."""
+    return gpu.recorder is not None and name_of(a) == "cupy" and a.ndim == b.ndim == 2 and a.dtype == "float32"
+
+
+def _product_by_cublas(a: Any, b: Any, out: Any, wide: bool = False, add: bool = False) -> Any:
     """As `matrix_product`; add: to what `out` holds."""
     xp = array_module(a)
     if name_of(a) == "cupy" and a.ndim == b.ndim == 2:

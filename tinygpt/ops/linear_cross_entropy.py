@@ -33,7 +33,7 @@ from typing import Any
 
 import numpy as np
 
-from ..backends import array_module
+from ..backends import array_module, as_factor
 from ..backends.precision import statistics_dtype, widened
 from ..backends.products import add_matrix_product, matrix_product
 from ..errors import ShapeError
@@ -124,13 +124,13 @@ class LinearCrossEntropy(Function):
         else:
             dx, dweight = self.gradients
             self.gradients = None  # from here on they belong to the engine, which may write into them
-        dx, dweight = (None if d is None else scaled(d, float(dy) * self.later) for d in (dx, dweight))
+        dx, dweight = (None if d is None else scaled(d, as_factor(dy) * self.later) for d in (dx, dweight))
         return None if dx is None else dx.reshape(x.shape), dweight
 
 
-def scaled(gradient: Any, factor: float) -> Any:
+def scaled(gradient: Any, factor: Any) -> Any:
     """gradient * factor, in place; of 16 bits, computed in float32."""
-    if factor != 1.0:
+    if not isinstance(factor, float) or factor != 1.0:
         product = widened(gradient)
         product *= factor
         gradient = product.astype(gradient.dtype, copy=False)

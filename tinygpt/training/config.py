@@ -11,6 +11,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..backends.cupy_graph import MODES
 from ..backends.precision import DTYPES
 from ..checks import number, whole_number
 from ..errors import RangeError, UsageError
@@ -18,7 +19,9 @@ from ..optim.schedules import KINDS as SCHEDULES
 
 # What a resumed run may set anew: how long it runs, how closely it is watched, how it rounds. The rest says which run
 # it is, and must be what it was.
-CHANGEABLE = frozenset({"steps", "eval_every", "log_every", "checkpoint_every", "patience", "dtype", "detect_anomaly"})
+CHANGEABLE = frozenset(
+    {"steps", "eval_every", "log_every", "checkpoint_every", "patience", "dtype", "cuda_graphs", "detect_anomaly"}
+)
 
 
 def _setting(default: Any, help: str, **limits: Any) -> Any:
@@ -51,6 +54,11 @@ class TrainingConfig:
         "float32",
         "of activations and matrix products; 16 bits need a GPU, and leave weights and sums in float32",
         choices=DTYPES,
+    )
+    cuda_graphs: str = _setting(
+        "auto",
+        "on a GPU: the launches of a step recorded once and replayed as one; auto: where that works",
+        choices=MODES,
     )
     seed: int = _setting(0, "of the weights, the batches and the dropout masks", at_least=0)
     detect_anomaly: bool = _setting(False, "look at every array for NaN and infinity: slow, names the operation")

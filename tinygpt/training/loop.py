@@ -37,9 +37,11 @@ from ..errors import CheckpointError, MissingExtraError, UsageError
 from ..function import NonFiniteError, detect_anomaly
 from ..gpt import GPT
 from ..optim import AdamW, clip_coefficient, grad_norm, schedules
+from ..tensor import Tensor
 from .checkpoint import Checkpoint, CheckpointFolder
 from .config import CHANGEABLE, TrainingConfig
 from .evaluation import Batches, FixedPart, mean_loss
+from .graph import Passes
 from .interrupt import StopRequest
 from .loss_scale import LossScale
 from .metrics import MetricsFile
@@ -131,6 +133,7 @@ class Trainer:
         )
         activation_dtype(config.dtype, self.parameters[0].backend)  # refused now, not at the first step
         self.loss_scale = LossScale(config.dtype)
+        self.passes = Passes(model, self._pass, config.cuda_graphs)
         self.at = Progression()
         self.checkpoints = CheckpointFolder(self.folder)
         self.metrics = MetricsFile(self.folder / METRICS)
@@ -151,6 +154,7 @@ class Trainer:
         progress = Progress(config.steps, at.step, tokens_per_step, self.stream)
         begin = time.perf_counter() - at.seconds
         self.model.train()
+        self.passes.say = lambda words: progress.line(at.step, words)
         with StopRequest() as stop, self._explained_os_errors(), self.model.compute_in(config.dtype):
             at.metrics_lines = self.metrics.restart(at.metrics_lines)
             try:
@@ -210,11 +214,15 @@ class Trainer:
         losses = []
         for index in range(count):
             inputs, targets = self.batches.batch(self.at.step * count + index)
-            loss = self.model.loss(inputs, targets)
-            loss.backward(self.loss_scale.scale)
-            losses.append(loss)
+            losses.append(self.passes(inputs, targets, self.loss_scale.scale))
         norm = grad_norm(self.parameters) / (count * self.loss_scale.scale)
         return sum(float(loss.item()) for loss in losses) / count, norm
+
+    def _pass(self, inputs: np.ndarray, targets: np.ndarray, scale: float) -> Tensor:
+        """The loss of one batch; its gradients, times `scale`, are added to the parameters'."""
+        loss = self.model.loss(inputs, targets)
+        loss.backward(scale)
+        return loss
 
     def _first_cause(self, random_state: Any) -> str:
         """Run the step that went wrong once more, with the same batch and random numbers, looking at every array."""

@@ -1,0 +1,232 @@
+"""CUDA graphs: work of a GPU that is recorded once and then launched as a whole, at the price of a single kernel.
+
+    recorder = Recorder()
+    recorder.fill((idx, targets))                     # host arrays, which have a fixed place on the GPU from now on
+    with recorder.warm_up(): work()                   # as usual, but on the recorder's stream and in its memory
+    graph = recorder.capture(work, first_stream)      # nothing is computed: every launch is written down
+    graph.replay((idx, targets), first_stream)        # with other values in the same places
+
+A replay repeats the launches with the very arguments that they were captured with, addresses and numbers. So
+
+- **memory** comes from a pool of the recorder's own, for warm-up and capture alike. What is freed in the course of a
+  capture is taken again later in it, which a replay repeats in the same order. Nobody else allocates from this pool,
+  and it gives nothing back while the graph may be replayed. CuPy's pool would, when memory runs out in the middle of a
+  capture: then the capture is given up instead;
+- **inputs** are copied to their places before each replay. Any other array from the host is a constant of the graph: it
+  is copied once, on another stream, to memory that no launch of the graph touches;
+- **random streams** are counted from a number in memory (`stream_of` in philox.cuh);
+- **matrix products** go to cuBLAS by way of ctypes, with a handle and a workspace of the recorder's own: CuPy refuses
+  to call cuBLAS while a stream is captured, because it can't tell whether the workspace would last. Here it does;
+- **nobody waits** for the GPU and no result is looked at: CuPy and CUDA refuse that. A number that Python computes from
+  results, or that differs from step to step, has no place in a graph; who uses one must compare
+  (`tinygpt.training.graph` compares a replay with the step itself, bit for bit, before it trusts it).
+
+Source: NVIDIA, "CUDA C++ Programming Guide", CUDA Graphs, "Creating a graph using stream capture"; cuBLAS's manual,
+section "CUDA Graphs Support".
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from . import cupy as backend
+from .cupy_kernels import device
+
+MODES = ("auto", "on", "off")  # where it works; or it is an error; never
+WORKSPACE = 32 << 20  # bytes, as cuBLAS's manual advises for the newest GPUs
+
+
+class CaptureError(Exception):
+    """Why this work can't be a CUDA graph: the end of a sentence."""
+
+
+class Cublas:
+    """The one function of cuBLAS that graphs need, under the name and with the arguments of CuPy's own wrapper."""
+
+    CUBLAS_COMPUTE_32F, CUBLAS_COMPUTE_32F_FAST_TF32, CUBLAS_GEMM_DEFAULT = 68, 77, -1
+
+    def __init__(self, cupy: Any, stream: Any) -> None:
+        self.library = load_cublas(cupy)
+        handle = ctypes.c_void_p()
+        self.call("cublasCreate_v2", ctypes.byref(handle))
+        self.handle = handle.value
+        self.workspace = cupy.empty(WORKSPACE, "uint8")
+        self.call("cublasSetStream_v2", ctypes.c_void_p(self.handle), ctypes.c_void_p(stream.ptr))
+        self.call(  # after the stream, which takes a workspace away
+            "cublasSetWorkspace_v2", ctypes.c_void_p(self.handle), ctypes.c_void_p(self.workspace.data.ptr),
+            ctypes.c_size_t(WORKSPACE),
+        )  # fmt: skip
+
+    def call(self, name: str, *arguments: Any) -> None:
+        status = getattr(self.library, name)(*arguments)
+        if status != 0:
+            raise CaptureError(f"cuBLAS's {name} ended with status {status}")
+
+    def gemmEx(self, handle: int, *arguments: Any) -> None:
+        """(transa, transb, m, n, k, alpha, A, type, lda, B, type, ldb, beta, C, type, ldc, compute type, algorithm)."""
+        self.call(
+            "cublasGemmEx", ctypes.c_void_p(handle),
+            *(kind(value) for kind, value in zip(GEMM_ARGUMENTS, arguments, strict=True)),
+        )  # fmt: skip
+
+
+_int, _address = ctypes.c_int, ctypes.c_void_p
+GEMM_ARGUMENTS = (
+    _int, _int, _int, _int, _int, _address, _address, _int, _int, _address, _int, _int, _address, _address, _int, _int,
+    _int, _int,
+)  # fmt: skip
+
+
+def load_cublas(cupy: Any) -> Any:
+    """The library that CuPy has loaded."""
+    if sys.platform != "linux":
+        raise CaptureError("they are made on Linux alone")
+    cupy.cuda.get_cublas_handle()  # CuPy finds the library, and loads it
+    name = f"libcublas.so.{cupy.cuda.runtime.runtimeGetVersion() // 1000}"
+    try:
+        return ctypes.CDLL(name, mode=os.RTLD_NOW | os.RTLD_NOLOAD)
+    except OSError as error:
+        raise CaptureError(f"cuBLAS is not where it is looked for ({error})") from error
+
+
+class Graph:
+    """Launches that were recorded, and all that must stay where it is."""
+
+    def __init__(self, recorder: Recorder, launches: Any, first_stream: int) -> None:
+        self.recorder, self.launches, self.constants = recorder, launches, recorder.constants
+        self.first_stream = first_stream
+
+    def replay(self, inputs: Sequence[np.ndarray], first_stream: int) -> None:
+        """Once more, on CuPy's current stream, with these inputs and random streams counted from `first_stream`."""
+        self.recorder.fill(inputs)
+        self.recorder.base.set(np.array([first_stream], np.uint64))
+        self.launches.launch()
+
+
+class Recorder:
+    """A stream, memory and inputs for graphs that are replayed one after the other, never at the same time."""
+
+    def __init__(self) -> None:
+        cupy = self.cupy = backend.require()
+        self.stream = cupy.cuda.Stream(non_blocking=True)  # the usual stream can't be captured
+        self.uploads = cupy.cuda.Stream(non_blocking=True)
+        self.pool = cupy.cuda.MemoryPool(self._malloc)
+        self.base = cupy.zeros(1, "uint64")  # what random streams are counted from
+        self.cublas = Cublas(cupy, self.stream)
+        self.hosts: list[np.ndarray] = []  # the inputs of the present work
+        self.places: list[Any] = []
+        self.all_places: dict[Any, list[Any]] = {}  # of inputs of each kind
+        self.constants: list[Any] = []
+        self.capturing = False
+        cupy.get_default_memory_pool().free_all_blocks()  # the same arrays will now be in this recorder's pool
+
+    def _malloc(self, size: int) -> Any:
+        """Memory for the pool. One that can't be had ends a capture: the pool would free what launches still use."""
+        cuda = self.cupy.cuda
+        try:
+            return cuda.MemoryPointer(cuda.Memory(size), 0)
+        except Exception as error:
+            if self.capturing:
+                raise CaptureError("the GPU's memory does not suffice for one") from error
+            raise
+
+    # Inputs and constants -------------------------------------------------------------------------
+
+    def fill(self, inputs: Sequence[np.ndarray]) -> None:
+        """Copy host arrays to their places on the GPU: those of arrays before them, of the same shapes and dtypes."""
+        kind = tuple((array.shape, array.dtype) for array in inputs)
+        if kind not in self.all_places:
+            self.all_places[kind] = [self.cupy.empty(shape, dtype) for shape, dtype in kind]
+        self.hosts, self.places = list(inputs), self.all_places[kind]
+        for place, array in zip(self.places, inputs, strict=True):
+            place.set(array)
+
+    def on_device(self, array: np.ndarray, dtype: Any) -> Any:
+        """The array on the GPU: an input's place, or a constant."""
+        for host, place in zip(self.hosts, self.places, strict=True):
+            if dtype is None and same_memory(array, host):
+                return place.reshape(array.shape)
+        if not self.capturing or array.ndim == 0:  # a lone number is an argument of the launch that writes it
+            return self.cupy.asarray(array, dtype=dtype)
+        with self.cupy.cuda.using_allocator(self.cupy.get_default_memory_pool().malloc), self.uploads:
+            constant = self.cupy.array(array, dtype=dtype)
+        self.uploads.synchronize()
+        self.constants.append(constant)
+        return constant
+
+    # Recording ------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _own_stream_and_memory(self) -> Iterator[None]:
+        previous, backend.recorder = backend.recorder, self
+        try:
+            with self.stream, self.cupy.cuda.using_allocator(self.pool.malloc):
+                yield
+        finally:
+            backend.recorder = previous
+
+    @contextlib.contextmanager
+    def warm_up(self) -> Iterator[None]:
+        """Work inside the block runs as usual, where a capture would put it: kernels are compiled, memory is found."""
+        usual = self.cupy.cuda.get_current_stream()
+        self.stream.wait_event(usual.record())
+        try:
+            with self._own_stream_and_memory():
+                yield
+        finally:
+            usual.wait_event(self.stream.record())
+
+    def capture(self, work: Callable[[], Any], first_stream: int) -> Graph:
+        """The launches of `work()`, none of which is carried out. first_stream: the number of its first random stream.
+
+        Raises CaptureError when it does what no graph can hold.
+        """
+        kernels, self.constants = device(self.cupy), []
+        failure: BaseException | None = None
+        with self._own_stream_and_memory():
+            kernels.stream_base = (first_stream, self.base)
+            self.capturing = True
+            self.stream.begin_capture()
+            try:
+                work()
+            except BaseException as error:
+                failure = error
+            finally:
+                kernels.stream_base = (0, None)
+                self.capturing = False
+                launches = self._end_capture(failure)
+        return Graph(self, launches, first_stream)
+
+    def _end_capture(self, failure: BaseException | None) -> Any:
+        """The launches. In any case the stream is one like any other again."""
+        try:
+            launches = self.stream.end_capture()
+        except Exception as error:
+            failure = failure if failure is not None else error
+        if failure is None:
+            return launches
+        if isinstance(failure, CaptureError) or not isinstance(failure, Exception):  # Ctrl-C stays what it is
+            raise failure
+        raise CaptureError(f"the work can't be recorded ({type(failure).__name__}: {first_line(failure)})") from failure
+
+
+def same_memory(array: np.ndarray, other: np.ndarray) -> bool:
+    """Whether two arrays are the same elements in the same order, perhaps in another shape."""
+    return (
+        array.dtype == other.dtype
+        and array.nbytes == other.nbytes
+        and array.ctypes.data == other.ctypes.data
+        and array.flags.c_contiguous
+        and other.flags.c_contiguous
+    )
+
+
+def first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]
