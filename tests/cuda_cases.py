@@ -11,6 +11,7 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+from cuda_decode_cases import DECODE_ROWS, STRUCTURED, flat_body
 from cuda_emulator import Device
 from drawing import Example, Input, KernelRow, inputs, normal, positive, seeds
 from hypothesis import strategies as st
@@ -21,6 +22,7 @@ from nn_cases import (
     cross_entropy_inplace_arguments,
     dropout_arguments,
     embedding_arguments,
+    fractions,
     kernel_rows,
     residual_arguments,
     targets_below,
@@ -67,6 +69,13 @@ def rows_of(draw: Any, values: Any, count: int = 1, targets: bool = False) -> Ex
     arrays = [Input((N, C), "C", draw(seeds), kind) for kind in [normal] * (count - 1) + [values]]
     more = [Input((N,), "C", draw(seeds), targets_below(C)), IGNORE] if targets else []
     return Example((*arrays, *more))
+
+
+@st.composite
+def logits_and_targets(draw: Any, count: int) -> Example:
+    """`count` arrays and then targets, of several blocks or less than one."""
+    shape = (draw(tall), draw(wide))
+    return Example((*[Input(shape, "C", draw(seeds)) for _ in range(count)], Input(shape, "C", draw(seeds), fractions)))
 
 
 def tiles_of_attention(backward: bool, D: int, Tq: int, Tk: int, is_causal: bool, dropout_p: float) -> Example:
@@ -170,6 +179,8 @@ WIDE_ROWS = [
     KernelRow("cross_entropy_forward", st.one_of(cross_entropy_arguments(V=wide), rows_of(steep, targets=True))),
     KernelRow("cross_entropy_backward", cross_entropy_arguments(backward=True, V=wide)),
     KernelRow("cross_entropy_inplace", cross_entropy_inplace_arguments(V=wide), writes=(0,)),
+    KernelRow("binary_cross_entropy_forward", logits_and_targets(1)),
+    KernelRow("binary_cross_entropy_backward", logits_and_targets(2)),
     KernelRow("attention_forward", st.one_of(attention_arguments(D=head_sizes), several_tiles())),
     KernelRow(
         "attention_backward",
@@ -196,6 +207,7 @@ NARROW = {row.name: row for row in KERNEL_ROWS}
 ROWS = [
     *[KernelRow(row.name, st.one_of(NARROW[row.name].examples, row.examples), row.writes) for row in WIDE_ROWS],
     *EACH_ROWS,
+    *DECODE_ROWS,
 ]
 NAMES = [row.name for row in ROWS]
 
@@ -203,6 +215,8 @@ NAMES = [row.name for row in ROWS]
 def body_of(device: Device, kernel: str) -> Callable[..., Any] | None:
     """The CUDA body of a kernel of the rows."""
     body = cuda.body(device, kernel)
+    if body is not None and kernel in STRUCTURED:
+        return flat_body(kernel, body)
     if body is None or kernel not in ARGUMENTS:
         return body
     return lambda *arguments: tuple(body(calls_of(kernel, arguments)))

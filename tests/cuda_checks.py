@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 from cuda_emulator import Device
@@ -15,7 +16,9 @@ from kernel_rule import EPS32
 import tinygpt.ops
 import tinygpt.optim  # noqa: F401  the kernels of both are registered
 from tinygpt._ext import cuda
+from tinygpt._ext.decode_block_cuda import attend
 from tinygpt.kernel import REGISTRY
+from tinygpt.ops.packed import pack, unpack_into
 
 
 def body(device: Device, kernel: str) -> Callable[..., Any]:
@@ -140,6 +143,56 @@ def streams_of_attention(device: Device) -> None:
     streams_counted_from_memory(device, "attention_backward", dy, q, k, v, y, lse, *options, *gradients, key=10)
 
 
+def several_groups(device: Device) -> None:
+    """Scales that change along a sum, at places that are multiples of a pack and at others."""
+    rng = np.random.default_rng(0)
+    for K, N, group in ((96, 32, 16), (160, 528, 32), (72, 40, 24), (40, 9, 8)):
+        for axis, shape in ((0, (K, N)), (1, (N, K))):
+            matrix = pack(rng.standard_normal(shape).astype(np.float32), "int8", axis, group)
+            weights = unpack_into.reference(np.empty(shape, np.float32), matrix, axis)
+            out = np.empty(shape, np.float32)
+            assert np.array_equal(body(device, "unpack_into")(out, matrix, axis), weights)
+            for M in (1, 3):
+                x = normal(M, K)
+                if axis == 0:
+                    y = body(device, "few_rows_product")(x, matrix)
+                else:
+                    y = body(device, "few_rows_product_transposed")(x, matrix, np.empty((M, N), np.float32))
+                expected = x.astype(np.float64) @ (weights if axis == 0 else weights.T)
+                assert np.abs(y - expected).max() <= K * EPS32 * np.abs(expected).max()
+
+
+def cache(device: Device, q: np.ndarray, keys: np.ndarray, values: np.ndarray, length: np.ndarray) -> np.ndarray:
+    """Attention of queries (M, H, D) over a cache, whose newest tokens are zeros; the queries' H x D in one row."""
+    M, H, D = q.shape
+    qkv = np.concatenate([q.reshape(M, 1, H, D), np.zeros((M, 2, H, D), q.dtype)], axis=1)
+    return attend(device, qkv.reshape(M, 3 * H * D), None, keys, values, length)
+
+
+def the_best_key_anywhere(device: Device) -> None:
+    """Scores so far apart that exp overflows unless the greatest, wherever it is, has been taken away."""
+    q, length = normal(1, 1, 32), np.array([256])
+    for place in (0, 1, 31, 32, 100, 127, 128, 130, 255):
+        keys, values = np.zeros((1, 1, 257, 32), np.float32), normal(1, 1, 257, 32)
+        keys[0, 0, place] = 100 * q[0, 0]
+        assert np.allclose(cache(device, q, keys, values, length)[0], values[0, 0, place], rtol=1e-5, atol=1e-5)
+
+
+def lengths_outside(device: Device) -> None:
+    """The row is NaN, and its cache is as it was; the other rows are right."""
+    length = np.array([3, 4, -1, 2**40, 0])
+    q, keys, values = normal(5, 2, 8), normal(5, 2, 4, 8), normal(6, 2, 4, 8)[:5].copy()
+    new_keys, new_values = keys.copy(), values.copy()
+    with patch.object(device, "empty", np.ones):  # a table that nobody has written does not give NaN by itself
+        y = cache(device, q, new_keys, new_values, length)
+    assert is_nan(y[1:4])
+    assert np.isfinite(y[[0, 4]]).all()
+    assert not new_keys[0, :, 3].any()
+    assert np.array_equal(new_keys[1:4], keys[1:4])
+    assert np.array_equal(new_values[1:4], values[1:4])
+    assert np.array_equal(new_keys[0, :, :3], keys[0, :, :3])
+
+
 CHECKS: dict[str, tuple[Callable[[Device], None], ...]] = {
     "cross_entropy": (targets_outside,),
     "embedding": (ids_outside, runs_at_the_edges_of_pieces),
@@ -148,4 +201,6 @@ CHECKS: dict[str, tuple[Callable[[Device], None], ...]] = {
     "dropout": (streams_of_dropout,),
     "residual_layer_norm": (streams_of_residual_layer_norm,),
     "attention": (streams_of_attention,),
+    "packed": (several_groups,),
+    "decode_block": (the_best_key_anywhere, lengths_outside),
 }

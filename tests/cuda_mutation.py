@@ -57,6 +57,9 @@ KERNELS = {
     "embedding": ("embedding_forward", "embedding_backward"),
     "dropout": ("dropout_apply",),
     "adamw": ("adamw_update", "adamw_update_each"),
+    "binary_cross_entropy": ("binary_cross_entropy_forward", "binary_cross_entropy_backward"),
+    "packed": ("few_rows_product", "few_rows_product_transposed", "unpack_into"),
+    "decode_block": ("decode_block",),
     "clip": ("sum_of_squares", "sum_of_squares_each"),
 }  # fmt: skip
 AT_ONCE = 20  # versions of a file in one program

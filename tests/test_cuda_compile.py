@@ -71,7 +71,7 @@ def test_arrays_of_floats_move_in_packs_of_16_bytes(nvrtc: Any, file: str) -> No
     assert ".local" not in code
 
 
-@pytest.mark.parametrize("file", ["gelu", "softmax"])
+@pytest.mark.parametrize("file", ["gelu", "softmax", "packed", "binary_cross_entropy"])
 def test_floats_are_computed_in_float(nvrtc: Any, file: str) -> None:
     """A constant without its cast would make a product one of doubles, at a sixty-fourth of the speed."""
     program, _ = compiled(nvrtc, file, "float", "--gpu-architecture=compute_80", *cupy_kernels.OPTIONS)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from cuda_cases import NAMES, ROWS, body_of, emulated, maybe_misaligned
 from cuda_checks import CHECKS
+from cuda_decode_cases import STRUCTURED
 from cuda_emulator import COMPILER, Device, Program
 from drawing import Example, KernelRow, seeds, some_examples
 from hypothesis import assume, given, settings
@@ -168,11 +169,42 @@ def test_nan_and_infinities_pass_as_in_the_reference(row: KernelRow, data: Any) 
         got = results(row, "cython", spoilt())
     is_causal = row.name.startswith("attention") and next(a for a in example.make() if isinstance(a, bool))
     for g, e in zip(got, expected, strict=True):
-        if is_causal:  # the reference multiplies by 0 what the mask hides, the kernels do not look at it
+        if is_causal or row.name == "decode_block":
+            # The reference multiplies by 0 what the mask hides, or a longer row has, and the kernels do not look at it.
             assert (np.isfinite(g) | ~np.isfinite(e)).all()
         else:
             assert np.array_equal(np.isnan(g), np.isnan(e))
             assert np.array_equal(np.isinf(g), np.isinf(e))
+
+
+@every_kernel
+def test_sizes_that_cannot_be_counted_in_32_bits_go_to_the_reference(row: KernelRow) -> None:
+    """Rows or columns of 2**30 and more: arrays of one number, seen many times, that no kernel looks at."""
+    if row.name.endswith("_each"):
+        return  # their sizes are counted in 64 bits
+    example = next(e for e in some_examples(row.examples, 20) if all(a.size for a in e.make() if is_array(a)))
+    arguments = example.make(np.float32)
+    for place, array in enumerate(arguments):
+        if not is_array(array) or array.ndim == 0 or (row.name in STRUCTURED and place > 0):
+            continue
+        for axis in range(array.ndim):
+            huge = list(arguments)
+            shape = [2**30 if i == axis else 1 for i in range(array.ndim)]
+            huge[place] = np.broadcast_to(array.reshape(-1)[0], shape)
+            body = body_of(Device(), row.name)
+            assert body is not None
+            assert body(*huge) is NotImplemented
+
+
+def test_grids_that_no_gpu_takes_go_to_the_reference() -> None:
+    """More than 65535 blocks along an axis other than the first."""
+    tall = np.broadcast_to(np.float32(0), (1, 1, 2**21, 8))
+    forward, backward = (cuda.body(Device(), name) for name in ("attention_forward", "embedding_backward"))
+    assert forward is not None
+    assert backward is not None
+    assert forward(tall, tall, tall, True, 1.0, 0.0, 0, 0) is NotImplemented
+    wide = np.broadcast_to(np.float32(0), (1, 2**29 + 1))
+    assert backward(wide, np.zeros(1, np.int64), wide) is NotImplemented
 
 
 @pytest.mark.parametrize("check", [check for checks in CHECKS.values() for check in checks])

@@ -43,16 +43,23 @@ EQUIVALENT: dict[str, list[str]] = {
     ],
     "all threads then write the same number": [
         "cross_entropy.cu: if (threadIdx.x != 0) return;  ->  if (threadIdx.x != 0) ;",
+        "decode_block.cu: if (d != 0) return;  ->  if (d != 0) ;",
+        "decode_block.cu: if (group == 0 && last < first + PIECE) {  ->  if (group == 0 && last <= first + PIECE) {",
     ],
     "a pack at the very end is then taken one by one": [
         "gelu.cu: if (at + width <= size)  ->  if (at + width < size)",
         "gelu.cu: if (at + width <= size)  ->  if (at + width < size)  #2",
         "adamw.cu: if (at + width <= tensor.size)  ->  if (at + width < tensor.size)",
+        "binary_cross_entropy.cu: if (at + width <= size)  ->  if (at + width < size)",
+        "binary_cross_entropy.cu: if (at + width <= size)  ->  if (at + width < size)  #2",
         "clip.cu: if (at + width <= tensor.size)  ->  if (at + width < tensor.size)",
     ],
     "equal numbers: it makes no difference which is taken, or whether exp(0) is multiplied by": [
         "common.cuh: return a > b || a != a ? a : b;  ->  return a >= b || a != a ? a : b;",
         "gelu.cu: return x > 40 ? (T)40 : x < -40 ? (T)-40 : x;  ->  return x >= 40 ? (T)40 : x < -40 ? (T)-40 : x;",
+        "binary_cross_entropy.cu: return (x >= 0 ? 1 : e) / (1 + e) - target;"
+        "  ->  return (x > 0 ? 1 : e) / (1 + e) - target;",
+        "packed.cu: constexpr int PART = width < 4 ? width : 4;  ->  constexpr int PART = width <= 4 ? width : 4;",
         "softmax.cuh: if (!(most_here <= most)) {  ->  if (!(most_here < most)) {",
         "attention.cuh: static constexpr int pack = count < Tile<accum>::PACK ? count : Tile<accum>::PACK;"
         "  ->  static constexpr int pack = count <= Tile<accum>::PACK ? count : Tile<accum>::PACK;",

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .cuda import SIZES, Device, accumulator_dtype, as_accumulators, ceil_div, launcher, real_of
+from .cuda import MOST_BLOCKS, SIZES, Device, accumulator_dtype, as_accumulators, ceil_div, launcher, real_of
 from .dropout_cuda import mask_arguments
 
 SIDE, THREADS = 16, 256  # as in attention.cuh
@@ -43,8 +43,10 @@ def expressions(real: str) -> list[str]:
     return made
 
 
-def tiles(q: Any) -> tuple[int, int, int, int] | None:
-    """(HEAD, A, B, A backward) for queries of this head size and dtype."""
+def tiles(q: Any, k: Any) -> tuple[int, int, int, int] | None:
+    """(HEAD, A, B, A backward) for queries of this head size and dtype; None for what the kernels do not take."""
+    if max(q.shape[2], k.shape[2]) > MOST_BLOCKS * SIDE:  # the tiles of one head
+        return None
     head = next((head for head in HEADS if head >= q.shape[-1]), 0)
     sizes = TILES.get((head, accumulator_dtype(q).itemsize))
     return None if sizes is None else (head, *sizes)
@@ -89,7 +91,7 @@ def attention_forward(
     device: Device, q: Any, k: Any, v: Any, is_causal: bool, scale: float, dropout_p: float, seed: int, stream: int
 ) -> Any:
     """q (B, H, Tq, D), k, v (B, H, Tk, D) -> y (B, H, Tq, D) in memory laid out (B, Tq, H, D), lse (B, H, Tq)."""
-    sizes = tiles(q)
+    sizes = tiles(q, k)
     if sizes is None:
         return NotImplemented
     head, a, b, _ = sizes
@@ -126,7 +128,7 @@ def attention_backward(
     dv: Any,
 ) -> Any:
     """Writes the gradients of q, k, v into dq, dk, dv."""
-    sizes = tiles(q)
+    sizes = tiles(q, k)
     if sizes is None:
         return NotImplemented
     head, _, _, a = sizes

@@ -22,7 +22,7 @@ import numpy as np
 
 FILES = (
     "layer_norm", "residual_layer_norm", "linear", "gelu", "softmax", "cross_entropy", "attention", "embedding",
-    "dropout", "adamw", "clip",
+    "dropout", "adamw", "clip", "binary_cross_entropy", "packed", "decode_block",
 )  # fmt: skip
 REALS = {"float32": "float", "float64": "double", "float16": "float16", "bfloat16": "bfloat16"}
 SIZES = {"float": 4, "double": 8, "float16": 2, "bfloat16": 2}
@@ -30,6 +30,7 @@ ACCUMULATORS = {"float": "float", "double": "double", "float16": "float", "bfloa
 ARCHITECTURES = ("sm_75", "sm_80", "sm_90")  # the oldest that is supported, and those tuned for; newer ones run as well
 WARP = 32
 MOST_THREADS = 512  # as in common.cuh
+MOST_BLOCKS = 65535  # of a grid along its second and third axis
 MOST_SHARED = 48 * 1024  # bytes of shared memory that a block may have on every GPU without asking
 
 STATISTICS = ("mean", "rstd", "lse", "dlosses")  # parameters of launchers that may be kept in the accumulators' dtype
@@ -173,14 +174,17 @@ def kernel_arguments(arguments: Sequence[Any]) -> list[Any]:
 
 
 def fits(names: Sequence[str], arguments: Sequence[Any]) -> bool:
-    """Whether rows and columns can be counted in 32 bits (within an array the kernels count in 64), and the
-    floating-point arrays are of one dtype, but for statistics, which may be of the accumulators'."""
+    """Whether the kernels can take arrays of these sizes and dtypes.
+
+    Rows and columns are counted in 32 bits, a step of a block beyond them included; within an array the kernels count in
+    64. Floating-point arrays are of one dtype, but for statistics, which may be of the accumulators'.
+    """
     arrays = [(name, a) for name, a in zip(names, arguments, strict=False) if hasattr(a, "shape")]
     sizes = [size for _, a in arrays for size in a.shape]
     floats = {a.dtype.name for name, a in arrays if name not in STATISTICS} & set(REALS)
     allowed = floats | ({"float32"} if floats <= {"float16", "bfloat16"} else set())
     statistics = {a.dtype.name for name, a in arrays if name in STATISTICS}
-    return max(sizes, default=0) < 2**31 and len(floats) <= 1 and statistics <= allowed
+    return max(sizes, default=0) < 2**30 and len(floats) <= 1 and statistics <= allowed
 
 
 def body(device: Device, kernel: str) -> Callable[..., Any] | None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .cuda import Device, accumulator_dtype, ceil_div, launcher, pack_width, real_of, row_threads
+from .cuda import MOST_BLOCKS, Device, accumulator_dtype, ceil_div, launcher, pack_width, real_of, row_threads
 
 EXPRESSIONS = (
     "embedding_forward<{real}, {width}>",
@@ -30,19 +30,22 @@ def embedding_forward(device: Device, weight: Any, ids: Any) -> Any:
 
 
 @launcher
-def embedding_backward(device: Device, dy: Any, ids: Any, dweight: Any) -> None:
+def embedding_backward(device: Device, dy: Any, ids: Any, dweight: Any) -> Any:
     """dy (N, C), ids (N,): adds to each row of dweight (V, C) the sum of the rows of dy that its id received."""
     (N, C), V = dy.shape, len(dweight)
     xp, real = device.xp, real_of(dy)
-    order = xp.argsort(ids, kind="stable").astype(xp.int64, copy=False)  # (N,)
-    sorted_ids = ids[order]  # (N,)
     pieces = ceil_div(N, PIECE)
-    parts = device.empty((pieces, 2, C), accumulator_dtype(dy))
     width = pack_width(device, C, dy, dweight)
     threads = min(row_threads(C, width), THREADS)
     grid = (pieces, ceil_div(C, width * threads))
+    if grid[1] > MOST_BLOCKS:
+        return NotImplemented
+    order = xp.argsort(ids, kind="stable").astype(xp.int64, copy=False)  # (N,)
+    sorted_ids = ids[order]  # (N,)
+    parts = device.empty((pieces, 2, C), accumulator_dtype(dy))
     arguments: tuple[Any, ...] = (dy, order, sorted_ids, dweight, parts, N, np.int64(V), C)
     device.launch("embedding", f"embedding_backward<{real}, {width}>", real, grid, (threads,), arguments, 0)
     if pieces > 1:
         arguments = (sorted_ids, parts, dweight, N, np.int64(V), C)
         device.launch("embedding", f"embedding_add_parts<{real}, {width}>", real, grid, (threads,), arguments, 0)
+    return None

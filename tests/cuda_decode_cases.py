@@ -1,0 +1,148 @@
+"""Rows of the CUDA kernels for packed weights and for writing: their weights are structures of arrays.
+
+A row has the arrays in place of the structures. Packed weights are drawn as integers, and a kernel of the row's own
+makes structures of them: `flat`. In float64, then, only the scales are other numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from drawing import Example, Input, KernelRow, integers_below, normal, positive, seeds
+from hypothesis import strategies as st
+
+from tinygpt.kernel import REGISTRY, Kernel
+from tinygpt.ops.decode_block import BlockWeights
+from tinygpt.ops.packed import Matrix
+
+# Lengths around packs of 4, 8 and 16, around a warp of them, and beyond several blocks.
+lengths = st.sampled_from([1, 4, 7, 8, 16, 17, 33, 64, 80, 128, 136, 272, 528])
+few = st.sampled_from([1, 2, 3, 4, 5, 8, 17])
+groups = st.sampled_from([None, 8, 16, 24, 48, 1000])
+MATRICES = ("attn", "attn_proj", "fc", "proj")
+
+# Structures ---------------------------------------------------------------------------------------
+
+
+def matrix_of(data: Any, scale: Any, group: int | None) -> Matrix:
+    """The Matrix of drawn integers: bits of bfloat16 where there is no scale."""
+    if scale is None:
+        return Matrix(data.astype(np.uint16))
+    return Matrix(data.astype(np.int8), scale.astype(np.float32), group)
+
+
+def structured(name: str, arguments: Any) -> list[Any]:
+    """The arguments of a kernel, of those of its row."""
+    if name in ("few_rows_product", "few_rows_product_transposed"):
+        x, data, scale, group, *out = arguments
+        return [x, matrix_of(data, scale, group), *out]
+    if name == "unpack_into":
+        out, data, scale, group, axis = arguments
+        return [out, matrix_of(data, scale, group), axis]
+    x, keys, values, length, eps, *weights = arguments
+    fields = dict(zip([field for field in BlockWeights._fields if field != "eps"], weights, strict=True))
+    block = {field: Matrix(value) if field in MATRICES else value for field, value in fields.items()}
+    return [x, BlockWeights(**block, eps=eps), keys, values, length, np.empty(1, x.dtype)]
+
+
+def flat(name: str, in_place: bool) -> Kernel:
+    """The kernel with the arguments of a row; its reference is the kernel's."""
+
+    def reference(*arguments: Any) -> Any:
+        return REGISTRY[name].reference(*structured(name, arguments))
+
+    reference.__name__ = name
+    return Kernel(reference, in_place=in_place)
+
+
+def flat_body(name: str, body: Callable[..., Any]) -> Callable[..., Any]:
+    """A CUDA body, called with the arguments of a row; or as a reference calls it, with structures."""
+
+    def call(*arguments: Any) -> Any:
+        structures = any(isinstance(a, Matrix | BlockWeights) for a in arguments)
+        return body(*(arguments if structures else structured(name, arguments)))
+
+    return call
+
+
+# Arguments ----------------------------------------------------------------------------------------
+
+
+def bits_of_bfloat16(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    return rng.standard_normal(shape).astype(np.float32).view(np.uint32).astype(np.int64) >> 16
+
+
+def from_minus_127(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    return rng.integers(-127, 128, shape)
+
+
+@st.composite
+def packed_arguments(draw: Any, axis: int) -> list[Any]:
+    """data (A, B), scales and group, of a matrix whose products sum over `axis`."""
+    shape = (draw(lengths), draw(lengths))
+    if draw(st.booleans()):
+        return [Input(shape, "C", draw(seeds), bits_of_bfloat16), None, None]
+    group = min(draw(groups) or shape[axis], shape[axis])
+    counts = list(shape)
+    counts[axis] = -(-shape[axis] // group)
+    return [Input(shape, "C", draw(seeds), from_minus_127), Input(tuple(counts), "C", draw(seeds), positive), group]
+
+
+@st.composite
+def product_arguments(draw: Any, transposed: bool) -> Example:
+    matrix = draw(packed_arguments(1 if transposed else 0))
+    M, (rows, columns) = draw(few), matrix[0].shape
+    K, N = (columns, rows) if transposed else (rows, columns)
+    out = [Input((M, N), "C", draw(seeds))] if transposed else []
+    return Example((Input((M, K), "C", draw(seeds)), *matrix, *out))
+
+
+@st.composite
+def unpacking_arguments(draw: Any) -> Example:
+    axis = draw(st.sampled_from([0, 1]))
+    matrix = draw(packed_arguments(axis))
+    return Example((Input(matrix[0].shape, "C", draw(seeds)), *matrix, axis))
+
+
+def rather_small(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Weights whose products with numbers around 1 are numbers around 1."""
+    return np.asarray(rng.standard_normal(shape) * shape[0] ** -0.5)
+
+
+@st.composite
+def decoding_arguments(draw: Any) -> Example:
+    M, H = draw(st.sampled_from([1, 2, 3])), draw(st.sampled_from([1, 2, 3]))
+    D = draw(st.sampled_from([1, 4, 5, 8, 17, 30, 32, 40, 61, 64, 68, 128]))
+    C, capacity = H * D, draw(st.sampled_from([1, 2, 31, 32, 63, 128, 129, 160, 257]))
+    biased = draw(st.booleans())
+
+    def vector(size: int) -> Any:
+        return Input((size,), "C", draw(seeds), positive)
+
+    def optional(size: int) -> Any:
+        return vector(size) if biased else None
+
+    def weight(rows: int, columns: int) -> Any:
+        return Input((rows, columns), "C", draw(seeds), rather_small)
+
+    cache = (M, H, capacity, D)
+    return Example(
+        (
+            Input((M, C), "C", draw(seeds)),
+            Input(cache, "C", draw(seeds), normal), Input(cache, "C", draw(seeds), normal),
+            Input((M,), "C", draw(seeds), integers_below(capacity)), draw(st.sampled_from([1e-5, 0.1])),
+            vector(C), optional(C), weight(C, 3 * C), optional(3 * C), weight(C, C), optional(C),
+            vector(C), optional(C), weight(C, 4 * C), optional(4 * C), weight(4 * C, C), optional(C),
+        )
+    )  # fmt: skip
+
+
+DECODE_ROWS = [
+    KernelRow("few_rows_product", product_arguments(False), (), flat("few_rows_product", False)),
+    KernelRow("few_rows_product_transposed", product_arguments(True), (4,), flat("few_rows_product_transposed", True)),
+    KernelRow("unpack_into", unpacking_arguments(), (0,), flat("unpack_into", True)),
+    KernelRow("decode_block", decoding_arguments(), (0, 1, 2), flat("decode_block", True)),
+]
+STRUCTURED = {row.name for row in DECODE_ROWS}
