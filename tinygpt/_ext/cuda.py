@@ -176,8 +176,8 @@ def kernel_arguments(arguments: Sequence[Any]) -> list[Any]:
 def fits(names: Sequence[str], arguments: Sequence[Any]) -> bool:
     """Whether the kernels can take arrays of these sizes and dtypes.
 
-    Rows and columns are counted in 32 bits, a step of a block beyond them included; within an array the kernels count in
-    64. Floating-point arrays are of one dtype, but for statistics, which may be of the accumulators'.
+    Rows and columns are counted in 32 bits, a step of a block beyond them included; within an array the kernels count
+    in 64. Floating-point arrays are of one dtype, but for statistics, which may be of the accumulators'.
     """
     arrays = [(name, a) for name, a in zip(names, arguments, strict=False) if hasattr(a, "shape")]
     sizes = [size for _, a in arrays for size in a.shape]
