@@ -7,6 +7,7 @@ import importlib.util
 import inspect
 from typing import Any
 
+import cupy_capture
 import cupy_standin as standin
 import numpy as np
 import pytest
@@ -20,6 +21,14 @@ def x() -> Any:
 
 
 cupy = pytest.mark.skipif(importlib.util.find_spec("cupy") is None, reason="CuPy is not installed (extra cuda12)")
+
+
+def has(module: Any, name: str) -> bool:
+    """Also where CuPy's wrapper of one of CUDA's libraries is looked up, and the library itself is not installed."""
+    try:
+        return hasattr(module, name)
+    except ImportError:
+        return name == "cublas"
 
 
 @cupy
@@ -40,7 +49,7 @@ def test_cupy_has_all_that_the_stand_in_has() -> None:
     assert real.ndarray.__module__ == standin.ndarray.__module__
     assert issubclass(real.cuda.memory.OutOfMemoryError, MemoryError)
     cuda, runtime = standin.make_cuda(), standin.make_cuda().runtime
-    assert [name for name in vars(cuda) if not hasattr(real.cuda, name)] == []
+    assert [name for name in vars(cuda) if not has(real.cuda, name)] == []
     assert [name for name in vars(runtime) if not hasattr(real.cuda.runtime, name)] == []
     pool = standin.make().get_default_memory_pool()
     assert [name for name in vars(pool) if not hasattr(real.get_default_memory_pool(), name)] == []
@@ -117,3 +126,18 @@ def test_indices_wrap_around(x: Any) -> None:
     assert np.array_equal(x[:, standin.on_gpu(np.array([4]))].get(), X[:, [0]])
     with pytest.raises(IndexError):  # a plain integer does not
         x[3]
+
+
+@cupy
+def test_streams_and_memory_have_what_the_stand_ins_have() -> None:
+    real = pytest.importorskip("cupy")
+    for mine, theirs in (
+        (cupy_capture.Stream, real.cuda.Stream),
+        (cupy_capture.Launches, real.cuda.Graph),
+    ):
+        names = {name for name in vars(mine) if not name.startswith("_")} - {"count"}
+        assert [name for name in names if not hasattr(theirs, name)] == []
+    for name in ("malloc", "free_all_blocks", "used_bytes", "total_bytes"):
+        assert hasattr(real.cuda.MemoryPool, name)
+    assert list(inspect.signature(real.cuda.Stream.begin_capture).parameters) == ["self", "mode"]
+    assert "non_blocking" in inspect.signature(real.cuda.Stream.__init__).parameters
