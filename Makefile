@@ -29,10 +29,7 @@ test-debug:
 	else unset LD_PRELOAD; cat reports/* 2>/dev/null; exit 1; fi
 
 bench: build
-	$(PYTHON) benchmarks/train_step.py --compile
-	$(PYTHON) benchmarks/ops.py
-	for preset in tiny baby gpt2; do $(PYTHON) benchmarks/profile_step.py --preset $$preset --steps 10; done
-	$(PYTHON) benchmarks/generate.py
+	$(PYTHON) benchmarks/all.py $(BENCH)
 
 lint:
 	ruff check .

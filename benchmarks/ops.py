@@ -27,7 +27,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from ops_sizes import PRESETS
+from ops_sizes import PRESETS, PRODUCTS
 
 TURN = 0.02  # seconds
 LEVEL = 1.03  # what differs by less is level: two runs of one body differ as much
@@ -90,6 +90,9 @@ class Contender:
             raise SystemExit("a contender's process ended early")
         return answer
 
+    def stop(self) -> None:
+        self.process.communicate()
+
 
 def measure(row: str, preset: str, contenders: dict[str, Contender], rounds: int) -> tuple[dict[str, float], Any]:
     """Median seconds of each contender, taken in turn; the bytes and operations of the row."""
@@ -99,6 +102,17 @@ def measure(row: str, preset: str, contenders: dict[str, Contender], rounds: int
         for name, contender in contenders.items():
             times[name].append(float(contender.ask("go")))
     return {name: statistics.median(values) for name, values in times.items()}, told["ours"].split()
+
+
+def products_of_a_step(preset: str, layers: int, contenders: dict[str, Contender], rounds: int) -> dict[str, float]:
+    """Seconds that the matrix products of a step's linear layers and head take each contender, and "flops" of them."""
+    totals = dict.fromkeys([*contenders, "flops"], 0.0)
+    for name in PRODUCTS:
+        times, told = measure(f"product {name}", preset, contenders, rounds)
+        count = 1 if name.startswith("head") else layers
+        for who, value in {**times, "flops": float(told[1])}.items():
+            totals[who] += count * value
+    return totals
 
 
 def line_of(row: str, t: dict[str, float], told: list[str], limits: tuple[float, float] | None) -> str:

@@ -52,6 +52,8 @@ PRODUCTS: dict[str, Callable[[Sizes], tuple[Any, ...]]] = {
     "q, k, v: dx": lambda s: ((s.N, 3 * s.C), (3 * s.C, s.C), "right"),
     "q, k, v: dweight": lambda s: ((s.C, s.N), (s.N, 3 * s.C), "left"),
     "attention's output": lambda s: ((s.N, s.C), (s.C, s.C)),
+    "attention's output: dx": lambda s: ((s.N, s.C), (s.C, s.C), "right"),
+    "attention's output: dweight": lambda s: ((s.C, s.N), (s.N, s.C), "left"),
     "MLP, up": lambda s: ((s.N, s.C), (s.C, 4 * s.C)),
     "MLP, up: dx": lambda s: ((s.N, 4 * s.C), (4 * s.C, s.C), "right"),
     "MLP, up: dweight": lambda s: ((s.C, s.N), (s.N, 4 * s.C), "left"),

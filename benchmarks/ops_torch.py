@@ -96,7 +96,7 @@ def bias_gelu_forward(s: Sizes) -> Body:
 
 
 def bias_gelu_backward(s: Sizes) -> Body:
-    x, dy = tensor(s.N, 4 * s.C), tensor(s.N, 4 * s.C, seed=1)
+    x, dy = tensor(s.N, 4 * s.C) + tensor(4 * s.C), tensor(s.N, 4 * s.C, seed=1)
 
     def body() -> Any:
         dx = aten.gelu_backward(dy, x, approximate="tanh")

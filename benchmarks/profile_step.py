@@ -2,6 +2,7 @@
 
     python benchmarks/profile_step.py [--preset tiny|baby|baby-dropout|gpt2] [--steps 20]
     python benchmarks/profile_step.py --model out/shakespeare-tiny          # your own run's model
+    python benchmarks/profile_step.py --model gpt2 --batch 4 --length 256   # a folder that GPT.from_pretrained takes
 
 Columns: calls a step; milliseconds a step (median); share of the step; megabytes that must move
 (arrays in and out, each counted once) and the rate that makes; GFLOP/s of the operations that multiply matrices, and
@@ -120,24 +121,34 @@ def every_operation(cls: type) -> list[type]:
 
 
 def model_and_batch(options: argparse.Namespace) -> tuple[tg.GPT, np.ndarray, np.ndarray]:
+    """A preset's model, a training run's, or one in the Hugging Face format; --batch and --length win over its own."""
     if options.model is None:
-        config = train_step.PRESETS[options.preset][0]
-        return tg.GPT(config, seed=0), *train_step.batch(options.preset)
-    from tinygpt.training import load_model
+        config, B, T, _ = train_step.PRESETS[options.preset]
+        model = tg.GPT(config, seed=0)
+    elif (Path(options.model) / "config.json").exists():
+        model, B, T = tg.GPT.from_pretrained(options.model), 4, 256
+    else:
+        from tinygpt.training import load_model
 
-    model, _, checkpoint = load_model(options.model, "latest")
-    shape = (checkpoint.state["training_config"]["batch_size"], model.config.block_size + 1)
-    ids = tg.Generator(0).integers(model.config.vocab_size, shape)
+        model, _, checkpoint = load_model(options.model, "latest")
+        B, T = checkpoint.state["training_config"]["batch_size"], model.config.block_size
+    B, T = options.batch or B, min(options.length or T, model.config.block_size)
+    ids = np.random.default_rng(0).integers(0, model.config.vocab_size, (B, T + 1))
     return model, np.ascontiguousarray(ids[:, :-1]), np.ascontiguousarray(ids[:, 1:])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", choices=train_step.PRESETS, default="tiny")
-    parser.add_argument("--model", help="the folder of a training run, instead of a preset")
+    parser.add_argument("--model", help="instead of a preset: the folder of a training run, or one with a GPT-2")
+    parser.add_argument("--batch", type=int, help="sequences in a batch (default: the preset's or the run's; GPT-2: 4)")
+    parser.add_argument("--length", type=int, help="tokens in a sequence (default: the model's; GPT-2: 256)")
     parser.add_argument("--steps", type=int, default=20)
     options = parser.parse_args()
-    model, idx, targets = model_and_batch(options)
+    try:
+        model, idx, targets = model_and_batch(options)
+    except tg.UsageError as error:
+        raise SystemExit(f"{parser.prog}: {error}") from error
     model.train()
     parameters = list(model.parameters())
     size = sum(p.data.nbytes for p in parameters)
@@ -164,6 +175,7 @@ def main() -> None:
         totals.append(time.perf_counter() - start)
     peak = machine.fma_peak()
     print(machine.headline())
+    print(f"{model.num_parameters():,} parameters, B = {idx.shape[0]}, T = {idx.shape[1]}")
     limits = f"one-thread copy {machine.copy_bandwidth() / 1e9:.0f} GB/s"
     print(f"float32 multiply-add peak {peak / 1e9:.0f} GFLOP/s, {limits}" if peak else limits)
     report(profile, statistics.median(totals), options.steps, peak)

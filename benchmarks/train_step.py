@@ -44,6 +44,8 @@ PRESETS = {
     "gpt2": (GPT2, 4, 256, 1),
 }
 LEARNING_RATE = 1e-4
+# name: (PyTorch's time over ours, share of the multiply-add peak, our memory over PyTorch's)
+AIMS = {"tiny": (1.5, 0.65, 0.4), "baby": (1.5, 0.75, 0.5), "baby-dropout": (1.9, 0.70, 0.45), "gpt2": (1.7, 0.75, 0.8)}
 
 
 def batch(preset: str) -> tuple[np.ndarray, np.ndarray]:
@@ -154,22 +156,68 @@ def measure(preset: str, names: list[str], rounds: int) -> list[Contender]:
     return contenders
 
 
-def report(preset: str, contenders: list[Contender], peak: float | None) -> list[str]:
+def step_flops(preset: str) -> float:
+    """Model FLOPs of a step."""
     config, B, T, _ = PRESETS[preset]
-    flops = GPT(replace(config, n_layer=1), seed=0).flops_per_token(T)  # of one layer; scaled below
-    per_layer = 6 * 12 * config.n_embd**2 + 12 * config.n_embd * T
-    flops += (config.n_layer - 1) * per_layer
+    a_token = GPT(replace(config, n_layer=1), seed=0).flops_per_token(T)  # of one layer: a small model tells it
+    a_token += (config.n_layer - 1) * (6 * 12 * config.n_embd**2 + 12 * config.n_embd * T)
+    return a_token * B * T
+
+
+def report(preset: str, contenders: list[Contender], peak: float | None) -> list[str]:
+    _, B, T, _ = PRESETS[preset]
     ours = statistics.median(contenders[0].times)
     lines = []
     for c in contenders:
         median = statistics.median(c.times)
-        rate = flops * B * T / median
+        rate = step_flops(preset) / median
         share = f"{rate / peak:.0%}" if peak else "-"
         lines.append(
             f"| {preset} | {c.name} | {median * 1e3:.1f} | {B * T / median:,.0f} | {rate / 1e9:.0f} | {share} "
             f"| {c.memory:,.0f} | {median / ours:.2f} | {c.memory / contenders[0].memory:.2f} |"
         )
     return lines
+
+
+def products(preset: str, rounds: int = 3) -> dict[str, float]:
+    """Seconds that the matrix products of a step take us and PyTorch, measured in turn, and their "flops"."""
+    import ops
+
+    contenders = {name: ops.Contender(name) for name in ("ours", "torch")}
+    layers = PRESETS[preset][0].n_layer
+    totals = ops.products_of_a_step(preset.removesuffix("-dropout"), layers, contenders, rounds)
+    for contender in contenders.values():
+        contender.stop()
+    return totals
+
+
+def verdicts(preset: str, contenders: list[Contender], peak: float, bound: dict[str, float]) -> list[str]:
+    """The targets, each met or not; where one is not, what bounds it by this run's measurements."""
+    ours, rivals = contenders[0], [c for c in contenders if c.name.startswith("torch")]
+    step, fastest = statistics.median(ours.times), min(rivals, key=lambda c: statistics.median(c.times))
+    rival = statistics.median(fastest.times)
+    ratio, share, memory = rival / step, step_flops(preset) / step / peak, ours.memory / min(c.memory for c in rivals)
+    aim_ratio, aim_share, aim_memory = AIMS[preset]
+    mine, theirs, flops = bound["ours"], bound["torch"], bound["flops"]
+    rates = (
+        f"the linear layers' matrix products alone take {mine / step:.0%} of the step at {flops / mine / 1e9:.0f} "
+        f"GFLOP/s ({flops / mine / peak:.0%} of the peak; PyTorch's {flops / theirs / 1e9:.0f} GFLOP/s)"
+    )
+    most = rival / mine
+    return [
+        verdict(ratio >= aim_ratio, f"{preset}: {ratio:.2f} times {fastest.name}, the faster", f"{aim_ratio}",
+                f"{rates}; were all else free, {most:.2f} times would be the most, with PyTorch's products "
+                f"{rival / theirs:.2f}"),
+        verdict(share >= aim_share, f"{preset}: {share:.0%} of the multiply-add peak", f"{aim_share:.0%}",
+                f"{rates}; were all else free, {share * step / mine:.0%} would be the most"),
+        verdict(memory <= aim_memory, f"{preset}: {memory:.2f} of PyTorch's memory", f"{aim_memory}",
+                f"{ours.memory:,.0f} MB, of which parameters, gradients and AdamW's two moments are "
+                f"{16 * GPT(PRESETS[preset][0], seed=0).num_parameters() / 2**20:,.0f}"),
+    ]  # fmt: skip
+
+
+def verdict(met: bool, what: str, aim: str, why_not: str) -> str:
+    return f"- met: {what} (aim: {aim})" if met else f"- not met: {what} (aim: {aim}); {why_not}"
 
 
 def main() -> None:
@@ -198,9 +246,14 @@ def main() -> None:
         print(f"float32 multiply-add peak {peak / 1e9:.0f} GFLOP/s, NumPy product {product / 1e9:.0f} GFLOP/s")
     print("\n| preset | who | ms/step | tokens/s | GFLOP/s | of peak | memory MB | time, ours = 1 | memory, ours = 1 |")
     print("|---|---|---|---|---|---|---|---|---|")
+    said: list[str] = []
     for preset in options.presets:
-        for line in report(preset, measure(preset, names, options.rounds), peak):
+        contenders = measure(preset, names, options.rounds)
+        for line in report(preset, contenders, peak):
             print(line, flush=True)
+        if peak and "torch" in names:
+            said += verdicts(preset, contenders, peak, products(preset))
+    print("\n" + "\n".join(said))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,87 @@
+"""All benchmarks, one after the other, and their tables in one file.
+
+    python benchmarks/all.py [--out benchmarks/results/cpu.md] [--append] [--only step ops ...]
+
+The file opens with the targets, met or not. --append adds the run to the file as another section, so that it shows
+whether the targets hold a second time. Progress is on standard error. About a quarter of an hour on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).parent
+# name: (title, the script and its arguments, once for each list)
+PARTS: dict[str, tuple[str, list[list[str]]]] = {
+    "step": ("A training step", [["train_step.py", "--compile", "--no-reference", "--rounds", "5"]]),
+    "ops": ("Each operation", [["ops.py", "--rounds", "5"]]),
+    "profile": (
+        "Where a step's time goes",
+        [["profile_step.py", "--preset", name, "--steps", "5"] for name in ("tiny", "baby", "baby-dropout", "gpt2")],
+    ),
+    "scaling": ("How cost grows", [["scaling.py"]]),
+    "generate": ("Decoding", [["generate.py", "--rounds", "3", "--only", "decode", "prefill", "batch", "load"]]),
+}
+VERDICTS = ("- met: ", "- not met: ")
+TOP = """# Training on a CPU
+
+What `make bench` printed. A shared and noisy machine: read ratios, all measured side by side in one run. Each script's
+own docstring says how it measures; `benchmarks/LOG.md` what was tried.
+"""
+
+
+def lines_of(command: list[str]) -> list[str]:
+    """What a script prints, passed on as it comes."""
+    process = subprocess.Popen(
+        [sys.executable, str(HERE / command[0]), *command[1:]], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    lines = []
+    for line in process.stdout:
+        print(line, end="", flush=True)
+        lines.append(line.rstrip())
+    if process.wait():
+        raise SystemExit(f"{' '.join(command)} ended with exit code {process.returncode}")
+    return lines
+
+
+def summary(found: list[str]) -> list[str]:
+    """The targets among the lines: how many are met, the unmet ones first."""
+    met, unmet = ([line for line in found if line.startswith(kind)] for kind in VERDICTS)
+    return [f"{len(met)} of {len(met) + len(unmet)} targets are met.", "", *unmet, *met]
+
+
+def tables(lines: list[str]) -> list[str]:
+    return [line for line in lines if not line.startswith(VERDICTS)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "cpu.md", help="where the tables go")
+    parser.add_argument("--append", action="store_true", help="keep what the file has, and add this run")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="which tables (default: all)")
+    options = parser.parse_args()
+    start, found = time.monotonic(), []
+    sections: list[str] = []
+    for name in options.only:
+        title, commands = PARTS[name]
+        sections += ["", f"## {title}"]
+        for command in commands:
+            print(f"--- {' '.join(command)} (after {time.monotonic() - start:.0f} s)", file=sys.stderr, flush=True)
+            lines = lines_of(command)
+            found += lines
+            sections += ["", f"`python benchmarks/{' '.join(command)}`", "", *tables(lines)]
+    head = f"# Run of {datetime.date.today()}, {(time.monotonic() - start) / 60:.0f} minutes"
+    before = options.out.read_text(encoding="utf-8") if options.append and options.out.exists() else TOP
+    text = "\n".join([before.rstrip(), "", head, "", *summary(found), *sections]).rstrip() + "\n"
+    options.out.write_text(text, encoding="utf-8")
+    print(f"--- {options.out} (after {time.monotonic() - start:.0f} s)", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

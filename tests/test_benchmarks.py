@@ -1,0 +1,112 @@
+"""The benchmark scripts run and their verdicts follow from the figures. No times are asserted."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+import tinygpt as tg
+from tinygpt.backends import get
+
+ROOT = Path(__file__).parent.parent
+BENCHMARKS = ROOT / "benchmarks"
+SCRIPTS = ("all", "generate", "ops", "profile_step", "scaling", "train_step")
+COMPARED = (
+    "layer_norm_forward", "layer_norm_backward", "residual_layer_norm_backward", "gelu_backward", "gelu_erf_forward",
+    "bias_gelu_backward", "softmax_backward", "log_softmax_forward", "cross_entropy_backward", "attention_forward",
+    "embedding_backward", "column_sum", "product MLP, up: dweight",
+)  # fmt: skip
+needs_extension = pytest.mark.skipif(get("numpy").extension() is None, reason="extension not built")
+
+
+def script(name: str) -> ModuleType:
+    """A benchmark as a module."""
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+
+
+def run(name: str, *arguments: str) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(BENCHMARKS / f"{name}.py"), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_each_script_tells_its_options(name: str) -> None:
+    assert "--help" in run(name, "--help")
+
+
+def test_every_row_of_ours_has_pytorch_s_body() -> None:
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    assert list(script("ops_ours").ROWS) == list(script("ops_torch").ROWS)
+
+
+def test_every_row_runs_at_a_small_size() -> None:
+    sizes = script("ops_sizes").Sizes(2, 8, 32, 2, 70, 1000)
+    for name, make in script("ops_ours").ROWS.items():
+        made = make(sizes)
+        made.ours()
+        made.reference()
+        assert made.bytes > 0, name
+
+
+def test_both_contenders_compute_the_same() -> None:
+    """A row whose two bodies did different work would compare nothing."""
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    sizes = script("ops_sizes").Sizes(2, 8, 32, 2, 70, 1000)
+    for name in COMPARED:
+        ours = script("ops_ours").ROWS[name](sizes).ours()
+        theirs = script("ops_torch").ROWS[name](sizes)()
+        first, other = (result[0] if isinstance(result, tuple) else result for result in (ours, theirs))
+        assert np.allclose(first, torch.as_tensor(other).numpy(), rtol=1e-4, atol=1e-5), name
+
+
+def test_a_kernel_that_is_slower_is_named() -> None:
+    ops = script("ops")
+    ratios = {("tiny", "softmax_forward"): 1.2, ("tiny", "column_sum"): 0.5, ("baby", "product head"): 0.99}
+    kernels, products, attention = ops.verdicts(ratios, {("baby", "attention_forward"): 0.49})
+    assert kernels.startswith("- not met")
+    assert "1 of 2" in kernels
+    assert "tiny column_sum 0.50" in kernels
+    assert products.startswith("- met")  # a hundredth is level
+    assert attention.startswith("- not met")
+
+
+def test_a_straight_line_is_found() -> None:
+    constant, slope, off = script("scaling").straight_line([1, 2, 4], [3.0, 5.0, 9.0])
+    assert (constant, slope, off) == pytest.approx((1.0, 2.0, 0.0))
+    assert script("scaling").straight_line([1, 2, 4], [1.0, 4.0, 16.0])[2] > 0.1
+
+
+def test_the_file_opens_with_the_targets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = script("all")
+    monkeypatch.setattr(module, "lines_of", lambda command: ["a table", "- met: one", "- not met: two; because"])
+    for extra in ([], ["--append"]):
+        monkeypatch.setattr(sys, "argv", ["all.py", "--only", "scaling", "--out", str(tmp_path / "cpu.md"), *extra])
+        module.main()
+    text = (tmp_path / "cpu.md").read_text()
+    assert text.count("1 of 2 targets are met.\n\n- not met: two; because\n- met: one\n") == 2
+    assert text.count("# Run of") == 2
+    assert text.count("a table") == 2
+
+
+@needs_extension
+def test_a_step_of_a_model_of_one_s_own_is_profiled(tmp_path: Path) -> None:
+    config = tg.GPTConfig(vocab_size=300, block_size=32, n_layer=1, n_head=2, n_embd=16)
+    tg.GPT(config, seed=0).save_pretrained(tmp_path)
+    printed = run("profile_step", "--model", str(tmp_path), "--steps", "2", "--batch", "2", "--length", "9")
+    assert "B = 2, T = 9" in printed
+    for operation in ("QKVAttention backward", "Linear forward", "AdamW", "between the operations"):
+        assert f"| {operation} |" in printed
