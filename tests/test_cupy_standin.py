@@ -5,8 +5,11 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import re
+from pathlib import Path
 from typing import Any
 
+import cublas_standin
 import cupy_capture
 import cupy_standin as standin
 import numpy as np
@@ -53,6 +56,22 @@ def test_cupy_has_all_that_the_stand_in_has() -> None:
     assert [name for name in vars(runtime) if not hasattr(real.cuda.runtime, name)] == []
     pool = standin.make().get_default_memory_pool()
     assert [name for name in vars(pool) if not hasattr(real.get_default_memory_pool(), name)] == []
+
+
+@cupy
+def test_cublas_is_called_as_cupy_has_it() -> None:
+    """Looked up in the file: to import it, cuBLAS must be there, which is 500 MB."""
+    folder = Path(importlib.import_module("cupy_backends.cuda.libs").__file__ or "").parent
+    (file,) = folder.glob("cublas.*")
+    binary = file.read_bytes()
+    signature = re.search(rb"\bgemmEx\(([^)]*)\)", binary)
+    assert signature is not None
+    names = [parameter.split()[-1] for parameter in signature[1].decode().split(",")]
+    assert names == list(cublas_standin.GEMM_EX)
+    for name in vars(cublas_standin):
+        if name.startswith("CUBLAS_"):
+            assert re.search(rb"\b%s\b" % name.encode(), binary), name
+    assert "key == 'cublas'" in inspect.getsource(importlib.import_module("cupy.cuda").__getattr__)
 
 
 @cupy
