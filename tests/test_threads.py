@@ -126,6 +126,34 @@ def test_a_single_row_is_the_same_on_any_number_of_threads(threads: Any) -> None
     assert np.abs(results[0] - a.astype(np.float64) @ b.astype(np.float64)).max() < 1e-3
 
 
+def weights_after_training(steps: int) -> list[np.ndarray]:
+    """A model of every fused operation, of a size at which several threads share its products and kernels."""
+    config = tg.GPTConfig(vocab_size=65, block_size=48, n_layer=2, n_head=4, n_embd=96, dropout=0.1)
+    model = tg.GPT(config, seed=0)
+    model.train()
+    tg.manual_seed(0)
+    parameters = list(model.parameters())
+    optimizer = tg.optim.AdamW(parameters, lr=1e-2, weight_decay=0.1)
+    draws = np.random.default_rng(0)
+    for _ in range(steps):
+        idx, targets = draws.integers(0, 65, (2, 8, 48))
+        model.loss(idx, targets).backward()
+        tg.optim.clip_grad_norm(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    return [p.data.copy() for p in parameters]
+
+
+def test_fifty_steps_of_training_are_the_same_on_any_number_of_threads(threads: Any) -> None:
+    results = []
+    for count in (1, 2, 3, 4):
+        threads(count)
+        results.append(weights_after_training(50))
+    assert np.abs(results[0][0] - weights_after_training(1)[0]).max() > 1e-2  # it did train
+    for others in results[1:]:
+        assert all(np.array_equal(one, other) for one, other in zip(results[0], others, strict=True))
+
+
 def test_any_number_of_threads_is_taken_or_gets_a_sentence(threads: Any) -> None:
     threads(np.int64(2))
     assert tg.get_num_threads() == 2
