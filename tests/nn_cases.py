@@ -12,6 +12,7 @@ from drawing import Example, Input, KernelRow, Row, inputs, integers_below, lead
 from hypothesis import strategies as st
 
 from tinygpt import ops
+from tinygpt.backends import products
 from tinygpt.ops.attention import Attention, QKVAttention, attention_composed
 from tinygpt.ops.bias_gelu import BiasGelu, bias_gelu_composed
 from tinygpt.ops.binary_cross_entropy import BinaryCrossEntropy, binary_cross_entropy_composed
@@ -199,7 +200,7 @@ def qkv_attention_oracle(qkv: Tensor, n_head: int, **options: Any) -> Tensor:
 def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, block_bytes: int, slice_bytes: int) -> Tensor:
     """The operation with blocks so small that there are several, and that they do not divide the rows."""
     module = importlib.import_module("tinygpt.ops.linear_cross_entropy")
-    with patch.multiple(module, BLOCK_BYTES=block_bytes, SLICE_BYTES=slice_bytes):
+    with patch.object(module, "BLOCK_BYTES", block_bytes), patch.object(products, "SLICE_BYTES", slice_bytes):
         return ops.linear_cross_entropy(x, weight, targets)
 
 

@@ -300,7 +300,19 @@ PRIMITIVES = [
     Row("linear", ops.linear, linears(), (Linear,), linear_composed),
 ]
 
+
+@st.composite
+def product_arguments(draw: Any) -> Example:
+    """Enough rows and columns for the compiled body, whole and broken strips and panels, sums in one piece and two."""
+    M, N = draw(st.sampled_from([32, 33, 42, 100])), draw(st.sampled_from([32, 33, 64, 127]))
+    K = draw(st.sampled_from([1, 2, 15, 64, 641]))
+    layout = draw(st.sampled_from(["C", "C", "F", "strided"]))  # of what is written: the body takes the first
+    out = Input((M, N), layout, draw(seeds), normal)
+    return Example((draw(inputs((M, K))), draw(inputs((K, N))), out, draw(st.booleans())))
+
+
 PRIMITIVE_KERNELS = [
+    KernelRow("product_into", product_arguments(), writes=(2,)),
     KernelRow("add_bias", rows_and_bias(), writes=(0,)),
     KernelRow("column_sum", matrices()),
 ]

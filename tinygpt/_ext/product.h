@@ -1,0 +1,359 @@
+/* The float32 matrix product C (M x N) = A (M x K) . B (K x N), or C += A . B.
+ *
+ * A processor can add thirty products in the time that one number takes to come from memory, so everything here is about
+ * where the numbers are when they are needed:
+ *
+ *   registers   a block of C, 14 rows x 32 columns: each number of A that is loaded meets 32 of B, each of B 14 of A
+ *   1st cache   a strip of A: 14 rows of it, PRODUCT_DEPTH long
+ *   2nd cache   some panels of B: 32 columns each, as long; all strips pass by them
+ *
+ * Strips and panels are copies ("packed") in the order in which the block needs them. A long sum over k is made in pieces
+ * of PRODUCT_DEPTH, and C is added to for each. What is shared out to the threads depends on the shape:
+ *
+ *   more rows than columns   B is packed once for all; a thread takes a band of strips at a time and packs those
+ *   more columns than rows   A is packed once for all (its rows not: they are copied quickly), and a thread takes a part
+ *                            of the panels at a time and packs those
+ *
+ * so that the larger operand is packed by the thread that uses it, into its own cache. C is written along its rows, which
+ * the processor foresees; down its columns, 14 far-apart lines at a time, it lost a sixth of the time.
+ *
+ * Every element of C is summed over k in the same order, whatever the number of threads, rows and columns.
+ * Source: Goto, van de Geijn, "Anatomy of High-Performance Matrix Multiplication", 2008, sections 4 and 5.
+ */
+#ifndef TINYGPT_PRODUCT_H
+#define TINYGPT_PRODUCT_H
+
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "attention.h"
+#include "pool.h"
+
+/* Whether this is faster than the matrix library that NumPy brings. OpenBLAS is ahead by 6% with AVX2, and far with less. */
+#ifdef __AVX512F__
+enum { TG_PRODUCT_PAYS = 1 };
+#else
+enum { TG_PRODUCT_PAYS = 0 };
+#endif
+
+/* Of AVX-512's 32 registers 28 hold sums, two a row of the panel, one a number of the strip. */
+enum {
+    PRODUCT_LANES = TG_VECTOR_BYTES / (int)sizeof(float),
+    PRODUCT_ROWS = 14,
+    PRODUCT_COLUMNS = 2 * PRODUCT_LANES,
+    PRODUCT_STEP = 16,                   /* from one k to the next in a packed strip: a cache line */
+    PRODUCT_DEPTH = 640,
+    PRODUCT_STRIDE = PRODUCT_DEPTH + 16, /* between the rows of a copied strip */
+    PRODUCT_BAND = 16,                   /* strips, at most, that are packed together */
+    PRODUCT_PART = 8,                    /* panels, at most, that are packed together */
+    PRODUCT_SLICE = 64,                  /* of k, when all of A is packed */
+    /* How far ahead, in steps of k, lines are asked for: rows to pack, a packed strip (3rd cache), a panel (2nd). */
+    AHEAD_ROWS = 8,
+    AHEAD_STRIP = 32,
+    AHEAD_PANEL = 12
+};
+
+struct tg_gemm {
+    ptrdiff_t M, N, K;
+    const float *a, *b;
+    ptrdiff_t a_row, a_k, b_k, b_column; /* A(i, k) = a[i * a_row + k * a_k], B(k, j) = b[k * b_k + j * b_column] */
+    float *c;
+    ptrdiff_t c_row;
+    int add;                             /* C += */
+    int failed;                          /* a thread found no memory */
+    ptrdiff_t depth;                     /* of a piece of k; the last may be shorter */
+    ptrdiff_t strips, rows;              /* strips of A, and rows of each; the last may have fewer */
+    ptrdiff_t panels, part;              /* panels of B, and of a part */
+    ptrdiff_t band, bands;               /* strips in a band, and bands */
+    float *packed;                       /* the operand that is packed once for all */
+};
+
+static inline ptrdiff_t tg_least(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
+static inline ptrdiff_t tg_ceil_div(ptrdiff_t n, ptrdiff_t size) { return (n + size - 1) / size; }
+
+/* Numbers from one packed panel, or strip, to the next: an odd number of cache lines, for the caches keep few lines whose
+ * distance is a power of two. */
+static inline ptrdiff_t tg_panel_size(ptrdiff_t depth) { return depth * PRODUCT_COLUMNS + 16; }
+static inline ptrdiff_t tg_strip_size(ptrdiff_t depth) { return depth * PRODUCT_STEP + 16; }
+
+/* Packing --------------------------------------------------------------------------------------------------- */
+
+/* Transpose a square of as many rows as a vector has lanes: halves of ever smaller blocks change places. */
+static inline void tg_transpose(float *out, ptrdiff_t out_stride, const float *x, ptrdiff_t stride) {
+    enum { L = PRODUCT_LANES };
+#if defined(__GNUC__) && !defined(__clang__)
+    tg_vec_float row[L];
+    for (int i = 0; i < L; i++) row[i] = *(const tg_vec_float *)(x + i * stride);
+#pragma GCC unroll 4
+    for (int half = L / 2; half > 0; half /= 2) {
+        tg_integers_float low, high;
+        for (int e = 0; e < L; e++) {
+            low[e] = e & half ? L + e - half : e;
+            high[e] = e & half ? L + e : e + half;
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < L; i++)
+            if (!(i & half)) {
+                const tg_vec_float first = row[i], second = row[i + half];
+                row[i] = __builtin_shuffle(first, second, low);
+                row[i + half] = __builtin_shuffle(first, second, high);
+            }
+    }
+    for (int i = 0; i < L; i++) *(tg_vec_float *)(out + i * out_stride) = row[i];
+#else
+    for (int j = 0; j < L; j++)
+        for (int i = 0; i < L; i++) out[j * out_stride + i] = x[i * stride + j];
+#endif
+}
+
+/* A panel of a transposed matrix: B(k, j) = b[k + j * b_column]. */
+static void tg_pack_transposed(float *out, const float *b, ptrdiff_t b_column, ptrdiff_t depth) {
+    ptrdiff_t k = 0;
+    for (; k + PRODUCT_LANES <= depth; k += PRODUCT_LANES)
+        for (int j = 0; j < PRODUCT_COLUMNS; j += PRODUCT_LANES)
+            tg_transpose(out + k * PRODUCT_COLUMNS + j, PRODUCT_COLUMNS, b + k + j * b_column, b_column);
+    for (; k < depth; k++)
+        for (int j = 0; j < PRODUCT_COLUMNS; j++) out[k * PRODUCT_COLUMNS + j] = b[k + j * b_column];
+}
+
+/* Panels first .. last - 1 of B, rows k0 .. k0 + depth - 1: for each k 32 neighbours, zero beyond the last column. */
+static void tg_pack_panels(const struct tg_gemm *g, float *out, ptrdiff_t first, ptrdiff_t last, ptrdiff_t k0,
+                           ptrdiff_t depth) {
+    const float *b = g->b + k0 * g->b_k + first * PRODUCT_COLUMNS * g->b_column;
+    const ptrdiff_t size = tg_panel_size(depth), columns = g->N - first * PRODUCT_COLUMNS;
+    const ptrdiff_t whole = tg_least(columns / PRODUCT_COLUMNS, last - first);
+    if (g->b_column == 1) {
+        for (ptrdiff_t k = 0; k < depth; k++) {
+            const float *row = b + k * g->b_k, *coming = row + AHEAD_ROWS * g->b_k;
+            for (ptrdiff_t p = 0; p < whole; p++) {
+                __builtin_prefetch(coming + p * PRODUCT_COLUMNS);
+                __builtin_prefetch(coming + p * PRODUCT_COLUMNS + PRODUCT_LANES);
+                memcpy(out + p * size + k * PRODUCT_COLUMNS, row + p * PRODUCT_COLUMNS, PRODUCT_COLUMNS * sizeof(float));
+            }
+        }
+    } else {
+        for (ptrdiff_t p = 0; p < whole; p++)
+            tg_pack_transposed(out + p * size, b + p * PRODUCT_COLUMNS * g->b_column, g->b_column, depth);
+    }
+    if (whole < last - first) {
+        const float *from = b + whole * PRODUCT_COLUMNS * g->b_column;
+        const ptrdiff_t left = columns - whole * PRODUCT_COLUMNS;
+        for (ptrdiff_t k = 0; k < depth; k++)
+            for (ptrdiff_t j = 0; j < PRODUCT_COLUMNS; j++)
+                out[whole * size + k * PRODUCT_COLUMNS + j] = j < left ? from[k * g->b_k + j * g->b_column] : 0;
+    }
+}
+
+/* Strips first .. last - 1 of a transposed A, A(i, k) = a[i + k * a_k], columns k0 .. k0 + depth - 1: for each k the strip's
+ * rows. `size` from one strip to the next. */
+static void tg_pack_strips(const struct tg_gemm *g, float *out, ptrdiff_t size, ptrdiff_t first, ptrdiff_t last,
+                           ptrdiff_t k0, ptrdiff_t depth) {
+    const ptrdiff_t from = first * g->rows, to = tg_least(last * g->rows, g->M);
+    for (ptrdiff_t k = 0; k < depth; k++) {
+        const float *column = g->a + (k0 + k) * g->a_k, *coming = column + AHEAD_ROWS * g->a_k;
+        for (ptrdiff_t i = from; i < to; i += PRODUCT_STEP) __builtin_prefetch(coming + i);
+        for (ptrdiff_t s = first; s < last; s++) {
+            const ptrdiff_t i = s * g->rows, left = g->M - i;
+            float *packed = out + (s - first) * size + k * PRODUCT_STEP;
+            if (left >= PRODUCT_STEP) /* the next strip's first rows too: it is a single vector */
+                memcpy(packed, column + i, PRODUCT_STEP * sizeof(float));
+            else
+                memcpy(packed, column + i, (size_t)tg_least(left, g->rows) * sizeof(float));
+        }
+    }
+}
+
+/* Multiplying ----------------------------------------------------------------------------------------------- */
+
+/* One block of C, at most 32 columns. The number of rows and the strip's strides are constants to the compiler. */
+static inline __attribute__((always_inline)) void tg_multiply_block(const int rows, ptrdiff_t depth, const float *restrict strip,
+                                                           const ptrdiff_t row_stride, const ptrdiff_t k_stride,
+                                                           const float *restrict panel, float *restrict c,
+                                                           ptrdiff_t c_row, ptrdiff_t columns, int add) {
+    tg_vec_float left[PRODUCT_ROWS], right[PRODUCT_ROWS];
+#pragma GCC unroll 14
+    for (int i = 0; i < rows; i++) left[i] = right[i] = (tg_vec_float){0};
+    for (ptrdiff_t k = 0; k < depth; k++) {
+        const float *b = panel + k * PRODUCT_COLUMNS;
+        if (k_stride > 1) __builtin_prefetch(strip + (k + AHEAD_STRIP) * k_stride);
+        __builtin_prefetch(b + AHEAD_PANEL * PRODUCT_COLUMNS);
+        __builtin_prefetch(b + AHEAD_PANEL * PRODUCT_COLUMNS + PRODUCT_LANES);
+        const tg_vec_float b_left = *(const tg_vec_float *)b, b_right = *(const tg_vec_float *)(b + PRODUCT_LANES);
+#pragma GCC unroll 14
+        for (int i = 0; i < rows; i++) {
+            const float factor = strip[i * row_stride + k * k_stride];
+            left[i] += factor * b_left;
+            right[i] += factor * b_right;
+        }
+    }
+    if (columns >= PRODUCT_COLUMNS) {
+#pragma GCC unroll 14
+        for (int i = 0; i < rows; i++) {
+            tg_vec_float *to = (tg_vec_float *)(c + i * c_row), *on = (tg_vec_float *)(c + i * c_row + PRODUCT_LANES);
+            if (add) {
+                left[i] += *to;
+                right[i] += *on;
+            }
+            *to = left[i];
+            *on = right[i];
+        }
+        return;
+    }
+#pragma GCC unroll 14
+    for (int i = 0; i < rows; i++) {
+        float row[PRODUCT_COLUMNS];
+        *(tg_vec_float *)row = left[i];
+        *(tg_vec_float *)(row + PRODUCT_LANES) = right[i];
+        for (ptrdiff_t j = 0; j < columns; j++) c[i * c_row + j] = add ? c[i * c_row + j] + row[j] : row[j];
+    }
+}
+
+/* A strip, copied or packed, times the panels of a part. */
+#define TG_STRIP(rows)                                                                                                 \
+    case rows:                                                                                                         \
+        for (ptrdiff_t j = 0; j < columns; j += PRODUCT_COLUMNS, panel += tg_panel_size(depth))                       \
+            if (packed) tg_multiply_block(rows, depth, strip, 1, PRODUCT_STEP, panel, c + j, c_row, columns - j, add);          \
+            else tg_multiply_block(rows, depth, strip, PRODUCT_STRIDE, 1, panel, c + j, c_row, columns - j, add);               \
+        break;
+
+static void tg_strip(ptrdiff_t rows, ptrdiff_t depth, const float *strip, int packed, const float *panel, float *c,
+                     ptrdiff_t c_row, ptrdiff_t columns, int add) {
+    switch (rows) {
+        TG_STRIP(1) TG_STRIP(2) TG_STRIP(3) TG_STRIP(4) TG_STRIP(5) TG_STRIP(6) TG_STRIP(7)
+        TG_STRIP(8) TG_STRIP(9) TG_STRIP(10) TG_STRIP(11) TG_STRIP(12) TG_STRIP(13) TG_STRIP(14)
+    }
+}
+
+/* Strip s, the piece from k0 on, times the panels of a part. strip: packed; NULL: it is copied from A's rows. */
+static void tg_multiply(const struct tg_gemm *g, ptrdiff_t s, ptrdiff_t k0, const float *strip, const float *panels,
+                        ptrdiff_t part) {
+    const ptrdiff_t i = s * g->rows, rows = tg_least(g->rows, g->M - i), depth = tg_least(g->depth, g->K - k0);
+    const ptrdiff_t j = part * g->part * PRODUCT_COLUMNS, columns = tg_least(g->N - j, g->part * PRODUCT_COLUMNS);
+    float copy[PRODUCT_ROWS * PRODUCT_STRIDE] __attribute__((aligned(64)));
+    for (ptrdiff_t r = 0; !strip && r < rows; r++)
+        memcpy(copy + r * PRODUCT_STRIDE, g->a + (i + r) * g->a_row + k0, (size_t)depth * sizeof(float));
+    tg_strip(rows, depth, strip ? strip : copy, strip != NULL, panels, g->c + i * g->c_row + j, g->c_row, columns,
+             g->add || k0 > 0);
+}
+
+/* More rows than columns: B is packed for all ---------------------------------------------------------------- */
+
+/* Where panel p of the piece from k0 on is. */
+static inline float *tg_shared_panel(const struct tg_gemm *g, ptrdiff_t k0, ptrdiff_t p) {
+    const ptrdiff_t depth = tg_least(g->depth, g->K - k0);
+    return g->packed + k0 / g->depth * g->panels * tg_panel_size(g->depth) + p * tg_panel_size(depth);
+}
+
+static void tg_share_panels(void *task, ptrdiff_t begin, ptrdiff_t end) {
+    const struct tg_gemm *g = task;
+    const ptrdiff_t shares = tg_ceil_div(g->panels, PRODUCT_PART);
+    for (ptrdiff_t i = begin; i < end; i++) {
+        const ptrdiff_t k0 = i / shares * g->depth, first = i % shares * PRODUCT_PART;
+        tg_pack_panels(g, tg_shared_panel(g, k0, first), first, tg_least(first + PRODUCT_PART, g->panels), k0,
+                       tg_least(g->depth, g->K - k0));
+    }
+}
+
+static void tg_bands(void *task, ptrdiff_t begin, ptrdiff_t end) {
+    struct tg_gemm *g = task;
+    const ptrdiff_t size = tg_strip_size(g->depth);
+    float *own = NULL;
+    if (g->a_k != 1 && !(own = tg_memory_float(g->band * size))) {
+        g->failed = 1;
+        return;
+    }
+    for (ptrdiff_t i = begin; i < end; i++) {
+        const ptrdiff_t part = i / g->bands, first = i % g->bands * g->band, last = tg_least(first + g->band, g->strips);
+        for (ptrdiff_t k0 = 0; k0 < g->K; k0 += g->depth) {
+            const float *panels = tg_shared_panel(g, k0, part * g->part);
+            if (own) tg_pack_strips(g, own, size, first, last, k0, tg_least(g->depth, g->K - k0));
+            for (ptrdiff_t s = first; s < last; s++)
+                tg_multiply(g, s, k0, own ? own + (s - first) * size : NULL, panels, part);
+        }
+    }
+    free(own);
+}
+
+/* More columns than rows: A is packed for all, unless it lies well ------------------------------------------- */
+
+static void tg_share_strips(void *task, ptrdiff_t begin, ptrdiff_t end) {
+    const struct tg_gemm *g = task;
+    for (ptrdiff_t k = begin * PRODUCT_SLICE; k < end * PRODUCT_SLICE && k < g->K; k += PRODUCT_SLICE)
+        tg_pack_strips(g, g->packed + k * PRODUCT_STEP, tg_strip_size(g->K), 0, g->strips, k,
+                       tg_least(PRODUCT_SLICE, g->K - k));
+}
+
+static void tg_panel_parts(void *task, ptrdiff_t begin, ptrdiff_t end) {
+    struct tg_gemm *g = task;
+    float *own = tg_memory_float(g->part * tg_panel_size(g->depth));
+    if (!own) {
+        g->failed = 1;
+        return;
+    }
+    for (ptrdiff_t part = begin; part < end; part++)
+        for (ptrdiff_t k0 = 0; k0 < g->K; k0 += g->depth) {
+            tg_pack_panels(g, own, part * g->part, tg_least((part + 1) * g->part, g->panels), k0,
+                           tg_least(g->depth, g->K - k0));
+            for (ptrdiff_t s = 0; s < g->strips; s++)
+                tg_multiply(g, s, k0, g->packed ? g->packed + s * tg_strip_size(g->K) + k0 * PRODUCT_STEP : NULL, own,
+                            part);
+        }
+    free(own);
+}
+
+/* The whole --------------------------------------------------------------------------------------------------- */
+
+/* Half of the second-level cache, in bytes. */
+static ptrdiff_t tg_half_second_cache(void) {
+#ifdef _SC_LEVEL2_CACHE_SIZE
+    static long bytes;
+    if (bytes == 0) bytes = sysconf(_SC_LEVEL2_CACHE_SIZE);
+    if (bytes >= 1 << 18) return tg_least(bytes / 2, 1 << 20);
+#endif
+    return 1 << 18;
+}
+
+/* How many of `count` strips or panels to take at a time, when all are taken `times` times: at most `most`, and so that all
+ * threads get equally many, in two rounds or more. */
+static ptrdiff_t tg_fair_share(ptrdiff_t count, ptrdiff_t most, ptrdiff_t times, ptrdiff_t threads) {
+    ptrdiff_t rounds = tg_ceil_div(count * times, most * threads);
+    if (rounds < 2) rounds = 2;
+    return tg_ceil_div(count, tg_ceil_div(rounds * threads, times));
+}
+
+/* The whole product, of matrices without an empty axis. a_k or a_row is 1, and b_k or b_column. -1: no memory. */
+static int tg_gemm_run(struct tg_gemm *g) {
+    const ptrdiff_t threads = tg_get_num_threads();
+    g->depth = tg_ceil_div(g->K, tg_ceil_div(g->K, PRODUCT_DEPTH)); /* pieces of equal length */
+    g->rows = tg_ceil_div(g->M, tg_ceil_div(g->M, PRODUCT_ROWS));   /* strips of equal height */
+    g->strips = tg_ceil_div(g->M, g->rows);
+    g->panels = tg_ceil_div(g->N, PRODUCT_COLUMNS);
+    g->packed = NULL;
+    g->failed = 0;
+    const ptrdiff_t pieces = tg_ceil_div(g->K, g->depth), panel = tg_panel_size(g->depth);
+    const ptrdiff_t fit = tg_half_second_cache() / (panel * (ptrdiff_t)sizeof(float)); /* panels in half the cache */
+    if (g->M >= g->N) {
+        g->packed = tg_memory_float(pieces * g->panels * panel);
+        if (!g->packed) return -1;
+        g->part = tg_ceil_div(g->panels, tg_ceil_div(g->panels, fit > 1 ? fit : 1));
+        const ptrdiff_t parts = tg_ceil_div(g->panels, g->part);
+        g->band = tg_fair_share(g->strips, PRODUCT_BAND, parts, threads);
+        g->bands = tg_ceil_div(g->strips, g->band);
+        tg_parallel_for(tg_share_panels, g, pieces * tg_ceil_div(g->panels, PRODUCT_PART), 1);
+        tg_parallel_for(tg_bands, g, g->bands * parts, 1);
+    } else {
+        if (g->a_k != 1) {
+            g->packed = tg_memory_float(g->strips * tg_strip_size(g->K));
+            if (!g->packed) return -1;
+            tg_parallel_for(tg_share_strips, g, tg_ceil_div(g->K, PRODUCT_SLICE), 1);
+        }
+        g->part = tg_fair_share(g->panels, fit > PRODUCT_PART ? PRODUCT_PART : fit > 1 ? fit : 1, 1, threads);
+        tg_parallel_for(tg_panel_parts, g, tg_ceil_div(g->panels, g->part), 1);
+    }
+    free(g->packed);
+    return g->failed ? -1 : 0;
+}
+
+#endif
