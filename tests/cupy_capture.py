@@ -159,7 +159,7 @@ def add_to(cuda: Any) -> None:
     cuda.Stream = Stream
     cuda.Memory = lambda size: types.SimpleNamespace(size=size)
     cuda.MemoryPointer = lambda memory, offset: memory
-    cuda.MemoryPool = lambda allocator: types.SimpleNamespace(malloc=allocator)
+    cuda.MemoryPool = lambda allocator: types.SimpleNamespace(malloc=allocator, total_bytes=lambda: 2 << 20)
     cuda.get_current_stream = lambda: stack[-1]
 
     @contextlib.contextmanager

@@ -1,0 +1,260 @@
+"""One contender of benchmarks/gpu.py: a process of its own, so that each library has the GPU's memory as it likes it.
+
+A line with a number of steps on standard input, a line of JSON with figures back: {"ms": for a step, "loss": of the
+last, "memory": bytes that the library holds}. Times are measured with CUDA events.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import tinygpt as tg
+from tinygpt import GPT, GPTConfig, backends
+from tinygpt.backends.precision import activation_dtype
+from tinygpt.training.graph import Passes
+
+BABY = GPTConfig(vocab_size=65, block_size=256, n_layer=6, n_head=6, n_embd=384, bias=False)
+GPT2 = GPTConfig(vocab_size=50257, block_size=1024, n_layer=12, n_head=12, n_embd=768)
+# name: (model, B, T, steps in a burst)
+PRESETS = {"baby": (BABY, 64, 256, 50), "gpt2": (GPT2, 16, 1024, 10)}
+DTYPES = ("float32", "tf32", "bfloat16")
+CONTENDERS = ("tinygpt", "tinygpt-launches", "torch", "torch-compile")  # the second without CUDA graphs
+LEARNING_RATE, BETAS, DECAY = 1e-4, (0.9, 0.99), 0.1
+
+
+class Figures(NamedTuple):
+    """What a step did: milliseconds, the loss, bytes held."""
+
+    ms: float
+    loss: float
+    memory: int
+
+
+def batches(preset: str) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The batches (B, T) that everybody trains on, one after the other, over and over."""
+    config, B, T, _ = PRESETS[preset]
+    ids = tg.Generator(7).integers(config.vocab_size, (4, B, T + 1))
+    return [(np.ascontiguousarray(part[:, :-1]), np.ascontiguousarray(part[:, 1:])) for part in ids]
+
+
+def tinygpt_burst(preset: str, dtype: str, graphs: bool) -> Callable[[int], Figures]:
+    """Steps as the training loop takes them: the loss and the norm are looked at in each."""
+    tg.use_backend("cupy", tf32=dtype == "tf32")
+    cupy = backends.get("cupy").require()
+    model = GPT(PRESETS[preset][0], seed=0).to("cupy")
+    parameters = list(model.parameters())
+    optimizer = tg.optim.AdamW(model.named_parameters(), lr=LEARNING_RATE, betas=BETAS, weight_decay=DECAY)
+    data, done = batches(preset), 0
+
+    def work(inputs: np.ndarray, targets: np.ndarray) -> Any:
+        loss = model.loss(inputs, targets)
+        loss.backward()
+        return loss
+
+    passes = Passes(model, work, "on" if graphs else "off")
+
+    def step() -> float:
+        nonlocal done
+        with model.compute_in("bfloat16") if dtype == "bfloat16" else contextlib.nullcontext():
+            loss = passes(*data[done % len(data)])
+        norm = tg.optim.grad_norm(parameters)
+        optimizer.step(grad_scale=tg.optim.clip_coefficient(norm, 1.0))
+        optimizer.zero_grad()
+        done += 1
+        return loss.item()
+
+    def burst(steps: int) -> Figures:
+        start, end = cupy.cuda.Event(), cupy.cuda.Event()
+        start.record()
+        losses = [step() for _ in range(steps)]
+        end.record()
+        end.synchronize()
+        held = backends.get("cupy").memory().held + (passes.recorder.pool.total_bytes() if passes.recorder else 0)
+        return Figures(cupy.cuda.get_elapsed_time(start, end) / steps, losses[-1], held)
+
+    return burst
+
+
+def torch_burst(preset: str, dtype: str, compiled: bool, device: str = "cuda") -> Callable[[int], Figures]:
+    """PyTorch at its best: fused attention, fused AdamW, autocast, and no look at the loss before the end."""
+    import torch
+    from peer_torch import TorchGPT
+
+    config = PRESETS[preset][0]
+    torch.set_default_device(device)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = dtype == "tf32"
+    model = TorchGPT(config)
+    with torch.no_grad(), tg.use_backend("numpy"):
+        model.take_weights({name: p.data for name, p in GPT(config, seed=0).named_parameters()})
+    groups = [
+        {"params": [p for p in model.parameters() if p.ndim >= 2], "weight_decay": DECAY},
+        {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=BETAS, fused=True)
+    parameters = list(model.parameters())
+    forward = torch.compile(model) if compiled else model
+    data = [tuple(torch.from_numpy(array) for array in pair) for pair in batches(preset)]
+    done = 0
+
+    def step() -> Any:
+        nonlocal done
+        idx, targets = (array.to(device) for array in data[done % len(data)])
+        with torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16"):
+            loss = forward(idx, targets)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        done += 1
+        return loss.detach()
+
+    def burst(steps: int) -> Figures:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(steps):
+            loss = step()
+        end.record()
+        end.synchronize()
+        return Figures(start.elapsed_time(end) / steps, float(loss), torch.cuda.max_memory_reserved())
+
+    return burst
+
+
+# Kernels ------------------------------------------------------------------------------------------
+
+
+class Row(NamedTuple):
+    """A kernel that is bound by memory: how to call it, and the bytes that its .cu file says it moves."""
+
+    name: str
+    call: Callable[[], Any]
+    bytes: int
+
+
+def kernel_rows(dtype: str, N: int = 16 * 1024, C: int = 768, V: int = 50257) -> list[Row]:
+    """At the sizes of gpt2's step, B T = 16 x 1,024 rows of 768 channels."""
+    import tinygpt.optim.adamw as adamw
+    import tinygpt.optim.clip as clip
+    from tinygpt.kernel import REGISTRY
+
+    cupy = backends.get("cupy").require()
+    kind = activation_dtype(dtype, "cupy")
+    rng = np.random.default_rng(0)
+
+    def array(*shape: int) -> Any:
+        return cupy.asarray(rng.standard_normal(shape, np.float32)).astype(kind)
+
+    x, dy, wide, dwide = array(N, C), array(N, C), array(N, 4 * C), array(N, 4 * C)
+    weight, bias, wide_bias = array(C), array(C), array(4 * C)
+    mean, rstd = (cupy.asarray(rng.random(N, np.float32)) for _ in range(2))
+    logits, targets = array(N // 8, V), cupy.asarray(rng.integers(0, V, N // 8))
+    table, ids = array(V, C), cupy.asarray(rng.integers(0, V, N))
+    masters = [tuple(cupy.zeros((V, C), np.float32) for _ in range(4)) for _ in range(8)]
+    e = kind.itemsize
+
+    def row(name: str, accesses: float, elements: int, *arguments: Any) -> Row:
+        return Row(name, lambda: REGISTRY[name](*arguments), int(accesses * elements * e))
+
+    rows = [
+        row("layer_norm_forward", 2, N * C, x, weight, bias, 1e-5),
+        row("layer_norm_backward", 3, N * C, dy, x, weight, mean, rstd, True),
+        row("residual_layer_norm_forward", 4, N * C, x, dy, bias, weight, bias, 1e-5, 0.0, 0, 0),
+        row("residual_layer_norm_forward", 4, N * C, x, dy, bias, weight, bias, 1e-5, 0.2, 0, 0),
+        row("residual_layer_norm_backward", 4, N * C, dy, x, x, weight, mean, rstd, 0.0, 0, 0, True, True),
+        row("bias_gelu_forward", 2, N * 4 * C, wide, wide_bias),
+        row("bias_gelu_backward", 3, N * 4 * C, dwide, wide, wide_bias),
+        row("cross_entropy_inplace", 3, logits.size, logits, targets, -100, 1.0),
+        row("embedding_forward", 2, N * C, table, ids),
+        row("dropout_apply", 2, N * C, x, 0.2, 0, 0),
+        row("add_bias", 2, N * C, x, bias),
+        row("column_sum", 1, N * C, x),
+    ]
+    size = len(masters) * V * C
+    options = (1e-4, 0.9, 0.99, 1e-8, 0.1, 1, 1.0)
+
+    def adamw_step() -> None:
+        adamw.adamw_update.each([(*arrays, *options) for arrays in masters])
+
+    def norm() -> None:
+        clip.sum_of_squares.each([(arrays[0],) for arrays in masters])
+
+    rows.append(Row("adamw_update, 8 large parameters", adamw_step, 28 * size))
+    rows.append(Row("sum_of_squares, 8 large gradients", norm, 4 * size))
+    return rows
+
+
+def milliseconds(call: Callable[[], Any], trials: int = 20) -> float:
+    """Of one call, launched one behind the other, by CUDA events: the median of five such runs."""
+    cupy = backends.get("cupy").require()
+    call()
+    times = []
+    for _ in range(5):
+        start, end = cupy.cuda.Event(), cupy.cuda.Event()
+        start.record()
+        for _ in range(trials):
+            call()
+        end.record()
+        end.synchronize()
+        times.append(cupy.cuda.get_elapsed_time(start, end) / trials)
+    return float(np.median(times))
+
+
+def kernels() -> dict[str, Any]:
+    """The device's copy bandwidth, and what each kernel reaches, in bytes a second."""
+    tg.use_backend("cupy")
+    cupy = backends.get("cupy").require()
+    source = cupy.ones(1 << 28, np.float32)
+    target = cupy.empty_like(source)
+    copy = 2 * source.nbytes / milliseconds(lambda: cupy.copyto(target, source)) * 1e3
+    found = []
+    for dtype in ("float32", "bfloat16"):
+        found += [(row.name, dtype, row.bytes / milliseconds(row.call) * 1e3) for row in kernel_rows(dtype)]
+    return {"copy": copy, "kernels": found}
+
+
+def losses(steps: int = 200) -> dict[str, Any]:
+    """The greatest difference between the losses of the CPU and of the GPU, and the last ones: float32, no dropout."""
+    config = replace(BABY, block_size=64, n_layer=4, n_head=4, n_embd=128)
+    runs = []
+    for backend in ("numpy", "cupy"):
+        with tg.use_backend(backend):
+            model = GPT(config, seed=0)
+            optimizer = tg.optim.AdamW(model.named_parameters(), lr=1e-3, betas=BETAS, weight_decay=DECAY)
+            found = []
+            for step in range(steps):
+                ids = tg.Generator(11, stream=step).integers(config.vocab_size // 4, (12, 65))
+                loss = model.loss(ids[:, :-1], ids[:, 1:])
+                loss.backward()
+                optimizer.step(grad_scale=tg.optim.clip_coefficient(tg.optim.grad_norm(model.parameters()), 1.0))
+                optimizer.zero_grad()
+                found.append(loss.item())
+            runs.append(found)
+    return {"difference": max(abs(a - b) for a, b in zip(*runs, strict=True)), "last": [runs[0][-1], runs[1][-1]]}
+
+
+def main() -> None:
+    what = sys.argv[1]
+    if what in ("kernels", "losses"):
+        print(json.dumps(kernels() if what == "kernels" else losses()), flush=True)
+        return
+    contender, preset, dtype = sys.argv[2:]
+    if contender.startswith("tinygpt"):
+        burst = tinygpt_burst(preset, dtype, graphs=contender == "tinygpt")
+    else:
+        burst = torch_burst(preset, dtype, compiled=contender == "torch-compile")
+    for line in sys.stdin:
+        print(json.dumps(burst(int(line))._asdict()), flush=True)
+
+
+if __name__ == "__main__":
+    main()
