@@ -33,6 +33,15 @@ cdef extern from "vmath.h" nogil:
     void tg_mask_double(double *mask, Py_ssize_t count, uint64_t row, uint32_t threshold, double kept, uint64_t seed,
                         uint64_t stream)
 
+    double tg_sum_float(float *x, Py_ssize_t n)
+    double tg_sum_double(double *x, Py_ssize_t n)
+    double tg_square_deviations_float(float *x, Py_ssize_t n, double mean)
+    double tg_square_deviations_double(double *x, Py_ssize_t n, double mean)
+    void tg_norm_sums_float(float *dy, float *x, float *weight, Py_ssize_t n, float mean, float rstd, double *shift,
+                            double *stretch)
+    void tg_norm_sums_double(double *dy, double *x, double *weight, Py_ssize_t n, double mean, double rstd,
+                             double *shift, double *stretch)
+
 cdef extern from "attention.h" nogil:
     float tg_largest_float(const float *x, Py_ssize_t n, float top)
     double tg_largest_double(const double *x, Py_ssize_t n, double top)

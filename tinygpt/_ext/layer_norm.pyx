@@ -6,20 +6,23 @@
 # are taken over blocks of BLOCK rows, each into its own row of a small table, and the table is added up in order:
 # no two threads write to one place, and the result does not depend on their number.
 
-cdef Py_ssize_t BLOCK = 128  # rows; fixed, so that the order of summation is
+cdef enum:
+    BLOCK = 128  # rows; fixed, so that the order of summation is
+    NEAR = 4  # rows that are still in the first cache when they are looked at again; divides BLOCK
 
 
 cdef inline void normalize_row(real *x, real *weight, real *bias, real *y, real *mean, real *rstd, Py_ssize_t C,
                                double eps) noexcept nogil:
     """One row: y = (x - mean) * rstd * weight + bias."""
     cdef Py_ssize_t j
-    cdef double total = 0, squares = 0
+    cdef double exact_mean, squares
     cdef real r
-    for j in range(C):
-        total += x[j]
-    cdef double exact_mean = total / C
-    for j in range(C):
-        squares += (x[j] - exact_mean) * (x[j] - exact_mean)
+    if real is float:
+        exact_mean = tg_sum_float(x, C) / C
+        squares = tg_square_deviations_float(x, C, exact_mean)
+    else:
+        exact_mean = tg_sum_double(x, C) / C
+        squares = tg_square_deviations_double(x, C, exact_mean)
     r = <real> (1.0 / sqrt(squares / C + eps))
     # x - mean in double precision: where the mean is large beside the deviations, a rounded mean would shift the row.
     if bias != NULL:
@@ -33,20 +36,15 @@ cdef inline void normalize_row(real *x, real *weight, real *bias, real *y, real 
 
 
 cdef inline void normalize_row_backward(real *dy, real *x, real *weight, real mean, real rstd, real *dx, real *add,
-                                        double *dweight, double *dbias, Py_ssize_t C) noexcept nogil:
-    """One row: dx = add + rstd * (dnorm - mean(dnorm) - norm * mean(dnorm * norm)); adds to dweight and dbias."""
+                                        Py_ssize_t C) noexcept nogil:
+    """One row: dx = add + rstd * (dnorm - mean(dnorm) - norm * mean(dnorm * norm))."""
     cdef Py_ssize_t j
     cdef double shift = 0, stretch = 0
-    cdef real norm, dnorm, a, b
-    for j in range(C):
-        norm = (x[j] - mean) * rstd
-        dnorm = dy[j] * weight[j]
-        shift += dnorm
-        stretch += dnorm * norm
-        dweight[j] += dy[j] * norm
-    if dbias != NULL:
-        for j in range(C):
-            dbias[j] += dy[j]
+    cdef real norm, a, b
+    if real is float:
+        tg_norm_sums_float(dy, x, weight, C, mean, rstd, &shift, &stretch)
+    else:
+        tg_norm_sums_double(dy, x, weight, C, mean, rstd, &shift, &stretch)
     a = <real> (shift / C)
     b = <real> (stretch / C)
     if add != NULL:
@@ -57,6 +55,35 @@ cdef inline void normalize_row_backward(real *dy, real *x, real *weight, real me
         for j in range(C):
             norm = (x[j] - mean) * rstd
             dx[j] = rstd * (dy[j] * weight[j] - a - norm * b)
+
+
+cdef inline void add_weight_gradients(real *dy, real *x, real *mean, real *rstd, Py_ssize_t rows, double *dweight,
+                                      double *dbias, Py_ssize_t C) noexcept nogil:
+    """dweight += sum(dy * norm), dbias += sum(dy), over rows that are in the cache. Four rows are added up before the
+    tables in double precision are read and written."""
+    cdef Py_ssize_t row = 0, j
+    cdef real *g
+    cdef real *v
+    cdef real m0, m1, m2, m3, r0, r1, r2, r3
+    while row + 4 <= rows:
+        g, v = dy + row * C, x + row * C
+        m0, m1, m2, m3 = mean[row], mean[row + 1], mean[row + 2], mean[row + 3]
+        r0, r1, r2, r3 = rstd[row], rstd[row + 1], rstd[row + 2], rstd[row + 3]
+        for j in range(C):
+            dweight[j] += ((g[j] * ((v[j] - m0) * r0) + g[C + j] * ((v[C + j] - m1) * r1))
+                           + (g[2 * C + j] * ((v[2 * C + j] - m2) * r2) + g[3 * C + j] * ((v[3 * C + j] - m3) * r3)))
+        if dbias != NULL:
+            for j in range(C):
+                dbias[j] += (g[j] + g[C + j]) + (g[2 * C + j] + g[3 * C + j])
+        row += 4
+    while row < rows:
+        g, v = dy + row * C, x + row * C
+        for j in range(C):
+            dweight[j] += g[j] * ((v[j] - mean[row]) * rstd[row])
+        if dbias != NULL:
+            for j in range(C):
+                dbias[j] += g[j]
+        row += 1
 
 
 cdef void layer_norm_forward_rows(real *x, Task *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
@@ -91,12 +118,18 @@ cdef void layer_norm_backward_blocks(real *dy, Task *task, Py_ssize_t begin, Py_
     cdef real *dx = <real *> task.array[5]
     cdef double *dweight = <double *> task.array[6]
     cdef double *dbias = <double *> task.array[7]
-    cdef Py_ssize_t C = task.size[0], N = task.size[1], block, row, at
+    cdef Py_ssize_t C = task.size[0], N = task.size[1], block, part, first, row, stop
     for block in range(begin, end):
-        for row in range(block * BLOCK, min(N, (block + 1) * BLOCK)):
-            at = row * C
-            normalize_row_backward(dy + at, x + at, weight, mean[row], rstd[row], dx + at, <real *> NULL,
-                                   dweight + block * C, dbias + block * C if dbias != NULL else NULL, C)
+        for part in range(BLOCK // NEAR):
+            first = block * BLOCK + part * NEAR
+            stop = min(N, first + NEAR)
+            if first >= N:
+                break
+            for row in range(first, stop):
+                normalize_row_backward(dy + row * C, x + row * C, weight, mean[row], rstd[row], dx + row * C,
+                                       <real *> NULL, C)
+            add_weight_gradients(dy + first * C, x + first * C, mean + first, rstd + first, stop - first,
+                                 dweight + block * C, dbias + block * C if dbias != NULL else NULL, C)
 
 
 def add_blocks(table, dtype):

@@ -65,20 +65,26 @@ cdef void residual_layer_norm_backward_blocks(real *dy, Task *task, Py_ssize_t b
     cdef double *dweight = <double *> task.array[8]
     cdef double *dbias = <double *> task.array[9]
     cdef double *dx_bias = <double *> task.array[10]
-    cdef Py_ssize_t C = task.size[0], N = task.size[1], block, row, j, at
+    cdef Py_ssize_t C = task.size[0], N = task.size[1], block, part, first, row, stop, j, at
     cdef double p = task.scalar[0]
     for block in range(begin, end):
-        for row in range(block * BLOCK, min(N, (block + 1) * BLOCK)):
-            at = row * C
-            normalize_row_backward(dy + at, s + at, weight, mean[row], rstd[row], dresidual + at, ds + at,
-                                   dweight + block * C, dbias + block * C if dbias != NULL else NULL, C)
-            if p > 0:
-                dropout_mask(dx + at, C, <uint64_t> row, task, p)
-                for j in range(C):
-                    dx[at + j] *= dresidual[at + j]
-            if dx_bias != NULL:
-                for j in range(C):
-                    dx_bias[block * C + j] += dx[at + j]
+        for part in range(BLOCK // NEAR):
+            first = block * BLOCK + part * NEAR
+            stop = min(N, first + NEAR)
+            if first >= N:
+                break
+            for row in range(first, stop):
+                at = row * C
+                normalize_row_backward(dy + at, s + at, weight, mean[row], rstd[row], dresidual + at, ds + at, C)
+                if p > 0:
+                    dropout_mask(dx + at, C, <uint64_t> row, task, p)
+                    for j in range(C):
+                        dx[at + j] *= dresidual[at + j]
+                if dx_bias != NULL:
+                    for j in range(C):
+                        dx_bias[block * C + j] += dx[at + j]
+            add_weight_gradients(dy + first * C, s + first * C, mean + first, rstd + first, stop - first,
+                                 dweight + block * C, dbias + block * C if dbias != NULL else NULL, C)
 
 
 def residual_layer_norm_backward(dy, ds, s, weight, mean, rstd, double p, uint64_t seed, uint64_t stream,
