@@ -22,14 +22,20 @@ def gemmEx(*arguments: int) -> None:
     """`cublasGemmEx` on addresses: C (m, n) = alpha op(A) op(B) + beta C, all column by column, sums in float32."""
     given = dict(zip(GEMM_EX, arguments, strict=True))
     assert all(isinstance(value, int) for value in arguments)
-    assert (given["handle"], given["computeType"], given["algo"]) == (1, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT)
+    assert (given["handle"], given["computeType"]) == (1, CUBLAS_COMPUTE_32F)
+    multiply(given)
+
+
+def multiply(given: dict[str, int]) -> None:
+    """`gemmEx`, of any handle. The sums are those of the transposed product, row by row, which is NumPy's own way."""
+    assert given["algo"] == CUBLAS_GEMM_DEFAULT
     m, n, k = given["m"], given["n"], given["k"]
     alpha, beta = (float(memory_at(given[name], 0, 1)[0]) for name in ("alpha", "beta"))
     a = columns_at(given["A"], given["Atype"], given["lda"], (k, m) if given["transa"] else (m, k))
     b = columns_at(given["B"], given["Btype"], given["ldb"], (n, k) if given["transb"] else (k, n))
     c = columns_at(given["C"], given["Ctype"], given["ldc"], (m, n))
     a, b = (x.T if given[trans] else x for x, trans in ((a, "transa"), (b, "transb")))
-    product = alpha * (a.astype(np.float32) @ b.astype(np.float32))
+    product = alpha * (b.T.astype(np.float32, copy=False) @ a.T.astype(np.float32, copy=False)).T
     c[...] = product.astype(c.dtype) if beta == 0 else (product + beta * c.astype(np.float32)).astype(c.dtype)
 
 

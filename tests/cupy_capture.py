@@ -21,6 +21,7 @@ import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import cublas_standin
 import numpy as np
 
 
@@ -175,8 +176,6 @@ def add_to(cuda: Any) -> None:
 
 # cuBLAS -------------------------------------------------------------------------------------------
 
-TYPES = {0: np.float32, 1: np.float64, 2: np.float16}  # cudaDataType
-
 
 class Cublas:
     """A library that computes as cuBLAS's manual says, on addresses: matrices column by column."""
@@ -197,33 +196,13 @@ class Cublas:
         return 0
 
     def cublasGemmEx(self, handle: Any, *arguments: Any) -> int:
-        transa, transb, m, n, k, alpha, a, a_type, lda, b, b_type, ldb, beta, c, c_type, ldc, compute, algorithm = (
-            argument.value for argument in arguments
-        )
-        assert (handle.value, algorithm) == (77, -1)
+        given = dict(zip(cublas_standin.GEMM_EX, (handle.value, *(a.value for a in arguments)), strict=True))
+        assert given["handle"] == 77
+        assert given["computeType"] in (68, 77)  # float32; TF32
         assert self.stream == stack[-1].ptr
         assert self.workspace
-        assert compute in (68, 77)
-        factors = [ctypes.c_float.from_address(address).value for address in (alpha, beta)]  # read now, as cuBLAS does
-        left = matrix(a, a_type, lda, *((k, m) if transa else (m, k)))
-        right = matrix(b, b_type, ldb, *((n, k) if transb else (k, n)))
-        out = matrix(c, c_type, ldc, m, n)
-        self.calls.append((m, n, k))
-
-        def multiply() -> None:
-            x, y = (left.T if transa else left), (right.T if transb else right)
-            # The rows of the transposed product, as NumPy would make them: the same bits.
-            product = factors[0] * (y.T.astype(np.float32, copy=False) @ x.T.astype(np.float32, copy=False))
-            out.T[...] = product if factors[1] == 0 else product + factors[1] * out.T
-
-        written(multiply)
+        self.calls.append((given["m"], given["n"], given["k"]))
+        factors = [ctypes.c_float.from_buffer_copy(ctypes.string_at(given[name], 4)) for name in ("alpha", "beta")]
+        given["alpha"], given["beta"] = (ctypes.addressof(factor) for factor in factors)  # read now, as cuBLAS does
+        written(lambda kept=factors: cublas_standin.multiply(given))
         return 0
-
-
-def matrix(address: int, kind: int, step: int, rows: int, columns: int) -> np.ndarray:
-    """(rows, columns), whose columns lie `step` elements apart."""
-    dtype = np.dtype(TYPES[kind])
-    assert step >= rows
-    size = (step * (columns - 1) + rows) * dtype.itemsize
-    memory = np.frombuffer((ctypes.c_uint8 * size).from_address(address), np.uint8)
-    return np.ndarray((rows, columns), dtype, memory, 0, (dtype.itemsize, step * dtype.itemsize))

@@ -187,7 +187,7 @@ class Passes:
         self.kinds.clear()
         if self.mode == "on":
             raise UsageError(f"the step can't be a CUDA graph: {reason}: leave out --cuda-graphs on") from reason
-        self.say(f"CUDA graphs are not used, because {reason}; kernels are launched one by one, with the same results")
+        self.say(f"CUDA graphs are not used, because {reason}: kernels are launched one by one, which takes longer")
 
     def _without_graphs(self, reason: Exception, before: Any, inputs: Any, targets: Any, numbers: Any) -> Tensor:
         self._give_up(reason)
