@@ -33,6 +33,8 @@ cdef extern from "vmath.h" nogil:
     void tg_mask_double(double *mask, Py_ssize_t count, uint64_t row, uint32_t threshold, double kept, uint64_t seed,
                         uint64_t stream)
 
+    float tg_deviation_float(float x, double mean)
+    double tg_deviation_double(double x, double mean)
     double tg_sum_float(float *x, Py_ssize_t n)
     double tg_sum_double(double *x, Py_ssize_t n)
     double tg_square_deviations_float(float *x, Py_ssize_t n, double mean)

@@ -80,9 +80,17 @@ cdef void cross_entropy_inplace_rows(real *logits, Task *task, Py_ssize_t begin,
         logits[row * V + targets[row]] -= factor
 
 
-cdef bint out_of_range(targets, Py_ssize_t V, ignored) except -1:
+cdef bint out_of_range(targets, Py_ssize_t V, int64_t ignored) except -1:
     """True if some target is neither an id of the vocabulary nor the ignored one: no business of a fast body."""
-    return bool((((targets < 0) | (targets >= V)) & (targets != ignored)).any())
+    cdef Task task
+    cdef int64_t *target
+    cdef Py_ssize_t n = targets.size, i
+    cdef bint wrong = False
+    give(&task, (targets,))
+    target = <int64_t *> task.array[0]
+    for i in range(n):
+        wrong |= (target[i] < 0 or target[i] >= V) and target[i] != ignored
+    return wrong
 
 
 def cross_entropy_forward(logits, targets, int64_t ignore_index):

@@ -11,6 +11,13 @@ cdef enum:
     NEAR = 4  # rows that are still in the first cache when they are looked at again; divides BLOCK
 
 
+cdef inline real deviation(real x, double mean) noexcept nogil:
+    if real is float:
+        return tg_deviation_float(x, mean)
+    else:
+        return tg_deviation_double(x, mean)
+
+
 cdef inline void normalize_row(real *x, real *weight, real *bias, real *y, real *mean, real *rstd, Py_ssize_t C,
                                double eps) noexcept nogil:
     """One row: y = (x - mean) * rstd * weight + bias."""
@@ -24,13 +31,12 @@ cdef inline void normalize_row(real *x, real *weight, real *bias, real *y, real 
         exact_mean = tg_sum_double(x, C) / C
         squares = tg_square_deviations_double(x, C, exact_mean)
     r = <real> (1.0 / sqrt(squares / C + eps))
-    # x - mean in double precision: where the mean is large beside the deviations, a rounded mean would shift the row.
     if bias != NULL:
         for j in range(C):
-            y[j] = <real> (x[j] - exact_mean) * r * weight[j] + bias[j]
+            y[j] = deviation(x[j], exact_mean) * r * weight[j] + bias[j]
     else:
         for j in range(C):
-            y[j] = <real> (x[j] - exact_mean) * r * weight[j]
+            y[j] = deviation(x[j], exact_mean) * r * weight[j]
     mean[0] = <real> exact_mean
     rstd[0] = r
 

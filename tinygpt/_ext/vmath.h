@@ -223,15 +223,39 @@ static inline double tg_total(const tg_doubles *sum) {
     return total;
 }
 
+/* Vectors of half as many bytes, or as many, to doubles: for floats some compilers do by halves what is one instruction. */
+typedef float tg_some_float __attribute__((vector_size(TG_DOUBLES * sizeof(float)), aligned(4), may_alias));
+typedef double tg_some_double __attribute__((vector_size(TG_DOUBLES * sizeof(double)), aligned(8), may_alias));
+static inline tg_doubles tg_to_doubles_float(tg_some_float x) {
+#if defined(__AVX512F__)
+    return (tg_doubles)_mm512_cvtps_pd((__m256)x);
+#else
+    return __builtin_convertvector(x, tg_doubles);
+#endif
+}
+static inline tg_doubles tg_to_doubles_double(tg_some_double x) { return x; }
+
+/* x - mean, for a mean in double precision: where it is large beside the deviations, rounding it would shift the row. In
+ * float it is near + rest, and x - near is exact wherever that matters. The multiply-add keeps the compiler from adding the
+ * two up first; without one it is done in double precision. */
+static inline float tg_deviation_float(float x, double mean) {
+#ifdef __FMA__
+    const float near = (float)mean, rest = (float)(mean - near);
+    return __builtin_fmaf(-1.0f, rest, x - near);
+#else
+    return (float)(x - mean);
+#endif
+}
+static inline double tg_deviation_double(double x, double mean) { return x - mean; }
+
 #define TG_ROW_SUMS(type)                                                                                           \
-    typedef type tg_some_##type __attribute__((vector_size(TG_DOUBLES * sizeof(type)), aligned(sizeof(type)), may_alias)); \
     /* the sum of x */                                                                                              \
     static inline double tg_sum_##type(const type *x, ptrdiff_t n) {                                               \
         tg_doubles sum[TG_SUMS] = {{0}};                                                                           \
         ptrdiff_t j = 0;                                                                                           \
         for (; j + TG_SUMS * TG_DOUBLES <= n; j += TG_SUMS * TG_DOUBLES)                                           \
             for (int s = 0; s < TG_SUMS; s++)                                                                      \
-                sum[s] += __builtin_convertvector(*(const tg_some_##type *)(x + j + s * TG_DOUBLES), tg_doubles);  \
+                sum[s] += tg_to_doubles_##type(*(const tg_some_##type *)(x + j + s * TG_DOUBLES));                 \
         double rest = 0;                                                                                           \
         for (; j < n; j++) rest += x[j];                                                                           \
         return tg_total(sum) + rest;                                                                               \
@@ -242,8 +266,7 @@ static inline double tg_total(const tg_doubles *sum) {
         ptrdiff_t j = 0;                                                                                           \
         for (; j + TG_SUMS * TG_DOUBLES <= n; j += TG_SUMS * TG_DOUBLES)                                           \
             for (int s = 0; s < TG_SUMS; s++) {                                                                    \
-                const tg_doubles d =                                                                               \
-                    __builtin_convertvector(*(const tg_some_##type *)(x + j + s * TG_DOUBLES), tg_doubles) - mean; \
+                const tg_doubles d = tg_to_doubles_##type(*(const tg_some_##type *)(x + j + s * TG_DOUBLES)) - mean; \
                 sum[s] += d * d;                                                                                   \
             }                                                                                                      \
         double rest = 0;                                                                                           \
@@ -260,8 +283,8 @@ static inline double tg_total(const tg_doubles *sum) {
                 const ptrdiff_t at = j + s * TG_DOUBLES;                                                           \
                 const tg_some_##type norm = (*(const tg_some_##type *)(x + at) - mean) * rstd;                     \
                 const tg_some_##type dnorm = *(const tg_some_##type *)(dy + at) * *(const tg_some_##type *)(weight + at); \
-                sum[s] += __builtin_convertvector(dnorm, tg_doubles);                                              \
-                product[s] += __builtin_convertvector(dnorm * norm, tg_doubles);                                   \
+                sum[s] += tg_to_doubles_##type(dnorm);                                                             \
+                product[s] += tg_to_doubles_##type(dnorm * norm);                                                  \
             }                                                                                                      \
         *shift = tg_total(sum);                                                                                    \
         *stretch = tg_total(product);                                                                              \
