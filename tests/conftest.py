@@ -34,6 +34,12 @@ settings.register_profile(
 settings.load_profile("tinygpt")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--exhaustive", action="store_true", help="break the CUDA kernels in every place, not only in a sample of them"
+    )
+
+
 def pytest_configure() -> None:
     wanted, compiled = os.environ.get("TINYGPT_EXT"), get("numpy").extension() is not None
     if (wanted == "require" and not compiled) or (wanted == "off" and compiled):

@@ -5,6 +5,7 @@ Each check takes the device that the CUDA bodies run on.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 from unittest.mock import patch
@@ -170,10 +171,13 @@ def cache(device: Device, q: np.ndarray, keys: np.ndarray, values: np.ndarray, l
 
 
 def the_best_key_anywhere(device: Device) -> None:
-    """Scores so far apart that exp overflows unless the greatest, wherever it is, has been taken away."""
-    q, length = normal(1, 1, 32), np.array([256])
-    for place in (0, 1, 31, 32, 100, 127, 128, 130, 255):
-        keys, values = np.zeros((1, 1, 257, 32), np.float32), normal(1, 1, 257, 32)
+    """Scores so far apart that exp overflows unless the greatest, wherever it is, has been taken away.
+
+    Heads that move in packs, and others.
+    """
+    length = np.array([256])
+    for place, D in itertools.product((0, 1, 31, 32, 100, 127, 128, 130, 255), (31, 32)):
+        q, keys, values = normal(1, 1, D), np.zeros((1, 1, 257, D), np.float32), normal(1, 1, 257, D)
         keys[0, 0, place] = 100 * q[0, 0]
         assert np.allclose(cache(device, q, keys, values, length)[0], values[0, 0, place], rtol=1e-5, atol=1e-5)
 

@@ -132,7 +132,7 @@ class Program:
             len(boxes),
         )  # fmt: skip
         if problem:
-            raise KernelError(f"{name}: {problem.decode()}")
+            raise KernelError(f"{name}: {problem.decode(errors='replace')}")  # it may have overwritten the sentence
 
 
 def sizes3(size: Sequence[int]) -> list[int]:

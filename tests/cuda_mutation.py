@@ -1,11 +1,12 @@
 """Deliberately wrong CUDA kernels, made from the right ones, and whether the tests' cases notice.
 
-`mutants(source)` breaks one place of a .cu file, or of a header, at a time: a barrier is removed, a
-reduction begins or ends at the wrong width, a comparison is off by one, a loop stops one short, a statement is left
-out, a sign is lost, a factor is dropped.
+`mutants(source)` breaks one place of a .cu file, or of a header, at a time: a barrier is removed, a shuffle is, a
+reduction begins at the wrong width, a comparison is off by one, a loop stops one short, a statement is left out, a sign
+is lost, a factor is dropped. `sample(source, exempt)` has fewer: all barriers, shuffles and reductions, and for every
+function one of each other kind.
 
-Run as a program, `python cuda_mutation.py SOURCE` prints the numbers of the mutants that no case notices. It is a
-process of its own, without threads, because it forks one for each mutant: a mutant may well crash, or never end.
+Run as a program, `python cuda_mutation.py SOURCE NUMBER ...` prints those numbers of mutants that no case notices. It
+is a process of its own, without threads, because it forks one for each mutant: a mutant may well crash, or never end.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -67,10 +68,15 @@ CAUGHT = 77  # exit status
 SCHEDULES = ((0, "behind"), (1, "before"), (2, "behind"))  # and on which side of the arrays there is no memory
 
 
+ALWAYS = ("barrier", "shuffle", "reduction")  # what a sample has all of
+
+
 class Mutant(NamedTuple):
     change: str  # "file: what stood there  ->  what stands there now", and "#2" where that is done a second time
     text: str  # the whole source
     kernels: tuple[str, ...]  # the instances that differ from the right ones, or may
+    kind: str  # what was done
+    function: int  # the line of the whole source where the function, or what it is, begins
 
 
 # A statement on a line of its own, perhaps behind `for (...)`, `if (...)` or `else`.
@@ -86,26 +92,30 @@ TYPED = re.compile(
 )
 
 
-def replacements(line: str) -> Iterator[tuple[int, int, str]]:
-    """(from, to, what to put there) for the wrong versions of one line of code."""
+def replacements(line: str) -> Iterator[tuple[int, int, str, str]]:
+    """(from, to, what to put there, kind) for the wrong versions of one line of code."""
     code = line.partition("//")[0].rstrip()
     if not code.strip() or code.lstrip().startswith(("#", "template", "__global__", "typedef", "*")):
         return
     for found in re.finditer(r"__syncthreads\(\);", code):
-        yield found.start(), found.end(), ";"
+        yield found.start(), found.end(), ";", "barrier"
+    for found in re.finditer(r"__syncwarp\(\);", code):
+        yield found.start(), found.end(), ";", "barrier"
+    for found in re.finditer(r"__shfl_xor_sync\(\w+, (\w+), \w+\)", code):
+        yield found.start(), found.end(), found[1], "shuffle"
     for found in re.finditer(r"\b(WARP|SIDE) / 2\b", code):
-        yield found.start(), found.end(), f"{found[1]} / 4"
+        yield found.start(), found.end(), f"{found[1]} / 4", "reduction"
     for found in re.finditer(r"(?<=\w) (<=|>=|<|>) (?=[\w(])", code):
-        yield found.start(1), found.end(1), {"<": "<=", "<=": "<", ">": ">=", ">=": ">"}[found[1]]
+        yield found.start(1), found.end(1), {"<": "<=", "<=": "<", ">": ">=", ">=": ">"}[found[1]], "comparison"
     for found in re.finditer(r"; \w+ < ([^;]+);", code):
-        yield found.start(1), found.end(1), f"{found[1]} - 1"
+        yield found.start(1), found.end(1), f"{found[1]} - 1", "loop"
     statement = STATEMENT.match(code)
     if statement and not DECLARATION.match(statement[2]) and not TYPED.match(statement[2]):
-        yield statement.start(2), statement.end(2), ";"
+        yield statement.start(2), statement.end(2), ";", "statement"
     for found in re.finditer(r"(?<=[\w)\]]) ([+-]) (?=[\w(])", code):
-        yield found.start(1), found.end(1), "-" if found[1] == "+" else "+"
+        yield found.start(1), found.end(1), "-" if found[1] == "+" else "+", "sign"
     for found in re.finditer(r" \* (\([a-z]+\))?[\w.]+(\[[^\]]*\])*(?=[ ;),])", code):
-        yield found.start(), found.end(), ""
+        yield found.start(), found.end(), "", "factor"
 
 
 @functools.cache
@@ -115,22 +125,36 @@ def mutants(source: str) -> list[Mutant]:
     lines = cuda.source(file).split("\n")
     made: list[Mutant] = []
     seen: Counter[str] = Counter()
-    name, number = "", 0
+    name, number, begin = "", 0, 0
     for i, line in enumerate(lines):
         marker = re.fullmatch(r'#line (\d+) "(.*)"', line)
         if marker:
             name, number = marker[2], int(marker[1]) - 1
             continue
         number += 1
+        if re.match(r"template|__device__|struct", line):
+            begin = i
         if name == source:
-            for start, end, instead in replacements(line):
+            for start, end, instead, kind in replacements(line):
                 wrong = line[:start] + instead + line[end:]
                 change = f"{name}: {line.partition('//')[0].strip()}  ->  {wrong.partition('//')[0].strip()}"
                 seen[change] += 1
                 if seen[change] > 1:
                     change += f"  #{seen[change]}"
-                made.append(Mutant(change, "\n".join([*lines[:i], wrong, *lines[i + 1 :]]), concerned(file, lines, i)))
+                text = "\n".join([*lines[:i], wrong, *lines[i + 1 :]])
+                made.append(Mutant(change, text, concerned(file, lines, i), kind, begin))
     return made
+
+
+def sample(source: str, exempt: Collection[str]) -> list[int]:
+    """The numbers of fewer mutants, without the exempt changes."""
+    chosen, seen = [], set()
+    for i, mutant in enumerate(mutants(source)):
+        place = (mutant.function, mutant.kind)
+        if mutant.change not in exempt and (mutant.kind in ALWAYS or place not in seen):
+            seen.add(place)
+            chosen.append(i)
+    return chosen
 
 
 def concerned(file: str, lines: list[str], place: int) -> tuple[str, ...]:
@@ -158,17 +182,18 @@ class Case(NamedTuple):
     seconds: float  # that it takes the right ones
 
 
-def cases(file: str) -> list[Case]:
+def cases(file: str, thorough: bool) -> list[Case]:
     """For every kernel of a file the largest examples and a choice of others, and the checks; the quickest first."""
+    drawn, largest = (60, 8) if thorough else (30, 5)
     made = [timed(check) for check in CHECKS.get(file, ())]
     for row in ROWS:
         if row.name in KERNELS[file]:
-            examples = some_examples(row.examples, 60)
+            examples = some_examples(row.examples, drawn)
             if file == "attention":
                 examples = [tiles_of_attention("backward" in row.name, *sizes) for sizes in TILES] + examples[::3]
             found = [example for example in examples if takes_part(file, row, example)]
             found.sort(key=lambda example: -sum(min(a.size, 3000) for a in arrays_of(example)))
-            made += [timed(comparison(row, example)) for example in found[:8] + found[8::4]]
+            made += [timed(comparison(row, example)) for example in found[:largest] + found[largest::4]]
     return sorted(made, key=lambda case: case.seconds)
 
 
@@ -230,19 +255,19 @@ def ends_caught(file: str, program: Program, version: str, all_cases: list[Case]
     return status != 0
 
 
-def run(source: str) -> list[int]:
-    """The numbers of the mutants of a source that no case notices.
+def run(source: str, numbers: Sequence[int]) -> list[int]:
+    """Those of the mutants of a source, by number, that no case notices.
 
     At first only the instances for packs are broken, of attention those for small heads; most mutants do not survive
     that, and the others need not be compiled.
     """
     file = SOURCES[source]
-    all_cases = cases(file)
+    all_cases = cases(file, thorough=len(numbers) == len(mutants(source)))
     small = [e for e in instances(file) if re.search(r", 4, 32," if file == "attention" else r", 4>", e)]
     right = Program({"right": (cuda.source(file), instances(file))}, TRAPS)
     if ends_caught(file, right, "right", all_cases):
         raise AssertionError(f"{file}.cu fails as it is, with its arrays fenced in and its indices watched")
-    missed = list(range(len(mutants(source))))
+    missed = list(numbers)
     for chosen in (small, instances(file)):
         missed = [
             i
@@ -262,9 +287,9 @@ def missed_of(source: str, numbers: list[int], chosen: Sequence[str], all_cases:
     return [i for i in numbers if not ends_caught(SOURCES[source], program, f"v{i}", all_cases)]
 
 
-def survivors(source: str) -> list[str]:
-    """The changes that no case notices."""
-    command = [sys.executable, str(Path(__file__)), source]
+def survivors(source: str, numbers: Sequence[int]) -> list[str]:
+    """The changes that no case notices, of these mutants."""
+    command = [sys.executable, str(Path(__file__)), source, *map(str, numbers)]
     home = str(Path(tinygpt.__file__).parent.parent)  # the tinygpt under test, installed or not
     search = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
     environment = os.environ | {"PYTHONPATH": search, "OPENBLAS_NUM_THREADS": "1"}
@@ -274,4 +299,4 @@ def survivors(source: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(run(sys.argv[1])))
+    print(json.dumps(run(sys.argv[1], [int(number) for number in sys.argv[2:]])))

@@ -46,7 +46,7 @@ def same(first: list[np.ndarray], second: list[np.ndarray]) -> bool:
 
 
 @every_kernel
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_float32(row: KernelRow, data: Any) -> None:
     example = maybe_misaligned(data.draw(row.examples), data.draw(st.booleans()))
@@ -58,7 +58,7 @@ def test_float32(row: KernelRow, data: Any) -> None:
 
 
 @every_kernel
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(data=st.data())
 def test_float64(row: KernelRow, data: Any) -> None:
     example = maybe_misaligned(data.draw(row.examples), data.draw(st.booleans()))
@@ -67,7 +67,7 @@ def test_float64(row: KernelRow, data: Any) -> None:
 
 
 @every_kernel
-@settings(max_examples=10)
+@settings(max_examples=6)
 @given(data=st.data())
 def test_float16(row: KernelRow, data: Any) -> None:
     """Arrays of 16 bits, arithmetic in float32. (What is particular to bfloat16 is its conversion: see below.)"""
@@ -149,7 +149,7 @@ def nearest(real: str, values: np.ndarray) -> np.ndarray:
 
 
 @every_kernel
-@settings(max_examples=20)
+@settings(max_examples=10)
 @given(data=st.data())
 def test_nan_and_infinities_pass_as_in_the_reference(row: KernelRow, data: Any) -> None:
     example = data.draw(row.examples)
