@@ -63,7 +63,7 @@ def test_compiled_kernels_and_threads() -> None:
         assert module.__name__.rpartition(".")[2] in found["Compiled kernels"]
         assert found["Threads"].startswith(module.threads_report())
         assert "reference only: binary_cross_entropy_backward" in found["Kernels"]
-    assert "have a CUDA body; reference only: binary_cross_entropy_backward" in found["Kernels"]
+    assert "have a CUDA body; reference only: product_into" in found["Kernels"]  # on a GPU cuBLAS multiplies
 
 
 def test_without_the_extension(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,6 +109,16 @@ def test_a_gpu() -> None:
         found = facts(doctor.report())
     assert found["GPU"].startswith("CuPy stand-in on stand-in (compute capability 9.0, 17.2 GB); CUDA 13.0")
     assert found["GPU memory"] == "17.2 GB, 8.59 GB free"
+    assert found["16 bits"] == "--dtype bfloat16; --dtype float16"
+
+
+def test_a_gpu_without_bfloat16() -> None:
+    module = standin.make()
+    module.cuda = standin.make_cuda("75")
+    with standin.installed(module):
+        found = facts(doctor.report())
+    assert found["16 bits"].startswith("not in bfloat16: the GPU has no bfloat16: its compute capability is 7.5")
+    assert found["16 bits"].endswith("; --dtype float16")
 
 
 def test_a_cupy_without_a_gpu() -> None:
@@ -119,6 +129,7 @@ def test_a_cupy_without_a_gpu() -> None:
     assert found["CuPy"] == "installed"
     assert found["GPU"].startswith("can't be used: the backend 'cupy' finds no GPU on this machine")
     assert "GPU memory" not in found
+    assert "16 bits" not in found
 
 
 # Extras -------------------------------------------------------------------------------------------

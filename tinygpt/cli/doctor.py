@@ -20,6 +20,7 @@ from .. import __version__, backends
 from ..backends import cupy_setup
 from ..backends import numpy as numpy_backend
 from ..backends.cupy_setup import in_bytes, reason
+from ..backends.precision import SIXTEEN_BITS, activation_dtype
 from ..errors import UsageError
 
 ABOUT = """Report versions, kernels, threads, memory, GPU and optional packages, and what to install for the rest.
@@ -177,6 +178,24 @@ def _gpu_memory() -> str:
     return "" if memory is None else f"{in_bytes(memory.total)}, {in_bytes(memory.free)} free"
 
 
+def _sixteen_bits() -> str:
+    """In which types a model can be trained there, and why not in the others."""
+    if not _is_there("cupy"):
+        return ""
+    try:
+        backends.get("cupy")
+    except UsageError:  # the line of the GPU has said it
+        return ""
+    facts = []
+    for name in SIXTEEN_BITS:
+        try:
+            activation_dtype(name, "cupy")
+            facts.append(f"--dtype {name}")
+        except UsageError as error:
+            facts.append(f"not in {name}: {error}")
+    return "; ".join(facts)
+
+
 def _extra(extra: str) -> str:
     purpose, modules = EXTRAS[extra]
     missing = [module for module in modules if not _is_there(module)]
@@ -215,6 +234,7 @@ SECTIONS: dict[str, dict[str, Callable[[], str]]] = {
         "CuPy": _cupy,
         "GPU": _gpu,
         "GPU memory": _gpu_memory,
+        "16 bits": _sixteen_bits,
         "Kernels": _cuda_kernels,
     },
     "Optional extras": {extra: partial(_extra, extra) for extra in EXTRAS},
