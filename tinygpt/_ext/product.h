@@ -210,16 +210,33 @@ static inline __attribute__((always_inline)) void tg_multiply_block(const int ro
     }
 }
 
-/* A strip, copied or packed, times the panels of a part. */
+/* A strip of as many rows, `depth` long, that will be copied next. */
+struct tg_coming {
+    const float *rows; /* or NULL */
+    ptrdiff_t stride;
+};
+
+/* Ask for some rows of the coming strip: all have been asked for after `turns` turns. */
+static inline void tg_ask(struct tg_coming coming, ptrdiff_t depth, ptrdiff_t turn, ptrdiff_t turns) {
+    if (!coming.rows) return;
+    for (ptrdiff_t r = turn * PRODUCT_ROWS / turns; r < (turn + 1) * PRODUCT_ROWS / turns; r++)
+        for (ptrdiff_t k = 0; k < depth; k += 16) __builtin_prefetch(coming.rows + r * coming.stride + k, 0, 2);
+}
+
+/* A strip, copied or packed, times `panels` panels. */
 #define TG_STRIP(rows)                                                                                                 \
     case rows:                                                                                                         \
-        for (ptrdiff_t j = 0; j < columns; j += PRODUCT_COLUMNS, panel += tg_panel_size(depth))                       \
-            if (packed) tg_multiply_block(rows, depth, strip, 1, PRODUCT_STEP, panel, c + j, c_row, columns - j, add);          \
-            else tg_multiply_block(rows, depth, strip, PRODUCT_STRIDE, 1, panel, c + j, c_row, columns - j, add);               \
+        for (ptrdiff_t p = 0; p < panels; p++, panel += tg_panel_size(depth), c += PRODUCT_COLUMNS) {                  \
+            tg_ask(coming, depth, p, panels);                                                                          \
+            const ptrdiff_t left = columns - p * PRODUCT_COLUMNS;                                                      \
+            if (packed) tg_multiply_block(rows, depth, strip, 1, PRODUCT_STEP, panel, c, c_row, left, add);            \
+            else tg_multiply_block(rows, depth, strip, PRODUCT_STRIDE, 1, panel, c, c_row, left, add);                 \
+        }                                                                                                              \
         break;
 
 static void tg_strip(ptrdiff_t rows, ptrdiff_t depth, const float *strip, int packed, const float *panel, float *c,
-                     ptrdiff_t c_row, ptrdiff_t columns, int add) {
+                     ptrdiff_t c_row, ptrdiff_t columns, int add, struct tg_coming coming) {
+    const ptrdiff_t panels = tg_ceil_div(columns, PRODUCT_COLUMNS);
     switch (rows) {
         TG_STRIP(1) TG_STRIP(2) TG_STRIP(3) TG_STRIP(4) TG_STRIP(5) TG_STRIP(6) TG_STRIP(7)
         TG_STRIP(8) TG_STRIP(9) TG_STRIP(10) TG_STRIP(11) TG_STRIP(12) TG_STRIP(13) TG_STRIP(14)
@@ -232,10 +249,15 @@ static void tg_multiply(const struct tg_gemm *g, ptrdiff_t s, ptrdiff_t k0, cons
     const ptrdiff_t i = s * g->rows, rows = tg_least(g->rows, g->M - i), depth = tg_least(g->depth, g->K - k0);
     const ptrdiff_t j = part * g->part * PRODUCT_COLUMNS, columns = tg_least(g->N - j, g->part * PRODUCT_COLUMNS);
     float copy[PRODUCT_ROWS * PRODUCT_STRIDE] __attribute__((aligned(64)));
-    for (ptrdiff_t r = 0; !strip && r < rows; r++)
-        memcpy(copy + r * PRODUCT_STRIDE, g->a + (i + r) * g->a_row + k0, (size_t)depth * sizeof(float));
+    struct tg_coming coming = {NULL, g->a_row};
+    if (!strip) {
+        const float *row = g->a + i * g->a_row + k0;
+        for (ptrdiff_t r = 0; r < rows; r++)
+            memcpy(copy + r * PRODUCT_STRIDE, row + r * g->a_row, (size_t)depth * sizeof(float));
+        if (i + rows + PRODUCT_ROWS <= g->M) coming.rows = row + rows * g->a_row;
+    }
     tg_strip(rows, depth, strip ? strip : copy, strip != NULL, panels, g->c + i * g->c_row + j, g->c_row, columns,
-             g->add || k0 > 0);
+             g->add || k0 > 0, coming);
 }
 
 /* More rows than columns: B is packed for all ---------------------------------------------------------------- */
