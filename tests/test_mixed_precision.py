@@ -65,6 +65,21 @@ def test_only_16_bit_activations_change_parameters(name: str) -> None:
     ]
 
 
+@in_both
+@pytest.mark.parametrize("order", ["pee", "epe", "eep"])
+def test_gradients_of_two_dtypes_add_up_in_the_wider_one(name: str, order: str) -> None:
+    """A matrix is used in a product, whose gradient for it is in float32, and twice element by element, in 16 bits."""
+    rng = np.random.default_rng(0)
+    x, other = (Tensor(gpu(rng.standard_normal(shape), name)) for shape in ((5, 3), (3, 4)))
+    master = Tensor(gpu(rng.standard_normal((3, 4))), requires_grad=True)
+    weight = ops.cast(master, name)
+    uses = {"p": lambda: ops.linear(x, weight).sum(), "e": lambda: (weight * other).sum()}
+    first, second, third = (uses[use]() for use in order)
+    (first + second + third).backward()
+    exact = host(x.data).sum(axis=0)[:, None] + 2 * host(other.data)
+    assert np.abs(host(master.grad) - exact).max() <= 8 * EPS32 * np.abs(exact).max()
+
+
 # Products -------------------------------------------------------------------------------------------
 
 LAYOUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {

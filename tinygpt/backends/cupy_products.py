@@ -62,8 +62,8 @@ def operand(cupy: Any, x: Any) -> tuple[Any, int, int]:
 
 
 def row_step(x: Any) -> int:
-    """Elements from a row to the next; of a single row its length, since its stride may be anything."""
-    return x.shape[1] if x.shape[0] == 1 else max(x.strides[0] // x.itemsize, x.shape[1])
+    """Elements from a row to the next; at least a row's length, since of a single row the stride may be anything."""
+    return max(x.strides[0] // x.itemsize, x.shape[1])
 
 
 def type_number(cupy: Any, x: Any) -> int:
