@@ -190,7 +190,7 @@ class ndarray:
         not_while_capturing()
         return self.held.copy()
 
-    def set(self, array: np.ndarray) -> None:
+    def set(self, array: np.ndarray, stream: Any = None) -> None:
         not_while_capturing()
         self.held[...] = array
 

@@ -252,6 +252,21 @@ def test_without_memory_for_a_graph_all_goes_on(monkeypatch: pytest.MonkeyPatch)
     assert "memory does not suffice" in run.said[0]
 
 
+@pytest.mark.parametrize("batches", [1, 2])
+def test_a_batch_that_is_broken_off(gpu: Any, monkeypatch: pytest.MonkeyPatch, batches: int) -> None:
+    """It is done again, without graphs; but for one that has added to gradients already: that would add twice."""
+    run, expected = Run("auto"), Run("off")
+    failing = iter([0] * (15 * batches - 1) + [13] * 100)  # the last of the first step's products, and all after it
+    usual = gpu.cublasGemmEx
+    monkeypatch.setattr(gpu, "cublasGemmEx", lambda *arguments: next(failing) or usual(*arguments))
+    if batches == 1:
+        assert_same(run.step(0), expected.step(0))
+        assert "cublasGemmEx ended with status 13" in run.said[0]
+        return
+    with pytest.raises(UsageError, match="add --cuda-graphs off"):
+        run.step(0, batches=2)
+
+
 def test_no_cublas_to_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     with standin.installed(bodies=kernel_body), tg.use_backend("cupy"):

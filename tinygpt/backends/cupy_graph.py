@@ -106,7 +106,7 @@ class Graph:
     def replay(self, inputs: Sequence[np.ndarray], first_stream: int) -> None:
         """Once more, on CuPy's current stream, with these inputs and random streams counted from `first_stream`."""
         self.recorder.fill(inputs)
-        self.recorder.base.set(np.array([first_stream], np.uint64))
+        self.recorder.base.set(np.array([first_stream], np.uint64), self.recorder.cupy.cuda.get_current_stream())
         self.launches.launch()
 
 
@@ -146,7 +146,7 @@ class Recorder:
             self.all_places[kind] = [self.cupy.empty(shape, dtype) for shape, dtype in kind]
         self.hosts, self.places = list(inputs), self.all_places[kind]
         for place, array in zip(self.places, inputs, strict=True):
-            place.set(array)
+            place.set(array, self.cupy.cuda.get_current_stream())
 
     def on_device(self, array: np.ndarray, dtype: Any) -> Any:
         """The array on the GPU: an input's place, or a constant."""

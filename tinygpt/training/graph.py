@@ -108,13 +108,17 @@ class Passes:
             if self.recorder is None:
                 self.recorder = Recorder()
             self.recorder.fill((inputs, targets))
-            if kind.graph is not None:
-                return self._compared(kind, inputs, targets, numbers)
+        except Exception as error:  # whatever CUDA and its libraries raise: nothing has been done yet
+            self._give_up(error)
+            return self.work(inputs, targets, *numbers)
+        if kind.graph is not None:
+            return self._compared(kind, inputs, targets, numbers)
+        try:
             with self.recorder.warm_up():
                 loss = self.work(inputs, targets, *numbers)
-            kind.runs += 1
-        except CaptureError as error:
-            return self._without_graphs(error, before, inputs, targets, numbers)
+        except (CaptureError, MemoryError) as error:
+            return self._done_again(error, before, inputs, targets, numbers)
+        kind.runs += 1
         if kind.runs >= WARM_UP:
             try:
                 self._capture(kind, before, lambda: self.work(inputs, targets, *numbers))
@@ -158,7 +162,7 @@ class Passes:
         return Tensor(kind.loss.copy())  # the next replay writes to the same place
 
     def _compared(self, kind: Recorded, inputs: np.ndarray, targets: np.ndarray, numbers: tuple[Any, ...]) -> Tensor:
-        """A replay, and then the batch as usual. Raises CaptureError where they differ in a single bit."""
+        """A replay, and then the batch as usual. Where they differ in a single bit, there will be no graphs."""
         array_equal = backends.array_module(self.parameters[0].data).array_equal
         before = self._state()
         values = None if before[0][0] is None else [gradient.copy() for gradient in before[0]]
@@ -189,7 +193,10 @@ class Passes:
             raise UsageError(f"the step can't be a CUDA graph: {reason}: leave out --cuda-graphs on") from reason
         self.say(f"CUDA graphs are not used, because {reason}: kernels are launched one by one, which takes longer")
 
-    def _without_graphs(self, reason: Exception, before: Any, inputs: Any, targets: Any, numbers: Any) -> Tensor:
+    def _done_again(self, reason: Exception, before: Any, inputs: Any, targets: Any, numbers: Any) -> Tensor:
+        """The batch that was broken off, without graphs: possible as long as it had nothing to add its gradients to."""
+        if before[0][0] is not None:
+            raise UsageError(f"the step can't be a CUDA graph: {reason}: add --cuda-graphs off") from reason
         self._give_up(reason)
         self._restore(before)
         return self.work(inputs, targets, *numbers)
