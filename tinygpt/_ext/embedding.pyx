@@ -47,6 +47,29 @@ cdef bint ids_out_of_range(ids, Py_ssize_t V) except -1:
     return wrong
 
 
+cdef positions_by_id(ids, Py_ssize_t V):
+    """The positions 0 .. N - 1 in the order of their ids, equal ones as they come."""
+    cdef Task task
+    cdef int64_t *id
+    cdef int64_t *place
+    cdef int64_t *order
+    cdef Py_ssize_t N = ids.size, i
+    if V > 8 * N:
+        return numpy.argsort(ids, kind="stable").astype(numpy.int64, copy=False)
+    # Few ids: count them. place[v] is where the next position of id v goes.
+    places, found = numpy.zeros(V + 1, numpy.int64), numpy.empty(N, numpy.int64)
+    give(&task, (ids, places, found))
+    id, place, order = <int64_t *> task.array[0], <int64_t *> task.array[1], <int64_t *> task.array[2]
+    for i in range(N):
+        place[id[i] + 1] += 1
+    for i in range(V):
+        place[i + 1] += place[i]
+    for i in range(N):
+        order[place[id[i]]] = i
+        place[id[i]] += 1
+    return found
+
+
 def embedding_forward(weight, ids):
     """weight (V, C), ids (N,) -> y (N, C)."""
     cdef Task task
@@ -67,7 +90,7 @@ def embedding_backward(dy, ids, dweight):
     cdef Py_ssize_t N = dy.shape[0], C = dy.shape[1]
     if not dweight.flags.writeable or ids_out_of_range(ids, dweight.shape[0]):
         return NotImplemented
-    order = numpy.argsort(ids, kind="stable").astype(numpy.int64, copy=False)
+    order = positions_by_id(ids, dweight.shape[0])
     give(&task, (dy, ids, order, dweight))
     task.size[0], task.size[1] = C, N
     run(&task, <Rows> embedding_backward_columns[float], <Rows> embedding_backward_columns[double], dy, C,

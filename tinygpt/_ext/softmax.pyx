@@ -33,11 +33,9 @@ cdef void log_softmax_forward_rows(real *x, Task *task, Py_ssize_t begin, Py_ssi
         total = 0
         for j in range(C):
             total += vexp(x[row * C + j] - top)
-        # In double precision: the compiler may reassociate (x - top) - log(total), and in float32 top + log(total)
-        # would lose the logarithm's digits beside a large top.
-        lse = top + log(total)
+        lse = top + log(total)  # in float32 it would lose the logarithm's digits beside a large top
         for j in range(C):
-            y[row * C + j] = <real> (x[row * C + j] - lse)
+            y[row * C + j] = deviation(x[row * C + j], lse)
 
 
 cdef void softmax_backward_rows(real *dy, Task *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
