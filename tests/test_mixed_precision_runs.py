@@ -173,6 +173,14 @@ def test_a_gradient_that_is_infinite_costs_one_step(tmp_path: Path) -> None:
     assert [r["loss_scale"] for r in records] == [2.0**16] * 5 + [2.0**15] * 15
 
 
+def test_the_norm_that_clipping_sees_is_of_gradients_not_scaled(tmp_path: Path) -> None:
+    norms = []
+    for name in ("float32", "float16"):
+        make_trainer(tmp_path / name, steps=1, decay_steps=20, log_every=1, gradient_accumulation=2, dtype=name).run()
+        norms += [r["grad_norm"] for r in read_metrics(tmp_path / name / "metrics.jsonl") if "loss" in r]
+    assert norms[1] == pytest.approx(norms[0], rel=16 * EPS["float16"])
+
+
 def test_a_scale_too_large_comes_down_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loss_scale, "START", 2.0**40)
     trainer = make_trainer(tmp_path, dtype="float16", steps=40)
@@ -315,13 +323,15 @@ def test_after_the_run_the_model_is_one_in_float32(tmp_path: Path, name: str) ->
 
 @in_both
 def test_generation_and_scores_are_in_float32_inside_too(name: str) -> None:
-    made = model()
-    expected = made.generate(IDS[:, :3], max_new_tokens=4, temperature=0.8, seed=0), score(made, IDS[0]).loss
+    made, prompts = model(), IDS[:, :3]
+    options = {"max_new_tokens": 4, "temperature": 0.8, "seed": 0, "return_details": True}
+    expected, loss = made.generate(prompts, **options), score(made, IDS[0]).loss
     with made.compute_in(name):
-        found = made.generate(IDS[:, :3], max_new_tokens=4, temperature=0.8, seed=0), score(made, IDS[0]).loss
+        found = made.generate(prompts, **options)
+        assert score(made, IDS[0]).loss == loss
         assert made(IDS).dtype == DTYPES[name]
-    assert np.array_equal(found[0], expected[0])
-    assert found[1] == expected[1]
+    assert np.array_equal(found.sequences, expected.sequences)
+    assert np.array_equal(found.log_probs, expected.log_probs)
 
 
 @in_both
