@@ -19,7 +19,7 @@ HERE = Path(__file__).parent
 # name: (title, the script and its arguments, once for each list)
 PARTS: dict[str, tuple[str, list[list[str]]]] = {
     "step": ("A training step", [["train_step.py", "--compile", "--no-reference", "--rounds", "5"]]),
-    "ops": ("Each operation", [["ops.py", "--rounds", "5"]]),
+    "ops": ("Each operation", [["ops.py", "--rounds", "3"]]),
     "profile": (
         "Where a step's time goes",
         [["profile_step.py", "--preset", name, "--steps", "5"] for name in ("tiny", "baby", "baby-dropout", "gpt2")],
