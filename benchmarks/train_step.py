@@ -72,13 +72,17 @@ def tinygpt_step(config: GPTConfig) -> Any:
 
 
 def resident_peak() -> float:
-    """The most memory this process has held, in MB."""
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most / 2**20 if sys.platform == "darwin" else most / 2**10
+    """The most memory this process has held, in MB. Not getrusage's on Linux: that begins with the parent's peak."""
+    try:
+        with open("/proc/self/status", encoding="ascii") as file:
+            return next(int(line.split()[1]) for line in file if line.startswith("VmHWM")) / 2**10
+    except (OSError, StopIteration):
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return most / 2**20 if sys.platform == "darwin" else most / 2**10
 
 
 def resident() -> float:
-    """The memory this process holds now, in MB. Its peak may be its parent's: Linux hands that on to a new program."""
+    """The memory this process holds now, in MB."""
     try:
         with open("/proc/self/statm", encoding="ascii") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20

@@ -338,10 +338,10 @@ static ptrdiff_t tg_half_second_cache(void) {
 }
 
 /* How many of `count` strips or panels to take at a time, when all are taken `times` times: at most `most`, and so that all
- * threads get equally many, in two rounds or more. */
-static ptrdiff_t tg_fair_share(ptrdiff_t count, ptrdiff_t most, ptrdiff_t times, ptrdiff_t threads) {
+ * threads get equally many, in so many rounds at least. */
+static ptrdiff_t tg_fair_share(ptrdiff_t count, ptrdiff_t most, ptrdiff_t times, ptrdiff_t threads, ptrdiff_t least) {
     ptrdiff_t rounds = tg_ceil_div(count * times, most * threads);
-    if (rounds < 2) rounds = 2;
+    if (rounds < least) rounds = least;
     return tg_ceil_div(count, tg_ceil_div(rounds * threads, times));
 }
 
@@ -361,7 +361,7 @@ static int tg_gemm_run(struct tg_gemm *g) {
         if (!g->packed) return -1;
         g->part = tg_ceil_div(g->panels, tg_ceil_div(g->panels, fit > 1 ? fit : 1));
         const ptrdiff_t parts = tg_ceil_div(g->panels, g->part);
-        g->band = tg_fair_share(g->strips, PRODUCT_BAND, parts, threads);
+        g->band = tg_fair_share(g->strips, PRODUCT_BAND, parts, threads, 2);
         g->bands = tg_ceil_div(g->strips, g->band);
         tg_parallel_for(tg_share_panels, g, pieces * tg_ceil_div(g->panels, PRODUCT_PART), 1);
         tg_parallel_for(tg_bands, g, g->bands * parts, 1);
@@ -371,7 +371,9 @@ static int tg_gemm_run(struct tg_gemm *g) {
             if (!g->packed) return -1;
             tg_parallel_for(tg_share_strips, g, tg_ceil_div(g->K, PRODUCT_SLICE), 1);
         }
-        g->part = tg_fair_share(g->panels, fit > PRODUCT_PART ? PRODUCT_PART : fit > 1 ? fit : 1, 1, threads);
+        /* Rows are copied anew for every part: then parts are as wide as the cache allows. */
+        const ptrdiff_t most = fit < 1 ? 1 : g->packed ? tg_least(fit, PRODUCT_PART) : fit;
+        g->part = tg_fair_share(g->panels, most, 1, threads, g->packed ? 2 : 1);
         tg_parallel_for(tg_panel_parts, g, tg_ceil_div(g->panels, g->part), 1);
     }
     free(g->packed);
