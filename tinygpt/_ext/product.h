@@ -11,8 +11,8 @@
  * of PRODUCT_DEPTH, and C is added to for each. What is shared out to the threads depends on the shape:
  *
  *   more rows than columns   B is packed once for all; a thread takes a band of strips at a time and packs those
- *   more columns than rows   A is packed once for all (its rows not: they are copied quickly), and a thread takes a part
- *                            of the panels at a time and packs those
+ *   more columns than rows,  A is packed once for all (its rows not: they are copied quickly), and a thread takes a part
+ *   or a very large B        of the panels at a time and packs those
  *
  * so that the larger operand is packed by the thread that uses it, into its own cache. C is written along its rows, which
  * the processor foresees; down its columns, 14 far-apart lines at a time, it lost a sixth of the time.
@@ -49,6 +49,7 @@ enum {
     PRODUCT_BAND = 16,                   /* strips, at most, that are packed together */
     PRODUCT_PART = 8,                    /* panels, at most, that are packed together */
     PRODUCT_SLICE = 64,                  /* of k, when all of A is packed */
+    PRODUCT_SHARED = 1 << 23,            /* numbers of B, at most, that are packed for all: no cache holds more */
     /* How far ahead, in steps of k, lines are asked for: rows to pack, a packed strip (3rd cache), a panel (2nd). */
     AHEAD_ROWS = 8,
     AHEAD_STRIP = 32,
@@ -356,7 +357,7 @@ static int tg_gemm_run(struct tg_gemm *g) {
     g->failed = 0;
     const ptrdiff_t pieces = tg_ceil_div(g->K, g->depth), panel = tg_panel_size(g->depth);
     const ptrdiff_t fit = tg_half_second_cache() / (panel * (ptrdiff_t)sizeof(float)); /* panels in half the cache */
-    if (g->M >= g->N) {
+    if (g->M >= g->N && g->N * g->K <= PRODUCT_SHARED) {
         g->packed = tg_memory_float(pieces * g->panels * panel);
         if (!g->packed) return -1;
         g->part = tg_ceil_div(g->panels, tg_ceil_div(g->panels, fit > 1 ? fit : 1));

@@ -43,7 +43,7 @@ from ._arguments import as_scalar, require_same_dtype
 from .cross_entropy import check_targets, cross_entropy_composed, cross_entropy_forward, cross_entropy_inplace
 
 # How many bytes of logits exist at once. Each block reads weight twice and adds to dweight once, so few rows are slow:
-# on two cores GPT-2's products with weight run at 275 GFLOP/s in blocks of 64 MB (256 rows), at 315 in blocks of 128 MB.
+# on two cores GPT-2's products with weight run at 275 GFLOP/s in blocks of 64 MB (256 rows), at 315 in those of 128 MB.
 BLOCK_BYTES = 128 * 2**20
 
 
