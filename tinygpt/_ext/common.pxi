@@ -159,3 +159,16 @@ cdef inline Py_ssize_t grain_of(Py_ssize_t n, Py_ssize_t row_bytes) noexcept nog
     cdef Py_ssize_t least = ALONE // (row_bytes if row_bytes > 0 else 1) + 1
     cdef Py_ssize_t share = n // 64 + 1
     return share if share > least else least
+
+
+cdef bint out_of_range(ids, Py_ssize_t V, int64_t ignored=0) except -1:
+    """True if some id is neither one of 0 .. V - 1 nor the ignored one: no business of a fast body."""
+    cdef Task task
+    cdef int64_t *id
+    cdef Py_ssize_t n = ids.size, i
+    cdef bint wrong = False
+    give(&task, (ids,))
+    id = <int64_t *> task.array[0]
+    for i in range(n):
+        wrong |= (id[i] < 0 or id[i] >= V) and id[i] != ignored
+    return wrong

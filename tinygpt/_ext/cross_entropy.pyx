@@ -80,19 +80,6 @@ cdef void cross_entropy_inplace_rows(real *logits, Task *task, Py_ssize_t begin,
         logits[row * V + targets[row]] -= factor
 
 
-cdef bint out_of_range(targets, Py_ssize_t V, int64_t ignored) except -1:
-    """True if some target is neither an id of the vocabulary nor the ignored one: no business of a fast body."""
-    cdef Task task
-    cdef int64_t *target
-    cdef Py_ssize_t n = targets.size, i
-    cdef bint wrong = False
-    give(&task, (targets,))
-    target = <int64_t *> task.array[0]
-    for i in range(n):
-        wrong |= (target[i] < 0 or target[i] >= V) and target[i] != ignored
-    return wrong
-
-
 def cross_entropy_forward(logits, targets, int64_t ignore_index):
     """logits (N, V), targets (N,) -> losses (N,), 0 where ignored; lse (N,)."""
     cdef Task task

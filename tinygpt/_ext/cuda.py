@@ -30,6 +30,7 @@ ACCUMULATORS = {"float": "float", "double": "double", "float16": "float", "bfloa
 ARCHITECTURES = ("sm_75", "sm_80", "sm_90")  # the oldest that is supported, and those tuned for; newer ones run as well
 WARP = 32
 MOST_THREADS = 512  # as in common.cuh
+ELEMENTWISE_THREADS = 256
 MOST_BLOCKS = 65535  # of a grid along its second and third axis
 MOST_SHARED = 48 * 1024  # bytes of shared memory that a block may have on every GPU without asking
 
@@ -153,6 +154,23 @@ def row_threads(C: int, width: int) -> int:
 
 def ceil_div(a: int, b: int) -> int:
     return -(-a // b)
+
+
+def elementwise(device: Device, file: str, kernel: str, *inputs: Any) -> Any:
+    """The result of a kernel that computes each element of its result from the same element of its inputs.
+
+    kernel: as in the file's EXPRESSIONS, with places for {real} and {width}.
+    """
+    x = inputs[0]
+    if any(array.dtype != x.dtype or array.shape != x.shape for array in inputs):
+        return NotImplemented
+    result = device.empty(x.shape, x.dtype)
+    width = pack_width(device, 0, *inputs, result)  # rows do not matter
+    blocks = ceil_div(ceil_div(x.size, width), ELEMENTWISE_THREADS)
+    name = kernel.format(real=real_of(x), width=width)
+    arguments = (*inputs, result, np.int64(x.size))
+    device.launch(file, name, real_of(x), (blocks,), (ELEMENTWISE_THREADS,), arguments, 0)
+    return result
 
 
 def kernel_arguments(arguments: Sequence[Any]) -> list[Any]:

@@ -34,19 +34,6 @@ cdef void embedding_backward_columns(real *dy, Task *task, Py_ssize_t begin, Py_
             memset(sums, 0, sizeof(sums))
 
 
-cdef bint ids_out_of_range(ids, Py_ssize_t V) except -1:
-    """True if some id is none of the table's: no business of a fast body."""
-    cdef Task task
-    cdef int64_t *id
-    cdef Py_ssize_t n = ids.size, i
-    cdef bint wrong = False
-    give(&task, (ids,))
-    id = <int64_t *> task.array[0]
-    for i in range(n):
-        wrong |= id[i] < 0 or id[i] >= V
-    return wrong
-
-
 cdef positions_by_id(ids, Py_ssize_t V):
     """The positions 0 .. N - 1 in the order of their ids, equal ones as they come."""
     cdef Task task
@@ -74,7 +61,7 @@ def embedding_forward(weight, ids):
     """weight (V, C), ids (N,) -> y (N, C)."""
     cdef Task task
     cdef Py_ssize_t N = ids.shape[0], C = weight.shape[1]
-    if ids_out_of_range(ids, weight.shape[0]):
+    if out_of_range(ids, weight.shape[0]):
         return NotImplemented
     y = numpy.empty((N, C), weight.dtype)
     give(&task, (weight, ids, y))
@@ -88,7 +75,7 @@ def embedding_backward(dy, ids, dweight):
     """dy (N, C), ids (N,): adds to each row of dweight (V, C) the sum of the rows of dy that its id received."""
     cdef Task task
     cdef Py_ssize_t N = dy.shape[0], C = dy.shape[1]
-    if not dweight.flags.writeable or ids_out_of_range(ids, dweight.shape[0]):
+    if not dweight.flags.writeable or out_of_range(ids, dweight.shape[0]):
         return NotImplemented
     order = positions_by_id(ids, dweight.shape[0])
     give(&task, (dy, ids, order, dweight))

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
-from .cuda import WARP, Device, accumulator_dtype, ceil_div, launcher, pack_width, real_of
+from .cuda import WARP, Device, accumulator_dtype, elementwise, launcher, pack_width, real_of
 from .linear_cuda import ROWS, add_up, tiles
 
 EXPRESSIONS = (
@@ -17,42 +15,30 @@ EXPRESSIONS = (
     "bias_gelu_forward<{real}, {width}>",
     "bias_gelu_backward<{real}, {width}>",
 )
-THREADS = 256
-
-
-def elementwise(device: Device, kernel: str, form: str, *inputs: Any) -> Any:
-    """The result of a kernel that computes each element of its result from the same element of its inputs."""
-    x = inputs[0]
-    result = device.empty(x.shape, x.dtype)
-    width = pack_width(device, 0, *inputs, result)  # rows do not matter
-    blocks = ceil_div(ceil_div(x.size, width), THREADS)
-    name, real = f"{kernel}<{form}, {real_of(x)}, {width}>", real_of(x)
-    device.launch("gelu", name, real, (blocks,), (THREADS,), (*inputs, result, np.int64(x.size)), 0)
-    return result
 
 
 @launcher
 def gelu_forward(device: Device, x: Any) -> Any:
     """x of any shape -> y of that shape, tanh form."""
-    return elementwise(device, "gelu_forward", "Tanh", x)
+    return elementwise(device, "gelu", "gelu_forward<Tanh, {real}, {width}>", x)
 
 
 @launcher
 def gelu_backward(device: Device, dy: Any, x: Any, out: Any = None) -> Any:
     """dy, x of one shape -> dx, tanh form."""
-    return elementwise(device, "gelu_backward", "Tanh", dy, x)
+    return elementwise(device, "gelu", "gelu_backward<Tanh, {real}, {width}>", dy, x)
 
 
 @launcher
 def gelu_erf_forward(device: Device, x: Any) -> Any:
     """x of any shape -> y of that shape, erf form."""
-    return elementwise(device, "gelu_forward", "Erf", x)
+    return elementwise(device, "gelu", "gelu_forward<Erf, {real}, {width}>", x)
 
 
 @launcher
 def gelu_erf_backward(device: Device, dy: Any, x: Any, out: Any = None) -> Any:
     """dy, x of one shape -> dx, erf form."""
-    return elementwise(device, "gelu_backward", "Erf", dy, x)
+    return elementwise(device, "gelu", "gelu_backward<Erf, {real}, {width}>", dy, x)
 
 
 @launcher

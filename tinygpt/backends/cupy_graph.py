@@ -53,7 +53,7 @@ class Cublas:
     CUBLAS_COMPUTE_32F, CUBLAS_COMPUTE_32F_FAST_TF32, CUBLAS_GEMM_DEFAULT = 68, 77, -1
 
     def __init__(self, cupy: Any, stream: Any) -> None:
-        self.library = load_cublas(cupy)
+        self.cublas = load_cublas(cupy)
         handle = ctypes.c_void_p()
         self.call("cublasCreate_v2", ctypes.byref(handle))
         self.handle = handle.value
@@ -65,7 +65,7 @@ class Cublas:
         )  # fmt: skip
 
     def call(self, name: str, *arguments: Any) -> None:
-        status = getattr(self.library, name)(*arguments)
+        status = getattr(self.cublas, name)(*arguments)
         if status != 0:
             raise CaptureError(f"cuBLAS's {name} ended with status {status}")
 

@@ -139,7 +139,7 @@ class _Hub:
             raise missing_extra(
                 "huggingface_hub", "hub", f"there is no folder {name} and no such model in the cache; fetching {name!r}"
             ) from error
-        self.library, self.errors, self.name, self.revision = huggingface_hub, errors, name, revision
+        self.hub, self.errors, self.name, self.revision = huggingface_hub, errors, name, revision
 
     def get(self, file: str) -> Path:
         """The file in the cache, fetched if need be."""
@@ -152,7 +152,7 @@ class _Hub:
         """As `get`; None where the model has no such file."""
         errors, what = self.errors, f"cannot fetch {file} of the model {self.name!r}"
         try:
-            return Path(self.library.hf_hub_download(self.name, file, revision=self.revision))
+            return Path(self.hub.hf_hub_download(self.name, file, revision=self.revision))
         except errors.LocalEntryNotFoundError as error:  # a kind of EntryNotFoundError: so it comes before
             raise UsageError(f"{what}: the hub can't be reached, and the file is not in the cache") from error
         except errors.EntryNotFoundError:

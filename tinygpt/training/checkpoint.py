@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -164,3 +165,28 @@ def read_checkpoint(path: Path) -> Checkpoint:
     model = {name.removeprefix("model."): a for name, a in arrays.items() if name.startswith("model.")}
     optimizer = {name.removeprefix("optimizer."): a for name, a in arrays.items() if name.startswith("optimizer.")}
     return Checkpoint(model, optimizer, state)
+
+
+def fingerprint(tokens: np.ndarray) -> str:
+    """Tells one text from another: SHA-256 of the length and of up to 64 stretches spread over the tokens.
+
+    Up to 64 million tokens that is all of them; a larger file is not read whole at every start.
+    """
+    digest = hashlib.sha256(str(len(tokens)).encode())
+    stretch = 1 << 20
+    for begin in range(0, len(tokens), max(stretch, -(-len(tokens) // 64))):
+        digest.update(tokens[begin : begin + stretch].astype("<u4").tobytes())
+    return digest.hexdigest()
+
+
+def require_same(
+    where: str, stored: Mapping[str, Any], given: Mapping[str, Any], but: frozenset[str] = frozenset()
+) -> None:
+    """Refuse settings that differ from the checkpoint's, naming each."""
+    differences = [
+        f"{name} is {stored.get(name)!r} there and {value!r} here"
+        for name, value in given.items()
+        if name not in but and stored.get(name) != value
+    ]
+    if differences:
+        raise CheckpointError(f"{where} is of another configuration: {', '.join(differences)}")

@@ -20,10 +20,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +37,7 @@ from ..function import NonFiniteError, detect_anomaly
 from ..gpt import GPT
 from ..optim import AdamW, clip_coefficient, grad_norm, schedules
 from ..tensor import Tensor
-from .checkpoint import Checkpoint, CheckpointFolder
+from .checkpoint import Checkpoint, CheckpointFolder, fingerprint, require_same
 from .config import CHANGEABLE, TrainingConfig
 from .evaluation import Batches, FixedPart, mean_loss
 from .graph import Passes
@@ -378,28 +377,3 @@ class Trainer:
                 f"cannot write to the folder {self.folder}: {error.strerror or error}; {kept}: make room there, or "
                 "allow writing, and go on with --resume"
             ) from error
-
-
-def fingerprint(tokens: np.ndarray) -> str:
-    """Tells one text from another: SHA-256 of the length and of up to 64 stretches spread over the tokens.
-
-    Up to 64 million tokens that is all of them; a larger file is not read whole at every start.
-    """
-    digest = hashlib.sha256(str(len(tokens)).encode())
-    stretch = 1 << 20
-    for begin in range(0, len(tokens), max(stretch, -(-len(tokens) // 64))):
-        digest.update(tokens[begin : begin + stretch].astype("<u4").tobytes())
-    return digest.hexdigest()
-
-
-def require_same(
-    where: str, stored: Mapping[str, Any], given: Mapping[str, Any], but: frozenset[str] = frozenset()
-) -> None:
-    """Refuse settings that differ from the checkpoint's, naming each."""
-    differences = [
-        f"{name} is {stored.get(name)!r} there and {value!r} here"
-        for name, value in given.items()
-        if name not in but and stored.get(name) != value
-    ]
-    if differences:
-        raise CheckpointError(f"{where} is of another configuration: {', '.join(differences)}")

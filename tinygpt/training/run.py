@@ -36,9 +36,9 @@ from ..gpt import GPT, GPTConfig
 from ..tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer
 from ..tokenizers.bpe_files import FILES as TOKENIZER_FILES
 from ..tokenizers.pieces import recut
-from .checkpoint import Checkpoint, CheckpointFolder
+from .checkpoint import Checkpoint, CheckpointFolder, require_same
 from .config import CHANGEABLE, PRESETS, TrainingConfig
-from .loop import METRICS, PICTURE, require_same
+from .loop import METRICS, PICTURE
 from .options import add_options, given_options
 
 TEXT, TOKENS = "text.json", "tokens.npy"
