@@ -28,6 +28,14 @@ def fma_peak() -> float | None:
     return None if module is None else module.fma_peak()
 
 
+def block_rate() -> tuple[float, float] | None:
+    """FLOP/s of the matrix product's inner block alone, from the caches, on all threads for 0.3 s: the most that a
+    product can reach; and of the peak's loop straight after it. Both are less than the peak, for the processor's clock
+    falls while it loads and multiplies at once. None where the products are the BLAS library's."""
+    module = get("numpy").extension()
+    return None if module is None else module.block_rate()
+
+
 def matmul_rate(n: int = 1536, trials: int = 7) -> float:
     """The best rate of a square float32 product through NumPy's BLAS, in FLOP/s."""
     a = np.ones((n, n), np.float32)

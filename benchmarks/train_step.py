@@ -7,8 +7,9 @@ each, so that a machine that slows down slows all; the figures are medians over 
 clipping to norm 1 and AdamW. `torch` is PyTorch as it comes, `torch-fused` has AdamW(fused=True), `torch-compile` (with
 --compile) that and torch.compile. The first losses of all contenders must agree to 1e-4, else nothing is printed.
 
-Model FLOPs are 6 N + 12 L C T a token; the peak is multiply-adds on registers, measured in this run. Memory is the peak
-of the whole process less what it had after its imports.
+Model FLOPs are 6 N + 12 L C T a token; the peak is multiply-adds on registers, measured in this run; "the block" is the
+inner loop of our matrix product with its operands in the caches, which no product can exceed: under it the processor's
+clock is lower than under the peak's. Memory is the peak of the whole process less what it had after its imports.
 """
 
 from __future__ import annotations
@@ -193,7 +194,9 @@ def report(preset: str, contenders: list[Contender], peak: float | None) -> list
 
 
 def products(preset: str, rounds: int = 3) -> dict[str, float]:
-    """Seconds that the matrix products of a step take us and PyTorch, measured in turn, and their "flops"."""
+    """Seconds that the matrix products of a step take us and PyTorch, measured in turn, their "flops", and the rate of
+    the "block", 0 where the products are not ours."""
+    import machine
     import ops
 
     contenders = {name: ops.Contender(name) for name in ("ours", "torch")}
@@ -201,6 +204,7 @@ def products(preset: str, rounds: int = 3) -> dict[str, float]:
     totals = ops.products_of_a_step(preset.removesuffix("-dropout"), layers, contenders, rounds)
     for contender in contenders.values():
         contender.stop()
+    totals["block"] = statistics.median((machine.block_rate() or (0.0, 0.0))[0] for _ in range(3))
     return totals
 
 
@@ -216,11 +220,14 @@ def verdicts(preset: str, contenders: list[Contender], peak: float, bound: dict[
         f"the linear layers' matrix products alone take {mine / step:.0%} of the step at {flops / mine / 1e9:.0f} "
         f"GFLOP/s ({flops / mine / peak:.0%} of the peak; PyTorch's {flops / theirs / 1e9:.0f} GFLOP/s)"
     )
-    most = rival / mine
+    most, at_block = rival / mine, ""
+    if bound["block"]:
+        rates += f"; the block alone runs at {bound['block'] / 1e9:.0f} ({bound['block'] / peak:.0%} of the peak)"
+        at_block = f", were all operations at the block's rate {rival * bound['block'] / step_flops(preset):.2f}"
     return [
         verdict(ratio >= aim_ratio, f"{preset}: {ratio:.2f} times {fastest.name}, the faster", f"{aim_ratio}",
                 f"{rates}; were all else free, {most:.2f} times would be the most, with PyTorch's products "
-                f"{rival / theirs:.2f}"),
+                f"{rival / theirs:.2f}{at_block}"),
         verdict(share >= aim_share, f"{preset}: {share:.0%} of the multiply-add peak", f"{aim_share:.0%}",
                 f"{rates}; were all else free, {share * step / mine:.0%} would be the most"),
         verdict(memory <= aim_memory, f"{preset}: {memory:.2f} of PyTorch's memory", f"{aim_memory}",
@@ -257,6 +264,9 @@ def main() -> None:
     if peak:
         product = machine.matmul_rate()
         print(f"float32 multiply-add peak {peak / 1e9:.0f} GFLOP/s, NumPy product {product / 1e9:.0f} GFLOP/s")
+        if block := machine.block_rate():
+            print(f"the block of our product {block[0] / 1e9:.0f} GFLOP/s, the peak's loop straight after it "
+                  f"{block[1] / 1e9:.0f}: the clock falls under the block")  # fmt: skip
     print("\n| preset | who | ms/step | tokens/s | GFLOP/s | of peak | memory MB | time, ours = 1 | memory, ours = 1 |")
     print("|---|---|---|---|---|---|---|---|---|")
     said: list[str] = []

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -102,6 +103,37 @@ def test_the_file_opens_with_the_targets(tmp_path: Path, monkeypatch: pytest.Mon
     assert text.count("1 of 2 targets are met.\n\n- not met: two; because\n- met: one\n") == 2
     assert text.count("# Run of") == 2
     assert text.count("a table") == 2
+
+
+def test_what_a_target_misses_is_bounded() -> None:
+    """A step of 2 s against PyTorch's 1.5 s, whose products take 1 s at half the peak."""
+    module = script("train_step")
+    flops = module.step_flops("tiny")
+
+    def contender(name: str, seconds: float, memory: float) -> Any:
+        made = module.Contender.__new__(module.Contender)
+        made.name, made.times, made.memory = name, [seconds], memory
+        return made
+
+    contenders = [contender("tinygpt", 2, 10), contender("torch", 3, 20), contender("torch-fused", 1.5, 30)]
+    bound = {"ours": 1.0, "torch": 0.5, "flops": 0.5 * flops, "block": 0.75 * flops}
+    ratio, share, memory = module.verdicts("tiny", contenders, flops, bound)
+    assert ratio.startswith("- not met: tiny: 0.75 times torch-fused")
+    assert "take 50% of the step" in ratio
+    assert "(75% of the peak); were all else free, 1.50 times" in ratio
+    assert "with PyTorch's products 3.00, were all operations at the block's rate 1.12" in ratio
+    assert "50% of the multiply-add peak" in share
+    assert "were all else free, 100% would be the most" in share
+    assert memory.startswith("- not met: tiny: 0.50 of PyTorch's memory")
+
+
+@needs_extension
+def test_the_machine_s_limits_are_ordered() -> None:
+    machine = script("machine")
+    rates = machine.block_rate()
+    if rates is None:
+        pytest.skip("matrix products are the BLAS library's here")
+    assert 0 < rates[0] < 1.2 * machine.fma_peak()  # a neighbour on the machine may slow either
 
 
 @needs_extension

@@ -3,6 +3,7 @@
 #define TINYGPT_PEAK_H
 
 #include "attention.h"
+#include "product.h"
 
 enum { TG_CHAINS = 12 }; /* independent sums, enough to hide the latency of a multiply-add */
 
@@ -28,6 +29,36 @@ static void tg_fma_chains(void *task, ptrdiff_t begin, ptrdiff_t end) {
 
 /* Floating-point operations of one chunk of `turns`. */
 static inline double tg_fma_flops(ptrdiff_t turns) { return 2.0 * TG_CHAINS * tg_LANES_float * (double)turns; }
+
+/* The block of the matrix product, its operands in the caches: a strip times as many panels as half the second cache holds. The
+ * processor's clock falls while it loads and multiplies at once, so this is less than the chains reach, and the most that a
+ * product can. */
+enum { TG_BLOCK_DEPTH = 384, TG_BLOCK_TURNS = 24 };
+
+struct tg_block_run {
+    ptrdiff_t panels;
+    const float *operands; /* a strip, then the panels */
+    float *results;        /* of each chunk: PRODUCT_ROWS x panels * PRODUCT_COLUMNS */
+};
+
+static ptrdiff_t tg_block_panels(void) {
+    const ptrdiff_t fit = tg_half_second_cache() / (tg_panel_size(TG_BLOCK_DEPTH) * (ptrdiff_t)sizeof(float));
+    return fit > 1 ? fit : 1;
+}
+
+static double tg_block_flops(ptrdiff_t panels) {
+    return 2.0 * TG_BLOCK_TURNS * PRODUCT_ROWS * TG_BLOCK_DEPTH * (double)(panels * PRODUCT_COLUMNS);
+}
+
+static void tg_block_strips(void *task, ptrdiff_t begin, ptrdiff_t end) {
+    const struct tg_block_run *run = task;
+    const ptrdiff_t columns = run->panels * PRODUCT_COLUMNS;
+    const struct tg_coming none = {run->operands, 0, 0, 0};
+    for (ptrdiff_t chunk = begin; chunk < end; chunk++)
+        for (int turn = 0; turn < TG_BLOCK_TURNS; turn++)
+            tg_strip(PRODUCT_ROWS, TG_BLOCK_DEPTH, run->operands, 0, run->operands + PRODUCT_ROWS * PRODUCT_STRIDE,
+                     run->results + chunk * PRODUCT_ROWS * columns, columns, columns, 0, none, none);
+}
 
 /* The sum of count floats from x, read as eight streams. */
 static float tg_read(const float *x, ptrdiff_t count) {

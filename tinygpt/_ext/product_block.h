@@ -1,0 +1,242 @@
+/* The pieces that a matrix product is made of: packing strips of A and panels of B, and a strip times some panels. product.h
+ * says why they are cut like this, and shares them out to the threads.
+ */
+#ifndef TINYGPT_PRODUCT_BLOCK_H
+#define TINYGPT_PRODUCT_BLOCK_H
+
+#include <stddef.h>
+#include <string.h>
+
+#include "attention.h"
+
+/* Of AVX-512's 32 registers 28 hold sums, two a row of the panel, one a number of the strip. */
+enum {
+    PRODUCT_LANES = TG_VECTOR_BYTES / (int)sizeof(float),
+    PRODUCT_ROWS = 14,
+    PRODUCT_COLUMNS = 2 * PRODUCT_LANES,
+    PRODUCT_STEP = 16,                   /* from one k to the next in a packed strip: a cache line */
+    PRODUCT_DEPTH = 640,
+    PRODUCT_STRIDE = PRODUCT_DEPTH + 16, /* between the rows of a copied strip */
+    PRODUCT_BAND = 16,                   /* strips, at most, that are packed together */
+    PRODUCT_PART = 8,                    /* panels, at most, that are packed together */
+    PRODUCT_SLICE = 64,                  /* of k, when all of A is packed */
+    PRODUCT_SHARED = 1 << 23,            /* numbers of B, at most, that are packed for all: no cache holds more */
+    /* How far ahead, in steps of k, lines are asked for: rows to pack, a packed strip (3rd cache), a panel (2nd). */
+    AHEAD_ROWS = 8,
+    AHEAD_STRIP = 32,
+    AHEAD_PANEL = 12
+};
+
+struct tg_gemm {
+    ptrdiff_t M, N, K;
+    const float *a, *b;
+    ptrdiff_t a_row, a_k, b_k, b_column; /* A(i, k) = a[i * a_row + k * a_k], B(k, j) = b[k * b_k + j * b_column] */
+    float *c;
+    ptrdiff_t c_row;
+    int add;                             /* C += */
+    int failed;                          /* a thread found no memory */
+    ptrdiff_t depth;                     /* of a piece of k; the last may be shorter */
+    ptrdiff_t strips, rows;              /* strips of A, and rows of each; the last may have fewer */
+    ptrdiff_t panels, part;              /* panels of B, and of a part */
+    ptrdiff_t band, bands;               /* strips in a band, and bands */
+    float *packed;                       /* the operand that is packed once for all */
+};
+
+static inline ptrdiff_t tg_least(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
+static inline ptrdiff_t tg_ceil_div(ptrdiff_t n, ptrdiff_t size) { return (n + size - 1) / size; }
+
+/* Numbers from one packed panel, or strip, to the next: an odd number of cache lines, for the caches keep few lines whose
+ * distance is a power of two. */
+static inline ptrdiff_t tg_panel_size(ptrdiff_t depth) { return depth * PRODUCT_COLUMNS + 16; }
+static inline ptrdiff_t tg_strip_size(ptrdiff_t depth) { return depth * PRODUCT_STEP + 16; }
+
+/* Packing --------------------------------------------------------------------------------------------------- */
+
+/* Transpose a square of as many rows as a vector has lanes: halves of ever smaller blocks change places. */
+static inline void tg_transpose(float *out, ptrdiff_t out_stride, const float *x, ptrdiff_t stride) {
+    enum { L = PRODUCT_LANES };
+#if defined(__GNUC__) && !defined(__clang__)
+    tg_vec_float row[L];
+    for (int i = 0; i < L; i++) row[i] = *(const tg_vec_float *)(x + i * stride);
+#pragma GCC unroll 4
+    for (int half = L / 2; half > 0; half /= 2) {
+        tg_integers_float low, high;
+        for (int e = 0; e < L; e++) {
+            low[e] = e & half ? L + e - half : e;
+            high[e] = e & half ? L + e : e + half;
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < L; i++)
+            if (!(i & half)) {
+                const tg_vec_float first = row[i], second = row[i + half];
+                row[i] = __builtin_shuffle(first, second, low);
+                row[i + half] = __builtin_shuffle(first, second, high);
+            }
+    }
+    for (int i = 0; i < L; i++) *(tg_vec_float *)(out + i * out_stride) = row[i];
+#else
+    for (int j = 0; j < L; j++)
+        for (int i = 0; i < L; i++) out[j * out_stride + i] = x[i * stride + j];
+#endif
+}
+
+/* A panel of a transposed matrix: B(k, j) = b[k + j * b_column]. */
+static void tg_pack_transposed(float *out, const float *b, ptrdiff_t b_column, ptrdiff_t depth) {
+    ptrdiff_t k = 0;
+    for (; k + PRODUCT_LANES <= depth; k += PRODUCT_LANES)
+        for (int j = 0; j < PRODUCT_COLUMNS; j += PRODUCT_LANES)
+            tg_transpose(out + k * PRODUCT_COLUMNS + j, PRODUCT_COLUMNS, b + k + j * b_column, b_column);
+    for (; k < depth; k++)
+        for (int j = 0; j < PRODUCT_COLUMNS; j++) out[k * PRODUCT_COLUMNS + j] = b[k + j * b_column];
+}
+
+/* Panels first .. last - 1 of B, rows k0 .. k0 + depth - 1: for each k 32 neighbours, zero beyond the last column. */
+static void tg_pack_panels(const struct tg_gemm *g, float *out, ptrdiff_t first, ptrdiff_t last, ptrdiff_t k0,
+                           ptrdiff_t depth) {
+    const float *b = g->b + k0 * g->b_k + first * PRODUCT_COLUMNS * g->b_column;
+    const ptrdiff_t size = tg_panel_size(depth), columns = g->N - first * PRODUCT_COLUMNS;
+    const ptrdiff_t whole = tg_least(columns / PRODUCT_COLUMNS, last - first);
+    if (g->b_column == 1) {
+        for (ptrdiff_t k = 0; k < depth; k++) {
+            const float *row = b + k * g->b_k, *coming = row + AHEAD_ROWS * g->b_k;
+            for (ptrdiff_t p = 0; p < whole; p++) {
+                __builtin_prefetch(coming + p * PRODUCT_COLUMNS);
+                __builtin_prefetch(coming + p * PRODUCT_COLUMNS + PRODUCT_LANES);
+                memcpy(out + p * size + k * PRODUCT_COLUMNS, row + p * PRODUCT_COLUMNS, PRODUCT_COLUMNS * sizeof(float));
+            }
+        }
+    } else {
+        for (ptrdiff_t p = 0; p < whole; p++)
+            tg_pack_transposed(out + p * size, b + p * PRODUCT_COLUMNS * g->b_column, g->b_column, depth);
+    }
+    if (whole < last - first) {
+        const float *from = b + whole * PRODUCT_COLUMNS * g->b_column;
+        const ptrdiff_t left = columns - whole * PRODUCT_COLUMNS;
+        for (ptrdiff_t k = 0; k < depth; k++)
+            for (ptrdiff_t j = 0; j < PRODUCT_COLUMNS; j++)
+                out[whole * size + k * PRODUCT_COLUMNS + j] = j < left ? from[k * g->b_k + j * g->b_column] : 0;
+    }
+}
+
+/* Strips first .. last - 1 of a transposed A, A(i, k) = a[i + k * a_k], columns k0 .. k0 + depth - 1: for each k the strip's
+ * rows. `size` from one strip to the next. */
+static void tg_pack_strips(const struct tg_gemm *g, float *out, ptrdiff_t size, ptrdiff_t first, ptrdiff_t last,
+                           ptrdiff_t k0, ptrdiff_t depth) {
+    const ptrdiff_t from = first * g->rows, to = tg_least(last * g->rows, g->M);
+    for (ptrdiff_t k = 0; k < depth; k++) {
+        const float *column = g->a + (k0 + k) * g->a_k, *coming = column + AHEAD_ROWS * g->a_k;
+        for (ptrdiff_t i = from; i < to; i += PRODUCT_STEP) __builtin_prefetch(coming + i);
+        for (ptrdiff_t s = first; s < last; s++) {
+            const ptrdiff_t i = s * g->rows, left = g->M - i;
+            float *packed = out + (s - first) * size + k * PRODUCT_STEP;
+            if (left >= PRODUCT_STEP) /* the next strip's first rows too: it is a single vector */
+                memcpy(packed, column + i, PRODUCT_STEP * sizeof(float));
+            else
+                memcpy(packed, column + i, (size_t)tg_least(left, g->rows) * sizeof(float));
+        }
+    }
+}
+
+/* Multiplying ----------------------------------------------------------------------------------------------- */
+
+/* One block of C, at most 32 columns. The number of rows and the strip's strides are constants to the compiler. */
+static inline __attribute__((always_inline)) void tg_multiply_block(const int rows, ptrdiff_t depth, const float *restrict strip,
+                                                           const ptrdiff_t row_stride, const ptrdiff_t k_stride,
+                                                           const float *restrict panel, float *restrict c,
+                                                           ptrdiff_t c_row, ptrdiff_t columns, int add) {
+    tg_vec_float left[PRODUCT_ROWS], right[PRODUCT_ROWS];
+#pragma GCC unroll 14
+    for (int i = 0; i < rows; i++) left[i] = right[i] = (tg_vec_float){0};
+    for (ptrdiff_t k = 0; k < depth; k++) {
+        const float *b = panel + k * PRODUCT_COLUMNS;
+        if (k_stride > 1) __builtin_prefetch(strip + (k + AHEAD_STRIP) * k_stride);
+        __builtin_prefetch(b + AHEAD_PANEL * PRODUCT_COLUMNS);
+        __builtin_prefetch(b + AHEAD_PANEL * PRODUCT_COLUMNS + PRODUCT_LANES);
+        const tg_vec_float b_left = *(const tg_vec_float *)b, b_right = *(const tg_vec_float *)(b + PRODUCT_LANES);
+#pragma GCC unroll 14
+        for (int i = 0; i < rows; i++) {
+            const float factor = strip[i * row_stride + k * k_stride];
+            left[i] += factor * b_left;
+            right[i] += factor * b_right;
+        }
+    }
+    if (columns >= PRODUCT_COLUMNS) {
+#pragma GCC unroll 14
+        for (int i = 0; i < rows; i++) {
+            tg_vec_float *to = (tg_vec_float *)(c + i * c_row), *on = (tg_vec_float *)(c + i * c_row + PRODUCT_LANES);
+            if (add) {
+                left[i] += *to;
+                right[i] += *on;
+            }
+            *to = left[i];
+            *on = right[i];
+        }
+        return;
+    }
+#pragma GCC unroll 14
+    for (int i = 0; i < rows; i++) {
+        float row[PRODUCT_COLUMNS];
+        *(tg_vec_float *)row = left[i];
+        *(tg_vec_float *)(row + PRODUCT_LANES) = right[i];
+        for (ptrdiff_t j = 0; j < columns; j++) c[i * c_row + j] = add ? c[i * c_row + j] + row[j] : row[j];
+    }
+}
+
+/* Rows of numbers that will be copied or packed next. The second cache is asked for them while the processor multiplies. */
+struct tg_coming {
+    const float *rows;
+    ptrdiff_t stride, count, length; /* from row to row, rows, numbers in each */
+};
+
+/* Part `turn` of `turns` of them. */
+static inline struct tg_coming tg_turn(struct tg_coming all, ptrdiff_t turn, ptrdiff_t turns) {
+    const ptrdiff_t from = turn * all.count / turns, to = (turn + 1) * all.count / turns;
+    return (struct tg_coming){all.rows + from * all.stride, all.stride, to - from, all.length};
+}
+
+static inline void tg_ask(struct tg_coming coming) {
+    for (ptrdiff_t r = 0; r < coming.count; r++)
+        for (ptrdiff_t k = 0; k < coming.length; k += 16) __builtin_prefetch(coming.rows + r * coming.stride + k, 0, 2);
+}
+
+/* A strip, copied or packed, times `panels` panels. */
+#define TG_STRIP(rows)                                                                                                 \
+    case rows:                                                                                                         \
+        for (ptrdiff_t p = 0; p < panels; p++, panel += tg_panel_size(depth), c += PRODUCT_COLUMNS) {                  \
+            tg_ask(tg_turn(strip_coming, p, panels));                                                                  \
+            tg_ask(tg_turn(pack_coming, p, panels));                                                                   \
+            const ptrdiff_t left = columns - p * PRODUCT_COLUMNS;                                                      \
+            if (packed) tg_multiply_block(rows, depth, strip, 1, PRODUCT_STEP, panel, c, c_row, left, add);            \
+            else tg_multiply_block(rows, depth, strip, PRODUCT_STRIDE, 1, panel, c, c_row, left, add);                 \
+        }                                                                                                              \
+        break;
+
+static void tg_strip(ptrdiff_t rows, ptrdiff_t depth, const float *strip, int packed, const float *panel, float *c,
+                     ptrdiff_t c_row, ptrdiff_t columns, int add, struct tg_coming strip_coming,
+                     struct tg_coming pack_coming) {
+    const ptrdiff_t panels = tg_ceil_div(columns, PRODUCT_COLUMNS);
+    switch (rows) {
+        TG_STRIP(1) TG_STRIP(2) TG_STRIP(3) TG_STRIP(4) TG_STRIP(5) TG_STRIP(6) TG_STRIP(7)
+        TG_STRIP(8) TG_STRIP(9) TG_STRIP(10) TG_STRIP(11) TG_STRIP(12) TG_STRIP(13) TG_STRIP(14)
+    }
+}
+
+/* Strip s, the piece from k0 on, times the panels of a part. strip: packed; NULL: it is copied from A's rows. coming: what
+ * this thread packs after this strip. */
+static void tg_multiply(const struct tg_gemm *g, ptrdiff_t s, ptrdiff_t k0, const float *strip, const float *panels,
+                        ptrdiff_t part, struct tg_coming coming) {
+    const ptrdiff_t i = s * g->rows, rows = tg_least(g->rows, g->M - i), depth = tg_least(g->depth, g->K - k0);
+    const ptrdiff_t j = part * g->part * PRODUCT_COLUMNS, columns = tg_least(g->N - j, g->part * PRODUCT_COLUMNS);
+    float copy[PRODUCT_ROWS * PRODUCT_STRIDE] __attribute__((aligned(64)));
+    struct tg_coming next = {g->a, 0, 0, 0};
+    if (!strip) {
+        const float *row = g->a + i * g->a_row + k0;
+        for (ptrdiff_t r = 0; r < rows; r++)
+            memcpy(copy + r * PRODUCT_STRIDE, row + r * g->a_row, (size_t)depth * sizeof(float));
+        if (i + rows + PRODUCT_ROWS <= g->M) next = (struct tg_coming){row + rows * g->a_row, g->a_row, PRODUCT_ROWS, depth};
+    }
+    tg_strip(rows, depth, strip ? strip : copy, strip != NULL, panels, g->c + i * g->c_row + j, g->c_row, columns,
+             g->add || k0 > 0, next, coming);
+}
+
+#endif
