@@ -1,9 +1,13 @@
 /* See pool.h for what this is for.
  *
- * A region is one call of tg_parallel_for or one parallel product. Its chunks are handed out by a ticket,
- * a 64-bit number (generation << 32 | next chunk): whoever raises it by one owns that chunk. The generation
- * makes a late thread harmless: its compare-and-swap fails once a new region has begun. The caller takes
- * chunks too and waits only for chunks that somebody has taken, so a worker that is slow to wake costs nothing.
+ * A region is one call of tg_parallel_for or one parallel product. Each thread has a share of its chunks, neighbours, the
+ * same share each time: what it wrote in one operation it finds in its own cache in the next. A thread whose share is
+ * done takes chunks from the ends of the others', so a worker that is slow to wake costs little: the caller has a
+ * share too, and waits only for chunks that somebody has taken.
+ *
+ * A share is one 64-bit number (end << 32 | next chunk), and who takes a chunk of it by compare-and-swap owns that
+ * chunk. A region is over when all its chunks are done, so all its shares are empty. That makes a late thread
+ * harmless: it finds either nothing or a chunk of the region that is open now.
  *
  * Idle workers spin for SPIN_NANOSECONDS, which spans the gap between two operations of a training step, then
  * sleep on a condition variable.
@@ -34,7 +38,6 @@ static const int64_t SPIN_NANOSECONDS = 200000;
 /* In a forked child the system may refuse the threads of a product that its parent had. Ask again for five seconds. */
 enum { MOST_REFUSALS = 500 };
 static const struct timespec refusal_pause = {0, 10000000};
-static const uint64_t CLOSED = 0xffffffffu;
 
 static pthread_mutex_t region_lock = PTHREAD_MUTEX_INITIALIZER; /* held by the caller during a region */
 static pthread_mutex_t sleep_lock = PTHREAD_MUTEX_INITIALIZER;
@@ -44,13 +47,14 @@ static int wanted = 1;          /* threads asked for, the caller included */
 static int started = 0;         /* workers that exist */
 static _Thread_local int inside = 0;
 
-static _Atomic uint64_t ticket = 0xffffffffu;
-static _Atomic uint32_t chunk_count = 0;
-static _Atomic uint32_t chunks_done = 0;
+/* Two lines of the cache each: processors fetch lines in pairs, and nobody's share should move with another's. */
+static struct { _Alignas(128) _Atomic uint64_t chunks; } shares[MAX_THREADS];
+static _Alignas(128) _Atomic uint32_t regions = 0; /* how many there have been: a change tells the workers */
+static _Atomic int team = 1;                       /* threads that may take part in the present region */
 static _Atomic int sleepers = 0;
-static _Atomic int team = 1;    /* threads that may take part in the present region */
+static _Alignas(128) _Atomic uint32_t chunks_done = 0;
 
-/* What the present region does with a chunk. */
+/* What the present region does with a chunk: written before the shares, read after a chunk was taken. */
 static tg_body region_body;
 static void *region_task;
 static ptrdiff_t region_n, region_grain;
@@ -71,31 +75,44 @@ static inline void relax(void) {
 #endif
 }
 
-/* Take chunks of the region of this generation until none is left. */
-static void take_chunks(uint32_t generation) {
+/* Take a chunk of a share, its owner the first one, others the last one; false if there is none. */
+static int take_chunk(_Atomic uint64_t *share, int own, uint32_t *chunk) {
+    uint64_t seen = atomic_load_explicit(share, memory_order_acquire);
     for (;;) {
-        uint64_t seen = atomic_load_explicit(&ticket, memory_order_acquire);
-        uint32_t chunk = (uint32_t)seen;
-        if ((uint32_t)(seen >> 32) != generation || chunk == CLOSED || chunk >= atomic_load(&chunk_count)) return;
-        if (!atomic_compare_exchange_weak(&ticket, &seen, seen + 1)) continue;
-        ptrdiff_t begin = (ptrdiff_t)chunk * region_grain;
-        ptrdiff_t end = begin + region_grain < region_n ? begin + region_grain : region_n;
-        region_body(region_task, begin, end);
-        atomic_fetch_add_explicit(&chunks_done, 1, memory_order_release);
+        const uint32_t next = (uint32_t)seen, end = (uint32_t)(seen >> 32);
+        if (next >= end) return 0;
+        const uint64_t left = own ? seen + 1 : seen - ((uint64_t)1 << 32);
+        *chunk = own ? next : end - 1;
+        if (atomic_compare_exchange_weak_explicit(share, &seen, left, memory_order_acquire, memory_order_acquire))
+            return 1;
     }
 }
 
+/* Take chunks until none is left, thread `number` its own first. They are counted here and added to everybody's count
+ * once: a line of memory that all threads write is slow. */
+static void take_chunks(int number, int members) {
+    uint32_t chunk, done = 0;
+    for (int i = 0; i < members; i++)
+        while (take_chunk(&shares[(number + i) % members].chunks, i == 0, &chunk)) {
+            const ptrdiff_t begin = (ptrdiff_t)chunk * region_grain;
+            const ptrdiff_t end = begin + region_grain < region_n ? begin + region_grain : region_n;
+            region_body(region_task, begin, end);
+            done++;
+        }
+    if (done) atomic_fetch_add_explicit(&chunks_done, done, memory_order_release);
+}
+
 static void *worker(void *argument) {
-    int number = (int)(intptr_t)argument; /* 1, 2, ... : the caller is 0 */
+    const int number = (int)(intptr_t)argument; /* 1, 2, ... : the caller is 0 */
     uint32_t last = 0;
     inside = 1;
     int64_t idle_since = now();
     for (unsigned turn = 0;; turn++) {
-        uint64_t seen = atomic_load_explicit(&ticket, memory_order_acquire);
-        uint32_t generation = (uint32_t)(seen >> 32);
-        if (generation != last && (uint32_t)seen != CLOSED) {
-            if (number < atomic_load(&team)) take_chunks(generation);
-            last = generation;
+        const uint32_t seen = atomic_load_explicit(&regions, memory_order_acquire);
+        if (seen != last) {
+            const int members = atomic_load_explicit(&team, memory_order_relaxed);
+            if (number < members) take_chunks(number, members);
+            last = seen;
             idle_since = now();
             continue;
         }
@@ -103,8 +120,7 @@ static void *worker(void *argument) {
         if (turn % 64 != 0 || now() - idle_since < SPIN_NANOSECONDS) continue;
         pthread_mutex_lock(&sleep_lock);
         atomic_fetch_add(&sleepers, 1);
-        while ((uint32_t)(atomic_load(&ticket) >> 32) == last || (uint32_t)atomic_load(&ticket) == CLOSED)
-            pthread_cond_wait(&wake, &sleep_lock);
+        while (atomic_load(&regions) == last) pthread_cond_wait(&wake, &sleep_lock);
         atomic_fetch_sub(&sleepers, 1);
         pthread_mutex_unlock(&sleep_lock);
         idle_since = now();
@@ -133,28 +149,31 @@ static void start_workers(void) {
 
 /* Open a region, work in it, wait for its end. Called with region_lock held. */
 static void run_region(tg_body body, void *task, ptrdiff_t n, ptrdiff_t grain, uint32_t chunks) {
-    uint32_t generation = (uint32_t)(atomic_load(&ticket) >> 32) + 1;
+    const int members = wanted;
     region_body = body;
     region_task = task;
     region_n = n;
     region_grain = grain;
-    atomic_store(&chunks_done, 0);
-    atomic_store(&chunk_count, chunks);
-    atomic_store(&team, wanted);
-    atomic_store(&ticket, (uint64_t)generation << 32);
+    atomic_store_explicit(&chunks_done, 0, memory_order_relaxed);
+    atomic_store_explicit(&team, members, memory_order_relaxed);
+    const uint32_t sharers = chunks < (uint32_t)members ? chunks : (uint32_t)members; /* the others' are empty */
+    for (uint32_t i = 0; i < sharers; i++) {
+        const uint64_t next = (uint64_t)chunks * i / sharers, end = (uint64_t)chunks * (i + 1) / sharers;
+        atomic_store_explicit(&shares[i].chunks, end << 32 | next, memory_order_release);
+    }
+    atomic_fetch_add(&regions, 1);
     if (atomic_load(&sleepers) > 0) {
         pthread_mutex_lock(&sleep_lock);
         pthread_cond_broadcast(&wake);
         pthread_mutex_unlock(&sleep_lock);
     }
     inside++;
-    take_chunks(generation);
+    take_chunks(0, members);
     inside--;
     for (unsigned turn = 1; atomic_load_explicit(&chunks_done, memory_order_acquire) < chunks; turn++) {
         relax();
         if (turn % 4096 == 0) sched_yield(); /* more threads than cores: let the last chunk's owner run */
     }
-    atomic_store(&ticket, (uint64_t)generation << 32 | CLOSED);
 }
 
 void tg_parallel_for(tg_body body, void *task, ptrdiff_t n, ptrdiff_t grain) {
