@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -149,3 +150,30 @@ def test_an_id_that_occurs_65536_times_keeps_its_digits() -> None:
     bodies["cython"](dy, ids, compiled)
     assert np.allclose(compiled, reference, rtol=EPS32, atol=0)
     assert reference[2].min() > 30000
+
+
+@needs_extension
+def test_the_erf_form_of_gelu_keeps_its_digits() -> None:
+    """At every magnitude, and relatively where it falls to nothing: a result near 0 does not excuse a rough tail."""
+    x = np.concatenate([np.logspace(-38, 38, 4001), np.linspace(0.0, 14.0, 8001)]).astype(np.float32)
+    x = np.concatenate([x, -x])
+    exact = np.array([0.5 * math.erfc(-v * math.sqrt(0.5)) for v in x.astype(float)])
+    wide = x.astype(float)
+    slope = exact + wide * np.exp(-0.5 * wide * wide) / math.sqrt(2 * math.pi)
+    y = REGISTRY["gelu_erf_forward"].variants()["cython"](x)
+    off = np.abs(y - wide * exact)
+    assert np.all(off <= 1.5e-7 * np.maximum(1.0, np.abs(x)))
+    for least, allowed in ((-4.0, 1.5e-6), (-13.0, 1.6e-5)):
+        tail = (x < 0) & (x > least)
+        assert np.all(off[tail] <= allowed * np.abs(wide * exact)[tail] + 1e-45), least
+    dx = REGISTRY["gelu_erf_backward"].variants()["cython"](np.ones_like(x), x)
+    assert np.abs(dx - slope).max() <= 2.7e-7
+
+
+@needs_extension
+def test_the_erf_form_of_gelu_of_what_is_not_finite() -> None:
+    x = np.array([np.nan, np.inf], np.float32)
+    y = REGISTRY["gelu_erf_forward"].variants()["cython"](x)
+    dx = REGISTRY["gelu_erf_backward"].variants()["cython"](np.ones_like(x), x)
+    assert np.array_equal(y, [np.nan, np.inf], equal_nan=True)
+    assert np.array_equal(dx, [np.nan, 1], equal_nan=True)

@@ -26,8 +26,6 @@ cdef extern from "pool.h" nogil:
 cdef extern from "vmath.h" nogil:
     float tg_expf(float x)
     double tg_exp(double x)
-    float tg_normal_cdff(float x)
-    double tg_normal_cdf(double x)
     void tg_mask_float(float *mask, Py_ssize_t count, uint64_t row, uint32_t threshold, float kept, uint64_t seed,
                        uint64_t stream)
     void tg_mask_double(double *mask, Py_ssize_t count, uint64_t row, uint32_t threshold, double kept, uint64_t seed,
