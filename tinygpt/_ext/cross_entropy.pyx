@@ -9,36 +9,54 @@ cdef Py_ssize_t PIECE = 2048
 
 cdef inline double log_sum_exp(real *x, Py_ssize_t n) noexcept nogil:
     """log(sum(exp(x))) of a row, stably and in one pass over memory."""
-    cdef Py_ssize_t start, j, stop
-    cdef real top = x[0], piece_top, base
-    cdef double total = 0, piece
-    start = 0
+    cdef Py_ssize_t start = 0, stop
+    cdef real top = x[0], piece_top
+    cdef double total = 0
     while start < n:
         stop = min(n, start + PIECE)
         piece_top = row_max(x + start, stop - start)
         if piece_top > top:
             total *= exp(<double> top - <double> piece_top)
             top = piece_top
-        base = 0 if top == <real> -INFINITY else top  # nothing but -inf so far: exp(-inf - 0) = 0
-        piece = 0
-        for j in range(start, stop):
-            piece += vexp(x[j] - base)
-        total += piece
+        total += exp_sum(x + start, <real *> NULL, stop - start, finite_or_zero(top))
         start = stop
     return top + log(total)
+
+
+cdef inline real finite_or_zero(real top) noexcept nogil:
+    """A row's largest value as what to take off before exp: nothing but -inf so far gives exp(-inf - 0) = 0."""
+    return <real> 0 if top == <real> -INFINITY else top
+
+
+cdef inline void log_sum_exps(real *x, Py_ssize_t rows, Py_ssize_t n, double *out) noexcept nogil:
+    """log(sum(exp(x))) of up to TOGETHER short rows, each step for all of them, or of one long row."""
+    cdef Py_ssize_t row
+    cdef real top[TOGETHER]
+    if n > SHORT:
+        out[0] = log_sum_exp(x, n)
+        return
+    for row in range(rows):
+        top[row] = row_max(x + row * n, n)
+    for row in range(rows):
+        out[row] = exp_sum(x + row * n, <real *> NULL, n, finite_or_zero(top[row]))
+    for row in range(rows):
+        out[row] = top[row] + log(out[row])
 
 
 cdef void cross_entropy_forward_rows(real *logits, Task *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
     cdef int64_t *targets = <int64_t *> task.array[1]
     cdef real *losses = <real *> task.array[2]
     cdef real *lse = <real *> task.array[3]
-    cdef Py_ssize_t V = task.size[0], row
+    cdef Py_ssize_t V = task.size[0], start = begin, stop, row
     cdef int64_t ignored = task.size[1]
-    cdef double total
-    for row in range(begin, end):
-        total = log_sum_exp(logits + row * V, V)
-        lse[row] = <real> total
-        losses[row] = 0 if targets[row] == ignored else <real> (total - logits[row * V + targets[row]])
+    cdef double total[TOGETHER]
+    while start < end:
+        stop = after_these(start, end, V)
+        log_sum_exps(logits + start * V, stop - start, V, total)
+        for row in range(start, stop):
+            lse[row] = <real> total[row - start]
+            losses[row] = 0 if targets[row] == ignored else <real> (total[row - start] - logits[row * V + targets[row]])
+        start = stop
 
 
 cdef void cross_entropy_backward_rows(real *logits, Task *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
@@ -47,7 +65,7 @@ cdef void cross_entropy_backward_rows(real *logits, Task *task, Py_ssize_t begin
     cdef real *lse = <real *> task.array[2]
     cdef real *dlosses = <real *> task.array[3]
     cdef real *dlogits = <real *> task.array[4]
-    cdef Py_ssize_t V = task.size[0], row, j
+    cdef Py_ssize_t V = task.size[0], row
     cdef int64_t ignored = task.size[1]
     cdef real factor, shift
     for row in range(begin, end):
@@ -55,17 +73,16 @@ cdef void cross_entropy_backward_rows(real *logits, Task *task, Py_ssize_t begin
             memset(dlogits + row * V, 0, V * sizeof(real))
             continue
         factor, shift = dlosses[row], lse[row]
-        for j in range(V):
-            dlogits[row * V + j] = vexp(logits[row * V + j] - shift) * factor
+        exp_scaled(logits + row * V, <real *> NULL, dlogits + row * V, V, shift, factor)
         dlogits[row * V + targets[row]] -= factor
 
 
 cdef void cross_entropy_inplace_rows(real *logits, Task *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
     cdef int64_t *targets = <int64_t *> task.array[1]
     cdef real *losses = <real *> task.array[2]
-    cdef Py_ssize_t V = task.size[0], row, j
+    cdef Py_ssize_t V = task.size[0], row
     cdef int64_t ignored = task.size[1]
-    cdef real factor = <real> task.scalar[0], shift
+    cdef real factor = <real> task.scalar[0]
     cdef double total
     for row in range(begin, end):
         if targets[row] == ignored:
@@ -74,9 +91,7 @@ cdef void cross_entropy_inplace_rows(real *logits, Task *task, Py_ssize_t begin,
             continue
         total = log_sum_exp(logits + row * V, V)
         losses[row] = <real> (total - logits[row * V + targets[row]])
-        shift = <real> total
-        for j in range(V):
-            logits[row * V + j] = vexp(logits[row * V + j] - shift) * factor
+        exp_scaled(logits + row * V, <real *> NULL, logits + row * V, V, <real> total, factor)
         logits[row * V + targets[row]] -= factor
 
 

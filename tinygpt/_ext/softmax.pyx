@@ -1,4 +1,31 @@
 # Softmax and its logarithm over rows: tinygpt/ops/softmax.py. A row stays in the cache between its passes.
+#
+# What is done to one row is in rows.h. Each step of a short row waits for the one before: the largest value, the sum of
+# exponentials, its logarithm. So a step is taken for TOGETHER short rows before the next one.
+
+cdef extern from "rows.h" nogil:
+    double tg_exp_sum_float(const float *x, float *y, Py_ssize_t n, float shift)
+    double tg_exp_sum_double(const double *x, double *y, Py_ssize_t n, double shift)
+    void tg_exp_scaled_float(const float *x, const float *add, float *y, Py_ssize_t n, float shift, float factor)
+    void tg_exp_scaled_double(const double *x, const double *add, double *y, Py_ssize_t n, double shift, double factor)
+    void tg_scale_float(float *y, Py_ssize_t n, float factor)
+    void tg_scale_double(double *y, Py_ssize_t n, double factor)
+    void tg_deviations_float(const float *x, float *y, Py_ssize_t n, double mean)
+    void tg_deviations_double(const double *x, double *y, Py_ssize_t n, double mean)
+    double tg_dot_float(const float *a, const float *b, Py_ssize_t n)
+    double tg_dot_double(const double *a, const double *b, Py_ssize_t n)
+    void tg_weighed_float(const float *x, const float *weight, float *y, Py_ssize_t n, float mean)
+    void tg_weighed_double(const double *x, const double *weight, double *y, Py_ssize_t n, double mean)
+
+cdef enum:
+    TOGETHER = 8  # rows
+    SHORT = 1024  # numbers: so many rows of so many still fit the first cache
+
+
+cdef inline Py_ssize_t after_these(Py_ssize_t row, Py_ssize_t end, Py_ssize_t C) noexcept nogil:
+    """The end of the rows that take their steps together with `row`."""
+    return min(end, row + TOGETHER) if C <= SHORT else row + 1
+
 
 cdef inline real row_max(real *x, Py_ssize_t n) noexcept nogil:
     if real is float:
@@ -7,67 +34,89 @@ cdef inline real row_max(real *x, Py_ssize_t n) noexcept nogil:
         return tg_largest_double(x, n, x[0])
 
 
+cdef inline double exp_sum(real *x, real *y, Py_ssize_t n, real shift) noexcept nogil:
+    """The sum of exp(x - shift) over a row; the exponentials go to y, unless that is NULL."""
+    if real is float:
+        return tg_exp_sum_float(x, y, n, shift)
+    else:
+        return tg_exp_sum_double(x, y, n, shift)
+
+
+cdef inline void exp_scaled(real *x, real *add, real *y, Py_ssize_t n, real shift, real factor) noexcept nogil:
+    """y = add + exp(x - shift) * factor over a row; add may be NULL."""
+    if real is float:
+        tg_exp_scaled_float(x, add, y, n, shift, factor)
+    else:
+        tg_exp_scaled_double(x, add, y, n, shift, factor)
+
+
 cdef void softmax_forward_rows(real *x, Task *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
     cdef real *y = <real *> task.array[1]
-    cdef Py_ssize_t C = task.size[0], row, j
-    cdef real top, inverse
-    cdef double total
-    for row in range(begin, end):
-        top = row_max(x + row * C, C)
-        total = 0
-        for j in range(C):
-            y[row * C + j] = vexp(x[row * C + j] - top)
-            total += y[row * C + j]
-        inverse = <real> (1 / total)
-        for j in range(C):
-            y[row * C + j] *= inverse
+    cdef Py_ssize_t C = task.size[0], start = begin, stop, row
+    cdef real top[TOGETHER]
+    cdef double total[TOGETHER]
+    while start < end:
+        stop = after_these(start, end, C)
+        for row in range(start, stop):
+            top[row - start] = row_max(x + row * C, C)
+        for row in range(start, stop):
+            total[row - start] = exp_sum(x + row * C, y + row * C, C, top[row - start])
+        for row in range(start, stop):
+            if real is float:
+                tg_scale_float(y + row * C, C, <real> (1 / total[row - start]))
+            else:
+                tg_scale_double(y + row * C, C, 1 / total[row - start])
+        start = stop
 
 
 cdef void log_softmax_forward_rows(real *x, Task *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
     cdef real *y = <real *> task.array[1]
-    cdef Py_ssize_t C = task.size[0], row, j
-    cdef real top
-    cdef double total, lse
-    for row in range(begin, end):
-        top = row_max(x + row * C, C)
-        total = 0
-        for j in range(C):
-            total += vexp(x[row * C + j] - top)
-        lse = top + log(total)  # in float32 it would lose the logarithm's digits beside a large top
-        for j in range(C):
-            y[row * C + j] = deviation(x[row * C + j], lse)
+    cdef Py_ssize_t C = task.size[0], start = begin, stop, row
+    cdef double lse[TOGETHER]  # in float32 the logarithm's digits would be lost beside a large logit
+    while start < end:
+        stop = after_these(start, end, C)
+        log_sum_exps(x + start * C, stop - start, C, lse)
+        for row in range(start, stop):
+            if real is float:
+                tg_deviations_float(x + row * C, y + row * C, C, lse[row - start])
+            else:
+                tg_deviations_double(x + row * C, y + row * C, C, lse[row - start])
+        start = stop
 
 
 cdef void softmax_backward_rows(real *dy, Task *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
     """dx = y * (dy - sum(dy * y))."""
     cdef real *y = <real *> task.array[1]
     cdef real *dx = <real *> task.array[2]
-    cdef Py_ssize_t C = task.size[0], row, j
-    cdef double total
-    cdef real projection
-    for row in range(begin, end):
-        total = 0
-        for j in range(C):
-            total += dy[row * C + j] * y[row * C + j]
-        projection = <real> total
-        for j in range(C):
-            dx[row * C + j] = y[row * C + j] * (dy[row * C + j] - projection)
+    cdef Py_ssize_t C = task.size[0], start = begin, stop, row
+    cdef real total[TOGETHER]
+    while start < end:
+        stop = after_these(start, end, C)
+        for row in range(start, stop):
+            if real is float:
+                total[row - start] = <real> tg_dot_float(dy + row * C, y + row * C, C)
+            else:
+                total[row - start] = tg_dot_double(dy + row * C, y + row * C, C)
+        for row in range(start, stop):
+            if real is float:
+                tg_weighed_float(dy + row * C, y + row * C, dx + row * C, C, total[row - start])
+            else:
+                tg_weighed_double(dy + row * C, y + row * C, dx + row * C, C, total[row - start])
+        start = stop
 
 
 cdef void log_softmax_backward_rows(real *dy, Task *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
     """dx = dy - exp(y) * sum(dy)."""
     cdef real *y = <real *> task.array[1]
     cdef real *dx = <real *> task.array[2]
-    cdef Py_ssize_t C = task.size[0], row, j
+    cdef Py_ssize_t C = task.size[0], row
     cdef double total
-    cdef real projection
     for row in range(begin, end):
-        total = 0
-        for j in range(C):
-            total += dy[row * C + j]
-        projection = <real> total
-        for j in range(C):
-            dx[row * C + j] = dy[row * C + j] - vexp(y[row * C + j]) * projection
+        if real is float:
+            total = tg_sum_float(dy + row * C, C)
+        else:
+            total = tg_sum_double(dy + row * C, C)
+        exp_scaled(y + row * C, dy + row * C, dx + row * C, C, <real> 0, <real> -total)
 
 
 cdef object map_rows(Rows single, Rows double_, tuple inputs):
