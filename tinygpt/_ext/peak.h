@@ -53,11 +53,11 @@ static double tg_block_flops(ptrdiff_t panels) {
 static void tg_block_strips(void *task, ptrdiff_t begin, ptrdiff_t end) {
     const struct tg_block_run *run = task;
     const ptrdiff_t columns = run->panels * PRODUCT_COLUMNS;
-    const struct tg_coming none = {run->operands, 0, 0, 0};
+    const struct tg_coming none = {NULL, 0};
     for (ptrdiff_t chunk = begin; chunk < end; chunk++)
         for (int turn = 0; turn < TG_BLOCK_TURNS; turn++)
             tg_strip(PRODUCT_ROWS, TG_BLOCK_DEPTH, run->operands, 0, run->operands + PRODUCT_ROWS * PRODUCT_STRIDE,
-                     run->results + chunk * PRODUCT_ROWS * columns, columns, columns, 0, none, none);
+                     run->results + chunk * PRODUCT_ROWS * columns, columns, columns, 0, none);
 }
 
 /* The sum of count floats from x, read as eight streams. */

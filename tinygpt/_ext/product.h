@@ -54,15 +54,6 @@ static void tg_share_panels(void *task, ptrdiff_t begin, ptrdiff_t end) {
     }
 }
 
-/* What a thread packs after strips first .. last - 1 of the piece from k0 on: the next piece of k, or the next band's first. */
-static struct tg_coming tg_coming_strips(const struct tg_gemm *g, ptrdiff_t first, ptrdiff_t last, ptrdiff_t k0) {
-    ptrdiff_t k = k0 + g->depth, from = first;
-    if (k >= g->K) k = 0, from = last;
-    const ptrdiff_t i = from * g->rows, length = tg_least(g->band * g->rows, g->M - i);
-    if (length <= 0) return (struct tg_coming){g->a, 0, 0, 0};
-    return (struct tg_coming){g->a + k * g->a_k + i, g->a_k, tg_least(g->depth, g->K - k), length};
-}
-
 static void tg_bands(void *task, ptrdiff_t begin, ptrdiff_t end) {
     struct tg_gemm *g = task;
     const ptrdiff_t size = tg_strip_size(g->depth);
@@ -75,14 +66,9 @@ static void tg_bands(void *task, ptrdiff_t begin, ptrdiff_t end) {
         const ptrdiff_t part = i / g->bands, first = i % g->bands * g->band, last = tg_least(first + g->band, g->strips);
         for (ptrdiff_t k0 = 0; k0 < g->K; k0 += g->depth) {
             const float *panels = tg_shared_panel(g, k0, part * g->part);
-            struct tg_coming coming = {g->a, 0, 0, 0};
-            if (own) {
-                tg_pack_strips(g, own, size, first, last, k0, tg_least(g->depth, g->K - k0));
-                coming = tg_coming_strips(g, first, last, k0);
-            }
+            if (own) tg_pack_strips(g, own, size, first, last, k0, tg_least(g->depth, g->K - k0));
             for (ptrdiff_t s = first; s < last; s++)
-                tg_multiply(g, s, k0, own ? own + (s - first) * size : NULL, panels, part,
-                            tg_turn(coming, s - first, last - first));
+                tg_multiply(g, s, k0, own ? own + (s - first) * size : NULL, panels, part);
         }
     }
     free(own);
@@ -97,18 +83,6 @@ static void tg_share_strips(void *task, ptrdiff_t begin, ptrdiff_t end) {
                        tg_least(PRODUCT_SLICE, g->K - k));
 }
 
-/* What a thread packs after the piece from k0 on of a part: the next piece, or the next part's first. */
-static struct tg_coming tg_coming_panels(const struct tg_gemm *g, ptrdiff_t part, ptrdiff_t k0) {
-    ptrdiff_t k = k0 + g->depth;
-    if (k >= g->K) k = 0, part++;
-    const ptrdiff_t j = part * g->part * PRODUCT_COLUMNS;
-    const ptrdiff_t depth = tg_least(g->depth, g->K - k), columns = tg_least(g->N - j, g->part * PRODUCT_COLUMNS);
-    const float *b = g->b + k * g->b_k + j * g->b_column;
-    if (columns <= 0) return (struct tg_coming){g->b, 0, 0, 0};
-    if (g->b_column == 1) return (struct tg_coming){b, g->b_k, depth, columns};
-    return (struct tg_coming){b, g->b_column, columns, depth};
-}
-
 static void tg_panel_parts(void *task, ptrdiff_t begin, ptrdiff_t end) {
     struct tg_gemm *g = task;
     float *own = tg_memory_float(g->part * tg_panel_size(g->depth));
@@ -120,10 +94,9 @@ static void tg_panel_parts(void *task, ptrdiff_t begin, ptrdiff_t end) {
         for (ptrdiff_t k0 = 0; k0 < g->K; k0 += g->depth) {
             tg_pack_panels(g, own, part * g->part, tg_least((part + 1) * g->part, g->panels), k0,
                            tg_least(g->depth, g->K - k0));
-            const struct tg_coming coming = tg_coming_panels(g, part, k0);
             for (ptrdiff_t s = 0; s < g->strips; s++)
                 tg_multiply(g, s, k0, g->packed ? g->packed + s * tg_strip_size(g->K) + k0 * PRODUCT_STEP : NULL, own,
-                            part, tg_turn(coming, s, g->strips));
+                            part);
         }
     free(own);
 }

@@ -24,7 +24,7 @@ enum {
     /* How far ahead, in steps of k, lines are asked for: rows to pack, a packed strip (3rd cache), a panel (2nd). */
     AHEAD_ROWS = 8,
     AHEAD_STRIP = 32,
-    AHEAD_PANEL = 12
+    AHEAD_PANEL = 24
 };
 
 struct tg_gemm {
@@ -182,29 +182,24 @@ static inline __attribute__((always_inline)) void tg_multiply_block(const int ro
     }
 }
 
-/* Rows of numbers that will be copied or packed next. The second cache is asked for them while the processor multiplies. */
+/* A strip of as many rows, `depth` long, that will be copied next. */
 struct tg_coming {
-    const float *rows;
-    ptrdiff_t stride, count, length; /* from row to row, rows, numbers in each */
+    const float *rows; /* or NULL */
+    ptrdiff_t stride;
 };
 
-/* Part `turn` of `turns` of them. */
-static inline struct tg_coming tg_turn(struct tg_coming all, ptrdiff_t turn, ptrdiff_t turns) {
-    const ptrdiff_t from = turn * all.count / turns, to = (turn + 1) * all.count / turns;
-    return (struct tg_coming){all.rows + from * all.stride, all.stride, to - from, all.length};
-}
-
-static inline void tg_ask(struct tg_coming coming) {
-    for (ptrdiff_t r = 0; r < coming.count; r++)
-        for (ptrdiff_t k = 0; k < coming.length; k += 16) __builtin_prefetch(coming.rows + r * coming.stride + k, 0, 2);
+/* Ask for some rows of the coming strip: all have been asked for after `turns` turns. */
+static inline void tg_ask(struct tg_coming coming, ptrdiff_t depth, ptrdiff_t turn, ptrdiff_t turns) {
+    if (!coming.rows) return;
+    for (ptrdiff_t r = turn * PRODUCT_ROWS / turns; r < (turn + 1) * PRODUCT_ROWS / turns; r++)
+        for (ptrdiff_t k = 0; k < depth; k += 16) __builtin_prefetch(coming.rows + r * coming.stride + k, 0, 2);
 }
 
 /* A strip, copied or packed, times `panels` panels. */
 #define TG_STRIP(rows)                                                                                                 \
     case rows:                                                                                                         \
         for (ptrdiff_t p = 0; p < panels; p++, panel += tg_panel_size(depth), c += PRODUCT_COLUMNS) {                  \
-            tg_ask(tg_turn(strip_coming, p, panels));                                                                  \
-            tg_ask(tg_turn(pack_coming, p, panels));                                                                   \
+            tg_ask(coming, depth, p, panels);                                                                          \
             const ptrdiff_t left = columns - p * PRODUCT_COLUMNS;                                                      \
             if (packed) tg_multiply_block(rows, depth, strip, 1, PRODUCT_STEP, panel, c, c_row, left, add);            \
             else tg_multiply_block(rows, depth, strip, PRODUCT_STRIDE, 1, panel, c, c_row, left, add);                 \
@@ -212,8 +207,7 @@ static inline void tg_ask(struct tg_coming coming) {
         break;
 
 static void tg_strip(ptrdiff_t rows, ptrdiff_t depth, const float *strip, int packed, const float *panel, float *c,
-                     ptrdiff_t c_row, ptrdiff_t columns, int add, struct tg_coming strip_coming,
-                     struct tg_coming pack_coming) {
+                     ptrdiff_t c_row, ptrdiff_t columns, int add, struct tg_coming coming) {
     const ptrdiff_t panels = tg_ceil_div(columns, PRODUCT_COLUMNS);
     switch (rows) {
         TG_STRIP(1) TG_STRIP(2) TG_STRIP(3) TG_STRIP(4) TG_STRIP(5) TG_STRIP(6) TG_STRIP(7)
@@ -221,22 +215,21 @@ static void tg_strip(ptrdiff_t rows, ptrdiff_t depth, const float *strip, int pa
     }
 }
 
-/* Strip s, the piece from k0 on, times the panels of a part. strip: packed; NULL: it is copied from A's rows. coming: what
- * this thread packs after this strip. */
+/* Strip s, the piece from k0 on, times the panels of a part. strip: packed; NULL: it is copied from A's rows. */
 static void tg_multiply(const struct tg_gemm *g, ptrdiff_t s, ptrdiff_t k0, const float *strip, const float *panels,
-                        ptrdiff_t part, struct tg_coming coming) {
+                        ptrdiff_t part) {
     const ptrdiff_t i = s * g->rows, rows = tg_least(g->rows, g->M - i), depth = tg_least(g->depth, g->K - k0);
     const ptrdiff_t j = part * g->part * PRODUCT_COLUMNS, columns = tg_least(g->N - j, g->part * PRODUCT_COLUMNS);
     float copy[PRODUCT_ROWS * PRODUCT_STRIDE] __attribute__((aligned(64)));
-    struct tg_coming next = {g->a, 0, 0, 0};
+    struct tg_coming coming = {NULL, g->a_row};
     if (!strip) {
         const float *row = g->a + i * g->a_row + k0;
         for (ptrdiff_t r = 0; r < rows; r++)
             memcpy(copy + r * PRODUCT_STRIDE, row + r * g->a_row, (size_t)depth * sizeof(float));
-        if (i + rows + PRODUCT_ROWS <= g->M) next = (struct tg_coming){row + rows * g->a_row, g->a_row, PRODUCT_ROWS, depth};
+        if (i + rows + PRODUCT_ROWS <= g->M) coming.rows = row + rows * g->a_row;
     }
     tg_strip(rows, depth, strip ? strip : copy, strip != NULL, panels, g->c + i * g->c_row + j, g->c_row, columns,
-             g->add || k0 > 0, next, coming);
+             g->add || k0 > 0, coming);
 }
 
 #endif
