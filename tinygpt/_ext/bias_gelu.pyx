@@ -27,6 +27,7 @@ cdef void bias_gelu_backward_blocks(real *dy, Task *task, Py_ssize_t begin, Py_s
     cdef double *dbias = <double *> task.array[4]
     cdef Py_ssize_t C = task.size[0], N = task.size[1], block, row, j, at
     for block in range(begin, end):
+        clear_sums(dbias, block, C)
         for row in range(block * BLOCK, min(N, (block + 1) * BLOCK)):
             at = row * C
             for j in range(C):
@@ -39,7 +40,7 @@ def bias_gelu_backward(dy, x, bias, out=None):
     """dy, x (N, C), bias (C,) -> dx (N, C), in `out` if there is one, which may be dy, and dbias (C,)."""
     cdef Task task
     cdef Py_ssize_t N = x.shape[0], C = x.shape[1], blocks = (N + BLOCK - 1) // BLOCK
-    dx, sums = numpy.empty_like(x) if out is None else out, numpy.zeros((blocks, C))
+    dx, sums = numpy.empty_like(x) if out is None else out, numpy.empty((blocks, C))
     give(&task, (dy, x, bias, dx, sums))
     task.size[0], task.size[1] = C, N
     run(&task, <Rows> bias_gelu_backward_blocks[float], <Rows> bias_gelu_backward_blocks[double], x, blocks, 1)

@@ -92,6 +92,12 @@ cdef inline void add_weight_gradients(real *dy, real *x, real *mean, real *rstd,
         row += 1
 
 
+cdef inline void clear_sums(double *table, Py_ssize_t block, Py_ssize_t C) noexcept nogil:
+    """Row `block` of a table of sums, by the thread that will add to it: it is then in its cache. NULL is no table."""
+    if table != NULL:
+        memset(table + block * C, 0, C * sizeof(double))
+
+
 cdef void layer_norm_forward_rows(real *x, Task *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
     cdef real *weight = <real *> task.array[1]
     cdef real *bias = <real *> task.array[2]
@@ -126,6 +132,8 @@ cdef void layer_norm_backward_blocks(real *dy, Task *task, Py_ssize_t begin, Py_
     cdef double *dbias = <double *> task.array[7]
     cdef Py_ssize_t C = task.size[0], N = task.size[1], block, part, first, row, stop
     for block in range(begin, end):
+        clear_sums(dweight, block, C)
+        clear_sums(dbias, block, C)
         for part in range(BLOCK // NEAR):
             first = block * BLOCK + part * NEAR
             stop = min(N, first + NEAR)
@@ -138,9 +146,28 @@ cdef void layer_norm_backward_blocks(real *dy, Task *task, Py_ssize_t begin, Py_
                                  dweight + block * C, dbias + block * C if dbias != NULL else NULL, C)
 
 
-def add_blocks(table, dtype):
-    """(blocks, C) in double precision -> (C,) in the arrays' own; None stays None."""
-    return None if table is None else table.sum(axis=0).astype(dtype)
+cdef void add_blocks_columns(real *sums, Task *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
+    """Columns begin .. end - 1 of the sum over the table's rows, which is made in the first of them."""
+    cdef double *table = <double *> task.array[1]
+    cdef Py_ssize_t C = task.size[0], blocks = task.size[1], block, j
+    for block in range(1, blocks):
+        for j in range(begin, end):
+            table[j] += table[block * C + j]
+    for j in range(begin, end):
+        sums[j] = <real> table[j]
+
+
+cdef object add_blocks(table, dtype):
+    """(blocks, C) in double precision, which is used up -> (C,) in the arrays' own type; None stays None."""
+    cdef Task task
+    if table is None:
+        return None
+    cdef Py_ssize_t blocks = table.shape[0], C = table.shape[1]
+    sums = numpy.empty(C, dtype)
+    give(&task, (sums, table))
+    task.size[0], task.size[1] = C, blocks
+    run(&task, <Rows> add_blocks_columns[float], <Rows> add_blocks_columns[double], sums, C, grain_of(C, blocks * 8))
+    return sums
 
 
 def layer_norm_backward(dy, x, weight, mean, rstd, bint has_bias=True):
@@ -148,8 +175,8 @@ def layer_norm_backward(dy, x, weight, mean, rstd, bint has_bias=True):
     cdef Task task
     cdef Py_ssize_t N = x.shape[0], C = x.shape[1], blocks = (N + BLOCK - 1) // BLOCK
     dx = numpy.empty_like(x)
-    dweight = numpy.zeros((blocks, C))
-    dbias = numpy.zeros((blocks, C)) if has_bias else None
+    dweight = numpy.empty((blocks, C))
+    dbias = numpy.empty((blocks, C)) if has_bias else None
     give(&task, (dy, x, weight, mean, rstd, dx, dweight, dbias))
     task.size[0] = C
     task.size[1] = N

@@ -27,13 +27,15 @@ cdef void column_sum_blocks(real *x, Task *task, Py_ssize_t begin, Py_ssize_t en
     cdef double *into
     for block in range(begin, end):
         into = sums + block * C
+        clear_sums(sums, block, C)
         row = block * BLOCK
         while row < min(N, (block + 1) * BLOCK):
             a = x + row * C
-            if row + 4 <= N:  # four rows are added up before the sums in double precision are read and written
+            if row + 8 <= N:  # eight rows are added up before the sums in double precision are read and written
                 for j in range(C):
-                    into[j] += (<double> a[j] + a[C + j]) + (<double> a[2 * C + j] + a[3 * C + j])
-                row += 4
+                    into[j] += (((a[j] + a[C + j]) + (a[2 * C + j] + a[3 * C + j]))
+                                + ((a[4 * C + j] + a[5 * C + j]) + (a[6 * C + j] + a[7 * C + j])))
+                row += 8
             else:
                 for j in range(C):
                     into[j] += a[j]
@@ -44,7 +46,7 @@ def column_sum(x):
     """x (N, C) -> (C,): the sum over rows, in double precision and a fixed order."""
     cdef Task task
     cdef Py_ssize_t N = x.shape[0], C = x.shape[1], blocks = (N + BLOCK - 1) // BLOCK
-    sums = numpy.zeros((blocks, C))
+    sums = numpy.empty((blocks, C))
     give(&task, (x, sums))
     task.size[0], task.size[1] = C, N
     run(&task, <Rows> column_sum_blocks[float], <Rows> column_sum_blocks[double], x, blocks, 1)

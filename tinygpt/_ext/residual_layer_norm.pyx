@@ -68,6 +68,9 @@ cdef void residual_layer_norm_backward_blocks(real *dy, Task *task, Py_ssize_t b
     cdef Py_ssize_t C = task.size[0], N = task.size[1], block, part, first, row, stop, j, at
     cdef double p = task.scalar[0]
     for block in range(begin, end):
+        clear_sums(dweight, block, C)
+        clear_sums(dbias, block, C)
+        clear_sums(dx_bias, block, C)
         for part in range(BLOCK // NEAR):
             first = block * BLOCK + part * NEAR
             stop = min(N, first + NEAR)
@@ -97,9 +100,9 @@ def residual_layer_norm_backward(dy, ds, s, weight, mean, rstd, double p, uint64
     cdef Py_ssize_t N = s.shape[0], C = s.shape[1], blocks = (N + BLOCK - 1) // BLOCK
     dresidual = numpy.empty_like(s)
     dx = dresidual if p == 0 else numpy.empty_like(s)
-    dweight = numpy.zeros((blocks, C))
-    dbias = numpy.zeros((blocks, C)) if has_bias else None
-    dx_bias = numpy.zeros((blocks, C)) if has_x_bias else None
+    dweight = numpy.empty((blocks, C))
+    dbias = numpy.empty((blocks, C)) if has_bias else None
+    dx_bias = numpy.empty((blocks, C)) if has_x_bias else None
     give(&task, (dy, ds, s, weight, mean, rstd, dresidual, dx, dweight, dbias, dx_bias))
     task.size[0], task.size[1] = C, N
     task.scalar[0] = p
