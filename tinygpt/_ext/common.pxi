@@ -31,12 +31,14 @@ cdef extern from "vmath.h" nogil:
     void tg_mask_double(double *mask, Py_ssize_t count, uint64_t row, uint32_t threshold, double kept, uint64_t seed,
                         uint64_t stream)
 
-    float tg_deviation_float(float x, double mean)
-    double tg_deviation_double(double x, double mean)
     double tg_sum_float(float *x, Py_ssize_t n)
     double tg_sum_double(double *x, Py_ssize_t n)
     double tg_square_deviations_float(float *x, Py_ssize_t n, double mean)
     double tg_square_deviations_double(double *x, Py_ssize_t n, double mean)
+    void tg_normalized_float(const float *x, const float *weight, const float *bias, float *y, Py_ssize_t n, double mean,
+                             float rstd)
+    void tg_normalized_double(const double *x, const double *weight, const double *bias, double *y, Py_ssize_t n,
+                              double mean, double rstd)
     void tg_norm_sums_float(float *dy, float *x, float *weight, Py_ssize_t n, float mean, float rstd, double *shift,
                             double *stretch)
     void tg_norm_sums_double(double *dy, double *x, double *weight, Py_ssize_t n, double mean, double rstd,

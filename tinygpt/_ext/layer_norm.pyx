@@ -11,34 +11,31 @@ cdef enum:
     NEAR = 4  # rows that are still in the first cache when they are looked at again; divides BLOCK
 
 
-cdef inline real deviation(real x, double mean) noexcept nogil:
-    if real is float:
-        return tg_deviation_float(x, mean)
-    else:
-        return tg_deviation_double(x, mean)
-
-
-cdef inline void normalize_row(real *x, real *weight, real *bias, real *y, real *mean, real *rstd, Py_ssize_t C,
-                               double eps) noexcept nogil:
-    """One row: y = (x - mean) * rstd * weight + bias."""
-    cdef Py_ssize_t j
-    cdef double exact_mean, squares
-    cdef real r
-    if real is float:
-        exact_mean = tg_sum_float(x, C) / C
-        squares = tg_square_deviations_float(x, C, exact_mean)
-    else:
-        exact_mean = tg_sum_double(x, C) / C
-        squares = tg_square_deviations_double(x, C, exact_mean)
-    r = <real> (1.0 / sqrt(squares / C + eps))
-    if bias != NULL:
-        for j in range(C):
-            y[j] = deviation(x[j], exact_mean) * r * weight[j] + bias[j]
-    else:
-        for j in range(C):
-            y[j] = deviation(x[j], exact_mean) * r * weight[j]
-    mean[0] = <real> exact_mean
-    rstd[0] = r
+cdef inline void normalize_rows(real *x, Py_ssize_t rows, real *weight, real *bias, real *y, real *mean, real *rstd,
+                                Py_ssize_t C, double eps) noexcept nogil:
+    """Up to NEAR rows: y = (x - mean) * rstd * weight + bias. Each step of a row waits for the one before, so a step is
+    taken for all of them before the next one."""
+    cdef Py_ssize_t row
+    cdef double exact[NEAR]
+    cdef double squares[NEAR]
+    for row in range(rows):
+        if real is float:
+            exact[row] = tg_sum_float(x + row * C, C) / C
+        else:
+            exact[row] = tg_sum_double(x + row * C, C) / C
+    for row in range(rows):
+        if real is float:
+            squares[row] = tg_square_deviations_float(x + row * C, C, exact[row])
+        else:
+            squares[row] = tg_square_deviations_double(x + row * C, C, exact[row])
+    for row in range(rows):
+        mean[row] = <real> exact[row]
+        rstd[row] = <real> (1.0 / sqrt(squares[row] / C + eps))
+    for row in range(rows):
+        if real is float:
+            tg_normalized_float(x + row * C, weight, bias, y + row * C, C, exact[row], rstd[row])
+        else:
+            tg_normalized_double(x + row * C, weight, bias, y + row * C, C, exact[row], rstd[row])
 
 
 cdef inline void normalize_row_backward(real *dy, real *x, real *weight, real mean, real rstd, real *dx, real *add,
@@ -104,9 +101,11 @@ cdef void layer_norm_forward_rows(real *x, Task *task, Py_ssize_t begin, Py_ssiz
     cdef real *y = <real *> task.array[3]
     cdef real *mean = <real *> task.array[4]
     cdef real *rstd = <real *> task.array[5]
-    cdef Py_ssize_t C = task.size[0], row
-    for row in range(begin, end):
-        normalize_row(x + row * C, weight, bias, y + row * C, mean + row, rstd + row, C, task.scalar[0])
+    cdef Py_ssize_t C = task.size[0], row = begin
+    while row < end:
+        normalize_rows(x + row * C, min(NEAR, end - row), weight, bias, y + row * C, mean + row, rstd + row, C,
+                       task.scalar[0])
+        row += NEAR
 
 
 def layer_norm_forward(x, weight, bias, double eps):

@@ -4,6 +4,27 @@
 # and x and writes of s and y: 16 bytes an element in float32; backward, reads of dy, ds and s and one write of the
 # gradient that the residual and x share (two when dropout makes them differ).
 
+cdef inline void add_row(real *a, real *b, real *x_bias, real *c, Py_ssize_t C, Task *task,
+                         Py_ssize_t row) noexcept nogil:
+    """c = a + dropout(b + x_bias), x_bias a row or NULL."""
+    cdef double p = task.scalar[1]
+    cdef Py_ssize_t j
+    if p > 0:
+        dropout_mask(c, C, <uint64_t> row, task, p)
+        if x_bias != NULL:
+            for j in range(C):
+                c[j] = a[j] + c[j] * (b[j] + x_bias[j])
+        else:
+            for j in range(C):
+                c[j] = a[j] + c[j] * b[j]
+    elif x_bias != NULL:
+        for j in range(C):
+            c[j] = a[j] + (b[j] + x_bias[j])
+    else:
+        for j in range(C):
+            c[j] = a[j] + b[j]
+
+
 cdef void residual_layer_norm_forward_rows(real *residual, Task *task, Py_ssize_t begin,
                                            Py_ssize_t end) noexcept nogil:
     cdef real *x = <real *> task.array[1]
@@ -14,28 +35,14 @@ cdef void residual_layer_norm_forward_rows(real *residual, Task *task, Py_ssize_
     cdef real *y = <real *> task.array[6]
     cdef real *mean = <real *> task.array[7]
     cdef real *rstd = <real *> task.array[8]
-    cdef Py_ssize_t C = task.size[0], row, j
-    cdef double p = task.scalar[1]
-    cdef real *a
-    cdef real *b
-    cdef real *c
-    for row in range(begin, end):
-        a, b, c = residual + row * C, x + row * C, s + row * C
-        if p > 0:
-            dropout_mask(c, C, <uint64_t> row, task, p)
-            if x_bias != NULL:
-                for j in range(C):
-                    c[j] = a[j] + c[j] * (b[j] + x_bias[j])
-            else:
-                for j in range(C):
-                    c[j] = a[j] + c[j] * b[j]
-        elif x_bias != NULL:
-            for j in range(C):
-                c[j] = a[j] + (b[j] + x_bias[j])
-        else:
-            for j in range(C):
-                c[j] = a[j] + b[j]
-        normalize_row(c, weight, bias, y + row * C, mean + row, rstd + row, C, task.scalar[0])
+    cdef Py_ssize_t C = task.size[0], first = begin, stop, row
+    while first < end:
+        stop = min(end, first + NEAR)
+        for row in range(first, stop):
+            add_row(residual + row * C, x + row * C, x_bias, s + row * C, C, task, row)
+        normalize_rows(s + first * C, stop - first, weight, bias, y + first * C, mean + first, rstd + first, C,
+                       task.scalar[0])
+        first = stop
 
 
 def residual_layer_norm_forward(residual, x, x_bias, weight, bias, double eps, double p, uint64_t seed,

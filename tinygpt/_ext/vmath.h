@@ -235,6 +235,22 @@ static inline tg_doubles tg_to_doubles_float(tg_some_float x) {
 }
 static inline tg_doubles tg_to_doubles_double(tg_some_double x) { return x; }
 
+/* The lower half of a vector of floats plus its upper half, in double precision. */
+typedef float tg_floats __attribute__((vector_size(TG_VECTOR_BYTES), aligned(4), may_alias));
+enum { TG_FLOATS = TG_VECTOR_BYTES / 4 };
+static inline tg_doubles tg_widened(tg_floats v) {
+#if defined(__AVX512F__)
+    const __m512d bits = _mm512_castps_pd((__m512)v);
+    const __m256 lower = _mm256_castpd_ps(_mm512_castpd512_pd256(bits));
+    const __m256 upper = _mm256_castpd_ps(_mm512_extractf64x4_pd(bits, 1));
+    return (tg_doubles)_mm512_add_pd(_mm512_cvtps_pd(lower), _mm512_cvtps_pd(upper));
+#else
+    tg_some_float half[2];
+    memcpy(half, &v, sizeof half);
+    return tg_to_doubles_float(half[0]) + tg_to_doubles_float(half[1]);
+#endif
+}
+
 /* x - mean, for a mean in double precision: where it is large beside the deviations, rounding it would shift the row. In
  * float it is near + rest, and x - near is exact wherever that matters. The multiply-add keeps the compiler from adding the
  * two up first; without one it is done in double precision. */
@@ -260,19 +276,6 @@ static inline double tg_deviation_double(double x, double mean) { return x - mea
         for (; j < n; j++) rest += x[j];                                                                           \
         return tg_total(sum) + rest;                                                                               \
     }                                                                                                              \
-    /* the sum of (x - mean)^2 */                                                                                  \
-    static inline double tg_square_deviations_##type(const type *x, ptrdiff_t n, double mean) {                    \
-        tg_doubles sum[TG_SUMS] = {{0}};                                                                           \
-        ptrdiff_t j = 0;                                                                                           \
-        for (; j + TG_SUMS * TG_DOUBLES <= n; j += TG_SUMS * TG_DOUBLES)                                           \
-            for (int s = 0; s < TG_SUMS; s++) {                                                                    \
-                const tg_doubles d = tg_to_doubles_##type(*(const tg_some_##type *)(x + j + s * TG_DOUBLES)) - mean; \
-                sum[s] += d * d;                                                                                   \
-            }                                                                                                      \
-        double rest = 0;                                                                                           \
-        for (; j < n; j++) rest += (x[j] - mean) * (x[j] - mean);                                                  \
-        return tg_total(sum) + rest;                                                                               \
-    }                                                                                                              \
     /* with norm = (x - mean) * rstd and dnorm = dy * weight: the sums of dnorm and of dnorm * norm */              \
     static inline void tg_norm_sums_##type(const type *dy, const type *x, const type *weight, ptrdiff_t n, type mean, \
                                            type rstd, double *shift, double *stretch) {                            \
@@ -296,5 +299,61 @@ static inline double tg_deviation_double(double x, double mean) { return x - mea
     }
 TG_ROW_SUMS(float)
 TG_ROW_SUMS(double)
+
+/* The sum of (x - mean)^2. */
+static inline double tg_square_deviations_double(const double *x, ptrdiff_t n, double mean) {
+    tg_doubles sum[TG_SUMS] = {{0}};
+    ptrdiff_t j = 0;
+    for (; j + TG_SUMS * TG_DOUBLES <= n; j += TG_SUMS * TG_DOUBLES)
+        for (int s = 0; s < TG_SUMS; s++) {
+            const tg_doubles d = tg_to_doubles_double(*(const tg_some_double *)(x + j + s * TG_DOUBLES)) - mean;
+            sum[s] += d * d;
+        }
+    double rest = 0;
+    for (; j < n; j++) rest += (x[j] - mean) * (x[j] - mean);
+    return tg_total(sum) + rest;
+}
+
+/* In floats the deviations are from the float nearest to the mean, eight vectors of them are squared and added up in
+ * single precision before they go into the sum in double precision, and what the mean lies beside that float is made good
+ * at the end: the sum of (x - near)^2 is that of (x - mean)^2 and n times (mean - near)^2. */
+static inline double tg_square_deviations_float(const float *x, ptrdiff_t n, double mean) {
+    const float near = (float)mean;
+    const double rest = mean - near;
+    tg_doubles wide[TG_SUMS] = {{0}};
+    ptrdiff_t j = 0;
+    for (; j + 2 * TG_SUMS * TG_FLOATS <= n; j += 2 * TG_SUMS * TG_FLOATS) {
+        tg_floats sum[TG_SUMS];
+        for (int s = 0; s < TG_SUMS; s++) {
+            const tg_floats a = *(const tg_floats *)(x + j + s * TG_FLOATS) - near;
+            const tg_floats b = *(const tg_floats *)(x + j + (TG_SUMS + s) * TG_FLOATS) - near;
+            sum[s] = a * a + b * b;
+        }
+        wide[0] += tg_widened((sum[0] + sum[1]) + (sum[2] + sum[3]));
+    }
+    double total = tg_total(wide);
+    for (; j < n; j++) total += ((double)x[j] - near) * ((double)x[j] - near);
+    return fmax(total - n * rest * rest, 0);
+}
+
+/* y = (x - mean) * rstd * weight + bias, bias a row or NULL. */
+static inline void tg_normalized_float(const float *x, const float *weight, const float *bias, float *y, ptrdiff_t n,
+                                       double mean, float rstd) {
+#ifdef __FMA__ /* (x - near) * rstd - rest * rstd, as in tg_deviation_float */
+    const float near = (float)mean, rest = -(float)(mean - near) * rstd;
+#define TG_NORM(x) __builtin_fmaf((x) - near, rstd, rest)
+#else
+#define TG_NORM(x) (tg_deviation_float(x, mean) * rstd)
+#endif
+    if (bias)
+        for (ptrdiff_t j = 0; j < n; j++) y[j] = TG_NORM(x[j]) * weight[j] + bias[j];
+    else
+        for (ptrdiff_t j = 0; j < n; j++) y[j] = TG_NORM(x[j]) * weight[j];
+#undef TG_NORM
+}
+static inline void tg_normalized_double(const double *x, const double *weight, const double *bias, double *y, ptrdiff_t n,
+                                        double mean, double rstd) {
+    for (ptrdiff_t j = 0; j < n; j++) y[j] = (x[j] - mean) * rstd * weight[j] + (bias ? bias[j] : 0);
+}
 
 #endif
