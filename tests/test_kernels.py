@@ -140,6 +140,15 @@ def test_a_row_far_from_zero_is_normalised_with_its_exact_mean() -> None:
 
 
 @needs_extension
+@pytest.mark.parametrize("size", [1e20, 3e37, 1e-20, 1e-30])
+def test_rows_are_normalised_whose_squares_no_float_holds(size: float) -> None:
+    x = (size * np.random.default_rng(0).standard_normal((4, 256))).astype(np.float32)
+    reference, compiled = both("layer_norm_forward", x, np.ones(256, np.float32), None, 1e-80)
+    assert np.allclose(compiled[0], reference[0], rtol=1e-5, atol=1e-6)
+    assert abs(compiled[0]).max() > 2
+
+
+@needs_extension
 def test_an_id_that_occurs_65536_times_keeps_its_digits() -> None:
     dy = np.random.default_rng(0).uniform(size=(65536, 3)).astype(np.float32)
     ids = np.full(65536, 2)

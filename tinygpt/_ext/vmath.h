@@ -276,6 +276,19 @@ static inline double tg_deviation_double(double x, double mean) { return x - mea
         for (; j < n; j++) rest += x[j];                                                                           \
         return tg_total(sum) + rest;                                                                               \
     }                                                                                                              \
+    /* the sum of (x - mean)^2 */                                                                                  \
+    static inline double tg_exact_square_deviations_##type(const type *x, ptrdiff_t n, double mean) {              \
+        tg_doubles sum[TG_SUMS] = {{0}};                                                                           \
+        ptrdiff_t j = 0;                                                                                           \
+        for (; j + TG_SUMS * TG_DOUBLES <= n; j += TG_SUMS * TG_DOUBLES)                                           \
+            for (int s = 0; s < TG_SUMS; s++) {                                                                    \
+                const tg_doubles d = tg_to_doubles_##type(*(const tg_some_##type *)(x + j + s * TG_DOUBLES)) - mean; \
+                sum[s] += d * d;                                                                                   \
+            }                                                                                                      \
+        double rest = 0;                                                                                           \
+        for (; j < n; j++) rest += (x[j] - mean) * (x[j] - mean);                                                  \
+        return tg_total(sum) + rest;                                                                               \
+    }                                                                                                              \
     /* with norm = (x - mean) * rstd and dnorm = dy * weight: the sums of dnorm and of dnorm * norm */              \
     static inline void tg_norm_sums_##type(const type *dy, const type *x, const type *weight, ptrdiff_t n, type mean, \
                                            type rstd, double *shift, double *stretch) {                            \
@@ -300,23 +313,14 @@ static inline double tg_deviation_double(double x, double mean) { return x - mea
 TG_ROW_SUMS(float)
 TG_ROW_SUMS(double)
 
-/* The sum of (x - mean)^2. */
 static inline double tg_square_deviations_double(const double *x, ptrdiff_t n, double mean) {
-    tg_doubles sum[TG_SUMS] = {{0}};
-    ptrdiff_t j = 0;
-    for (; j + TG_SUMS * TG_DOUBLES <= n; j += TG_SUMS * TG_DOUBLES)
-        for (int s = 0; s < TG_SUMS; s++) {
-            const tg_doubles d = tg_to_doubles_double(*(const tg_some_double *)(x + j + s * TG_DOUBLES)) - mean;
-            sum[s] += d * d;
-        }
-    double rest = 0;
-    for (; j < n; j++) rest += (x[j] - mean) * (x[j] - mean);
-    return tg_total(sum) + rest;
+    return tg_exact_square_deviations_double(x, n, mean);
 }
 
 /* In floats the deviations are from the float nearest to the mean, eight vectors of them are squared and added up in
  * single precision before they go into the sum in double precision, and what the mean lies beside that float is made good
- * at the end: the sum of (x - near)^2 is that of (x - mean)^2 and n times (mean - near)^2. */
+ * at the end: the sum of (x - near)^2 is that of (x - mean)^2 and n times (mean - near)^2. Where a float's range may not
+ * have held the squares, all is done in double precision. */
 static inline double tg_square_deviations_float(const float *x, ptrdiff_t n, double mean) {
     const float near = (float)mean;
     const double rest = mean - near;
@@ -333,6 +337,7 @@ static inline double tg_square_deviations_float(const float *x, ptrdiff_t n, dou
     }
     double total = tg_total(wide);
     for (; j < n; j++) total += ((double)x[j] - near) * ((double)x[j] - near);
+    if (!(total > 1e-30 * n && total < INFINITY)) return tg_exact_square_deviations_float(x, n, mean);
     return fmax(total - n * rest * rest, 0);
 }
 
