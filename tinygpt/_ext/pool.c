@@ -43,7 +43,7 @@ static pthread_mutex_t region_lock = PTHREAD_MUTEX_INITIALIZER; /* held by the c
 static pthread_mutex_t sleep_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t wake = PTHREAD_COND_INITIALIZER;
 
-static int wanted = 1;          /* threads asked for, the caller included */
+static _Atomic int wanted = 1;  /* threads asked for, the caller included */
 static int started = 0;         /* workers that exist */
 static _Thread_local int inside = 0;
 
