@@ -30,7 +30,7 @@
         }                                                                                                          \
     }
 
-#ifdef __AVX512F__
+#if defined(__AVX512F__) && defined(__AVX512DQ__)
 
 enum { TG_PIECES = 16, TG_TERMS = 5 };
 static const float TG_FAR = 13.28f; /* from here on z Q(z) counts as 0: it is below 2^-128 */
