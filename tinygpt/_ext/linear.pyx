@@ -43,7 +43,7 @@ cdef void column_sum_blocks(real *x, Task *task, Py_ssize_t begin, Py_ssize_t en
 
 
 def column_sum(x):
-    """x (N, C) -> (C,): the sum over rows, in double precision and a fixed order."""
+    """x (N, C) -> (C,): the sum over rows, in a fixed order: eight at a time in their own precision, those in double."""
     cdef Task task
     cdef Py_ssize_t N = x.shape[0], C = x.shape[1], blocks = (N + BLOCK - 1) // BLOCK
     sums = numpy.empty((blocks, C))
