@@ -69,12 +69,24 @@ def test_attention_to_one_token_is_that_token(kind: str) -> None:
 
 @both_bodies
 @pytest.mark.parametrize("is_causal", [True, False])
-@pytest.mark.parametrize("size", [64, 65, 130])
-def test_long_attention_equals_its_oracle(kind: str, size: int, is_causal: bool) -> None:
+@pytest.mark.parametrize(
+    ("Tq", "Tk", "D"),
+    [
+        (64, 67, 16),
+        (65, 68, 16),
+        (130, 133, 16),
+        (256, 256, 64),
+        (77, 200, 80),
+        (203, 70, 33),
+        (131, 1, 5),
+        (2, 140, 3),
+    ],
+)
+def test_long_attention_equals_its_oracle(kind: str, Tq: int, Tk: int, D: int, is_causal: bool) -> None:
     """Sizes at and beyond the tiles of the compiled bodies, with dropout, against the whole matrix."""
-    arrays = qkv(1, 2, size, size + 3, 16)
+    arrays = qkv(1, 2, Tq, Tk, D)
     fused, composed = tensors(*arrays), tensors(*arrays)
-    dy = normal(1, 2, size, 16)
+    dy = normal(1, 2, Tq, D)
     with use_kernels(kind):
         y = ops.attention(*fused, is_causal=is_causal, dropout_p=0.2, generator=Generator(9))
         y.backward(dy)

@@ -1,4 +1,4 @@
-/* Sizes and types of the attention kernels; attention_tile.h has the work. */
+/* Sizes and types of the attention kernels. attention_block.h has their register blocks, attention_tile.h the work. */
 #ifndef TINYGPT_ATTENTION_H
 #define TINYGPT_ATTENTION_H
 
@@ -10,17 +10,18 @@
 
 #include "vmath.h"
 
-/* Registers decide the block: ROWS x 2 accumulators, 2 vectors of B and a broadcast must fit in 32 registers
- * (AVX-512, NEON) or 16 (AVX2, SSE). */
+/* Vector registers. They decide the block of sums: TG_ROWS rows of TG_COLUMNS vectors, a row of B and a broadcast must fit.
+ * Blocks of 6 and of 4 rows make up every multiple of 4 rows. */
 #if defined(__AVX512F__) || defined(__aarch64__)
-enum { TG_ROWS = 8 };
+#define TG_REGISTERS 32
 #else
-enum { TG_ROWS = 4 };
+#define TG_REGISTERS 16
 #endif
+enum { TG_ROWS = 6, TG_FEW_ROWS = 4, TG_COLUMNS = TG_REGISTERS == 32 ? 4 : 2 };
 
-/* Tiles of scores, of one panel of queries forward and of TG_PANELS backward. With AVX-512 they are 128 keys x 32 queries, and
- * two of 64 x 64, which the first cache holds beside the panels that they are multiplied with. */
-enum { TG_KEYS = 128, TG_KEYS_BACKWARD = 64, TG_PANELS = 2 };
+/* Tiles of scores: their queries, and their keys, forward and backward. The first cache holds a tile beside what it is
+ * multiplied with. Backward a tile of the diagonal is the first to add to its keys' gradients, as it is a square. */
+enum { TG_QUERIES = 64, TG_KEYS = 128, TG_KEYS_BACKWARD = TG_QUERIES };
 
 /* Strides in elements of the axes (B, H, T); the last axis, D, is contiguous. */
 struct tg_attention {
@@ -35,57 +36,126 @@ struct tg_attention {
     int failed; /* a thread found no memory */
 };
 
+/* Queries q0 .. q0 + queries - 1 and keys k0 .. k0 + keys - 1, of which the last query sees all. */
+struct tg_tile {
+    ptrdiff_t q0, queries, k0, keys;
+    int is_causal;
+};
+
+static inline ptrdiff_t tg_between(ptrdiff_t low, ptrdiff_t n, ptrdiff_t high) {
+    return n < low ? low : n > high ? high : n;
+}
+
+static inline struct tg_tile tg_tile_at(const struct tg_attention *p, ptrdiff_t q0, ptrdiff_t k0, ptrdiff_t most_keys) {
+    struct tg_tile t = {q0, p->Tq - q0, k0, p->Tk - k0, p->is_causal};
+    if (t.queries > TG_QUERIES) t.queries = TG_QUERIES;
+    if (t.is_causal) t.keys = tg_between(0, q0 + t.queries - k0, t.keys);
+    if (t.keys > most_keys) t.keys = most_keys;
+    return t;
+}
+
+/* How many of the tile's keys its query i sees; how many of its queries do not see key j: they come before it. */
+static inline ptrdiff_t tg_seen(const struct tg_tile *t, ptrdiff_t i) {
+    return t->is_causal ? tg_between(0, t->q0 + i + 1 - t->k0, t->keys) : t->keys;
+}
+static inline ptrdiff_t tg_blind(const struct tg_tile *t, ptrdiff_t j) {
+    return t->is_causal ? tg_between(0, t->k0 + j - t->q0, t->queries) : 0;
+}
+
+/* Memory that will be needed soon: this head's results, the next head's operands. A head's rows lie far apart, so that the
+ * processor's own prefetchers do not see them coming; a few are asked for at each block of a product, whose arithmetic hides
+ * the wait. Row after row, of all arrays of a list in turn; of a long array the first TG_AHEAD bytes, as the second cache
+ * would not keep more. */
+struct tg_rows {
+    struct {
+        const char *row;
+        ptrdiff_t stride; /* bytes */
+    } array[8];
+    int count, at;
+    ptrdiff_t left; /* rows of each array */
+};
+struct tg_ahead {
+    struct tg_rows now, next;
+    ptrdiff_t row_bytes;
+    int pace; /* rows for each block */
+};
+/* Where T = 256 and D = 64, 1024 rows come with the 176 blocks of a head forward, 2048 with the 550 backward. */
+enum { TG_PACE_FORWARD = 6, TG_PACE_BACKWARD = 4, TG_LINE = 64, TG_AHEAD = 1 << 17 };
+
+static struct tg_ahead tg_ahead_of(const struct tg_attention *p, size_t size, int pace) {
+    const ptrdiff_t row_bytes = p->D * (ptrdiff_t)size, rows = p->Tq < p->Tk ? p->Tq : p->Tk;
+    const ptrdiff_t left = tg_between(0, rows, TG_AHEAD / row_bytes);
+    return (struct tg_ahead){{.left = left}, {.left = left}, row_bytes, pace};
+}
+
+static void tg_will_need(struct tg_rows *list, const void *row, ptrdiff_t stride) {
+    list->array[list->count].row = row;
+    list->array[list->count++].stride = stride;
+}
+
+static inline void tg_fetch(struct tg_ahead *ahead) {
+    for (int i = 0; i < ahead->pace; i++) {
+        struct tg_rows *list = ahead->now.left > 0 ? &ahead->now : &ahead->next;
+        if (list->left <= 0 || list->count == 0) return;
+        const char *row = list->array[list->at].row;
+        for (ptrdiff_t byte = 0; byte < ahead->row_bytes; byte += TG_LINE) __builtin_prefetch(row + byte, 0, 2);
+        list->array[list->at].row = row + list->array[list->at].stride;
+        if (++list->at == list->count) {
+            list->at = 0;
+            list->left--;
+        }
+    }
+}
+
+/* The exponential of a score, for attention_tile.h: where it begins, the bias and the place of the exponent among a
+ * number's bits, and the coefficients, highest first. float: the polynomial of degree 6 that is best if it begins with 1 + r
+ * (3e-9 of the sum); double: the Taylor series to degree 13. */
+static const float tg_LOWEST_float = -88.1f;
+static const double tg_LOWEST_double = -709.1;
+enum { tg_BIAS_float = 127, tg_EXPONENT_float = 23, tg_BIAS_double = 1023, tg_EXPONENT_double = 52 };
+static const float tg_SERIES_float[] = {0.00138146131f, 0.00836870996f, 0.0416683874f, 0.166665207f, 0.499999935f, 1, 1};
+static const double tg_SERIES_double[] = {
+    1.0 / 6227020800, 1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880, 1.0 / 40320, 1.0 / 5040,
+    1.0 / 720,        1.0 / 120,       1.0 / 24,       1.0 / 6,       0.5,          1.0,         1.0};
+
 #define REAL float
 #define INTEGER int32_t
 #define NAME(x) tg_##x##_float
-#define EXP tg_expf
 #define LOG logf
+#ifdef __AVX512F__ /* what compilers make of a comparison and a choice takes three times as long */
+#define LARGER(a, b) _mm512_max_ps(a, b)
+#define SMALLER(a, b) _mm512_min_ps(a, b)
+#else
+#define LARGER(a, b) NAME(select)((a) > (b), a, b)
+#define SMALLER(a, b) NAME(select)((a) < (b), a, b)
+#endif
+#include "attention_block.h"
 #include "attention_tile.h"
 #undef REAL
 #undef INTEGER
 #undef NAME
-#undef EXP
 #undef LOG
+#undef LARGER
+#undef SMALLER
 
 #define REAL double
 #define INTEGER int64_t
 #define NAME(x) tg_##x##_double
-#define EXP tg_exp
 #define LOG log
+#ifdef __AVX512F__
+#define LARGER(a, b) _mm512_max_pd(a, b)
+#define SMALLER(a, b) _mm512_min_pd(a, b)
+#else
+#define LARGER(a, b) NAME(select)((a) > (b), a, b)
+#define SMALLER(a, b) NAME(select)((a) < (b), a, b)
+#endif
+#include "attention_block.h"
 #include "attention_tile.h"
 #undef REAL
 #undef INTEGER
 #undef NAME
-#undef EXP
 #undef LOG
-
-#define TG_AT(type, name, b, h) ((type *)p->name + (b) * p->name##_stride[0] + (h) * p->name##_stride[1])
-
-/* Heads begin .. end - 1 of the B * H. */
-#define TG_HEADS(type)                                                                                              \
-    static void tg_heads_forward_##type(void *task, ptrdiff_t begin, ptrdiff_t end) {                              \
-        struct tg_attention *p = task;                                                                             \
-        for (ptrdiff_t head = begin; head < end; head++) {                                                         \
-            const ptrdiff_t b = head / p->H, h = head % p->H;                                                      \
-            if (tg_head_forward_##type(p, TG_AT(type, q, b, h), TG_AT(type, k, b, h), TG_AT(type, v, b, h),         \
-                                       TG_AT(type, y, b, h), (type *)p->lse + head * p->Tq,                         \
-                                       (uint64_t)(head * p->Tq)) != 0)                                             \
-                p->failed = 1;                                                                                     \
-        }                                                                                                          \
-    }                                                                                                              \
-    static void tg_heads_backward_##type(void *task, ptrdiff_t begin, ptrdiff_t end) {                             \
-        struct tg_attention *p = task;                                                                             \
-        for (ptrdiff_t head = begin; head < end; head++) {                                                         \
-            const ptrdiff_t b = head / p->H, h = head % p->H;                                                      \
-            if (tg_head_backward_##type(p, TG_AT(type, dy, b, h), TG_AT(type, q, b, h), TG_AT(type, k, b, h),       \
-                                        TG_AT(type, v, b, h), TG_AT(type, y, b, h),                                 \
-                                        (type *)p->lse + head * p->Tq, TG_AT(type, dq, b, h),                       \
-                                        TG_AT(type, dk, b, h), TG_AT(type, dv, b, h), (uint64_t)(head * p->Tq)) !=  \
-                0)                                                                                                 \
-                p->failed = 1;                                                                                     \
-        }                                                                                                          \
-    }
-TG_HEADS(float)
-TG_HEADS(double)
+#undef LARGER
+#undef SMALLER
 
 #endif

@@ -234,7 +234,7 @@ TG_INLINE float tg_lane_sum(tg_floats v) {
 }
 
 /* Rows of W at a time, as many streams; and rows of x, so that a vector of W is unpacked once for several. */
-enum { TG_DOTS = 4, TG_WIDE = TG_ROWS >= 8 ? 4 : 2 };
+enum { TG_DOTS = 4, TG_WIDE = TG_REGISTERS == 32 ? 4 : 2 };
 
 /* y[m, n] = x[m] . W[n] for `wide` <= TG_WIDE rows m and the `count` <= TG_DOTS rows n, n + apart, n + 2 apart, ... */
 TG_INLINE void tg_dot_rows(const struct tg_matrix *w, const float *x, int wide, ptrdiff_t n, ptrdiff_t apart, int count,
