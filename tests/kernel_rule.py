@@ -52,7 +52,9 @@ def moved_by_rounding(
     row: KernelRow, arguments: list[Any], truth: list[np.ndarray], in_sums: bool, eps: float = EPS32
 ) -> list[float]:
     """For each result the farthest it goes in four choices of float32 roundings, and one rounding of the result."""
-    choices = [results(row, "reference", doubled(arguments, Rounding(eps, seed, in_sums))) for seed in range(4)]
+    repeated = any(is_array(a) and 0 in a.strides and a.size > 1 for a in arguments)  # broadcast
+    roundings = [Rounding(eps, seed, in_sums, repeated=repeated) for seed in range(4)]
+    choices = [results(row, "reference", doubled(arguments, rounding)) for rounding in roundings]
     return [max(largest(choice[i] - true) for choice in choices) + eps * largest(true) for i, true in enumerate(truth)]
 
 

@@ -4,16 +4,30 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 from unittest.mock import patch
 
 import numpy as np
-from drawing import Example, Input, KernelRow, Row, inputs, integers_below, leading, positive, reduced, seeds, small
+from drawing import (
+    Example,
+    Input,
+    KernelRow,
+    Row,
+    inputs,
+    integers_below,
+    lay_out,
+    leading,
+    positive,
+    reduced,
+    seeds,
+    small,
+)
 from hypothesis import strategies as st
 
 from tinygpt import ops
 from tinygpt.backends import products
-from tinygpt.ops.attention import Attention, QKVAttention, attention_composed
+from tinygpt.ops.attention import Attention, QKVAttention, attention_composed, scores
 from tinygpt.ops.bias_gelu import BiasGelu, bias_gelu_composed
 from tinygpt.ops.binary_cross_entropy import BinaryCrossEntropy, binary_cross_entropy_composed
 from tinygpt.ops.cast import Cast
@@ -246,6 +260,23 @@ def binary_cross_entropy_arguments(draw: Any, backward: bool = False) -> Example
     return Example((*upstream, draw(inputs(shape)), draw(inputs(shape, fractions))))
 
 
+@dataclass(frozen=True)
+class LogSums(Input):
+    """The logarithms of sums of exponentials that attention's forward pass gives for q and k: with any others,
+    probabilities above 1 would come out of them."""
+
+    q: Input = field(kw_only=True)
+    k: Input = field(kw_only=True)
+    is_causal: bool = field(kw_only=True)
+    scale: float = field(kw_only=True)
+
+    def make(self, dtype: Any = np.float64) -> np.ndarray:
+        s = scores(self.q.make(), self.k.make(), self.is_causal, self.scale)
+        top = s.max(axis=-1, keepdims=True)
+        sums = np.exp(s - top).sum(axis=-1)
+        return lay_out((top[..., 0] + np.log(sums)).astype(dtype), self.layout)
+
+
 @st.composite
 def attention_arguments(
     draw: Any, backward: bool = False, D: Any = reduced, Tq: Any = query_counts, Tk: Any = key_counts
@@ -258,8 +289,8 @@ def attention_arguments(
     if not backward:
         return Example((q, k, v, *options))
     results = [Input(shape, draw(writable), 0) for shape in (queries, keys_, keys_)]
-    y, lse = draw(inputs(queries)), draw(inputs((B, H, Tq), positive))
-    return Example((draw(inputs(queries)), q, k, v, y, lse, *options, *results))
+    lse = LogSums((B, H, Tq), draw(writable), q=q, k=k, is_causal=options[0], scale=options[1])
+    return Example((draw(inputs(queries)), q, k, v, draw(inputs(queries)), lse, *options, *results))
 
 
 @st.composite

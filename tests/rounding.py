@@ -5,7 +5,8 @@ arithmetic step by up to one float32 rounding, up or down: Monte Carlo arithmeti
 what any float32 body may be off by, however it orders its steps; cancellation shows up by itself.
 
 Source: Parker, "Monte Carlo Arithmetic", 1997, section 5. In a sum of n terms in one precision the rounding of a term
-grows to sqrt(n) roundings: Higham and Mary, "A New Approach to Probabilistic Rounding Error Analysis", 2019.
+grows to sqrt(n) roundings: Higham and Mary, "A New Approach to Probabilistic Rounding Error Analysis", 2019. Where the
+terms are one number repeated, the roundings are not independent and all may go the same way: to n.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ EXACT = {np.maximum, np.minimum, np.negative, np.absolute, np.sign, np.copysign}
 class Rounding:
     """One choice of random roundings."""
 
-    def __init__(self, eps: float, seed: int, in_sums: bool, in_products: bool = False) -> None:
-        """in_sums: sums are accumulated in the same precision, not in a higher one; in_products: those of matmul."""
+    def __init__(self, eps: float, seed: int, in_sums: bool, in_products: bool = False, repeated: bool = False) -> None:
+        """in_sums: sums are accumulated in the same precision, not in a higher one; in_products: those of matmul.
+        repeated: the terms of sums may be one number repeated."""
         self.eps, self.rng, self.in_sums, self.in_products = eps, np.random.default_rng(seed), in_sums, in_products
+        self.growth = 1.0 if repeated else 0.5
 
     def nudge(self, values: np.ndarray, times: float = 1.0) -> np.ndarray:
         moved = self.rng.uniform(0.5, 1.0, values.shape) * self.rng.choice([-1.0, 1.0], values.shape)
@@ -42,7 +45,7 @@ class Rounded(np.ndarray):
         plain = [a.view(np.ndarray) if isinstance(a, Rounded) else a for a in inputs]
         if ufunc is np.add and method == "reduce" and rounding.in_sums and plain[0].size:
             result_size = max(ufunc.reduce(plain[0], **options).size, 1)
-            plain[0] = rounding.nudge(plain[0], (plain[0].size / result_size) ** 0.5)
+            plain[0] = rounding.nudge(plain[0], (plain[0].size / result_size) ** rounding.growth)
         if ufunc is np.matmul and rounding.in_products:
             plain[1] = rounding.nudge(plain[1], plain[0].shape[-1] ** 0.5)
         result = getattr(ufunc, method)(*plain, **options)

@@ -125,7 +125,9 @@ def invert(weights: np.ndarray, u: float) -> tuple[int, float]:
     index = int(np.searchsorted(within, u * total - (blocks[block - 1] if block else 0.0), side="right"))
     if index == len(within):  # the two sums of the block were rounded differently: the last that has any weight
         index = int(np.searchsorted(within, within[-1]))
-    return first + index, float(np.log(weights[first + index] / total))
+    return first + index, float(
+        np.log(weights[first + index]) - np.log(total)
+    )  # the quotient may be too small for a float
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:

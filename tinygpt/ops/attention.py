@@ -127,7 +127,7 @@ def attention_backward(
     dk: Any,
     dv: Any,
 ) -> None:
-    """dy, y like q; writes the gradients of q, k, v into dq, dk, dv, which may be strided views."""
+    """dy, y like q; y and lse as forward gave them; writes the gradients of q, k, v into dq, dk, dv, of any strides."""
     xp = array_module(q)
     s = scores(q, k, is_causal, scale)  # (B, H, Tq, Tk)
     s -= lse[..., None]
