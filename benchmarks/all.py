@@ -22,7 +22,10 @@ PARTS: dict[str, tuple[str, list[list[str]]]] = {
     "ops": ("Each operation", [["ops.py", "--rounds", "3"]]),
     "profile": (
         "Where a step's time goes",
-        [["profile_step.py", "--preset", name, "--steps", "5"] for name in ("tiny", "baby", "baby-dropout", "gpt2")],
+        [
+            ["profile_step.py", "--preset", name, "--steps", steps]  # of 5 steps of tiny the first are its warming up
+            for name, steps in (("tiny", "100"), ("baby", "5"), ("baby-dropout", "5"), ("gpt2", "5"))
+        ],
     ),
     "scaling": ("How cost grows", [["scaling.py"]]),
     "generate": ("Decoding", [["generate.py", "--rounds", "3", "--only", "decode", "prefill", "batch", "load"]]),
