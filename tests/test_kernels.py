@@ -10,7 +10,7 @@ import pytest
 from drawing import KernelRow, some_examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_rule import EPS32, EPS64, assert_within, float32_budget, largest, moved_by_rounding, results
+from kernel_rule import EPS32, assert_within, float32_budget, float64_budget, largest, results
 from op_cases import KERNEL_ROWS
 
 import tinygpt.ops
@@ -38,8 +38,7 @@ def test_compiled_body_in_float32(row: KernelRow, data: Any) -> None:
 @given(data=st.data())
 def test_compiled_body_in_float64(row: KernelRow, data: Any) -> None:
     example = data.draw(row.examples)
-    expected = results(row, "reference", example.make())
-    budget = [2 * far * EPS64 / EPS32 for far in moved_by_rounding(row, example.make(), expected, in_sums=True)]
+    expected, budget = float64_budget(row, example)
     assert_within(results(row, "cython", example.make()), expected, budget)
 
 
