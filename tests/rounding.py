@@ -6,7 +6,8 @@ what any float32 body may be off by, however it orders its steps; cancellation s
 
 Source: Parker, "Monte Carlo Arithmetic", 1997, section 5. In a sum of n terms in one precision the rounding of a term
 grows to sqrt(n) roundings: Higham and Mary, "A New Approach to Probabilistic Rounding Error Analysis", 2019. Where the
-terms are one number repeated, the roundings are not independent and all may go the same way: to n.
+terms are one number repeated, the roundings are not independent: all may go the same way. Partial sums are half of the
+whole on average, and each is off by half a rounding at most: a quarter of n roundings of each term, with one sign.
 """
 
 from __future__ import annotations
@@ -25,10 +26,12 @@ class Rounding:
         """in_sums: sums are accumulated in the same precision, not in a higher one; in_products: those of matmul.
         repeated: the terms of sums may be one number repeated."""
         self.eps, self.rng, self.in_sums, self.in_products = eps, np.random.default_rng(seed), in_sums, in_products
-        self.growth = 1.0 if repeated else 0.5
+        self.repeated = repeated
 
-    def nudge(self, values: np.ndarray, times: float = 1.0) -> np.ndarray:
-        moved = self.rng.uniform(0.5, 1.0, values.shape) * self.rng.choice([-1.0, 1.0], values.shape)
+    def nudge(self, values: np.ndarray, times: float = 1.0, one_sign: bool = False) -> np.ndarray:
+        moved = self.rng.uniform(0.5, 1.0, values.shape) * self.rng.choice(
+            [-1.0, 1.0], () if one_sign else values.shape
+        )
         return np.asarray(values * (1.0 + times * self.eps * moved))
 
 
@@ -45,7 +48,8 @@ class Rounded(np.ndarray):
         plain = [a.view(np.ndarray) if isinstance(a, Rounded) else a for a in inputs]
         if ufunc is np.add and method == "reduce" and rounding.in_sums and plain[0].size:
             result_size = max(ufunc.reduce(plain[0], **options).size, 1)
-            plain[0] = rounding.nudge(plain[0], (plain[0].size / result_size) ** rounding.growth)
+            terms = plain[0].size / result_size
+            plain[0] = rounding.nudge(plain[0], terms / 2 if rounding.repeated else terms**0.5, rounding.repeated)
         if ufunc is np.matmul and rounding.in_products:
             plain[1] = rounding.nudge(plain[1], plain[0].shape[-1] ** 0.5)
         result = getattr(ufunc, method)(*plain, **options)
