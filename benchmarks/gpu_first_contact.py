@@ -1,7 +1,7 @@
 # ruff: noqa: B023  what is defined in a loop here is called in it
 """The stages of gpu_first_contact.sh. `DRY=1`: on NumPy and the CPU's PyTorch, tiny, to try the logic without a GPU.
 
-python gpu_first_contact.py warm | attention [small] | mma | model | graph | time | profile | summary
+python gpu_first_contact.py warm | attention [small] | model | graph | time | profile | summary
 Never zeros as data; outputs are poisoned; a figure is printed and appended to $RESULTS the moment it is known.
 """
 
@@ -176,149 +176,6 @@ def attention() -> None:
                 again, _ = attention_forward(q, k, v, True, d**-0.5, 0.0, 0, 0)
                 if not np.array_equal(host(again.astype("float32")), host(ours.astype("float32"))):
                     put(f"FAILED attention {dtype}", "two runs differ")
-
-
-# The draft of attention on the tensor cores: attention_mma_draft.cu beside this file ------------------------------
-
-
-def mma() -> None:
-    """Compile the draft, hold it against float64, time it beside the present kernels. Left out without a draft."""
-    from pathlib import Path
-
-    import torch
-
-    from tinygpt._ext import cuda
-    from tinygpt._ext.attention_cuda import layout_of, problem_of
-    from tinygpt.ops.attention import attention_backward, attention_forward
-
-    path = Path(__file__).with_name("attention_mma_draft.cu")
-    if not path.exists():
-        return put("mma", "no draft here")
-    xp, block = gpu(), (128,)
-    if DRY:  # the emulator takes its text from tinygpt/_ext/attention_mma.cu
-        import cuda_emulator
-
-        device: Any = cuda_emulator.Device()
-    else:
-        from tinygpt.backends.cupy_kernels import OPTIONS
-        from tinygpt.backends.cupy_kernels import device as device_of
-
-        device = device_of(xp)
-        folder = Path(cuda.__file__).parent
-        texts = [(folder / name).read_text() for name in ("common.cuh", "philox.cuh", "attention.cuh")] + [
-            path.read_text()
-        ]
-        source = "\n".join(line for text in texts for line in text.splitlines() if not line.startswith('#include "'))
-        for what in ("forward", "backward_keys", "backward_queries"):
-            for head in (32, 64, 128):
-                name = f"attention_{what}_mma<bfloat16, {head}>"
-                device.functions[name] = xp.RawModule(
-                    code=source, options=OPTIONS, name_expressions=(name,)
-                ).get_function(name)
-    real = kind("bfloat16") if not DRY else np.dtype(__import__("ml_dtypes").bfloat16)
-    sizes = (
-        [(1, 1, 70, 64)]
-        if DRY
-        else [(2, 12, 1024, 64), (1, 3, 257, 128), (2, 4, 130, 32), (B, 12, T, 64), (64, 6, 256, 64)]
-    )
-    for b, h, t, d in sizes:
-        with attempt(f"mma {(b, h, t, d)}"):
-            rng = np.random.default_rng(0)
-            qkv, g = (
-                xp.asarray(rng.standard_normal(s, np.float32)).astype(real) for s in ((b, t, 3, h, d), (b, t, h, d))
-            )
-            (q, k, v), dy = qkv.transpose(2, 0, 3, 1, 4), g.transpose(0, 2, 1, 3)
-            head = next(n for n in (32, 64, 128) if n >= d)
-            tiles = -(-t // 64)
-            y = device.empty((b, t, h, d), real).transpose(0, 2, 1, 3)
-            lse, delta = device.empty((b, h, t), np.float32), device.empty((b, h, t), np.float32)
-            grads = xp.empty((b, t, 3, h, d), np.float32).astype(real)
-            dq, dk, dv = grads.transpose(2, 0, 3, 1, 4)
-            problem, lay = problem_of(device, q, k, True, d**-0.5, 0.0, 0, 0), layout_of
-
-            def forward() -> None:
-                args = (q, k, v, y, lse, lay(q), lay(k), lay(y), *problem)
-                device.launch(
-                    "attention_mma",
-                    f"attention_forward_mma<bfloat16, {head}>",
-                    "bfloat16",
-                    (b * h, tiles),
-                    block,
-                    args,
-                    0,
-                )
-
-            def backward() -> None:
-                rows = np.int64(b * h * t)
-                device.launch(
-                    "attention",
-                    "attention_delta<bfloat16>",
-                    "bfloat16",
-                    (-(-int(rows) // 8),),
-                    (256,),
-                    (dy, y, delta, lay(y), h, t, d, rows),
-                    0,
-                )
-                same = (dy, q, k, v, lse, delta)
-                args = (*same, dk, dv, lay(dy), lay(q), lay(k), lay(dk), *problem)
-                device.launch(
-                    "attention_mma",
-                    f"attention_backward_keys_mma<bfloat16, {head}>",
-                    "bfloat16",
-                    (b * h, tiles),
-                    block,
-                    args,
-                    0,
-                )
-                args = (*same, dq, lay(dy), lay(q), lay(k), lay(dq), *problem)
-                device.launch(
-                    "attention_mma",
-                    f"attention_backward_queries_mma<bfloat16, {head}>",
-                    "bfloat16",
-                    (b * h, tiles),
-                    block,
-                    args,
-                    0,
-                )
-
-            forward()
-            backward()
-            if b * t <= 4096:
-                back = [
-                    torch.from_numpy(host(x.astype("float32"))).double().to(DEVICE).requires_grad_() for x in (q, k, v)
-                ]
-                s = ((back[0] @ back[1].transpose(-1, -2)) / d**0.5).masked_fill(
-                    torch.ones(t, t, dtype=torch.bool, device=DEVICE).triu(1), float("-inf")
-                )
-                wanted = s.softmax(-1) @ back[2]
-                wanted.backward(torch.from_numpy(host(dy.astype("float32"))).double().to(DEVICE))
-                pairs = zip((y, lse, dq, dk, dv), (wanted, s.logsumexp(-1), *(x.grad for x in back)), strict=False)
-                put(
-                    f"mma {(b, h, t, d)} y lse dq dk dv (2e-3 is bfloat16's rounding)",
-                    " ".join(f"{off(host(x.astype('float32')), w.detach().cpu().numpy()):.1e}" for x, w in pairs),
-                )
-                first = host(grads.astype("float32"))
-                backward()
-                put(
-                    "mma: two backward passes have the same bits",
-                    bool(np.array_equal(first, host(grads.astype("float32")))),
-                )
-            if not DRY:
-                flops = 2.0 * b * h * t * t * d
-                a, c = ms(forward, 10, 3), ms(backward, 10, 3)
-                options = (True, d**-0.5, 0.0, 0, 0)
-                now = ms(lambda: attention_forward(q, k, v, *options), 5, 3)
-                now_back = ms(lambda: attention_backward(dy, q, k, v, y, lse, *options, dq, dk, dv), 5, 3)
-                put(
-                    f"mma {(b, h, t, d)} forward {a:.3f} ms, now {now:.3f}",
-                    flops / a / 1e9,
-                    "TFLOP/s",
-                )
-                put(
-                    f"mma {(b, h, t, d)} backward {c:.3f} ms, now {now_back:.3f}",
-                    2.5 * flops / c / 1e9,
-                    "TFLOP/s",
-                )
 
 
 # The model ------------------------------------------------------------------------------------------
@@ -714,7 +571,6 @@ if __name__ == "__main__":
     {
         "warm": warm,
         "attention": attention,
-        "mma": mma,
         "model": model,
         "graph": graph,
         "time": times,

@@ -34,7 +34,6 @@ stage() { # stage NAME LIMIT COMMAND...
     stage doctor 30 "$PY" -m tinygpt doctor
     stage warm 60 "$PY" benchmarks/gpu_first_contact.py warm            # compile every instance, 14 processes: CuPy's cache is full after
     stage attention 40 "$PY" benchmarks/gpu_first_contact.py attention  # kernels against float64 at real sizes; poisoned memory
-    stage mma 40 "$PY" benchmarks/gpu_first_contact.py mma              # the draft on tensor cores, where attention_mma_draft.cu is here
     stage model 60 "$PY" benchmarks/gpu_first_contact.py model          # loss and gradients of GPT-2's shape against PyTorch in float64
     stage graph 45 "$PY" benchmarks/gpu_first_contact.py graph          # does CUDA take the capture; do replays have the bits
     stage time 150 "$PY" benchmarks/gpu_first_contact.py time           # copy, GEMMs by shape, attention, elementwise, steps, decode

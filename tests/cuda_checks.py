@@ -11,6 +11,7 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+from cuda_attention_mma import CHECKS as ON_TENSOR_CORES
 from cuda_emulator import Device
 from kernel_rule import EPS32
 
@@ -205,6 +206,7 @@ CHECKS: dict[str, tuple[Callable[[Device], None], ...]] = {
     "dropout": (streams_of_dropout,),
     "residual_layer_norm": (streams_of_residual_layer_norm,),
     "attention": (streams_of_attention,),
+    "attention_mma": ON_TENSOR_CORES,
     "packed": (several_groups,),
     "decode_block": (the_best_key_anywhere, lengths_outside),
 }

@@ -228,6 +228,7 @@ class Device:
     """What the launchers run on: see tinygpt._ext.cuda.Device. Lists its launches."""
 
     xp = np
+    has_tensor_cores = True
 
     def __init__(
         self, schedule: int = 0, versions: dict[str, tuple[Program, str]] | None = None, fence: str = ""

@@ -55,6 +55,7 @@ KERNELS = {
     "softmax": ("softmax_forward", "softmax_backward", "log_softmax_forward", "log_softmax_backward"),
     "cross_entropy": ("cross_entropy_forward", "cross_entropy_backward", "cross_entropy_inplace"),
     "attention": ("attention_forward", "attention_backward"),
+    "attention_mma": (),  # the checks have all sizes, in 16 bits
     "embedding": ("embedding_forward", "embedding_backward"),
     "dropout": ("dropout_apply",),
     "adamw": ("adamw_update", "adamw_update_each"),
@@ -125,16 +126,18 @@ def mutants(source: str) -> list[Mutant]:
     lines = cuda.source(file).split("\n")
     made: list[Mutant] = []
     seen: Counter[str] = Counter()
-    name, number, begin = "", 0, 0
+    name, number, begin, for_gpu = "", 0, 0, False
     for i, line in enumerate(lines):
         marker = re.fullmatch(r'#line (\d+) "(.*)"', line)
         if marker:
             name, number = marker[2], int(marker[1]) - 1
             continue
         number += 1
+        if line.startswith("#"):  # what stands in for it in the emulator follows behind #else
+            for_gpu = line.startswith(("#if", "#elif")) and "__CUDACC__" in line
         if re.match(r"template|__device__|struct", line):
             begin = i
-        if name == source:
+        if name == source and not for_gpu:
             for start, end, instead, kind in replacements(line):
                 wrong = line[:start] + instead + line[end:]
                 change = f"{name}: {line.partition('//')[0].strip()}  ->  {wrong.partition('//')[0].strip()}"
@@ -168,7 +171,7 @@ def concerned(file: str, lines: list[str], place: int) -> tuple[str, ...]:
 @functools.cache
 def instances(file: str) -> tuple[str, ...]:
     """Those for float32; of attention's four for each head size two that have everything in them."""
-    everything = cuda.expressions(file, "float")
+    everything = cuda.expressions(file, "float16" if file == "attention_mma" else "float")
     if file != "attention":
         return everything
     return tuple(e for e in everything if re.search(r"<float>|, 32, |, 4, 128, ", e))
@@ -263,7 +266,11 @@ def run(source: str, numbers: Sequence[int]) -> list[int]:
     """
     file = SOURCES[source]
     all_cases = cases(file, thorough=len(numbers) == len(mutants(source)))
-    small = [e for e in instances(file) if re.search(r", 4, 32," if file == "attention" else r", 4>", e)]
+    small = [
+        e
+        for e in instances(file)
+        if re.search({"attention": ", 4, 32,", "attention_mma": ", 32>"}.get(file, ", 4>"), e)
+    ]
     right = Program({"right": (cuda.source(file), instances(file))}, TRAPS)
     if ends_caught(file, right, "right", all_cases):
         raise AssertionError(f"{file}.cu fails as it is, with its arrays fenced in and its indices watched")

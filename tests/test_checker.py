@@ -68,12 +68,25 @@ EQUIVALENT: dict[str, list[tuple[str, str]]] = {
         ("LinearCrossEntropy", "cross_entropy_inplace: logits -= logits.max(axis=1, keepdims=True)  ->  pass"),
     ],
     "the rows may be cut into blocks of any size": [
-        ("LinearCrossEntropy", "blocks: -(-N * V * itemsize // BLOCK_BYTES)  ->  -N * V * itemsize // BLOCK_BYTES"),
+        (
+            "LinearCrossEntropy",
+            "blocks: -(-N * V * itemsize // (8 * BLOCK_BYTES if itemsize == 2 else BLOCK_BYTES))"
+            "  ->  -N * V * itemsize // (8 * BLOCK_BYTES if itemsize == 2 else BLOCK_BYTES)",
+        ),
+        ("LinearCrossEntropy", "blocks: 8 * BLOCK_BYTES  ->  8"),
+        ("LinearCrossEntropy", "blocks: 8 * BLOCK_BYTES  ->  BLOCK_BYTES"),
         ("LinearCrossEntropy", "blocks: -N * V * itemsize  ->  -N * V"),
         ("LinearCrossEntropy", "blocks: -N * V * itemsize  ->  itemsize"),
         ("LinearCrossEntropy", "blocks: -N * V  ->  -N"),
         ("LinearCrossEntropy", "blocks: -N * V  ->  V"),
         ("LinearCrossEntropy", "blocks: -N  ->  N"),
+    ],
+    "in 16 bits alone (test_mixed_precision.py has that)": [
+        ("LinearCrossEntropy", "loss_and_gradients: -np.inf  ->  np.inf"),
+        ("LinearCrossEntropy", "padded: -(-V // 64) * 64  ->  -(-V // 64)"),
+        ("LinearCrossEntropy", "padded: -(-V // 64) * 64  ->  64"),
+        ("LinearCrossEntropy", "padded: -(-V // 64)  ->  -V // 64"),
+        ("LinearCrossEntropy", "padded: -V  ->  V"),
     ],
     "a slice that ends behind the buffer's end is cut there": [
         ("LinearCrossEntropy", "loss_and_gradients: rows.stop - rows.start  ->  rows.stop"),

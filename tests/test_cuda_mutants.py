@@ -23,7 +23,16 @@ pytestmark = [
 ]
 
 # Those that take longest, some ten seconds and more.
-LONG = ("attention.cuh", "attention.cu", "residual_layer_norm.cu", "common.cuh", "layer_norm.cuh", "clip.cu", "gelu.cu")
+LONG = (
+    "attention.cuh",
+    "attention.cu",
+    "attention_mma.cu",
+    "residual_layer_norm.cu",
+    "common.cuh",
+    "layer_norm.cuh",
+    "clip.cu",
+    "gelu.cu",
+)
 IN_ORDER = (*LONG, *(source for source in SOURCES if source not in LONG))  # so that no worker is left alone with them
 
 

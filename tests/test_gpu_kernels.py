@@ -22,6 +22,8 @@ from tinygpt.errors import UsageError
 
 pytestmark = pytest.mark.gpu
 
+FLOAT32_ALONE = ("few_rows_product", "few_rows_product_transposed", "unpack_into")  # what packed weights are met with
+
 every_kernel = pytest.mark.parametrize("row", ROWS, ids=NAMES)
 
 
@@ -79,7 +81,7 @@ def test_kernels(row: KernelRow, dtype: Any, budget_of: Callable[..., Any], cupy
         if got is not None:
             ran += 1
             assert_within(got, truth, budget)
-    assert ran > 0
+    assert (ran > 0) == (dtype != np.float64 or row.name not in FLOAT32_ALONE)
 
 
 @every_kernel

@@ -10,6 +10,7 @@ Not shown: anything about cuBLAS (its stand-in is `cublas_standin.py`), about sp
 
 from __future__ import annotations
 
+import importlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -325,3 +326,36 @@ def test_no_cuda_kernel_declines_what_training_gives_it(name: str) -> None:
     assert len({kernel.partition("<")[0] for kernel in sixteen}) >= 14
     assert not [kernel for _, kernel in device.launched if "double" in kernel.partition("<")[2].split(",")[0]]
     assert found == pytest.approx(expected, rel=EPS[name])
+
+
+@in_both
+@pytest.mark.parametrize("V", [1, 63, 64, 65])
+def test_rows_of_logits_are_padded_for_the_tensor_cores_and_nothing_else_changes(
+    name: str, V: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every product of the head has rows of a multiple of 64; loss and gradients are those of V logits."""
+    module = importlib.import_module("tinygpt.ops.linear_cross_entropy")
+    N, C, rng = 5, 16, np.random.default_rng(V)
+    x, weight, targets = rng.standard_normal((N, C)) - 1, rng.standard_normal((V, C)) + 1, rng.integers(0, V, N)
+    widths = []
+
+    def watched_product(a: Any, b: Any, out: Any = None, wide: bool = False) -> Any:
+        widths.append({a.shape[1], b.shape[1]})
+        return matrix_product(a, b, out, wide)
+
+    monkeypatch.setattr(module, "matrix_product", watched_product)
+    hidden, head = (tg.Tensor(gpu(a, name), requires_grad=True) for a in (x, weight))
+    loss = tg.ops.linear_cross_entropy(hidden, head, targets)
+    loss.backward(2.0**10)
+    assert len(widths) == 3
+    assert all(width % 64 == 0 or width in (C, N) for both in widths for width in both)
+    double = [tg.tensor(host(t.data), requires_grad=True, backend="numpy") for t in (hidden, head)]
+    truth = tg.ops.linear_cross_entropy(*double, targets)
+    truth.backward(2.0**10)
+    logits = double[0].data @ double[1].data.T
+    off = 4 * EPS[name] * (1 + np.abs(logits).max())  # of a probability: each logit is rounded
+    assert abs(loss.item() - truth.item()) <= off
+    most = 2.0**10 * max(np.abs(d.data).max() for d in double)
+    for found, expected in zip((hidden, head), double, strict=True):
+        assert found.grad.shape == expected.shape
+        assert np.abs(host(found.grad) - expected.grad).max() <= off * most

@@ -18,23 +18,6 @@
 
 #include "attention.cuh"
 
-// What all of the kernels need to know of the problem.
-struct Problem {
-    int H, Tq, Tk, D, is_causal;
-    unsigned threshold;  // of dropout; 0: none
-    double scale, keep;
-    unsigned long long seed, stream;
-};
-
-__device__ inline bool is_allowed(const Problem &problem, int query, int key) {
-    return query < problem.Tq && key < problem.Tk && (!problem.is_causal || key <= query);
-}
-
-template <typename real>
-__device__ inline real *head_of(real *array, const Layout &layout, const Problem &problem) {
-    return array + blockIdx.x / problem.H * layout.batch + blockIdx.x % problem.H * layout.head;
-}
-
 // q (B, H, Tq, D), k, v (B, H, Tk, D), y like q, lse (B, H, Tq). Grid: (B H, ceil(Tq / (16 A))).
 template <typename real, int width, int HEAD, int A, int B>
 __global__ void __launch_bounds__(THREADS)

@@ -18,6 +18,23 @@ struct Layout {
     long long batch, head, row;
 };
 
+// What all of the kernels need to know of the problem.
+struct Problem {
+    int H, Tq, Tk, D, is_causal;
+    unsigned threshold;  // of dropout; 0: none
+    double scale, keep;
+    unsigned long long seed, stream;
+};
+
+__device__ inline bool is_allowed(const Problem &problem, int query, int key) {
+    return query < problem.Tq && key < problem.Tk && (!problem.is_causal || key <= query);
+}
+
+template <typename real>
+__device__ inline real *head_of(real *array, const Layout &layout, const Problem &problem) {
+    return array + blockIdx.x / problem.H * layout.batch + blockIdx.x % problem.H * layout.head;
+}
+
 template <typename accum>
 struct Tile {
     static constexpr int PACK = 16 / sizeof(accum);
@@ -110,7 +127,7 @@ __device__ inline void store_row(real *to, const accumulator<real> (&from)[HEAD 
 template <int rows, int keys>
 __device__ inline void draw_mask(unsigned char *kept, unsigned first_row, int first_key, unsigned threshold,
                                  unsigned long long seed, unsigned long long stream) {
-    for (int quad = threadIdx.x; quad < rows * (keys / 4); quad += THREADS) {
+    for (int quad = threadIdx.x; quad < rows * (keys / 4); quad += blockDim.x) {
         const Words words = philox(first_key / 4 + quad % (keys / 4), first_row + quad / (keys / 4), stream, seed);
         unsigned bits = 0;
         for (int i = 0; i < 4; i++) bits |= (word_of(words, i) >= threshold ? 1u : 0u) << i;

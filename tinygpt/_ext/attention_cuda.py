@@ -1,4 +1,4 @@
-"""Launches attention.cu."""
+"""Launches attention.cu, or attention_mma.cu where that takes the arrays."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from . import attention_mma_cuda as mma
 from .cuda import MOST_BLOCKS, SIZES, Device, accumulator_dtype, as_accumulators, ceil_div, launcher, real_of
 from .dropout_cuda import mask_arguments
 
@@ -99,13 +100,14 @@ def attention_forward(
     (q,), (k, v) = with_neighbours(device, q), with_neighbours(device, k, v)
     y = device.empty((B, Tq, H, D), q.dtype).transpose(0, 2, 1, 3)
     lse = device.empty((B, H, Tq), accumulator_dtype(q))
+    problem = problem_of(device, q, k, is_causal, scale, dropout_p, seed, stream)
+    arguments = (q, k, v, y, lse, layout_of(q), layout_of(k), layout_of(y), *problem)
+    if mma.takes(device, scale, q, k, v, y):
+        mma.launch(device, "forward", q, Tq, arguments)
+        return y, lse
     real, width = real_of(q), access_width(device, q, k, v, y)
-    device.launch(
-        "attention", f"attention_forward<{real}, {width}, {head}, {a}, {b}>", real,
-        (B * H, ceil_div(Tq, SIDE * a)), (THREADS,),
-        (q, k, v, y, lse, layout_of(q), layout_of(k), layout_of(y),
-         *problem_of(device, q, k, is_causal, scale, dropout_p, seed, stream)), 0,
-    )  # fmt: skip
+    kernel = f"attention_forward<{real}, {width}, {head}, {a}, {b}>"
+    device.launch("attention", kernel, real, (B * H, ceil_div(Tq, SIDE * a)), (THREADS,), arguments, 0)
     return y, lse
 
 
@@ -144,19 +146,19 @@ def attention_backward(
     arguments: tuple[Any, ...] = (dy, y, delta, layout_of(y), H, Tq, D, np.int64(B * H * Tq))
     blocks = ceil_div(B * H * Tq, THREADS // 32)
     device.launch("attention", f"attention_delta<{real}>", real, (blocks,), (THREADS,), arguments, 0)
-    width = access_width(device, dy, q, k, v, *results)
-    instance = f"<{real}, {width}, {head}, {a}>"
     problem = problem_of(device, q, k, is_causal, scale, dropout_p, seed, stream)
     inputs = (dy, q, k, v, lse, delta)
     layouts = (layout_of(dy), layout_of(q), layout_of(k))
-    device.launch(
-        "attention", "attention_backward_keys" + instance, real, (B * H, ceil_div(k.shape[2], SIDE * a)), (THREADS,),
-        (*inputs, *results[1:], *layouts, layout_of(results[1]), *problem), 0,
-    )  # fmt: skip
-    device.launch(
-        "attention", "attention_backward_queries" + instance, real, (B * H, ceil_div(Tq, SIDE * a)), (THREADS,),
-        (*inputs, results[0], *layouts, layout_of(results[0]), *problem), 0,
-    )  # fmt: skip
+    for_keys = (*inputs, *results[1:], *layouts, layout_of(results[1]), *problem)
+    for_queries = (*inputs, results[0], *layouts, layout_of(results[0]), *problem)
+    if mma.takes(device, scale, dy, q, k, v, *results):
+        mma.launch(device, "backward_keys", k, k.shape[2], for_keys)
+        mma.launch(device, "backward_queries", q, Tq, for_queries)
+    else:
+        width = access_width(device, dy, q, k, v, *results)
+        for name, T, given in (("keys", k.shape[2], for_keys), ("queries", Tq, for_queries)):
+            kernel = f"attention_backward_{name}<{real}, {width}, {head}, {a}>"
+            device.launch("attention", kernel, real, (B * H, ceil_div(T, SIDE * a)), (THREADS,), given, 0)
     for wanted, got in zip((dq, dk, dv), results, strict=True):
         if got is not wanted:
             wanted[...] = got

@@ -21,8 +21,8 @@ from typing import Any, Protocol
 import numpy as np
 
 FILES = (
-    "layer_norm", "residual_layer_norm", "linear", "gelu", "softmax", "cross_entropy", "attention", "embedding",
-    "dropout", "adamw", "clip", "binary_cross_entropy", "packed", "decode_block",
+    "layer_norm", "residual_layer_norm", "linear", "gelu", "softmax", "cross_entropy", "attention", "attention_mma",
+    "embedding", "dropout", "adamw", "clip", "binary_cross_entropy", "packed", "decode_block",
 )  # fmt: skip
 REALS = {"float32": "float", "float64": "double", "float16": "float16", "bfloat16": "bfloat16"}
 SIZES = {"float": 4, "double": 8, "float16": 2, "bfloat16": 2}
@@ -46,6 +46,10 @@ class Device(Protocol):
     # What random streams are counted from: a number, and an array that holds it when a launch is replayed. (0, None):
     # they are as they are given.
     stream_base: tuple[int, Any]
+
+    @property
+    def has_tensor_cores(self) -> bool:
+        """That multiply 16-bit matrices as attention_mma.cu asks for it: compute capability 8.0 and newer."""
 
     def empty(self, shape: Any, dtype: Any) -> Any:
         """A new array whose elements may be anything."""

@@ -19,6 +19,10 @@ class Device:
         self.functions: dict[str, Any] = {}
         self.stream_base: tuple[int, Any] = (0, None)
 
+    @functools.cached_property
+    def has_tensor_cores(self) -> bool:
+        return int(self.xp.cuda.Device().compute_capability) >= 80
+
     def empty(self, shape: Any, dtype: Any) -> Any:
         return self.xp.empty(shape, dtype)
 

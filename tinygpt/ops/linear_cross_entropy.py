@@ -22,7 +22,12 @@ Saved: dx and dweight for dloss = 1, as large as x and weight, and x, weight and
 anyway). The first backward pass gives dx and dweight away, scaled in place, so that nothing is copied. A second one
 through a retained graph finds them gone and computes them anew. Without gradients (`no_grad`) nothing is saved.
 
-Shapes: x (..., C), weight (V, C) as an embedding table has it, targets (...); inside, N rows in blocks of R.
+In 16 bits the rows of logits are padded to a multiple of 64: the tensor cores want rows that begin at multiples of 16
+bytes, and GPT-2's V is odd (50257: on an H200 its products ran at a fifth of the speed). weight gets rows of zeros for
+it, and the logits that they give are overwritten with minus infinity: their probabilities and gradients are 0.
+
+Shapes: x (..., C), weight (V, C) as an embedding table has it, targets (...); inside, N rows in blocks of R, of V
+logits or, padded, P.
 Source: cross_entropy.py; the gradient in the forward pass: Hsu et al., "Liger Kernel: Efficient Triton
 Kernels for LLM Training", 2024, under FusedLinearCrossEntropy.
 """
@@ -34,7 +39,7 @@ from typing import Any
 import numpy as np
 
 from ..backends import array_module, as_factor
-from ..backends.precision import statistics_dtype, widened
+from ..backends.precision import is_16_bit, statistics_dtype, widened
 from ..backends.products import add_matrix_product, matrix_product
 from ..errors import ShapeError
 from ..function import Function
@@ -53,8 +58,11 @@ def linear_cross_entropy_composed(x: Tensor, weight: Tensor, targets: Any, ignor
 
 
 def blocks(N: int, V: int, itemsize: int) -> list[slice]:
-    """Rows 0 .. N - 1 cut into equal blocks (the last may be shorter) of at most BLOCK_BYTES of logits each."""
-    count = -(-N * V * itemsize // BLOCK_BYTES)
+    """Rows 0 .. N - 1 cut into equal blocks (the last may be shorter) of at most BLOCK_BYTES of logits each.
+
+    In 16 bits, and so on a GPU, of eight times as many: reading and writing dweight for each block would be slow there.
+    """
+    count = -(-N * V * itemsize // (8 * BLOCK_BYTES if itemsize == 2 else BLOCK_BYTES))
     R = -(-N // max(1, min(count, N)))
     return [slice(start, min(start + R, N)) for start in range(0, N, R)]
 
@@ -72,23 +80,38 @@ def loss_and_gradients(
     x: Any, weight: Any, targets: Any, ignore_index: int, scale: float, needs: tuple[bool, ...]
 ) -> tuple[float, Any, Any]:
     """As loss_only, and the gradients of scale * that sum: dx (N, C), dweight (V, C); None where not needed."""
-    xp = array_module(x)
+    xp, V = array_module(x), len(weight)
     total = 0.0
+    weight = padded(weight)  # (P, C)
     dx = xp.empty(x.shape, x.dtype) if needs[0] else None  # (N, C)
-    dweight = xp.empty(weight.shape, statistics_dtype(weight.dtype)) if needs[1] else None  # (V, C)
+    dweight = xp.empty(weight.shape, statistics_dtype(weight.dtype)) if needs[1] else None  # (P, C)
     parts = blocks(len(x), len(weight), x.itemsize)
-    buffer = xp.empty((parts[0].stop, len(weight)), dtype=x.dtype)  # (R, V) the one block of logits
+    buffer = xp.empty((parts[0].stop, len(weight)), dtype=x.dtype)  # (R, P) the one block of logits
     for rows in parts:
-        logits = matrix_product(x[rows], weight.T, out=buffer[: rows.stop - rows.start])  # (R, V)
+        logits = matrix_product(x[rows], weight.T, out=buffer[: rows.stop - rows.start])  # (R, P)
+        if len(weight) > V:
+            logits[:, V:] = -np.inf
         losses = cross_entropy_inplace(logits, targets[rows], ignore_index, scale)  # (R,)
         total += losses.sum(dtype=np.float64)
-        dlogits = logits  # (R, V) overwritten by the line before the last
+        dlogits = logits  # (R, P) overwritten by the line before the last
         if dx is not None:
             matrix_product(dlogits, weight, out=dx[rows])
         if dweight is not None:
             product = matrix_product if rows.start == 0 else add_matrix_product
             product(dlogits.T, x[rows], out=dweight)
-    return total, dx, dweight
+    return total, dx, None if dweight is None else dweight[:V]
+
+
+def padded(weight: Any) -> Any:
+    """weight (V, C) -> (P, C): in 16 bits with zeros below, up to a multiple of 64 rows; otherwise as it is."""
+    V, C = weight.shape
+    P = -(-V // 64) * 64
+    if not is_16_bit(weight.dtype) or P == V:
+        return weight
+    xp = array_module(weight)
+    made = xp.zeros((P, C), weight.dtype)
+    made[:V] = weight
+    return made
 
 
 class LinearCrossEntropy(Function):

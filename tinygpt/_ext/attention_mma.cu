@@ -1,0 +1,552 @@
+// Attention in 16 bits on the tensor cores (compute capability 8.0 and newer): what attention.cu does, at ten times its
+// speed. tinygpt/ops/attention.py has the mathematics; mask, scale and dropout are those of attention.cu.
+//
+// A block has 4 warps, and a warp 16 rows of the result: queries in the forward pass and for dq, keys for dk and dv.
+// What a warp multiplies by its rows goes through shared memory in tiles of 64 rows, copied asynchronously: the next
+// tile is on its way while this one is used (two stages where 48 KB hold them). Products are of blocks, mma.sync
+// m16n8k16, with sums in float32. The instruction fixes where the numbers of a block lie. With g = lane / 4 and
+// t = lane % 4:
+//
+//     A (16, 16)   a0: (g, 2t..)   a1: (g + 8, 2t..)   a2: (g, 2t + 8..)   a3: (g + 8, 2t + 8..)     two numbers each
+//     B (16, 8)    b0: (2t.., g)   b1: (2t + 8.., g)
+//     C (16, 8)    c0, c1: (g, 2t..)   c2, c3: (g + 8, 2t..)
+//
+// Two neighbouring C of scores, rounded to 16 bits, are one A of the next product: weights never leave the registers.
+//
+// The backward pass is two kernels, which compute the scores anew, each for itself: seven products of tiles instead of
+// five. In exchange every number is added up by one thread in one order, nothing is atomic, and the result has the same
+// bits at each run.
+//
+// Source: NVIDIA, "PTX ISA", matrix fragments for mma.m16n8k16, ldmatrix, cp.async; Dao, "FlashAttention-2", 2023.
+
+#include "attention.cuh"
+
+constexpr int SIZE = 64, WARPS = 4;  // rows of a tile, and of a block's results; warps of a block
+constexpr float LOG2_E = 1.4426950408889634f, LN_2 = 0.69314718055994531f;  // exponentials are powers of two here
+
+__device__ inline int lane() { return threadIdx.x % WARP; }
+
+__device__ inline int warp() { return threadIdx.x / WARP; }
+
+// Instructions -----------------------------------------------------------------------------------------------------
+
+// Two numbers in 16 bits, the first in the lower half.
+template <typename real>
+__device__ inline unsigned pair(float first, float second) {
+    real a, b;
+    narrow(first, a);
+    narrow(second, b);
+    return (unsigned)a.bits | (unsigned)b.bits << 16;
+}
+
+#if defined(__CUDACC__) && __CUDA_ARCH__ < 800
+
+// These kernels are not launched there: attention.cu is. The compiler needs something that it can translate.
+template <typename real>
+__device__ inline void multiply_add(float (&)[4], const unsigned (&)[4], unsigned, unsigned, real) { __trap(); }
+
+template <bool transposed, typename real>
+__device__ inline void load_blocks(unsigned (&)[4], const real *) { __trap(); }
+
+template <int bytes>
+__device__ inline void copy_async(void *, const void *, bool) { __trap(); }
+
+__device__ inline void end_group() {}
+
+template <int pending>
+__device__ inline void wait_for_groups() {}
+
+__device__ inline float power_of_two(float x) { return exp2f(x); }
+
+#elif defined(__CUDACC__)
+
+template <>
+__device__ inline unsigned pair<bfloat16>(float first, float second) {
+    unsigned made;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(made) : "f"(second), "f"(first));
+    return made;
+}
+
+template <>
+__device__ inline unsigned pair<float16>(float first, float second) {
+    unsigned made;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(made) : "f"(second), "f"(first));
+    return made;
+}
+
+// c += a b.
+__device__ inline void multiply_add(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1, bfloat16) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+__device__ inline void multiply_add(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1, float16) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+__device__ inline unsigned shared_address(const void *place) { return (unsigned)__cvta_generic_to_shared(place); }
+
+// Four 8 x 8 blocks of 16-bit numbers from shared memory; lane 8 m + r says where row r of block m lies. A thread gets
+// of each block the pair (g, 2t..), or of its transpose.
+template <bool transposed, typename real>
+__device__ inline void load_blocks(unsigned (&r)[4], const real *row) {
+    if (transposed)
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                     : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                     : "r"(shared_address(row)));
+    else
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                     : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                     : "r"(shared_address(row)));
+}
+
+// Begin to copy 16 or 4 bytes into shared memory; zeros where they are not `there`.
+template <int bytes>
+__device__ inline void copy_async(void *to, const void *from, bool there) {
+    if (bytes == 16)
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
+                     "r"(there ? 16 : 0)
+                     : "memory");
+    else
+        asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(to)), "l"(from),
+                     "r"(there ? 4 : 0)
+                     : "memory");
+}
+
+// The copies that this thread began since the last call are a group.
+__device__ inline void end_group() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+// Until all but the last `pending` groups of this thread are there.
+template <int pending>
+__device__ inline void wait_for_groups() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
+}
+
+__device__ inline float power_of_two(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+#else  // on the CPU, for tests
+
+using emulation::copy_async;
+using emulation::end_group;
+using emulation::load_blocks;
+using emulation::multiply_add;
+using emulation::power_of_two;
+using emulation::wait_for_groups;
+
+#endif
+
+// Tiles ------------------------------------------------------------------------------------------------------------
+
+// A tile (64, PITCH) in shared memory: a row is a head and 16 bytes, so that the rows of an 8 x 8 block fall into
+// different banks.
+template <int HEAD>
+struct Shape {
+    static constexpr int PITCH = HEAD + 8, TILE = SIZE * PITCH;
+    static constexpr int STAGES = HEAD <= 64 ? 2 : 1;  // tiles at a time, of each of the two arrays
+};
+
+// Begin to copy rows first .. first + 63 of a (T, D) matrix into a tile; 0 beyond T and D.
+template <int HEAD, typename real>
+__device__ inline void copy_rows(const real *from, long long row_stride, int first, int T, int D, real *to) {
+    constexpr int PACKS = HEAD / 8;
+#pragma unroll
+    for (int pack = threadIdx.x; pack < SIZE * PACKS; pack += WARPS * WARP) {
+        const int row = pack / PACKS, d = pack % PACKS * 8;
+        const bool there = first + row < T && d < D;
+        copy_async<16>(to + row * Shape<HEAD>::PITCH + d, there ? from + (first + row) * row_stride + d : from, there);
+    }
+}
+
+// The 16 rows of this warp in a tile, as A of products with a head's columns.
+template <int HEAD, typename real>
+__device__ inline void load_rows(unsigned (&a)[HEAD / 16][4], const real *tile) {
+    const int eighth = lane() / 8, r8 = lane() % 8;
+#pragma unroll
+    for (int step = 0; step < HEAD / 16; step++)
+        load_blocks<false>(a[step], tile + (16 * warp() + r8 + 8 * (eighth % 2)) * Shape<HEAD>::PITCH + 16 * step +
+                                        8 * (eighth / 2));
+}
+
+// result (16 rows, 8 others) = the warp's rows times the transpose of the 8 rows of a tile from `start` on.
+template <int HEAD, typename real>
+__device__ inline void row_by_row(float (&result)[4], const unsigned (&a)[HEAD / 16][4], const real *tile, int start) {
+    const int eighth = lane() / 8, r8 = lane() % 8;
+    for (int i = 0; i < 4; i++) result[i] = 0;
+#pragma unroll
+    for (int step = 0; step < HEAD / 16; step += 2) {
+        unsigned b[4];
+        load_blocks<false>(b, tile + (start + r8) * Shape<HEAD>::PITCH + 16 * step + 8 * eighth);
+        multiply_add(result, a[step], b[0], b[1], real());
+        multiply_add(result, a[step + 1], b[2], b[3], real());
+    }
+}
+
+// sums (16 rows, HEAD) += w (16 rows, 16 others), rounded to 16 bits, times rows start .. start + 15 of a tile.
+template <int HEAD, typename real>
+__device__ inline void add_weighted(float (&sums)[HEAD / 8][4], const float (&low)[4], const float (&high)[4],
+                                    const real *tile, int start) {
+    const int eighth = lane() / 8, r8 = lane() % 8;
+    const unsigned a[4] = {pair<real>(low[0], low[1]), pair<real>(low[2], low[3]), pair<real>(high[0], high[1]),
+                           pair<real>(high[2], high[3])};
+#pragma unroll
+    for (int d = 0; d < HEAD / 8; d += 2) {
+        unsigned b[4];
+        load_blocks<true>(b, tile + (start + r8 + 8 * (eighth % 2)) * Shape<HEAD>::PITCH + 8 * d + 8 * (eighth / 2));
+        multiply_add(sums[d], a, b[0], b[1], real());
+        multiply_add(sums[d + 1], a, b[2], b[3], real());
+    }
+}
+
+// The warp's rows of a (T, D) result, the first of the block being `first`; a thread's two rows times its two factors.
+template <int HEAD, typename real>
+__device__ inline void store_rows(real *to, long long row_stride, const float (&sums)[HEAD / 8][4],
+                                  const float (&factors)[2], int first, int T, int D) {
+    const int g = lane() / 4, t = lane() % 4;
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        const int row = first + 16 * warp() + g + 8 * h;
+#pragma unroll
+        for (int d = 0; d < HEAD / 8; d++)
+            if (row < T && 8 * d < D)
+                *reinterpret_cast<unsigned *>(to + row * row_stride + 8 * d + 2 * t) =
+                    pair<real>(sums[d][2 * h] * factors[h], sums[d][2 * h + 1] * factors[h]);
+    }
+}
+
+template <int n>
+__device__ inline void clear(float (&sums)[n][4]) {
+#pragma unroll
+    for (int d = 0; d < n; d++)
+        for (int i = 0; i < 4; i++) sums[d][i] = 0;
+}
+
+// Over the four threads that share the rows of a block. A NaN among scores is passed over by fmaxf, not by their sum.
+__device__ inline float row_max(float x) {
+    x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
+    return fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
+}
+
+__device__ inline float row_sum(float x) {
+    x += __shfl_xor_sync(0xffffffffu, x, 1);
+    return x + __shfl_xor_sync(0xffffffffu, x, 2);
+}
+
+// Forward ----------------------------------------------------------------------------------------------------------
+
+// q (B, H, Tq, D), k, v (B, H, Tk, D), y like q, lse (B, H, Tq). D: a multiple of 8, at most HEAD; rows begin at
+// multiples of 16 bytes; the scale is positive. Grid: (B H, ceil(Tq / 64)); block: 128.
+template <typename real, int HEAD>
+__global__ void __launch_bounds__(WARPS *WARP)
+    attention_forward_mma(const real *__restrict__ q, const real *__restrict__ k, const real *__restrict__ v,
+                          real *__restrict__ y, float *__restrict__ lse, Layout q_layout, Layout k_layout,
+                          Layout y_layout, Problem problem, const unsigned long long *base) {
+    problem.stream = stream_of(problem.stream, base);
+    constexpr int TILE = Shape<HEAD>::TILE, STAGES = Shape<HEAD>::STAGES;
+    __shared__ __align__(16) real tiles[2 * STAGES * TILE];
+    const int g = lane() / 4, t = lane() % 4;
+    const int first = (gridDim.y - 1 - blockIdx.y) * SIZE;  // the longest rows first
+    const int first_row = first + 16 * warp();             // of this warp
+    const int stop = problem.is_causal ? min(problem.Tk, first + SIZE) : problem.Tk;
+    const float lowest = minus_infinity<float>(), keep = (float)problem.keep;
+    const float scale = (float)problem.scale * LOG2_E;
+    k = head_of(k, k_layout, problem);
+    v = head_of(v, k_layout, problem);
+    copy_rows<HEAD>(head_of(q, q_layout, problem), q_layout.row, first, problem.Tq, problem.D, tiles);
+    end_group();
+    wait_for_groups<0>();
+    __syncthreads();
+    unsigned q_here[HEAD / 16][4];
+    load_rows<HEAD>(q_here, tiles);
+    __syncthreads();  // q has been read: keys and values may take its place
+    copy_rows<HEAD>(k, k_layout.row, 0, problem.Tk, problem.D, tiles);
+    copy_rows<HEAD>(v, k_layout.row, 0, problem.Tk, problem.D, tiles + TILE);
+    end_group();
+    float sums[HEAD / 8][4], top[2] = {lowest, lowest}, total[2] = {0, 0};
+    clear(sums);
+    const real *k_tile = tiles, *v_tile = tiles + TILE;
+    for (int first_key = 0; first_key < stop; first_key += SIZE) {
+        const int next = first_key + SIZE;
+        real *other = tiles + (STAGES == 2 && k_tile == tiles ? 2 * TILE : 0);
+        if (STAGES == 2 && next < stop) {
+            copy_rows<HEAD>(k, k_layout.row, next, problem.Tk, problem.D, other);
+            copy_rows<HEAD>(v, k_layout.row, next, problem.Tk, problem.D, other + TILE);
+        }
+        end_group();
+        wait_for_groups<STAGES - 1>();
+        __syncthreads();  // the tiles are there
+        // Of the tile's keys the warp's queries see the first `seen`, and each of them all where the tile is `whole`.
+        const int seen = problem.is_causal ? first_row + 16 - first_key : SIZE;
+        const bool whole = next <= problem.Tk && (!problem.is_causal || next <= first_row + 1);
+        float s[SIZE / 8][4], most[2] = {top[0], top[1]};
+#pragma unroll
+        for (int n = 0; n < SIZE / 8; n++)
+            if (8 * n < seen) row_by_row<HEAD>(s[n], q_here, k_tile, 8 * n);
+#pragma unroll
+        for (int n = 0; n < SIZE / 8; n++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                const int key = first_key + 8 * n + 2 * t + i % 2, query = first_row + g + 8 * (i / 2);
+                if (!whole && !is_allowed(problem, query, key)) s[n][i] = lowest;
+                most[i / 2] = fmaxf(most[i / 2], s[n][i]);
+            }
+        float shift[2];
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            most[h] = row_max(most[h]);
+            shift[h] = most[h] == lowest ? 0 : most[h] * scale;  // nothing allowed so far: 2^(-inf - 0) = 0
+            const float fade = power_of_two(top[h] * scale - shift[h]);
+            top[h] = most[h];
+            total[h] *= fade;
+#pragma unroll
+            for (int d = 0; d < HEAD / 8; d++) {
+                sums[d][2 * h] *= fade;
+                sums[d][2 * h + 1] *= fade;
+            }
+        }
+#pragma unroll
+        for (int n = 0; n < SIZE / 8; n++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                s[n][i] = power_of_two(s[n][i] * scale - shift[i / 2]);
+                total[i / 2] += s[n][i];
+            }
+        if (problem.threshold)
+#pragma unroll
+            for (int n = 0; n < SIZE / 8; n++)
+#pragma unroll
+                for (int h = 0; h < 2; h++) {
+                    const int key = first_key + 8 * n + 2 * t, query = first_row + g + 8 * h;
+                    const Words words = philox(key / 4, blockIdx.x * problem.Tq + query, problem.stream, problem.seed);
+                    s[n][2 * h] *= word_of(words, key % 4) >= problem.threshold ? keep : 0;
+                    s[n][2 * h + 1] *= word_of(words, key % 4 + 1) >= problem.threshold ? keep : 0;
+                }
+#pragma unroll
+        for (int n = 0; n < SIZE / 8; n += 2)
+            if (8 * n < seen) add_weighted<HEAD>(sums, s[n], s[n + 1], v_tile, 8 * n);
+        __syncthreads();  // the tiles may be overwritten
+        if (STAGES == 1 && next < stop) {
+            copy_rows<HEAD>(k, k_layout.row, next, problem.Tk, problem.D, tiles);
+            copy_rows<HEAD>(v, k_layout.row, next, problem.Tk, problem.D, tiles + TILE);
+        }
+        k_tile = other;
+        v_tile = other + TILE;
+    }
+    float factors[2];
+    for (int h = 0; h < 2; h++) {
+        const float all = row_sum(total[h]);  // by whole warps
+        const int query = first_row + g + 8 * h;
+        factors[h] = 1 / all;
+        if (query < problem.Tq && t == 0)
+            lse[(long long)blockIdx.x * problem.Tq + query] = top[h] * scale * LN_2 + log(all);
+    }
+    store_rows<HEAD>(head_of(y, y_layout, problem), y_layout.row, sums, factors, first, problem.Tq, problem.D);
+}
+
+// Backward ---------------------------------------------------------------------------------------------------------
+
+// Of scores s and da = dy v^T of 16 rows and 8 columns: a = p m, which weighs the values, and ds in the place of s, the
+// gradient by the scores times the scale. Lambdas of an element's number: is it allowed, is it kept by dropout, and
+// lse, in powers of two, and delta of its query.
+template <typename Allowed, typename Kept, typename Lse, typename Delta>
+__device__ inline void score_gradients(float (&s)[4], const float (&da)[4], float (&a)[4], float scale, float keep,
+                                       const Allowed &allowed, const Kept &kept, const Lse &lse, const Delta &delta) {
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        const float p = allowed(i) ? power_of_two(s[i] * (scale * LOG2_E) - lse(i)) : 0;
+        const float m = kept(i) ? keep : 0;
+        a[i] = p * m;
+        s[i] = p == 0 ? 0 : p * (da[i] * m - delta(i)) * scale;
+    }
+}
+
+// dy, q (B, H, Tq, D), k, v, dk, dv (B, H, Tk, D), lse, delta (B, H, Tq). A warp has 16 keys; the transposes of scores
+// are made for 16 queries at a time. Grid: (B H, ceil(Tk / 64)); block: 128.
+template <typename real, int HEAD>
+__global__ void __launch_bounds__(WARPS *WARP)
+    attention_backward_keys_mma(const real *__restrict__ dy, const real *__restrict__ q, const real *__restrict__ k,
+                                const real *__restrict__ v, const float *__restrict__ lse,
+                                const float *__restrict__ delta, real *__restrict__ dk, real *__restrict__ dv,
+                                Layout y_layout, Layout q_layout, Layout k_layout, Layout dk_layout, Problem problem,
+                                const unsigned long long *base) {
+    problem.stream = stream_of(problem.stream, base);
+    constexpr int TILE = Shape<HEAD>::TILE, STAGES = Shape<HEAD>::STAGES;
+    __shared__ __align__(16) real tiles[2 * STAGES * TILE];
+    __shared__ __align__(16) float statistics[2 * STAGES * SIZE];  // lse and delta of a tile's queries
+    __shared__ unsigned char drawn[SIZE * (SIZE / 4)];
+    const int g = lane() / 4, t = lane() % 4;
+    const int first_key = blockIdx.y * SIZE, own_key = first_key + 16 * warp();
+    const float scale = (float)problem.scale, keep = (float)problem.keep;
+    q = head_of(q, q_layout, problem);
+    dy = head_of(dy, y_layout, problem);
+    lse += (long long)blockIdx.x * problem.Tq;
+    delta += (long long)blockIdx.x * problem.Tq;
+    unsigned k_here[HEAD / 16][4], v_here[HEAD / 16][4];
+    copy_rows<HEAD>(head_of(k, k_layout, problem), k_layout.row, first_key, problem.Tk, problem.D, tiles);
+    end_group();
+    wait_for_groups<0>();
+    __syncthreads();
+    load_rows<HEAD>(k_here, tiles);
+    __syncthreads();  // the keys have been read
+    copy_rows<HEAD>(head_of(v, k_layout, problem), k_layout.row, first_key, problem.Tk, problem.D, tiles);
+    end_group();
+    wait_for_groups<0>();
+    __syncthreads();
+    load_rows<HEAD>(v_here, tiles);
+    __syncthreads();  // the values have been read
+    const auto copy_tile = [&](int first, int stage) {
+        copy_rows<HEAD>(q, q_layout.row, first, problem.Tq, problem.D, tiles + 2 * stage * TILE);
+        copy_rows<HEAD>(dy, y_layout.row, first, problem.Tq, problem.D, tiles + (2 * stage + 1) * TILE);
+        const int i = threadIdx.x % SIZE;
+        const float *from = threadIdx.x < SIZE ? lse : delta;
+        const bool there = first + i < problem.Tq;
+        copy_async<4>(statistics + 2 * stage * SIZE + threadIdx.x, there ? from + first + i : from, there);
+    };
+    float dk_sums[HEAD / 8][4], dv_sums[HEAD / 8][4];
+    clear(dk_sums);
+    clear(dv_sums);
+    const int begin = problem.is_causal ? first_key : 0;
+    int stage = 0;
+    if (begin < problem.Tq) copy_tile(begin, 0);
+    end_group();
+    for (int first = begin; first < problem.Tq; first += SIZE) {
+        const int next = first + SIZE;
+        if (STAGES == 2 && next < problem.Tq) copy_tile(next, 1 - stage);
+        end_group();
+        if (problem.threshold)
+            draw_mask<SIZE, SIZE>(drawn, blockIdx.x * problem.Tq + first, first_key, problem.threshold, problem.seed,
+                                  problem.stream);
+        wait_for_groups<STAGES - 1>();
+        __syncthreads();  // the tiles are there
+        const real *q_tile = tiles + 2 * stage * TILE, *dy_tile = q_tile + TILE;
+        const float *lse_here = statistics + 2 * stage * SIZE, *delta_here = lse_here + SIZE;
+        const bool inside = next <= problem.Tq && own_key + 16 <= problem.Tk;
+#pragma unroll
+        for (int start = 0; start < SIZE; start += 16) {
+            if (problem.is_causal && first + start + 15 < own_key) continue;  // none of these queries sees the keys
+            const bool whole = inside && (!problem.is_causal || own_key + 16 <= first + start + 1);
+            float s[2][4], da[2][4], a[2][4];
+#pragma unroll
+            for (int n = 0; n < 2; n++) {
+                row_by_row<HEAD>(s[n], k_here, q_tile, start + 8 * n);
+                row_by_row<HEAD>(da[n], v_here, dy_tile, start + 8 * n);
+                const int column = start + 8 * n + 2 * t;
+                score_gradients(
+                    s[n], da[n], a[n], scale, keep,
+                    [&](int i) {
+                        return whole || is_allowed(problem, first + column + i % 2, own_key + g + 8 * (i / 2));
+                    },
+                    [&](int i) {
+                        return !problem.threshold ||
+                               is_kept<SIZE>(drawn, column + i % 2, 16 * warp() + g + 8 * (i / 2));
+                    },
+                    [&](int i) { return lse_here[column + i % 2] * LOG2_E; },
+                    [&](int i) { return delta_here[column + i % 2]; });
+            }
+            add_weighted<HEAD>(dv_sums, a[0], a[1], dy_tile, start);
+            add_weighted<HEAD>(dk_sums, s[0], s[1], q_tile, start);
+        }
+        __syncthreads();  // the tiles may be overwritten
+        if (STAGES == 1 && next < problem.Tq) copy_tile(next, 0);
+        stage = STAGES - 1 - stage;
+    }
+    const float ones[2] = {1, 1};
+    store_rows<HEAD>(head_of(dk, dk_layout, problem), dk_layout.row, dk_sums, ones, first_key, problem.Tk, problem.D);
+    store_rows<HEAD>(head_of(dv, dk_layout, problem), dk_layout.row, dv_sums, ones, first_key, problem.Tk, problem.D);
+}
+
+// dy, q, dq (B, H, Tq, D), k, v (B, H, Tk, D), lse, delta (B, H, Tq). Grid: (B H, ceil(Tq / 64)); block: 128.
+template <typename real, int HEAD>
+__global__ void __launch_bounds__(WARPS *WARP)
+    attention_backward_queries_mma(const real *__restrict__ dy, const real *__restrict__ q, const real *__restrict__ k,
+                                   const real *__restrict__ v, const float *__restrict__ lse,
+                                   const float *__restrict__ delta, real *__restrict__ dq, Layout y_layout,
+                                   Layout q_layout, Layout k_layout, Layout dq_layout, Problem problem,
+                                   const unsigned long long *base) {
+    problem.stream = stream_of(problem.stream, base);
+    constexpr int TILE = Shape<HEAD>::TILE, STAGES = Shape<HEAD>::STAGES;
+    __shared__ __align__(16) real tiles[2 * STAGES * TILE];
+    __shared__ unsigned char drawn[SIZE * (SIZE / 4)];
+    const int g = lane() / 4, t = lane() % 4;
+    const int first = (gridDim.y - 1 - blockIdx.y) * SIZE, first_row = first + 16 * warp();
+    const int stop = problem.is_causal ? min(problem.Tk, first + SIZE) : problem.Tk;
+    const float scale = (float)problem.scale, keep = (float)problem.keep;
+    k = head_of(k, k_layout, problem);
+    v = head_of(v, k_layout, problem);
+    unsigned q_here[HEAD / 16][4], dy_here[HEAD / 16][4];
+    copy_rows<HEAD>(head_of(q, q_layout, problem), q_layout.row, first, problem.Tq, problem.D, tiles);
+    end_group();
+    wait_for_groups<0>();
+    __syncthreads();
+    load_rows<HEAD>(q_here, tiles);
+    __syncthreads();  // q has been read
+    copy_rows<HEAD>(head_of(dy, y_layout, problem), y_layout.row, first, problem.Tq, problem.D, tiles);
+    end_group();
+    wait_for_groups<0>();
+    __syncthreads();
+    load_rows<HEAD>(dy_here, tiles);
+    __syncthreads();  // dy has been read
+    const auto copy_tile = [&](int from, int stage) {
+        copy_rows<HEAD>(k, k_layout.row, from, problem.Tk, problem.D, tiles + 2 * stage * TILE);
+        copy_rows<HEAD>(v, k_layout.row, from, problem.Tk, problem.D, tiles + (2 * stage + 1) * TILE);
+    };
+    float lse_here[2], delta_here[2], sums[HEAD / 8][4];
+    clear(sums);
+    for (int h = 0; h < 2; h++) {
+        const int query = first_row + g + 8 * h;
+        const long long at = (long long)blockIdx.x * problem.Tq + query;
+        lse_here[h] = query < problem.Tq ? lse[at] * LOG2_E : 0;
+        delta_here[h] = query < problem.Tq ? delta[at] : 0;
+    }
+    int stage = 0;
+    copy_tile(0, 0);
+    end_group();
+    for (int first_key = 0; first_key < stop; first_key += SIZE) {
+        const int next = first_key + SIZE;
+        if (STAGES == 2 && next < stop) copy_tile(next, 1 - stage);
+        end_group();
+        if (problem.threshold)
+            draw_mask<SIZE, SIZE>(drawn, blockIdx.x * problem.Tq + first, first_key, problem.threshold, problem.seed,
+                                  problem.stream);
+        wait_for_groups<STAGES - 1>();
+        __syncthreads();  // the tiles are there
+        const real *k_tile = tiles + 2 * stage * TILE, *v_tile = k_tile + TILE;
+        const bool inside = next <= problem.Tk && first_row + 16 <= problem.Tq;
+#pragma unroll
+        for (int start = 0; start < SIZE; start += 16) {
+            if (problem.is_causal && first_key + start >= first_row + 16) continue;  // no query sees these keys
+            const bool whole = inside && (!problem.is_causal || first_key + start + 15 <= first_row);
+            float s[2][4], da[2][4], a[4];
+#pragma unroll
+            for (int n = 0; n < 2; n++) {
+                row_by_row<HEAD>(s[n], q_here, k_tile, start + 8 * n);
+                row_by_row<HEAD>(da[n], dy_here, v_tile, start + 8 * n);
+                const int column = start + 8 * n + 2 * t;
+                score_gradients(
+                    s[n], da[n], a, scale, keep,
+                    [&](int i) {
+                        return whole || is_allowed(problem, first_row + g + 8 * (i / 2), first_key + column + i % 2);
+                    },
+                    [&](int i) {
+                        return !problem.threshold ||
+                               is_kept<SIZE>(drawn, 16 * warp() + g + 8 * (i / 2), column + i % 2);
+                    },
+                    [&](int i) { return lse_here[i / 2]; }, [&](int i) { return delta_here[i / 2]; });
+            }
+            add_weighted<HEAD>(sums, s[0], s[1], k_tile, start);
+        }
+        __syncthreads();  // the tiles may be overwritten
+        if (STAGES == 1 && next < stop) copy_tile(next, 0);
+        stage = STAGES - 1 - stage;
+    }
+    const float ones[2] = {1, 1};
+    store_rows<HEAD>(head_of(dq, dq_layout, problem), dq_layout.row, sums, ones, first, problem.Tq, problem.D);
+}

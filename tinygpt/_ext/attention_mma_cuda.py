@@ -1,0 +1,44 @@
+"""Launches attention_mma.cu: attention in 16 bits on the tensor cores, for the launchers of attention.cu."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .cuda import MOST_BLOCKS, Device, ceil_div, real_of
+
+THREADS, ROWS = 128, 64  # of a block, and of its result
+HEADS = (32, 64, 128)
+
+
+def expressions(real: str) -> list[str]:
+    """The instances of the kernels for arrays of `real`; none but in 16 bits."""
+    if real not in ("float16", "bfloat16"):
+        return []
+    return [
+        f"attention_{name}_mma<{real}, {head}>"
+        for head in HEADS
+        for name in ("forward", "backward_keys", "backward_queries")
+    ]
+
+
+def takes(device: Device, scale: float, *arrays: Any) -> bool:
+    """Whether these kernels can do the work of attention.cu's, for arrays (B, H, T, D) of one head's neighbours."""
+    D = arrays[0].shape[-1]
+    return (
+        device.has_tensor_cores
+        and arrays[0].dtype.itemsize == 2
+        and D % 8 == 0
+        and 0 < D <= max(HEADS)
+        and scale > 0
+        and max(a.shape[2] for a in arrays) <= MOST_BLOCKS * ROWS  # the tiles of one head
+        and all(device.address(a) % 16 == 0 and all(stride % 16 == 0 for stride in a.strides[:3]) for a in arrays)
+    )
+
+
+def launch(device: Device, name: str, like: Any, T: int, arguments: Any) -> None:
+    """Run the kernel of this name, one block for each 64 of the T rows of every head of `like`."""
+    B, H, _, D = like.shape
+    head = next(head for head in HEADS if head >= D)
+    real = real_of(like)
+    kernel = f"attention_{name}_mma<{real}, {head}>"
+    device.launch("attention_mma", kernel, real, (B * H, ceil_div(T, ROWS)), (THREADS,), arguments, 0)
