@@ -139,10 +139,19 @@ def decoding_arguments(draw: Any) -> Example:
     )  # fmt: skip
 
 
+def is_double(dtype: Any) -> bool:
+    """The arrays beside packed weights are float32: others are the reference's."""
+    return np.dtype(dtype) == np.float64
+
+
+def packed_row(name: str, examples: Any, writes: tuple[int, ...]) -> KernelRow:
+    return KernelRow(name, examples, writes, flat(name, bool(writes)), is_double)
+
+
 DECODE_ROWS = [
-    KernelRow("few_rows_product", product_arguments(False), (), flat("few_rows_product", False)),
-    KernelRow("few_rows_product_transposed", product_arguments(True), (4,), flat("few_rows_product_transposed", True)),
-    KernelRow("unpack_into", unpacking_arguments(), (0,), flat("unpack_into", True)),
+    packed_row("few_rows_product", product_arguments(False), ()),
+    packed_row("few_rows_product_transposed", product_arguments(True), (4,)),
+    packed_row("unpack_into", unpacking_arguments(), (0,)),
     KernelRow("decode_block", decoding_arguments(), (0, 1, 2), flat("decode_block", True)),
 ]
 STRUCTURED = {row.name for row in DECODE_ROWS}

@@ -79,3 +79,6 @@ KERNEL_ROWS = [
     KernelRow("adamw_update", adamw_update_examples(), writes=(0, 2, 3)),
     KernelRow("sum_of_squares", sum_of_squares_examples()),
 ]
+
+# Those that have a compiled body for the CPU.
+COMPILED_ROWS = [row for row in KERNEL_ROWS if not row.name.startswith("binary_cross_entropy")]
