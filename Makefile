@@ -2,7 +2,7 @@
 PYTHON ?= python
 DEBUG := build/test-debug
 
-.PHONY: build test test-debug bench lint annotate clean
+.PHONY: build test test-debug mutants bench lint annotate clean
 
 build:
 	TINYGPT_EXT=require $(PYTHON) setup.py build_ext --inplace
@@ -27,6 +27,10 @@ test-debug:
 	export UBSAN_OPTIONS=print_stacktrace=1:log_path=$$PWD/reports/ubsan && \
 	if TINYGPT_EXT=require PYTHONPATH=$$PWD $(PYTHON) -m pytest $(TESTS) && test -z "$$(ls reports)"; then :; \
 	else unset LD_PRELOAD; cat reports/* 2>/dev/null; exit 1; fi
+
+# Wrong results and wrong code, everywhere in turn instead of in a sample: each must fail the tests.
+mutants: build
+	TINYGPT_EXT=require $(PYTHON) -m pytest tests/test_planted_faults.py tests/test_checker.py tests/test_cuda_mutants.py --exhaustive
 
 bench: build
 	$(PYTHON) benchmarks/all.py $(BENCH)

@@ -36,7 +36,9 @@ settings.load_profile("tinygpt")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--exhaustive", action="store_true", help="break the CUDA kernels in every place, not only in a sample of them"
+        "--exhaustive",
+        action="store_true",
+        help="break results and kernels everywhere, not only in a sample of places",
     )
 
 

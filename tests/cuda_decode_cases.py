@@ -13,6 +13,7 @@ import numpy as np
 from drawing import Example, Input, KernelRow, integers_below, normal, positive, seeds
 from hypothesis import strategies as st
 
+from tinygpt.backends import get
 from tinygpt.kernel import REGISTRY, Kernel
 from tinygpt.ops.decode_block import BlockWeights
 from tinygpt.ops.packed import Matrix
@@ -44,7 +45,15 @@ def structured(name: str, arguments: Any) -> list[Any]:
     x, keys, values, length, eps, *weights = arguments
     fields = dict(zip([field for field in BlockWeights._fields if field != "eps"], weights, strict=True))
     block = {field: Matrix(value) if field in MATRICES else value for field, value in fields.items()}
-    return [x, BlockWeights(**block, eps=eps), keys, values, length, np.empty(1, x.dtype)]
+    extension = get("numpy").extension()
+    work = 1 if extension is None else extension.decode_work(*x.shape)
+    return [x, BlockWeights(**block, eps=eps), keys, values, length, np.empty(work, x.dtype)]
+
+
+# What is written, of the arguments with structures.
+STRUCTURED_WRITES = {
+    "few_rows_product": (), "few_rows_product_transposed": (2,), "unpack_into": (0,), "decode_block": (0, 2, 3),
+}  # fmt: skip
 
 
 def flat(name: str, in_place: bool) -> Kernel:

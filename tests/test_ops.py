@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from drawing import Example, Row, some_examples
+from drawing import Row, some_examples
 from hypothesis import given
 from hypothesis import strategies as st
 from op_cases import ROWS
+from op_checks import as_tuple, assert_close, call, check_against_composed, random_upstream, values_of
 
 import tinygpt.ops  # noqa: F401  every operation is imported
 from tinygpt.function import Function, no_grad
@@ -17,33 +18,6 @@ from tinygpt.tensor import Tensor
 from tinygpt.testing import backward_of, check_gradients
 
 every_row = pytest.mark.parametrize("row", ROWS, ids=[row.name for row in ROWS])
-
-
-def as_tuple(result: Any) -> tuple[Tensor, ...]:
-    return tuple(result) if isinstance(result, (tuple, list)) else (result,)
-
-
-def call(row: Row, example: Example) -> Any:
-    return lambda *tensors: row.function(*tensors, **example.options)
-
-
-def values_of(row: Row, example: Example, arrays: list[np.ndarray]) -> list[np.ndarray]:
-    with no_grad():
-        return [y.data for y in as_tuple(row.function(*[Tensor(a) for a in arrays], **example.options))]
-
-
-def random_upstream(row: Row, example: Example, arrays: list[np.ndarray], seed: int = 7) -> list[np.ndarray]:
-    rng = np.random.default_rng(seed)
-    return [np.asarray(rng.standard_normal(y.shape)) for y in values_of(row, example, arrays)]
-
-
-def assert_close(got: Any, expected: Any, relative: float) -> None:
-    """Elementwise, relative to the largest element: |got - expected| <= relative * max(1, |expected|)."""
-    for g, e in zip(got, expected, strict=True):
-        assert (g is None) == (e is None)
-        if g is not None:
-            assert g.shape == e.shape
-            assert np.abs(g - e).max(initial=0) <= relative * np.abs(e).max(initial=1)
 
 
 @every_row
@@ -56,17 +30,7 @@ def test_gradients(row: Row, data: Any) -> None:
 @pytest.mark.parametrize("row", [row for row in ROWS if row.composed], ids=lambda row: row.name)
 @given(data=st.data())
 def test_fused_equals_composed(row: Row, data: Any) -> None:
-    example = data.draw(row.examples)
-    arrays = example.make()
-
-    def composed(*tensors: Tensor) -> Any:
-        return row.composed(*tensors, **example.options)
-
-    with no_grad():
-        oracle = [y.data for y in as_tuple(composed(*[Tensor(a) for a in arrays]))]
-    assert_close(values_of(row, example, arrays), oracle, 1e-12)
-    upstream = random_upstream(row, example, arrays)
-    assert_close(backward_of(call(row, example), arrays, upstream), backward_of(composed, arrays, upstream), 1e-12)
+    check_against_composed(row, data.draw(row.examples))
 
 
 @every_row
