@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 import tinygpt as tg
-import tinygpt.optim
+import tinygpt.ops.decode_block
+import tinygpt.optim  # the kernels of both are registered
 from tinygpt._ext import load
 from tinygpt.backends import get
 from tinygpt.backends import numpy as numpy_backend
@@ -33,13 +36,20 @@ ARGUMENTS: dict[str, Any] = {
     "layer_norm_forward": lambda: (ROWS, ROW, ROW, 1e-5),
     "layer_norm_backward": lambda: (ROWS, ROWS, ROW, COLUMN, COLUMN, True),
     "residual_layer_norm_backward": lambda: (ROWS, ROWS, ROWS, ROW, COLUMN, COLUMN, 0.1, 7, 3, True, True),
+    "residual_layer_norm_forward": lambda: (ROWS, ROWS, ROW, ROW, ROW, 1e-5, 0.1, 7, 3),
+    "bias_gelu_forward": lambda: (ROWS, ROW),
     "bias_gelu_backward": lambda: (ROWS, ROWS, ROW),
     "gelu_forward": lambda: (ROWS,),
+    "gelu_backward": lambda: (ROWS, ROWS),
+    "gelu_erf_forward": lambda: (ROWS,),
     "gelu_erf_backward": lambda: (ROWS, ROWS),
     "softmax_forward": lambda: (ROWS,),
     "softmax_backward": lambda: (ROWS, ROWS),
+    "log_softmax_forward": lambda: (ROWS,),
+    "log_softmax_backward": lambda: (ROWS, ROWS),
     "cross_entropy_forward": lambda: (ROWS, IDS, -100),
     "cross_entropy_backward": lambda: (COLUMN, ROWS, IDS, COLUMN, -100),
+    "cross_entropy_inplace": lambda: (ROWS.copy(), IDS, -100, 0.5),
     "embedding_forward": lambda: (ROWS, IDS),
     "embedding_backward": lambda: (ROWS, IDS, ROWS.copy()),
     "dropout_apply": lambda: (ROWS, 0.3, 7, 3),
@@ -52,6 +62,27 @@ ARGUMENTS: dict[str, Any] = {
         *(QUERIES,) * 5, QUERIES[..., 0] + 5.0, True, 0.2, 0.1, 7, 3, *(np.empty_like(QUERIES) for _ in range(3)),
     ),
 }  # fmt: skip
+
+
+# Kernels with a test of their own about threads, and where.
+ELSEWHERE = {
+    "product_into": "test_threads.py: test_products_are_the_same_on_any_number_of_threads",
+    "few_rows_product": "test_packed_products.py: test_threads_change_no_bit_of_a_product",
+    "few_rows_product_transposed": "test_packed_products.py: test_threads_change_no_bit_of_a_product",
+    "unpack_into": "test_packed.py: test_compiled_unpacking_is_exact",
+    "decode_block": "test_decode_block.py: test_a_row_is_the_same_among_any_others_and_on_any_number_of_threads",
+}
+
+
+def test_every_compiled_kernel_is_run_on_several_threads() -> None:
+    compiled = {name for name, kernel in REGISTRY.items() if "cython" in kernel.variants()}
+    assert sorted(compiled) == sorted([*ARGUMENTS, *ELSEWHERE])
+    for where in ELSEWHERE.values():
+        file, _, test = where.partition(": ")
+        text = Path(__file__).with_name(file).read_text(encoding="utf-8")
+        found = re.search(rf"^def {test}\(.*?(?=^def |\Z)", text, re.MULTILINE | re.DOTALL)
+        assert found is not None, where
+        assert "threads(count)" in found[0], where
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)
