@@ -12,13 +12,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from drawing import Example, Input, KernelRow, Row, inputs, leading, normal, positive, reduced, seeds
+from drawing import Example, Input, KernelRow, Row, away_from_zero, inputs, leading, normal, positive, reduced, seeds
 from hypothesis import strategies as st
 from nn_cases import NEURAL, NEURAL_KERNELS
 from primitive_cases import PRIMITIVE_KERNELS, PRIMITIVES
 
 from tinygpt import ops
 from tinygpt.ops.layer_norm import LayerNorm, layer_norm_composed
+from tinygpt.optim import regularization
+from tinygpt.tensor import Tensor
 
 # Layer normalisation ------------------------------------------------------------------------------
 
@@ -50,6 +52,22 @@ def layer_norm_backward_examples(draw: Any, N: Any = leading, C: Any = reduced) 
 
 
 @st.composite
+def penalised(draw: Any) -> Example:
+    """Parameters away from 0, where the absolute value has its kink."""
+    shapes = draw(st.lists(st.lists(leading, max_size=2), min_size=1, max_size=3))
+    arrays = tuple(draw(inputs((*shape, draw(reduced)), away_from_zero)) for shape in shapes)
+    return Example(arrays, {"strength": draw(st.sampled_from([0.0, 0.3, 2.0]))})
+
+
+def l1_composed(*parameters: Tensor, strength: float) -> Tensor:
+    return strength * ops.concatenate([ops.where(p > 0, p, -p).reshape(-1) for p in parameters], 0).sum()
+
+
+def l2_composed(*parameters: Tensor, strength: float) -> Tensor:
+    return 0.5 * strength * ops.concatenate([(p * p).reshape(-1) for p in parameters], 0).sum()
+
+
+@st.composite
 def adamw_update_examples(draw: Any, size: Any = reduced) -> Example:
     shape = tuple(draw(st.lists(size, max_size=2)))
     layout = draw(st.sampled_from(["C", "C", "F", "negative"]))  # param, m and v are written
@@ -69,6 +87,8 @@ ROWS = [
     *PRIMITIVES,
     Row("layer_norm", ops.layer_norm, layer_norm_examples(), (LayerNorm,), layer_norm_composed),
     *NEURAL,
+    Row("l1", lambda *p, strength: regularization.l1(p, strength), penalised(), (regularization.L1,), l1_composed),
+    Row("l2", lambda *p, strength: regularization.l2(p, strength), penalised(), (regularization.L2,), l2_composed),
 ]
 
 KERNEL_ROWS = [

@@ -7,13 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 from drawing import Row, some_examples
-from hypothesis import given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from op_cases import ROWS
 from op_checks import as_tuple, assert_close, call, check_against_composed, random_upstream, values_of
 
-import tinygpt.ops  # noqa: F401  every operation is imported
+import tinygpt.ops
+import tinygpt.optim  # noqa: F401  every operation is imported
+from tinygpt.backends import get
 from tinygpt.function import Function, no_grad
+from tinygpt.kernel import use_kernels
 from tinygpt.tensor import Tensor
 from tinygpt.testing import backward_of, check_gradients
 
@@ -25,6 +28,16 @@ every_row = pytest.mark.parametrize("row", ROWS, ids=[row.name for row in ROWS])
 def test_gradients(row: Row, data: Any) -> None:
     example = data.draw(row.examples)
     check_gradients(call(row, example), *example.make(), seed=data.draw(st.integers(0, 99)))
+
+
+@pytest.mark.skipif(get("numpy").extension() is None, reason="test_gradients has the reference bodies")
+@every_row
+@settings(max_examples=10)
+@given(data=st.data())
+def test_gradients_of_the_references(row: Row, data: Any) -> None:
+    example = data.draw(row.examples)
+    with use_kernels("reference"):
+        check_gradients(call(row, example), *example.make(), seed=data.draw(st.integers(0, 99)))
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row.composed], ids=lambda row: row.name)
@@ -65,9 +78,13 @@ def test_two_calls_are_identical_and_change_nothing(row: Row, data: Any) -> None
 @every_row
 @given(data=st.data())
 def test_float32_is_close_to_float64(row: Row, data: Any) -> None:
-    """The dtype comes through, and the results agree to about the precision of float32."""
+    """The dtype comes through, and the results agree to about the precision of float32.
+
+    But for LayerNorm of one channel: its gradient is 0, and what is left of it is a rounding times 1 / sqrt(eps).
+    """
     example = data.draw(row.examples)
     single = example.make(np.float32)
+    assume("layer_norm" not in row.name or single[0].shape[-1] > 1)
     double = [a.astype(np.float64) if a.dtype == np.float32 else a for a in single]
     values, expected = values_of(row, example, single), values_of(row, example, double)
     assert all(
@@ -140,19 +157,19 @@ def test_nan_and_infinity_pass_through(row: Row, bad: float, data: Any) -> None:
     backward_of(call(row, example), arrays, random_upstream(row, example, arrays))
 
 
-def every_function_of_ops() -> list[type[Function]]:
+def every_function() -> list[type[Function]]:
     found, stack = [], [Function]
     while stack:
         for subclass in stack.pop().__subclasses__():
             stack.append(subclass)
-            if subclass.__module__.startswith("tinygpt.ops."):
+            if subclass.__module__.startswith(("tinygpt.ops.", "tinygpt.optim.")):
                 found.append(subclass)
     return found
 
 
 def test_every_operation_has_a_row() -> None:
     covered = {node for row in ROWS for node in row.nodes}
-    assert [node.__qualname__ for node in every_function_of_ops() if node not in covered] == []
+    assert [node.__qualname__ for node in every_function() if node not in covered] == []
 
 
 def test_rows_name_the_nodes_they_make() -> None:
