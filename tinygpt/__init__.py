@@ -16,7 +16,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from . import ops
+from . import console, ops  # noqa: F401  console first: Ctrl-C then ends the command while it still imports
 from .backends import use_backend
 from .function import Function, detect_anomaly, no_grad
 from .tensor import Tensor, tensor

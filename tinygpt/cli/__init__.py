@@ -8,7 +8,8 @@
     tinygpt doctor
 
 Exit codes: 0 done; 1 the training diverged; 2 a mistake in what was asked for, said in one sentence; 130 stopped by
-Ctrl-C, 143 by SIGTERM, in both cases with everything saved. A traceback means a defect of ours.
+Ctrl-C, 143 by SIGTERM, 129 by SIGHUP (the terminal was closed), and a run that trains has saved everything then. A
+traceback means a defect of ours.
 
 | file | what is in it |
 |---|---|
@@ -23,6 +24,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .. import __version__
+from ..console import usual_interrupt
 from .generating import add_sampling_options, check_sampling_options, sample_text
 from .parser import OptionParser
 from .process import again, exit_with
@@ -43,11 +45,16 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command `tinygpt`; ends the process with an exit code."""
+    exit_with(lambda: _command(arguments))
+
+
+def _command(arguments: Sequence[str] | None) -> int | None:
     parser = OptionParser(prog="tinygpt", description="Train a GPT, and let it write.")
     parser.add_argument("--version", action="version", version=f"tinygpt {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for name, words in COMMANDS.items():
         module = "evaluate" if name == "eval" else name
         commands.add_parser(name, help=words, source=f"{__name__}.{module}")
-    options = parser.parse_args(arguments)
-    exit_with(lambda: options.run(options))
+    options = parser.parse_args(arguments)  # imports what the command needs
+    usual_interrupt()
+    return options.run(options)

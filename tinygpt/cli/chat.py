@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from ..console import Lenient
 from ..errors import UsageError
 from .generating import (
     HOW_CHOSEN,
@@ -108,7 +109,7 @@ class Conversation:
         print(flush=True)
         self.dialogue.turns.append((message, said.rstrip()))
         if self.options.stats:
-            print(speed(counter.tokens, time.perf_counter() - start), file=sys.stderr, flush=True)
+            print(speed(counter.tokens, time.perf_counter() - start), file=Lenient(sys.stderr), flush=True)
 
 
 def messages() -> Iterator[str]:
@@ -145,4 +146,4 @@ def _typed() -> Iterator[str]:
 
 def note(text: str) -> None:
     """What is said about the dialogue and is no part of it: on stderr, so that a pipe gets the answers alone."""
-    print(f"[{text}]", file=sys.stderr, flush=True)
+    print(f"[{text}]", file=Lenient(sys.stderr), flush=True)

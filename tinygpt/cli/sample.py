@@ -7,6 +7,7 @@ import os
 import sys
 import time
 
+from ..console import Lenient
 from .generating import Counter, add_model_options, add_sampling_options, load, sample_text
 
 ABOUT = "Let a model write. The text appears as it is made; several texts, and those of beam search, at their end."
@@ -30,7 +31,7 @@ def sample(options: argparse.Namespace) -> int:
         print(piece, end="", flush=True)
     print()
     if counter is not None:
-        print(speed(counter.tokens, time.perf_counter() - start), file=sys.stderr)
+        print(speed(counter.tokens, time.perf_counter() - start), file=Lenient(sys.stderr))
     return 0
 
 

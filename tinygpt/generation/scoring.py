@@ -23,9 +23,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tqdm import tqdm
 
-from .. import backends
+from .. import backends, console
 from ..checks import whole_number
 from ..data.tokens import check_tokens
 from ..errors import UsageError
@@ -112,7 +111,7 @@ def score(
         raise UsageError(f"{where}: a window of {window} tokens is longer than this model's block_size of {block}")
     batches: Any = Windows(check_tokens(tokens), window, _stride(where, stride, window), batch_size)
     total, count = 0.0, 0
-    for inputs, targets in tqdm(batches, desc="scoring", leave=False, disable=None if progress else True):
+    for inputs, targets in console.bar(batches, "scoring", progress):
         log_probs = _log_probs(model, inputs, targets)
         total, count = total - float(log_probs.sum()), count + len(log_probs)
     return TextScore(total, count)
