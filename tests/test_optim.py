@@ -201,11 +201,13 @@ def test_load_state_dict_refuses_what_does_not_fit_and_changes_nothing():
         (lambda p: clip_grad_norm([p], 0), "max_norm must be above 0"),
         (lambda p: regularization.l1([p], -1), "strength must be at least 0"),
         (lambda p: regularization.l2([], 1), "no parameters"),
-        (lambda p: schedules.Cosine(lr=1.0, min_lr=2.0), "min_lr must be at most lr"),
+        (lambda p: schedules.Cosine(lr=1.0, min_lr=2.0, total_steps=9), "min_lr must be at most lr"),
         (lambda p: schedules.Cosine(lr=1.0, warmup_steps=-1), "warmup_steps must be at least 0"),
         (lambda p: schedules.Linear(lr=math.nan), "lr must be at least 0, not nan"),
-        (lambda p: schedules.Linear(lr=1.0)(-1), "step must be at least 0"),
+        (lambda p: schedules.Linear(lr=1.0, total_steps=9)(-1), "step must be at least 0"),
         (lambda p: schedules.make("square", 1.0), "no schedule 'square'"),
+        (lambda p: schedules.Cosine(1e-3), "Cosine: total_steps, the step at which min_lr is reached, is missing"),
+        (lambda p: schedules.make("linear", 1.0), "Linear: total_steps"),
     ],
 )  # fmt: skip
 def test_bad_options_get_a_sentence(make, words):
@@ -334,7 +336,7 @@ def test_cosine_is_nanogpts():
 def test_linear_and_constant():
     linear = schedules.make("linear", 1.0, 0.5, 1, 5)
     assert [linear(step) for step in range(7)] == [0.5, 1.0, 0.875, 0.75, 0.625, 0.5, 0.5]
-    constant = schedules.Constant(lr=1.0, warmup_steps=3)
+    constant = schedules.Constant(lr=1.0, warmup_steps=3)  # needs no end
     assert [constant(step) for step in (0, 1, 2, 3, 1000)] == [0.25, 0.5, 0.75, 1.0, 1.0]
 
 

@@ -8,7 +8,8 @@ the number. The convention is nanoGPT's: the warm-up rises linearly and never as
 
     lr * (step + 1) / (warmup_steps + 1)                       step < warmup_steps
 
-and then `progress` goes from 0 to 1 as the step goes from warmup_steps to total_steps, and stays there:
+and then `progress` goes from 0 to 1 as the step goes from warmup_steps to total_steps, and stays there. Only `Constant`
+can do without total_steps: the others would have no way to know how fast to fall.
 
     Constant    lr
     Linear      min_lr + (lr - min_lr) * (1 - progress)
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ..checks import number, whole_number
 from ..errors import UsageError
@@ -28,19 +30,27 @@ from ..errors import UsageError
 
 @dataclass(frozen=True)
 class Schedule:
-    """Base class: the warm-up, and then a decay whose shape the subclass says."""
+    """Base class: the warm-up, and then a decay whose shape the subclass says. Raises UsageError, DtypeError."""
 
     lr: float
     min_lr: float = 0.0
     warmup_steps: int = 0
-    total_steps: int = 1
+    total_steps: int | None = None  # the step at which min_lr is reached
+
+    needs_total_steps: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         where = type(self).__name__
         number(where, "lr", self.lr, at_least=0)
         number(where, "min_lr", self.min_lr, at_least=0)
         whole_number(where, "warmup_steps", self.warmup_steps, at_least=0)
-        whole_number(where, "total_steps", self.total_steps, at_least=0)
+        if self.total_steps is not None:
+            whole_number(where, "total_steps", self.total_steps, at_least=0)
+        elif self.needs_total_steps:
+            raise UsageError(
+                f"{where}: total_steps, the step at which min_lr is reached, is missing: give the number of steps of "
+                "the run, or take Constant"
+            )
         if self.min_lr > self.lr:
             raise UsageError(f"{where}: min_lr must be at most lr = {self.lr:g}, not {self.min_lr:g}")
 
@@ -49,7 +59,7 @@ class Schedule:
         step = whole_number(type(self).__name__, "step", step, at_least=0)
         if step < self.warmup_steps:
             return self.lr * (step + 1) / (self.warmup_steps + 1)
-        if step >= self.total_steps:
+        if self.total_steps is None or step >= self.total_steps:
             progress = 1.0
         else:
             progress = (step - self.warmup_steps) / (self.total_steps - self.warmup_steps)
@@ -62,6 +72,8 @@ class Schedule:
 
 class Constant(Schedule):
     """The warm-up, then `lr` for good."""
+
+    needs_total_steps = False
 
     def share(self, progress: float) -> float:
         return 1.0
@@ -84,7 +96,7 @@ class Cosine(Schedule):
 KINDS: dict[str, type[Schedule]] = {"constant": Constant, "linear": Linear, "cosine": Cosine}
 
 
-def make(kind: str, lr: float, min_lr: float = 0.0, warmup_steps: int = 0, total_steps: int = 1) -> Schedule:
+def make(kind: str, lr: float, min_lr: float = 0.0, warmup_steps: int = 0, total_steps: int | None = None) -> Schedule:
     """A schedule by its name: "constant", "linear" or "cosine"."""
     if kind not in KINDS:
         raise UsageError(f"there is no schedule {kind!r}: choose one of {', '.join(KINDS)}")
