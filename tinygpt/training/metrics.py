@@ -15,31 +15,41 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from ..errors import CheckpointError
 from ..files import atomic_write
 
 
 class MetricsFile:
-    """Appends records. `flush` puts them on the disk, `close` ends it."""
+    """Appends records, whole lines only. `sync` puts them on the disk, `close` ends it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file: IO[str] | None = None
+        self._file: IO[bytes] | None = None
 
     def restart(self, lines: int) -> int:
         """Keep the first `lines` lines (those that the checkpoint knows of) and go on behind them; how many they are.
 
-        Fewer than `lines` when somebody has removed some.
+        Fewer than `lines` when somebody has removed some. A line that a kill cut short is none.
         """
-        kept = self.path.read_text(encoding="utf-8").splitlines(keepends=True)[:lines] if self.path.exists() else []
-        with atomic_write(self.path, "w") as file:
+        content = self.path.read_bytes() if lines and self.path.exists() else b""
+        kept = [line for line in content.splitlines(keepends=True)[:lines] if line.endswith(b"\n")]
+        with atomic_write(self.path) as file:
             file.writelines(kept)
         return len(kept)
 
     def append(self, record: dict[str, Any]) -> None:
-        if self._file is None:
-            self._file = open(self.path, "a", encoding="utf-8", newline="\n")  # noqa: SIM115  closed by close()
-        self._file.write(json.dumps(record, allow_nan=False) + "\n")
-        self._file.flush()  # a reader follows the file, and a kill loses nothing
+        """Raises OSError where there is no room; the file then ends with the line before."""
+        line = json.dumps(record, allow_nan=False).encode() + b"\n"
+        if self._file is None:  # unbuffered: a reader follows the file, and a kill loses nothing
+            self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115  closed by close()
+        before = os.fstat(self._file.fileno()).st_size
+        try:
+            written = self._file.write(line)
+            while written < len(line):  # the rest, or the error that says why there is no room for it
+                written += self._file.write(line[written:])
+        except OSError:
+            os.ftruncate(self._file.fileno(), before)
+            raise
 
     def sync(self) -> None:
         """On the disk, before a checkpoint that counts on these lines is."""
@@ -53,8 +63,20 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a metrics file; a last line that a kill cut short is left out."""
-    with open(path, encoding="utf-8") as file:
-        for line in file:
-            if line.endswith("\n"):
-                yield json.loads(line)
+    """The records of a metrics file; a last line that a kill cut short is left out.
+
+    Raises CheckpointError for a line that is no record, OSError where the file can't be read.
+    """
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError):
+                record = None
+            if not isinstance(record, dict):
+                raise CheckpointError(
+                    f"line {number} of {path} is damaged: each line must be a JSON object; remove the line"
+                )
+            yield record
