@@ -25,7 +25,7 @@ def test_the_bar_shows_steps_loss_and_speed(monkeypatch: pytest.MonkeyPatch) -> 
     progress.line(3, "half-way")
     progress.update(5, 1.75)
     progress.close()
-    shown = progress.stream.getvalue()
+    shown = progress.stream.stream.getvalue()
     assert "half-way\n" in shown
     assert re.search(r"3/8 \[.*loss 2\.250, 1,500 tokens/s\]", shown)
     assert re.search(r"5/8 \[.*<.*loss 1\.750, 1,650 tokens/s\]\n$", shown)
@@ -37,7 +37,7 @@ def test_the_words_fit_a_line_of_eighty_columns(monkeypatch: pytest.MonkeyPatch)
     progress = Progress(total=50000, done=0, tokens_per_step=1234, stream=Terminal())
     progress.update(100, 2.25)
     progress.close()
-    line = progress.stream.getvalue().rstrip("\n").split("\r")[-1]
+    line = progress.stream.stream.getvalue().rstrip("\n").split("\r")[-1]
     assert len(line) <= 80
     assert line.rstrip().endswith("loss 2.250, 123,400 tokens/s]")
 

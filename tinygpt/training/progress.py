@@ -1,4 +1,7 @@
-"""What a person sees while a run goes on: a bar on a terminal, a few plain lines in a log file."""
+"""What a person sees while a run goes on: a bar on a terminal, a few plain lines in a log file.
+
+Nobody may be there to see it (`tinygpt/console.py`): that is no reason for a run to end.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +12,18 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ..console import Lenient
+
 _REFRESH = 0.1  # seconds between drawings: drawing at each step would cost more than a small model's step
 _LINE = 30.0  # seconds between lines of a log file
 _LAYOUT = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
 
 
 class Progress:
-    """Steps done, loss, tokens/s and time left."""
+    """Steps done, loss, tokens/s and time left, on `stream`: sys.stderr, or anything with `write`."""
 
     def __init__(self, total: int, done: int, tokens_per_step: int, stream: Any = None) -> None:
-        self.stream = stream if stream is not None else sys.stderr
+        self.stream = Lenient(stream if stream is not None else sys.stderr)
         self.tokens_per_step = tokens_per_step
         self._shown, self._time, self._rate = done, time.perf_counter(), 0.0
         self._last: tuple[int, float] | None = None
