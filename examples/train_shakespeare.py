@@ -24,6 +24,7 @@ import argparse
 
 import tinygpt as tg
 from tinygpt.cli import OptionParser, add_sampling_options, again, check_sampling_options, exit_with, sample_text
+from tinygpt.console import say
 from tinygpt.training import (
     Trainer,
     add_run_options,
@@ -56,7 +57,7 @@ def train() -> int:
 
     # The model, its weights drawn from the seed.
     model = tg.GPT(tg.GPTConfig(vocab_size=text.tokenizer.vocab_size, **settings.model), seed=config.seed)
-    print(describe_run(settings, text, model), flush=True)
+    say(describe_run(settings, text, model))
 
     # Training: checkpoints, metrics.jsonl and loss_curve.png appear in the folder.
     trainer = Trainer(model, train_tokens, validation_tokens, config, settings.folder)
@@ -64,13 +65,14 @@ def train() -> int:
         trainer.resume(settings.checkpoint)
     result = trainer.run()
     if result.signal is not None:
-        print(f"Saved at step {result.step}. Go on with:\n    {again('--resume', '--out', str(settings.folder))}")
+        say(f"Saved at step {result.step}. Go on with:\n    {again('--resume', '--out', str(settings.folder))}")
         return 128 + result.signal
-    print(result.summary())
+    say(result.summary())
 
-    # How good it is, over every character that it was not trained on; and what it writes.
+    # How good it was at its best, over every character that it was not trained on; and what it writes.
+    step = trainer.load_best()
     loss = evaluate(model, validation_tokens, config.batch_size, progress=True)
-    print(f"Loss over the whole validation text: {loss:.4f}\n", flush=True)
+    say(f"Loss over the whole validation text: {loss:.4f} (the best weights, of step {step})\n")
     for piece in sample_text(model, text.tokenizer, options, seed=config.seed):
         print(piece, end="", flush=True)
     print()

@@ -53,7 +53,7 @@ def test_eval_of_the_validation_text_is_what_training_said(run: Any, text: Path,
     folder = tmp_path / "run"
     trained = run("train", *OPTIONS, f"--data={text}", f"--out={folder}")
     said = trained.out.partition("validation text: ")[2].split()[0]
-    answer = run("eval", f"--model={folder}", "--checkpoint=latest")
+    answer = run("eval", f"--model={folder}")
     assert answer.code == 0
     assert answer.out.startswith(f"loss {said} nats per token")
 
@@ -260,7 +260,7 @@ def test_resume_accepts_the_options_of_the_run(run: Any, model: Path, text: Path
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--lr=0.02"], "lr is 0.01 there and 0.02 here"),
+        (["--beta1=0.8"], "beta1 is 0.9 there and 0.8 here"),
         (["--n-layer=2"], "n_layer is 1 there and 2 here"),
         (["--preset=tiny"], "block_size is 8 there and 64 here"),
         (["--seed=9"], "seed is 0 there and 9 here"),

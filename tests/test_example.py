@@ -32,7 +32,8 @@ def test_from_text_to_sample(command: list[str], tmp_path: Path) -> None:
     lines = done.stdout.splitlines()
     assert lines[0].startswith("Text:  the file ")
     assert lines[1].startswith("Model: 1 layers, 2 heads, 8 channels")
-    sample = re.search(r"Loss over the whole validation text: \d\.\d{4}\n\n(To be.{40})\n\Z", done.stdout, re.DOTALL)
+    end = r"Loss over the whole validation text: \d\.\d{4} \(the best weights, of step 1\d\)\n\n(To be.{40})\n\Z"
+    sample = re.search(end, done.stdout, re.DOTALL)
     assert sample is not None, done.stdout
     assert set(sample[1]) <= set(VERSE)
     assert "step 10: validation loss" in done.stderr

@@ -259,7 +259,7 @@ def test_more_steps_keep_the_schedule(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"lr": 2e-2, "min_lr": 1e-3}, "lr is 0.01 there and 0.02 here"),
+        ({"weight_decay": 0.2}, "weight_decay is 0.1 there and 0.2 here"),
         ({"batch_size": 4}, "batch_size is 3 there and 4 here"),
         ({"train": TRAIN[:-1]}, "of another text"),
         ({"model": GPT(GPTConfig(11, **(SHAPE | {"n_layer": 1})))}, "n_layer is 2 there and 1 here"),
@@ -288,7 +288,7 @@ def test_a_second_signal_stops_at_once() -> None:
 
 def test_what_follows_the_training_can_be_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing the picture saves nothing that Ctrl-C would have to wait for."""
-    monkeypatch.setattr("tinygpt.training.loop.draw_loss_curve", lambda *_: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr("tinygpt.training.reporting.draw_loss_curve", lambda *_: signal.raise_signal(signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
         make_trainer(tmp_path, steps=3).run()
     assert CheckpointFolder(tmp_path).load().step == 3
@@ -351,7 +351,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
     trainer.callbacks.append(spoil)
     with pytest.raises(DivergedError, match=r"the weights wpe\.weight are not finite"):
         trainer.run()
-    assert CheckpointFolder(tmp_path).load().step == 8
+    assert CheckpointFolder(tmp_path).load().step == 9  # saved before the callback was called
 
 
 def test_a_step_that_goes_wrong_leaves_weights_alone(tmp_path: Path) -> None:

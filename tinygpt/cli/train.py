@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from .. import backends
+from ..console import say
 from ..data import split
 from ..gpt import GPT, GPTConfig
 from ..training import Trainer, add_run_options, choose_settings, describe_run, evaluate, prepare_text
@@ -28,15 +29,16 @@ def train(options: argparse.Namespace) -> int:
     trainer = Trainer(model, train_tokens, validation_tokens, settings.training, settings.folder)
     if settings.checkpoint is not None:
         trainer.resume(settings.checkpoint)
-    print(describe_run(settings, text, model), flush=True)
+    say(describe_run(settings, text, model))
     result = trainer.run()
     if result.signal is not None:
-        print(
+        say(
             f"Saved at step {result.step}. Go on with:\n    {again('train', '--resume', '--out', str(settings.folder))}"
         )
         return 128 + result.signal
-    print(result.summary())
+    say(result.summary())
+    step = trainer.load_best()
     loss = evaluate(model, validation_tokens, settings.training.batch_size, progress=True)
-    print(f"Loss over the whole validation text: {loss:.4f}")
-    print(f"Let it write with:\n    {again('sample', '--model', str(settings.folder))}")
+    say(f"Loss over the whole validation text: {loss:.4f} (the best weights, of step {step})")
+    say(f"Let it write with:\n    {again('sample', '--model', str(settings.folder))}")
     return 0

@@ -4,24 +4,37 @@ config = TrainingConfig(steps=2000, batch_size=12, lr=1e-3)
 trainer = Trainer(model, train_tokens, validation_tokens, config, "out/run")
 result = trainer.run()                              # progress bar, metrics.jsonl, checkpoints, loss_curve.png
 loss = evaluate(model, validation_tokens)           # over the whole text
+
+| file | what is in it |
+|---|---|
+| `loop` | the training loop |
+| `run` | from a command line to a run, and back from its folder |
+| `config`, `options` | the settings, and options of the command line made of them |
+| `accumulation`, `graph`, `loss_scale` | the gradient of a step of several batches; CUDA graphs; what float16 needs |
+| `divergence`, `vocabulary` | numbers that are not finite, ids that the model lacks |
+| `evaluation` | the loss on the validation text |
+| `saving`, `checkpoint` | the state of a run as a checkpoint; its files |
+| `reporting`, `metrics`, `picture`, `progress` | what is told, written down, drawn and shown |
+| `interrupt`, `outcome` | signals; where a run is and how it ended |
 """
 
 from __future__ import annotations
 
 from .checkpoint import Checkpoint, CheckpointFolder, read_checkpoint
 from .config import CHANGEABLE, PRESETS, Preset, TrainingConfig
+from .divergence import DivergedError
 from .evaluation import FixedPart, evaluate, mean_loss
 from .interrupt import StopRequest
-from .loop import DivergedError, Trainer, TrainingResult
+from .loop import Trainer
 from .loss_scale import LossScale
 from .metrics import MetricsFile, read_metrics
+from .outcome import CallbackError, TrainingResult
 from .picture import draw_loss_curve
 from .run import Settings, Text, add_run_options, choose_settings, describe_run, load_model, prepare_text
 
 __all__ = [
-    "CHANGEABLE", "PRESETS", "Checkpoint", "CheckpointFolder", "DivergedError", "FixedPart", "LossScale",
-    "MetricsFile",
-    "Preset", "Settings", "StopRequest", "Text", "Trainer", "TrainingConfig", "TrainingResult",
-    "add_run_options", "choose_settings", "describe_run", "draw_loss_curve", "evaluate", "load_model", "mean_loss",
-    "prepare_text", "read_checkpoint", "read_metrics",
+    "CHANGEABLE", "PRESETS", "CallbackError", "Checkpoint", "CheckpointFolder", "DivergedError", "FixedPart",
+    "LossScale", "MetricsFile", "Preset", "Settings", "StopRequest", "Text", "Trainer", "TrainingConfig",
+    "TrainingResult", "add_run_options", "choose_settings", "describe_run", "draw_loss_curve", "evaluate",
+    "load_model", "mean_loss", "prepare_text", "read_checkpoint", "read_metrics",
 ]  # fmt: skip

@@ -8,8 +8,9 @@ three known settings of the model and the run.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from ..backends.cupy_graph import MODES
 from ..backends.precision import DTYPES
@@ -17,11 +18,12 @@ from ..checks import number, whole_number
 from ..errors import RangeError, UsageError
 from ..optim.schedules import KINDS as SCHEDULES
 
-# What a resumed run may set anew: how long it runs, how closely it is watched, how it rounds. The rest says which run
-# it is, and must be what it was.
+# What a resumed run may set anew: how long it runs, how closely it is watched, how it rounds, and how far a step goes:
+# that is what a run that diverged needs. The rest says which run it is, and must be what it was.
+STEP_SIZE = ("lr", "min_lr", "schedule", "warmup_steps", "decay_steps", "grad_clip")
 CHANGEABLE = frozenset(
     {"steps", "eval_every", "log_every", "checkpoint_every", "patience", "dtype", "cuda_graphs", "detect_anomaly"}
-)
+) | frozenset(STEP_SIZE)
 
 
 def _setting(default: Any, help: str, **limits: Any) -> Any:
@@ -63,9 +65,13 @@ class TrainingConfig:
     seed: int = _setting(0, "of the weights, the batches and the dropout masks", at_least=0)
     detect_anomaly: bool = _setting(False, "look at every array for NaN and infinity: slow, names the operation")
 
+    followed: ClassVar[frozenset[str]] = frozenset()  # the settings that were not given, but follow from others
+
     def __post_init__(self) -> None:
         for setting in dataclasses.fields(self):
             _check(setting, getattr(self, setting.name))
+        followed = frozenset(name for name in ("min_lr", "decay_steps") if getattr(self, name) is None)
+        object.__setattr__(self, "followed", followed)
         if self.min_lr is None:
             object.__setattr__(self, "min_lr", self.lr / 10)
         elif self.min_lr > self.lr:
@@ -85,6 +91,53 @@ class TrainingConfig:
         if unknown:
             raise UsageError(f"TrainingConfig has no setting {', '.join(unknown)}: was it made by another version?")
         return cls(**values)
+
+    def resumed(self, stored: Mapping[str, Any]) -> TrainingConfig:
+        """These settings for a run that is resumed from `stored` ones: what was not given is what it was there.
+
+        So the decay of the learning rate ends where it did, however many steps there are now, unless `decay_steps` says
+        otherwise.
+        """
+        kept = {"decay_steps"} | ({"min_lr"} if self.lr == stored.get("lr") else set())
+        names = sorted(kept & self.followed & set(stored))
+        return dataclasses.replace(self, **{name: stored[name] for name in names})
+
+
+def resumed_settings(stored: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a run that is resumed: those stored in its checkpoint but for those given.
+
+    A min_lr that followed from lr follows from a new lr as well.
+    """
+    follows = "lr" in given and stored.get("min_lr") == stored["lr"] / 10
+    return {name: value for name, value in stored.items() if not (follows and name == "min_lr")} | dict(given)
+
+
+def changed_step_size(stored: Mapping[str, Any], config: TrainingConfig) -> dict[str, tuple[Any, Any]]:
+    """The settings of `STEP_SIZE` that are not what they were: (before, now), by their names."""
+    found = {name: (stored[name], getattr(config, name)) for name in STEP_SIZE if name in stored}
+    return {name: pair for name, pair in found.items() if pair[0] != pair[1]}
+
+
+def schedule_notes(config: TrainingConfig, step: int) -> list[str]:
+    """What is to be known of the learning rates of the steps from `step` on; raises UsageError if all of them are 0."""
+    if step >= config.steps:
+        return []
+    notes = []
+    if config.warmup_steps >= config.steps:
+        highest = config.lr * config.steps / (config.warmup_steps + 1)
+        notes.append(
+            f"the warm-up of {config.warmup_steps} steps does not end within the {config.steps} steps of this run: the "
+            f"learning rate gets no higher than {highest:.3g}, not to {config.lr:g}; set a smaller warmup_steps"
+        )
+    end = config.decay_steps or config.steps
+    if config.schedule != "constant" and end < config.steps:
+        begin = max(step, end)
+        where = f"the learning rate has ended its decay at step {end}"
+        advice = f"set decay_steps to {config.steps} to stretch the decay, or a higher min_lr"
+        if config.min_lr == 0 and begin == step:
+            raise UsageError(f"steps {begin} to {config.steps} would change nothing: {where}, with min_lr 0: {advice}")
+        notes.append(f"{where}: steps {begin} to {config.steps} train at min_lr {config.min_lr:g}; {advice}")
+    return notes
 
 
 def _check(setting: dataclasses.Field[Any], value: Any) -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
+from .. import console
 from ..data import RandomBatches, SequentialBatches
-from ..data.batches import IGNORED
+from ..errors import UsageError
 from ..function import no_grad
 from ..gpt import GPT
+from ..nn import Module
+from .accumulation import count_targets
 
 Batches = Iterable[tuple[np.ndarray, np.ndarray]]
 
@@ -33,19 +35,32 @@ class FixedPart:
         return (self.batches.batch(index) for index in range(self.count))
 
 
-def mean_loss(model: GPT, batches: Batches) -> float:
-    """The mean cross-entropy over all targets of all batches, without dropout; targets of -100 do not count."""
-    total, count = 0.0, 0
-    training = model.training
-    model.eval()
+@contextlib.contextmanager
+def in_mode(model: Module, training: bool) -> Iterator[None]:
+    """`model.train(training)` for a while; then each module in it is again in the mode that it was in."""
+    before = [(module, module.training) for module in model.modules()]
     try:
-        with no_grad():
-            for inputs, targets in batches:
-                number = int(np.count_nonzero(targets != IGNORED))
+        model.train(training)
+        yield
+    finally:
+        for module, mode in before:
+            module.training = mode
+
+
+def mean_loss(model: GPT, batches: Batches) -> float:
+    """The mean cross-entropy over all targets of all batches, without dropout; targets of -100 do not count.
+
+    Raises UsageError when there is no target that counts.
+    """
+    total, count = 0.0, 0
+    with in_mode(model, training=False), no_grad():
+        for inputs, targets in batches:
+            number = count_targets(targets)
+            if number:
                 total += number * float(model.loss(inputs, targets).item())
                 count += number
-    finally:
-        model.train(training)
+    if count == 0:
+        raise UsageError("mean_loss: there is no target to take the mean over: all are -100, or there are no batches")
     return total / count
 
 
@@ -56,7 +71,5 @@ def evaluate(model: GPT, tokens: np.ndarray, batch_size: int = 12, progress: boo
     predicted from. progress: show a bar on a terminal.
     Raises UsageError when the text is shorter than the block.
     """
-    batches: Any = SequentialBatches(tokens, batch_size, model.config.block_size)
-    if progress:
-        batches = tqdm(batches, desc="the whole text", leave=False, disable=None)  # None: only on a terminal
-    return mean_loss(model, batches)
+    batches = SequentialBatches(tokens, batch_size, model.config.block_size)
+    return mean_loss(model, console.bar(batches, "the whole text", progress))

@@ -14,94 +14,57 @@ float16 the loss is scaled, and a step that this makes infinite is left out (`lo
 
 The loss is read at every step, because an update from a loss that is no number would ruin the weights. That costs
 nothing: the norm of the gradients, read just before, has waited for the same results.
+
+A step's checkpoint is saved before anyone is told of the step (`reporting.py`). That nobody reads the progress is no
+reason to stop. A callback that raises is one: the run ends with CallbackError, its latest state saved.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .. import backends
 from ..backends.precision import activation_dtype
 from ..data import RandomBatches, SequentialBatches
-from ..errors import CheckpointError, MissingExtraError, UsageError
+from ..errors import UsageError
 from ..function import NonFiniteError, detect_anomaly
 from ..gpt import GPT
 from ..optim import AdamW, clip_coefficient, grad_norm, schedules
 from ..tensor import Tensor
-from .checkpoint import Checkpoint, CheckpointFolder, fingerprint, require_same
-from .config import CHANGEABLE, TrainingConfig
-from .evaluation import Batches, FixedPart, mean_loss
+from .accumulation import accumulate
+from .checkpoint import Checkpoint, CheckpointFolder, fingerprint
+from .config import TrainingConfig, schedule_notes
+from .divergence import diverged, first_cause
+from .evaluation import Batches, FixedPart, in_mode, mean_loss
 from .graph import Passes
 from .interrupt import StopRequest
 from .loss_scale import LossScale
-from .metrics import MetricsFile
-from .picture import draw_loss_curve
+from .outcome import CallbackError, Progression, TrainingResult
 from .progress import Progress
+from .reporting import Report
+from .saving import checkpoint_of, restore
+from .vocabulary import check_vocabulary
 
 METRICS = "metrics.jsonl"
 PICTURE = "loss_curve.png"
-
-
-class DivergedError(ArithmeticError):
-    """The loss, a gradient or a weight is not finite. The message says at which step and what made it so."""
 
 
 class _Stopped(Exception):
     """Leaves an evaluation when the user asks to stop."""
 
 
-@dataclass
-class Progression:
-    """Where a run is: what a checkpoint keeps beside arrays and random state."""
-
-    step: int = 0  # updates made; also the number of the next batch
-    evaluated_at: int = -1  # the step of the last evaluation
-    validation_loss: float | None = None  # its result
-    best_loss: float | None = None
-    best_step: int = -1
-    without_improvement: int = 0  # evaluations since the best
-    losses: list[float] = dataclasses.field(default_factory=list)  # of the steps since the last line of metrics
-    metrics_lines: int = 0
-    seconds: float = 0.0  # spent training, over all sittings
-
-
-@dataclass(frozen=True)
-class TrainingResult:
-    """How a run ended. signal: of the interruption, or None. picture: a sentence about the loss curve."""
-
-    step: int
-    validation_loss: float | None
-    best_loss: float | None
-    best_step: int
-    seconds: float
-    stopped_early: bool
-    signal: int | None
-    picture: str
-
-    def summary(self) -> str:
-        """Two sentences for the end of a run."""
-        end = "stopped early, with no better evaluation for a while," if self.stopped_early else "finished"
-        facts = [f"Training {end} at step {self.step} after {self.seconds:.0f} s"]
-        if self.best_loss is not None:
-            facts.append(f"the best validation loss was {self.best_loss:.4f} at step {self.best_step}")
-        return "; ".join([*facts, self.picture]) + "."
-
-
 class Trainer:
     """Trains `model` on `train_tokens` and keeps checkpoints and metrics in `folder`, which must exist.
 
     train_tokens, validation_tokens: integers, shape (N,), memory-mapped or not. callbacks: called with every record of
-    the metrics file. stream: where the progress is shown, by default sys.stderr.
-    Raises UsageError when a text is shorter than the block.
+    the metrics file. stream: where the progress is shown, anything with `write`; by default sys.stderr.
+    Raises UsageError when a text is shorter than the block, RangeError when it has an id that the model lacks.
     """
 
     def __init__(
@@ -123,58 +86,83 @@ class Trainer:
             self.validation = FixedPart(validation_tokens, config.batch_size, block_size, config.eval_batches)
         else:
             self.validation = SequentialBatches(validation_tokens, config.batch_size, block_size)
+        check_vocabulary("training", self.batches.tokens, model.config.vocab_size)
+        check_vocabulary("validation", validation_tokens, model.config.vocab_size)
         self.parameters = list(model.parameters())
         self.optimizer = AdamW(
             model.named_parameters(), config.lr, (config.beta1, config.beta2), weight_decay=config.weight_decay
         )
-        self.schedule = schedules.make(
-            config.schedule, config.lr, config.min_lr or 0.0, config.warmup_steps, config.decay_steps or config.steps
-        )
+        self.use(config)
         activation_dtype(config.dtype, self.parameters[0].backend)  # refused now, not at the first step
         self.loss_scale = LossScale(config.dtype)
         self.passes = Passes(model, self._pass, config.cuda_graphs)
         self.at = Progression()
         self.checkpoints = CheckpointFolder(self.folder)
-        self.metrics = MetricsFile(self.folder / METRICS)
-        self.callbacks = list(callbacks)
+        self.report = Report(self.folder / METRICS, self.folder / PICTURE, callbacks)
+        self.callbacks = self.report.callbacks
         self.stream = stream
         self.saved_at = -1
+        self.changed: dict[str, tuple[Any, Any]] = {}  # by a resume: what a setting was, and what it is now
         self.grad_norm: float | None = 0.0  # of the last step; None when it was left out
+
+    def use(self, config: TrainingConfig) -> None:
+        """Take these settings, and the learning rates that they say."""
+        self.config = config
+        self.schedule = schedules.make(
+            config.schedule, config.lr, config.min_lr or 0.0, config.warmup_steps, config.decay_steps or config.steps
+        )
 
     # The loop -------------------------------------------------------------------------------------
 
     def run(self) -> TrainingResult:
         """Train until the last step, early stopping or a signal. The folder then holds the result's checkpoint.
 
-        Raises DivergedError, with the last good checkpoint kept, and UsageError where the folder can't be written.
+        The model is left in the mode (train, eval) that it was in. Raises DivergedError, with the last good checkpoint
+        kept; CallbackError, with the latest state saved; UsageError where the folder can't be written, or when no step
+        could change anything.
         """
         config, at = self.config, self.at
-        tokens_per_step = config.batch_size * config.gradient_accumulation * self.model.config.block_size
-        progress = Progress(config.steps, at.step, tokens_per_step, self.stream)
-        begin = time.perf_counter() - at.seconds
-        self.model.train()
+        notes = [*self._changes(), *schedule_notes(config, at.step)]
+        begin, tokens_per_step = at.step, config.batch_size * config.gradient_accumulation * self.batches.block_size
+        progress = Progress(config.steps, begin, tokens_per_step, self.stream)
         self.passes.say = lambda words: progress.line(at.step, words)
-        with StopRequest() as stop, self._explained_os_errors(), self.model.compute_in(config.dtype):
-            at.metrics_lines = self.metrics.restart(at.metrics_lines)
+        with in_mode(self.model, training=True), StopRequest() as stop, self.model.compute_in(config.dtype):
             try:
-                while True:
-                    at.seconds = time.perf_counter() - begin
-                    improved = self._evaluation_due() and self._evaluate(stop, progress)
-                    ended = at.step >= config.steps or self._out_of_patience() or stop.requested
-                    if improved or ended or (at.step % config.checkpoint_every == 0 and self.saved_at != at.step):
-                        self.save(best=improved)
-                    if ended:
-                        break
-                    loss = self._step()
-                    progress.update(at.step, loss)
-                    if at.step % config.log_every == 0:
-                        at.seconds = time.perf_counter() - begin
-                        self._log_training(tokens_per_step)
+                with self._writing():
+                    at.metrics_lines = self.report.metrics.restart(at.metrics_lines)
+                if self.changed:
+                    self._record({"step": begin, "changed": {name: list(pair) for name, pair in self.changed.items()}})
+                for words in notes:
+                    progress.line(begin, f"step {begin}: {words}")
+                self._train(stop, progress, tokens_per_step)
             finally:
-                self.metrics.close()
+                with contextlib.suppress(OSError):  # every line of it has been written
+                    self.report.metrics.close()
                 progress.close()
-        with self._explained_os_errors():  # no signal is held back any more: what takes time now can be stopped at once
-            return self._result(stop.signal)
+        return self._result(begin, stop.signal)  # no signal is held back any more: what takes time now can be stopped
+
+    def _train(self, stop: StopRequest, progress: Progress, tokens_per_step: int) -> None:
+        config, at = self.config, self.at
+        begin = time.perf_counter() - at.seconds
+        while True:
+            at.seconds = time.perf_counter() - begin
+            improved = self._evaluation_due() and self._evaluate(stop)
+            ended = at.step >= config.steps or self._out_of_patience() or stop.requested
+            if improved or ended or (at.step % config.checkpoint_every == 0 and self.saved_at != at.step):
+                self.save(best=improved)
+            self._tell(progress)
+            if ended:
+                return
+            if stop.requested:  # while it was told
+                return self.save()
+            loss = self._step()
+            progress.update(at.step, loss)
+            if at.step % config.log_every == 0:
+                at.seconds = time.perf_counter() - begin
+                self._log_training(tokens_per_step)
+
+    def _changes(self) -> list[str]:
+        return [f"{name} is {now} from here on; it was {before}" for name, (before, now) in self.changed.items()]
 
     def _step(self) -> float:
         """One update of the weights; returns the loss before it."""
@@ -184,7 +172,7 @@ class Trainer:
             with detect_anomaly(config.detect_anomaly):
                 loss, norm = self._gradients()
         except NonFiniteError as error:
-            raise self._diverged(str(error)) from error
+            raise diverged(self, str(error)) from error
         self.optimizer.lr = self.schedule(at.step)
         if math.isfinite(loss) and math.isfinite(norm):
             self._update(norm)
@@ -193,7 +181,7 @@ class Trainer:
             self.grad_norm = None
         else:
             what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradients' norm is {norm}"
-            raise self._diverged(f"{what}; {self._first_cause(random_state)}")
+            raise diverged(self, f"{what}; {first_cause(self, random_state)}")
         self.optimizer.zero_grad()
         at.step += 1
         at.losses.append(loss)
@@ -208,14 +196,19 @@ class Trainer:
         self.loss_scale.raise_after_good_step()
 
     def _gradients(self) -> tuple[float, float]:
-        """Add up the gradients of the step's batches, times the loss scale; (mean loss, norm of the mean gradient)."""
-        count = self.config.gradient_accumulation
-        losses = []
-        for index in range(count):
-            inputs, targets = self.batches.batch(self.at.step * count + index)
-            losses.append(self.passes(inputs, targets, self.loss_scale.scale))
-        norm = grad_norm(self.parameters) / (count * self.loss_scale.scale)
-        return sum(float(loss.item()) for loss in losses) / count, norm
+        """Add up the gradients of the step's batches, times their number and the loss scale.
+
+        Returns the loss over the step's targets and the norm of its gradient.
+        """
+        count, scale = self.config.gradient_accumulation, self.loss_scale.scale
+
+        def work(inputs: np.ndarray, targets: np.ndarray, weight: float) -> Tensor:
+            # A graph would be of this very weight, which does not come again: such a batch runs as usual.
+            return (self.passes if weight == 1.0 else self._pass)(inputs, targets, scale * weight)
+
+        batches = [self.batches.batch(self.at.step * count + index) for index in range(count)]
+        loss = accumulate(f"step {self.at.step}", batches, work)
+        return loss, grad_norm(self.parameters) / (count * scale)
 
     def _pass(self, inputs: np.ndarray, targets: np.ndarray, scale: float) -> Tensor:
         """The loss of one batch; its gradients, times `scale`, are added to the parameters'."""
@@ -223,34 +216,13 @@ class Trainer:
         loss.backward(scale)
         return loss
 
-    def _first_cause(self, random_state: Any) -> str:
-        """Run the step that went wrong once more, with the same batch and random numbers, looking at every array."""
-        for name, parameter in self.model.named_parameters():
-            if not bool(backends.array_module(parameter.data).isfinite(parameter.data).all()):
-                return f"the weights {name} are not finite after the update before it"
-        self.optimizer.zero_grad()
-        self.model.generator.load_state_dict(random_state)
-        try:
-            with detect_anomaly():
-                self._gradients()
-        except NonFiniteError as error:
-            return str(error)
-        return "no single operation produced it: the gradients are finite, but the sum of their squares is not"
-
-    def _diverged(self, cause: str) -> DivergedError:
-        kept = f"the checkpoint of step {self.saved_at} is kept" if self.saved_at >= 0 else "no checkpoint was made yet"
-        return DivergedError(
-            f"step {self.at.step} can't be computed: {cause}; {kept} in {self.folder}: "
-            "a lower lr or a longer warm-up may help"
-        )
-
     # Evaluation and metrics -----------------------------------------------------------------------
 
     def _evaluation_due(self) -> bool:
         at = self.at
         return at.evaluated_at != at.step and (at.step % self.config.eval_every == 0 or at.step >= self.config.steps)
 
-    def _evaluate(self, stop: StopRequest, progress: Progress) -> bool:
+    def _evaluate(self, stop: StopRequest) -> bool:
         """Whether the validation loss is the best so far."""
 
         def until_stopped() -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -265,15 +237,15 @@ class Trainer:
             return False
         at = self.at
         if not math.isfinite(loss):
-            raise self._diverged(f"the validation loss is {loss}")
+            raise diverged(self, f"the validation loss is {loss}")
         at.evaluated_at, at.validation_loss = at.step, loss
-        self._record({"step": at.step, "validation_loss": loss})
         improved = at.best_loss is None or loss < at.best_loss
         if improved:
             at.best_loss, at.best_step, at.without_improvement = loss, at.step, 0
         else:
             at.without_improvement += 1
-        progress.line(at.step, f"step {at.step}: validation loss {loss:.4f}{' (best so far)' if improved else ''}")
+        words = f"step {at.step}: validation loss {loss:.4f}{' (best so far)' if improved else ''}"
+        self._record({"step": at.step, "validation_loss": loss}, words)
         return improved
 
     def _out_of_patience(self) -> bool:
@@ -290,90 +262,66 @@ class Trainer:
         at.losses.clear()
         self._record(record)
 
-    def _record(self, record: dict[str, Any]) -> None:
-        self.metrics.append(record)
+    def _record(self, record: dict[str, Any], words: str = "") -> None:
+        with self._writing():
+            self.report.record(record, words)
         self.at.metrics_lines += 1
-        for callback in self.callbacks:
-            callback(record)
 
-    def _result(self, signal: int | None) -> TrainingResult:
-        at = self.at
-        picture = ""
-        if signal is None:
-            try:
-                draw_loss_curve(self.folder / METRICS, self.folder / PICTURE)
-                picture = f"the loss curve is in {self.folder / PICTURE}"
-            except MissingExtraError as error:
-                picture = f"no picture of the loss curve was drawn: {error}"
-        early = signal is None and at.step < self.config.steps
+    def _tell(self, progress: Progress) -> None:
+        try:
+            self.report.tell(progress)
+        except CallbackError:
+            if self.saved_at != self.at.step:
+                self.save()
+            raise
+
+    def _result(self, begin: int, signal: int | None) -> TrainingResult:
+        at, early = self.at, signal is None and self.at.step < self.config.steps
         return TrainingResult(
-            at.step, at.validation_loss, at.best_loss, at.best_step, at.seconds, early, signal, picture
-        )
+            step=at.step, begin=begin, validation_loss=at.validation_loss, best_loss=at.best_loss,
+            best_step=at.best_step, seconds=at.seconds, stopped_early=early, patience=self.config.patience,
+            signal=signal, picture=self.report.draw() if signal is None else "",
+        )  # fmt: skip
 
     # Checkpoints ----------------------------------------------------------------------------------
 
     def save(self, best: bool = False) -> None:
         """Make the present state the folder's latest checkpoint, and the best one if so told."""
-        model = {name: backends.move(array, "numpy") for name, array in self.model.state_dict().items()}
-        for name, array in model.items():
+        checkpoint = checkpoint_of(self)
+        for name, array in checkpoint.model.items():
             if not np.isfinite(array).all():  # never in place of a good checkpoint
-                raise self._diverged(f"the weights {name} are not finite")
-        kinds = self.optimizer.state_dict()
-        steps = kinds.pop("step")
-        optimizer = {
-            f"{kind}.{name}": backends.move(array, "numpy")
-            for kind, arrays in kinds.items()
-            for name, array in arrays.items()
-        }
-        state = {
-            "step": self.at.step,
-            "progression": dataclasses.asdict(self.at),
-            "generator": self.model.generator.state_dict(),
-            "optimizer_steps": steps,
-            "model_config": self.model.config.to_dict(),
-            "training_config": dataclasses.asdict(self.config),
-            "text": self.text,
-            "loss_scale": self.loss_scale.state_dict(),
-            "backend": self.parameters[0].backend,
-        }
-        self.metrics.sync()
-        self.checkpoints.save(Checkpoint(model, optimizer, state), best)
+                raise diverged(self, f"the weights {name} are not finite")
+        with self._writing():
+            self.report.metrics.sync()
+            self.checkpoints.save(checkpoint, best)
         self.saved_at = self.at.step
 
     def resume(self, checkpoint: Checkpoint | None = None) -> None:
         """Go back to the folder's latest checkpoint, or the one given.
 
+        What a setting follows from others (`decay_steps` from `steps`) is what it was in the checkpoint.
         Raises CheckpointError when there is none, when it is damaged, or when it is of another run: another model,
         another text, or settings that differ in more than `CHANGEABLE`.
         """
-        checkpoint = checkpoint if checkpoint is not None else self.checkpoints.load("latest")
-        state = checkpoint.state
-        where = f"the checkpoint of step {state['step']} in {self.folder}"
-        require_same(where, state["model_config"], self.model.config.to_dict())
-        require_same(where, state["training_config"], dataclasses.asdict(self.config), CHANGEABLE)
-        if state["text"] != self.text:
-            raise CheckpointError(f"{where} is of another text: the tokens are not those that it was trained on")
-        optimizer: dict[str, dict[str, Any]] = {"step": state["optimizer_steps"]}
-        for name, array in checkpoint.optimizer.items():
-            kind, _, parameter = name.partition(".")
-            optimizer.setdefault(kind, {})[parameter] = array
-        try:
-            self.model.load_state_dict(checkpoint.model)
-            self.optimizer.load_state_dict(optimizer)
-            self.model.generator.load_state_dict(state["generator"])
-            self.loss_scale.load_state_dict(state.get("loss_scale", {}))  # older checkpoints have none
-            self.at = Progression(**state["progression"])
-        except (UsageError, TypeError, KeyError) as error:
-            raise CheckpointError(f"{where} does not fit this version's model: {error}") from error
-        self.saved_at = self.at.step
+        restore(self, checkpoint if checkpoint is not None else self.checkpoints.load("latest"))
+
+    def load_best(self) -> int:
+        """Give the model the weights of the best evaluation, those that `tinygpt sample` uses; the step they are of."""
+        step = int(self.checkpoints.entry("best")["step"])
+        if step != self.at.step:
+            self.model.load_state_dict(self.checkpoints.load("best").model)
+        return step
 
     @contextlib.contextmanager
-    def _explained_os_errors(self) -> Iterator[None]:
+    def _writing(self) -> Iterator[None]:
+        """Around what writes into the folder, and nothing else: other OSErrors are not its fault."""
         try:
             yield
         except OSError as error:
-            kept = f"the checkpoint of step {self.saved_at} is intact" if self.saved_at >= 0 else "nothing was saved"
-            raise UsageError(
-                f"cannot write to the folder {self.folder}: {error.strerror or error}; {kept}: make room there, or "
-                "allow writing, and go on with --resume"
-            ) from error
+            if self.saved_at >= 0:
+                kept = (
+                    f"the checkpoint of step {self.saved_at} is intact: make room there, or allow writing, and resume"
+                )
+            else:
+                kept = "nothing was saved yet: make room there, or allow writing, and begin again"
+            raise UsageError(f"cannot write to the folder {self.folder}: {error.strerror or error}; {kept}") from error

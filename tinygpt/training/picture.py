@@ -12,12 +12,12 @@ from .metrics import read_metrics
 def draw_loss_curve(metrics: Path, picture: Path) -> None:
     """Draw the training and the validation loss of a metrics file into a PNG file.
 
-    Raises MissingExtraError without matplotlib.
+    Raises MissingExtraError without matplotlib, CheckpointError for damaged metrics, OSError.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise missing_extra("matplotlib", "viz", "the picture of the loss curve") from error
     figure = Figure(figsize=(8, 5), layout="constrained")  # no pyplot: no window, no global state
     axes = figure.add_subplot()

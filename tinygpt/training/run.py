@@ -9,7 +9,8 @@ its kin, see `tokenizers/bpe_files.py`), `tokens.npy`, the checkpoints (see `che
 `loss_curve.png`.
 
 `--resume` takes everything from the checkpoint. Options that only say how long a run goes on and how it is watched
-(`CHANGEABLE`: --steps, --dtype, --eval-every, ...) may be set anew, and so may --backend; any other must be what it
+(`CHANGEABLE`: --steps, --dtype, --eval-every, ...) may be set anew, so may --backend, and so may what decides how far a
+step goes (--lr, --decay-steps, --grad-clip, ...: the run says so, and its metrics keep it); any other must be what it
 was, or is refused. More steps do not stretch the learning rate's decay: it stays at min_lr. "Bit for bit" holds for the
 same backend, dtype, kernels and versions of the libraries: they may round differently from one another.
 """
@@ -37,7 +38,7 @@ from ..tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer
 from ..tokenizers.bpe_files import FILES as TOKENIZER_FILES
 from ..tokenizers.pieces import recut
 from .checkpoint import Checkpoint, CheckpointFolder, require_same
-from .config import CHANGEABLE, PRESETS, TrainingConfig
+from .config import CHANGEABLE, PRESETS, TrainingConfig, resumed_settings
 from .loop import METRICS, PICTURE
 from .options import add_options, given_options
 
@@ -121,7 +122,7 @@ def choose_settings(options: argparse.Namespace) -> Settings:
         state, where = checkpoint.state, f"the checkpoint of step {checkpoint.step} in {folder}"
         require_same(where, state["model_config"], model)
         require_same(where, state["training_config"], training, CHANGEABLE)
-        training = state["training_config"] | given
+        training = resumed_settings(state["training_config"], given)
         model = {key: value for key, value in state["model_config"].items() if key != "vocab_size"}
         backend = options.backend or state["backend"]
     config = TrainingConfig.from_dict(training)

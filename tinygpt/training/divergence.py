@@ -1,0 +1,41 @@
+"""What is said of a run whose numbers are no longer finite, and how the first of them is found."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .. import backends
+from ..function import NonFiniteError, detect_anomaly
+
+if TYPE_CHECKING:
+    from .loop import Trainer
+
+
+class DivergedError(ArithmeticError):
+    """The loss, a gradient or a weight is not finite. The message says at which step and what made it so."""
+
+
+def diverged(trainer: Trainer, cause: str) -> DivergedError:
+    """The error for the present step: its cause, what is kept, what may help."""
+    if trainer.saved_at >= 0:
+        kept = f"the checkpoint of step {trainer.saved_at} is kept in {trainer.folder}: resume it with"
+    else:
+        kept = "nothing was saved yet: begin again with"
+    return DivergedError(
+        f"step {trainer.at.step} can't be computed: {cause}; {kept} a lower lr, a longer warm-up or a lower grad_clip"
+    )
+
+
+def first_cause(trainer: Trainer, random_state: Any) -> str:
+    """Run the step that went wrong once more, with the same batch and random numbers, looking at every array."""
+    for name, parameter in trainer.model.named_parameters():
+        if not bool(backends.array_module(parameter.data).isfinite(parameter.data).all()):
+            return f"the weights {name} are not finite after the update before it"
+    trainer.optimizer.zero_grad()
+    trainer.model.generator.load_state_dict(random_state)
+    try:
+        with detect_anomaly():
+            trainer._gradients()
+    except NonFiniteError as error:
+        return str(error)
+    return "no single operation produced it: the gradients are finite, but the sum of their squares is not"

@@ -1,0 +1,65 @@
+"""Where a run is, how it ended, and what may keep it from going on."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from ..errors import UsageError
+
+
+class CallbackError(UsageError, RuntimeError):
+    """A callback raised. The run's latest state is saved; `__cause__` is what the callback raised."""
+
+
+@dataclass
+class Progression:
+    """Where a run is: what a checkpoint keeps beside arrays and random state."""
+
+    step: int = 0  # updates made; also the number of the next batch
+    evaluated_at: int = -1  # the step of the last evaluation
+    validation_loss: float | None = None  # its result
+    best_loss: float | None = None
+    best_step: int = -1
+    without_improvement: int = 0  # evaluations since the best
+    losses: list[float] = dataclasses.field(default_factory=list)  # of the steps since the last line of metrics
+    metrics_lines: int = 0
+    seconds: float = 0.0  # spent training, over all sittings
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingResult:
+    """How a run ended. signal: of the interruption, or None. picture: a sentence about the loss curve.
+
+    begin: the step at which `Trainer.run` began; equal to `step` where there was nothing left to do.
+    """
+
+    step: int
+    begin: int
+    validation_loss: float | None
+    best_loss: float | None
+    best_step: int
+    seconds: float
+    stopped_early: bool
+    patience: int
+    signal: int | None
+    picture: str
+
+    def summary(self) -> str:
+        """A sentence for the end of a run."""
+        facts = [self._end()]
+        if self.best_loss is not None:
+            facts.append(f"the best validation loss was {self.best_loss:.4f} at step {self.best_step}")
+        return "; ".join([*facts, self.picture] if self.picture else facts) + "."
+
+    def _end(self) -> str:
+        seconds = f"at step {self.step} after {self.seconds:.0f} s"
+        if self.begin < self.step:
+            early = f"stopped early, with no better result in the last {self.patience} evaluations,"
+            return f"Training {early if self.stopped_early else 'finished'} {seconds}"
+        if self.stopped_early:
+            return (
+                f"Nothing was trained: the run stopped early {seconds}, and patience is still {self.patience}: "
+                "a larger patience, or 0, lets it go on"
+            )
+        return f"Nothing was trained: the run was finished {seconds} already, and more steps let it go on"

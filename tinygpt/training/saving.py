@@ -1,0 +1,65 @@
+"""All of a run's state as a checkpoint, and back."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from .. import backends
+from ..errors import CheckpointError, UsageError
+from .checkpoint import Checkpoint, require_same
+from .config import CHANGEABLE, changed_step_size
+from .outcome import Progression
+
+if TYPE_CHECKING:
+    from .loop import Trainer
+
+
+def checkpoint_of(trainer: Trainer) -> Checkpoint:
+    """The present state of a run."""
+    model = {name: backends.move(array, "numpy") for name, array in trainer.model.state_dict().items()}
+    kinds = trainer.optimizer.state_dict()
+    steps = kinds.pop("step")
+    optimizer = {
+        f"{kind}.{name}": backends.move(array, "numpy")
+        for kind, arrays in kinds.items()
+        for name, array in arrays.items()
+    }
+    state = {
+        "step": trainer.at.step,
+        "progression": dataclasses.asdict(trainer.at),
+        "generator": trainer.model.generator.state_dict(),
+        "optimizer_steps": steps,
+        "model_config": trainer.model.config.to_dict(),
+        "training_config": dataclasses.asdict(trainer.config),
+        "text": trainer.text,
+        "loss_scale": trainer.loss_scale.state_dict(),
+        "backend": trainer.parameters[0].backend,
+    }
+    return Checkpoint(model, optimizer, state)
+
+
+def restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
+    """Bring a trainer to the state of a checkpoint. Raises CheckpointError when it is of another run, or damaged."""
+    state = checkpoint.state
+    where = f"the checkpoint of step {state['step']} in {trainer.folder}"
+    config = trainer.config.resumed(state["training_config"])
+    require_same(where, state["model_config"], trainer.model.config.to_dict())
+    require_same(where, state["training_config"], dataclasses.asdict(config), CHANGEABLE)
+    if state["text"] != trainer.text:
+        raise CheckpointError(f"{where} is of another text: the tokens are not those that it was trained on")
+    optimizer: dict[str, dict[str, Any]] = {"step": state["optimizer_steps"]}
+    for name, array in checkpoint.optimizer.items():
+        kind, _, parameter = name.partition(".")
+        optimizer.setdefault(kind, {})[parameter] = array
+    try:
+        trainer.model.load_state_dict(checkpoint.model)
+        trainer.optimizer.load_state_dict(optimizer)
+        trainer.model.generator.load_state_dict(state["generator"])
+        trainer.loss_scale.load_state_dict(state.get("loss_scale", {}))  # older checkpoints have none
+        trainer.at = Progression(**state["progression"])
+    except (UsageError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{where} does not fit this version's model: {error}") from error
+    trainer.use(config)
+    trainer.changed = changed_step_size(state["training_config"], config)
+    trainer.saved_at = trainer.at.step
