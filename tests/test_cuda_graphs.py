@@ -313,6 +313,28 @@ def test_a_run_with_graphs_has_the_outcome_of_one_without(tmp_path: Path, settin
             assert found[name] == expected[name], name
 
 
+def test_batches_that_weigh_differently_in_a_step(tmp_path: Path) -> None:
+    """At every third step a batch has few targets: its weight, and that of the other, is of this step alone."""
+    trainers = []
+    for graphs in ("off", "on"):
+        trainer = make_trainer(tmp_path / graphs, cuda_graphs=graphs, gradient_accumulation=2)
+        real = trainer.batches.batch
+
+        def batch(index: int, real: Any = real) -> tuple[np.ndarray, np.ndarray]:
+            inputs, targets = real(index)
+            if index % 6 == 5:
+                targets[:, index % 8 :] = -100
+            return inputs, targets
+
+        trainer.batches.batch = batch  # type: ignore[method-assign]
+        trainer.run()
+        trainers.append(trainer)
+    off, on = trainers
+    assert on.passes.replays >= 2 * 13 - 5  # of the 14 steps whose batches weigh the same; the first ones are recorded
+    assert {numbers for _, numbers, *_ in on.passes.kinds} == {(1.0,)}  # none is kept for a weight
+    assert_same([p.data.get() for p in on.parameters], [p.data.get() for p in off.parameters])
+
+
 def test_a_run_says_why_it_has_no_graphs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def none(cupy: Any) -> Any:
         raise cupy_graph.CaptureError("there is no cuBLAS today")

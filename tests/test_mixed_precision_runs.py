@@ -181,6 +181,31 @@ def test_the_norm_that_clipping_sees_is_of_gradients_not_scaled(tmp_path: Path) 
     assert norms[1] == pytest.approx(norms[0], rel=16 * EPS["float16"])
 
 
+@in_both
+def test_a_split_step_has_the_gradient_of_the_whole_in_16_bits(name: str, tmp_path: Path) -> None:
+    """Batches with few targets and with many, under a loss scale: as near to float32's gradient as the whole batch."""
+    inputs, targets = (np.tile(ids, (2, 1)) for ids in (IDS, TARGETS))
+    targets[0, 1:], targets[1, 2:] = -100, -100
+    exact = gradient_of(model(dropout=0.0), "float32", inputs, targets)
+    whole = np.linalg.norm(gradient_of(model(dropout=0.0), name, inputs, targets) - exact)
+    trainer = make_trainer(tmp_path, model=model(dropout=0.0), dtype=name, gradient_accumulation=2)
+    halves = [(inputs[:1], targets[:1]), (inputs[1:], targets[1:])]
+    trainer.batches.batch = lambda index: halves[index % 2]  # type: ignore[method-assign]
+    with trainer.model.compute_in(name):
+        trainer._gradients()
+    found = np.concatenate([host(p.grad).ravel() for p in trainer.parameters]) / (2 * trainer.loss_scale.scale)
+    assert np.linalg.norm(found - exact) <= 2 * whole
+    means = [gradient_of(model(dropout=0.0), "float32", *half) for half in halves]
+    assert np.linalg.norm(sum(means) / 2 - exact) > 20 * whole  # what the mean of the means would be
+
+
+def gradient_of(model: Any, name: str, inputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    scale = LossScale(name).scale
+    with model.compute_in(name):
+        model.loss(inputs, targets).backward(scale)
+    return np.concatenate([host(p.grad).ravel() for p in model.parameters()]) / scale
+
+
 def test_a_scale_too_large_comes_down_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loss_scale, "START", 2.0**40)
     trainer = make_trainer(tmp_path, dtype="float16", steps=40)

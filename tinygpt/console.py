@@ -53,7 +53,7 @@ class Lenient:
         except OSError:
             return None
         except Exception:  # closed (ValueError), or a stand-in that lacks a method or has a defect
-            if method != "isatty":
+            if method == "write":
                 self.stream = None
             return None
 

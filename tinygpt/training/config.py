@@ -132,7 +132,7 @@ def schedule_notes(config: TrainingConfig, step: int) -> list[str]:
     end = config.decay_steps or config.steps
     if config.schedule != "constant" and end < config.steps:
         begin = max(step, end)
-        where = f"the learning rate has ended its decay at step {end}"
+        where = f"the learning rate ends its decay at step {end}"
         advice = f"set decay_steps to {config.steps} to stretch the decay, or a higher min_lr"
         if config.min_lr == 0 and begin == step:
             raise UsageError(f"steps {begin} to {config.steps} would change nothing: {where}, with min_lr 0: {advice}")

@@ -1,0 +1,346 @@
+"""What a run says, saves and refuses: callbacks, full disks, ids, modes, changed settings, steps that train nothing."""
+
+from __future__ import annotations
+
+import builtins
+import errno
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cli_helpers import copy_of
+from training_helpers import OPTIONS, SHAPE, TRAIN, VALIDATION, assert_same_outcome, make_trainer
+
+from tinygpt.errors import CheckpointError, UsageError
+from tinygpt.gpt import GPT, GPTConfig
+from tinygpt.training import (
+    CallbackError,
+    CheckpointFolder,
+    DivergedError,
+    MetricsFile,
+    Trainer,
+    TrainingConfig,
+    evaluate,
+    read_metrics,
+)
+
+# Callbacks --------------------------------------------------------------------------------------
+
+
+def failing_at(step: int, key: str, error: BaseException) -> Any:
+    def upload(record: dict[str, Any]) -> None:
+        if record["step"] == step and key in record:
+            raise error
+
+    return upload
+
+
+@pytest.mark.parametrize(("step", "key"), [(9, "loss"), (15, "loss"), (15, "validation_loss")])
+def test_a_callback_that_fails_ends_the_run_saved(tmp_path: Path, step: int, key: str) -> None:
+    trainer = make_trainer(tmp_path / "run")
+    error = ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")
+    trainer.callbacks.append(failing_at(step, key, error))
+    with pytest.raises(
+        CallbackError, match=rf"the callback .*upload failed at step {step} \(ConnectionRefusedE"
+    ) as caught:
+        trainer.run()
+    assert caught.value.__cause__ is error
+    assert "cannot write" not in str(caught.value)
+    assert CheckpointFolder(tmp_path / "run").load().step == step
+    again = make_trainer(tmp_path / "run")
+    again.resume()
+    again.run()
+    make_trainer(tmp_path / "undisturbed").run()
+    assert_same_outcome(tmp_path / "run", tmp_path / "undisturbed")
+
+
+def test_an_os_error_of_the_data_is_not_blamed_on_the_folder(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path)
+    real = trainer.batches.batch
+
+    def batch(index: int) -> Any:
+        if index == 5:
+            raise OSError(errno.EIO, "Input/output error")
+        return real(index)
+
+    trainer.batches.batch = batch  # type: ignore[method-assign]
+    with pytest.raises(OSError, match="Input/output error") as caught:
+        trainer.run()
+    assert not isinstance(caught.value, UsageError)
+
+
+def test_a_step_is_saved_before_anyone_is_told_of_it(tmp_path: Path) -> None:
+    trainer, folder, seen = make_trainer(tmp_path, checkpoint_every=1), CheckpointFolder(tmp_path), []
+
+    def told(step: int) -> None:
+        seen.append(step)
+        assert folder.entry("latest")["step"] == step
+
+    class Stream:
+        def write(self, words: str) -> None:
+            if words.startswith("step"):
+                told(int(words.split()[1].rstrip(":")))
+
+    trainer.stream = Stream()
+    trainer.callbacks.append(lambda record: told(record["step"]))
+    trainer.run()
+    assert sorted(set(seen)) == [0, 3, 5, 6, 9, 10, 12, 15, 18, 20]
+    assert seen.count(10) == 2  # its line, its record
+
+
+# The folder -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("step", "words"),
+    [(0, "nothing was saved yet: .* begin again"), (9, "the checkpoint of step 8 is intact: .* resume")],
+)
+def test_no_room_for_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, words: str) -> None:
+    """Resuming is advised where there is something to resume; the file ends with a whole line."""
+    append = MetricsFile.append
+
+    def full(self: MetricsFile, record: dict[str, Any]) -> None:
+        if record["step"] == step:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        append(self, record)
+
+    monkeypatch.setattr(MetricsFile, "append", full)
+    with pytest.raises(UsageError, match=f"cannot write to the folder .*No space left on device; {words}") as caught:
+        make_trainer(tmp_path).run()
+    assert ("resume" in str(caught.value)) == (step > 0)
+
+
+def test_half_a_line_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics = MetricsFile(tmp_path / "metrics.jsonl")
+    metrics.append({"step": 1})
+
+    class Full:
+        """The disk takes some bytes more, and then none."""
+
+        def __init__(self, file: Any) -> None:
+            self.file, self.left = file, 5
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.file, name)
+
+        def write(self, line: bytes) -> int:
+            if not self.left:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            written, self.left = self.file.write(line[: self.left]), 0
+            return written
+
+    file = metrics._file
+    metrics._file = Full(file)  # type: ignore[assignment]
+    with pytest.raises(OSError, match="No space"):
+        metrics.append({"step": 2})
+    metrics._file = file  # there is room again
+    metrics.append({"step": 3})
+    metrics.close()
+    assert list(read_metrics(metrics.path)) == [{"step": 1}, {"step": 3}]
+
+
+def test_metrics_that_were_cut_or_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n{"step": 2}\n{"st')
+    assert list(read_metrics(path)) == [{"step": 1}, {"step": 2}]
+    assert MetricsFile(path).restart(3) == 2  # a checkpoint may know of more lines than somebody has left
+    metrics = MetricsFile(path)
+    metrics.append({"step": 3})
+    metrics.close()
+    assert [record["step"] for record in read_metrics(path)] == [1, 2, 3]
+    for damage in (b"\xff\xfe\n", b"[1]\n", b'{"st\n', b"[" * 100_000 + b"\n"):
+        path.write_bytes(b'{"step": 1}\n' + damage + b'{"step": 3}\n')
+        with pytest.raises(CheckpointError, match=r"line 2 of .*metrics\.jsonl is damaged"):
+            list(read_metrics(path))
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no font was found"), OSError(errno.ENOSPC, "No space left on device")])
+def test_a_picture_that_can_not_be_drawn_is_no_error_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fails(*arguments: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("tinygpt.training.reporting.draw_loss_curve", fails)
+    result = make_trainer(tmp_path, steps=3).run()
+    assert result.step == 3
+    assert f"no picture of the loss curve was drawn ({type(error).__name__}: {error})" in result.summary()
+
+
+def test_a_matplotlib_that_is_broken_is_not_called_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
+        monkeypatch.delitem(sys.modules, name)
+    usual = builtins.__import__
+
+    def broken(name: str, *rest: Any) -> Any:
+        if name.startswith("matplotlib"):
+            raise ImportError("libfreetype.so.6: cannot open shared object file")
+        return usual(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", broken)
+    assert "libfreetype.so.6" in make_trainer(tmp_path, steps=3).run().picture
+
+
+# Ids and modes ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("part", ["training", "validation"])
+@pytest.mark.parametrize("bad", [11, -1])
+def test_ids_that_the_model_lacks_are_found_before_anything_is_written(tmp_path: Path, part: str, bad: int) -> None:
+    parts = {"training": TRAIN.astype(np.int64), "validation": VALIDATION.astype(np.int64)}
+    parts[part][70] = bad
+    model = GPT(GPTConfig(11, **SHAPE))
+    with pytest.raises(UsageError, match=rf"the {part} tokens hold the id {bad} \(at place 70\).* ids 0 \.\. 10"):
+        Trainer(model, parts["training"], parts["validation"], TrainingConfig(), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_ids_are_looked_at_stretch_by_stretch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tinygpt.training.vocabulary._STRETCH", 64)
+    tokens = TRAIN.copy()
+    tokens[499] = 300
+    with pytest.raises(UsageError, match=r"the id 300 \(at place 499\).*vocab_size of 301"):
+        make_trainer(tmp_path, train=tokens)
+    make_trainer(tmp_path)
+
+
+def test_every_module_is_left_in_its_mode(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, steps=5)
+    model = trainer.model
+    model.eval()
+    model.h[1].train()
+    before = [module.training for module in model.modules()]
+    dropped: list[bool] = []
+    trainer.callbacks.append(lambda record: dropped.append(all(module.training for module in model.modules())))
+    trainer.run()
+    assert all(dropped)  # in training all of them train
+    assert [module.training for module in model.modules()] == before
+    evaluate(model, VALIDATION)
+    assert [module.training for module in model.modules()] == before
+    assert len(set(before)) == 2
+
+
+# Going on with other settings -------------------------------------------------------------------
+
+
+def notes(trainer: Trainer) -> str:
+    """What was said beside the evaluations."""
+    return "\n".join(line for line in trainer.stream.getvalue().splitlines() if "validation loss" not in line)
+
+
+def test_the_same_settings_with_more_steps(tmp_path: Path) -> None:
+    """The decay ends where it did, and it is said what that means; with decay_steps it is stretched."""
+    make_trainer(tmp_path, steps=10).run()
+    longer = make_trainer(tmp_path, steps=15)  # decay_steps follows from steps in both
+    longer.resume()
+    assert longer.run().step == 15
+    assert longer.optimizer.lr == 1e-3
+    assert notes(longer) == (
+        "step 10: the learning rate ends its decay at step 10: steps 10 to 15 train at min_lr 0.001; set decay_steps "
+        "to 15 to stretch the decay, or a higher min_lr"
+    )
+    stretched = make_trainer(tmp_path, steps=20, decay_steps=20)
+    stretched.resume()
+    stretched.run()
+    assert notes(stretched) == "step 15: decay_steps is 20 from here on; it was 10"
+    rates = {r["step"]: r["lr"] for r in read_metrics(tmp_path / "metrics.jsonl") if "lr" in r}
+    assert rates[12] == rates[15] == 1e-3 < rates[18]
+
+
+def test_a_lower_rate_after_the_run_diverged(tmp_path: Path) -> None:
+    """The advice can be followed, is heard, and stands in the metrics and the checkpoint."""
+    trainer = make_trainer(tmp_path)
+    trainer.callbacks.append(failing_at(9, "loss", KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run()
+    trainer.model.wte.weight.data[...] = np.nan
+    with pytest.raises(DivergedError, match=r"the checkpoint of step 8 is kept in .*: resume it with a lower lr"):
+        trainer._step()
+    lower = make_trainer(tmp_path, lr=2e-3, grad_clip=0.5)
+    lower.resume()
+    lower.run()
+    said = [f"step 8: {name} is {now} from here on; it was {before}" for name, before, now in (
+        ("lr", 0.01, 0.002), ("min_lr", 0.001, 0.0002), ("grad_clip", 1.0, 0.5))]  # fmt: skip
+    assert notes(lower).splitlines() == said
+    (record,) = [r for r in read_metrics(tmp_path / "metrics.jsonl") if "changed" in r]
+    assert record == {"step": 8, "changed": {"lr": [0.01, 0.002], "min_lr": [0.001, 0.0002], "grad_clip": [1.0, 0.5]}}
+    assert CheckpointFolder(tmp_path).load().state["training_config"]["lr"] == 2e-3
+    assert max(r["lr"] for r in read_metrics(tmp_path / "metrics.jsonl") if "lr" in r and r["step"] > 9) <= 2e-3
+
+
+def test_nothing_saved_nothing_to_resume(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path)
+    trainer.model.wte.weight.data[0] = np.nan
+    with pytest.raises(DivergedError, match="nothing was saved yet: begin again with a lower lr") as caught:
+        trainer._step()
+    assert "resume" not in str(caught.value)
+
+
+def test_a_min_lr_that_was_given_stays(tmp_path: Path) -> None:
+    make_trainer(tmp_path, steps=10, min_lr=5e-3).run()
+    again = make_trainer(tmp_path, steps=12)
+    again.resume()
+    assert again.config.min_lr == 5e-3
+    assert again.changed == {}
+
+
+def test_steps_that_would_change_nothing_are_refused(tmp_path: Path) -> None:
+    make_trainer(tmp_path, steps=10, min_lr=0.0).run()
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    longer = make_trainer(tmp_path, steps=20, min_lr=0.0)
+    longer.resume()
+    with pytest.raises(UsageError, match=r"steps 10 to 20 would change nothing: the learning rate .*decay_steps to 20"):
+        longer.run()
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_run_shorter_than_its_warm_up_says_so(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, steps=3, warmup_steps=99)
+    trainer.run()
+    assert "the warm-up of 99 steps does not end within the 3 steps of this run" in notes(trainer)
+    assert "no higher than 0.0003" in notes(trainer)
+    assert trainer.optimizer.lr == pytest.approx(3e-4)
+
+
+# The command line -------------------------------------------------------------------------------
+
+
+def test_resume_with_other_rates(run: Any, model: Path, tmp_path: Path) -> None:
+    folder = copy_of(model, tmp_path / "copy")
+    answer = run("train", "--resume", f"--out={folder}", "--steps=15", "--lr=0.002", "--decay-steps=15")
+    assert answer.code == 0
+    assert "step 12: lr is 0.002 from here on; it was 0.01" in answer.err
+    assert "step 12: min_lr is 0.0002 from here on; it was 0.001" in answer.err  # it followed from lr
+    answer = run("train", "--resume", f"--out={folder}", "--steps=18")
+    assert "steps 15 to 18 train at min_lr 0.0002; set decay_steps to 18" in answer.err
+    assert "step 15: lr" not in answer.err
+
+
+def test_a_run_that_has_nothing_left_to_train_says_why(run: Any, model: Path, text: Path, tmp_path: Path) -> None:
+    folder = copy_of(model, tmp_path / "copy")
+    assert "Nothing was trained: the run was finished at step 12" in run("train", "--resume", f"--out={folder}").out
+    options = [*OPTIONS, "--steps=400", "--eval-every=2", "--patience=2", "--lr=1", "--min-lr=1"]
+    early = tmp_path / "early"
+    answer = run("train", *options, f"--data={text}", f"--out={early}")
+    assert "stopped early, with no better result in the last 2 evaluations, at step" in answer.out
+    answer = run("train", "--resume", f"--out={early}", "--steps=800")
+    assert answer.code == 0
+    assert "Nothing was trained: the run stopped early at step" in answer.out
+    assert "patience is still 2: a larger patience, or 0, lets it go on" in answer.out
+    step = CheckpointFolder(early).load().step
+    assert run("train", "--resume", f"--out={early}", f"--steps={step + 3}", "--patience=0").code == 0
+    assert CheckpointFolder(early).load().step == step + 3
+
+
+def test_the_loss_at_the_end_is_of_the_weights_that_are_used(run: Any, tmp_path: Path) -> None:
+    (tmp_path / "small.txt").write_text("".join(np.random.default_rng(0).choice(list("abcdef"), 700)), encoding="utf-8")
+    options = [*OPTIONS, "--steps=200", "--eval-every=20", "--lr=0.05", "--eval-batches=0", "--dropout=0"]
+    answer = run("train", *options, f"--data={tmp_path / 'small.txt'}", f"--out={tmp_path / 'run'}")
+    index = json.loads((tmp_path / "run" / "checkpoints.json").read_text(encoding="utf-8"))
+    assert index["best"]["step"] < index["latest"]["step"]  # overfitted
+    said = answer.out.partition("validation text: ")[2].split("\n")[0]
+    assert said.endswith(f"(the best weights, of step {index['best']['step']})")
+    assert f"loss {said.split()[0]} nats" in run("eval", f"--model={tmp_path / 'run'}").out
