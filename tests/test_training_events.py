@@ -72,6 +72,48 @@ def test_an_os_error_of_the_data_is_not_blamed_on_the_folder(tmp_path: Path) -> 
     assert not isinstance(caught.value, UsageError)
 
 
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), MemoryError()])
+def test_a_step_that_fails_for_another_reason_leaves_the_steps_before_it_saved(
+    tmp_path: Path, error: Exception
+) -> None:
+    """In the middle of it, with random numbers drawn and gradients added: the run goes on as if nothing had been."""
+    trainer = make_trainer(tmp_path / "run", gradient_accumulation=2)
+    real, calls = trainer._pass, []
+
+    def work(*arguments: Any) -> Any:
+        calls.append(real(*arguments))
+        if len(calls) == 2 * 7 + 2:  # at step 7: not at a checkpoint's
+            raise error
+        return calls[-1]
+
+    trainer.passes.work = work
+    with pytest.raises(type(error)) as caught:
+        trainer.run()
+    assert caught.value is error
+    assert CheckpointFolder(tmp_path / "run").load().step == 7
+    again = make_trainer(tmp_path / "run", gradient_accumulation=2)
+    again.resume()
+    again.run()
+    make_trainer(tmp_path / "undisturbed", gradient_accumulation=2).run()
+    assert_same_outcome(tmp_path / "run", tmp_path / "undisturbed")
+
+
+def test_the_callbacks_hear_of_the_last_step_before_a_run_diverged(tmp_path: Path) -> None:
+    trainer, heard = make_trainer(tmp_path), []
+    trainer.callbacks.append(heard.append)
+    trainer.validation = [(np.zeros((1, 8), np.int64), np.zeros((1, 8), np.int64))]
+    real = trainer._log_training
+
+    def log(tokens: int) -> None:
+        real(tokens)
+        trainer.model.wpe.weight.data[0] = np.nan if trainer.at.step == 15 else 0.0
+
+    trainer._log_training = log  # type: ignore[method-assign]
+    with pytest.raises(DivergedError, match="the validation loss is nan"):
+        trainer.run()
+    assert heard[-1]["step"] == 15
+
+
 def test_a_step_is_saved_before_anyone_is_told_of_it(tmp_path: Path) -> None:
     trainer, folder, seen = make_trainer(tmp_path, checkpoint_every=1), CheckpointFolder(tmp_path), []
 
@@ -221,6 +263,18 @@ def test_every_module_is_left_in_its_mode(tmp_path: Path) -> None:
     evaluate(model, VALIDATION)
     assert [module.training for module in model.modules()] == before
     assert len(set(before)) == 2
+
+
+def test_a_part_that_is_frozen_in_eval_mode_stays_so(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, steps=7)
+    trainer.model.h[0].eval()
+    before = [module.training for module in trainer.model.modules()]
+    seen: list[list[bool]] = []
+    trainer.callbacks.append(lambda record: seen.append([module.training for module in trainer.model.modules()]))
+    trainer.run()
+    assert len(seen) == 5  # after evaluations, and before
+    assert all(modes == before for modes in seen)
+    assert not all(before)
 
 
 # Going on with other settings -------------------------------------------------------------------

@@ -36,7 +36,7 @@ class TrainingConfig:
 
     steps: int = _setting(2000, "optimizer steps in all", at_least=1)
     batch_size: int = _setting(12, "rows in a batch", at_least=1)
-    gradient_accumulation: int = _setting(1, "batches whose gradients are averaged for one step", at_least=1)
+    gradient_accumulation: int = _setting(1, "batches of one step, whose loss is over all their targets", at_least=1)
     lr: float = _setting(1e-3, "the highest learning rate", above=0)
     min_lr: float | None = _setting(None, "the learning rate at the end of its decay; by default lr / 10", at_least=0)
     schedule: str = _setting("cosine", "how the learning rate falls after the warm-up", choices=tuple(SCHEDULES))
@@ -108,7 +108,7 @@ def resumed_settings(stored: Mapping[str, Any], given: Mapping[str, Any]) -> dic
 
     A min_lr that followed from lr follows from a new lr as well.
     """
-    follows = "lr" in given and stored.get("min_lr") == stored["lr"] / 10
+    follows = "lr" in given and stored.get("min_lr") == stored.get("lr", 0.0) / 10
     return {name: value for name, value in stored.items() if not (follows and name == "min_lr")} | dict(given)
 
 

@@ -37,10 +37,14 @@ class FixedPart:
 
 @contextlib.contextmanager
 def in_mode(model: Module, training: bool) -> Iterator[None]:
-    """`model.train(training)` for a while; then each module in it is again in the mode that it was in."""
+    """`model.train(training)` for a while; then each module in it is again in the mode that it was in.
+
+    A model that is in training mode already is left as it is: parts of it that aren't were frozen by the user.
+    """
     before = [(module, module.training) for module in model.modules()]
     try:
-        model.train(training)
+        if not (training and model.training):
+            model.train(training)
         yield
     finally:
         for module, mode in before:

@@ -11,7 +11,8 @@ batch, it shows here. From the fourth on there are replays alone.
 
 Python still draws the batch, looks at the loss and at the norm of the gradients, and launches the optimizer, whose
 learning rate, step number and clipping change from step to step: a handful of launches. Gradients that are added to
-those of a batch before have a graph of their own; so does each loss scale. Evaluation is never a part of a graph.
+those of a batch before have a graph of their own; so does each loss scale. A batch that has a weight of its own in its
+step (`accumulation.py`) is not recorded, as little as one with ignored targets. Evaluation is never a part of a graph.
 
 Where something can't be recorded, or the comparison fails, all goes on as usual, and one line says why.
 """

@@ -40,7 +40,7 @@ from ..tensor import Tensor
 from .accumulation import accumulate
 from .checkpoint import Checkpoint, CheckpointFolder, fingerprint
 from .config import TrainingConfig, schedule_notes
-from .divergence import diverged, first_cause
+from .divergence import DivergedError, diverged, first_cause
 from .evaluation import Batches, FixedPart, in_mode, mean_loss
 from .graph import Passes
 from .interrupt import StopRequest
@@ -117,7 +117,8 @@ class Trainer:
     def run(self) -> TrainingResult:
         """Train until the last step, early stopping or a signal. The folder then holds the result's checkpoint.
 
-        The model is left in the mode (train, eval) that it was in. Raises DivergedError, with the last good checkpoint
+        The model trains in training mode, but for parts that are in eval mode while the model as a whole is not: those
+        stay so. Afterwards each part is in the mode that it was in. Raises DivergedError, with the last good checkpoint
         kept; CallbackError, with the latest state saved; UsageError where the folder can't be written, or when no step
         could change anything.
         """
@@ -135,6 +136,10 @@ class Trainer:
                 for words in notes:
                     progress.line(begin, f"step {begin}: {words}")
                 self._train(stop, progress, tokens_per_step)
+            except DivergedError:
+                with contextlib.suppress(CallbackError):  # the first error is the one to see
+                    self.report.tell(progress)  # of the last steps that went well
+                raise
             finally:
                 with contextlib.suppress(OSError):  # every line of it has been written
                     self.report.metrics.close()
@@ -173,6 +178,9 @@ class Trainer:
                 loss, norm = self._gradients()
         except NonFiniteError as error:
             raise diverged(self, str(error)) from error
+        except Exception:  # of the data, of memory: the weights are still those of the last step
+            self._save_as_before(random_state)
+            raise
         self.optimizer.lr = self.schedule(at.step)
         if math.isfinite(loss) and math.isfinite(norm):
             self._update(norm)
@@ -186,6 +194,14 @@ class Trainer:
         at.step += 1
         at.losses.append(loss)
         return loss
+
+    def _save_as_before(self, random_state: Any) -> None:
+        """Keep what the steps before this one have learnt. That it can't be kept is not to hide why the step failed."""
+        self.optimizer.zero_grad()
+        self.model.generator.load_state_dict(random_state)
+        if self.saved_at != self.at.step:
+            with contextlib.suppress(Exception):
+                self.save()
 
     def _update(self, norm: float) -> None:
         """Clip and change the weights; norm: of the mean of the batches' gradients."""
