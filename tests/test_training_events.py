@@ -98,6 +98,22 @@ def test_a_step_that_fails_for_another_reason_leaves_the_steps_before_it_saved(
     assert_same_outcome(tmp_path / "run", tmp_path / "undisturbed")
 
 
+def test_an_evaluation_that_fails_leaves_the_steps_before_it_saved(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path)
+    batches = list(trainer.validation)
+
+    class Once:
+        def __iter__(self) -> Any:
+            yield batches[0]
+            if trainer.at.step == 10:
+                raise OSError(errno.EIO, "Input/output error")
+
+    trainer.validation = Once()
+    with pytest.raises(OSError, match="Input/output error"):
+        trainer.run()
+    assert CheckpointFolder(tmp_path).load().step == 10
+
+
 def test_the_callbacks_hear_of_the_last_step_before_a_run_diverged(tmp_path: Path) -> None:
     trainer, heard = make_trainer(tmp_path), []
     trainer.callbacks.append(heard.append)

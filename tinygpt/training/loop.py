@@ -32,7 +32,6 @@ import numpy as np
 
 from ..backends.precision import activation_dtype
 from ..data import RandomBatches, SequentialBatches
-from ..errors import UsageError
 from ..function import NonFiniteError, detect_anomaly
 from ..gpt import GPT
 from ..optim import AdamW, clip_coefficient, grad_norm, schedules
@@ -48,7 +47,7 @@ from .loss_scale import LossScale
 from .outcome import CallbackError, Progression, TrainingResult
 from .progress import Progress
 from .reporting import Report
-from .saving import checkpoint_of, restore
+from .saving import checkpoint_of, restore, writing
 from .vocabulary import check_vocabulary
 
 METRICS = "metrics.jsonl"
@@ -129,10 +128,11 @@ class Trainer:
         self.passes.say = lambda words: progress.line(at.step, words)
         with in_mode(self.model, training=True), StopRequest() as stop, self.model.compute_in(config.dtype):
             try:
-                with self._writing():
+                with writing(self):
                     at.metrics_lines = self.report.metrics.restart(at.metrics_lines)
                 if self.changed:
                     self._record({"step": begin, "changed": {name: list(pair) for name, pair in self.changed.items()}})
+                    self.changed = {}
                 for words in notes:
                     progress.line(begin, f"step {begin}: {words}")
                 self._train(stop, progress, tokens_per_step)
@@ -152,14 +152,14 @@ class Trainer:
         while True:
             at.seconds = time.perf_counter() - begin
             improved = self._evaluation_due() and self._evaluate(stop)
-            ended = at.step >= config.steps or self._out_of_patience() or stop.requested
+            ended = at.step >= config.steps or 0 < config.patience <= at.without_improvement or stop.requested
             if improved or ended or (at.step % config.checkpoint_every == 0 and self.saved_at != at.step):
                 self.save(best=improved)
             self._tell(progress)
             if ended:
                 return
             if stop.requested:  # while it was told
-                return self.save()
+                return self._save_once()
             loss = self._step()
             progress.update(at.step, loss)
             if at.step % config.log_every == 0:
@@ -199,9 +199,8 @@ class Trainer:
         """Keep what the steps before this one have learnt. That it can't be kept is not to hide why the step failed."""
         self.optimizer.zero_grad()
         self.model.generator.load_state_dict(random_state)
-        if self.saved_at != self.at.step:
-            with contextlib.suppress(Exception):
-                self.save()
+        with contextlib.suppress(Exception):
+            self._save_once()
 
     def _update(self, norm: float) -> None:
         """Clip and change the weights; norm: of the mean of the batches' gradients."""
@@ -247,39 +246,33 @@ class Trainer:
                     raise _Stopped
                 yield batch
 
+        random_state = self.model.generator.state_dict()
         try:
             loss = mean_loss(self.model, until_stopped())
         except _Stopped:  # a resumed run evaluates at this step again
             return False
-        at = self.at
+        except Exception:
+            self._save_as_before(random_state)
+            raise
         if not math.isfinite(loss):
             raise diverged(self, f"the validation loss is {loss}")
-        at.evaluated_at, at.validation_loss = at.step, loss
-        improved = at.best_loss is None or loss < at.best_loss
-        if improved:
-            at.best_loss, at.best_step, at.without_improvement = loss, at.step, 0
-        else:
-            at.without_improvement += 1
+        at, improved = self.at, self.at.take(loss)
         words = f"step {at.step}: validation loss {loss:.4f}{' (best so far)' if improved else ''}"
         self._record({"step": at.step, "validation_loss": loss}, words)
         return improved
 
-    def _out_of_patience(self) -> bool:
-        return 0 < self.config.patience <= self.at.without_improvement
-
     def _log_training(self, tokens_per_step: int) -> None:
         at = self.at
         record = {
-            "step": at.step, "loss": sum(at.losses) / len(at.losses), "lr": self.optimizer.lr,
+            "step": at.step, "loss": at.mean_loss(), "lr": self.optimizer.lr,
             "grad_norm": self.grad_norm, "tokens": at.step * tokens_per_step, "seconds": round(at.seconds, 3),
         }  # fmt: skip
         if self.loss_scale.active:
             record["loss_scale"] = self.loss_scale.scale
-        at.losses.clear()
         self._record(record)
 
     def _record(self, record: dict[str, Any], words: str = "") -> None:
-        with self._writing():
+        with writing(self):
             self.report.record(record, words)
         self.at.metrics_lines += 1
 
@@ -287,8 +280,7 @@ class Trainer:
         try:
             self.report.tell(progress)
         except CallbackError:
-            if self.saved_at != self.at.step:
-                self.save()
+            self._save_once()
             raise
 
     def _result(self, begin: int, signal: int | None) -> TrainingResult:
@@ -307,10 +299,14 @@ class Trainer:
         for name, array in checkpoint.model.items():
             if not np.isfinite(array).all():  # never in place of a good checkpoint
                 raise diverged(self, f"the weights {name} are not finite")
-        with self._writing():
+        with writing(self):
             self.report.metrics.sync()
             self.checkpoints.save(checkpoint, best)
         self.saved_at = self.at.step
+
+    def _save_once(self) -> None:
+        if self.saved_at != self.at.step:
+            self.save()
 
     def resume(self, checkpoint: Checkpoint | None = None) -> None:
         """Go back to the folder's latest checkpoint, or the one given.
@@ -327,17 +323,3 @@ class Trainer:
         if step != self.at.step:
             self.model.load_state_dict(self.checkpoints.load("best").model)
         return step
-
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        """Around what writes into the folder, and nothing else: other OSErrors are not its fault."""
-        try:
-            yield
-        except OSError as error:
-            if self.saved_at >= 0:
-                kept = (
-                    f"the checkpoint of step {self.saved_at} is intact: make room there, or allow writing, and resume"
-                )
-            else:
-                kept = "nothing was saved yet: make room there, or allow writing, and begin again"
-            raise UsageError(f"cannot write to the folder {self.folder}: {error.strerror or error}; {kept}") from error

@@ -26,6 +26,22 @@ class Progression:
     metrics_lines: int = 0
     seconds: float = 0.0  # spent training, over all sittings
 
+    def take(self, validation_loss: float) -> bool:
+        """Keep the result of an evaluation at this step; whether it is the best so far."""
+        self.evaluated_at, self.validation_loss = self.step, validation_loss
+        improved = self.best_loss is None or validation_loss < self.best_loss
+        if improved:
+            self.best_loss, self.best_step, self.without_improvement = validation_loss, self.step, 0
+        else:
+            self.without_improvement += 1
+        return improved
+
+    def mean_loss(self) -> float:
+        """Of the steps since the last time."""
+        mean = sum(self.losses) / len(self.losses)
+        self.losses.clear()
+        return mean
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingResult:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from .. import backends
@@ -63,3 +65,17 @@ def restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
     trainer.use(config)
     trainer.changed = changed_step_size(state["training_config"], config)
     trainer.saved_at = trainer.at.step
+
+
+@contextlib.contextmanager
+def writing(trainer: Trainer) -> Iterator[None]:
+    """Around what writes into a run's folder, and nothing else: other OSErrors are not the folder's fault."""
+    try:
+        yield
+    except OSError as error:
+        what = f"cannot write to the folder {trainer.folder}: {error.strerror or error}"
+        if trainer.saved_at >= 0:
+            kept = f"the checkpoint of step {trainer.saved_at} is intact: make room there, or allow writing, and resume"
+        else:
+            kept = "nothing was saved yet: make room there, or allow writing, and begin again"
+        raise UsageError(f"{what}; {kept}") from error
