@@ -33,7 +33,7 @@ class Counting(SlowDecoder):
 @pytest.fixture
 def calls(monkeypatch):
     Counting.calls = []
-    monkeypatch.setattr(reader, "Decoder", Counting)
+    monkeypatch.setattr(reader, "decoder_for", Counting)
     return Counting.calls
 
 
@@ -43,7 +43,7 @@ def test_the_decoder_gives_what_the_whole_model_gives(monkeypatch):
     options = {"seed": 4, "eos_token_id": 3, "pad_token_id": 0, "num_return_sequences": 2, **SAMPLED}
     cached = model.generate(ragged(), 12, **options)
     beams = model.generate(ragged(), 9, do_sample=False, num_beams=3, eos_token_id=3)
-    monkeypatch.setattr(reader, "Decoder", SlowDecoder)
+    monkeypatch.setattr(reader, "decoder_for", SlowDecoder)
     np.testing.assert_array_equal(model.generate(ragged(), 12, **options), cached)
     np.testing.assert_array_equal(model.generate(ragged(), 9, do_sample=False, num_beams=3, eos_token_id=3), beams)
 

@@ -248,7 +248,7 @@ def test_a_model_with_other_parameters_is_refused(tmp_path: Path) -> None:
     model = make()
     model.h[0].mlp.c_fc.scale = nn.Parameter(np.ones(3, np.float32))
     for other, words in (
-        (model, "parameters are not those of a GPT-2"),
+        (model, r"there is a parameter h\.0\.mlp\.c_fc\.scale, and the files of a GPT-2 can.t say so"),
         (make().pack("int8"), "packed into int8 can't be"),
     ):
         with pytest.raises(UsageError, match=words):

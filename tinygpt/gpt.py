@@ -41,16 +41,15 @@ from typing import Any
 
 import numpy as np
 
-from . import backends, nn, ops
+from . import nn, ops
 from .checks import number, whole_number
-from .errors import DtypeError, RangeError, ShapeError, UsageError
-from .nn.packed import PackedEmbedding, pack_linear_layers
+from .errors import DtypeError, UsageError
+from .nn.known import is_known, keeps, known
+from .nn.packed import pack_model, product_and_bias, with_bias
 from .nn.precision import compute_in
-from .ops.packed import check_format, require_finite
 from .random import Generator
 from .tensor import Tensor
-
-IGNORE_INDEX = -100  # a target of this value is left out of the loss
+from .token_ids import IGNORE_INDEX, check_ids, checked_logits, targets_of
 
 
 @dataclass(frozen=True)
@@ -97,8 +96,9 @@ class GPTConfig:
         return cls(**settings)
 
 
+@known("forward", "branch")
 class Attention(nn.Module):
-    """Causal self-attention of H heads. The bias of `c_proj` is left to the addition that follows."""
+    """Causal self-attention of H heads."""
 
     def __init__(self, config: GPTConfig, generator: Generator, dtype: Any) -> None:
         C, bias = config.n_embd, config.bias
@@ -106,18 +106,25 @@ class Attention(nn.Module):
         self.c_attn = nn.Linear(C, 3 * C, bias, std=0.02, generator=generator, dtype=dtype)
         self.c_proj = nn.Linear(C, C, bias, std=residual_std(config), generator=generator, dtype=dtype)
 
-    def forward(self, h: Tensor, keep: Callable[[Any], None] | None = None, last: bool = False) -> Tensor:
-        """h (B, T, C) -> (B, T, C), or with `last` the last position alone, (B, 1, C)."""
+    def forward(self, h: Tensor) -> Tensor:
+        """h (B, T, C) -> (B, T, C)."""
+        return with_bias(*self.branch(h))
+
+    def branch(
+        self, h: Tensor, keep: Callable[[Any], None] | None = None, last: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """`forward` without the bias of `c_proj`, and that bias. last: of the last position alone, (B, 1, C)."""
         qkv = self.c_attn(h)  # (B, T, 3C)
         if keep is not None:
             keep(qkv.data)
         dropout_p = self.dropout if self.training else 0.0
         y = ops.qkv_attention(qkv, self.n_head, is_causal=True, dropout_p=dropout_p, generator=self.generator)
-        return self.c_proj.product(y[:, -1:] if last else y)
+        return product_and_bias(self.c_proj, y[:, -1:] if last else y)
 
 
+@known("forward", "branch")
 class MLP(nn.Module):
-    """Two linear layers with a GELU between. The bias of `c_proj` is left to the addition that follows."""
+    """Two linear layers with a GELU between."""
 
     def __init__(self, config: GPTConfig, generator: Generator, dtype: Any) -> None:
         C, bias = config.n_embd, config.bias
@@ -126,11 +133,16 @@ class MLP(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         """h (B, T, C) -> (B, T, C)."""
-        z = self.c_fc.product(h)  # (B, T, 4C)
-        y = ops.gelu(z) if self.c_fc.bias is None else ops.bias_gelu(z, ops.in_dtype_of(z, self.c_fc.bias))
-        return self.c_proj.product(y)
+        return with_bias(*self.branch(h))
+
+    def branch(self, h: Tensor) -> tuple[Tensor, Tensor | None]:
+        """`forward` without the bias of `c_proj`, and that bias."""
+        z, bias = product_and_bias(self.c_fc, h)  # (B, T, 4C)
+        y = ops.gelu(z) if bias is None else ops.bias_gelu(z, ops.in_dtype_of(z, bias))
+        return product_and_bias(self.c_proj, y)
 
 
+@known("forward", "add_and_normalize")
 class Block(nn.Module):
     """x = x + attention(ln_1(x)); x = x + mlp(ln_2(x)). Its own ln_1 has been applied by whoever calls it."""
 
@@ -153,13 +165,23 @@ class Block(nn.Module):
 
         last: of the last position alone, (B, 1, C).
         """
-        x = x[:, -1:] if last else x
-        x, h = self.add_and_normalize(x, self.attn(h, keep, last), self.attn.c_proj.bias, self.ln_2)
-        return self.add_and_normalize(x, self.mlp(h), self.mlp.c_proj.bias, next_norm)
+        if is_known(self.attn, Attention):
+            branch, bias = self.attn.branch(h, keep, last)
+        else:  # somebody's own, whatever it is made of
+            branch, bias = self.attn(h), None
+            branch = branch[:, -1:] if last else branch
+        x, h = self.add_and_normalize(x[:, -1:] if last else x, branch, bias, self.ln_2)
+        branch, bias = self.mlp.branch(h) if is_known(self.mlp, MLP) else (self.mlp(h), None)
+        return self.add_and_normalize(x, branch, bias, next_norm)
 
     def add_and_normalize(
         self, x: Tensor, branch: Tensor, branch_bias: Tensor | None, norm: nn.LayerNorm
     ) -> tuple[Tensor, Tensor]:
+        """x = x + dropout(branch + branch_bias) and norm(x): in one operation, unless norm is somebody's own."""
+        if not is_known(norm, nn.LayerNorm):
+            branch = with_bias(branch, branch_bias)
+            x = x + ops.dropout(branch, self.dropout, training=self.training, generator=self.generator)
+            return x, norm(x)
         weight, bias, x_bias = ops.in_dtype_of(x, norm.weight, norm.bias, branch_bias)
         return ops.residual_layer_norm(
             x, branch, weight, bias, x_bias=x_bias, eps=norm.eps,
@@ -172,6 +194,7 @@ def residual_std(config: GPTConfig) -> float:
     return 0.02 / math.sqrt(2 * config.n_layer)
 
 
+@known("forward", "hidden", "head")
 class GPT(nn.Module):
     """A GPT-2 of the shape `config`, with initial weights from `seed`.
 
@@ -252,22 +275,10 @@ class GPT(nn.Module):
 
         format: "bfloat16" or "int8"; group: how many terms of a sum share a scale in int8, a multiple of 8; None means
         one scale for each output. See `tinygpt.ops.packed`. The model can then run, generate and be scored, but not be
-        trained or saved. Only for float32 models. Returns the model. Raises UsageError.
+        trained or saved. Only for float32 models, and only where every layer inside is one of this package's: of
+        another, whose weights may not be all of it, the sentence names the place. Returns the model. Raises UsageError.
         """
-        if self.packed:
-            raise UsageError(f"GPT.pack: this model is packed already, in {self.packed}: load it anew")
-        if format not in ("bfloat16", "int8"):
-            raise UsageError(f"GPT.pack: format must be 'bfloat16' or 'int8', not {format!r}")
-        if self.wte.weight.dtype != np.float32:
-            raise DtypeError(f"GPT.pack: only a float32 model can be packed, this one is {self.wte.weight.dtype}")
-        check_format(format, group)
-        for name, parameter in self.named_parameters():  # all that can be refused, before anything changes
-            if parameter.ndim == 2:
-                require_finite(parameter.data, name)
-        self.packed, self.wte = format, PackedEmbedding(self.wte, format, group)
-        pack_linear_layers(self, format, group)
-        for parameter in self.parameters():
-            parameter.requires_grad, parameter.grad = False, None
+        pack_model(self, format, group)
         return self.eval()
 
     def train(self, mode: bool = True) -> GPT:
@@ -305,8 +316,8 @@ class GPT(nn.Module):
         """idx (B, T) -> ln_f of the residual stream after the last block, (B, T, C).
 
         keep: called with the number of each block and its queries, keys and values, an array (B, T, 3C): this is how a
-        decoder fills its cache. last: of the last position alone, (B, 1, C), for which the last block need not finish
-        the others.
+        decoder fills its cache, and it needs blocks that are known (`tinygpt.nn.known`). last: of the last position
+        alone, (B, 1, C), for which the last block need not finish the others.
         """
         idx = self.check_ids(idx)
         x = self.wte(idx) + self.wpe(np.arange(idx.shape[1]))  # (B, T, C) + (T, C)
@@ -315,9 +326,12 @@ class GPT(nn.Module):
         h = self.h[0].ln_1(x)
         next_norms = [block.ln_1 for block in self.h[1:]] + [self.ln_f]
         for i, (block, next_norm) in enumerate(zip(self.h, next_norms, strict=True)):
-            keep_this = None if keep is None else partial(keep, i)
-            x, h = block(x, h, next_norm, keep_this, last and next_norm is self.ln_f)
-        return h
+            if is_known(block, Block):
+                keep_this = None if keep is None else partial(keep, i)
+                x, h = block(x, h, next_norm, keep_this, last and i == len(self.h) - 1)
+            else:
+                x, h = block(x, h, next_norm)
+        return h[:, -1:] if last and h.shape[1] > 1 else h
 
     def forward(self, idx: Any) -> Tensor:
         """idx (B, T) integers -> logits (B, T, V). Raises ShapeError, DtypeError, RangeError."""
@@ -325,7 +339,10 @@ class GPT(nn.Module):
 
     def next_logits(self, idx: Any) -> Tensor:
         """idx (B, T) integers -> logits (B, V) of the token after the last: the head is applied to one position."""
-        return self.head(self.hidden(idx, last=True)[:, 0])
+        if not keeps(self, GPT, "forward"):
+            return checked_logits(self, idx)[:, -1]
+        h = self.hidden(idx, last=True) if keeps(self, GPT, "hidden") else self.hidden(idx)
+        return self.head(h[:, -1])
 
     def head(self, h: Tensor) -> Tensor:
         """h (..., C) -> (..., V), by the transposed token embedding."""
@@ -336,31 +353,16 @@ class GPT(nn.Module):
 
         The same as cross_entropy(self(idx), targets), but the logits of all positions never exist at once.
         """
-        h = self.hidden(idx)
-        targets = _integer_array("targets", targets)
-        if targets.shape != h.shape[:2]:
-            raise ShapeError(f"GPT.loss: targets must have the shape of idx, {h.shape[:2]}, not {targets.shape}")
-        if self.packed:
-            return ops.cross_entropy(self.head(h), targets, ignore_index=IGNORE_INDEX)
-        return ops.linear_cross_entropy(h, ops.in_dtype_of(h, self.wte.weight), targets, ignore_index=IGNORE_INDEX)
+        parts = keeps(self, GPT, "forward")  # else logits come from a forward of a subclass
+        h = self.hidden(idx) if parts else checked_logits(self, idx)
+        targets = targets_of(h.shape[:2], targets)
+        if parts and keeps(self, GPT, "head") and is_known(self.wte, nn.Embedding):
+            return ops.linear_cross_entropy(h, ops.in_dtype_of(h, self.wte.weight), targets, ignore_index=IGNORE_INDEX)
+        return ops.cross_entropy(self.head(h) if parts else h, targets, ignore_index=IGNORE_INDEX)
 
     def check_ids(self, idx: Any, any_length: bool = False) -> Any:
         """idx as an integer array (B, T) that this model can read, or a sentence."""
-        idx = _integer_array("idx", idx)
-        V, longest = self.config.vocab_size, self.config.block_size
-        if idx.ndim != 2 or idx.shape[1] == 0:
-            raise ShapeError(f"GPT: idx must have the shape (batch, time) with at least one token, not {idx.shape}")
-        if idx.shape[1] > longest and not any_length:
-            raise ShapeError(
-                f"GPT: a sequence of {idx.shape[1]} tokens is longer than this model's block_size of {longest}: "
-                f"cut it, for instance idx[:, -{longest}:]"
-            )
-        low, high = (int(idx.min()), int(idx.max())) if idx.size else (0, 0)
-        if low < 0 or high >= V:
-            raise RangeError(
-                f"GPT: ids must be in 0 .. {V - 1} (vocab_size is {V}), those in idx are in {low} .. {high}"
-            )
-        return idx
+        return check_ids(idx, self.config.vocab_size, None if any_length else self.config.block_size)
 
     def generate(self, idx: Any, max_new_tokens: int | None = None, **options: Any) -> Any:
         """idx (B, T) -> (B, T + max_new_tokens) int64: the prompt and what follows it, as a NumPy array.
@@ -384,16 +386,3 @@ class GPT(nn.Module):
         T = config.block_size if length is None else whole_number("flops_per_token", "length", length)
         N = self.num_parameters() - self.wpe.weight.size
         return 6 * N + 12 * config.n_layer * config.n_embd * T
-
-
-def _integer_array(name: str, value: Any) -> Any:
-    """A tensor, an array or nested lists as an array of integers."""
-    array = value.data if isinstance(value, Tensor) else value
-    if not backends.is_array(array):
-        try:
-            array = np.asarray(array)
-        except ValueError:
-            raise ShapeError(f"GPT: the rows of {name} differ in length: pad them to one length") from None
-    if array.dtype.kind not in "iu" and array.size:  # an empty list has no dtype of its own
-        raise DtypeError(f"GPT: {name} must hold integers (token ids), not {array.dtype}")
-    return array

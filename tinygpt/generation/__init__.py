@@ -9,7 +9,7 @@
 | `options` | `GenerationConfig`: the options under transformers' names, checked |
 | `config_file` | generation_config.json |
 | `prompts` | prompts of different length, padding and masks |
-| `reader`, `decoder`, `cache` | the rows so far, and the model's logits after them |
+| `reader`, `decoder`, `stepper` | the rows so far, and the model's logits after them |
 | `processors` | what the tokens so far change about the next one's scores |
 | `truncation` | temperature, top_k, top_p, min_p, typical_p |
 | `choice` | the best token, or a draw; random numbers |

@@ -13,6 +13,9 @@ other rows are; with the reference bodies the same but for rounding. There is no
 Positions are learned, one for each place up to block_size, so nothing can be kept of a window that slides: a full row
 is an error here, and whoever wants to go on starts anew with the end of the text.
 
+That is for a plain GPT-2 (`tinygpt.plain_gpt`). Where somebody has changed a layer, `decoder_for` takes a decoder of
+the same interface that calls the model instead (`stepper`).
+
 Memory: 2 n_layer n_embd numbers for each row and each token of the capacity, so ask for what the texts need.
 """
 
@@ -33,22 +36,24 @@ from ..function import no_grad
 from ..ops.decode_block import BlockWeights, decode_block
 from ..ops.layer_norm import layer_norm_forward
 from ..ops.packed import few_rows_product_transposed, rows_of
+from ..plain_gpt import difference_from_gpt2
 
 if TYPE_CHECKING:
     from ..gpt import GPT, Block
 
 
 class Decoder:
-    """B texts under one model. The model's weights are shared, not copied: a later change of them is seen."""
+    """B texts under one model. The model's weights are shared, not copied: a later change of them is seen.
+
+    Only for models that `difference_from_gpt2` finds nothing in: a layer that somebody has changed would be passed over
+    by `step`. Raises UsageError with the name of what it is; `decoder_for` takes another decoder there.
+    """
 
     def __init__(self, model: GPT, capacity: int | None = None) -> None:
-        config = model.config
-        capacity = config.block_size if capacity is None else whole_number("Decoder", "capacity", capacity)
-        if capacity > config.block_size:
-            raise UsageError(
-                f"Decoder: capacity must be at most the model's block_size, {config.block_size}, not {capacity}"
-            )
-        self.model, self.capacity = model, capacity
+        difference = difference_from_gpt2(model)
+        if difference is not None:
+            raise UsageError(f"Decoder: {difference}, and this decoder knows a plain GPT-2 alone: take decoder_for")
+        self.model, self.capacity = model, checked_capacity(model, capacity)
         self.lengths = np.zeros(0, np.int64)  # (B,) tokens that each row holds
         self._take_weights()
         self._make_room(0)
@@ -162,6 +167,14 @@ class Decoder:
         if len(moved):
             cache[moved, :, :used] = cache[rows[moved], :, :used]  # the right side is a copy
         return cache[:R]
+
+
+def checked_capacity(model: GPT, capacity: int | None) -> int:
+    block = model.config.block_size
+    capacity = block if capacity is None else whole_number("Decoder", "capacity", capacity)
+    if capacity > block:
+        raise UsageError(f"Decoder: capacity must be at most the model's block_size, {block}, not {capacity}")
+    return capacity
 
 
 def integers(what: str, values: Any) -> np.ndarray:

@@ -8,13 +8,13 @@ when the window slides each of its tokens gets a new one, and nothing that was k
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .. import backends
-from .decoder import Decoder
 from .processors import Rows
+from .stepper import decoder_for
 
 if TYPE_CHECKING:
     from ..gpt import GPT
@@ -43,8 +43,8 @@ class Reader:
         self._starts = np.array([width - len(prompt) for prompt in prompts])  # (R,)
         self._begin = self._end = width
         # The last token that a row is given is not read any more.
-        self._decoder = Decoder(model, min(self.block, width + max(0, most_new - 1)))
-        self._window: Decoder | None = None
+        self._decoder = decoder_for(model, min(self.block, width + max(0, most_new - 1)))
+        self._window: Any = None
         self._kept = np.ones(len(prompts), dtype=bool)  # which rows live in the decoder, in their order
 
     def rows(self) -> Rows:
@@ -95,6 +95,6 @@ class Reader:
         if self._window is None:
             # With no row left in it, the old decoder serves: prefill begins anew.
             whole = not self._kept.any() and self._decoder.capacity == self.block
-            self._window = self._decoder if whole else Decoder(self.model, self.block)
+            self._window = self._decoder if whole else decoder_for(self.model, self.block)
         rows = self._table[~self._kept, self._end - self.block : self._end]
         return backends.move(self._window.prefill(list(rows)), "numpy")

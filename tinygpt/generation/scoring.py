@@ -17,10 +17,9 @@ last token that is predicted too, and so is one more than the `window` here.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -29,11 +28,12 @@ from ..checks import whole_number
 from ..data.tokens import check_tokens
 from ..errors import UsageError
 from ..function import no_grad
+from ..gpt import GPT
+from ..nn.known import keeps
 from ..ops.cross_entropy import cross_entropy_forward
 from ..ops.linear_cross_entropy import blocks
-
-if TYPE_CHECKING:
-    from ..gpt import GPT
+from ..token_ids import checked_logits
+from .decoder import evaluating
 
 _UNSCORED = -100  # a target that an earlier window has scored, or that fills up a batch
 
@@ -168,23 +168,17 @@ def _log_probs(model: GPT, inputs: np.ndarray, targets: np.ndarray) -> np.ndarra
     scored = targets.reshape(-1)[places]  # (N,)
     model.check_ids(scored[None], any_length=True)  # the inputs are checked where they are used
     found = []
-    with no_grad(), _evaluating(model), model.compute_in("float32"):
-        hidden = model.hidden(inputs)  # (B, T, C)
-        rows = hidden.reshape(-1, hidden.shape[-1])[places]  # (N, C)
-        for part in blocks(len(places), model.config.vocab_size, hidden.dtype.itemsize):
-            logits = model.head(rows[part]).data  # (n, V): never those of all rows at once
+    with no_grad(), evaluating(model), model.compute_in("float32"):
+        rows, to_logits = _rows(model, inputs, places)
+        for part in blocks(len(places), model.config.vocab_size, rows.dtype.itemsize):
+            logits = to_logits(rows[part]).data  # (n, V): never those of all rows at once, unless `forward` makes them
             losses, _ = cross_entropy_forward(logits, backends.move(scored[part], backends.name_of(logits)), _UNSCORED)
             found.append(backends.move(losses, "numpy").astype(np.float64))
     return -np.concatenate(found)
 
 
-@contextlib.contextmanager
-def _evaluating(model: GPT) -> Iterator[None]:
-    """Without dropout; afterwards each part of the model is in the mode it was in."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
+def _rows(model: GPT, inputs: np.ndarray, places: np.ndarray) -> tuple[Any, Callable[[Any], Any]]:
+    """What the model has at the positions `places` (N,), and the function that makes logits of it."""
+    parts = keeps(model, GPT, "forward")  # else a subclass makes its logits in another way
+    found = model.hidden(inputs) if parts else checked_logits(model, inputs)  # (B, T, C) or (B, T, V)
+    return found.reshape(-1, found.shape[-1])[places], model.head if parts else lambda logits: logits

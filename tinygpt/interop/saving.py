@@ -21,7 +21,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from ..data.tokens import explain_os_errors, folder_made
 from ..errors import CheckpointError, UsageError
 from ..files import sync_folder
 from ..gpt import GPT
+from ..plain_gpt import difference_from_gpt2
 from ..safetensors_io import CODES, DTYPES, write_safetensors
 from .config import CONFIG, GENERATION, TOKEN_IDS, config_json, read_json
 from .weights import INDEX, PREFIX, SINGLE, parameter_shapes
@@ -115,10 +116,22 @@ def _arrays(model: GPT) -> dict[str, Any]:
     """Stored name -> array of every parameter; biases that the model doesn't have are zeros."""
     own = model.state_dict()
     shapes = dict(parameter_shapes(model.config))
-    biases = {name for name in shapes if name.endswith(".bias")} if not model.config.bias else set()
-    if own.keys() != shapes.keys() - biases or any(own[name].shape != shapes[name] for name in own):
-        raise UsageError("save_pretrained: this model's parameters are not those of a GPT-2, which the format is for")
+    absent = {name for name in shapes if name.endswith(".bias") and not model.config.bias}
+    _refuse_more_than_weights(model, own.keys(), shapes.keys() - absent)
     return {f"{PREFIX}{name}": own[name] if name in own else np.zeros(shape, "f4") for name, shape in shapes.items()}
+
+
+def _refuse_more_than_weights(model: GPT, own: Set[str], expected: Set[str]) -> None:
+    """Raise UsageError where the files, which are sizes and weights and no code, would make another model than this."""
+    difference = difference_from_gpt2(model)
+    if difference is None and own != expected:
+        name = min(own ^ expected)
+        difference = f"there is {'a' if name in own else 'no'} parameter {name}"
+    if difference is not None:
+        raise UsageError(
+            f"save_pretrained: {difference}, and the files of a GPT-2 can't say so: put what it does into plain layers "
+            "first, or save model.state_dict() in a format of your own"
+        )
 
 
 def _generation(model: GPT, special_tokens: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from ..checks import number, whole_number
 from ..ops.packed import Matrix
 from ..random import Generator, default_generator
 from ..tensor import Tensor
+from .known import known
 from .module import Module, Parameter
 
 _drawing = ContextVar("_drawing", default=True)
@@ -52,6 +53,7 @@ def _normal(generator: Generator | None, shape: tuple[int, ...], std: float, dty
     return Parameter(np.empty(shape, dtype))
 
 
+@known("forward", "product", "matrix")
 class Linear(Module):
     """y = x @ weight + bias, with `weight` (in_features, out_features), as GPT-2 checkpoints store it.
 
@@ -89,6 +91,7 @@ class Linear(Module):
         return Matrix(self.weight.data)
 
 
+@known("forward", "project", "matrix")
 class Embedding(Module):
     """Row `ids[...]` of `weight` (count, features) for each id."""
 
@@ -118,6 +121,7 @@ class Embedding(Module):
         return Matrix(self.weight.data)
 
 
+@known("forward")
 class LayerNorm(Module):
     """Normalise the last axis, of `features` numbers; then a learned scale and, unless bias=False, a learned shift."""
 
@@ -133,6 +137,7 @@ class LayerNorm(Module):
         return ops.layer_norm(x, weight, bias, self.eps)
 
 
+@known("forward")
 class Dropout(Module):
     """In training mode each element is zeroed with probability p and the others are scaled by 1/(1 - p)."""
 

@@ -72,6 +72,12 @@ class Module:
         for _, child in self.children():
             yield from child.modules()
 
+    def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
+        """`(path, module)` for this module, whose path is `prefix`, and for all modules inside it."""
+        yield prefix, self
+        for name, child in self.children():
+            yield from child.named_modules(f"{prefix}.{name}" if prefix else name)
+
     def named_parameters(self) -> list[tuple[str, Parameter]]:
         """`(name, parameter)` in the order of definition. A parameter used in two places appears once."""
         found: dict[int, tuple[str, Parameter]] = {}

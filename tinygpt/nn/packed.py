@@ -5,16 +5,31 @@ They take the places of Linear and Embedding in a model that only runs: `GPT.pac
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from .. import backends
-from ..errors import ShapeError
-from ..ops.packed import Matrix, pack, packed_product, packed_product_transposed, rows_of
+import numpy as np
+
+from .. import backends, ops
+from ..errors import DtypeError, ShapeError, UsageError
+from ..ops.packed import (
+    Matrix,
+    check_format,
+    pack,
+    packed_product,
+    packed_product_transposed,
+    require_finite,
+    rows_of,
+)
 from ..tensor import Tensor
+from .known import described, is_known, known, unknown_modules
 from .layers import Embedding, Linear
 from .module import Module
 
+Fill = Callable[[str, Module], None]
 
+
+@known("forward", "product")
 class PackedLinear(Module):
     """y = x W + bias, W (in, out) packed."""
 
@@ -44,6 +59,7 @@ class PackedLinear(Module):
         self.matrix = _moved(self.matrix, backend)
 
 
+@known("forward", "project")
 class PackedEmbedding(Module):
     """Row `ids[...]` of a packed (count, features) matrix for each id; and its transpose as the head."""
 
@@ -68,11 +84,60 @@ class PackedEmbedding(Module):
         self.matrix = _moved(self.matrix, backend)
 
 
-def pack_linear_layers(module: Module, format: str, group: int | None = None) -> None:
-    """Replace every Linear inside `module` by a packed one, one after the other, so that memory is freed on the way."""
-    for owner in module.modules():
+def product_and_bias(layer: Any, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """layer(x) as a product and a bias that the operation that follows adds on the way; None where it is in already."""
+    if is_known(layer, Linear, PackedLinear):
+        return layer.product(x), layer.bias
+    return layer(x), None
+
+
+def with_bias(y: Tensor, bias: Tensor | None) -> Tensor:
+    """The other way round."""
+    return y if bias is None else y + ops.in_dtype_of(y, bias)
+
+
+def pack_model(model: Any, format: str, group: int | None = None, fill: Fill | None = None) -> None:
+    """What `GPT.pack` does; see there.
+
+    fill(path, layer): called for each layer right before it is packed, to put numbers into its parameters. A loader
+    that does so never holds more than one matrix unpacked. Without it all are there, and are checked before anything
+    changes. Raises UsageError.
+    """
+    if model.packed:
+        raise UsageError(f"GPT.pack: this model is packed already, in {model.packed}: load it anew")
+    if format not in ("bfloat16", "int8"):
+        raise UsageError(f"GPT.pack: format must be 'bfloat16' or 'int8', not {format!r}")
+    if model.wpe.weight.dtype != np.float32:
+        raise DtypeError(f"GPT.pack: only a float32 model can be packed, this one is {model.wpe.weight.dtype}")
+    check_format(format, group)
+    for path, module in unknown_modules(model):
+        raise UsageError(
+            f"GPT.pack: {path} is a {described(module)}, and packing keeps only the weights of layers that it knows: "
+            "put a plain layer of the same effect there first"
+        )
+    for path, module in model.named_modules():
+        for name, _ in module.named_parameters() if isinstance(module, (Linear, Embedding)) else ():
+            if name not in ("weight", "bias"):
+                raise UsageError(f"GPT.pack: {path} has a parameter {name!r} besides its weights, which would be lost")
+    if fill is None:
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 2:
+                require_finite(parameter.data, name)
+    model.packed = format
+    _pack_layers(model, format, group, fill or (lambda path, layer: None))
+    for parameter in model.parameters():
+        parameter.requires_grad, parameter.grad = False, None
+
+
+def _pack_layers(model: Any, format: str, group: int | None, fill: Fill) -> None:
+    """Replace the token embedding and every Linear by packed ones, one after the other: memory is freed on the way."""
+    fill("wte", model.wte)
+    model.wte = PackedEmbedding(model.wte, format, group)
+    owners = [(path, owner) for path, owner in model.named_modules() if not isinstance(owner, Linear)]
+    for path, owner in owners:
         for name, value in vars(owner).items():
             if isinstance(value, Linear):
+                fill(f"{path}.{name}" if path else name, value)
                 setattr(owner, name, PackedLinear(value, format, group))
 
 

@@ -1,0 +1,318 @@
+"""Layers of a user's own: what the model computes with them is what every reader of the model sees.
+
+The model's `forward` is the definition. The loss, scoring, generation (greedy, drawn, by beams, as a stream, past the
+block) must agree with it whatever was changed; what can't agree (packed weights, a file) must refuse by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from generation_helpers import log_softmax, make
+
+import tinygpt as tg
+from tinygpt import GPT, nn
+from tinygpt.errors import ShapeError, UsageError
+from tinygpt.generation import log_likelihood, stream
+from tinygpt.generation.decoder import Decoder
+from tinygpt.generation.stepper import Stepper, decoder_for
+from tinygpt.gpt import MLP, Attention, Block
+
+PROMPT = np.array([[1, 2, 3], [4, 5, 6]])
+
+
+class Doubled(nn.Linear):
+    def forward(self, x: Any) -> Any:
+        return super().forward(x) * 2.0
+
+
+class WithParameter(nn.Linear):
+    """As an adapter has it: a learned part beside the weights."""
+
+    def forward(self, x: Any) -> Any:
+        return super().forward(x) + self.shift
+
+
+class OwnMLP(MLP):
+    def forward(self, h: Any) -> Any:
+        return super().forward(h) * 0.5
+
+
+class OwnAttention(Attention):
+    def forward(self, h: Any) -> Any:
+        return super().forward(h) * 2.0
+
+
+class Around(nn.Module):
+    """No subclass of anything: another module around the one that was there."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        self.inner = inner
+
+    def forward(self, h: Any) -> Any:
+        return self.inner(h) * 0.5
+
+
+class OwnNorm(nn.LayerNorm):
+    def forward(self, x: Any) -> Any:
+        return x * self.weight
+
+
+class OwnEmbedding(nn.Embedding):
+    def forward(self, ids: Any) -> Any:
+        return super().forward(ids) * 2.0
+
+
+class OwnHead(nn.Embedding):
+    def project(self, h: Any) -> Any:
+        return super().project(h) * 0.5
+
+
+class OwnBlock(Block):
+    def forward(self, *values: Any) -> Any:
+        x, h = super().forward(*values)
+        return x, h * 0.5
+
+
+class OwnModelHead(GPT):
+    def head(self, h: Any) -> Any:
+        return super().head(h) * 0.5
+
+
+class OwnForward(GPT):
+    def forward(self, idx: Any) -> Any:
+        return super().forward(idx) * 0.5
+
+
+class OwnHidden(GPT):
+    def hidden(self, idx: Any) -> Any:
+        return super().hidden(idx) * 0.5
+
+
+def of_class(cls: type, *path: Any) -> Callable[[GPT], None]:
+    def change(model: Any) -> None:
+        for part in path:
+            model = model[part] if isinstance(part, int) else getattr(model, part)
+        model.__class__ = cls
+
+    return change
+
+
+def with_parameter(model: GPT) -> None:
+    of_class(WithParameter, "h", 1, "mlp", "c_fc")(model)
+    model.h[1].mlp.c_fc.shift = nn.Parameter(np.linspace(-1, 1, 64))
+
+
+def patched(model: GPT) -> None:
+    layer = model.h[0].attn.c_attn
+    layer.forward = lambda x: nn.Linear.forward(layer, x) * 2.0
+
+
+def untied(model: GPT) -> None:
+    model.lm_head = nn.Linear(16, 13, std=0.5, dtype=np.float64)
+    model.head = model.lm_head
+
+
+def around(model: GPT) -> None:
+    model.h[0].mlp = Around(model.h[0].mlp)
+
+
+def setting(value: Any, name: str, *path: str) -> Callable[[GPT], None]:
+    def change(model: GPT) -> None:
+        place: Any = model.h[1]
+        for part in path:
+            place = getattr(place, part)
+        setattr(place, name, value)
+
+    return change
+
+
+CHANGES: dict[str, Callable[[GPT], None]] = {
+    "a Linear for queries": of_class(Doubled, "h", 0, "attn", "c_attn"),
+    "a Linear after attention": of_class(Doubled, "h", 0, "attn", "c_proj"),
+    "the first Linear of an MLP": of_class(Doubled, "h", 1, "mlp", "c_fc"),
+    "the second Linear of an MLP": of_class(Doubled, "h", 1, "mlp", "c_proj"),
+    "a Linear with a parameter": with_parameter,
+    "an MLP": of_class(OwnMLP, "h", 1, "mlp"),
+    "an Attention": of_class(OwnAttention, "h", 1, "attn"),
+    "a module around an MLP": around,
+    "ln_1": of_class(OwnNorm, "h", 1, "ln_1"),
+    "ln_2": of_class(OwnNorm, "h", 0, "ln_2"),
+    "ln_f": of_class(OwnNorm, "ln_f"),
+    "the token embedding": of_class(OwnEmbedding, "wte"),
+    "the token embedding as the head": of_class(OwnHead, "wte"),
+    "the position embedding": of_class(OwnEmbedding, "wpe"),
+    "a Block": of_class(OwnBlock, "h", 0),
+    "an instance's forward": patched,
+    "an untied head": untied,
+    "the model's head": of_class(OwnModelHead),
+    "the model's forward": of_class(OwnForward),
+    "the model's hidden": of_class(OwnHidden),
+    "the number of heads": setting(4, "n_head", "attn"),
+    "the epsilon of one norm": setting(1.0, "eps", "ln_2"),
+    "a block fewer": lambda model: model.h.pop() and None,
+}
+every_change = pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
+
+
+def changed(change: Callable[[GPT], None]) -> GPT:
+    model = make().eval()
+    plain = model(PROMPT).data
+    change(model)
+    assert np.abs(model(PROMPT).data - plain).max() > 0.01  # else nothing below could fail
+    return model
+
+
+def expected(model: GPT, ids: np.ndarray) -> np.ndarray:
+    """The log-probability of each token of ids (T,) after the first, from `forward` over the last `block` before it."""
+    block = model.config.block_size
+    logits = [model(ids[None, max(0, end - block) : end]).data[0, -1] for end in range(1, len(ids))]
+    return log_softmax(np.stack(logits))[np.arange(len(ids) - 1), ids[1:]]
+
+
+@every_change
+def test_generation_and_scoring_see_what_the_model_computes(change: Callable[[GPT], None]) -> None:
+    """Past the block too: it is 6, and the rows become 8 tokens long."""
+    model = changed(change)
+    for options in ({"seed": 0}, {"do_sample": False}, {"do_sample": False, "num_beams": 3}):
+        found = model.generate(PROMPT, 5, return_details=True, **options)
+        for row, log_probs in zip(found.sequences, found.log_probs, strict=True):
+            np.testing.assert_allclose(log_probs, expected(model, row)[2:], rtol=0, atol=1e-10)
+    row = found.sequences[0][:6]
+    np.testing.assert_allclose(log_likelihood(model, row).log_probs, expected(model, row), rtol=0, atol=1e-10)
+    streamed = np.stack(list(stream(model, PROMPT, 5, seed=0)), axis=1)
+    assert np.array_equal(streamed, model.generate(PROMPT, 5, seed=0)[:, 3:])
+
+
+@every_change
+def test_the_loss_is_that_of_the_models_own_logits(change: Callable[[GPT], None]) -> None:
+    model = changed(change)
+    targets = PROMPT[:, ::-1].copy()
+    model.loss(PROMPT, targets).backward()
+    found = [parameter.grad for parameter in model.parameters()]
+    model.zero_grad()
+    logits = model(PROMPT)
+    loss = tg.ops.cross_entropy(logits, targets)
+    assert model.loss(PROMPT, targets).item() == pytest.approx(loss.item(), abs=1e-12)
+    loss.backward()
+    for gradient, parameter in zip(found, model.parameters(), strict=True):
+        if parameter.grad is None:
+            assert gradient is None
+        else:
+            np.testing.assert_allclose(gradient, parameter.grad, rtol=1e-9, atol=1e-12)
+
+
+@every_change
+def test_files_do_not_lose_it(change: Callable[[GPT], None], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"^save_pretrained: .*the files of a GPT-2 can't say so"):
+        changed(change).save_pretrained(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+NAMED = {
+    "a Linear after attention": "h.0.attn.c_proj is a Doubled",
+    "a module around an MLP": "h.0.mlp is a Around",
+    "an instance's forward": "h.0.attn.c_attn is a Linear whose methods were replaced",
+    "ln_f": "ln_f is a OwnNorm",
+    "the token embedding": "wte is a OwnEmbedding",
+    "a Block": "h.0 is a OwnBlock",
+}
+
+
+@pytest.mark.parametrize(("name", "words"), NAMED.items())
+def test_what_can_not_be_packed_or_saved_is_named(name: str, words: str, tmp_path: Path) -> None:
+    model = make(np.float32)
+    CHANGES[name](model)
+    for act in (lambda: model.pack("int8"), lambda: model.save_pretrained(tmp_path / "model")):
+        with pytest.raises(UsageError, match=words.replace(".", r"\.")):
+            act()
+    assert model.packed is None
+    assert type(model.h[1].attn.c_attn) is nn.Linear
+
+
+def test_a_parameter_added_to_a_plain_layer_is_not_packed_away() -> None:
+    model = make(np.float32)
+    model.h[1].mlp.c_fc.shift = nn.Parameter(np.ones(3, np.float32))
+    with pytest.raises(UsageError, match=r"h\.1\.mlp\.c_fc has a parameter 'shift' besides its weights"):
+        model.pack("bfloat16")
+
+
+def test_a_model_that_is_changed_after_packing_is_stepped_through() -> None:
+    model = make(np.float32).pack("int8")
+    around(model)
+    found = model.generate(PROMPT, 3, seed=0, return_details=True)
+    for row, log_probs in zip(found.sequences, found.log_probs, strict=True):
+        np.testing.assert_allclose(log_probs, expected(model, row)[2:], rtol=0, atol=1e-5)
+
+
+@pytest.fixture
+def patched_class(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The class itself, as libraries that add hooks do it."""
+    original = nn.Linear.forward
+    monkeypatch.setattr(nn.Linear, "forward", lambda self, x: original(self, x) * 1.5)
+    return iter(())
+
+
+@pytest.mark.usefixtures("patched_class")
+def test_a_class_whose_method_was_replaced_is_not_known_any_more() -> None:
+    model = make().eval()
+    found = model.generate(PROMPT, 3, seed=0, return_details=True)
+    for row, log_probs in zip(found.sequences, found.log_probs, strict=True):
+        np.testing.assert_allclose(log_probs, expected(model, row)[2:], rtol=0, atol=1e-10)
+    with pytest.raises(UsageError, match=r"h\.0\.attn\.c_attn is a Linear whose methods were replaced"):
+        Decoder(model)
+
+
+def test_the_decoder_with_a_cache_is_for_what_it_knows() -> None:
+    """A subclass of GPT that changes nothing of the computation keeps it; a difference is named."""
+
+    class Mine(GPT):
+        def talk(self) -> str:
+            return "hello"
+
+    model = make()
+    model.__class__ = Mine
+    assert type(decoder_for(model)) is Decoder
+    assert type(decoder_for(make(np.float32).pack("int8"))) is Decoder
+    around(model)
+    assert type(decoder_for(model)) is Stepper
+    with pytest.raises(UsageError, match=r"^Decoder: h\.0\.mlp is a Around"):
+        Decoder(model)
+
+
+def test_a_forward_that_returns_no_logits_gets_a_sentence() -> None:
+    class Pair(GPT):
+        def forward(self, idx: Any) -> Any:
+            return super().forward(idx), None
+
+    model = make()
+    model.__class__ = Pair
+    for act in (
+        lambda: model.loss(PROMPT, PROMPT[:, ::-1]),
+        lambda: model.generate(PROMPT, 1),
+        lambda: log_likelihood(model, [1, 2]),
+    ):
+        with pytest.raises(ShapeError, match=r"Pair\.forward must return logits \(\d, \d, 13\).* it returned a tuple"):
+            act()
+
+
+def test_what_a_stepper_refuses() -> None:
+    model = make()
+    stepper = Stepper(model, 3)
+    stepper.prefill([[1, 2], [3]])
+    assert stepper.lengths.tolist() == [2, 1]
+    for act, words in (
+        (lambda: stepper.prefill([[1, 2, 3, 4]]), "a prompt of 4 tokens is longer than the capacity, 3"),
+        (lambda: stepper.step([1]), "ids must be 2, one for each row, not 1"),
+        (lambda: stepper.select([2]), r"rows must be in 0 \.\. 1, not 2 \.\. 2"),
+        (lambda: [stepper.step([1, 1]), stepper.step([1, 1])], "row 0 is full: it holds 3 tokens"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            act()
+    assert stepper.prefill([]).shape == (0, 13)
+    with pytest.raises(UsageError, match="capacity must be at most"):
+        Stepper(model, 7)
