@@ -354,7 +354,7 @@ def test_bad_ids_get_a_sentence(idx, words):
     with pytest.raises(UsageError, match=words):
         model(idx)
     with pytest.raises(UsageError, match=words):
-        model.loss(idx, idx)
+        model.loss(idx, labels=[[0, 1]])
 
 
 def test_bad_targets_and_types_get_a_sentence():

@@ -49,7 +49,7 @@ from .nn.packed import pack_model, product_and_bias, with_bias
 from .nn.precision import compute_in
 from .random import Generator
 from .tensor import Tensor
-from .token_ids import IGNORE_INDEX, check_ids, checked_logits, targets_of
+from .token_ids import IGNORE_INDEX, check_ids, checked_logits, targets_of, warn_if_copied
 
 
 @dataclass(frozen=True)
@@ -202,6 +202,8 @@ class GPT(nn.Module):
     `state_dict()` is part of the state of a training run.
     """
 
+    _copy_checks: int | None = 3  # how many losses more are looked at for targets that are the input; None: warned
+
     def __init__(self, config: GPTConfig, seed: int = 0, dtype: Any = np.float32) -> None:
         if not isinstance(config, GPTConfig):
             raise DtypeError(f"GPT: config must be a GPTConfig, not {type(config).__name__}")
@@ -348,17 +350,26 @@ class GPT(nn.Module):
         """h (..., C) -> (..., V), by the transposed token embedding."""
         return self.wte.project(h)
 
-    def loss(self, idx: Any, targets: Any) -> Tensor:
-        """Mean cross-entropy of `targets` (B, T), the tokens that follow; -100 is left out of the mean.
+    def loss(self, idx: Any, targets: Any = None, *, labels: Any = None) -> Tensor:
+        """Mean cross-entropy of the tokens that follow, given in one of two ways; -100 is left out of the mean.
+
+        targets (B, T): of each position the token after it. labels (B, T): the tokens themselves, as transformers has
+        it, so that `model.loss(ids, labels=ids)` is the loss of a text; they are shifted here. `model.loss(ids, ids)`
+        would train a model that repeats its input, and warns.
 
         The same as cross_entropy(self(idx), targets), but the logits of all positions never exist at once.
         """
+        if (targets is None) == (labels is None):
+            raise UsageError("GPT.loss: give either targets, the tokens that follow, or labels, which are shifted here")
         parts = keeps(self, GPT, "forward")  # else logits come from a forward of a subclass
         h = self.hidden(idx) if parts else checked_logits(self, idx)
-        targets = targets_of(h.shape[:2], targets)
+        chosen = targets_of(h.shape[:2], targets, labels)
+        if labels is None and self._copy_checks is not None and (self._copy_checks or targets is idx):
+            self._copy_checks = None if warn_if_copied(idx, targets) else max(0, self._copy_checks - 1)
         if parts and keeps(self, GPT, "head") and is_known(self.wte, nn.Embedding):
-            return ops.linear_cross_entropy(h, ops.in_dtype_of(h, self.wte.weight), targets, ignore_index=IGNORE_INDEX)
-        return ops.cross_entropy(self.head(h) if parts else h, targets, ignore_index=IGNORE_INDEX)
+            weight = ops.in_dtype_of(h, self.wte.weight)
+            return ops.linear_cross_entropy(h, weight, chosen, ignore_index=IGNORE_INDEX)
+        return ops.cross_entropy(self.head(h) if parts else h, chosen, ignore_index=IGNORE_INDEX)
 
     def check_ids(self, idx: Any, any_length: bool = False) -> Any:
         """idx as an integer array (B, T) that this model can read, or a sentence."""

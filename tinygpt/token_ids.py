@@ -1,8 +1,13 @@
-"""Token ids as users give them: arrays of integers.
+"""Token ids as users give them: arrays of integers, and what a loss is measured against.
+
+A position of a language model predicts the token after it. `targets` say that token for each position; `labels` are the
+tokens themselves, and are shifted here. Who gives a model its input as the targets trains it to repeat what it reads:
+the loss falls to 0 and the model has learnt nothing, which is worth a warning.
 """
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -58,9 +63,43 @@ def checked_logits(model: Any, idx: Any) -> Tensor:
     return logits
 
 
-def targets_of(shape: tuple[int, ...], targets: Any) -> Any:
-    """The targets (B, T). Raises ShapeError, DtypeError."""
-    array = integer_array("targets", targets)
+def targets_of(shape: tuple[int, ...], targets: Any, labels: Any) -> Any:
+    """The targets (B, T), from themselves or from the labels. Raises ShapeError, DtypeError."""
+    name, given = ("labels", labels) if targets is None else ("targets", targets)
+    array = integer_array(name, given)
     if array.shape != shape:
-        raise ShapeError(f"GPT.loss: targets must have the shape of idx, {shape}, not {array.shape}")
-    return array
+        raise ShapeError(f"GPT.loss: {name} must have the shape of idx, {shape}, not {array.shape}")
+    return array if targets is not None else shifted(array)
+
+
+def shifted(labels: Any) -> Any:
+    """labels (B, T) -> targets (B, T): each position's is the label after it; the last one has none."""
+    signed = labels if labels.dtype.kind == "i" else labels.astype(np.int64)  # -100 must fit
+    targets = backends.array_module(labels).full(labels.shape, IGNORE_INDEX, np.promote_types(signed.dtype, np.int16))
+    targets[:, :-1] = signed[:, 1:]
+    return targets
+
+
+def warn_if_copied(idx: Any, targets: Any) -> bool:
+    """Warn, and return True, where every target is the token that stands at its own place in idx (both (B, T)).
+
+    Not where it is also the token that follows, as in a text of one letter. Arrays on a GPU are not looked into, since
+    that would wait for it: there one object given twice is all that is noticed.
+    """
+    pair = [one.data if isinstance(one, Tensor) else one for one in (idx, targets)]
+    on_host = not any(backends.is_array(one) and backends.name_of(one) != "numpy" for one in pair)
+    copied = _is_copy(*map(np.asarray, pair)) if on_host else targets is idx
+    if copied:
+        warnings.warn(
+            "GPT.loss: the targets are the input itself, place by place, so the model learns to repeat what it reads: "
+            "give the tokens that follow, as in loss(ids[:, :-1], ids[:, 1:]), or loss(ids, labels=ids)",
+            stacklevel=3,
+        )
+    return copied
+
+
+def _is_copy(idx: np.ndarray, targets: np.ndarray) -> bool:
+    given = targets != IGNORE_INDEX
+    if not given.any() or not (targets == idx)[given].all():
+        return False
+    return not (targets[:, :-1] == idx[:, 1:])[given[:, :-1]].all()

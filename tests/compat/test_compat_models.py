@@ -72,6 +72,23 @@ def test_logits_of_their_files(settings: dict[str, Any], tmp_path: Path) -> None
     assert_same_logits(load_ours(theirs, tmp_path), theirs)
 
 
+@pytest.mark.parametrize("ignored", [0.0, 0.4])
+def test_the_loss_of_labels(ignored: float, tmp_path: Path) -> None:
+    """Shifted inside, -100 left out of the mean: a text's ids are their own labels."""
+    theirs = make_theirs()
+    ours = load_ours(theirs, tmp_path)
+    ids = ids_for(ours.config, seed=2)
+    labels = np.where(np.random.default_rng(3).random(ids.shape) < ignored, -100, ids)
+    expected = theirs(torch.tensor(ids), labels=torch.tensor(labels)).loss
+    loss = ours.loss(ids, labels=labels)
+    assert loss.item() == pytest.approx(expected.item(), abs=2e-6)
+    expected.backward()
+    loss.backward()
+    gradients = {name: parameter.grad for name, parameter in their_parameters(theirs).items()}
+    for name, parameter in ours.named_parameters():
+        np.testing.assert_allclose(parameter.grad, gradients[name].numpy(), rtol=0, atol=2e-5)
+
+
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("settings", SHAPES, ids=str)
 def test_logits_of_our_files(settings: dict[str, Any], bias: bool, tmp_path: Path) -> None:
