@@ -38,7 +38,9 @@ REFUSED: dict[str, Any] = {
     "scale_attn_weights": (False, "scale_attn_weights is False; this model's is True"),
     "scale_attn_by_inverse_layer_idx": (True, "scale_attn_by_inverse_layer_idx is True"),
     "add_cross_attention": (True, "add_cross_attention is True"),
-    "tie_word_embeddings": (False, "tie_word_embeddings is False"),
+    "tie_word_embeddings": (False, "lack 'lm_head.weight', and config.json says tie_word_embeddings=false"),
+    "num_hidden_layers": (3, "says n_layer 2 and num_hidden_layers 3, two names of one setting"),
+    "hidden_size": ("12", "says n_embd 12 and hidden_size '12', two names of one setting"),
     "quantization_config": ({"bits": 8}, "quantization_config is"),
 }
 
@@ -62,6 +64,8 @@ def test_what_this_model_cannot_represent_is_refused_by_name(tmp_path: Path, nam
             "use_cache": False,
         },
         {"n_inner": ..., "activation_function": ..., "scale_attn_weights": ..., "tie_word_embeddings": ...},
+        {"activation_function": "gelu_fast", "n_ctx": 5, "pruned_heads": {}},
+        {"do_sample": True, "temperature": 0.3, "num_beams": 4, "task_specific_params": {"x": {"max_length": 50}}},
         {"layer_norm_epsilon": ..., "architectures": ["GPT2Model"], "torch_dtype": "float16", "summary_type": "x"},
     ],
 )
@@ -130,6 +134,10 @@ def replaced(name: str, array: np.ndarray) -> Any:
     return lambda arrays: arrays | {name: array}
 
 
+def renamed(old: str, new: str) -> Any:
+    return lambda arrays: {new if name == old else name: array for name, array in arrays.items()}
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -142,6 +150,13 @@ def replaced(name: str, array: np.ndarray) -> Any:
         (replaced("transformer.ln_f.bias", np.zeros(12, "i1")), "'ln_f.bias' as I8; tinygpt loads F32"),
         (replaced("ln_f.bias", np.zeros(12, "f4")), "hold 'ln_f.bias' twice"),
         (replaced("lm_head.weight", np.zeros((11, 12), "f4")), "differs from the token embedding"),
+        (renamed("transformer.wte.weight", "score.weight"), "lack 'wte.weight'"),
+        (renamed("transformer.wpe.weight", "transformer.position_ids"), "lack 'wpe.weight'"),
+        (replaced("transformer.position_ids", np.arange(8)), "have 'position_ids', which is no part of a GPT-2"),
+        (
+            replaced("transformer.h.0.crossattention.c_attn.weight", np.zeros((12, 24), "f4")),
+            "have 'h.0.crossattention.c_attn.weight'",
+        ),
         (replaced("lm_head.weight", np.zeros((11, 13), "f4")), r"'lm_head.weight' of shape \(11, 13\)"),
         (replaced("transformer.ln_f.bias", np.full(12, 1e300)), "beyond the range of float32"),
     ],
@@ -229,3 +244,20 @@ def test_places_that_hold_no_model(tmp_path: Path) -> None:
     ):
         with pytest.raises(UsageError, match=words):
             GPT.from_pretrained(place)
+
+
+@pytest.mark.parametrize("code", ["F8_E4M3", "F8_E5M2"])
+def test_weights_in_eight_bit_floats_are_called_so(tmp_path: Path, code: str) -> None:
+    """As quantized models of hubs have them: sound files, of a kind that is not read here."""
+    saved(tmp_path)
+    content = (tmp_path / WEIGHTS).read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header, data = json.loads(content[8 : 8 + length]), bytearray(content[8 + length :])
+    entry = header["transformer.ln_f.bias"]  # the last one: the others stay where they are
+    begin, end = entry["data_offsets"]
+    assert end == len(data)
+    entry |= {"dtype": code, "data_offsets": [begin, begin + 12]}
+    text = json.dumps(header).encode()
+    (tmp_path / WEIGHTS).write_bytes(len(text).to_bytes(8, "little") + text + data[: begin + 12])
+    with pytest.raises(CheckpointError, match=f"'ln_f.bias' as {code}; .* take the model's version that is not quant"):
+        load(tmp_path)

@@ -46,7 +46,13 @@ CODES = {
     "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "int32": "I32",
     "uint8": "U8", "bool": "BOOL",
 }  # fmt: skip
-_LONGEST_HEADER = 10_000_000  # an array takes about 120 bytes of it; the largest GPT-2 has 580 arrays
+# What else the format has names for, in bits a number. Nothing here computes with these: a file may hold them, and
+# whoever asks for such an array is told what it is.
+OTHER_BITS = {
+    "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8,
+    "F8_E5M2FNUZ": 8, "C64": 64,
+}  # fmt: skip
+_LONGEST_HEADER = 100_000_000  # as in the package safetensors: metadata may be long, as of a model's whole history
 _MOST_AXES = 32
 _PIECE = 1 << 16  # numbers converted at a time: few enough for the processor's cache
 
@@ -89,7 +95,7 @@ class SafetensorsFile:
 
     def read_into(self, name: str, out: np.ndarray) -> None:
         """Fill `out`, a contiguous array of the array's shape, with its numbers, converted to the dtype of `out`."""
-        info = self.arrays[name]
+        info = self._readable(name)
         if out.shape != info.shape or not out.flags.c_contiguous:
             raise ShapeError(f"read_into: {name!r} needs a contiguous array of shape {info.shape}, not {out.shape}")
         flat = out.reshape(-1)
@@ -106,7 +112,7 @@ class SafetensorsFile:
 
     def _convert(self, name: str, place: Callable[[int, int], np.ndarray]) -> Iterator[tuple[int, np.ndarray]]:
         """Read part after part into `place(start, size)`, an array of the dtype that is wanted."""
-        info = self.arrays[name]
+        info = self._readable(name)
         self._seek(info.begin)
         size = math.prod(info.shape)
         buffer = np.empty(min(_PIECE, size), DTYPES[info.code])
@@ -123,11 +129,20 @@ class SafetensorsFile:
 
     def read(self, name: str) -> np.ndarray:
         """The array in its own dtype; BF16 as float32."""
-        info = self.arrays[name]
+        info = self._readable(name)
         dtype = {"BF16": "f4", "BOOL": "?"}.get(info.code, DTYPES[info.code])
         out = np.empty(info.shape, np.dtype(dtype).newbyteorder("="))
         self.read_into(name, out)
         return out
+
+    def _readable(self, name: str) -> ArrayInfo:
+        info = self.arrays[name]
+        if info.code in OTHER_BITS:
+            raise CheckpointError(
+                f"{self.path} holds {name!r} as {info.code}, numbers of {OTHER_BITS[info.code]} bits that tinygpt does "
+                "not read: take the model's version in F32, F16 or BF16, or convert it to one of them"
+            )
+        return info
 
     def _seek(self, position: int) -> None:
         try:
@@ -181,14 +196,20 @@ class SafetensorsFile:
         if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
             raise self._wrong(f"{name!r} must have a dtype, a shape and data_offsets, and nothing else")
         code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-        if not isinstance(code, str) or code not in DTYPES:
-            raise self._wrong(f"{name!r} has the dtype {code!r}, which is none of {', '.join(DTYPES)}")
+        if not isinstance(code, str):
+            raise self._wrong(f"{name!r} has the dtype {code!r}, which is no name")
+        bits = OTHER_BITS[code] if code in OTHER_BITS else 8 * np.dtype(DTYPES.get(code, "V0")).itemsize
+        if not bits:  # it may be sound, and of a later version of the format
+            raise CheckpointError(
+                f"{self.path} holds {name!r} in the dtype {code!r}, which tinygpt does not know: it knows "
+                f"{', '.join([*DTYPES, *OTHER_BITS])}"
+            )
         if not _are_counts(shape) or len(shape) > _MOST_AXES or math.prod(n or 1 for n in shape) >= 1 << 56:
             raise self._wrong(f"{name!r} has a shape that is no list of sizes")
         if not _are_counts(offsets) or len(offsets) != 2:
             raise self._wrong(f"{name!r} has data_offsets that are no pair of positions")
         begin, end = offsets
-        if end - begin != math.prod(shape) * np.dtype(DTYPES[code]).itemsize:
+        if 8 * (end - begin) != math.prod(shape) * bits:
             raise self._wrong(
                 f"{name!r} of dtype {code} and shape {tuple(shape)} can't fill the bytes {begin} to {end}"
             )

@@ -39,6 +39,8 @@ SHAPES: list[dict[str, Any]] = [
 VARIANTS: list[dict[str, Any]] = [
     {"layer_norm_epsilon": 1e-3},
     {"activation_function": "gelu_pytorch_tanh"},
+    {"activation_function": "gelu_fast"},
+    {"activation_function": "gelu_accurate"},
     {"n_inner": 80},
     {"reorder_and_upcast_attn": True},
     {"use_cache": False, "summary_type": "mean"},
@@ -116,6 +118,39 @@ def test_random_shapes_in_both_directions(tmp_path_factory: pytest.TempPathFacto
     for name, parameter in their_parameters(theirs).items():
         assert torch.equal(again.pop(name), parameter), name
     assert not again
+
+
+def test_the_tied_matrix_under_the_heads_name_alone(tmp_path: Path) -> None:
+    """`save_model` of safetensors keeps one of the two names; transformers reads that, and so do we."""
+    from safetensors.torch import save_model
+
+    theirs = make_theirs()
+    theirs.save_pretrained(tmp_path)
+    save_model(theirs, str(tmp_path / "model.safetensors"), {"format": "pt"})
+    assert_same_logits(GPT.from_pretrained(tmp_path), theirs)
+    assert_same_logits(GPT.from_pretrained(tmp_path), load_theirs(tmp_path))
+
+
+def test_other_names_of_sizes(tmp_path: Path) -> None:
+    names = {"hidden_size": 20, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 24}
+    theirs = make_theirs()
+    theirs.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for name in ("n_embd", "n_layer", "n_head", "n_positions"):
+        del config[name]
+    (tmp_path / "config.json").write_text(json.dumps(config | names))
+    assert_same_logits(GPT.from_pretrained(tmp_path), load_theirs(tmp_path))
+
+
+def test_an_untied_head_that_is_the_same(tmp_path: Path) -> None:
+    theirs = make_theirs(tie_word_embeddings=False)
+    with torch.no_grad():
+        theirs.lm_head.weight.copy_(theirs.transformer.wte.weight)
+    assert_same_logits(load_ours(theirs, tmp_path / "same"), theirs)
+    with torch.no_grad():
+        theirs.lm_head.weight.add_(1)
+    with pytest.raises(UsageError, match=r"lm_head\.weight that differs from the token embedding"):
+        load_ours(theirs, tmp_path / "other")
 
 
 # Files ------------------------------------------------------------------------------------------------

@@ -4,11 +4,13 @@
 |---|---|
 | vocab_size, n_layer, n_head, n_embd, layer_norm_epsilon | the same |
 | n_positions | block_size |
+| num_hidden_layers, num_attention_heads, hidden_size, max_position_embeddings | n_layer, n_head, n_embd, block_size |
 | resid_pdrop, embd_pdrop, attn_pdrop | dropout: one for all three |
 | (none) | bias: GPT-2 always has biases. Ours without them is written with biases of zero and "tinygpt_bias": false |
 
 A configuration whose mathematics this model doesn't have is refused by name. What changes nothing in the mathematics
-(reorder_and_upcast_attn, use_cache, summary_*, ...) is passed over.
+(reorder_and_upcast_attn, use_cache, summary_*, ...) is passed over, and so are settings of generation, which older
+versions of transformers kept here and newer ones don't read any more.
 
 generation_config.json is kept as it is, as the model's `generation_config`: `generate` starts from it, and
 `save_pretrained` writes it again.
@@ -20,7 +22,7 @@ import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..checks import number, whole_number
 from ..errors import CheckpointError, UsageError
@@ -32,16 +34,22 @@ SIZES = {
     "vocab_size": "vocab_size", "n_positions": "block_size", "n_layer": "n_layer", "n_head": "n_head",
     "n_embd": "n_embd",
 }  # fmt: skip
+# transformers' GPT-2 takes these names too, and newer files may have them.
+OTHER_NAMES = {
+    "n_layer": "num_hidden_layers", "n_head": "num_attention_heads", "n_embd": "hidden_size",
+    "n_positions": "max_position_embeddings",
+}  # fmt: skip
 DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 NO_BIAS = "tinygpt_bias"
 # Settings that decide the mathematics: the values that are this model's. What is missing is GPT-2's, the first value.
 _REPRESENTED: dict[str, tuple[Any, ...]] = {
-    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),  # two names of the tanh form of GELU
+    # All names of the tanh form of GELU; gelu_fast writes sqrt(2 / pi) with ten digits.
+    "activation_function": ("gelu_new", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_accurate", "gelu_fast"),
     "scale_attn_weights": (True,),
     "scale_attn_by_inverse_layer_idx": (False,),
     "add_cross_attention": (False,),
-    "tie_word_embeddings": (True,),
+    "tie_word_embeddings": (True, False),  # untied, the head must be in the file and be the same: see weights.py
     "quantization_config": (None,),
 }
 _LONGEST = 10_000_000  # bytes of a JSON file; the index of the largest GPT-2 has 60,000
@@ -51,7 +59,10 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises CheckpointError: missing, too long, damaged, something else than an object."""
     try:
         with open(path, "rb") as file:
-            content = file.read(_LONGEST + 1)
+            # In pieces: read(n) takes n bytes of memory, however short the file is.
+            content = bytearray()
+            while len(content) <= _LONGEST and (piece := file.read(1 << 16)):
+                content += piece
         if len(content) > _LONGEST:
             raise CheckpointError(f"{path} has more than {_LONGEST} bytes: it is no file of a model")
         found = json.loads(content.decode("utf-8"), object_pairs_hook=unique_names, parse_constant=_no_number)
@@ -72,14 +83,22 @@ def _no_number(name: str) -> None:
     raise ValueError(f"{name} is no number that JSON has")
 
 
-def read_config(folder: Path, dropout: float | None = None) -> tuple[GPTConfig, bool]:
-    """`(config, bias_marked_absent)` of the config.json in `folder`; a `dropout` given replaces the file's.
+class ConfigFile(NamedTuple):
+    """What a config.json says. without_bias: it is marked so. tied: the head's matrix is the token embedding's."""
+
+    config: GPTConfig
+    without_bias: bool
+    tied: bool
+
+
+def read_config(folder: Path, dropout: float | None = None) -> ConfigFile:
+    """What the config.json in `folder` says; a `dropout` given replaces the file's.
 
     Raises CheckpointError or another UsageError: a damaged file, wrong types, sizes without sense, a model that is
     none of ours. Warns where the file's three dropouts differ.
     """
     path = folder / CONFIG
-    settings = read_json(path)
+    settings = _with_our_names(path, read_json(path))
     _refuse_other_models(path, settings)
     missing = [name for name in SIZES if name not in settings]
     if missing:
@@ -96,7 +115,20 @@ def read_config(folder: Path, dropout: float | None = None) -> tuple[GPTConfig, 
         config = GPTConfig(**sizes, dropout=share, layer_norm_epsilon=epsilon)
     except UsageError as error:
         raise CheckpointError(f"{path} makes no model: {error}") from error
-    return config, settings.get(NO_BIAS) is False
+    return ConfigFile(config, settings.get(NO_BIAS) is False, settings.get("tie_word_embeddings", True))
+
+
+def _with_our_names(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings under the names in SIZES. Raises CheckpointError where two names of one setting contradict."""
+    found = dict(settings)
+    for name, other in OTHER_NAMES.items():
+        if other in found:
+            value = found.pop(other)
+            if found.setdefault(name, value) != value:
+                raise CheckpointError(
+                    f"{path} says {name} {_brief(found[name])} and {other} {_brief(value)}, two names of one setting"
+                )
+    return found
 
 
 def _refuse_other_models(path: Path, settings: Mapping[str, Any]) -> None:

@@ -2,13 +2,15 @@
 
 The order: the small files are read and checked, then the headers of the weights against them, and only then is memory
 taken: for the model, whose parameters are made without initial weights and filled straight from the file. So a model
-takes no more memory while it is loaded than afterwards, and nothing that a file merely claims is believed.
+takes no more memory while it is loaded than afterwards, and nothing that a file merely claims is believed. A model that
+is packed on the way takes one matrix more: each is read, packed and let go before the next.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,13 @@ from .. import backends, nn
 from ..checks import number
 from ..errors import CheckpointError, UsageError
 from ..gpt import GPT, GPTConfig
+from ..safetensors_io import SafetensorsFile
 from .config import CONFIG, read_config, read_generation
 from .hub import find_model
 from .saving import finish_save, token_ids
-from .weights import open_weights
+from .weights import Weights, open_weights
+
+Make = Callable[[GPTConfig, Weights], GPT]
 
 RUN = "checkpoints.json"  # what makes a folder that of a training run
 
@@ -41,16 +46,18 @@ def from_pretrained(
     held, packed = _formats(dtype, quantize)
     if dropout is not None:
         dropout = number("from_pretrained", "dropout", dropout, at_least=0, below=1)
+
+    def make(config: GPTConfig, weights: Weights) -> GPT:
+        return _filled(model_class, config, seed, held, weights, packed)
+
     folder = find_model(folder_or_name, revision)
     finish_save(folder)
     with backends.use_backend("numpy"):
         if is_run(folder):
-            model = _load_run(folder, checkpoint, held, dropout, seed, model_class)
+            model = _load_run(folder, checkpoint, make, dropout)
         else:
-            model = _load_directory(folder, held, dropout, seed, model_class)
+            model = _load_directory(folder, make, dropout)
     model.eval()
-    if packed is not None:
-        model.pack(packed)
     model.to(backends.current())
     return model
 
@@ -75,36 +82,47 @@ def _formats(dtype: Any, quantize: Any) -> tuple[str, str | None]:
     return ("float32", "bfloat16") if dtype == "bfloat16" else (dtype, quantize)
 
 
-def _load_directory(folder: Path, dtype: str, dropout: float | None, seed: int, model_class: type[GPT]) -> GPT:
-    config, marked = read_config(folder, dropout)
+def _load_directory(folder: Path, make: Make, dropout: float | None) -> GPT:
+    config, marked, tied = read_config(folder, dropout)
     generation = read_generation(folder, config.vocab_size)
     with open_weights(folder) as weights:
-        weights.check(config)
-        if marked and weights.without_biases():  # else it was trained on elsewhere, and has them now
+        weights.check(config, tied)
+        if marked and weights.drop_zero_biases():  # else it was trained on elsewhere, and has them now
             config = dataclasses.replace(config, bias=False)
-        model = _empty_model(model_class, config, seed, dtype)
-        weights.fill(model)
+        model = make(config, weights)
     model.generation_config = generation
     return model
 
 
-def _load_run(folder: Path, which: str, dtype: str, dropout: float | None, seed: int, model_class: type[GPT]) -> GPT:
+def _load_run(folder: Path, which: str, make: Make, dropout: float | None) -> GPT:
+    """Of the checkpoint only the weights are read: the optimizer's state is twice as large."""
     from .. import tokenizers
-    from ..training.checkpoint import CheckpointFolder  # the loop and its settings come with it
+    from ..training.checkpoint import CheckpointFolder, read_checkpoint  # the loop and its settings come with it
 
-    checkpoint = CheckpointFolder(folder).load(which)
-    try:
-        config = GPTConfig.from_dict(checkpoint.state["model_config"])
-        if dropout is not None:
-            config = dataclasses.replace(config, dropout=dropout)
-        model = _empty_model(model_class, config, seed, dtype)
-        model.load_state_dict(checkpoint.model)
-    except (UsageError, TypeError, KeyError) as error:
-        raise CheckpointError(f"the {which} checkpoint in {folder} makes no model: {error}") from error
+    def read(path: Path) -> GPT:
+        state = read_checkpoint(path, arrays_too=False).state
+        try:
+            config = GPTConfig.from_dict(state["model_config"])
+            if dropout is not None:
+                config = dataclasses.replace(config, dropout=dropout)
+            with SafetensorsFile(path) as file:
+                return make(config, Weights.of_run(path, file))
+        except (UsageError, TypeError, KeyError) as error:
+            raise CheckpointError(f"the {which} checkpoint in {folder} makes no model: {error}") from error
+
+    model = CheckpointFolder(folder).load(which, read)
     model.generation_config = token_ids(tokenizers.load(folder))
     return model
 
 
-def _empty_model(model_class: type[GPT], config: GPTConfig, seed: int, dtype: str) -> GPT:
-    with nn.uninitialized():
-        return model_class(config, seed, dtype)
+def _filled(
+    model_class: type[GPT], config: GPTConfig, seed: int, dtype: str, weights: Weights, packed: str | None
+) -> GPT:
+    """A model with these weights. Where it is packed, its matrices never all exist in float32."""
+    # A class of somebody's own may do anything with its weights while it is made, so they must be there.
+    absent = packed is not None and model_class.__init__ is GPT.__init__
+    with nn.uninitialized(without_matrices=absent):
+        model = model_class(config, seed, dtype)
+    weights.check_model(model)
+    weights.fill(model, packed if absent else None)
+    return model if packed is None or absent else model.pack(packed)

@@ -2,19 +2,20 @@
 
     with open_weights(folder) as weights:       # model.safetensors, or model.safetensors.index.json and its shards
         weights.check(config)                   # all there, nothing else, of the right shapes
-        weights.fill(model)
+        weights.fill(model)                     # and pack it, matrix by matrix: fill(model, "int8")
 
 Names are those of this model's parameters, with the prefix `transformer.` where the file is of a model with a head
 and without it where it is of the model alone. Three kinds of arrays are no parameters: `attn.bias` and
 `attn.masked_bias`, which older versions of transformers kept and which are the causal mask, and `lm_head.weight`, which
-must be the token embedding once more.
+must be the token embedding once more. Of the two names of that one matrix the file may have the head's alone: it is
+what `safetensors.torch.save_model` keeps.
 """
 
 from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ import numpy as np
 
 from ..errors import CheckpointError
 from ..gpt import GPT, GPTConfig
+from ..nn.packed import pack_model
+from ..ops.packed import require_finite
 from ..safetensors_io import SafetensorsFile
 from .config import read_json
 
@@ -31,7 +34,8 @@ HOW_TO_CONVERT = (
     'where transformers and PyTorch are installed, convert it with: python -c "from transformers import '
     "AutoModelForCausalLM as M; M.from_pretrained('{}').save_pretrained('NEW_FOLDER')\""
 )
-_HEAD = "lm_head.weight"
+RUN = "model."  # before each name in a checkpoint of a training run
+_HEAD, _EMBEDDING = "lm_head.weight", "wte.weight"
 _MASK = re.compile(r"h\.\d+\.attn\.(masked_)?bias")
 _FILE_NAME = re.compile(r"[^/\\:\0]+\.safetensors")
 
@@ -53,20 +57,48 @@ def parameter_shapes(config: GPTConfig) -> Iterator[tuple[str, tuple[int, ...]]]
 class Weights:
     """The arrays of one model, in one file or several: `place` says where each parameter is."""
 
-    def __init__(self, folder: Path, files: list[SafetensorsFile]) -> None:
+    def __init__(self, folder: Path, files: list[SafetensorsFile], prefix: str = PREFIX) -> None:
         self.folder = folder
         self.place: dict[str, tuple[SafetensorsFile, str]] = {}
         for file in files:
             for stored in file.arrays:
-                name = stored.removeprefix(PREFIX)
+                name = stored.removeprefix(prefix)
                 if name in self.place:
                     raise CheckpointError(f"the weights in {folder} hold {name!r} twice")
                 if not _MASK.fullmatch(name):
                     self.place[name] = (file, stored)
         self.head = self.place.pop(_HEAD, None)
 
-    def check(self, config: GPTConfig) -> None:
-        """Raise CheckpointError unless these are the arrays of a model of this size. Reads none of them."""
+    @classmethod
+    def of_run(cls, path: Path, file: SafetensorsFile) -> Weights:
+        """Those of the model in a checkpoint, which holds more."""
+        weights = cls(path, [])
+        weights.place = {name.removeprefix(RUN): (file, name) for name in file.arrays if name.startswith(RUN)}
+        return weights
+
+    def check_model(self, model: GPT) -> None:
+        """Raise CheckpointError unless these are the parameters of `model`, which may be of a subclass."""
+        shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+        for what, names in (("lack", shapes.keys() - self.place.keys()), ("have", self.place.keys() - shapes.keys())):
+            if names:
+                why = f"which a {type(model).__name__} of this configuration {'has' if what == 'lack' else 'has not'}"
+                raise CheckpointError(f"the weights in {self.folder} {what} {_listed(names)}, {why}")
+        for name, shape in shapes.items():
+            self._check_array(name, self.place[name], shape)
+
+    def check(self, config: GPTConfig, tied: bool = True) -> None:
+        """Raise CheckpointError unless these are the arrays of a model of this size. Reads none of them.
+
+        tied: without a head of its own the file means the token embedding, and the other way round. Otherwise both
+        must be there.
+        """
+        if tied and _EMBEDDING not in self.place and self.head is not None:
+            self.place[_EMBEDDING], self.head = self.head, None
+        if not tied and self.head is None:
+            raise CheckpointError(
+                f"the weights in {self.folder} lack {_HEAD!r}, and config.json says tie_word_embeddings=false: without "
+                "it the model has no head"
+            )
         # First of all, before names are made for a billion layers that somebody claims.
         if config.n_layer > len(self.place):
             raise CheckpointError(
@@ -76,10 +108,8 @@ class Weights:
         shapes = dict(parameter_shapes(config))
         for what, names in (("lack", shapes.keys() - self.place.keys()), ("have", self.place.keys() - shapes.keys())):
             if names:
-                more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-                told = ", ".join(repr(name) for name in sorted(names)[:3]) + more
                 why = "that this model's config.json asks for" if what == "lack" else "which is no part of a GPT-2"
-                raise CheckpointError(f"the weights in {self.folder} {what} {told}, {why}")
+                raise CheckpointError(f"the weights in {self.folder} {what} {_listed(names)}, {why}")
         for name, shape in shapes.items():
             self._check_array(name, self.place[name], shape)
         if self.head is not None:
@@ -97,17 +127,40 @@ class Weights:
                 "take the model's version that is not quantized"
             )
 
-    def without_biases(self) -> bool:
-        """Whether every bias is zero."""
-        return not any(file.read(stored).any() for name, (file, stored) in self.place.items() if name.endswith(".bias"))
+    def drop_zero_biases(self) -> bool:
+        """Leave all biases out, if every one is zero; whether it was so."""
+        biases = [name for name in self.place if name.endswith(".bias")]
+        if any(file.read(stored).any() for file, stored in map(self.place.__getitem__, biases)):
+            return False
+        for name in biases:
+            del self.place[name]
+        return True
 
-    def fill(self, model: GPT) -> None:
-        """Read every parameter of `model`, which lives on NumPy; `check` has passed. Raises CheckpointError."""
+    def fill(self, model: GPT, format: str | None = None) -> None:
+        """Read every parameter of `model`, which lives on NumPy; `check_model` has passed. Raises CheckpointError.
+
+        format: pack the model into it, each matrix as soon as it is read. Those that are packed need no memory before
+        (`nn.uninitialized(without_matrices=True)`), so there is never more than one of them unpacked.
+        """
+        if format is not None:
+            pack_model(model, format, fill=self._fill_layer)
         for name, parameter in model.named_parameters():
-            file, stored = self.place[name]
-            file.read_into(stored, parameter.data)
-        if self.head is not None:
+            self._read(name, parameter)
+        if self.head is not None and format is None:
             self._compare_head(model.wte.weight.data)
+
+    def _fill_layer(self, path: str, layer: Any) -> None:
+        """Read the weight of a layer that is packed next."""
+        self._read(f"{path}.weight", layer.weight)
+        require_finite(layer.weight.data, f"{path}.weight")
+        if f"{path}.weight" == _EMBEDDING and self.head is not None:
+            self._compare_head(layer.weight.data)
+
+    def _read(self, name: str, parameter: Any) -> None:
+        if not parameter.data.flags.c_contiguous:  # made without memory of its own
+            parameter.data = np.empty(parameter.shape, parameter.dtype)
+        file, stored = self.place[name]
+        file.read_into(stored, parameter.data)
 
     def _compare_head(self, embedding: np.ndarray) -> None:
         assert self.head is not None
@@ -146,6 +199,12 @@ def shards_of(folder: Path) -> dict[str, str]:
         if not isinstance(file, str) or not _FILE_NAME.fullmatch(file):
             raise CheckpointError(f"{path}: {name!r} must be in a .safetensors file of the same folder, not {file!r}")
     return shards
+
+
+def _listed(names: Iterable[str]) -> str:
+    """The first few names, and how many more there are."""
+    found = sorted(names)
+    return ", ".join(repr(name) for name in found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
 
 
 def _check_index(folder: Path, shards: dict[str, str], files: list[SafetensorsFile]) -> None:

@@ -8,7 +8,8 @@ the seed and the order of definition and on nothing else. Without a generator th
         model = GPT(config)         # for whoever fills every parameter next: a loader
 
 draws nothing, which for GPT-2 saves seconds: the weights are whatever the memory holds. The generator ends in the
-same state as if they had been drawn.
+same state as if they had been drawn. With `without_matrices=True` there is no memory either: a loader that packs each
+matrix as soon as it is read never holds the whole model in float32.
 
 Parameters are in float32 (or float64). Where a layer meets activations of 16 bits it works on 16-bit copies of them,
 and the gradients come back in float32 (`tinygpt/ops/cast.py`).
@@ -32,25 +33,33 @@ from ..tensor import Tensor
 from .known import known
 from .module import Module, Parameter
 
-_drawing = ContextVar("_drawing", default=True)
+_weights = ContextVar("_weights", default="drawn")  # or "empty", or "absent"
 
 
 @contextlib.contextmanager
-def uninitialized() -> Iterator[None]:
-    """Layers made inside draw no initial weights; each must be filled before it is used."""
-    token = _drawing.set(False)
+def uninitialized(without_matrices: bool = False) -> Iterator[None]:
+    """Layers made inside draw no initial weights; each must be filled before it is used.
+
+    without_matrices: the data of those weights is a single number, broadcast to their shape and read-only; whoever
+    fills them sets an array of their own.
+    """
+    token = _weights.set("absent" if without_matrices else "empty")
     try:
         yield
     finally:
-        _drawing.reset(token)
+        _weights.reset(token)
 
 
 def _normal(generator: Generator | None, shape: tuple[int, ...], std: float, dtype: Any) -> Parameter:
-    generator = generator or default_generator
-    if _drawing.get():
+    generator, weights = generator or default_generator, _weights.get()
+    if weights == "drawn":
         return Parameter(generator.normal(shape, std, dtype))
     generator.next_key()
-    return Parameter(np.empty(shape, dtype))
+    if weights == "empty":
+        return Parameter(np.empty(shape, dtype))
+    parameter = Parameter(np.full((), np.nan, dtype))
+    parameter.data = np.broadcast_to(parameter.data, shape)
+    return parameter
 
 
 @known("forward", "product", "matrix")

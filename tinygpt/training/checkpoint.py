@@ -20,7 +20,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,12 +95,16 @@ class CheckpointFolder:
         self.index_path.unlink(missing_ok=True)
         self._tidy(set())
 
-    def load(self, which: str = "latest") -> Checkpoint:
-        """The "latest" or the "best" checkpoint. Raises CheckpointError: missing, damaged, of another format."""
+    def load(self, which: str = "latest", read: Callable[[Path], Any] | None = None) -> Any:
+        """The "latest" or the "best" checkpoint. Raises CheckpointError: missing, damaged, of another format.
+
+        read: called with its file instead of `read_checkpoint`, for whoever wants a part of it; what it returns comes
+        back.
+        """
         entry = self.entry(which)
         path = self.folder / entry["file"]
         _verify(path, entry["sha256"])
-        return read_checkpoint(path)
+        return (read or read_checkpoint)(path)
 
     def entry(self, which: str = "latest") -> dict[str, Any]:
         """What `checkpoints.json` says of a checkpoint: its file, step and SHA-256."""
@@ -150,13 +154,13 @@ def _verify(path: Path, sha256: str) -> None:
         )
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
-    """A checkpoint of one file. Raises CheckpointError where it is none."""
+def read_checkpoint(path: Path, arrays_too: bool = True) -> Checkpoint:
+    """A checkpoint of one file; its state alone, unless arrays_too. Raises CheckpointError where it is none."""
     try:
         with SafetensorsFile(path) as file:
             found = f"{file.metadata.get('format')} {file.metadata.get('version')}"
             if found == f"{FORMAT} {VERSION}":
-                arrays = {name: file.read(name) for name in file.arrays}
+                arrays = {name: file.read(name) for name in file.arrays if arrays_too}
                 state = json.loads(file.metadata["state"])
     except (CheckpointError, KeyError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not a whole checkpoint: {error}") from error
