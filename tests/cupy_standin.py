@@ -77,7 +77,7 @@ ADD_AT = ("int32", "uint32", "uint64", "float16", "float32", "float64")  # the d
 class ndarray:
     """An array "on the GPU": `held` is the NumPy array that nobody but this module looks at."""
 
-    __slots__ = ("base", "held")
+    __slots__ = ("__weakref__", "base", "held")  # CuPy's arrays take weak references, too
     __array_ufunc__ = None
     __hash__ = None  # type: ignore[assignment]
 

@@ -195,6 +195,11 @@ def residual_layer_norm_oracle(
     return residual_layer_norm_composed(residual, x, weight, bias, x_bias, 1e-5, p, *key)
 
 
+def one_of(function: Any, output: int) -> Any:
+    """One of several results: the gradients of the others are None."""
+    return lambda *tensors, **options: function(*tensors, **options)[output]
+
+
 def attention(*qkv: Tensor, key: tuple[int, int], **options: Any) -> Tensor:
     return ops.attention(*qkv, **options, generator=Generator(*key))
 
@@ -353,6 +358,16 @@ NEURAL = [
     Row("embedding", ops.embedding, table_and_ids(), (Embedding,), on_arrays(embedding_composed)),
     Row("dropout", dropout, dropped(), (Dropout,), lambda x, p, key: dropout_composed(x, p, *key)),
     Row("residual_layer_norm", residual_layer_norm, residuals(), (ResidualLayerNorm,), residual_layer_norm_oracle),
+    *(
+        Row(
+            f"residual_layer_norm, {name} alone",
+            one_of(residual_layer_norm, output),
+            residuals(),
+            (ResidualLayerNorm,),
+            one_of(residual_layer_norm_oracle, output),
+        )
+        for output, name in enumerate(("sum", "normalised"))
+    ),
     Row("attention", attention, queries_keys_values(), (Attention,), attention_oracle),
     Row("qkv_attention", qkv_attention, packed_qkv(), (QKVAttention,), qkv_attention_oracle),
 ]

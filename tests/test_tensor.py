@@ -304,10 +304,27 @@ def test_results_without_axes_are_arrays() -> None:
     assert isinstance(x.grad, np.ndarray)
 
 
-def test_tensors_compare_by_identity_and_can_be_keys() -> None:
+def test_tensors_compare_by_element_and_can_be_keys() -> None:
     x, y = leaf(2), leaf(2)
     assert {x: 1, y: 2}[x] == 1
-    assert x in [y, x]
+    assert len({x, y, x}) == 2
+    a, b = tg.tensor([1, 2, 3]), tg.tensor([1, 0, 3])
+    for other in (b, b.data, [1, 0, 3]):
+        assert (a == other).data.tolist() == [True, False, True]
+        assert (a != other).data.tolist() == [False, True, False]
+    assert (b.data == a).data.tolist() == [True, False, True]
+    assert (a == 2).dtype == bool
+    assert (a == tg.tensor([[1], [2]])).shape == (2, 3)
+    assert float((a == b).numpy().mean()) == 2 / 3  # an accuracy
+    assert not (x == y).requires_grad
+    assert (a == None) is False  # noqa: E711
+    assert a != "text"
+    with pytest.raises(ShapeError, match="do not fit"):
+        a == tg.tensor([1, 2])  # noqa: B015
+    with pytest.raises(ShapeError, match=r"shape \(3,\) is neither true nor false as a whole.*any\(x is y"):
+        bool(a == b)
+    with pytest.raises(ShapeError, match="neither true nor false"):
+        x in [y, x]  # noqa: B015
     less = Tensor(np.array([1.0, 3.0])) < 2.0
     assert less.dtype == bool
     assert less.data.tolist() == [True, False]

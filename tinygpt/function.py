@@ -24,24 +24,29 @@ unless `self.may_overwrite` says that nobody else holds them; it may return `dy`
 engine sees to it that nothing is shared that must not be. Where little is to be added to a large gradient of a leaf, it
 may add to that (`self.present_gradient`) and return it.
 
+Of several outputs some may have gone unused: `backward` is given None for these, and returns None for an input that
+they alone depend on. That is not the same as zeros: a parameter with a gradient of zeros would be decayed by AdamW,
+one without a gradient is left alone. `zeros_for_unused = True` asks for zeros all the same.
+
 An operation that can make an output again from what it saved, at little cost (LayerNorm, GELU), says so in
 `remakes` and defines `remake`. Then an operation that saves that output as its input keeps no array, only
-the way to it: `self.saved` makes it anew.
+the way to it: `self.saved` makes it anew. An operation that can make its own output again keeps its inputs as arrays:
+whatever is made again is made in one step, however long the chain of such operations.
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from .backends import array_module, different_backends, name_of
+from .backends import array_module, different_backends, is_array, name_of
 from .backends.precision import is_floating, widened
-from .errors import UsageError
+from .changes import clock
+from .errors import DtypeError, UsageError
 
 if TYPE_CHECKING:
     from .tensor import Tensor
@@ -53,7 +58,7 @@ class _Mode(threading.local):
 
 
 mode = _Mode()
-_counter = itertools.count()
+adding = threading.RLock()  # held while a leaf's gradient is read and added to: two threads may share a leaf
 
 
 class NonFiniteError(UsageError, ArithmeticError):
@@ -76,6 +81,7 @@ class Function:
     kept: Any = ()  # what `save` was given, with a Remade for what can be made again; None once freed
     remakes: tuple[int, ...] = ()  # which outputs `remake` can make again
     may_overwrite: bool = False  # in backward: nobody else holds the gradients given to it
+    zeros_for_unused: bool = False  # in backward: an output that nobody used has a gradient of zeros, not None
     outputs: tuple[tuple[tuple[int, ...], Any], ...] = ()  # (shape, dtype) of each output
     order: int = -1
 
@@ -102,17 +108,23 @@ class Function:
 
     def keep_less(self, inputs: tuple[Tensor, ...]) -> None:
         """Exchange saved inputs that their nodes can make again for the way to them."""
+        if self.remakes:
+            return  # what is made again from it must not have to be made again itself
         again = {
             id(tensor.data): Remade(tensor.node, tensor.output_index)
             for tensor in inputs
-            if tensor.node is not None and tensor.output_index in tensor.node.remakes
+            if tensor.node is not None and tensor.output_index in tensor.node.remakes and tensor.as_made
         }
         if again:
             self.kept = tuple([again.get(id(array), array) for array in self.kept])
 
-    def present_gradient(self, i: int) -> Any:
-        """In backward: the gradient that input i, a leaf, has already, or None. Who adds to it returns it."""
-        return getattr(self.parents[i], "grad", None) if self.parents else None
+    @contextlib.contextmanager
+    def present_gradient(self, i: int) -> Iterator[Any]:
+        """In backward: the gradient that input i, a leaf, has already, or None. Who adds to it, inside the block, and
+        returns it has nothing else to do: no other thread adds to it meanwhile."""
+        with adding:
+            leaf = self.parents[i] if self.parents else None
+            yield None if leaf is None or isinstance(leaf, Function) else leaf.present_grad("backward()", writable=True)
 
     def free(self) -> None:
         """Let go of everything: a later backward() through this node says so."""
@@ -129,23 +141,30 @@ class Function:
         from .tensor import Tensor
 
         node = cls()
-        arrays = [tensor.data for tensor in inputs]
-        kind = type(arrays[0])
+        try:
+            wanted = [tensor.requires_grad for tensor in inputs]
+            arrays = [tensor.data for tensor in inputs]
+            kind = type(arrays[0])
+        except (AttributeError, IndexError):
+            raise _no_tensors(cls.__name__, inputs) from None
         for array in arrays:
             if type(array) is not kind and name_of(array) != name_of(arrays[0]):
                 raise different_backends(cls.__name__, *arrays)
-        wants = mode.grad_enabled and any(tensor.requires_grad for tensor in inputs)
-        node.needs = tuple([wants and tensor.requires_grad for tensor in inputs])
+        wants = mode.grad_enabled and any(wanted)
+        node.needs = tuple(wanted) if wants else (False,) * len(wanted)
         with np.errstate(all="ignore"):  # NaN and infinities pass through, as in the compiled bodies
             result = node.forward(*arrays, **options)
-        several = isinstance(result, tuple)
-        results = tuple([as_array(array) for array in result]) if several else (as_array(result),)
+        several = isinstance(result, (tuple, list))
+        results = [as_array(array) for array in (result if several else (result,))]
+        for i, array in enumerate(results):
+            if type(array) is not kind:
+                results[i] = _as_output(cls.__name__, array, arrays, several)
         if mode.detect_anomaly:
-            _check_finite(node.name, "forward", results, arrays)
+            check_finite(node.name, "forward", results, arrays)
         made = tuple([Tensor(array, requires_grad=wants and is_floating(array.dtype)) for array in results])
         if wants:
             node.keep_less(inputs)
-            node.order = next(_counter)
+            node.order = next(clock)
             node.parents = tuple([(t.node if t.node is not None else t) if t.requires_grad else None for t in inputs])
             node.parent_outputs = tuple([t.output_index for t in inputs])
             node.outputs = tuple([(array.shape, array.dtype) for array in results])
@@ -159,17 +178,70 @@ def as_array(value: Any) -> Any:
     return np.asarray(value) if isinstance(value, np.generic) else value
 
 
-def _check_finite(name: str, when: str, arrays: Any, inputs: Any) -> None:
+def _no_tensors(name: str, inputs: Sequence[Any]) -> UsageError:
+    """The error for inputs of an operation that are no tensors."""
+    from .tensor import Tensor
+
+    for i, value in enumerate(inputs):
+        if not isinstance(value, Tensor):
+            return DtypeError(
+                f"{name}.apply: input {i} must be a tensor, not {type(value).__name__}: make one with "
+                "tinygpt.tensor(...), or hand it over by keyword if it is an option"
+            )
+    return UsageError(f"{name}.apply: needs at least one tensor, none was given")
+
+
+def _as_output(name: str, value: Any, inputs: Sequence[Any], several: bool) -> Any:
+    """What a `forward` returned, where it is no array of the inputs' type: a number as an array; or a sentence."""
+    if isinstance(value, (bool, int, float)) and not several:
+        dtype = next((array.dtype for array in inputs if is_floating(array.dtype)), None)
+        return array_module(inputs[0]).asarray(value, dtype=dtype)
+    if not is_array(value):
+        where = " in a tuple or list" if several else ""
+        raise DtypeError(
+            f"{name}.forward: must return an array or a tuple of arrays, not {type(value).__name__}{where}: it works "
+            "on plain arrays, without tensors"
+        )
+    return value
+
+
+# Anomalies ------------------------------------------------------------------------------------------
+
+
+def check_finite(name: str, when: str, results: Iterable[Any], inputs: Iterable[Any]) -> None:
+    """Raise when something in `results` is not finite and `inputs` don't explain it, or when these hold a NaN.
+
+    An infinity that comes from an infinity (a mask of -inf added to scores) is nobody's fault.
+    """
+    bad = _worst(results)
+    if bad is None:
+        return
+    given = [array for array in inputs if array is not None]
+    shapes = ", ".join(str(tuple(array.shape)) for array in given)
+    before = _worst(given)
+    if before == "nan":
+        raise NonFiniteError(
+            f"{name} was given nan in its {when} pass (inputs of shape {shapes}): it comes from the data, or from an "
+            "operation outside detect_anomaly()"
+        )
+    if before is None or bad == "nan":
+        raise NonFiniteError(
+            f"{name} is the first operation to produce {bad} in its {when} pass (inputs of shape {shapes})"
+        )
+
+
+def _worst(arrays: Iterable[Any]) -> str | None:
+    """ "nan" or "inf", when there is one in these arrays."""
+    found = None
     for array in arrays:
         if array is None or not is_floating(array.dtype):
             continue
         xp, array = array_module(array), widened(array)
         if not bool(xp.isfinite(array).all()):
-            bad = "nan" if bool(xp.isnan(array).any()) else "inf"
-            shapes = ", ".join(str(tuple(a.shape)) for a in inputs)
-            raise NonFiniteError(
-                f"{name} is the first operation to produce {bad} in its {when} pass (inputs of shape {shapes})"
-            )
+            if bool(xp.isnan(array).any()):
+                return "nan"
+            found = "inf"
+    return found
 
 
 @contextlib.contextmanager
@@ -184,7 +256,8 @@ def no_grad() -> Iterator[None]:
 
 @contextlib.contextmanager
 def detect_anomaly(enabled: bool = True) -> Iterator[None]:
-    """Inside the block the first operation that produces a NaN or an infinity raises NonFiniteError.
+    """Inside the block the first operation that produces a NaN or an infinity raises NonFiniteError, and so does one
+    that is given a NaN from outside. An infinity that was an infinity before passes.
 
     Looks at every array twice, so a step takes about twice as long.
     """

@@ -1,11 +1,16 @@
 """Tensor: an array, its gradient, and the graph behind it.
 
-`x.data` and `x.grad` are plain `numpy.ndarray` or `cupy.ndarray`. The graph is made of `Function` nodes
-that point to the nodes of their inputs; a tensor points to the node that made it. No node points to a
-tensor that is not a leaf, so an intermediate array lives only as long as somebody saved it.
+`x.data` and `x.grad` are plain `numpy.ndarray` or `cupy.ndarray`, and may be written into. What is written into an
+array between the forward and the backward pass can make gradients wrong. It is noticed, and backward() refuses, when a
+parameter was changed by `optimizer.step()`, `load_state_dict()`, `p -= ...` under `no_grad()` or `p.data -= ...`; with
+`x.data = array` an operation that has saved the old array keeps that. It can't be noticed when elements of the array
+are assigned (`x.data[...] = 0`), nor when `h.data *= ...` changes a result that an operation has saved before: say
+`x.mark_changed()` after that. Ids, indices and targets are copied: their buffers may be filled anew.
 
-`backward()` visits the nodes in the reverse order of their making, which is always a topological order, with
-no recursion: a graph may be as deep as memory allows. As it goes it frees what each node had saved.
+The graph is made of `Function` nodes that point to the nodes of their inputs; a tensor points to the node that made
+it. No node points to a tensor that is not a leaf, so an intermediate array lives only as long as somebody saved it.
+
+`backward()` walks back through the graph (`tinygpt/engine.py`).
 
 First-order gradients only: a gradient is an array, not a tensor with a graph of its own.
 
@@ -15,27 +20,34 @@ class at the end of `tinygpt/ops/__init__.py`.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from . import backends
-from .backends.precision import is_16_bit, is_floating
-from .errors import DtypeError, GraphFreedError, ShapeError, UsageError
-from .function import Function, _check_finite, as_array, mode
+from .backends.precision import is_floating
+from .changes import note_change
+from .engine import accumulate, backward_pass
+from .errors import DtypeError, ShapeError, UsageError
+from .function import Function, as_array
 
 
 class Tensor:
     """An array that remembers how it was computed. Make one with `tinygpt.tensor(...)`."""
 
-    __slots__ = ("__weakref__", "data", "grad", "node", "output_index", "requires_grad")
+    __slots__ = ("__weakref__", "_data", "as_made", "grad", "node", "output_index", "requires_grad")
     __array_ufunc__ = None  # numpy_array + tensor asks the tensor, not NumPy
+    __hash__ = object.__hash__  # by identity, although == compares the elements: a tensor can be a key
 
     def __init__(self, data: Any, requires_grad: bool = False) -> None:
+        if type(data) is not np.ndarray:
+            data = _checked_array(data)
         if requires_grad and not is_floating(data.dtype):
             raise DtypeError(f"only floating-point tensors can require a gradient, not {data.dtype}")
-        self.data = data
+        self._data = data
+        self.as_made = True  # of a result: the array is the one that its operation made, with nothing written into it
         self.grad: Any = None
         self.requires_grad = requires_grad
         self.node: Function | None = None
@@ -43,26 +55,45 @@ class Tensor:
 
     # What it is ---------------------------------------------------------------------------------
 
+    def _set_data(self, data: Any) -> None:
+        """x.data = array, and x.data *= 2, after which Python sets the same array again."""
+        data = _checked_array(data)
+        if self.requires_grad and not is_floating(data.dtype):
+            raise DtypeError(f"x.data = array: x requires a gradient, so the array must be floating, not {data.dtype}")
+        if self.node is not None:
+            self.as_made = False
+        elif data is self._data:
+            self.mark_changed()
+        self._data = data
+
+    # read a hundred times a step, hence without a function in Python
+    data: Any = property(operator.attrgetter("_data"), _set_data, doc="The array: numpy.ndarray or cupy.ndarray.")
+
+    def mark_changed(self) -> None:
+        """Say that the array was written into: a backward pass that needs what was in it before will refuse."""
+        note_change([self._data])
+        self.as_made = False
+
     @property
     def shape(self) -> tuple[int, ...]:
-        return self.data.shape
+        return self._data.shape
 
     @property
     def ndim(self) -> int:
-        return self.data.ndim
+        return self._data.ndim
 
     @property
     def size(self) -> int:
-        return self.data.size
+        return self._data.size
 
     @property
     def dtype(self) -> np.dtype:
-        return self.data.dtype
+        return self._data.dtype
 
     @property
     def backend(self) -> str:
         """ "numpy" or "cupy"."""
-        return backends.name_of(self.data)
+        return backends.name_of(self._data)
 
     @property
     def is_leaf(self) -> bool:
@@ -80,6 +111,11 @@ class Tensor:
         return f"tensor({body}, dtype={self.dtype}{wants}{made_by})"
 
     def __bool__(self) -> bool:
+        if self.size != 1:
+            raise ShapeError(
+                f"a tensor of shape {self.shape} is neither true nor false as a whole: ask x.numpy().all() or .any(); "
+                "whether it is one of some tensors, any(x is y for y in tensors)"
+            )
         return bool(self.item())
 
     def __float__(self) -> float:
@@ -115,6 +151,40 @@ class Tensor:
     def zero_grad(self) -> None:
         self.grad = None
 
+    def present_grad(self, where: str, writable: bool = False) -> Any:
+        """`grad` for arithmetic: None, or a floating-point array of this tensor's shape on its backend; or a sentence.
+
+        Everybody who reads or adds to a gradient asks here, since compiled bodies trust what they are given.
+        writable: in memory that may be written to, if need be as a copy.
+        """
+        grad = self.grad
+        if grad is None:
+            return None
+        if type(grad) is not np.ndarray or grad.dtype != self._data.dtype or grad.shape != self._data.shape:
+            grad = self.grad = _checked_grad(self, grad, where)
+        if writable and not getattr(grad.flags, "writeable", True):
+            grad = self.grad = grad.copy()
+        return grad
+
+    # Copies -------------------------------------------------------------------------------------
+
+    def __copy__(self) -> Tensor:
+        """Of the same array and graph, with no gradient yet."""
+        made = object.__new__(type(self))
+        for name in Tensor.__slots__[1:]:
+            setattr(made, name, getattr(self, name))
+        made.grad = None
+        return made
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """For copy.deepcopy and pickle: a leaf alone, since the graph behind a result belongs to the original."""
+        if self.node is not None:
+            raise UsageError(
+                f"copy.deepcopy and pickle: this tensor of shape {self.shape} is a result (made by {self.node.name}), "
+                "whose graph can't be copied: copy x.detach()"
+            )
+        return super().__reduce_ex__(max(int(protocol), 2))
+
     # The backward pass --------------------------------------------------------------------------
 
     def backward(self, grad: Any = None, retain_graph: bool = False) -> None:
@@ -123,31 +193,15 @@ class Tensor:
         grad: array of this tensor's shape; may be left out for a single number (then it is 1).
         retain_graph: keep the saved arrays, so that `backward` can be called again.
 
-        Raises UsageError when nothing behind this tensor requires a gradient, ShapeError for a `grad` of
-        another shape, GraphFreedError when an earlier `backward` has freed the graph.
+        Raises UsageError when nothing behind this tensor requires a gradient and when an array that is needed was
+        changed since (see the top of this module), ShapeError for a `grad` of another shape, GraphFreedError when an
+        earlier `backward` has freed the graph.
         """
         grad = self._initial_gradient(grad)
         if self.node is None:
-            _accumulate(self, grad, fresh=False)
-            return
-        nodes = _reachable(self.node)
-        for node in nodes:
-            if node.kept is None:
-                raise GraphFreedError(
-                    f"backward() comes to {node.name}, whose saved arrays an earlier backward() has freed: "
-                    "compute the result anew, or call the earlier backward(retain_graph=True)"
-                )
-        pending: dict[Function, list[Any]] = {self.node: [None] * len(self.node.outputs)}
-        pending[self.node][self.output_index] = grad
-        owned: set[tuple[Function, int]] = set()  # slots whose array nobody else holds: it may be written into
-        with np.errstate(all="ignore"):
-            while nodes:
-                node = nodes.pop()
-                received = pending.pop(node, None)
-                if received is not None:
-                    _step(node, received, pending, owned)
-                if not retain_graph:
-                    node.free()
+            accumulate(self, grad, fresh=False)
+        else:
+            backward_pass(self.node, self.output_index, grad, retain_graph)
 
     def _initial_gradient(self, grad: Any) -> Any:
         if not self.requires_grad:
@@ -205,6 +259,12 @@ class Tensor:
     split: Callable[..., Any]
     softmax: Callable[..., Tensor]
     log_softmax: Callable[..., Tensor]
+    __iadd__: Callable[..., Tensor]
+    __isub__: Callable[..., Tensor]
+    __imul__: Callable[..., Tensor]
+    __itruediv__: Callable[..., Tensor]
+    __ipow__: Callable[..., Tensor]
+    __imatmul__: Callable[..., Tensor]
     __lt__: Callable[..., Tensor]
     __le__: Callable[..., Tensor]
     __gt__: Callable[..., Tensor]
@@ -213,90 +273,33 @@ class Tensor:
     T: Any
 
 
-def _reachable(root: Function) -> list[Function]:
-    """Every node behind `root`, in the order of making: the last is the first to run backward."""
-    seen = {root}
-    stack = [root]
-    while stack:
-        for parent in stack.pop().parents:
-            if isinstance(parent, Function) and parent not in seen:
-                seen.add(parent)
-                stack.append(parent)
-    return sorted(seen, key=lambda node: node.order)
+def _checked_array(data: Any) -> Any:
+    """What a tensor can hold, as it is; a NumPy scalar as an array; or a sentence."""
+    data = as_array(data)
+    if not backends.is_array(data):
+        raise DtypeError(
+            f"a Tensor holds an array of NumPy or CuPy, not {type(data).__name__}: make one with tinygpt.tensor(...), "
+            "and set x.data to a plain array"
+        )
+    return data
 
 
-def _step(
-    node: Function, received: list[Any], pending: dict[Function, list[Any]], owned: set[tuple[Function, int]]
-) -> None:
-    """Run one node's backward and hand its results to the nodes and leaves before it."""
-    for index, (shape, dtype) in enumerate(node.outputs):
-        if received[index] is None:  # an output nobody used
-            sample = next(g for g in received if g is not None)
-            received[index] = backends.array_module(sample).zeros(shape, dtype)
-    node.may_overwrite = all((node, index) in owned for index in range(len(received)))
-    grads = node.backward(*received)
-    grads = tuple([as_array(grad) for grad in grads]) if isinstance(grads, tuple) else (as_array(grads),)
-    if len(grads) != len(node.parents):
-        raise AssertionError(f"{node.name}.backward returned {len(grads)} gradients for {len(node.parents)} inputs")
-    if mode.detect_anomaly:
-        _check_finite(node.name, "backward", grads, received)
-    holds = [*grads, *(() if node.may_overwrite else received)]  # an array that is in here once is nobody else's
-    held = [id(_memory(array)) for array in holds if array is not None]
-    for i, (parent, output, grad) in enumerate(zip(node.parents, node.parent_outputs, grads, strict=True)):
-        if parent is None:
-            continue
-        if grad is None:
-            raise AssertionError(f"{node.name}.backward returned no gradient for input {i}, which needs one")
-        shape = parent.outputs[output][0] if isinstance(parent, Function) else parent.shape
-        if grad.shape != shape:
-            raise AssertionError(f"{node.name}.backward: gradient of shape {grad.shape} for input {i} of shape {shape}")
-        alone = held.count(id(_memory(grad))) == 1
-        if isinstance(parent, Function):
-            _add_pending(parent, output, grad, alone, pending, owned)
-        else:
-            _accumulate(parent, grad, fresh=alone and grad.base is None)
-
-
-def _memory(array: Any) -> Any:
-    """The array that owns an array's elements: itself, or the one that it is a view of."""
-    return array if array.base is None else array.base
-
-
-def _add_pending(
-    parent: Function,
-    output: int,
-    grad: Any,
-    alone: bool,
-    pending: dict[Function, list[Any]],
-    owned: set[tuple[Function, int]],
-) -> None:
-    """Add to what a node will receive. `alone`: nobody else holds this array."""
-    dtype = parent.outputs[output][1]
-    if grad.dtype != dtype and not (is_16_bit(dtype) and grad.dtype == np.float32):  # more digits are welcome
-        grad, alone = grad.astype(dtype), True
-    slots = pending.setdefault(parent, [None] * len(parent.outputs))
-    present = slots[output]
-    if present is None:
-        slots[output] = grad
-        if alone and grad.flags.c_contiguous and getattr(grad.flags, "writeable", True):  # not one number stretched
-            owned.add((parent, output))
-    elif (parent, output) in owned and present.dtype == grad.dtype:
-        present += grad
-    else:
-        slots[output] = present + grad
-        owned.add((parent, output))
-
-
-def _accumulate(leaf: Tensor, grad: Any, fresh: bool) -> None:
-    """Add to a leaf's gradient. `fresh`: nobody else holds this array, so it can be kept without a copy."""
-    if leaf.grad is grad:
-        return  # backward has added to it itself
-    if leaf.grad is not None:
-        leaf.grad += grad
-    elif fresh and grad.dtype == leaf.dtype and grad.flags.c_contiguous:
-        leaf.grad = grad
-    else:
-        leaf.grad = backends.array_module(grad).array(grad, dtype=leaf.dtype, order="C")
+def _checked_grad(leaf: Tensor, grad: Any, where: str) -> Any:
+    """A gradient that somebody has set: a NumPy scalar as an array; or a sentence for what is no gradient of `leaf`."""
+    grad = as_array(grad)
+    if not backends.is_array(grad):
+        way = "set x.grad = y.data" if isinstance(grad, Tensor) else "set x.grad to an array or None"
+        raise DtypeError(f"{where}: the .grad of a tensor must be a plain array, not {type(grad).__name__}: {way}")
+    if not is_floating(grad.dtype):
+        raise DtypeError(
+            f"{where}: the .grad of a tensor must be floating-point, not {grad.dtype}: set it to "
+            f"grad.astype('{leaf.dtype}')"
+        )
+    if grad.shape != leaf.shape:
+        raise ShapeError(f"{where}: the .grad of a tensor of shape {leaf.shape} must have that shape, not {grad.shape}")
+    if backends.name_of(grad) != leaf.backend:
+        raise backends.different_backends(f"{where}: a tensor and its .grad", leaf.data, grad)
+    return grad
 
 
 def tensor(data: Any, requires_grad: bool = False, dtype: Any = None, backend: str | None = None) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UsageError
+from ..errors import DtypeError, UsageError
 
 NAMES = ("numpy", "cupy")
 _current = "numpy"
@@ -63,20 +63,31 @@ class use_backend:
 
 
 def array_module(array: Any) -> Any:
-    """numpy or cupy: the library whose array this is."""
+    """numpy or cupy: the library whose array this is. Raises DtypeError for what is no array."""
     if isinstance(array, (np.ndarray, np.generic)):
         return np
+    _require_array(array)
     return get("cupy").xp
 
 
 def name_of(array: Any) -> str:
-    """ "numpy" or "cupy"."""
-    return "numpy" if isinstance(array, (np.ndarray, np.generic)) else "cupy"
+    """ "numpy" or "cupy". Raises DtypeError for what is no array."""
+    if isinstance(array, (np.ndarray, np.generic)):
+        return "numpy"
+    _require_array(array)
+    return "cupy"
 
 
 def is_array(value: Any) -> bool:
     """True for an array of either library; never imports CuPy."""
     return isinstance(value, np.ndarray) or type(value).__module__.partition(".")[0] == "cupy"
+
+
+def _require_array(value: Any) -> None:
+    if not is_array(value):
+        raise DtypeError(
+            f"expected an array of NumPy or CuPy, not {type(value).__name__}: make one with np.asarray(...)"
+        )
 
 
 def different_backends(where: str, *arrays: Any) -> UsageError:
@@ -86,16 +97,18 @@ def different_backends(where: str, *arrays: Any) -> UsageError:
 
 
 def from_host(operation: str, name: str, array: Any, like: Any) -> Any:
-    """Ids, targets and index arrays for an operation on the array `like`.
+    """Ids, targets and index arrays for an operation on the array `like`, in memory of the operation's own.
 
-    Data comes from the host, so a NumPy array goes to where `like` is. The other way it would be a wait for the GPU
+    It keeps them for its backward pass, and a caller may fill the same buffer with the next batch before that. Data
+    comes from the host, so a NumPy array goes to where `like` is. The other way it would be a wait for the GPU
     that nobody asked for: that is refused.
     """
     if name_of(array) == "cupy" and name_of(like) == "numpy":
         raise UsageError(
             f"{operation}: {name} live on the backend 'cupy' and the other input on 'numpy': move one of them"
         )
-    return move(array, name_of(like))
+    moved = move(array, name_of(like))
+    return moved.copy() if moved is array else moved
 
 
 def as_factor(number: Any) -> Any:

@@ -11,7 +11,9 @@ What every fast body would otherwise have to check is checked here, once:
 - every array is C-contiguous and aligned: it is copied if not. A kernel declared `strided` gets its arrays as
   they are and reads the strides; a kernel declared `in_place` writes into its arguments, so instead of a copy that
   nobody would see, arrays that do not fit go to the reference;
-- integer arrays are int64.
+- integer arrays are int64, and only in the place of arguments called `ids`, `targets` or `length` (or those that
+  `@kernel(integers=...)` names): integers and booleans anywhere else go to the reference, since a compiled body would
+  read their bytes as floats.
 
 A fast body that still can't take its arguments returns `NotImplemented`, and the reference runs. It is given 16-bit
 arrays widened to float32, and what it returns is rounded to 16 bits once; but for the results that a kernel declares to
@@ -25,7 +27,9 @@ which body is live for each name.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -41,7 +45,16 @@ REGISTRY: dict[str, Kernel] = {}
 _FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 _GPU_FLOATS = ("float32", "float64", "float16", "bfloat16")
 _TOGETHER = ({"float32"}, {"float64"}, {"float16"}, {"bfloat16"}, {"float16", "float32"}, {"bfloat16", "float32"})
-_kind = os.environ.get("TINYGPT_KERNELS", "auto") or "auto"
+INTEGERS = ("ids", "targets", "length")
+
+
+class _Choice(threading.local):
+    """The kind of body that is forced in this thread."""
+
+    kind = os.environ.get("TINYGPT_KERNELS", "auto") or "auto"
+
+
+_choice = _Choice()
 
 
 class Kernel:
@@ -53,8 +66,11 @@ class Kernel:
         strided: bool = False,
         in_place: bool = False,
         statistics: tuple[int, ...] = (),
+        integers: tuple[str, ...] = INTEGERS,
     ) -> None:
         self.reference = reference
+        names = inspect.signature(reference).parameters
+        self.integers = tuple([place for place, name in enumerate(names) if name in integers])
         self.strided = strided
         self.in_place = in_place
         self.statistics = statistics
@@ -66,10 +82,10 @@ class Kernel:
         return f"<kernel {self.__name__}: {', '.join(self.variants())}>"
 
     def __call__(self, *args: Any) -> Any:
-        if _kind != "reference":
+        if _choice.kind != "reference":
             fast = self.fast_body(args)
             if fast is not None:
-                prepared = prepare(args, self.strided, self.in_place)
+                prepared = prepare(args, self.strided, self.in_place, self.integers)
                 if prepared is not None:
                     result = fast(*prepared)
                     if result is not NotImplemented:
@@ -81,9 +97,11 @@ class Kernel:
     def each(self, calls: Sequence[Sequence[Any]]) -> list[Any]:
         """What the kernel returns for each of these lists of arguments; where there is a fast body of this name with
         `_each` after it, from a single call of that."""
-        if _kind != "reference" and len({type(args[0]) for args in calls}) == 1:
+        if _choice.kind != "reference" and len({type(args[0]) for args in calls}) == 1:
             fast = self.fast_body(calls[0], "_each")
-            prepared = [] if fast is None else [prepare(args, self.strided, self.in_place) for args in calls]
+            prepared = []
+            if fast is not None:
+                prepared = [prepare(args, self.strided, self.in_place, self.integers) for args in calls]
             if fast is not None and None not in prepared:
                 results = fast(prepared)
                 if results is not NotImplemented:
@@ -93,13 +111,14 @@ class Kernel:
     def fast_body(self, args: Sequence[Any], suffix: str = "") -> Callable[..., Any] | None:
         """The compiled body for the library these arguments belong to, or None."""
         name = self.__name__ + suffix
-        if _kind not in KINDS:  # found out here, not at import, so that it is said as any other mistake
-            raise UsageError(f"TINYGPT_KERNELS is {_kind!r}: set it to one of {', '.join(KINDS)}")
+        kind = _choice.kind
+        if kind not in KINDS:  # found out here, not at import, so that it is said as any other mistake
+            raise UsageError(f"TINYGPT_KERNELS is {kind!r}: set it to one of {', '.join(KINDS)}")
         if isinstance(args[0], np.ndarray):
-            if _kind == "cuda":
+            if kind == "cuda":
                 raise UsageError(f"TINYGPT_KERNELS=cuda, but {self.__name__} was given NumPy arrays")
-            return numpy_backend.native_body(name, required=_kind == "cython")
-        if _kind == "cython":
+            return numpy_backend.native_body(name, required=kind == "cython")
+        if kind == "cython":
             raise UsageError(f"TINYGPT_KERNELS=cython, but {self.__name__} was given CuPy arrays")
         return get("cupy").native_body(name)
 
@@ -122,21 +141,27 @@ def kernel(
     strided: bool = False,
     in_place: bool = False,
     statistics: tuple[int, ...] = (),
+    integers: tuple[str, ...] = INTEGERS,
 ) -> Any:
     """Decorator: make `reference` the kernel of its name. See the module's docstring for the options."""
     if reference is None:
-        return lambda function: kernel(function, strided=strided, in_place=in_place, statistics=statistics)
-    made = REGISTRY[reference.__name__] = Kernel(reference, strided, in_place, statistics)
+        return lambda function: kernel(
+            function, strided=strided, in_place=in_place, statistics=statistics, integers=integers
+        )
+    made = REGISTRY[reference.__name__] = Kernel(reference, strided, in_place, statistics, integers)
     return made
 
 
-def prepare(args: Sequence[Any], strided: bool, in_place: bool) -> list[Any] | None:
-    """The arguments as a fast body wants them, or None when only the reference can take them."""
+def prepare(args: Sequence[Any], strided: bool, in_place: bool, integers: tuple[int, ...] = ()) -> list[Any] | None:
+    """The arguments as a fast body wants them, or None when only the reference can take them.
+
+    integers: the places of arguments that are integer arrays; all other arrays must be floating.
+    """
     ready = _ready_for_cpu if isinstance(args[0], np.ndarray) else _ready_for_gpu
-    return ready(args, strided, in_place)
+    return ready(args, strided, in_place, integers)
 
 
-def _ready_for_cpu(args: Sequence[Any], strided: bool, in_place: bool) -> list[Any] | None:
+def _ready_for_cpu(args: Sequence[Any], strided: bool, in_place: bool, integers: tuple[int, ...]) -> list[Any] | None:
     """`prepare` for NumPy's arrays. A model's step comes here hundreds of times: it must be quick."""
     floating = None
     prepared: list[Any] = []
@@ -150,10 +175,10 @@ def _ready_for_cpu(args: Sequence[Any], strided: bool, in_place: bool) -> list[A
                     if dtype not in _FLOATS or (floating is not None and dtype != floating):
                         return None
                     floating = dtype
-                elif dtype.kind in "iu" and dtype != np.int64:
-                    value = value.astype(np.int64)
-                elif dtype.kind == "V":  # bfloat16
+                elif dtype.kind not in "iu" or len(prepared) not in integers:  # bfloat16, booleans, stray integers
                     return None
+                elif dtype != np.int64:
+                    value = value.astype(np.int64)
             flags = value.flags
             if not flags.aligned or not (strided or flags.c_contiguous):
                 if in_place:
@@ -163,7 +188,7 @@ def _ready_for_cpu(args: Sequence[Any], strided: bool, in_place: bool) -> list[A
     return prepared
 
 
-def _ready_for_gpu(args: Sequence[Any], strided: bool, in_place: bool) -> list[Any] | None:
+def _ready_for_gpu(args: Sequence[Any], strided: bool, in_place: bool, integers: tuple[int, ...]) -> list[Any] | None:
     """`prepare` for CuPy's arrays: all are aligned and in native byte order, and there are 16-bit types.
 
     Beside 16-bit arrays there may be some of float32: the bodies look which these are.
@@ -179,7 +204,9 @@ def _ready_for_gpu(args: Sequence[Any], strided: bool, in_place: bool) -> list[A
                 if dtype.name not in _GPU_FLOATS or (floating is not None and {dtype.name, floating} not in _TOGETHER):
                     return None
                 floating = dtype.name if floating in (None, "float32") else floating
-            elif dtype.kind in "iu" and dtype != np.int64:
+            elif dtype.kind not in "iu" or len(prepared) not in integers:
+                return None
+            elif dtype != np.int64:
                 value = value.astype(np.int64)
             if not strided and not value.flags.c_contiguous:
                 if in_place:
@@ -191,21 +218,20 @@ def _ready_for_gpu(args: Sequence[Any], strided: bool, in_place: bool) -> list[A
 
 def describe(backend: str) -> str:
     """One line: what a backend is made of here, and whether one kind of body has been forced."""
-    forced = "" if _kind == "auto" else f"; TINYGPT_KERNELS={_kind}"
+    forced = "" if _choice.kind == "auto" else f"; TINYGPT_KERNELS={_choice.kind}"
     return get(backend).describe() + forced
 
 
 @contextlib.contextmanager
 def use_kernels(wanted: str) -> Iterator[None]:
-    """Force one kind of body inside the block: auto, reference, cython or cuda."""
-    global _kind
+    """Force one kind of body inside the block, in this thread: auto, reference, cython or cuda."""
     if wanted not in KINDS:
         raise UsageError(f"there are no kernels of kind {wanted!r}: choose one of {', '.join(KINDS)}")
-    previous, _kind = _kind, wanted
+    previous, _choice.kind = _choice.kind, wanted
     try:
         yield
     finally:
-        _kind = previous
+        _choice.kind = previous
 
 
 def report() -> str:
@@ -216,6 +242,6 @@ def report() -> str:
     lines = [describe("numpy"), ""]
     for name in sorted(REGISTRY):
         kinds = list(REGISTRY[name].variants())
-        live = "reference" if _kind == "reference" else kinds[-1]
+        live = "reference" if _choice.kind == "reference" else kinds[-1]
         lines.append(f"{name:<36} {live:<10} (has: {', '.join(kinds)})")
     return "\n".join(lines)

@@ -177,6 +177,7 @@ class Module:
                 arrays[name] = _fitting(where, name, state[name], parameter)
         for name, array in arrays.items():
             parameters[name].data[...] = backends.move(array, parameters[name].backend)
+            parameters[name].mark_changed()
 
 
 def _fitting(where: str, name: str, value: Any, parameter: Parameter) -> Any:

@@ -1,7 +1,12 @@
 """The operators and methods of Tensor: each is the function of the same name in `tinygpt.ops`.
 
-Comparisons are here as well. They give boolean tensors without a gradient, for masks and `where`. `==` stays Python's
-own, which compares identity, so that a tensor can be the key of a dictionary.
+Comparisons are here as well. They give boolean tensors without a gradient, for masks and `where`. `==` and `!=` are of
+the elements, too; a tensor's hash is by identity, so that it can be the key of a dictionary. Whether a list holds a
+tensor is asked with `any(x is y for y in tensors)`.
+
+`p -= lr * p.grad` under `no_grad` changes the parameter p in place, as in PyTorch. On any other tensor `x -= y` is
+Python's `x = x - y`, which the graph knows; on a parameter outside `no_grad` it is refused, since it would leave the
+name p with a result that no optimizer knows.
 """
 
 from __future__ import annotations
@@ -10,12 +15,17 @@ import operator
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ..backends import array_module, different_backends
-from ..errors import ShapeError
+import numpy as np
+
+from ..backends import array_module, different_backends, is_array
+from ..errors import ShapeError, UsageError
+from ..function import mode
 from ..tensor import Tensor, as_tensor
 from ._shapes import broadcast_shape
 
+SIGNS = {"add": "+=", "sub": "-=", "mul": "*=", "truediv": "/=", "pow": "**=", "matmul": "@="}
 OPERATORS = {"add": "add", "sub": "sub", "mul": "mul", "truediv": "div", "pow": "pow", "matmul": "matmul"}
+COMPARABLE = (Tensor, bool, int, float, np.generic, list, tuple)
 METHODS = (
     *("exp", "log", "sqrt", "tanh", "sigmoid", "relu", "gelu", "softmax", "log_softmax"),
     *("sum", "mean", "var", "max", "reshape", "transpose", "split"),
@@ -32,8 +42,10 @@ def bind(operations: dict[str, Any]) -> None:
     Tensor.__getitem__ = operations["getitem"]
     for name in METHODS:
         setattr(Tensor, name, operations[name])
-    for name in ("lt", "le", "gt", "ge"):
+    for name in ("lt", "le", "gt", "ge", "eq", "ne"):
         setattr(Tensor, f"__{name}__", _comparison(name, getattr(operator, name)))
+    for symbol in SIGNS:
+        setattr(Tensor, f"__i{symbol}__", _in_place(symbol))
     Tensor.__iter__ = _iterate  # type: ignore[attr-defined]
     Tensor.T = property(operations["transpose"])
 
@@ -43,7 +55,9 @@ def _reflected(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _comparison(name: str, compare: Callable[[Any, Any], Any]) -> Callable[[Tensor, Any], Tensor]:
-    def compared(self: Tensor, other: Any) -> Tensor:
+    def compared(self: Tensor, other: Any) -> Any:
+        if name in ("eq", "ne") and not (isinstance(other, COMPARABLE) or is_array(other)):
+            return NotImplemented  # None, text and the like: unequal, by Python's rule
         other = as_tensor(other, self)
         broadcast_shape(name, self, other)
         if other.backend != self.backend:
@@ -51,6 +65,33 @@ def _comparison(name: str, compare: Callable[[Any, Any], Any]) -> Callable[[Tens
         return Tensor(array_module(self.data).asarray(compare(self.data, other.data)))
 
     return compared
+
+
+def _in_place(symbol: str) -> Callable[[Tensor, Any], Any]:
+    change, sign = getattr(operator, f"i{symbol}"), SIGNS[symbol]
+
+    def changed(self: Tensor, other: Any) -> Any:
+        if self.node is not None or not self.requires_grad:
+            return NotImplemented  # x = x - y
+        if mode.grad_enabled or symbol == "matmul":
+            raise UsageError(
+                f"{sign}: a tensor that requires a gradient can't be changed in place"
+                + (": write p.data[...] = ..." if symbol == "matmul" else " outside of tinygpt.no_grad()")
+                + ", or give the result another name"
+            )
+        other = as_tensor(other, self)
+        if other.backend != self.backend:
+            raise different_backends(sign, self.data, other.data)
+        if broadcast_shape(sign, self, other) != self.shape:
+            raise ShapeError(f"{sign}: a tensor of shape {self.shape} can't take a result of {other.shape} in place")
+        if not getattr(self.data.flags, "writeable", True):
+            raise UsageError(f"{sign}: the array of the tensor is read-only: give the tensor a copy")
+        with np.errstate(all="ignore"):
+            change(self.data, other.data)
+        self.mark_changed()
+        return self
+
+    return changed
 
 
 def _iterate(self: Tensor) -> Iterator[Tensor]:

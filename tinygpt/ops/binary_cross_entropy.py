@@ -93,5 +93,5 @@ def binary_cross_entropy(logits: Tensor, targets: Any) -> Tensor:
     if not (low >= 0.0 and high <= 1.0):  # also refuses nan
         worst = low if not low >= 0.0 else high
         raise RangeError(f"binary_cross_entropy: targets must be in [0, 1], not {worst}")
-    array = from_host("binary_cross_entropy", "targets", array, logits.data).astype(logits.dtype)
+    array = from_host("binary_cross_entropy", "targets", array, logits.data).astype(logits.dtype, copy=False)
     return BinaryCrossEntropy.apply(logits, targets=array)

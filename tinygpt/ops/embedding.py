@@ -13,7 +13,8 @@ have no gradient.
 Only the rows that are named get anything, so the kernel adds to a gradient that is there: that of the table, when the
 head of the model, which shares it, has left one (for GPT-2 154 MB); zeros otherwise.
 
-Saved: ids alone. The map is linear, so its gradient does not depend on the table's values.
+Saved: ids alone, and a copy of them, since a caller may fill the same buffer anew before the backward pass. The map is
+linear, so its gradient does not depend on the table's values.
 
 Shapes: weight (V, C), ids of any shape (...), y (..., C); inside, N ids.
 Source: Bengio, Ducharme, Vincent, Jauvin, "A Neural Probabilistic Language Model", JMLR 2003, section 2 (the matrix C).
@@ -23,7 +24,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..backends import array_module, from_host, name_of
+from ..backends import array_module, from_host
 from ..errors import ShapeError
 from ..function import Function
 from ..kernel import kernel
@@ -69,10 +70,10 @@ class Embedding(Function):
     def backward(self, dy: Any) -> Any:
         (ids,) = self.saved
         C = dy.shape[-1]
-        dweight = self.present_gradient(0)
-        if dweight is None or name_of(dweight) != name_of(dy):
-            dweight = array_module(dy).zeros((self.V, C), dtype=dy.dtype)  # (V, C)
-        embedding_backward(dy.reshape(ids.size, C), ids.reshape(-1), dweight)
+        with self.present_gradient(0) as dweight:
+            if dweight is None:
+                dweight = array_module(dy).zeros((self.V, C), dtype=dy.dtype)  # (V, C)
+            embedding_backward(dy.reshape(ids.size, C), ids.reshape(-1), dweight)
         return dweight
 
 

@@ -10,14 +10,15 @@ for them `add.at` adds one by one, since `dx[key] += dy` would keep the last cop
 
 Basic indexing (integers, slices, `...`, None) gives a view of x's memory, the rest a copy.
 
-Saved: the key and x's shape; x itself is not needed.
+Saved: the key, with copies of its arrays, whose buffers may be filled anew before the backward pass, and x's shape; x
+itself is not needed.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from ..backends import array_module, from_host, is_array, move
+from ..backends import array_module, from_host, is_array
 from ..errors import DtypeError, RangeError, UsageError
 from ..function import Function
 from ..tensor import Tensor, as_tensor
@@ -47,10 +48,8 @@ def getitem(x: Any, key: Any) -> Tensor:
     parts = key if isinstance(key, tuple) else (key,)
     parts = tuple(_part(part) for part in parts)
     if x.backend == "cupy":
-        parts = _for_gpu(x, key, parts)
-    for part in parts:
-        if is_array(part):
-            from_host("getitem", "indices", part, x.data)
+        _check_for_gpu(x, key, parts)
+    parts = tuple(from_host("getitem", "indices", part, x.data) if is_array(part) else part for part in parts)
     if not any(part is Ellipsis for part in parts):
         parts = (*parts, Ellipsis)  # x[0, 0, ...] is a view without axes where x[0, 0] would be a copy
     try:
@@ -78,8 +77,8 @@ def _part(part: Any) -> Any:
     return part
 
 
-def _for_gpu(x: Tensor, key: Any, parts: tuple[Any, ...]) -> tuple[Any, ...]:
-    """A key for CuPy: its arrays on the GPU, and checked, since CuPy lets an index beyond an axis wrap around."""
+def _check_for_gpu(x: Tensor, key: Any, parts: tuple[Any, ...]) -> None:
+    """A key for CuPy is checked here, since CuPy lets an index beyond an axis wrap around."""
     taken = [0 if p is None or p is Ellipsis else p.ndim if is_array(p) and p.dtype.kind == "b" else 1 for p in parts]
     axis = 0
     for part, count in zip(parts, taken, strict=True):
@@ -92,7 +91,6 @@ def _for_gpu(x: Tensor, key: Any, parts: tuple[Any, ...]) -> tuple[Any, ...]:
             if not fits:
                 raise RangeError(f"getitem: {key!r} does not index a tensor of shape {x.shape}: axis {axis} is {size}")
         axis += x.ndim - sum(taken) if part is Ellipsis else count
-    return tuple(move(part, "cupy") if is_array(part) else part for part in parts)
 
 
 def _as_array(part: Any) -> Any:

@@ -28,6 +28,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..backends import array_module
 from ..checks import number
 from ..errors import ShapeError
 from ..function import Function
@@ -37,6 +38,7 @@ from ..tensor import Tensor
 from ._arguments import next_key, require_probability, require_same_dtype
 from .dropout import dropout_apply, dropout_composed
 from .layer_norm import layer_norm_backward, layer_norm_composed, layer_norm_forward
+from .linear import column_sum
 
 
 def residual_layer_norm_composed(
@@ -117,11 +119,22 @@ class ResidualLayerNorm(Function):
 
     def backward(self, dsum: Any, dy: Any) -> Any:
         total, weight, _, mean, rstd = self.saved
+        if dy is None:  # nobody used `normalised`: there is no gradient of weight and bias
+            return self.backward_of_sum(dsum)
+        if dsum is None:
+            dsum = array_module(dy).zeros_like(dy)
         dresidual, dx, dx_bias, dweight, dbias = residual_layer_norm_backward(
             dy.reshape(total.shape), dsum.reshape(total.shape), total, weight, mean, rstd, *self.key, *self.has_biases
         )
         biases = [d for d, present in zip((dx_bias, dbias), self.has_biases, strict=True) if present]
         return dresidual.reshape(dy.shape), dx.reshape(dy.shape), dweight, *biases
+
+    def backward_of_sum(self, dsum: Any) -> Any:
+        """The gradients when `sum` alone was used."""
+        rows = dsum.reshape(-1, dsum.shape[-1])  # (N, C)
+        dx = dropout_apply(rows, *self.key) if self.key[0] > 0.0 else rows  # (N, C)
+        biases = [column_sum(dx)] if self.has_biases[0] else []
+        return dsum, dx.reshape(dsum.shape), None, *biases, *([None] if self.has_biases[1] else [])
 
 
 def residual_layer_norm(
@@ -141,8 +154,8 @@ def residual_layer_norm(
     when training; generator: where the mask comes from, tinygpt.random.default_generator when None.
     Returns two tensors of x's shape. Raises ShapeError, DtypeError, RangeError, UsageError.
     """
-    vectors = {"weight": weight, "bias": bias, "x_bias": x_bias}
-    given = {name: tensor for name, tensor in vectors.items() if tensor is not None}
+    optional = {"bias": bias, "x_bias": x_bias}
+    given = {"weight": weight} | {name: tensor for name, tensor in optional.items() if tensor is not None}
     require_same_dtype("residual_layer_norm", residual=residual, x=x, **given)
     if x.ndim == 0 or x.shape[-1] == 0 or residual.shape != x.shape:
         raise ShapeError(

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..backends import array_module
+from ..backends import array_module, is_array
 from ..errors import DtypeError
 from ..function import Function
 from ..tensor import Tensor, as_tensor
@@ -43,6 +43,8 @@ def where(condition: Any, a: Any, b: Any) -> Tensor:
     like = a if isinstance(a, Tensor) else b if isinstance(b, Tensor) else None
     if isinstance(condition, bool):  # as an operand it would become a number like those beside it
         condition = np.bool_(condition)
+    elif is_array(condition):
+        condition = condition.copy()  # saved, and a caller's mask may be filled anew before the backward pass
     condition, a, b = (as_tensor(value, like) for value in (condition, a, b))
     if condition.dtype.kind != "b":
         raise DtypeError(f"where: the condition must be boolean, not {condition.dtype}: compare, as in x > 0")

@@ -41,7 +41,8 @@ def grad_norm(parameters: Iterable[Tensor]) -> float:
     """The Euclidean norm of the gradients of all parameters, as one vector. Those without a gradient count 0."""
     tensors = _tensors("grad_norm", parameters)
     with np.errstate(all="ignore"):  # an overflow gives inf, which the caller looks at
-        return math.sqrt(sum(sum_of_squares.each([(p.grad,) for p in tensors if p.grad is not None])))
+        grads = [(p.present_grad("grad_norm"),) for p in tensors if p.grad is not None]
+        return math.sqrt(sum(sum_of_squares.each(grads)))
 
 
 def clip_coefficient(norm: float, max_norm: float) -> float:

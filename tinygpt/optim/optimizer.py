@@ -21,7 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from ..backends import array_module, different_backends, is_array, move, name_of
+from ..backends import array_module, is_array, move, name_of
+from ..changes import note_change
 from ..checks import number, whole_number
 from ..errors import DtypeError, ShapeError, UsageError
 from ..tensor import Tensor
@@ -69,17 +70,11 @@ class Optimizer:
         pass over them (see `clip_coefficient`).
         """
         grad_scale = number(f"{self.where}.step", "grad_scale", grad_scale, at_least=0)
-        ready = [(slot, slot.parameter.grad) for slot in self.slots if slot.parameter.grad is not None]
+        ready = []
+        for slot in self.slots:
+            if slot.parameter.grad is not None:
+                ready.append((slot, slot.parameter.present_grad(f"{self.where}.step: parameter {slot.name!r}")))
         for slot, grad in ready:
-            if name_of(grad) != slot.parameter.backend:
-                raise different_backends(
-                    f"{self.where}.step: parameter {slot.name!r} and its gradient", slot.parameter.data, grad
-                )
-            if grad.shape != slot.parameter.shape:
-                raise ShapeError(
-                    f"{self.where}.step: the gradient of parameter {slot.name!r} has shape {grad.shape}, "
-                    f"the parameter has {slot.parameter.shape}"
-                )
             if any(array.shape != grad.shape for array in slot.state.values()):  # compiled bodies trust the shapes
                 raise ShapeError(
                     f"{self.where}.step: parameter {slot.name!r} has shape {slot.parameter.shape} now, another "
@@ -88,6 +83,7 @@ class Optimizer:
         for slot, _ in ready:
             self._follow(slot)
             slot.step += 1
+        note_change([slot.parameter.data for slot, _ in ready])
         with np.errstate(all="ignore"):  # infinities behave as in the compiled bodies: they pass through
             self._update_all(ready, grad_scale)
 

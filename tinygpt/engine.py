@@ -1,0 +1,168 @@
+"""The backward pass: from a result back through the graph to its leaves.
+
+Nodes are visited in the reverse order of their making, which is always a topological order, with no recursion: a
+graph may be as deep as memory allows. As the pass goes it frees what each node had saved.
+
+Gradients add up where a result was used several times. An array that nobody else holds is added to in place, and may
+be overwritten by the operation that receives it; `owned` keeps account of these.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import backends
+from .backends.precision import is_16_bit
+from .changes import check_unchanged, memory_of
+from .errors import DtypeError, GraphFreedError, ShapeError, UsageError
+from .function import Function, adding, as_array, check_finite, mode
+
+if TYPE_CHECKING:
+    from .tensor import Tensor
+
+
+def backward_pass(root: Function, output: int, grad: Any, retain_graph: bool) -> None:
+    """Add to the `.grad` of every leaf behind `root` what `grad`, the gradient of its output, comes to there."""
+    nodes = _reachable(root)
+    for node in nodes:
+        if node.kept is None:
+            raise GraphFreedError(
+                f"backward() comes to {node.name}, whose saved arrays an earlier backward() has freed: "
+                "compute the result anew, or call the earlier backward(retain_graph=True)"
+            )
+    check_unchanged(nodes)
+    pending: dict[Function, list[Any]] = {root: [None] * len(root.outputs)}
+    pending[root][output] = grad
+    owned: set[tuple[Function, int]] = set()  # slots whose array nobody else holds: it may be written into
+    with np.errstate(all="ignore"):
+        while nodes:
+            node = nodes.pop()
+            received = pending.pop(node, None)
+            if received is not None:
+                _step(node, received, pending, owned)
+            if not retain_graph:
+                node.free()
+
+
+def _reachable(root: Function) -> list[Function]:
+    """Every node behind `root`, in the order of making: the last is the first to run backward."""
+    seen = {root}
+    stack = [root]
+    while stack:
+        for parent in stack.pop().parents:
+            if isinstance(parent, Function) and parent not in seen:
+                seen.add(parent)
+                stack.append(parent)
+    return sorted(seen, key=lambda node: node.order)
+
+
+def _step(
+    node: Function, received: list[Any], pending: dict[Function, list[Any]], owned: set[tuple[Function, int]]
+) -> None:
+    """Run one node's backward and hand its results to the nodes and leaves before it."""
+    grads = _gradients(node, received, all((node, i) in owned for i, g in enumerate(received) if g is not None))
+    holds = [*grads, *(() if node.may_overwrite else received)]  # an array that is in here once is nobody else's
+    held = [id(memory_of(array)) for array in holds if array is not None]
+    for i, (parent, output, grad) in enumerate(zip(node.parents, node.parent_outputs, grads, strict=True)):
+        if parent is None or (grad is None and len(received) > 1 and any(g is None for g in received)):
+            continue
+        shape = parent.outputs[output][0] if isinstance(parent, Function) else parent.shape
+        if grad is None or grad.shape != shape:
+            raise _wrong_gradient(node, i, grad, shape)
+        alone = held.count(id(memory_of(grad))) == 1
+        if isinstance(parent, Function):
+            _add_pending(parent, output, grad, alone, pending, owned)
+        else:
+            accumulate(parent, grad, fresh=alone and grad.base is None)
+
+
+def _gradients(node: Function, received: list[Any], owned: bool) -> tuple[Any, ...]:
+    """What the node's backward makes of what it received, an entry for each input. owned: nobody else holds that."""
+    unused = [i for i, grad in enumerate(received) if grad is None] if len(received) > 1 else []
+    if unused and node.zeros_for_unused:
+        xp = backends.array_module(next(grad for grad in received if grad is not None))
+        for i in unused:
+            received[i] = xp.zeros(*node.outputs[i])
+    node.may_overwrite = owned
+    try:
+        result = node.backward(*received)
+    except (TypeError, AttributeError) as error:
+        if unused and not node.zeros_for_unused:
+            raise UsageError(
+                f"{node.name}.backward failed ({error}): it is given None for output {unused[0]}, which nobody used; "
+                "take that into account, or set zeros_for_unused = True in the class"
+            ) from error
+        raise
+    grads = tuple(result) if isinstance(result, (tuple, list)) else (result,)
+    if len(grads) != len(node.parents):
+        raise UsageError(f"{node.name}.backward returned {len(grads)} gradients for {len(node.parents)} inputs")
+    grads = tuple([grad if type(grad) is np.ndarray else _as_gradient(node, i, grad) for i, grad in enumerate(grads)])
+    if mode.detect_anomaly:  # a gradient that a leaf had before is not of this operation's making
+        made = [
+            grad for grad, parent in zip(grads, node.parents, strict=True) if grad is not getattr(parent, "grad", 0)
+        ]
+        check_finite(node.name, "backward", made, received)
+    return grads
+
+
+def _as_gradient(node: Function, i: int, grad: Any) -> Any:
+    """What a backward returned for input i, where that is no array of NumPy's: a number as an array; or a sentence."""
+    if isinstance(grad, (bool, int, float, np.generic)):
+        return np.asarray(grad)
+    if grad is None or backends.is_array(grad):
+        return grad
+    raise DtypeError(
+        f"{node.name}.backward: the gradient of input {i} must be an array, not {type(grad).__name__}: a backward "
+        "returns one array for each input, or None"
+    )
+
+
+def _wrong_gradient(node: Function, i: int, grad: Any, shape: tuple[int, ...]) -> UsageError:
+    """The error for a gradient that is missing or of another shape than its input."""
+    if grad is None:
+        return UsageError(f"{node.name}.backward returned no gradient for input {i}, which needs one")
+    return ShapeError(
+        f"{node.name}.backward: gradient of shape {grad.shape} for input {i} of shape {shape}: they must be equal, and "
+        "the .data of an input must not be replaced by another shape before backward()"
+    )
+
+
+def _add_pending(
+    parent: Function,
+    output: int,
+    grad: Any,
+    alone: bool,
+    pending: dict[Function, list[Any]],
+    owned: set[tuple[Function, int]],
+) -> None:
+    """Add to what a node will receive. `alone`: nobody else holds this array."""
+    dtype = parent.outputs[output][1]
+    if grad.dtype != dtype and not (is_16_bit(dtype) and grad.dtype == np.float32):  # more digits are welcome
+        grad, alone = grad.astype(dtype), True
+    slots = pending.setdefault(parent, [None] * len(parent.outputs))
+    present = slots[output]
+    if present is None:
+        slots[output] = grad
+        if alone and grad.flags.c_contiguous and getattr(grad.flags, "writeable", True):  # not one number stretched
+            owned.add((parent, output))
+    elif (parent, output) in owned and present.dtype == grad.dtype:
+        present += grad
+    else:
+        slots[output] = as_array(present + grad)
+        owned.add((parent, output))
+
+
+def accumulate(leaf: Tensor, grad: Any, fresh: bool) -> None:
+    """Add to a leaf's gradient. `fresh`: nobody else holds this array, so it can be kept without a copy."""
+    with adding:
+        if leaf.grad is grad:
+            return  # backward has added to it itself
+        present = leaf.present_grad("backward()", writable=True)
+        if present is not None:
+            present += grad
+        elif fresh and grad.dtype == leaf.dtype and grad.flags.c_contiguous:
+            leaf.grad = grad
+        else:
+            leaf.grad = backends.array_module(grad).array(grad, dtype=leaf.dtype, order="C")
