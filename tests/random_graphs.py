@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 from drawing import lay_out
 from random_graph_operations import BY_NAME, OPERATIONS
 
