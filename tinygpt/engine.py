@@ -62,7 +62,8 @@ def _step(
     node: Function, received: list[Any], pending: dict[Function, list[Any]], owned: set[tuple[Function, int]]
 ) -> None:
     """Run one node's backward and hand its results to the nodes and leaves before it."""
-    grads = _gradients(node, received, all((node, i) in owned for i, g in enumerate(received) if g is not None))
+    mine = [(node, i) in owned for i, grad in enumerate(received) if grad is not None]
+    grads = _gradients(node, received, owned=False not in mine)
     holds = [*grads, *(() if node.may_overwrite else received)]  # an array that is in here once is nobody else's
     held = [id(memory_of(array)) for array in holds if array is not None]
     for i, (parent, output, grad) in enumerate(zip(node.parents, node.parent_outputs, grads, strict=True)):

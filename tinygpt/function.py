@@ -84,6 +84,7 @@ class Function:
     zeros_for_unused: bool = False  # in backward: an output that nobody used has a gradient of zeros, not None
     outputs: tuple[tuple[tuple[int, ...], Any], ...] = ()  # (shape, dtype) of each output
     order: int = -1
+    result_class: Any = None  # Tensor, which is defined above this module and says so here
 
     def forward(self, *arrays: Any, **options: Any) -> Any:
         """Plain arrays in, a plain array or a tuple of them out."""
@@ -138,12 +139,10 @@ class Function:
     @classmethod
     def apply(cls, *inputs: Tensor, **options: Any) -> Any:
         """Run `forward` on the inputs' arrays and put the node into the graph."""
-        from .tensor import Tensor
-
         node = cls()
         try:
             wanted = [tensor.requires_grad for tensor in inputs]
-            arrays = [tensor.data for tensor in inputs]
+            arrays = [tensor._data for tensor in inputs]
             kind = type(arrays[0])
         except (AttributeError, IndexError):
             raise _no_tensors(cls.__name__, inputs) from None
@@ -161,7 +160,7 @@ class Function:
                 results[i] = _as_output(cls.__name__, array, arrays, several)
         if mode.detect_anomaly:
             check_finite(node.name, "forward", results, arrays)
-        made = tuple([Tensor(array, requires_grad=wants and is_floating(array.dtype)) for array in results])
+        made = tuple([cls.result_class(array, wants and is_floating(array.dtype)) for array in results])
         if wants:
             node.keep_less(inputs)
             node.order = next(clock)
@@ -180,10 +179,8 @@ def as_array(value: Any) -> Any:
 
 def _no_tensors(name: str, inputs: Sequence[Any]) -> UsageError:
     """The error for inputs of an operation that are no tensors."""
-    from .tensor import Tensor
-
     for i, value in enumerate(inputs):
-        if not isinstance(value, Tensor):
+        if not isinstance(value, Function.result_class):
             return DtypeError(
                 f"{name}.apply: input {i} must be a tensor, not {type(value).__name__}: make one with "
                 "tinygpt.tensor(...), or hand it over by keyword if it is an option"

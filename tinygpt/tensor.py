@@ -273,6 +273,9 @@ class Tensor:
     T: Any
 
 
+Function.result_class = Tensor
+
+
 def _checked_array(data: Any) -> Any:
     """What a tensor can hold, as it is; a NumPy scalar as an array; or a sentence."""
     data = as_array(data)
