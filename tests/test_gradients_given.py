@@ -15,6 +15,7 @@ import tinygpt as tg
 from tinygpt import ops, optim
 from tinygpt.errors import UsageError
 from tinygpt.kernel import REGISTRY, Kernel, use_kernels
+from tinygpt.kernel import _ready_for_gpu as prepare_for_gpu
 from tinygpt.tensor import Tensor
 
 
@@ -78,6 +79,25 @@ def test_gradients_that_can_be_added_to_are() -> None:
     assert number.grad == 5
 
 
+def test_a_gradient_that_can_not_be_written_to_is_clipped_as_a_copy() -> None:
+    p = leaf(2, 3)
+    p.grad = np.broadcast_to(np.float32(3), (2, 3))
+    norm = optim.clip_grad_norm([p], 1.0)
+    assert np.isclose(norm, np.sqrt(54))
+    assert np.allclose(p.grad, 1 / np.sqrt(6))
+
+
+@pytest.mark.parametrize("make", [optim.AdamW, lambda p: optim.SGD(p, lr=0.1)])
+def test_a_parameter_that_became_read_only_is_not_written_to(make: Any) -> None:
+    p = leaf(4)
+    optimizer = make([p])
+    held = bytes(16)
+    p.data, p.grad = np.frombuffer(held, np.float32), np.ones(4, np.float32)
+    with pytest.raises(UsageError, match="the array of parameter '0' is read-only"):
+        optimizer.step()
+    assert held == bytes(16)
+
+
 def test_a_gradient_of_another_shape_does_not_end_the_process() -> None:
     code = """
         import numpy as np, tinygpt as tg
@@ -114,6 +134,17 @@ def test_integers_and_booleans_go_to_the_reference_where_floats_are_meant(monkey
                     assert given[0][place].dtype == np.int64
                 elif dtype is not np.float16:  # which the reference is given widened
                     assert (result, given) == ("reference", []), (kernel.__name__, place, dtype)
+
+
+def test_the_same_rule_holds_on_a_gpu() -> None:
+    floats = np.ones(2, np.float32)
+    for dtype in (np.int64, np.int32, bool):
+        assert prepare_for_gpu([floats, np.ones(2, dtype)], False, False, ()) is None
+    for dtype in (np.int64, np.int32):
+        prepared = prepare_for_gpu([floats, np.ones(2, dtype)], False, False, (1,))
+        assert prepared is not None
+        assert prepared[1].dtype == np.int64
+    assert prepare_for_gpu([floats, np.ones(2, bool)], False, False, (1,)) is None
 
 
 def test_the_kinds_of_kernels_are_one_threads() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import random_graph_operations
+import random_graphs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_graphs import Builder, Chooser, WrongGraphError, check
@@ -35,6 +36,20 @@ def test_gradients_are_differences_whatever_the_graph(data: Any) -> None:
 def test_long_graphs() -> None:
     """Hypothesis likes short ones."""
     assert first_wrong(120, seed=0) is None
+
+
+def test_as_many_fresh_graphs_as_wanted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.argv", ["random_graphs.py", "--graphs", "5", "--seed", "3"])
+    with pytest.raises(SystemExit) as ended:
+        random_graphs.main()
+    assert not ended.value.code
+    assert "5 graphs of seed 3: 0 wrong" in capsys.readouterr().out
+    monkeypatch.setattr(Split, "backward", lambda self, *dys: np.concatenate(dys[::-1], axis=self.axis))
+    monkeypatch.setattr("sys.argv", ["random_graphs.py", "--graphs", "60", "--seed", "3"])
+    with pytest.raises(SystemExit) as ended:
+        random_graphs.main()
+    assert ended.value.code
+    assert "in the graph\nv0 = leaf" in capsys.readouterr().out
 
 
 def test_every_public_operation_is_in_the_graphs() -> None:

@@ -63,8 +63,9 @@ def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> float:
     coefficient = clip_coefficient(norm, max_norm)
     if coefficient < 1.0:
         for parameter in parameters:
-            if parameter.grad is not None:
-                parameter.grad *= coefficient
+            grad = parameter.present_grad("clip_grad_norm", writable=True)
+            if grad is not None:
+                grad *= coefficient
     return norm
 
 

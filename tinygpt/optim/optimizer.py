@@ -28,7 +28,7 @@ from ..errors import DtypeError, ShapeError, UsageError
 from ..tensor import Tensor
 
 
-@dataclass
+@dataclass(eq=False)  # tensors compare by element
 class Slot:
     """One parameter, what is particular to it, and the optimizer's memory of it."""
 
@@ -75,6 +75,7 @@ class Optimizer:
             if slot.parameter.grad is not None:
                 ready.append((slot, slot.parameter.present_grad(f"{self.where}.step: parameter {slot.name!r}")))
         for slot, grad in ready:
+            self._check_writable(slot.name, slot.parameter)
             if any(array.shape != grad.shape for array in slot.state.values()):  # compiled bodies trust the shapes
                 raise ShapeError(
                     f"{self.where}.step: parameter {slot.name!r} has shape {slot.parameter.shape} now, another "
@@ -201,5 +202,9 @@ class Optimizer:
             raise DtypeError(f"{self.where}: parameter {name!r} must be float32 or float64, not {parameter.dtype}")
         if not parameter.is_leaf:
             raise UsageError(f"{self.where}: parameter {name!r} is a result of operations, not a tensor of its own")
+        self._check_writable(name, parameter)
+
+    def _check_writable(self, name: str, parameter: Tensor) -> None:
+        """Compiled bodies would write into it all the same, into the pages of a file for instance."""
         if not getattr(parameter.data.flags, "writeable", True):
             raise UsageError(f"{self.where}: the array of parameter {name!r} is read-only: give the tensor a copy")
