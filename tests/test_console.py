@@ -194,12 +194,17 @@ def test_ctrl_c_while_the_command_imports(tmp_path: Path, module: str) -> None:
     """numpy is the first that takes time, tqdm comes with the options of `train`."""
     stub = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(30)\n"
     (tmp_path / f"{module}.py").write_text(stub)
+    (tmp_path / "tinygpt").write_text("from tinygpt.cli import main\nmain()\n")  # as pip's script
+    (tmp_path / "mine").write_text("try: import tinygpt.training\nexcept KeyboardInterrupt: print('mine')\n")
     env = ENVIRONMENT | {"PYTHONPATH": os.pathsep.join([str(tmp_path), ENVIRONMENT["PYTHONPATH"]])}
-    done = tinygpt("train", "--steps=1", env=env, stdout=subprocess.PIPE)
-    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
-    script = "import sys; sys.argv = ['mine.py']\ntry: import tinygpt.training\nexcept KeyboardInterrupt: print('mine')"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env, check=False)
-    assert done.stdout == "mine\n"  # a program of one's own handles it itself
+    for program, code, out in (
+        (["-m", "tinygpt"], -signal.SIGINT, ""),  # 130 in a shell
+        ([str(tmp_path / "tinygpt")], -signal.SIGINT, ""),
+        ([str(tmp_path / "mine")], 0, "mine\n"),  # a program of one's own handles it itself
+    ):
+        command = [sys.executable, *program, "train", "--steps=1"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=env, check=False)
+        assert (done.returncode, done.stdout, done.stderr) == (code, out, "")
 
 
 def test_an_unknown_option_names_the_help_that_lists_the_options(run: Any) -> None:

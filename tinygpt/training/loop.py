@@ -62,7 +62,8 @@ class Trainer:
     """Trains `model` on `train_tokens` and keeps checkpoints and metrics in `folder`, which must exist.
 
     train_tokens, validation_tokens: integers, shape (N,), memory-mapped or not. callbacks: called with every record of
-    the metrics file. stream: where the progress is shown, anything with `write`; by default sys.stderr.
+    the metrics file; one that raises ends the run with CallbackError. stream: where the progress is shown: anything
+    with `write`, by default sys.stderr.
     Raises UsageError when a text is shorter than the block, RangeError when it has an id that the model lacks.
     """
 

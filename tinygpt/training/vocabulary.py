@@ -20,7 +20,7 @@ def check_vocabulary(part: str, tokens: Any, vocab_size: int) -> None:
         return
     for begin in range(0, len(tokens), _STRETCH):
         stretch = tokens[begin : begin + _STRETCH]
-        low, high = int(stretch.min()), int(stretch.max())
+        low, high = 0 if tokens.dtype.kind == "u" else int(stretch.min()), int(stretch.max())
         if low < 0 or high >= vocab_size:
             bad = low if low < 0 else high
             place = begin + int(np.argmax(stretch == bad))
