@@ -65,18 +65,19 @@ class MetricsFile:
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
     """The records of a metrics file; a last line that a kill cut short is left out.
 
-    Raises CheckpointError for a line that is no record, OSError where the file can't be read.
+    Raises CheckpointError for a line that holds no record.
     """
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
-            if not line.endswith(b"\n"):
-                return
-            try:
-                record = json.loads(line)
-            except (ValueError, RecursionError):
-                record = None
-            if not isinstance(record, dict):
-                raise CheckpointError(
-                    f"line {number} of {path} is damaged: each line must be a JSON object; remove the line"
-                )
-            yield record
+            if line.endswith(b"\n"):
+                yield _record(path, number, line)
+
+
+def _record(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        record = json.loads(line.decode("utf-8"))
+        if not isinstance(record, dict) or not isinstance(record["step"], int):
+            raise ValueError("it holds no record of a step")
+    except (ValueError, KeyError, RecursionError) as error:
+        raise CheckpointError(f"line {number} of {path} is damaged: {error}") from error
+    return record
