@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from tinygpt import tokenizers
 from tinygpt.errors import CheckpointError, DtypeError, MissingExtraError, RangeError, UsageError
 from tinygpt.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer, StreamDecoder
-from tinygpt.tokenizers.bpe_files import byte_of_character, bytes_of_token
+from tinygpt.tokenizers.byte_characters import byte_of_character, bytes_of_token
 
 library = pytest.importorskip("tokenizers", reason="needs the extra bpe: pip install 'tinygpt[bpe]'")
 
@@ -214,7 +214,9 @@ def test_a_folder_of_older_files_with_added_tokens(tokenizer: BPETokenizer, fold
     change(folder / "special_tokens_map.json", lambda names: names.update(pad_token={"content": "<|a|>"}))
     loaded = tokenizers.load(folder)
     assert (loaded.vocab_size, loaded.pad_token_id) == (size + 2, size)
-    assert loaded.special_ids == {size - 1, size, size + 1}
+    assert loaded.special_ids == {size - 1, size}  # <|b|> is a word that was added, and no mark
+    assert loaded.encode("<|a|><|b|>").tolist() == [*tokenizer.encode("<|a|>"), size + 1]
+    assert loaded.encode("<|a|><|b|>", allow_special=True).tolist() == [size, size + 1]
     loaded.save(folder)
     assert json.loads((folder / "added_tokens.json").read_text(encoding="utf-8")) == {"<|a|>": size, "<|b|>": size + 1}
     assert tokenizers.load(folder) == loaded
@@ -287,9 +289,20 @@ def written(name: str, content: bytes) -> Callable[[Path], object]:
         (edited("tokenizer.json", lambda c: c["model"].update(merges=7)), "makes no byte-level BPE tokenizer"),
         (edited("tokenizer.json", lambda c: c.update(added_tokens=7)), "added_tokens"),
         (edited("tokenizer.json", lambda c: c["added_tokens"][0].update(id=5)), "has two ids"),
-        (edited("tokenizer_config.json", lambda c: c.update(eos_token="[END]")), "'\\[END\\]' is not in the vocab"),
-        (edited("tokenizer_config.json", lambda c: c.update(eos_token=5)), "eos_token is 5, not a text"),
-        (edited("tokenizer_config.json", lambda c: c.update(eos_token="Ġ")), "also the ordinary token for b' '"),
+        (edited("special_tokens_map.json", lambda c: c.update(eos_token=5)), "eos_token is 5, not a text"),
+        (edited("special_tokens_map.json", lambda c: c.update(eos_token="Ġ")), "also the ordinary token for b' '"),
+        (edited("tokenizer_config.json", lambda c: c.update(add_bos_token="no")), "add_bos_token is 'no', neither"),
+        (edited("tokenizer_config.json", lambda c: c.update(auto_map={"AutoTokenizer": ["x.Y"]})), "auto_map names"),
+        (edited("tokenizer_config.json", lambda c: c.update(vocab={"a": 0})), "its setting vocab can't be heeded"),
+        (edited("tokenizer_config.json", lambda c: c.update(tokenizer_class="Qwen2Tokenizer")), "is Qwen2Tokenizer"),
+        (edited("tokenizer_config.json", lambda c: c.update(added_tokens_decoder={"-1": {}})), "the id '-1'"),
+        (edited("tokenizer_config.json", lambda c: c.update(added_tokens_decoder={"9": {}})), "is not a text with the"),
+        (
+            edited("tokenizer_config.json", lambda c: c.update(added_tokens_decoder={"999999": {"content": "x"}})),
+            "the id 999999, but the vocabulary 87",
+        ),
+        (edited("tokenizer_config.json", lambda c: c.update(extra_special_tokens=[5])), "not a list of texts"),
+        (edited("tokenizer.json", lambda c: c.update(normalizer={"type": "NFC"})), "would leave out its normalizer"),
     ],
 )
 def test_damaged_and_lying_files(folder: Path, damage: Callable[[Path], object], sentence: str) -> None:

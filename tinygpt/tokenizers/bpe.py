@@ -27,24 +27,14 @@ from typing import Any, Self
 import numpy as np
 
 from ..checks import whole_number
-from ..errors import CheckpointError, DtypeError, UsageError, missing_extra
+from ..errors import CheckpointError, UsageError
+from .as_transformers import END_OF_TEXT, GENERAL, GPT2, Folder, assemble
 from .base import FILE_NAME, Tokenizer, check_ids, text_bytes
-from .bpe_files import (
-    BYTE_LEVEL,
-    END_OF_TEXT,
-    NAMES,
-    added_token,
-    byte_of_character,
-    bytes_of_token,
-    check,
-    check_added,
-    describe,
-    is_gpt2_scheme,
-    read_files,
-    read_folder,
-    read_json,
-    write_folder,
-)
+from .bpe_checks import check, check_added, is_gpt2_scheme
+from .bpe_files import NAMES, added_token, describe, read_files, read_folder, read_json, write_folder
+from .bpe_training import check_training, checked, train
+from .byte_characters import bytes_of_token
+from .library import explain, tokenizers
 from .pieces import chunks, recut
 
 _CHUNK = 1 << 14  # characters; a longer text is encoded in chunks of this size by several threads
@@ -60,25 +50,25 @@ class BPETokenizer(Tokenizer):
     type = "bpe"
 
     def __init__(self, description: dict[str, Any], settings: dict[str, Any] | None = None) -> None:
-        self._build(description, settings or {}, "the description")
+        self._build(Folder(description, settings or {}), "the description")
 
-    def _build(self, description: dict[str, Any], settings: dict[str, Any], source: str) -> None:
+    def _build(self, folder: Folder, source: str) -> None:
         """Everything that `encode` and `decode` need. source: where it came from, for the sentences."""
-        _tokenizers()  # without the library, that is what to say
+        tokenizers()  # without the library, that is what to say
         try:
-            ids = check(description)
-            special = {name: _special_name(name, settings, ids) for name in NAMES}
-            self._library = _from_description(description, sorted(set(filter(None, special.values()))))
-            if self._library.get_vocab(with_added_tokens=True) != ids:
-                raise ValueError("the ids of its added_tokens are not kept")
-            self._description = json.loads(self._library.to_str())
+            check(folder.description)
+            with explain("", ValueError):
+                made = assemble(folder)
+                self._description = json.loads(made.library.to_str())
+            ids = check(self._description)
             check_added(self._description)
+            self._settings = settings_that_keep(self._description, made.settings)
+            self._library = made.library
+            self._library.encode_special_tokens = True
+            self._begin, self._end = _around(self._library, len(ids))
         except (ValueError, RecursionError) as error:
             raise CheckpointError(f"{source} makes no byte-level BPE tokenizer: {error}") from error
         self._any_border = is_gpt2_scheme(self._description)
-        # What transformers would otherwise guess: its class for GPT-2 adds the end-of-text mark if none is named.
-        tokenizer_class = "GPT2Tokenizer" if self._any_border else "PreTrainedTokenizerFast"
-        self._settings = {"tokenizer_class": tokenizer_class} | special | settings
         self._with_special: Any = None  # a second one that finds special tokens in a text; made when asked for
         added = {entry["id"]: entry for entry in self._description["added_tokens"]}
         self._bytes = [
@@ -86,9 +76,9 @@ class BPETokenizer(Tokenizer):
             for token, number in sorted(ids.items(), key=lambda item: item[1])
         ]
         self.special_ids = frozenset(number for number, entry in added.items() if entry["special"])
-        marks = {name: None if token is None else ids[token] for name, token in special.items()}
-        self.bos_token_id, self.eos_token_id = marks["bos_token"], marks["eos_token"]
-        self.pad_token_id = marks["pad_token"]
+        self.bos_token_id, self.eos_token_id, self.pad_token_id = (
+            ids[made.marks[name]] if name in made.marks else None for name in ("bos_token", "eos_token", "pad_token")
+        )
 
     def __repr__(self) -> str:
         return f"<BPETokenizer of {self.vocab_size} tokens>"
@@ -99,16 +89,17 @@ class BPETokenizer(Tokenizer):
     def load(cls, folder: str | os.PathLike[str]) -> Self:
         """From a folder with GPT-2's files, tokenizer.json or vocab.json and merges.txt, or from a tokenizer.json."""
         path = Path(folder)
-        description, settings = read_folder(path) if not path.is_file() else (read_json(path), {})
         tokenizer = cls.__new__(cls)
-        tokenizer._build(description, settings, f"the tokenizer in {path}")
+        tokenizer._build(
+            read_folder(path) if not path.is_file() else Folder(read_json(path)), f"the tokenizer in {path}"
+        )
         return tokenizer
 
     @classmethod
     def from_files(cls, vocab: str | os.PathLike[str], merges: str | os.PathLike[str]) -> Self:
         """From a vocab.json and a merges.txt wherever they are."""
         tokenizer = cls.__new__(cls)
-        tokenizer._build(read_files(Path(vocab), Path(merges)), {}, f"the tokenizer in {vocab}")
+        tokenizer._build(Folder(read_files(Path(vocab), Path(merges)), complete=False), f"the tokenizer in {vocab}")
         return tokenizer
 
     @classmethod
@@ -126,9 +117,9 @@ class BPETokenizer(Tokenizer):
         the last ids, as in GPT-2; the first of them is the mark of beginning and end (bos, eos).
         The same texts make the same tokenizer. Raises UsageError.
         """
-        vocab_size, special_tokens = _check_training(vocab_size, special_tokens)
+        vocab_size, special_tokens = check_training(vocab_size, special_tokens)
         pairs = whole_number("BPETokenizer.train", "min_frequency", min_frequency)
-        model = _train(_checked(texts), vocab_size - len(special_tokens), pairs)
+        model = train(checked(texts), vocab_size - len(special_tokens), pairs)
         vocab = dict(sorted(model["vocab"].items(), key=lambda item: item[1]))
         for token in special_tokens:
             if token in vocab:
@@ -149,14 +140,28 @@ class BPETokenizer(Tokenizer):
     def vocab_size(self) -> int:
         return len(self._bytes)
 
-    def encode(self, text: str, allow_special: bool = False) -> np.ndarray:
-        """int64, shape (T,). allow_special: `<|endoftext|>` and its like in `text` become their one id."""
+    @property
+    def start_ids(self) -> list[int]:
+        """What its files put before every text, such as the mark that begins one (add_bos_token, a template)."""
+        return list(self._begin)
+
+    def encode(self, text: str, allow_special: bool = False, add_special_tokens: bool | None = None) -> np.ndarray:
+        """int64, shape (T,). allow_special: as transformers encodes.
+
+        Then `<|endoftext|>` and its like in `text` become their one id, and what the tokenizer's files put around a
+        text (add_bos_token, a template) stands around it, unless add_special_tokens=False.
+        """
         text_bytes(text, "utf-8")  # or a sentence
         library = self._finding_special() if allow_special else self._library
-        if len(text) < 2 * _CHUNK or not self._any_border:
-            return np.array(library.encode(text, add_special_tokens=False).ids, dtype=np.int64)
-        encodings = library.encode_batch_fast(chunks(text, _CHUNK), add_special_tokens=False)
-        return np.concatenate([np.array(encoding.ids, dtype=np.int64) for encoding in encodings])
+        with explain("the tokenizer can't encode this text: "):
+            if len(text) < 2 * _CHUNK or not self._any_border:
+                encodings = [library.encode(text, add_special_tokens=False)]
+            else:
+                encodings = library.encode_batch_fast(chunks(text, _CHUNK), add_special_tokens=False)
+        ids = [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
+        if allow_special if add_special_tokens is None else add_special_tokens:
+            ids = [np.array(self._begin, dtype=np.int64), *ids, np.array(self._end, dtype=np.int64)]
+        return ids[0] if len(ids) == 1 else np.concatenate(ids)
 
     def whole_pieces(self, pieces: Iterable[str]) -> Iterator[str]:
         if self._any_border:
@@ -170,7 +175,7 @@ class BPETokenizer(Tokenizer):
     def _finding_special(self) -> Any:
         if self._with_special is None:
             self._with_special = type(self._library).from_str(self._library.to_str())
-            self._with_special.encode_special_tokens = False
+            self._with_special.encode_special_tokens = bool(self._settings.get("split_special_tokens"))
         return self._with_special
 
     # Keeping it -----------------------------------------------------------------------------------
@@ -191,73 +196,23 @@ class BPETokenizer(Tokenizer):
         (Path(folder) / FILE_NAME).unlink(missing_ok=True)
 
 
-def _special_name(name: str, settings: dict[str, Any], ids: dict[str, int]) -> str | None:
-    """Which token is the eos_token (or another of NAMES). Where the settings are silent it is GPT-2's."""
-    default = END_OF_TEXT if name != "pad_token" and END_OF_TEXT in ids else None
-    token = settings.get(name, default)
-    token = token.get("content") if isinstance(token, dict) else token  # older files keep its flags with it
-    if token is not None and not isinstance(token, str):
-        raise ValueError(f"the {name} is {token!r}, not a text")
-    if token is not None and token not in ids:
-        raise ValueError(f"the {name} {token!r} is not in the vocabulary")
-    return token
+def settings_that_keep(description: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings with the class under which transformers makes this tokenizer of this description again."""
+    cutter, model = description["pre_tokenizer"], description["model"]
+    altered = any(model.get(key) for key in ("unk_token", "ignore_merges", "byte_fallback", "fuse_unk"))
+    if cutter["type"] != "ByteLevel" or not cutter.get("use_regex", True) or description["normalizer"] or altered:
+        return settings | {"tokenizer_class": GENERAL}
+    # That class would take <|endoftext|> for a mark that is not named at all.
+    names = {name: settings.get(name) for name in NAMES}
+    return settings | names | {"tokenizer_class": GPT2, "add_prefix_space": bool(cutter.get("add_prefix_space"))}
 
 
-def _from_description(description: dict[str, Any], special: list[str]) -> Any:
-    """The library's tokenizer: deterministic, without padding, special tokens encoded as the characters they are.
-
-    Raises ValueError with the library's words.
-    """
-    tokenizers = _tokenizers()
-    try:
-        library = tokenizers.Tokenizer.from_str(json.dumps(description))
-    except Exception as error:  # the library raises nothing more specific
-        raise ValueError(error) from error
-    library.add_special_tokens([tokenizers.AddedToken(token, normalized=False, special=True) for token in special])
-    library.no_truncation()
-    library.no_padding()
-    library.model.dropout = None
-    library.encode_special_tokens = True
-    return library
-
-
-def _check_training(vocab_size: Any, special_tokens: Any) -> tuple[int, tuple[str, ...]]:
-    if isinstance(special_tokens, str):
-        raise DtypeError(f"BPETokenizer.train: special_tokens is a list of texts, not the text {special_tokens!r}")
-    special = tuple(special_tokens)
-    for token in special:
-        if not text_bytes(token, "utf-8") or special.count(token) > 1:
-            raise UsageError(f"BPETokenizer.train: special tokens must be distinct and not empty, not {special!r}")
-    least = 256 + len(special)
-    return whole_number("BPETokenizer.train", "vocab_size", vocab_size, at_least=least), special
-
-
-def _checked(texts: str | Iterable[str]) -> Iterator[str]:
-    empty = True
-    for text in [texts] if isinstance(texts, str) else texts:
-        empty = not text_bytes(text, "utf-8") and empty
-        yield text
-    if empty:
-        raise UsageError("BPETokenizer.train: the text is empty: there is nothing to learn merges from")
-
-
-def _train(texts: Iterator[str], vocab_size: int, min_frequency: int) -> dict[str, Any]:
-    """The model of a tokenizer.json: vocabulary and merges without special tokens, byte 0 with id 0."""
-    tokenizers = _tokenizers()
-    library = tokenizers.Tokenizer(tokenizers.models.BPE())
-    library.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=BYTE_LEVEL["add_prefix_space"])
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=vocab_size, min_frequency=min_frequency, initial_alphabet=list(byte_of_character()),
-        show_progress=False,
-    )  # fmt: skip
-    library.train_from_iterator(texts, trainer)
-    model: dict[str, Any] = json.loads(library.to_str())["model"]
-    return model
-
-
-def _tokenizers() -> Any:
-    try:
-        import tokenizers
-    except ImportError as error:
-        raise missing_extra("tokenizers", "bpe", "byte-level BPE") from error
-    return tokenizers
+def _around(library: Any, vocab_size: int) -> tuple[list[int], list[int]]:
+    """The ids that the post-processor puts before and after a text."""
+    encoding = library.encode("a", add_special_tokens=True)
+    ids, own = encoding.ids, [place for place, added in enumerate(encoding.special_tokens_mask) if not added]
+    begin, end = (ids[: own[0]], ids[own[-1] + 1 :]) if own else (ids, [])
+    for number in [*begin, *end]:
+        if number >= vocab_size:
+            raise ValueError(f"its post_processor adds the id {number}, which no token has")
+    return begin, end
