@@ -21,7 +21,8 @@ import numpy as np
 
 from ..data.tokens import explain_os_errors
 from ..errors import UsageError
-from ..tokenizers import Tokenizer
+from ..tokenizers import BPETokenizer, Tokenizer
+from .generating import with_start
 
 Part = tuple[str, bool]  # a text, and whether special tokens may be written in it: in the template's, not in a user's
 
@@ -106,7 +107,7 @@ class Dialogue:
         """
         dropped = 0
         while True:
-            ids = encode(tokenizer, self._parts(user))
+            ids = with_start(tokenizer, encode(tokenizer, self._parts(user)))
             if len(ids) <= room:
                 return ids, dropped
             if not self.turns:
@@ -132,10 +133,17 @@ class Dialogue:
 def encode(tokenizer: Tokenizer, parts: list[Part]) -> np.ndarray:
     """The ids (T,) of the text that the parts make: special tokens become one id each where a part allows it.
 
-    Between two of them the text is encoded as a whole, so that tokens are what they are in any other text.
+    Everything else is encoded as a whole, so that tokens are what they are in any other text.
     """
+    if not isinstance(tokenizer, BPETokenizer):
+        return tokenizer.encode("".join(part for part, _ in parts))
     special = {tokenizer.decode([number]): number for number in tokenizer.special_ids}
-    pattern = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or r"(?!)")
+    either = "|".join(map(re.escape, sorted(special, key=len, reverse=True))) or r"(?!)"
+    if not _written_by_others(
+        re.compile(f"(?=({either}))"), parts
+    ):  # as the tokenizer finds them, blanks around included
+        return tokenizer.encode("".join(part for part, _ in parts), allow_special=True, add_special_tokens=False)
+    pattern = re.compile(either)
     found: list[np.ndarray] = []
     text = ""
     for part, trusted in parts:
@@ -145,3 +153,14 @@ def encode(tokenizer: Tokenizer, parts: list[Part]) -> np.ndarray:
             text, begin = "", match.end()
         text += part[begin:]
     return np.concatenate([*found, tokenizer.encode(text)]).astype(np.int64)
+
+
+def _written_by_others(pattern: re.Pattern[str], parts: list[Part]) -> bool:
+    """Whether a special token stands in the text that is not wholly inside one trusted part."""
+    allowed = np.zeros(sum(len(part) for part, _ in parts) + 1, dtype=np.int64)  # the number of its trusted part, or 0
+    begin = 0
+    for number, (part, trusted) in enumerate(parts, 1):
+        allowed[begin : begin + len(part)] = number * trusted
+        begin += len(part)
+    spans = (match.span(1) for match in pattern.finditer("".join(part for part, _ in parts)))
+    return any(allowed[a] == 0 or allowed[a] != allowed[b - 1] for a, b in spans)

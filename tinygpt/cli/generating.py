@@ -108,7 +108,7 @@ def load(options: argparse.Namespace) -> tuple[GPT, Tokenizer, Path]:
     )
     tokenizer = tokenizers.load(folder)
     tokens, ids = tokenizer.vocab_size, model.config.vocab_size
-    if tokens > ids or (is_run(folder) and tokens != ids):
+    if tokenizer.ids_of_texts > ids or (is_run(folder) and tokens != ids):
         raise CheckpointError(
             f"the tokenizer in {folder} has {tokens} tokens and the model {ids}: they do not belong together"
         )
@@ -121,9 +121,12 @@ def load(options: argparse.Namespace) -> tuple[GPT, Tokenizer, Path]:
 def add_sampling_options(parser: Any) -> None:
     """The prompt and everything that decides how it goes on, but for the seed."""
     either = parser.add_mutually_exclusive_group()
-    either.add_argument("--prompt", metavar="TEXT", help="the text to go on from (default: a line break)")
+    words = "the text to go on from (default: a line break); '': the model's end-of-text token, where a new text begins"
+    either.add_argument("--prompt", metavar="TEXT", help=words)
     words = "a UTF-8 file with the prompt, all of it; - is the standard input"
     either.add_argument("--prompt-file", metavar="FILE", help=words)
+    words = "<|endoftext|> and its like in the prompt are the tokens of that name, not their characters"
+    parser.add_argument("--allow-special", action="store_true", help=words)
     add_generation_options(parser, [*HOW_LONG, *HOW_CHOSEN, *HOW_MANY])
     parser.set_defaults(default_new_tokens=MAX_NEW_TOKENS)
 
@@ -199,7 +202,7 @@ def sample_text(
     config = generation_config(options, tokenizer, model).with_options({"seed": seed})
     if config.num_beams == 1 and config.num_return_sequences == 1:
         processors = [] if counter is None else [counter]
-        pieces = stream_text(model, tokenizer, prompt, config=config, logits_processor=processors)
+        pieces = stream_text(model, tokenizer, ids, config=config, logits_processor=processors)
         yield prompt
         yield from pieces
         return
@@ -238,10 +241,23 @@ def _prompt(tokenizer: Tokenizer, options: argparse.Namespace) -> tuple[str, np.
         options.prompt = read_stdin() if options.prompt_file == "-" else "".join(read_text(options.prompt_file))
         options.prompt_file = None  # it is read once: there may be nothing left of it
     prompt = _line_break(tokenizer) if options.prompt is None else options.prompt
-    ids = _encode(tokenizer, prompt, "the prompt")
+    ids = with_start(tokenizer, _encode(tokenizer, prompt, "the prompt", options.allow_special))
     if ids.size == 0:
-        raise UsageError("the prompt is empty: give at least one character to go on from")
+        # As transformers begins without a prompt; in GPT-2's training this mark stood between two texts.
+        start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+        if start is None:
+            raise UsageError(
+                "the prompt is empty, and this model's tokenizer has no token that begins a text: give at least one "
+                "character to go on from"
+            )
+        ids = np.array([start])
     return prompt, ids
+
+
+def with_start(tokenizer: Tokenizer, ids: np.ndarray) -> np.ndarray:
+    """`ids` (T,) behind what the tokenizer puts before every text, unless that stands there already."""
+    start = tokenizer.start_ids
+    return ids if ids[: len(start)].tolist() == start else np.concatenate([np.array(start, dtype=np.int64), ids])
 
 
 def read_stdin() -> str:
@@ -256,9 +272,15 @@ def read_stdin() -> str:
         raise UsageError(f"the standard input is not UTF-8 text: byte {error.start} fits no character") from error
 
 
-def _encode(tokenizer: Tokenizer, text: str, where: str) -> np.ndarray:
-    from ..tokenizers import UnknownCharacterError
+def _encode(tokenizer: Tokenizer, text: str, where: str, allow_special: bool = False) -> np.ndarray:
+    from ..tokenizers import BPETokenizer, UnknownCharacterError
 
+    if allow_special:
+        if not isinstance(tokenizer, BPETokenizer):
+            raise UsageError(
+                f"--allow-special: a tokenizer of type {tokenizer.type} has no special tokens: leave it out"
+            )
+        return tokenizer.encode(text, allow_special=True, add_special_tokens=False)
     try:
         return tokenizer.encode(text)
     except UnknownCharacterError as error:

@@ -176,6 +176,8 @@ def resolve_config(model: Any, config: Any, tokenizer: Any, options: dict[str, A
     check_tokenizer(tokenizer)
     V = model.config.vocab_size
     real = config.vocab_size if config.vocab_size is not None else getattr(tokenizer, "vocab_size", V)
+    if config.vocab_size is None and getattr(tokenizer, "ids_of_texts", real) <= V:
+        real = min(real, V)  # a padding token that was added later has no row in the model, and needs none
     if real > V:
         whose = "vocab_size" if config.vocab_size is not None else "the tokenizer"
         raise UsageError(f"{WHERE}: {whose} has {real} ids, but the model only {V}: it belongs to another model")

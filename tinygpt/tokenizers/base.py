@@ -35,6 +35,19 @@ class Tokenizer(ABC):
     pad_token_id: int | None = None
 
     @property
+    def start_ids(self) -> list[int]:
+        """What stands before every text that a model is to go on from, where the tokenizer's files say so."""
+        return []
+
+    @property
+    def ids_of_texts(self) -> int:
+        """How many ids a model must know: special tokens at the end, such as padding added later, may be beyond it."""
+        size = self.vocab_size
+        while size - 1 in self.special_ids:
+            size -= 1
+        return size
+
+    @property
     @abstractmethod
     def vocab_size(self) -> int:
         """How many ids there are."""

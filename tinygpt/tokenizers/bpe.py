@@ -142,7 +142,7 @@ class BPETokenizer(Tokenizer):
 
     @property
     def start_ids(self) -> list[int]:
-        """What its files put before every text, such as the mark that begins one (add_bos_token, a template)."""
+        """What its files put before every text (add_bos_token, a template)."""
         return list(self._begin)
 
     def encode(self, text: str, allow_special: bool = False, add_special_tokens: bool | None = None) -> np.ndarray:
@@ -209,7 +209,8 @@ def settings_that_keep(description: dict[str, Any], settings: dict[str, Any]) ->
 
 def _around(library: Any, vocab_size: int) -> tuple[list[int], list[int]]:
     """The ids that the post-processor puts before and after a text."""
-    encoding = library.encode("a", add_special_tokens=True)
+    with explain("its post_processor: ", ValueError):
+        encoding = library.encode("a", add_special_tokens=True)
     ids, own = encoding.ids, [place for place, added in enumerate(encoding.special_tokens_mask) if not added]
     begin, end = (ids[: own[0]], ids[own[-1] + 1 :]) if own else (ids, [])
     for number in [*begin, *end]:
