@@ -172,6 +172,7 @@ def _settings(folder: Folder) -> dict[str, Any]:
         settings.pop("add_eos_token", None)
     if "additional_special_tokens" in settings and not settings.get("extra_special_tokens"):
         settings["extra_special_tokens"] = settings.pop("additional_special_tokens")
+    _name_extra(settings)
     if "added_tokens_decoder" not in settings:
         for key, value in folder.names.items():
             if key == "extra_special_tokens" and isinstance(value, list):
@@ -180,19 +181,28 @@ def _settings(folder: Folder) -> dict[str, Any]:
                     [*before, *(each for each in value if each not in before)] if isinstance(before, list) else value
                 )
             settings[key] = value
+        _name_extra(settings)
     return settings
+
+
+def _name_extra(settings: dict[str, Any]) -> None:
+    """Extra special tokens that have names become marks like the others."""
+    if isinstance(settings.get("extra_special_tokens"), dict):
+        named = settings.get("model_specific_special_tokens") or {}
+        settings["model_specific_special_tokens"] = named | settings.pop("extra_special_tokens")
 
 
 def _named(settings: dict[str, Any]) -> dict[str, Any]:
     """The marks by name, as texts or AddedToken: the usual ones, then others that the settings name."""
-    extra = settings.get("extra_special_tokens")
     own = {
         key: value
         for key, value in settings.items()
         if key.endswith("_token") and key not in MARKS and key not in _SWITCHES and isinstance(value, str)
     }
-    own |= extra if isinstance(extra, dict) else {}
-    own |= settings.get("model_specific_special_tokens") or {}
+    named = settings.get("model_specific_special_tokens") or {}
+    if not isinstance(named, dict):
+        raise ValueError(f"its model_specific_special_tokens are {named!r:.60}, no table of names and tokens")
+    own |= named
     found = {}
     for key, value in ({key: settings.get(key) for key in MARKS} | own).items():
         if value is None:
@@ -206,7 +216,7 @@ def _named(settings: dict[str, Any]) -> dict[str, Any]:
 def _listed(settings: dict[str, Any]) -> list[Any]:
     """The extra special tokens that have no name."""
     extra = settings.get("extra_special_tokens")
-    if extra is None or isinstance(extra, dict):
+    if extra is None:
         return []
     if not isinstance(extra, list) or not all(_content(each) for each in extra):
         raise ValueError(f"its extra_special_tokens are {extra!r:.60}, not a list of texts")

@@ -78,8 +78,15 @@ def _check_steps(description: dict[str, Any]) -> None:
             )
     for step in steps(description.get("post_processor")):
         single = step.get("single") if step.get("type") == "TemplateProcessing" else None
-        if isinstance(single, list) and [list(piece)[:1] for piece in single].count(["Sequence"]) != 1:
+        if single is not None and _texts_of(single) != ["A"]:
             raise ValueError("its post_processor does not have the text once in its template")
+
+
+def _texts_of(single: Any) -> list[Any]:
+    """Which texts a template has, by their names; A is the first, and the only one here."""
+    pieces = [piece for piece in single if isinstance(piece, dict)] if isinstance(single, list) else []
+    found = [piece["Sequence"] for piece in pieces if "Sequence" in piece]
+    return [each.get("id") if isinstance(each, dict) else each for each in found]
 
 
 def steps(component: Any) -> list[dict[str, Any]]:
