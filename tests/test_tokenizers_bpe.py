@@ -302,6 +302,9 @@ def written(name: str, content: bytes) -> Callable[[Path], object]:
             "the id 999999, but the vocabulary 87",
         ),
         (edited("tokenizer_config.json", lambda c: c.update(extra_special_tokens=[5])), "not a list of texts"),
+        (edited("tokenizer_config.json", lambda c: c.update(fast_tokenizer_files=5)), "name another file, '5'"),
+        (edited("tokenizer_config.json", lambda c: c.update(tokenizer_class=5)), "tokenizer_class is 5 and"),
+        (written("config.json", b'{"model_type": ["x"]}'), "its model_type \\['x'\\]: both must be texts"),
         (edited("tokenizer.json", lambda c: c.update(normalizer={"type": "NFC"})), "would leave out its normalizer"),
     ],
 )

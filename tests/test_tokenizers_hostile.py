@@ -143,6 +143,7 @@ def template(*single: Any) -> dict[str, Any]:
             "ByteLevel twice",
         ),
         ({"decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True}}, "its decoder is 'WordPiece'"),
+        ({"normalizer": 5}, "its normalizer is 5, not a JSON object"),
         ({"normalizer": {"type": "Unheard"}}, "makes no byte-level BPE tokenizer"),
         ({"added_tokens": [{"id": -1, "content": "x"}]}, "two ids|not 0"),
         ({"added_tokens": [{"id": 2**70, "content": "<x>"}]}, "no token has the id"),

@@ -99,12 +99,12 @@ def _class_name(folder: Folder) -> str:
     """GPT2 or GENERAL. Raises ValueError for a class that has rules of its own."""
     named = folder.settings.get("tokenizer_class") or folder.model.get("tokenizer_class")
     model = folder.model.get("model_type") or ""
-    if named is None:
+    if named is None and isinstance(model, str):
         if not folder.complete or model in _OF_GPT2:
             return GPT2
         named = GENERAL if not model else f"that of {model}"
-    if not isinstance(named, str):
-        raise ValueError(f"its tokenizer_class is {named!r}, not a text")
+    if not isinstance(named, str) or not isinstance(model, str):
+        raise ValueError(f"its tokenizer_class is {named!r:.60} and its model_type {model!r:.60}: both must be texts")
     if named.removesuffix("Fast") == GPT2 and (not model or model in _OF_GPT2):
         return GPT2
     if named in _GENERAL | {each + "Fast" for each in _GENERAL} or named.removesuffix("Fast") == "LlamaTokenizer":
@@ -310,7 +310,8 @@ def _check_settings(settings: dict[str, Any]) -> None:
     for key in _SWITCHES:
         if not isinstance(settings.get(key, False), bool | None):
             raise ValueError(f"its setting {key} is {str(settings[key])[:40]!r}, neither true nor false")
-    other = [name for name in settings.get("fast_tokenizer_files") or [] if name != "tokenizer.json"]
+    other = settings.get("fast_tokenizer_files") or []
+    other = [name for name in other if name != "tokenizer.json"] if isinstance(other, list) else [other]
     if other:
         raise ValueError(f"its fast_tokenizer_files name another file, {str(other[0])[:60]!r}")
     ways = settings.get("auto_map")

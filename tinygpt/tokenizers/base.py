@@ -178,7 +178,10 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
 def check_ids(ids: Sequence[int] | np.ndarray, vocab_size: int) -> np.ndarray:
     """`ids` as an integer array of shape (T,), every one of them in `0 .. vocab_size - 1`."""
-    array = np.asarray(ids)
+    try:
+        array = np.asarray(ids)
+    except ValueError as error:  # rows of different lengths
+        raise ShapeError("decode needs ids of shape (T,), not rows: use batch_decode for a batch") from error
     if array.size == 0:  # an empty list has dtype float64
         array = array.astype(np.int64)
     if array.dtype.kind not in "iu":

@@ -60,6 +60,9 @@ def is_gpt2_scheme(description: dict[str, Any]) -> bool:
 
 def _check_steps(description: dict[str, Any]) -> None:
     """The steps around the model: byte-level, of bounded time and size, and decoded as bytes are."""
+    for name in ("normalizer", "pre_tokenizer", "decoder", "post_processor"):
+        if not isinstance(description.get(name), dict | None):
+            raise ValueError(f"its {name} is {description[name]!r:.60}, not a JSON object")
     levels = [step for step in steps(description.get("pre_tokenizer")) if step.get("type") == "ByteLevel"]
     if not levels:
         raise ValueError("its pre_tokenizer is not ByteLevel, so its tokens do not stand for bytes")
