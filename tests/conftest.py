@@ -10,6 +10,7 @@ With TINYGPT_EXT=require the tests refuse to run without the compiled kernels, w
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,14 @@ def pytest_report_header() -> str:
 
 def about() -> str:
     return f"tinygpt in {Path(tinygpt.__file__).parent}: {get('numpy').describe()}"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def heard_interrupts() -> None:
+    """A script's background jobs ignore SIGINT, and training then does so too: the tests, and the processes that they
+    start, take it as in a terminal however they were started."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

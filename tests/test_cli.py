@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -296,8 +298,10 @@ def test_resume_says_what_is_damaged(run: Any, model: Path, tmp_path: Path, name
 @pytest.mark.parametrize(("closed", "code"), [("sample --seed=1 >&-", 0), ("eval --batch-size=0 2>&-", 2)])
 def test_without_an_output(model: Path, closed: str, code: int) -> None:
     command = f"{shlex.quote(sys.executable)} -m tinygpt {closed} --model={shlex.quote(str(model))}"
+    begin, files = time.monotonic(), {path.name: path.stat().st_size for path in model.iterdir()}
     done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60, env=ENVIRONMENT, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (code, "", "")
+    state = f"{command}, of {files}, took {time.monotonic() - begin:.1f} s; load {os.getloadavg()}"
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", ""), state
 
 
 def test_a_module_that_is_run_has_the_name_of_the_program(tmp_path: Path) -> None:

@@ -187,8 +187,9 @@ def test_interrupted_and_resumed_is_undisturbed(
 ) -> None:
     trainer = make_trainer(tmp_path, gradient_accumulation=2)
     trainer.callbacks.append(raise_signal_at(step, key, number))
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM), threading.current_thread()
     result = trainer.run()
-    assert (result.signal, result.step) == (number, step)
+    assert (result.signal, result.step) == (number, step), f"{trainer.config}, {trainer.at}, handlers were {handlers}"
     assert CheckpointFolder(tmp_path).load().step == step
     again = make_trainer(tmp_path, gradient_accumulation=2)
     again.resume()

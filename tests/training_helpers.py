@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 import tinygpt
+from tinygpt.backends import get
 from tinygpt.gpt import GPT, GPTConfig
 from tinygpt.training import CheckpointFolder, Trainer, TrainingConfig, read_metrics
 
@@ -63,5 +64,18 @@ def outcome(folder: Path) -> dict[str, Any]:
 def assert_same_outcome(folder: Path, other: Path) -> None:
     found, expected = outcome(folder), outcome(other)
     assert found.keys() == expected.keys()
-    differing = [name for name in expected if found[name] != expected[name]]
-    assert not differing, f"{folder} and {other} differ in {', '.join(differing)}"
+    names = [name for name in expected if found[name] != expected[name]]
+    differing = [f"{name} ({difference(found[name], expected[name])})" for name in names]
+    assert not differing, f"{folder} and {other} differ in {'; '.join(differing)}; {get('numpy').describe()}"
+
+
+def difference(found: Any, expected: Any) -> str:
+    """What can be said of two parts of an outcome that should be equal: such a failure may not come again."""
+    if isinstance(found, tuple) and found[:2] == expected[:2]:
+        a, b = (np.frombuffer(part[2], part[0]).astype(np.float64) for part in (found, expected))
+        places = np.flatnonzero(a != b)
+        return f"{len(places)} of {len(a)} elements, from {places[:1]} on, by up to {np.abs(a - b).max(initial=0)}"
+    if isinstance(found, list):
+        pairs = [(a, b) for a, b in zip(found, expected, strict=False) if a != b]
+        return f"{len(found)} records and {len(expected)}, the first that differ: {pairs[:1]}"
+    return f"{found} and {expected}"
