@@ -173,7 +173,7 @@ def test_cupy_where_it_is_not(run: Any, text: Path, tmp_path: Path, monkeypatch:
     monkeypatch.setitem(sys.modules, "cupy", None)  # the import fails as if it were not installed
     monkeypatch.setattr("tinygpt.backends.cupy.xp", None)
     answer = run("train", *OPTIONS, f"--data={text}", f"--out={tmp_path}", "--backend=cupy")
-    assert_one_sentence(answer, r"pip install 'tinygpt\[cuda12\]'")
+    assert_one_sentence(answer, r"pip install 'cupy-cuda12x\[ctk\]' ml_dtypes")
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ def bpe_text(path: Path) -> Path:
 
 
 def test_bpe_as_tokens(run: Any, tmp_path: Path) -> None:
-    pytest.importorskip("tokenizers", reason="needs the extra bpe: pip install 'tinygpt[bpe]'")
+    pytest.importorskip("tokenizers", reason="needs the extra bpe: pip install -e '.[bpe]'")
     folder, text = tmp_path / "run", bpe_text(tmp_path / "text.txt")
     command = ("train", *OPTIONS, f"--data={text}", "--tokenizer=bpe", "--vocab-size=270", f"--out={folder}")
     assert "270 different" in run(*command).out
@@ -63,4 +63,4 @@ def test_bpe_without_its_library(run: Any, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     text = bpe_text(tmp_path / "text.txt")
     answer = run("train", *OPTIONS, f"--data={text}", f"--out={tmp_path / 'run'}", "--tokenizer=bpe")
-    assert_one_sentence(answer, r"pip install 'tinygpt\[bpe\]'")
+    assert_one_sentence(answer, r"pip install tokenizers")

@@ -237,7 +237,7 @@ def test_mistakes_in_templates(tmp_path: Path, content: str, sentence: str) -> N
 
 def test_special_tokens_are_the_template_s_alone() -> None:
     """A user who types <|im_end|> types characters, and does not end a turn."""
-    pytest.importorskip("tokenizers", reason="needs the extra bpe: pip install 'tinygpt[bpe]'")
+    pytest.importorskip("tokenizers", reason="needs the extra bpe: pip install -e '.[bpe]'")
     marks = ["<|im_end|>", "<|im_start|>"]
     tokenizer = tg.tokenizers.BPETokenizer.train("user assistant system hello " * 9, 300, special_tokens=marks)
     end, start = tokenizer.eos_token_id, tokenizer.vocab_size - 1
@@ -257,7 +257,7 @@ def test_special_tokens_are_the_template_s_alone() -> None:
 def test_an_answer_ends_at_a_stop_that_is_a_special_token(
     run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("tokenizers", reason="needs the extra bpe: pip install 'tinygpt[bpe]'")
+    pytest.importorskip("tokenizers", reason="needs the extra bpe: pip install -e '.[bpe]'")
     marks = ["<|x|>", "<|im_start|>", "<|im_end|>"]
     tokenizer = tg.tokenizers.BPETokenizer.train("user assistant hello " * 9, 300, special_tokens=marks)
     end = tokenizer.vocab_size - 1

@@ -15,7 +15,7 @@ import tinygpt as tg
 from tinygpt.cli.dialogue import PRESETS, Dialogue, encode
 from tinygpt.tokenizers import BPETokenizer, CharTokenizer
 
-pytest.importorskip("tokenizers", reason="needs the extra bpe: pip install 'tinygpt[bpe]'")
+pytest.importorskip("tokenizers", reason="needs the extra bpe: pip install -e '.[bpe]'")
 
 SHORT = ("--max-new-tokens=12", "--greedy")
 

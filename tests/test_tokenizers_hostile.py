@@ -18,7 +18,7 @@ from tinygpt.tokenizers import BPETokenizer
 from tinygpt.tokenizers.library import explain
 from tinygpt.tokenizers.patterns import UnsafePatternError, check_pattern
 
-library = pytest.importorskip("tokenizers", reason="needs the extra bpe: pip install 'tinygpt[bpe]'")
+library = pytest.importorskip("tokenizers", reason="needs the extra bpe: pip install -e '.[bpe]'")
 
 _TAIL = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"

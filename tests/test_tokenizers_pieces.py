@@ -16,7 +16,7 @@ from tinygpt.data import open_tokens, write_tokens
 from tinygpt.tokenizers import BPETokenizer
 from tinygpt.tokenizers.pieces import chunks, recut
 
-library = pytest.importorskip("tokenizers", reason="needs the extra bpe: pip install 'tinygpt[bpe]'")
+library = pytest.importorskip("tokenizers", reason="needs the extra bpe: pip install -e '.[bpe]'")
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ class RangeError(UsageError, IndexError):
 
 
 class MissingExtraError(UsageError, ImportError):
-    """An optional library is not installed. The message names the extra that brings it."""
+    """An optional library is not installed. The message says how to get it."""
 
 
 class OutOfMemoryError(UsageError, MemoryError):
@@ -42,8 +42,9 @@ class CheckpointError(UsageError):
     """A checkpoint that is damaged, cut short, or of another model."""
 
 
-def missing_extra(package: str, extra: str, purpose: str) -> MissingExtraError:
-    """The error for an absent optional library: what it is for and how to get it."""
-    return MissingExtraError(
-        f"{purpose} needs the package {package!r}, which is not installed: pip install 'tinygpt[{extra}]'"
-    )
+def missing_extra(package: str, purpose: str) -> MissingExtraError:
+    """The error for an absent optional library: what it is for and how to get it.
+
+    By its own name, not as an extra of tinygpt: no index has ours, and what has its name there is a stranger's.
+    """
+    return MissingExtraError(f"{purpose} needs the package {package!r}, which is not installed: pip install {package}")

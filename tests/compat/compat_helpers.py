@@ -13,7 +13,7 @@ import pytest
 
 from tinygpt import GPT, GPTConfig
 
-EXTRA = "needs the extra compat: pip install 'tinygpt[compat]'"
+EXTRA = "needs the extra compat: pip install -e '.[compat]'"
 
 with pytest.MonkeyPatch.context() as patch:
     patch.setenv("HF_HUB_OFFLINE", "1")  # read when it is imported; other tests want their own value afterwards

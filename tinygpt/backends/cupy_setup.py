@@ -31,14 +31,19 @@ def driver_cuda() -> tuple[int, int] | None:
     return version.value // 1000, version.value % 1000 // 10
 
 
-def fitting_extra(driver: tuple[int, int] | None) -> str:
-    """What to install beside a driver: `pip install 'tinygpt[cuda13]'`, with a word on the choice."""
+def pip_install(cuda: int) -> str:
+    """The command that installs what the extra cuda12 or cuda13 brings, by name: tinygpt is on no index."""
+    return f"pip install 'cupy-cuda{cuda}x[ctk]' ml_dtypes"
+
+
+def fitting_cupy(driver: tuple[int, int] | None) -> str:
+    """What to install beside a driver, with a word on the choice."""
     if driver is None:
-        return "pip install 'tinygpt[cuda12]' (or cuda13, to match your driver)"
+        return f"{pip_install(12)} (or cuda13x, to match your driver)"
     if driver[0] < OLDEST_CUDA:
         return f"a driver for CUDA {OLDEST_CUDA} or newer (this one is for {driver[0]}.{driver[1]})"
-    extra = "cuda12" if driver[0] == 12 else "cuda13"
-    return f"pip install 'tinygpt[{extra}]', which suits this machine's driver (CUDA {driver[0]}.{driver[1]})"
+    command = pip_install(12 if driver[0] == 12 else 13)
+    return f"{command}, which suits this machine's driver (CUDA {driver[0]}.{driver[1]})"
 
 
 def import_cupy() -> Any:
@@ -51,7 +56,7 @@ def import_cupy() -> Any:
         driver = driver_cuda()
         without = "" if driver is not None else ", and no NVIDIA driver is found here either"
         raise MissingExtraError(
-            f"the backend 'cupy' needs CuPy, which is not installed{without}: {fitting_extra(driver)}, {OTHERWISE}"
+            f"the backend 'cupy' needs CuPy, which is not installed{without}: {fitting_cupy(driver)}, {OTHERWISE}"
         ) from error
     except Exception as error:  # CuPy raises ImportError, and what its libraries raise
         raise _does_not_import(error) from error
@@ -61,7 +66,7 @@ def import_cupy() -> Any:
 def _does_not_import(error: BaseException) -> MissingExtraError:
     return MissingExtraError(
         f"the backend 'cupy' needs CuPy, which is installed but does not import ({reason(error)}): install it anew, "
-        f"{fitting_extra(driver_cuda())}, {OTHERWISE}"
+        f"{fitting_cupy(driver_cuda())}, {OTHERWISE}"
     )
 
 
@@ -107,7 +112,7 @@ def _no_answer(runtime: Any, error: Exception) -> str:
         made_for = cuda_version(runtime.runtimeGetVersion())
         return (
             f"the NVIDIA driver of this machine is too old for the installed CuPy: it runs CUDA {driver[0]}.{driver[1]}"
-            f", and CuPy is made for {made_for}: install {fitting_extra(driver)}, or a newer driver, {OTHERWISE}"
+            f", and CuPy is made for {made_for}: install {fitting_cupy(driver)}, or a newer driver, {OTHERWISE}"
         )
     return f"the backend 'cupy' gets no answer from the NVIDIA driver ({reason(error)}): see nvidia-smi, {OTHERWISE}"
 
@@ -115,11 +120,11 @@ def _no_answer(runtime: Any, error: Exception) -> str:
 def _no_kernel(cupy: Any, error: Exception) -> str:
     """Why CuPy can't add two numbers."""
     words = str(error)
-    extra = "cuda12" if cupy.cuda.runtime.runtimeGetVersion() < 13000 else "cuda13"
+    cuda = 12 if cupy.cuda.runtime.runtimeGetVersion() < 13000 else 13
     if re.search(r"header|include|cannot open source file|CUDA_PATH|\.h\b|\.hpp\b|nvrtc", words, re.IGNORECASE):
         return (
             f"the backend 'cupy' can't compile kernels for the GPU {gpu_name(cupy)}, for want of CUDA's headers or "
-            f"compiler library ({reason(error)}): pip install 'tinygpt[{extra}]', which brings them, {OTHERWISE}"
+            f"compiler library ({reason(error)}): {pip_install(cuda)}, which brings them, {OTHERWISE}"
         )
     return f"the GPU {gpu_name(cupy)} does not compute ({reason(error)}): see nvidia-smi, {OTHERWISE}"
 

@@ -109,6 +109,6 @@ def _bfloat16(backend: Any) -> np.dtype:
         return np.dtype(importlib.import_module("ml_dtypes").bfloat16)
     except ImportError:
         raise MissingExtraError(
-            "bfloat16 needs the package 'ml_dtypes', which is not installed: pip install 'tinygpt[cuda12]' (or "
-            "cuda13), or take --dtype float16 or float32"
+            "bfloat16 needs the package 'ml_dtypes', which is not installed: pip install ml_dtypes, or take "
+            "--dtype float16 or float32"
         ) from None

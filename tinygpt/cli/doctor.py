@@ -83,8 +83,8 @@ def _extension() -> str:
     module = numpy_backend.extension()
     if module is None:
         return (
-            "none: the slow reference bodies run; with a C compiler at hand, TINYGPT_EXT=require pip install "
-            "--force-reinstall --no-deps tinygpt builds them, or says why not"
+            "none: the slow reference bodies run; with a C compiler at hand, in a clone of tinygpt, "
+            "TINYGPT_EXT=require pip install -e . builds them, or says why not"
         )
     supported = importlib.import_module("tinygpt._ext.cpu").supported()
     return f"for {module.__name__.rpartition('.')[2]} (this processor has {', '.join(supported)})"
@@ -157,8 +157,8 @@ def _cupy() -> str:
         return version or "installed"
     driver = cupy_setup.driver_cuda()
     if driver is None:
-        return "not installed; with an NVIDIA GPU and its driver: pip install 'tinygpt[cuda12]' or 'tinygpt[cuda13]'"
-    return f"not installed: {cupy_setup.fitting_extra(driver)}"
+        return f"not installed; with an NVIDIA GPU and its driver: {cupy_setup.fitting_cupy(None)}"
+    return f"not installed: {cupy_setup.fitting_cupy(driver)}"
 
 
 def _gpu() -> str:
@@ -200,7 +200,7 @@ def _extra(extra: str) -> str:
     purpose, modules = EXTRAS[extra]
     missing = [module for module in modules if not _is_there(module)]
     there = ", ".join(f"{module} {_version(module) or ''}".rstrip() for module in modules)
-    to_do = f"missing {', '.join(missing)}: pip install 'tinygpt[{extra}]'"
+    to_do = f"missing {', '.join(missing)}: pip install {' '.join(missing)}"
     return f"{to_do if missing else there} ({purpose})"
 
 

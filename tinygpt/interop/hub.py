@@ -137,7 +137,7 @@ class _Hub:
             from huggingface_hub import errors
         except ImportError as error:
             raise missing_extra(
-                "huggingface_hub", "hub", f"there is no folder {name} and no such model in the cache; fetching {name!r}"
+                "huggingface_hub", f"there is no folder {name} and no such model in the cache; fetching {name!r}"
             ) from error
         self.hub, self.errors, self.name, self.revision = huggingface_hub, errors, name, revision
 

@@ -18,7 +18,7 @@ def tokenizers() -> Any:
     try:
         import tokenizers
     except ImportError as error:
-        raise missing_extra("tokenizers", "bpe", "byte-level BPE") from error
+        raise missing_extra("tokenizers", "byte-level BPE") from error
     return tokenizers
 
 

@@ -18,7 +18,7 @@ def draw_loss_curve(metrics: Path, picture: Path) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
-        raise missing_extra("matplotlib", "viz", "the picture of the loss curve") from error
+        raise missing_extra("matplotlib", "the picture of the loss curve") from error
     figure = Figure(figsize=(8, 5), layout="constrained")  # no pyplot: no window, no global state
     axes = figure.add_subplot()
     records = list(read_metrics(metrics))
