@@ -1,11 +1,11 @@
 """Every compiled level that this processor can run, by the rule in `kernel_rule.py`, each in a process of its own.
 
-The other tests run on the best level only, which is the one that users' processors of another make do not have.
+The other tests run on the best level only, which is the one that users' processors of another make do not have. Also
+the refusal of a level that can't be run.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tinygpt._ext import LEVELS, load
+from tinygpt._ext import LEVELS, built, load
 
 TESTS = Path(__file__).parent
 CHECK = """
@@ -45,10 +45,65 @@ def test_the_kernels_of_each_level(level: str) -> None:
 
     if level not in cpu.supported():
         pytest.skip(f"this processor lacks {level}")
-    if importlib.util.find_spec(f"tinygpt._ext.{level}") is None:
+    if not built(level):
         pytest.skip(f"the level {level} was not built: TINYGPT_MARCH asks for one level only")
     environment = {**os.environ, "TINYGPT_LEVEL": level, "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)])}
     command = [sys.executable, "-c", CHECK, level]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "kernels are right" in done.stdout
+
+
+# A processor that has only what every processor has, a build without one of the levels, or without any.
+REFUSED = """
+import sys
+import numpy as np
+import tinygpt as tg
+from tinygpt import _ext
+lacking = sys.argv[1]
+if lacking == "instructions":
+    from tinygpt._ext import cpu
+    cpu.supported = lambda: ["native", "baseline"]
+elif lacking != "nothing":
+    really = _ext.built
+    _ext.built = lambda name: lacking == "one level" and name != "avx512" and really(name)
+try:
+    tg.tensor(np.ones((2, 3), np.float32)).gelu()
+except tg.UsageError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("level", "lacking", "words"),
+    [
+        ("avx512", "instructions", "whose instructions this processor lacks: set it to one of "),
+        ("avx2", "instructions", "whose instructions this processor lacks: set it to one of "),
+        ("avx512", "one level", "a level that was not built: set it to one of "),
+        ("avx512", "everything", "a level that was not built: none was: in a clone of tinygpt, TINYGPT_EXT="),
+        ("avx3", "nothing", "which is no level of the compiled kernels: "),
+    ],
+)
+def test_a_level_that_can_not_be_is_refused_with_a_sentence(level: str, lacking: str, words: str) -> None:
+    """In a process of its own, since a level is chosen once, and it could die of an illegal instruction."""
+    if load() is None:
+        pytest.skip("extension not built")
+    environment = {**os.environ, "TINYGPT_LEVEL": level, "PYTHONPATH": str(TESTS.parent)}
+    command = [sys.executable, "-c", REFUSED, lacking]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    assert done.stdout.startswith(f"TINYGPT_LEVEL is '{level}', {words}"), done.stdout + done.stderr
+    assert len(done.stdout.splitlines()) == 1
+
+
+@pytest.mark.parametrize("supported", [["native", "baseline"], ["native", "baseline", "avx2"]])
+def test_the_best_level_of_those_that_are_possible_is_taken(
+    supported: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if load() is None:
+        pytest.skip("extension not built")
+    from tinygpt._ext import cpu
+
+    monkeypatch.delenv("TINYGPT_LEVEL", raising=False)
+    monkeypatch.setattr(cpu, "supported", lambda: supported)
+    best = next(level for level in LEVELS if level in supported and built(level))
+    assert load().__name__ == f"tinygpt._ext.{best}"  # type: ignore[union-attr]
