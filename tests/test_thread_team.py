@@ -18,21 +18,24 @@ from tinygpt.backends import get
 needs_extension = pytest.mark.skipif(get("numpy").extension() is None, reason="extension not built")
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 
-# What every process does: a product and a kernel, both large enough for several threads, and their known results.
+# What every process does: NumPy's own product, of whole numbers, which is exact in any order, then a product of ours
+# and kernels. All are large enough for several threads.
 WORK = """
 import hashlib, os, sys, threading
 import numpy as np
 import tinygpt as tg
+from tinygpt.backends.products import matrix_product
 from tinygpt.ops.layer_norm import layer_norm_backward
 from tinygpt.ops.gelu import gelu_forward
 
 rng = np.random.default_rng(0)
 a, b, row = (rng.standard_normal(shape).astype(np.float32) for shape in ((600, 200), (200, 600), (600,)))
 column = np.abs(a[:, 0]) + 0.5
+whole_a, whole_b = np.round(a * 4), np.round(b * 4)
 
 def work():
-    product = a @ b
-    parts = (product, gelu_forward(product), *layer_norm_backward(product, product, row, column, column))
+    whole, product = whole_a @ whole_b, matrix_product(a, b)
+    parts = (whole, product, gelu_forward(product), *layer_norm_backward(product, product, row, column, column))
     return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()
 
 def in_child(task):
@@ -215,10 +218,11 @@ print(tg.get_num_threads(), work() == expected)
 @needs_fork
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit on a user's threads is Linux's")
 def test_the_system_refuses_threads_to_a_child(tmp_path: Path) -> None:
-    """The child inherits products in two jobs that wait for each other, and can't run them: it says so and ends."""
+    """The child inherits NumPy's products in two jobs that wait for each other, and can't run them: it says so and
+    ends. A product of ours is made of blocks that wait for nothing: the child's one thread makes them all."""
     code = """
 import resource, signal, time
-expected = work()
+expected, product = work(), matrix_product(a, b)
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 def child():
     if os.getuid() == 0:
@@ -229,19 +233,22 @@ def child():
         threading.Thread(target=time.sleep, args=(0,)).start()
         os._exit(77)  # not enforced
     except RuntimeError:
-        return work() == expected
-print(in_child(child), -signal.SIGABRT)
+        return task()
+task = lambda: np.array_equal(matrix_product(a, b), product) and tg.get_num_threads() == 1 and work() == expected
+ours = in_child(child)
+task = lambda: work() == expected
+print(in_child(child), -signal.SIGABRT, ours)
 """
     printed, said = output(code, tmp_path)
     if printed.startswith("77 "):
         pytest.skip("this system does not enforce RLIMIT_NPROC")
-    assert printed == "-6 -6"
+    assert printed == "-6 -6 0"
     assert "TINYGPT_NUM_THREADS=1" in said
 
 
 @needs_extension
 def test_a_training_run_has_the_same_weights_on_any_number_of_threads(tmp_path: Path) -> None:
-    """The kernels promise it. NumPy's products, which may round differently, agree at these sizes in float32."""
+    """In processes that differ in the number of threads from their start."""
     code = """
 config = tg.GPTConfig(vocab_size=65, block_size=32, n_layer=2, n_head=2, n_embd=64, dropout=0.1, bias=True)
 model = tg.GPT(config, seed=1)

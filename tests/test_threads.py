@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import tinygpt.optim  # the kernels of both are registered
 from tinygpt._ext import load
 from tinygpt.backends import get
 from tinygpt.backends import numpy as numpy_backend
-from tinygpt.backends.products import matrix_product
+from tinygpt.backends.products import add_matrix_product, matrix_product
 from tinygpt.kernel import REGISTRY, use_kernels
 
 pytestmark = pytest.mark.skipif(get("numpy").extension() is None, reason="extension not built")
@@ -130,10 +132,17 @@ def test_all_arrays_in_one_sweep_are_as_one_by_one_on_any_number_of_threads(kern
     assert same == [kernel == "sum_of_squares"] * len(made)
 
 
+our_blas = pytest.mark.skipif(
+    "shared with the matrix products" not in get("numpy").describe(), reason="the BLAS in use keeps its own threads"
+)
+
+
+@our_blas
 @pytest.mark.parametrize(
     ("M", "K", "N"),
-    [(768, 128, 384), (128, 768, 512), (333, 500, 129), (70, 3001, 65), (1000, 1000, 300), (2, 999, 40)],
-)
+    [(768, 128, 384), (128, 768, 512), (333, 500, 129), (70, 3001, 65), (1000, 1000, 300), (2, 999, 40), (1, 768, 9001),
+     (9001, 300, 1), (1, 70000, 1)],
+)  # fmt: skip
 @pytest.mark.parametrize("transposed", ["neither", "left", "right", "both"])
 def test_products_are_the_same_on_any_number_of_threads(M: int, K: int, N: int, transposed: str, threads: Any) -> None:
     a = normal(K, M).T if transposed in ("left", "both") else normal(M, K)
@@ -147,14 +156,74 @@ def test_products_are_the_same_on_any_number_of_threads(M: int, K: int, N: int, 
     assert all(np.array_equal(result, results[0]) for result in results)
 
 
-def test_a_single_row_is_the_same_on_any_number_of_threads(threads: Any) -> None:
-    a, b = normal(1, 768), normal(768, 9001)
+# Operands of a product that are no plain matrices: batches, vectors, and memory that no BLAS reads without a copy.
+WIDE = normal(8, 600, 700)
+UNUSUAL: dict[str, tuple[np.ndarray, np.ndarray]] = {
+    "a batch": (WIDE[:3, :300, :333], normal(3, 333, 200)),
+    "two axes of a batch, turned": (WIDE[:, :200, :129].reshape(2, 4, 200, 129), normal(4, 2, 129, 150).swapaxes(0, 1)),
+    "a batch and one matrix": (normal(300, 333), WIDE[:3, :333]),
+    "a batch and a vector": (WIDE, normal(700)),
+    "two vectors": (WIDE[0].ravel(), WIDE[1].ravel()),
+    "every second number": (WIDE[0, ::2, ::2], WIDE[1, ::2, ::2][:350].T),
+    "backwards": (WIDE[0, ::-1], WIDE[1, ::-1].T),
+    "one row, repeated": (np.broadcast_to(WIDE[0, 0], (500, 700)), WIDE[1].T),
+    "windows that overlap": (np.lib.stride_tricks.sliding_window_view(WIDE[0, :2].ravel(), 700), WIDE[1].T),
+}
+
+
+@our_blas
+@pytest.mark.parametrize("kind", UNUSUAL)
+def test_unusual_products_are_the_same_on_any_number_of_threads(kind: str, threads: Any) -> None:
+    a, b = UNUSUAL[kind]
+    exact = np.matmul(a.astype(np.float64), b.astype(np.float64))
     results = []
     for count in (1, 2, 3, 8):
         threads(count)
-        results.append(matrix_product(a, b))
+        results += [matrix_product(a, b), matrix_product(a, b, out=np.full(exact.shape, np.nan, np.float32))]
+    assert np.shape(results[0]) == exact.shape
+    assert np.abs(results[0] - exact).max() < 1e-6 * a.shape[-1]
     assert all(np.array_equal(result, results[0]) for result in results)
-    assert np.abs(results[0] - a.astype(np.float64) @ b.astype(np.float64)).max() < 1e-3
+
+
+@our_blas
+@pytest.mark.parametrize("layout", ["C", "F", "strided"])
+def test_added_products_are_the_same_on_any_number_of_threads(layout: str, threads: Any) -> None:
+    a, b, start = normal(300, 500), normal(500, 129), normal(300, 129)
+    results = []
+    for count in (1, 2, 3, 8):
+        threads(count)
+        wide = np.zeros((300, 258), np.float32)
+        out = wide[:, ::2] if layout == "strided" else np.zeros((300, 129), np.float32, order=layout)  # type: ignore[call-overload]
+        out[...] = start
+        add_matrix_product(a, b, out)
+        assert not wide[:, 1::2].any()
+        results.append(out)
+    assert np.abs(results[0] - (a.astype(np.float64) @ b.astype(np.float64) + start)).max() < 1e-3
+    assert all(np.array_equal(result, results[0]) for result in results)
+
+
+@our_blas
+def test_products_of_several_callers_are_the_same_while_numpy_multiplies(threads: Any) -> None:
+    """Each of them tells OpenBLAS how many threads to use; afterwards NumPy's own products use all again."""
+    a, b = normal(200, 500), normal(500, 30)  # few columns: OpenBLAS's at every level
+    threads(2)
+    expected = matrix_product(a, b)
+    with ThreadPoolExecutor(4) as callers:
+        products = [callers.submit(matrix_product, a, b) for _ in range(200)]
+        own = [callers.submit(np.matmul, WIDE[0], WIDE[1].T) for _ in range(20)]
+    assert all(np.array_equal(product.result(), expected) for product in products)
+    assert np.allclose(own[0].result(), own[-1].result(), atol=1e-3)
+    assert np.array_equal(matrix_product(a, b), expected)
+    assert blas_threads() == 2
+
+
+def blas_threads() -> int:
+    """How many threads NumPy's OpenBLAS may use, from the library itself."""
+    library = ctypes.CDLL(numpy_backend.blas_library())
+    for name in ("scipy_openblas_get_num_threads64_", "openblas_get_num_threads64_", "openblas_get_num_threads"):
+        if hasattr(library, name):
+            return int(getattr(library, name)())
+    raise AssertionError("an OpenBLAS under another name")
 
 
 def weights_after_training(steps: int) -> list[np.ndarray]:
@@ -196,9 +265,3 @@ def test_any_number_of_threads_is_taken_or_gets_a_sentence(threads: Any) -> None
 def test_an_enormous_number_of_threads_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TINYGPT_NUM_THREADS", "99999999999")
     assert numpy_backend.default_num_threads() == numpy_backend.MOST_THREADS
-
-
-def test_a_level_that_does_not_exist_gets_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TINYGPT_LEVEL", "avx3")
-    with pytest.raises(tg.UsageError, match="TINYGPT_LEVEL is 'avx3': set it to one of native"):
-        load()

@@ -59,7 +59,17 @@ static tg_body region_body;
 static void *region_task;
 static ptrdiff_t region_n, region_grain;
 
+/* NumPy's OpenBLAS, where it runs on these threads. Either integer may be the width of its sizes. */
+typedef void (*gemm_64)(int, int, int, int64_t, int64_t, int64_t, float, const float *, int64_t, const float *, int64_t,
+                        float, float *, int64_t);
+typedef void (*gemm_32)(int, int, int, int, int, int, float, const float *, int, const float *, int, float, float *, int);
+static gemm_64 blas_gemm_64 = NULL;
+static gemm_32 blas_gemm_32 = NULL;
 static int (*blas_set_num_threads)(int) = NULL;
+static int *blas_num_threads = NULL; /* the number itself, and the most that OpenBLAS was ever told */
+static int blas_most = 0;
+static pthread_mutex_t blas_lock = PTHREAD_MUTEX_INITIALIZER;
+static int blas_users = 0; /* products whose blocks are being made, each block by one thread */
 
 static int64_t now(void) {
     struct timespec t;
@@ -128,6 +138,20 @@ static void *worker(void *argument) {
     return NULL;
 }
 
+/* How many jobs OpenBLAS is to cut its products into: one while they are blocks of ours. In a child of fork() its function
+ * would also start its own threads anew, which nobody needs, and ends the process where the system refuses them. */
+static void tell_blas(int change) {
+    if (!blas_set_num_threads) return;
+    pthread_mutex_lock(&blas_lock);
+    blas_users += change;
+    const int count = blas_users ? 1 : wanted;
+    if (blas_num_threads && count <= blas_most)
+        *blas_num_threads = count;
+    else
+        blas_set_num_threads(blas_most = count);
+    pthread_mutex_unlock(&blas_lock);
+}
+
 /* Start the missing workers. Called with region_lock held. */
 static void start_workers(void) {
     while (started < wanted - 1) {
@@ -140,7 +164,7 @@ static void start_workers(void) {
         pthread_attr_destroy(&attributes);
         if (failed) {
             wanted = started + 1;
-            if (blas_set_num_threads) blas_set_num_threads(wanted);
+            tell_blas(0);
             return;
         }
         started++;
@@ -275,6 +299,8 @@ int tg_adopt_blas(const char *path) {
                                               "openblas_set_num_threads64_", "openblas_set_num_threads", NULL};
     static const char *const parallel_names[] = {"scipy_openblas_get_parallel64_", "scipy_openblas_get_parallel",
                                                  "openblas_get_parallel64_", "openblas_get_parallel", NULL};
+    static const char *const gemm_64_names[] = {"scipy_cblas_sgemm64_", "cblas_sgemm64_", NULL};
+    static const char *const gemm_32_names[] = {"scipy_cblas_sgemm", "cblas_sgemm", NULL};
     void *library = dlopen(path, RTLD_NOW | RTLD_NOLOAD);
     if (!library) return 0;
     void *set_callback = find_symbol(library, callback_names);
@@ -284,8 +310,32 @@ int tg_adopt_blas(const char *path) {
     if (((int (*)(void))get_parallel)() != 1) return 0; /* 1: OpenBLAS with its own pthreads */
     blas_set_num_threads = (int (*)(int))set_count;
     ((void (*)(void *))set_callback)((void *)run_product);
-    blas_set_num_threads(wanted);
+    blas_gemm_64 = (gemm_64)find_symbol(library, gemm_64_names);
+    if (!blas_gemm_64) blas_gemm_32 = (gemm_32)find_symbol(library, gemm_32_names);
+    blas_num_threads = dlsym(library, "blas_cpu_number");
+    tell_blas(0);
     return 1;
+}
+
+int tg_blas_enter(ptrdiff_t largest) {
+    if (!blas_gemm_64 && (!blas_gemm_32 || largest > INT32_MAX)) return 0;
+    tell_blas(+1);
+    return 1;
+}
+
+void tg_blas_leave(void) { tell_blas(-1); }
+
+void tg_blas_multiply(ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, struct tg_strided a, struct tg_strided b, float *c,
+                      ptrdiff_t c_row, int add) {
+    enum { ROWS_FIRST = 101, AS_IT_IS = 111, TRANSPOSED = 112 }; /* the numbers of cblas.h */
+    const int a_way = a.column == 1 ? AS_IT_IS : TRANSPOSED, b_way = b.column == 1 ? AS_IT_IS : TRANSPOSED;
+    const ptrdiff_t a_step = a.column == 1 ? a.row : a.column, b_step = b.column == 1 ? b.row : b.column;
+    const float keep = add ? 1.0f : 0.0f;
+    if (blas_gemm_64)
+        blas_gemm_64(ROWS_FIRST, a_way, b_way, M, N, K, 1.0f, a.data, a_step, b.data, b_step, keep, c, c_row);
+    else
+        blas_gemm_32(ROWS_FIRST, a_way, b_way, (int)M, (int)N, (int)K, 1.0f, a.data, (int)a_step, b.data, (int)b_step,
+                     keep, c, (int)c_row);
 }
 
 /* Threads ------------------------------------------------------------------------------------------------- */
@@ -299,6 +349,8 @@ static void after_fork_in_child(void) {
     sleep_lock = fresh_mutex;
     wake = fresh_condition;
     started = 0;
+    blas_lock = fresh_mutex;
+    blas_users = 0; /* of threads that are gone */
     atomic_store(&sleepers, 0);
 }
 
@@ -316,7 +368,7 @@ int tg_set_num_threads(int count) {
     start_workers();
     count = wanted;
     pthread_mutex_unlock(&region_lock);
-    if (blas_set_num_threads) blas_set_num_threads(count);
+    tell_blas(0);
     return count;
 }
 

@@ -25,4 +25,19 @@ int tg_get_num_threads(void);
  * Returns 1 when it is done, 0 when the BLAS in use has no such door (then it is left alone). */
 int tg_adopt_blas(const char *library);
 
+/* Element (i, j) is at data[i * row + j * column]; one of the two steps is 1, and the other one is no shorter than what it
+ * steps over. */
+struct tg_strided {
+    const float *data;
+    ptrdiff_t row, column;
+};
+
+/* c (M x N) = a (M x K) . b (K x N), or += it, by that BLAS, on the calling thread alone: between tg_blas_enter and
+ * tg_blas_leave. The rows of c are c_row apart. tg_blas_enter returns 0 where there is no such BLAS, or where its integers
+ * don't hold `largest`; then there is nothing to leave. */
+int tg_blas_enter(ptrdiff_t largest);
+void tg_blas_multiply(ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, struct tg_strided a, struct tg_strided b, float *c,
+                      ptrdiff_t c_row, int add);
+void tg_blas_leave(void);
+
 #endif

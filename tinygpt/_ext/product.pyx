@@ -1,4 +1,5 @@
-# The float32 matrix product: product.h has the loops, tinygpt/backends/products.py says when it is called.
+# Float32 matrix products: product.h has loops of our own, product_blas.h shares out NumPy's; tinygpt/backends/products.py
+# says when they are called.
 
 cdef extern from "product.h" nogil:
     int TG_PRODUCT_PAYS
@@ -12,34 +13,63 @@ cdef extern from "product.h" nogil:
         int add
     int tg_gemm_run(tg_gemm *g)
 
-# Products of fewer rows or columns spend more time on packing than on multiplying.
+cdef extern from "product_blas.h" nogil:
+    cdef struct tg_blocks:
+        tg_gemm g
+        Py_ssize_t count, a_next, b_next, c_next
+    int tg_gemm_by_blas(tg_blocks *p)
+
+# Products of our own of fewer rows or columns spend more time on packing than on multiplying.
 cdef Py_ssize_t FEWEST = 32
 
 
-cdef void *open_matrix(array, Py_ssize_t *row, Py_ssize_t *column) except? NULL:
-    """The address of a matrix and its strides in elements."""
+cdef void *open_matrices(array, Py_ssize_t *next, Py_ssize_t *row, Py_ssize_t *column) except? NULL:
+    """The address of a matrix, or of a batch of them (S, M, N), and its strides in elements. NULL: strides that a BLAS does
+    not take, which wants one of them to be 1 and the other one to step over all that lies along the first."""
     cdef Py_buffer view
     PyObject_GetBuffer(array, &view, PyBUF_STRIDES)
-    row[0], column[0] = view.strides[0] // view.itemsize, view.strides[1] // view.itemsize
+    cdef int last = view.ndim - 1
+    cdef Py_ssize_t M = view.shape[last - 1], N = view.shape[last], size = view.itemsize
+    cdef void *address = view.buf
+    next[0] = 0 if last == 1 else view.strides[0] // size
+    row[0], column[0] = view.strides[last - 1] // size, view.strides[last] // size
     PyBuffer_Release(&view)
-    return view.buf
+    if N == 1:  # the stride of an axis of length 1 means nothing
+        column[0] = 1
+    if M == 1:
+        row[0] = N if column[0] == 1 else 1
+    return address if (column[0] == 1 and row[0] >= N) or (row[0] == 1 and column[0] >= M) else NULL
 
 
 def product_into(a, b, out, bint add):
-    """out (M, N) = a (M, K) @ b (K, N), or += it. Bits don't depend on threads, nor an element's on M and N."""
-    cdef tg_gemm g
+    """out (M, N) = a (M, K) @ b (K, N), or += it; or a batch (S, M, N) of products. Bits don't depend on threads."""
+    cdef tg_blocks p
     cdef Py_ssize_t c_column
-    if not TG_PRODUCT_PAYS or a.itemsize != 4 or a.shape[0] < FEWEST or b.shape[1] < FEWEST or not out.flags.writeable:
+    if a.itemsize != 4 or not out.flags.writeable:
         return NotImplemented
-    g.M, g.K, g.N, g.add = a.shape[0], a.shape[1], b.shape[1], add
-    g.a = <float *> open_matrix(a, &g.a_row, &g.a_k)
-    g.b = <float *> open_matrix(b, &g.b_k, &g.b_column)
-    g.c = <float *> open_matrix(out, &g.c_row, &c_column)
-    if (g.a_k != 1 and g.a_row != 1) or (g.b_k != 1 and g.b_column != 1) or c_column != 1:
-        return NotImplemented
-    cdef int failed
+    cdef int last = a.ndim - 1
+    p.g.M, p.g.K, p.g.N, p.g.add = a.shape[last - 1], a.shape[last], b.shape[last], add
+    p.count = 1 if last == 1 else a.shape[0]
+    p.g.a = <float *> open_matrices(a, &p.a_next, &p.g.a_row, &p.g.a_k)
+    p.g.b = <float *> open_matrices(b, &p.b_next, &p.g.b_k, &p.g.b_column)
+    p.g.c = <float *> open_matrices(out, &p.c_next, &p.g.c_row, &c_column)
+    if p.g.a == NULL:
+        return product_into(numpy.array(a, order="C"), b, out, add)
+    if p.g.b == NULL:
+        return product_into(a, numpy.array(b, order="C"), out, add)
+    if p.g.c == NULL or c_column != 1:
+        made = product_into(a, b, numpy.empty(out.shape, numpy.float32), False)
+        if made is NotImplemented:
+            return made
+        if add:
+            out += made
+        else:
+            out[...] = made
+        return out
+    cdef bint own = TG_PRODUCT_PAYS and last == 1 and p.g.M >= FEWEST and p.g.N >= FEWEST
+    cdef int done
     with nogil:
-        failed = tg_gemm_run(&g)
-    if failed:
+        done = tg_gemm_run(&p.g) if own else tg_gemm_by_blas(&p)
+    if own and done < 0:
         raise MemoryError(f"no memory for the copies that a product of {a.shape} and {b.shape} needs")
-    return out
+    return out if own or done else NotImplemented

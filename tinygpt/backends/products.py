@@ -1,18 +1,15 @@
-"""The product of two matrices, in float32 in the same bits on any number of threads.
+"""The product of matrices, in float32 in the same bits on any number of threads.
 
-On processors with AVX-512 a compiled body multiplies float32 matrices of NumPy's (`_ext/product.h`): there it is faster
-than NumPy's own library. Everywhere else, and for few rows or columns, the product is the BLAS library's. OpenBLAS cuts
-a long sum over k into pieces. A piece that is longer than one of its units (multiples of 32) and shorter than two, it
-halves, and one thread rounds the half to another multiple than several threads do: the sum is then added up in another
-order. With K a multiple of 32 the halves are equal, so a K that is none is cut here: its last few terms become a
-product of their own. Sums of at most 256 terms are never cut. A single row goes through as two equal ones, because a
-product with a vector has an order for each number of threads.
+On processors with AVX-512 a compiled body multiplies NumPy's float32 matrices (`_ext/product.h`): there it is faster
+than NumPy's own library. Everywhere else, for few rows or columns, and for batches, OpenBLAS multiplies, the library of
+NumPy's own wheels. It rounds differently when it shares a product out to another number of threads, so the compiled
+body cuts the product by its size alone and asks OpenBLAS for the blocks, each on one thread (`_ext/product_blas.h`).
 
 Products of 16-bit matrices are summed in float32 and rounded once, or kept in float32 (`wide`). On a GPU cuBLAS does
 that (`cupy_products.py`); batches of them, which the fast bodies never ask for, are widened first.
 
-Not promised: float64, where OpenBLAS divides work in more ways, and a right operand of one column. Another BLAS may
-have other habits; `tests/test_threads.py` looks at the one in use.
+Not promised: float64, a NumPy whose BLAS does not run on our threads (`python -m tinygpt.kernel` says so), and products
+without the compiled extension. These are left to `numpy.matmul`.
 """
 
 from __future__ import annotations
@@ -24,9 +21,9 @@ import numpy as np
 from ..kernel import kernel
 from . import array_module, name_of
 from . import cupy as gpu
+from . import numpy as numpy_backend
 from .precision import is_16_bit, statistics_dtype, widened
 
-UNIT, NEVER_CUT = 32, 256
 SLICE_BYTES = 8 * 2**20  # how much of a product is made at a time to be added to an array
 
 
@@ -38,40 +35,44 @@ def matrix_product(a: Any, b: Any, out: Any = None, wide: bool = False) -> Any:
     xp = array_module(a)
     if is_16_bit(a.dtype) or _for_a_graph(a, b):
         return _product_by_cublas(a, b, out, wide)
-    if xp is np and a.ndim == b.ndim == 2 and a.dtype == b.dtype == np.float32:
-        return product_into(a, b, np.empty((a.shape[0], b.shape[1]), np.float32) if out is None else out, False)
-    return product_by_blas(a, b, out)
+    if xp is np and a.dtype == b.dtype == np.float32:
+        if a.ndim == b.ndim == 2:
+            return product_into(a, b, np.empty((a.shape[0], b.shape[1]), np.float32) if out is None else out, False)
+        if numpy_backend.native_body("product_into") is not None:
+            return _batch_of_products(a, b, out)
+    return xp.matmul(a, b, out=out)
 
 
 @kernel(strided=True, in_place=True)
 def product_into(a: Any, b: Any, out: Any, add: bool) -> Any:
-    """out (M, N) = a (M, K) @ b (K, N), or with `add` out += a @ b. `out` must not overlap a or b. Returns out."""
+    """out (M, N) = a (M, K) @ b (K, N), or with `add` out += a @ b. `out` must not overlap a or b. Returns out.
+
+    Without `add` also a batch of products: a (S, M, K), b (S, K, N), out (S, M, N).
+    """
+    xp = array_module(a)
     if not add:
-        return product_by_blas(a, b, out)
+        return xp.matmul(a, b, out=out)
     step = max(1, SLICE_BYTES // max(1, out.shape[1] * out.itemsize))
     for start in range(0, len(out), step):  # a piece of the product at a time, which is added while it is in the cache
-        out[start : start + step] += product_by_blas(a[start : start + step], b)
+        out[start : start + step] += xp.matmul(a[start : start + step], b)
     return out
 
 
-def product_by_blas(a: Any, b: Any, out: Any = None) -> Any:
-    """a (..., M, K) @ b (..., K, N), as the library of the arrays does it, with the order of sums fixed as above."""
-    xp = array_module(a)
-    K = a.shape[-1]
-    rest = K % UNIT
-    if K <= NEVER_CUT or a.ndim < 2 or b.ndim < 2:
-        return xp.matmul(a, b, out=out)
-    if a.shape[-2] == 1:
-        row = product_by_blas(xp.repeat(a, 2, axis=-2), b)[..., :1, :]
-        if out is None:
-            return row
-        out[...] = row
-        return out
-    if rest == 0:
-        return xp.matmul(a, b, out=out)
-    result = xp.matmul(a[..., :-rest], b[..., :-rest, :], out=out)
-    result += xp.matmul(a[..., -rest:], b[..., -rest:, :])
-    return result
+def _batch_of_products(a: np.ndarray, b: np.ndarray, out: np.ndarray | None) -> np.ndarray:
+    """`matrix_product` of operands with any number of axes. The last axis of the batch is `product_into`'s."""
+    rows = a if a.ndim > 1 else a[None, :]  # (..., M, K)
+    columns = b if b.ndim > 1 else b[:, None]  # (..., K, N)
+    batch = np.broadcast_shapes((1,), rows.shape[:-2], columns.shape[:-2])
+    made = np.empty((*batch, rows.shape[-2], columns.shape[-1]), np.float32)
+    rows = np.broadcast_to(rows, (*batch, *rows.shape[-2:]))
+    columns = np.broadcast_to(columns, (*batch, *columns.shape[-2:]))
+    for index in np.ndindex(batch[:-1]):
+        product_into(rows[index], columns[index], made[index], False)
+    shape = np.broadcast_shapes(a.shape[:-2], b.shape[:-2]) + a.shape[-2:-1] + (b.shape[-1:] if b.ndim > 1 else ())
+    if out is None:
+        return made.reshape(shape)
+    out[...] = made.reshape(shape)
+    return out
 
 
 def add_matrix_product(a: Any, b: Any, out: Any) -> None:

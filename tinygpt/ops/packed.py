@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..backends import array_module
+from ..backends.products import matrix_product
 from ..checks import whole_number
 from ..errors import RangeError, UsageError
 from ..kernel import kernel
@@ -179,12 +180,12 @@ def few_rows_product_transposed(x: Any, matrix: Matrix, out: Any) -> Any:
 
 def packed_product(x: Any, matrix: Matrix) -> Any:
     """x (M, K) float32 times a packed matrix (K, N) -> (M, N): the kernel for few rows, the matrix library for many."""
-    return few_rows_product(x, matrix) if len(x) <= FEW_ROWS else x @ unpack(matrix)
+    return few_rows_product(x, matrix) if len(x) <= FEW_ROWS else matrix_product(x, unpack(matrix))
 
 
 def packed_product_transposed(x: Any, matrix: Matrix) -> Any:
     """x (M, K) float32 times the transpose of a packed matrix (N, K) -> (M, N)."""
     if len(x) > FEW_ROWS:
-        return x @ unpack(matrix, axis=1).T
+        return matrix_product(x, unpack(matrix, axis=1).T)
     out = array_module(x).empty((len(x), len(matrix.data)), x.dtype)
     return few_rows_product_transposed(x, matrix, out)
