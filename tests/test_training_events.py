@@ -154,7 +154,7 @@ def test_a_step_is_saved_before_anyone_is_told_of_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("step", "words"),
-    [(0, "nothing was saved yet: .* begin again"), (9, "the checkpoint of step 8 is intact: .* resume")],
+    [(0, "nothing was saved: .* try again"), (9, "the checkpoint of step 8 is intact: .* go on with --resume")],
 )
 def test_no_room_for_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, words: str) -> None:
     """Resuming is advised where there is something to resume; the file ends with a whole line."""

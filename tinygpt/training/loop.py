@@ -200,8 +200,9 @@ class Trainer:
         """Keep what the steps before this one have learnt. That it can't be kept is not to hide why the step failed."""
         self.optimizer.zero_grad()
         self.model.generator.load_state_dict(random_state)
-        with contextlib.suppress(Exception):
-            self._save_once()
+        if self.at.step > 0:
+            with contextlib.suppress(Exception):
+                self._save_once()
 
     def _update(self, norm: float) -> None:
         """Clip and change the weights; norm: of the mean of the batches' gradients."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import MissingExtraError
+from ..errors import UsageError
 from .metrics import MetricsFile
 from .outcome import CallbackError
 from .picture import draw_loss_curve
@@ -49,8 +49,8 @@ class Report:
         """Draw the loss curve; a sentence about it. The run is done and saved: no picture is no error of it."""
         try:
             draw_loss_curve(self.metrics.path, self.picture)
-        except MissingExtraError as error:
+        except UsageError as error:  # no matplotlib, a damaged line of metrics
             return f"no picture of the loss curve was drawn: {error}"
-        except Exception as error:  # a full disk, a damaged line of metrics, whatever matplotlib raises
+        except Exception as error:  # a full disk, whatever matplotlib raises
             return f"no picture of the loss curve was drawn ({type(error).__name__}: {error})"
         return f"the loss curve is in {self.picture}"

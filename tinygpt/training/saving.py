@@ -75,7 +75,7 @@ def writing(trainer: Trainer) -> Iterator[None]:
     except OSError as error:
         what = f"cannot write to the folder {trainer.folder}: {error.strerror or error}"
         if trainer.saved_at >= 0:
-            kept = f"the checkpoint of step {trainer.saved_at} is intact: make room there, or allow writing, and resume"
+            kept, then = f"the checkpoint of step {trainer.saved_at} is intact", "go on with --resume"
         else:
-            kept = "nothing was saved yet: make room there, or allow writing, and begin again"
-        raise UsageError(f"{what}; {kept}") from error
+            kept, then = "nothing was saved", "try again"
+        raise UsageError(f"{what}; {kept}: make room there, or allow writing, and {then}") from error
