@@ -119,6 +119,9 @@ def test_what_is_run_takes_linear_time(pattern: str) -> None:
 SEQUENCE, TEXT = {"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}
 
 
+FLAGS = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+
+
 def template(*single: Any) -> dict[str, Any]:
     return {"type": "TemplateProcessing", "single": list(single), "pair": [SEQUENCE, TEXT], "special_tokens": {}}
 
@@ -145,6 +148,7 @@ def template(*single: Any) -> dict[str, Any]:
         ({"decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True}}, "its decoder is 'WordPiece'"),
         ({"normalizer": 5}, "its normalizer is 5, not a JSON object"),
         ({"normalizer": {"type": "Unheard"}}, "makes no byte-level BPE tokenizer"),
+        ({"added_tokens": [FLAGS | {"id": 300, "content": "  ", "rstrip": True}]}, "white space, and strips it"),
         ({"added_tokens": [{"id": -1, "content": "x"}]}, "two ids|not 0"),
         ({"added_tokens": [{"id": 2**70, "content": "<x>"}]}, "no token has the id"),
         ({"added_tokens": [{"id": 300, "content": "<x>", "special": "yes"}]}, "not a text with the flags"),

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tinygpt.data import open_tokens, write_tokens
 from tinygpt.tokenizers import BPETokenizer
-from tinygpt.tokenizers.pieces import chunks, recut
+from tinygpt.tokenizers.pieces import PAUSES, chunks, recut
 
 library = pytest.importorskip("tokenizers", reason="needs the extra bpe: pip install -e '.[bpe]'")
 
@@ -49,6 +49,21 @@ def test_every_border_that_is_taken_is_one() -> None:
         for text in (f"a{chr(code)} b", f"a{chr(code)}b"):
             pieces = list(recut([text]))
             assert len(pieces) == 1 or words(text) == words(pieces[0]) + words(pieces[1]), hex(code)
+    for code in (
+        *range(0x4E00, 0x9FA6),
+        *range(0x300),
+    ):  # before a pause: after every such character, and what may be there
+        for pause in PAUSES[:2]:
+            text = f"'{chr(code)}\u5929{pause}{chr(code)}\u5929"
+            left, right = recut([text])
+            assert words(text) == words(left) + words(right), hex(code)
+
+
+def test_a_text_without_blanks_need_not_come_whole() -> None:
+    """A Chinese book in one line: its full stops are borders, and no piece is longer than a sentence or two."""
+    pieces = list(recut(["\u4eca\u5929\u5929\u6c14\u5f88\u597d\u3002"] * 1000))
+    assert "".join(pieces) == "\u4eca\u5929\u5929\u6c14\u5f88\u597d\u3002" * 1000
+    assert max(map(len, pieces)) < 20
 
 
 def test_long_texts_are_encoded_in_chunks(tokenizer: BPETokenizer, monkeypatch: pytest.MonkeyPatch) -> None:

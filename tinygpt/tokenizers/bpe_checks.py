@@ -11,6 +11,7 @@ from typing import Any
 
 from .byte_characters import byte_of_character, bytes_of_token
 from .patterns import check_pattern
+from .pieces import PAUSES
 
 _MOST_GROWTH = 1000  # how much longer a normalizer may make a text
 
@@ -33,11 +34,16 @@ def check(description: dict[str, Any]) -> dict[str, int]:
 
 
 def check_added(description: dict[str, Any]) -> None:
-    """Refuse an added token that is written like an ordinary one of other bytes: it has the id that these need."""
+    """Refuse an added token that is written like an ordinary one of other bytes: it has the id that these need.
+
+    And white space that strips the white space around it: in a run of n the library walks n characters n times.
+    """
     merges = description["model"]["merges"]
     merged = {merge.replace(" ", "") if isinstance(merge, str) else "".join(merge) for merge in merges}
     for token in description["added_tokens"]:
         content = token["content"]
+        if content.isspace() and (token.get("lstrip") or token.get("rstrip")):
+            raise ValueError(f"the added token {content!r} is white space, and strips it (lstrip, rstrip)")
         if (content in merged or content in byte_of_character()) and bytes_of_token(content) != content.encode("utf-8"):
             raise ValueError(f"the added token {content!r} is also the ordinary token for {bytes_of_token(content)!r}")
 
@@ -51,8 +57,9 @@ def is_gpt2_scheme(description: dict[str, Any]) -> bool:
     plain = pre_tokenizer.get("type") == "ByteLevel" and pre_tokenizer.get("use_regex", True)
     plain = plain and not pre_tokenizer.get("add_prefix_space")  # which would begin every piece with a space
     added = description.get("added_tokens") or []
+    over, begin = rf"\S[\s{PAUSES}]", rf"|^[\s{PAUSES}]"
     reaching = any(
-        token.get("rstrip") or re.search(r"\S\s" + r"|^\s" * token.get("single_word", False), token["content"])
+        token.get("rstrip") or re.search(over + begin * token.get("single_word", False), token["content"])
         for token in added
     )
     return bool(plain and not reaching and not description.get("normalizer"))

@@ -20,11 +20,10 @@ from .base import text_bytes
 from .bpe_files import BYTE_LEVEL
 from .byte_characters import byte_of_character
 from .library import explain, tokenizers
-from .pieces import chunks
+from .pieces import PAUSES, chunks
 
 _CHUNK, _LONGEST = 1 << 14, 1000
 _LONG = re.compile(rf"\S{{{_LONGEST + 1},}}|\s{{{_LONGEST + 1},}}")
-_PAUSES = "\u3001\u3002\uff0c\uff01\uff1f\uff1b\uff1a"  # of Chinese and Japanese, which are written without blanks
 
 
 def check_training(vocab_size: Any, special_tokens: Any) -> tuple[int, tuple[str, ...]]:
@@ -64,7 +63,7 @@ def _cuts(text: str) -> Iterator[int]:
         place = stretch.start()
         while stretch.end() - place > _LONGEST:
             end = place + _LONGEST
-            pause = max(text.rfind(mark, place + 1, end) for mark in _PAUSES)
+            pause = max(text.rfind(mark, place + 1, end) for mark in PAUSES)
             place = pause if pause > 0 else end
             yield place
 

@@ -10,6 +10,9 @@ expression looks at nothing before a word, and the only one that looks ahead, `(
 space; so neither side of such a border sees the other, and each gets the words it has in the whole text. The other
 border, between a space and a letter, is not safe: " a" is one word.
 
+Chinese has no spaces, but a run of letters ends at a full stop as it ends at a space: between a character and one of
+`PAUSES` is a border too, of which the same is true.
+
 Python calls a few characters white space that the expression does not (U+001C to U+001F), and none the other way
 round: "visible" is Python's, and the white space below is only what both agree on.
 """
@@ -19,7 +22,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
-_BORDER = re.compile(r"(?<=\S)[\t-\r \u3000]")
+PAUSES = "\u3001\u3002\uff01\uff0c\uff1a\uff1b\uff1f"  # comma, full stop and their like of Chinese and Japanese
+BORDER = re.compile(rf"(?<=\S)[\t-\r \u3000]|(?<=[\u4e00-\u9fa5])[{PAUSES}]")
 _WINDOW = 1 << 12  # the last border is looked for here first: most texts have one
 
 
@@ -47,7 +51,7 @@ def recut(pieces: Iterable[str]) -> Iterator[str]:
 def chunks(text: str, size: int) -> list[str]:
     """`text` cut at safe borders into chunks of `size` characters, or more where the next border is farther."""
     places = [0]
-    while (found := _BORDER.search(text, places[-1] + size)) is not None:
+    while (found := BORDER.search(text, places[-1] + size)) is not None:
         places.append(found.start())
     return [text[begin:end] for begin, end in zip(places, [*places[1:], len(text)], strict=True)]
 
@@ -55,7 +59,7 @@ def chunks(text: str, size: int) -> list[str]:
 def _last_border(text: str) -> int:
     """Where the last safe border is, 1 or more; -1 for none."""
     for begin in (max(0, len(text) - _WINDOW), 0):
-        places = [match.start() for match in _BORDER.finditer(text, begin)]
+        places = [match.start() for match in BORDER.finditer(text, begin)]
         if places:
             return places[-1]
     return -1
