@@ -212,14 +212,14 @@ def test_rows_end_at_eos_and_are_padded():
     model = make(**LONG)
     free = model.generate(PROMPTS, 12, seed=5, **SAMPLED)
     eos = [int(free[0, 6]), int(free[1, 9])]
-    out = model.generate(PROMPTS, 12, seed=5, eos_token_id=eos, pad_token_id=11, return_details=True, **SAMPLED)
+    out = model.generate(PROMPTS, 12, seed=5, eos_token_id=eos, pad_token_id=13, return_details=True, **SAMPLED)
     for b in range(5):
         ends = np.flatnonzero(np.isin(free[b, 4:], eos))
         length = ends[0] + 1 if len(ends) else 12
         assert out.lengths[b] == length
         assert out.finish_reasons[b] == ("eos" if len(ends) else "length")
         width = out.sequences.shape[1] - 4
-        np.testing.assert_array_equal(out.sequences[b, 4:], [*free[b, 4 : 4 + length], *[11] * (width - length)])
+        np.testing.assert_array_equal(out.sequences[b, 4:], [*free[b, 4 : 4 + length], *[13] * (width - length)])
     assert out.sequences.shape[1] == 4 + out.lengths.max()
     assert set(out.finish_reasons) == {"eos", "length"}
     # without pad_token_id the first eos token is the padding
@@ -302,7 +302,7 @@ def test_a_long_prompt_is_cut_to_the_window():
 
 def test_log_probabilities_of_the_chosen_tokens():
     model = make()
-    out = model.generate(PROMPTS, 9, seed=2, return_details=True, eos_token_id=3, pad_token_id=0, **SAMPLED)
+    out = model.generate(PROMPTS, 9, seed=2, return_details=True, eos_token_id=3, pad_token_id=13, **SAMPLED)
     assert out.scores is None
     for b in range(5):
         for t in range(out.log_probs.shape[1]):

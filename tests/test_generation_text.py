@@ -114,7 +114,7 @@ def test_rows_stop_by_themselves():
     free = [LETTERS.decode(row) for row in model.generate(idx, 30, seed=3, num_return_sequences=9)[:, 4:]]
     stops = [free[r][4 + r : 6 + r] for r in (1, 5, 9)] + [free[12][8:11]]
     out = generate(
-        model, idx, 30, seed=3, num_return_sequences=9, stop_strings=stops, tokenizer=LETTERS, pad_token_id=0,
+        model, idx, 30, seed=3, num_return_sequences=9, stop_strings=stops, tokenizer=LETTERS, pad_token_id=13,
         return_details=True,
     )  # fmt: skip
     assert len(set(out.lengths.tolist())) > 5  # so that some rows leave while others have begun a stop string
@@ -167,7 +167,7 @@ def test_stream_text_yields_complete_characters():
         ({"num_return_sequences": 2}, "stream_text makes one text"),
         ({"num_beams": 2}, "can't be streamed"),
         ({"tokenizer": ByteTokenizer()}, "the tokenizer has 256 ids"),
-        ({"top_p": 2}, "top_p must be above 0"),
+        ({"top_p": 2}, "top_p must be at least 0"),
     ],
 )
 def test_mistakes_get_a_sentence_before_the_first_token(arguments, words):

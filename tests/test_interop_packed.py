@@ -100,7 +100,7 @@ def test_memory_of_the_packed_model_and_one_matrix(
     finally:
         tracemalloc.stop()
     assert kept.packed
-    room = 600_000  # of a converted piece, of blocks while packing, of headers
+    room = 400_000  # of a converted piece, of blocks while packing, of headers
     assert peak <= after + largest + room, f"{peak:,} for {after:,} and a matrix of {largest:,}"
     assert after + largest + room < whole * 0.8  # the bound means something
 

@@ -220,13 +220,40 @@ def test_on_purpose_padding_is_the_padding_token_even_if_that_is_0(pair: Any) ->
     options: dict[str, Any] = {
         "num_beams": 4, "num_return_sequences": 4, "max_new_tokens": 10, "eos_token_id": EQUAL_END, "pad_token_id": 0,
     }  # fmt: skip
-    found = pair[0].generate(EQUAL, do_sample=False, return_details=True, **options)
+    mask = np.ones_like(EQUAL)  # it has zeros
+    found = pair[0].generate(EQUAL, do_sample=False, attention_mask=mask, return_details=True, **options)
     wanted = generate_theirs(pair[1], EQUAL, **options).numpy()
     padding = np.arange(found.sequences.shape[1]) >= EQUAL.shape[1] + found.lengths[:, None]
     assert padding.any()
     np.testing.assert_array_equal(found.sequences[~padding], wanted[~padding])
     assert set(found.sequences[padding]) == {0}
     assert set(wanted[padding]) == {EQUAL_END[0]}
+
+
+# Padding without a mask ---------------------------------------------------------------------------------
+
+LEFT = [[0, 0, 7, 8], [5, 6, 7, 8], [0, 1, 2, 3]]
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+@pytest.mark.parametrize(
+    ("padding", "eos"), [(0, None), (0, 30), (0, [30, 29]), (0, 0), (0, [30, 0]), (None, None), (25, None)]
+)
+def test_padding_that_is_inferred(pair: Any, padding: int | None, eos: Any, num_beams: int) -> None:
+    """From pad_token_id, where it is given and is no eos token; one text alone is no exception."""
+    options: dict[str, Any] = {"max_new_tokens": 8, "num_beams": num_beams, "eos_token_id": eos}
+    for table in (LEFT, LEFT[:1]):
+        found = pair[0].generate(table, do_sample=False, pad_token_id=padding, return_details=True, **options)
+        ids = torch.tensor(table)
+        wanted = pair[1].generate(ids, do_sample=False, pad_token_id=padding, **options).numpy()
+        own = np.arange(found.sequences.shape[1]) < 4 + found.lengths[:, None]  # what pads the end differs by design
+        np.testing.assert_array_equal(found.sequences[own], wanted[:, : found.sequences.shape[1]][own])
+
+
+def test_top_p_of_0_keeps_the_best_token(pair: Any) -> None:
+    prompt = np.array([[3, 7, 7]])
+    wanted = generate_theirs(pair[1], prompt, do_sample=True, top_p=0.0, max_new_tokens=6).numpy()
+    np.testing.assert_array_equal(pair[0].generate(prompt, max_new_tokens=6, top_p=0, seed=0), wanted)
 
 
 # Lengths on purpose -----------------------------------------------------------------------------------

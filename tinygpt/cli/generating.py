@@ -221,7 +221,8 @@ def _several(
 
     if config.padding is None:
         config = config.with_options({"pad_token_id": 0})  # what stands behind the end of a text is not looked at
-    found = generate(model, ids[None], config=config, tokenizer=tokenizer, return_details=True)
+    mask = np.ones((1, len(ids)))  # a prompt has no padding, whatever pad_token_id is
+    found = generate(model, ids[None], attention_mask=mask, config=config, tokenizer=tokenizer, return_details=True)
     counter.tokens += int(found.lengths.sum())
     unseen, stops = [*config.eos_ids, *tokenizer.special_ids], StopStrings(config.stops)
     texts = []

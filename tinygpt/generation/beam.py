@@ -6,6 +6,9 @@ num_beams of them to go on even if the others end. A candidate that ends, at an 
 greatest length, becomes a hypothesis if it is among the best num_beams candidates; its score is its log-probability
 over length**length_penalty, without the prompt. The num_beams best hypotheses are kept. The others go on.
 
+A beam for which every token is ruled out can't go on. What it has counts only where the search would otherwise come to
+its end with too few hypotheses ("dead_end").
+
 A prompt is done when no beam can become better than the worst of num_beams hypotheses (`_can_improve`), with
 early_stopping=True as soon as there are num_beams, or when all candidates have ended.
 
@@ -32,6 +35,7 @@ from .options import WHERE
 from .processors import Processor, Rows
 from .reader import Reader
 from .sampler import Generated, Request
+from .stopping import DEAD_END
 from .truncation import truncations
 
 
@@ -71,6 +75,8 @@ class Search:
         count = max(2, 1 + len(config.eos_ids)) * width
         chosen = best(totals, count) if u is None else sample_without_replacement(totals, u[:count])
         parents, tokens = np.divmod(chosen, scores.shape[1])
+        if not len(chosen):
+            return self._dead_end()
         candidates = [
             self._extend(self.beams[b], token, total, log_probs[b, token], scores[b, token])
             for b, token, total in zip(parents.tolist(), tokens.tolist(), totals[chosen].tolist(), strict=True)
@@ -90,6 +96,13 @@ class Search:
         return Hypothesis(
             score, (*beam.tokens, token), (*beam.log_probs, log_prob), (*beam.processed, processed), held, reason
         )
+
+    def _dead_end(self) -> Continuations:
+        """No beam can go on. They are hypotheses after all, where there are too few, unless they are empty."""
+        self.done = True
+        if len(self.ended) < self.request.copies:
+            self._collect([beam._replace(reason=DEAD_END) for beam in self.beams if beam.tokens])
+        return Continuations([], [])
 
     def _collect(self, ended: list[Hypothesis]) -> None:
         """Keep the best hypotheses; of equals, the older."""

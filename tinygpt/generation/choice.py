@@ -29,11 +29,15 @@ _BLOCK = 256
 
 
 class Choice(NamedTuple):
-    """(R,) ids, and where asked for the log-probability of each under the model, and under what it was drawn from."""
+    """(R,) ids, and where asked for the log-probability of each under the model, and under what it was drawn from.
+
+    alive: (R,) bool, False where every token was ruled out and the id means nothing; None: all are.
+    """
 
     ids: np.ndarray
     log_probs: np.ndarray | None
     processed_log_probs: np.ndarray | None
+    alive: np.ndarray | None = None
 
 
 class Chooser:
@@ -51,6 +55,24 @@ class Chooser:
         """rows and logits are of the rows `active` (R,) among all of the request: they pick the random numbers."""
         check_finite(logits)
         scores = process(rows, logits[:, : self.config.vocab_size], self.processors)
+        alive = scores.max(axis=1) > -np.inf if self.processors else None
+        if alive is not None and not alive.all():
+            return self._of_those_alive(rows, scores, logits, active, alive)
+        return self._choose(rows, scores, logits, active)
+
+    def _of_those_alive(
+        self, rows: Rows, scores: np.ndarray, logits: np.ndarray, active: np.ndarray, alive: np.ndarray
+    ) -> Choice:
+        """Rows at a dead end have no part in it, and change nothing for the others."""
+        chosen, R = self._choose(rows, scores[alive], logits[alive], active[alive]), len(alive)
+        ids, log_probs = np.zeros(R, np.int64), np.zeros((2, R))
+        ids[alive] = chosen.ids
+        if not self.details:
+            return Choice(ids, None, None, alive)
+        log_probs[0, alive], log_probs[1, alive] = chosen.log_probs, chosen.processed_log_probs
+        return Choice(ids, log_probs[0], log_probs[1], alive)
+
+    def _choose(self, rows: Rows, scores: np.ndarray, logits: np.ndarray, active: np.ndarray) -> Choice:
         if self.config.greedy:
             ids = scores.argmax(axis=1)
             processed = _log_probs(scores, ids) if self.details else None
@@ -78,18 +100,7 @@ def process(rows: Rows, logits: np.ndarray, processors: Sequence[Processor]) -> 
     scores = logits.astype(np.float64)
     for processor in processors:
         scores = processor(rows, scores)
-    check_choice_left(scores)
     return scores
-
-
-def check_choice_left(scores: np.ndarray) -> None:
-    """Refuse rows of -inf alone."""
-    ruled_out = scores.max(axis=1) == -np.inf
-    if ruled_out.any():
-        raise UsageError(
-            f"{WHERE}: the options leave row {int(ruled_out.argmax())} no token to choose: "
-            f"all {scores.shape[1]} are ruled out"
-        )
 
 
 def draw(scores: np.ndarray, u: float, truncations: Sequence[Temperature | Truncation] = ()) -> tuple[int, float]:

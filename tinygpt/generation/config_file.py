@@ -24,14 +24,16 @@ FILE_NAME = "generation_config.json"
 
 _OURS = ("seed", "overflow", "vocab_size")  # they belong to a call, and transformers does not know them
 
-# How the result is computed or reported, not what it is; what other kinds of model read; and notes.
+# How the result is computed or reported, not what it is; what other kinds of model read; notes; and what older versions
+# of transformers had and the newer ones pass over.
 _WITHOUT_INFLUENCE = {
     "assistant_confidence_threshold", "assistant_early_exit", "assistant_ensemble_weight", "assistant_lookbehind",
     "bos_token_id", "cache_config", "cache_implementation", "compile_config", "continuous_batching_config",
-    "decoder_start_token_id", "disable_compile", "is_assistant", "low_memory", "max_cache_len",
+    "decoder_start_token_id", "disable_compile", "forced_decoder_ids", "generation_kwargs", "is_assistant",
+    "low_memory", "max_cache_len",
     "max_matching_ngram_size", "num_assistant_tokens", "num_assistant_tokens_schedule", "output_attentions",
     "output_hidden_states", "output_logits", "output_scores", "prefill_chunk_size", "prompt_lookup_num_tokens",
-    "remove_invalid_values", "return_dict_in_generate", "speculation_type", "target_lookbehind",
+    "remove_invalid_values", "return_dict_in_generate", "return_legacy_cache", "speculation_type", "target_lookbehind",
     "transformers_version", "use_cache", "use_mtp",
 }  # fmt: skip
 

@@ -281,10 +281,10 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "do_sample": _flag,
     "temperature": _number(at_least=0),
     "top_k": _whole(1, " (None draws from all)"),
-    "top_p": _number(above=0, at_most=1),
+    "top_p": _number(at_least=0, at_most=1),  # 0 keeps the most probable token alone, as in transformers
     "min_p": _number(at_least=0, at_most=1),
     "typical_p": _number(above=0, at_most=1),
-    "repetition_penalty": _number(above=0),
+    "repetition_penalty": _number(at_least=1e-30, at_most=1e30),  # beyond, scores would overflow
     "no_repeat_ngram_size": _whole(0),
     "bad_words_ids": _words,
     "suppress_tokens": _ids,

@@ -2,7 +2,8 @@
 
     [[1, 2, 3], [4, 5]]                       rows of different length
     idx (B, T), attention_mask (B, T)         padded to one length: the mask is 0 at the padding, left or right
-    idx (B, T)                                of one length
+    idx (B, T)                                of one length; without a mask, pad_token_id is padding where it is given
+                                              and is no eos token, which is what transformers infers
 
 The model never sees padding, so a row's positions count from its own first token (transformers' `cumsum(mask) - 1`).
 """
@@ -16,6 +17,7 @@ import numpy as np
 
 from .. import backends
 from ..errors import DtypeError, ShapeError, UsageError
+from ..token_ids import integer_array
 from .options import WHERE
 
 if TYPE_CHECKING:
@@ -40,16 +42,29 @@ class Prompts:
         return np.where(self.mask, self.table, padding) if self.needs_padding else self.table
 
 
-def read_prompts(model: GPT, idx: Any, attention_mask: Any = None) -> Prompts:
-    """Prompts that this model can read, all of each checked, also what its window cuts off. Raises UsageError."""
+def read_prompts(model: GPT, idx: Any, attention_mask: Any = None, padding: int | None = None) -> Prompts:
+    """Prompts that this model can read, all of each checked, also what its window cuts off. Raises UsageError.
+
+    padding: the id that is no token in a table without a mask; None: every id is one.
+    """
     if isinstance(idx, (list, tuple)) and attention_mask is None:
         rows = [np.asarray(row) for row in idx if np.ndim(row) == 1] if _is_ragged(idx) else []
         if rows:
             return _from_rows([_ids(model, row[None])[0] for row in rows])
     if attention_mask is None:
+        inferred = None if padding is None else _inferred_mask(idx, padding)
+        if inferred is not None:
+            return _from_table(model, idx, inferred, f"pad_token_id is {padding}, so row {{}} of idx")
         table = _ids(model, idx)
         return Prompts(list(table), table, np.ones(table.shape, dtype=bool), False)
     return _from_table(model, idx, attention_mask)
+
+
+def _inferred_mask(idx: Any, padding: int) -> np.ndarray | None:
+    """The mask of a table padded with `padding`; None where it has none, or nothing else: then it is a token there."""
+    table = integer_array("idx", idx)
+    tokens = backends.move(table, "numpy") != padding
+    return tokens if table.ndim == 2 and not tokens.all() and tokens.any() else None
 
 
 def _ids(model: GPT, idx: Any) -> np.ndarray:
@@ -74,7 +89,7 @@ def _from_rows(rows: list[np.ndarray]) -> Prompts:
     return Prompts(rows, table, mask, True)
 
 
-def _from_table(model: GPT, idx: Any, attention_mask: Any) -> Prompts:
+def _from_table(model: GPT, idx: Any, attention_mask: Any, what: str = "row {} of attention_mask") -> Prompts:
     table = np.asarray(backends.move(idx, "numpy") if backends.is_array(idx) else getattr(idx, "data", idx))
     mask = np.asarray(backends.move(attention_mask, "numpy") if backends.is_array(attention_mask) else attention_mask)
     if table.ndim != 2 or mask.shape != table.shape:
@@ -90,9 +105,12 @@ def _from_table(model: GPT, idx: Any, attention_mask: Any) -> Prompts:
     for b in range(len(table)):
         tokens = np.flatnonzero(mask[b])
         if len(tokens) == 0:
-            raise ShapeError(f"{WHERE}: row {b} of attention_mask has no token: a prompt needs at least one")
+            raise ShapeError(f"{WHERE}: {what.format(b)} has no token: a prompt needs at least one")
         if tokens[-1] - tokens[0] + 1 != len(tokens):
-            raise UsageError(f"{WHERE}: row {b} of attention_mask has padding between tokens: pad on the left")
+            raise UsageError(
+                f"{WHERE}: {what.format(b)} has padding between tokens: pad on the left, or say "
+                "with attention_mask which are tokens"
+            )
         shift = mask.shape[1] - 1 - tokens[-1]  # padding on the right goes to the left
         table[b], mask[b] = np.roll(table[b], shift), np.roll(mask[b], shift)
     rows = [_ids(model, ids[tokens][None])[0] for ids, tokens in zip(table, mask, strict=True)]

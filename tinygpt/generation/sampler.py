@@ -11,20 +11,20 @@ the next token (`reader`), lets processors change them (`processors`), chooses (
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import UsageError
-from .choice import Chooser, Uniforms, request_seed
+from .choice import Choice, Chooser, Uniforms, request_seed
 from .config_file import config_from_dict
 from .options import DEFAULT_NEW_TOKENS, WHERE, GenerationConfig, check_vocabulary
 from .processors import Processor, history_processors, user_processors
 from .prompts import Prompts, read_prompts
 from .reader import Reader
-from .stopping import BLOCK, LENGTH, Stopping, check_tokenizer
+from .stopping import BLOCK, DEAD_END, LENGTH, Stopping, check_tokenizer
 
 if TYPE_CHECKING:
     from ..gpt import GPT
@@ -36,7 +36,8 @@ class Generated:
 
     sequences            (R, T + N) int64: the prompts, padded on the left, what follows, padded on the right
     lengths              (R,) int64: how many tokens were generated, an eos token included
-    finish_reasons       R times "eos", "stop_string", "length" or "block" (the block is full and overflow="stop")
+    finish_reasons       R times "eos", "stop_string", "length", "block" (the block is full and overflow="stop") or
+                         "dead_end" (options and processors rule out every next token)
     log_probs            (R, N) float64: of each token under the model itself, log_softmax of its logits; 0 at padding
     processed_log_probs  (R, N) float64: of each token under what it was chosen from: after processors, temperature
                          and truncation (in beam search: what the beam's score adds up); 0 at padding
@@ -87,12 +88,15 @@ def generate(
 
     idx: (B, T) integers, or a list of B prompts of any lengths, each at least one token; with `attention_mask` (B, T)
     of 0 and 1 the prompts are the tokens at the ones, and the padding may be left or right (it moves to the left).
+    Without a mask pad_token_id is padding in a table, if it is given and is no eos token, as in transformers.
     config: where the options start from, a `GenerationConfig` or transformers' settings as a dict; None: the model's
     own `generation_config`, else the defaults. options: fields of `GenerationConfig`, which change it.
     logits_processor: functions (rows, logits) -> logits as in `processors`.
     tokenizer: for stop strings; ids beyond its vocabulary are never chosen. return_details: a `Generated` instead.
 
-    N is the most tokens that any row got: fewer than were allowed if all rows end before. The model works without its
+    N is the most tokens that any row got: fewer than were allowed if all rows end before. A row for which every token
+    is ruled out ends there, and the others go on; only where that is so for all rows from the start is it an error.
+    Behind the end of a row stands pad_token_id, the first eos token, or 0. The model works without its
     dropout and without a graph, and is left in the mode it was in. All is checked before the first token: raises
     UsageError, ShapeError, DtypeError, RangeError.
     """
@@ -149,7 +153,9 @@ def prepare(
     if options["max_new_tokens"] is None:
         del options["max_new_tokens"]
     config = resolve_config(model, config, tokenizer, options)
-    prompts = read_prompts(model, idx, attention_mask)
+    prompts = read_prompts(
+        model, idx, attention_mask, None if config.pad_token_id in config.eos_ids else config.pad_token_id
+    )
     limits, reasons = _limits(model, config, prompts)
     return Request(
         model=model,
@@ -273,27 +279,42 @@ def _steps(request: Request, record: _Record) -> Iterator[np.ndarray]:
     held = [request.stopping.begin(ids) for ids in reader.rows()]
     for step in range(int(limits.max())):
         choice = chooser(reader.rows(), logits, active)
-        goes_on, actives = [], active.tolist()
-        for place, token in enumerate(choice.ids.tolist()):
-            held[place], reason = request.stopping.feed(held[place], token)
+        goes_on, actives, ids = [], active.tolist(), choice.ids
+        dead = _dead_ends(choice, step, everything=len(active) == R)
+        for place, token in enumerate(ids.tolist()):
             row = actives[place]
+            if place in dead:
+                record.reasons[row], record.lengths[row], ids[place] = DEAD_END, step, request.padding
+                continue
+            held[place], reason = request.stopping.feed(held[place], token)
             if reason is None and step + 1 == limits[row]:
                 reason = reasons[row]
             if reason is None:
                 goes_on.append(place)
             else:
                 record.reasons[row], record.lengths[row] = reason, step + 1
+        if len(dead) == len(active):
+            return
         if record.details:
             record.log_probs.append(_spread(choice.log_probs, active, R, 0.0))
             record.processed.append(_spread(choice.processed_log_probs, active, R, 0.0))
-        yield _spread(choice.ids, active, R, request.padding)
+        yield _spread(ids, active, R, request.padding)
         if not goes_on:
             return
-        ids = choice.ids
         if len(goes_on) < len(active):
             reader.select(np.array(goes_on))
             active, ids, held = active[goes_on], ids[goes_on], [held[place] for place in goes_on]
         logits = reader.step(ids)
+
+
+def _dead_ends(choice: Choice, step: int, everything: bool) -> Collection[int]:
+    """The places of the rows for which every token is ruled out. everything: all rows of the request are asked."""
+    if choice.alive is None:
+        return ()
+    dead = np.flatnonzero(~choice.alive).tolist()
+    if step == 0 and everything and len(dead) == len(choice.ids):
+        raise UsageError(f"{WHERE}: the options leave no token to choose: all ids are ruled out from the start")
+    return set(dead)
 
 
 def _start(request: Request) -> tuple[Reader, np.ndarray]:

@@ -1,4 +1,4 @@
-"""When a row ends: at an eos token, at a stop string, or at its greatest length.
+"""When a row ends: at an eos token, at a stop string, at its greatest length, or where no token may follow.
 
 Stop strings are searched in bytes, so that it does not matter how the text is cut into tokens: one may begin in the
 middle of a token, run over several (and over the end of the prompt) and end in the middle of another. The token in
@@ -16,6 +16,7 @@ from ..errors import DtypeError, UsageError
 from .options import WHERE, GenerationConfig
 
 EOS, STOP_STRING, LENGTH, BLOCK = "eos", "stop_string", "length", "block"
+DEAD_END = "dead_end"  # every next token is ruled out, by options or processors: the row keeps what it has
 
 
 class StopStrings:

@@ -45,7 +45,10 @@ def stream_text(
     config = resolve_config(model, config, tokenizer, options)
     if config.num_return_sequences != 1:
         raise UsageError(f"{WHERE}: stream_text makes one text: num_return_sequences can't be above 1")
-    tokens = stream(model, ids[None], config=config, logits_processor=logits_processor, tokenizer=tokenizer)
+    tokens = stream(
+        model, ids[None], config=config, logits_processor=logits_processor, tokenizer=tokenizer,
+        attention_mask=np.ones((1, len(ids))),  # one text has no padding, whatever pad_token_id is
+    )  # fmt: skip
     unseen = {*config.eos_ids, *getattr(tokenizer, "special_ids", ())} if skip_special_tokens else set()
     return _pieces(tokens, tokenizer, StopStrings(config.stops), tokenizer.token_bytes(ids), unseen)
 

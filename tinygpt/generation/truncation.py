@@ -49,7 +49,7 @@ class Temperature:
 
     def __call__(self, rows: Rows | None, logits: np.ndarray) -> np.ndarray:
         """Logits of any shape (..., V). Those too large for floating point get the greatest moved to 0 first."""
-        best = logits.max(axis=-1, keepdims=True)
+        best = logits.max(axis=-1, keepdims=True).astype(np.float64)  # to float32 a temperature of 1e-300 is 0
         with np.errstate(over="ignore"):
             overflow = np.isinf(best / self.temperature) & np.isfinite(best)
             if overflow.any():  # the same probabilities, but without inf - inf

@@ -35,7 +35,7 @@ from ..kernel import kernel
 
 FORMATS = ("float32", "bfloat16", "int8")
 GROUP_UNIT = 8  # groups are multiples of it, so that no vector of the compiled product needs two scales
-BLOCK = 1 << 16  # weights at a time while packing
+BLOCK = 1 << 14  # weights at a time while packing: what is computed of them stays in the cache, and is little memory
 FEW_ROWS = 16  # up to so many rows, reading the weights is what a product costs
 
 
