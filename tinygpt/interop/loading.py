@@ -17,10 +17,11 @@ import numpy as np
 from .. import backends, nn
 from ..checks import number
 from ..errors import CheckpointError, UsageError
+from ..exchange import read_whole
 from ..gpt import GPT, GPTConfig
 from .config import CONFIG, read_config, read_generation
 from .hub import find_model
-from .saving import finish_save, token_ids
+from .saving import token_ids
 from .weights import open_weights
 
 RUN = "checkpoints.json"  # what makes a folder that of a training run
@@ -41,13 +42,14 @@ def from_pretrained(
     held, packed = _formats(dtype, quantize)
     if dropout is not None:
         dropout = number("from_pretrained", "dropout", dropout, at_least=0, below=1)
-    folder = find_model(folder_or_name, revision)
-    finish_save(folder)
-    with backends.use_backend("numpy"):
+
+    def read(folder: Path) -> GPT:
         if is_run(folder):
-            model = _load_run(folder, checkpoint, held, dropout, seed, model_class)
-        else:
-            model = _load_directory(folder, held, dropout, seed, model_class)
+            return _load_run(folder, checkpoint, held, dropout, seed, model_class)
+        return _load_directory(folder, held, dropout, seed, model_class)
+
+    with backends.use_backend("numpy"):
+        model = read_whole(find_model(folder_or_name, revision), read)
     model.eval()
     if packed is not None:
         model.pack(packed)
@@ -91,16 +93,17 @@ def _load_directory(folder: Path, dtype: str, dropout: float | None, seed: int, 
 def _load_run(folder: Path, which: str, dtype: str, dropout: float | None, seed: int, model_class: type[GPT]) -> GPT:
     from .. import tokenizers
     from ..training.checkpoint import CheckpointFolder  # the loop and its settings come with it
+    from ..training.state import model_config
 
-    checkpoint = CheckpointFolder(folder).load(which)
+    checkpoint, where = CheckpointFolder(folder).load(which), f"the {which} checkpoint in {folder}"
+    config = model_config(checkpoint, where)
     try:
-        config = GPTConfig.from_dict(checkpoint.state["model_config"])
         if dropout is not None:
             config = dataclasses.replace(config, dropout=dropout)
         model = _empty_model(model_class, config, seed, dtype)
         model.load_state_dict(checkpoint.model)
     except (UsageError, TypeError, KeyError) as error:
-        raise CheckpointError(f"the {which} checkpoint in {folder} makes no model: {error}") from error
+        raise CheckpointError(f"{where} makes no model: {error}") from error
     model.generation_config = token_ids(tokenizers.load(folder))
     return model
 
