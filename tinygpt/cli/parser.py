@@ -17,13 +17,17 @@ class OptionParser(argparse.ArgumentParser):
     def __init__(self, *arguments: Any, source: str | None = None, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
         self._source = source
+        self._is_command = source is not None
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         if self._source is not None:
             module, self._source = importlib.import_module(self._source), None
             self.description = module.ABOUT
             module.add_options(self)
-        return super().parse_known_args(args, namespace)
+        found, rest = super().parse_known_args(args, namespace)
+        if rest and self._is_command:  # else the program's own parser would name its own help, which lists no options
+            self.error(f"unrecognized arguments: {' '.join(rest)}")
+        return found, rest
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
