@@ -25,12 +25,14 @@ import argparse
 import tinygpt as tg
 from tinygpt.cli import OptionParser, add_sampling_options, again, check_sampling_options, exit_with, sample_text
 from tinygpt.training import (
+    Settings,
     Trainer,
     add_run_options,
     choose_settings,
     describe_run,
     evaluate,
     prepare_text,
+    rehearse,
 )
 
 
@@ -41,11 +43,17 @@ def parse_options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def train() -> int:
+def main() -> int:
     options = parse_options()
 
-    # The settings: a preset's and the command line's or, with --resume, those in the checkpoint.
+    # The settings: a preset's and the command line's or, with --resume, those in the checkpoint. The folder is this
+    # run's alone until the end of the block.
     settings = choose_settings(options)
+    with settings.folder:
+        return train(settings, options)
+
+
+def train(settings: Settings, options: argparse.Namespace) -> int:
     config = settings.training
     tg.use_backend(settings.backend)
 
@@ -58,10 +66,13 @@ def train() -> int:
     model = tg.GPT(tg.GPTConfig(vocab_size=text.tokenizer.vocab_size, **settings.model), seed=config.seed)
     print(describe_run(settings, text, model), flush=True)
 
-    # Training: checkpoints, metrics.jsonl and loss_curve.png appear in the folder.
+    # Training: checkpoints, metrics.jsonl and loss_curve.png appear in the folder. With --overwrite an older run stays
+    # there until the new one has saved its first checkpoint.
     trainer = Trainer(model, train_tokens, validation_tokens, config, settings.folder)
     if settings.checkpoint is not None:
         trainer.resume(settings.checkpoint)
+    elif settings.folder.holds_run():
+        rehearse(trainer)
     result = trainer.run()
     if result.signal is not None:
         print(f"Saved at step {result.step}. Go on with:\n    {again('--resume', '--out', str(settings.folder))}")
@@ -78,4 +89,4 @@ def train() -> int:
 
 
 if __name__ == "__main__":
-    exit_with(train)
+    exit_with(main)

@@ -36,7 +36,7 @@ def evaluate_text(options: argparse.Namespace) -> int:
     from ..data import open_tokens, write_tokens
     from ..generation import score
     from ..training import evaluate
-    from ..training.run import TOKENS
+    from ..training.folder import TOKENS
 
     model, tokenizer, folder = load(options)
     with contextlib.ExitStack() as stack:
@@ -59,14 +59,22 @@ def evaluate_text(options: argparse.Namespace) -> int:
 
 def _validation_tokens(folder: Path, which: str) -> np.ndarray:
     from ..data import open_tokens, split
+    from ..exchange import read_whole
     from ..interop.loading import is_run
     from ..training import CheckpointFolder
-    from ..training.run import TOKENS
+    from ..training.folder import TOKENS
+    from ..training.state import training_config
 
-    if not is_run(folder):
-        raise UsageError(f"{folder} is no training run with a validation text of its own: give a text with --data FILE")
-    fraction = CheckpointFolder(folder).load(which).state["training_config"]["validation_fraction"]
-    return split(open_tokens(folder / TOKENS), fraction)[1]
+    def read(place: Path) -> np.ndarray:
+        if not is_run(place):
+            raise UsageError(
+                f"{folder} is no training run with a validation text of its own: give a text with --data FILE"
+            )
+        state = CheckpointFolder(place).load(which).state
+        config = training_config(state, f"the {which} checkpoint in {folder}")
+        return split(open_tokens(place / TOKENS), config.validation_fraction)[1]
+
+    return read_whole(folder, read)
 
 
 def _size(tokenizer: Any, tokens: np.ndarray, step: int = 1 << 20) -> int:

@@ -7,7 +7,16 @@ import argparse
 from .. import backends
 from ..data import split
 from ..gpt import GPT, GPTConfig
-from ..training import Trainer, add_run_options, choose_settings, describe_run, evaluate, prepare_text
+from ..training import (
+    Settings,
+    Trainer,
+    add_run_options,
+    choose_settings,
+    describe_run,
+    evaluate,
+    prepare_text,
+    rehearse,
+)
 from .process import again
 
 ABOUT = "Train a GPT on a text. Ctrl-C saves; --resume goes on bit for bit."
@@ -21,6 +30,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def train(options: argparse.Namespace) -> int:
     """Train, and say how good the model is in the end."""
     settings = choose_settings(options)
+    with settings.folder:
+        return _train(settings)
+
+
+def _train(settings: Settings) -> int:
     backends.use_backend(settings.backend)
     text = prepare_text(settings)
     train_tokens, validation_tokens = split(text.tokens, settings.training.validation_fraction)
@@ -28,6 +42,8 @@ def train(options: argparse.Namespace) -> int:
     trainer = Trainer(model, train_tokens, validation_tokens, settings.training, settings.folder)
     if settings.checkpoint is not None:
         trainer.resume(settings.checkpoint)
+    elif settings.folder.holds_run():
+        rehearse(trainer)
     print(describe_run(settings, text, model), flush=True)
     result = trainer.run()
     if result.signal is not None:

@@ -11,17 +11,19 @@ from __future__ import annotations
 from .checkpoint import Checkpoint, CheckpointFolder, read_checkpoint
 from .config import CHANGEABLE, PRESETS, Preset, TrainingConfig
 from .evaluation import FixedPart, evaluate, mean_loss
+from .folder import RunFolder
 from .interrupt import StopRequest
 from .loop import DivergedError, Trainer, TrainingResult
 from .loss_scale import LossScale
 from .metrics import MetricsFile, read_metrics
 from .picture import draw_loss_curve
-from .run import Settings, Text, add_run_options, choose_settings, describe_run, load_model, prepare_text
+from .run import Settings, add_run_options, choose_settings, describe_run, load_model, rehearse
+from .text import Text, prepare_text
 
 __all__ = [
     "CHANGEABLE", "PRESETS", "Checkpoint", "CheckpointFolder", "DivergedError", "FixedPart", "LossScale",
     "MetricsFile",
-    "Preset", "Settings", "StopRequest", "Text", "Trainer", "TrainingConfig", "TrainingResult",
+    "Preset", "RunFolder", "Settings", "StopRequest", "Text", "Trainer", "TrainingConfig", "TrainingResult",
     "add_run_options", "choose_settings", "describe_run", "draw_loss_curve", "evaluate", "load_model", "mean_loss",
-    "prepare_text", "read_checkpoint", "read_metrics",
+    "prepare_text", "read_checkpoint", "read_metrics", "rehearse",
 ]  # fmt: skip

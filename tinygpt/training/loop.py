@@ -40,15 +40,14 @@ from ..tensor import Tensor
 from .checkpoint import Checkpoint, CheckpointFolder, fingerprint, require_same
 from .config import CHANGEABLE, TrainingConfig
 from .evaluation import Batches, FixedPart, mean_loss
+from .folder import METRICS, PICTURE, RunFolder
 from .graph import Passes
 from .interrupt import StopRequest
 from .loss_scale import LossScale
 from .metrics import MetricsFile
 from .picture import draw_loss_curve
 from .progress import Progress
-
-METRICS = "metrics.jsonl"
-PICTURE = "loss_curve.png"
+from .state import check_state
 
 
 class DivergedError(ArithmeticError):
@@ -99,6 +98,9 @@ class TrainingResult:
 class Trainer:
     """Trains `model` on `train_tokens` and keeps checkpoints and metrics in `folder`, which must exist.
 
+    A folder that holds a run already, or other files with the names of a run's, is refused by `run`, unless `resume`
+    came before it; so is one in which another run is at work.
+
     train_tokens, validation_tokens: integers, shape (N,), memory-mapped or not. callbacks: called with every record of
     the metrics file. stream: where the progress is shown, by default sys.stderr.
     Raises UsageError when a text is shorter than the block.
@@ -110,11 +112,12 @@ class Trainer:
         train_tokens: np.ndarray,
         validation_tokens: np.ndarray,
         config: TrainingConfig,
-        folder: str | Path,
+        folder: str | Path | RunFolder,
         callbacks: Sequence[Callable[[dict[str, Any]], None]] = (),
         stream: Any = None,
     ) -> None:
-        self.model, self.config, self.folder = model, config, Path(folder)
+        self.run_folder = folder if isinstance(folder, RunFolder) else RunFolder(folder)
+        self.model, self.config, self.folder = model, config, self.run_folder.place
         self.text = {"train": fingerprint(train_tokens), "validation": fingerprint(validation_tokens)}
         block_size = model.config.block_size
         self.batches = RandomBatches(train_tokens, config.batch_size, block_size, config.seed)
@@ -154,7 +157,10 @@ class Trainer:
         begin = time.perf_counter() - at.seconds
         self.model.train()
         self.passes.say = lambda words: progress.line(at.step, words)
-        with StopRequest() as stop, self._explained_os_errors(), self.model.compute_in(config.dtype):
+        with (
+            StopRequest() as stop, self._explained_os_errors(), self.run_folder.held(resumed=self.saved_at >= 0),
+            self.model.compute_in(config.dtype),
+        ):  # fmt: skip
             at.metrics_lines = self.metrics.restart(at.metrics_lines)
             try:
                 while True:
@@ -303,7 +309,7 @@ class Trainer:
             try:
                 draw_loss_curve(self.folder / METRICS, self.folder / PICTURE)
                 picture = f"the loss curve is in {self.folder / PICTURE}"
-            except MissingExtraError as error:
+            except (MissingExtraError, CheckpointError) as error:
                 picture = f"no picture of the loss curve was drawn: {error}"
         early = signal is None and at.step < self.config.steps
         return TrainingResult(
@@ -339,6 +345,10 @@ class Trainer:
         self.metrics.sync()
         self.checkpoints.save(Checkpoint(model, optimizer, state), best)
         self.saved_at = self.at.step
+        if self.run_folder.staged:  # a new run that can begin: it takes its place, and an older one's
+            self.metrics.close()
+            self.folder = self.run_folder.publish()
+            self.checkpoints, self.metrics.path = CheckpointFolder(self.folder), self.folder / METRICS
 
     def resume(self, checkpoint: Checkpoint | None = None) -> None:
         """Go back to the folder's latest checkpoint, or the one given.
@@ -348,7 +358,8 @@ class Trainer:
         """
         checkpoint = checkpoint if checkpoint is not None else self.checkpoints.load("latest")
         state = checkpoint.state
-        where = f"the checkpoint of step {state['step']} in {self.folder}"
+        where = f"the checkpoint of step {checkpoint.step} in {self.folder}"
+        check_state(checkpoint, where, Progression)
         require_same(where, state["model_config"], self.model.config.to_dict())
         require_same(where, state["training_config"], dataclasses.asdict(self.config), CHANGEABLE)
         if state["text"] != self.text:
@@ -372,8 +383,10 @@ class Trainer:
         try:
             yield
         except OSError as error:
-            kept = f"the checkpoint of step {self.saved_at} is intact" if self.saved_at >= 0 else "nothing was saved"
+            kept, then = "nothing was saved", "try again"
+            if self.saved_at >= 0 and not self.run_folder.staged:
+                kept, then = f"the checkpoint of step {self.saved_at} is intact", "go on with --resume"
             raise UsageError(
-                f"cannot write to the folder {self.folder}: {error.strerror or error}; {kept}: make room there, or "
-                "allow writing, and go on with --resume"
+                f"cannot write to the folder {self.run_folder}: {error.strerror or error}; {kept}: make room there, or "
+                f"allow writing, and {then}"
             ) from error

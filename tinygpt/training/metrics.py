@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from ..errors import CheckpointError
 from ..files import atomic_write
 
 
@@ -30,8 +31,9 @@ class MetricsFile:
 
         Fewer than `lines` when somebody has removed some.
         """
-        kept = self.path.read_text(encoding="utf-8").splitlines(keepends=True)[:lines] if self.path.exists() else []
-        with atomic_write(self.path, "w") as file:
+        # As bytes: a damaged line is nothing that a run must stop for.
+        kept = self.path.read_bytes().splitlines(keepends=True)[:lines] if self.path.exists() else []
+        with atomic_write(self.path) as file:
             file.writelines(kept)
         return len(kept)
 
@@ -53,8 +55,21 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a metrics file; a last line that a kill cut short is left out."""
-    with open(path, encoding="utf-8") as file:
-        for line in file:
-            if line.endswith("\n"):
-                yield json.loads(line)
+    """The records of a metrics file; a last line that a kill cut short is left out.
+
+    Raises CheckpointError for a line that holds no record.
+    """
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            if line.endswith(b"\n"):
+                yield _record(path, number, line)
+
+
+def _record(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        record = json.loads(line.decode("utf-8"))
+        if not isinstance(record, dict) or not isinstance(record["step"], int):
+            raise ValueError("it holds no record of a step")
+    except (ValueError, KeyError, RecursionError) as error:
+        raise CheckpointError(f"line {number} of {path} is damaged: {error}") from error
+    return record
