@@ -199,9 +199,10 @@ class RunFolder:
     def _owned(self) -> set[str]:
         """The names of the files that are the run's, of those that are there."""
         try:
-            there = {name for name in os.listdir(self.path) if is_run_file(name)}
+            names = {name for name in os.listdir(self.path) if is_run_file(name)}
         except OSError:
             return set()
+        there = {name for name in names if not (self.path / name).is_dir()}  # a run makes no folder
         listed = self._listed(there)
         return {name for name in there if name in listed or (listed and CHECKPOINT.fullmatch(name))}
 

@@ -16,7 +16,7 @@ from ..gpt import GPTConfig
 _FLOAT = 4
 _COPIES = 4  # of each parameter: its value, its gradient, AdamW's two moments
 _ACTIVATIONS = 8  # channels that each block keeps for its backward pass, as multiples of n_embd; it keeps more
-_LAYER = 8 << 10  # bytes of a block's Python objects
+_LAYER = 6 << 10  # bytes of a block's Python objects
 _CGROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
@@ -37,8 +37,9 @@ def require_memory(config: GPTConfig, batch_size: int, backend: str = "numpy", t
     model = _FLOAT * count * copies + config.n_layer * _LAYER
     if model > limit:
         words = " with their gradients and AdamW's moments" if training else ""
+        vocabulary = f"vocab_size {config.vocab_size}, " if config.vocab_size > 1 else ""  # else not known yet
         raise UsageError(
-            f"a model of vocab_size {config.vocab_size}, block_size {config.block_size}, n_layer {config.n_layer} and "
+            f"a model of {vocabulary}block_size {config.block_size}, n_layer {config.n_layer} and "
             f"n_embd {config.n_embd} has {number_of(count)} parameters, which take {_size(model)}{words}, and there "
             f"are {_size(limit)} of memory: take a smaller model"
         )
