@@ -71,7 +71,7 @@ def train(settings: Settings, options: argparse.Namespace) -> int:
     trainer = Trainer(model, train_tokens, validation_tokens, config, settings.folder)
     if settings.checkpoint is not None:
         trainer.resume(settings.checkpoint)
-    elif settings.folder.holds_run():
+    elif settings.folder.replaces:
         rehearse(trainer)
     result = trainer.run()
     if result.signal is not None:

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -142,6 +143,8 @@ def test_what_killed_processes_left_is_removed(run: Any, text: Path, tmp_path: P
     assert not [name for name in left if (folder / name).exists()]
     assert all((folder / name).exists() for name in mine)
     assert not (folder / ".tinygpt-new-0badf00d.tmp").exists()
+    remove_left_overs(folder, lambda name: name == "thesis.txt", age=3600)
+    assert (folder / mine[0]).exists()
     remove_left_overs(folder, lambda name: name == "thesis.txt")
     assert not (folder / mine[0]).exists()
 
@@ -193,6 +196,25 @@ def test_a_new_run_that_can_not_begin_keeps_the_old_one(
     assert run("train", *OPTIONS, f"--data={text}", f"--out={fresh}").code != 0
     if where != "step":  # a run in a free folder has saved its first checkpoint then
         assert not (tmp_path / "deep").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_in_the_first_evaluation_the_old_run_stays(
+    run: Any, model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    folder = copy_of(model, tmp_path / "copy")
+    before = contents(folder)
+    real = loop.mean_loss
+
+    def stopped(*arguments: Any) -> float:
+        signal.raise_signal(number)
+        return real(*arguments)
+
+    monkeypatch.setattr(loop, "mean_loss", stopped)
+    answer = run("train", *OPTIONS, f"--data={text}", f"--out={folder}", "--overwrite", "--seed=4")
+    assert answer.code == 130
+    assert contents(folder) == before
+    assert "--resume" not in answer.out + answer.err
 
 
 def test_a_rehearsal_changes_nothing(run: Any, model: Path, text: Path, tmp_path: Path) -> None:

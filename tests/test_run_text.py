@@ -193,7 +193,7 @@ def test_all_bytes_of_a_text_are_seen(tmp_path: Path) -> None:
     [
         (
             ["--n-layer=100000000"],
-            r"n_layer 100000000 .* has 78,400,000,080 parameters, which take 2,\d+ GB with their",
+            r"n_layer 100000000 .* has 78,400,000,080 parameters, which take 1,869 GB with their",
         ),
         (["--n-embd=1000000000000", "--n-head=1"], "has more than 10.18 parameters"),
         (["--block-size=99999999999999999999"], "block_size 99999999999999999999"),
@@ -215,6 +215,12 @@ def test_sizes_without_sense_are_refused_at_once(
         )
         assert_one_sentence(answer, words)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_evaluation_without_sense_is_refused_at_once(run: Any, model: Path, text: Path) -> None:
+    for data in ([], [f"--data={text}"]):
+        answer = run("eval", f"--model={model}", f"--batch-size={10**12}", *data)
+        assert_one_sentence(answer, "a batch of batch_size 1000000000000 and block_size 8 takes")
 
 
 def test_a_vocabulary_that_the_text_brings_counts(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ import errno
 import os
 import re
 import secrets
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -80,13 +81,17 @@ def sync_folder(folder: Path) -> None:
             raise
 
 
-def remove_left_overs(folder: Path, ours: Callable[[str], bool]) -> None:
-    """Remove the temporary files that killed processes have left of the names that `ours` knows."""
+def remove_left_overs(folder: Path, ours: Callable[[str], bool], age: float = 0.0) -> None:
+    """Remove the temporary files that killed processes have left of the names that `ours` knows.
+
+    age: in seconds, where another process may be writing such a file now.
+    """
     for entry in os.listdir(folder):
         found = _LEFT_OVER.fullmatch(entry)
         if found is not None and ours(found[1]):
             with contextlib.suppress(OSError):  # a file too many does no harm
-                os.unlink(folder / entry)
+                if time.time() - os.stat(folder / entry).st_mtime >= age:
+                    os.unlink(folder / entry)
 
 
 def shown(path: str | os.PathLike[str]) -> str:

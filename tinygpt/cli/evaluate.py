@@ -37,8 +37,10 @@ def evaluate_text(options: argparse.Namespace) -> int:
     from ..generation import score
     from ..training import evaluate
     from ..training.folder import TOKENS
+    from ..training.memory import require_memory
 
     model, tokenizer, folder = load(options)
+    require_memory(model.config, options.batch_size, options.backend, training=False)
     with contextlib.ExitStack() as stack:
         if options.data is None:
             tokens = _validation_tokens(folder, options.checkpoint or "best")

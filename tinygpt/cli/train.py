@@ -42,7 +42,7 @@ def _train(settings: Settings) -> int:
     trainer = Trainer(model, train_tokens, validation_tokens, settings.training, settings.folder)
     if settings.checkpoint is not None:
         trainer.resume(settings.checkpoint)
-    elif settings.folder.holds_run():
+    elif settings.folder.replaces:
         rehearse(trainer)
     print(describe_run(settings, text, model), flush=True)
     result = trainer.run()

@@ -82,6 +82,11 @@ class RunFolder:
     def staged(self) -> bool:
         return self._staging is not None
 
+    @property
+    def replaces(self) -> bool:
+        """Whether a new run that was not published yet would take the place of another."""
+        return self.staged and self.holds_run()
+
     def holds_run(self) -> bool:
         """Whether a run has saved something here."""
         return (self.path / INDEX).exists() and INDEX in self._owned()

@@ -167,6 +167,8 @@ class Trainer:
                     at.seconds = time.perf_counter() - begin
                     improved = self._evaluation_due() and self._evaluate(stop, progress)
                     ended = at.step >= config.steps or self._out_of_patience() or stop.requested
+                    if stop.requested and self.run_folder.replaces:  # before it could begin: the older run stays
+                        raise KeyboardInterrupt
                     if improved or ended or (at.step % config.checkpoint_every == 0 and self.saved_at != at.step):
                         self.save(best=improved)
                     if ended:
@@ -246,7 +248,7 @@ class Trainer:
     def _diverged(self, cause: str) -> DivergedError:
         kept = f"the checkpoint of step {self.saved_at} is kept" if self.saved_at >= 0 else "no checkpoint was made yet"
         return DivergedError(
-            f"step {self.at.step} can't be computed: {cause}; {kept} in {self.folder}: "
+            f"step {self.at.step} can't be computed: {cause}; {kept} in {self.run_folder}: "
             "a lower lr or a longer warm-up may help"
         )
 

@@ -7,6 +7,7 @@ would end in minutes of swapping or in a killed process rather than in a sentenc
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 from .. import backends
@@ -60,7 +61,8 @@ def memory_limit(backend: str = "numpy") -> int:
         return int(backends.get("cupy").memory().total)
     limits = [1 << 62]
     try:
-        limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") + _swap())
+        physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        limits.append(physical + (physical if sys.platform == "darwin" else _swap()))  # macOS takes swap as it needs
     except (AttributeError, OSError, ValueError):  # Windows has no sysconf
         limits.append(1 << 44)
     try:
