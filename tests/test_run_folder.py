@@ -23,6 +23,8 @@ from tinygpt.files import remove_left_overs, sync_folder
 from tinygpt.training import CheckpointFolder, RunFolder, checkpoint, load_model, loop
 from tinygpt.training.folder import LOCK, MARK
 
+pytestmark = pytest.mark.usefixtures("without_picture")
+
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
@@ -123,7 +125,7 @@ def test_a_run_from_before_there_was_a_mark(run: Any, model: Path, text: Path, t
 def test_a_trainer_does_not_replace_a_run(tmp_path: Path) -> None:
     make_trainer(tmp_path).run()
     before = contents(tmp_path)
-    with pytest.raises(UsageError, match=r"holds a run already: go on with it .*Trainer\.resume"):
+    with pytest.raises(UsageError, match=r"holds a run already: call resume\(\) before run\(\)"):
         make_trainer(tmp_path, steps=5).run()
     assert contents(tmp_path) == before
     assert json.loads(before[MARK])["files"] == ["checkpoints.json", "loss_curve.png", "metrics.jsonl", MARK]
@@ -226,18 +228,15 @@ def test_a_rehearsal_changes_nothing(run: Any, model: Path, text: Path, tmp_path
     assert_same_outcome(folder, tmp_path / "elsewhere")
 
 
-def test_at_every_step_of_an_exchange_the_folder_holds_one_run(
-    run: Any, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Look at the folder before everything that changes a name in it, as a kill at that moment would leave it."""
-    (tmp_path / "other.txt").write_text("quite another text, of other characters; 0123456789\n" * 30)
-    folder, kept = copy_of(model, tmp_path / "copy"), []
-    command = ("train", *OPTIONS, f"--data={tmp_path / 'other.txt'}", "--steps=4")
+def watch(monkeypatch: pytest.MonkeyPatch, folder: Path, work: Any) -> list[Path]:
+    """Copies of a folder, from before everything that changes a name in it: as a kill at that moment would leave it."""
+    kept: list[Path] = []
 
     def watched(real: Any) -> Any:
         def call(*arguments: Any, **options: Any) -> Any:
-            kept.append(tmp_path / f"kept-{len(kept)}")
-            shutil.copytree(folder, kept[-1])
+            if folder.exists():
+                kept.append(folder.with_name(f"kept-{len(kept)}"))
+                shutil.copytree(folder, kept[-1])
             return real(*arguments, **options)
 
         return call
@@ -245,8 +244,23 @@ def test_at_every_step_of_an_exchange_the_folder_holds_one_run(
     with monkeypatch.context() as patch:
         for owner, name in ((os, "rename"), (os, "replace"), (Path, "unlink"), (Path, "rmdir"), (Path, "mkdir")):
             patch.setattr(owner, name, watched(getattr(owner, name)))
-        assert run(*command, f"--out={folder}", "--overwrite").code == 0
+        work()
     assert len(kept) > 20
+    return kept
+
+
+def other_text(folder: Path) -> Path:
+    path = folder / "other.txt"
+    path.write_text("quite another text, of other characters; 0123456789\n" * 30)
+    return path
+
+
+def test_at_every_step_of_an_exchange_the_folder_holds_one_run(
+    run: Any, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = copy_of(model, tmp_path / "copy")
+    command = ("train", *OPTIONS, f"--data={other_text(tmp_path)}", "--steps=4")
+    kept = watch(monkeypatch, folder, lambda: run(*command, f"--out={folder}", "--overwrite"))
     found = []
     for copy in kept:
         before = contents(copy)
@@ -259,11 +273,31 @@ def test_at_every_step_of_an_exchange_the_folder_holds_one_run(
     assert set(found) == {"old", "new"}
     pending = [copy for copy in kept if (copy / ".saved").exists()]
     assert len(pending) > 5
-    for copy in pending[:: len(pending) // 4]:
+    for number, copy in enumerate(pending):
         assert run("sample", f"--model={copy}", "--prompt=quite", "--max-new-tokens=3").code == 0
-        assert run("train", "--resume", f"--out={copy}").code == 0
-        assert_same_outcome(copy, folder)
-        assert not (copy / ".saved").exists()
+        if number % 2:
+            assert run("train", "--resume", f"--out={copy}").code == 0
+            assert_same_outcome(copy, folder)
+        else:
+            assert_one_sentence(run(*command, f"--out={copy}"), "holds a run already")
+            assert run(*command, f"--out={copy}", "--overwrite").code == 0
+        assert not [path for path in copy.iterdir() if path.name.startswith(".")]
+
+
+def test_at_every_step_of_a_first_run_the_next_command_works(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    command = ("train", *OPTIONS, f"--data={other_text(tmp_path)}", "--steps=4")
+    for number, copy in enumerate(watch(monkeypatch, folder, lambda: run(*command, f"--out={folder}"))):
+        if (copy / "checkpoints.json").exists() or (copy / ".saved" / "manifest.json").exists():
+            assert_one_sentence(run(*command, f"--out={copy}"), "holds a run already")
+            assert run("train", "--resume", f"--out={copy}").code == 0
+            assert_same_outcome(copy, folder)
+        elif number % 3 == 0:
+            assert_one_sentence(run("train", "--resume", f"--out={copy}"), "there is no checkpoint in")
+            assert run(*command, f"--out={copy}").code == 0
+            assert_same_outcome(copy, folder)
 
 
 # One run at a time ------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from tinygpt.files import shown
 from tinygpt.tokenizers import ByteTokenizer, CharTokenizer
 from tinygpt.training import memory
 
+pytestmark = pytest.mark.usefixtures("without_picture")
 posix = pytest.mark.skipif(os.name == "nt", reason="Windows has no such files")
 
 
@@ -130,6 +131,18 @@ def test_the_text_is_encoded_once(run: Any, text: Path, tmp_path: Path, monkeypa
     monkeypatch.setattr(CharTokenizer, "encode", encode)
     assert run("train", *OPTIONS, f"--data={text}", f"--out={tmp_path / 'run'}").code == 0
     assert "".join(seen) == text.read_text(encoding="utf-8")
+
+
+def test_a_text_that_changes_while_it_is_read(
+    run: Any, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def change(*arguments: Any) -> None:  # after the characters were collected, before they are encoded
+        path.write_text("§" + text.read_text(), encoding="utf-8")
+
+    path = write_text(tmp_path / "log.txt")
+    monkeypatch.setattr("tinygpt.training.text.require_memory", change)
+    answer = run("train", *OPTIONS, f"--data={path}", f"--out={tmp_path / 'run'}")
+    assert_one_sentence(answer, "log.txt was changed while it was read: wait until it is written")
 
 
 def test_bpe_learns_from_what_the_model_is_trained_on(run: Any, tmp_path: Path) -> None:

@@ -85,6 +85,11 @@ def finish(folder: Path, ours: Callable[[str], bool]) -> None:
         ) from error
 
 
+def pending(folder: Path) -> bool:
+    """Whether `folder` holds an exchange that counts and is not finished."""
+    return (folder / SAVED / MANIFEST).exists()
+
+
 def _manifest(folder: Path) -> dict[str, list[str]] | None:
     """What `.saved` says of itself, or None where no exchange is under way. Raises CheckpointError."""
     path = folder / SAVED / MANIFEST

@@ -7,12 +7,15 @@ import contextlib
 import math
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import UsageError
 from .generating import add_model_options, load
+
+if TYPE_CHECKING:
+    from ..tokenizers import Tokenizer
 
 ABOUT = """The mean cross-entropy of a model over the whole of a text, in nats per token, its perplexity, and the bits
 it needs for each byte of the text, which can be compared between tokenizers."""
@@ -33,7 +36,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def evaluate_text(options: argparse.Namespace) -> int:
     """Print one line with the loss and the number of tokens."""
-    from ..data import open_tokens, write_tokens
+    from ..data import open_tokens
     from ..generation import score
     from ..training import evaluate
     from ..training.folder import TOKENS
@@ -46,7 +49,7 @@ def evaluate_text(options: argparse.Namespace) -> int:
             tokens = _validation_tokens(folder, options.checkpoint or "best")
         else:
             temporary = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
-            write_tokens(options.data, tokenizer, Path(temporary) / TOKENS)
+            _write_tokens(options.data, tokenizer, Path(temporary) / TOKENS)
             tokens = open_tokens(Path(temporary) / TOKENS)
         if options.stride is None:
             loss = evaluate(model, tokens, options.batch_size, progress=True)
@@ -57,6 +60,20 @@ def evaluate_text(options: argparse.Namespace) -> int:
         print(f"loss {loss:.4f} nats per token over {count} tokens (perplexity {np.exp(loss):.2f}){bits}")
         del tokens  # Windows removes no file that is mapped
     return 0
+
+
+def _write_tokens(data: str, tokenizer: Tokenizer, path: Path) -> None:
+    from ..data import write_tokens
+    from ..files import shown
+    from ..tokenizers import UnknownCharacterError
+
+    try:
+        write_tokens(data, tokenizer, path)
+    except UnknownCharacterError as error:
+        raise UsageError(
+            f"the character {error.character!r} at position {error.position} of {shown(data)} is not in the text that "
+            "the model was trained on: take another text, or leave the character out"
+        ) from error
 
 
 def _validation_tokens(folder: Path, which: str) -> np.ndarray:

@@ -113,6 +113,7 @@ class RunFolder:
             with contextlib.suppress(OSError, ValueError, AttributeError):
                 why = error.strerror or error
                 sys.stderr.write(f"The folder {self} can't be locked ({why}): start no other run there meanwhile.\n")
+            exchange.finish(self.path, is_run_file)
             return
         except OSError as error:
             raise UsageError(f"cannot write to the folder {self}: {error.strerror or error}") from error
@@ -155,6 +156,11 @@ class RunFolder:
         try:
             if self._staging is None:
                 owned = self._owned()
+                if not resumed and INDEX in owned:
+                    raise UsageError(
+                        f"the folder {self} holds a run already: call resume() before run() to go on with it, or "
+                        "choose another folder"
+                    )
                 if not resumed:
                     self._require_free_of(_OF_THE_LOOP, owned)
                 if not os.path.lexists(self.path / MARK):
@@ -167,22 +173,23 @@ class RunFolder:
     # What is whose ------------------------------------------------------------------------------------
 
     def require_free(self, overwrite: bool = False) -> None:
-        """Raise UsageError where a run or other files are in the way of a new run. Changes nothing."""
-        if not self.path.is_dir():
+        """Raise UsageError where a run or other files are in the way of a command's new run. Changes nothing."""
+        if not self.path.is_dir() or exchange.pending(self.path):  # then `begin` finishes it first, and asks again
             return
-        self._require_free_of(_OF_THE_LOOP | _OF_THE_TEXT, self._owned(), overwrite)
+        owned = self._owned()
+        if not overwrite and INDEX in owned:
+            raise UsageError(
+                f"the folder {self} holds a run already: go on with it with --resume, keep it and choose another "
+                "--out, or replace it with --overwrite"
+            )
+        self._require_free_of(_OF_THE_LOOP | _OF_THE_TEXT, owned)
         if (self.path / _GPT2_CONFIG).exists():
             raise UsageError(
                 f"the folder {self} holds a {_GPT2_CONFIG}, as the folder of a GPT-2 model does, which a run would be "
                 "taken for: choose another folder"
             )
 
-    def _require_free_of(self, names: frozenset[str], owned: set[str], overwrite: bool = False) -> None:
-        if not overwrite and INDEX in owned:
-            raise UsageError(
-                f"the folder {self} holds a run already: go on with it (--resume, or Trainer.resume), choose another "
-                "folder (--out), or replace the run with a new one (--overwrite)"
-            )
+    def _require_free_of(self, names: frozenset[str], owned: set[str]) -> None:
         there = (name for name in os.listdir(self.path) if name in names or CHECKPOINT.fullmatch(name))
         foreign = sorted(name for name in there if name not in owned)
         if foreign:
@@ -274,8 +281,8 @@ class RunFolder:
         foreign = sorted(name for name in files - owned if os.path.lexists(self.path / name))
         if foreign:  # put there since the run began
             raise OSError(errno.EEXIST, f"there is a file {foreign[0]} now, which is not of a run")
-        # The index last: it is what says that there is a run.
-        order = sorted(files, key=lambda name: (name == INDEX, name))
+        # First what says whose the files are, last what says that there is a run.
+        order = sorted(files, key=lambda name: (name == INDEX, name != MARK, name))
         exchange.commit(staging, self.path, order, owned)
         self._staging = None
         exchange.finish(self.path, is_run_file)

@@ -33,7 +33,7 @@ from ..data.tokens import explain_os_errors, write_token_parts
 from ..errors import CheckpointError, UsageError
 from ..files import atomic_write, shown
 from ..gpt import GPTConfig
-from ..tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer
+from ..tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer, UnknownCharacterError
 from ..tokenizers.pieces import recut
 from .folder import TEXT, TOKENS
 from .memory import require_memory
@@ -113,10 +113,13 @@ def _write_text(
 
     digest = hashlib.sha256()
     pieces = read_text(path, see=digest.update)
-    if length is None:
-        write_token_parts([pieces], tokenizer, place / TOKENS, name)
-    else:
-        write_token_parts(_divided(pieces, length), tokenizer, place / TOKENS, name, fraction)
+    try:
+        if length is None:
+            write_token_parts([pieces], tokenizer, place / TOKENS, name)
+        else:
+            write_token_parts(_divided(pieces, length), tokenizer, place / TOKENS, name, fraction)
+    except UnknownCharacterError as error:
+        raise UsageError(f"{name} was changed while it was read: wait until it is written, and start again") from error
     _refuse_short_text(name, *split(open_tokens(place / TOKENS), fraction), settings.model["block_size"])
     facts["sha256"] = digest.hexdigest()
     tokenizer.save(place)
