@@ -26,12 +26,14 @@ import tinygpt as tg
 from tinygpt.cli import OptionParser, add_sampling_options, again, check_sampling_options, exit_with, sample_text
 from tinygpt.console import say
 from tinygpt.training import (
+    Settings,
     Trainer,
     add_run_options,
     choose_settings,
     describe_run,
     evaluate,
     prepare_text,
+    rehearse,
 )
 
 
@@ -42,11 +44,17 @@ def parse_options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def train() -> int:
+def main() -> int:
     options = parse_options()
 
-    # The settings: a preset's and the command line's or, with --resume, those in the checkpoint.
+    # The settings: a preset's and the command line's or, with --resume, those in the checkpoint. The folder is this
+    # run's alone until the end of the block.
     settings = choose_settings(options)
+    with settings.folder:
+        return train(settings, options)
+
+
+def train(settings: Settings, options: argparse.Namespace) -> int:
     config = settings.training
     tg.use_backend(settings.backend)
 
@@ -59,10 +67,13 @@ def train() -> int:
     model = tg.GPT(tg.GPTConfig(vocab_size=text.tokenizer.vocab_size, **settings.model), seed=config.seed)
     say(describe_run(settings, text, model))
 
-    # Training: checkpoints, metrics.jsonl and loss_curve.png appear in the folder.
+    # Training: checkpoints, metrics.jsonl and loss_curve.png appear in the folder. With --overwrite an older run stays
+    # there until the new one has saved its first checkpoint.
     trainer = Trainer(model, train_tokens, validation_tokens, config, settings.folder)
     if settings.checkpoint is not None:
         trainer.resume(settings.checkpoint)
+    elif settings.folder.replaces:
+        rehearse(trainer)
     result = trainer.run()
     if result.signal is not None:
         say(f"Saved at step {result.step}. Go on with:\n    {again('--resume', '--out', str(settings.folder))}")
@@ -80,4 +91,4 @@ def train() -> int:
 
 
 if __name__ == "__main__":
-    exit_with(train)
+    exit_with(main)

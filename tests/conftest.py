@@ -73,6 +73,12 @@ def threads() -> Iterator[Any]:
     tinygpt.set_num_threads(before)
 
 
+@pytest.fixture
+def without_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No loss curve is drawn, which takes three quarters of the time of a run of a few steps."""
+    monkeypatch.setattr("tinygpt.training.reporting.draw_loss_curve", lambda *paths: None)
+
+
 # The command line -------------------------------------------------------------------------------
 
 

@@ -59,18 +59,19 @@ def test_the_file_is_ordinary_safetensors(tmp_path: Path) -> None:
 
 
 def test_files_no_longer_named_are_removed_and_others_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "checkpoint-notes.txt").write_text("mine")
-    (tmp_path / ".checkpoint-00000001.safetensors.x1.tmp").write_bytes(b"left by a kill")
+    mine = {"checkpoint-notes.txt", "checkpoint-mine.safetensors", "checkpoint-1000.safetensors", ".mine.01234567.tmp"}
+    for name in mine:
+        (tmp_path / name).write_text("mine")
+    (tmp_path / ".checkpoint-00000001.safetensors.0badf00d.tmp").write_bytes(b"left by a kill")
     folder = CheckpointFolder(tmp_path)
     for step in (1, 2, 3):
         folder.save(sample(step), best=step == 1)
     names = {path.name for path in tmp_path.iterdir()}
-    assert names == {
-        "checkpoint-notes.txt", "checkpoints.json",
-        "checkpoint-00000001.safetensors", "checkpoint-00000003.safetensors",
+    assert names == mine | {
+        "checkpoints.json", "checkpoint-00000001.safetensors", "checkpoint-00000003.safetensors"
     }  # fmt: skip
     folder.remove()
-    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-notes.txt"}
+    assert {path.name for path in tmp_path.iterdir()} == mine
 
 
 def test_a_step_is_saved_again(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def test_a_mistake_found_late_does_not_cost_the_older_run(command: list[str], tm
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT between processes")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_stopped_and_gone_on_with_as_it_says(command: list[str], tmp_path: Path, number: int, code: int) -> None:
-    command = [*command, "--steps=600", "--checkpoint-every=100", "--eval-every=100"]
+    command = [*command, "--steps=1200", "--checkpoint-every=100", "--eval-every=100"]
     stopped = tmp_path / "stopped"
     with subprocess.Popen(
         [*command, f"--out={stopped}"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT

@@ -20,7 +20,7 @@ import pytest
 from interop_helpers import CONFIG, GENERATION, INDEX, WEIGHTS, assert_same_model, make, saved, snapshot
 from training_helpers import ENVIRONMENT
 
-from tinygpt import GPT, UsageError, nn
+from tinygpt import GPT, UsageError, nn, tokenizers
 from tinygpt.errors import CheckpointError
 from tinygpt.interop import saving
 from tinygpt.tokenizers import CharTokenizer
@@ -82,7 +82,8 @@ def test_at_every_step_the_folder_holds_the_old_model_or_the_new(
     if "tokenizer" in MODELS[old][1]:  # one that a save doesn't bring stays
         expected |= {name: content for name, content in snapshot(kept[0]).items() if name.startswith("tokenizer")}
     for copy, model in zip(kept, found, strict=True):
-        if model == new != old:  # loading finished what was interrupted: nothing of the old is left, nor of the save
+        if model == new != old:  # a save finishes what was interrupted: nothing of the old is left, nor of the save
+            saving.finish_save(copy)
             assert snapshot(copy) == expected
     assert snapshot(folder) == expected
     half = [copy for copy, model in zip(kept, found, strict=True) if list(copy.glob(".saving-*")) and model == old][-1]
@@ -91,7 +92,7 @@ def test_at_every_step_the_folder_holds_the_old_model_or_the_new(
 
 
 def test_a_finish_that_is_interrupted_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Loading a folder whose save was interrupted may be interrupted itself, at any step."""
+    """What finishes an interrupted save may be interrupted itself, at any step."""
     folder, kept = saved(tmp_path / "model", MODELS["shards"][0], max_shard_size=2000), []
     with monkeypatch.context() as patch:
         patch.setattr(saving, "finish_save", lambda folder: None)
@@ -106,10 +107,14 @@ def test_a_finish_that_is_interrupted_is_finished(tmp_path: Path, monkeypatch: p
         kept.append(tmp_path / f"kept-{len(kept)}")
         shutil.copytree(folder, kept[-1])
 
-    stops_at_every_step(monkeypatch, folder, keep, lambda: loads_as(folder, "one file"))
+    stops_at_every_step(monkeypatch, folder, keep, lambda: saving.finish_save(folder))
     assert len(kept) > 5
     for copy in kept:
+        before = snapshot(copy)
         assert loads_as(copy, "one file") == "one file"
+        assert tokenizers.load(copy) == CharTokenizer.from_text("a")
+        assert snapshot(copy) == before  # whoever loads it changes nothing
+        saving.finish_save(copy)
         assert {path.name for path in copy.iterdir()} == {WEIGHTS, CONFIG, GENERATION, "tokenizer.tinygpt.json"}
 
 
@@ -120,8 +125,29 @@ def test_an_interrupted_save_that_was_damaged_is_one_sentence(tmp_path: Path, co
     saved(tmp_path)
     (tmp_path / ".saved").mkdir()
     (tmp_path / ".saved" / "manifest.json").write_bytes(content)
-    with pytest.raises(CheckpointError, match="whose saving was interrupted, and its files can't be moved"):
-        GPT.from_pretrained(tmp_path)
+    for work in (lambda: GPT.from_pretrained(tmp_path), lambda: saved(tmp_path)):
+        with pytest.raises(CheckpointError, match=r"whose saving was interrupted, and its manifest\.json is damaged"):
+            work()
+
+
+def test_a_manifest_from_elsewhere_takes_nothing_away(tmp_path: Path) -> None:
+    """A downloaded folder may bring one along: loading deletes nothing, saving nothing but a model's files."""
+    saved(tmp_path, MODELS["one file"][0])
+    (tmp_path / "thesis.txt").write_text("mine")
+    (tmp_path / ".saved").mkdir()
+    (tmp_path / ".saved" / "thesis.txt").write_text("not mine")
+    manifest = {"files": ["thesis.txt"], "stale": ["thesis.txt", "notes.txt", CONFIG]}
+    (tmp_path / "notes.txt").write_text("mine too")
+    (tmp_path / ".saved" / "manifest.json").write_text(json.dumps(manifest))
+    before = snapshot(tmp_path)
+    with pytest.raises(UsageError):
+        GPT.from_pretrained(tmp_path)  # by its manifest it has no config.json
+    with pytest.raises(UsageError):
+        tokenizers.load(tmp_path)
+    assert snapshot(tmp_path) == before
+    saving.finish_save(tmp_path)
+    assert (tmp_path / "thesis.txt").read_text() == "mine"
+    assert (tmp_path / "notes.txt").read_text() == "mine too"
 
 
 # Killed -------------------------------------------------------------------------------------------------
@@ -202,7 +228,7 @@ def test_other_files_of_the_folder_are_left_alone(tmp_path: Path) -> None:
     for name in names:
         (tmp_path / name).write_text(name)
     (tmp_path / ".git").mkdir()
-    (tmp_path / ".saving-0000.tmp").mkdir()  # of a killed process
+    (tmp_path / ".saving-00000000.tmp").mkdir()  # of a killed process
     for name in ("one file", "shards", "one file"):
         saved(tmp_path, MODELS[name][0], **MODELS[name][1])
     assert {path.name for path in tmp_path.iterdir()} == {*names, ".git", WEIGHTS, CONFIG, GENERATION}

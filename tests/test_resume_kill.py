@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from training_helpers import ENVIRONMENT, OPTIONS, assert_same_outcome, write_text
 
+from tinygpt.training import load_model
+
 KILLS, STEPS = 20, 600
 # A checkpoint at every step: nearly all of the time goes into writing, so that is where most of the kills land.
 RUN = [sys.executable, "-m", "tinygpt", "train", *OPTIONS, f"--steps={STEPS}", "--checkpoint-every=1", "--eval-every=7"]
@@ -57,3 +59,52 @@ def test_killed_twenty_times(tmp_path: Path) -> None:
     assert start(killed, text, log).wait(timeout=120) == 0, log.read_text()
     assert_same_outcome(killed, undisturbed)
     assert not list(killed.glob(".checkpoint*.tmp")), "half-written files of killed processes are left over"
+
+
+# New runs, one after the other, each over the one before it: texts of different characters, so that a tokenizer, tokens
+# and a checkpoint of two runs do not fit together.
+OVERWRITE_AGAIN_AND_AGAIN = """
+import contextlib, sys
+from tinygpt import cli
+number = int(sys.argv[3])
+while True:
+    data = f"--data={sys.argv[2]}/{'abc'[number % 3]}.txt"
+    with contextlib.suppress(SystemExit):
+        cli.main(["train", *sys.argv[4:], data, f"--out={sys.argv[1]}", f"--seed={number}", "--overwrite"])
+    print(f"done {number}", flush=True)
+    number += 1
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
+def test_killed_while_a_new_run_takes_the_place(tmp_path: Path) -> None:
+    folder, dice = tmp_path / "run", random.Random(4)
+    for name, letters in (("a", "ab\n"), ("b", "bcdefgh\n"), ("c", "cdefghijklmnopqrstuv\n")):
+        (tmp_path / f"{name}.txt").write_text(letters * 4000, encoding="utf-8")
+    options = [*OPTIONS, "--steps=2", "--warmup-steps=1"]
+    number = 0
+    for kill in range(4):
+        command = [sys.executable, "-c", OVERWRITE_AGAIN_AND_AGAIN, str(folder), str(tmp_path), str(number), *options]
+        with subprocess.Popen(
+            command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        ) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if line.startswith("done "):
+                    number = int(line.split()[1]) + 1
+                    if dice.random() < 0.4:
+                        break
+            time.sleep(dice.uniform(0, 0.15))
+            process.kill()
+        assert process.returncode == -signal.SIGKILL, kill
+        model, tokenizer, checkpoint = load_model(folder)
+        seed = checkpoint.state["training_config"]["seed"]
+        assert seed in (number - 1, number)
+        assert tokenizer.vocab_size == model.config.vocab_size == (3, 8, 21)[seed % 3]
+        if kill % 2:  # the next command works
+            resumed = subprocess.run(
+                [sys.executable, "-m", "tinygpt", "train", "--resume", f"--out={folder}"],
+                env=ENVIRONMENT, capture_output=True, text=True, timeout=60, check=False,
+            )  # fmt: skip
+            assert resumed.returncode == 0, resumed.stderr
+            assert not [path.name for path in folder.iterdir() if path.name.startswith(".")]

@@ -14,7 +14,6 @@ import pytest
 import tinygpt as tg
 import tinygpt.ops.decode_block
 import tinygpt.optim  # the kernels of both are registered
-from tinygpt._ext import load
 from tinygpt.backends import get
 from tinygpt.backends import numpy as numpy_backend
 from tinygpt.backends.products import add_matrix_product, matrix_product

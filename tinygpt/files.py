@@ -2,17 +2,31 @@
 
 A crash, a full disk or Ctrl-C in the middle of a write must not cost the user the file that was
 there before. So: write to a temporary file in the same folder, flush it to the disk, then rename. A
-rename within a folder is atomic on every file system we know of.
+rename within a folder is atomic on every file system we know of. (Several files at once: `exchange.py`.)
+
+A process that is killed leaves its temporary file, `.NAME.xxxxxxxx.tmp`. Whoever writes NAME next, and knows that
+nobody else does, removes it: `remove_left_overs`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import re
 import secrets
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
+
+_LEFT_OVER = re.compile(r"\.(.+)\.[0-9a-f]{8}\.tmp", re.DOTALL)
+# What network shares and FUSE file systems answer to the fsync of a folder. They keep their own order of things.
+_NO_FOLDER_SYNC = {
+    getattr(errno, name)
+    for name in ("EINVAL", "ENOTSUP", "EOPNOTSUPP", "ENOSYS", "EBADF", "EACCES", "EPERM", "EISDIR", "EROFS")
+    if hasattr(errno, name)
+}
 
 
 @contextlib.contextmanager
@@ -53,11 +67,33 @@ def _replacing(path: Path) -> Iterator[Path]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a rename durable. Windows can't open folders, and needs no such call."""
+    """Make a rename durable, where the file system can. Windows can't open folders, and needs no such call."""
     if os.name == "nt":
         return
-    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_SYNC:
+            raise
+
+
+def remove_left_overs(folder: Path, ours: Callable[[str], bool], age: float = 0.0) -> None:
+    """Remove the temporary files that killed processes have left of the names that `ours` knows.
+
+    age: in seconds, where another process may be writing such a file now.
+    """
+    for entry in os.listdir(folder):
+        found = _LEFT_OVER.fullmatch(entry)
+        if found is not None and ours(found[1]):
+            with contextlib.suppress(OSError):  # a file too many does no harm
+                if time.time() - os.stat(folder / entry).st_mtime >= age:
+                    os.unlink(folder / entry)
+
+
+def shown(path: str | os.PathLike[str]) -> str:
+    """`path` to print or to keep in a text: bytes of a name that are not UTF-8 become U+FFFD."""
+    return os.fsencode(path).decode("utf-8", errors="replace")

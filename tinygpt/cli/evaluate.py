@@ -7,12 +7,15 @@ import contextlib
 import math
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import UsageError
 from .generating import add_model_options, load
+
+if TYPE_CHECKING:
+    from ..tokenizers import Tokenizer
 
 ABOUT = """The mean cross-entropy of a model over the whole of a text, in nats per token, its perplexity, and the bits
 it needs for each byte of the text, which can be compared between tokenizers."""
@@ -33,18 +36,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def evaluate_text(options: argparse.Namespace) -> int:
     """Print one line with the loss and the number of tokens."""
-    from ..data import open_tokens, write_tokens
+    from ..data import open_tokens
     from ..generation import score
     from ..training import evaluate
-    from ..training.run import TOKENS
+    from ..training.folder import TOKENS
+    from ..training.memory import require_memory
 
     model, tokenizer, folder = load(options)
+    require_memory(model.config, options.batch_size, options.backend, training=False)
     with contextlib.ExitStack() as stack:
         if options.data is None:
             tokens = _validation_tokens(folder, options.checkpoint or "best")
         else:
             temporary = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
-            write_tokens(options.data, tokenizer, Path(temporary) / TOKENS)
+            _write_tokens(options.data, tokenizer, Path(temporary) / TOKENS)
             tokens = open_tokens(Path(temporary) / TOKENS)
         if options.stride is None:
             loss = evaluate(model, tokens, options.batch_size, progress=True)
@@ -57,16 +62,38 @@ def evaluate_text(options: argparse.Namespace) -> int:
     return 0
 
 
+def _write_tokens(data: str, tokenizer: Tokenizer, path: Path) -> None:
+    from ..data import write_tokens
+    from ..files import shown
+    from ..tokenizers import UnknownCharacterError
+
+    try:
+        write_tokens(data, tokenizer, path)
+    except UnknownCharacterError as error:
+        raise UsageError(
+            f"the character {error.character!r} at position {error.position} of {shown(data)} is not in the text that "
+            "the model was trained on: take another text, or leave the character out"
+        ) from error
+
+
 def _validation_tokens(folder: Path, which: str) -> np.ndarray:
     from ..data import open_tokens, split
+    from ..exchange import read_whole
     from ..interop.loading import is_run
     from ..training import CheckpointFolder
-    from ..training.run import TOKENS
+    from ..training.folder import TOKENS
+    from ..training.state import training_config
 
-    if not is_run(folder):
-        raise UsageError(f"{folder} is no training run with a validation text of its own: give a text with --data FILE")
-    fraction = CheckpointFolder(folder).load(which).state["training_config"]["validation_fraction"]
-    return split(open_tokens(folder / TOKENS), fraction)[1]
+    def read(place: Path) -> np.ndarray:
+        if not is_run(place):
+            raise UsageError(
+                f"{folder} is no training run with a validation text of its own: give a text with --data FILE"
+            )
+        state = CheckpointFolder(place).load(which).state
+        config = training_config(state, f"the {which} checkpoint in {folder}")
+        return split(open_tokens(place / TOKENS), config.validation_fraction)[1]
+
+    return read_whole(folder, read)
 
 
 def _size(tokenizer: Any, tokens: np.ndarray, step: int = 1 << 20) -> int:

@@ -8,7 +8,16 @@ from .. import backends
 from ..console import say
 from ..data import split
 from ..gpt import GPT, GPTConfig
-from ..training import Trainer, add_run_options, choose_settings, describe_run, evaluate, prepare_text
+from ..training import (
+    Settings,
+    Trainer,
+    add_run_options,
+    choose_settings,
+    describe_run,
+    evaluate,
+    prepare_text,
+    rehearse,
+)
 from .process import again
 
 ABOUT = "Train a GPT on a text. Ctrl-C saves; --resume goes on bit for bit."
@@ -22,6 +31,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def train(options: argparse.Namespace) -> int:
     """Train, and say how good the model is in the end."""
     settings = choose_settings(options)
+    with settings.folder:
+        return _train(settings)
+
+
+def _train(settings: Settings) -> int:
     backends.use_backend(settings.backend)
     text = prepare_text(settings)
     train_tokens, validation_tokens = split(text.tokens, settings.training.validation_fraction)
@@ -29,6 +43,8 @@ def train(options: argparse.Namespace) -> int:
     trainer = Trainer(model, train_tokens, validation_tokens, settings.training, settings.folder)
     if settings.checkpoint is not None:
         trainer.resume(settings.checkpoint)
+    elif settings.folder.replaces:
+        rehearse(trainer)
     say(describe_run(settings, text, model))
     result = trainer.run()
     if result.signal is not None:

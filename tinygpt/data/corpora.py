@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.client
 import os
@@ -21,13 +22,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import MissingExtraError
-from ..files import atomic_write
+from ..files import atomic_write, remove_left_overs
 from .plays import find_plays, layout
 from .tokens import explain_os_errors, folder_made
 
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 _LARGEST_DOWNLOAD = 16 << 20  # tinyshakespeare has 1.1 MB; a page of a hotel's network may have no end
+
+_A_DAY = 86400.0  # seconds; whoever began to write a corpus before that was killed
 
 
 @dataclass(frozen=True)
@@ -145,3 +148,5 @@ def _keep(path: Path, content: bytes) -> None:
     folder_made(path.parent)
     with explain_os_errors("write", path), atomic_write(path) as file:
         file.write(content)
+    with contextlib.suppress(OSError):
+        remove_left_overs(path.parent, lambda name: name == path.name, age=_A_DAY)

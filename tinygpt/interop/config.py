@@ -165,7 +165,7 @@ def _dropout(path: Path, settings: Mapping[str, Any]) -> float:
         warnings.warn(
             f"{path} has {told}; this model has one dropout for all three places and takes {shares[0]:g} "
             "(which matters in training only): from_pretrained(..., dropout=...) chooses it",
-            stacklevel=6,
+            stacklevel=8,
         )
     return shares[0]
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 
+from ..exchange import whole
 from .hub import find_model
 from .loading import from_pretrained
-from .saving import TOKENIZER_FILES, finish_save, save
+from .saving import TOKENIZER_FILES, save
 
 
 def convert(
@@ -27,14 +27,14 @@ def convert(
     BPE tokenizer are read by transformers too, tokenizer.tinygpt.json (characters, bytes) by tinygpt alone.
     Raises UsageError; `target` then holds what it held before.
     """
-    folder = find_model(source, revision)
-    finish_save(folder)
-    model = from_pretrained(folder, dtype="float64" if dtype == "float64" else "float32", checkpoint=checkpoint)
+    with whole(find_model(source, revision)) as folder:
+        model = from_pretrained(folder, dtype="float64" if dtype == "float64" else "float32", checkpoint=checkpoint)
+        # Now, not when it is written: `target` may be the same folder.
+        tokenizer = {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).exists()}
 
-    def copy_tokenizer(staging: Path) -> None:
-        for name in TOKENIZER_FILES:
-            if (folder / name).exists():
-                shutil.copyfile(folder / name, staging / name)
+    def write_tokenizer(staging: Path) -> None:
+        for name, content in tokenizer.items():
+            (staging / name).write_bytes(content)
 
-    save(model, target, dtype, max_shard_size, copy_tokenizer)
+    save(model, target, dtype, max_shard_size, write_tokenizer)
     return Path(target)

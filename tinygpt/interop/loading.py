@@ -19,11 +19,12 @@ import numpy as np
 from .. import backends, nn
 from ..checks import number
 from ..errors import CheckpointError, UsageError
+from ..exchange import read_whole
 from ..gpt import GPT, GPTConfig
 from ..safetensors_io import SafetensorsFile
 from .config import CONFIG, read_config, read_generation
 from .hub import find_model
-from .saving import finish_save, token_ids
+from .saving import token_ids
 from .weights import Weights, open_weights
 
 Make = Callable[[GPTConfig, Weights], GPT]
@@ -50,13 +51,13 @@ def from_pretrained(
     def make(config: GPTConfig, weights: Weights) -> GPT:
         return _filled(model_class, config, seed, held, weights, packed)
 
-    folder = find_model(folder_or_name, revision)
-    finish_save(folder)
-    with backends.use_backend("numpy"):
+    def read(folder: Path) -> GPT:
         if is_run(folder):
-            model = _load_run(folder, checkpoint, make, dropout)
-        else:
-            model = _load_directory(folder, make, dropout)
+            return _load_run(folder, checkpoint, make, dropout)
+        return _load_directory(folder, make, dropout)
+
+    with backends.use_backend("numpy"):
+        model = read_whole(find_model(folder_or_name, revision), read)
     model.eval()
     model.to(backends.current())
     return model
@@ -98,17 +99,21 @@ def _load_run(folder: Path, which: str, make: Make, dropout: float | None) -> GP
     """Of the checkpoint only the weights are read: the optimizer's state is twice as large."""
     from .. import tokenizers
     from ..training.checkpoint import CheckpointFolder, read_checkpoint  # the loop and its settings come with it
+    from ..training.state import model_config
+
+    where = f"the {which} checkpoint in {folder}"
 
     def read(path: Path) -> GPT:
         state = read_checkpoint(path, arrays_too=False).state
         try:
-            config = GPTConfig.from_dict(state["model_config"])
-            if dropout is not None:
-                config = dataclasses.replace(config, dropout=dropout)
             with SafetensorsFile(path) as file:
-                return make(config, Weights.of_run(path, file))
+                weights = Weights.of_run(path, file)
+                config = model_config(state, weights.count, where)
+                if dropout is not None:
+                    config = dataclasses.replace(config, dropout=dropout)
+                return make(config, weights)
         except (UsageError, TypeError, KeyError) as error:
-            raise CheckpointError(f"the {which} checkpoint in {folder} makes no model: {error}") from error
+            raise CheckpointError(f"{where} makes no model: {error}") from error
 
     model = CheckpointFolder(folder).load(which, read)
     model.generation_config = token_ids(tokenizers.load(folder))

@@ -1,21 +1,14 @@
 """From a model to a GPT-2 directory that transformers loads, of which there is never half.
 
-A directory is several files that belong together, and no system renames several files at once. So:
-
-    1. everything is written into a folder beside, FOLDER/.saving-XXXX.tmp, and brought to the disk;
-    2. that folder is renamed to FOLDER/.saved. This one rename is the moment at which the new model counts;
-    3. its files are moved to their places, one after the other; files of the old model that the new one does not
-       have are removed; .saved disappears.
-
-Killed in 1: the old model is untouched. Killed in 3: `from_pretrained` and the next `save_pretrained` find .saved and
-finish the moves before anything else (`finish_save`). So for tinygpt the folder holds the old or the new model, whole,
-at any moment. Another program that reads in the milliseconds of 3 may see some files of either; where a model is saved
-again with the same configuration, as after more training, its one file of weights changes in one rename for it too.
+A directory is several files that belong together: they change at once, as `exchange.py` has it. Killed at any moment,
+the folder holds the old or the new model, whole. `from_pretrained` sees the one that counts and changes nothing; the
+next `save_pretrained` finishes what was interrupted. Another program that reads in the milliseconds of the moves may
+see some files of either; where a model is saved again with the same configuration, as after more training, its one
+file of weights changes in one rename for it too.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -27,16 +20,15 @@ from typing import Any
 
 import numpy as np
 
+from .. import exchange
 from ..data.tokens import explain_os_errors, folder_made
-from ..errors import CheckpointError, UsageError
-from ..files import sync_folder
+from ..errors import UsageError
 from ..gpt import GPT
 from ..plain_gpt import difference_from_gpt2
 from ..safetensors_io import CODES, DTYPES, write_safetensors
-from .config import CONFIG, GENERATION, TOKEN_IDS, config_json, read_json
+from .config import CONFIG, GENERATION, TOKEN_IDS, config_json
 from .weights import INDEX, PREFIX, SINGLE, parameter_shapes
 
-SAVED, MANIFEST = ".saved", "manifest.json"
 FORMATS = ("float32", "bfloat16", "float16", "float64")
 TOKENIZER_FILES = frozenset(
     {
@@ -45,6 +37,7 @@ TOKENIZER_FILES = frozenset(
     }
 )  # fmt: skip
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+_STAGING = re.compile(r"\.saving-[0-9a-f]{8}\.tmp")
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 
@@ -102,13 +95,10 @@ def save(
             if write_tokenizer is not None:
                 write_tokenizer(staging)
             _write_weights(staging, arrays, dtype, limit)
-            _write_json(staging / MANIFEST, _manifest(folder, staging))
-            sync_folder(staging)
-            os.rename(staging, folder / SAVED)
+            exchange.commit(staging, folder, *_files(folder, staging))
         except BaseException:
             shutil.rmtree(staging, ignore_errors=True)
             raise
-        sync_folder(folder)
     finish_save(folder)
 
 
@@ -209,48 +199,26 @@ def _write_file(path: Path, arrays: dict[str, Any], dtype: str) -> None:
 # From the folder beside to the places of the files ----------------------------------------------------
 
 
-def _manifest(folder: Path, staging: Path) -> dict[str, list[str]]:
+def _files(folder: Path, staging: Path) -> tuple[list[str], list[str]]:
     """The new model's files, in the order in which they are moved, and the old model's that must go."""
     names = sorted(os.listdir(staging), key=lambda name: (name in (SINGLE, INDEX), name))
     # Of the tokenizer only if the new model brings one: else the folder keeps what it has.
     kinds = TOKENIZER_FILES if TOKENIZER_FILES.intersection(names) else frozenset()
-    old = {name for name in os.listdir(folder) if name in (SINGLE, INDEX) or name in kinds or _SHARD.fullmatch(name)}
-    return {"files": names, "stale": sorted(old - set(names))}
+    old = [name for name in os.listdir(folder) if name in kinds or _is_weights(name)]
+    return names, old
+
+
+def _is_weights(name: str) -> bool:
+    return name in (SINGLE, INDEX) or _SHARD.fullmatch(name) is not None
 
 
 def finish_save(folder: Path) -> None:
-    """Finish the moves of a save that was interrupted after it counted; see the top of this file."""
-    saved = folder / SAVED
-    if not saved.is_dir():
-        return
-    try:
-        if (saved / MANIFEST).exists():
-            manifest = read_json(saved / MANIFEST)
-            for name in manifest["files"]:
-                with contextlib.suppress(FileNotFoundError):  # moved before the interruption
-                    os.replace(saved / _plain(name), folder / name)
-            for name in manifest["stale"]:
-                (folder / _plain(name)).unlink(missing_ok=True)
-            sync_folder(folder)
-            (saved / MANIFEST).unlink(missing_ok=True)
-        with contextlib.suppress(FileNotFoundError):
-            saved.rmdir()
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        if not (saved / MANIFEST).exists():  # another process has come to load it, and has finished the moves
-            return
-        raise CheckpointError(
-            f"{saved} holds a complete model whose saving was interrupted, and its files can't be moved to {folder}: "
-            f"{getattr(error, 'strerror', None) or error}"
-        ) from error
-
-
-def _plain(name: Any) -> str:
-    if not isinstance(name, str) or Path(name).name != name or "\0" in name:
-        raise ValueError(f"{MANIFEST} names {name!r}, which is no file of this folder")
-    return name
+    """Finish the moves of a save that was interrupted after it counted. For whoever saves there next."""
+    exchange.finish(folder, lambda name: name in TOKENIZER_FILES or name in (CONFIG, GENERATION) or _is_weights(name))
 
 
 def _remove_left_over(folder: Path) -> None:
     """What killed processes have left half-written."""
     for path in folder.glob(".saving-*.tmp"):
-        shutil.rmtree(path, ignore_errors=True)
+        if _STAGING.fullmatch(path.name):
+            shutil.rmtree(path, ignore_errors=True)

@@ -14,6 +14,7 @@ what `safetensors.torch.save_model` keeps.
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -75,6 +76,11 @@ class Weights:
         weights = cls(path, [])
         weights.place = {name.removeprefix(RUN): (file, name) for name in file.arrays if name.startswith(RUN)}
         return weights
+
+    @property
+    def count(self) -> int:
+        """How many numbers they are."""
+        return sum(math.prod(file.arrays[name].shape) for file, name in self.place.values())
 
     def check_model(self, model: GPT) -> None:
         """Raise CheckpointError unless these are the parameters of `model`, which may be of a subclass."""

@@ -13,6 +13,7 @@ import os
 from pathlib import Path
 
 from ..errors import CheckpointError
+from ..exchange import read_whole
 from .base import FILE_NAME, StreamDecoder, Tokenizer, read_config
 from .bpe import BPETokenizer
 from .bpe_files import TOKENIZER, VOCAB
@@ -38,18 +39,21 @@ def load(folder: str | os.PathLike[str]) -> Tokenizer:
 
     tokenizer.tinygpt.json comes first; without it, GPT-2's files: tokenizer.json, or vocab.json and merges.txt.
     """
-    path = Path(folder)
+    return read_whole(Path(folder), _load)
+
+
+def _load(path: Path) -> Tokenizer:
     if not (path / FILE_NAME).exists():
         if not any((path / name).exists() for name in (TOKENIZER, VOCAB)):
             raise CheckpointError(
                 f"cannot read the tokenizer in {path}: there is neither {FILE_NAME} nor {TOKENIZER} nor {VOCAB}"
             )
         return BPETokenizer.load(path)
-    config = read_config(folder)
+    config = read_config(path)
     cls = _CLASSES.get(config["type"])
     if cls is None:
         raise CheckpointError(
-            f"{Path(folder) / FILE_NAME} holds a tokenizer of type {config['type']!r}; this version of tinygpt "
+            f"{path / FILE_NAME} holds a tokenizer of type {config['type']!r}; this version of tinygpt "
             f"knows {', '.join(sorted(_CLASSES))}"
         )
-    return cls._from_file(config, folder)
+    return cls._from_file(config, path)

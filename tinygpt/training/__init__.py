@@ -24,17 +24,19 @@ from .checkpoint import Checkpoint, CheckpointFolder, read_checkpoint
 from .config import CHANGEABLE, PRESETS, Preset, TrainingConfig
 from .divergence import DivergedError
 from .evaluation import FixedPart, evaluate, mean_loss
+from .folder import RunFolder
 from .interrupt import StopRequest
 from .loop import Trainer
 from .loss_scale import LossScale
 from .metrics import MetricsFile, read_metrics
 from .outcome import CallbackError, TrainingResult
 from .picture import draw_loss_curve
-from .run import Settings, Text, add_run_options, choose_settings, describe_run, load_model, prepare_text
+from .run import Settings, add_run_options, choose_settings, describe_run, load_model, rehearse
+from .text import Text, prepare_text
 
 __all__ = [
     "CHANGEABLE", "PRESETS", "CallbackError", "Checkpoint", "CheckpointFolder", "DivergedError", "FixedPart",
-    "LossScale", "MetricsFile", "Preset", "Settings", "StopRequest", "Text", "Trainer", "TrainingConfig",
+    "LossScale", "MetricsFile", "Preset", "RunFolder", "Settings", "StopRequest", "Text", "Trainer", "TrainingConfig",
     "TrainingResult", "add_run_options", "choose_settings", "describe_run", "draw_loss_curve", "evaluate",
-    "load_model", "mean_loss", "prepare_text", "read_checkpoint", "read_metrics",
+    "load_model", "mean_loss", "prepare_text", "read_checkpoint", "read_metrics", "rehearse",
 ]  # fmt: skip

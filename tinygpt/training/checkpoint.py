@@ -20,6 +20,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,12 +30,15 @@ from typing import Any
 import numpy as np
 
 from ..errors import CheckpointError
-from ..files import atomic_write
+from ..exchange import read_whole
+from ..files import atomic_write, remove_left_overs
 from ..safetensors_io import SafetensorsFile, write_safetensors
 
 INDEX = "checkpoints.json"
 FORMAT = "tinygpt-checkpoint"
 VERSION = 1
+CHECKPOINT = re.compile(r"checkpoint-\d{8,}(-[bc])?\.safetensors")  # other files called checkpoint-... are not ours
+_TRIES = 100  # of a reader, while a run saves every few milliseconds
 
 
 @dataclass
@@ -52,7 +57,7 @@ class Checkpoint:
 class CheckpointFolder:
     """The latest and the best checkpoint of the run in `folder`."""
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
         self.index_path = self.folder / INDEX
 
@@ -65,7 +70,7 @@ class CheckpointFolder:
 
         Raises OSError (a full disk, a folder that can't be written); what was there before is then intact.
         """
-        index = self._read_index() if self.exists() else {}
+        index = read_index(self.index_path) if self.exists() else {}
         path = self.folder / _unused_name(checkpoint.step, {entry["file"] for entry in index.values()})
         header = {"format": FORMAT, "version": str(VERSION), "state": json.dumps(checkpoint.state, allow_nan=False)}
         arrays = {f"model.{name}": array for name, array in checkpoint.model.items()}
@@ -84,11 +89,11 @@ class CheckpointFolder:
 
     def _tidy(self, named: set[str]) -> None:
         """Remove what `checkpoints.json` does not name, and what a killed process left half-written."""
-        stale = [path for path in self.folder.glob("checkpoint-*.safetensors") if path.name not in named]
-        stale += [path for path in self.folder.glob(".*.tmp") if path.name.startswith((".checkpoint", f".{INDEX}"))]
-        for path in stale:
-            with contextlib.suppress(OSError):  # a file too many does no harm
-                path.unlink()
+        for name in os.listdir(self.folder):
+            if CHECKPOINT.fullmatch(name) and name not in named:
+                with contextlib.suppress(OSError):  # a file too many does no harm
+                    (self.folder / name).unlink()
+        remove_left_overs(self.folder, lambda name: name == INDEX or CHECKPOINT.fullmatch(name) is not None)
 
     def remove(self) -> None:
         """Forget the run: the index first, so that it never names a file that is gone."""
@@ -96,15 +101,26 @@ class CheckpointFolder:
         self._tidy(set())
 
     def load(self, which: str = "latest", read: Callable[[Path], Any] | None = None) -> Any:
-        """The "latest" or the "best" checkpoint. Raises CheckpointError: missing, damaged, of another format.
+        """The "latest" or the "best" checkpoint, also while a run saves another.
 
         read: called with its file instead of `read_checkpoint`, for whoever wants a part of it; what it returns comes
-        back.
+        back. Raises CheckpointError: missing, damaged, of another format.
         """
-        entry = self.entry(which)
-        path = self.folder / entry["file"]
-        _verify(path, entry["sha256"])
-        return (read or read_checkpoint)(path)
+        return read_whole(self.folder, lambda place: CheckpointFolder(place)._load(which, read or read_checkpoint))
+
+    def _load(self, which: str, read: Callable[[Path], Any]) -> Any:
+        for _ in range(_TRIES):
+            entry = self.entry(which)
+            path = self.folder / entry["file"]
+            try:
+                _verify(path, entry["sha256"])
+                return read(path)
+            except CheckpointError:
+                if self.entry(which) == entry:  # else a run has saved since, and has removed this one
+                    raise
+        raise CheckpointError(
+            f"the run in {self.folder} saves faster than its {which} checkpoint can be read: try again"
+        )
 
     def entry(self, which: str = "latest") -> dict[str, Any]:
         """What `checkpoints.json` says of a checkpoint: its file, step and SHA-256."""
@@ -113,25 +129,30 @@ class CheckpointFolder:
                 f"there is no checkpoint in {self.folder}: {self.index_path} does not exist; "
                 "give the folder of a run that has saved one"
             )
-        index = self._read_index()
+        index = read_index(self.index_path)
         if which not in index:
             raise CheckpointError(
                 f"{self.index_path} names no {which!r} checkpoint, only {', '.join(index) or 'none at all'}"
             )
         return index[which]
 
-    def _read_index(self) -> dict[str, dict[str, Any]]:
-        try:
-            index = json.loads(self.index_path.read_text(encoding="utf-8"))
-            for entry in index.values():
-                if Path(entry["file"]).name != entry["file"]:
-                    raise ValueError("a checkpoint's file is not in its folder")
-                int(entry["step"]), str(entry["sha256"])
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise CheckpointError(
-                f"{self.index_path} is damaged ({error}): delete it and start the run anew, or restore it from a copy"
-            ) from error
-        return index
+
+def read_index(path: Path) -> dict[str, dict[str, Any]]:
+    """The content of a `checkpoints.json`. Raises CheckpointError where it can't be read or is damaged."""
+    try:
+        index = json.loads(path.read_bytes().decode("utf-8"))
+        for entry in index.values():
+            if not CHECKPOINT.fullmatch(entry["file"]):
+                raise ValueError(f"{entry['file']!r} is not the name of a checkpoint")
+            if not isinstance(entry["step"], int) or not isinstance(entry["sha256"], str):
+                raise ValueError("a step must be a whole number, and a SHA-256 a text")
+    except OSError as error:
+        raise CheckpointError(f"{path} can't be read: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path} is damaged ({error}): delete it and start the run anew, or restore it from a copy"
+        ) from error
+    return index
 
 
 def _unused_name(step: int, used: set[str]) -> str:
@@ -162,10 +183,14 @@ def read_checkpoint(path: Path, arrays_too: bool = True) -> Checkpoint:
             if found == f"{FORMAT} {VERSION}":
                 arrays = {name: file.read(name) for name in file.arrays if arrays_too}
                 state = json.loads(file.metadata["state"])
+    except OSError as error:
+        raise CheckpointError(f"the checkpoint {path} can't be read: {error.strerror or error}") from error
     except (CheckpointError, KeyError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not a whole checkpoint: {error}") from error
     if found != f"{FORMAT} {VERSION}":
         raise CheckpointError(f"{path} is not a checkpoint of this version: {found}, not {FORMAT} {VERSION}")
+    if not isinstance(state, dict) or type(state.get("step")) is not int or state["step"] < 0:
+        raise CheckpointError(f"{path} is not a whole checkpoint: its state does not say at which step it was saved")
     model = {name.removeprefix("model."): a for name, a in arrays.items() if name.startswith("model.")}
     optimizer = {name.removeprefix("optimizer."): a for name, a in arrays.items() if name.startswith("optimizer.")}
     return Checkpoint(model, optimizer, state)

@@ -18,7 +18,7 @@ class DivergedError(ArithmeticError):
 def diverged(trainer: Trainer, cause: str) -> DivergedError:
     """The error for the present step: its cause, what is kept, what may help."""
     if trainer.saved_at >= 0:
-        kept = f"the checkpoint of step {trainer.saved_at} is kept in {trainer.folder}: resume it with"
+        kept = f"the checkpoint of step {trainer.saved_at} is kept in {trainer.run_folder}: resume it with"
     else:
         kept = "nothing was saved yet: begin again with"
     return DivergedError(

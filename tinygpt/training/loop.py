@@ -41,17 +41,15 @@ from .checkpoint import Checkpoint, CheckpointFolder, fingerprint
 from .config import TrainingConfig, schedule_notes
 from .divergence import DivergedError, diverged, first_cause
 from .evaluation import Batches, FixedPart, in_mode, mean_loss
+from .folder import METRICS, PICTURE, RunFolder
 from .graph import Passes
 from .interrupt import StopRequest
 from .loss_scale import LossScale
 from .outcome import CallbackError, Progression, TrainingResult
 from .progress import Progress
 from .reporting import Report
-from .saving import checkpoint_of, restore, writing
+from .saving import checkpoint_of, holding, restore, writing
 from .vocabulary import check_vocabulary
-
-METRICS = "metrics.jsonl"
-PICTURE = "loss_curve.png"
 
 
 class _Stopped(Exception):
@@ -60,6 +58,9 @@ class _Stopped(Exception):
 
 class Trainer:
     """Trains `model` on `train_tokens` and keeps checkpoints and metrics in `folder`, which must exist.
+
+    A folder that holds a run already, or other files with the names of a run's, is refused by `run`, unless `resume`
+    came before it; so is one in which another run is at work.
 
     train_tokens, validation_tokens: integers, shape (N,), memory-mapped or not. callbacks: called with every record of
     the metrics file; one that raises ends the run with CallbackError. stream: where the progress is shown: anything
@@ -73,11 +74,12 @@ class Trainer:
         train_tokens: np.ndarray,
         validation_tokens: np.ndarray,
         config: TrainingConfig,
-        folder: str | Path,
+        folder: str | Path | RunFolder,
         callbacks: Sequence[Callable[[dict[str, Any]], None]] = (),
         stream: Any = None,
     ) -> None:
-        self.model, self.config, self.folder = model, config, Path(folder)
+        self.run_folder = folder if isinstance(folder, RunFolder) else RunFolder(folder)
+        self.model, self.config, self.folder = model, config, self.run_folder.place
         self.text = {"train": fingerprint(train_tokens), "validation": fingerprint(validation_tokens)}
         block_size = model.config.block_size
         self.batches = RandomBatches(train_tokens, config.batch_size, block_size, config.seed)
@@ -127,7 +129,7 @@ class Trainer:
         begin, tokens_per_step = at.step, config.batch_size * config.gradient_accumulation * self.batches.block_size
         progress = Progress(config.steps, begin, tokens_per_step, self.stream)
         self.passes.say = lambda words: progress.line(at.step, words)
-        with in_mode(self.model, training=True), StopRequest() as stop, self.model.compute_in(config.dtype):
+        with in_mode(self.model, True), StopRequest() as stop, holding(self), self.model.compute_in(config.dtype):
             try:
                 with writing(self):
                     at.metrics_lines = self.report.metrics.restart(at.metrics_lines)
@@ -154,6 +156,8 @@ class Trainer:
             at.seconds = time.perf_counter() - begin
             improved = self._evaluation_due() and self._evaluate(stop)
             ended = at.step >= config.steps or 0 < config.patience <= at.without_improvement or stop.requested
+            if stop.requested and self.run_folder.replaces:  # before it could begin: the older run stays
+                raise KeyboardInterrupt
             if improved or ended or (at.step % config.checkpoint_every == 0 and self.saved_at != at.step):
                 self.save(best=improved)
             self._tell(progress)
@@ -304,6 +308,11 @@ class Trainer:
         with writing(self):
             self.report.metrics.sync()
             self.checkpoints.save(checkpoint, best)
+            if self.run_folder.staged:  # a new run that can begin: it takes its place, and an older one's
+                self.report.metrics.close()
+                self.folder = self.run_folder.publish()
+                self.checkpoints = CheckpointFolder(self.folder)
+                self.report.move_to(self.folder / METRICS, self.folder / PICTURE)
         self.saved_at = self.at.step
 
     def _save_once(self) -> None:

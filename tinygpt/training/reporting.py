@@ -24,6 +24,10 @@ class Report:
         self.metrics, self.picture, self.callbacks = MetricsFile(metrics), picture, list(callbacks)
         self.untold: list[tuple[dict[str, Any], str]] = []
 
+    def move_to(self, metrics: Path, picture: Path) -> None:
+        """Go on in these files; the metrics must be closed."""
+        self.metrics.path, self.picture = metrics, picture
+
     def record(self, record: dict[str, Any], words: str = "") -> None:
         """Write a line of metrics; `words`: the line of progress that goes with it. Raises OSError."""
         self.metrics.append(record)

@@ -12,6 +12,7 @@ from ..errors import CheckpointError, UsageError
 from .checkpoint import Checkpoint, require_same
 from .config import CHANGEABLE, changed_step_size
 from .outcome import Progression
+from .state import check_state
 
 if TYPE_CHECKING:
     from .loop import Trainer
@@ -44,7 +45,8 @@ def checkpoint_of(trainer: Trainer) -> Checkpoint:
 def restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
     """Bring a trainer to the state of a checkpoint. Raises CheckpointError when it is of another run, or damaged."""
     state = checkpoint.state
-    where = f"the checkpoint of step {state['step']} in {trainer.folder}"
+    where = f"the checkpoint of step {checkpoint.step} in {trainer.run_folder}"
+    check_state(checkpoint, where, Progression)
     config = trainer.config.resumed(state["training_config"])
     require_same(where, state["model_config"], trainer.model.config.to_dict())
     require_same(where, state["training_config"], dataclasses.asdict(config), CHANGEABLE)
@@ -73,9 +75,18 @@ def writing(trainer: Trainer) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        what = f"cannot write to the folder {trainer.folder}: {error.strerror or error}"
-        if trainer.saved_at >= 0:
+        what = f"cannot write to the folder {trainer.run_folder}: {error.strerror or error}"
+        if trainer.saved_at >= 0 and not trainer.run_folder.staged:
             kept, then = f"the checkpoint of step {trainer.saved_at} is intact", "go on with --resume"
         else:
             kept, then = "nothing was saved", "try again"
         raise UsageError(f"{what}; {kept}: make room there, or allow writing, and {then}") from error
+
+
+@contextlib.contextmanager
+def holding(trainer: Trainer) -> Iterator[None]:
+    """Around a run: nobody else writes into its folder meanwhile. Raises UsageError where the folder is not its own."""
+    with contextlib.ExitStack() as held:
+        with writing(trainer):
+            held.enter_context(trainer.run_folder.held(resumed=trainer.saved_at >= 0))
+        yield

@@ -1,0 +1,297 @@
+"""The folder of a run: what in it belongs to the run, who may write there, and how a new run takes an old one's place.
+
+    with RunFolder("out/run") as folder:
+        place = folder.begin(overwrite=True)     # an empty folder inside it, for the files of a new run
+        ...                                      # text, tokens, tokenizer, the first checkpoint
+        folder.publish()                         # they take their places, and the old run's files go
+
+**Whose files.** A run marks its folder with `tinygpt-run.json`, which lists what the run writes. Nothing else is ever
+replaced or removed: where a file has the name of a run's and the mark does not list it, a new run is refused. Runs
+from before there was a mark are known by a sound `checkpoints.json` or `text.json`.
+
+**When.** A new run is made aside, in `.tinygpt-new-xxxxxxxx.tmp`. It takes its place when it has evaluated and saved
+its first checkpoint, all of it in one moment (`exchange.py`). Until then the old run is whole, whatever happens.
+
+**Who.** A run holds `.tinygpt-lock` (`lock.py`), which dies with its process. Reading needs no lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import re
+import secrets
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .. import exchange
+from ..errors import CheckpointError, UsageError
+from ..files import atomic_write, remove_left_overs, shown
+from ..lock import Lock, NoLocksError
+from ..tokenizers import FILE_NAME
+from ..tokenizers.bpe_files import FILES as BPE_FILES
+from .checkpoint import CHECKPOINT, INDEX, read_index
+
+MARK, LOCK = "tinygpt-run.json", ".tinygpt-lock"
+TEXT, TOKENS, METRICS, PICTURE = "text.json", "tokens.npy", "metrics.jsonl", "loss_curve.png"
+_OF_THE_LOOP = frozenset({MARK, INDEX, METRICS, PICTURE})
+_OF_THE_TEXT = frozenset({TEXT, TOKENS, FILE_NAME, *BPE_FILES})
+_GPT2_CONFIG = "config.json"  # makes a folder one of a GPT-2 model to whoever loads from it
+_STAGING = re.compile(r"\.tinygpt-new-[0-9a-f]{8}\.tmp")
+_FORMAT = "tinygpt-run"
+
+
+def is_run_file(name: str) -> bool:
+    """Whether a run may write a file of this name."""
+    return name in _OF_THE_LOOP or name in _OF_THE_TEXT or CHECKPOINT.fullmatch(name) is not None
+
+
+class RunFolder:
+    """The folder of one run, which exists or will. As a context it gives back what it holds, and clears up."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path).expanduser()
+        self._lock: Lock | None = None
+        self._staging: Path | None = None
+        self._made: list[Path] = []  # folders that were not there before
+        self._lockless = False  # the file system has no locks, and that was said
+
+    def __str__(self) -> str:
+        return shown(self.path)
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.release()
+
+    @property
+    def place(self) -> Path:
+        """Where the run's files are written: aside until it is published."""
+        return self.path if self._staging is None else self._staging
+
+    @property
+    def staged(self) -> bool:
+        return self._staging is not None
+
+    @property
+    def replaces(self) -> bool:
+        """Whether a new run that was not published yet would take the place of another."""
+        return self.staged and self.holds_run()
+
+    def holds_run(self) -> bool:
+        """Whether a run has saved something here."""
+        return (self.path / INDEX).exists() and INDEX in self._owned()
+
+    # One at a time ------------------------------------------------------------------------------------
+
+    def lock(self) -> None:
+        """Keep others from writing here until `release`, and finish or remove what killed processes have left.
+
+        Raises UsageError where another run is at work in the folder, or nothing can be written there.
+        """
+        if self._lock is not None or self._lockless:
+            return
+        lock = Lock(self.path / LOCK)
+        try:
+            if not lock.take():
+                raise UsageError(
+                    f"another run is at work in the folder {self} ({lock.holder()}): wait for it, stop it, or choose "
+                    "another folder"
+                )
+        except NoLocksError as error:
+            # Then it is the user's to see to. What seems left over may be another's at work, and stays.
+            self._lockless = True
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                why = error.strerror or error
+                sys.stderr.write(f"The folder {self} can't be locked ({why}): start no other run there meanwhile.\n")
+            exchange.finish(self.path, is_run_file)
+            return
+        except OSError as error:
+            raise UsageError(f"cannot write to the folder {self}: {error.strerror or error}") from error
+        self._lock = lock
+        try:
+            exchange.finish(self.path, is_run_file)
+            self._remove_left_overs()
+        except BaseException:
+            self.release()
+            raise
+
+    def release(self) -> None:
+        """Give the lock back; a new run that was not published is gone."""
+        staging, self._staging = self._staging, None
+        if staging is not None:
+            shutil.rmtree(staging, ignore_errors=True)
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            lock.give_back()
+        for folder in self._made:
+            with contextlib.suppress(OSError):  # there is a run in it now
+                folder.rmdir()
+        self._made = []
+
+    def _remove_left_overs(self) -> None:
+        with contextlib.suppress(OSError):
+            remove_left_overs(self.path, is_run_file)
+            for name in os.listdir(self.path):
+                if _STAGING.fullmatch(name):
+                    shutil.rmtree(self.path / name, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def held(self, resumed: bool) -> Iterator[None]:
+        """For as long as a run writes: locked, and marked as the run's own. resumed: it goes on with what is there.
+
+        Raises UsageError where the folder is not this run's to write to.
+        """
+        mine = self._lock is None
+        self.lock()
+        try:
+            if self._staging is None:
+                owned = self._owned()
+                if not resumed and INDEX in owned:
+                    raise UsageError(
+                        f"the folder {self} holds a run already: call resume() before run() to go on with it, or "
+                        "choose another folder"
+                    )
+                if not resumed:
+                    self._require_free_of(_OF_THE_LOOP, owned)
+                if not os.path.lexists(self.path / MARK):
+                    self._write_mark(self.path, owned)
+            yield
+        finally:
+            if mine:
+                self.release()
+
+    # What is whose ------------------------------------------------------------------------------------
+
+    def require_free(self, overwrite: bool = False) -> None:
+        """Raise UsageError where a run or other files are in the way of a command's new run. Changes nothing."""
+        if not self.path.is_dir() or exchange.pending(self.path):  # then `begin` finishes it first, and asks again
+            return
+        owned = self._owned()
+        if not overwrite and INDEX in owned:
+            raise UsageError(
+                f"the folder {self} holds a run already: go on with it with --resume, keep it and choose another "
+                "--out, or replace it with --overwrite"
+            )
+        self._require_free_of(_OF_THE_LOOP | _OF_THE_TEXT, owned)
+        if (self.path / _GPT2_CONFIG).exists():
+            raise UsageError(
+                f"the folder {self} holds a {_GPT2_CONFIG}, as the folder of a GPT-2 model does, which a run would be "
+                "taken for: choose another folder"
+            )
+
+    def _require_free_of(self, names: frozenset[str], owned: set[str]) -> None:
+        there = (name for name in os.listdir(self.path) if name in names or CHECKPOINT.fullmatch(name))
+        foreign = sorted(name for name in there if name not in owned)
+        if foreign:
+            raise UsageError(
+                f"the folder {self} holds files that are not of a run but have the names of a run's "
+                f"({', '.join(map(shown, foreign))}): choose another folder, or move them elsewhere"
+            )
+
+    def require_not_among(self, path: Path) -> None:
+        """Refuse `path`, the text of a new run, where the new run would replace it."""
+        for name in self._owned() if self.path.is_dir() else ():
+            with contextlib.suppress(OSError):
+                if os.path.samefile(self.path / name, path):
+                    raise UsageError(
+                        f"the text {shown(path)} is a file of the run in {self}, which the new run would replace: copy "
+                        "it elsewhere, or choose another folder"
+                    )
+
+    def _owned(self) -> set[str]:
+        """The names of the files that are the run's, of those that are there."""
+        try:
+            names = {name for name in os.listdir(self.path) if is_run_file(name)}
+        except OSError:
+            return set()
+        there = {name for name in names if not (self.path / name).is_dir()}  # a run makes no folder
+        listed = self._listed(there)
+        return {name for name in there if name in listed or (listed and CHECKPOINT.fullmatch(name))}
+
+    def _listed(self, there: set[str]) -> set[str]:
+        if MARK in there:
+            try:
+                mark = json.loads((self.path / MARK).read_bytes())
+                if mark["format"] == _FORMAT:
+                    return {MARK, *(name for name in mark["files"] if isinstance(name, str))}
+            except (OSError, ValueError, KeyError, TypeError, RecursionError):
+                pass
+            return set()  # it is not ours, or can't be told from one that is not
+        listed: set[str] = set()  # a run from before there was a mark
+        if INDEX in there:
+            with contextlib.suppress(CheckpointError):
+                if "latest" in read_index(self.path / INDEX):
+                    listed |= {INDEX, METRICS, PICTURE}
+        if _is_text_of_a_run(self.path / TEXT):
+            listed |= {METRICS, PICTURE, *_OF_THE_TEXT}
+        return listed
+
+    def _write_mark(self, place: Path, files: set[str]) -> None:
+        names = sorted({name for name in files if not CHECKPOINT.fullmatch(name)} | _OF_THE_LOOP)
+        with atomic_write(place / MARK, "w") as file:
+            about = "the files of a training run of tinygpt, with its checkpoint-*.safetensors"
+            json.dump({"format": _FORMAT, "about": about, "run": secrets.token_hex(8), "files": names}, file, indent=1)
+            file.write("\n")
+
+    # A new run ----------------------------------------------------------------------------------------
+
+    def begin(self, overwrite: bool = False) -> Path:
+        """Lock the folder, which is made where it is missing; an empty folder inside it for the files of a new run.
+
+        Raises UsageError where the folder is not free.
+        """
+        self._make()
+        self.lock()
+        self.require_free(overwrite)
+        staging = self.path / f".tinygpt-new-{secrets.token_hex(4)}.tmp"
+        try:
+            staging.mkdir()
+        except OSError as error:
+            raise UsageError(f"cannot write to the folder {self}: {error.strerror or error}") from error
+        self._staging = staging
+        return staging
+
+    def _make(self) -> None:
+        missing = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"cannot create the folder {self}: {error.strerror or error}") from error
+        self._made = missing
+
+    def publish(self) -> Path:
+        """Let the new run take its place, and the old one's if there is one; the folder. Raises OSError, UsageError.
+
+        Its files must be on the disk and closed.
+        """
+        staging = self._staging
+        assert staging is not None, "there is nothing to publish"
+        owned, files = self._owned(), {*os.listdir(staging), MARK}
+        self._write_mark(staging, files)
+        foreign = sorted(name for name in files - owned if os.path.lexists(self.path / name))
+        if foreign:  # put there since the run began
+            raise OSError(errno.EEXIST, f"there is a file {foreign[0]} now, which is not of a run")
+        # First what says whose the files are, last what says that there is a run.
+        order = sorted(files, key=lambda name: (name == INDEX, name != MARK, name))
+        exchange.commit(staging, self.path, order, owned)
+        self._staging = None
+        exchange.finish(self.path, is_run_file)
+        return self.path
+
+
+def _is_text_of_a_run(path: Path) -> bool:
+    try:
+        facts: Any = json.loads(path.read_bytes())
+        return bool(re.fullmatch("[0-9a-f]{64}", facts["sha256"])) and {"description", "tokenizer"} <= facts.keys()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return False
