@@ -79,6 +79,13 @@ def test_gradients_that_can_be_added_to_are() -> None:
     assert number.grad == 5
 
 
+def test_integers_have_no_gradient_even_when_asked_for_one() -> None:
+    x = tg.tensor([1, 2])
+    x.requires_grad = True
+    with pytest.raises(UsageError, match="a leaf of int64 can't hold a gradient"):
+        (x * 0.5).sum().backward()
+
+
 def test_a_gradient_that_can_not_be_written_to_is_clipped_as_a_copy() -> None:
     p = leaf(2, 3)
     p.grad = np.broadcast_to(np.float32(3), (2, 3))

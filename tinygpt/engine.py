@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import backends
-from .backends.precision import is_16_bit
+from .backends.precision import is_16_bit, is_floating
 from .changes import check_unchanged, memory_of
 from .errors import DtypeError, GraphFreedError, ShapeError, UsageError
 from .function import Function, adding, as_array, check_finite, mode
@@ -165,5 +165,7 @@ def accumulate(leaf: Tensor, grad: Any, fresh: bool) -> None:
             present += grad
         elif fresh and grad.dtype == leaf.dtype and grad.flags.c_contiguous:
             leaf.grad = grad
+        elif not is_floating(leaf.dtype):  # somebody has set x.requires_grad = True
+            raise DtypeError(f"backward(): a leaf of {leaf.dtype} can't hold a gradient: make it float32 or float64")
         else:
             leaf.grad = backends.array_module(grad).array(grad, dtype=leaf.dtype, order="C")
