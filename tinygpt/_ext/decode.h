@@ -64,6 +64,21 @@ struct tg_matrix {
 #define TG_AS_IT_STANDS(vector) ((void)0)
 #endif
 
+/* a * b + c, in one rounding where the processor has such an instruction. It is asked for by name: left to choose, the
+ * compiler takes one rounding or two, and orders a chain of such sums, otherwise for one row than for several when it tunes
+ * for some processors (-march=znver3): other bits. */
+TG_INLINE tg_floats tg_multiply_add(tg_floats a, tg_floats b, tg_floats c) {
+#if defined(__AVX512F__)
+    return (tg_floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__AVX2__) && defined(__FMA__)
+    return (tg_floats)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+    c += a * b;
+    TG_AS_IT_STANDS(c);
+    return c;
+#endif
+}
+
 /* Element i of the weights as a float, without its scale. */
 TG_INLINE float tg_weight(const void *weight, ptrdiff_t i, int format) {
     if (format == TG_FLOAT32) return ((const float *)weight)[i];
@@ -100,7 +115,7 @@ TG_INLINE void tg_add_products(const float *x, ptrdiff_t M, int deep, const tg_f
     for (ptrdiff_t m = 0; m < M; m++) {
         tg_floats *out = (tg_floats *)(y + m * pitch), sum = *out;
 #pragma GCC unroll 8
-        for (int r = 0; r < deep; r++) sum += x[m * TG_DEEP + r] * part[r];
+        for (int r = 0; r < deep; r++) sum = tg_multiply_add(part[r], x[m * TG_DEEP + r] - (tg_floats){0}, sum);
         *out = sum;
     }
 }
@@ -251,7 +266,8 @@ TG_INLINE void tg_dot_rows(const struct tg_matrix *w, const float *x, int wide, 
                 if (format == TG_INT8) part *= w->scale[(n + r * apart) * groups + g];
                 if (format == TG_INT8) TG_AS_IT_STANDS(part);
 #pragma GCC unroll 4
-                for (int m = 0; m < wide; m++) sum[m][r] += part * *(const tg_floats *)(x + m * K + k);
+                for (int m = 0; m < wide; m++)
+                    sum[m][r] = tg_multiply_add(part, *(const tg_floats *)(x + m * K + k), sum[m][r]);
             }
         }
         if (k == end) continue;
@@ -266,7 +282,7 @@ TG_INLINE void tg_dot_rows(const struct tg_matrix *w, const float *x, int wide, 
             for (int m = 0; m < wide; m++) {
                 tg_floats xs = {0};
                 for (int i = 0; i < end - k; i++) xs[i] = x[m * K + k + i];
-                sum[m][r] += part * xs;
+                sum[m][r] = tg_multiply_add(part, xs, sum[m][r]);
             }
         }
     }
