@@ -23,9 +23,17 @@ from tinygpt.training import (
     MetricsFile,
     Trainer,
     TrainingConfig,
+    draw_loss_curve,
     evaluate,
     read_metrics,
 )
+
+
+@pytest.fixture(autouse=True)
+def without_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No loss curve is drawn, which takes most of the time of a run of a few steps."""
+    monkeypatch.setattr("tinygpt.training.reporting.draw_loss_curve", lambda *paths: None)
+
 
 # Callbacks --------------------------------------------------------------------------------------
 
@@ -238,6 +246,7 @@ def test_a_matplotlib_that_is_broken_is_not_called_missing(tmp_path: Path, monke
             raise ImportError("libfreetype.so.6: cannot open shared object file")
         return usual(name, *rest)
 
+    monkeypatch.setattr("tinygpt.training.reporting.draw_loss_curve", draw_loss_curve)
     monkeypatch.setattr(builtins, "__import__", broken)
     assert "libfreetype.so.6" in make_trainer(tmp_path, steps=3).run().picture
 
