@@ -133,6 +133,7 @@ def test_the_size_of_the_vocabulary() -> None:
     assert BPETokenizer.train(ENGLISH * 3, 300).vocab_size == 300
     assert BPETokenizer.train("ab", 10_000).vocab_size == 257  # no pair occurs twice
     assert BPETokenizer.train("ab", 10_000, min_frequency=1).vocab_size == 258
+    assert BPETokenizer.train("ab", 10_000, min_frequency=2**70).vocab_size == 257
     several = BPETokenizer.train(ENGLISH * 3, 270, special_tokens=["<|a|>", "<|b|>"])
     assert (several.eos_token_id, several.special_ids) == (268, {268, 269})
     without = BPETokenizer.train(ENGLISH * 3, 270, special_tokens=())
@@ -144,6 +145,8 @@ def test_the_size_of_the_vocabulary() -> None:
     [
         ({"vocab_size": 256}, "vocab_size must be at least 257, not 256"),
         ({"vocab_size": 3e2}, "vocab_size must be a whole number"),
+        ({"vocab_size": 10**14}, "vocab_size must be at most 10,000,000, not 100,000,000,000,000"),
+        ({"vocab_size": 2**70}, "vocab_size must be at most"),
         ({"special_tokens": "<|endoftext|>"}, "a list of texts"),
         ({"special_tokens": ["<|a|>", "<|a|>"]}, "distinct"),
         ({"special_tokens": [""]}, "not empty"),

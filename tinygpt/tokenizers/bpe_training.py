@@ -15,13 +15,14 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ..checks import whole_number
-from ..errors import DtypeError, UsageError
+from ..errors import DtypeError, RangeError, UsageError
 from .base import text_bytes
 from .bpe_files import BYTE_LEVEL
 from .byte_characters import byte_of_character
 from .library import explain, tokenizers
 from .pieces import PAUSES, chunks
 
+MOST_TOKENS = 10_000_000  # the library reserves room for all of them at once, and ends the process where there is none
 _CHUNK, _LONGEST = 1 << 14, 1000
 _LONG = re.compile(rf"\S{{{_LONGEST + 1},}}|\s{{{_LONGEST + 1},}}")
 
@@ -34,7 +35,10 @@ def check_training(vocab_size: Any, special_tokens: Any) -> tuple[int, tuple[str
         if not text_bytes(token, "utf-8") or special.count(token) > 1:
             raise UsageError(f"BPETokenizer.train: special tokens must be distinct and not empty, not {special!r}")
     least = 256 + len(special)
-    return whole_number("BPETokenizer.train", "vocab_size", vocab_size, at_least=least), special
+    size = whole_number("BPETokenizer.train", "vocab_size", vocab_size, at_least=least)
+    if size > MOST_TOKENS:
+        raise RangeError(f"BPETokenizer.train: vocab_size must be at most {MOST_TOKENS:,}, not {size:,}")
+    return size, special
 
 
 def checked(texts: str | Iterable[str]) -> Iterator[str]:
@@ -74,7 +78,7 @@ def train(texts: Iterator[str], vocab_size: int, min_frequency: int) -> dict[str
     library = of.Tokenizer(of.models.BPE())
     library.pre_tokenizer = of.pre_tokenizers.ByteLevel(add_prefix_space=BYTE_LEVEL["add_prefix_space"])
     trainer = of.trainers.BpeTrainer(
-        vocab_size=vocab_size, min_frequency=min_frequency, initial_alphabet=list(byte_of_character()),
+        vocab_size=vocab_size, min_frequency=min(min_frequency, 2**63), initial_alphabet=list(byte_of_character()),
         show_progress=False,
     )  # fmt: skip
     with explain("BPETokenizer.train: "):
