@@ -66,15 +66,16 @@ def show(options: argparse.Namespace) -> None:
 
     print("\n--- Three drawn at once, each until its line ends; a config holds options for many calls")
     config = GenerationConfig(max_new_tokens=new, top_k=20, stop_strings="\n", pad_token_id=0, seed=1)
-    found = model.generate(ids, config=config, num_return_sequences=3, tokenizer=tokenizer, return_details=True)
+    mask = np.ones_like(ids)  # there is no padding: id 0 fills what stands behind a text's end
+    found = model.generate(
+        ids, attention_mask=mask, config=config, num_return_sequences=3, tokenizer=tokenizer, return_details=True
+    )
     for row, length, log_probs in zip(found.sequences, found.lengths, found.log_probs, strict=True):
         line = tokenizer.decode(row[ids.shape[1] :][:length])
         print(f"{log_probs.sum():8.2f} nats  {line!r}")
 
     print("\n--- The likeliest by beam search; four beams, the best two")
-    found = model.generate(
-        ids, new, do_sample=False, num_beams=4, num_return_sequences=2, pad_token_id=0, return_details=True
-    )
+    found = model.generate(ids, new, do_sample=False, num_beams=4, num_return_sequences=2, return_details=True)
     for row, score in zip(found.sequences, found.scores, strict=True):
         print(f"{score:8.2f} a token  {tokenizer.decode(row[ids.shape[1] :])!r}")
 

@@ -44,7 +44,7 @@ import numpy as np
 from . import nn, ops
 from .checks import number, whole_number
 from .errors import DtypeError, UsageError
-from .nn.known import is_known, keeps, known
+from .nn.known import computes_as, is_known, keeps, known
 from .nn.packed import pack_model, product_and_bias, with_bias
 from .nn.precision import compute_in
 from .random import Generator
@@ -165,20 +165,20 @@ class Block(nn.Module):
 
         last: of the last position alone, (B, 1, C).
         """
-        if is_known(self.attn, Attention):
+        if computes_as(self.attn, Attention):
             branch, bias = self.attn.branch(h, keep, last)
         else:  # somebody's own, whatever it is made of
             branch, bias = self.attn(h), None
             branch = branch[:, -1:] if last else branch
         x, h = self.add_and_normalize(x[:, -1:] if last else x, branch, bias, self.ln_2)
-        branch, bias = self.mlp.branch(h) if is_known(self.mlp, MLP) else (self.mlp(h), None)
+        branch, bias = self.mlp.branch(h) if computes_as(self.mlp, MLP) else (self.mlp(h), None)
         return self.add_and_normalize(x, branch, bias, next_norm)
 
     def add_and_normalize(
         self, x: Tensor, branch: Tensor, branch_bias: Tensor | None, norm: nn.LayerNorm
     ) -> tuple[Tensor, Tensor]:
         """x = x + dropout(branch + branch_bias) and norm(x): in one operation, unless norm is somebody's own."""
-        if not is_known(norm, nn.LayerNorm):
+        if not computes_as(norm, nn.LayerNorm):
             branch = with_bias(branch, branch_bias)
             x = x + ops.dropout(branch, self.dropout, training=self.training, generator=self.generator)
             return x, norm(x)
@@ -328,7 +328,7 @@ class GPT(nn.Module):
         h = self.h[0].ln_1(x)
         next_norms = [block.ln_1 for block in self.h[1:]] + [self.ln_f]
         for i, (block, next_norm) in enumerate(zip(self.h, next_norms, strict=True)):
-            if is_known(block, Block):
+            if computes_as(block, Block):
                 keep_this = None if keep is None else partial(keep, i)
                 x, h = block(x, h, next_norm, keep_this, last and i == len(self.h) - 1)
             else:

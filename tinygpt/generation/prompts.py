@@ -2,8 +2,8 @@
 
     [[1, 2, 3], [4, 5]]                       rows of different length
     idx (B, T), attention_mask (B, T)         padded to one length: the mask is 0 at the padding, left or right
-    idx (B, T)                                of one length; without a mask, pad_token_id is padding where it is given
-                                              and is no eos token, which is what transformers infers
+    idx (B, T)                                of one length; without a mask, pad_token_id on the left is padding, where
+                                              it is given and is no eos token: transformers infers the same
 
 The model never sees padding, so a row's positions count from its own first token (transformers' `cumsum(mask) - 1`).
 """
@@ -54,17 +54,30 @@ def read_prompts(model: GPT, idx: Any, attention_mask: Any = None, padding: int 
     if attention_mask is None:
         inferred = None if padding is None else _inferred_mask(idx, padding)
         if inferred is not None:
-            return _from_table(model, idx, inferred, f"pad_token_id is {padding}, so row {{}} of idx")
+            return _from_table(model, idx, inferred)
         table = _ids(model, idx)
         return Prompts(list(table), table, np.ones(table.shape, dtype=bool), False)
     return _from_table(model, idx, attention_mask)
 
 
 def _inferred_mask(idx: Any, padding: int) -> np.ndarray | None:
-    """The mask of a table padded with `padding`; None where it has none, or nothing else: then it is a token there."""
-    table = integer_array("idx", idx)
-    tokens = backends.move(table, "numpy") != padding
-    return tokens if table.ndim == 2 and not tokens.all() and tokens.any() else None
+    """The mask of a table padded on the left; None where it has no padding, or nothing else: then it is a token there.
+
+    Elsewhere in a row it may well be a token, such as the newline at a prompt's end that has the id 0. transformers
+    leaves it out there too; here that is a sentence.
+    """
+    table = backends.move(integer_array("idx", idx), "numpy")
+    tokens = table != padding  # (B, T)
+    if table.ndim != 2 or tokens.all() or not tokens.any():
+        return None
+    for row in np.flatnonzero(~tokens.any(axis=1)).tolist():
+        raise ShapeError(f"{WHERE}: row {row} of idx is nothing but pad_token_id={padding}: a prompt needs a token")
+    for row in np.flatnonzero((tokens[:, :-1] & ~tokens[:, 1:]).any(axis=1)).tolist():
+        raise UsageError(
+            f"{WHERE}: row {row} of idx has pad_token_id={padding} behind a token: pad on the left or, where it is one "
+            "itself, say so with attention_mask"
+        )
+    return tokens
 
 
 def _ids(model: GPT, idx: Any) -> np.ndarray:
@@ -89,7 +102,7 @@ def _from_rows(rows: list[np.ndarray]) -> Prompts:
     return Prompts(rows, table, mask, True)
 
 
-def _from_table(model: GPT, idx: Any, attention_mask: Any, what: str = "row {} of attention_mask") -> Prompts:
+def _from_table(model: GPT, idx: Any, attention_mask: Any) -> Prompts:
     table = np.asarray(backends.move(idx, "numpy") if backends.is_array(idx) else getattr(idx, "data", idx))
     mask = np.asarray(backends.move(attention_mask, "numpy") if backends.is_array(attention_mask) else attention_mask)
     if table.ndim != 2 or mask.shape != table.shape:
@@ -105,12 +118,9 @@ def _from_table(model: GPT, idx: Any, attention_mask: Any, what: str = "row {} o
     for b in range(len(table)):
         tokens = np.flatnonzero(mask[b])
         if len(tokens) == 0:
-            raise ShapeError(f"{WHERE}: {what.format(b)} has no token: a prompt needs at least one")
+            raise ShapeError(f"{WHERE}: row {b} of attention_mask has no token: a prompt needs at least one")
         if tokens[-1] - tokens[0] + 1 != len(tokens):
-            raise UsageError(
-                f"{WHERE}: {what.format(b)} has padding between tokens: pad on the left, or say "
-                "with attention_mask which are tokens"
-            )
+            raise UsageError(f"{WHERE}: row {b} of attention_mask has padding between tokens: pad on the left")
         shift = mask.shape[1] - 1 - tokens[-1]  # padding on the right goes to the left
         table[b], mask[b] = np.roll(table[b], shift), np.roll(mask[b], shift)
     rows = [_ids(model, ids[tokens][None])[0] for ids, tokens in zip(table, mask, strict=True)]

@@ -88,7 +88,8 @@ def generate(
 
     idx: (B, T) integers, or a list of B prompts of any lengths, each at least one token; with `attention_mask` (B, T)
     of 0 and 1 the prompts are the tokens at the ones, and the padding may be left or right (it moves to the left).
-    Without a mask pad_token_id is padding in a table, if it is given and is no eos token, as in transformers.
+    Without a mask pad_token_id on the left of a table is padding, if it is given and is no eos token, as in
+    transformers.
     config: where the options start from, a `GenerationConfig` or transformers' settings as a dict; None: the model's
     own `generation_config`, else the defaults. options: fields of `GenerationConfig`, which change it.
     logits_processor: functions (rows, logits) -> logits as in `processors`.

@@ -22,7 +22,7 @@ from ..ops.packed import (
     rows_of,
 )
 from ..tensor import Tensor
-from .known import described, is_known, known, unknown_modules
+from .known import computes_as, described, known, unknown_modules
 from .layers import Embedding, Linear
 from .module import Module
 
@@ -86,7 +86,7 @@ class PackedEmbedding(Module):
 
 def product_and_bias(layer: Any, x: Tensor) -> tuple[Tensor, Tensor | None]:
     """layer(x) as a product and a bias that the operation that follows adds on the way; None where it is in already."""
-    if is_known(layer, Linear, PackedLinear):
+    if computes_as(layer, Linear) or computes_as(layer, PackedLinear):
         return layer.product(x), layer.bias
     return layer(x), None
 
