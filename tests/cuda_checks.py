@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -136,8 +137,8 @@ def streams_of_residual_layer_norm(device: Device) -> None:
     streams_counted_from_memory(device, "residual_layer_norm_backward", *backward, key=8)
 
 
-def streams_of_attention(device: Device) -> None:
-    q, k, v, dy = (normal(1, 2, 5, 8 + i)[..., :8].copy() for i in range(4))
+def streams_of_attention(device: Device, dtype: Any = np.float32) -> None:
+    q, k, v, dy = (normal(1, 2, 5, 8 + i)[..., :8].astype(dtype) for i in range(4))
     options = (True, 0.3, 0.4, 11, 0)
     y, lse = body(device, "attention_forward")(q, k, v, *options)
     streams_counted_from_memory(device, "attention_forward", q, k, v, *options, key=7)
@@ -206,7 +207,7 @@ CHECKS: dict[str, tuple[Callable[[Device], None], ...]] = {
     "dropout": (streams_of_dropout,),
     "residual_layer_norm": (streams_of_residual_layer_norm,),
     "attention": (streams_of_attention,),
-    "attention_mma": ON_TENSOR_CORES,
+    "attention_mma": (partial(streams_of_attention, dtype=np.float16), *ON_TENSOR_CORES),
     "packed": (several_groups,),
     "decode_block": (the_best_key_anywhere, lengths_outside),
 }

@@ -93,6 +93,10 @@ EQUIVALENT: dict[str, list[str]] = {
         "philox.cuh: const int place = width % 4 == 0 ? i % 4 : (j + i) % 4;"
         "  ->  const int place = width % 4 == 0 ? i % 4 : (j - i) % 4;",
     ],
+    "one tile at a time then, and nothing on its way": [
+        "attention_mma.cu: static constexpr int STAGES = HEAD <= 64 ? 2 : 1;"
+        "  ->  static constexpr int STAGES = HEAD < 64 ? 2 : 1;",
+    ],
     "accesses then are of single numbers: slower, and right": [
         "common.cuh: struct alignas(sizeof(real) * width) Pack {  ->  struct alignas(sizeof(real)) Pack {",
     ],
@@ -100,6 +104,7 @@ EQUIVALENT: dict[str, list[str]] = {
         "softmax.cuh: __syncthreads();  ->  ;  #2",
     ],
     "the lengths are multiples of a pack: the loop ends at the same place": [
+        "attention_mma.cu: for (int d = 0; d < HEAD / 8; d += 2) {  ->  for (int d = 0; d < HEAD / 8 - 1; d += 2) {",
         "attention.cuh: for (int d = 0; d < HEAD; d += PACK) {  ->  for (int d = 0; d < HEAD - 1; d += PACK) {",
         "attention.cuh: for (int key = 0; key < keys; key += PACK) {"
         "  ->  for (int key = 0; key < keys - 1; key += PACK) {",
@@ -115,8 +120,10 @@ EQUIVALENT: dict[str, list[str]] = {
         "  ->  for (int i = 0; i <= 4; i++) bits |= (word_of(words, i) >= threshold ? 1u : 0u) << i;",
     ],
     "queries and keys behind the last are zeros in their tiles, and add nothing": [
-        "attention.cu: return query < problem.Tq && key < problem.Tk && (!problem.is_causal || key <= query);"
+        "attention.cuh: return query < problem.Tq && key < problem.Tk && (!problem.is_causal || key <= query);"
         "  ->  return query <= problem.Tq && key < problem.Tk && (!problem.is_causal || key <= query);",
+        "attention_mma.cu: for (int first_key = 0; first_key < stop; first_key += SIZE) {"
+        "  ->  for (int first_key = 0; first_key <= stop; first_key += SIZE) {",
         "attention.cu: for (int first_key = 0; first_key < stop; first_key += KEYS) {"
         "  ->  for (int first_key = 0; first_key <= stop; first_key += KEYS) {",
         "attention.cu: for (int first = problem.is_causal ? first_key : 0; first < problem.Tq; first += SIZE) {"
