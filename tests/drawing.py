@@ -17,11 +17,11 @@ from tinygpt.function import Function
 
 # Sizes around the widths of vector registers, where loops over tails go wrong.
 reduced = st.sampled_from([1, 2, 3, 7, 8, 9, 15, 16, 17, 33])
-leading = st.sampled_from([1, 2, 3, 5, 0])  # 0 last: hypothesis draws the first ones most often
+leading = st.sampled_from([1, 2, 3, 5, 0])  # not 0 first, which hypothesis draws most often
 small = st.sampled_from([1, 2, 3, 4])
 LAYOUTS = ("C", "F", "permuted", "strided", "negative", "broadcast", "read-only")
 seeds = st.integers(0, 2**32 - 1)
-one_in_eight = st.sampled_from([False] * 7 + [True])
+one_in_eight = st.sampled_from([False, False, False, True, False, False, False, False])
 
 # Values ------------------------------------------------------------------------------------------
 

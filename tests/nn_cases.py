@@ -46,8 +46,10 @@ from tinygpt.tensor import Tensor
 
 IGNORE = -100
 probabilities = st.sampled_from([0.1, 0.5, 0.9])
-few = st.sampled_from([1, 5, 40, 0])
-query_counts, key_counts = st.sampled_from([1, 2, 9, 65, 0]), st.sampled_from([1, 2, 7, 17, 66])
+# One in eight is empty, and neither the first nor the last, which hypothesis draws most often: half of a kernel's
+# examples must come to its fast body.
+few, batches = st.sampled_from([1, 5, 40, 0, 1, 5, 40, 5]), st.sampled_from([1, 2, 3, 0, 5, 1, 2, 3])
+query_counts, key_counts = st.sampled_from([1, 2, 9, 0, 65, 2, 9, 65]), st.sampled_from([1, 2, 7, 17, 66])
 streams = st.sampled_from([0, 1, 2**32 + 5])
 keys = st.tuples(st.integers(0, 2**64 - 1), streams)
 writable = st.sampled_from(["C", "F", "permuted", "strided", "negative"])
@@ -289,7 +291,7 @@ class LogSums(Input):
 def attention_arguments(
     draw: Any, backward: bool = False, D: Any = reduced, Tq: Any = query_counts, Tk: Any = key_counts
 ) -> Example:
-    B, H, D = draw(leading), draw(small), draw(D)
+    B, H, D = draw(batches), draw(small), draw(D)
     Tq, Tk = draw(Tq), draw(Tk)
     queries, keys_ = (B, H, Tq, D), (B, H, Tk, D)
     q, k, v = draw(inputs(queries)), draw(inputs(keys_)), draw(inputs(keys_))
