@@ -16,7 +16,7 @@
 #include "pool.h"
 #include "product_block.h"
 
-enum { BLAS_BLOCKS = 16, BLAS_LEAST = 80, BLAS_MOST = 512, BLAS_STEP = 16 };
+enum { BLAS_BLOCKS = 8, BLAS_LEAST = 80, BLAS_MOST = 384, BLAS_STEP = 16 };
 
 /* `count` products, whose operands are a_next, b_next and c_next apart, and how each is cut. */
 struct tg_blocks {
