@@ -16,10 +16,12 @@ tg_make_pieces()
 
 cdef double GELU_A = 0.79788456080286535588  # sqrt(2 / pi)
 cdef double GELU_B = 0.044715
+cdef double LEAST = -40  # below it gelu is 0, and -inf must not become -inf / inf
 cdef Py_ssize_t SPAN = 8192  # elements in a unit of work
 
 
 cdef inline real gelu_value(real x) noexcept nogil:
+    x = <real> LEAST if x < <real> LEAST else x  # a NaN is not below
     cdef real u = <real> GELU_A * (x + <real> GELU_B * x * x * x)
     return x / (<real> 1 + vexp(<real> -2 * u))
 

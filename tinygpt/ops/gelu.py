@@ -45,7 +45,7 @@ from .erf import erf, normal_cdf
 C_TANH = math.sqrt(2.0 / math.pi)
 A_TANH = 0.044715
 SQRT_HALF = math.sqrt(0.5)
-FAR = 40.0  # beyond it the derivatives are 0 and 1 to the last bit, and x * 0 must not become infinity * 0
+FAR = 40.0  # beyond it y is 0 or x and dy's factor 0 or 1 to the last bit, and x * 0 must not become infinity * 0
 
 
 def gelu_composed(x: Tensor, approximate: str = "tanh") -> Tensor:
@@ -60,7 +60,8 @@ def gelu_composed(x: Tensor, approximate: str = "tanh") -> Tensor:
 def gelu_forward(x: Any) -> Any:
     """x of any shape -> y of that shape, tanh form."""
     xp = array_module(x)
-    u = C_TANH * x * (1.0 + A_TANH * x * x)  # x's shape, as every array here
+    x = xp.maximum(x, -FAR)  # x's shape, as every array here
+    u = C_TANH * x * (1.0 + A_TANH * x * x)
     return x / (1.0 + xp.exp(-2.0 * u))
 
 
@@ -79,6 +80,7 @@ def gelu_backward(dy: Any, x: Any, out: Any = None) -> Any:
 @kernel
 def gelu_erf_forward(x: Any) -> Any:
     """x of any shape -> y of that shape, erf form."""
+    x = array_module(x).maximum(x, -FAR)
     return x * normal_cdf(x)
 
 
