@@ -90,7 +90,7 @@ def access_width(device: Device, *arrays: Any) -> int:
 def attention_forward(
     device: Device, q: Any, k: Any, v: Any, is_causal: bool, scale: float, dropout_p: float, seed: int, stream: int
 ) -> Any:
-    """q (B, H, Tq, D), k, v (B, H, Tk, D) -> y (B, H, Tq, D) in memory laid out (B, Tq, H, D), lse (B, H, Tq)."""
+    """q (B, H, Tq, D), k, v (B, H, Tk, D) -> y (B, H, Tq, D) in memory laid out (B, Tq, H, D), lse (B, H, Tq, 2)."""
     sizes = tiles(q, k)
     if sizes is None:
         return NotImplemented
@@ -98,7 +98,7 @@ def attention_forward(
     B, H, Tq, D = q.shape
     (q,), (k, v) = with_neighbours(device, q), with_neighbours(device, k, v)
     y = device.empty((B, Tq, H, D), q.dtype).transpose(0, 2, 1, 3)
-    lse = device.empty((B, H, Tq), accumulator_dtype(q))
+    lse = device.empty((B, H, Tq, 2), accumulator_dtype(q))
     real, width = real_of(q), access_width(device, q, k, v, y)
     device.launch(
         "attention", f"attention_forward<{real}, {width}, {head}, {a}, {b}>", real,
