@@ -22,13 +22,33 @@ enum { TG_VECTOR_BYTES = 16 };
 #endif
 
 /* a * b + c in one rounding where the processor has it. Written as a call so that -fassociative-math can't
- * move the pieces of exp's argument reduction. */
+ * move the pieces of exp's argument reduction. Without it they are kept apart by bits that are 0, which the compiler can't
+ * know: what barriers compilers have are lost when they make vectors of them. */
 #ifdef __FMA__
 #define TG_FMAF(a, b, c) __builtin_fmaf(a, b, c)
 #define TG_FMA(a, b, c) __builtin_fma(a, b, c)
+#define TG_APARTF(x) (x)
+#define TG_APART(x) (x)
 #else
 #define TG_FMAF(a, b, c) ((a) * (b) + (c))
 #define TG_FMA(a, b, c) ((a) * (b) + (c))
+#define TG_APARTF(x) tg_apartf(x)
+#define TG_APART(x) tg_apart(x)
+__attribute__((visibility("hidden"))) uint64_t tg_no_bits; /* another file might set them */
+static inline float tg_apartf(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    bits ^= (uint32_t)tg_no_bits;
+    memcpy(&x, &bits, sizeof bits);
+    return x;
+}
+static inline double tg_apart(double x) {
+    uint64_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    bits ^= tg_no_bits;
+    memcpy(&x, &bits, sizeof bits);
+    return x;
+}
 #endif
 
 /* x, and the compiler doesn't see how it was made. -fassociative-math would put together differences that must be taken one
@@ -40,6 +60,13 @@ enum { TG_VECTOR_BYTES = 16 };
 #else
 #define TG_HIDE(x) __asm__("" : "+m"(x))
 #endif
+
+/* 1, which the compiler doesn't know to be 1: a + one * (b + c) is not taken apart as a + (b + c) is. */
+static inline double tg_hidden_one(void) {
+    double one = 1;
+    TG_HIDE(one);
+    return one;
+}
 
 /* (a - b) + c, in this order: for numbers that are the sum of two parts (tinygpt/ops/_two_parts.py). */
 static inline double tg_less_then_more(double a, double b, double c) {
@@ -64,7 +91,7 @@ static inline float tg_expf(float x) {
     x = x < -88.1f ? -88.1f : x;
     float n = rintf(x * 1.44269504088896341f);
     n = n > 128.0f ? 128.0f : n;
-    float r = TG_FMAF(n, -0.693145751953125f, x);
+    float r = TG_APARTF(TG_FMAF(n, -0.693145751953125f, x));
     r = TG_FMAF(n, -1.42860682030941723212e-6f, r);
     float p = 1.0f / 5040;
     p = TG_FMAF(p, r, 1.0f / 720);
@@ -84,7 +111,7 @@ static inline double tg_exp(double x) {
     x = x < -709.1 ? -709.1 : x;
     double n = rint(x * 1.44269504088896340736);
     n = n > 1024.0 ? 1024.0 : n;
-    double r = TG_FMA(n, -6.93147180369123816490e-01, x);
+    double r = TG_APART(TG_FMA(n, -6.93147180369123816490e-01, x));
     r = TG_FMA(n, -1.90821492927058770002e-10, r);
     double p = 1.0 / 6227020800;
     p = TG_FMA(p, r, 1.0 / 479001600);
