@@ -36,9 +36,9 @@ struct Tanh {
         x = clipped(x);
         const T square = x * x;
         const T u = (T)0.79788456080286535588 * x * (1 + (T)0.044715 * square);
-        const T s = 1 / (1 + exp(-2 * u));
+        const T t = exp(-2 * fabs(u)), r = 1 / (1 + t), s = x > 0 ? r : t * r;
         const T du_dx = (T)0.79788456080286535588 * (1 + (T)(3 * 0.044715) * square);
-        return s + x * (2 * s * (1 - s) * du_dx);
+        return s + x * (2 * t * r * r * du_dx);  // s (1 - s) without a difference
     }
 };
 

@@ -16,6 +16,9 @@ Derivation of the gradient. ds/du = 2 s (1 - s) as for any logistic function of 
 
     dx = dy * (s + x * 2 * s * (1 - s) * c * (1 + 3 * a * x**2))
 
+With t = exp(-2 |u|) and r = 1 / (1 + t), s is r for x >= 0 and t r for x < 0, and s (1 - s) is t r**2: 1 - s as a
+difference would have few digits where s is nearly 1, and the factor x u' is large there.
+
 The erf form is y = x * Phi(x) with Phi(x) = (1 + erf(x / sqrt(2))) / 2, and the derivative of Phi is the normal density
 phi(x) = exp(-x**2 / 2) / sqrt(2 pi):
 
@@ -72,9 +75,11 @@ def gelu_backward(dy: Any, x: Any, out: Any = None) -> Any:
     x = xp.clip(x, -FAR, FAR)
     square = x * x
     u = C_TANH * x * (1.0 + A_TANH * square)
-    s = 1.0 / (1.0 + xp.exp(-2.0 * u))
+    t = xp.exp(-2.0 * xp.abs(u))  # at most 1
+    r = 1.0 / (1.0 + t)
+    s = xp.where(x < 0, t, 1.0) * r
     du_dx = C_TANH * (1.0 + 3.0 * A_TANH * square)
-    return dy * (s + x * (2.0 * s * (1.0 - s) * du_dx))
+    return dy * (s + x * (2.0 * (t * r * r) * du_dx))
 
 
 @kernel
