@@ -274,9 +274,10 @@ static void NAME(head_backward)(const struct tg_attention *p, REAL *memory, cons
         NAME(transpose)(Qt, width, Q, width, W, width, 1);
         NAME(transpose)(dYt, width, dY, width, W, width, 1);
         for (ptrdiff_t i = 0; i < W; i++) {
-            REAL sum = 0;
-            for (ptrdiff_t d = 0; i < queries && d < D; d++) sum += dY[i * width + d] * y[(q0 + i) * p->y_stride[2] + d];
-            delta[i] = sum;
+            double sum = 0;
+            for (ptrdiff_t d = 0; i < queries && d < D; d++)
+                sum += (double)dY[i * width + d] * y[(q0 + i) * p->y_stride[2] + d];
+            delta[i] = (REAL)sum;
             shift[i] = i < queries ? lse[2 * (q0 + i)] : 0;
         }
         for (; t.keys > 0; t = tg_tile_at(p, q0, t.k0 + tile, tile)) {

@@ -35,6 +35,7 @@ cdef extern from "vmath.h" nogil:
     double tg_sum_double(double *x, Py_ssize_t n)
     double tg_square_deviations_float(float *x, Py_ssize_t n, double mean)
     double tg_square_deviations_double(double *x, Py_ssize_t n, double mean)
+    double tg_hidden_one()
     double tg_exp_minus(double rest)
     double tg_less_then_more(double a, double b, double c)
     float tg_quarter_float(float near)

@@ -9,6 +9,7 @@ cdef inline void add_row(real *a, real *b, real *x_bias, real *c, Py_ssize_t C, 
     """c = a + dropout(b + x_bias), x_bias a row or NULL."""
     cdef double p = task.scalar[1]
     cdef Py_ssize_t j
+    cdef real one = <real> tg_hidden_one()  # else a + b may be added first, and rounded as coarsely as the sum
     if p > 0:
         dropout_mask(c, C, <uint64_t> row, task, p)
         if x_bias != NULL:
@@ -19,7 +20,7 @@ cdef inline void add_row(real *a, real *b, real *x_bias, real *c, Py_ssize_t C, 
                 c[j] = a[j] + c[j] * b[j]
     elif x_bias != NULL:
         for j in range(C):
-            c[j] = a[j] + (b[j] + x_bias[j])
+            c[j] = a[j] + one * (b[j] + x_bias[j])
     else:
         for j in range(C):
             c[j] = a[j] + b[j]

@@ -69,9 +69,9 @@ def residual_layer_norm_backward(
     has_x_bias: bool,
     has_bias: bool,
 ) -> Any:
-    """dy, dsum, total (N, C), weight (C,), mean (N, 2), rstd (N,) -> dresidual, dx (N, C), dx_bias, dweight, dbias (C,).
+    """dy, dsum, total (N, C), weight (C,), mean (N, 2), rstd (N,) -> dresidual, dx (N, C), dx_bias, dweight, dbias
 
-    dx is dresidual itself when nothing was dropped; dx_bias and dbias are None where there is no such bias.
+    (C,). dx is dresidual itself when nothing was dropped; dx_bias and dbias are None where there is no such bias.
     """
     N, C = total.shape
     real, accum = real_of(total), accumulator_dtype(total)

@@ -1,7 +1,7 @@
 """A statistic of each row, kept as the sum of two numbers.
 
-A mean or a log-sum-exp can be large beside the differences that matter: at 1e8 neighbouring float32 numbers lie 8 apart,
-so exp(x - lse) with a rounded lse is wrong by any factor up to exp(4). Hence the last axis of size 2:
+A mean or a log-sum-exp can be large beside the differences that matter: at 1e8 neighbouring float32 numbers lie 8
+apart, so exp(x - lse) with a rounded lse is wrong by any factor up to exp(4). Hence the last axis of size 2:
 
     parts[..., 0]    near: the statistic, rounded to the type of the arrays
     parts[..., 1]    rest: what rounding has cut off, rounded itself
@@ -20,7 +20,10 @@ from ..backends import array_module
 
 
 def two_parts(a: Any, b: Any, dtype: Any) -> Any:
-    """a + b of float64 arrays of one shape, |a| the larger where it matters -> (..., 2) in `dtype`: near and rest."""
+    """a + b -> (..., 2) in `dtype`: near and rest.
+
+    a, b: float64 arrays of one shape; where a + b loses digits, |a| must be the larger.
+    """
     xp = array_module(a)
     near = (a + b).astype(dtype)
     return xp.stack([near, ((a - near) + b).astype(dtype)], axis=-1)

@@ -29,7 +29,8 @@ it.
 Causal rows see the keys 0 .. i, aligned at the top left, as PyTorch's is_causal does, also when Tq and Tk differ.
 
 Shapes: q (B, H, Tq, D); k, v (B, H, Tk, D); y (B, H, Tq, D) in memory laid out (B, Tq, H, D), so that merging the
-heads is a view; lse (B, H, Tq, 2); delta (B, H, Tq). All may be strided views. The mask is words(seed, stream, B * H * Tq, Tk).
+heads is a view; lse (B, H, Tq, 2); delta (B, H, Tq). All may be strided views. The mask is words(seed, stream,
+B * H * Tq, Tk).
 Source: Vaswani et al., "Attention Is All You Need", 2017, section 3.2.1; the recomputing backward pass: Dao, Fu, Ermon,
 Rudra, Ré, "FlashAttention", 2022, section 3.1 and appendix B.2.
 """

@@ -21,9 +21,9 @@ The last term holds because d rstd / d x_j = -rstd**2 * norm_j / C. Contracting 
 In words: take from dnorm what a shift of the row would undo, then what a stretch of it would undo.
 
 Saved: x, weight, mean, rstd. `norm` is recomputed from them with one subtraction and one product, which is
-cheaper than keeping an array as large as x. rstd is one number a row, mean two, near + rest (_two_parts.py): a mean that
-is large beside the deviations from it, rounded, would give another `norm` than the forward pass had. y can be made again from x, weight and
-bias (`remake`), so the products that read it need not keep it either.
+cheaper than keeping an array as large as x. rstd is one number a row, mean two, near + rest (_two_parts.py): a mean
+that is large beside the deviations from it, rounded, would give another `norm` than the forward pass had. y can be made
+again from x, weight and bias (`remake`), so the products that read it need not keep it either.
 
 Shapes: x (..., C); weight, bias (C,); mean (N, 2), rstd (N,) for N rows. Without a bias the kernels are given None and
 return None in the place of its gradient.
@@ -74,7 +74,7 @@ def layer_norm_backward(
 ) -> tuple[Any, Any, Any]:
     """dy, x (N, C), weight (C,), mean (N, 2), rstd (N,) -> dx (N, C), dweight (C,), dbias (C,) or None."""
     mean = mean.sum(axis=1, dtype=np.float64)  # (N,) as exact as it was forward
-    norm = (x - mean[:, None]) * rstd[:, None]  # (N, C)
+    norm = ((x - mean[:, None]) * rstd[:, None]).astype(x.dtype)  # (N, C)
     dnorm = dy * weight  # (N, C)
     shift = dnorm.mean(axis=1, dtype=np.float64)[:, None]  # (N, 1)
     stretch = (dnorm * norm).mean(axis=1, dtype=np.float64)[:, None]  # (N, 1)
