@@ -66,12 +66,6 @@ EQUIVALENT: dict[str, list[str]] = {
         "attention.cuh: static constexpr int pack = count < Tile<accum>::PACK ? count : Tile<accum>::PACK;"
         "  ->  static constexpr int pack = count <= Tile<accum>::PACK ? count : Tile<accum>::PACK;",
     ],
-    "the sum of (d + r) (d - r) is that of (d - r)**2, where r is the mean of d": [
-        "layer_norm.cuh: for (int i = 0; i < width; i++) squares[0] += (v[i] - near - rest) * (v[i] - near - rest);"
-        "  ->  for (int i = 0; i < width; i++) squares[0] += (v[i] - near + rest) * (v[i] - near - rest);",
-        "layer_norm.cuh: for (int i = 0; i < width; i++) squares[0] += (v[i] - near - rest) * (v[i] - near - rest);"
-        "  ->  for (int i = 0; i < width; i++) squares[0] += (v[i] - near - rest) * (v[i] - near + rest);",
-    ],
     "these are conversions to 16 bits, and packs of eight; test_cuda_kernels.py has them": [
         "common.cuh: const unsigned rounded = bits + 0x7fffu + ((bits >> 16) & 1u);"
         "  ->  const unsigned rounded = bits - 0x7fffu + ((bits >> 16) & 1u);",
