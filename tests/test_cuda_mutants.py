@@ -61,6 +61,10 @@ EQUIVALENT: dict[str, list[str]] = {
         "gelu.cu: return x > 40 ? (T)40 : x < -40 ? (T)-40 : x;  ->  return x >= 40 ? (T)40 : x < -40 ? (T)-40 : x;",
         "binary_cross_entropy.cu: return (x >= 0 ? 1 : e) / (1 + e) - target;"
         "  ->  return (x > 0 ? 1 : e) / (1 + e) - target;",
+        "binary_cross_entropy.cu: return fabs(x) * (x > 0 ? 1 - target : target) + log1p(exp(-fabs(x)));"
+        "  ->  return fabs(x) * (x >= 0 ? 1 - target : target) + log1p(exp(-fabs(x)));",
+        "gelu.cu: const T t = exp(-2 * fabs(u)), r = 1 / (1 + t), s = x > 0 ? r : t * r;"
+        "  ->  const T t = exp(-2 * fabs(u)), r = 1 / (1 + t), s = x >= 0 ? r : t * r;",
         "packed.cu: constexpr int PART = width < 4 ? width : 4;  ->  constexpr int PART = width <= 4 ? width : 4;",
         "softmax.cuh: if (!(most_here <= most)) {  ->  if (!(most_here < most)) {",
         "attention.cuh: static constexpr int pack = count < Tile<accum>::PACK ? count : Tile<accum>::PACK;"

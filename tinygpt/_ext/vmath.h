@@ -70,6 +70,7 @@ static inline double tg_hidden_one(void) {
 
 /* (a - b) + c, in this order: for numbers that are the sum of two parts (tinygpt/ops/_two_parts.py). */
 static inline double tg_less_then_more(double a, double b, double c) {
+    TG_HIDE(b); /* which may be a sum with a in it */
     double difference = a - b;
     TG_HIDE(difference);
     return difference + c;
