@@ -156,7 +156,7 @@ def kernel_rows(dtype: str, N: int = 16 * 1024, C: int = 768, V: int = 50257) ->
 
     x, dy, wide, dwide = array(N, C), array(N, C), array(N, 4 * C), array(N, 4 * C)
     weight, bias, wide_bias = array(C), array(C), array(4 * C)
-    mean, rstd = (cupy.asarray(rng.random(N, np.float32)) for _ in range(2))
+    mean, rstd = (cupy.asarray(rng.random(shape, np.float32)) for shape in ((N, 2), N))
     logits, targets = array(N // 8, V), cupy.asarray(rng.integers(0, V, N // 8))
     table, ids = array(V, C), cupy.asarray(rng.integers(0, V, N))
     masters = [tuple(cupy.zeros((V, C), np.float32) for _ in range(4)) for _ in range(8)]

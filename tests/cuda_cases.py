@@ -84,7 +84,7 @@ def tiles_of_attention(backward: bool, D: int, Tq: int, Tk: int, is_causal: bool
     options = (is_causal, 0.3, dropout_p, 2**40 + 1, 2**32 + 5)
     if not backward:
         return Example((q, k, v, *options))
-    lse = Input((1, 2, Tq), "C", 9, positive)
+    lse = Input((1, 2, Tq, 2), "C", 9, positive)
     return Example((dy, q, k, v, y, lse, *options, *(Input((1, 2, T, D)) for T in (Tq, Tk, Tk))))
 
 

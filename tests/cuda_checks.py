@@ -96,9 +96,61 @@ def rows_far_from_zero(device: Device) -> None:
     assert abs(y - truth).max() <= 2 * abs(reference - truth).max() + EPS32
 
 
+def normalised_far_away(device: Device) -> None:
+    """There and back at 8192, where deviations are units in the last place, and up to the largest number."""
+    near = 2.0**-10 * np.random.default_rng(0).integers(-1, 2, (5, 36))
+    dy, dsum, weight = normal(5, 36), np.zeros((5, 36), np.float32), normal(36)
+    rounded = (near + 8192).astype(np.float32), (3e38 * np.sign(near)).astype(np.float32)
+    for exact, x in ((near, rounded[0]), (3e38 * np.sign(near), rounded[1])):
+        wide = [a.astype(np.float64) for a in (exact, weight, dy)]
+        y, mean, rstd = REGISTRY["layer_norm_forward"].reference(*wide[:2], None, 1e-12)
+        right = (y, *REGISTRY["layer_norm_backward"].reference(wide[2], *wide[:2], mean, rstd, False)[:2])
+        y, mean, rstd = body(device, "layer_norm_forward")(x, weight, None, 1e-12)
+        alone = (y, *body(device, "layer_norm_backward")(dy, x, weight, mean, rstd, False)[:2])
+        key = (0.0, 0, 0)
+        _, y, mean, rstd = body(device, "residual_layer_norm_forward")(x, dsum, None, weight, None, 1e-12, *key)
+        arguments = (dy, dsum, x, weight, mean, rstd, *key, False, False)
+        dx, _, _, dweight, _ = body(device, "residual_layer_norm_backward")(*arguments)
+        for found in (alone, (y, dx, dweight)):
+            for got, true in zip(found, right, strict=True):
+                assert np.abs(got - true).max() <= 4e-6 * np.abs(true).max()
+
+
+def logits_far_from_zero(device: Device) -> None:
+    """The gradient is that of the same logits near zero."""
+    near, targets = 8.0 * np.random.default_rng(0).integers(0, 2, (5, 36)), np.arange(5)
+    p = np.exp(near) / np.exp(near).sum(axis=1, keepdims=True)
+    losses = -np.log(p[np.arange(5), targets])
+    p[np.arange(5), targets] -= 1
+    x = (near + 1e8).astype(np.float32)
+    found, lse = body(device, "cross_entropy_forward")(x, targets, -100)
+    gradient = body(device, "cross_entropy_backward")(np.ones(5, np.float32), x, targets, lse, -100)
+    again = body(device, "cross_entropy_inplace")(x, targets, -100, 1.0)
+    for got, right in ((found, losses), (again, losses), (gradient, p), (x, p)):
+        assert np.abs(got - right).max() <= 1e-6 * np.abs(right).max()
+
+
+def scores_far_from_zero(device: Device) -> None:
+    """Scores of 2**24 and a few, all even, which float32 holds: results are those of the same scores near zero."""
+    rng = np.random.default_rng(0)
+    q, k = (rng.integers(-2, 3, (1, 2, 40, 8)).astype(np.float32) * 2 for _ in range(2))
+    v, dy = (rng.standard_normal((1, 2, 40, 8)).astype(np.float32) for _ in range(2))
+    results = []
+    for far in (0.0, 2.0**12):
+        q[..., 0], k[..., 0] = far, far
+        options = (False, 1.0, 0.0, 0, 0)
+        y, lse = body(device, "attention_forward")(q, k, v, *options)
+        gradients = [np.zeros_like(q) for _ in range(3)]
+        body(device, "attention_backward")(dy, q, k, v, y, lse, *options, *gradients)
+        results.append([y, gradients[0][..., 1:], gradients[1][..., 1:], gradients[2]])
+    for near, got in zip(*results, strict=True):
+        assert np.abs(near - got).max() <= 4e-6 * np.abs(near).max()
+
+
 def infinities_in_gelu(device: Device) -> None:
     x, dy = np.array([np.inf, -np.inf, np.nan], np.float32), np.ones(3, np.float32)
     for form in ("gelu", "gelu_erf"):
+        assert np.array_equal(body(device, f"{form}_forward")(x), np.float32([np.inf, 0, np.nan]), equal_nan=True)
         assert np.array_equal(body(device, f"{form}_backward")(dy, x), np.float32([1, 0, np.nan]), equal_nan=True)
 
 
@@ -200,13 +252,13 @@ def lengths_outside(device: Device) -> None:
 
 
 CHECKS: dict[str, tuple[Callable[[Device], None], ...]] = {
-    "cross_entropy": (targets_outside,),
+    "cross_entropy": (targets_outside, logits_far_from_zero),
     "embedding": (ids_outside, runs_at_the_edges_of_pieces),
-    "layer_norm": (rows_far_from_zero,),
+    "layer_norm": (rows_far_from_zero, normalised_far_away),
     "gelu": (infinities_in_gelu,),
     "dropout": (streams_of_dropout,),
-    "residual_layer_norm": (streams_of_residual_layer_norm,),
-    "attention": (streams_of_attention,),
+    "residual_layer_norm": (streams_of_residual_layer_norm, normalised_far_away),
+    "attention": (streams_of_attention, scores_far_from_zero),
     "attention_mma": (partial(streams_of_attention, dtype=np.float16), *ON_TENSOR_CORES),
     "packed": (several_groups,),
     "decode_block": (the_best_key_anywhere, lengths_outside),

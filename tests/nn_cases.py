@@ -29,6 +29,7 @@ from hypothesis import strategies as st
 
 from tinygpt import ops
 from tinygpt.backends import products
+from tinygpt.ops._two_parts import two_parts
 from tinygpt.ops.attention import Attention, QKVAttention, attention_composed, scores
 from tinygpt.ops.bias_gelu import BiasGelu, bias_gelu_composed
 from tinygpt.ops.binary_cross_entropy import BinaryCrossEntropy, binary_cross_entropy_composed
@@ -252,7 +253,7 @@ def cross_entropy_arguments(draw: Any, backward: bool = False, V: Any = reduced)
     N, V = draw(leading), draw(V)
     logits, targets = draw(inputs((N, V))), draw(inputs((N,), targets_below(V)))
     if backward:
-        return Example((draw(inputs((N,))), logits, targets, draw(inputs((N,), positive)), IGNORE))
+        return Example((draw(inputs((N,))), logits, targets, draw(inputs((N, 2), positive)), IGNORE))
     return Example((logits, targets, IGNORE))
 
 
@@ -272,8 +273,8 @@ def binary_cross_entropy_arguments(draw: Any, backward: bool = False) -> Example
 
 @dataclass(frozen=True)
 class LogSums(Input):
-    """The logarithms of sums of exponentials that attention's forward pass gives for q and k: with any others,
-    probabilities above 1 would come out of them."""
+    """The logarithms of sums of exponentials, in two parts, that attention's forward pass gives for q and k: with any
+    others, probabilities above 1 would come out of them."""
 
     q: Input = field(kw_only=True)
     k: Input = field(kw_only=True)
@@ -284,7 +285,7 @@ class LogSums(Input):
         s = scores(self.q.make(), self.k.make(), self.is_causal, self.scale)
         top = s.max(axis=-1, keepdims=True)
         sums = np.exp(s - top).sum(axis=-1)
-        return lay_out((top[..., 0] + np.log(sums)).astype(dtype), self.layout)
+        return lay_out(two_parts(top[..., 0], np.log(sums), dtype), self.layout)
 
 
 @st.composite
@@ -301,7 +302,7 @@ def attention_arguments(
     # The compiled body writes into results whose last axis is contiguous, all three: drawn one by one they rarely are.
     layouts = writable if draw(one_in_eight) else contiguous_heads
     results = [Input(shape, draw(layouts), 0) for shape in (queries, keys_, keys_)]
-    lse = LogSums((B, H, Tq), draw(writable), q=q, k=k, is_causal=options[0], scale=options[1])
+    lse = LogSums((B, H, Tq, 2), draw(writable), q=q, k=k, is_causal=options[0], scale=options[1])
     return Example((draw(inputs(queries)), q, k, v, draw(inputs(queries)), lse, *options, *results))
 
 
@@ -325,7 +326,7 @@ def residual_arguments(draw: Any, backward: bool = False, N: Any = leading, C: A
     rows, row = inputs((N, C)), inputs((C,))
     dropping = (draw(st.sampled_from([0.0, 0.5])), *draw(keys))
     if backward:
-        statistics = draw(inputs((N,))), draw(inputs((N,), positive))
+        statistics = draw(inputs((N, 2))), draw(inputs((N,), positive))
         flags = draw(st.booleans()), draw(st.booleans())
         return Example((draw(rows), draw(rows), draw(rows), draw(row), *statistics, *dropping, *flags))
     maybe = st.one_of(st.none(), row)

@@ -70,16 +70,14 @@ EQUIVALENT: dict[str, list[str]] = {
         "gelu.cu: return x > 40 ? (T)40 : x < -40 ? (T)-40 : x;  ->  return x >= 40 ? (T)40 : x < -40 ? (T)-40 : x;",
         "binary_cross_entropy.cu: return (x >= 0 ? 1 : e) / (1 + e) - target;"
         "  ->  return (x > 0 ? 1 : e) / (1 + e) - target;",
+        "binary_cross_entropy.cu: return fabs(x) * (x > 0 ? 1 - target : target) + log1p(exp(-fabs(x)));"
+        "  ->  return fabs(x) * (x >= 0 ? 1 - target : target) + log1p(exp(-fabs(x)));",
+        "gelu.cu: const T t = exp(-2 * fabs(u)), r = 1 / (1 + t), s = x > 0 ? r : t * r;"
+        "  ->  const T t = exp(-2 * fabs(u)), r = 1 / (1 + t), s = x >= 0 ? r : t * r;",
         "packed.cu: constexpr int PART = width < 4 ? width : 4;  ->  constexpr int PART = width <= 4 ? width : 4;",
         "softmax.cuh: if (!(most_here <= most)) {  ->  if (!(most_here < most)) {",
         "attention.cuh: static constexpr int pack = count < Tile<accum>::PACK ? count : Tile<accum>::PACK;"
         "  ->  static constexpr int pack = count <= Tile<accum>::PACK ? count : Tile<accum>::PACK;",
-    ],
-    "the sum of (d + r) (d - r) is that of (d - r)**2, where r is the mean of d": [
-        "layer_norm.cuh: for (int i = 0; i < width; i++) squares[0] += (v[i] - near - rest) * (v[i] - near - rest);"
-        "  ->  for (int i = 0; i < width; i++) squares[0] += (v[i] - near + rest) * (v[i] - near - rest);",
-        "layer_norm.cuh: for (int i = 0; i < width; i++) squares[0] += (v[i] - near - rest) * (v[i] - near - rest);"
-        "  ->  for (int i = 0; i < width; i++) squares[0] += (v[i] - near - rest) * (v[i] - near + rest);",
     ],
     "these are conversions to 16 bits, and packs of eight; test_cuda_kernels.py has them": [
         "common.cuh: const unsigned rounded = bits + 0x7fffu + ((bits >> 16) & 1u);"

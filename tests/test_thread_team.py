@@ -30,12 +30,12 @@ from tinygpt.ops.gelu import gelu_forward
 
 rng = np.random.default_rng(0)
 a, b, row = (rng.standard_normal(shape).astype(np.float32) for shape in ((600, 200), (200, 600), (600,)))
-column = np.abs(a[:, 0]) + 0.5
+column, mean = np.abs(a[:, 0]) + 0.5, a[:, :2]
 whole_a, whole_b = np.round(a * 4), np.round(b * 4)
 
 def work():
     whole, product = whole_a @ whole_b, matrix_product(a, b)
-    parts = (whole, product, gelu_forward(product), *layer_norm_backward(product, product, row, column, column))
+    parts = (whole, product, gelu_forward(product), *layer_norm_backward(product, product, row, mean, column))
     return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()
 
 def in_child(task):

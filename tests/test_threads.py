@@ -29,14 +29,15 @@ def normal(*shape: int) -> np.ndarray:
 
 
 ROWS, ROW, COLUMN = normal(3001, 129), normal(129), np.abs(normal(3001)) + 0.5
+PAIRS = np.stack([COLUMN, 0.01 * COLUMN], axis=-1)  # statistics in two parts
 IDS = rng.integers(0, 129, 3001)
 QUERIES = normal(2, 3, 150, 24)
 
 # The arguments of a kernel; a function makes those that are written to.
 ARGUMENTS: dict[str, Any] = {
     "layer_norm_forward": lambda: (ROWS, ROW, ROW, 1e-5),
-    "layer_norm_backward": lambda: (ROWS, ROWS, ROW, COLUMN, COLUMN, True),
-    "residual_layer_norm_backward": lambda: (ROWS, ROWS, ROWS, ROW, COLUMN, COLUMN, 0.1, 7, 3, True, True),
+    "layer_norm_backward": lambda: (ROWS, ROWS, ROW, PAIRS, COLUMN, True),
+    "residual_layer_norm_backward": lambda: (ROWS, ROWS, ROWS, ROW, PAIRS, COLUMN, 0.1, 7, 3, True, True),
     "residual_layer_norm_forward": lambda: (ROWS, ROWS, ROW, ROW, ROW, 1e-5, 0.1, 7, 3),
     "bias_gelu_forward": lambda: (ROWS, ROW),
     "bias_gelu_backward": lambda: (ROWS, ROWS, ROW),
@@ -49,7 +50,7 @@ ARGUMENTS: dict[str, Any] = {
     "log_softmax_forward": lambda: (ROWS,),
     "log_softmax_backward": lambda: (ROWS, ROWS),
     "cross_entropy_forward": lambda: (ROWS, IDS, -100),
-    "cross_entropy_backward": lambda: (COLUMN, ROWS, IDS, COLUMN, -100),
+    "cross_entropy_backward": lambda: (COLUMN, ROWS, IDS, PAIRS, -100),
     "cross_entropy_inplace": lambda: (ROWS.copy(), IDS, -100, 0.5),
     "embedding_forward": lambda: (ROWS, IDS),
     "embedding_backward": lambda: (ROWS, IDS, ROWS.copy()),
@@ -60,7 +61,7 @@ ARGUMENTS: dict[str, Any] = {
     "adamw_update": lambda: (ROWS.copy(), ROWS, ROWS.copy(), ROWS**2, 0.1, 0.9, 0.99, 1e-8, 0.1, 3, 0.5),
     "attention_forward": lambda: (QUERIES, QUERIES, QUERIES, True, 0.2, 0.1, 7, 3),
     "attention_backward": lambda: (
-        *(QUERIES,) * 5, QUERIES[..., 0] + 5.0, True, 0.2, 0.1, 7, 3, *(np.empty_like(QUERIES) for _ in range(3)),
+        *(QUERIES,) * 5, QUERIES[..., :2] + 5.0, True, 0.2, 0.1, 7, 3, *(np.empty_like(QUERIES) for _ in range(3)),
     ),
 }  # fmt: skip
 

@@ -18,7 +18,7 @@
 
 #include "attention.cuh"
 
-// q (B, H, Tq, D), k, v (B, H, Tk, D), y like q, lse (B, H, Tq). Grid: (B H, ceil(Tq / (16 A))).
+// q (B, H, Tq, D), k, v (B, H, Tk, D), y like q, lse (B, H, Tq, 2). Grid: (B H, ceil(Tq / (16 A))).
 template <typename real, int width, int HEAD, int A, int B>
 __global__ void __launch_bounds__(THREADS)
     attention_forward(const real *__restrict__ q, const real *__restrict__ k, const real *__restrict__ v,
@@ -60,7 +60,7 @@ __global__ void __launch_bounds__(THREADS)
             accum most = lowest, sum = 0;
             for (int j = 0; j < B; j++) {
                 const bool allowed = is_allowed(problem, first + row, first_key + across() + SIDE * j);
-                s[i][j] = allowed ? s[i][j] * scale : lowest;
+                s[i][j] = allowed ? rounded_product(s[i][j], scale) : lowest;
                 most = larger(most, s[i][j]);
             }
             most = larger(top[i], side_max(most));
@@ -87,7 +87,11 @@ __global__ void __launch_bounds__(THREADS)
         const int query = first + down() + SIDE * i;
         if (query >= problem.Tq) continue;
         store_row<width, HEAD>(y + query * y_layout.row, sums[i], problem.D, 1 / total[i]);
-        if (across() == 0) lse[(long long)blockIdx.x * problem.Tq + query] = top[i] + log(total[i]);
+        if (across() != 0) continue;
+        const accum log_total = log(total[i]), near = top[i] + log_total;  // lse = near + rest: ops/_two_parts.py
+        accum *parts = lse + ((long long)blockIdx.x * problem.Tq + query) * 2;
+        parts[0] = near;
+        parts[1] = (top[i] - near) + log_total;
     }
 }
 
@@ -108,15 +112,15 @@ __global__ void __launch_bounds__(THREADS)
 
 // One score's part in the backward pass: a = p m, which weighs the values, and ds, the gradient of scale * s.
 template <typename accum>
-__device__ inline void score_gradient(accum s, accum da, accum lse, accum delta, bool allowed, bool kept, accum scale,
-                                      accum keep, accum &a, accum &ds) {
-    const accum p = allowed ? exp(s * scale - lse) : (accum)0;
+__device__ inline void score_gradient(accum s, accum da, accum near, accum rest, accum delta, bool allowed, bool kept,
+                                      accum scale, accum keep, accum &a, accum &ds) {
+    const accum p = allowed ? exp(rounded_product(s, scale) - near - rest) : (accum)0;
     const accum m = kept ? keep : (accum)0;
     a = p * m;
     ds = allowed ? p * (da * m - delta) * scale : (accum)0;
 }
 
-// dy, q (B, H, Tq, D), k, v, dk, dv (B, H, Tk, D), lse, delta (B, H, Tq). Tiles are square: 16 A queries, 16 A keys.
+// dy, q (B, H, Tq, D), k, v, dk, dv (B, H, Tk, D), lse (B, H, Tq, 2), delta (B, H, Tq). Tiles are square: 16 A queries, 16 A keys.
 // Grid: (B H, ceil(Tk / (16 A))).
 template <typename real, int width, int HEAD, int A>
 __global__ void __launch_bounds__(THREADS)
@@ -139,7 +143,7 @@ __global__ void __launch_bounds__(THREADS)
     const int first_key = blockIdx.y * SIZE;
     q = head_of(q, q_layout, problem);
     dy = head_of(dy, y_layout, problem);
-    lse += (long long)blockIdx.x * problem.Tq;
+    lse += (long long)blockIdx.x * problem.Tq * 2;
     delta += (long long)blockIdx.x * problem.Tq;
     load_tile<width, HEAD, SIZE>(head_of(k, k_layout, problem), k_layout.row, first_key, problem.Tk, problem.D, k_tile);
     load_tile<width, HEAD, SIZE>(head_of(v, k_layout, problem), k_layout.row, first_key, problem.Tk, problem.D, v_tile);
@@ -158,11 +162,12 @@ __global__ void __launch_bounds__(THREADS)
         row_products<HEAD>(v_tile, dy_tile, da);
         for (int j = 0; j < A; j++) {
             const int column = across() + SIDE * j, query = first + column;
-            const accum lse_here = query < problem.Tq ? lse[query] : 0;
+            const accum near = query < problem.Tq ? lse[2 * query] : 0;
+            const accum rest = query < problem.Tq ? lse[2 * query + 1] : 0;
             const accum delta_here = query < problem.Tq ? delta[query] : 0;
             for (int i = 0; i < A; i++) {
                 const int row = down() + SIDE * i, at = row * (SIZE + PACK) + column;
-                score_gradient(s[i][j], da[i][j], lse_here, delta_here, is_allowed(problem, query, first_key + row),
+                score_gradient(s[i][j], da[i][j], near, rest, delta_here, is_allowed(problem, query, first_key + row),
                                !problem.threshold || is_kept<SIZE>(kept, column, row), scale, keep, a_tile[at],
                                ds_tile[at]);
             }
@@ -180,7 +185,7 @@ __global__ void __launch_bounds__(THREADS)
     }
 }
 
-// dy, q, dq (B, H, Tq, D), k, v (B, H, Tk, D), lse, delta (B, H, Tq). Grid: (B H, ceil(Tq / (16 A))).
+// dy, q, dq (B, H, Tq, D), k, v (B, H, Tk, D), lse (B, H, Tq, 2), delta (B, H, Tq). Grid: (B H, ceil(Tq / (16 A))).
 template <typename real, int width, int HEAD, int A>
 __global__ void __launch_bounds__(THREADS)
     attention_backward_queries(const real *__restrict__ dy, const real *__restrict__ q, const real *__restrict__ k,
@@ -204,11 +209,12 @@ __global__ void __launch_bounds__(THREADS)
     v = head_of(v, k_layout, problem);
     load_tile<width, HEAD, SIZE>(head_of(q, q_layout, problem), q_layout.row, first, problem.Tq, problem.D, q_tile);
     load_tile<width, HEAD, SIZE>(head_of(dy, y_layout, problem), y_layout.row, first, problem.Tq, problem.D, dy_tile);
-    accum sums[A][HEAD / SIDE], lse_here[A], delta_here[A];
+    accum sums[A][HEAD / SIDE], near[A], rest[A], delta_here[A];
     for (int i = 0; i < A; i++) {
         const int query = first + down() + SIDE * i;
         const long long at = (long long)blockIdx.x * problem.Tq + query;
-        lse_here[i] = query < problem.Tq ? lse[at] : 0;
+        near[i] = query < problem.Tq ? lse[2 * at] : 0;
+        rest[i] = query < problem.Tq ? lse[2 * at + 1] : 0;
         delta_here[i] = query < problem.Tq ? delta[at] : 0;
         for (int d = 0; d < HEAD / SIDE; d++) sums[i][d] = 0;
     }
@@ -225,7 +231,7 @@ __global__ void __launch_bounds__(THREADS)
         for (int i = 0; i < A; i++)
             for (int j = 0; j < A; j++) {
                 const int row = down() + SIDE * i, column = across() + SIDE * j;
-                score_gradient(s[i][j], da[i][j], lse_here[i], delta_here[i],
+                score_gradient(s[i][j], da[i][j], near[i], rest[i], delta_here[i],
                                is_allowed(problem, first + row, first_key + column),
                                !problem.threshold || is_kept<SIZE>(kept, row, column), scale, keep, a,
                                ds_tile[row * (SIZE + PACK) + column]);

@@ -121,7 +121,6 @@ static const double tg_SERIES_double[] = {
 #define REAL float
 #define INTEGER int32_t
 #define NAME(x) tg_##x##_float
-#define LOG logf
 #ifdef __AVX512F__ /* what compilers make of a comparison and a choice takes three times as long */
 #define LARGER(a, b) _mm512_max_ps(a, b)
 #define SMALLER(a, b) _mm512_min_ps(a, b)
@@ -134,14 +133,12 @@ static const double tg_SERIES_double[] = {
 #undef REAL
 #undef INTEGER
 #undef NAME
-#undef LOG
 #undef LARGER
 #undef SMALLER
 
 #define REAL double
 #define INTEGER int64_t
 #define NAME(x) tg_##x##_double
-#define LOG log
 #ifdef __AVX512F__
 #define LARGER(a, b) _mm512_max_pd(a, b)
 #define SMALLER(a, b) _mm512_min_pd(a, b)
@@ -154,7 +151,6 @@ static const double tg_SERIES_double[] = {
 #undef REAL
 #undef INTEGER
 #undef NAME
-#undef LOG
 #undef LARGER
 #undef SMALLER
 

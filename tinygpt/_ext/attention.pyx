@@ -69,12 +69,12 @@ cdef void run_heads(tg_body body, tg_attention *p):
 
 
 def attention_forward(q, k, v, bint is_causal, double scale, double dropout_p, uint64_t seed, uint64_t stream):
-    """q (B, H, Tq, D), k, v (B, H, Tk, D) -> y (B, H, Tq, D), lse (B, H, Tq). y's memory is (B, Tq, H, D)."""
+    """q (B, H, Tq, D), k, v (B, H, Tk, D) -> y (B, H, Tq, D), lse (B, H, Tq, 2). y's memory is (B, Tq, H, D)."""
     cdef tg_attention p
     q, k, v = [array if takes(array) else numpy.ascontiguousarray(array) for array in (q, k, v)]
     describe(&p, q, k, is_causal, scale, dropout_p, seed, stream)
     y = numpy.empty((p.B, p.Tq, p.H, p.D), q.dtype).transpose(0, 2, 1, 3)
-    lse = numpy.empty((p.B, p.H, p.Tq, 1), q.dtype)
+    lse = numpy.empty((p.B, p.H, p.Tq, 2), q.dtype)
     cdef Py_ssize_t unused[3]
     p.q, p.k, p.v = open_array(q, p.q_stride), open_array(k, p.k_stride), open_array(v, p.v_stride)
     p.y, p.lse = open_array(y, p.y_stride), open_array(lse, unused)
@@ -82,7 +82,7 @@ def attention_forward(q, k, v, bint is_causal, double scale, double dropout_p, u
     run_heads(body, &p)
     if p.failed:
         raise MemoryError("attention: no memory for the copies of one head")
-    return y, lse[:, :, :, 0]
+    return y, lse
 
 
 def attention_backward(dy, q, k, v, y, lse, bint is_causal, double scale, double dropout_p, uint64_t seed,
@@ -92,7 +92,7 @@ def attention_backward(dy, q, k, v, y, lse, bint is_causal, double scale, double
     if not (takes(dq) and takes(dk) and takes(dv)):
         return NotImplemented
     dy, q, k, v, y = [array if takes(array) else numpy.ascontiguousarray(array) for array in (dy, q, k, v, y)]
-    lse = numpy.ascontiguousarray(lse)[..., None]
+    lse = numpy.ascontiguousarray(lse)
     describe(&p, q, k, is_causal, scale, dropout_p, seed, stream)
     cdef Py_ssize_t unused[3]
     p.q, p.k, p.v = open_array(q, p.q_stride), open_array(k, p.k_stride), open_array(v, p.v_stride)

@@ -91,7 +91,7 @@ def access_width(device: Device, *arrays: Any) -> int:
 def attention_forward(
     device: Device, q: Any, k: Any, v: Any, is_causal: bool, scale: float, dropout_p: float, seed: int, stream: int
 ) -> Any:
-    """q (B, H, Tq, D), k, v (B, H, Tk, D) -> y (B, H, Tq, D) in memory laid out (B, Tq, H, D), lse (B, H, Tq)."""
+    """q (B, H, Tq, D), k, v (B, H, Tk, D) -> y (B, H, Tq, D) in memory laid out (B, Tq, H, D), lse (B, H, Tq, 2)."""
     sizes = tiles(q, k)
     if sizes is None:
         return NotImplemented
@@ -99,7 +99,7 @@ def attention_forward(
     B, H, Tq, D = q.shape
     (q,), (k, v) = with_neighbours(device, q), with_neighbours(device, k, v)
     y = device.empty((B, Tq, H, D), q.dtype).transpose(0, 2, 1, 3)
-    lse = device.empty((B, H, Tq), accumulator_dtype(q))
+    lse = device.empty((B, H, Tq, 2), accumulator_dtype(q))
     problem = problem_of(device, q, k, is_causal, scale, dropout_p, seed, stream)
     arguments = (q, k, v, y, lse, layout_of(q), layout_of(k), layout_of(y), *problem)
     if mma.takes(device, scale, q, k, v, y):

@@ -22,7 +22,9 @@
 #include "attention.cuh"
 
 constexpr int SIZE = 64, WARPS = 4;  // rows of a tile, and of a block's results; warps of a block
-constexpr float LOG2_E = 1.4426950408889634f, LN_2 = 0.69314718055994531f;  // exponentials are powers of two here
+// Exponentials are powers of two here. A constant and what it lacks for want of digits.
+constexpr float LOG2_E = 1.4426950408889634f, LOG2_E_REST = 1.4426950408889634 - LOG2_E;
+constexpr float LN_2 = 0.69314718055994531f, LN_2_REST = 0.69314718055994531 - LN_2;
 
 __device__ inline int lane() { return threadIdx.x % WARP; }
 
@@ -105,16 +107,16 @@ __device__ inline void load_blocks(unsigned (&r)[4], const real *row) {
                      : "r"(shared_address(row)));
 }
 
-// Begin to copy 16 or 4 bytes into shared memory; zeros where they are not `there`.
+// Begin to copy 16, 8 or 4 bytes into shared memory; zeros where they are not `there`.
 template <int bytes>
 __device__ inline void copy_async(void *to, const void *from, bool there) {
-    if (bytes == 16)
+    if (bytes == 16)  // not by way of the first cache
         asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
                      "r"(there ? 16 : 0)
                      : "memory");
     else
-        asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(to)), "l"(from),
-                     "r"(there ? 4 : 0)
+        asm volatile("cp.async.ca.shared.global [%0], [%1], %3, %2;" ::"r"(shared_address(to)), "l"(from),
+                     "r"(there ? bytes : 0), "n"(bytes)
                      : "memory");
 }
 
@@ -240,9 +242,24 @@ __device__ inline float row_sum(float x) {
     return x + __shfl_xor_sync(0xffffffffu, x, 2);
 }
 
+// Write ln(2^shift) + log_total in two parts, near + rest (ops/_two_parts.py).
+__device__ inline void store_lse(float shift, float log_total, float *parts) {
+    const float top = shift * LN_2, lost = fmaf(shift, LN_2, -top) + shift * LN_2_REST;
+    const float near = top + log_total;
+    parts[0] = near;
+    parts[1] = (top - near) + log_total + lost;
+}
+
+// near + rest, in powers of two.
+__device__ inline void to_powers_of_two(float &near, float &rest) {
+    const float two = near * LOG2_E;
+    rest = fmaf(near, LOG2_E, -two) + near * LOG2_E_REST + rest * LOG2_E;
+    near = two;
+}
+
 // Forward ----------------------------------------------------------------------------------------------------------
 
-// q (B, H, Tq, D), k, v (B, H, Tk, D), y like q, lse (B, H, Tq). D: a multiple of 8, at most HEAD; rows begin at
+// q (B, H, Tq, D), k, v (B, H, Tk, D), y like q, lse (B, H, Tq, 2). D: a multiple of 8, at most HEAD; rows begin at
 // multiples of 16 bytes; the scale is positive. Grid: (B H, ceil(Tq / 64)); block: 128.
 template <typename real, int HEAD>
 __global__ void __launch_bounds__(WARPS *WARP)
@@ -346,7 +363,7 @@ __global__ void __launch_bounds__(WARPS *WARP)
         const int query = first_row + g + 8 * h;
         factors[h] = 1 / all;
         if (query < problem.Tq && t == 0)
-            lse[(long long)blockIdx.x * problem.Tq + query] = top[h] * scale * LN_2 + log(all);
+            store_lse(top[h] * scale, log(all), lse + ((long long)blockIdx.x * problem.Tq + query) * 2);
     }
     store_rows<HEAD>(head_of(y, y_layout, problem), y_layout.row, sums, factors, first, problem.Tq, problem.D);
 }
@@ -354,22 +371,23 @@ __global__ void __launch_bounds__(WARPS *WARP)
 // Backward ---------------------------------------------------------------------------------------------------------
 
 // Of scores s and da = dy v^T of 16 rows and 8 columns: a = p m, which weighs the values, and ds in the place of s, the
-// gradient by the scores times the scale. Lambdas of an element's number: is it allowed, is it kept by dropout, and
-// lse, in powers of two, and delta of its query.
-template <typename Allowed, typename Kept, typename Lse, typename Delta>
+// gradient by the scores times the scale. Lambdas of an element's number: is it allowed, is it kept by dropout, and the
+// two parts of lse, in powers of two, and delta of its query.
+template <typename Allowed, typename Kept, typename Near, typename Rest, typename Delta>
 __device__ inline void score_gradients(float (&s)[4], const float (&da)[4], float (&a)[4], float scale, float keep,
-                                       const Allowed &allowed, const Kept &kept, const Lse &lse, const Delta &delta) {
+                                       const Allowed &allowed, const Kept &kept, const Near &near, const Rest &rest,
+                                       const Delta &delta) {
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-        const float p = allowed(i) ? power_of_two(s[i] * (scale * LOG2_E) - lse(i)) : 0;
+        const float p = allowed(i) ? power_of_two(s[i] * (scale * LOG2_E) - near(i) - rest(i)) : 0;
         const float m = kept(i) ? keep : 0;
         a[i] = p * m;
         s[i] = p == 0 ? 0 : p * (da[i] * m - delta(i)) * scale;
     }
 }
 
-// dy, q (B, H, Tq, D), k, v, dk, dv (B, H, Tk, D), lse, delta (B, H, Tq). A warp has 16 keys; the transposes of scores
-// are made for 16 queries at a time. Grid: (B H, ceil(Tk / 64)); block: 128.
+// dy, q (B, H, Tq, D), k, v, dk, dv (B, H, Tk, D), lse (B, H, Tq, 2), delta (B, H, Tq). A warp has 16 keys; the
+// transposes of scores are made for 16 queries at a time. Grid: (B H, ceil(Tk / 64)); block: 128.
 template <typename real, int HEAD>
 __global__ void __launch_bounds__(WARPS *WARP)
     attention_backward_keys_mma(const real *__restrict__ dy, const real *__restrict__ q, const real *__restrict__ k,
@@ -380,14 +398,14 @@ __global__ void __launch_bounds__(WARPS *WARP)
     problem.stream = stream_of(problem.stream, base);
     constexpr int TILE = Shape<HEAD>::TILE, STAGES = Shape<HEAD>::STAGES;
     __shared__ __align__(16) real tiles[2 * STAGES * TILE];
-    __shared__ __align__(16) float statistics[2 * STAGES * SIZE];  // lse and delta of a tile's queries
+    __shared__ __align__(16) float statistics[3 * STAGES * SIZE];  // lse, in pairs, and delta of a tile's queries
     __shared__ unsigned char drawn[SIZE * (SIZE / 4)];
     const int g = lane() / 4, t = lane() % 4;
     const int first_key = blockIdx.y * SIZE, own_key = first_key + 16 * warp();
     const float scale = (float)problem.scale, keep = (float)problem.keep;
     q = head_of(q, q_layout, problem);
     dy = head_of(dy, y_layout, problem);
-    lse += (long long)blockIdx.x * problem.Tq;
+    lse += (long long)blockIdx.x * problem.Tq * 2;
     delta += (long long)blockIdx.x * problem.Tq;
     unsigned k_here[HEAD / 16][4], v_here[HEAD / 16][4];
     copy_rows<HEAD>(head_of(k, k_layout, problem), k_layout.row, first_key, problem.Tk, problem.D, tiles);
@@ -405,10 +423,13 @@ __global__ void __launch_bounds__(WARPS *WARP)
     const auto copy_tile = [&](int first, int stage) {
         copy_rows<HEAD>(q, q_layout.row, first, problem.Tq, problem.D, tiles + 2 * stage * TILE);
         copy_rows<HEAD>(dy, y_layout.row, first, problem.Tq, problem.D, tiles + (2 * stage + 1) * TILE);
-        const int i = threadIdx.x % SIZE;
-        const float *from = threadIdx.x < SIZE ? lse : delta;
-        const bool there = first + i < problem.Tq;
-        copy_async<4>(statistics + 2 * stage * SIZE + threadIdx.x, there ? from + first + i : from, there);
+        const int i = threadIdx.x % SIZE, query = first + i;
+        const bool there = query < problem.Tq;
+        float *of_tile = statistics + 3 * stage * SIZE;
+        if (threadIdx.x < SIZE)
+            copy_async<8>(of_tile + 2 * i, there ? lse + 2 * query : lse, there);
+        else
+            copy_async<4>(of_tile + 2 * SIZE + i, there ? delta + query : delta, there);
     };
     float dk_sums[HEAD / 8][4], dv_sums[HEAD / 8][4];
     clear(dk_sums);
@@ -427,7 +448,10 @@ __global__ void __launch_bounds__(WARPS *WARP)
         wait_for_groups<STAGES - 1>();
         __syncthreads();  // the tiles are there
         const real *q_tile = tiles + 2 * stage * TILE, *dy_tile = q_tile + TILE;
-        const float *lse_here = statistics + 2 * stage * SIZE, *delta_here = lse_here + SIZE;
+        float *lse_here = statistics + 3 * stage * SIZE;
+        const float *delta_here = lse_here + 2 * SIZE;
+        if (threadIdx.x < SIZE) to_powers_of_two(lse_here[2 * threadIdx.x], lse_here[2 * threadIdx.x + 1]);
+        __syncthreads();  // lse is in powers of two
         const bool inside = next <= problem.Tq && own_key + 16 <= problem.Tk;
 #pragma unroll
         for (int start = 0; start < SIZE; start += 16) {
@@ -448,7 +472,8 @@ __global__ void __launch_bounds__(WARPS *WARP)
                         return !problem.threshold ||
                                is_kept<SIZE>(drawn, column + i % 2, 16 * warp() + g + 8 * (i / 2));
                     },
-                    [&](int i) { return lse_here[column + i % 2] * LOG2_E; },
+                    [&](int i) { return lse_here[2 * (column + i % 2)]; },
+                    [&](int i) { return lse_here[2 * (column + i % 2) + 1]; },
                     [&](int i) { return delta_here[column + i % 2]; });
             }
             add_weighted<HEAD>(dv_sums, a[0], a[1], dy_tile, start);
@@ -463,7 +488,8 @@ __global__ void __launch_bounds__(WARPS *WARP)
     store_rows<HEAD>(head_of(dv, dk_layout, problem), dk_layout.row, dv_sums, ones, first_key, problem.Tk, problem.D);
 }
 
-// dy, q, dq (B, H, Tq, D), k, v (B, H, Tk, D), lse, delta (B, H, Tq). Grid: (B H, ceil(Tq / 64)); block: 128.
+// dy, q, dq (B, H, Tq, D), k, v (B, H, Tk, D), lse (B, H, Tq, 2), delta (B, H, Tq). Grid: (B H, ceil(Tq / 64)); block:
+// 128.
 template <typename real, int HEAD>
 __global__ void __launch_bounds__(WARPS *WARP)
     attention_backward_queries_mma(const real *__restrict__ dy, const real *__restrict__ q, const real *__restrict__ k,
@@ -498,13 +524,15 @@ __global__ void __launch_bounds__(WARPS *WARP)
         copy_rows<HEAD>(k, k_layout.row, from, problem.Tk, problem.D, tiles + 2 * stage * TILE);
         copy_rows<HEAD>(v, k_layout.row, from, problem.Tk, problem.D, tiles + (2 * stage + 1) * TILE);
     };
-    float lse_here[2], delta_here[2], sums[HEAD / 8][4];
+    float near[2], rest[2], delta_here[2], sums[HEAD / 8][4];
     clear(sums);
     for (int h = 0; h < 2; h++) {
         const int query = first_row + g + 8 * h;
         const long long at = (long long)blockIdx.x * problem.Tq + query;
-        lse_here[h] = query < problem.Tq ? lse[at] * LOG2_E : 0;
+        near[h] = query < problem.Tq ? lse[2 * at] : 0;
+        rest[h] = query < problem.Tq ? lse[2 * at + 1] : 0;
         delta_here[h] = query < problem.Tq ? delta[at] : 0;
+        to_powers_of_two(near[h], rest[h]);
     }
     int stage = 0;
     copy_tile(0, 0);
@@ -539,7 +567,8 @@ __global__ void __launch_bounds__(WARPS *WARP)
                         return !problem.threshold ||
                                is_kept<SIZE>(drawn, 16 * warp() + g + 8 * (i / 2), column + i % 2);
                     },
-                    [&](int i) { return lse_here[i / 2]; }, [&](int i) { return delta_here[i / 2]; });
+                    [&](int i) { return near[i / 2]; }, [&](int i) { return rest[i / 2]; },
+                    [&](int i) { return delta_here[i / 2]; });
             }
             add_weighted<HEAD>(sums, s[0], s[1], k_tile, start);
         }

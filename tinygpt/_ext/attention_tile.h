@@ -1,5 +1,5 @@
 /* Attention for one head, in tiles. Included twice by attention.h, for float and for double:
- * REAL is the type, INTEGER the integer of its size, NAME(x) gives a function of that type its name, LOG is its logarithm.
+ * REAL is the type, INTEGER the integer of its size, NAME(x) gives a function of that type its name.
  *
  * Scores are held transposed: a row of a tile is one key, its columns are queries, one to a vector lane. Then the softmax
  * needs no sum or maximum across lanes, a query's statistics are one lane of a vector, and in the products with the
@@ -177,7 +177,8 @@ static ptrdiff_t NAME(pack_keys)(const struct tg_attention *p, ptrdiff_t packed,
     return seen;
 }
 
-/* One head forward: y = softmax(scale q k^T) v and lse, the logarithm of each row's sum of exponentials.
+/* One head forward: y = softmax(scale q k^T) v and lse, the logarithm of each row's sum of exponentials in two parts, near and
+ * rest (tinygpt/ops/_two_parts.py).
  * Online softmax (Milakov and Gimelshein 2018): over tiles of keys, keep the largest score m and the sum l of
  * exp(score - m) so far, and rescale what was summed whenever m grows. */
 static void NAME(head_forward)(const struct tg_attention *p, REAL *memory, const REAL *q, const REAL *k, const REAL *v,
@@ -208,21 +209,24 @@ static void NAME(head_forward)(const struct tg_attention *p, REAL *memory, const
         }
         for (ptrdiff_t i = 0; i < queries; i++) {
             NAME(scaled_row)(y + (q0 + i) * p->y_stride[2], O + i * width, D, 1 / l[i]);
-            lse[q0 + i] = m[i] + LOG(l[i]);
+            const double log_sum = log((double)l[i]);
+            REAL *parts = lse + 2 * (q0 + i);
+            parts[0] = (REAL)(m[i] + log_sum);
+            parts[1] = (REAL)tg_less_then_more(m[i], parts[0], log_sum);
         }
     }
 }
 
-/* Strips of S and dP backward: P = exp(S - lse), S becomes P times the mask and dP becomes dS. */
+/* Strips of S and dP backward: P = exp(S - near), S becomes P times the mask and dP becomes dS. */
 static __attribute__((noinline)) void NAME(softmax_backward)(const struct tg_attention *p, const struct tg_tile *t,
                                                              ptrdiff_t first, REAL *s, REAL *ds, const REAL *shift,
                                                              const REAL *delta, uint64_t mask_row) {
     const ptrdiff_t seen_by_all = tg_seen(t, first), seen = tg_seen(t, first + NAME(LANES) - 1);
-    const NAME(vec) lse = *(const NAME(vec) *)shift, row_delta = *(const NAME(vec) *)delta;
+    const NAME(vec) near = *(const NAME(vec) *)shift, row_delta = *(const NAME(vec) *)delta;
     REAL factors[NAME(MASK)][NAME(LANES)];
     for (ptrdiff_t j = 0; j < seen; j++) {
         NAME(vec) *row = (NAME(vec) *)(s + j * TG_QUERIES), *d_row = (NAME(vec) *)(ds + j * TG_QUERIES);
-        NAME(vec) e = NAME(exp)(NAME(smaller)((NAME(vec)){0}, *row - lse)), d = *d_row; /* lse is rounded: P <= 1 */
+        NAME(vec) e = NAME(exp)(NAME(smaller)((NAME(vec)){0}, *row - near)), d = *d_row; /* S may be rounded otherwise */
         *row = e;
         if (p->dropout_p > 0) {
             if (j % NAME(MASK) == 0) NAME(dropout_factors)(factors, p, t->k0 + j, mask_row);
@@ -244,7 +248,9 @@ static __attribute__((noinline)) void NAME(softmax_backward)(const struct tg_att
  *
  *     P  = exp(S - lse)          dV = (P mask)^T dY         dP = (dY V^T) mask
  *     dS = P (dP - delta)        dQ = scale dS K            dK = dS^T (scale Q)       delta = rowsum(dY Y)
- */
+ *
+ * lse is near + rest. All that P is multiplied by is linear in dY, so exp(-rest) goes into the rows of dY, and P is left
+ * with exp(S - near). */
 static void NAME(head_backward)(const struct tg_attention *p, REAL *memory, const REAL *dy, const REAL *q, const REAL *k,
                                 const REAL *v, const REAL *y, const REAL *lse, REAL *dq, REAL *dk, REAL *dv,
                                 uint64_t first_mask_row, struct tg_ahead *ahead) {
@@ -263,13 +269,16 @@ static void NAME(head_backward)(const struct tg_attention *p, REAL *memory, cons
         const ptrdiff_t queries = t.queries;
         NAME(pack)(Q, width, W, q + q0 * p->q_stride[2], p->q_stride[2], queries, D, (REAL)p->scale);
         NAME(pack)(dY, width, W, dy + q0 * p->dy_stride[2], p->dy_stride[2], queries, D, 1);
+        for (ptrdiff_t i = 0; i < queries; i++)
+            NAME(scaled_row)(dY + i * width, dY + i * width, width, (REAL)tg_exp_minus(lse[2 * (q0 + i) + 1]));
         NAME(transpose)(Qt, width, Q, width, W, width, 1);
         NAME(transpose)(dYt, width, dY, width, W, width, 1);
         for (ptrdiff_t i = 0; i < W; i++) {
-            REAL sum = 0;
-            for (ptrdiff_t d = 0; i < queries && d < D; d++) sum += dY[i * width + d] * y[(q0 + i) * p->y_stride[2] + d];
-            delta[i] = sum;
-            shift[i] = i < queries && lse[q0 + i] != -(REAL)INFINITY ? lse[q0 + i] : 0;
+            double sum = 0;
+            for (ptrdiff_t d = 0; i < queries && d < D; d++)
+                sum += (double)dY[i * width + d] * y[(q0 + i) * p->y_stride[2] + d];
+            delta[i] = (REAL)sum;
+            shift[i] = i < queries ? lse[2 * (q0 + i)] : 0;
         }
         for (; t.keys > 0; t = tg_tile_at(p, q0, t.k0 + tile, tile)) {
             const ptrdiff_t at = t.k0 * width;
@@ -317,8 +326,8 @@ static void NAME(heads_forward)(void *task, ptrdiff_t begin, ptrdiff_t end) {
         if (head == begin) NAME(will_need_operands)(&ahead.now, p, head, 0);
         if (head + 1 < p->B * p->H) NAME(will_need_operands)(&ahead.next, p, head + 1, 0);
         NEED(&ahead.now, y, head);
-        NAME(head_forward)(p, memory, AT(q, head), AT(k, head), AT(v, head), AT(y, head), (REAL *)p->lse + head * p->Tq,
-                           (uint64_t)(head * p->Tq), &ahead);
+        NAME(head_forward)(p, memory, AT(q, head), AT(k, head), AT(v, head), AT(y, head),
+                           (REAL *)p->lse + 2 * head * p->Tq, (uint64_t)(head * p->Tq), &ahead);
     }
     free(memory);
 }
@@ -336,7 +345,7 @@ static void NAME(heads_backward)(void *task, ptrdiff_t begin, ptrdiff_t end) {
         NEED(&ahead.now, dk, head);
         NEED(&ahead.now, dv, head);
         NAME(head_backward)(p, memory, AT(dy, head), AT(q, head), AT(k, head), AT(v, head), AT(y, head),
-                            (REAL *)p->lse + head * p->Tq, AT(dq, head), AT(dk, head), AT(dv, head),
+                            (REAL *)p->lse + 2 * head * p->Tq, AT(dq, head), AT(dk, head), AT(dv, head),
                             (uint64_t)(head * p->Tq), &ahead);
     }
     free(memory);

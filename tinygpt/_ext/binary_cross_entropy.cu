@@ -5,10 +5,10 @@
 
 #include "common.cuh"
 
-// log(1 + exp(x)) - target * x; the exponent is never positive.
+// log(1 + exp(x)) - target * x, without a difference; the exponent is never positive.
 template <typename T>
 __device__ inline T loss_of(T x, T target) {
-    return larger(x, (T)0) - target * x + log1p(exp(-fabs(x)));
+    return fabs(x) * (x > 0 ? 1 - target : target) + log1p(exp(-fabs(x)));
 }
 
 // sigma(x) - target.

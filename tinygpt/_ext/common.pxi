@@ -35,14 +35,19 @@ cdef extern from "vmath.h" nogil:
     double tg_sum_double(double *x, Py_ssize_t n)
     double tg_square_deviations_float(float *x, Py_ssize_t n, double mean)
     double tg_square_deviations_double(double *x, Py_ssize_t n, double mean)
-    void tg_normalized_float(const float *x, const float *weight, const float *bias, float *y, Py_ssize_t n, double mean,
-                             float rstd)
+    double tg_hidden_one()
+    double tg_exp_minus(double rest)
+    double tg_less_then_more(double a, double b, double c)
+    float tg_quarter_float(float near)
+    double tg_quarter_double(double near)
+    void tg_normalized_float(const float *x, const float *weight, const float *bias, float *y, Py_ssize_t n,
+                             float quarter, float scale, float rest)
     void tg_normalized_double(const double *x, const double *weight, const double *bias, double *y, Py_ssize_t n,
-                              double mean, double rstd)
-    void tg_norm_sums_float(float *dy, float *x, float *weight, Py_ssize_t n, float mean, float rstd, double *shift,
-                            double *stretch)
-    void tg_norm_sums_double(double *dy, double *x, double *weight, Py_ssize_t n, double mean, double rstd,
-                             double *shift, double *stretch)
+                              double quarter, double scale, double rest)
+    void tg_norm_sums_float(float *dy, float *x, float *weight, Py_ssize_t n, float quarter, float scale, float rest,
+                            double *shift, double *stretch)
+    void tg_norm_sums_double(double *dy, double *x, double *weight, Py_ssize_t n, double quarter, double scale,
+                             double rest, double *shift, double *stretch)
 
 cdef extern from "attention.h" nogil:
     float tg_largest_float(const float *x, Py_ssize_t n, float top)

@@ -19,7 +19,7 @@ __device__ inline accum not_a_number() {
     return (accum)__uint_as_float(0x7fc00000u);
 }
 
-// logits (N, V); targets, losses, lse (N,). Grid: N blocks.
+// logits (N, V); targets, losses (N,); lse (N, 2): its parts near and rest (tinygpt/ops/_two_parts.py). Grid: N blocks.
 template <typename real, int width>
 __global__ void __launch_bounds__(MOST_THREADS)
     cross_entropy_forward(const real *__restrict__ logits, const long long *__restrict__ targets,
@@ -36,13 +36,16 @@ __global__ void __launch_bounds__(MOST_THREADS)
     if (kind == CLASS) loss = log_total - (widen(logits[row * V + targets[row]]) - top);
     if (kind == OUTSIDE) loss = not_a_number<accum>();
     losses[row] = loss;
-    lse[row] = top + log_total;
+    const accum near = top + log_total;
+    lse[2 * row] = near;
+    lse[2 * row + 1] = (top - near) + log_total;
 }
 
-// One row of scale * (softmax(x) - onehot(target)), written to dx, which may be x; log_total = lse - top.
+// One row of scale * (softmax(x) - onehot(target)), written to dx, which may be x. softmax(x) = exp(x - shift) * factor:
+// with lse as one number it would depend on what all logits have in common.
 template <typename real, int width>
 __device__ inline void write_gradient(const real *x, real *dx, int V, long long target, Target kind,
-                                      accumulator<real> top, accumulator<real> log_total, accumulator<real> scale) {
+                                      accumulator<real> shift, accumulator<real> factor, accumulator<real> scale) {
     typedef accumulator<real> accum;
     accum v[width];
     if (kind == OUTSIDE) scale = not_a_number<accum>();
@@ -50,13 +53,13 @@ __device__ inline void write_gradient(const real *x, real *dx, int V, long long 
         if (kind != IGNORED) load(x + j, v);
         for (int i = 0; i < width; i++) {
             const accum onehot = j + i == target ? 1 : 0;
-            v[i] = kind == IGNORED ? 0 : (exp(v[i] - top - log_total) - onehot) * scale;
+            v[i] = kind == IGNORED ? 0 : (exp(v[i] - shift) * factor - onehot) * scale;
         }
         store(dx + j, v);
     }
 }
 
-// dlosses, targets, lse (N,); logits, dlogits (N, V). Grid: N blocks.
+// dlosses, targets (N,); lse (N, 2); logits, dlogits (N, V). Grid: N blocks.
 template <typename real, int width>
 __global__ void __launch_bounds__(MOST_THREADS)
     cross_entropy_backward(const accumulator<real> *__restrict__ dlosses, const real *__restrict__ logits,
@@ -64,7 +67,7 @@ __global__ void __launch_bounds__(MOST_THREADS)
                            real *__restrict__ dlogits, int V, long long ignore_index) {
     const long long row = blockIdx.x, target = targets[row];
     write_gradient<real, width>(logits + row * V, dlogits + row * V, V, target, kind_of(target, V, ignore_index),
-                                lse[row], 0, dlosses[row]);
+                                lse[2 * row], exp(-lse[2 * row + 1]), dlosses[row]);
 }
 
 // logits (N, V) become scale * d loss / d logits; targets, losses (N,). Grid: N blocks.
@@ -78,13 +81,12 @@ __global__ void __launch_bounds__(MOST_THREADS)
     real *x = logits + row * V;
     accum top, total;
     row_exponentials<real, width>(x, V, top, total);
-    const accum log_total = log(total);
     if (threadIdx.x == 0) {
         accum loss = 0;
-        if (kind == CLASS) loss = log_total - (widen(x[target]) - top);
+        if (kind == CLASS) loss = log(total) - (widen(x[target]) - top);
         if (kind == OUTSIDE) loss = not_a_number<accum>();
         losses[row] = loss;
     }
     __syncthreads();  // the target's logit has been read: now it may be overwritten
-    write_gradient<real, width>(x, x, V, target, kind, top, log_total, (accum)scale);
+    write_gradient<real, width>(x, x, V, target, kind, top, 1 / total, (accum)scale);
 }

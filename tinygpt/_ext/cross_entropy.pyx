@@ -7,8 +7,14 @@
 cdef Py_ssize_t PIECE = 2048
 
 
-cdef inline double log_sum_exp(real *x, Py_ssize_t n) noexcept nogil:
-    """log(sum(exp(x))) of a row, stably and in one pass over memory."""
+cdef inline void in_two_parts(real top, double log_total, real *lse) noexcept nogil:
+    """lse = top + log_total as near and rest: see tinygpt/ops/_two_parts.py."""
+    lse[0] = <real> (top + log_total)
+    lse[1] = <real> tg_less_then_more(top, lse[0], log_total)
+
+
+cdef inline void log_sum_exp(real *x, Py_ssize_t n, real *lse) noexcept nogil:
+    """log(sum(exp(x))) of a row, in two parts, stably and in one pass over memory."""
     cdef Py_ssize_t start = 0, stop
     cdef real top = x[0], piece_top
     cdef double total = 0
@@ -20,7 +26,7 @@ cdef inline double log_sum_exp(real *x, Py_ssize_t n) noexcept nogil:
             top = piece_top
         total += exp_sum(x + start, <real *> NULL, stop - start, finite_or_zero(top))
         start = stop
-    return top + log(total)
+    in_two_parts(top, log(total), lse)
 
 
 cdef inline real finite_or_zero(real top) noexcept nogil:
@@ -28,19 +34,25 @@ cdef inline real finite_or_zero(real top) noexcept nogil:
     return <real> 0 if top == <real> -INFINITY else top
 
 
-cdef inline void log_sum_exps(real *x, Py_ssize_t rows, Py_ssize_t n, double *out) noexcept nogil:
-    """log(sum(exp(x))) of up to TOGETHER short rows, each step for all of them, or of one long row."""
+cdef inline void log_sum_exps(real *x, Py_ssize_t rows, Py_ssize_t n, real *lse) noexcept nogil:
+    """log(sum(exp(x))) in two parts of up to TOGETHER short rows, each step for all of them, or of one long row."""
     cdef Py_ssize_t row
     cdef real top[TOGETHER]
+    cdef double total[TOGETHER]
     if n > SHORT:
-        out[0] = log_sum_exp(x, n)
+        log_sum_exp(x, n, lse)
         return
     for row in range(rows):
         top[row] = row_max(x + row * n, n)
     for row in range(rows):
-        out[row] = exp_sum(x + row * n, <real *> NULL, n, finite_or_zero(top[row]))
+        total[row] = exp_sum(x + row * n, <real *> NULL, n, finite_or_zero(top[row]))
     for row in range(rows):
-        out[row] = top[row] + log(out[row])
+        in_two_parts(top[row], log(total[row]), lse + 2 * row)
+
+
+cdef inline real loss_of(real *lse, real picked) noexcept nogil:
+    """lse - picked, of the parts of lse."""
+    return <real> tg_less_then_more(lse[0], picked, lse[1])
 
 
 cdef void cross_entropy_forward_rows(real *logits, Task *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
@@ -49,14 +61,18 @@ cdef void cross_entropy_forward_rows(real *logits, Task *task, Py_ssize_t begin,
     cdef real *lse = <real *> task.array[3]
     cdef Py_ssize_t V = task.size[0], start = begin, stop, row
     cdef int64_t ignored = task.size[1]
-    cdef double total[TOGETHER]
     while start < end:
         stop = after_these(start, end, V)
-        log_sum_exps(logits + start * V, stop - start, V, total)
+        log_sum_exps(logits + start * V, stop - start, V, lse + 2 * start)
         for row in range(start, stop):
-            lse[row] = <real> total[row - start]
-            losses[row] = 0 if targets[row] == ignored else <real> (total[row - start] - logits[row * V + targets[row]])
+            losses[row] = 0 if targets[row] == ignored else loss_of(lse + 2 * row, logits[row * V + targets[row]])
         start = stop
+
+
+cdef inline void gradient_row(real *x, real *dx, Py_ssize_t V, int64_t target, real *lse, real scale) noexcept nogil:
+    """dx = scale * (exp(x - lse) - onehot(target)); dx may be x."""
+    exp_scaled(x, <real *> NULL, dx, V, lse[0], <real> (scale * tg_exp_minus(lse[1])))
+    dx[target] -= scale
 
 
 cdef void cross_entropy_backward_rows(real *logits, Task *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
@@ -67,14 +83,11 @@ cdef void cross_entropy_backward_rows(real *logits, Task *task, Py_ssize_t begin
     cdef real *dlogits = <real *> task.array[4]
     cdef Py_ssize_t V = task.size[0], row
     cdef int64_t ignored = task.size[1]
-    cdef real factor, shift
     for row in range(begin, end):
         if targets[row] == ignored:
             memset(dlogits + row * V, 0, V * sizeof(real))
             continue
-        factor, shift = dlosses[row], lse[row]
-        exp_scaled(logits + row * V, <real *> NULL, dlogits + row * V, V, shift, factor)
-        dlogits[row * V + targets[row]] -= factor
+        gradient_row(logits + row * V, dlogits + row * V, V, targets[row], lse + 2 * row, dlosses[row])
 
 
 cdef void cross_entropy_inplace_rows(real *logits, Task *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
@@ -82,26 +95,24 @@ cdef void cross_entropy_inplace_rows(real *logits, Task *task, Py_ssize_t begin,
     cdef real *losses = <real *> task.array[2]
     cdef Py_ssize_t V = task.size[0], row
     cdef int64_t ignored = task.size[1]
-    cdef real factor = <real> task.scalar[0]
-    cdef double total
+    cdef real lse[2]
     for row in range(begin, end):
         if targets[row] == ignored:
             losses[row] = 0
             memset(logits + row * V, 0, V * sizeof(real))
             continue
-        total = log_sum_exp(logits + row * V, V)
-        losses[row] = <real> (total - logits[row * V + targets[row]])
-        exp_scaled(logits + row * V, <real *> NULL, logits + row * V, V, <real> total, factor)
-        logits[row * V + targets[row]] -= factor
+        log_sum_exp(logits + row * V, V, lse)
+        losses[row] = loss_of(lse, logits[row * V + targets[row]])
+        gradient_row(logits + row * V, logits + row * V, V, targets[row], lse, <real> task.scalar[0])
 
 
 def cross_entropy_forward(logits, targets, int64_t ignore_index):
-    """logits (N, V), targets (N,) -> losses (N,), 0 where ignored; lse (N,)."""
+    """logits (N, V), targets (N,) -> losses (N,), 0 where ignored; lse (N, 2)."""
     cdef Task task
     cdef Py_ssize_t N = logits.shape[0], V = logits.shape[1]
     if out_of_range(targets, V, ignore_index):
         return NotImplemented
-    losses, lse = numpy.empty(N, logits.dtype), numpy.empty(N, logits.dtype)
+    losses, lse = numpy.empty(N, logits.dtype), numpy.empty((N, 2), logits.dtype)
     give(&task, (logits, targets, losses, lse))
     task.size[0], task.size[1] = V, ignore_index
     run(&task, <Rows> cross_entropy_forward_rows[float], <Rows> cross_entropy_forward_rows[double], logits, N,
@@ -110,7 +121,7 @@ def cross_entropy_forward(logits, targets, int64_t ignore_index):
 
 
 def cross_entropy_backward(dlosses, logits, targets, lse, int64_t ignore_index):
-    """dlosses, targets, lse (N,), logits (N, V) -> dlogits (N, V)."""
+    """dlosses, targets (N,), lse (N, 2), logits (N, V) -> dlogits (N, V)."""
     cdef Task task
     cdef Py_ssize_t N = logits.shape[0], V = logits.shape[1]
     if out_of_range(targets, V, ignore_index):

@@ -17,9 +17,9 @@ EXPRESSIONS = (
 
 @launcher
 def cross_entropy_forward(device: Device, logits: Any, targets: Any, ignore_index: int) -> Any:
-    """logits (N, V), targets (N,) -> losses (N,), 0 where ignored; lse (N,)."""
+    """logits (N, V), targets (N,) -> losses (N,), 0 where ignored; lse (N, 2)."""
     N, V = logits.shape
-    losses, lse = (device.empty((N,), accumulator_dtype(logits)) for _ in range(2))
+    losses, lse = (device.empty(shape, accumulator_dtype(logits)) for shape in ((N,), (N, 2)))
     width = pack_width(device, V, logits)
     kernel, real = f"cross_entropy_forward<{real_of(logits)}, {width}>", real_of(logits)
     arguments = (logits, targets, losses, lse, V, np.int64(ignore_index))
@@ -29,7 +29,7 @@ def cross_entropy_forward(device: Device, logits: Any, targets: Any, ignore_inde
 
 @launcher
 def cross_entropy_backward(device: Device, dlosses: Any, logits: Any, targets: Any, lse: Any, ignore_index: int) -> Any:
-    """dlosses, targets, lse (N,), logits (N, V) -> dlogits (N, V)."""
+    """dlosses, targets (N,), lse (N, 2), logits (N, V) -> dlogits (N, V)."""
     N, V = logits.shape
     dlosses, lse = as_accumulators(logits, dlosses, lse)
     dlogits = device.empty((N, V), logits.dtype)

@@ -503,7 +503,8 @@ static void tg_gelu_blocks(void *task, ptrdiff_t begin, ptrdiff_t end) {
             float *wide = t->wide + m * K;
             tg_sum(&t->last, &t->fc, m, k0, k1 - k0, wide + k0);
             for (ptrdiff_t k = k0; k < k1; k++) {
-                const float v = wide[k], u = 0.79788456080286535588f * (v + 0.044715f * v * v * v);
+                const float v = wide[k] < -40 ? -40 : wide[k]; /* as in gelu.pyx */
+                const float u = 0.79788456080286535588f * (v + 0.044715f * v * v * v);
                 wide[k] = v / (1.0f + tg_expf(-2.0f * u));
             }
         }

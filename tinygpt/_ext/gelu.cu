@@ -11,15 +11,22 @@
 
 constexpr int ROWS = 8;  // warps of a block in bias_gelu
 
-// Beyond 40 the derivatives are 0 or 1 to the last bit, and x * 0 must not become infinity * 0. A NaN passes.
+// Beyond 40 the derivatives are 0 or 1 to the last bit, and x * 0 must not become infinity * 0; below -40 the values are
+// 0. A NaN passes.
 template <typename T>
 __device__ inline T clipped(T x) {
     return x > 40 ? (T)40 : x < -40 ? (T)-40 : x;
 }
 
+template <typename T>
+__device__ inline T not_below(T x) {
+    return x < -40 ? (T)-40 : x;
+}
+
 struct Tanh {
     template <typename T>
     __device__ static T value(T x) {
+        x = not_below(x);
         const T u = (T)0.79788456080286535588 * x * (1 + (T)0.044715 * x * x);
         return x / (1 + exp(-2 * u));
     }
@@ -29,9 +36,9 @@ struct Tanh {
         x = clipped(x);
         const T square = x * x;
         const T u = (T)0.79788456080286535588 * x * (1 + (T)0.044715 * square);
-        const T s = 1 / (1 + exp(-2 * u));
+        const T t = exp(-2 * fabs(u)), r = 1 / (1 + t), s = x > 0 ? r : t * r;
         const T du_dx = (T)0.79788456080286535588 * (1 + (T)(3 * 0.044715) * square);
-        return s + x * (2 * s * (1 - s) * du_dx);
+        return s + x * (2 * t * r * r * du_dx);  // s (1 - s) without a difference
     }
 };
 
@@ -44,6 +51,7 @@ struct Erf {
 
     template <typename T>
     __device__ static T value(T x) {
+        x = not_below(x);
         return x * normal_cdf(x);
     }
 

@@ -16,22 +16,26 @@ tg_make_pieces()
 
 cdef double GELU_A = 0.79788456080286535588  # sqrt(2 / pi)
 cdef double GELU_B = 0.044715
+cdef double LEAST = -40  # below it gelu is 0, and -inf must not become -inf / inf
 cdef Py_ssize_t SPAN = 8192  # elements in a unit of work
 
 
 cdef inline real gelu_value(real x) noexcept nogil:
+    x = <real> LEAST if x < <real> LEAST else x  # a NaN is not below
     cdef real u = <real> GELU_A * (x + <real> GELU_B * x * x * x)
     return x / (<real> 1 + vexp(<real> -2 * u))
 
 
 cdef inline real gelu_slope(real x) noexcept nogil:
-    """d gelu / dx = s + x s (1 - s) 2 u', with s = sigmoid(2u)."""
+    """d gelu / dx = s + x s (1 - s) 2 u', with s = sigmoid(2u), without taking a difference: tinygpt/ops/gelu.py."""
     cdef real square = x * x
     cdef real u = <real> GELU_A * (x + <real> GELU_B * square * x)
-    cdef real s = <real> 1 / (<real> 1 + vexp(<real> -2 * u))
+    cdef real t = vexp(<real> -2 * (u if x > 0 else -u))
+    cdef real r = <real> 1 / (<real> 1 + t)
+    cdef real s = r if x > 0 else t * r
     cdef real du = <real> GELU_A * (<real> 1 + <real> 3 * <real> GELU_B * square)
     # Far out s (1 - s) is 0 while x u' grows without bound: keep their product from becoming 0 * inf.
-    cdef real tail = s * (<real> 1 - s)
+    cdef real tail = t * r * r
     return s if tail == 0 else s + x * tail * <real> 2 * du
 
 

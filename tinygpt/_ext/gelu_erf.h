@@ -21,7 +21,10 @@
 /* For double precision and other processors: the compiler's vectors, by the formulas of tinygpt/ops/gelu.py. */
 #define TG_GELU_ERF_LOOPS(type, exponential, cdf)                                                                   \
     static void tg_gelu_erf_forward_##type(const type *x, type *y, ptrdiff_t n) {                                  \
-        for (ptrdiff_t i = 0; i < n; i++) y[i] = x[i] * cdf(x[i]);                                                 \
+        for (ptrdiff_t i = 0; i < n; i++) {                                                                        \
+            const type phi = cdf(x[i]);                                                                            \
+            y[i] = phi > 0 ? x[i] * phi : phi; /* 0 or NaN: -inf * 0 would be NaN */                               \
+        }                                                                                                          \
     }                                                                                                              \
     static void tg_gelu_erf_backward_##type(const type *dy, const type *x, type *dx, ptrdiff_t n) {                \
         for (ptrdiff_t i = 0; i < n; i++) {                                                                        \

@@ -10,17 +10,17 @@
 
 #include "layer_norm.cuh"
 
-// x, y (N, C); weight, bias (C,), bias may be null; mean, rstd (N,). Grid: N blocks.
+// x, y (N, C); weight, bias (C,), bias may be null; mean (N, 2), rstd (N,). Grid: N blocks.
 template <typename real, int width>
 __global__ void __launch_bounds__(MOST_THREADS)
     layer_norm_forward(const real *__restrict__ x, const real *__restrict__ weight, const real *__restrict__ bias,
                        real *__restrict__ y, accumulator<real> *__restrict__ mean,
                        accumulator<real> *__restrict__ rstd, int C, double eps) {
     const long long row = blockIdx.x;
-    normalize_row<real, width>(x + row * C, weight, bias, y + row * C, mean + row, rstd + row, C, eps);
+    normalize_row<real, width>(x + row * C, weight, bias, y + row * C, mean + 2 * row, rstd + row, C, eps);
 }
 
-// dy, x, dx (N, C); weight (C,); mean, rstd (N,); dweight, dbias (blocks, C), dbias may be null.
+// dy, x, dx (N, C); weight (C,); mean (N, 2), rstd (N,); dweight, dbias (blocks, C), dbias may be null.
 // Grid: ceil(N / rows) blocks. Shared memory: 2 C accumulators, C without dbias.
 template <typename real, int width>
 __global__ void __launch_bounds__(MOST_THREADS)
@@ -42,16 +42,16 @@ __global__ void __launch_bounds__(MOST_THREADS)
     const int first = blockIdx.x * rows, last = min(N, first + rows);
     for (int row = first; row < last; row++) {
         const long long at = (long long)row * C;
-        const accum center = mean[row], scale = rstd[row];
+        const accum scale = rstd[row];
+        const Norm<accum> norm(mean[2 * row], mean[2 * row + 1], scale);
         accum shift, stretch;
-        row_gradient_means<real, width>(dy + at, x + at, weight, center, scale, dweight_here, dbias_here, C, shift,
-                                        stretch);
+        row_gradient_means<real, width>(dy + at, x + at, weight, norm, dweight_here, dbias_here, C, shift, stretch);
         for (int j = threadIdx.x * width; j < C; j += blockDim.x * width) {
             load(dy + at + j, d);
             load(x + at + j, v);
             load(weight + j, w);
             for (int i = 0; i < width; i++)
-                d[i] = scale * (d[i] * w[i] - shift - (v[i] - center) * scale * stretch);
+                d[i] = scale * (d[i] * w[i] - shift - norm(v[i]) * stretch);
             store(dx + at + j, d);
         }
     }

@@ -11,11 +11,26 @@ cdef enum:
     NEAR = 4  # rows that are still in the first cache when they are looked at again; divides BLOCK
 
 
+cdef inline real quarter(real near) noexcept nogil:
+    """A quarter of a mean's first part, for `norm_of`."""
+    if real is float:
+        return tg_quarter_float(near)
+    else:
+        return tg_quarter_double(near)
+
+
+cdef inline real norm_of(real x, real quarter, real scale, real rest) noexcept nogil:
+    """(x - mean) * rstd of quarter = near / 4, scale = 4 rstd, rest = -rest * rstd: TG_NORM in vmath.h says why."""
+    return (x * <real> 0.25 - quarter) * scale + rest
+
+
 cdef inline void normalize_rows(real *x, Py_ssize_t rows, real *weight, real *bias, real *y, real *mean, real *rstd,
                                 Py_ssize_t C, double eps) noexcept nogil:
     """Up to NEAR rows: y = (x - mean) * rstd * weight + bias. Each step of a row waits for the one before, so a step is
-    taken for all of them before the next one."""
+    taken for all of them before the next one. mean has two numbers a row, near and rest."""
     cdef Py_ssize_t row
+    cdef double scale
+    cdef real rest
     cdef double exact[NEAR]
     cdef double squares[NEAR]
     for row in range(rows):
@@ -29,34 +44,37 @@ cdef inline void normalize_rows(real *x, Py_ssize_t rows, real *weight, real *bi
         else:
             squares[row] = tg_square_deviations_double(x + row * C, C, exact[row])
     for row in range(rows):
-        mean[row] = <real> exact[row]
-        rstd[row] = <real> (1.0 / sqrt(squares[row] / C + eps))
+        mean[2 * row] = <real> exact[row]
+        mean[2 * row + 1] = <real> (exact[row] - mean[2 * row])
+        squares[row] = 1.0 / sqrt(squares[row] / C + eps)
+        rstd[row] = <real> squares[row]
     for row in range(rows):
+        scale, rest = 4 * squares[row], <real> (-mean[2 * row + 1] * squares[row])
         if real is float:
-            tg_normalized_float(x + row * C, weight, bias, y + row * C, C, exact[row], rstd[row])
+            tg_normalized_float(x + row * C, weight, bias, y + row * C, C, quarter(mean[2 * row]), <real> scale, rest)
         else:
-            tg_normalized_double(x + row * C, weight, bias, y + row * C, C, exact[row], rstd[row])
+            tg_normalized_double(x + row * C, weight, bias, y + row * C, C, quarter(mean[2 * row]), scale, rest)
 
 
-cdef inline void normalize_row_backward(real *dy, real *x, real *weight, real mean, real rstd, real *dx, real *add,
+cdef inline void normalize_row_backward(real *dy, real *x, real *weight, real *mean, real rstd, real *dx, real *add,
                                         Py_ssize_t C) noexcept nogil:
     """One row: dx = add + rstd * (dnorm - mean(dnorm) - norm * mean(dnorm * norm))."""
     cdef Py_ssize_t j
     cdef double shift = 0, stretch = 0
-    cdef real norm, a, b
+    cdef real norm, a, b, near = quarter(mean[0]), scale = 4 * rstd, rest = -mean[1] * rstd
     if real is float:
-        tg_norm_sums_float(dy, x, weight, C, mean, rstd, &shift, &stretch)
+        tg_norm_sums_float(dy, x, weight, C, near, scale, rest, &shift, &stretch)
     else:
-        tg_norm_sums_double(dy, x, weight, C, mean, rstd, &shift, &stretch)
+        tg_norm_sums_double(dy, x, weight, C, near, scale, rest, &shift, &stretch)
     a = <real> (shift / C)
     b = <real> (stretch / C)
     if add != NULL:
         for j in range(C):
-            norm = (x[j] - mean) * rstd
+            norm = norm_of(x[j], near, scale, rest)
             dx[j] = add[j] + rstd * (dy[j] * weight[j] - a - norm * b)
     else:
         for j in range(C):
-            norm = (x[j] - mean) * rstd
+            norm = norm_of(x[j], near, scale, rest)
             dx[j] = rstd * (dy[j] * weight[j] - a - norm * b)
 
 
@@ -67,22 +85,29 @@ cdef inline void add_weight_gradients(real *dy, real *x, real *mean, real *rstd,
     cdef Py_ssize_t row = 0, j
     cdef real *g
     cdef real *v
-    cdef real m0, m1, m2, m3, r0, r1, r2, r3
+    cdef real near[4]
+    cdef real scale[4]
+    cdef real rest[4]
+    cdef int i
     while row + 4 <= rows:
         g, v = dy + row * C, x + row * C
-        m0, m1, m2, m3 = mean[row], mean[row + 1], mean[row + 2], mean[row + 3]
-        r0, r1, r2, r3 = rstd[row], rstd[row + 1], rstd[row + 2], rstd[row + 3]
+        for i in range(4):
+            near[i], scale[i] = quarter(mean[2 * (row + i)]), 4 * rstd[row + i]
+            rest[i] = -mean[2 * (row + i) + 1] * rstd[row + i]
         for j in range(C):
-            dweight[j] += ((g[j] * ((v[j] - m0) * r0) + g[C + j] * ((v[C + j] - m1) * r1))
-                           + (g[2 * C + j] * ((v[2 * C + j] - m2) * r2) + g[3 * C + j] * ((v[3 * C + j] - m3) * r3)))
+            dweight[j] += ((g[j] * norm_of(v[j], near[0], scale[0], rest[0])
+                            + g[C + j] * norm_of(v[C + j], near[1], scale[1], rest[1]))
+                           + (g[2 * C + j] * norm_of(v[2 * C + j], near[2], scale[2], rest[2])
+                              + g[3 * C + j] * norm_of(v[3 * C + j], near[3], scale[3], rest[3])))
         if dbias != NULL:
             for j in range(C):
                 dbias[j] += (g[j] + g[C + j]) + (g[2 * C + j] + g[3 * C + j])
         row += 4
     while row < rows:
         g, v = dy + row * C, x + row * C
+        near[0], scale[0], rest[0] = quarter(mean[2 * row]), 4 * rstd[row], -mean[2 * row + 1] * rstd[row]
         for j in range(C):
-            dweight[j] += g[j] * ((v[j] - mean[row]) * rstd[row])
+            dweight[j] += g[j] * norm_of(v[j], near[0], scale[0], rest[0])
         if dbias != NULL:
             for j in range(C):
                 dbias[j] += g[j]
@@ -103,16 +128,16 @@ cdef void layer_norm_forward_rows(real *x, Task *task, Py_ssize_t begin, Py_ssiz
     cdef real *rstd = <real *> task.array[5]
     cdef Py_ssize_t C = task.size[0], row = begin
     while row < end:
-        normalize_rows(x + row * C, min(NEAR, end - row), weight, bias, y + row * C, mean + row, rstd + row, C,
-                       task.scalar[0])
+        normalize_rows(x + row * C, min(NEAR, end - row), weight, bias, y + row * C, mean + 2 * row, rstd + row,
+                       C, task.scalar[0])
         row += NEAR
 
 
 def layer_norm_forward(x, weight, bias, double eps):
-    """x (N, C), weight (C,), bias (C,) or None -> y (N, C), mean (N,), rstd (N,)."""
+    """x (N, C), weight (C,), bias (C,) or None -> y (N, C), mean (N, 2), rstd (N,)."""
     cdef Task task
     cdef Py_ssize_t N = x.shape[0], C = x.shape[1]
-    y, mean, rstd = numpy.empty_like(x), numpy.empty(N, x.dtype), numpy.empty(N, x.dtype)
+    y, mean, rstd = numpy.empty_like(x), numpy.empty((N, 2), x.dtype), numpy.empty(N, x.dtype)
     give(&task, (x, weight, bias, y, mean, rstd))
     task.size[0] = C
     task.scalar[0] = eps
@@ -139,9 +164,9 @@ cdef void layer_norm_backward_blocks(real *dy, Task *task, Py_ssize_t begin, Py_
             if first >= N:
                 break
             for row in range(first, stop):
-                normalize_row_backward(dy + row * C, x + row * C, weight, mean[row], rstd[row], dx + row * C,
+                normalize_row_backward(dy + row * C, x + row * C, weight, mean + 2 * row, rstd[row], dx + row * C,
                                        <real *> NULL, C)
-            add_weight_gradients(dy + first * C, x + first * C, mean + first, rstd + first, stop - first,
+            add_weight_gradients(dy + first * C, x + first * C, mean + 2 * first, rstd + first, stop - first,
                                  dweight + block * C, dbias + block * C if dbias != NULL else NULL, C)
 
 
@@ -170,7 +195,7 @@ cdef object add_blocks(table, dtype):
 
 
 def layer_norm_backward(dy, x, weight, mean, rstd, bint has_bias=True):
-    """dy, x (N, C), weight (C,), mean, rstd (N,) -> dx (N, C), dweight (C,), dbias (C,) or None."""
+    """dy, x (N, C), weight (C,), mean (N, 2), rstd (N,) -> dx (N, C), dweight (C,), dbias (C,) or None."""
     cdef Task task
     cdef Py_ssize_t N = x.shape[0], C = x.shape[1], blocks = (N + BLOCK - 1) // BLOCK
     dx = numpy.empty_like(x)

@@ -23,11 +23,11 @@ BLOCKS = 512  # the most that share the rows of a backward pass; each leaves a r
 
 @launcher
 def layer_norm_forward(device: Device, x: Any, weight: Any, bias: Any, eps: float) -> Any:
-    """x (N, C), weight (C,), bias (C,) or None -> y (N, C), mean (N,), rstd (N,)."""
+    """x (N, C), weight (C,), bias (C,) or None -> y (N, C), mean (N, 2), rstd (N,)."""
     N, C = x.shape
     real = real_of(x)
     y = device.empty((N, C), x.dtype)
-    mean, rstd = device.empty((N,), accumulator_dtype(x)), device.empty((N,), accumulator_dtype(x))
+    mean, rstd = device.empty((N, 2), accumulator_dtype(x)), device.empty((N,), accumulator_dtype(x))
     width = pack_width(device, C, x, weight, bias, y)
     device.launch(
         "layer_norm", f"layer_norm_forward<{real}, {width}>", real, (N,), (row_threads(C, width),),
@@ -40,7 +40,7 @@ def layer_norm_forward(device: Device, x: Any, weight: Any, bias: Any, eps: floa
 def layer_norm_backward(
     device: Device, dy: Any, x: Any, weight: Any, mean: Any, rstd: Any, has_bias: bool = True
 ) -> Any:
-    """dy, x (N, C), weight (C,), mean, rstd (N,) -> dx (N, C), dweight (C,), dbias (C,) or None."""
+    """dy, x (N, C), weight (C,), mean (N, 2), rstd (N,) -> dx (N, C), dweight (C,), dbias (C,) or None."""
     N, C = x.shape
     real, accum = real_of(x), accumulator_dtype(x)
     shared = (1 + has_bias) * C * accum.itemsize

@@ -8,7 +8,7 @@
 #include "layer_norm.cuh"
 #include "philox.cuh"
 
-// residual, x, total, y (N, C); x_bias, weight, bias (C,), the biases may be null; mean, rstd (N,). Grid: N blocks.
+// residual, x, total, y (N, C); x_bias, weight, bias (C,), the biases may be null; mean (N, 2), rstd (N,). Grid: N blocks.
 // total = residual + dropout(x + x_bias). Shared memory: the row of `total`, as it is stored.
 template <typename real, int width>
 __global__ void __launch_bounds__(MOST_THREADS)
@@ -40,10 +40,10 @@ __global__ void __launch_bounds__(MOST_THREADS)
         store(total_here + j, v);
         store(total + row * C + j, v);
     }
-    normalize_row<real, width>(total_here, weight, bias, y + row * C, mean + row, rstd + row, C, eps);
+    normalize_row<real, width>(total_here, weight, bias, y + row * C, mean + 2 * row, rstd + row, C, eps);
 }
 
-// dy, dsum, total, dresidual, dx (N, C); weight (C,); mean, rstd (N,); dweight, dbias, dx_bias (blocks, C), the last
+// dy, dsum, total, dresidual, dx (N, C); weight (C,); mean (N, 2), rstd (N,); dweight, dbias, dx_bias (blocks, C), the last
 // two may be null. dx is dresidual, or an array of its own where threshold is not 0. Grid: ceil(N / rows) blocks.
 // Shared memory: C accumulators for each of dweight, dbias, dx_bias that there is.
 template <typename real, int width>
@@ -72,17 +72,17 @@ __global__ void __launch_bounds__(MOST_THREADS)
     const int first = blockIdx.x * rows, last = min(N, first + rows);
     for (int row = first; row < last; row++) {
         const long long at = (long long)row * C;
-        const accum center = mean[row], scale = rstd[row];
+        const accum scale = rstd[row];
+        const Norm<accum> norm(mean[2 * row], mean[2 * row + 1], scale);
         accum shift, stretch;
-        row_gradient_means<real, width>(dy + at, total + at, weight, center, scale, dweight_here, dbias_here, C, shift,
-                                        stretch);
+        row_gradient_means<real, width>(dy + at, total + at, weight, norm, dweight_here, dbias_here, C, shift, stretch);
         for (int j = threadIdx.x * width; j < C; j += blockDim.x * width) {
             load(dy + at + j, d);
             load(dsum + at + j, s);
             load(total + at + j, v);
             load(weight + j, w);
             for (int i = 0; i < width; i++)
-                d[i] = s[i] + scale * (d[i] * w[i] - shift - (v[i] - center) * scale * stretch);
+                d[i] = s[i] + scale * (d[i] * w[i] - shift - norm(v[i]) * stretch);
             store(dresidual + at + j, d);
             if (threshold) {
                 dropout_factors<width, accum>((unsigned)row, j, threshold, (accum)keep, seed, stream, factors);

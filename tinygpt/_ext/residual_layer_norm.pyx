@@ -9,6 +9,7 @@ cdef inline void add_row(real *a, real *b, real *x_bias, real *c, Py_ssize_t C, 
     """c = a + dropout(b + x_bias), x_bias a row or NULL."""
     cdef double p = task.scalar[1]
     cdef Py_ssize_t j
+    cdef real one = <real> tg_hidden_one()  # else a + b may be added first, and rounded as coarsely as the sum
     if p > 0:
         dropout_mask(c, C, <uint64_t> row, task, p)
         if x_bias != NULL:
@@ -19,7 +20,7 @@ cdef inline void add_row(real *a, real *b, real *x_bias, real *c, Py_ssize_t C, 
                 c[j] = a[j] + c[j] * b[j]
     elif x_bias != NULL:
         for j in range(C):
-            c[j] = a[j] + (b[j] + x_bias[j])
+            c[j] = a[j] + one * (b[j] + x_bias[j])
     else:
         for j in range(C):
             c[j] = a[j] + b[j]
@@ -40,18 +41,18 @@ cdef void residual_layer_norm_forward_rows(real *residual, Task *task, Py_ssize_
         stop = min(end, first + NEAR)
         for row in range(first, stop):
             add_row(residual + row * C, x + row * C, x_bias, s + row * C, C, task, row)
-        normalize_rows(s + first * C, stop - first, weight, bias, y + first * C, mean + first, rstd + first, C,
-                       task.scalar[0])
+        normalize_rows(s + first * C, stop - first, weight, bias, y + first * C, mean + 2 * first, rstd + first,
+                       C, task.scalar[0])
         first = stop
 
 
 def residual_layer_norm_forward(residual, x, x_bias, weight, bias, double eps, double p, uint64_t seed,
                                 uint64_t stream):
-    """residual, x (N, C); x_bias, bias (C,) or None; weight (C,) -> s, y (N, C), mean, rstd (N,)."""
+    """residual, x (N, C); x_bias, bias (C,) or None; weight (C,) -> s, y (N, C), mean (N, 2), rstd (N,)."""
     cdef Task task
     cdef Py_ssize_t N = x.shape[0], C = x.shape[1]
     s, y = numpy.empty_like(x), numpy.empty_like(x)
-    mean, rstd = numpy.empty(N, x.dtype), numpy.empty(N, x.dtype)
+    mean, rstd = numpy.empty((N, 2), x.dtype), numpy.empty(N, x.dtype)
     give(&task, (residual, x, x_bias, weight, bias, s, y, mean, rstd))
     task.size[0] = C
     task.scalar[0], task.scalar[1] = eps, p
@@ -85,7 +86,7 @@ cdef void residual_layer_norm_backward_blocks(real *dy, Task *task, Py_ssize_t b
                 break
             for row in range(first, stop):
                 at = row * C
-                normalize_row_backward(dy + at, s + at, weight, mean[row], rstd[row], dresidual + at, ds + at, C)
+                normalize_row_backward(dy + at, s + at, weight, mean + 2 * row, rstd[row], dresidual + at, ds + at, C)
                 if p > 0:
                     dropout_mask(dx + at, C, <uint64_t> row, task, p)
                     for j in range(C):
@@ -93,13 +94,13 @@ cdef void residual_layer_norm_backward_blocks(real *dy, Task *task, Py_ssize_t b
                 if dx_bias != NULL:
                     for j in range(C):
                         dx_bias[block * C + j] += dx[at + j]
-            add_weight_gradients(dy + first * C, s + first * C, mean + first, rstd + first, stop - first,
+            add_weight_gradients(dy + first * C, s + first * C, mean + 2 * first, rstd + first, stop - first,
                                  dweight + block * C, dbias + block * C if dbias != NULL else NULL, C)
 
 
 def residual_layer_norm_backward(dy, ds, s, weight, mean, rstd, double p, uint64_t seed, uint64_t stream,
                                  bint has_x_bias, bint has_bias):
-    """dy, ds, s (N, C), weight (C,), mean, rstd (N,) -> dresidual, dx (N, C), dx_bias, dweight, dbias (C,).
+    """dy, ds, s (N, C), weight (C,), mean (N, 2), rstd (N,) -> dresidual, dx (N, C), dx_bias, dweight, dbias (C,).
 
     dx is dresidual itself when nothing was dropped; dx_bias and dbias are None where there is no such bias.
     """

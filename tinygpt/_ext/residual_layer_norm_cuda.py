@@ -36,14 +36,14 @@ def residual_layer_norm_forward(
     seed: int,
     stream: int,
 ) -> Any:
-    """residual, x (N, C); x_bias, bias (C,) or None; weight (C,) -> total, y (N, C), mean, rstd (N,)."""
+    """residual, x (N, C); x_bias, bias (C,) or None; weight (C,) -> total, y (N, C), mean (N, 2), rstd (N,)."""
     N, C = x.shape
     real = real_of(x)
     shared = C * x.dtype.itemsize
     if shared > MOST_SHARED - FOR_REDUCTIONS:
         return NotImplemented
     total, y = device.empty((N, C), x.dtype), device.empty((N, C), x.dtype)
-    mean, rstd = device.empty((N,), accumulator_dtype(x)), device.empty((N,), accumulator_dtype(x))
+    mean, rstd = device.empty((N, 2), accumulator_dtype(x)), device.empty((N,), accumulator_dtype(x))
     width = pack_width(device, C, residual, x, x_bias, weight, bias, total, y)
     device.launch(
         "residual_layer_norm", f"residual_layer_norm_forward<{real}, {width}>", real, (N,), (row_threads(C, width),),
@@ -69,9 +69,9 @@ def residual_layer_norm_backward(
     has_x_bias: bool,
     has_bias: bool,
 ) -> Any:
-    """dy, dsum, total (N, C), weight (C,), mean, rstd (N,) -> dresidual, dx (N, C), dx_bias, dweight, dbias (C,).
+    """dy, dsum, total (N, C), weight (C,), mean (N, 2), rstd (N,) -> dresidual, dx (N, C), dx_bias, dweight, dbias
 
-    dx is dresidual itself when nothing was dropped; dx_bias and dbias are None where there is no such bias.
+    (C,). dx is dresidual itself when nothing was dropped; dx_bias and dbias are None where there is no such bias.
     """
     N, C = total.shape
     real, accum = real_of(total), accumulator_dtype(total)

@@ -31,8 +31,10 @@
     static inline void tg_scale_##type(type *y, ptrdiff_t n, type factor) {                                        \
         for (ptrdiff_t j = 0; j < n; j++) y[j] *= factor;                                                          \
     }                                                                                                              \
-    static inline void tg_deviations_##type(const type *x, type *y, ptrdiff_t n, double mean) {                    \
-        for (ptrdiff_t j = 0; j < n; j++) y[j] = tg_deviation_##type(x[j], mean);                                  \
+    /* y = (x - near) - rest, in two turns: in one, the compiler would add near and rest up first */               \
+    static inline void tg_deviations_##type(const type *x, type *y, ptrdiff_t n, type near, type rest) {           \
+        for (ptrdiff_t j = 0; j < n; j++) y[j] = x[j] - near;                                                      \
+        for (ptrdiff_t j = 0; j < n; j++) y[j] -= rest;                                                            \
     }                                                                                                              \
     static inline double tg_dot_##type(const type *a, const type *b, ptrdiff_t n) {                                \
         double sum = 0;                                                                                            \
@@ -108,13 +110,12 @@ static inline void tg_scale_float(float *y, ptrdiff_t n, float factor) {
     }
 }
 
-static inline void tg_deviations_float(const float *x, float *y, ptrdiff_t n, double mean) {
-    const __m512 near = _mm512_set1_ps((float)mean), rest = _mm512_set1_ps((float)(mean - (float)mean));
-    const __m512 minus = _mm512_set1_ps(-1.0f);
-    for (ptrdiff_t j = 0; j < n; j += 16) { /* as tg_deviation_float */
+static inline void tg_deviations_float(const float *x, float *y, ptrdiff_t n, float near, float rest) {
+    const __m512 large = _mm512_set1_ps(near), small = _mm512_set1_ps(rest), one = _mm512_set1_ps(1.0f);
+    for (ptrdiff_t j = 0; j < n; j += 16) { /* a multiply-add, lest the compiler add the two up */
         const __mmask16 lanes = tg_lanes(n - j);
-        const __m512 d = _mm512_sub_ps(_mm512_maskz_loadu_ps(lanes, x + j), near);
-        _mm512_mask_storeu_ps(y + j, lanes, _mm512_fmadd_ps(minus, rest, d));
+        const __m512 d = _mm512_sub_ps(_mm512_maskz_loadu_ps(lanes, x + j), large);
+        _mm512_mask_storeu_ps(y + j, lanes, _mm512_fnmadd_ps(one, small, d));
     }
 }
 

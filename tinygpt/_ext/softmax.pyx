@@ -10,8 +10,8 @@ cdef extern from "rows.h" nogil:
     void tg_exp_scaled_double(const double *x, const double *add, double *y, Py_ssize_t n, double shift, double factor)
     void tg_scale_float(float *y, Py_ssize_t n, float factor)
     void tg_scale_double(double *y, Py_ssize_t n, double factor)
-    void tg_deviations_float(const float *x, float *y, Py_ssize_t n, double mean)
-    void tg_deviations_double(const double *x, double *y, Py_ssize_t n, double mean)
+    void tg_deviations_float(const float *x, float *y, Py_ssize_t n, float near, float rest)
+    void tg_deviations_double(const double *x, double *y, Py_ssize_t n, double near, double rest)
     double tg_dot_float(const float *a, const float *b, Py_ssize_t n)
     double tg_dot_double(const double *a, const double *b, Py_ssize_t n)
     void tg_weighed_float(const float *x, const float *weight, float *y, Py_ssize_t n, float mean)
@@ -72,15 +72,17 @@ cdef void softmax_forward_rows(real *x, Task *task, Py_ssize_t begin, Py_ssize_t
 cdef void log_softmax_forward_rows(real *x, Task *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
     cdef real *y = <real *> task.array[1]
     cdef Py_ssize_t C = task.size[0], start = begin, stop, row
-    cdef double lse[TOGETHER]  # in float32 the logarithm's digits would be lost beside a large logit
+    cdef real lse[2 * TOGETHER]  # in two parts: one would lose its digits beside a large logit
+    cdef real *parts
     while start < end:
         stop = after_these(start, end, C)
         log_sum_exps(x + start * C, stop - start, C, lse)
         for row in range(start, stop):
+            parts = lse + 2 * (row - start)
             if real is float:
-                tg_deviations_float(x + row * C, y + row * C, C, lse[row - start])
+                tg_deviations_float(x + row * C, y + row * C, C, parts[0], parts[1])
             else:
-                tg_deviations_double(x + row * C, y + row * C, C, lse[row - start])
+                tg_deviations_double(x + row * C, y + row * C, C, parts[0], parts[1])
         start = stop
 
 

@@ -22,14 +22,64 @@ enum { TG_VECTOR_BYTES = 16 };
 #endif
 
 /* a * b + c in one rounding where the processor has it. Written as a call so that -fassociative-math can't
- * move the pieces of exp's argument reduction. */
+ * move the pieces of exp's argument reduction. Without it they are kept apart by bits that are 0, which the compiler can't
+ * know: what barriers compilers have are lost when they make vectors of them. */
 #ifdef __FMA__
 #define TG_FMAF(a, b, c) __builtin_fmaf(a, b, c)
 #define TG_FMA(a, b, c) __builtin_fma(a, b, c)
+#define TG_APARTF(x) (x)
+#define TG_APART(x) (x)
 #else
 #define TG_FMAF(a, b, c) ((a) * (b) + (c))
 #define TG_FMA(a, b, c) ((a) * (b) + (c))
+#define TG_APARTF(x) tg_apartf(x)
+#define TG_APART(x) tg_apart(x)
+__attribute__((visibility("hidden"))) uint64_t tg_no_bits; /* another file might set them */
+static inline float tg_apartf(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    bits ^= (uint32_t)tg_no_bits;
+    memcpy(&x, &bits, sizeof bits);
+    return x;
+}
+static inline double tg_apart(double x) {
+    uint64_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    bits ^= tg_no_bits;
+    memcpy(&x, &bits, sizeof bits);
+    return x;
+}
 #endif
+
+/* x, and the compiler doesn't see how it was made. -fassociative-math would put together differences that must be taken one
+ * after the other. */
+#if defined(__x86_64__)
+#define TG_HIDE(x) __asm__("" : "+x"(x))
+#elif defined(__aarch64__)
+#define TG_HIDE(x) __asm__("" : "+w"(x))
+#else
+#define TG_HIDE(x) __asm__("" : "+m"(x))
+#endif
+
+/* 1, which the compiler doesn't know to be 1: a + one * (b + c) is not taken apart as a + (b + c) is. */
+static inline double tg_hidden_one(void) {
+    double one = 1;
+    TG_HIDE(one);
+    return one;
+}
+
+/* (a - b) + c, in this order: for numbers that are the sum of two parts (tinygpt/ops/_two_parts.py). */
+static inline double tg_less_then_more(double a, double b, double c) {
+    TG_HIDE(b); /* which may be a sum with a in it */
+    double difference = a - b;
+    TG_HIDE(difference);
+    return difference + c;
+}
+
+/* exp(-rest) for what rounding has cut off from a log-sum-exp: tiny, as a rule, and then its series is exact and quick. */
+static inline double tg_exp_minus(double rest) {
+    return fabs(rest) < 1e-5 ? 1 - rest * (1 - 0.5 * rest) : exp(-rest);
+}
 
 /* exp(x) = 2^n * exp(r) with n = round(x / ln 2), |r| <= ln(2)/2. ln 2 is taken off in two pieces, the first with
  * enough trailing zeros that n times it is exact. exp(r) is its Taylor series, to degree 7 (float: the next term
@@ -42,7 +92,7 @@ static inline float tg_expf(float x) {
     x = x < -88.1f ? -88.1f : x;
     float n = rintf(x * 1.44269504088896341f);
     n = n > 128.0f ? 128.0f : n;
-    float r = TG_FMAF(n, -0.693145751953125f, x);
+    float r = TG_APARTF(TG_FMAF(n, -0.693145751953125f, x));
     r = TG_FMAF(n, -1.42860682030941723212e-6f, r);
     float p = 1.0f / 5040;
     p = TG_FMAF(p, r, 1.0f / 720);
@@ -62,7 +112,7 @@ static inline double tg_exp(double x) {
     x = x < -709.1 ? -709.1 : x;
     double n = rint(x * 1.44269504088896340736);
     n = n > 1024.0 ? 1024.0 : n;
-    double r = TG_FMA(n, -6.93147180369123816490e-01, x);
+    double r = TG_APART(TG_FMA(n, -6.93147180369123816490e-01, x));
     r = TG_FMA(n, -1.90821492927058770002e-10, r);
     double p = 1.0 / 6227020800;
     p = TG_FMA(p, r, 1.0 / 479001600);
@@ -251,18 +301,20 @@ static inline tg_doubles tg_widened(tg_floats v) {
 #endif
 }
 
-/* x - mean, for a mean in double precision: where it is large beside the deviations, rounding it would shift the row. In
- * float it is near + rest, and x - near is exact wherever that matters. The multiply-add keeps the compiler from adding the
- * two up first; without one it is done in double precision. */
-static inline float tg_deviation_float(float x, double mean) {
-#ifdef __FMA__
-    const float near = (float)mean, rest = (float)(mean - near);
-    return __builtin_fmaf(-1.0f, rest, x - near);
-#else
-    return (float)(x - mean);
-#endif
+/* (x - mean) * rstd, for a mean of the parts near + rest, is tg_norm(x, near / 4, 4 rstd, -rest * rstd). x - near is exact
+ * wherever the mean is large beside it. In quarters, which are exact too, it stays in range for x up to the largest number.
+ * The compiler must not see near / 4: it would take the factor out again. */
+#define TG_NORM(type, x, quarter, scale, shift) (((x) * (type)0.25 - (quarter)) * (scale) + (shift))
+static inline float tg_quarter_float(float near) {
+    float quarter = near * 0.25f;
+    TG_HIDE(quarter);
+    return quarter;
 }
-static inline double tg_deviation_double(double x, double mean) { return x - mean; }
+static inline double tg_quarter_double(double near) {
+    double quarter = near * 0.25;
+    TG_HIDE(quarter);
+    return quarter;
+}
 
 #define TG_ROW_SUMS(type)                                                                                           \
     /* the sum of x */                                                                                              \
@@ -289,15 +341,15 @@ static inline double tg_deviation_double(double x, double mean) { return x - mea
         for (; j < n; j++) rest += (x[j] - mean) * (x[j] - mean);                                                  \
         return tg_total(sum) + rest;                                                                               \
     }                                                                                                              \
-    /* with norm = (x - mean) * rstd and dnorm = dy * weight: the sums of dnorm and of dnorm * norm */              \
-    static inline void tg_norm_sums_##type(const type *dy, const type *x, const type *weight, ptrdiff_t n, type mean, \
-                                           type rstd, double *shift, double *stretch) {                            \
+    /* with norm = TG_NORM(x) and dnorm = dy * weight: the sums of dnorm and of dnorm * norm */                     \
+    static inline void tg_norm_sums_##type(const type *dy, const type *x, const type *weight, ptrdiff_t n,         \
+                                           type quarter, type scale, type rest, double *shift, double *stretch) {  \
         tg_doubles sum[TG_SUMS] = {{0}}, product[TG_SUMS] = {{0}};                                                 \
         ptrdiff_t j = 0;                                                                                           \
         for (; j + TG_SUMS * TG_DOUBLES <= n; j += TG_SUMS * TG_DOUBLES)                                           \
             for (int s = 0; s < TG_SUMS; s++) {                                                                    \
                 const ptrdiff_t at = j + s * TG_DOUBLES;                                                           \
-                const tg_some_##type norm = (*(const tg_some_##type *)(x + at) - mean) * rstd;                     \
+                const tg_some_##type norm = TG_NORM(type, *(const tg_some_##type *)(x + at), quarter, scale, rest); \
                 const tg_some_##type dnorm = *(const tg_some_##type *)(dy + at) * *(const tg_some_##type *)(weight + at); \
                 sum[s] += tg_to_doubles_##type(dnorm);                                                             \
                 product[s] += tg_to_doubles_##type(dnorm * norm);                                                  \
@@ -307,7 +359,7 @@ static inline double tg_deviation_double(double x, double mean) { return x - mea
         for (; j < n; j++) {                                                                                       \
             const type dnorm = dy[j] * weight[j];                                                                  \
             *shift += dnorm;                                                                                       \
-            *stretch += dnorm * ((x[j] - mean) * rstd);                                                            \
+            *stretch += dnorm * TG_NORM(type, x[j], quarter, scale, rest);                                         \
         }                                                                                                          \
     }
 TG_ROW_SUMS(float)
@@ -341,24 +393,17 @@ static inline double tg_square_deviations_float(const float *x, ptrdiff_t n, dou
     return fmax(total - n * rest * rest, 0);
 }
 
-/* y = (x - mean) * rstd * weight + bias, bias a row or NULL. */
-static inline void tg_normalized_float(const float *x, const float *weight, const float *bias, float *y, ptrdiff_t n,
-                                       double mean, float rstd) {
-#ifdef __FMA__ /* (x - near) * rstd - rest * rstd, as in tg_deviation_float */
-    const float near = (float)mean, rest = -(float)(mean - near) * rstd;
-#define TG_NORM(x) __builtin_fmaf((x) - near, rstd, rest)
-#else
-#define TG_NORM(x) (tg_deviation_float(x, mean) * rstd)
-#endif
-    if (bias)
-        for (ptrdiff_t j = 0; j < n; j++) y[j] = TG_NORM(x[j]) * weight[j] + bias[j];
-    else
-        for (ptrdiff_t j = 0; j < n; j++) y[j] = TG_NORM(x[j]) * weight[j];
-#undef TG_NORM
-}
-static inline void tg_normalized_double(const double *x, const double *weight, const double *bias, double *y, ptrdiff_t n,
-                                        double mean, double rstd) {
-    for (ptrdiff_t j = 0; j < n; j++) y[j] = (x[j] - mean) * rstd * weight[j] + (bias ? bias[j] : 0);
-}
+/* y = norm * weight + bias with norm = TG_NORM(x), bias a row or NULL. */
+#define TG_NORMALIZED(type)                                                                                         \
+    static inline void tg_normalized_##type(const type *x, const type *weight, const type *bias, type *y, ptrdiff_t n, \
+                                            type quarter, type scale, type rest) {                                 \
+        if (bias)                                                                                                  \
+            for (ptrdiff_t j = 0; j < n; j++)                                                                      \
+                y[j] = TG_NORM(type, x[j], quarter, scale, rest) * weight[j] + bias[j];                            \
+        else                                                                                                       \
+            for (ptrdiff_t j = 0; j < n; j++) y[j] = TG_NORM(type, x[j], quarter, scale, rest) * weight[j];        \
+    }
+TG_NORMALIZED(float)
+TG_NORMALIZED(double)
 
 #endif

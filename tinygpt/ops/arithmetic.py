@@ -5,7 +5,7 @@ Each element of the result depends on one element of each operand, so the deriva
     y = a + b     da = dy              db = dy
     y = a - b     da = dy              db = -dy
     y = a * b     da = dy * b          db = dy * a
-    y = a / b     da = dy / b          db = -dy * a / b**2
+    y = a / b     da = dy / b          db = -dy * (a / b) / b
     y = -a        da = -dy
     y = a ** b    da = dy * b * a**(b - 1)          db = dy * log(a) * y
 
@@ -22,7 +22,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..backends import array_module
-from ..backends.precision import is_floating
+from ..backends.precision import is_floating, widened
 from ..errors import DtypeError, UsageError
 from ..function import Function
 from ..tensor import Tensor, as_tensor
@@ -74,9 +74,9 @@ class Div(Function):
 
     def backward(self, dy: Any) -> Any:
         (a, b), (a_shape, b_shape) = self.saved, self.shapes
-        da = dy / b  # of the shape of y
-        db = unbroadcast(-da * a / b, b_shape) if self.needs[1] else None
-        return unbroadcast(da, a_shape) if self.needs[0] else None, db
+        da = unbroadcast(dy / b, a_shape) if self.needs[0] else None
+        db = unbroadcast(-dy * (a / b / b), b_shape) if self.needs[1] else None  # b**2 may leave the range of floats
+        return da, db
 
 
 class Neg(Function):
@@ -100,7 +100,8 @@ class Pow(Function):
         if self.needs[0]:  # a**0 is 1 everywhere, also at a = 0 where the formula says 0 * infinity
             da = unbroadcast(dy * xp.where(b == 0, 0, b * a ** (b - 1)), a.shape)
         if self.needs[1]:  # 0**b is 0 for every b > 0, where the formula says -infinity * 0
-            db = unbroadcast(dy * xp.where((a == 0) & (b >= 0), 0, y * xp.log(a)), b.shape)
+            log_a = xp.log(widened(a), dtype="float64").astype(y.dtype)  # NumPy's is off by two roundings in float32
+            db = unbroadcast(dy * xp.where((a == 0) & (b >= 0), 0, y * log_a), b.shape)
         return da, db
 
 

@@ -20,14 +20,17 @@ no row of p: dp_il p_il = da_il m_il p_il = da_il a_il, and
     ds = p * (dp - delta)          dq = scale * ds k          dk = scale * ds.T q
 
 Saved: q, k, v, y, lse (and the key of the mask). They are enough: p is recomputed from q, k and lse with one product
-and one exp, m from its key, delta from dy and y. Memory is O(T) a head where p would be O(T**2). The compiled bodies
+and one exp, m from its key, delta from dy and y. lse is near + rest (_two_parts.py), so that a row's probabilities add
+up to 1 however large its scores are. exp(-rest) is one factor a row; since dv, da and delta are linear in dy, the
+compiled bodies multiply dy by it and not p. Memory is O(T) a head where p would be O(T**2). The compiled bodies
 go over tiles of (i, j) and never hold a (T, T) matrix at all; the reference below holds one while it runs and drops
 it.
 
 Causal rows see the keys 0 .. i, aligned at the top left, as PyTorch's is_causal does, also when Tq and Tk differ.
 
 Shapes: q (B, H, Tq, D); k, v (B, H, Tk, D); y (B, H, Tq, D) in memory laid out (B, Tq, H, D), so that merging the
-heads is a view; lse, delta (B, H, Tq). All may be strided views. The mask is words(seed, stream, B * H * Tq, Tk).
+heads is a view; lse (B, H, Tq, 2); delta (B, H, Tq). All may be strided views. The mask is words(seed, stream,
+B * H * Tq, Tk).
 Source: Vaswani et al., "Attention Is All You Need", 2017, section 3.2.1; the recomputing backward pass: Dao, Fu, Ermon,
 Rudra, Ré, "FlashAttention", 2022, section 3.1 and appendix B.2.
 """
@@ -47,6 +50,7 @@ from ..random import Generator
 from ..tensor import Tensor
 from ._arguments import next_key, require_probability, require_same_dtype
 from ._shapes import require_floating
+from ._two_parts import two_parts
 from .dropout import dropout_mask
 
 
@@ -94,7 +98,7 @@ def scores(q: Any, k: Any, is_causal: bool, scale: float) -> Any:
 def attention_forward(
     q: Any, k: Any, v: Any, is_causal: bool, scale: float, dropout_p: float, seed: int, stream: int
 ) -> tuple[Any, Any]:
-    """q (B, H, Tq, D), k, v (B, H, Tk, D) -> y (B, H, Tq, D) in memory laid out (B, Tq, H, D), lse (B, H, Tq)."""
+    """q (B, H, Tq, D), k, v (B, H, Tk, D) -> y (B, H, Tq, D) in memory laid out (B, Tq, H, D), lse (B, H, Tq, 2)."""
     xp = array_module(q)
     B, H, Tq, D = q.shape
     s = scores(q, k, is_causal, scale)  # (B, H, Tq, Tk)
@@ -107,7 +111,7 @@ def attention_forward(
         p *= attention_mask(p, dropout_p, seed, stream)  # now a
     y = xp.empty((B, Tq, H, D), dtype=q.dtype).transpose(0, 2, 1, 3)  # (B, H, Tq, D)
     xp.matmul(p, v, out=y)
-    return y, (m + xp.log(total))[..., 0].astype(q.dtype)
+    return y, two_parts(m.astype(xp.float64)[..., 0], xp.log(total)[..., 0], q.dtype)
 
 
 @kernel(strided=True, in_place=True)
@@ -130,8 +134,10 @@ def attention_backward(
     """dy, y like q; y and lse as forward gave them; writes the gradients of q, k, v into dq, dk, dv, of any strides."""
     xp = array_module(q)
     s = scores(q, k, is_causal, scale)  # (B, H, Tq, Tk)
-    s -= lse[..., None]
+    near, rest = lse[..., :1], lse[..., 1:]  # (B, H, Tq, 1)
+    s -= near
     p = xp.exp(s, out=s)  # (B, H, Tq, Tk)
+    p *= xp.exp(-rest)
     dp = xp.matmul(dy, v.swapaxes(-1, -2))  # (B, H, Tq, Tk), da until it meets the mask
     if dropout_p > 0.0:
         mask = attention_mask(p, dropout_p, seed, stream)  # (B, H, Tq, Tk)

@@ -3,11 +3,11 @@
 Row i holds V logits x_i; softmax makes them probabilities p_i, and the loss of the row is -log of the target's:
 
     lse_i  = log(sum over j of exp(x_ij)) = m_i + log(sum over j of exp(x_ij - m_i)),   m_i = max over j of x_ij
-    loss_i = lse_i - x_i,target_i
+    loss_i = lse_i - x_i,target_i = (m_i - x_i,target_i) + log(sum over j of exp(x_ij - m_i))
     loss   = mean of loss_i over the rows whose target is not ignore_index
 
 (-log(exp(x_t) / sum(exp(x))) is the second line; taking out the maximum keeps exp from overflowing and changes
-nothing.)
+nothing. The loss is computed in its second form: beside a large m_i the logarithm would lose its digits.)
 
 Derivation of the gradient. d lse_i / d x_ij = exp(x_ij) / sum(exp(x_i)) = exp(x_ij - lse_i) = p_ij, so
 
@@ -16,12 +16,13 @@ Derivation of the gradient. d lse_i / d x_ij = exp(x_ij) / sum(exp(x_i)) = exp(x
 In words: take from the probabilities what the truth would have been.
 
 Saved: logits, targets, lse. p is exp(logits - lse), one exp away, so the forward pass keeps no probabilities; lse is
-one number a row.
+two numbers a row, near + rest (_two_parts.py): rounded to one, it would be off by any factor in p where logits are
+large, and p must not depend on what all logits of a row have in common. So p = exp(logits - near) * exp(-rest).
 
 `cross_entropy_inplace` is for a caller that owns the logits and wants loss and gradient at once (see
 linear_cross_entropy.py): it writes scale * dloss_i/dx_ij over the logits.
 
-Shapes: logits (..., V), targets (...) integers; inside, N rows.
+Shapes: logits (..., V), targets (...) integers; inside, N rows; lse (N, 2).
 Source: Bridle, "Probabilistic Interpretation of Feedforward Classification Network Outputs", 1990; the log-sum-exp form
 as in Blanchard, Higham, Higham, "Accurately computing the log-sum-exp and softmax functions", IMA Journal of Numerical
 Analysis, 2021.
@@ -40,6 +41,7 @@ from ..kernel import kernel
 from ..tensor import Tensor
 from ._arguments import as_scalar, integer_array
 from ._shapes import require_floating
+from ._two_parts import two_parts
 
 
 def cross_entropy_composed(logits: Tensor, targets: Any, ignore_index: int = -100) -> Tensor:
@@ -55,22 +57,24 @@ def cross_entropy_composed(logits: Tensor, targets: Any, ignore_index: int = -10
 
 @kernel(statistics=(0, 1))
 def cross_entropy_forward(logits: Any, targets: Any, ignore_index: int) -> tuple[Any, Any]:
-    """logits (N, V), targets (N,) -> losses (N,), 0 where ignored; lse (N,)."""
+    """logits (N, V), targets (N,) -> losses (N,), 0 where ignored; lse (N, 2)."""
     xp = array_module(logits)
     m = logits.max(axis=1)  # (N,)
     total = xp.exp(logits - m[:, None]).sum(axis=1, dtype=xp.float64)  # (N,)
-    lse = m + xp.log(total)  # (N,) float64
+    m, log_total = m.astype(xp.float64), xp.log(total)  # (N,)
     counted = targets != ignore_index  # (N,)
     picked = logits[xp.arange(len(targets)), xp.where(counted, targets, 0)]  # (N,)
-    losses = xp.where(counted, lse - picked, 0.0)  # (N,)
-    return losses.astype(logits.dtype), lse.astype(logits.dtype)
+    losses = xp.where(counted, (m - picked) + log_total, 0.0)  # (N,)
+    return losses.astype(logits.dtype), two_parts(m, log_total, logits.dtype)
 
 
 @kernel
 def cross_entropy_backward(dlosses: Any, logits: Any, targets: Any, lse: Any, ignore_index: int) -> Any:
-    """dlosses (N,), logits (N, V), targets (N,), lse (N,) -> dlogits (N, V)."""
+    """dlosses (N,), logits (N, V), targets (N,), lse (N, 2) -> dlogits (N, V)."""
     xp = array_module(logits)
-    dlogits = xp.exp(logits - lse[:, None])  # (N, V) the probabilities
+    near, rest = lse[:, :1], lse[:, 1:]  # (N, 1)
+    dlogits = xp.exp(logits - near)  # (N, V)
+    dlogits *= xp.exp(-rest)  # (N, V) the probabilities
     counted = targets != ignore_index  # (N,)
     dlogits[xp.arange(len(targets)), xp.where(counted, targets, 0)] -= 1.0
     dlogits *= xp.where(counted, dlosses, 0.0).astype(logits.dtype)[:, None]
@@ -105,7 +109,7 @@ class CrossEntropy(Function):
     def backward(self, dy: Any) -> Any:
         logits, targets, lse = self.saved
         rows = logits.reshape(-1, logits.shape[-1])  # (N, V)
-        dlosses = array_module(dy).full(lse.shape, dy / self.count, dtype=lse.dtype)  # (N,)
+        dlosses = array_module(dy).full(targets.shape, dy / self.count, dtype=lse.dtype)  # (N,)
         return cross_entropy_backward(dlosses, rows, targets, lse, self.ignore_index).reshape(logits.shape)
 
 

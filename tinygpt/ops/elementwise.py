@@ -3,9 +3,9 @@
     y = exp(x)              dx = dy * y
     y = log(x)              dx = dy / x
     y = sqrt(x)             dx = dy / (2 y)             from y**2 = x
-    y = tanh(x)             dx = dy * (1 - y**2)
+    y = tanh(x)             dx = dy * (1 - y**2)            as (1 - y)(1 + y): y**2 would be rounded beside 1
     y = 1 / (1 + exp(-x))   dx = dy * y * (1 - y)
-    y = max(x, 0)           dx = dy where x > 0, else 0 (also at the kink x = 0)
+    y = max(x, 0)           dx = 0 where x <= 0 (also at the kink), else dy: where x is NaN it does not vanish
 
 Saved: y wherever the derivative can be written with it, since somebody is likely to hold y anyway; x for log.
 
@@ -69,7 +69,7 @@ class Tanh(Function):
 
     def backward(self, dy: Any) -> Any:
         (y,) = self.saved
-        return dy * (1 - y * y)
+        return dy * ((1 - y) * (1 + y))
 
 
 class Sigmoid(Function):
@@ -93,7 +93,7 @@ class Relu(Function):
 
     def backward(self, dy: Any) -> Any:
         (y,) = self.saved
-        return array_module(y).where(y > 0, dy, 0)
+        return array_module(y).where(y <= 0, 0, dy)
 
 
 def exp(x: Any) -> Tensor:

@@ -16,6 +16,9 @@ Derivation of the gradient. ds/du = 2 s (1 - s) as for any logistic function of 
 
     dx = dy * (s + x * 2 * s * (1 - s) * c * (1 + 3 * a * x**2))
 
+With t = exp(-2 |u|) and r = 1 / (1 + t), s is r for x >= 0 and t r for x < 0, and s (1 - s) is t r**2: 1 - s as a
+difference would have few digits where s is nearly 1, and the factor x u' is large there.
+
 The erf form is y = x * Phi(x) with Phi(x) = (1 + erf(x / sqrt(2))) / 2, and the derivative of Phi is the normal density
 phi(x) = exp(-x**2 / 2) / sqrt(2 pi):
 
@@ -45,7 +48,7 @@ from .erf import erf, normal_cdf
 C_TANH = math.sqrt(2.0 / math.pi)
 A_TANH = 0.044715
 SQRT_HALF = math.sqrt(0.5)
-FAR = 40.0  # beyond it the derivatives are 0 and 1 to the last bit, and x * 0 must not become infinity * 0
+FAR = 40.0  # beyond it y is 0 or x and dy's factor 0 or 1 to the last bit, and x * 0 must not become infinity * 0
 
 
 def gelu_composed(x: Tensor, approximate: str = "tanh") -> Tensor:
@@ -60,7 +63,8 @@ def gelu_composed(x: Tensor, approximate: str = "tanh") -> Tensor:
 def gelu_forward(x: Any) -> Any:
     """x of any shape -> y of that shape, tanh form."""
     xp = array_module(x)
-    u = C_TANH * x * (1.0 + A_TANH * x * x)  # x's shape, as every array here
+    x = xp.maximum(x, -FAR)  # x's shape, as every array here
+    u = C_TANH * x * (1.0 + A_TANH * x * x)
     return x / (1.0 + xp.exp(-2.0 * u))
 
 
@@ -71,14 +75,17 @@ def gelu_backward(dy: Any, x: Any, out: Any = None) -> Any:
     x = xp.clip(x, -FAR, FAR)
     square = x * x
     u = C_TANH * x * (1.0 + A_TANH * square)
-    s = 1.0 / (1.0 + xp.exp(-2.0 * u))
+    t = xp.exp(-2.0 * xp.abs(u))  # at most 1
+    r = 1.0 / (1.0 + t)
+    s = xp.where(x < 0, t, 1.0) * r
     du_dx = C_TANH * (1.0 + 3.0 * A_TANH * square)
-    return dy * (s + x * (2.0 * s * (1.0 - s) * du_dx))
+    return dy * (s + x * (2.0 * (t * r * r) * du_dx))
 
 
 @kernel
 def gelu_erf_forward(x: Any) -> Any:
     """x of any shape -> y of that shape, erf form."""
+    x = array_module(x).maximum(x, -FAR)
     return x * normal_cdf(x)
 
 

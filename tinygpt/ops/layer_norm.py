@@ -21,10 +21,11 @@ The last term holds because d rstd / d x_j = -rstd**2 * norm_j / C. Contracting 
 In words: take from dnorm what a shift of the row would undo, then what a stretch of it would undo.
 
 Saved: x, weight, mean, rstd. `norm` is recomputed from them with one subtraction and one product, which is
-cheaper than keeping an array as large as x; mean and rstd are one number a row. y can be made again from x, weight and
-bias (`remake`), so the products that read it need not keep it either.
+cheaper than keeping an array as large as x. rstd is one number a row, mean two, near + rest (_two_parts.py): a mean
+that is large beside the deviations from it, rounded, would give another `norm` than the forward pass had. y can be made
+again from x, weight and bias (`remake`), so the products that read it need not keep it either.
 
-Shapes: x (..., C); weight, bias (C,); mean, rstd (N,) for N rows. Without a bias the kernels are given None and
+Shapes: x (..., C); weight, bias (C,); mean (N, 2), rstd (N,) for N rows. Without a bias the kernels are given None and
 return None in the place of its gradient.
 Source: Ba, Kiros, Hinton, "Layer Normalization", 2016, section 3, equation 4.
 """
@@ -42,6 +43,7 @@ from ..function import Function
 from ..kernel import kernel
 from ..tensor import Tensor
 from ._shapes import require_floating
+from ._two_parts import two_parts
 
 
 def layer_norm_composed(x: Tensor, weight: Tensor, bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:
@@ -54,7 +56,7 @@ def layer_norm_composed(x: Tensor, weight: Tensor, bias: Tensor | None = None, e
 
 @kernel(statistics=(1, 2))
 def layer_norm_forward(x: Any, weight: Any, bias: Any, eps: float) -> tuple[Any, Any, Any]:
-    """x (N, C), weight (C,), bias (C,) or None -> y (N, C), mean (N,), rstd (N,)."""
+    """x (N, C), weight (C,), bias (C,) or None -> y (N, C), mean (N, 2), rstd (N,)."""
     xp = array_module(x)
     mean = x.mean(axis=1, dtype=xp.float64)  # (N,) long sums in double precision
     centered = x - mean[:, None]  # (N, C)
@@ -63,15 +65,16 @@ def layer_norm_forward(x: Any, weight: Any, bias: Any, eps: float) -> tuple[Any,
     y = centered * rstd[:, None] * weight  # (N, C)
     if bias is not None:
         y += bias
-    return y.astype(x.dtype), mean.astype(x.dtype), rstd.astype(x.dtype)
+    return y.astype(x.dtype), two_parts(mean, xp.zeros_like(mean), x.dtype), rstd.astype(x.dtype)
 
 
 @kernel
 def layer_norm_backward(
     dy: Any, x: Any, weight: Any, mean: Any, rstd: Any, has_bias: bool = True
 ) -> tuple[Any, Any, Any]:
-    """dy, x (N, C), weight (C,), mean, rstd (N,) -> dx (N, C), dweight (C,), dbias (C,) or None."""
-    norm = (x - mean[:, None]) * rstd[:, None]  # (N, C)
+    """dy, x (N, C), weight (C,), mean (N, 2), rstd (N,) -> dx (N, C), dweight (C,), dbias (C,) or None."""
+    mean = mean.sum(axis=1, dtype=np.float64)  # (N,) as exact as it was forward
+    norm = ((x - mean[:, None]) * rstd[:, None]).astype(x.dtype)  # (N, C)
     dnorm = dy * weight  # (N, C)
     shift = dnorm.mean(axis=1, dtype=np.float64)[:, None]  # (N, 1)
     stretch = (dnorm * norm).mean(axis=1, dtype=np.float64)[:, None]  # (N, 1)

@@ -10,10 +10,13 @@ Over n reduced elements:
 For the variance, x_j also moves the mean, which would add -2/m * sum(x_i - mean) / n: that sum is zero. For the
 maximum, elements that tie share the gradient equally, so that the result does not depend on their order.
 
-Saved: nothing but the shape for sum and mean; x and the mean for var; x and y for max. The gradient of y has fewer
-axes than x unless keepdims was given: `_expand` puts them back with size 1, and broadcasting repeats it over x.
+Saved: nothing but the shape for sum and mean; x and the mean, in float64, for var; x and y for max. The gradient of y
+has fewer axes than x unless keepdims was given: `_expand` puts them back with size 1, and broadcasting repeats it over
+x.
 
-Long sums accumulate in float64 also for float32: adding the millionth term to a float32 sum loses half of its digits.
+Long sums accumulate in float64 also for float32: adding the millionth term to a float32 sum loses half of its digits. A
+mean or a variance is divided in float64 too, and rounded once: the sum of numbers need not fit where their mean does.
+In float64 itself there is nothing wider; there x is scaled by a power of two first (`exact_sum`).
 
 Shapes: x any; y without the reduced axes, or with size 1 there (keepdims).
 """
@@ -23,11 +26,12 @@ from __future__ import annotations
 from typing import Any
 
 from ..backends import array_module
+from ..backends.precision import widened
 from ..checks import number
 from ..errors import ShapeError
 from ..function import Function
 from ..tensor import Tensor, as_tensor
-from ._shapes import long_sum, normalize_axes, require_floating
+from ._shapes import exact_sum, long_sum, normalize_axes, require_floating
 
 
 class Sum(Function):
@@ -42,7 +46,7 @@ class Sum(Function):
 class Mean(Function):
     def forward(self, x: Any, axes: tuple[int, ...], keepdims: bool) -> Any:
         self.shape, self.axes = x.shape, axes
-        return long_sum(x, axes, keepdims) / _count(x.shape, axes)
+        return exact_sum(x, axes, keepdims, _count(x.shape, axes)).astype(x.dtype, copy=False)
 
     def backward(self, dy: Any) -> Any:
         dx = _expand(dy, self.shape, self.axes) / _count(self.shape, self.axes)
@@ -52,14 +56,15 @@ class Mean(Function):
 class Var(Function):
     def forward(self, x: Any, axes: tuple[int, ...], keepdims: bool, correction: float) -> Any:
         self.axes, self.m = axes, _count(x.shape, axes) - correction
-        mean = x.mean(axis=axes, keepdims=True, dtype="float64").astype(x.dtype)
+        mean = exact_sum(x, axes, True, _count(x.shape, axes))  # float64
         self.save(x, mean)
-        centered = x - mean  # of the shape of x
-        return long_sum(centered * centered, axes, keepdims) / self.m
+        centered = widened(x) - mean  # of the shape of x, float64
+        return exact_sum(centered, axes, keepdims, self.m, squares=True).astype(x.dtype, copy=False)
 
     def backward(self, dy: Any) -> Any:
         x, mean = self.saved
-        return _expand(dy, x.shape, self.axes) * (2 / self.m) * (x - mean)
+        dx = _expand(dy, x.shape, self.axes) * ((2 / self.m) * (widened(x) - mean))  # float64
+        return dx.astype(x.dtype, copy=False)
 
 
 class Max(Function):

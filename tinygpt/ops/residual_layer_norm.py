@@ -19,7 +19,8 @@ Saved: sum, weight, bias, mean, rstd, and the key of the mask. residual and x ar
 and the norm depends on them through `sum` alone, which is an output and exists anyway. `normalised` can be made again
 from `sum`, weight and bias (`remake`): the product that reads it keeps no second array for its backward pass.
 
-Shapes: residual, x, sum, normalised (..., C); x_bias, weight, bias (C,), each bias or None; mean, rstd (N,) for N rows.
+Shapes: residual, x, sum, normalised (..., C); x_bias, weight, bias (C,), each bias or None; mean (N, 2), rstd (N,) for
+N rows.
 Source: pre-norm residual blocks: Radford et al., "Language Models are Unsupervised Multitask Learners", 2019, section
 2.3; the parts: layer_norm.py, dropout.py.
 """
@@ -64,7 +65,7 @@ def residual_layer_norm_composed(
 def residual_layer_norm_forward(
     residual: Any, x: Any, x_bias: Any, weight: Any, bias: Any, eps: float, p: float, seed: int, stream: int
 ) -> tuple[Any, Any, Any, Any]:
-    """residual, x (N, C), x_bias, weight, bias (C,) -> sum (N, C), normalised (N, C), mean (N,), rstd (N,)."""
+    """residual, x (N, C), x_bias, weight, bias (C,) -> sum (N, C), normalised (N, C), mean (N, 2), rstd (N,)."""
     update = x if x_bias is None else x + x_bias  # (N, C)
     if p > 0.0:
         update = dropout_apply.reference(update, p, seed, stream)  # (N, C)
@@ -86,9 +87,9 @@ def residual_layer_norm_backward(
     has_x_bias: bool,
     has_bias: bool,
 ) -> tuple[Any, Any, Any, Any, Any]:
-    """dy, dsum, total (N, C), weight (C,), mean, rstd (N,) -> dresidual, dx (N, C), dx_bias, dweight, dbias (C,).
+    """dy, dsum, total (N, C), weight (C,), mean (N, 2), rstd (N,) -> dresidual, dx (N, C), dx_bias, dweight, dbias
 
-    dx is dresidual itself when nothing was dropped; dx_bias and dbias are None where there is no such bias.
+    (C,). dx is dresidual itself when nothing was dropped; dx_bias and dbias are None where there is no such bias.
     """
     dtotal, dweight, dbias = layer_norm_backward.reference(dy, total, weight, mean, rstd, has_bias)
     dresidual = dsum + dtotal  # (N, C)

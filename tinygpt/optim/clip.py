@@ -29,6 +29,8 @@ from ..function import NonFiniteError
 from ..kernel import kernel
 from ..tensor import Tensor
 
+LEAST = 1e-280  # a sum of squares below it may lack some that were too small
+
 
 @kernel
 def sum_of_squares(x: Any) -> float:
@@ -41,8 +43,20 @@ def grad_norm(parameters: Iterable[Tensor]) -> float:
     """The Euclidean norm of the gradients of all parameters, as one vector. Those without a gradient count 0."""
     tensors = _tensors("grad_norm", parameters)
     with np.errstate(all="ignore"):  # an overflow gives inf, which the caller looks at
-        grads = [(p.present_grad("grad_norm"),) for p in tensors if p.grad is not None]
-        return math.sqrt(sum(sum_of_squares.each(grads)))
+        grads = [grad for grad in (p.present_grad("grad_norm") for p in tensors) if grad is not None]
+        total = sum(sum_of_squares.each([(grad,) for grad in grads]))
+        if LEAST < total < math.inf or all(grad.dtype != "float64" for grad in grads):
+            return math.sqrt(total)
+        return _norm_of_extremes(grads)
+
+
+def _norm_of_extremes(grads: list[Any]) -> float:
+    """The norm of gradients in float64 whose squares leave its range: they are scaled by the largest of them."""
+    largest = float(max((abs(grad).max() for grad in grads if grad.size), default=0.0))
+    if largest == 0.0 or not math.isfinite(largest):
+        return largest
+    scale = 2.0 ** -math.frexp(largest)[1] if largest > LEAST else 1 / LEAST
+    return math.sqrt(sum(sum_of_squares(grad.astype("float64") * scale) for grad in grads)) / scale
 
 
 def clip_coefficient(norm: float, max_norm: float) -> float:
@@ -65,8 +79,18 @@ def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> float:
         for parameter in parameters:
             grad = parameter.present_grad("clip_grad_norm", writable=True)
             if grad is not None:
-                grad *= coefficient
+                _scale(grad, norm, max_norm)
     return norm
+
+
+def _scale(grad: Any, norm: float, max_norm: float) -> None:
+    """grad *= max_norm / norm, in place; in two steps where float32 has no such factor."""
+    coefficient = max_norm / norm
+    if coefficient > 1e-37 or grad.dtype == "float64":
+        grad *= coefficient
+    else:
+        grad *= 2.0**-100
+        grad *= coefficient * 2.0**100
 
 
 def _tensors(where: str, parameters: Iterable[Tensor]) -> list[Tensor]:
