@@ -226,7 +226,7 @@ GENERATION: list[dict[str, Any]] = [
     {"seed": 1, "top_p": 0.9, "repetition_penalty": 1.2},
     {"num_beams": 3, "temperature": 0.0},
     {"seed": 2, "num_return_sequences": 3},
-    {"temperature": 0.0, "eos_token_id": 4, "pad_token_id": 0},
+    {"temperature": 0.0, "eos_token_id": 4, "pad_token_id": 99},
 ]
 
 

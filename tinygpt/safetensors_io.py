@@ -14,11 +14,11 @@ make every later pass over the weights a fifth slower than ordinary memory does 
 GPT-2), so the 0.16 s saved in loading are lost within a few dozen tokens; copying out of it takes twice the memory;
 and a mapped file that somebody cuts short ends the process with a signal, not with a sentence.
 
-Why not the package `safetensors` (0.8.0, tried behind these classes with their own tests): for NumPy it refuses BF16
-("data type 'bfloat16' not understood"); a file that is cut short after it was opened ends the process with SIGBUS, which
-no `except` sees (exit status 135); it takes a header with one name twice; it reads by copying out of a map, a whole array
-at a time; and it builds a whole file in memory to write it. Its checks of headers are as strict as those here but for
-that name, and it is what the tests compare with.
+Why not the package `safetensors`: version 0.8.0 was tried behind these classes, with their own tests. For NumPy it
+refuses BF16 ("data type 'bfloat16' not understood"). A file that is cut short after it was opened ends the process with
+SIGBUS, which no `except` sees. It takes a header with one name twice, reads by copying out of a map, a whole array at a
+time, and builds a whole file in memory to write it. Other lies in headers it finds as this reader does, and it is what
+the tests compare with.
 
 Format: https://huggingface.co/docs/safetensors
 """
