@@ -49,7 +49,7 @@ FUNCTIONS = {
 UFUNCS = (
     "exp", "log", "log1p", "sqrt", "square", "tanh", "abs", "sign", "rint", "copysign", "maximum", "minimum",
     "isfinite", "isnan", "isinf", "add", "subtract", "multiply", "divide", "negative", "power", "matmul",
-    "floor", "ceil",
+    "floor", "ceil", "frexp", "ldexp",
 )  # fmt: skip
 CONSTANTS = (
     "float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool_",

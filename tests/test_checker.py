@@ -52,6 +52,7 @@ EQUIVALENT: dict[str, list[tuple[str, str]]] = {
     "this is the loss, which test_ops.py compares with the oracle, not the gradient": [
         ("LinearCrossEntropy", "loss_only"),
         ("LinearCrossEntropy", "cross_entropy_forward"),
+        ("LinearCrossEntropy", "two_parts"),
         ("LinearCrossEntropy", "forward"),
         ("LinearCrossEntropy", "loss_and_gradients: total += losses.sum(dtype=np.float64)  ->  pass"),
         (
@@ -60,6 +61,24 @@ EQUIVALENT: dict[str, list[tuple[str, str]]] = {
         ),
         ("LinearCrossEntropy", "cross_entropy_inplace: xp.log(total) - picked  ->  xp.log(total)"),
         ("LinearCrossEntropy", "cross_entropy_inplace: xp.log(total) - picked  ->  -picked"),
+    ],
+    "what rounding has cut off from a statistic is below these differences (test_numerics.py shows it)": [
+        *[
+            (name, f"{function}: {change}")
+            for name, function, product in (
+                ("CrossEntropy", "cross_entropy_backward", "dlogits *= xp.exp(-rest)"),
+                ("Attention", "attention_backward", "p *= xp.exp(-rest)"),
+                ("QKVAttention", "attention_backward", "p *= xp.exp(-rest)"),
+            )
+            for change in ("-rest  ->  rest", f"{product}  ->  pass")
+        ],
+        *[
+            (
+                name,
+                "layer_norm_backward: mean.sum(axis=1, dtype=np.float64)  ->  _sum(mean, axis=1, dtype=np.float64)",
+            )
+            for name in ("LayerNorm", "ResidualLayerNorm")
+        ],
     ],
     "1 but in float16 (test_mixed_precision.py has that)": [
         ("LinearCrossEntropy", "backward: as_factor(dy) * self.later  ->  as_factor(dy)"),

@@ -120,7 +120,8 @@ __device__ inline void score_gradient(accum s, accum da, accum near, accum rest,
     ds = allowed ? p * (da * m - delta) * scale : (accum)0;
 }
 
-// dy, q (B, H, Tq, D), k, v, dk, dv (B, H, Tk, D), lse (B, H, Tq, 2), delta (B, H, Tq). Tiles are square: 16 A queries, 16 A keys.
+// dy, q (B, H, Tq, D), k, v, dk, dv (B, H, Tk, D), lse (B, H, Tq, 2), delta (B, H, Tq). Tiles are square: 16 A queries,
+// 16 A keys.
 // Grid: (B H, ceil(Tk / (16 A))).
 template <typename real, int width, int HEAD, int A>
 __global__ void __launch_bounds__(THREADS)

@@ -31,13 +31,15 @@ cdef extern from "vmath.h" nogil:
     void tg_mask_double(double *mask, Py_ssize_t count, uint64_t row, uint32_t threshold, double kept, uint64_t seed,
                         uint64_t stream)
 
+    double tg_hidden_one()
+    double tg_exp_minus(double rest)
+    double tg_less_then_more(double a, double b, double c)
+
+cdef extern from "norm.h" nogil:
     double tg_sum_float(float *x, Py_ssize_t n)
     double tg_sum_double(double *x, Py_ssize_t n)
     double tg_square_deviations_float(float *x, Py_ssize_t n, double mean)
     double tg_square_deviations_double(double *x, Py_ssize_t n, double mean)
-    double tg_hidden_one()
-    double tg_exp_minus(double rest)
-    double tg_less_then_more(double a, double b, double c)
     float tg_quarter_float(float near)
     double tg_quarter_double(double near)
     void tg_normalized_float(const float *x, const float *weight, const float *bias, float *y, Py_ssize_t n,

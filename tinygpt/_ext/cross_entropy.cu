@@ -41,8 +41,8 @@ __global__ void __launch_bounds__(MOST_THREADS)
     lse[2 * row + 1] = (top - near) + log_total;
 }
 
-// One row of scale * (softmax(x) - onehot(target)), written to dx, which may be x. softmax(x) = exp(x - shift) * factor:
-// with lse as one number it would depend on what all logits have in common.
+// One row of scale * (softmax(x) - onehot(target)), written to dx, which may be x. softmax(x) = exp(x - shift) *
+// factor: with lse as one number it would depend on what all logits have in common.
 template <typename real, int width>
 __device__ inline void write_gradient(const real *x, real *dx, int V, long long target, Target kind,
                                       accumulator<real> shift, accumulator<real> factor, accumulator<real> scale) {

@@ -27,15 +27,17 @@ cdef inline real gelu_value(real x) noexcept nogil:
 
 
 cdef inline real gelu_slope(real x) noexcept nogil:
-    """d gelu / dx = s + x s (1 - s) 2 u', with s = sigmoid(2u), without taking a difference: tinygpt/ops/gelu.py."""
+    """d gelu / dx = s + x s (1 - s) 2 u', with s = sigmoid(2u) = 1 / (1 + e), and 1 - s as e s: a difference would have
+    few digits."""
     cdef real square = x * x
     cdef real u = <real> GELU_A * (x + <real> GELU_B * square * x)
-    cdef real t = vexp(<real> -2 * (u if x > 0 else -u))
-    cdef real r = <real> 1 / (<real> 1 + t)
-    cdef real s = r if x > 0 else t * r
+    cdef real e = vexp(<real> -2 * u)
+    cdef real s = <real> 1 / (<real> 1 + e)
+    cdef real rest = e * s
     cdef real du = <real> GELU_A * (<real> 1 + <real> 3 * <real> GELU_B * square)
+    rest = rest if rest < <real> 1 else <real> 1  # also where e is infinite, and infinity * 0 is NaN
     # Far out s (1 - s) is 0 while x u' grows without bound: keep their product from becoming 0 * inf.
-    cdef real tail = t * r * r
+    cdef real tail = s * rest
     return s if tail == 0 else s + x * tail * <real> 2 * du
 
 

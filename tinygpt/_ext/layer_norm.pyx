@@ -20,7 +20,7 @@ cdef inline real quarter(real near) noexcept nogil:
 
 
 cdef inline real norm_of(real x, real quarter, real scale, real rest) noexcept nogil:
-    """(x - mean) * rstd of quarter = near / 4, scale = 4 rstd, rest = -rest * rstd: TG_NORM in vmath.h says why."""
+    """(x - mean) * rstd of quarter = near / 4, scale = 4 rstd, rest = -rest * rstd: TG_NORM in norm.h says why."""
     return (x * <real> 0.25 - quarter) * scale + rest
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from ..backends import array_module
 from ..backends.precision import is_floating, widened
 from ..errors import DtypeError, RangeError, ShapeError
 from ..tensor import Tensor
@@ -29,24 +28,7 @@ def long_sum(x: Any, axes: tuple[int, ...], keepdims: bool = False) -> Any:
     """The sum over `axes`, accumulated in float64 and rounded once to x's dtype (integers: int64)."""
     if not is_floating(x.dtype):
         return x.sum(axis=axes, keepdims=keepdims)
-    return exact_sum(x, axes, keepdims).astype(x.dtype, copy=False)
-
-
-def exact_sum(x: Any, axes: tuple[int, ...], keepdims: bool, divisor: float = 1, squares: bool = False) -> Any:
-    """The sum of x, or of its squares, over `axes` by `divisor`, in float64, without overflow on the way.
-
-    Sums of float32 and their squares stay in range by themselves. float64 is scaled by a power of two, which is exact,
-    so that the largest number is about 1.
-    """
-    xp = array_module(x)
-    x = widened(x)
-    scale: Any = 1.0
-    if x.dtype == "float64" and x.size:
-        exponent = xp.frexp(abs(x).max(axis=axes, keepdims=True))[1]  # 0 for 0, infinities and NaN
-        x = xp.ldexp(x, -exponent)
-        scale = exponent if keepdims else exponent.squeeze(axes)
-    total = (xp.square(x, dtype="float64") if squares else x).sum(axis=axes, keepdims=keepdims, dtype="float64")
-    return total / divisor if isinstance(scale, float) else xp.ldexp(total / divisor, (1 + squares) * scale)
+    return widened(x).sum(axis=axes, keepdims=keepdims, dtype="float64").astype(x.dtype, copy=False)
 
 
 def broadcast_shape(operation: str, *tensors: Any) -> tuple[int, ...]:

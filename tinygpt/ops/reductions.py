@@ -16,7 +16,7 @@ x.
 
 Long sums accumulate in float64 also for float32: adding the millionth term to a float32 sum loses half of its digits. A
 mean or a variance is divided in float64 too, and rounded once: the sum of numbers need not fit where their mean does.
-In float64 itself there is nothing wider; there x is scaled by a power of two first (`exact_sum`).
+In float64 itself there is nothing wider; there x is scaled by a power of two first (`_exact_sum`).
 
 Shapes: x any; y without the reduced axes, or with size 1 there (keepdims).
 """
@@ -31,13 +31,13 @@ from ..checks import number
 from ..errors import ShapeError
 from ..function import Function
 from ..tensor import Tensor, as_tensor
-from ._shapes import exact_sum, long_sum, normalize_axes, require_floating
+from ._shapes import long_sum, normalize_axes, require_floating
 
 
 class Sum(Function):
     def forward(self, x: Any, axes: tuple[int, ...], keepdims: bool) -> Any:
         self.shape, self.axes = x.shape, axes
-        return long_sum(x, axes, keepdims)
+        return _exact_sum(x, axes, keepdims) if x.dtype == "float64" else long_sum(x, axes, keepdims)
 
     def backward(self, dy: Any) -> Any:
         return array_module(dy).broadcast_to(_expand(dy, self.shape, self.axes), self.shape)
@@ -46,7 +46,7 @@ class Sum(Function):
 class Mean(Function):
     def forward(self, x: Any, axes: tuple[int, ...], keepdims: bool) -> Any:
         self.shape, self.axes = x.shape, axes
-        return exact_sum(x, axes, keepdims, _count(x.shape, axes)).astype(x.dtype, copy=False)
+        return _exact_sum(x, axes, keepdims, _count(x.shape, axes)).astype(x.dtype, copy=False)
 
     def backward(self, dy: Any) -> Any:
         dx = _expand(dy, self.shape, self.axes) / _count(self.shape, self.axes)
@@ -56,10 +56,10 @@ class Mean(Function):
 class Var(Function):
     def forward(self, x: Any, axes: tuple[int, ...], keepdims: bool, correction: float) -> Any:
         self.axes, self.m = axes, _count(x.shape, axes) - correction
-        mean = exact_sum(x, axes, True, _count(x.shape, axes))  # float64
+        mean = _exact_sum(x, axes, True, _count(x.shape, axes))  # float64
         self.save(x, mean)
         centered = widened(x) - mean  # of the shape of x, float64
-        return exact_sum(centered, axes, keepdims, self.m, squares=True).astype(x.dtype, copy=False)
+        return _exact_sum(centered, axes, keepdims, self.m, squares=True).astype(x.dtype, copy=False)
 
     def backward(self, dy: Any) -> Any:
         x, mean = self.saved
@@ -137,6 +137,23 @@ def _checked(operation: str, x: Any, axis: Any) -> tuple[Tensor, tuple[int, ...]
             f"{operation}: axis {axis} of shape {x.shape} has no elements: there is no {operation} of none"
         )
     return x, axes
+
+
+def _exact_sum(x: Any, axes: tuple[int, ...], keepdims: bool, divisor: float = 1, squares: bool = False) -> Any:
+    """The sum of x, or of its squares, over `axes` by `divisor`, in float64, without overflow on the way.
+
+    Sums of float32 and their squares stay in range by themselves. float64 is scaled by a power of two, which is exact,
+    so that the largest number is about 1.
+    """
+    xp = array_module(x)
+    x = widened(x)
+    scale: Any = 1.0
+    if x.dtype == "float64" and x.size:
+        exponent = xp.frexp(abs(x).max(axis=axes, keepdims=True))[1]  # 0 for 0, infinities and NaN
+        x = xp.ldexp(x, -exponent)
+        scale = exponent if keepdims else exponent.squeeze(axes)
+    total = (xp.square(x, dtype="float64") if squares else x).sum(axis=axes, keepdims=keepdims, dtype="float64")
+    return total / divisor if isinstance(scale, float) else xp.ldexp(total / divisor, (1 + squares) * scale)
 
 
 def _count(shape: tuple[int, ...], axes: tuple[int, ...]) -> int:
