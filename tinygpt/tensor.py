@@ -157,10 +157,10 @@ class Tensor:
         Everybody who reads or adds to a gradient asks here, since compiled bodies trust what they are given.
         writable: in memory that may be written to, if need be as a copy.
         """
-        grad = self.grad
+        grad, data = self.grad, self._data
         if grad is None:
             return None
-        if type(grad) is not np.ndarray or grad.dtype != self._data.dtype or grad.shape != self._data.shape:
+        if type(grad) is not type(data) or grad.dtype != data.dtype or grad.shape != data.shape:
             grad = self.grad = _checked_grad(self, grad, where)
         if writable and not getattr(grad.flags, "writeable", True):
             grad = self.grad = grad.copy()
