@@ -79,13 +79,14 @@ def logits_and_targets(draw: Any, count: int) -> Example:
 
 
 def tiles_of_attention(backward: bool, D: int, Tq: int, Tk: int, is_causal: bool, dropout_p: float) -> Example:
-    """Two heads of one sequence."""
-    q, k, v, y, dy = (Input((1, 2, T, D), "C", seed) for seed, T in enumerate((Tq, Tk, Tk, Tq, Tq)))
+    """Two heads of one sequence, or one of each of two."""
+    B, H = (2, 1) if D == 7 else (1, 2)
+    q, k, v, y, dy = (Input((B, H, T, D), "C", seed) for seed, T in enumerate((Tq, Tk, Tk, Tq, Tq)))
     options = (is_causal, 0.3, dropout_p, 2**40 + 1, 2**32 + 5)
     if not backward:
         return Example((q, k, v, *options))
-    lse = Input((1, 2, Tq, 2), "C", 9, positive)
-    return Example((dy, q, k, v, y, lse, *options, *(Input((1, 2, T, D)) for T in (Tq, Tk, Tk))))
+    lse = Input((B, H, Tq, 2), "C", 9, positive)
+    return Example((dy, q, k, v, y, lse, *options, *(Input((B, H, T, D)) for T in (Tq, Tk, Tk))))
 
 
 TILES = [  # of 64 or 32 queries and 32 or 16 keys: whole ones, and one query or key more

@@ -47,7 +47,14 @@ def structured(name: str, arguments: Any) -> list[Any]:
     block = {field: Matrix(value) if field in MATRICES else value for field, value in fields.items()}
     extension = get("numpy").extension()
     work = 1 if extension is None else extension.decode_work(*x.shape)
-    return [x, BlockWeights(**block, eps=eps), keys, values, length, np.empty(work, x.dtype)]
+    return [
+        x,
+        BlockWeights(**block, eps=eps),
+        keys,
+        values,
+        length,
+        np.empty(min(work, 2**26), x.dtype),
+    ]  # sizes beyond are refused
 
 
 # What is written, of the arguments with structures.
@@ -63,7 +70,9 @@ def flat(name: str, in_place: bool) -> Kernel:
         return REGISTRY[name].reference(*structured(name, arguments))
 
     reference.__name__ = name
-    return Kernel(reference, in_place=in_place)
+    made = Kernel(reference, in_place=in_place)
+    made.integers = tuple(range(5))  # packed weights are drawn as integers, and lengths are
+    return made
 
 
 def flat_body(name: str, body: Callable[..., Any]) -> Callable[..., Any]:

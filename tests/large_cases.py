@@ -50,20 +50,20 @@ def spans(count: int) -> list[Example]:
 def layer_norm(backward: bool, N: int, C: int) -> Example:
     if not backward:
         return Example((*arrays((N, C), (C,), (C,)), 1e-5))
-    return Example((*arrays((N, C), (N, C), (C,), (N,)), Input((N,), "C", 9, positive), True))
+    return Example((*arrays((N, C), (N, C), (C,), (N, 2)), Input((N,), "C", 9, positive), True))
 
 
 def residual(backward: bool, N: int, C: int, p: float) -> Example:
     if not backward:
         return Example((*arrays((N, C), (N, C), (C,), (C,), (C,)), 1e-5, p, *KEY))
-    inputs = arrays((N, C), (N, C), (N, C), (C,), (N,))
+    inputs = arrays((N, C), (N, C), (N, C), (C,), (N, 2))
     return Example((*inputs, Input((N,), "C", 9, positive), p, *KEY, True, True))
 
 
 def cross_entropy(kind: str, N: int, V: int) -> Example:
     logits, targets = Input((N, V)), Input((N,), "C", 1, targets_below(V))
     if kind == "backward":
-        return Example((Input((N,), "C", 2), logits, targets, Input((N,), "C", 3, positive), IGNORE))
+        return Example((Input((N,), "C", 2), logits, targets, Input((N, 2), "C", 3, positive), IGNORE))
     return Example((logits, targets, IGNORE, 0.125) if kind == "inplace" else (logits, targets, IGNORE))
 
 
@@ -82,7 +82,7 @@ def attention(backward: bool, heads: int, Tq: int, Tk: int, D: int, is_causal: b
     options = (is_causal, 0.3, dropout_p, *KEY)
     if not backward:
         return Example((q, k, v, *options))
-    lse = LogSums(queries[:3], q=q, k=k, is_causal=is_causal, scale=0.3)
+    lse = LogSums((*queries[:3], 2), q=q, k=k, is_causal=is_causal, scale=0.3)
     return Example((dy, q, k, v, y, lse, *options, *arrays(queries, keys, keys)))
 
 

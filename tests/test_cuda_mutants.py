@@ -91,6 +91,13 @@ EQUIVALENT: dict[str, list[str]] = {
         "philox.cuh: const int place = width % 4 == 0 ? i % 4 : (j + i) % 4;"
         "  ->  const int place = width % 4 == 0 ? i % 4 : (j - i) % 4;",
     ],
+    "a tile of which all is allowed is then looked through key by key": [
+        "attention_mma.cu: const bool whole = next <= problem.Tk && (!problem.is_causal || next <= first_row + 1);"
+        "  ->  const bool whole = next < problem.Tk && (!problem.is_causal || next <= first_row + 1);",
+    ],
+    "a tile is then copied that nobody looks at": [
+        "attention_mma.cu: if (STAGES == 2 && next < stop) {  ->  if (STAGES == 2 && next <= stop) {",
+    ],
     "one tile at a time then, and nothing on its way": [
         "attention_mma.cu: static constexpr int STAGES = HEAD <= 64 ? 2 : 1;"
         "  ->  static constexpr int STAGES = HEAD < 64 ? 2 : 1;",

@@ -161,7 +161,7 @@ def test_damaged_metrics_do_not_stop_a_run(run: Any, model: Path, tmp_path: Path
     assert (folder / "metrics.jsonl").read_bytes().splitlines(keepends=True)[1] == content
     with pytest.raises(CheckpointError, match=r"line 2 of .* is damaged"):
         list(read_metrics(folder / "metrics.jsonl"))
-    pytest.importorskip("matplotlib", reason="needs the extra examples: pip install 'tinygpt[examples]'")
+    pytest.importorskip("matplotlib", reason="needs the extra examples: pip install -e '.[examples]'")
     assert "no picture of the loss curve was drawn: line 2 of" in answer.out
 
 

@@ -188,17 +188,16 @@ def test_drawing_without_replacement_where_little_is_left():
 
 
 def test_of_the_drawn_candidates_the_best_go_on(tiny, monkeypatch):
-    """Drawn in whatever order; but a hypothesis must be among the first num_beams drawn."""
-    request = prepare(tiny, [[1]], None, None, (), None, {"num_beams": 2, "max_new_tokens": 5, "eos_token_id": 3})
-    monkeypatch.setattr(beam, "sample_without_replacement", lambda totals, u: np.array([3, 0, 1, 2]))
-    search = beam.Search(request, 5, "length", [beam.Hypothesis(0.0)], [])
+    """In whatever order they are drawn; and a hypothesis must be among the best num_beams of them."""
     scores = np.log([[0.1, 0.4, 0.3, 0.2]])
-    assert search.advance(scores, scores, np.zeros(4)) == ([0, 0], [1, 2])
-    assert [row.tokens for row in search.ended] == [(3,)]
-    monkeypatch.setattr(beam, "sample_without_replacement", lambda totals, u: np.array([0, 1, 3, 2]))
-    search = beam.Search(request, 5, "length", [beam.Hypothesis(0.0)], [])
-    assert search.advance(scores, scores, np.zeros(4)) == ([0, 0], [1, 2])
-    assert search.ended == []
+    for end, ended, going in ((3, [], [1, 2]), (2, [(2,)], [1, 3]), (0, [], [1, 2])):
+        settings = {"num_beams": 2, "max_new_tokens": 5, "eos_token_id": end}
+        request = prepare(tiny, [[1]], None, None, (), None, settings)
+        for drawn in ([3, 0, 1, 2], [0, 1, 3, 2], [2, 3, 1, 0]):
+            monkeypatch.setattr(beam, "sample_without_replacement", lambda totals, u, drawn=drawn: np.array(drawn))
+            search = beam.Search(request, 5, "length", [beam.Hypothesis(0.0)], [])
+            assert search.advance(scores, scores, np.zeros(4)) == ([0, 0], going)
+            assert [row.tokens for row in search.ended] == ended
 
 
 def test_enough_candidates_for_all_beams_to_go_on(tiny):
@@ -225,13 +224,13 @@ def test_sampled_beams_depend_on_the_seed_alone():
     np.testing.assert_array_equal(alone, seeded[6:8, : alone.shape[1]])
 
 
-def test_one_step_of_sampled_beams_is_a_draw_without_replacement(tiny):
-    """Two beams, one token: the candidates are 4 of 4 in drawn order, and the first two become hypotheses."""
+def test_candidates_are_drawn_without_replacement(tiny):
+    """The first two of four: each pair as often as in an urn without replacement."""
     p = np.exp(next_log_probs(tiny, [1]))
     n = 3000
-    out = tiny.generate([[1]] * n, 1, num_beams=2, num_return_sequences=2, seed=0)[:, 1].reshape(n, 2)
     counts = np.zeros((4, 4))
-    for a, b in np.sort(out, axis=1):
+    for u in np.random.default_rng(0).random((n, 2)):
+        a, b = sorted(beam.sample_without_replacement(np.log(p), u).tolist())
         counts[a, b] += 1
     expected = n * p[:, None] * p * (1 / (1 - p[:, None]) + 1 / (1 - p))
     pairs = np.triu_indices(4, 1)

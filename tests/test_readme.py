@@ -37,7 +37,16 @@ def test_the_map_is_of_what_is_there() -> None:
     assert outside == ["tinygpt/", "examples/", "tests/", "benchmarks/"]
     assert all((ROOT / path).exists() for path in (*outside, *(f"tinygpt/{name}" for name in inside)))
     modules = {path.name + "/" * path.is_dir() for path in (ROOT / "tinygpt").iterdir()}
-    small = {"__init__.py", "__main__.py", "py.typed", "checks.py", "console.py", "errors.py", "files.py", "random.py"}
+    small = {
+        "__init__.py",
+        "__main__.py",
+        "py.typed",
+        "checks.py",
+        "console.py",
+        "errors.py",
+        "files.py",
+        "random.py",
+    }
     assert modules - small - {"__pycache__/"} == set(inside)
 
 

@@ -93,7 +93,7 @@ def test_the_text_is_not_replaced_by_the_run(run: Any, model: Path, tmp_path: Pa
 
 
 def test_what_a_new_run_takes_away_is_what_the_old_one_wrote(run: Any, text: Path, tmp_path: Path) -> None:
-    pytest.importorskip("tokenizers", reason="needs the extra bpe: pip install 'tinygpt[bpe]'")
+    pytest.importorskip("tokenizers", reason="needs the extra bpe: pip install -e '.[bpe]'")
     folder = tmp_path / "run"
     command = ("train", *OPTIONS, f"--data={text}", f"--out={folder}")
     assert run(*command, "--tokenizer=bpe", "--vocab-size=260", "--steps=30").code == 0

@@ -37,7 +37,7 @@ posix = pytest.mark.skipif(os.name == "nt", reason="Windows has no such files")
 @pytest.mark.parametrize("kind", ["character", "byte", "bpe"])
 def test_a_pipe_is_a_text(run: Any, text: Path, tmp_path: Path, kind: str) -> None:
     if kind == "bpe":
-        pytest.importorskip("tokenizers", reason="needs the extra bpe: pip install 'tinygpt[bpe]'")
+        pytest.importorskip("tokenizers", reason="needs the extra bpe: pip install -e '.[bpe]'")
     os.mkfifo(tmp_path / "fifo")
     writer = threading.Thread(target=lambda: (tmp_path / "fifo").write_bytes(text.read_bytes()))
     writer.start()
@@ -103,7 +103,7 @@ def test_a_tilde_is_the_home_folder(run: Any, text: Path, tmp_path: Path, monkey
 @pytest.mark.parametrize("kind", ["character", "byte", "bpe"])
 def test_a_text_that_is_empty_or_too_short_is_named(run: Any, tmp_path: Path, kind: str) -> None:
     if kind == "bpe":
-        pytest.importorskip("tokenizers", reason="needs the extra bpe: pip install 'tinygpt[bpe]'")
+        pytest.importorskip("tokenizers", reason="needs the extra bpe: pip install -e '.[bpe]'")
     path, out = tmp_path / "small.txt", tmp_path / "run"
     for content, words in (
         ("", rf"the file {path} is empty"),
@@ -147,7 +147,7 @@ def test_a_text_that_changes_while_it_is_read(
 
 def test_bpe_learns_from_what_the_model_is_trained_on(run: Any, tmp_path: Path) -> None:
     """The validation text has longer tokens than the training text: their shares of bytes and of tokens differ."""
-    pytest.importorskip("tokenizers", reason="needs the extra bpe: pip install 'tinygpt[bpe]'")
+    pytest.importorskip("tokenizers", reason="needs the extra bpe: pip install -e '.[bpe]'")
     dice, path = random.Random(3), tmp_path / "text.txt"
     words = ["".join(dice.choices("abcdefgh", k=7)) for _ in range(800)]
     content = " ".join(words) + " the same words, the same words" * 23 + "é"

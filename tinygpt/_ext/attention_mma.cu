@@ -446,12 +446,12 @@ __global__ void __launch_bounds__(WARPS *WARP)
             draw_mask<SIZE, SIZE>(drawn, blockIdx.x * problem.Tq + first, first_key, problem.threshold, problem.seed,
                                   problem.stream);
         wait_for_groups<STAGES - 1>();
-        __syncthreads();  // the tiles are there
         const real *q_tile = tiles + 2 * stage * TILE, *dy_tile = q_tile + TILE;
         float *lse_here = statistics + 3 * stage * SIZE;
         const float *delta_here = lse_here + 2 * SIZE;
-        if (threadIdx.x < SIZE) to_powers_of_two(lse_here[2 * threadIdx.x], lse_here[2 * threadIdx.x + 1]);
-        __syncthreads();  // lse is in powers of two
+        if (threadIdx.x < SIZE)  // the pair that this thread itself has copied
+            to_powers_of_two(lse_here[2 * threadIdx.x], lse_here[2 * threadIdx.x + 1]);
+        __syncthreads();  // the tiles are there
         const bool inside = next <= problem.Tq && own_key + 16 <= problem.Tk;
 #pragma unroll
         for (int start = 0; start < SIZE; start += 16) {

@@ -12,7 +12,7 @@ its end with too few hypotheses ("dead_end").
 A prompt is done when no beam can become better than the worst of num_beams hypotheses (`_can_improve`), with
 early_stopping=True as soon as there are num_beams, or when all candidates have ended.
 
-With do_sample the K candidates are drawn without replacement, in proportion to exp(score).
+With do_sample the K candidates are drawn without replacement, in proportion to exp(score), and then sorted by score.
 
 These are the rules of transformers' generate, and the outcome is the same, token for token, with two refinements:
 scores are float64, and beams that do not exist yet (a prompt begins as one) are absent instead of having a score of
@@ -74,6 +74,7 @@ class Search:
         totals = (scores + np.array([beam.score for beam in self.beams])[:, None]).reshape(-1)
         count = max(2, 1 + len(config.eos_ids)) * width
         chosen = best(totals, count) if u is None else sample_without_replacement(totals, u[:count])
+        chosen = chosen[np.argsort(-totals[chosen], kind="stable")]  # drawn ones too: only the best may end here
         parents, tokens = np.divmod(chosen, scores.shape[1])
         if not len(chosen):
             return self._dead_end()

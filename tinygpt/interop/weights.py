@@ -175,8 +175,8 @@ class Weights:
         for start, piece in file.pieces(stored, embedding.dtype):
             if not np.array_equal(piece, flat[start : start + piece.size], equal_nan=True):
                 raise CheckpointError(
-                    f"the weights in {self.folder} have a {_HEAD} that differs from the token embedding wte.weight; "
-                    "this model has one matrix for both, so it can't represent that one"
+                    f"the weights in {self.folder} have a {_HEAD} that differs from the token embedding wte.weight "
+                    "(tie_word_embeddings=false); this model has one matrix for both, so it can't represent that one"
                 )
 
 
