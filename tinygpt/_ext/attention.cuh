@@ -44,19 +44,6 @@ __device__ inline int down() { return threadIdx.x / SIDE; }
 
 __device__ inline int across() { return threadIdx.x % SIDE; }
 
-// a * b, rounded, also where a sum follows: the compiler makes one instruction with one rounding of the two otherwise, here
-// and not there, and the difference to the same product elsewhere would be all that is left.
-#ifdef __CUDACC__
-__device__ inline float rounded_product(float a, float b) { return __fmul_rn(a, b); }
-
-__device__ inline double rounded_product(double a, double b) { return __dmul_rn(a, b); }
-#else
-template <typename T>
-__device__ inline T rounded_product(T a, T b) {
-    return a * b;
-}
-#endif
-
 // Rows first .. first + rows - 1 of a (T, D) matrix into a tile (rows, PITCH) with HEAD columns; 0 beyond T and D.
 template <int width, int HEAD, int rows, typename real>
 __device__ inline void load_tile(const real *from, long long row_stride, int first, int T, int D,

@@ -76,6 +76,19 @@ __device__ inline void narrow(double x, bfloat16 &y) { narrow((float)x, y); }
 
 __device__ inline void narrow(double x, float16 &y) { narrow((float)x, y); }
 
+// a * b, rounded, also where a sum follows: otherwise the compiler makes one instruction with one rounding of the two, here
+// and not there, and the difference from the same product elsewhere would be all that is left.
+#ifdef __CUDACC__
+__device__ inline float rounded_product(float a, float b) { return __fmul_rn(a, b); }
+
+__device__ inline double rounded_product(double a, double b) { return __dmul_rn(a, b); }
+#else
+template <typename T>
+__device__ inline T rounded_product(T a, T b) {
+    return a * b;
+}
+#endif
+
 // The larger of two; a NaN wins, as in NumPy's maximum.
 template <typename T>
 __device__ inline T larger(T a, T b) {

@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(MOST_THREADS)
             load(x + at + j, v);
             load(weight + j, w);
             for (int i = 0; i < width; i++)
-                d[i] = scale * (d[i] * w[i] - shift - norm(v[i]) * stretch);
+                d[i] = scale * (rounded_product(d[i], w[i]) - shift - norm(v[i]) * stretch);
             store(dx + at + j, d);
         }
     }

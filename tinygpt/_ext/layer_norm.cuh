@@ -80,7 +80,7 @@ __device__ inline void row_gradient_means(const real *dy, const real *x, const r
         load(weight + j, w);
         for (int i = 0; i < width; i++) {
             const accum norm = norm_of(v[i]);
-            const accum dnorm = d[i] * w[i];
+            const accum dnorm = rounded_product(d[i], w[i]);
             sums[0] += dnorm;
             sums[1] += dnorm * norm;
             dweight[j + i] += d[i] * norm;

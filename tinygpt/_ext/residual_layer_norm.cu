@@ -82,7 +82,7 @@ __global__ void __launch_bounds__(MOST_THREADS)
             load(total + at + j, v);
             load(weight + j, w);
             for (int i = 0; i < width; i++)
-                d[i] = s[i] + scale * (d[i] * w[i] - shift - norm(v[i]) * stretch);
+                d[i] = s[i] + scale * (rounded_product(d[i], w[i]) - shift - norm(v[i]) * stretch);
             store(dresidual + at + j, d);
             if (threshold) {
                 dropout_factors<width, accum>((unsigned)row, j, threshold, (accum)keep, seed, stream, factors);
