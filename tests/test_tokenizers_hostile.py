@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tinygpt.errors import CheckpointError, UsageError
 from tinygpt.tokenizers import BPETokenizer
-from tinygpt.tokenizers.library import explain
+from tinygpt.tokenizers.hf_tokenizers import explain
 from tinygpt.tokenizers.patterns import UnsafePatternError, check_pattern
 
 library = pytest.importorskip("tokenizers", reason="needs the extra bpe: pip install -e '.[bpe]'")

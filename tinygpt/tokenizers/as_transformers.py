@@ -20,7 +20,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from .library import explain, tokenizers
+from .hf_tokenizers import explain, tokenizers
 
 GPT2, GENERAL = "GPT2Tokenizer", "PreTrainedTokenizerFast"
 _GENERAL = {GENERAL, "PreTrainedTokenizer", "TokenizersBackend", "PythonBackend", "BloomTokenizer"}
@@ -53,7 +53,7 @@ class Folder:
 class Assembled:
     """The library's tokenizer, and the settings that are left to say: everything else is in its description."""
 
-    library: Any
+    tokenizer: Any
     settings: dict[str, Any]
     marks: dict[str, str]  # bos_token -> "<|endoftext|>" and so on
 

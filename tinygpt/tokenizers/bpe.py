@@ -34,7 +34,7 @@ from .bpe_checks import check, check_added, is_gpt2_scheme
 from .bpe_files import NAMES, added_token, describe, read_files, read_folder, read_json, write_folder
 from .bpe_training import check_training, checked, train
 from .byte_characters import bytes_of_token
-from .library import explain, tokenizers
+from .hf_tokenizers import explain, tokenizers
 from .pieces import chunks, recut
 
 _CHUNK = 1 << 14  # characters; a longer text is encoded in chunks of this size by several threads
@@ -59,11 +59,11 @@ class BPETokenizer(Tokenizer):
             check(folder.description)
             with explain("", ValueError):
                 made = assemble(folder)
-                self._description = json.loads(made.library.to_str())
+                self._description = json.loads(made.tokenizer.to_str())
             ids = check(self._description)
             check_added(self._description)
             self._settings = settings_that_keep(self._description, made.settings)
-            self._library = made.library
+            self._library = made.tokenizer
             self._library.encode_special_tokens = True
             self._begin, self._end = _around(self._library, len(ids))
         except (ValueError, RecursionError) as error:

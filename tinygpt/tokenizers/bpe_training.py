@@ -19,7 +19,7 @@ from ..errors import DtypeError, RangeError, UsageError
 from .base import text_bytes
 from .bpe_files import BYTE_LEVEL
 from .byte_characters import byte_of_character
-from .library import explain, tokenizers
+from .hf_tokenizers import explain, tokenizers
 from .pieces import PAUSES, chunks
 
 MOST_TOKENS = 10_000_000  # the library reserves room for all of them at once, and ends the process where there is none
