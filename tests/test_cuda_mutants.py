@@ -91,7 +91,14 @@ EQUIVALENT: dict[str, list[str]] = {
         "philox.cuh: const int place = width % 4 == 0 ? i % 4 : (j + i) % 4;"
         "  ->  const int place = width % 4 == 0 ? i % 4 : (j - i) % 4;",
     ],
+    "the second part of lse then makes up for the first": [
+        "attention_mma.cu: const float top = shift * LN_2, lost = fmaf(shift, LN_2, -top) + shift * LN_2_REST;"
+        "  ->  const float top = shift, lost = fmaf(shift, LN_2, -top) + shift * LN_2_REST;",
+        "attention_mma.cu: const float two = near * LOG2_E;  ->  const float two = near;",
+    ],
     "a tile of which all is allowed is then looked through key by key": [
+        "attention_mma.cu: const bool whole = next <= problem.Tk && (!problem.is_causal || next <= first_row + 1);"
+        "  ->  const bool whole = next <= problem.Tk && (!problem.is_causal || next < first_row + 1);",
         "attention_mma.cu: const bool whole = next <= problem.Tk && (!problem.is_causal || next <= first_row + 1);"
         "  ->  const bool whole = next < problem.Tk && (!problem.is_causal || next <= first_row + 1);",
     ],
