@@ -10,8 +10,10 @@ body's, and one unit more:
 truth is, there is no rule. LayerNorm's reference computes in float64, and rounds once: the reference's error counts as
 one unit at least.
 
-Attention's scores are sums whose order is free, and the softmax of large ones makes much of their roundings: there the
-rule allows in addition how far the truth goes when its inputs are moved by one unit.
+Attention's scores are sums whose order is free, which differs from one matrix library to the next, and the softmax of
+large ones makes much of their roundings. Each of the D partial sums of a score is rounded, so the score is off by about
+sqrt(D) units: the rule allows in addition how far the truth goes when its inputs are moved by that much. And the
+gradient of a score is the difference of two such sums, which may cancel: dq and dk are allowed their roundings.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from drawing import away_from_zero, distinct, normal, positive
 
 from tinygpt import ops
 from tinygpt.kernel import use_kernels
+from tinygpt.ops.attention import scores
 from tinygpt.tensor import Tensor
 
 DRAWS = 2
@@ -38,7 +41,7 @@ class Case(NamedTuple):
     function: Callable[..., Any]
     shapes: tuple[tuple[int, ...], ...]
     values: tuple[Callable[..., np.ndarray], ...] = (normal,) * 5
-    of_scores: bool = False
+    of_scores: tuple[bool, float] | None = None  # attention's: is_causal and scale
 
 
 N, C, V, D = 24, 70, 70, 20  # whole vectors of every level, and a rest
@@ -72,12 +75,12 @@ CASES = [
     Case("binary_cross_entropy", lambda x: ops.binary_cross_entropy(x, FRACTIONS), (ROWS,)),
     Case("layer_norm", ops.layer_norm, (ROWS, ROW, ROW)),
     Case("residual_layer_norm", residual_layer_norm, (ROWS, ROWS, ROW, ROW, ROW)),
-    Case("attention", ops.attention, (QUERIES, KEYS, KEYS), of_scores=True),
+    Case("attention", ops.attention, (QUERIES, KEYS, KEYS), of_scores=(True, D**-0.5)),
     Case(
         "attention of all",
         lambda q, k, v: ops.attention(q, k, v, False, scale=0.3),
         (QUERIES, KEYS, KEYS),
-        of_scores=True,
+        of_scores=(False, 0.3),
     ),
 ]
 
@@ -155,11 +158,24 @@ def error(got: Any, truth: np.ndarray) -> float:
 
 
 def moved(case: Case, arrays: Arrays, truth: Arrays) -> Arrays:
-    """For attention the truth where the inputs are moved by a unit in the last place; for others the truth itself."""
-    if not case.of_scores:
+    """The truth itself; for attention as far from it as the sums of D terms in scores and in their gradients allow."""
+    if case.of_scores is None:
         return truth
-    rng = np.random.default_rng(9)
-    return truth_of(case, [a * (1 + EPS * rng.choice([-1.0, 1.0], a.shape)) for a in arrays])
+    rng, unit = np.random.default_rng(9), EPS * D**0.5
+    found = truth_of(case, [a * (1 + unit * rng.choice([-1.0, 1.0], a.shape)) for a in arrays])
+    q, k, v = (a.astype(np.float64) for a in arrays)
+    is_causal, scale = case.of_scores
+    s = scores(q, k, is_causal, scale)
+    with np.errstate(all="ignore"):
+        p = np.exp(s - s.max(axis=-1, keepdims=True))
+        p /= p.sum(axis=-1, keepdims=True)
+        ds = unit * scale * p * (abs(upstream(0, truth[0].shape)) @ abs(v).swapaxes(-1, -2))  # of p (dy v - delta)
+        return [
+            found[0],
+            truth[1] + abs(found[1] - truth[1]) + ds @ abs(k),
+            truth[2] + abs(found[2] - truth[2]) + ds.swapaxes(-1, -2) @ abs(q),
+            found[3],
+        ]
 
 
 def errors_of(case: Case, draws: list[Arrays], truths: list[Arrays], kind: str) -> list[float]:
