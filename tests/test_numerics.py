@@ -114,10 +114,12 @@ def test_losses_and_log_softmax_do_not_see_a_common_offset(
     near = -step * np.random.default_rng(0).integers(0, 4, (3, classes))
     exact = near - np.log(np.exp(near).sum(axis=1, keepdims=True))
     z = ops.log_softmax(tg.tensor((near + offset).astype(dtype))).data
-    assert np.abs(z - exact).max() <= 2 * np.finfo(dtype).eps * np.abs(exact).max()
+    # A sum of N doubles, few of them different and rounded alike, is off by up to N / 2 units; so is its logarithm.
+    of_sum = classes / 2 * np.finfo(np.float64).eps
+    assert np.abs(z - exact).max() <= 2 * np.finfo(dtype).eps * np.abs(exact).max() + of_sum
     losses, _ = REGISTRY["cross_entropy_forward"]((near + offset).astype(dtype), np.array([0, 1, 2]), -100)
     right = -exact[np.arange(3), [0, 1, 2]]
-    assert np.abs(losses - right).max() <= 2 * np.finfo(dtype).eps * np.abs(right).max()
+    assert np.abs(losses - right).max() <= 2 * np.finfo(dtype).eps * np.abs(right).max() + of_sum
 
 
 @both_bodies
