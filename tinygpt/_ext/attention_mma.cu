@@ -178,6 +178,18 @@ __device__ inline void load_rows(unsigned (&a)[HEAD / 16][4], const real *tile) 
                                         8 * (eighth / 2));
 }
 
+// The warp's 16 of the rows first .. first + 63 of a (T, D) matrix, by way of a tile, which is free again afterwards.
+template <int HEAD, typename real>
+__device__ inline void read_own_rows(unsigned (&a)[HEAD / 16][4], const real *from, long long row_stride, int first,
+                                     int T, int D, real *tile) {
+    copy_rows<HEAD>(from, row_stride, first, T, D, tile);
+    end_group();
+    wait_for_groups<0>();
+    __syncthreads();  // the rows are there
+    load_rows<HEAD>(a, tile);
+    __syncthreads();  // they have been read: others may take their place
+}
+
 // result (16 rows, 8 others) = the warp's rows times the transpose of the 8 rows of a tile from `start` on.
 template <int HEAD, typename real>
 __device__ inline void row_by_row(float (&result)[4], const unsigned (&a)[HEAD / 16][4], const real *tile, int start) {
@@ -277,13 +289,8 @@ __global__ void __launch_bounds__(WARPS *WARP)
     const float scale = (float)problem.scale * LOG2_E;
     k = head_of(k, k_layout, problem);
     v = head_of(v, k_layout, problem);
-    copy_rows<HEAD>(head_of(q, q_layout, problem), q_layout.row, first, problem.Tq, problem.D, tiles);
-    end_group();
-    wait_for_groups<0>();
-    __syncthreads();
     unsigned q_here[HEAD / 16][4];
-    load_rows<HEAD>(q_here, tiles);
-    __syncthreads();  // q has been read: keys and values may take its place
+    read_own_rows<HEAD>(q_here, head_of(q, q_layout, problem), q_layout.row, first, problem.Tq, problem.D, tiles);
     copy_rows<HEAD>(k, k_layout.row, 0, problem.Tk, problem.D, tiles);
     copy_rows<HEAD>(v, k_layout.row, 0, problem.Tk, problem.D, tiles + TILE);
     end_group();
@@ -408,18 +415,8 @@ __global__ void __launch_bounds__(WARPS *WARP)
     lse += (long long)blockIdx.x * problem.Tq * 2;
     delta += (long long)blockIdx.x * problem.Tq;
     unsigned k_here[HEAD / 16][4], v_here[HEAD / 16][4];
-    copy_rows<HEAD>(head_of(k, k_layout, problem), k_layout.row, first_key, problem.Tk, problem.D, tiles);
-    end_group();
-    wait_for_groups<0>();
-    __syncthreads();
-    load_rows<HEAD>(k_here, tiles);
-    __syncthreads();  // the keys have been read
-    copy_rows<HEAD>(head_of(v, k_layout, problem), k_layout.row, first_key, problem.Tk, problem.D, tiles);
-    end_group();
-    wait_for_groups<0>();
-    __syncthreads();
-    load_rows<HEAD>(v_here, tiles);
-    __syncthreads();  // the values have been read
+    read_own_rows<HEAD>(k_here, head_of(k, k_layout, problem), k_layout.row, first_key, problem.Tk, problem.D, tiles);
+    read_own_rows<HEAD>(v_here, head_of(v, k_layout, problem), k_layout.row, first_key, problem.Tk, problem.D, tiles);
     const auto copy_tile = [&](int first, int stage) {
         copy_rows<HEAD>(q, q_layout.row, first, problem.Tq, problem.D, tiles + 2 * stage * TILE);
         copy_rows<HEAD>(dy, y_layout.row, first, problem.Tq, problem.D, tiles + (2 * stage + 1) * TILE);
@@ -508,18 +505,8 @@ __global__ void __launch_bounds__(WARPS *WARP)
     k = head_of(k, k_layout, problem);
     v = head_of(v, k_layout, problem);
     unsigned q_here[HEAD / 16][4], dy_here[HEAD / 16][4];
-    copy_rows<HEAD>(head_of(q, q_layout, problem), q_layout.row, first, problem.Tq, problem.D, tiles);
-    end_group();
-    wait_for_groups<0>();
-    __syncthreads();
-    load_rows<HEAD>(q_here, tiles);
-    __syncthreads();  // q has been read
-    copy_rows<HEAD>(head_of(dy, y_layout, problem), y_layout.row, first, problem.Tq, problem.D, tiles);
-    end_group();
-    wait_for_groups<0>();
-    __syncthreads();
-    load_rows<HEAD>(dy_here, tiles);
-    __syncthreads();  // dy has been read
+    read_own_rows<HEAD>(q_here, head_of(q, q_layout, problem), q_layout.row, first, problem.Tq, problem.D, tiles);
+    read_own_rows<HEAD>(dy_here, head_of(dy, y_layout, problem), y_layout.row, first, problem.Tq, problem.D, tiles);
     const auto copy_tile = [&](int from, int stage) {
         copy_rows<HEAD>(k, k_layout.row, from, problem.Tk, problem.D, tiles + 2 * stage * TILE);
         copy_rows<HEAD>(v, k_layout.row, from, problem.Tk, problem.D, tiles + (2 * stage + 1) * TILE);
