@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from drawing import Example, Row
 
-from tinygpt.function import no_grad
+from tinygpt.graph import no_grad
 from tinygpt.tensor import Tensor
 from tinygpt.testing import backward_of
 

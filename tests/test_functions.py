@@ -14,7 +14,8 @@ import pytest
 import tinygpt as tg
 from tinygpt import nn, ops, optim
 from tinygpt.errors import DtypeError, UsageError
-from tinygpt.function import Function, NonFiniteError
+from tinygpt.function import Function
+from tinygpt.graph import NonFiniteError
 from tinygpt.tensor import Tensor
 
 

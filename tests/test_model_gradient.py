@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from kernel_rule import EPS32
 from test_checker import each_gradient
 
-from tinygpt.function import Function, no_grad
+from tinygpt.function import Function
 from tinygpt.gpt import GPT, GPTConfig
+from tinygpt.graph import no_grad
 from tinygpt.kernel import use_kernels
 from tinygpt.testing import STEP
 

@@ -15,7 +15,8 @@ from op_checks import as_tuple, assert_close, call, check_against_composed, rand
 import tinygpt.ops
 import tinygpt.optim  # noqa: F401  every operation is imported
 from tinygpt.backends import get
-from tinygpt.function import Function, no_grad
+from tinygpt.function import Function
+from tinygpt.graph import no_grad
 from tinygpt.kernel import use_kernels
 from tinygpt.tensor import Tensor
 from tinygpt.testing import backward_of, check_gradients

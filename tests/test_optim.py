@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tinygpt import UsageError, optim, tensor
-from tinygpt.function import NonFiniteError
+from tinygpt.graph import NonFiniteError
 from tinygpt.kernel import REGISTRY
 from tinygpt.optim import SGD, AdamW, clip_coefficient, clip_grad_norm, grad_norm, regularization, schedules
 from tinygpt.testing import check_gradients

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from tinygpt.data import open_tokens
 from tinygpt.errors import UsageError
-from tinygpt.function import no_grad
 from tinygpt.generation import log_likelihood, perplexity, score
 from tinygpt.generation.scoring import Windows
 from tinygpt.gpt import GPT, GPTConfig
+from tinygpt.graph import no_grad
 from tinygpt.training import evaluate
 
 V, BLOCK = 13, 8

@@ -13,7 +13,8 @@ import pytest
 import tinygpt as tg
 from tinygpt import ops
 from tinygpt.errors import GraphFreedError, ShapeError, UsageError
-from tinygpt.function import Function, NonFiniteError
+from tinygpt.function import Function
+from tinygpt.graph import NonFiniteError
 from tinygpt.tensor import Tensor
 from tinygpt.testing import check_gradients
 

@@ -16,8 +16,8 @@ from training_helpers import QUICK, SHAPE, TOKENS, TRAIN, VALIDATION, assert_sam
 
 from tinygpt.data import RandomBatches
 from tinygpt.errors import CheckpointError, UsageError
-from tinygpt.function import no_grad
 from tinygpt.gpt import GPT, GPTConfig
+from tinygpt.graph import no_grad
 from tinygpt.optim import AdamW, clip_grad_norm, schedules
 from tinygpt.training import (
     CheckpointFolder,

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from . import console, ops  # noqa: F401  console first: Ctrl-C then ends the command while it still imports
 from .backends import use_backend
-from .function import Function, detect_anomaly, no_grad
+from .function import Function
+from .graph import detect_anomaly, no_grad
 from .tensor import Tensor, tensor
 
 __version__ = "0.1.0"

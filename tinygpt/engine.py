@@ -17,9 +17,10 @@ from . import backends
 from .backends.precision import is_16_bit, is_floating
 from .changes import check_unchanged, memory_of
 from .errors import DtypeError, GraphFreedError, ShapeError, UsageError
-from .function import Function, adding, as_array, check_finite, mode
+from .graph import adding, as_array, check_finite, mode
 
 if TYPE_CHECKING:
+    from .function import Function
     from .tensor import Tensor
 
 
@@ -52,7 +53,7 @@ def _reachable(root: Function) -> list[Function]:
     stack = [root]
     while stack:
         for parent in stack.pop().parents:
-            if isinstance(parent, Function) and parent not in seen:
+            if parent is not None and not parent.is_leaf and parent not in seen:
                 seen.add(parent)
                 stack.append(parent)
     return sorted(seen, key=lambda node: node.order)
@@ -69,14 +70,14 @@ def _step(
     for i, (parent, output, grad) in enumerate(zip(node.parents, node.parent_outputs, grads, strict=True)):
         if parent is None or (grad is None and len(received) > 1 and any(g is None for g in received)):
             continue
-        shape = parent.outputs[output][0] if isinstance(parent, Function) else parent.shape
+        shape = parent.shape if parent.is_leaf else parent.outputs[output][0]
         if grad is None or grad.shape != shape:
             raise _wrong_gradient(node, i, grad, shape)
         alone = held.count(id(memory_of(grad))) == 1
-        if isinstance(parent, Function):
-            _add_pending(parent, output, grad, alone, pending, owned)
-        else:
+        if parent.is_leaf:
             accumulate(parent, grad, fresh=alone and grad.base is None)
+        else:
+            _add_pending(parent, output, grad, alone, pending, owned)
 
 
 def _gradients(node: Function, received: list[Any], owned: bool) -> tuple[Any, ...]:

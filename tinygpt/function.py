@@ -37,32 +37,17 @@ whatever is made again is made in one step, however long the chain of such opera
 from __future__ import annotations
 
 import contextlib
-import threading
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from .backends import array_module, different_backends, is_array, name_of
-from .backends.precision import is_floating, widened
+from .backends.precision import is_floating
 from .changes import clock
 from .errors import DtypeError, UsageError
-
-if TYPE_CHECKING:
-    from .tensor import Tensor
-
-
-class _Mode(threading.local):
-    grad_enabled = True
-    detect_anomaly = False
-
-
-mode = _Mode()
-adding = threading.RLock()  # held while a leaf's gradient is read and added to: two threads may share a leaf
-
-
-class NonFiniteError(UsageError, ArithmeticError):
-    """An operation produced a NaN or an infinity while `detect_anomaly` was on."""
+from .graph import adding, as_array, check_finite, mode
+from .tensor import Tensor
 
 
 class Remade(NamedTuple):
@@ -84,7 +69,7 @@ class Function:
     zeros_for_unused: bool = False  # in backward: an output that nobody used has a gradient of zeros, not None
     outputs: tuple[tuple[tuple[int, ...], Any], ...] = ()  # (shape, dtype) of each output
     order: int = -1
-    result_class: Any = None  # Tensor, which is defined above this module and says so here
+    is_leaf = False  # what an input came from is a node, like this, or a leaf: a tensor that nothing made
 
     def forward(self, *arrays: Any, **options: Any) -> Any:
         """Plain arrays in, a plain array or a tuple of them out."""
@@ -125,7 +110,7 @@ class Function:
         returns it has nothing else to do: no other thread adds to it meanwhile."""
         with adding:
             leaf = self.parents[i] if self.parents else None
-            yield None if leaf is None or isinstance(leaf, Function) else leaf.present_grad("backward()", writable=True)
+            yield leaf.present_grad("backward()", writable=True) if leaf is not None and leaf.is_leaf else None
 
     def free(self) -> None:
         """Let go of everything: a later backward() through this node says so."""
@@ -160,7 +145,7 @@ class Function:
                 results[i] = _as_output(cls.__name__, array, arrays, several)
         if mode.detect_anomaly:
             check_finite(node.name, "forward", results, arrays)
-        made = tuple([cls.result_class(array, wants and is_floating(array.dtype)) for array in results])
+        made = tuple([Tensor(array, wants and is_floating(array.dtype)) for array in results])
         if wants:
             node.keep_less(inputs)
             node.order = next(clock)
@@ -172,15 +157,10 @@ class Function:
         return made if several else made[0]
 
 
-def as_array(value: Any) -> Any:
-    """NumPy computes scalars from arrays without axes; a tensor and a gradient are arrays all the same."""
-    return np.asarray(value) if isinstance(value, np.generic) else value
-
-
 def _no_tensors(name: str, inputs: Sequence[Any]) -> UsageError:
     """The error for inputs of an operation that are no tensors."""
     for i, value in enumerate(inputs):
-        if not isinstance(value, Function.result_class):
+        if not isinstance(value, Tensor):
             return DtypeError(
                 f"{name}.apply: input {i} must be a tensor, not {type(value).__name__}: make one with "
                 "tinygpt.tensor(...), or hand it over by keyword if it is an option"
@@ -200,66 +180,3 @@ def _as_output(name: str, value: Any, inputs: Sequence[Any], several: bool) -> A
             "on plain arrays, without tensors"
         )
     return value
-
-
-# Anomalies ------------------------------------------------------------------------------------------
-
-
-def check_finite(name: str, when: str, results: Iterable[Any], inputs: Iterable[Any]) -> None:
-    """Raise when something in `results` is not finite and `inputs` don't explain it, or when these hold a NaN.
-
-    An infinity that comes from an infinity (a mask of -inf added to scores) is nobody's fault.
-    """
-    bad = _worst(results)
-    if bad is None:
-        return
-    given = [array for array in inputs if array is not None]
-    shapes = ", ".join(str(tuple(array.shape)) for array in given)
-    before = _worst(given)
-    if before == "nan":
-        raise NonFiniteError(
-            f"{name} was given nan in its {when} pass (inputs of shape {shapes}): it comes from the data, or from an "
-            "operation outside detect_anomaly()"
-        )
-    if before is None or bad == "nan":
-        raise NonFiniteError(
-            f"{name} is the first operation to produce {bad} in its {when} pass (inputs of shape {shapes})"
-        )
-
-
-def _worst(arrays: Iterable[Any]) -> str | None:
-    """ "nan" or "inf", when there is one in these arrays."""
-    found = None
-    for array in arrays:
-        if array is None or not is_floating(array.dtype):
-            continue
-        xp, array = array_module(array), widened(array)
-        if not bool(xp.isfinite(array).all()):
-            if bool(xp.isnan(array).any()):
-                return "nan"
-            found = "inf"
-    return found
-
-
-@contextlib.contextmanager
-def no_grad() -> Iterator[None]:
-    """Inside the block no graph is made and nothing is saved for a backward pass."""
-    previous, mode.grad_enabled = mode.grad_enabled, False
-    try:
-        yield
-    finally:
-        mode.grad_enabled = previous
-
-
-@contextlib.contextmanager
-def detect_anomaly(enabled: bool = True) -> Iterator[None]:
-    """Inside the block the first operation that produces a NaN or an infinity raises NonFiniteError, and so does one
-    that is given a NaN from outside. An infinity that was an infinity before passes.
-
-    Looks at every array twice, so a step takes about twice as long.
-    """
-    previous, mode.detect_anomaly = mode.detect_anomaly, enabled
-    try:
-        yield
-    finally:
-        mode.detect_anomaly = previous

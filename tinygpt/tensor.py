@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -31,7 +31,10 @@ from .backends.precision import is_floating
 from .changes import note_change
 from .engine import accumulate, backward_pass
 from .errors import DtypeError, ShapeError, UsageError
-from .function import Function, as_array
+from .graph import as_array
+
+if TYPE_CHECKING:
+    from .function import Function
 
 
 class Tensor:
@@ -271,9 +274,6 @@ class Tensor:
     __ge__: Callable[..., Tensor]
     __rpow__: Callable[..., Tensor]
     T: Any
-
-
-Function.result_class = Tensor
 
 
 def _checked_array(data: Any) -> Any:

@@ -27,7 +27,8 @@ from typing import Any
 import numpy as np
 
 from .errors import DtypeError, UsageError
-from .function import Function, no_grad
+from .function import Function
+from .graph import no_grad
 from .tensor import Tensor
 
 STEP = 1e-5

@@ -32,7 +32,7 @@ from .. import backends
 from ..backends import numpy as numpy_backend
 from ..checks import whole_number
 from ..errors import RangeError, ShapeError, UsageError
-from ..function import no_grad
+from ..graph import no_grad
 from ..ops.decode_block import BlockWeights, decode_block
 from ..ops.layer_norm import layer_norm_forward
 from ..ops.packed import few_rows_product_transposed, rows_of

@@ -27,8 +27,8 @@ from .. import backends, console
 from ..checks import whole_number
 from ..data.tokens import check_tokens
 from ..errors import UsageError
-from ..function import no_grad
 from ..gpt import GPT
+from ..graph import no_grad
 from ..nn.known import keeps
 from ..ops.cross_entropy import cross_entropy_forward
 from ..ops.linear_cross_entropy import blocks

@@ -15,7 +15,7 @@ import numpy as np
 
 from .. import backends
 from ..errors import RangeError, ShapeError, UsageError
-from ..function import no_grad
+from ..graph import no_grad
 from ..plain_gpt import difference_from_gpt2
 from .decoder import Decoder, checked_capacity, evaluating, integers
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from ..backends import array_module, different_backends, is_array
 from ..errors import ShapeError, UsageError
-from ..function import mode
+from ..graph import mode
 from ..tensor import Tensor, as_tensor
 from ._shapes import broadcast_shape
 

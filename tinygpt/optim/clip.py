@@ -25,7 +25,7 @@ import numpy as np
 from ..backends import array_module
 from ..checks import number
 from ..errors import DtypeError
-from ..function import NonFiniteError
+from ..graph import NonFiniteError
 from ..kernel import kernel
 from ..tensor import Tensor
 

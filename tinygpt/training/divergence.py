@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .. import backends
-from ..function import NonFiniteError, detect_anomaly
+from ..graph import NonFiniteError, detect_anomaly
 
 if TYPE_CHECKING:
     from .loop import Trainer

@@ -10,8 +10,8 @@ import numpy as np
 from .. import console
 from ..data import RandomBatches, SequentialBatches
 from ..errors import UsageError
-from ..function import no_grad
 from ..gpt import GPT
+from ..graph import no_grad
 from ..nn import Module
 from .accumulation import count_targets
 

@@ -29,8 +29,8 @@ from .. import backends
 from ..backends.cupy_graph import CaptureError, Recorder
 from ..data.batches import IGNORED
 from ..errors import UsageError
-from ..function import mode
 from ..gpt import GPT
+from ..graph import mode
 from ..tensor import Tensor
 
 WARM_UP = 2  # batches that run as usual before there is a graph

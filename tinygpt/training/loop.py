@@ -32,8 +32,8 @@ import numpy as np
 
 from ..backends.precision import activation_dtype
 from ..data import RandomBatches, SequentialBatches
-from ..function import NonFiniteError, detect_anomaly
 from ..gpt import GPT
+from ..graph import NonFiniteError, detect_anomaly
 from ..optim import AdamW, clip_coefficient, grad_norm, schedules
 from ..tensor import Tensor
 from .accumulation import accumulate
