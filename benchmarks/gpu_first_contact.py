@@ -252,7 +252,7 @@ def model() -> None:
 def burst_of(config: Any, dtype: str, graphs: str, batch: int, length: int) -> tuple[Any, Any, Any]:
     """(one step's function, the passes, the optimizer): as the training loop takes a step."""
     import tinygpt as tg
-    from tinygpt.training.graph import Passes
+    from tinygpt.training.graphed_step import Passes
 
     net = make_model(config).to(BACKEND)
     parameters, optimizer = (

@@ -23,7 +23,7 @@ import tinygpt as tg
 from tinygpt._ext import cuda
 from tinygpt.backends import cupy_graph, cupy_kernels
 from tinygpt.errors import UsageError
-from tinygpt.training.graph import Passes
+from tinygpt.training.graphed_step import Passes
 
 pytestmark = pytest.mark.skipif(cuda_emulator.COMPILER is None, reason="no C++ compiler (g++, c++ or clang++)")
 

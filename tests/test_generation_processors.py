@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 
 from tinygpt import UsageError
 from tinygpt.generation import GenerationConfig, Rows
-from tinygpt.generation.choice import draw, invert, process, uniforms
+from tinygpt.generation.token_sampler import draw, invert, process, uniforms
 from tinygpt.generation.processors import (
     BadWords,
     BeginSuppressTokens,

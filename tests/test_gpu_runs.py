@@ -20,11 +20,11 @@ from training_helpers import SHAPE, make_trainer, outcome
 
 import tinygpt as tg
 from tinygpt import backends
-from tinygpt.backends.cupy_products import product
+from tinygpt.backends.cupy_matmul import product
 from tinygpt.backends.precision import activation_dtype
 from tinygpt.errors import UsageError
 from tinygpt.training import read_metrics
-from tinygpt.training.graph import Passes
+from tinygpt.training.graphed_step import Passes
 
 pytestmark = pytest.mark.gpu
 

@@ -19,7 +19,7 @@ A replay repeats the launches with the very arguments that they were captured wi
   to call cuBLAS while a stream is captured, because it can't tell whether the workspace would last. Here it does;
 - **nobody waits** for the GPU and no result is looked at: CuPy and CUDA refuse that. A number that Python computes from
   results, or that differs from step to step, has no place in a graph; who uses one must compare
-  (`tinygpt.training.graph` compares a replay with the step itself, bit for bit, before it trusts it).
+  (`tinygpt.training.graphed_step` compares a replay with the step itself, bit for bit, before it trusts it).
 
 Source: NVIDIA, "CUDA C++ Programming Guide", CUDA Graphs, "Creating a graph using stream capture"; cuBLAS's manual,
 section "CUDA Graphs Support".

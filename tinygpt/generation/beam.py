@@ -30,10 +30,10 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import UsageError
-from .choice import Uniforms, check_finite, invert, log_softmax, weights_of
+from .token_sampler import Uniforms, check_finite, invert, log_softmax, weights_of
 from .options import WHERE
 from .processors import Processor, Rows
-from .reader import Reader
+from .row_decoder import Reader
 from .sampler import Generated, Request
 from .stopping import DEAD_END
 from .truncation import truncations

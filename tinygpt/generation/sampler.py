@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import UsageError
-from .choice import Choice, Chooser, Uniforms, request_seed
+from .token_sampler import Choice, Chooser, Uniforms, request_seed
 from .config_file import config_from_dict
 from .options import DEFAULT_NEW_TOKENS, WHERE, GenerationConfig, check_vocabulary
 from .processors import Processor, history_processors, user_processors
 from .prompts import Prompts, read_prompts
-from .reader import Reader
+from .row_decoder import Reader
 from .stopping import BLOCK, DEAD_END, LENGTH, Stopping, check_tokenizer
 
 if TYPE_CHECKING:

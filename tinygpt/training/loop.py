@@ -42,7 +42,7 @@ from .config import TrainingConfig, schedule_notes
 from .divergence import DivergedError, diverged, first_cause
 from .evaluation import Batches, FixedPart, in_mode, mean_loss
 from .folder import METRICS, PICTURE, RunFolder
-from .graph import Passes
+from .graphed_step import Passes
 from .interrupt import StopRequest
 from .loss_scale import LossScale
 from .outcome import CallbackError, Progression, TrainingResult
