@@ -250,9 +250,9 @@ def model() -> None:
 
 
 def burst_of(config: Any, dtype: str, graphs: str, batch: int, length: int) -> tuple[Any, Any, Any]:
-    """(one step's function, the passes, the optimizer): as the training loop takes a step."""
+    """(one step's function, the graphed step, the optimizer): as the training loop takes a step."""
     import tinygpt as tg
-    from tinygpt.training.graphed_step import Passes
+    from tinygpt.training.graphed_step import GraphedStep
 
     net = make_model(config).to(BACKEND)
     parameters, optimizer = (
@@ -267,26 +267,26 @@ def burst_of(config: Any, dtype: str, graphs: str, batch: int, length: int) -> t
         loss.backward()
         return loss
 
-    passes = Passes(net, work, "off" if DRY else graphs)
-    count, spent = [0], {"passes": 0.0, "norm": 0.0, "adamw": 0.0}
+    graphed = GraphedStep(net, work, "off" if DRY else graphs)
+    count, spent = [0], {"step": 0.0, "norm": 0.0, "adamw": 0.0}
 
     def step() -> float:
         a = time.perf_counter()
         with net.compute_in(dtype if not DRY else "float32"):
-            loss = passes(*pairs[count[0] % 4])
+            loss = graphed(*pairs[count[0] % 4])
         b = time.perf_counter()
         norm = tg.optim.grad_norm(parameters)  # waits
         c = time.perf_counter()
         optimizer.step(grad_scale=tg.optim.clip_coefficient(norm, 1.0))
         optimizer.zero_grad()
-        for name, seconds in (("passes", b - a), ("norm", c - b), ("adamw", time.perf_counter() - c)):
+        for name, seconds in (("step", b - a), ("norm", c - b), ("adamw", time.perf_counter() - c)):
             spent[name] += seconds
         count[0] += 1
         return float(loss.item())
 
     step.spent = spent  # type: ignore[attr-defined]
     step.pairs = pairs  # type: ignore[attr-defined]
-    return step, passes, optimizer
+    return step, graphed, optimizer
 
 
 def graph() -> None:
@@ -305,9 +305,9 @@ def graph() -> None:
                 runs = {}
                 for mode in ("on", "off"):
                     poison()
-                    step, passes, _ = burst_of(shape, dtype, mode, 4, T if DRY else 256)
+                    step, graphed, _ = burst_of(shape, dtype, mode, 4, T if DRY else 256)
                     runs[mode] = [step() for _ in range(12)]
-                    put(f"graph {dtype} {mode}: replays", passes.replays)
+                    put(f"graph {dtype} {mode}: replays", graphed.replays)
                 put(
                     f"graph {dtype}: greatest difference of 12 losses, on and off",
                     max(abs(a - b) for a, b in zip(runs["on"], runs["off"], strict=False)),
@@ -459,7 +459,7 @@ def steps() -> None:
                 if dtype == "float32" and (mode == "off" or name == "gpt2"):
                     continue
                 with attempt(f"steps {name} {dtype} {mode}"):
-                    step, passes, _optimizer = burst_of(config, dtype, mode, batch, length)
+                    step, graphed, _optimizer = burst_of(config, dtype, mode, batch, length)
                     for _ in range(5):
                         step()
                     for key in step.spent:
@@ -472,13 +472,13 @@ def steps() -> None:
                     label = f"step {name} {dtype} graphs {mode}"
                     put(f"{label}: {batch * length / took * 1e3:,.0f} tokens/s", took, "ms")
                     put(
-                        f"{label}: host ms in passes, norm (waits), adamw",
+                        f"{label}: host ms in step, norm (waits), adamw",
                         " ".join(f"{s / count * 1e3:.2f}" for s in step.spent.values()),
                     )
-                    if passes.replays:
-                        kept = next(k for k in passes.kinds.values() if k.graph is not None)
+                    if graphed.replays:
+                        kept = next(k for k in graphed.kinds.values() if k.graph is not None)
                         put(f"{label}: a replay alone", ms(lambda: kept.graph.replay(step.pairs[0], 0), 5, 3), "ms")
-                        mb = passes.recorder.pool.total_bytes() / 1e6
+                        mb = graphed.recorder.pool.total_bytes() / 1e6
                         put(f"{label}: memory of the graph", mb, "MB")
     if DRY:
         return

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import tinygpt as tg
 from tinygpt import GPT, GPTConfig, backends
 from tinygpt.backends.precision import activation_dtype
-from tinygpt.training.graphed_step import Passes
+from tinygpt.training.graphed_step import GraphedStep
 
 BABY = GPTConfig(vocab_size=65, block_size=256, n_layer=6, n_head=6, n_embd=384, bias=False)
 GPT2 = GPTConfig(vocab_size=50257, block_size=1024, n_layer=12, n_head=12, n_embd=768)
@@ -61,12 +61,12 @@ def tinygpt_burst(preset: str, dtype: str, graphs: bool) -> Callable[[int], Figu
         loss.backward()
         return loss
 
-    passes = Passes(model, work, "on" if graphs else "off")
+    graphed_step = GraphedStep(model, work, "on" if graphs else "off")
 
     def step() -> float:
         nonlocal done
         with model.compute_in("bfloat16") if dtype == "bfloat16" else contextlib.nullcontext():
-            loss = passes(*data[done % len(data)])
+            loss = graphed_step(*data[done % len(data)])
         norm = tg.optim.grad_norm(parameters)
         optimizer.step(grad_scale=tg.optim.clip_coefficient(norm, 1.0))
         optimizer.zero_grad()
@@ -79,7 +79,9 @@ def tinygpt_burst(preset: str, dtype: str, graphs: bool) -> Callable[[int], Figu
         losses = [step() for _ in range(steps)]
         end.record()
         end.synchronize()
-        held = backends.get("cupy").memory().held + (passes.recorder.pool.total_bytes() if passes.recorder else 0)
+        held = backends.get("cupy").memory().held + (
+            graphed_step.recorder.pool.total_bytes() if graphed_step.recorder else 0
+        )
         return Figures(cupy.cuda.get_elapsed_time(start, end) / steps, losses[-1], held)
 
     return burst

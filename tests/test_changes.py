@@ -75,7 +75,7 @@ CHANGES: dict[str, Callable[[Tensor], None]] = {
         lambda p, x: ops.layer_norm(x @ p.detach(), p[0]),  # saved, though no gradient goes there
         lambda p, x: ops.linear(ops.gelu(p), p),
     ],
-    ids=["itself", "a view", "detached", "made again"],
+    ids=["itself", "a view", "detached", "recomputed"],
 )
 def test_a_parameter_that_is_changed_before_backward_is_noticed(how: str, function: Any) -> None:
     p, x = leaf(3, 3), leaf(2, 3, seed=1)
@@ -134,7 +134,7 @@ def test_what_is_known_of_changes_goes_with_the_arrays() -> None:
     assert len(changes._changes) == before
 
 
-# Results that could be made again -----------------------------------------------------------------
+# Recomputable results -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("how", ["new array", "in place", "elements, and said so"])

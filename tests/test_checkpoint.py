@@ -224,7 +224,7 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path: Path, monkeypatch: py
     real, calls = module.atomic_write, [0]
 
     def full(path: Path, mode: str = "wb") -> Any:
-        if trainer.at.step == 8:
+        if trainer.state.step == 8:
             calls[0] += 1
             if calls[0] == failing:
                 raise OSError(errno.ENOSPC, "No space left on device")

@@ -23,7 +23,7 @@ import tinygpt as tg
 from tinygpt._ext import cuda
 from tinygpt.backends import cupy_graph, cupy_kernels
 from tinygpt.errors import UsageError
-from tinygpt.training.graphed_step import Passes
+from tinygpt.training.graphed_step import GraphedStep
 
 pytestmark = pytest.mark.skipif(cuda_emulator.COMPILER is None, reason="no C++ compiler (g++, c++ or clang++)")
 
@@ -68,14 +68,14 @@ def batch(step: int, rows: int = 2) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Run:
-    """A model, and its steps' losses and gradients; `mode` as in Passes."""
+    """A model, and its steps' losses and gradients; `mode` as in GraphedStep."""
 
     def __init__(self, mode: str = "auto", dtype: str = "float32", **shape: Any) -> None:
         self.dtype = dtype
         self.model = tg.GPT(tg.GPTConfig(vocab_size=11, **(SHAPE | {"n_layer": 1} | shape)), seed=1).to("cupy")
         self.optimizer = tg.optim.AdamW(self.model.named_parameters(), lr=1e-2)
         self.said: list[str] = []
-        self.passes = Passes(self.model, self.work, mode, self.said.append)
+        self.graphed_step = GraphedStep(self.model, self.work, mode, self.said.append)
 
     def work(self, inputs: np.ndarray, targets: np.ndarray, scale: float = 1.0) -> Any:
         with self.model.compute_in(self.dtype):
@@ -85,7 +85,7 @@ class Run:
 
     def step(self, number: int, batches: int = 1, rows: int = 2, scale: float = 1.0) -> list[np.ndarray]:
         """Loss, gradients and weights of one step, which ends with an update of a rate of its own."""
-        losses = [self.passes(*batch(batches * number + i, rows), scale) for i in range(batches)]
+        losses = [self.graphed_step(*batch(batches * number + i, rows), scale) for i in range(batches)]
         found = [*(loss.numpy() for loss in losses), *(p.grad.get() for p in self.model.parameters())]
         self.optimizer.lr = 0.01 / (number + 1)
         self.optimizer.step(grad_scale=1 / scale)
@@ -104,8 +104,8 @@ def test_a_replayed_step_has_the_bits_of_the_step(options: Any) -> None:
     for step in range(7):
         assert_same(on.step(step, **options), off.step(step, **options))
         assert on.model.generator.state_dict() == off.model.generator.state_dict()
-    assert on.passes.replays >= 4 * options.get("batches", 1) - 1
-    assert off.passes.replays == 0
+    assert on.graphed_step.replays >= 4 * options.get("batches", 1) - 1
+    assert off.graphed_step.replays == 0
     assert on.said == []
 
 
@@ -113,25 +113,25 @@ def test_in_16_bits() -> None:
     on, off = Run("on", "float16"), Run("off", "float16")
     for step in range(5):
         assert_same(on.step(step, scale=64.0), off.step(step, scale=64.0))
-    assert on.passes.replays >= 2
+    assert on.graphed_step.replays >= 2
 
 
 def test_a_replay_launches_no_kernel_from_python(monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run("on")
     for step in range(4):
         run.step(step)
-    monkeypatch.setattr(run.passes, "work", None)
+    monkeypatch.setattr(run.graphed_step, "work", None)
     monkeypatch.setattr(run.model, "loss", None)
-    replays = run.passes.replays
+    replays = run.graphed_step.replays
     run.step(4)
-    assert run.passes.replays == replays + 1
+    assert run.graphed_step.replays == replays + 1
 
 
 def test_another_shape_and_another_scale_have_graphs_of_their_own() -> None:
     on, off = Run("on"), Run("off")
     for step, (rows, scale) in enumerate([(2, 1.0), (2, 1.0), (3, 1.0), (2, 1.0), (2, 4.0), (3, 1.0), (2, 1.0)] * 2):
         assert_same(on.step(step, rows=rows, scale=scale), off.step(step, rows=rows, scale=scale))
-    assert on.passes.replays >= 4
+    assert on.graphed_step.replays >= 4
     assert on.said == []
 
 
@@ -151,14 +151,14 @@ def test_ignored_targets_and_anomaly_detection_take_the_usual_way() -> None:
     run = Run("on")
     for step in range(4):
         run.step(step)
-    replays = run.passes.replays
+    replays = run.graphed_step.replays
     inputs, targets = batch(5)
     targets[0, 0] = -100
-    run.passes(inputs, targets, 1.0)
+    run.graphed_step(inputs, targets, 1.0)
     run.model.zero_grad()
     with tg.detect_anomaly():
-        run.passes(*batch(6), 1.0)
-    assert run.passes.replays == replays
+        run.graphed_step(*batch(6), 1.0)
+    assert run.graphed_step.replays == replays
 
 
 # What must be noticed -------------------------------------------------------------------------------
@@ -171,7 +171,7 @@ def recorded_number(run: Run, number: Callable[[], float]) -> None:
     def work(inputs: np.ndarray, targets: np.ndarray, scale: float) -> Any:
         return usual(inputs, targets, scale * number())
 
-    run.passes.work = work
+    run.graphed_step.work = work
 
 
 @pytest.mark.parametrize("mode", ["auto", "on"])
@@ -186,9 +186,9 @@ def test_a_number_of_the_host_that_changes_is_found_out(mode: str) -> None:
         with pytest.raises(UsageError, match="did not give the bits"):
             run.step(2)
         return
-    assert run.passes.replays == 0
+    assert run.graphed_step.replays == 0
     found = run.step(2)
-    assert run.passes.replays == 1
+    assert run.graphed_step.replays == 1
     assert run.said == [
         "CUDA graphs are not used, because a replayed batch did not give the bits of the batch itself: kernels are "
         "launched one by one, which takes longer"
@@ -205,7 +205,7 @@ def works_with(run: Run, more: Callable[[], object]) -> None:
         more()
         return loss
 
-    run.passes.work = work
+    run.graphed_step.work = work
 
 
 REFUSED: dict[str, tuple[Callable[[Run], object], str]] = {
@@ -227,7 +227,7 @@ def test_what_no_graph_can_hold_ends_in_the_usual_way_and_is_said(name: str) -> 
     works_with(run, lambda: more(run))
     for step in range(4):
         assert_same(run.step(step), expected.step(step))
-    assert run.passes.replays == 0
+    assert run.graphed_step.replays == 0
     assert len(run.said) == 1
     assert words in run.said[0]
     assert "\n" not in run.said[0]
@@ -292,7 +292,7 @@ def test_on_without_a_gpu() -> None:
     with tg.use_backend("numpy"):
         model = tg.GPT(tg.GPTConfig(vocab_size=11, **SHAPE))
         with pytest.raises(UsageError, match="CUDA graphs are for a GPU"):
-            Passes(model, lambda *_: None, "on")  # type: ignore[arg-type, return-value]
+            GraphedStep(model, lambda *_: None, "on")  # type: ignore[arg-type, return-value]
 
 
 # Runs ---------------------------------------------------------------------------------------------
@@ -306,7 +306,7 @@ def test_a_run_with_graphs_has_the_outcome_of_one_without(tmp_path: Path, settin
     trainer = make_trainer(tmp_path / "on", cuda_graphs="on", decay_steps=20, **settings)
     trainer.resume()
     trainer.run()
-    assert trainer.passes.replays >= 7
+    assert trainer.graphed_step.replays >= 7
     found, expected = outcome(tmp_path / "on"), outcome(tmp_path / "off")
     for name in expected:
         if "state" not in name and name != "metrics":  # which hold the settings; and a line where the first run ended
@@ -330,8 +330,10 @@ def test_batches_that_weigh_differently_in_a_step(tmp_path: Path) -> None:
         trainer.run()
         trainers.append(trainer)
     off, on = trainers
-    assert on.passes.replays >= 2 * 13 - 5  # of the 14 steps whose batches weigh the same; the first ones are recorded
-    assert {numbers for _, numbers, *_ in on.passes.kinds} == {(1.0,)}  # none is kept for a weight
+    assert (
+        on.graphed_step.replays >= 2 * 13 - 5
+    )  # of the 14 steps whose batches weigh the same; the first ones are recorded
+    assert {numbers for _, numbers, *_ in on.graphed_step.kinds} == {(1.0,)}  # none is kept for a weight
     assert_same([p.data.get() for p in on.parameters], [p.data.get() for p in off.parameters])
 
 

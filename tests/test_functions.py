@@ -197,8 +197,8 @@ def test_two_threads_add_to_one_leaf(function: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "n"), [("gelu", 1100), ("layer_norm", 1100), ("bias_gelu", 60), ("residual_layer_norm", 1100)]
 )
-def test_a_long_chain_of_results_that_could_be_made_again(name: str, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No recursion, and each is made again at most once for each operation that reads it."""
+def test_a_long_chain_of_recomputable_results(name: str, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No recursion, and each is recomputed at most once for each operation that reads it."""
     x, one = leaf(4), Tensor(np.ones(4, np.float32), requires_grad=True)
     step = {
         "gelu": lambda y: ops.gelu(y),
@@ -210,8 +210,8 @@ def test_a_long_chain_of_results_that_could_be_made_again(name: str, n: int, mon
     for _ in range(n):
         y = step(y)
     made: list[int] = []
-    right = type(y.node).remake
-    monkeypatch.setattr(type(y.node), "remake", lambda node, output: made.append(1) or right(node, output))
+    right = type(y.node).recompute
+    monkeypatch.setattr(type(y.node), "recompute", lambda node, output: made.append(1) or right(node, output))
     (y * one).sum().backward()
     assert np.isfinite(x.grad).all()
     assert len(made) <= n + 1

@@ -10,7 +10,6 @@ from hypothesis.extra import numpy as hnp
 
 from tinygpt import UsageError
 from tinygpt.generation import GenerationConfig, Rows
-from tinygpt.generation.token_sampler import draw, invert, process, uniforms
 from tinygpt.generation.processors import (
     BadWords,
     BeginSuppressTokens,
@@ -24,6 +23,7 @@ from tinygpt.generation.processors import (
     history_processors,
     user_processors,
 )
+from tinygpt.generation.token_sampler import draw, invert, process, uniforms
 from tinygpt.generation.truncation import MinP, Temperature, TopK, TopP, TypicalP, truncations
 from tinygpt.random import words
 

@@ -8,7 +8,7 @@ from generation_helpers import CONFIG, PROMPTS, make, ragged
 from slow_decoder import SlowDecoder
 
 from tinygpt import GPT, UsageError
-from tinygpt.generation import reader, stream
+from tinygpt.generation import row_decoder, stream
 
 SAMPLED = {"temperature": 1.3, "top_k": 9, "top_p": 0.95}
 LONG = {"block_size": 32}  # room for everything
@@ -33,7 +33,7 @@ class Counting(SlowDecoder):
 @pytest.fixture
 def calls(monkeypatch):
     Counting.calls = []
-    monkeypatch.setattr(reader, "decoder_for", Counting)
+    monkeypatch.setattr(row_decoder, "decoder_for", Counting)
     return Counting.calls
 
 
@@ -43,7 +43,7 @@ def test_the_decoder_gives_what_the_whole_model_gives(monkeypatch):
     options = {"seed": 4, "eos_token_id": 3, "pad_token_id": 0, "num_return_sequences": 2, **SAMPLED}
     cached = model.generate(ragged(), 12, **options)
     beams = model.generate(ragged(), 9, do_sample=False, num_beams=3, eos_token_id=3)
-    monkeypatch.setattr(reader, "decoder_for", SlowDecoder)
+    monkeypatch.setattr(row_decoder, "decoder_for", SlowDecoder)
     np.testing.assert_array_equal(model.generate(ragged(), 12, **options), cached)
     np.testing.assert_array_equal(model.generate(ragged(), 9, do_sample=False, num_beams=3, eos_token_id=3), beams)
 

@@ -2,7 +2,7 @@
 
 Elsewhere each is skipped, with the sentence of what is missing. Operations, kernels and the rest: `test_gpu.py` and
 `test_gpu_kernels.py`. What is asked of a graph here is that CUDA takes the capture at all (mode "on" fails where it
-does not), and that a replay has the bits of the batch, which `Passes` compares by itself on the third batch; these
+does not), and that a replay has the bits of the batch, which `GraphedStep` compares by itself on the third batch; these
 tests do it again on many.
 """
 
@@ -24,7 +24,7 @@ from tinygpt.backends.cupy_matmul import product
 from tinygpt.backends.precision import activation_dtype
 from tinygpt.errors import UsageError
 from tinygpt.training import read_metrics
-from tinygpt.training.graphed_step import Passes
+from tinygpt.training.graphed_step import GraphedStep
 
 pytestmark = pytest.mark.gpu
 
@@ -145,19 +145,19 @@ def test_each_replay_has_the_bits_of_its_batch(dtype: str, batches: int) -> None
         found = [run(*batch(batches * step + i)).numpy() for i in range(batches)]
         return [*found, *(to_host(p.grad).copy() for p in parameters)]
 
-    passes = Passes(model, work, "on")
+    graphed_step = GraphedStep(model, work, "on")
     for step in range(12):
         stream = model.generator.stream
-        found = gradients(passes, step)
-        if passes.replays > 3 * batches:
+        found = gradients(graphed_step, step)
+        if graphed_step.replays > 3 * batches:
             optimizer.zero_grad()
             model.generator.stream = stream
-            with passes.recorder.warm_up():
+            with graphed_step.recorder.warm_up():
                 expected = gradients(work, step)
             assert all(np.array_equal(f, e) for f, e in zip(found, expected, strict=True))
         optimizer.step()
         optimizer.zero_grad()
-    assert passes.replays >= 5 * batches
+    assert graphed_step.replays >= 5 * batches
 
 
 def test_a_run_with_graphs_and_one_without_agree(tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_a_run_with_graphs_and_one_without_agree(tmp_path: Path) -> None:
     for graphs in ("on", "off"):
         trainer = make_trainer(tmp_path / graphs, steps=200, log_every=1, lr=1e-3, cuda_graphs=graphs)
         trainer.run()
-        assert (trainer.passes.replays > 190) == (graphs == "on")
+        assert (trainer.graphed_step.replays > 190) == (graphs == "on")
     assert np.abs(losses(tmp_path / "on") - losses(tmp_path / "off")).max() <= 1e-3
 
 
@@ -185,11 +185,11 @@ def test_memory_stays_where_it_is_once_there_is_a_graph() -> None:
         loss.backward()
         return loss
 
-    passes = Passes(model, work, "on")
+    graphed_step = GraphedStep(model, work, "on")
     for step in range(12):
-        passes(*batch(step)).item()
+        graphed_step(*batch(step)).item()
         model.zero_grad()
-        held.append(backends.get("cupy").memory().held + passes.recorder.pool.total_bytes())
+        held.append(backends.get("cupy").memory().held + graphed_step.recorder.pool.total_bytes())
     assert len(set(held[4:])) == 1
 
 
@@ -202,9 +202,9 @@ def test_what_waits_for_the_gpu_is_no_graph(capsys: pytest.CaptureFixture[str]) 
         loss.item()
         return loss
 
-    passes = Passes(model, work, "auto")
+    graphed_step = GraphedStep(model, work, "auto")
     for step in range(4):
-        assert np.isfinite(passes(*batch(step)).item())
+        assert np.isfinite(graphed_step(*batch(step)).item())
         model.zero_grad()
-    assert passes.replays == 0
+    assert graphed_step.replays == 0
     assert capsys.readouterr().out.count("CUDA graphs are not used, because ") == 1

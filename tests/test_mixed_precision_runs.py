@@ -159,7 +159,7 @@ def test_a_gradient_that_is_infinite_costs_one_step(tmp_path: Path) -> None:
     def gradients() -> tuple[float, float]:
         loss, norm = real()
         seen.append([host(p.data).tobytes() for p in trainer.parameters])
-        if trainer.at.step == 5:
+        if trainer.state.step == 5:
             trainer.parameters[0].grad[0, 0] = np.inf
             norm = tg.optim.grad_norm(trainer.parameters)
         return loss, norm

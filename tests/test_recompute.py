@@ -1,4 +1,4 @@
-"""What a backward pass keeps and overwrites: outputs that are made again, gradients that are written into."""
+"""What a backward pass keeps and overwrites: outputs that are recomputed, gradients that are written into."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from tinygpt.ops.layer_norm import LayerNorm
 from tinygpt.ops.residual_layer_norm import ResidualLayerNorm
 from tinygpt.tensor import Tensor
 
-REMAKING = (Gelu, GeluErf, BiasGelu, LayerNorm, ResidualLayerNorm)
-REMAKING_ROWS = [row for row in ROWS if any(node.remakes for node in row.nodes)]
+RECOMPUTING = (Gelu, GeluErf, BiasGelu, LayerNorm, ResidualLayerNorm)
+RECOMPUTABLE_ROWS = [row for row in ROWS if any(node.recomputable for node in row.nodes)]
 
 
 @pytest.fixture
@@ -35,20 +35,20 @@ def leaf(rng: np.random.Generator, *shape: int, dtype: Any = np.float32) -> Tens
     return Tensor(rng.standard_normal(shape).astype(dtype), requires_grad=True)
 
 
-def test_these_operations_make_an_output_again() -> None:
-    assert {node for row in REMAKING_ROWS for node in row.nodes if node.remakes} == set(REMAKING)
+def test_these_operations_can_recompute_an_output() -> None:
+    assert {node for row in RECOMPUTABLE_ROWS for node in row.nodes if node.recomputable} == set(RECOMPUTING)
 
 
-@pytest.mark.parametrize("row", REMAKING_ROWS, ids=lambda row: row.name)
+@pytest.mark.parametrize("row", RECOMPUTABLE_ROWS, ids=lambda row: row.name)
 @given(data=st.data(), dtype=st.sampled_from([np.float32, np.float64]))
-def test_an_output_is_made_again_in_the_same_bits(row: Row, data: Any, dtype: Any) -> None:
+def test_an_output_is_recomputed_in_the_same_bits(row: Row, data: Any, dtype: Any) -> None:
     example = data.draw(row.examples)
     tensors = [Tensor(array.astype(dtype), requires_grad=True) for array in example.make()]
     results = row.function(*tensors, **example.options)
     results = results if isinstance(results, tuple) else (results,)
     for result in results:
-        if result.output_index in result.node.remakes:
-            again = result.node.remake(result.output_index)
+        if result.output_index in result.node.recomputable:
+            again = result.node.recompute(result.output_index)
             assert (again.dtype, again.shape) == (result.dtype, result.shape)
             assert np.array_equal(again, result.data)
             assert not np.shares_memory(again, result.data)
@@ -73,8 +73,8 @@ def test_a_model_has_the_same_gradients_as_with_everything_kept(
     monkeypatch: pytest.MonkeyPatch, dropout: float, bias: bool
 ) -> None:
     with_less = gradients(dropout, bias)
-    for operation in REMAKING:
-        monkeypatch.setattr(operation, "remakes", ())
+    for operation in RECOMPUTING:
+        monkeypatch.setattr(operation, "recomputable", ())
     assert all(np.array_equal(a, b) for a, b in zip(with_less, gradients(dropout, bias), strict=True))
 
 
@@ -87,7 +87,7 @@ def test_a_model_has_the_same_gradients_as_with_everything_kept(
         lambda x, w, b: ops.layer_norm(x, w, b),
         lambda x, w, b: ops.residual_layer_norm(x, x * 2.0, w, b)[1],
     ],
-    ids=[node.__name__ for node in REMAKING],
+    ids=[node.__name__ for node in RECOMPUTING],
 )
 def test_the_product_that_reads_it_keeps_nothing(rng: np.random.Generator, make: Any) -> None:
     x, w, b, weight = leaf(rng, 5, 6), leaf(rng, 6), leaf(rng, 6), leaf(rng, 6, 4)
@@ -100,7 +100,7 @@ def test_the_product_that_reads_it_keeps_nothing(rng: np.random.Generator, make:
     assert np.allclose(weight.grad, expected.T @ upstream, rtol=1e-5)
     first = x.grad.copy()
     x.grad = weight.grad = None
-    y.backward(upstream)  # a second time it is made once more
+    y.backward(upstream)  # a second time it is recomputed once more
     assert np.array_equal(x.grad, first)
     assert np.allclose(weight.grad, expected.T @ upstream, rtol=1e-5)
 
@@ -115,7 +115,7 @@ def test_a_detached_output_is_kept(rng: np.random.Generator) -> None:
     assert np.allclose(weight.grad, h.data.T @ np.ones((5, 4), np.float32), rtol=1e-5)
 
 
-def test_a_freed_node_that_is_to_make_an_output_again_says_so(rng: np.random.Generator) -> None:
+def test_a_freed_node_that_is_to_recompute_an_output_says_so(rng: np.random.Generator) -> None:
     x, weight = leaf(rng, 5, 6), leaf(rng, 6, 4)
     h = ops.gelu(x)
     y = ops.linear(h, weight)

@@ -378,14 +378,14 @@ def test_loading_while_a_run_saves(tmp_path: Path) -> None:
     """The checkpoint that is read is replaced meanwhile, at each of the moments of a load."""
     trainer = make_trainer(tmp_path, checkpoint_every=100, eval_every=100)
     trainer.run()
-    trainer.at.step = 21
+    trainer.state.step = 21
     trainer.save()  # the latest, which is not the best and goes when the next is there
     folder, real = CheckpointFolder(tmp_path), CheckpointFolder.entry
 
     def entry(self: CheckpointFolder, which: str = "latest") -> dict[str, Any]:
         found = real(self, which)
-        if trainer.at.step < 25:
-            trainer.at.step += 1
+        if trainer.state.step < 25:
+            trainer.state.step += 1
             trainer.save()
         return found
 

@@ -22,7 +22,7 @@ from tinygpt.optim import AdamW, clip_grad_norm, schedules
 from tinygpt.training import (
     CheckpointFolder,
     DivergedError,
-    FixedPart,
+    FixedBatches,
     StopRequest,
     TrainingConfig,
     evaluate,
@@ -107,7 +107,7 @@ def test_steps_are_those_of_the_documentation(tmp_path: Path, accumulation: int,
 def test_a_run_learns_and_leaves_its_files(tmp_path: Path) -> None:
     tokens = np.tile(np.arange(10), 60)  # each token has one successor: the loss can go to zero
     trainer = make_trainer(tmp_path, train=tokens, steps=120, eval_every=40)
-    trainer.validation = FixedPart(tokens, 3, 8, 2)
+    trainer.validation = FixedBatches(tokens, 3, 8, 2)
     result = trainer.run()
     assert result.step == 120
     assert result.signal is None
@@ -189,7 +189,9 @@ def test_interrupted_and_resumed_is_undisturbed(
     trainer.callbacks.append(raise_signal_at(step, key, number))
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM), threading.current_thread()
     result = trainer.run()
-    assert (result.signal, result.step) == (number, step), f"{trainer.config}, {trainer.at}, handlers were {handlers}"
+    assert (result.signal, result.step) == (number, step), (
+        f"{trainer.config}, {trainer.state}, handlers were {handlers}"
+    )
     assert CheckpointFolder(tmp_path).load().step == step
     again = make_trainer(tmp_path, gradient_accumulation=2)
     again.resume()
@@ -202,7 +204,7 @@ def test_interrupted_inside_an_evaluation(tmp_path: Path, undisturbed: Path) -> 
     batches = list(trainer.validation)
 
     def interrupted() -> Any:
-        if trainer.at.step == 10:
+        if trainer.state.step == 10:
             signal.raise_signal(signal.SIGINT)
         yield from batches
 
@@ -330,7 +332,7 @@ def test_the_step_is_replayed_with_the_same_batch_and_random_numbers(tmp_path: P
     real, seen = trainer._gradients, []
 
     def gradients() -> tuple[float, float]:
-        seen.append((trainer.at.step, trainer.model.generator.state_dict()))
+        seen.append((trainer.state.step, trainer.model.generator.state_dict()))
         return float("nan"), real()[1]
 
     trainer._step()

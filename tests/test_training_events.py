@@ -94,7 +94,7 @@ def test_a_step_that_fails_for_another_reason_leaves_the_steps_before_it_saved(
             raise error
         return calls[-1]
 
-    trainer.passes.work = work
+    trainer.graphed_step.work = work
     with pytest.raises(type(error)) as caught:
         trainer.run()
     assert caught.value is error
@@ -113,7 +113,7 @@ def test_an_evaluation_that_fails_leaves_the_steps_before_it_saved(tmp_path: Pat
     class Once:
         def __iter__(self) -> Any:
             yield batches[0]
-            if trainer.at.step == 10:
+            if trainer.state.step == 10:
                 raise OSError(errno.EIO, "Input/output error")
 
     trainer.validation = Once()
@@ -130,7 +130,7 @@ def test_the_callbacks_hear_of_the_last_step_before_a_run_diverged(tmp_path: Pat
 
     def log(tokens: int) -> None:
         real(tokens)
-        trainer.model.wpe.weight.data[0] = np.nan if trainer.at.step == 15 else 0.0
+        trainer.model.wpe.weight.data[0] = np.nan if trainer.state.step == 15 else 0.0
 
     trainer._log_training = log  # type: ignore[method-assign]
     with pytest.raises(DivergedError, match="the validation loss is nan"):

@@ -28,10 +28,10 @@ Of several outputs some may have gone unused: `backward` is given None for these
 they alone depend on. That is not the same as zeros: a parameter with a gradient of zeros would be decayed by AdamW,
 one without a gradient is left alone. `zeros_for_unused = True` asks for zeros all the same.
 
-An operation that can make an output again from what it saved, at little cost (LayerNorm, GELU), says so in
-`remakes` and defines `remake`. Then an operation that saves that output as its input keeps no array, only
-the way to it: `self.saved` makes it anew. An operation that can make its own output again keeps its inputs as arrays:
-whatever is made again is made in one step, however long the chain of such operations.
+An operation that can cheaply recompute an output from what it saved (LayerNorm, GELU) lists that output in
+`recomputable` and defines `recompute`. An operation that saves such an output as its input then keeps a reference to
+the node instead of the array, and `self.saved` recomputes it. An operation whose own output is recomputable always
+keeps its inputs as arrays, so recomputing takes one step, however long the chain of such operations.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ from .graph import adding, as_array, check_finite, mode
 from .tensor import Tensor
 
 
-class Remade(NamedTuple):
-    """In the place of a saved array: the node, already part of the graph, that makes it again as its output."""
+class Recomputed(NamedTuple):
+    """Stands in for a saved array: the node of the graph, and which of its outputs recomputes the array."""
 
     node: Function
     output: int
@@ -63,8 +63,8 @@ class Function:
     parents: tuple[Any, ...] = ()  # for each input: a Function, a leaf Tensor, or None
     parent_outputs: tuple[int, ...] = ()  # which output of that parent the input was
     needs: tuple[bool, ...] = ()  # which inputs want a gradient
-    kept: Any = ()  # what `save` was given, with a Remade for what can be made again; None once freed
-    remakes: tuple[int, ...] = ()  # which outputs `remake` can make again
+    kept: Any = ()  # what `save` was given, with a Recomputed for each recomputable array; None once freed
+    recomputable: tuple[int, ...] = ()  # the outputs that `recompute` can return
     may_overwrite: bool = False  # in backward: nobody else holds the gradients given to it
     zeros_for_unused: bool = False  # in backward: an output that nobody used has a gradient of zeros, not None
     outputs: tuple[tuple[tuple[int, ...], Any], ...] = ()  # (shape, dtype) of each output
@@ -79,9 +79,9 @@ class Function:
         """The gradient of each output in, the gradient of each input out."""
         raise NotImplementedError(f"{type(self).__name__} defines no backward")
 
-    def remake(self, output: int) -> Any:
-        """An output named in `remakes`, in the same bits, as a new array made from what is saved."""
-        raise NotImplementedError(f"{type(self).__name__} defines no remake")
+    def recompute(self, output: int) -> Any:
+        """An output listed in `recomputable`: a new array, bit-identical, computed from what is saved."""
+        raise NotImplementedError(f"{type(self).__name__} defines no recompute")
 
     def save(self, *arrays: Any) -> None:
         """Keep these for the backward pass."""
@@ -89,20 +89,20 @@ class Function:
 
     @property
     def saved(self) -> tuple[Any, ...]:
-        """What `save` was given. Arrays that are made again are made at each access, and belong to the caller."""
-        return tuple([a.node.remake(a.output) if type(a) is Remade else a for a in self.kept])
+        """What `save` was given. Recomputed arrays are new at each access, and belong to the caller."""
+        return tuple([a.node.recompute(a.output) if type(a) is Recomputed else a for a in self.kept])
 
-    def keep_less(self, inputs: tuple[Tensor, ...]) -> None:
-        """Exchange saved inputs that their nodes can make again for the way to them."""
-        if self.remakes:
-            return  # what is made again from it must not have to be made again itself
-        again = {
-            id(tensor.data): Remade(tensor.node, tensor.output_index)
+    def drop_recomputable(self, inputs: tuple[Tensor, ...]) -> None:
+        """Replace saved inputs that can be recomputed by a reference to the node that recomputes them."""
+        if self.recomputable:
+            return  # recomputing this node's output must not have to recompute its inputs first
+        references = {
+            id(tensor.data): Recomputed(tensor.node, tensor.output_index)
             for tensor in inputs
-            if tensor.node is not None and tensor.output_index in tensor.node.remakes and tensor.as_made
+            if tensor.node is not None and tensor.output_index in tensor.node.recomputable and tensor.unmodified
         }
-        if again:
-            self.kept = tuple([again.get(id(array), array) for array in self.kept])
+        if references:
+            self.kept = tuple([references.get(id(array), array) for array in self.kept])
 
     @contextlib.contextmanager
     def present_gradient(self, i: int) -> Iterator[Any]:
@@ -147,7 +147,7 @@ class Function:
             check_finite(node.name, "forward", results, arrays)
         made = tuple([Tensor(array, wants and is_floating(array.dtype)) for array in results])
         if wants:
-            node.keep_less(inputs)
+            node.drop_recomputable(inputs)
             node.order = next(clock)
             node.parents = tuple([(t.node if t.node is not None else t) if t.requires_grad else None for t in inputs])
             node.parent_outputs = tuple([t.output_index for t in inputs])

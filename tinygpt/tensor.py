@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 class Tensor:
     """An array that remembers how it was computed. Make one with `tinygpt.tensor(...)`."""
 
-    __slots__ = ("__weakref__", "_data", "as_made", "grad", "node", "output_index", "requires_grad")
+    __slots__ = ("__weakref__", "_data", "grad", "node", "output_index", "requires_grad", "unmodified")
     __array_ufunc__ = None  # numpy_array + tensor asks the tensor, not NumPy
     __hash__ = object.__hash__  # by identity, although == compares the elements: a tensor can be a key
 
@@ -50,7 +50,7 @@ class Tensor:
         if requires_grad and not is_floating(data.dtype):
             raise DtypeError(f"only floating-point tensors can require a gradient, not {data.dtype}")
         self._data = data
-        self.as_made = True  # of a result: the array is the one that its operation made, with nothing written into it
+        self.unmodified = True  # of a result: the array is the one its operation returned, and nobody has written to it
         self.grad: Any = None
         self.requires_grad = requires_grad
         self.node: Function | None = None
@@ -64,7 +64,7 @@ class Tensor:
         if self.requires_grad and not is_floating(data.dtype):
             raise DtypeError(f"x.data = array: x requires a gradient, so the array must be floating, not {data.dtype}")
         if self.node is not None:
-            self.as_made = False
+            self.unmodified = False
         elif data is self._data:
             self.mark_changed()
         self._data = data
@@ -75,7 +75,7 @@ class Tensor:
     def mark_changed(self) -> None:
         """Say that the array was written into: a backward pass that needs what was in it before will refuse."""
         note_change([self._data])
-        self.as_made = False
+        self.unmodified = False
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -9,10 +9,10 @@
 | `options` | `GenerationConfig`: the options under transformers' names, checked |
 | `config_file` | generation_config.json |
 | `prompts` | prompts of different length, padding and masks |
-| `reader`, `decoder`, `stepper` | the rows so far, and the model's logits after them |
+| `row_decoder`, `decoder`, `stepper` | the rows so far, and the model's logits after them |
 | `processors` | what the tokens so far change about the next one's scores |
 | `truncation` | temperature, top_k, top_p, min_p, typical_p |
-| `choice` | the best token, or a draw; random numbers |
+| `token_sampler` | the best token, or a draw; random numbers |
 | `stopping` | eos tokens and stop strings |
 | `sampler` | the loop |
 | `beam` | beam search |

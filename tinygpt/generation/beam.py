@@ -30,12 +30,12 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import UsageError
-from .token_sampler import Uniforms, check_finite, invert, log_softmax, weights_of
 from .options import WHERE
 from .processors import Processor, Rows
-from .row_decoder import Reader
+from .row_decoder import RowDecoder
 from .sampler import Generated, Request
 from .stopping import DEAD_END
+from .token_sampler import Uniforms, check_finite, invert, log_softmax, weights_of
 from .truncation import truncations
 
 
@@ -171,18 +171,18 @@ def beam_search(request: Request) -> Generated:
 
 
 def _run(request: Request, active: list[Search], searches: list[Search]) -> None:
-    """Advance all searches side by side until each is done. Their beams are rows of one reader, search by search."""
+    """Advance all searches together until each is done. One RowDecoder holds all their beams as rows."""
     config = request.config
     places = [b for b, search in enumerate(searches) if not search.done]
-    reader = Reader(request.model, [request.prompts.rows[b] for b in places], int(request.limits.max()))
-    logits = reader.start()
+    row_decoder = RowDecoder(request.model, [request.prompts.rows[b] for b in places], int(request.limits.max()))
+    logits = row_decoder.start()
     processors: list[Processor] = [*request.processors, *truncations(config)]
     columns = max(2, 1 + len(config.eos_ids)) * config.num_beams
     numbers = None if config.greedy else Uniforms(request.seed, len(searches), columns)
     while True:
-        log_probs, scores = _score(reader.rows(), logits, config.vocab_size, processors)
+        log_probs, scores = _score(row_decoder.rows(), logits, config.vocab_size, processors)
         rows, ids, first = list[int](), list[int](), 0
-        u = None if numbers is None else numbers(reader.rows().new_tokens)
+        u = None if numbers is None else numbers(row_decoder.rows().new_tokens)
         for b in places:
             search = searches[b]
             own = slice(first, first + len(search.beams))
@@ -194,8 +194,8 @@ def _run(request: Request, active: list[Search], searches: list[Search]) -> None
         places = [b for b in places if not searches[b].done]
         if not places:
             return
-        reader.select(np.array(rows))
-        logits = reader.step(np.array(ids))
+        row_decoder.select(np.array(rows))
+        logits = row_decoder.step(np.array(ids))
 
 
 def _score(

@@ -1,4 +1,4 @@
-"""Reader: the rows of a request, and the model's logits after each of them, within the block and past it.
+"""RowDecoder: the rows of a request, and the model's logits after each of them, within the block and past it.
 
 A row that fits the block lives in the decoder, which keeps its keys and values: a step reads one token. A row longer
 than the block gets its logits from the last block_size tokens, computed anew at each step: positions are learned, so
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 _ROOM = 1024
 
 
-class Reader:
+class RowDecoder:
     """R rows of ids that grow by one token at a time.
 
-        reader = Reader(model, prompts, most_new)
-        logits = reader.start()              # (R, V); may be overwritten by the next step
-        reader.select(rows)                  # row r becomes a copy of old row rows[r]
-        logits = reader.step(ids)            # ids (R,) -> (R, V)
+        decoder = RowDecoder(model, prompts, most_new)
+        logits = decoder.start()             # (R, V); may be overwritten by the next step
+        decoder.select(rows)                 # row r becomes a copy of old row rows[r]
+        logits = decoder.step(ids)           # ids (R,) -> (R, V)
 
-    `most_new`: the most tokens that any row is given. `reader.rows()` are the ids so far, read-only.
+    `most_new`: the most tokens that any row is given. `decoder.rows()` are the ids so far, read-only.
     """
 
     def __init__(self, model: GPT, prompts: Sequence[np.ndarray], most_new: int) -> None:

@@ -5,7 +5,7 @@
         ...                                   # ids (R,): the next token of each row, as soon as it is chosen
 
 The options are the fields of `GenerationConfig`, under transformers' names. Each step asks the model for the logits of
-the next token (`reader`), lets processors change them (`processors`), chooses (`choice`) and sees which rows end
+the next token (`row_decoder`), lets processors change them (`processors`), chooses (`token_sampler`) and sees which end
 (`stopping`); rows that have ended leave the batch and cost nothing. Several beams are searched by `beam`.
 """
 
@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import UsageError
-from .token_sampler import Choice, Chooser, Uniforms, request_seed
 from .config_file import config_from_dict
 from .options import DEFAULT_NEW_TOKENS, WHERE, GenerationConfig, check_vocabulary
 from .processors import Processor, history_processors, user_processors
 from .prompts import Prompts, read_prompts
-from .row_decoder import Reader
+from .row_decoder import RowDecoder
 from .stopping import BLOCK, DEAD_END, LENGTH, Stopping, check_tokenizer
+from .token_sampler import Choice, TokenSampler, Uniforms, request_seed
 
 if TYPE_CHECKING:
     from ..gpt import GPT
@@ -275,11 +275,11 @@ def _steps(request: Request, record: _Record) -> Iterator[np.ndarray]:
     active = np.flatnonzero(limits)  # (A,) the rows that go on
     if not len(active):
         return
-    chooser = Chooser(request.config, request.processors, Uniforms(request.seed, R), record.details)
-    reader, logits = _start(request)
-    held = [request.stopping.begin(ids) for ids in reader.rows()]
+    token_sampler = TokenSampler(request.config, request.processors, Uniforms(request.seed, R), record.details)
+    row_decoder, logits = _start(request)
+    held = [request.stopping.begin(ids) for ids in row_decoder.rows()]
     for step in range(int(limits.max())):
-        choice = chooser(reader.rows(), logits, active)
+        choice = token_sampler(row_decoder.rows(), logits, active)
         goes_on, actives, ids = [], active.tolist(), choice.ids
         dead = _dead_ends(choice, step, everything=len(active) == R)
         for place, token in enumerate(ids.tolist()):
@@ -303,9 +303,9 @@ def _steps(request: Request, record: _Record) -> Iterator[np.ndarray]:
         if not goes_on:
             return
         if len(goes_on) < len(active):
-            reader.select(np.array(goes_on))
+            row_decoder.select(np.array(goes_on))
             active, ids, held = active[goes_on], ids[goes_on], [held[place] for place in goes_on]
-        logits = reader.step(ids)
+        logits = row_decoder.step(ids)
 
 
 def _dead_ends(choice: Choice, step: int, everything: bool) -> Collection[int]:
@@ -318,16 +318,16 @@ def _dead_ends(choice: Choice, step: int, everything: bool) -> Collection[int]:
     return set(dead)
 
 
-def _start(request: Request) -> tuple[Reader, np.ndarray]:
-    """A reader of the rows that can grow, and the first logits. Each prompt is read once, whatever its copies."""
+def _start(request: Request) -> tuple[RowDecoder, np.ndarray]:
+    """A RowDecoder of the rows that can grow, and the first logits. Each prompt is read once, whatever its copies."""
     prompts = [ids for ids, limit in zip(request.prompts.rows, request.limits, strict=True) if limit]
-    reader = Reader(request.model, prompts, int(request.limits.max()))
-    logits = reader.start()
+    row_decoder = RowDecoder(request.model, prompts, int(request.limits.max()))
+    logits = row_decoder.start()
     if request.copies > 1:
         rows = np.repeat(np.arange(len(prompts)), request.copies)
-        reader.select(rows)
+        row_decoder.select(rows)
         logits = logits[rows]
-    return reader, logits
+    return row_decoder, logits
 
 
 def _spread(values: Any, active: np.ndarray, rows: int, fill: float) -> np.ndarray:

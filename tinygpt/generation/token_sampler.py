@@ -1,4 +1,4 @@
-"""Choosing the next token of each row from the model's logits: the best one, or a draw.
+"""Sampling: the next token of each row from the model's logits, the best one or a draw.
 
 Randomness. Row b of step t uses a number that is a pure function of (seed, t, b), made by Philox (`tinygpt.random`).
 So a seed fixes the text, and a row does not depend on how many others there are. With one seed for each prompt, its
@@ -40,8 +40,8 @@ class Choice(NamedTuple):
     alive: np.ndarray | None = None
 
 
-class Chooser:
-    """Logits (R, V) in, the next token of each row out."""
+class TokenSampler:
+    """Logits (R, V) in, the next token of each row out: the greatest, or a draw."""
 
     def __init__(
         self, config: GenerationConfig, processors: Sequence[Processor], numbers: Uniforms | None, details: bool = False
@@ -58,13 +58,13 @@ class Chooser:
         alive = scores.max(axis=1) > -np.inf if self.processors else None
         if alive is not None and not alive.all():
             return self._of_those_alive(rows, scores, logits, active, alive)
-        return self._choose(rows, scores, logits, active)
+        return self._sample(rows, scores, logits, active)
 
     def _of_those_alive(
         self, rows: Rows, scores: np.ndarray, logits: np.ndarray, active: np.ndarray, alive: np.ndarray
     ) -> Choice:
         """Rows at a dead end have no part in it, and change nothing for the others."""
-        chosen, R = self._choose(rows, scores[alive], logits[alive], active[alive]), len(alive)
+        chosen, R = self._sample(rows, scores[alive], logits[alive], active[alive]), len(alive)
         ids, log_probs = np.zeros(R, np.int64), np.zeros((2, R))
         ids[alive] = chosen.ids
         if not self.details:
@@ -72,7 +72,7 @@ class Chooser:
         log_probs[0, alive], log_probs[1, alive] = chosen.log_probs, chosen.processed_log_probs
         return Choice(ids, log_probs[0], log_probs[1], alive)
 
-    def _choose(self, rows: Rows, scores: np.ndarray, logits: np.ndarray, active: np.ndarray) -> Choice:
+    def _sample(self, rows: Rows, scores: np.ndarray, logits: np.ndarray, active: np.ndarray) -> Choice:
         if self.config.greedy:
             ids = scores.argmax(axis=1)
             processed = _log_probs(scores, ids) if self.details else None

@@ -6,8 +6,8 @@ Derivation of the gradient. With z = x + bias, dz/dx is one and every row has it
 
     dx = gelu'(x + bias) * dy          dbias = sum over the rows of dx
 
-Saved: x and bias. x + bias is made again on the way back: one addition, against another array as large as x, the
-largest activation of the model (4 C wide). So is y, for the product that follows (`remake`), and dx is written over
+Saved: x and bias. x + bias is recomputed on the way back: one addition, against another array as large as x, the
+largest activation of the model (4 C wide). So is y, for the product that follows (`recompute`), and dx is written over
 dy where nobody else holds that: on the way back, too, there are never more than two arrays of this size.
 
 Shapes: x (..., C), bias (C,).
@@ -47,13 +47,13 @@ def bias_gelu_backward(dy: Any, x: Any, bias: Any, out: Any = None) -> tuple[Any
 
 
 class BiasGelu(Function):
-    remakes = (0,)
+    recomputable = (0,)
 
     def forward(self, x: Any, bias: Any) -> Any:
         self.save(x, bias)
         return bias_gelu_forward(x.reshape(-1, x.shape[-1]), bias).reshape(x.shape)
 
-    def remake(self, output: int) -> Any:
+    def recompute(self, output: int) -> Any:
         x, bias = self.saved
         return bias_gelu_forward(x.reshape(-1, x.shape[-1]), bias).reshape(x.shape)
 

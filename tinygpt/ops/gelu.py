@@ -25,7 +25,7 @@ phi(x) = exp(-x**2 / 2) / sqrt(2 pi):
     dx = dy * (Phi(x) + x * phi(x))
 
 Saved: x alone. s and Phi are recomputed from it: one exp costs less than keeping a second array as large as x. So is
-y itself, when the operation that reads it needs it again on the way back (`remake`): the product after a GELU does.
+y itself, when the operation that reads it needs it again on the way back (`recompute`): the product after a GELU does.
 dx is written over dy where nobody else holds that.
 
 Shapes: x and y have any shape.
@@ -100,13 +100,13 @@ def gelu_erf_backward(dy: Any, x: Any, out: Any = None) -> Any:
 
 class Gelu(Function):
     forward_kernel, backward_kernel = gelu_forward, gelu_backward
-    remakes = (0,)
+    recomputable = (0,)
 
     def forward(self, x: Any) -> Any:
         self.save(x)
         return self.forward_kernel(x.reshape(-1)).reshape(x.shape)
 
-    def remake(self, output: int) -> Any:
+    def recompute(self, output: int) -> Any:
         (x,) = self.saved
         return self.forward_kernel(x.reshape(-1)).reshape(x.shape)
 

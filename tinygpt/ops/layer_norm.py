@@ -23,7 +23,7 @@ In words: take from dnorm what a shift of the row would undo, then what a stretc
 Saved: x, weight, mean, rstd. `norm` is recomputed from them with one subtraction and one product, which is
 cheaper than keeping an array as large as x. rstd is one number a row, mean two, near + rest (_two_parts.py): a mean
 that is large beside the deviations from it, rounded, would give another `norm` than the forward pass had. y can be made
-again from x, weight and bias (`remake`), so the products that read it need not keep it either.
+again from x, weight and bias (`recompute`), so the products that read it need not keep it either.
 
 Shapes: x (..., C); weight, bias (C,); mean (N, 2), rstd (N,) for N rows. Without a bias the kernels are given None and
 return None in the place of its gradient.
@@ -85,7 +85,7 @@ def layer_norm_backward(
 
 
 class LayerNorm(Function):
-    remakes = (0,)
+    recomputable = (0,)
 
     def forward(self, x: Any, weight: Any, bias: Any = None, *, eps: float) -> Any:
         rows = x.reshape(-1, x.shape[-1])  # (N, C)
@@ -94,7 +94,7 @@ class LayerNorm(Function):
         self.eps = eps
         return y.reshape(x.shape)
 
-    def remake(self, output: int) -> Any:
+    def recompute(self, output: int) -> Any:
         x, weight, bias, _, _ = self.saved
         y, _, _ = layer_norm_forward(x.reshape(-1, x.shape[-1]), weight, bias, self.eps)
         return y.reshape(x.shape)

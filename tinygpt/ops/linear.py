@@ -62,7 +62,7 @@ class Linear(Function):
         rows = dy.reshape(-1, dy.shape[-1])  # (N, out)
         # (in, out)
         dweight = matrix_product(x.reshape(-1, x.shape[-1]).T, rows, wide=True) if self.needs[1] else None
-        del x  # it may have been made again for this product alone: dx takes its room
+        del x  # it may have been recomputed for this product alone: dx takes its room
         dx = matrix_product(rows, weight.T).reshape(self.shape) if self.needs[0] else None
         if len(self.needs) == 2:
             return dx, dweight

@@ -16,8 +16,8 @@ gradient of layer normalisation from layer_norm.py,
 and dweight, dbias are layer normalisation's own.
 
 Saved: sum, weight, bias, mean, rstd, and the key of the mask. residual and x are not needed: the addition is linear,
-and the norm depends on them through `sum` alone, which is an output and exists anyway. `normalised` can be made again
-from `sum`, weight and bias (`remake`): the product that reads it keeps no second array for its backward pass.
+and the norm depends on them through `sum` alone, which is an output and exists anyway. `normalised` can be recomputed
+from `sum`, weight and bias (`recompute`): the product that reads it keeps no second array for its backward pass.
 
 Shapes: residual, x, sum, normalised (..., C); x_bias, weight, bias (C,), each bias or None; mean (N, 2), rstd (N,) for
 N rows.
@@ -99,7 +99,7 @@ def residual_layer_norm_backward(
 
 
 class ResidualLayerNorm(Function):
-    remakes = (1,)
+    recomputable = (1,)
 
     def forward(
         self, residual: Any, x: Any, weight: Any, *biases: Any, eps: float, has_biases: tuple[bool, bool], key: Any
@@ -114,7 +114,7 @@ class ResidualLayerNorm(Function):
         self.eps, self.key, self.has_biases, self.shape = eps, key, has_biases, x.shape
         return total.reshape(x.shape), y.reshape(x.shape)
 
-    def remake(self, output: int) -> Any:
+    def recompute(self, output: int) -> Any:
         total, weight, bias, _, _ = self.saved
         return layer_norm_forward(total, weight, bias, self.eps)[0].reshape(self.shape)
 

@@ -23,7 +23,7 @@ from __future__ import annotations
 from .checkpoint import Checkpoint, CheckpointFolder, read_checkpoint
 from .config import CHANGEABLE, PRESETS, Preset, TrainingConfig
 from .divergence import DivergedError
-from .evaluation import FixedPart, evaluate, mean_loss
+from .evaluation import FixedBatches, evaluate, mean_loss
 from .folder import RunFolder
 from .interrupt import StopRequest
 from .loop import Trainer
@@ -35,7 +35,7 @@ from .run import Settings, add_run_options, choose_settings, describe_run, load_
 from .text import Text, prepare_text
 
 __all__ = [
-    "CHANGEABLE", "PRESETS", "CallbackError", "Checkpoint", "CheckpointFolder", "DivergedError", "FixedPart",
+    "CHANGEABLE", "PRESETS", "CallbackError", "Checkpoint", "CheckpointFolder", "DivergedError", "FixedBatches",
     "LossScale", "MetricsFile", "Preset", "RunFolder", "Settings", "StopRequest", "Text", "Trainer", "TrainingConfig",
     "TrainingResult", "add_run_options", "choose_settings", "describe_run", "draw_loss_curve", "evaluate",
     "load_model", "mean_loss", "prepare_text", "read_checkpoint", "read_metrics", "rehearse",

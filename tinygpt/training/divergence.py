@@ -22,7 +22,8 @@ def diverged(trainer: Trainer, cause: str) -> DivergedError:
     else:
         kept = "nothing was saved yet: begin again with"
     return DivergedError(
-        f"step {trainer.at.step} can't be computed: {cause}; {kept} a lower lr, a longer warm-up or a lower grad_clip"
+        f"step {trainer.state.step} can't be computed: {cause}; {kept} a lower lr, a longer warm-up or a lower "
+        "grad_clip"
     )
 
 

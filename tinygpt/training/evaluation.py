@@ -21,7 +21,7 @@ Batches = Iterable[tuple[np.ndarray, np.ndarray]]
 _SEED = 1488
 
 
-class FixedPart:
+class FixedBatches:
     """`count` batches of windows at random places, the same ones each time it is iterated."""
 
     def __init__(self, tokens: np.ndarray, batch_size: int, block_size: int, count: int) -> None:

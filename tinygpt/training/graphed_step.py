@@ -1,7 +1,7 @@
 """Forward and backward pass of one batch, as a CUDA graph where that can be.
 
-    passes = Passes(model, forward_and_backward, "auto", say)
-    loss = passes(inputs, targets)                    # the gradients are in the parameters, as after backward()
+    step = GraphedStep(model, forward_and_backward, "auto", say)
+    loss = step(inputs, targets)                      # the gradients are in the parameters, as after backward()
 
 On a GPU a small model's step is launched by Python more slowly than it is computed. Its launches are the same at every
 step, so they are recorded once and replayed (`tinygpt.backends.cupy_graph`). The first two batches run as usual, in the
@@ -49,8 +49,8 @@ class Recorded:
     checked: bool = False
 
 
-class Passes:
-    """`passes(inputs, targets, *numbers)` is `work(inputs, targets, *numbers)`, from a CUDA graph where that can be.
+class GraphedStep:
+    """`step(inputs, targets, *numbers)` is `work(inputs, targets, *numbers)`, from a CUDA graph where that can be.
 
     work: computes the loss of a batch (B, T), adds to the parameters' gradients and returns the loss. It draws random
     numbers from `model.generator` alone. numbers: what else it depends on, such as a loss scale.

@@ -40,12 +40,12 @@ from .accumulation import accumulate
 from .checkpoint import Checkpoint, CheckpointFolder, fingerprint
 from .config import TrainingConfig, schedule_notes
 from .divergence import DivergedError, diverged, first_cause
-from .evaluation import Batches, FixedPart, in_mode, mean_loss
+from .evaluation import Batches, FixedBatches, in_mode, mean_loss
 from .folder import METRICS, PICTURE, RunFolder
-from .graphed_step import Passes
+from .graphed_step import GraphedStep
 from .interrupt import StopRequest
 from .loss_scale import LossScale
-from .outcome import CallbackError, Progression, TrainingResult
+from .outcome import CallbackError, TrainingResult, TrainState
 from .progress import Progress
 from .reporting import Report
 from .saving import checkpoint_of, holding, restore, writing
@@ -85,7 +85,7 @@ class Trainer:
         self.batches = RandomBatches(train_tokens, config.batch_size, block_size, config.seed)
         self.validation: Batches
         if config.eval_batches:
-            self.validation = FixedPart(validation_tokens, config.batch_size, block_size, config.eval_batches)
+            self.validation = FixedBatches(validation_tokens, config.batch_size, block_size, config.eval_batches)
         else:
             self.validation = SequentialBatches(validation_tokens, config.batch_size, block_size)
         check_vocabulary("training", self.batches.tokens, model.config.vocab_size)
@@ -97,8 +97,8 @@ class Trainer:
         self.use(config)
         activation_dtype(config.dtype, self.parameters[0].backend)  # refused now, not at the first step
         self.loss_scale = LossScale(config.dtype)
-        self.passes = Passes(model, self._pass, config.cuda_graphs)
-        self.at = Progression()
+        self.graphed_step = GraphedStep(model, self._pass, config.cuda_graphs)
+        self.state = TrainState()
         self.checkpoints = CheckpointFolder(self.folder)
         self.report = Report(self.folder / METRICS, self.folder / PICTURE, callbacks)
         self.callbacks = self.report.callbacks
@@ -124,15 +124,15 @@ class Trainer:
         kept; CallbackError, with the latest state saved; UsageError where the folder can't be written, or when no step
         could change anything.
         """
-        config, at = self.config, self.at
-        notes = [*self._changes(), *schedule_notes(config, at.step)]
-        begin, tokens_per_step = at.step, config.batch_size * config.gradient_accumulation * self.batches.block_size
+        config, state = self.config, self.state
+        notes = [*self._changes(), *schedule_notes(config, state.step)]
+        begin, tokens_per_step = state.step, config.batch_size * config.gradient_accumulation * self.batches.block_size
         progress = Progress(config.steps, begin, tokens_per_step, self.stream)
-        self.passes.say = lambda words: progress.line(at.step, words)
+        self.graphed_step.say = lambda words: progress.line(state.step, words)
         with in_mode(self.model, True), StopRequest() as stop, holding(self), self.model.compute_in(config.dtype):
             try:
                 with writing(self):
-                    at.metrics_lines = self.report.metrics.restart(at.metrics_lines)
+                    state.metrics_lines = self.report.metrics.restart(state.metrics_lines)
                 if self.changed:
                     self._record({"step": begin, "changed": {name: list(pair) for name, pair in self.changed.items()}})
                     self.changed = {}
@@ -150,15 +150,15 @@ class Trainer:
         return self._result(begin, stop.signal)  # no signal is held back any more: what takes time now can be stopped
 
     def _train(self, stop: StopRequest, progress: Progress, tokens_per_step: int) -> None:
-        config, at = self.config, self.at
-        begin = time.perf_counter() - at.seconds
+        config, state = self.config, self.state
+        begin = time.perf_counter() - state.seconds
         while True:
-            at.seconds = time.perf_counter() - begin
+            state.seconds = time.perf_counter() - begin
             improved = self._evaluation_due() and self._evaluate(stop)
-            ended = at.step >= config.steps or 0 < config.patience <= at.without_improvement or stop.requested
+            ended = state.step >= config.steps or 0 < config.patience <= state.without_improvement or stop.requested
             if stop.requested and self.run_folder.replaces:  # before it could begin: the older run stays
                 raise KeyboardInterrupt
-            if improved or ended or (at.step % config.checkpoint_every == 0 and self.saved_at != at.step):
+            if improved or ended or (state.step % config.checkpoint_every == 0 and self.saved_at != state.step):
                 self.save(best=improved)
             self._tell(progress)
             if ended:
@@ -166,9 +166,9 @@ class Trainer:
             if stop.requested:  # while it was told
                 return self._save_once()
             loss = self._step()
-            progress.update(at.step, loss)
-            if at.step % config.log_every == 0:
-                at.seconds = time.perf_counter() - begin
+            progress.update(state.step, loss)
+            if state.step % config.log_every == 0:
+                state.seconds = time.perf_counter() - begin
                 self._log_training(tokens_per_step)
 
     def _changes(self) -> list[str]:
@@ -176,7 +176,7 @@ class Trainer:
 
     def _step(self) -> float:
         """One update of the weights; returns the loss before it."""
-        config, at = self.config, self.at
+        config, state = self.config, self.state
         random_state = self.model.generator.state_dict()
         try:
             with detect_anomaly(config.detect_anomaly):
@@ -186,7 +186,7 @@ class Trainer:
         except Exception:  # of the data, of memory: the weights are still those of the last step
             self._save_as_before(random_state)
             raise
-        self.optimizer.lr = self.schedule(at.step)
+        self.optimizer.lr = self.schedule(state.step)
         if math.isfinite(loss) and math.isfinite(norm):
             self._update(norm)
             self.grad_norm = norm
@@ -196,15 +196,15 @@ class Trainer:
             what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradients' norm is {norm}"
             raise diverged(self, f"{what}; {first_cause(self, random_state)}")
         self.optimizer.zero_grad()
-        at.step += 1
-        at.losses.append(loss)
+        state.step += 1
+        state.losses.append(loss)
         return loss
 
     def _save_as_before(self, random_state: Any) -> None:
         """Keep what the steps before this one have learnt. That it can't be kept is not to hide why the step failed."""
         self.optimizer.zero_grad()
         self.model.generator.load_state_dict(random_state)
-        if self.at.step > 0:
+        if self.state.step > 0:
             with contextlib.suppress(Exception):
                 self._save_once()
 
@@ -225,10 +225,10 @@ class Trainer:
 
         def work(inputs: np.ndarray, targets: np.ndarray, weight: float) -> Tensor:
             # A graph would be of this very weight, which does not come again: such a batch runs as usual.
-            return (self.passes if weight == 1.0 else self._pass)(inputs, targets, scale * weight)
+            return (self.graphed_step if weight == 1.0 else self._pass)(inputs, targets, scale * weight)
 
-        batches = [self.batches.batch(self.at.step * count + index) for index in range(count)]
-        loss = accumulate(f"step {self.at.step}", batches, work)
+        batches = [self.batches.batch(self.state.step * count + index) for index in range(count)]
+        loss = accumulate(f"step {self.state.step}", batches, work)
         return loss, grad_norm(self.parameters) / (count * scale)
 
     def _pass(self, inputs: np.ndarray, targets: np.ndarray, scale: float) -> Tensor:
@@ -240,8 +240,9 @@ class Trainer:
     # Evaluation and metrics -----------------------------------------------------------------------
 
     def _evaluation_due(self) -> bool:
-        at = self.at
-        return at.evaluated_at != at.step and (at.step % self.config.eval_every == 0 or at.step >= self.config.steps)
+        state = self.state
+        due = state.step % self.config.eval_every == 0 or state.step >= self.config.steps
+        return due and state.evaluated_at != state.step
 
     def _evaluate(self, stop: StopRequest) -> bool:
         """Whether the validation loss is the best so far."""
@@ -262,16 +263,16 @@ class Trainer:
             raise
         if not math.isfinite(loss):
             raise diverged(self, f"the validation loss is {loss}")
-        at, improved = self.at, self.at.take(loss)
-        words = f"step {at.step}: validation loss {loss:.4f}{' (best so far)' if improved else ''}"
-        self._record({"step": at.step, "validation_loss": loss}, words)
+        state, improved = self.state, self.state.take(loss)
+        words = f"step {state.step}: validation loss {loss:.4f}{' (best so far)' if improved else ''}"
+        self._record({"step": state.step, "validation_loss": loss}, words)
         return improved
 
     def _log_training(self, tokens_per_step: int) -> None:
-        at = self.at
+        state = self.state
         record = {
-            "step": at.step, "loss": at.mean_loss(), "lr": self.optimizer.lr,
-            "grad_norm": self.grad_norm, "tokens": at.step * tokens_per_step, "seconds": round(at.seconds, 3),
+            "step": state.step, "loss": state.mean_loss(), "lr": self.optimizer.lr,
+            "grad_norm": self.grad_norm, "tokens": state.step * tokens_per_step, "seconds": round(state.seconds, 3),
         }  # fmt: skip
         if self.loss_scale.active:
             record["loss_scale"] = self.loss_scale.scale
@@ -280,7 +281,7 @@ class Trainer:
     def _record(self, record: dict[str, Any], words: str = "") -> None:
         with writing(self):
             self.report.record(record, words)
-        self.at.metrics_lines += 1
+        self.state.metrics_lines += 1
 
     def _tell(self, progress: Progress) -> None:
         try:
@@ -290,10 +291,10 @@ class Trainer:
             raise
 
     def _result(self, begin: int, signal: int | None) -> TrainingResult:
-        at, early = self.at, signal is None and self.at.step < self.config.steps
+        state, early = self.state, signal is None and self.state.step < self.config.steps
         return TrainingResult(
-            step=at.step, begin=begin, validation_loss=at.validation_loss, best_loss=at.best_loss,
-            best_step=at.best_step, seconds=at.seconds, stopped_early=early, patience=self.config.patience,
+            step=state.step, begin=begin, validation_loss=state.validation_loss, best_loss=state.best_loss,
+            best_step=state.best_step, seconds=state.seconds, stopped_early=early, patience=self.config.patience,
             signal=signal, picture=self.report.draw() if signal is None else "",
         )  # fmt: skip
 
@@ -313,10 +314,10 @@ class Trainer:
                 self.folder = self.run_folder.publish()
                 self.checkpoints = CheckpointFolder(self.folder)
                 self.report.move_to(self.folder / METRICS, self.folder / PICTURE)
-        self.saved_at = self.at.step
+        self.saved_at = self.state.step
 
     def _save_once(self) -> None:
-        if self.saved_at != self.at.step:
+        if self.saved_at != self.state.step:
             self.save()
 
     def resume(self, checkpoint: Checkpoint | None = None) -> None:
@@ -331,6 +332,6 @@ class Trainer:
     def load_best(self) -> int:
         """Give the model the weights of the best evaluation, those that `tinygpt sample` uses; the step they are of."""
         step = int(self.checkpoints.entry("best")["step"])
-        if step != self.at.step:
+        if step != self.state.step:
             self.model.load_state_dict(self.checkpoints.load("best").model)
         return step

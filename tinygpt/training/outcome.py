@@ -13,7 +13,7 @@ class CallbackError(UsageError, RuntimeError):
 
 
 @dataclass
-class Progression:
+class TrainState:
     """Where a run is: what a checkpoint keeps beside arrays and random state."""
 
     step: int = 0  # updates made; also the number of the next batch

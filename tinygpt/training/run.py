@@ -36,7 +36,7 @@ from .folder import RunFolder
 from .loop import Trainer
 from .memory import require_memory
 from .options import add_options, given_options
-from .outcome import Progression
+from .outcome import TrainState
 from .state import check_state, model_config
 from .text import TOKENIZERS, VOCAB_SIZE, Text
 
@@ -130,7 +130,7 @@ def _resumed(options: argparse.Namespace, folder: RunFolder) -> Settings:
         folder.lock()  # another process must not train on from here meanwhile
     checkpoint = CheckpointFolder(folder).load("latest")
     state, where = checkpoint.state, f"the checkpoint of step {checkpoint.step} in {folder}"
-    check_state(checkpoint, where, Progression)
+    check_state(checkpoint, where, TrainState)
     preset = PRESETS[options.preset] if options.preset else None
     given = given_options(options, TrainingConfig)
     require_same(where, state["model_config"], (preset.model if preset else {}) | given_options(options, GPTConfig))

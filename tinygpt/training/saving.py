@@ -11,7 +11,7 @@ from .. import backends
 from ..errors import CheckpointError, UsageError
 from .checkpoint import Checkpoint, require_same
 from .config import CHANGEABLE, changed_step_size
-from .outcome import Progression
+from .outcome import TrainState
 from .state import check_state
 
 if TYPE_CHECKING:
@@ -29,8 +29,8 @@ def checkpoint_of(trainer: Trainer) -> Checkpoint:
         for name, array in arrays.items()
     }
     state = {
-        "step": trainer.at.step,
-        "progression": dataclasses.asdict(trainer.at),
+        "step": trainer.state.step,
+        "progression": dataclasses.asdict(trainer.state),
         "generator": trainer.model.generator.state_dict(),
         "optimizer_steps": steps,
         "model_config": trainer.model.config.to_dict(),
@@ -46,7 +46,7 @@ def restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
     """Bring a trainer to the state of a checkpoint. Raises CheckpointError when it is of another run, or damaged."""
     state = checkpoint.state
     where = f"the checkpoint of step {checkpoint.step} in {trainer.run_folder}"
-    check_state(checkpoint, where, Progression)
+    check_state(checkpoint, where, TrainState)
     config = trainer.config.resumed(state["training_config"])
     require_same(where, state["model_config"], trainer.model.config.to_dict())
     require_same(where, state["training_config"], dataclasses.asdict(config), CHANGEABLE)
@@ -61,12 +61,12 @@ def restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
         trainer.optimizer.load_state_dict(optimizer)
         trainer.model.generator.load_state_dict(state["generator"])
         trainer.loss_scale.load_state_dict(state.get("loss_scale", {}))  # older checkpoints have none
-        trainer.at = Progression(**state["progression"])
+        trainer.state = TrainState(**state["progression"])
     except (UsageError, TypeError, KeyError) as error:
         raise CheckpointError(f"{where} does not fit this version's model: {error}") from error
     trainer.use(config)
     trainer.changed = changed_step_size(state["training_config"], config)
-    trainer.saved_at = trainer.at.step
+    trainer.saved_at = trainer.state.step
 
 
 @contextlib.contextmanager
