@@ -22,8 +22,8 @@ In words: take from dnorm what a shift of the row would undo, then what a stretc
 
 Saved: x, weight, mean, rstd. `norm` is recomputed from them with one subtraction and one product, which is
 cheaper than keeping an array as large as x. rstd is one number a row, mean two, near + rest (_two_parts.py): a mean
-that is large beside the deviations from it, rounded, would give another `norm` than the forward pass had. y can be made
-again from x, weight and bias (`recompute`), so the products that read it need not keep it either.
+that is large beside the deviations from it, rounded, would give another `norm` than the forward pass had. y can be
+recomputed from x, weight and bias (`recompute`), so the products that read it need not keep it either.
 
 Shapes: x (..., C); weight, bias (C,); mean (N, 2), rstd (N,) for N rows. Without a bias the kernels are given None and
 return None in the place of its gradient.
