@@ -360,7 +360,7 @@ def bandwidth() -> None:
 
 def products() -> None:
     """The GEMMs of GPT-2's step as tinygpt asks for them; the head with V = 50257 and, rows padded, 50304."""
-    from tinygpt.backends.products import matrix_product
+    from tinygpt.ops._matmul import matrix_product
 
     xp, N = gpu(), B * T
 

@@ -11,8 +11,8 @@ import numpy as np
 from ops_sizes import DROPOUT, PRODUCTS, Sizes, ids, normal
 
 import tinygpt.optim  # noqa: F401  registers its kernels
-from tinygpt.backends.products import matrix_product
 from tinygpt.kernel import REGISTRY
+from tinygpt.ops._matmul import matrix_product
 
 
 @dataclass

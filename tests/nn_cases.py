@@ -28,7 +28,7 @@ from drawing import (
 from hypothesis import strategies as st
 
 from tinygpt import ops
-from tinygpt.backends import products
+from tinygpt.ops import _matmul
 from tinygpt.ops._two_parts import two_parts
 from tinygpt.ops.attention import Attention, QKVAttention, attention_composed, scores
 from tinygpt.ops.bias_gelu import BiasGelu, bias_gelu_composed
@@ -225,7 +225,7 @@ def qkv_attention_oracle(qkv: Tensor, n_head: int, **options: Any) -> Tensor:
 def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, block_bytes: int, slice_bytes: int) -> Tensor:
     """The operation with blocks so small that there are several, and that they do not divide the rows."""
     module = importlib.import_module("tinygpt.ops.linear_cross_entropy")
-    with patch.object(module, "BLOCK_BYTES", block_bytes), patch.object(products, "SLICE_BYTES", slice_bytes):
+    with patch.object(module, "BLOCK_BYTES", block_bytes), patch.object(_matmul, "SLICE_BYTES", slice_bytes):
         return ops.linear_cross_entropy(x, weight, targets)
 
 

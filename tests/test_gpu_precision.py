@@ -18,8 +18,8 @@ from training_helpers import SHAPE, make_trainer
 import tinygpt as tg
 from tinygpt import backends
 from tinygpt.backends.precision import activation_dtype
-from tinygpt.backends.products import add_matrix_product, matrix_product
 from tinygpt.errors import UsageError
+from tinygpt.ops._matmul import add_matrix_product, matrix_product
 from tinygpt.training import CheckpointFolder, read_metrics
 
 pytestmark = pytest.mark.gpu

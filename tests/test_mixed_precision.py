@@ -26,8 +26,8 @@ from precision_helpers import DTYPES, EPS, EPS32, IDS, TARGETS, gpu, host, in_bo
 import tinygpt as tg
 from tinygpt import ops
 from tinygpt._ext import cuda
-from tinygpt.backends.products import add_matrix_product, matrix_product
 from tinygpt.kernel import REGISTRY
+from tinygpt.ops._matmul import add_matrix_product, matrix_product
 from tinygpt.tensor import Tensor
 
 

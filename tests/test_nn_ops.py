@@ -12,9 +12,9 @@ import pytest
 
 import tinygpt as tg
 from tinygpt import ops
-from tinygpt.backends import products
 from tinygpt.errors import UsageError
 from tinygpt.kernel import use_kernels
+from tinygpt.ops import _matmul
 from tinygpt.ops.cross_entropy import cross_entropy_composed
 from tinygpt.ops.dropout import threshold
 from tinygpt.ops.erf import erf_array, normal_cdf
@@ -152,7 +152,7 @@ def test_another_ignore_index() -> None:
 def test_linear_cross_entropy_in_blocks_of_any_size(kind: str, block_rows: int, monkeypatch: Any) -> None:
     N, C, V = 7, 5, 11
     monkeypatch.setattr(linear_cross_entropy_module, "BLOCK_BYTES", block_rows * V * 8)
-    monkeypatch.setattr(products, "SLICE_BYTES", 3 * C * 8)
+    monkeypatch.setattr(_matmul, "SLICE_BYTES", 3 * C * 8)
     arrays, targets = (normal(N, C), normal(V, C)), np.array([0, V - 1, -100, 3, 3, -100, 9])
     x, weight = tensors(*arrays)
     x2, weight2 = tensors(*arrays)

@@ -24,7 +24,7 @@ WORK = """
 import hashlib, os, sys, threading
 import numpy as np
 import tinygpt as tg
-from tinygpt.backends.products import matrix_product
+from tinygpt.ops._matmul import matrix_product
 from tinygpt.ops.layer_norm import layer_norm_backward
 from tinygpt.ops.gelu import gelu_forward
 

@@ -16,8 +16,8 @@ import tinygpt.ops.decode_block
 import tinygpt.optim  # the kernels of both are registered
 from tinygpt.backends import get
 from tinygpt.backends import numpy as numpy_backend
-from tinygpt.backends.products import add_matrix_product, matrix_product
 from tinygpt.kernel import REGISTRY, use_kernels
+from tinygpt.ops._matmul import add_matrix_product, matrix_product
 
 pytestmark = pytest.mark.skipif(get("numpy").extension() is None, reason="extension not built")
 

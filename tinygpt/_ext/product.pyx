@@ -1,4 +1,4 @@
-# Float32 matrix products: product.h has loops of our own, product_blas.h shares out NumPy's; tinygpt/backends/products.py
+# Float32 matrix products: product.h has loops of our own, product_blas.h shares out NumPy's; tinygpt/ops/_matmul.py
 # says when they are called.
 
 cdef extern from "product.h" nogil:

@@ -2,7 +2,7 @@
 
 CuPy's `matmul` rounds each result to the factors' type and can't add to a matrix that is there. `cublasGemmEx` can do
 both: the gradient of a weight comes in float32, and the shares of several blocks of rows are added up in float32, in
-one pass. (CuPy's products of batches of 16-bit matrices are slow or fail: batches go another way, see `products.py`.)
+one pass. (CuPy's products of batches of 16-bit matrices are slow or fail: for batches see `ops/_matmul.py`.)
 
 cuBLAS sees matrices column by column, NumPy row by row: what is y (M, N) here is its transpose there, and
 

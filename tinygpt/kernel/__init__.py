@@ -216,10 +216,15 @@ def _ready_for_gpu(args: Sequence[Any], strided: bool, in_place: bool, integers:
     return prepared
 
 
+def forced_kind() -> str | None:
+    """The kind of body that is forced in this thread, or None."""
+    return None if _choice.kind == "auto" else _choice.kind
+
+
 def describe(backend: str) -> str:
     """One line: what a backend is made of here, and whether one kind of body has been forced."""
-    forced = "" if _choice.kind == "auto" else f"; TINYGPT_KERNELS={_choice.kind}"
-    return get(backend).describe() + forced
+    forced = forced_kind()
+    return get(backend).describe() + (f"; TINYGPT_KERNELS={forced}" if forced else "")
 
 
 @contextlib.contextmanager
@@ -232,16 +237,3 @@ def use_kernels(wanted: str) -> Iterator[None]:
         yield
     finally:
         _choice.kind = previous
-
-
-def report() -> str:
-    """A table: each kernel's name and the bodies it has here, the live one first."""
-    import tinygpt.ops.decode_block
-    import tinygpt.optim  # noqa: F401  both fill the registry
-
-    lines = [describe("numpy"), ""]
-    for name in sorted(REGISTRY):
-        kinds = list(REGISTRY[name].variants())
-        live = "reference" if _choice.kind == "reference" else kinds[-1]
-        lines.append(f"{name:<36} {live:<10} (has: {', '.join(kinds)})")
-    return "\n".join(lines)

@@ -20,12 +20,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..backends.products import matrix_product
 from ..errors import ShapeError
 from ..function import Function
 from ..kernel import kernel
 from ..tensor import Tensor
 from ._arguments import require_same_dtype
+from ._matmul import matrix_product
 from ._shapes import long_sum
 
 

@@ -40,11 +40,11 @@ import numpy as np
 
 from ..backends import array_module, as_factor
 from ..backends.precision import is_16_bit, statistics_dtype, widened
-from ..backends.products import add_matrix_product, matrix_product
 from ..errors import ShapeError
 from ..function import Function
 from ..tensor import Tensor
 from ._arguments import as_scalar, require_same_dtype
+from ._matmul import add_matrix_product, matrix_product
 from .cross_entropy import check_targets, cross_entropy_composed, cross_entropy_forward, cross_entropy_inplace
 
 # How many bytes of logits exist at once. Each block reads weight twice and adds to dweight once, so few rows are slow:

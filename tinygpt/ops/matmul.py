@@ -26,10 +26,10 @@ from typing import Any
 
 import numpy as np
 
-from ..backends.products import matrix_product
 from ..errors import DtypeError, ShapeError
 from ..function import Function
 from ..tensor import Tensor, as_tensor
+from ._matmul import matrix_product
 from ._shapes import unbroadcast
 
 

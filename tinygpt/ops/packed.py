@@ -28,10 +28,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..backends import array_module
-from ..backends.products import matrix_product
 from ..checks import whole_number
 from ..errors import RangeError, UsageError
 from ..kernel import kernel
+from ._matmul import matrix_product
 
 FORMATS = ("float32", "bfloat16", "int8")
 GROUP_UNIT = 8  # groups are multiples of it, so that no vector of the compiled product needs two scales

@@ -6,7 +6,7 @@ NumPy's own wheels. It rounds differently when it shares a product out to anothe
 body cuts the product by its size alone and asks OpenBLAS for the blocks, each on one thread (`_ext/product_blas.h`).
 
 Products of 16-bit matrices are summed in float32 and rounded once, or kept in float32 (`wide`). On a GPU cuBLAS does
-that (`cupy_matmul.py`); batches of them, which the fast bodies never ask for, are widened first.
+that (`backends/cupy_matmul.py`); batches of them, which the fast bodies never ask for, are widened first.
 
 Not promised: float64, a NumPy whose BLAS does not run on our threads (`python -m tinygpt.kernel` says so), and products
 without the compiled extension. These are left to `numpy.matmul`.
@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 
+from ..backends import array_module, name_of
+from ..backends import cupy as gpu
+from ..backends import numpy as numpy_backend
+from ..backends.precision import is_16_bit, statistics_dtype, widened
 from ..kernel import kernel
-from . import array_module, name_of
-from . import cupy as gpu
-from . import numpy as numpy_backend
-from .precision import is_16_bit, statistics_dtype, widened
 
 SLICE_BYTES = 8 * 2**20  # how much of a product is made at a time to be added to an array
 
@@ -94,7 +94,7 @@ def _product_by_cublas(a: Any, b: Any, out: Any, wide: bool = False, add: bool =
     """As `matrix_product`; add: to what `out` holds."""
     xp = array_module(a)
     if name_of(a) == "cupy" and a.ndim == b.ndim == 2:
-        from .cupy_matmul import product
+        from ..backends.cupy_matmul import product
 
         if out is None:
             out = xp.empty((a.shape[0], b.shape[1]), dtype=statistics_dtype(a.dtype) if wide else a.dtype)
