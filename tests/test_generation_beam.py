@@ -9,7 +9,7 @@ from generation_helpers import PROMPTS, make, next_log_probs
 from tinygpt import GPT, GPTConfig, UsageError
 from tinygpt.generation import beam
 from tinygpt.generation.beam import best, sample_without_replacement
-from tinygpt.generation.sampler import prepare
+from tinygpt.generation.request import prepare
 from tinygpt.tokenizers import CharTokenizer
 
 EOS = 2

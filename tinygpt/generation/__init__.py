@@ -14,6 +14,7 @@
 | `truncation` | temperature, top_k, top_p, min_p, typical_p |
 | `token_sampler` | the best token, or a draw; random numbers |
 | `stopping` | eos tokens and stop strings |
+| `request` | what a call asks for, checked; what it returns |
 | `sampler` | the loop |
 | `beam` | beam search |
 | `text` | text as it is made |
@@ -25,7 +26,8 @@ from __future__ import annotations
 from .config_file import config_from_dict, config_to_dict, read_config_file, write_config_file
 from .options import GenerationConfig
 from .processors import Rows
-from .sampler import Generated, generate, stream
+from .request import Generated
+from .sampler import generate, stream
 from .scoring import LogLikelihood, TextScore, log_likelihood, perplexity, score
 from .text import stream_text
 

@@ -32,8 +32,8 @@ import numpy as np
 from ..errors import UsageError
 from .options import WHERE
 from .processors import Processor, Rows
+from .request import Generated, Request
 from .row_decoder import RowDecoder
-from .sampler import Generated, Request
 from .stopping import DEAD_END
 from .token_sampler import Uniforms, check_finite, invert, log_softmax, weights_of
 from .truncation import truncations

@@ -10,7 +10,8 @@ import numpy as np
 
 from ..errors import DtypeError, UsageError
 from .options import WHERE, GenerationConfig
-from .sampler import resolve_config, stream
+from .request import resolve_config
+from .sampler import stream
 from .stopping import StopStrings, check_tokenizer
 
 if TYPE_CHECKING:

@@ -1,0 +1,160 @@
+"""What a call of `generate` asks for, checked before the first token, and what it returns.
+
+The two searches (`sampler`: one token after the other; `beam`) take a `Request` and make a `Generated`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import UsageError
+from .config_file import config_from_dict
+from .options import DEFAULT_NEW_TOKENS, WHERE, GenerationConfig, check_vocabulary
+from .processors import Processor, history_processors, user_processors
+from .prompts import Prompts, read_prompts
+from .stopping import BLOCK, LENGTH, Stopping, check_tokenizer
+from .token_sampler import request_seed
+
+if TYPE_CHECKING:
+    from ..gpt import GPT
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What `generate(..., return_details=True)` returns: R = B * num_return_sequences rows, N the most new tokens.
+
+    sequences            (R, T + N) int64: the prompts, padded on the left, what follows, padded on the right
+    lengths              (R,) int64: how many tokens were generated, an eos token included
+    finish_reasons       R times "eos", "stop_string", "length", "block" (the block is full and overflow="stop") or
+                         "dead_end" (options and processors rule out every next token)
+    log_probs            (R, N) float64: of each token under the model itself, log_softmax of its logits; 0 at padding
+    processed_log_probs  (R, N) float64: of each token under what it was chosen from: after processors, temperature
+                         and truncation (in beam search: what the beam's score adds up); 0 at padding
+    scores               (R,) float64 in beam search, best first for each prompt: sum(processed_log_probs) /
+                         lengths**length_penalty; None otherwise
+    """
+
+    sequences: np.ndarray
+    lengths: np.ndarray
+    finish_reasons: list[str]
+    log_probs: np.ndarray
+    processed_log_probs: np.ndarray
+    scores: np.ndarray | None = None
+
+
+@dataclass
+class Request:
+    """Everything about a call of `generate`, checked."""
+
+    model: GPT
+    prompts: Prompts
+    config: GenerationConfig
+    processors: list[Processor]
+    stopping: Stopping
+    limits: np.ndarray  # (B,) the most new tokens of each prompt
+    limit_reasons: list[str]  # (B) why no more than that
+    padding: int
+    seed: int | tuple[int, ...]
+
+    @property
+    def copies(self) -> int:
+        return self.config.num_return_sequences
+
+
+def prepare(
+    model: GPT,
+    idx: Any,
+    attention_mask: Any,
+    config: Any,
+    logits_processor: Any,
+    tokenizer: Any,
+    options: dict[str, Any],
+) -> Request:
+    """All that a call says, checked against the model and against itself."""
+    if options["max_new_tokens"] is None:
+        del options["max_new_tokens"]
+    config = resolve_config(model, config, tokenizer, options)
+    prompts = read_prompts(
+        model, idx, attention_mask, None if config.pad_token_id in config.eos_ids else config.pad_token_id
+    )
+    limits, reasons = _limits(model, config, prompts)
+    return Request(
+        model=model,
+        prompts=prompts,
+        config=config,
+        processors=history_processors(config) + user_processors(logits_processor),
+        stopping=Stopping(config, tokenizer),
+        limits=limits,
+        limit_reasons=reasons,
+        padding=_padding(config, prompts, limits),
+        seed=request_seed(config, len(prompts.rows)),
+    )
+
+
+def resolve_config(model: Any, config: Any, tokenizer: Any, options: dict[str, Any]) -> GenerationConfig:
+    """The config of a call: what the model or the call starts from, the options, and what model and tokenizer bound."""
+    if config is None:
+        config = getattr(model, "generation_config", None) or GenerationConfig()
+    if isinstance(config, Mapping):
+        config = config_from_dict(config)
+    if not isinstance(config, GenerationConfig):
+        raise UsageError(f"{WHERE}: config must be a GenerationConfig, not {type(config).__name__}")
+    config = config.with_options(options)
+    check_tokenizer(tokenizer)
+    V = model.config.vocab_size
+    real = config.vocab_size if config.vocab_size is not None else getattr(tokenizer, "vocab_size", V)
+    if config.vocab_size is None and getattr(tokenizer, "ids_of_texts", real) <= V:
+        real = min(real, V)  # a padding token that was added later has no row in the model, and needs none
+    if real > V:
+        whose = "vocab_size" if config.vocab_size is not None else "the tokenizer"
+        raise UsageError(f"{WHERE}: {whose} has {real} ids, but the model only {V}: it belongs to another model")
+    check_vocabulary(config, real)
+    if config.max_new_tokens is None and config.max_length is None:
+        options = {"max_new_tokens": max(DEFAULT_NEW_TOKENS, config.min_new_tokens or 0), "vocab_size": real}
+    else:
+        options = {"vocab_size": real}
+    return config.with_options(options)
+
+
+def _limits(model: GPT, config: GenerationConfig, prompts: Prompts) -> tuple[np.ndarray, list[str]]:
+    """How many tokens each prompt may get at most, and what bounds them."""
+    lengths, block = prompts.lengths, model.config.block_size
+    if config.max_new_tokens is not None:
+        limits = np.full(len(lengths), config.max_new_tokens)
+    else:
+        assert config.max_length is not None
+        limits = config.max_length - lengths
+        if (limits <= 0).any():
+            raise UsageError(
+                f"{WHERE}: a prompt of {lengths.max()} tokens leaves nothing to generate up to max_length="
+                f"{config.max_length}, which counts the prompt: raise it, or give max_new_tokens"
+            )
+    least = (config.min_length or 0) - lengths if config.min_new_tokens is None else config.min_new_tokens
+    if (least > limits).any():
+        raise UsageError(
+            f"{WHERE}: at least {np.max(least)} new tokens are asked for (min_length or min_new_tokens), "
+            f"but at most {limits.max()} allowed (max_length or max_new_tokens)"
+        )
+    if config.overflow != "stop":
+        return limits, [LENGTH] * len(limits)
+    if (lengths > block).any():
+        raise UsageError(
+            f"{WHERE}: a prompt of {lengths.max()} tokens is longer than this model's block_size of {block}: "
+            f"cut it, or take overflow='slide'"
+        )
+    room = block - lengths
+    return np.minimum(limits, room), [BLOCK if full else LENGTH for full in room < limits]
+
+
+def _padding(config: GenerationConfig, prompts: Prompts, limits: np.ndarray) -> int:
+    """The id that fills rows: asked for only where rows can differ in length."""
+    if config.padding is not None:
+        return config.padding
+    rows = len(limits) * config.num_return_sequences
+    if prompts.needs_padding or len(set(limits.tolist())) > 1 or (config.stop_strings is not None and rows > 1):
+        raise UsageError(f"{WHERE}: the rows may differ in length, so give pad_token_id, the id to fill them with")
+    return 0
