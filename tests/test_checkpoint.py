@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 from training_helpers import make_trainer
 
+from tinygpt import checkpoint as module
 from tinygpt.errors import CheckpointError, UsageError
 from tinygpt.safetensors_io import write_safetensors
 from tinygpt.training import Checkpoint, CheckpointFolder, read_checkpoint
-from tinygpt.training import checkpoint as module
 
 
 def sample(step: int) -> Checkpoint:

@@ -17,10 +17,10 @@ import pytest
 from cli_helpers import assert_one_sentence, copy_of
 from training_helpers import ENVIRONMENT, OPTIONS, assert_same_outcome, make_trainer, write_text
 
-from tinygpt import GPT, Tensor, lock, tokenizers
+from tinygpt import GPT, Tensor, checkpoint, lock, tokenizers
 from tinygpt.errors import UsageError
 from tinygpt.files import remove_left_overs, sync_folder
-from tinygpt.training import CheckpointFolder, RunFolder, checkpoint, load_model, loop
+from tinygpt.training import CheckpointFolder, RunFolder, load_model, loop
 from tinygpt.training.folder import LOCK, MARK
 
 pytestmark = pytest.mark.usefixtures("without_picture")
@@ -442,7 +442,7 @@ def test_nothing_is_advised_that_can_not_be_done(tmp_path: Path, monkeypatch: py
         raise OSError(errno.ENOSPC, "No space left on device")
 
     trainer = make_trainer(tmp_path / "run")
-    monkeypatch.setattr("tinygpt.training.checkpoint.atomic_write", full)
+    monkeypatch.setattr("tinygpt.checkpoint.atomic_write", full)
     with pytest.raises(UsageError, match="nothing was saved: make room there, or allow writing, and try again"):
         trainer.run()
 

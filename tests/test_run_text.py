@@ -18,13 +18,12 @@ from cli_helpers import assert_one_sentence
 from training_helpers import ENVIRONMENT, OPTIONS, VERSE, assert_same_outcome, write_text
 
 import tinygpt
-from tinygpt import GPT, GPTConfig, tokenizers
+from tinygpt import GPT, GPTConfig, memory, tokenizers
 from tinygpt.data import open_tokens, read_text, split
 from tinygpt.data.tokens import write_token_parts
 from tinygpt.errors import CheckpointError, UsageError
 from tinygpt.files import shown
 from tinygpt.tokenizers import ByteTokenizer, CharTokenizer
-from tinygpt.training import memory
 
 pytestmark = pytest.mark.usefixtures("without_picture")
 posix = pytest.mark.skipif(os.name == "nt", reason="Windows has no such files")
@@ -255,7 +254,7 @@ def test_the_limit_is_the_machines_or_the_processs() -> None:
     if sys.platform == "win32":
         return
     limited = "import resource; resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30)); "
-    code = f"{limited}from tinygpt.training.memory import memory_limit; print(memory_limit())"
+    code = f"{limited}from tinygpt.memory import memory_limit; print(memory_limit())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT, check=True)
     assert int(done.stdout) == min(3 << 30, memory.memory_limit())
 

@@ -38,9 +38,9 @@ def evaluate_text(options: argparse.Namespace) -> int:
     """Print one line with the loss and the number of tokens."""
     from ..data import open_tokens
     from ..generation import score
+    from ..memory import require_memory
     from ..training import evaluate
     from ..training.folder import TOKENS
-    from ..training.memory import require_memory
 
     model, tokenizer, folder = load(options)
     require_memory(model.config, options.batch_size, options.backend, training=False)

@@ -98,7 +98,7 @@ def _load_directory(folder: Path, make: Make, dropout: float | None) -> GPT:
 def _load_run(folder: Path, which: str, make: Make, dropout: float | None) -> GPT:
     """Of the checkpoint only the weights are read: the optimizer's state is twice as large."""
     from .. import tokenizers
-    from ..training.checkpoint import CheckpointFolder, read_checkpoint  # the loop and its settings come with it
+    from ..checkpoint import CheckpointFolder, read_checkpoint
     from ..training.state import model_config
 
     where = f"the {which} checkpoint in {folder}"

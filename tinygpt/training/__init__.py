@@ -20,7 +20,7 @@ loss = evaluate(model, validation_tokens)           # over the whole text
 
 from __future__ import annotations
 
-from .checkpoint import Checkpoint, CheckpointFolder, read_checkpoint
+from ..checkpoint import Checkpoint, CheckpointFolder, read_checkpoint
 from .config import CHANGEABLE, PRESETS, Preset, TrainingConfig
 from .divergence import DivergedError
 from .evaluation import FixedBatches, evaluate, mean_loss

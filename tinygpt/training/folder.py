@@ -30,12 +30,12 @@ from pathlib import Path
 from typing import Any
 
 from .. import exchange
+from ..checkpoint import CHECKPOINT, INDEX, read_index
 from ..errors import CheckpointError, UsageError
 from ..files import atomic_write, remove_left_overs, shown
 from ..lock import Lock, NoLocksError
 from ..tokenizers import FILE_NAME
 from ..tokenizers.bpe_files import FILES as BPE_FILES
-from .checkpoint import CHECKPOINT, INDEX, read_index
 
 MARK, LOCK = "tinygpt-run.json", ".tinygpt-lock"
 TEXT, TOKENS, METRICS, PICTURE = "text.json", "tokens.npy", "metrics.jsonl", "loss_curve.png"

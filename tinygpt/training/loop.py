@@ -31,13 +31,13 @@ from typing import Any
 import numpy as np
 
 from ..backends.precision import activation_dtype
+from ..checkpoint import Checkpoint, CheckpointFolder, fingerprint
 from ..data import RandomBatches, SequentialBatches
 from ..gpt import GPT
 from ..graph import NonFiniteError, detect_anomaly
 from ..optim import AdamW, clip_coefficient, grad_norm, schedules
 from ..tensor import Tensor
 from .accumulation import accumulate
-from .checkpoint import Checkpoint, CheckpointFolder, fingerprint
 from .config import TrainingConfig, schedule_notes
 from .divergence import DivergedError, diverged, first_cause
 from .evaluation import Batches, FixedBatches, in_mode, mean_loss

@@ -25,16 +25,16 @@ from typing import Any
 
 from .. import backends, kernel, nn, tokenizers
 from ..backends.precision import activation_dtype
+from ..checkpoint import Checkpoint, CheckpointFolder, require_same
 from ..errors import CheckpointError, UsageError
 from ..exchange import read_whole
 from ..gpt import GPT, GPTConfig
+from ..memory import require_memory
 from ..random import Generator
 from ..tokenizers import Tokenizer
-from .checkpoint import Checkpoint, CheckpointFolder, require_same
 from .config import CHANGEABLE, PRESETS, TrainingConfig, resumed_settings
 from .folder import RunFolder
 from .loop import Trainer
-from .memory import require_memory
 from .options import add_options, given_options
 from .outcome import TrainState
 from .state import check_state, model_config

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from .. import backends
+from ..checkpoint import Checkpoint, require_same
 from ..errors import CheckpointError, UsageError
-from .checkpoint import Checkpoint, require_same
 from .config import CHANGEABLE, changed_step_size
 from .outcome import TrainState
 from .state import check_state

@@ -11,12 +11,12 @@ import typing
 from typing import Any
 
 from .. import backends
+from ..checkpoint import Checkpoint
 from ..errors import CheckpointError, UsageError
 from ..gpt import GPTConfig
+from ..memory import number_of, parameter_count
 from ..random import Generator
-from .checkpoint import Checkpoint
 from .config import TrainingConfig
-from .memory import number_of, parameter_count
 
 _LEAST = 1 << 20
 _MOST = 1 << 63

@@ -33,10 +33,10 @@ from ..data.tokens import explain_os_errors, write_token_parts
 from ..errors import CheckpointError, UsageError
 from ..files import atomic_write, shown
 from ..gpt import GPTConfig
+from ..memory import require_memory
 from ..tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer, UnknownCharacterError
 from ..tokenizers.pieces import recut
 from .folder import TEXT, TOKENS
-from .memory import require_memory
 
 if TYPE_CHECKING:
     from .run import Settings

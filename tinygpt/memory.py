@@ -10,9 +10,9 @@ import os
 import sys
 from pathlib import Path
 
-from .. import backends
-from ..errors import UsageError
-from ..gpt import GPTConfig
+from . import backends
+from .errors import UsageError
+from .gpt import GPTConfig
 
 _FLOAT = 4
 _COPIES = 4  # of each parameter: its value, its gradient, AdamW's two moments

@@ -29,10 +29,10 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import CheckpointError
-from ..exchange import read_whole
-from ..files import atomic_write, remove_left_overs
-from ..safetensors_io import SafetensorsFile, write_safetensors
+from .errors import CheckpointError
+from .exchange import read_whole
+from .files import atomic_write, remove_left_overs
+from .safetensors_io import SafetensorsFile, write_safetensors
 
 INDEX = "checkpoints.json"
 FORMAT = "tinygpt-checkpoint"
