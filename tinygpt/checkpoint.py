@@ -29,15 +29,19 @@ from typing import Any
 
 import numpy as np
 
-from .errors import CheckpointError
+from .errors import CheckpointError, UsageError
 from .exchange import read_whole
 from .files import atomic_write, remove_left_overs
+from .gpt import GPTConfig
+from .memory import number_of, parameter_count
 from .safetensors_io import SafetensorsFile, write_safetensors
 
 INDEX = "checkpoints.json"
 FORMAT = "tinygpt-checkpoint"
 VERSION = 1
 CHECKPOINT = re.compile(r"checkpoint-\d{8,}(-[bc])?\.safetensors")  # other files called checkpoint-... are not ours
+_LEAST = 1 << 20  # numbers that a checkpoint may lack of its model before it is held to be damaged
+_MOST = 1 << 63  # whole numbers of a state are below
 _TRIES = 100  # of a reader, while a run saves every few milliseconds
 
 
@@ -219,3 +223,49 @@ def require_same(
     ]
     if differences:
         raise CheckpointError(f"{where} is of another configuration: {', '.join(differences)}")
+
+
+# What the state says ----------------------------------------------------------------------------------
+
+
+def model_config(state: dict[str, Any], found: int, where: str) -> GPTConfig:
+    """The model's configuration in a checkpoint's state. Raises CheckpointError, also where it would be a much larger
+    model than the checkpoint's, which has `found` numbers."""
+    config: GPTConfig = made_of(GPTConfig.from_dict, state, "model_config", where)
+    count = parameter_count(config)
+    if count > 2 * found + _LEAST:  # a model of one's own may share some; this one would take memory for nothing
+        raise CheckpointError(
+            f"{where} is damaged: it holds {found} numbers for a model of {number_of(count)} parameters"
+        )
+    return config
+
+
+def made_of(make: Any, state: dict[str, Any], name: str, where: str) -> Any:
+    """`make(state[name])`, a configuration. Raises CheckpointError where that entry is missing or makes none."""
+    try:
+        values = entry(state, name)
+        require_kind(name, values, dict)
+        return make(values)
+    except (UsageError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{where} has no sound {name}: {error}") from error
+
+
+def entry(values: dict[str, Any], name: str) -> Any:
+    """values[name]. Raises ValueError, whose words end up in the sentence about the file; so do those below."""
+    if name not in values:
+        raise ValueError(f"{name} is missing")
+    return values[name]
+
+
+def require_kind(name: str, value: Any, kind: Any) -> None:
+    """Raise ValueError unless the entry `name` is of exactly this type, a whole number also within 64 bits."""
+    if type(value) is not kind:
+        raise ValueError(f"{name} is {short(value)}, which is no {'whole number' if kind is int else kind.__name__}")
+    if kind is int and not -1 <= value < _MOST:
+        raise ValueError(f"{name} is {short(value)}, which is out of range")
+
+
+def short(value: Any) -> str:
+    """The value in an error: a forged file may hold a very long one."""
+    words = repr(value)
+    return words if len(words) <= 40 else f"{words[:37]}..."

@@ -1,7 +1,7 @@
-"""Options that are numbers: accepted, or refused with one sentence.
+"""Numbers, and arrays of token ids: accepted, or refused with one sentence.
 
 Settings come from constructors, command lines and JSON files, so they may be anything: a string, True, nan, a
-NumPy integer. These two functions turn what makes sense into a plain `int` or `float`.
+NumPy integer. `whole_number` and `number` turn what makes sense into a plain `int` or `float`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ import numbers
 import operator
 from typing import Any
 
-from .errors import DtypeError, UsageError
+import numpy as np
+
+from .errors import DtypeError, ShapeError, UsageError
 
 
 def whole_number(where: str, name: str, value: Any, at_least: int = 1) -> int:
@@ -61,3 +63,13 @@ def number(
         ]
         raise UsageError(f"{where}: {name} must be {' and '.join(wanted) or 'finite'}, not {given}")
     return value
+
+
+def check_tokens(tokens: Any) -> np.ndarray:
+    """`tokens` as an integer array of shape (N,), a memory map staying one."""
+    array = np.asanyarray(tokens)
+    if array.ndim != 1:
+        raise ShapeError(f"tokens have shape (N,), not {array.shape}")
+    if array.dtype.kind not in "iu" and array.size:
+        raise DtypeError(f"tokens are integers, not {array.dtype}")
+    return array

@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from .errors import UsageError
+
 _LEFT_OVER = re.compile(r"\.(.+)\.[0-9a-f]{8}\.tmp", re.DOTALL)
 # What network shares and FUSE file systems answer to the fsync of a folder. They keep their own order of things.
 _NO_FOLDER_SYNC = {
@@ -97,3 +99,19 @@ def remove_left_overs(folder: Path, ours: Callable[[str], bool], age: float = 0.
 def shown(path: str | os.PathLike[str]) -> str:
     """`path` to print or to keep in a text: bytes of a name that are not UTF-8 become U+FFFD."""
     return os.fsencode(path).decode("utf-8", errors="replace")
+
+
+@contextlib.contextmanager
+def explain_os_errors(verb: str, path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn an OSError (no such file, no permission, a full disk) into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"cannot {verb} {shown(path)}: {error.strerror or error}") from error
+
+
+def folder_made(folder: Path) -> Path:
+    """`folder`, created with its parents where it is missing."""
+    with explain_os_errors("create the folder", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder

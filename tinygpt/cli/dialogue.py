@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from ..data.tokens import explain_os_errors
 from ..errors import UsageError
+from ..files import explain_os_errors
 from ..tokenizers import BPETokenizer, Tokenizer
 from .generating import with_start
 

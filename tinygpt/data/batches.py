@@ -11,9 +11,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from ..checks import check_tokens
 from ..errors import DtypeError, RangeError, UsageError
 from ..random import Generator
-from .tokens import check_tokens
 
 IGNORED = -100  # a target that the loss leaves out
 

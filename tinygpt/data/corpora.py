@@ -22,9 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import MissingExtraError
-from ..files import atomic_write, remove_left_overs
+from ..files import atomic_write, explain_os_errors, folder_made, remove_left_overs
 from .plays import find_plays, layout
-from .tokens import explain_os_errors, folder_made
 
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"

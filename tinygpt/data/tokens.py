@@ -13,18 +13,17 @@ exception is a byte-order mark at the very beginning, which is no part of the te
 from __future__ import annotations
 
 import codecs
-import contextlib
 import os
 import re
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-from ..errors import CheckpointError, DtypeError, RangeError, ShapeError, UsageError
-from ..files import atomic_write, shown
+from ..checks import check_tokens
+from ..errors import CheckpointError, RangeError, UsageError
+from ..files import atomic_write, explain_os_errors, shown
 from ..tokenizers import Tokenizer, UnknownCharacterError
 
 CHUNK_BYTES = 1 << 20
@@ -220,29 +219,3 @@ def split(tokens: np.ndarray, validation_fraction: float = 0.1) -> tuple[np.ndar
     if division is not None and division[0] == validation_fraction:
         boundary = division[1]
     return tokens[:boundary], tokens[boundary:]
-
-
-def check_tokens(tokens: Any) -> np.ndarray:
-    """`tokens` as an integer array of shape (N,), a memory map staying one."""
-    array = np.asanyarray(tokens)
-    if array.ndim != 1:
-        raise ShapeError(f"tokens have shape (N,), not {array.shape}")
-    if array.dtype.kind not in "iu" and array.size:
-        raise DtypeError(f"tokens are integers, not {array.dtype}")
-    return array
-
-
-@contextlib.contextmanager
-def explain_os_errors(verb: str, path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turn an OSError (no such file, no permission, a full disk) into one sentence."""
-    try:
-        yield
-    except OSError as error:
-        raise UsageError(f"cannot {verb} {shown(path)}: {error.strerror or error}") from error
-
-
-def folder_made(folder: Path) -> Path:
-    """`folder`, created with its parents where it is missing."""
-    with explain_os_errors("create the folder", folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    return folder

@@ -24,8 +24,7 @@ from typing import Any
 import numpy as np
 
 from .. import backends, console
-from ..checks import whole_number
-from ..data.tokens import check_tokens
+from ..checks import check_tokens, whole_number
 from ..errors import UsageError
 from ..gpt import GPT
 from ..graph import no_grad

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from .. import backends, nn
+from ..checkpoint import CheckpointFolder, model_config, read_checkpoint
 from ..checks import number
 from ..errors import CheckpointError, UsageError
 from ..exchange import read_whole
@@ -98,8 +99,6 @@ def _load_directory(folder: Path, make: Make, dropout: float | None) -> GPT:
 def _load_run(folder: Path, which: str, make: Make, dropout: float | None) -> GPT:
     """Of the checkpoint only the weights are read: the optimizer's state is twice as large."""
     from .. import tokenizers
-    from ..checkpoint import CheckpointFolder, read_checkpoint
-    from ..training.state import model_config
 
     where = f"the {which} checkpoint in {folder}"
 

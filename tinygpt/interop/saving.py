@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 
 from .. import exchange
-from ..data.tokens import explain_os_errors, folder_made
 from ..errors import UsageError
+from ..files import explain_os_errors, folder_made
 from ..gpt import GPT
 from ..plain_gpt import difference_from_gpt2
 from ..safetensors_io import CODES, DTYPES, write_safetensors

@@ -13,7 +13,7 @@ loss = evaluate(model, validation_tokens)           # over the whole text
 | `accumulation`, `graph`, `loss_scale` | the gradient of a step of several batches; CUDA graphs; what float16 needs |
 | `divergence`, `vocabulary` | numbers that are not finite, ids that the model lacks |
 | `evaluation` | the loss on the validation text |
-| `saving`, `checkpoint` | the state of a run as a checkpoint; its files |
+| `saving`, `state` | a run as a checkpoint (`tinygpt/checkpoint.py`), and back; what is checked before |
 | `reporting`, `metrics`, `picture`, `progress` | what is told, written down, drawn and shown |
 | `interrupt`, `outcome` | signals; where a run is and how it ended |
 """

@@ -7,7 +7,7 @@
 
 A run's folder holds `tinygpt-run.json` (what in it is the run's, see `folder.py`), `text.json` (which text it was), the
 tokenizer (`tokenizer.tinygpt.json`, or `tokenizer.json` and its kin, see `tokenizers/bpe_files.py`), `tokens.npy`, the
-checkpoints (see `checkpoint.py`), `metrics.jsonl` and `loss_curve.png`.
+checkpoints (see `tinygpt/checkpoint.py`), `metrics.jsonl` and `loss_curve.png`.
 
 `--resume` takes everything from the checkpoint. Options that only say how long a run goes on and how it is watched
 (`CHANGEABLE`: --steps, --dtype, --eval-every, ...) may be set anew, so may --backend, and so may what decides how far a
@@ -25,7 +25,7 @@ from typing import Any
 
 from .. import backends, kernel, nn, tokenizers
 from ..backends.precision import activation_dtype
-from ..checkpoint import Checkpoint, CheckpointFolder, require_same
+from ..checkpoint import Checkpoint, CheckpointFolder, model_config, require_same
 from ..errors import CheckpointError, UsageError
 from ..exchange import read_whole
 from ..gpt import GPT, GPTConfig
@@ -37,7 +37,7 @@ from .folder import RunFolder
 from .loop import Trainer
 from .options import add_options, given_options
 from .outcome import TrainState
-from .state import check_state, model_config
+from .state import check_state
 from .text import TOKENIZERS, VOCAB_SIZE, Text
 
 MODEL_HELP = {

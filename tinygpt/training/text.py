@@ -29,9 +29,9 @@ import numpy as np
 
 from .. import tokenizers
 from ..data import open_tokens, read_text, shakespeare, split
-from ..data.tokens import explain_os_errors, write_token_parts
+from ..data.tokens import write_token_parts
 from ..errors import CheckpointError, UsageError
-from ..files import atomic_write, shown
+from ..files import atomic_write, explain_os_errors, shown
 from ..gpt import GPTConfig
 from ..memory import require_memory
 from ..tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer, UnknownCharacterError
