@@ -42,7 +42,7 @@ lint:
 
 annotate:
 	TINYGPT_EXT=require TINYGPT_ANNOTATE=1 $(PYTHON) setup.py build_ext --inplace
-	@echo "see build/c/tinygpt/_ext/*.html"
+	@echo "see build/c/tinygpt/_ext/cpu/*.html"
 
 clean:
 	rm -rf build dist *.egg-info tinygpt/_ext/*.so

@@ -1,9 +1,9 @@
 """Build the compiled kernels.
 
-The Cython sources in `tinygpt/_ext` are translated to C once, and that C is compiled once for each level of
-vector instructions, into the modules `tinygpt._ext.baseline`, `.avx2` and `.avx512`. At run time
-`tinygpt._ext.load()` imports the best one that the processor can run, so one wheel is right everywhere
-and fast where it can be.
+The Cython sources in `tinygpt/_ext/cpu` are translated to C once. That C is compiled once for each level of vector
+instructions, together with the thread pool of `tinygpt/_ext/threads`, into the modules `tinygpt._ext.baseline`, `.avx2`
+and `.avx512`. At run time `tinygpt._ext.load()` imports the best one that the processor can run, so one wheel is right
+everywhere and fast where it can be.
 
 Environment variables:
 TINYGPT_EXT=require|auto|off   require: a failed build is an error. auto (default): a level that can't be compiled is
@@ -27,6 +27,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 FOLDER = "tinygpt/_ext"
+POOL = f"{FOLDER}/threads/pool.c"
 LEVEL_FLAGS = {
     "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mbmi2", "-mprefer-vector-width=512"],
     "avx2": ["-mavx2", "-mfma", "-mbmi2"],
@@ -56,13 +57,16 @@ def levels() -> dict[str, list[str]]:
 
 
 def translate() -> list[Extension]:
-    """kernels.pyx and cpu.pyx as C, under build/."""
+    """cpu/kernels.pyx and levels.pyx as C, under build/."""
     from Cython.Build import cythonize
 
     annotate = os.environ.get("TINYGPT_ANNOTATE") == "1"
     folder = "build/debug" if SANITIZE else "build/c"
     translated = cythonize(
-        [Extension(f"tinygpt._ext.{name}", [f"{FOLDER}/{name}.pyx"]) for name in ("kernels", "cpu")],
+        [
+            Extension("tinygpt._ext.kernels", [f"{FOLDER}/cpu/kernels.pyx"]),
+            Extension("tinygpt._ext.levels", [f"{FOLDER}/levels.pyx"]),
+        ],
         build_dir=folder,
         compiler_directives={
             "language_level": 3, "boundscheck": SANITIZE, "wraparound": False, "cdivision": True,
@@ -73,13 +77,13 @@ def translate() -> list[Extension]:
         force=annotate,
         quiet=True,
     )  # fmt: skip
-    for header in Path(folder, FOLDER).glob("*.h"):
+    for header in Path(folder, FOLDER).rglob("*.h"):
         header.unlink()  # Cython's copy: the compiler must see the original
     return translated
 
 
 def extensions() -> list[Extension]:
-    kernels, cpu = translate()
+    kernels, levels_module = translate()
     if SANITIZE:
         common = ["-O1", "-g", "-fno-omit-frame-pointer", *SANITIZE_FLAGS]
     else:
@@ -89,9 +93,9 @@ def extensions() -> list[Extension]:
     made = [
         Extension(
             f"tinygpt._ext.{level}",
-            [kernels.sources[0], f"{FOLDER}/pool.c"],
+            [kernels.sources[0], POOL],
             depends=[*headers(), stamp(level, [*common, *flags])],
-            include_dirs=[FOLDER],
+            include_dirs=include_folders(),
             # One translation serves all levels: only the name of its initialiser differs.
             define_macros=[("PyInit_kernels", f"PyInit_{level}")],
             extra_compile_args=[*common, *flags],
@@ -99,11 +103,18 @@ def extensions() -> list[Extension]:
         )
         for level, flags in levels().items()
     ]
-    return [*made, cpu]
+    return [*made, levels_module]
 
 
 def headers() -> list[str]:
-    return [f"{FOLDER}/{name}" for name in sorted(os.listdir(FOLDER)) if name.endswith(".h")]
+    """The C headers, of the tree that this file is in."""
+    root = Path(__file__).parent
+    return sorted(path.relative_to(root).as_posix() for path in Path(root, FOLDER).rglob("*.h"))
+
+
+def include_folders() -> list[str]:
+    """Where the compiler looks for them: a header is included by its name alone."""
+    return sorted({str(Path(header).parent) for header in headers()})
 
 
 def stamp(level: str, flags: list[str]) -> str:
@@ -148,7 +159,7 @@ class BuildKernels(build_ext):
         super().copy_extensions_to_source()
         # What an earlier build left there would be loaded in the place of this one's.
         fresh = {ext.name for ext in self.extensions}
-        for name in (f"tinygpt._ext.{level}" for level in ("native", *LEVEL_FLAGS, "cpu")):
+        for name in (f"tinygpt._ext.{level}" for level in ("native", *LEVEL_FLAGS, "levels")):
             if name not in fresh:
                 Path(self.get_ext_filename(name)).unlink(missing_ok=True)
 
@@ -180,4 +191,5 @@ def modules_to_build() -> list[Extension]:
         return []
 
 
-setup(ext_modules=modules_to_build(), cmdclass={"build_ext": BuildKernels})
+if __name__ == "__main__":  # benchmarks/_peak takes the flags from here
+    setup(ext_modules=modules_to_build(), cmdclass={"build_ext": BuildKernels})

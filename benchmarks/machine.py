@@ -7,8 +7,13 @@ import time
 from pathlib import Path
 
 import numpy as np
+from _peak import block_rate, fma_peak, read_bandwidth
 
 from tinygpt.backends import get
+
+__all__ = [
+    "block_rate", "copy_bandwidth", "fma_peak", "headline", "matmul_rate", "processor", "read_bandwidth",
+]  # fmt: skip
 
 
 def processor() -> str:
@@ -20,20 +25,6 @@ def processor() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
-
-
-def fma_peak() -> float | None:
-    """Measured float32 multiply-add peak of all threads in FLOP/s; None without the compiled extension."""
-    module = get("numpy").extension()
-    return None if module is None else module.fma_peak()
-
-
-def block_rate() -> tuple[float, float] | None:
-    """FLOP/s of the matrix product's inner block alone, from the caches, on all threads for 0.3 s: the most that a
-    product can reach; and of the peak's loop straight after it. Both are less than the peak, for the processor's clock
-    falls while it loads and multiplies at once. None where the products are the BLAS library's."""
-    module = get("numpy").extension()
-    return None if module is None else module.block_rate()
 
 
 def matmul_rate(n: int = 1536, trials: int = 7) -> float:
@@ -58,20 +49,6 @@ def copy_bandwidth(megabytes: int = 256, trials: int = 7) -> float:
         np.copyto(target, source)
         times.append(time.perf_counter() - start)
     return 2 * source.nbytes / min(times[1:])
-
-
-def read_bandwidth(megabytes: int = 512, trials: int = 7) -> float | None:
-    """Bytes a second that all threads together read from memory; None without the compiled extension."""
-    module = get("numpy").extension()
-    if module is None:
-        return None
-    source = np.ones(megabytes * 2**20 // 4, np.float32)
-    times = []
-    for _ in range(trials + 1):
-        start = time.perf_counter()
-        module.read_sum(source)
-        times.append(time.perf_counter() - start)
-    return source.nbytes / min(times[1:])
 
 
 def headline() -> str:

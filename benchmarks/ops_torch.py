@@ -26,7 +26,7 @@ def tensor(*shape: int, seed: int = 0) -> Any:
 
 
 def keep_freed_memory() -> None:
-    """What tinygpt asks of glibc (`_ext/threads.pyx`): otherwise fresh pages for large results would be compared."""
+    """What tinygpt asks of glibc (`_ext/threads`): otherwise fresh pages for large results would be compared."""
     if sys.platform.startswith("linux"):
         mallopt = ctypes.CDLL(None).mallopt
         for option, value in ((-3, 32 << 20), (-1, 1 << 30), (-2, 16 << 20)):  # mmap threshold, trim threshold, top pad

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from cuda_emulator import Device
 
-from tinygpt._ext import attention_cuda
+from tinygpt._ext.cuda import attention
 from tinygpt.ops.attention import attention_mask, scores
 
 UNITS = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
@@ -69,9 +69,9 @@ def results_of(device: Device, dtype: Any, size: Any) -> tuple[list[np.ndarray],
     k = np.ascontiguousarray(k.transpose(0, 2, 1, 3)).transpose(0, 2, 1, 3)
     v = np.ascontiguousarray(v.transpose(0, 2, 1, 3)).transpose(0, 2, 1, 3)
     options = (is_causal, SCALE, dropout_p, SEED, STREAM)
-    y, lse = attention_cuda.attention_forward(device, q, k, v, *options)
+    y, lse = attention.attention_forward(device, q, k, v, *options)
     gradients = [device.empty((1, x.shape[2], 2, D), dtype).transpose(0, 2, 1, 3) for x in (q, k, v)]
-    attention_cuda.attention_backward(device, dy, q, k, v, y, lse, *options, *gradients)
+    attention.attention_backward(device, dy, q, k, v, y, lse, *options, *gradients)
     return [dy, q, k, v], [y, lse, *gradients]
 
 

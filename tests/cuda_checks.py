@@ -19,7 +19,7 @@ from kernel_rule import EPS32
 import tinygpt.ops
 import tinygpt.optim  # noqa: F401  the kernels of both are registered
 from tinygpt._ext import cuda
-from tinygpt._ext.decode_block_cuda import attend
+from tinygpt._ext.cuda.decode_block import attend
 from tinygpt.kernel import REGISTRY
 from tinygpt.ops.packed import pack, unpack_into
 

@@ -1,4 +1,4 @@
-// CUDA on the CPU, for tests: enough of it to run the kernels of tinygpt/_ext/*.cu as C++.
+// CUDA on the CPU, for tests: enough of it to run the kernels of tinygpt/_ext/cuda/*.cu as C++.
 //
 // Each CUDA thread is a fiber: a stack of its own, left and entered again at barriers, at warp shuffles and, under the
 // random schedule, at many a look at threadIdx. One fiber runs at a time, so results depend on the schedule alone. A

@@ -9,7 +9,7 @@ import pytest
 from cuda_attention_mma import SIZES, drawn, on_tensor_cores, results_of
 from cuda_emulator import COMPILER, Device
 
-from tinygpt._ext import attention_cuda, attention_mma_cuda
+from tinygpt._ext.cuda import attention, attention_mma
 
 ml_dtypes = pytest.importorskip("ml_dtypes")
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler (g++, c++ or clang++; CXX names another)")
@@ -35,7 +35,7 @@ def test_a_row_of_nan_stays_one(dtype: Any) -> None:
     device = Device()
     q, k, v = (drawn(dtype, 1, 1, 70, 32).copy() for _ in range(3))
     q[0, 0, 67, 3] = np.nan
-    y, lse = attention_cuda.attention_forward(device, q, k, v, True, 0.3, 0.0, 0, 0)
+    y, lse = attention.attention_forward(device, q, k, v, True, 0.3, 0.0, 0, 0)
     assert device.launched[0][0] == "attention_mma"
     assert np.isnan(y[0, 0, 67].astype(np.float32)).all()
     assert np.isnan(lse[0, 0, :, 0]).nonzero()[0].tolist() == [67]
@@ -44,7 +44,7 @@ def test_a_row_of_nan_stays_one(dtype: Any) -> None:
 
 def test_what_these_kernels_do_not_take_goes_to_the_others() -> None:
     def is_taken(device: Device, array: Any, scale: float = 0.3) -> bool:
-        return attention_mma_cuda.takes(device, scale, array, array)
+        return attention_mma.takes(device, scale, array, array)
 
     fits = np.zeros((1, 2, 70, 40), np.float16)
     assert is_taken(Device(), fits)
@@ -58,5 +58,5 @@ def test_what_these_kernels_do_not_take_goes_to_the_others() -> None:
     old = Device()
     old.has_tensor_cores = False
     assert not is_taken(old, fits)
-    attention_cuda.attention_forward(old, fits, fits, fits, True, 0.3, 0.0, 0, 0)
+    attention.attention_forward(old, fits, fits, fits, True, 0.3, 0.0, 0, 0)
     assert [file for file, _ in old.launched] == ["attention"]

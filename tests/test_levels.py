@@ -41,9 +41,9 @@ print(len(KERNEL_ROWS), "kernels are right")
 def test_the_kernels_of_each_level(level: str) -> None:
     if load() is None:
         pytest.skip("extension not built")
-    from tinygpt._ext import cpu
+    from tinygpt._ext import levels
 
-    if level not in cpu.supported():
+    if level not in levels.supported():
         pytest.skip(f"this processor lacks {level}")
     if not built(level):
         pytest.skip(f"the level {level} was not built: TINYGPT_MARCH asks for one level only")
@@ -62,8 +62,8 @@ import tinygpt as tg
 from tinygpt import _ext
 lacking = sys.argv[1]
 if lacking == "instructions":
-    from tinygpt._ext import cpu
-    cpu.supported = lambda: ["native", "baseline"]
+    from tinygpt._ext import levels
+    levels.supported = lambda: ["native", "baseline"]
 elif lacking != "nothing":
     really = _ext.built
     _ext.built = lambda name: lacking == "one level" and name != "avx512" and really(name)
@@ -101,9 +101,9 @@ def test_the_best_level_of_those_that_are_possible_is_taken(
 ) -> None:
     if load() is None:
         pytest.skip("extension not built")
-    from tinygpt._ext import cpu
+    from tinygpt._ext import levels
 
     monkeypatch.delenv("TINYGPT_LEVEL", raising=False)
-    monkeypatch.setattr(cpu, "supported", lambda: supported)
+    monkeypatch.setattr(levels, "supported", lambda: supported)
     best = next(level for level in LEVELS if level in supported and built(level))
     assert load().__name__ == f"tinygpt._ext.{best}"  # type: ignore[union-attr]

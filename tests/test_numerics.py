@@ -60,9 +60,9 @@ def test_every_operation_at_every_level(level: str) -> None:
     """The error of compiled bodies is at most twice the reference's, and what is not finite comes out alike."""
     if load() is None:
         pytest.skip("extension not built")
-    from tinygpt._ext import cpu
+    from tinygpt._ext import levels
 
-    if level not in cpu.supported():
+    if level not in levels.supported():
         pytest.skip(f"this processor lacks {level}")
     environment = {**os.environ, "TINYGPT_LEVEL": level, "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)])}
     command = [sys.executable, "-c", CHECK, level]

@@ -1,7 +1,8 @@
 """The compiled kernels, and the choice of the build that suits this processor.
 
-The same Cython sources are compiled once for each level of vector instructions (see `setup.py`) into
-modules `tinygpt._ext.<level>`. `load()` takes the best that the processor can run.
+`cpu/` has the kernels in Cython and C, `cuda/` those in CUDA, `threads/` the thread pool. The sources of `cpu/` are
+compiled once for each level of vector instructions (see `setup.py`) into modules `tinygpt._ext.<level>`. `load()` takes
+the best that the processor can run.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ def load() -> ModuleType | None:
 
 def available() -> list[str]:
     """The levels that were built and that this processor can run, best first."""
-    if not built("cpu"):
+    if not built("levels"):
         return []
-    supported = importlib.import_module(f"{__name__}.cpu").supported()
+    supported = importlib.import_module(f"{__name__}.levels").supported()
     return [level for level in LEVELS if level in supported and built(level)]
 
 

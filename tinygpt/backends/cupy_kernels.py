@@ -1,4 +1,4 @@
-"""The CUDA kernels of `tinygpt._ext` on CuPy: compiled by NVRTC at first use, kept on disk by CuPy, launched."""
+"""The CUDA kernels of `tinygpt._ext.cuda` on CuPy: compiled by NVRTC at first use, kept on disk by CuPy, launched."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .._ext import cuda
 
 
 class Device:
-    """What the launchers in `tinygpt._ext.*_cuda` run on: see `tinygpt._ext.cuda.Device`."""
+    """What the launchers in `tinygpt._ext.cuda` run on: see `tinygpt._ext.cuda.Device`."""
 
     def __init__(self, cupy: Any) -> None:
         self.xp = cupy

@@ -17,7 +17,7 @@ from ..errors import UsageError
 
 name = "numpy"
 xp = np
-MOST_THREADS = 256  # as in _ext/pool.c
+MOST_THREADS = 256  # as in _ext/threads/pool.c
 
 
 def asarray(array: Any, dtype: Any = None) -> np.ndarray:
@@ -32,7 +32,7 @@ def to_numpy(array: np.ndarray) -> np.ndarray:
 def extension() -> ModuleType | None:
     """The compiled kernels for this processor, or None when they were not built.
 
-    The first call starts the thread team and puts NumPy's matrix products on it too (see `_ext/pool.c`).
+    The first call starts the thread team and puts NumPy's matrix products on it too (see `_ext/threads/pool.c`).
     """
     module: ModuleType | None = importlib.import_module("tinygpt._ext").load()
     if module is not None:

@@ -86,7 +86,7 @@ def _extension() -> str:
             "none: the slow reference bodies run; with a C compiler at hand, in a clone of tinygpt, "
             "TINYGPT_EXT=require pip install -e . builds them, or says why not"
         )
-    supported = importlib.import_module("tinygpt._ext.cpu").supported()
+    supported = importlib.import_module("tinygpt._ext.levels").supported()
     return f"for {module.__name__.rpartition('.')[2]} (this processor has {', '.join(supported)})"
 
 

@@ -1,8 +1,8 @@
 """@kernel: one name, up to three bodies.
 
 The decorated function **is** the reference: it runs on the arrays of either library, and a student
-reads it to know what is computed. A body of the same name in the compiled extension (`_ext/*.pyx`,
-for NumPy arrays) or among the CUDA kernels (`_ext/*.cu`, for CuPy arrays) replaces it at the call.
+reads it to know what is computed. A body of the same name in the compiled extension (`_ext/cpu/*.pyx`,
+for NumPy arrays) or among the CUDA kernels (`_ext/cuda/*.cu`, for CuPy arrays) replaces it at the call.
 What every fast body would otherwise have to check is checked here, once:
 
 - the floating-point arrays are all float32 or all float64, in native byte order (a CUDA body also takes the 16-bit

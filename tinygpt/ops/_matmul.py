@@ -1,9 +1,9 @@
 """The product of matrices, in float32 in the same bits on any number of threads.
 
-On processors with AVX-512 a compiled body multiplies NumPy's float32 matrices (`_ext/product.h`): there it is faster
+On processors with AVX-512 a compiled body multiplies NumPy's float32 matrices (`_ext/cpu/matmul`): there it is faster
 than NumPy's own library. Everywhere else, for few rows or columns, and for batches, OpenBLAS multiplies, the library of
 NumPy's own wheels. It rounds differently when it shares a product out to another number of threads, so the compiled
-body cuts the product by its size alone and asks OpenBLAS for the blocks, each on one thread (`_ext/product_blas.h`).
+body cuts the product by its size alone and asks OpenBLAS for the blocks, each on one thread (`product_blas.h` there).
 
 Products of 16-bit matrices are summed in float32 and rounded once, or kept in float32 (`wide`). On a GPU cuBLAS does
 that (`backends/cupy_matmul.py`); batches of them, which the fast bodies never ask for, are widened first.

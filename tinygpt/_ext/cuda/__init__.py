@@ -1,6 +1,6 @@
 """The CUDA kernels: their sources, and how they are launched.
 
-For each `name.cu` there is a `name_cuda.py` beside it. It says which instances of the templates in `name.cu` there are
+For each `name.cu` there is a `name.py` beside it. It says which instances of the templates in `name.cu` there are
 (`EXPRESSIONS`), and defines launchers: functions with the names and arguments of the kernels in `tinygpt.ops`, after a
 first argument `device`. A launcher makes the result arrays, chooses grid, block and pack width, and launches.
 
@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+FOLDER = Path(__file__).parent
 FILES = (
     "layer_norm", "residual_layer_norm", "linear", "gelu", "softmax", "cross_entropy", "attention", "attention_mma",
     "embedding", "dropout", "adamw", "clip", "binary_cross_entropy", "packed", "decode_block",
@@ -75,7 +76,7 @@ def launcher(function: Callable[..., Any]) -> Callable[..., Any]:
 @functools.cache
 def module(file: str) -> Any:
     """The launchers of `file`.cu."""
-    return importlib.import_module(f"{__package__}.{file}_cuda")
+    return importlib.import_module(f"{__name__}.{file}")
 
 
 def find(kernel: str) -> Callable[..., Any] | None:
@@ -95,7 +96,7 @@ def source(file: str) -> str:
 
     def expanded(name: str) -> list[str]:
         lines = [f'#line 1 "{name}"']
-        text = (Path(__file__).parent / name).read_text(encoding="utf-8")
+        text = (FOLDER / name).read_text(encoding="utf-8")
         for number, line in enumerate(text.splitlines(), 1):
             if not line.startswith('#include "'):
                 lines.append(line)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .cuda import Device, ceil_div, launcher, pack_width, real_of
+from . import Device, ceil_div, launcher, pack_width, real_of
 
 EXPRESSIONS = ("adamw_update<{real}, {width}>",)
 THREADS, PACKS = 256, 4  # of a block; for each thread, as in tensors.cuh

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from . import attention_mma_cuda as mma
-from .cuda import MOST_BLOCKS, SIZES, Device, accumulator_dtype, as_accumulators, ceil_div, launcher, real_of
-from .dropout_cuda import mask_arguments
+from . import MOST_BLOCKS, SIZES, Device, accumulator_dtype, as_accumulators, ceil_div, launcher, real_of
+from . import attention_mma as mma
+from .dropout import mask_arguments
 
 SIDE, THREADS = 16, 256  # as in attention.cuh
 HEADS = (32, 64, 128)

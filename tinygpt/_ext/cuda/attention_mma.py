@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .cuda import MOST_BLOCKS, Device, ceil_div, real_of
+from . import MOST_BLOCKS, Device, ceil_div, real_of
 
 THREADS, ROWS = 128, 64  # of a block, and of its result
 HEADS = (32, 64, 128)

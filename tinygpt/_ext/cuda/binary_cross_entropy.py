@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .cuda import Device, elementwise, launcher
+from . import Device, elementwise, launcher
 
 FILE = "binary_cross_entropy"
 FORWARD, BACKWARD = EXPRESSIONS = (

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from .adamw_cuda import THREADS, tensor_table
-from .cuda import Device, launcher, real_of
+from . import Device, launcher, real_of
+from .adamw import THREADS, tensor_table
 
 EXPRESSIONS = ("squares_of_blocks<{real}, {width}>", "squares_of_tensors<{real}>")
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .cuda import Device, accumulator_dtype, as_accumulators, launcher, pack_width, real_of, row_threads
+from . import Device, accumulator_dtype, as_accumulators, launcher, pack_width, real_of, row_threads
 
 EXPRESSIONS = (
     "cross_entropy_forward<{real}, {width}>",

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .cuda import Device, ceil_div, launcher, pack_width, real_of
+from . import Device, ceil_div, launcher, pack_width, real_of
 
 EXPRESSIONS = ("dropout_apply<{real}, {width}>",)
 THREADS = 256

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .cuda import MOST_BLOCKS, Device, accumulator_dtype, ceil_div, launcher, pack_width, real_of, row_threads
+from . import MOST_BLOCKS, Device, accumulator_dtype, ceil_div, launcher, pack_width, real_of, row_threads
 
 EXPRESSIONS = (
     "embedding_forward<{real}, {width}>",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from .cuda import WARP, Device, accumulator_dtype, elementwise, launcher, pack_width, real_of
-from .linear_cuda import ROWS, add_up, tiles
+from . import WARP, Device, accumulator_dtype, elementwise, launcher, pack_width, real_of
+from .linear import ROWS, add_up, tiles
 
 EXPRESSIONS = (
     "gelu_forward<Tanh, {real}, {width}>",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .cuda import (
+from . import (
     MOST_SHARED,
     Device,
     accumulator_dtype,
@@ -15,7 +15,7 @@ from .cuda import (
     real_of,
     row_threads,
 )
-from .linear_cuda import add_up
+from .linear import add_up
 
 EXPRESSIONS = ("layer_norm_forward<{real}, {width}>", "layer_norm_backward<{real}, {width}>")
 BLOCKS = 512  # the most that share the rows of a backward pass; each leaves a row of partial sums

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .cuda import REALS, WARP, Device, accumulator_dtype, ceil_div, launcher, pack_width, real_of
+from . import REALS, WARP, Device, accumulator_dtype, ceil_div, launcher, pack_width, real_of
 
 EXPRESSIONS = (
     "add_bias<{real}, {width}>",

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from .cuda import WARP, Device, ceil_div, launcher
-from .linear_cuda import add_up
+from . import WARP, Device, ceil_div, launcher
+from .linear import add_up
 
 ROWS = 8  # warps of a block, as in packed.cu
 AT_ONCE = (1, 4)  # rows of x that a thread multiplies each weight with

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .cuda import (
+from . import (
     MOST_SHARED,
     Device,
     accumulator_dtype,
@@ -15,9 +15,9 @@ from .cuda import (
     real_of,
     row_threads,
 )
-from .dropout_cuda import mask_arguments
-from .layer_norm_cuda import BLOCKS
-from .linear_cuda import add_up
+from .dropout import mask_arguments
+from .layer_norm import BLOCKS
+from .linear import add_up
 
 EXPRESSIONS = ("residual_layer_norm_forward<{real}, {width}>", "residual_layer_norm_backward<{real}, {width}>")
 FOR_REDUCTIONS = 1024  # bytes of shared memory

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .cuda import Device, launcher, pack_width, real_of, row_threads
+from . import Device, launcher, pack_width, real_of, row_threads
 
 EXPRESSIONS = (
     "softmax_forward<{real}, {width}>",
