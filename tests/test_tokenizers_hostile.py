@@ -129,9 +129,9 @@ def template(*single: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("parts", "sentence"),
     [
-        ({"post_processor": template(TEXT)}, "does not have the text once"),
-        ({"post_processor": template(SEQUENCE, SEQUENCE)}, "does not have the text once"),
-        ({"post_processor": template()}, "does not have the text once"),
+        ({"post_processor": template(TEXT)}, "does not contain the text exactly once"),
+        ({"post_processor": template(SEQUENCE, SEQUENCE)}, "does not contain the text exactly once"),
+        ({"post_processor": template()}, "does not contain the text exactly once"),
         ({"post_processor": {"type": "BertProcessing", "sep": ["s", 9999], "cls": ["c", 1]}}, "adds the id 9999"),
         (
             {"normalizer": {"type": "Sequence", "normalizers": [
@@ -147,11 +147,11 @@ def template(*single: Any) -> dict[str, Any]:
         ),
         ({"decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True}}, "its decoder is 'WordPiece'"),
         ({"normalizer": 5}, "its normalizer is 5, not a JSON object"),
-        ({"normalizer": {"type": "Unheard"}}, "makes no byte-level BPE tokenizer"),
-        ({"added_tokens": [FLAGS | {"id": 300, "content": "  ", "rstrip": True}]}, "white space, and strips it"),
+        ({"normalizer": {"type": "Unheard"}}, "is not a valid byte-level BPE tokenizer"),
+        ({"added_tokens": [FLAGS | {"id": 300, "content": "  ", "rstrip": True}]}, "that strips white space"),
         ({"added_tokens": [{"id": -1, "content": "x"}]}, "two ids|not 0"),
         ({"added_tokens": [{"id": 2**70, "content": "<x>"}]}, "no token has the id"),
-        ({"added_tokens": [{"id": 300, "content": "<x>", "special": "yes"}]}, "not a text with the flags"),
+        ({"added_tokens": [{"id": 300, "content": "<x>", "special": "yes"}]}, "not a string with the flags"),
     ],
 )  # fmt: skip
 def test_parts_that_do_harm(saved: BPETokenizer, tmp_path: Path, parts: dict[str, Any], sentence: str) -> None:

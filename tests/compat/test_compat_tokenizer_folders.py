@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from tinygpt import tokenizers as ours
 from tinygpt.errors import CheckpointError
 from tinygpt.tokenizers import BPETokenizer
-from tinygpt.tokenizers.as_transformers import _OF_GPT2, MARKS
+from tinygpt.tokenizers.as_transformers import _OF_GPT2, SPECIAL_TOKENS
 from tinygpt.tokenizers.byte_characters import bytes_of_token
 
 CORPUS = [
@@ -111,7 +111,7 @@ def configs(draw: st.DrawFn, kind: str | None) -> dict[str, Any]:
     """A tokenizer_config.json."""
     config: dict[str, Any] = {} if kind is None else {"tokenizer_class": kind}
     config |= {key: draw(SWITCH) for key in SWITCHES if draw(SWITCH)}
-    config |= {mark: draw(MARK) for mark in MARKS if draw(RARELY)}
+    config |= {mark: draw(MARK) for mark in SPECIAL_TOKENS if draw(RARELY)}
     for key in ("additional_special_tokens", "extra_special_tokens"):
         if draw(RARELY):
             config[key] = draw(st.one_of(st.lists(CONTENT, max_size=3), st.just({"user_token": "<user>"})))
@@ -133,7 +133,7 @@ def folders(draw: st.DrawFn) -> dict[str, Any]:
     if older or draw(SWITCH):
         files["config.json"] = {"model_type": "gpt2"}
     if draw(SWITCH):
-        names = draw(st.dictionaries(st.sampled_from(MARKS), CONTENT, max_size=2))
+        names = draw(st.dictionaries(st.sampled_from(SPECIAL_TOKENS), CONTENT, max_size=2))
         more = {"additional_special_tokens": draw(st.lists(CONTENT, max_size=2))} if draw(SWITCH) else {}
         files["special_tokens_map.json"] = names | more
     if config and not draw(RARELY):

@@ -1,10 +1,10 @@
-"""Text to token ids and back: bytes, characters, and byte-level BPE as GPT-2 has it.
+"""Text to token ids and back: byte, character and GPT-2 byte-level BPE tokenizers.
 
 tokenizer = CharTokenizer.from_text(text)      # or ByteTokenizer(), or BPETokenizer.train(text, vocab_size=4096)
 ids = tokenizer.encode("To be")                # int64, shape (T,)
 tokenizer.decode(ids)                          # "To be"
-tokenizer.save(folder)                         # folder/tokenizer.tinygpt.json; BPE: the files of transformers
-tokenizer = tinygpt.tokenizers.load(folder)    # the right class again
+tokenizer.save(folder)                         # folder/tokenizer.tinygpt.json; for BPE, the Hugging Face files
+tokenizer = tinygpt.tokenizers.load(folder)    # picks the right class
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ _CLASSES: dict[str, type[Tokenizer]] = {cls.type: cls for cls in (ByteTokenizer,
 
 
 def load(folder: str | os.PathLike[str]) -> Tokenizer:
-    """The tokenizer saved in `folder`, of whichever class; CheckpointError where it can't be read.
+    """Load the tokenizer saved in `folder`, whatever its class. Raises CheckpointError if it can't be read.
 
-    tokenizer.tinygpt.json comes first; without it, GPT-2's files: tokenizer.json, or vocab.json and merges.txt.
+    Looks for tokenizer.tinygpt.json first, then for GPT-2's files: tokenizer.json, or vocab.json and merges.txt.
     """
     return read_whole(Path(folder), _load)
 
@@ -46,7 +46,7 @@ def _load(path: Path) -> Tokenizer:
     if not (path / FILE_NAME).exists():
         if not any((path / name).exists() for name in (TOKENIZER, VOCAB)):
             raise CheckpointError(
-                f"cannot read the tokenizer in {path}: there is neither {FILE_NAME} nor {TOKENIZER} nor {VOCAB}"
+                f"cannot read the tokenizer in {path}: found none of {FILE_NAME}, {TOKENIZER} and {VOCAB}"
             )
         return BPETokenizer.load(path)
     config = read_config(path)

@@ -1,9 +1,9 @@
-"""What every tokenizer can do, how it is kept in a file, and how ids become text piece by piece.
+"""The tokenizer interface, its file format, and streaming decoding.
 
-A tokenizer is a two-way mapping between text and integer ids `0 .. vocab_size - 1`. A subclass gives
-three things: `encode`, `token_bytes` (the UTF-8 bytes behind ids) and `config` (what must be saved to
-make it again). Decoding rests on bytes, not on characters, because one character can be spread over
-several tokens: that is what makes streaming exact (`StreamDecoder`).
+A tokenizer maps text to integer ids `0 .. vocab_size - 1` and back. A subclass implements `encode`,
+`token_bytes` (the UTF-8 bytes of some ids), and `config` with `from_config` (what is saved, and how to
+rebuild the tokenizer from it). Decoding works on bytes rather than characters, because one character can
+span several tokens; this makes streaming exact (`StreamDecoder`).
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ import numpy as np
 from ..errors import CheckpointError, DtypeError, RangeError, ShapeError, UsageError
 from ..files import atomic_write
 
-# Not "tokenizer.json": that name belongs to the Hugging Face format, and both may share a folder.
+# Not "tokenizer.json": that name belongs to the Hugging Face format, and one folder may hold both.
 FILE_NAME = "tokenizer.tinygpt.json"
 
 
 class Tokenizer(ABC):
-    """Text to ids and back. Equal configurations make equal tokenizers."""
+    """Text to ids and back. Two tokenizers with equal configurations are equal."""
 
-    type: ClassVar[str]  # the name of the class in the saved file
-    special_ids: frozenset[int] = frozenset()  # marks such as end-of-text, which stand for no text
-    bos_token_id: int | None = None  # the mark of a text's beginning, of its end, and what fills up short rows
+    type: ClassVar[str]  # identifies the class in the saved file
+    special_ids: frozenset[int] = frozenset()  # tokens such as end-of-text that represent no text
+    bos_token_id: int | None = None  # beginning of text, end of text, padding
     eos_token_id: int | None = None
     pad_token_id: int | None = None
 
     @property
     def start_ids(self) -> list[int]:
-        """What stands before every text that a model is to go on from, where the tokenizer's files say so."""
+        """Ids to put before every prompt. Empty unless the tokenizer's files ask for them."""
         return []
 
     @property
     def ids_of_texts(self) -> int:
-        """How many ids a model must know: special tokens at the end, such as padding added later, may be beyond it."""
+        """The smallest vocab_size a model needs; special tokens at the end, such as added padding, don't count."""
         size = self.vocab_size
         while size - 1 in self.special_ids:
             size -= 1
@@ -50,53 +50,53 @@ class Tokenizer(ABC):
     @property
     @abstractmethod
     def vocab_size(self) -> int:
-        """How many ids there are."""
+        """The number of ids."""
 
     @abstractmethod
     def encode(self, text: str) -> np.ndarray:
-        """The ids of `text`: int64, shape (T,)."""
+        """Return the ids of `text`: int64, shape (T,)."""
 
     @abstractmethod
     def token_bytes(self, ids: Any) -> bytes:
-        """The UTF-8 bytes that `ids` stand for; they may begin or end inside a character."""
+        """Return the UTF-8 bytes of `ids`, which may begin or end in the middle of a character."""
 
     @abstractmethod
     def config(self) -> dict[str, Any]:
-        """Everything that `from_config` needs, as JSON values."""
+        """Return everything `from_config` needs, as JSON values."""
 
     @classmethod
     @abstractmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
-        """The tokenizer that `config()` described."""
+        """Rebuild a tokenizer from what its `config()` returned."""
 
     def whole_pieces(self, pieces: Iterable[str]) -> Iterator[str]:
-        """The same text, cut so that its pieces, encoded one by one, have the ids of the whole.
+        """Re-split the text so that encoding the pieces separately yields the same ids as encoding the whole text.
 
-        Where tokens never reach over a cut, as with bytes and characters, these are the pieces that came.
+        Byte and character tokens never cross a split, so here the pieces are returned unchanged.
         """
         return iter(pieces)
 
     def decode(self, ids: Any, skip_special_tokens: bool = False) -> str:
-        """The text of `ids` (integers, shape (T,)); skip_special_tokens: without the marks in `special_ids`.
+        """Return the text of `ids` (integers, shape (T,)); skip_special_tokens leaves out those in `special_ids`.
 
-        Bytes that are no UTF-8, which only a model can produce, become U+FFFD. Raises RangeError for an id
-        outside the vocabulary, DtypeError for anything but integers, ShapeError for more than one axis.
+        Bytes that are not valid UTF-8, which a model may generate, become U+FFFD. Raises RangeError for an id
+        outside the vocabulary, DtypeError for ids that are not integers, ShapeError for more than one axis.
         """
-        return self.token_bytes(self._kept(ids, skip_special_tokens)).decode("utf-8", errors="replace")
+        return self.token_bytes(self._without_special(ids, skip_special_tokens)).decode("utf-8", errors="replace")
 
     def batch_decode(self, batch: Iterable[Any], skip_special_tokens: bool = False) -> list[str]:
-        """One text for each row of `batch` (integers, shape (B, T), or rows of different lengths)."""
+        """Decode each row of `batch` (integers, shape (B, T), or rows of different lengths)."""
         return [self.decode(ids, skip_special_tokens) for ids in batch]
 
-    def _kept(self, ids: Any, skip_special_tokens: bool) -> Any:
-        """`ids`, without special tokens if they are to be skipped."""
+    def _without_special(self, ids: Any, skip_special_tokens: bool) -> Any:
+        """`ids`, without the special tokens if `skip_special_tokens`."""
         if not skip_special_tokens or not self.special_ids:
             return ids
         ids = check_ids(ids, self.vocab_size)
         return ids[~np.isin(ids, list(self.special_ids))]
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write `tokenizer.tinygpt.json` into an existing folder, whole or not at all."""
+        """Write `tokenizer.tinygpt.json` atomically into an existing folder. Raises UsageError if that fails."""
         path = Path(folder) / FILE_NAME
         content = json.dumps({"type": self.type, **self.config()}, ensure_ascii=False, indent=1)
         try:
@@ -107,12 +107,12 @@ class Tokenizer(ABC):
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Self:
-        """The tokenizer saved in `folder`; CheckpointError where the file is damaged or another type's."""
+        """Load the tokenizer saved in `folder`. Raises CheckpointError if the file is damaged or of another type."""
         config = read_config(folder)
         if config["type"] != cls.type:
             raise CheckpointError(
                 f"{Path(folder) / FILE_NAME} holds a tokenizer of type {config['type']!r}, not {cls.type!r}: "
-                "tinygpt.tokenizers.load picks the right class"
+                "load it with tinygpt.tokenizers.load, which picks the right class"
             )
         return cls._from_file(config, folder)
 
@@ -135,15 +135,15 @@ class Tokenizer(ABC):
 
 
 class StreamDecoder:
-    """Ids in, complete characters out: what a sampler prints while it is still sampling.
+    """Decode ids to text as they arrive, so that a sampler can print while it is still sampling.
 
     decoder = StreamDecoder(tokenizer)
     for token in ids:
         print(decoder.feed(token), end="", flush=True)
     print(decoder.finish())
 
-    A character whose bytes are not all there yet is held back. The pieces together are exactly what
-    `tokenizer.decode` makes of all the ids, with or without the special tokens among them.
+    An incomplete character is held back until its remaining bytes arrive. The pieces, joined, equal
+    `tokenizer.decode(all_ids, skip_special_tokens)`.
     """
 
     def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool = False) -> None:
@@ -152,18 +152,19 @@ class StreamDecoder:
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def feed(self, ids: Any) -> str:
-        """The characters that one id, or a row of ids, completes; often the empty string."""
-        return self._utf8.decode(self._tokenizer.token_bytes(self._tokenizer._kept(np.atleast_1d(ids), self._skip)))
+        """Return the characters completed by one id or by ids of shape (T,); often the empty string."""
+        ids = self._tokenizer._without_special(np.atleast_1d(ids), self._skip)
+        return self._utf8.decode(self._tokenizer.token_bytes(ids))
 
     def finish(self) -> str:
-        """What an unfinished character at the end comes to: "" or U+FFFD. The decoder can then start anew."""
+        """Return U+FFFD if the text ends in an incomplete character, else "". Resets the decoder for another text."""
         rest = self._utf8.decode(b"", final=True)
         self._utf8.reset()
         return rest
 
 
 def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """The saved description of a tokenizer, checked as far as its "type"; CheckpointError if damaged."""
+    """Read a saved configuration; of its keys, only "type" is checked. Raises CheckpointError if it is damaged."""
     path = Path(folder) / FILE_NAME
     try:
         config = json.loads(path.read_bytes().decode("utf-8"))
@@ -172,16 +173,18 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:  # not UTF-8, or not JSON
         raise CheckpointError(f"the tokenizer file {path} is damaged or cut short: {error}") from error
     if not isinstance(config, dict) or not isinstance(config.get("type"), str):
-        raise CheckpointError(f"the tokenizer file {path} names no tokenizer type: save the tokenizer again")
+        raise CheckpointError(f"the tokenizer file {path} has no tokenizer type: save the tokenizer again")
     return config
 
 
 def check_ids(ids: Sequence[int] | np.ndarray, vocab_size: int) -> np.ndarray:
-    """`ids` as an integer array of shape (T,), every one of them in `0 .. vocab_size - 1`."""
+    """Return `ids` as an integer array of shape (T,) with values in `0 .. vocab_size - 1`, or raise UsageError."""
     try:
         array = np.asarray(ids)
     except ValueError as error:  # rows of different lengths
-        raise ShapeError("decode needs ids of shape (T,), not rows: use batch_decode for a batch") from error
+        raise ShapeError(
+            "decode needs ids of shape (T,), not rows of different lengths: use batch_decode for a batch"
+        ) from error
     if array.size == 0:  # an empty list has dtype float64
         array = array.astype(np.int64)
     if array.dtype.kind not in "iu":
@@ -193,19 +196,19 @@ def check_ids(ids: Sequence[int] | np.ndarray, vocab_size: int) -> np.ndarray:
         position = int(outside.argmax())
         raise RangeError(
             f"decode got the id {array[position]} at position {position}, but this tokenizer's ids go "
-            f"from 0 to {vocab_size - 1}: is it the tokenizer that the model was trained with?"
+            f"from 0 to {vocab_size - 1}: check that the model was trained with this tokenizer"
         )
     return array
 
 
 def text_bytes(text: str, encoding: str) -> bytes:
-    """`text` in an encoding of Unicode. Refuses other types, and lone surrogates, which none can carry."""
+    """Encode `text` as UTF-8 or UTF-32. Raises DtypeError if it is not a str, RangeError for a lone surrogate."""
     if not isinstance(text, str):
         raise DtypeError(f"a tokenizer needs text of type str, not {type(text).__name__}")
     try:
         return text.encode(encoding)
     except UnicodeEncodeError as error:
         raise RangeError(
-            f"the character at position {error.start} (U+{ord(text[error.start]):04X}) is half of a surrogate "
-            "pair, which is no character: read the text with encoding='utf-8'"
+            f"the code point at position {error.start} (U+{ord(text[error.start]):04X}) is half of a surrogate "
+            "pair, not a character: read the text with encoding='utf-8'"
         ) from error

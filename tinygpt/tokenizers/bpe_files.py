@@ -1,14 +1,14 @@
-"""The files of GPT-2's tokenizer in the Hugging Face format: read and written.
+"""Read and write the files of GPT-2's tokenizer in the Hugging Face format.
 
-| file | what is in it |
+| file | content |
 |---|---|
-| `tokenizer.json` | everything that turns text into ids, as the library `tokenizers` writes it |
-| `vocab.json`, `merges.txt` | the same for GPT-2's scheme alone: tokens with their ids; merges in their order |
-| `tokenizer_config.json`, `special_tokens_map.json` | which tokens mark the beginning, the end, padding |
-| `added_tokens.json` | ids of tokens that `vocab.json` lacks; only older folders have it |
-| `config.json` | the model's: its type says which tokenizer class is meant where tokenizer_config.json names none |
+| `tokenizer.json` | the complete tokenizer, as the library `tokenizers` writes it |
+| `vocab.json`, `merges.txt` | the same, for GPT-2's scheme only: tokens with their ids; merges in order |
+| `tokenizer_config.json`, `special_tokens_map.json` | which tokens are bos, eos, padding, unknown; the class |
+| `added_tokens.json` | ids of tokens missing from `vocab.json`; only older folders have it |
+| `config.json` | the model's: its type implies the tokenizer class if tokenizer_config.json doesn't name one |
 
-How they count together says as_transformers.py; what may be in them, bpe_checks.py.
+as_transformers.py decides which file takes precedence; bpe_checks.py checks their contents.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": Tr
 
 
 def read_folder(folder: Path) -> Folder:
-    """What all files of the folder say. Raises CheckpointError."""
+    """Read all of the folder's files. Raises CheckpointError."""
 
     def content(name: str) -> dict[str, Any]:
         return read_json(folder / name) if (folder / name).exists() else {}
@@ -44,12 +44,12 @@ def read_folder(folder: Path) -> Folder:
 
 
 def read_files(vocab: Path, merges: Path) -> dict[str, Any]:
-    """The description of the tokenizer that vocab.json and merges.txt make."""
+    """The tokenizer.json equivalent to a vocab.json and a merges.txt. Raises CheckpointError."""
     return describe(read_json(vocab), _read_merges(merges))
 
 
 def describe(vocab: dict[str, Any], merges: list[list[str]]) -> dict[str, Any]:
-    """The content of tokenizer.json for GPT-2's scheme with this vocabulary."""
+    """The content of tokenizer.json for GPT-2's scheme with this vocabulary and these merges."""
     model = {
         "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": "", "end_of_word_suffix": "",
         "fuse_unk": False, "byte_fallback": False, "ignore_merges": False, "vocab": vocab, "merges": merges,
@@ -61,17 +61,17 @@ def describe(vocab: dict[str, Any], merges: list[list[str]]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def added_token(content: str, number: Any) -> dict[str, Any]:
-    """An entry of "added_tokens": a special token, found in a text as it stands."""
+def added_token(content: str, token_id: Any) -> dict[str, Any]:
+    """An entry of "added_tokens": a special token, matched literally in a text."""
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    return {"id": number, "content": content, **flags}
+    return {"id": token_id, "content": content, **flags}
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`; CheckpointError where there is none."""
+    """Read the JSON object in `path`. Raises CheckpointError if there is none."""
     try:
         content = json.loads(_read(path))
-        json.dumps(content, ensure_ascii=False).encode("utf-8")  # JSON can hold half a surrogate pair, UTF-8 can't
+        json.dumps(content, ensure_ascii=False).encode("utf-8")  # JSON can hold half of a surrogate pair, UTF-8 can't
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"the tokenizer file {path} is damaged or cut short: {error}") from error
     if not isinstance(content, dict):
@@ -88,8 +88,8 @@ def _read_merges(path: Path) -> list[list[str]]:
         pair = line.split(" ")
         if len(pair) != 2 or not all(pair):
             raise CheckpointError(
-                f"the tokenizer file {path} is damaged: line {number} is {line[:60]!r}, not two tokens with a space "
-                "between them"
+                f"the tokenizer file {path} is damaged: line {number} is {line[:60]!r}, not two tokens "
+                "separated by a space"
             )
         merges.append(pair)
     return merges
@@ -108,7 +108,7 @@ def _read(path: Path) -> str:
 
 
 def write_folder(folder: Path, description: dict[str, Any], settings: dict[str, Any]) -> None:
-    """All files of the table above that say something, each whole or not at all. Raises UsageError."""
+    """Write the non-empty files of the table above, each atomically, and remove the others. Raises UsageError."""
     model, files = description["model"], {TOKENIZER: _json(description), CONFIG: _json(settings)}
     names = {name: settings[name] for name in NAMES if settings.get(name) is not None}
     if names:
@@ -118,7 +118,7 @@ def write_folder(folder: Path, description: dict[str, Any], settings: dict[str, 
         files[MERGES] = "\n".join(["#version: 0.2", *pairs, ""])
         files[VOCAB] = json.dumps(model["vocab"], ensure_ascii=False)
         added = {token["content"]: token["id"] for token in description["added_tokens"]}
-        beyond = {token: number for token, number in added.items() if token not in model["vocab"]}
+        beyond = {token: token_id for token, token_id in added.items() if token not in model["vocab"]}
         if beyond:
             files[ADDED] = _json(beyond)
     for name in FILES:
@@ -126,7 +126,7 @@ def write_folder(folder: Path, description: dict[str, Any], settings: dict[str, 
             if name in files:
                 with atomic_write(folder / name, "wb") as file:
                     file.write(files[name].encode("utf-8"))
-            else:  # another tokenizer's, that was here before
+            else:  # left over from a tokenizer saved here before
                 (folder / name).unlink(missing_ok=True)
         except OSError as error:
             raise UsageError(f"cannot write the tokenizer to {folder / name}: {error.strerror or error}") from error

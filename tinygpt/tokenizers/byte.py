@@ -1,4 +1,4 @@
-"""Bytes as tokens: 256 ids, any text, nothing unknown."""
+"""A byte-level tokenizer: 256 ids, and no text has unknown tokens."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .base import Tokenizer, check_ids, text_bytes
 
 
 class ByteTokenizer(Tokenizer):
-    """The UTF-8 bytes of the text are the ids. `decode(encode(text)) == text` for every text."""
+    """The ids are the UTF-8 bytes of the text. `decode(encode(text)) == text` for every text."""
 
     type = "byte"
 
@@ -22,7 +22,7 @@ class ByteTokenizer(Tokenizer):
         return 256
 
     def encode(self, text: str) -> np.ndarray:
-        """int64, shape (T,), T the number of UTF-8 bytes."""
+        """Return int64, shape (T,), where T is the number of UTF-8 bytes."""
         return np.frombuffer(text_bytes(text, "utf-8"), dtype=np.uint8).astype(np.int64)
 
     def token_bytes(self, ids: Any) -> bytes:

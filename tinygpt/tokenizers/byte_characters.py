@@ -1,4 +1,4 @@
-"""How GPT-2's files write bytes: a character for each of the 256, so that a token is a text."""
+"""GPT-2's byte-to-character table: every token, even one that is not valid UTF-8, can be written as text."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import functools
 
 @functools.cache
 def byte_of_character() -> dict[str, int]:
-    """GPT-2's table: the character that stands for a byte in the files -> the byte.
+    """GPT-2's table, from the character that represents a byte in its files to that byte.
 
-    Printable characters of Latin-1 stand for themselves; the others, with which a text file would be hard to read or
-    to cut into lines, are represented in their order by the characters from U+0100 on: the space is "Ġ" (U+0120).
+    Printable Latin-1 characters represent themselves. The other bytes (blanks and control characters would make the
+    files hard to read or to split into lines) map in order to the characters from U+0100: the space is "Ġ" (U+0120).
     Source: Radford et al., "Language Models are Unsupervised Multitask Learners", 2019, section 2.2, and its code.
     """
     printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
@@ -20,7 +20,7 @@ def byte_of_character() -> dict[str, int]:
 
 
 def bytes_of_token(token: str) -> bytes:
-    """The bytes behind a token of the vocabulary; a token that is not written in GPT-2's table stands for its text."""
+    """The bytes of a vocabulary token. A token with a character outside GPT-2's table is taken literally, as UTF-8."""
     table = byte_of_character()
     try:
         return bytes(table[character] for character in token)

@@ -1,14 +1,14 @@
-"""Characters as tokens: a small vocabulary, taken from the training text.
+"""A character-level tokenizer, whose small vocabulary is taken from the training text.
 
-A character that the vocabulary lacks is a fact of life: the prompt has an accent that Shakespeare has
-not. So the tokenizer is made with a policy for it, and no policy ends in a bare KeyError:
+A prompt may well contain a character that the training text did not, such as an accented letter. The
+`unknown` argument says what `encode` does then:
 
-    unknown="error"     refuse, with a sentence that names the character and its place (the default)
-    unknown="skip"      leave it out
-    unknown="replace"   put `replacement`, a character of the vocabulary, in its place
+    unknown="error"     raise UnknownCharacterError, which names the character and its position (the default)
+    unknown="skip"      drop it
+    unknown="replace"   use `replacement`, a character of the vocabulary, instead
 
-Both directions are one table look-up for the whole text: in UTF-32 every character is one 32-bit code
-point, and a table indexed by code point gives the id.
+Encoding and decoding are each one table lookup for the whole text: in UTF-32 every character is one
+32-bit code point, and a table indexed by code point gives the id.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ POLICIES = ("error", "skip", "replace")
 
 
 class UnknownCharacterError(RangeError):
-    """A character outside the vocabulary. `character` and `position` say which and where."""
+    """A character is not in the vocabulary. Attributes: `character`, its `position` in the text, and `vocab_size`."""
 
     def __init__(self, character: str, position: int, vocab_size: int, source: str = "the text") -> None:
         self.character, self.position, self.vocab_size = character, position, vocab_size
         super().__init__(
             f"the character {character!r} (U+{ord(character):04X}) at position {position} of {source} is not "
-            f"among the {vocab_size} that this tokenizer knows: leave it out, make the tokenizer from a text "
-            "that has it (CharTokenizer.from_text), or choose unknown='skip' or unknown='replace'"
+            f"one of the {vocab_size} that this tokenizer knows: remove it, build the tokenizer from a text "
+            "that contains it (CharTokenizer.from_text), or choose unknown='skip' or unknown='replace'"
         )
 
     def __reduce__(self) -> tuple[Any, ...]:  # the default would rebuild it from its message alone
@@ -40,31 +40,31 @@ class UnknownCharacterError(RangeError):
 
 
 class CharTokenizer(Tokenizer):
-    """One id for each character of `characters`, in their order."""
+    """The id of a character is its index in `characters`."""
 
     type = "character"
 
     def __init__(self, characters: str, unknown: str = "error", replacement: str | None = None) -> None:
         self._codes = _code_points(characters)  # (V,) id -> code point
         if not characters:
-            raise UsageError("a CharTokenizer needs at least one character: the text it is made from is empty")
+            raise UsageError("a CharTokenizer needs at least one character, but the text is empty")
         if len(set(characters)) != len(characters):
             raise UsageError(
-                "the characters of a CharTokenizer must be distinct: CharTokenizer.from_text collects them from a text"
+                "a CharTokenizer needs distinct characters: collect them from a text with CharTokenizer.from_text"
             )
         self.characters = characters
         self.unknown = unknown
         self.replacement = replacement
         self._check_policy()
-        # One entry more than the largest code point: every greater one is sent there, and finds -1.
+        # One extra entry after the largest code point: every larger code point is clipped to it and gets -1.
         self._ids = np.full(int(self._codes.max()) + 2, -1, dtype=np.int32)
         self._ids[self._codes] = np.arange(len(characters), dtype=np.int32)
 
     @classmethod
     def from_text(cls, text: str | Iterable[str], unknown: str = "error", replacement: str | None = None) -> Self:
-        """The distinct characters of `text` in code-point order; `text` may come in pieces.
+        """Build a tokenizer from the distinct characters of `text`, in code-point order; `text` may come in pieces.
 
-        `CharTokenizer.from_text(tinygpt.data.read_text(path))` does not hold the whole file in memory.
+        `CharTokenizer.from_text(tinygpt.data.read_text(path))` never holds the whole file in memory.
         """
         found: set[str] = set()
         for piece in [text] if isinstance(text, str) else text:
@@ -73,18 +73,18 @@ class CharTokenizer(Tokenizer):
 
     def _check_policy(self) -> None:
         if self.unknown not in POLICIES:
-            raise UsageError(f"unknown is one of {', '.join(POLICIES)}, not {self.unknown!r}")
+            raise UsageError(f"unknown must be one of {', '.join(POLICIES)}, not {self.unknown!r}")
         if self.unknown != "replace":
             if self.replacement is not None:
                 raise UsageError(
-                    f"replacement={self.replacement!r} has a meaning only with unknown='replace', "
+                    f"replacement={self.replacement!r} can be used only with unknown='replace', "
                     f"not with unknown={self.unknown!r}"
                 )
         elif not (
             isinstance(self.replacement, str) and len(self.replacement) == 1 and self.replacement in self.characters
         ):
             raise UsageError(
-                f"unknown='replace' needs replacement=, one character of the vocabulary, not {self.replacement!r}"
+                f"unknown='replace' needs replacement= to be one character of the vocabulary, not {self.replacement!r}"
             )
 
     def __repr__(self) -> str:
@@ -98,9 +98,9 @@ class CharTokenizer(Tokenizer):
         return len(self.characters)
 
     def encode(self, text: str) -> np.ndarray:
-        """int64, shape (T,); T is `len(text)` unless unknown="skip" leaves characters out.
+        """Return int64, shape (T,); T is `len(text)`, or less if unknown="skip" drops characters.
 
-        Raises UnknownCharacterError (a RangeError) under unknown="error".
+        Raises UnknownCharacterError (a RangeError) if unknown="error".
         """
         codes = _code_points(text)  # (T,)
         ids = self._ids[np.minimum(codes, len(self._ids) - 1)].astype(np.int64)  # (T,)
@@ -115,7 +115,7 @@ class CharTokenizer(Tokenizer):
         raise UnknownCharacterError(text[position], position, self.vocab_size)
 
     def decode(self, ids: Any, skip_special_tokens: bool = False) -> str:
-        codes = self._codes[check_ids(self._kept(ids, skip_special_tokens), self.vocab_size)]  # (T,)
+        codes = self._codes[check_ids(self._without_special(ids, skip_special_tokens), self.vocab_size)]  # (T,)
         return codes.astype("<u4").tobytes().decode("utf-32-le")
 
     def token_bytes(self, ids: Any) -> bytes:
@@ -130,5 +130,5 @@ class CharTokenizer(Tokenizer):
 
 
 def _code_points(text: str) -> np.ndarray:
-    """uint32, shape (T,): the code point of each character."""
+    """The code point of each character: uint32, shape (T,)."""
     return np.frombuffer(text_bytes(text, "utf-32-le"), dtype="<u4")

@@ -1,7 +1,7 @@
-"""The library `tokenizers`, which does the work of BPE, behind a guard.
+"""Access to Hugging Face's library `tokenizers`, which implements BPE, with its panics turned into ordinary errors.
 
-It is written in Rust, and what it did not expect ends in a panic: pyo3's PanicException, which is no `Exception`, so it
-would end the loop of a server that catches errors. Here it becomes an error like any other.
+The library is written in Rust, and an unexpected input makes it panic. pyo3's PanicException is not a subclass of
+`Exception`, so it would get past a server's `except Exception` and end its loop.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ..errors import UsageError, missing_extra
 
 
 def tokenizers() -> Any:
-    """The library, or MissingExtraError."""
+    """Import the library. Raises MissingExtraError if it is not installed."""
     try:
         import tokenizers
     except ImportError as error:
@@ -24,7 +24,7 @@ def tokenizers() -> Any:
 
 @contextlib.contextmanager
 def explain(doing: str, kind: type[Exception] = UsageError) -> Iterator[None]:
-    """Raise what the library raises, panics included, as one sentence of class `kind`."""
+    """Re-raise the library's errors and panics as a `kind` with a one-line message that begins with `doing`."""
     try:
         yield
     except UsageError:
@@ -32,5 +32,5 @@ def explain(doing: str, kind: type[Exception] = UsageError) -> Iterator[None]:
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise  # Ctrl-C
-        said = str(error).strip().split("\n")[0] or type(error).__name__
-        raise kind(f"{doing}{said}") from error
+        message = str(error).strip().split("\n")[0] or type(error).__name__
+        raise kind(f"{doing}{message}") from error

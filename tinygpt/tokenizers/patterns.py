@@ -1,16 +1,17 @@
-r"""Which regular expressions of a tokenizer.json are safe to run: those that take linear time, whatever the text.
+r"""Accept only those regular expressions of a tokenizer.json that run in linear time on every text.
 
-The library searches with a backtracking engine. `(a+)+$` takes it exponential time on "aaaa...b", `a+b` quadratic time
-on "aaaa...", hours for a megabyte, and nothing can interrupt it. A file from elsewhere may hold any expression, so only
-those are taken of which it can be seen that a search never walks back over what it has read:
+The library uses a backtracking engine. `(a+)+$` takes exponential time on "aaaa...b"; `a+b` takes quadratic time on
+"aaaa...", which means hours for a megabyte that can't be interrupted. A downloaded file may hold any expression, so we
+accept one only if we can show that a search never backtracks over a long run of text:
 
-- an alternative has a bounded beginning, and few ways to match it: no repetition of a group, no `{0,9999}`;
-- once it has met an unbounded repetition (`\p{L}+`), everything after it can match nothing: so it can't fail any more,
-  and what was read is consumed;
-- the known exceptions are those of GPT-2, Llama 3, Qwen and o200k, each of which another alternative makes harmless:
-  `\s*[\r\n]+` may read white space and fail, but then `\s+` consumes it.
+- up to its first unbounded repetition (`\p{L}+`), an alternative matches a bounded number of characters in few ways:
+  no repeated groups, no `{0,9999}`;
+- everything after an unbounded repetition can match the empty string, so the alternative can no longer fail, and
+  what it has read is consumed;
+- the exceptions are known alternatives of GPT-2, Llama 3, Qwen and o200k that another alternative makes harmless:
+  `\s*[\r\n]+` may read white space and then fail, but then `\s+` consumes it.
 
-Look-behind, back references, recursion and flags other than `(?i:` are refused; the sentence quotes the expression.
+Look-behind, back references, recursion and flags other than `(?i:` are refused. The message quotes the expression.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ _QUANTIFIER = re.compile(r"([*+?])([?+]?)|\{(\d{0,9})(?:(,)(\d{0,9}))?\}(\??)")
 
 
 class UnsafePatternError(ValueError):
-    """An expression that may take more than linear time, or of which that can't be seen."""
+    """The expression may take more than linear time, or we can't tell."""
 
 
 def check_pattern(pattern: str) -> None:
@@ -43,26 +44,26 @@ def check_pattern(pattern: str) -> None:
         alternatives = _split(pattern)
         for alternative in alternatives:
             if _HARMLESS.get(alternative, "") not in alternatives:
-                _Reader(alternative).whole()
+                _Parser(alternative).parse()
     except UnsafePatternError as error:
         shown = pattern if len(pattern) <= 80 else pattern[:77] + "..."
         raise UnsafePatternError(f"the regular expression {shown!r} may take forever on some text ({error})") from None
 
 
 def _split(pattern: str) -> list[str]:
-    """The alternatives at the top level."""
-    depth, start, places = 0, 0, []
+    """Split a pattern into its top-level alternatives."""
+    depth, start, spans = 0, 0, []
     for begin, end in _atoms(pattern):
         atom = pattern[begin:end]
         depth += (atom == "(") - (atom == ")")
         if atom == "|" and depth == 0:
-            places.append((start, begin))
+            spans.append((start, begin))
             start = end
-    return [pattern[a:b] for a, b in [*places, (start, len(pattern))]]
+    return [pattern[a:b] for a, b in [*spans, (start, len(pattern))]]
 
 
 def _atoms(pattern: str) -> list[tuple[int, int]]:
-    """Begin and end of each character, escape or class in brackets."""
+    """(begin, end) of each character, escape or character class."""
     found, i = [], 0
     while i < len(pattern):
         end = i + 1
@@ -74,11 +75,11 @@ def _atoms(pattern: str) -> list[tuple[int, int]]:
                 end = i + (4 if pattern[i + 1] == "x" else 6)
         elif pattern[i] == "[":
             if pattern.startswith(("[]", "[^]"), i):
-                raise UnsafePatternError("a class in brackets begins with ]")
+                raise UnsafePatternError("a character class begins with ]")
             depth = 0
-            for end_, atom in _inside(pattern, i):
+            for position, atom in _class_characters(pattern, i):
                 depth += (atom == "[") - (atom == "]")
-                end = end_
+                end = position
                 if depth == 0:
                     break
             if depth:
@@ -90,8 +91,8 @@ def _atoms(pattern: str) -> list[tuple[int, int]]:
     return found
 
 
-def _inside(pattern: str, i: int) -> list[tuple[int, str]]:
-    """The characters of a class in brackets from its `[` on, an escape counting as one, with the place after each."""
+def _class_characters(pattern: str, i: int) -> list[tuple[int, str]]:
+    """(end, text) of each character from the `[` of a character class on; an escape counts as one character."""
     found = []
     while i < len(pattern):
         step = 2 if pattern[i] == "\\" else 1
@@ -102,7 +103,7 @@ def _inside(pattern: str, i: int) -> list[tuple[int, str]]:
 
 @dataclass
 class _Extent:
-    """How an expression can match: in how many `ways`, `length` characters at most, and whether it can fail."""
+    """How an expression can match: in how many `ways`, at most how many characters (`length`), whether it can fail."""
 
     ways: int = 1
     length: int = 0
@@ -110,22 +111,22 @@ class _Extent:
     can_fail: bool = False
 
 
-class _Reader:
-    """Reads one alternative and measures it."""
+class _Parser:
+    """Parse one alternative and compute its _Extent."""
 
     def __init__(self, text: str, depth: int = 0) -> None:
         if depth > 8:
-            raise UnsafePatternError("its groups are nested too deep")
+            raise UnsafePatternError("its groups are nested too deeply")
         self.text, self.depth = text, depth
         self.atoms = _atoms(text)
         self.at = 0
 
-    def whole(self) -> _Extent:
+    def parse(self) -> _Extent:
         total = _Extent()
         while self.at < len(self.atoms):
-            item = self._repeated(*self._item())
+            item = self._repeated(*self._next_item())
             if total.unbounded and item.can_fail:
-                raise UnsafePatternError("what follows an unbounded repetition in it can fail")
+                raise UnsafePatternError("what follows an unbounded repetition can fail to match")
             total.unbounded |= item.unbounded
             total.can_fail |= item.can_fail
             total.ways *= item.ways
@@ -134,17 +135,17 @@ class _Reader:
                 raise UnsafePatternError("there are too many ways to match it")
         return total
 
-    def _item(self) -> tuple[_Extent, bool]:
-        """What stands next, without its quantifier, and whether it is a group."""
+    def _next_item(self) -> tuple[_Extent, bool]:
+        """The next item without its quantifier, and whether it is a group."""
         begin, end = self.atoms[self.at]
         atom = self.text[begin:end]
         self.at += 1
         if atom == "(":
             return self._group(), True
         if atom in ("*", "+", "?", ")", "{"):
-            raise UnsafePatternError(f"its {atom!r} has nothing to stand for")
+            raise UnsafePatternError(f"there is nothing for {atom!r} to repeat or close")
         if atom[0] == "\\" and atom[1].isalnum() and atom[1] not in _CLASS_ESCAPES | set("pPxu"):
-            raise UnsafePatternError(f"it has {atom}")
+            raise UnsafePatternError(f"it contains {atom}")
         assertion = atom in ("^", "$", r"\A", r"\z", r"\Z", r"\b", r"\B")
         return _Extent(length=0 if assertion else 1, can_fail=True), False
 
@@ -161,18 +162,18 @@ class _Reader:
         if inner.startswith("?"):
             opened = next((o for o in ("?:", "?i:", "?=", "?!") if inner.startswith(o)), None)
             if opened is None:
-                raise UnsafePatternError(f"it has ({inner[:3]}...)")
+                raise UnsafePatternError(f"it contains ({inner[:3]}...)")
             inner = inner.removeprefix(opened)
-        found = [_Reader(text, self.depth + 1).whole() for text in _split(inner)]
-        if any(each.unbounded for each in found):
-            raise UnsafePatternError("an unbounded repetition stands in a group")
-        ways, length = sum(each.ways for each in found), max(each.length for each in found)
+        found = [_Parser(text, self.depth + 1).parse() for text in _split(inner)]
+        if any(extent.unbounded for extent in found):
+            raise UnsafePatternError("a group contains an unbounded repetition")
+        ways, length = sum(extent.ways for extent in found), max(extent.length for extent in found)
         if looks_ahead:
             return _Extent(ways, length, can_fail=True)
-        return _Extent(ways, length, can_fail=all(each.can_fail for each in found))
+        return _Extent(ways, length, can_fail=all(extent.can_fail for extent in found))
 
     def _repeated(self, item: _Extent, is_group: bool) -> _Extent:
-        """`item` with the quantifier that follows it, if one does."""
+        """Apply the quantifier that follows `item`, if there is one."""
         if self.at == len(self.atoms):
             return item
         match = _QUANTIFIER.match(self.text, self.atoms[self.at][0])
@@ -180,7 +181,7 @@ class _Reader:
             return item
         while self.at < len(self.atoms) and self.atoms[self.at][0] < match.end():
             self.at += 1
-        sign, _, least, comma, most, _ = match.groups()
+        sign, _, low, comma, high, _ = match.groups()
         if self.at < len(self.atoms) and self.text[match.end()] in "*+?{":
             raise UnsafePatternError("a repetition is repeated")
         if sign == "?":
@@ -189,10 +190,10 @@ class _Reader:
             raise UnsafePatternError("a group is repeated")
         if sign:
             return _Extent(1, 1, unbounded=True, can_fail=sign == "+")
-        low = int(least or 0)
-        if comma and not most:
-            if low > 1:
-                raise UnsafePatternError(f"it has {match[0]}")
-            return _Extent(1, 1, unbounded=True, can_fail=low == 1)
-        high = int(most) if comma else low
-        return _Extent(max(1, abs(high - low) + 1), max(low, high), can_fail=low > 0)
+        least = int(low or 0)
+        if comma and not high:
+            if least > 1:
+                raise UnsafePatternError(f"it contains {match[0]}")
+            return _Extent(1, 1, unbounded=True, can_fail=least == 1)
+        most = int(high) if comma else least
+        return _Extent(max(1, abs(most - least) + 1), max(least, most), can_fail=least > 0)
