@@ -126,7 +126,7 @@ def test_an_interrupted_save_that_was_damaged_is_one_sentence(tmp_path: Path, co
     (tmp_path / ".saved").mkdir()
     (tmp_path / ".saved" / "manifest.json").write_bytes(content)
     for work in (lambda: GPT.from_pretrained(tmp_path), lambda: saved(tmp_path)):
-        with pytest.raises(CheckpointError, match=r"whose saving was interrupted, and its manifest\.json is damaged"):
+        with pytest.raises(CheckpointError, match=r"from an interrupted save, and its manifest\.json is damaged"):
             work()
 
 

@@ -1,7 +1,7 @@
-"""Numbers, and arrays of token ids: accepted, or refused with one sentence.
+"""Validate numbers and arrays of token ids.
 
 Settings come from constructors, command lines and JSON files, so they may be anything: a string, True, nan, a
-NumPy integer. `whole_number` and `number` turn what makes sense into a plain `int` or `float`.
+NumPy integer. `whole_number` and `number` convert valid values to a plain `int` or `float`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .errors import DtypeError, ShapeError, UsageError
 
 
 def whole_number(where: str, name: str, value: Any, at_least: int = 1) -> int:
-    """`value` as an int not below `at_least`. `where` and `name` say in the error what was being set."""
+    """`value` as an int, at least `at_least`. `where` and `name` say in the error message what was being set."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise DtypeError(f"{where}: {name} must be a whole number, not {value!r}")
     if value < at_least:
@@ -35,7 +35,7 @@ def number(
     at_most: float | None = None,
     below: float | None = None,
 ) -> float:
-    """`value` as a finite float within the bounds given (`at_least` and `at_most` include the bound itself)."""
+    """`value` as a finite float within the given bounds (`at_least` and `at_most` are inclusive)."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise DtypeError(f"{where}: {name} must be a number, not {value!r}")
     given = value
@@ -66,10 +66,10 @@ def number(
 
 
 def check_tokens(tokens: Any) -> np.ndarray:
-    """`tokens` as an integer array of shape (N,), a memory map staying one."""
+    """`tokens` as an integer array of shape (N,). A memory map stays one. Raises ShapeError, DtypeError."""
     array = np.asanyarray(tokens)
     if array.ndim != 1:
-        raise ShapeError(f"tokens have shape (N,), not {array.shape}")
+        raise ShapeError(f"tokens must have shape (N,), not {array.shape}")
     if array.dtype.kind not in "iu" and array.size:
-        raise DtypeError(f"tokens are integers, not {array.dtype}")
+        raise DtypeError(f"tokens must be integers, not {array.dtype}")
     return array

@@ -1,14 +1,14 @@
-"""The console that a process was started from, which may go away before the process does.
+"""Console output that can fail without ending the process.
 
-A reader ends (`| head`), a terminal is closed, the disk of a log file fills up; a program without a window has no
-streams at all. Then nobody sees what is printed, and that is no reason to end hours of training:
+The reader of a pipe may exit (`| head`), the terminal may be closed, the disk of a log file may fill up, and a GUI
+program has no standard streams at all. None of this should end hours of training:
 
-    Lenient(sys.stderr)      a stream to show progress on: what can't be written is dropped
+    Lenient(sys.stderr)      a stream for progress output, which drops what can't be written
     bar(batches, "scoring")  tqdm's progress bar on such a stream
-    say("...")               print, for a command whose work isn't what it prints
+    say("...")               print, for a command whose main result is not what it prints
 
-`tinygpt/__init__.py` imports this module before all others, so that Ctrl-C is heeded from the first moments on
-(`quick_interrupt`); so it imports next to nothing itself.
+`tinygpt/__init__.py` imports this module first, so that Ctrl-C works from the very start (`quick_interrupt`). So this
+module imports next to nothing itself.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 
 
 class Lenient:
-    """A text stream that never raises. None, or one that breaks: what is written goes nowhere."""
+    """A text stream that never raises. If `stream` is None or breaks, the output is discarded."""
 
     def __init__(self, stream: Any) -> None:
         self.stream = stream
@@ -41,25 +41,25 @@ class Lenient:
 
     @property
     def encoding(self) -> str | None:
-        """tqdm draws its bar with the characters that this one has."""
+        """tqdm chooses the characters of its bar by this."""
         return getattr(self.stream, "encoding", None)
 
     def _attempt(self, method: str, *arguments: Any) -> Any:
-        """None where it fails. After an OSError the stream is tried again: a full disk may get room."""
+        """Call the method; None if it fails. After an OSError we keep trying: a full disk may get free space again."""
         if self.stream is None:
             return None
         try:
             return getattr(self.stream, method)(*arguments)
         except OSError:
             return None
-        except Exception:  # closed (ValueError), or a stand-in that lacks a method or has a defect
+        except Exception:  # closed (ValueError), or a replacement stream that is incomplete or broken
             if method == "write":
                 self.stream = None
             return None
 
 
 def bar(items: Iterable[Any], description: str, shown: bool = True) -> Any:
-    """`items`, with a progress bar on stderr where that is a terminal."""
+    """Wrap `items` in a progress bar on stderr, if that is a terminal."""
     import shutil
 
     from tqdm import tqdm
@@ -72,7 +72,7 @@ def bar(items: Iterable[Any], description: str, shown: bool = True) -> Any:
 
 
 def say(words: object) -> None:
-    """Print a line on stdout; where nobody reads it (a closed pipe or terminal, a full disk), go on without."""
+    """Print a line on stdout, or carry on without it if that fails (closed pipe or terminal, full disk)."""
     try:
         print(words, flush=True)
     except (OSError, ValueError):
@@ -80,15 +80,15 @@ def say(words: object) -> None:
 
 
 def silence(stream: Any) -> None:
-    """Send what a broken stream still holds, and all that follows, nowhere: else Python fails with it at exit."""
+    """Redirect a broken stream to the null device; otherwise Python fails at exit when it flushes the buffered rest."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())
-        os.close(nowhere)
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
 
 
 def reader_is_gone(stream: Any) -> bool:
-    """Whether `stream` is a pipe that nobody reads any more."""
+    """Whether `stream` is a pipe whose reader has exited."""
     try:
         stream.flush()
         import select
@@ -103,29 +103,29 @@ def reader_is_gone(stream: Any) -> bool:
 
 
 def fill_standard_descriptors() -> None:
-    """Open the null device where a standard stream was closed by the caller (`2>&-`).
+    """Open the null device for each standard stream that the caller closed (`2>&-`).
 
-    Else the next file that is opened gets the number 2, and what a library writes to "stderr" lands in a data file.
+    Otherwise the next file we open gets descriptor 2, and a library's writes to stderr end up in a data file.
     """
-    for number in (0, 1, 2):
+    for descriptor in (0, 1, 2):
         try:
-            os.fstat(number)
+            os.fstat(descriptor)
         except OSError:
-            nowhere = os.open(os.devnull, os.O_RDWR)
-            if nowhere != number:
-                os.dup2(nowhere, number)
-                os.close(nowhere)
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != descriptor:
+                os.dup2(null, descriptor)
+                os.close(null)
 
 
-# Ctrl-C at the start ------------------------------------------------------------------------------
+# Ctrl-C during start-up ---------------------------------------------------------------------------
 
 _quick = False
 
 
 def quick_interrupt() -> None:
-    """Let Ctrl-C end the process at once, without a traceback, while the command `tinygpt` imports what it needs.
+    """Make Ctrl-C end the process at once, without a traceback, while the command `tinygpt` does its imports.
 
-    Only where this process is that command. An interrupt that is ignored (`nohup`, `&` in a script) stays ignored.
+    Does nothing in other programs. If SIGINT is being ignored (`nohup`, `&` in a script), it stays ignored.
     """
     global _quick
     if _is_the_command() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -135,7 +135,7 @@ def quick_interrupt() -> None:
 
 
 def usual_interrupt() -> None:
-    """From now on Ctrl-C raises KeyboardInterrupt again."""
+    """Make Ctrl-C raise KeyboardInterrupt again."""
     global _quick
     if _quick:
         _quick = False

@@ -1,50 +1,50 @@
-"""Errors that a sentence can explain.
+"""Errors caused by how the library is used.
 
-Everything a user can get wrong (a shape, a dtype, an option, a file) raises a `UsageError`: one
-sentence that says where, what was expected, what came, and what to do. The command line prints
-that sentence and exits with code 2; any other exception is a defect of ours and keeps its
-traceback. The subclasses are also the built-in exception that a Python programmer would expect,
-so `except IndexError` works on an embedding id out of range.
+Everything a user can get wrong (a shape, a dtype, an option, a file) raises a `UsageError`, whose message
+is one sentence: the operation, what was expected, what it got, and what to do. The command line prints the
+message and exits with code 2. Any other exception is a bug in tinygpt and keeps its traceback. The subclasses
+also inherit from the built-in exception that a Python programmer would expect, so `except IndexError` catches
+an embedding id out of range.
 """
 
 from __future__ import annotations
 
 
 class UsageError(ValueError):
-    """A mistake in what was asked for. The message is one complete sentence."""
+    """A mistake by the caller. The message is one complete sentence."""
 
 
 class ShapeError(UsageError):
-    """Arrays whose shapes or axes do not fit the operation."""
+    """The shapes or axes of arrays do not fit the operation."""
 
 
 class DtypeError(UsageError, TypeError):
-    """Arrays of a dtype, or values of a type, that the operation can't take."""
+    """An array's dtype, or a value's type, is not supported by the operation."""
 
 
 class RangeError(UsageError, IndexError):
-    """A value outside its range: an id beyond the vocabulary, an index beyond an axis."""
+    """A value is out of range, such as an id outside the vocabulary or an index outside an axis."""
 
 
 class MissingExtraError(UsageError, ImportError):
-    """An optional library is not installed. The message says how to get it."""
+    """An optional library is not installed. The message says how to install it."""
 
 
 class OutOfMemoryError(UsageError, MemoryError):
-    """The GPU's memory does not suffice."""
+    """There is not enough GPU memory."""
 
 
 class GraphFreedError(UsageError, RuntimeError):
-    """`backward()` through a graph whose saved arrays are already gone."""
+    """`backward()` was called on a graph whose saved arrays are already freed."""
 
 
 class CheckpointError(UsageError):
-    """A checkpoint that is damaged, cut short, or of another model."""
+    """A checkpoint is damaged, truncated, or of another model."""
 
 
 def missing_extra(package: str, purpose: str) -> MissingExtraError:
-    """The error for an absent optional library: what it is for and how to get it.
+    """The error for a missing optional library. It says what needs the library and how to install it.
 
-    By its own name, not as an extra of tinygpt: no index has ours, and what has its name there is a stranger's.
+    It names the library, not an extra of tinygpt: tinygpt is not on PyPI, and the package of that name is not ours.
     """
     return MissingExtraError(f"{purpose} needs the package {package!r}, which is not installed: pip install {package}")

@@ -1,16 +1,16 @@
-"""Several files of a folder that change at once: for us a folder holds the old ones or the new ones, never a mixture.
+"""Replace several files of a folder atomically: readers see all the old files or all the new ones, never a mixture.
 
-No system renames several files at once. So:
+No operating system renames several files at once. So:
 
-    1. everything is written into a folder inside, FOLDER/.NAME.tmp, and brought to the disk;
-    2. that folder is renamed to FOLDER/.saved. This one rename is the moment at which the new files count;
-    3. they are moved to their places, one after the other; old files that the new ones make obsolete are removed;
-       .saved disappears.
+    1. The new files are written into a subfolder FOLDER/.NAME.tmp and flushed to disk.
+    2. That folder is renamed to FOLDER/.saved. This single rename commits the swap.
+    3. The new files are moved into FOLDER one by one, old files that they make obsolete are deleted, and .saved is
+       removed.
 
-Killed in 1: the old files are untouched. Killed in 3: .saved stays, with a manifest that says what belongs together.
-Whoever writes to the folder next finishes the moves (`finish`). Whoever reads it changes nothing: `whole` shows it the
-new files where they are, by links in a temporary folder. For a folder may be read-only or shared, and a manifest may
-come from a stranger together with the folder.
+If the process is killed in step 1, the old files are untouched. If it is killed in step 3, .saved remains, with a
+manifest of the new files. The next writer completes the moves (`finish`). A reader changes nothing, since the folder
+may be read-only or shared, and folder and manifest may come from an untrusted source; instead, `whole` gives it a
+temporary folder with links to the right version of each file.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .errors import CheckpointError, UsageError
 from .files import shown, sync_folder
 
 SAVED, MANIFEST = ".saved", "manifest.json"
-_WITNESSES = ("tinygpt-run.json", "config.json", f"{SAVED}/{MANIFEST}")  # one of them changes in every exchange
+_CHANGED_FILES = ("tinygpt-run.json", "config.json", f"{SAVED}/{MANIFEST}")  # every swap changes at least one of these
 _TRIES, _PAUSE = 50, 0.02
 
 T = TypeVar("T")
@@ -39,10 +39,11 @@ T = TypeVar("T")
 
 
 def commit(staging: Path, folder: Path, files: list[str], stale: Iterable[str]) -> None:
-    """Let the files in `staging` count: they are in their places after `finish`.
+    """Commit the files in `staging`; `finish` then moves them into `folder`.
 
-    staging: a folder inside `folder`, on the disk but for its names. files: in the order in which they are to be moved.
-    stale: names that the new files make obsolete. Raises OSError; nothing has changed then.
+    staging: a subfolder of `folder`; its files must have been synced, but not the folder itself. files: their names, in
+    the order in which to move them. stale: names of files that the new ones make obsolete.
+    Raises OSError, in which case nothing has changed.
     """
     with open(staging / MANIFEST, "wb") as file:
         content = {"files": files, "stale": sorted(set(stale) - set(files))}
@@ -55,10 +56,10 @@ def commit(staging: Path, folder: Path, files: list[str], stale: Iterable[str]) 
 
 
 def finish(folder: Path, ours: Callable[[str], bool]) -> None:
-    """Finish the moves of an exchange that counts already. Only for one who may write, and alone does.
+    """Complete the moves of a committed swap. The caller must be the only writer.
 
-    ours: which names such an exchange may be about; others are neither replaced nor removed.
-    Raises CheckpointError where the manifest is damaged or a file can't be moved.
+    ours: tells which file names a swap may touch; others are neither replaced nor removed.
+    Raises CheckpointError if the manifest is damaged or a file can't be moved.
     """
     saved = folder / SAVED
     if not saved.is_dir():
@@ -77,37 +78,37 @@ def finish(folder: Path, ours: Callable[[str], bool]) -> None:
         with contextlib.suppress(FileNotFoundError):
             saved.rmdir()
     except OSError as error:
-        if not (saved / MANIFEST).exists():  # another process has come to write here, and has finished the moves
+        if not (saved / MANIFEST).exists():  # another writer has finished the moves
             return
         raise CheckpointError(
-            f"{shown(saved)} holds complete files whose saving was interrupted, and they can't be moved to "
+            f"{shown(saved)} holds complete files from an interrupted save, and they can't be moved to "
             f"{shown(folder)}: {error.strerror or error}"
         ) from error
 
 
 def pending(folder: Path) -> bool:
-    """Whether `folder` holds an exchange that counts and is not finished."""
+    """Whether `folder` holds a swap that is committed but not finished."""
     return (folder / SAVED / MANIFEST).exists()
 
 
 def _manifest(folder: Path) -> dict[str, list[str]] | None:
-    """What `.saved` says of itself, or None where no exchange is under way. Raises CheckpointError."""
+    """The manifest of `.saved`, or None if no swap is pending. Raises CheckpointError if it is damaged."""
     path = folder / SAVED / MANIFEST
     try:
         content = json.loads(path.read_bytes())
-        return {key: [_plain(name) for name in content[key]] for key in ("files", "stale")}
+        return {key: [_plain_name(name) for name in content[key]] for key in ("files", "stale")}
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(
-            f"{shown(path.parent)} holds files whose saving was interrupted, and its {MANIFEST} is damaged "
-            f"({getattr(error, 'strerror', None) or error}): remove it to keep the files that were there before"
+            f"{shown(path.parent)} holds files from an interrupted save, and its {MANIFEST} is damaged "
+            f"({getattr(error, 'strerror', None) or error}): remove it to keep the previous files"
         ) from error
 
 
-def _plain(name: Any) -> str:
+def _plain_name(name: Any) -> str:
     if not isinstance(name, str) or Path(name).name != name or "\0" in name:
-        raise ValueError(f"it names {name!r}, which is no file of this folder")
+        raise ValueError(f"it names {name!r}, which is not a file name in this folder")
     return name
 
 
@@ -116,9 +117,9 @@ def _plain(name: Any) -> str:
 
 @contextlib.contextmanager
 def whole(folder: Path) -> Iterator[Path]:
-    """A folder in which all files belong together: `folder` or, within an exchange, one of links to the new files.
+    """Yield a folder with a consistent set of files: `folder` or, while a swap is pending, one with links to them.
 
-    Changes nothing in `folder`. Raises CheckpointError for a damaged manifest.
+    Changes nothing in `folder`. Raises CheckpointError if the manifest is damaged.
     """
     manifest = _manifest(folder)
     if manifest is None:
@@ -127,49 +128,49 @@ def whole(folder: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="tinygpt-", ignore_cleanup_errors=True) as temporary:
         names = {name for name in os.listdir(folder) if (folder / name).is_file()} - set(manifest["stale"])
         for name in names | set(manifest["files"]):
-            for place in (folder / SAVED / name, folder / name):  # in this order: files move from there to here
-                if place.is_file():
-                    _link(place.resolve(), Path(temporary) / name)
+            for source in (folder / SAVED / name, folder / name):  # in this order: files move from first to second
+                if source.is_file():
+                    _link(source.resolve(), Path(temporary) / name)
                     break
         yield Path(temporary)
 
 
-def _link(place: Path, link: Path) -> None:
+def _link(source: Path, link: Path) -> None:
     try:
-        os.symlink(place, link)
-    except OSError:  # Windows allows it to administrators only
+        os.symlink(source, link)
+    except OSError:  # on Windows, only administrators may create symbolic links
         try:
-            os.link(place, link)
+            os.link(source, link)
         except OSError:
-            shutil.copyfile(place, link)
+            shutil.copyfile(source, link)
 
 
 def read_whole(folder: Path, read: Callable[[Path], T]) -> T:
-    """`read(place)`, where `place` has the files of `folder` that belong together: once more if they change meanwhile.
+    """Return `read(path)`, where `path` is a folder with a consistent set of the files of `folder`.
 
-    Raises what `read` raises when nothing has changed.
+    Reads again if the files change meanwhile. Raises what `read` raises if they have not changed.
     """
-    for turn in range(_TRIES):
-        before = _witnesses(folder)
+    for attempt in range(_TRIES):
+        before = _fingerprint(folder)
         try:
-            with whole(folder) as place:
-                result = read(place)
+            with whole(folder) as path:
+                result = read(path)
         except (OSError, UsageError):
-            if _witnesses(folder) == before or turn == _TRIES - 1:
+            if _fingerprint(folder) == before or attempt == _TRIES - 1:
                 raise
         else:
-            if _witnesses(folder) == before:
+            if _fingerprint(folder) == before:
                 return result
-        time.sleep(_PAUSE)  # an exchange takes milliseconds
+        time.sleep(_PAUSE)  # a swap takes milliseconds
     return result
 
 
-def _witnesses(folder: Path) -> list[tuple[int, int, int] | None]:
+def _fingerprint(folder: Path) -> list[tuple[int, int, int] | None]:
     found: list[tuple[int, int, int] | None] = []
-    for name in _WITNESSES:
+    for name in _CHANGED_FILES:
         try:
-            facts = os.stat(folder / name)
-            found.append((facts.st_ino, facts.st_mtime_ns, facts.st_size))
+            status = os.stat(folder / name)
+            found.append((status.st_ino, status.st_mtime_ns, status.st_size))
         except OSError:
             found.append(None)
     return found

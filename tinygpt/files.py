@@ -1,11 +1,11 @@
-"""Files that are either whole or not there.
+"""Atomic file writes.
 
-A crash, a full disk or Ctrl-C in the middle of a write must not cost the user the file that was
-there before. So: write to a temporary file in the same folder, flush it to the disk, then rename. A
-rename within a folder is atomic on every file system we know of. (Several files at once: `exchange.py`.)
+A crash, a full disk or Ctrl-C in the middle of a write must not destroy the previous version of a file. So we
+write to a temporary file in the same folder, flush it to disk, then rename it. A rename within a folder is atomic
+on every file system we know of. (For several files at once, see `exchange.py`.)
 
-A process that is killed leaves its temporary file, `.NAME.xxxxxxxx.tmp`. Whoever writes NAME next, and knows that
-nobody else does, removes it: `remove_left_overs`.
+A killed process leaves its temporary file `.NAME.xxxxxxxx.tmp` behind. The next writer of NAME removes it with
+`remove_left_overs`, if it knows that no other process is writing NAME.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import IO, Any
 from .errors import UsageError
 
 _LEFT_OVER = re.compile(r"\.(.+)\.[0-9a-f]{8}\.tmp", re.DOTALL)
-# What network shares and FUSE file systems answer to the fsync of a folder. They keep their own order of things.
+# Errors from network shares and FUSE file systems that don't support fsync on a folder.
 _NO_FOLDER_SYNC = {
     getattr(errno, name)
     for name in ("EINVAL", "ENOTSUP", "EOPNOTSUPP", "ENOSYS", "EBADF", "EACCES", "EPERM", "EISDIR", "EROFS")
@@ -33,7 +33,7 @@ _NO_FOLDER_SYNC = {
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[Any]]:
-    """Open a temporary file beside `path`; on a clean exit it replaces `path`, else it is removed.
+    """Open a temporary file beside `path`. On a clean exit it replaces `path`; otherwise it is removed.
 
     mode: "wb" for bytes, "w" for UTF-8 text. Raises OSError as `open` does.
     """
@@ -45,7 +45,7 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[
 
 
 def atomic_write_with(path: str | os.PathLike[str], write: Callable[[str], None]) -> None:
-    """As `atomic_write`, for libraries that want a file name: `write(temporary_name)`."""
+    """Like `atomic_write`, for libraries that need a file name: calls `write(temporary_name)`."""
     with _replacing(Path(path)) as temporary:
         write(str(temporary))
         with open(temporary, "rb+") as file:
@@ -54,9 +54,9 @@ def atomic_write_with(path: str | os.PathLike[str], write: Callable[[str], None]
 
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    """The name of an empty temporary file beside `path`, which takes its place on a clean exit."""
+    """Yield the path of an empty temporary file, which replaces `path` on a clean exit."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    # Not tempfile: its files are private to the user, and a run may be shared. This heeds the umask.
+    # Not tempfile, whose files only their owner can read: a run may be shared. os.open respects the umask.
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
         yield temporary
@@ -69,7 +69,7 @@ def _replacing(path: Path) -> Iterator[Path]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a rename durable, where the file system can. Windows can't open folders, and needs no such call."""
+    """Make a rename in `folder` durable, if the file system supports that. Windows neither can nor needs to."""
     if os.name == "nt":
         return
     try:
@@ -84,26 +84,26 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove_left_overs(folder: Path, ours: Callable[[str], bool], age: float = 0.0) -> None:
-    """Remove the temporary files that killed processes have left of the names that `ours` knows.
+    """Remove temporary files that killed processes left behind, for file names that `ours` accepts.
 
-    age: in seconds, where another process may be writing such a file now.
+    age: only files at least this many seconds old, in case another process is writing one now.
     """
     for entry in os.listdir(folder):
         found = _LEFT_OVER.fullmatch(entry)
         if found is not None and ours(found[1]):
-            with contextlib.suppress(OSError):  # a file too many does no harm
+            with contextlib.suppress(OSError):  # a leftover file does no harm
                 if time.time() - os.stat(folder / entry).st_mtime >= age:
                     os.unlink(folder / entry)
 
 
 def shown(path: str | os.PathLike[str]) -> str:
-    """`path` to print or to keep in a text: bytes of a name that are not UTF-8 become U+FFFD."""
+    """`path` as printable text: bytes that are not valid UTF-8 become U+FFFD."""
     return os.fsencode(path).decode("utf-8", errors="replace")
 
 
 @contextlib.contextmanager
 def explain_os_errors(verb: str, path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turn an OSError (no such file, no permission, a full disk) into one sentence."""
+    """Turn an OSError (no such file, no permission, disk full) into a one-line UsageError."""
     try:
         yield
     except OSError as error:
@@ -111,7 +111,7 @@ def explain_os_errors(verb: str, path: str | os.PathLike[str]) -> Iterator[None]
 
 
 def folder_made(folder: Path) -> Path:
-    """`folder`, created with its parents where it is missing."""
+    """Create `folder` and its parents if missing, and return it. Raises UsageError."""
     with explain_os_errors("create the folder", folder):
         folder.mkdir(parents=True, exist_ok=True)
     return folder

@@ -1,7 +1,7 @@
-"""A lock that dies with its process: the operating system gives it back, whatever ends the process.
+"""A file lock that the operating system releases when the process ends, however it ends. So it is never stale.
 
-The file that stands for it holds the number of the process and the name of the machine, for a sentence to whoever
-finds it locked. The file says nothing by being there: a lock is never stale.
+The lock file contains the process id and the host name, for error messages. That the file exists does not mean that
+it is locked.
 """
 
 from __future__ import annotations
@@ -13,29 +13,32 @@ import platform
 from pathlib import Path
 
 _TAKEN = {errno.EAGAIN, errno.EACCES, errno.EDEADLK}
-_AT = 1 << 20  # Windows locks bytes, and nobody else can read those: not the ones that say who has it
+_AT = 1 << 20  # Windows locks bytes, which others then can't read; so we lock one far behind the text
 
 
 class NoLocksError(OSError):
-    """The file system of this folder has no locks."""
+    """The file system of this folder does not support locks."""
 
 
 class Lock:
-    """One at a time, of all processes on all machines that the file system knows of."""
+    """An exclusive lock among all processes that share the file system, also across machines."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._descriptor: int | None = None
 
     def take(self) -> bool:
-        """Whether it is ours now. Raises NoLocksError, and OSError where the file can't be made."""
+        """Try to take the lock. Returns False if another process has it.
+
+        Raises NoLocksError if the file system has no locks, OSError if the lock file can't be created.
+        """
         while True:
             descriptor = self._open()
             try:
                 if not _lock(descriptor):
                     os.close(descriptor)
                     return False
-                # Whoever gives it back removes the file: then we have locked a file that nobody will find.
+                # The previous holder deletes the file on release: then we have locked a file that no one else can find.
                 if _same_file(descriptor, self.path):
                     break
             except OSError as error:
@@ -53,11 +56,11 @@ class Lock:
     def _open(self) -> int:
         try:
             return os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
-        except PermissionError:  # left by another user's process, which was killed
+        except PermissionError:  # left behind by a killed process of another user
             return os.open(self.path, os.O_RDONLY)
 
     def holder(self) -> str:
-        """Who has it, in words."""
+        """Describe who holds the lock, for error messages."""
         try:
             return self.path.read_text(encoding="utf-8", errors="replace").strip()[:200] or "another process"
         except OSError:
