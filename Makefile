@@ -30,7 +30,8 @@ test-debug:
 
 # Wrong results and wrong code, everywhere in turn instead of in a sample: each must fail the tests.
 mutants: build
-	TINYGPT_EXT=require $(PYTHON) -m pytest tests/test_planted_faults.py tests/test_checker.py tests/test_cuda_mutants.py --exhaustive
+	TINYGPT_EXT=require $(PYTHON) -m pytest tests/ops/test_planted_faults.py tests/ops/test_checker.py \
+		tests/cuda/test_mutants.py --exhaustive
 
 bench: build
 	$(PYTHON) benchmarks/all.py $(BENCH)

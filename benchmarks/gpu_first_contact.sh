@@ -10,7 +10,7 @@ cd "$(dirname "$0")/.."
 here=$(pwd)
 OUT=${OUT:-$PWD/out/gpu_first_contact}
 mkdir -p "$OUT"
-export PYTHONPATH="$here:$here/tests:$here/benchmarks${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 TINYGPT_OFFLINE=1
+export PYTHONPATH="$here:$here/benchmarks${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 TINYGPT_OFFLINE=1
 export CUPY_CACHE_DIR=${CUPY_CACHE_DIR:-$OUT/cupy_cache} RESULTS="$OUT/results.jsonl" KERNELS="$OUT/kernels.txt"
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-8}
 PY=${PY:-python3}
@@ -39,7 +39,7 @@ stage() { # stage NAME LIMIT COMMAND...
     stage time 150 "$PY" benchmarks/gpu_first_contact.py time           # copy, GEMMs by shape, attention, elementwise, steps, decode
     stage profile 60 "$PY" benchmarks/gpu_first_contact.py profile      # each kernel of a step, by CUPTI through torch.profiler
     [ "${DRY:-}" ] || stage pytest 170 "$PY" -m pytest -q -m gpu -n "${WORKERS:-12}" -o filterwarnings=default -p no:cacheprovider \
-        tests/test_gpu.py tests/test_gpu_kernels.py tests/test_gpu_precision.py tests/test_gpu_runs.py > "$OUT/pytest.log" 2>&1
+        tests/gpu > "$OUT/pytest.log" 2>&1
     tail -n 25 "$OUT/pytest.log" 2> /dev/null
     if command -v compute-sanitizer > /dev/null; then
         stage racecheck 60 compute-sanitizer --tool racecheck "$PY" benchmarks/gpu_first_contact.py attention small 2>&1 | tail -n 8

@@ -2,7 +2,7 @@
 threads; and the promise that the build meant to be tested is the one that is.
 
 The workers of pytest-xdist share the cores: each gets its part of them. What several threads do is tested by
-`test_threads.py` and `test_thread_team.py`, which choose the number themselves.
+`tests/kernel/test_threads.py` and `tests/kernel/test_thread_team.py`, which choose the number themselves.
 
 With TINYGPT_EXT=require the tests refuse to run without the compiled kernels, with TINYGPT_EXT=off to run with them.
 """
@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_helpers import Answer
 from hypothesis import HealthCheck, settings
-from training_helpers import OPTIONS, write_text
 
 import tinygpt
+from tests.cli.helpers import Answer
+from tests.training.helpers import OPTIONS, write_text
 from tinygpt import cli
 from tinygpt.backends import get
 from tinygpt.backends.numpy import default_num_threads
@@ -47,6 +47,12 @@ def pytest_configure() -> None:
     wanted, compiled = os.environ.get("TINYGPT_EXT"), get("numpy").extension() is not None
     if (wanted == "require" and not compiled) or (wanted == "off" and compiled):
         raise pytest.UsageError(f"TINYGPT_EXT={wanted}, but the tinygpt to be tested is: {about()}")
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """A comparison with another library is in a file `test_*vs_*.py`, beside the tests of what it compares."""
+    if "vs_" in item.path.name:
+        item.add_marker("compat")
 
 
 def pytest_report_header() -> str:

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_helpers import assert_one_sentence
-from training_helpers import OPTIONS, outcome
 
 import tinygpt
+from tests.cli.helpers import assert_one_sentence
+from tests.training.helpers import OPTIONS, outcome
 
 
 def bpe_text(path: Path) -> Path:

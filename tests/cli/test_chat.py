@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cli_helpers import assert_one_sentence
-from training_helpers import ENVIRONMENT
 
 import tinygpt as tg
+from tests.cli.helpers import assert_one_sentence
+from tests.training.helpers import ENVIRONMENT
 from tinygpt.cli import chat
 from tinygpt.cli.dialogue import PRESETS, Dialogue, Template, encode, read_template
 from tinygpt.errors import UsageError

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_helpers import assert_one_sentence, copy_of
-from training_helpers import ENVIRONMENT, OPTIONS, VERSE, outcome
 
 import tinygpt
+from tests.cli.helpers import assert_one_sentence, copy_of
+from tests.training.helpers import ENVIRONMENT, OPTIONS, VERSE, outcome
 from tinygpt import cli
 from tinygpt.training import PRESETS, Preset, TrainingConfig, add_run_options
 from tinygpt.training.options import add_options, given_options

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from training_helpers import ENVIRONMENT, OPTIONS, make_trainer
 
+from tests.training.helpers import ENVIRONMENT, OPTIONS, make_trainer
 from tinygpt import console
 from tinygpt.training import CheckpointFolder
 

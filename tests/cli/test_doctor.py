@@ -11,18 +11,18 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-import cupy_standin as standin
 import numpy as np
 import pytest
-from training_helpers import ENVIRONMENT
 
 import tinygpt as tg
+from tests.cuda import standin
+from tests.training.helpers import ENVIRONMENT
 from tinygpt.backends import cupy as cupy_backend
 from tinygpt.backends import cupy_setup
 from tinygpt.backends import numpy as numpy_backend
 from tinygpt.cli import doctor
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def facts(report: str) -> dict[str, str]:

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cli_helpers import assert_one_sentence
-from training_helpers import VERSE
 
 import tinygpt as tg
+from tests.cli.helpers import assert_one_sentence
+from tests.training.helpers import VERSE
 from tinygpt import cli
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bpe_texts import ENGLISH
-from cli_helpers import assert_one_sentence
 
 import tinygpt as tg
+from tests.cli.helpers import assert_one_sentence
+from tests.tokenizers.texts import ENGLISH
 from tinygpt.cli.dialogue import PRESETS, Dialogue, encode
 from tinygpt.tokenizers import BPETokenizer, CharTokenizer
 

@@ -12,8 +12,8 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from cuda_emulator import Device
 
+from tests.cuda.emulator import Device
 from tinygpt._ext.cuda import attention
 from tinygpt.ops.attention import attention_mask, scores
 

@@ -21,8 +21,9 @@ import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import cublas_standin
 import numpy as np
+
+from tests.cuda import cublas_standin
 
 
 class Stream:

@@ -1,6 +1,6 @@
 """The rows of the CUDA kernels: those of every kernel, and wider ones, for blocks of several warps and several blocks.
 
-`emulated(device)` puts the CUDA bodies, run on the CPU, in the place of the compiled ones; see `cuda_emulator.py`.
+`emulated(device)` puts the CUDA bodies, run on the CPU, in the place of the compiled ones; see `emulator.py`.
 """
 
 from __future__ import annotations
@@ -11,11 +11,20 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
-from cuda_decode_cases import DECODE_ROWS, STRUCTURED, flat_body
-from cuda_emulator import Device
-from drawing import Example, Input, KernelRow, inputs, mostly_contiguous, normal, positive, seeds
 from hypothesis import strategies as st
-from nn_cases import (
+
+import tinygpt.ops
+import tinygpt.optim  # noqa: F401  the kernels of both are registered
+from tests.cuda.decode_cases import DECODE_ROWS, STRUCTURED, flat_body
+from tests.cuda.emulator import Device
+from tests.ops.cases import (
+    KERNEL_ROWS,
+    adamw_update_examples,
+    layer_norm_backward_examples,
+    layer_norm_forward_examples,
+    sum_of_squares_examples,
+)
+from tests.ops.cases.neural import (
     IGNORE,
     attention_arguments,
     cross_entropy_arguments,
@@ -28,17 +37,8 @@ from nn_cases import (
     targets_below,
     vector,
 )
-from op_cases import (
-    KERNEL_ROWS,
-    adamw_update_examples,
-    layer_norm_backward_examples,
-    layer_norm_forward_examples,
-    sum_of_squares_examples,
-)
-from primitive_cases import matrices, rows_and_bias
-
-import tinygpt.ops
-import tinygpt.optim  # noqa: F401  the kernels of both are registered
+from tests.ops.cases.primitive import matrices, rows_and_bias
+from tests.ops.drawing import Example, Input, KernelRow, inputs, mostly_contiguous, normal, positive, seeds
 from tinygpt._ext import cuda
 from tinygpt.kernel import REGISTRY, Kernel
 

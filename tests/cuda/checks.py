@@ -12,12 +12,12 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
-from cuda_attention_mma import CHECKS as ON_TENSOR_CORES
-from cuda_emulator import Device
-from kernel_rule import EPS32
 
 import tinygpt.ops
 import tinygpt.optim  # noqa: F401  the kernels of both are registered
+from tests.cuda.attention_mma import CHECKS as ON_TENSOR_CORES
+from tests.cuda.emulator import Device
+from tests.ops.kernel_rule import EPS32
 from tinygpt._ext import cuda
 from tinygpt._ext.cuda.decode_block import attend
 from tinygpt.kernel import REGISTRY

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from drawing import Example, Input, KernelRow, integers_below, normal, positive, seeds
 from hypothesis import strategies as st
 
+from tests.ops.drawing import Example, Input, KernelRow, integers_below, normal, positive, seeds
 from tinygpt.backends import get
 from tinygpt.kernel import REGISTRY, Kernel
 from tinygpt.ops.decode_block import BlockWeights

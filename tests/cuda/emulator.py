@@ -1,4 +1,4 @@
-"""Runs the CUDA kernels on the CPU: the same launchers, the same .cu files, compiled as C++ (see cuda_emulation.h).
+"""Runs the CUDA kernels on the CPU: the same launchers, the same .cu files, compiled as C++ (see emulation.h).
 
 The one thing that macros can't give C++ is shared memory; its declarations are rewritten here. Arrays are handed to a
 kernel as copies with room on both sides, filled with NaN: a write beyond an array is an error, a read gives NaN.
@@ -27,7 +27,7 @@ COMPILER = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("c++") or 
 FLAGS = ("-std=c++17", "-shared", "-fPIC", "-U_FORTIFY_SOURCE", "-w")
 TRAPS = ("-O0", "-fsanitize=bounds", "-fsanitize-undefined-trap-on-error")  # an index beyond an array ends the process
 MARGIN = 256  # bytes on each side of an array
-HEADER = Path(__file__).with_name("cuda_emulation.h")
+HEADER = Path(__file__).with_name("emulation.h")
 
 
 class KernelError(AssertionError):

@@ -5,8 +5,9 @@ reduction begins at the wrong width, a comparison is off by one, a loop stops on
 is lost, a factor is dropped. `sample(source, exempt)` has fewer: all barriers, shuffles and reductions, and for every
 function one of each other kind.
 
-Run as a program, `python cuda_mutation.py SOURCE NUMBER ...` prints those numbers of mutants that no case notices. It
-is a process of its own, without threads, because it forks one for each mutant: a mutant may well crash, or never end.
+Run as a program, `python -m tests.cuda.mutation SOURCE NUMBER ...` prints those numbers of mutants that no case
+notices. It is a process of its own, without threads, because it forks one for each mutant: a mutant may well crash, or
+never end.
 """
 
 from __future__ import annotations
@@ -25,15 +26,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from cuda_cases import ROWS, TILES, emulated, tiles_of_attention
-from cuda_checks import CHECKS
-from cuda_emulator import TRAPS, Device, Program
-from drawing import Example, KernelRow, some_examples
-from kernel_rule import assert_within, float32_budget, results
 
 import tinygpt.ops
 import tinygpt.optim
+from tests.cuda.cases import ROWS, TILES, emulated, tiles_of_attention
+from tests.cuda.checks import CHECKS
+from tests.cuda.emulator import TRAPS, Device, Program
+from tests.ops.drawing import Example, KernelRow, some_examples
+from tests.ops.kernel_rule import assert_within, float32_budget, results
 from tinygpt._ext import cuda
+
+ROOT = Path(__file__).parents[2]
 
 # What can be broken, and the file whose kernels are run for it: a header is broken for one of those that include it.
 SOURCES = {f"{file}.cu": file for file in cuda.FILES} | {
@@ -220,7 +223,7 @@ def arrays_of(example: Example) -> list[np.ndarray]:
 
 
 def comparison(row: KernelRow, example: Example) -> Callable[[Device], None]:
-    """The example under the rule of `kernel_rule.py`."""
+    """The example under the rule of `tests/ops/kernel_rule.py`."""
     truth, budget = float32_budget(row, example)
 
     def check(device: Device) -> None:
@@ -299,9 +302,9 @@ def missed_of(source: str, numbers: list[int], chosen: Sequence[str], all_cases:
 
 def survivors(source: str, numbers: Sequence[int]) -> list[str]:
     """The changes that no case notices, of these mutants."""
-    command = [sys.executable, str(Path(__file__)), source, *map(str, numbers)]
+    command = [sys.executable, "-P", "-m", "tests.cuda.mutation", source, *map(str, numbers)]
     home = str(Path(tinygpt.__file__).parent.parent)  # the tinygpt under test, installed or not
-    search = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
+    search = os.pathsep.join(filter(None, [home, str(ROOT), os.environ.get("PYTHONPATH")]))
     environment = os.environ | {"PYTHONPATH": search, "OPENBLAS_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, f"the mutants of {source} could not be run:\n{done.stderr[-3000:]}"

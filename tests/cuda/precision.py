@@ -7,13 +7,12 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-import cublas_standin
-import cupy_standin as standin
 import numpy as np
 import pytest
-from training_helpers import SHAPE
 
 import tinygpt as tg
+from tests.cuda import cublas_standin, standin
+from tests.training.helpers import SHAPE
 from tinygpt.function import Function
 
 DTYPES = {"float16": np.dtype(np.float16), "bfloat16": cublas_standin.bfloat16()}

@@ -9,13 +9,13 @@ What it shows: that the code of tinygpt, given CuPy's arrays, keeps to what CuPy
   raise TypeError (here NumPy's functions always do, where CuPy would carry some of them out);
 - what reduces to one number, and x[0] of one axis, gives an array without axes, never a NumPy scalar;
 - there are only the functions, methods, keywords and flags that CuPy has: anything not in the tables below is an
-  AttributeError or a TypeError. Where CuPy is installed, `test_cupy_standin.py` compares the tables with it;
+  AttributeError or a TypeError. Where CuPy is installed, `test_standin.py` compares the tables with it;
 - an index array that reaches beyond its axis wraps around without a word;
 - `ufunc.reduceat` is add's alone, and `add.at` takes no 64-bit signed integers.
 
 What it cannot show: anything about a GPU. It is NumPy that computes, in one thread's order, so nothing is learnt about
-how CuPy or cuBLAS round, about speed, memory, or the kernels; those run elsewhere (`cuda_emulator.py`). Of streams
-there is what CUDA graphs need: `cupy_capture.py`.
+how CuPy or cuBLAS round, about speed, memory, or the kernels; those run elsewhere (`emulator.py`). Of streams
+there is what CUDA graphs need: `capture.py`.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import cublas_standin
-import cupy_capture
 import numpy as np
 import pytest
-from cupy_capture import launched, not_while_capturing, written
+
+from tests.cuda import capture, cublas_standin
+from tests.cuda.capture import launched, not_while_capturing, written
 
 # What CuPy has, of what tinygpt might use -----------------------------------------------------------
 
@@ -233,7 +233,7 @@ def axes_of(part: Any) -> int:
 
 
 def no_product_while_capturing() -> None:
-    if cupy_capture.current() is not None:
+    if capture.current() is not None:
         raise NotImplementedError("calling cuBLAS API during stream capture is currently unsupported")
 
 
@@ -417,7 +417,7 @@ def make_cuda(capability: str = "90") -> Any:
     cuda.memory = types.SimpleNamespace(OutOfMemoryError=OutOfMemoryError)
     cuda.get_allocator = lambda: allocator[0]
     cuda.set_allocator = lambda new: allocator.__setitem__(0, new)
-    cupy_capture.add_to(cuda)
+    capture.add_to(cuda)
     return cuda
 
 

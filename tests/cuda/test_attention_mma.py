@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cuda_attention_mma import SIZES, drawn, on_tensor_cores, results_of
-from cuda_emulator import COMPILER, Device
 
+from tests.cuda.attention_mma import SIZES, drawn, on_tensor_cores, results_of
+from tests.cuda.emulator import COMPILER, Device
 from tinygpt._ext.cuda import attention, attention_mma
 
 ml_dtypes = pytest.importorskip("ml_dtypes")

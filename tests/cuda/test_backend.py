@@ -1,4 +1,4 @@
-"""The code paths of the backend "cupy", on a stand-in for CuPy that computes with NumPy (`cupy_standin.py`).
+"""The code paths of the backend "cupy", on a stand-in for CuPy that computes with NumPy (`standin.py`).
 
 Shown here: every operation, forward and backward, the model, optimizer, clipping, generation, packing, scoring,
 checkpoints and the command line keep to what CuPy can do, never mix the two libraries' arrays, and compute the same as
@@ -16,15 +16,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import cuda_emulator
-import cupy_standin as standin
 import numpy as np
 import pytest
-from drawing import Example, Row, some_examples
-from op_cases import ROWS
-from training_helpers import OPTIONS, SHAPE, make_trainer, outcome
 
 import tinygpt as tg
+from tests.cuda import emulator, standin
+from tests.ops.cases import ROWS
+from tests.ops.drawing import Example, Row, some_examples
+from tests.training.helpers import OPTIONS, SHAPE, make_trainer, outcome
 from tinygpt import ops
 from tinygpt._ext import cuda
 from tinygpt.errors import RangeError, UsageError
@@ -291,13 +290,13 @@ LAUNCHED = {
 }  # fmt: skip
 
 
-@pytest.mark.skipif(cuda_emulator.COMPILER is None, reason="needs a C++ compiler")
+@pytest.mark.skipif(emulator.COMPILER is None, reason="needs a C++ compiler")
 def test_a_model_trains_on_the_cuda_kernels() -> None:
     """What the model, the optimizer and clipping hand to the kernels is what the launchers take; no kernel declines.
 
     In float64, where the reference and the kernels may differ by the order of sums only.
     """
-    device, launched = cuda_emulator.Device(), set()
+    device, launched = emulator.Device(), set()
 
     def emulated(kernel: str) -> Any:
         launcher = cuda.body(device, kernel)

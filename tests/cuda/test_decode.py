@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cuda_cases import emulated
-from cuda_emulator import COMPILER, Device
-from drawing import lay_out
-from packed_cases import FORMATS, normal
-from test_decode_block import check, drawn
 
+from tests.cuda.cases import emulated
+from tests.cuda.emulator import COMPILER, Device
+from tests.ops.cases.packed import FORMATS, normal
+from tests.ops.drawing import lay_out
+from tests.ops.test_decode_block import check, drawn
 from tinygpt._ext import cuda
 from tinygpt.kernel import use_kernels
 from tinygpt.ops.packed import Matrix, pack

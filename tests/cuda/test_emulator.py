@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cuda_emulator import COMPILER, Guarded, KernelError, Program
+
+from tests.cuda.emulator import COMPILER, Guarded, KernelError, Program
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler (g++, c++ or clang++; CXX names another)")
 

@@ -1,9 +1,9 @@
 """CUDA graphs through the stand-in: what is recorded once is what each later step needs.
 
-The CUDA kernels run on the CPU (`cuda_emulator.py`), cuBLAS is `cupy_capture.Cublas`, and a captured stream computes
+The CUDA kernels run on the CPU (`emulator.py`), cuBLAS is `capture.Cublas`, and a captured stream computes
 nothing, but repeats what it was given. A run with graphs must have the bits of one without: a batch, a dropout mask, a
 loss scale or a learning rate that was recorded as a number shows at the next step. What only a GPU can show is in
-`test_gpu.py`.
+`tests/gpu/test_gpu.py`.
 """
 
 from __future__ import annotations
@@ -12,22 +12,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import cuda_emulator
-import cupy_capture
-import cupy_standin as standin
 import numpy as np
 import pytest
-from training_helpers import SHAPE, make_trainer, outcome
 
 import tinygpt as tg
+from tests.cuda import capture, emulator, standin
+from tests.training.helpers import SHAPE, make_trainer, outcome
 from tinygpt._ext import cuda
 from tinygpt.backends import cupy_graph, cupy_kernels
 from tinygpt.errors import UsageError
 from tinygpt.training.graphed_step import GraphedStep
 
-pytestmark = pytest.mark.skipif(cuda_emulator.COMPILER is None, reason="no C++ compiler (g++, c++ or clang++)")
+pytestmark = pytest.mark.skipif(emulator.COMPILER is None, reason="no C++ compiler (g++, c++ or clang++)")
 
-DEVICE = cuda_emulator.Device()
+DEVICE = emulator.Device()
 
 
 def kernel_body(name: str) -> Callable[..., Any] | None:
@@ -47,14 +45,14 @@ def kernel_body(name: str) -> Callable[..., Any] | None:
             finally:
                 DEVICE.stream_base = (0, None)
 
-        return standin.wrapped(cupy_capture.launched(compute, *given, writes=True))
+        return standin.wrapped(capture.launched(compute, *given, writes=True))
 
     return body
 
 
 @pytest.fixture(autouse=True)
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    library = cupy_capture.Cublas()
+    library = capture.Cublas()
     monkeypatch.setattr(cupy_graph, "load_cublas", lambda cupy: library)
     cupy_kernels.device.cache_clear()
     with standin.installed(bodies=kernel_body), tg.use_kernels("auto"), tg.use_backend("cupy"):
@@ -231,7 +229,7 @@ def test_what_no_graph_can_hold_ends_in_the_usual_way_and_is_said(name: str) -> 
     assert len(run.said) == 1
     assert words in run.said[0]
     assert "\n" not in run.said[0]
-    assert cupy_capture.stack[-1].tape is None  # the stream is one like any other again
+    assert capture.stack[-1].tape is None  # the stream is one like any other again
 
 
 def test_without_memory_for_a_graph_all_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,7 +244,7 @@ def test_without_memory_for_a_graph_all_goes_on(monkeypatch: pytest.MonkeyPatch)
         self.tape = []
         monkeypatch.setattr(tg.backends.get("cupy").xp.cuda, "Memory", nothing_left)
 
-    monkeypatch.setattr(cupy_capture.Stream, "begin_capture", begin)
+    monkeypatch.setattr(capture.Stream, "begin_capture", begin)
     for step in range(1, 4):
         assert_same(run.step(step), expected.step(step))
     assert "memory does not suffice" in run.said[0]

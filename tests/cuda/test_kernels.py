@@ -1,4 +1,4 @@
-"""The logic of every CUDA kernel, without a GPU: the .cu files and their launchers run on the CPU (`cuda_emulator.py`).
+"""The logic of every CUDA kernel, without a GPU: the .cu files and their launchers run on the CPU (`emulator.py`).
 
 The rows and the error rule are those of the compiled kernels. Each case runs under three schedules of its threads, and
 must give the same bits under each: what depends on the order of threads is a race.
@@ -11,17 +11,25 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cuda_cases import NAMES, ROWS, body_of, emulated, maybe_misaligned
-from cuda_checks import CHECKS
-from cuda_decode_cases import STRUCTURED
-from cuda_emulator import COMPILER, Device, Program
-from drawing import Example, KernelRow, seeds, some_examples
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from kernel_rule import assert_within, float16_budget, float32_budget, float64_budget, is_array, largest, results
 
 import tinygpt.ops
 import tinygpt.optim  # noqa: F401  the kernels of both are registered
+from tests.cuda.cases import NAMES, ROWS, body_of, emulated, maybe_misaligned
+from tests.cuda.checks import CHECKS
+from tests.cuda.decode_cases import STRUCTURED
+from tests.cuda.emulator import COMPILER, Device, Program
+from tests.ops.drawing import Example, KernelRow, seeds, some_examples
+from tests.ops.kernel_rule import (
+    assert_within,
+    float16_budget,
+    float32_budget,
+    float64_budget,
+    is_array,
+    largest,
+    results,
+)
 from tinygpt._ext import cuda
 from tinygpt._ext.cuda.attention import HEADS
 

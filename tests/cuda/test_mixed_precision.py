@@ -1,4 +1,4 @@
-"""Training in 16 bits, on the code paths of the GPU, without one: on the stand-in for CuPy (`cupy_standin.py`).
+"""Training in 16 bits, on the code paths of the GPU, without one: on the stand-in for CuPy (`standin.py`).
 
 Shown here: products sum in float32; weights, their gradients, the optimizer's state, statistics and losses are in
 float32 and everything between in 16 bits; the CUDA kernels take the arrays that training gives them.
@@ -15,15 +15,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import cuda_emulator
-import cupy_standin as standin
 import numpy as np
 import pytest
-from cuda_cases import ROWS as CUDA_ROWS
-from drawing import some_examples
-from precision_helpers import DTYPES, EPS, EPS32, IDS, TARGETS, gpu, host, in_both, model, watched
 
 import tinygpt as tg
+from tests.cuda import emulator, standin
+from tests.cuda.cases import ROWS as CUDA_ROWS
+from tests.cuda.precision import DTYPES, EPS, EPS32, IDS, TARGETS, gpu, host, in_both, model, watched
+from tests.ops.drawing import some_examples
 from tinygpt import ops
 from tinygpt._ext import cuda
 from tinygpt.kernel import REGISTRY
@@ -165,7 +164,7 @@ def test_products_of_batches_are_summed_in_float32(name: str) -> None:
 # Kernels ----------------------------------------------------------------------------------------------
 
 
-class Idle(cuda_emulator.Device):
+class Idle(emulator.Device):
     """Launchers make their arrays, and nothing runs."""
 
     def launch(self, *arguments: Any) -> None:
@@ -281,14 +280,14 @@ TAKEN = {
 }  # fmt: skip
 
 
-@pytest.mark.skipif(cuda_emulator.COMPILER is None, reason="needs a C++ compiler")
+@pytest.mark.skipif(emulator.COMPILER is None, reason="needs a C++ compiler")
 @in_both
 def test_no_cuda_kernel_declines_what_training_gives_it(name: str) -> None:
     """Steps with and without biases, and an evaluation: each kernel that has a CUDA body runs it, in 16 bits.
 
     The bodies are the .cu files, on the CPU. Losses and norms are those of the reference bodies within one rounding.
     """
-    device = cuda_emulator.Device()
+    device = emulator.Device()
     ran: Counter[tuple[str, bool]] = Counter()
 
     def emulated(kernel: str) -> Any:

@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import cupy_standin as standin
 import numpy as np
 import pytest
-from precision_helpers import DTYPES, IDS, in_both, model
-from training_helpers import OPTIONS, make_trainer
 
 import tinygpt as tg
+from tests.cuda import standin
+from tests.cuda.precision import DTYPES, IDS, in_both, model
+from tests.training.helpers import OPTIONS, make_trainer
 from tinygpt import ops
 from tinygpt.errors import DtypeError, MissingExtraError, UsageError
 

@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import cupy_standin as standin
 import numpy as np
 import pytest
-from precision_helpers import DTYPES, EPS, IDS, TARGETS, host, in_both, model, watched
-from training_helpers import SHAPE, VERSE, make_trainer, outcome
 
 import tinygpt as tg
+from tests.cuda import standin
+from tests.cuda.precision import DTYPES, EPS, IDS, TARGETS, host, in_both, model, watched
+from tests.training.helpers import SHAPE, VERSE, make_trainer, outcome
 from tinygpt.generation import score
 from tinygpt.ops.cast import Cast
 from tinygpt.ops.linear_cross_entropy import blocks

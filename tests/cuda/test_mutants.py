@@ -1,6 +1,6 @@
 """The tests of the CUDA kernels are checked: a kernel that is broken in one place must fail them.
 
-With --exhaustive every place of every kernel is broken in turn (`cuda_mutation.py`), without it a sample of them: every
+With --exhaustive every place of every kernel is broken in turn (`mutation.py`), without it a sample of them: every
 barrier and shuffle, and in each function one place of every other kind. Some broken places change nothing that could be
 seen; they are listed in EQUIVALENT with the reason, and the list may hold no other.
 """
@@ -12,9 +12,9 @@ import re
 from pathlib import Path
 
 import pytest
-from cuda_emulator import COMPILER
-from cuda_mutation import SOURCES, mutants, sample, survivors
 
+from tests.cuda.emulator import COMPILER
+from tests.cuda.mutation import SOURCES, mutants, sample, survivors
 from tinygpt._ext import cuda
 
 pytestmark = [
@@ -79,7 +79,7 @@ EQUIVALENT: dict[str, list[str]] = {
         "attention.cuh: static constexpr int pack = count < Tile<accum>::PACK ? count : Tile<accum>::PACK;"
         "  ->  static constexpr int pack = count <= Tile<accum>::PACK ? count : Tile<accum>::PACK;",
     ],
-    "these are conversions to 16 bits, and packs of eight; test_cuda_kernels.py has them": [
+    "these are conversions to 16 bits, and packs of eight; test_kernels.py has them": [
         "common.cuh: const unsigned rounded = bits + 0x7fffu + ((bits >> 16) & 1u);"
         "  ->  const unsigned rounded = bits - 0x7fffu + ((bits >> 16) & 1u);",
         "common.cuh: const unsigned rounded = bits + 0x7fffu + ((bits >> 16) & 1u);"

@@ -11,17 +11,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import cupy_standin as standin
 import pytest
-from cli_helpers import assert_one_sentence
-from training_helpers import ENVIRONMENT, OPTIONS
 
 import tinygpt as tg
+from tests.cli.helpers import assert_one_sentence
+from tests.cuda import standin
+from tests.training.helpers import ENVIRONMENT, OPTIONS
 from tinygpt.backends import cupy as backend
 from tinygpt.backends import cupy_setup
 from tinygpt.errors import MissingExtraError, OutOfMemoryError, UsageError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def raising(error: BaseException) -> Callable[..., Any]:

@@ -9,11 +9,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-import cublas_standin
-import cupy_capture
-import cupy_standin as standin
 import numpy as np
 import pytest
+
+from tests.cuda import capture, cublas_standin, standin
 
 X = np.arange(12.0).reshape(3, 4)
 
@@ -151,8 +150,8 @@ def test_indices_wrap_around(x: Any) -> None:
 def test_streams_and_memory_have_what_the_stand_ins_have() -> None:
     real = pytest.importorskip("cupy")
     for mine, theirs in (
-        (cupy_capture.Stream, real.cuda.Stream),
-        (cupy_capture.Launches, real.cuda.Graph),
+        (capture.Stream, real.cuda.Stream),
+        (capture.Launches, real.cuda.Graph),
     ):
         names = {name for name in vars(mine) if not name.startswith("_")} - {"count"}
         assert [name for name in names if not hasattr(theirs, name)] == []

@@ -4,8 +4,8 @@ import itertools
 
 import numpy as np
 import pytest
-from generation_helpers import PROMPTS, make, next_log_probs
 
+from tests.generation.helpers import PROMPTS, make, next_log_probs
 from tinygpt import GPT, GPTConfig, UsageError
 from tinygpt.generation import beam
 from tinygpt.generation.beam import best, sample_without_replacement

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from generation_helpers import make
-from packed_cases import FORMATS, compiled
-from slow_decoder import SlowDecoder
 
 import tinygpt as tg
+from tests.generation.helpers import make
+from tests.generation.slow_decoder import SlowDecoder
+from tests.ops.cases.packed import FORMATS, compiled
 from tinygpt import GPT, GPTConfig
 from tinygpt.generation.decoder import Decoder
 from tinygpt.kernel import use_kernels

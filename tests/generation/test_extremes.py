@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from generation_helpers import PROMPTS, greedy_by_hand, make, next_log_probs
 
+from tests.generation.helpers import PROMPTS, greedy_by_hand, make, next_log_probs
 from tinygpt.errors import RangeError, ShapeError, UsageError
 from tinygpt.generation import stream, stream_text
 from tinygpt.tokenizers import CharTokenizer

@@ -4,9 +4,9 @@ import math
 
 import numpy as np
 import pytest
-from generation_helpers import PROMPTS, greedy_by_hand, log_softmax, make, next_log_probs, ragged
 
 import tinygpt as tg
+from tests.generation.helpers import PROMPTS, greedy_by_hand, log_softmax, make, next_log_probs, ragged
 from tinygpt import UsageError
 from tinygpt.generation import GenerationConfig, generate, stream
 from tinygpt.tokenizers import ByteTokenizer, CharTokenizer

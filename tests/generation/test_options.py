@@ -4,8 +4,8 @@ import json
 import math
 
 import pytest
-from generation_helpers import PROMPTS, make
 
+from tests.generation.helpers import PROMPTS, make
 from tinygpt import UsageError
 from tinygpt.errors import CheckpointError
 from tinygpt.generation import (

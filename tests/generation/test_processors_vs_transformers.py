@@ -10,7 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from compat_helpers import (
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from tests.compat import (
     chi_square_p,
     generate_theirs,
     load_ours,
@@ -19,16 +22,14 @@ from compat_helpers import (
     torch,
     transformers,
 )
-from hypothesis import assume, given, settings
-from hypothesis import strategies as st
-from transformers.generation import logits_process as theirs
-
 from tinygpt import UsageError
 from tinygpt.generation import GenerationConfig, Rows
 from tinygpt.generation import processors as history
 from tinygpt.generation import truncation as ours
 from tinygpt.generation.processors import history_processors
 from tinygpt.generation.truncation import truncations
+
+theirs = transformers.generation.logits_process
 
 INF = float("inf")
 V = 12

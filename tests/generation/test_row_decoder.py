@@ -4,9 +4,9 @@ import math
 
 import numpy as np
 import pytest
-from generation_helpers import CONFIG, PROMPTS, make, ragged
-from slow_decoder import SlowDecoder
 
+from tests.generation.helpers import CONFIG, PROMPTS, make, ragged
+from tests.generation.slow_decoder import SlowDecoder
 from tinygpt import GPT, UsageError
 from tinygpt.generation import row_decoder, stream
 

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from generation_helpers import make
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.generation.helpers import make
 from tinygpt import GPT, GPTConfig, UsageError
 from tinygpt.generation import generate, stream_text
 from tinygpt.generation.stopping import StopStrings

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from compat_helpers import (
+
+from tests.compat import (
     generate_theirs,
     load_ours,
     load_theirs,
@@ -18,12 +19,12 @@ from compat_helpers import (
     torch,
     transformers,
 )
-from transformers.generation.stopping_criteria import StopStringCriteria
-
 from tinygpt import GPT
 from tinygpt.generation import GenerationConfig, config_from_dict, read_config_file, write_config_file
 from tinygpt.generation.stopping import Stopping
 from tinygpt.tokenizers import BPETokenizer
+
+StopStringCriteria = transformers.generation.StopStringCriteria
 
 V, BLOCK = 31, 48
 rng = np.random.default_rng(0)

@@ -7,12 +7,12 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
-from drawing import seeds
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_rule import EPS32
-from test_checker import each_gradient
 
+from tests.ops.drawing import seeds
+from tests.ops.kernel_rule import EPS32
+from tests.ops.test_checker import each_gradient
 from tinygpt.function import Function
 from tinygpt.gpt import GPT, GPTConfig
 from tinygpt.graph import no_grad

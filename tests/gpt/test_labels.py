@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from generation_helpers import make
 
 import tinygpt as tg
+from tests.generation.helpers import make
 from tinygpt.errors import UsageError
 from tinygpt.gpt import IGNORE_INDEX
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from generation_helpers import log_softmax, make
 
 import tinygpt as tg
+from tests.generation.helpers import log_softmax, make
 from tinygpt import GPT, nn
 from tinygpt.errors import ShapeError, UsageError
 from tinygpt.generation import log_likelihood, stream

@@ -8,7 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from compat_helpers import (
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import tinygpt as tg
+from tests.compat import (
     GPT2Config,
     GPT2LMHeadModel,
     load_ours,
@@ -19,10 +23,6 @@ from compat_helpers import (
     torch,
     transformers,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
-import tinygpt as tg
 from tinygpt import GPT, UsageError
 
 # Odd in every respect: one of everything, odd vocabularies and heads, a block of 1, a head of 1 or 64 numbers.

@@ -2,7 +2,7 @@
 
 Elsewhere each is skipped, with the sentence of what is missing. NumPy in float64 is the truth: in float64 the GPU
 agrees with it to 1e-12 of the largest element, as the fused bodies do with their oracles; in float32 it is off by no
-more than test_ops.py allows NumPy itself. Losses of 200 steps in float32 agree to 1e-3.
+more than tests/ops/test_operations.py allows NumPy itself. Losses of 200 steps in float32 agree to 1e-3.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from drawing import Row, some_examples
-from op_cases import ROWS
-from training_helpers import SHAPE, make_trainer
 
 import tinygpt as tg
+from tests.ops.cases import ROWS
+from tests.ops.drawing import Row, some_examples
+from tests.training.helpers import SHAPE, make_trainer
 from tinygpt import backends
 from tinygpt.errors import OutOfMemoryError, UsageError
 from tinygpt.tensor import Tensor

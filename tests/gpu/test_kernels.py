@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cuda_cases import NAMES, ROWS, body_of
-from drawing import Example, KernelRow, some_examples
-from kernel_rule import assert_within, float16_budget, float32_budget, float64_budget, is_array
 
 import tinygpt as tg
+from tests.cuda.cases import NAMES, ROWS, body_of
+from tests.ops.drawing import Example, KernelRow, some_examples
+from tests.ops.kernel_rule import assert_within, float16_budget, float32_budget, float64_budget, is_array
 from tinygpt import backends
 from tinygpt._ext import cuda
 from tinygpt.backends.cupy_kernels import device

@@ -1,7 +1,7 @@
 """16 bits on a GPU: products by cuBLAS, runs that learn as in float32. `pytest -m gpu` where there is one.
 
 Elsewhere each is skipped, with the sentence of what is missing. What can be shown without a GPU is in
-test_mixed_precision.py and its kin.
+tests/cuda/test_mixed_precision.py and its kin.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from precision_helpers import EPS, EPS32
-from training_helpers import SHAPE, make_trainer
 
 import tinygpt as tg
+from tests.cuda.precision import EPS, EPS32
+from tests.training.helpers import SHAPE, make_trainer
 from tinygpt import backends
 from tinygpt.backends.precision import activation_dtype
 from tinygpt.errors import UsageError

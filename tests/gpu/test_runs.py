@@ -1,7 +1,7 @@
 """On a GPU: mixed precision, CUDA graphs, cuBLAS called directly, runs that change all of these. `pytest -m gpu`.
 
 Elsewhere each is skipped, with the sentence of what is missing. Operations, kernels and the rest: `test_gpu.py` and
-`test_gpu_kernels.py`. What is asked of a graph here is that CUDA takes the capture at all (mode "on" fails where it
+`test_kernels.py`. What is asked of a graph here is that CUDA takes the capture at all (mode "on" fails where it
 does not), and that a replay has the bits of the batch, which `GraphedStep` compares by itself on the third batch; these
 tests do it again on many.
 """
@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_gpu import gpu, to_host  # noqa: F401  the fixture: skipped without a GPU
-from training_helpers import SHAPE, make_trainer, outcome
 
 import tinygpt as tg
+from tests.gpu.test_gpu import gpu, to_host  # noqa: F401  the fixture: skipped without a GPU
+from tests.training.helpers import SHAPE, make_trainer, outcome
 from tinygpt import backends
 from tinygpt.backends.cupy_matmul import product
 from tinygpt.backends.precision import activation_dtype

@@ -17,13 +17,13 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from interop_helpers import CONFIG, GENERATION, INDEX, WEIGHTS, make, saved
 
+from tests.interop.helpers import CONFIG, GENERATION, INDEX, WEIGHTS, make, saved
 from tinygpt import GPT, UsageError
 from tinygpt.errors import CheckpointError
 from tinygpt.training import CheckpointFolder, read_checkpoint
 
-from test_checkpoint import sample  # isort: skip
+from tests.training.test_checkpoint import sample  # isort: skip
 
 many = settings(max_examples=300)
 

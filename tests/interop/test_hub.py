@@ -8,8 +8,8 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from interop_helpers import CONFIG, GENERATION, INDEX, WEIGHTS, assert_same_model, change_json, make, saved
 
+from tests.interop.helpers import CONFIG, GENERATION, INDEX, WEIGHTS, assert_same_model, change_json, make, saved
 from tinygpt import GPT, UsageError
 from tinygpt.errors import CheckpointError, MissingExtraError
 from tinygpt.interop import cache_folder, find_model

@@ -10,7 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from interop_helpers import (
+from safetensors import safe_open
+from safetensors.numpy import load_file
+
+import tinygpt as tg
+from tests.interop.helpers import (
     CONFIG,
     GENERATION,
     INDEX,
@@ -22,11 +26,7 @@ from interop_helpers import (
     make,
     saved,
 )  # fmt: skip
-from safetensors import safe_open
-from safetensors.numpy import load_file
-from training_helpers import ENVIRONMENT, make_trainer
-
-import tinygpt as tg
+from tests.training.helpers import ENVIRONMENT, make_trainer
 from tinygpt import GPT, GPTConfig, UsageError
 from tinygpt.errors import CheckpointError
 from tinygpt.interop import convert

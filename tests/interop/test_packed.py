@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from interop_helpers import WEIGHTS, assert_same_model, change_json, change_weights, make, saved
 
 import tinygpt as tg
+from tests.interop.helpers import WEIGHTS, assert_same_model, change_json, change_weights, make, saved
 from tinygpt import GPT, GPTConfig, nn
 from tinygpt.errors import CheckpointError, RangeError, UsageError
 from tinygpt.tokenizers import CharTokenizer

@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from interop_helpers import (
+from safetensors.numpy import load_file, save_file
+
+from tests.interop.helpers import (
     CONFIG,
     GENERATION,
     INDEX,
@@ -19,8 +21,6 @@ from interop_helpers import (
     make,
     saved,
 )  # fmt: skip
-from safetensors.numpy import load_file, save_file
-
 from tinygpt import GPT, UsageError
 from tinygpt.errors import CheckpointError
 

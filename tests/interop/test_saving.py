@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from interop_helpers import CONFIG, GENERATION, INDEX, WEIGHTS, assert_same_model, make, saved, snapshot
-from training_helpers import ENVIRONMENT
 
+from tests.interop.helpers import CONFIG, GENERATION, INDEX, WEIGHTS, assert_same_model, make, saved, snapshot
+from tests.training.helpers import ENVIRONMENT
 from tinygpt import GPT, UsageError, nn, tokenizers
 from tinygpt.errors import CheckpointError
 from tinygpt.interop import saving
@@ -154,7 +154,7 @@ def test_a_manifest_from_elsewhere_takes_nothing_away(tmp_path: Path) -> None:
 
 SAVE_AGAIN_AND_AGAIN = """
 import sys
-from test_interop_saving import MODELS
+from tests.interop.test_saving import MODELS
 while True:
     for name in ("one file", "shards", "the same shape", "other shards"):
         MODELS[name][0].save_pretrained(sys.argv[1], **MODELS[name][1])
@@ -166,7 +166,9 @@ while True:
 def test_killed_while_saving(tmp_path: Path) -> None:
     names = ("one file", "shards", "the same shape", "other shards")
     folder, dice, found = tmp_path / "model", random.Random(1), set()
-    environment = ENVIRONMENT | {"PYTHONPATH": os.pathsep.join([ENVIRONMENT["PYTHONPATH"], str(Path(__file__).parent)])}
+    environment = ENVIRONMENT | {
+        "PYTHONPATH": os.pathsep.join([ENVIRONMENT["PYTHONPATH"], str(Path(__file__).parents[2])])
+    }
     for _ in range(8):
         command = [sys.executable, "-c", SAVE_AGAIN_AND_AGAIN, str(folder)]
         with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:

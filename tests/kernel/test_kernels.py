@@ -1,4 +1,4 @@
-"""Every compiled body against its reference, by the rule in `kernel_rule.py`."""
+"""Every compiled body against its reference, by the rule in `tests/ops/kernel_rule.py`."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from drawing import Example, KernelRow, some_examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_rule import EPS32, Reached, assert_within, float32_budget, float64_budget, largest, results
-from op_cases import COMPILED_ROWS, KERNEL_ROWS
 
 import tinygpt.ops
 import tinygpt.optim  # noqa: F401  the kernels of both are registered
+from tests.ops.cases import COMPILED_ROWS, KERNEL_ROWS
+from tests.ops.drawing import Example, KernelRow, some_examples
+from tests.ops.kernel_rule import EPS32, Reached, assert_within, float32_budget, float64_budget, largest, results
 from tinygpt.backends import get
 from tinygpt.backends import numpy as numpy_backend
 from tinygpt.kernel import REGISTRY, use_kernels
@@ -125,7 +125,7 @@ def test_nothing_of_size_zero_reaches_a_compiled_body(monkeypatch: pytest.Monkey
             kernel(np.zeros((1, 1)))
 
 
-# Their weights are structures of arrays that are not of one floating type: see packed_cases.py and its tests.
+# Their weights are structures of arrays that are not of one floating type: see tests/ops/cases/packed.py and its tests.
 OF_PACKED_WEIGHTS = {"unpack_into", "few_rows_product", "few_rows_product_transposed", "decode_block"}
 
 

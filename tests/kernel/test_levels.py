@@ -1,4 +1,5 @@
-"""Every compiled level that this processor can run, by the rule in `kernel_rule.py`, each in a process of its own.
+"""Every compiled level that this processor can run, each in a process of its own, by the rule in
+`tests/ops/kernel_rule.py`.
 
 The other tests run on the best level only, which is the one that users' processors of another make do not have. Also
 the refusal of a level that can't be run.
@@ -15,13 +16,13 @@ import pytest
 
 from tinygpt._ext import LEVELS, built, load
 
-TESTS = Path(__file__).parent
+ROOT = Path(__file__).parents[2]
 CHECK = """
 import sys
 import numpy as np
-from drawing import some_examples
-from kernel_rule import assert_within, float32_budget, float64_budget, results
-from op_cases import KERNEL_ROWS
+from tests.ops.drawing import some_examples
+from tests.ops.kernel_rule import assert_within, float32_budget, float64_budget, results
+from tests.ops.cases import KERNEL_ROWS
 import tinygpt.ops, tinygpt.optim
 from tinygpt.backends import get
 
@@ -47,7 +48,7 @@ def test_the_kernels_of_each_level(level: str) -> None:
         pytest.skip(f"this processor lacks {level}")
     if not built(level):
         pytest.skip(f"the level {level} was not built: TINYGPT_MARCH asks for one level only")
-    environment = {**os.environ, "TINYGPT_LEVEL": level, "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)])}
+    environment = {**os.environ, "TINYGPT_LEVEL": level, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", CHECK, level]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -88,7 +89,7 @@ def test_a_level_that_can_not_be_is_refused_with_a_sentence(level: str, lacking:
     """In a process of its own, since a level is chosen once, and it could die of an illegal instruction."""
     if load() is None:
         pytest.skip("extension not built")
-    environment = {**os.environ, "TINYGPT_LEVEL": level, "PYTHONPATH": str(TESTS.parent)}
+    environment = {**os.environ, "TINYGPT_LEVEL": level, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", REFUSED, lacking]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
     assert done.stdout.startswith(f"TINYGPT_LEVEL is '{level}', {words}"), done.stdout + done.stderr

@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from training_helpers import ENVIRONMENT
 
+from tests.training.helpers import ENVIRONMENT
 from tinygpt.backends import get
 
 needs_extension = pytest.mark.skipif(get("numpy").extension() is None, reason="extension not built")

@@ -68,11 +68,11 @@ ARGUMENTS: dict[str, Any] = {
 
 # Kernels with a test of their own about threads, and where.
 ELSEWHERE = {
-    "product_into": "test_threads.py: test_products_are_the_same_on_any_number_of_threads",
-    "few_rows_product": "test_packed_products.py: test_threads_change_no_bit_of_a_product",
-    "few_rows_product_transposed": "test_packed_products.py: test_threads_change_no_bit_of_a_product",
-    "unpack_into": "test_packed.py: test_compiled_unpacking_is_exact",
-    "decode_block": "test_decode_block.py: test_a_row_is_the_same_among_any_others_and_on_any_number_of_threads",
+    "product_into": "kernel/test_threads.py: test_products_are_the_same_on_any_number_of_threads",
+    "few_rows_product": "ops/test_packed_products.py: test_threads_change_no_bit_of_a_product",
+    "few_rows_product_transposed": "ops/test_packed_products.py: test_threads_change_no_bit_of_a_product",
+    "unpack_into": "nn/test_packed.py: test_compiled_unpacking_is_exact",
+    "decode_block": "ops/test_decode_block.py: test_a_row_is_the_same_among_any_others_and_on_any_number_of_threads",
 }
 
 
@@ -81,7 +81,7 @@ def test_every_compiled_kernel_is_run_on_several_threads() -> None:
     assert sorted(compiled) == sorted([*ARGUMENTS, *ELSEWHERE])
     for where in ELSEWHERE.values():
         file, _, test = where.partition(": ")
-        text = Path(__file__).with_name(file).read_text(encoding="utf-8")
+        text = (Path(__file__).parents[1] / file).read_text(encoding="utf-8")
         found = re.search(rf"^def {test}\(.*?(?=^def |\Z)", text, re.MULTILINE | re.DOTALL)
         assert found is not None, where
         assert "threads(count)" in found[0], where

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from drawing import LAYOUTS, lay_out, seeds
-from generation_helpers import make
 from hypothesis import given
 from hypothesis import strategies as st
-from packed_cases import FORMATS, compiled, drawn_matrix, normal
 
 import tinygpt as tg
+from tests.generation.helpers import make
+from tests.ops.cases.packed import FORMATS, compiled, drawn_matrix, normal
+from tests.ops.drawing import LAYOUTS, lay_out, seeds
 from tinygpt.errors import ShapeError
 from tinygpt.kernel import use_kernels
 from tinygpt.nn.packed import PackedLinear

@@ -1,12 +1,12 @@
-"""What `test_ops.py` checks of an operation, for all who judge by it."""
+"""What `test_operations.py` checks of an operation, for all who judge by it."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
-from drawing import Example, Row
 
+from tests.ops.drawing import Example, Row
 from tinygpt.graph import no_grad
 from tinygpt.tensor import Tensor
 from tinygpt.testing import backward_of

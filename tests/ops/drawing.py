@@ -1,4 +1,4 @@
-"""What a row of the tables in `op_cases.py` is, and how hypothesis draws inputs: shapes, memory layouts, values.
+"""What a row of the tables in `cases/__init__.py` is, and how hypothesis draws inputs: shapes, memory layouts, values.
 
 The values come from a seed that hypothesis draws, so a failing example is short to print and quick to make.
 """

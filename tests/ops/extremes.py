@@ -6,7 +6,7 @@ body's, and one unit more:
 
     err(ours) <= 2 * err(theirs) + 1
 
-"Theirs" is the reference here, and PyTorch in `compat/test_compat_numerics.py`. Where theirs is not finite, and the
+"Theirs" is the reference here, and PyTorch in `test_numerics_vs_torch.py`. Where theirs is not finite, and the
 truth is, there is no rule. LayerNorm's reference computes in float64, and rounds once: the reference's error counts as
 one unit at least.
 
@@ -22,8 +22,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-from drawing import away_from_zero, distinct, normal, positive
 
+from tests.ops.drawing import away_from_zero, distinct, normal, positive
 from tinygpt import ops
 from tinygpt.kernel import use_kernels
 from tinygpt.ops.attention import scores

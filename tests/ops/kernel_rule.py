@@ -18,9 +18,9 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
-from drawing import Example, KernelRow
-from rounding import Rounding, rounded
 
+from tests.ops.drawing import Example, KernelRow
+from tests.ops.rounding import Rounding, rounded
 from tinygpt.backends import numpy as numpy_backend
 from tinygpt.kernel import REGISTRY, use_kernels
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from kernel_rule import is_array
+
+from tests.ops.kernel_rule import is_array
 
 FACTOR, TILE = 1.001, 64
 PLACES = ("first", "middle", "last")

@@ -6,9 +6,9 @@ import math
 from typing import Any
 
 import numpy as np
-import random_graphs
 import torch
 
+from tests.ops import random_graphs
 from tinygpt.ops.dropout import dropout_mask
 from tinygpt.random import Generator
 

@@ -1,6 +1,6 @@
 """Random graphs: programs of the operations in `random_graph_operations.py`, and checks of their gradients.
 
-    python tests/random_graphs.py --graphs 2000 --seed 7        # fresh graphs; --seed says which, a new one if left out
+    python -m tests.ops.random_graphs --graphs 2000 --seed 7     # fresh graphs: those of this seed, or of a new one
 
 A graph has leaves in several memory layouts, results that are used again, views, slices, arrays without axes and empty
 ones, and one to three results from which `backward` starts, some of them twice with `retain_graph`. It is run in
@@ -19,14 +19,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from drawing import lay_out
-from random_graph_operations import BY_NAME, OPERATIONS
 
 import tinygpt as tg
+from tests.ops.drawing import lay_out
+from tests.ops.random_graph_operations import BY_NAME, OPERATIONS
 from tinygpt.kernel import use_kernels
 from tinygpt.tensor import Tensor
 
@@ -347,8 +346,7 @@ def main() -> None:
         try:
             largest = max(largest, check(program))
             if options.torch:
-                sys.path.insert(0, str(Path(__file__).parent / "compat"))
-                from random_graph_torch import check_with_torch
+                from tests.ops.random_graph_torch import check_with_torch
 
                 check_with_torch(program)
         except Exception as error:

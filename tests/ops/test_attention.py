@@ -1,4 +1,4 @@
-"""What the rows of `nn_cases.py` do not say about attention: its mask, its alignment, its dropout, its memory."""
+"""What the rows of `cases/neural.py` do not say about attention: its mask, its alignment, its dropout, its memory."""
 
 from __future__ import annotations
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from drawing import Example, Row, some_examples
-from mutation import mutants, parts, recompiled, roots
-from op_cases import ROWS
 
 import tinygpt as tg
+from tests.ops.cases import ROWS
+from tests.ops.drawing import Example, Row, some_examples
+from tests.ops.mutation import mutants, parts, recompiled, roots
 from tinygpt.errors import UsageError
 from tinygpt.function import Function
 from tinygpt.kernel import REGISTRY, use_kernels
@@ -42,14 +42,14 @@ EQUIVALENT: dict[str, list[tuple[str, str]]] = {
     "the two differ only for a probability of dropping within 2**-33 of 1": [
         (ANY, "threshold: 2 ** 32 - 1  ->  2 ** 32"),
     ],
-    "without ties one element is the maximum (test_op_edges.py has the ties, where differences can't go)": [
+    "without ties one element is the maximum (test_edges.py has the ties, where differences can't go)": [
         (
             "Max",
             "backward: _expand(dy, x.shape, self.axes) / chosen.sum(axis=self.axes, keepdims=True, dtype=x.dtype)"
             "  ->  _expand(dy, x.shape, self.axes)",
         ),
     ],
-    "this is the loss, which test_ops.py compares with the oracle, not the gradient": [
+    "this is the loss, which test_operations.py compares with the oracle, not the gradient": [
         ("LinearCrossEntropy", "loss_only"),
         ("LinearCrossEntropy", "cross_entropy_forward"),
         ("LinearCrossEntropy", "two_parts"),
@@ -80,7 +80,7 @@ EQUIVALENT: dict[str, list[tuple[str, str]]] = {
             for name in ("LayerNorm", "ResidualLayerNorm")
         ],
     ],
-    "1 but in float16 (test_mixed_precision.py has that)": [
+    "1 but in float16 (tests/cuda/test_mixed_precision.py has that)": [
         ("LinearCrossEntropy", "backward: as_factor(dy) * self.later  ->  as_factor(dy)"),
     ],
     "a shift of the logits changes no probability; it only keeps exp from overflowing": [
@@ -100,7 +100,7 @@ EQUIVALENT: dict[str, list[tuple[str, str]]] = {
         ("LinearCrossEntropy", "blocks: -N * V  ->  V"),
         ("LinearCrossEntropy", "blocks: -N  ->  N"),
     ],
-    "in 16 bits alone (test_mixed_precision.py has that)": [
+    "in 16 bits alone (tests/cuda/test_mixed_precision.py has that)": [
         ("LinearCrossEntropy", "loss_and_gradients: -np.inf  ->  np.inf"),
         ("LinearCrossEntropy", "padded: -(-V // 64) * 64  ->  -(-V // 64)"),
         ("LinearCrossEntropy", "padded: -(-V // 64) * 64  ->  64"),

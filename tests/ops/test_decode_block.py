@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from drawing import lay_out, seeds
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_rule import EPS32, assert_within, doubled, largest
-from packed_cases import FORMATS, budget, compiled, drawn_matrix, normal
 
+from tests.ops.cases.packed import FORMATS, budget, compiled, drawn_matrix, normal
+from tests.ops.drawing import lay_out, seeds
+from tests.ops.kernel_rule import EPS32, assert_within, doubled, largest
 from tinygpt.backends import get
 from tinygpt.ops.decode_block import BlockWeights, decode_block
 from tinygpt.ops.packed import Matrix, unpack

@@ -1,4 +1,4 @@
-"""What the rows of `nn_cases.py` do not say about the neural-network operations: edges, masks, memory, randomness."""
+"""What the rows of `cases/neural.py` do not say about neural operations: edges, masks, memory, randomness."""
 
 from __future__ import annotations
 

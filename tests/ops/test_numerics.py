@@ -21,11 +21,11 @@ from tinygpt import ops
 from tinygpt._ext import LEVELS, load
 from tinygpt.kernel import REGISTRY, use_kernels
 
-TESTS = Path(__file__).parent
+ROOT = Path(__file__).parents[2]
 CHECK = """
 import sys
-from extremes import compiled_against_reference, compiled_not_finite
-from test_numerics import exp_is_off_by
+from tests.ops.extremes import compiled_against_reference, compiled_not_finite
+from tests.ops.test_numerics import exp_is_off_by
 from tinygpt.backends import get
 
 assert get("numpy").extension().__name__.endswith("." + sys.argv[1])
@@ -64,7 +64,7 @@ def test_every_operation_at_every_level(level: str) -> None:
 
     if level not in levels.supported():
         pytest.skip(f"this processor lacks {level}")
-    environment = {**os.environ, "TINYGPT_LEVEL": level, "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)])}
+    environment = {**os.environ, "TINYGPT_LEVEL": level, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", CHECK, level]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
-from compat_helpers import torch
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-from extremes import (
+from tests.compat import torch
+from tests.ops.extremes import (
     CASES,
     FRACTIONS,
     TARGETS,

@@ -1,4 +1,4 @@
-"""Every operation against every check. The rows are in `op_cases.py`."""
+"""Every operation against every check. The rows are in `cases/__init__.py`."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from drawing import Row, some_examples
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from op_cases import ROWS
-from op_checks import as_tuple, assert_close, call, check_against_composed, random_upstream, values_of
 
 import tinygpt.ops
 import tinygpt.optim  # noqa: F401  every operation is imported
+from tests.ops.cases import ROWS
+from tests.ops.checks import as_tuple, assert_close, call, check_against_composed, random_upstream, values_of
+from tests.ops.drawing import Row, some_examples
 from tinygpt.backends import get
 from tinygpt.function import Function
 from tinygpt.graph import no_grad

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from drawing import LAYOUTS, lay_out, seeds
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_rule import assert_within
-from packed_cases import FORMATS, budget, compiled, drawn_matrix, normal
 
+from tests.ops.cases.packed import FORMATS, budget, compiled, drawn_matrix, normal
+from tests.ops.drawing import LAYOUTS, lay_out, seeds
+from tests.ops.kernel_rule import assert_within
 from tinygpt.ops.packed import (
     FEW_ROWS,
     Matrix,

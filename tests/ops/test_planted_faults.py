@@ -1,6 +1,6 @@
 """Every result of every body, wrong by a thousandth in one tile, fails the check that the body's tests make.
 
-A compiled body is judged at the sizes of `large_cases.py`, which cross its chunks, and must be right there; a CUDA body
+A compiled body is judged at the sizes of `cases/large.py`, which cross its chunks, and must be right there; a CUDA body
 at large sizes of its row; a reference by the checks of the operations that call it, which need no other body, and
 beside the compiled body. With --exhaustive (`make mutants`) the first, a middle and the last tile of each result are
 wrong in turn, without it one of them.
@@ -17,12 +17,18 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
-from cuda_cases import NAMES, emulated
-from cuda_cases import ROWS as CUDA_ROWS
-from cuda_decode_cases import DECODE_ROWS, STRUCTURED, STRUCTURED_WRITES, flat_body
-from cuda_emulator import COMPILER, Device
-from drawing import Example, KernelRow, Row, some_examples
-from kernel_rule import (
+
+import tinygpt.ops
+import tinygpt.optim  # noqa: F401  the kernels of both are registered
+from tests.cuda.cases import NAMES, emulated
+from tests.cuda.cases import ROWS as CUDA_ROWS
+from tests.cuda.decode_cases import DECODE_ROWS, STRUCTURED, STRUCTURED_WRITES, flat_body
+from tests.cuda.emulator import COMPILER, Device
+from tests.ops.cases import COMPILED_ROWS, KERNEL_ROWS, ROWS
+from tests.ops.cases.large import LARGE
+from tests.ops.checks import call, check_against_composed, random_upstream
+from tests.ops.drawing import Example, KernelRow, Row, some_examples
+from tests.ops.kernel_rule import (
     around_bodies,
     assert_within,
     float32_budget,
@@ -30,13 +36,7 @@ from kernel_rule import (
     is_array,
     results,
 )
-from large_cases import LARGE
-from op_cases import COMPILED_ROWS, KERNEL_ROWS, ROWS
-from op_checks import call, check_against_composed, random_upstream
-from planting import PLACES, Planter
-
-import tinygpt.ops
-import tinygpt.optim  # noqa: F401  the kernels of both are registered
+from tests.ops.planting import PLACES, Planter
 from tinygpt import testing
 from tinygpt.backends import get
 from tinygpt.backends import numpy as numpy_backend

@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import random_graph_operations
-import random_graphs
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_graphs import Builder, Chooser, WrongGraphError, check
 
+from tests.ops import random_graph_operations, random_graphs
+from tests.ops.random_graphs import Builder, Chooser, WrongGraphError, check
 from tinygpt import engine, ops
 from tinygpt.ops.concatenate import Split
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-import compat_helpers
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_graph_operations import BY_NAME
-from random_graph_torch import TABLE, check_with_torch
-from random_graphs import Builder, Chooser
 
-assert compat_helpers.torch  # skips this module where PyTorch is missing
+from tests import compat
+from tests.ops.random_graph_operations import BY_NAME
+from tests.ops.random_graph_torch import TABLE, check_with_torch
+from tests.ops.random_graphs import Builder, Chooser
+
+assert compat.torch  # skips this module where PyTorch is missing
 
 
 @pytest.mark.filterwarnings("ignore:grad and param do not obey the gradient layout contract")

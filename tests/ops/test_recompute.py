@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from drawing import Row
 from hypothesis import given
 from hypothesis import strategies as st
-from op_cases import ROWS
 
 import tinygpt as tg
+from tests.ops.cases import ROWS
+from tests.ops.drawing import Row
 from tinygpt import ops
 from tinygpt.function import Function
 from tinygpt.kernel import REGISTRY

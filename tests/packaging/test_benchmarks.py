@@ -16,7 +16,7 @@ import pytest
 import tinygpt as tg
 from tinygpt.backends import get
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"
 SCRIPTS = ("all", "generate", "ops", "profile_step", "scaling", "train_step")
 COMPARED = (

@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from training_helpers import ENVIRONMENT
 
 import tinygpt as tg
+from tests.training.helpers import ENVIRONMENT
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "generate.py"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "generate.py"
 
 
 def run(*options: str, cache: Path) -> subprocess.CompletedProcess[str]:

@@ -11,9 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
-from training_helpers import ENVIRONMENT, OPTIONS, VERSE, assert_same_outcome, write_text
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "train_shakespeare.py"
+from tests.training.helpers import ENVIRONMENT, OPTIONS, VERSE, assert_same_outcome, write_text
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "train_shakespeare.py"
 
 
 @pytest.fixture

@@ -13,14 +13,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import cupy_standin as standin
 import numpy as np
 import pytest
-from test_cuda_graphs import gpu, pytestmark  # noqa: F401  the fixture: CUDA kernels on the CPU, graphs on the stand-in
 
 import tinygpt as tg
+from tests.cuda import standin
+from tests.cuda.test_graphs import gpu, pytestmark  # noqa: F401  the fixture: CUDA kernels on the CPU, graphs on the stand-in
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SMALL = tg.GPTConfig(vocab_size=11, block_size=8, n_layer=1, n_head=2, n_embd=8, bias=False)
 
 

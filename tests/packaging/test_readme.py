@@ -10,7 +10,7 @@ import pytest
 
 import tinygpt
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGES = ("README.md", "CONTRIBUTING.md")
 
 

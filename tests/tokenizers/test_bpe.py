@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bpe_texts import CHINESE, ENGLISH, TEXT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.tokenizers.texts import CHINESE, ENGLISH, TEXT
 from tinygpt import tokenizers
 from tinygpt.errors import CheckpointError, DtypeError, MissingExtraError, RangeError, UsageError
 from tinygpt.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer, StreamDecoder

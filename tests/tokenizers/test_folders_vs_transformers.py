@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from compat_helpers import transformers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.compat import transformers
 from tinygpt import tokenizers as ours
 from tinygpt.errors import CheckpointError
 from tinygpt.tokenizers import BPETokenizer

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bpe_texts import CHINESE, ENGLISH
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.tokenizers.texts import CHINESE, ENGLISH
 from tinygpt.errors import CheckpointError, UsageError
 from tinygpt.tokenizers import BPETokenizer
 from tinygpt.tokenizers.hf_tokenizers import explain

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bpe_texts import CHINESE, ENGLISH, TEXT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.tokenizers.texts import CHINESE, ENGLISH, TEXT
 from tinygpt.data import open_tokens, write_tokens
 from tinygpt.tokenizers import BPETokenizer
 from tinygpt.tokenizers.pieces import PAUSES, chunks, recut

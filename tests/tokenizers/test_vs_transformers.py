@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from compat_helpers import generate_theirs, load_theirs, make_ours, tokenizers, transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.compat import generate_theirs, load_theirs, make_ours, tokenizers, transformers
 from tinygpt import UsageError
 from tinygpt import tokenizers as ours
 from tinygpt.tokenizers import BPETokenizer

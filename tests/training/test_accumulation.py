@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from training_helpers import SHAPE, TRAIN, make_trainer
 
+from tests.training.helpers import SHAPE, TRAIN, make_trainer
 from tinygpt.data import RandomBatches
 from tinygpt.errors import UsageError
 from tinygpt.gpt import GPT, GPTConfig

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
-from training_helpers import make_trainer
 
+from tests.training.helpers import make_trainer
 from tinygpt import checkpoint as module
 from tinygpt.errors import CheckpointError, UsageError
 from tinygpt.safetensors_io import write_safetensors

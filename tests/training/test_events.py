@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cli_helpers import copy_of
-from training_helpers import OPTIONS, SHAPE, TRAIN, VALIDATION, assert_same_outcome, make_trainer
 
+from tests.cli.helpers import copy_of
+from tests.training.helpers import OPTIONS, SHAPE, TRAIN, VALIDATION, assert_same_outcome, make_trainer
 from tinygpt.errors import CheckpointError, UsageError
 from tinygpt.gpt import GPT, GPTConfig
 from tinygpt.training import (

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_helpers import assert_one_sentence, copy_of
-from training_helpers import OPTIONS
 
+from tests.cli.helpers import assert_one_sentence, copy_of
+from tests.training.helpers import OPTIONS
 from tinygpt import GPT
 from tinygpt.errors import CheckpointError
 from tinygpt.safetensors_io import SafetensorsFile, write_safetensors

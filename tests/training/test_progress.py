@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 
 import pytest
-from training_helpers import make_trainer
 
+from tests.training.helpers import make_trainer
 from tinygpt.training.progress import Progress
 
 

@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
-from training_helpers import ENVIRONMENT, OPTIONS, assert_same_outcome, write_text
 
+from tests.training.helpers import ENVIRONMENT, OPTIONS, assert_same_outcome, write_text
 from tinygpt.training import load_model
 
 KILLS, STEPS = 20, 600

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_helpers import assert_one_sentence, copy_of
-from training_helpers import ENVIRONMENT, OPTIONS, assert_same_outcome, make_trainer, write_text
 
+from tests.cli.helpers import assert_one_sentence, copy_of
+from tests.training.helpers import ENVIRONMENT, OPTIONS, assert_same_outcome, make_trainer, write_text
 from tinygpt import GPT, Tensor, checkpoint, lock, tokenizers
 from tinygpt.errors import UsageError
 from tinygpt.files import remove_left_overs, sync_folder

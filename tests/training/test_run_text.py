@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cli_helpers import assert_one_sentence
-from training_helpers import ENVIRONMENT, OPTIONS, VERSE, assert_same_outcome, write_text
 
 import tinygpt
+from tests.cli.helpers import assert_one_sentence
+from tests.training.helpers import ENVIRONMENT, OPTIONS, VERSE, assert_same_outcome, write_text
 from tinygpt import GPT, GPTConfig, memory, tokenizers
 from tinygpt.data import open_tokens, read_text, split
 from tinygpt.data.tokens import write_token_parts

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from training_helpers import QUICK, SHAPE, TOKENS, TRAIN, VALIDATION, assert_same_outcome, make_trainer
 
+from tests.training.helpers import QUICK, SHAPE, TOKENS, TRAIN, VALIDATION, assert_same_outcome, make_trainer
 from tinygpt.data import RandomBatches
 from tinygpt.errors import CheckpointError, UsageError
 from tinygpt.gpt import GPT, GPTConfig

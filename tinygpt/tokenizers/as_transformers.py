@@ -3,7 +3,7 @@
 The ids of a text depend on more than tokenizer.json. tokenizer_config.json can add tokens, name the token that begins a
 text or put a space before the text; which of its settings take effect depends on the class it names and on which files
 the folder has. We follow the same steps with the library `tokenizers`, so the ids are those of transformers 5, and the
-result is one complete tokenizer.json. `tests/compat/test_compat_tokenizer_folders.py` compares random folders.
+result is one complete tokenizer.json. `tests/tokenizers/test_folders_vs_transformers.py` compares random folders.
 
 1. The class. GPT2Tokenizer uses only vocabulary and merges, with its own pre-tokenizer, which takes add_prefix_space
    from the settings. The general class takes tokenizer.json as it is. Other classes have their own rules.

@@ -1,22 +1,34 @@
 """One row for each operation and for each kernel: how to draw inputs for it. All checks run over the rows.
 
-`test_ops.py` runs its checks over ROWS, `test_checker.py` breaks each row's backward pass, `test_kernels.py` compares
-the bodies of each kernel over KERNEL_ROWS. An operation or a kernel without a row fails a test there.
+`test_operations.py` runs its checks over ROWS, `test_checker.py` breaks each row's backward pass,
+`tests/kernel/test_kernels.py` compares the bodies of each kernel over KERNEL_ROWS. An operation or a kernel without a
+row fails a test there.
 
 Draw the values away from kinks (relu at 0, ties in max) and poles (log at 0): the check compares with differences.
-The rows of the primitive operations are in `primitive_cases.py`, those of the neural network in
-`nn_cases.py`.
+The rows of the primitive operations are in `primitive.py`, those of the neural network in `neural.py`.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from drawing import Example, Input, KernelRow, Row, away_from_zero, inputs, leading, normal, positive, reduced, seeds
 from hypothesis import strategies as st
-from nn_cases import NEURAL, NEURAL_KERNELS
-from primitive_cases import PRIMITIVE_KERNELS, PRIMITIVES
 
+from tests.ops.cases.neural import NEURAL, NEURAL_KERNELS
+from tests.ops.cases.primitive import PRIMITIVE_KERNELS, PRIMITIVES
+from tests.ops.drawing import (
+    Example,
+    Input,
+    KernelRow,
+    Row,
+    away_from_zero,
+    inputs,
+    leading,
+    normal,
+    positive,
+    reduced,
+    seeds,
+)
 from tinygpt import ops
 from tinygpt.ops.layer_norm import LayerNorm, layer_norm_composed
 from tinygpt.optim import regularization

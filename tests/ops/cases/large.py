@@ -1,4 +1,4 @@
-"""Arguments of the compiled kernels at sizes that cross every tile, chunk and block of their bodies; see `op_cases.py`.
+"""Arguments of the compiled kernels at sizes that cross every tile, chunk and block of their bodies; see `__init__.py`.
 
 The rows draw sizes around the widths of vectors, which a body does in one chunk. What goes wrong at the seams of its
 work needs more of it, and costs too much for hypothesis to draw: here are a few sizes for each kernel, chosen by the
@@ -21,8 +21,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from drawing import Example, Input, normal, positive
-from nn_cases import IGNORE, LogSums, targets_below
+from tests.ops.cases.neural import IGNORE, LogSums, targets_below
+from tests.ops.drawing import Example, Input, normal, positive
 
 KEY = (2**40 + 1, 2**32 + 5)  # of dropout: seed and stream, of more than 32 bits
 ROWS = (300, 65)  # whole chunks and blocks and a broken one, rows that are no multiple of a vector

@@ -1,4 +1,4 @@
-"""The rows of the neural-network operations; see `op_cases.py`."""
+"""The rows of the neural-network operations; see `__init__.py`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
-from drawing import (
+from hypothesis import strategies as st
+
+from tests.ops.drawing import (
     Example,
     Input,
     KernelRow,
@@ -25,8 +27,6 @@ from drawing import (
     seeds,
     small,
 )
-from hypothesis import strategies as st
-
 from tinygpt import ops
 from tinygpt.ops import _matmul
 from tinygpt.ops._two_parts import two_parts
@@ -174,7 +174,7 @@ def packed_qkv(draw: Any) -> Example:
 
 
 def there_and_back(x: Tensor) -> Tensor:
-    """Through float64 and back: exact, so that differences can be taken (16 bits: test_mixed_precision.py)."""
+    """Through float64 and back: exact, so that differences can be taken. In 16 bits: tests/cuda/test_mixed_precision.py."""
     return Cast.apply(Cast.apply(x, dtype=np.dtype(np.float64)), dtype=x.dtype)
 
 

@@ -1,7 +1,7 @@
 """What the tests of packed matrices and of the decoder's kernels share: matrices in every format, and the error rule.
 
-Packed matrices are not of one floating type, so these kernels have no rows in `op_cases.py`. The rule is the same as
-there (`kernel_rule.py`): the reference in float64 on the unpacked weights is the truth.
+Packed matrices are not of one floating type, so these kernels have no rows in `__init__.py`. The rule is the same as
+there (`tests/ops/kernel_rule.py`): the reference in float64 on the unpacked weights is the truth.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from kernel_rule import EPS32, doubled, largest
-from rounding import Rounding
 
+from tests.ops.kernel_rule import EPS32, doubled, largest
+from tests.ops.rounding import Rounding
 from tinygpt.backends import get
 from tinygpt.kernel import use_kernels
 from tinygpt.ops.packed import Matrix, pack

@@ -1,4 +1,4 @@
-"""The rows of the primitive operations; see `op_cases.py`."""
+"""The rows of the primitive operations; see `__init__.py`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import math
 from typing import Any
 
 import numpy as np
-from drawing import (
+from hypothesis import strategies as st
+
+from tests.ops.drawing import (
     Example,
     Input,
     KernelRow,
@@ -23,8 +25,6 @@ from drawing import (
     seeds,
     small,
 )
-from hypothesis import strategies as st
-
 from tinygpt import ops
 from tinygpt.backends.numpy import native_body
 from tinygpt.ops import arithmetic, elementwise, reductions

@@ -1,0 +1,1 @@
+"""Sampling, beams, processors, stop strings, the decoder's cache, scores."""

@@ -1,0 +1,1 @@
+"""Tensors, graphs, a user's own Functions, and what they refuse."""

@@ -1,0 +1,1 @@
+"""Bytes, characters and byte-level BPE."""
