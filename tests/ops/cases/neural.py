@@ -174,7 +174,7 @@ def packed_qkv(draw: Any) -> Example:
 
 
 def there_and_back(x: Tensor) -> Tensor:
-    """Through float64 and back: exact, so that differences can be taken. In 16 bits: tests/cuda/test_mixed_precision.py."""
+    """Through float64 and back: exact, so differences can be taken. In 16 bits: tests/cuda/test_mixed_precision.py."""
     return Cast.apply(Cast.apply(x, dtype=np.dtype(np.float64)), dtype=x.dtype)
 
 
