@@ -360,7 +360,7 @@ def bandwidth() -> None:
 
 def products() -> None:
     """The GEMMs of GPT-2's step as tinygpt asks for them; the head with V = 50257 and, rows padded, 50304."""
-    from tinygpt.ops._matmul import matrix_product
+    from tinygpt.ops._matmul import matmul_arrays
 
     xp, N = gpu(), B * T
 
@@ -371,20 +371,20 @@ def products() -> None:
     rows = min(N, 1335)
     for name, m, k, n in [("qkv", N, C, 3 * C), ("proj", N, C, C), ("fc", N, C, 4 * C), ("fc back", N, 4 * C, C)]:
         a, b, dy = make(m, k), make(k, n), make(m, n)
-        put(f"GEMM {name} forward", 2e-9 * m * k * n / ms(lambda: matrix_product(a, b)), "TFLOP/s")
-        put(f"GEMM {name} dx", 2e-9 * m * k * n / ms(lambda: matrix_product(dy, b.T)), "TFLOP/s")
+        put(f"GEMM {name} forward", 2e-9 * m * k * n / ms(lambda: matmul_arrays(a, b)), "TFLOP/s")
+        put(f"GEMM {name} dx", 2e-9 * m * k * n / ms(lambda: matmul_arrays(dy, b.T)), "TFLOP/s")
         put(
             f"GEMM {name} dW (float32 out)",
-            2e-9 * m * k * n / ms(lambda: matrix_product(a.T, dy, wide=True)),
+            2e-9 * m * k * n / ms(lambda: matmul_arrays(a.T, dy, float32_result=True)),
             "TFLOP/s",
         )
     for V in (97, 104) if DRY else (50257, 50304):
         for R in (rows, min(N, 8192)):
             x, w, logits, wide = make(R, C), make(V, C), make(R, V), xp.empty((V, C), np.float32)
             f = 2e-9 * R * C * V
-            put(f"GEMM head V={V} rows={R} logits", f / ms(lambda: matrix_product(x, w.T, out=logits)), "TFLOP/s")
-            put(f"GEMM head V={V} rows={R} dx", f / ms(lambda: matrix_product(logits, w)), "TFLOP/s")
-            put(f"GEMM head V={V} rows={R} dW", f / ms(lambda: matrix_product(logits.T, x, out=wide)), "TFLOP/s")
+            put(f"GEMM head V={V} rows={R} logits", f / ms(lambda: matmul_arrays(x, w.T, out=logits)), "TFLOP/s")
+            put(f"GEMM head V={V} rows={R} dx", f / ms(lambda: matmul_arrays(logits, w)), "TFLOP/s")
+            put(f"GEMM head V={V} rows={R} dW", f / ms(lambda: matmul_arrays(logits.T, x, out=wide)), "TFLOP/s")
 
 
 def attention_times() -> None:

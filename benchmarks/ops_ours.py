@@ -12,7 +12,7 @@ from ops_sizes import DROPOUT, PRODUCTS, Sizes, ids, normal
 
 import tinygpt.optim  # noqa: F401  registers its kernels
 from tinygpt.kernel import REGISTRY
-from tinygpt.ops._matmul import matrix_product
+from tinygpt.ops._matmul import matmul_arrays
 
 
 @dataclass
@@ -181,7 +181,7 @@ def product(a: tuple[int, int], b: tuple[int, int], transposed: str = "") -> Wor
     right = normal(*b[::-1], seed=1).T if transposed == "right" else normal(*b, seed=1)
     out = np.empty((a[0], b[1]), np.float32)
     moved = left.nbytes + right.nbytes + out.nbytes
-    return Work(matrix_product, (left, right, out), moved, 2.0 * a[0] * a[1] * b[1])
+    return Work(matmul_arrays, (left, right, out), moved, 2.0 * a[0] * a[1] * b[1])
 
 
 ROWS: dict[str, Callable[[Sizes], Work]] = {

@@ -64,7 +64,7 @@ def test_compiled_kernels_and_threads() -> None:
         assert module.__name__.rpartition(".")[2] in found["Compiled kernels"]
         assert found["Threads"].startswith(module.threads_report())
         assert "reference only: binary_cross_entropy_backward" in found["Kernels"]
-    assert "have a CUDA body; reference only: product_into" in found["Kernels"]  # on a GPU cuBLAS multiplies
+    assert "have a CUDA body; reference only: matmul_into" in found["Kernels"]  # on a GPU cuBLAS multiplies
 
 
 def test_without_the_extension(monkeypatch: pytest.MonkeyPatch) -> None:

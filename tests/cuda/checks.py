@@ -169,9 +169,9 @@ def streams_counted_from_memory(device: Device, kernel: str, *arguments: Any, ke
         return [a for a in (*made, *given) if isinstance(a, np.ndarray)]
 
     expected = found(begin + 7 + 2**20)
-    device.stream_base = (3, np.array([begin + 2**20], np.uint64))  # captured when streams began at 3
+    device.rng_stream_base = (3, np.array([begin + 2**20], np.uint64))  # captured when streams began at 3
     moved = found(3 + 7)
-    device.stream_base = (0, None)
+    device.rng_stream_base = (0, None)
     assert all(np.array_equal(a, b) for a, b in zip(moved, expected, strict=True))
     assert not all(np.array_equal(a, b) for a, b in zip(found(7), expected, strict=True))
 

@@ -240,7 +240,7 @@ class Device:
         self.schedule, self.versions, self.fence = schedule, versions or {}, fence
         self.launched: list[tuple[str, str]] = []  # (file, kernel)
         self.pointed: list[Guarded] = []
-        self.stream_base: tuple[int, Any] = (0, None)
+        self.rng_stream_base: tuple[int, Any] = (0, None)
 
     def empty(self, shape: Any, dtype: Any) -> np.ndarray:
         """As on a GPU its memory begins at a multiple of 16 bytes and holds anything: here NaN."""

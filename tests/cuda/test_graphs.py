@@ -35,15 +35,15 @@ def kernel_body(name: str) -> Callable[..., Any] | None:
         return None
 
     def body(*args: Any) -> Any:
-        begin, base = cupy_kernels.device(tg.backends.get("cupy").xp).stream_base
+        begin, base = cupy_kernels.device(tg.backends.get("cupy").xp).rng_stream_base
         given = standin.bare(args)
 
         def compute() -> Any:
-            DEVICE.stream_base = (begin, None if base is None else base.held)
+            DEVICE.rng_stream_base = (begin, None if base is None else base.held)
             try:
                 return launcher(*given)
             finally:
-                DEVICE.stream_base = (0, None)
+                DEVICE.rng_stream_base = (0, None)
 
         return standin.wrapped(capture.launched(compute, *given, writes=True))
 

@@ -26,7 +26,7 @@ from tests.ops.drawing import some_examples
 from tinygpt import ops
 from tinygpt._ext import cuda
 from tinygpt.kernel import REGISTRY
-from tinygpt.ops._matmul import add_matrix_product, matrix_product
+from tinygpt.ops._matmul import add_matmul, matmul_arrays
 from tinygpt.tensor import Tensor
 
 
@@ -119,14 +119,14 @@ def test_products_of_two_matrices(name: str, shape: tuple[int, int, int], left: 
     (M, _, N), (a, b) = shape, factors(*shape, name, (left, right))
     before = np.random.default_rng(0).standard_normal((M, N))
     for wide in (False, True):
-        found = matrix_product(a, b, wide=wide)
+        found = matmul_arrays(a, b, float32_result=wide)
         assert found.dtype == (np.float32 if wide else DTYPES[name])
         assert_product(found, a, b, name)
     for out in (gpu(before), gpu(before, name), gpu(np.hstack([before, before]))[:, :N]):
-        assert matrix_product(a, b, out=out) is out
+        assert matmul_arrays(a, b, out=out) is out
         assert_product(out, a, b, name)
     out = gpu(before)
-    add_matrix_product(a, b, out)
+    add_matmul(a, b, out)
     assert_product(out, a, b, name, gpu(before).get())
 
 
@@ -134,7 +134,7 @@ def test_products_of_two_matrices(name: str, shape: tuple[int, int, int], left: 
 def test_products_write_nothing_beside_their_result(name: str) -> None:
     a, b = factors(3, 4, 2, name)
     out = gpu(np.full((3, 5), 7.0))
-    matrix_product(a, b, out=out[:, 1:3])
+    matmul_arrays(a, b, out=out[:, 1:3])
     assert (host(out)[:, [0, 3, 4]] == 7.0).all()
     assert_product(out[:, 1:3], a, b, name)
 
@@ -143,11 +143,11 @@ def test_products_write_nothing_beside_their_result(name: str) -> None:
 def test_products_of_nothing(name: str) -> None:
     for M, K, N in ((0, 3, 2), (3, 0, 2), (3, 2, 0)):
         a, b = factors(M, K, N, name)
-        assert np.array_equal(host(matrix_product(a, b)), np.zeros((M, N)))
+        assert np.array_equal(host(matmul_arrays(a, b)), np.zeros((M, N)))
         out = gpu(np.ones((M, N)))
-        add_matrix_product(a, b, out)
+        add_matmul(a, b, out)
         assert np.array_equal(host(out), np.ones((M, N)))
-        matrix_product(a, b, out=out)
+        matmul_arrays(a, b, out=out)
         assert np.array_equal(host(out), np.zeros((M, N)))
 
 
@@ -155,7 +155,7 @@ def test_products_of_nothing(name: str) -> None:
 def test_products_of_batches_are_summed_in_float32(name: str) -> None:
     rng = np.random.default_rng(0)
     a, b = gpu(rng.standard_normal((2, 3, 4, 300)), name), gpu(rng.standard_normal((3, 300, 5)), name)
-    found = matrix_product(a, b)
+    found = matmul_arrays(a, b)
     assert (found.dtype, found.shape) == (DTYPES[name], (2, 3, 4, 5))
     for i, j in np.ndindex(2, 3):
         assert_product(found[i, j], a[i, j], b[j], name)
@@ -338,11 +338,11 @@ def test_rows_of_logits_are_padded_for_the_tensor_cores_and_nothing_else_changes
     x, weight, targets = rng.standard_normal((N, C)) - 1, rng.standard_normal((V, C)) + 1, rng.integers(0, V, N)
     widths = []
 
-    def watched_product(a: Any, b: Any, out: Any = None, wide: bool = False) -> Any:
+    def watched_matmul(a: Any, b: Any, out: Any = None, float32_result: bool = False) -> Any:
         widths.append({a.shape[1], b.shape[1]})
-        return matrix_product(a, b, out, wide)
+        return matmul_arrays(a, b, out, float32_result)
 
-    monkeypatch.setattr(module, "matrix_product", watched_product)
+    monkeypatch.setattr(module, "matmul_arrays", watched_matmul)
     hidden, head = (tg.Tensor(gpu(a, name), requires_grad=True) for a in (x, weight))
     loss = tg.ops.linear_cross_entropy(hidden, head, targets)
     loss.backward(2.0**10)

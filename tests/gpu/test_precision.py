@@ -19,7 +19,7 @@ from tests.training.helpers import SHAPE, make_trainer
 from tinygpt import backends
 from tinygpt.backends.precision import activation_dtype
 from tinygpt.errors import UsageError
-from tinygpt.ops._matmul import add_matrix_product, matrix_product
+from tinygpt.ops._matmul import add_matmul, matmul_arrays
 from tinygpt.training import CheckpointFolder, read_metrics
 
 pytestmark = pytest.mark.gpu
@@ -58,14 +58,14 @@ def test_products_are_summed_in_float32(name: str, shape: tuple[int, int, int], 
     a, b = (x.T if turned else x for x, turned in zip((a, b), transposed, strict=True))
     truth, room = host(a) @ host(b), np.abs(host(a)) @ np.abs(host(b))
     exact = (K + 1) * EPS32 * room
-    wide, narrow = matrix_product(a, b, wide=True), matrix_product(a, b)
+    wide, narrow = matmul_arrays(a, b, float32_result=True), matmul_arrays(a, b)
     assert (wide.dtype.name, narrow.dtype.name) == ("float32", name)
     assert (np.abs(host(wide) - truth) <= exact).all()
     assert (np.abs(host(narrow) - truth) <= exact + EPS[name] * (np.abs(truth) + exact)).all()
-    add_matrix_product(a, b, wide)
+    add_matmul(a, b, wide)
     assert (np.abs(host(wide) - 2 * truth) <= 3 * exact).all()
     beside = backends.move(np.zeros((M, N + 4), np.float32), "cupy")
-    matrix_product(a, b, out=beside[:, 2 : N + 2])
+    matmul_arrays(a, b, out=beside[:, 2 : N + 2])
     assert (np.abs(host(beside)[:, 2 : N + 2] - truth) <= exact).all()
     assert (host(beside)[:, [0, 1, -2, -1]] == 0).all()
 

@@ -20,7 +20,7 @@ import tinygpt as tg
 from tests.gpu.test_gpu import gpu, to_host  # noqa: F401  the fixture: skipped without a GPU
 from tests.training.helpers import SHAPE, make_trainer, outcome
 from tinygpt import backends
-from tinygpt.backends.cupy_matmul import product
+from tinygpt.backends.cupy_matmul import gemm
 from tinygpt.backends.precision import activation_dtype
 from tinygpt.errors import UsageError
 from tinygpt.training import read_metrics
@@ -77,8 +77,8 @@ def test_products_by_cublas(way: Any, dtype: str, transposed: tuple[bool, bool],
     start = rng.standard_normal((M, N), np.float32)
     out = xp.asarray(start)
     with way():
-        product(xp, a, b, out, add=True)
-        product(xp, a, b, rounded := xp.empty((M, N), kind), add=False)
+        gemm(xp, a, b, out, add=True)
+        gemm(xp, a, b, rounded := xp.empty((M, N), kind), add=False)
     bound = (K + 2) * EPS["float32"] * (size + np.abs(start))
     assert (np.abs(to_host(out).astype(np.float64) - (start + exact)) <= bound).all()
     bound = (K + 2) * EPS["float32"] * size + 2 * EPS[dtype] * np.abs(exact) + 6e-8

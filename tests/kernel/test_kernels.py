@@ -54,7 +54,7 @@ def test_compiled_body_in_float64(row: KernelRow) -> None:
 @needs_extension
 def test_the_compiled_product_takes_float32_with_avx512() -> None:
     """Elsewhere it leaves all to the BLAS; a row that says so by asking the body must not say it here."""
-    row = next(row for row in COMPILED_ROWS if row.name == "product_into")
+    row = next(row for row in COMPILED_ROWS if row.name == "matmul_into")
     assert row.declines(np.float64)
     if numpy_backend.describe().find("compiled extension for avx512") >= 0:
         assert not row.declines(np.float32)

@@ -24,7 +24,7 @@ WORK = """
 import hashlib, os, sys, threading
 import numpy as np
 import tinygpt as tg
-from tinygpt.ops._matmul import matrix_product
+from tinygpt.ops._matmul import matmul_arrays
 from tinygpt.ops.layer_norm import layer_norm_backward
 from tinygpt.ops.gelu import gelu_forward
 
@@ -34,7 +34,7 @@ column, mean = np.abs(a[:, 0]) + 0.5, a[:, :2]
 whole_a, whole_b = np.round(a * 4), np.round(b * 4)
 
 def work():
-    whole, product = whole_a @ whole_b, matrix_product(a, b)
+    whole, product = whole_a @ whole_b, matmul_arrays(a, b)
     parts = (whole, product, gelu_forward(product), *layer_norm_backward(product, product, row, mean, column))
     return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()
 
@@ -222,7 +222,7 @@ def test_the_system_refuses_threads_to_a_child(tmp_path: Path) -> None:
     ends. A product of ours is made of blocks that wait for nothing: the child's one thread makes them all."""
     code = """
 import resource, signal, time
-expected, product = work(), matrix_product(a, b)
+expected, product = work(), matmul_arrays(a, b)
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 def child():
     if os.getuid() == 0:
@@ -234,7 +234,7 @@ def child():
         os._exit(77)  # not enforced
     except RuntimeError:
         return task()
-task = lambda: np.array_equal(matrix_product(a, b), product) and tg.get_num_threads() == 1 and work() == expected
+task = lambda: np.array_equal(matmul_arrays(a, b), product) and tg.get_num_threads() == 1 and work() == expected
 ours = in_child(child)
 task = lambda: work() == expected
 print(in_child(child), -signal.SIGABRT, ours)

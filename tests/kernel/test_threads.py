@@ -17,7 +17,7 @@ import tinygpt.optim  # the kernels of both are registered
 from tinygpt.backends import get
 from tinygpt.backends import numpy as numpy_backend
 from tinygpt.kernel import REGISTRY, use_kernels
-from tinygpt.ops._matmul import add_matrix_product, matrix_product
+from tinygpt.ops._matmul import add_matmul, matmul_arrays
 
 pytestmark = pytest.mark.skipif(get("numpy").extension() is None, reason="extension not built")
 
@@ -68,7 +68,7 @@ ARGUMENTS: dict[str, Any] = {
 
 # Kernels with a test of their own about threads, and where.
 ELSEWHERE = {
-    "product_into": "kernel/test_threads.py: test_products_are_the_same_on_any_number_of_threads",
+    "matmul_into": "kernel/test_threads.py: test_products_are_the_same_on_any_number_of_threads",
     "few_rows_product": "ops/test_packed_products.py: test_threads_change_no_bit_of_a_product",
     "few_rows_product_transposed": "ops/test_packed_products.py: test_threads_change_no_bit_of_a_product",
     "unpack_into": "nn/test_packed.py: test_compiled_unpacking_is_exact",
@@ -151,7 +151,7 @@ def test_products_are_the_same_on_any_number_of_threads(M: int, K: int, N: int, 
     results = []
     for count in (1, 2, 3, 8):
         threads(count)
-        results += [matrix_product(a, b), matrix_product(a, b, out=np.full((M, N), np.nan, np.float32))]
+        results += [matmul_arrays(a, b), matmul_arrays(a, b, out=np.full((M, N), np.nan, np.float32))]
     assert np.abs(results[0] - exact).max() < 1e-6 * K
     assert all(np.array_equal(result, results[0]) for result in results)
 
@@ -179,7 +179,7 @@ def test_unusual_products_are_the_same_on_any_number_of_threads(kind: str, threa
     results = []
     for count in (1, 2, 3, 8):
         threads(count)
-        results += [matrix_product(a, b), matrix_product(a, b, out=np.full(exact.shape, np.nan, np.float32))]
+        results += [matmul_arrays(a, b), matmul_arrays(a, b, out=np.full(exact.shape, np.nan, np.float32))]
     assert np.shape(results[0]) == exact.shape
     assert np.abs(results[0] - exact).max() < 1e-6 * a.shape[-1]
     assert all(np.array_equal(result, results[0]) for result in results)
@@ -195,7 +195,7 @@ def test_added_products_are_the_same_on_any_number_of_threads(layout: str, threa
         wide = np.zeros((300, 258), np.float32)
         out = wide[:, ::2] if layout == "strided" else np.zeros((300, 129), np.float32, order=layout)  # type: ignore[call-overload]
         out[...] = start
-        add_matrix_product(a, b, out)
+        add_matmul(a, b, out)
         assert not wide[:, 1::2].any()
         results.append(out)
     assert np.abs(results[0] - (a.astype(np.float64) @ b.astype(np.float64) + start)).max() < 1e-3
@@ -207,13 +207,13 @@ def test_products_of_several_callers_are_the_same_while_numpy_multiplies(threads
     """Each of them tells OpenBLAS how many threads to use; afterwards NumPy's own products use all again."""
     a, b = normal(200, 500), normal(500, 30)  # few columns: OpenBLAS's at every level
     threads(2)
-    expected = matrix_product(a, b)
+    expected = matmul_arrays(a, b)
     with ThreadPoolExecutor(4) as callers:
-        products = [callers.submit(matrix_product, a, b) for _ in range(200)]
+        products = [callers.submit(matmul_arrays, a, b) for _ in range(200)]
         own = [callers.submit(np.matmul, WIDE[0], WIDE[1].T) for _ in range(20)]
     assert all(np.array_equal(product.result(), expected) for product in products)
     assert np.allclose(own[0].result(), own[-1].result(), atol=1e-3)
-    assert np.array_equal(matrix_product(a, b), expected)
+    assert np.array_equal(matmul_arrays(a, b), expected)
     assert blas_threads() == 2
 
 

@@ -2,9 +2,9 @@
 
     recorder = Recorder()
     recorder.fill((idx, targets))                     # host arrays, which have a fixed place on the GPU from now on
-    with recorder.warm_up(): work()                   # as usual, but on the recorder's stream and in its memory
-    graph = recorder.capture(work, first_stream)      # nothing is computed: every launch is written down
-    graph.replay((idx, targets), first_stream)        # with other values in the same places
+    with recorder.warm_up(): work()                   # as usual, but on the recorder's CUDA stream and in its memory
+    graph = recorder.capture(work, first_rng_stream)  # nothing is computed: every launch is written down
+    graph.replay((idx, targets), first_rng_stream)    # with other values in the same places
 
 A replay repeats the launches with the very arguments that they were captured with, addresses and numbers. So
 
@@ -13,10 +13,10 @@ A replay repeats the launches with the very arguments that they were captured wi
   and it gives nothing back while the graph may be replayed. CuPy's pool would, when memory runs out in the middle of a
   capture: then the capture is given up instead;
 - **inputs** are copied to their places before each replay. Any other array from the host is a constant of the graph: it
-  is copied once, on another stream, to memory that no launch of the graph touches;
-- **random streams** are counted from a number in memory (`stream_of` in philox.cuh);
+  is copied once, on another CUDA stream, to memory that no launch of the graph touches;
+- **RNG streams** are numbered from an offset in device memory (`stream_of` in philox.cuh);
 - **matrix products** go to cuBLAS by way of ctypes, with a handle and a workspace of the recorder's own: CuPy refuses
-  to call cuBLAS while a stream is captured, because it can't tell whether the workspace would last. Here it does;
+  to call cuBLAS while a CUDA stream is captured, because it can't tell whether the workspace would last. Here it does;
 - **nobody waits** for the GPU and no result is looked at: CuPy and CUDA refuse that. A number that Python computes from
   results, or that differs from step to step, has no place in a graph; who uses one must compare
   (`tinygpt.training.graphed_step` compares a replay with the step itself, bit for bit, before it trusts it).
@@ -52,14 +52,14 @@ class Cublas:
 
     CUBLAS_COMPUTE_32F, CUBLAS_COMPUTE_32F_FAST_TF32, CUBLAS_GEMM_DEFAULT = 68, 77, -1
 
-    def __init__(self, cupy: Any, stream: Any) -> None:
+    def __init__(self, cupy: Any, cuda_stream: Any) -> None:
         self.cublas = load_cublas(cupy)
         handle = ctypes.c_void_p()
         self.call("cublasCreate_v2", ctypes.byref(handle))
         self.handle = handle.value
         self.workspace = cupy.empty(WORKSPACE, "uint8")
-        self.call("cublasSetStream_v2", ctypes.c_void_p(self.handle), ctypes.c_void_p(stream.ptr))
-        self.call(  # after the stream, which takes a workspace away
+        self.call("cublasSetStream_v2", ctypes.c_void_p(self.handle), ctypes.c_void_p(cuda_stream.ptr))
+        self.call(  # after the CUDA stream, which takes a workspace away
             "cublasSetWorkspace_v2", ctypes.c_void_p(self.handle), ctypes.c_void_p(self.workspace.data.ptr),
             ctypes.c_size_t(WORKSPACE),
         )  # fmt: skip
@@ -99,27 +99,28 @@ def load_cublas(cupy: Any) -> Any:
 class Graph:
     """Launches that were recorded, and all that must stay where it is."""
 
-    def __init__(self, recorder: Recorder, launches: Any, first_stream: int) -> None:
+    def __init__(self, recorder: Recorder, launches: Any, first_rng_stream: int) -> None:
         self.recorder, self.launches, self.constants = recorder, launches, recorder.constants
-        self.first_stream = first_stream
+        self.first_rng_stream = first_rng_stream
 
-    def replay(self, inputs: Sequence[np.ndarray], first_stream: int) -> None:
-        """Once more, on CuPy's current stream, with these inputs and random streams counted from `first_stream`."""
+    def replay(self, inputs: Sequence[np.ndarray], first_rng_stream: int) -> None:
+        """Launch it on CuPy's current CUDA stream, with these inputs and the RNG streams from `first_rng_stream` on."""
         self.recorder.fill(inputs)
-        self.recorder.base.set(np.array([first_stream], np.uint64), self.recorder.cupy.cuda.get_current_stream())
+        current = self.recorder.cupy.cuda.get_current_stream()
+        self.recorder.rng_stream_base.set(np.array([first_rng_stream], np.uint64), current)
         self.launches.launch()
 
 
 class Recorder:
-    """A stream, memory and inputs for graphs that are replayed one after the other, never at the same time."""
+    """A CUDA stream, memory and inputs for graphs that are replayed one after the other, never at the same time."""
 
     def __init__(self) -> None:
         cupy = self.cupy = backend.require()
-        self.stream = cupy.cuda.Stream(non_blocking=True)  # the usual stream can't be captured
-        self.uploads = cupy.cuda.Stream(non_blocking=True)
+        self.cuda_stream = cupy.cuda.Stream(non_blocking=True)  # the default stream can't be captured
+        self.upload_stream = cupy.cuda.Stream(non_blocking=True)
         self.pool = cupy.cuda.MemoryPool(self._malloc)
-        self.base = cupy.zeros(1, "uint64")  # what random streams are counted from
-        self.cublas = Cublas(cupy, self.stream)
+        self.rng_stream_base = cupy.zeros(1, "uint64")  # the offset of the RNG streams
+        self.cublas = Cublas(cupy, self.cuda_stream)
         self.hosts: list[np.ndarray] = []  # the inputs of the present work
         self.places: list[Any] = []
         self.all_places: dict[Any, list[Any]] = {}  # of inputs of each kind
@@ -155,19 +156,19 @@ class Recorder:
                 return place.reshape(array.shape)
         if not self.capturing or array.ndim == 0:  # a lone number is an argument of the launch that writes it
             return self.cupy.asarray(array, dtype=dtype)
-        with self.cupy.cuda.using_allocator(self.cupy.get_default_memory_pool().malloc), self.uploads:
+        with self.cupy.cuda.using_allocator(self.cupy.get_default_memory_pool().malloc), self.upload_stream:
             constant = self.cupy.array(array, dtype=dtype)
-        self.uploads.synchronize()
+        self.upload_stream.synchronize()
         self.constants.append(constant)
         return constant
 
     # Recording ------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _own_stream_and_memory(self) -> Iterator[None]:
+    def _own_cuda_stream_and_memory(self) -> Iterator[None]:
         previous, backend.recorder = backend.recorder, self
         try:
-            with self.stream, self.cupy.cuda.using_allocator(self.pool.malloc):
+            with self.cuda_stream, self.cupy.cuda.using_allocator(self.pool.malloc):
                 yield
         finally:
             backend.recorder = previous
@@ -175,39 +176,39 @@ class Recorder:
     @contextlib.contextmanager
     def warm_up(self) -> Iterator[None]:
         """Work inside the block runs as usual, where a capture would put it: kernels are compiled, memory is found."""
-        usual = self.cupy.cuda.get_current_stream()
-        self.stream.wait_event(usual.record())
+        current = self.cupy.cuda.get_current_stream()
+        self.cuda_stream.wait_event(current.record())
         try:
-            with self._own_stream_and_memory():
+            with self._own_cuda_stream_and_memory():
                 yield
         finally:
-            usual.wait_event(self.stream.record())
+            current.wait_event(self.cuda_stream.record())
 
-    def capture(self, work: Callable[[], Any], first_stream: int) -> Graph:
-        """The launches of `work()`, none of which is carried out. first_stream: the number of its first random stream.
+    def capture(self, work: Callable[[], Any], first_rng_stream: int) -> Graph:
+        """The launches of `work()`, none of which is carried out. first_rng_stream: the number of its first RNG stream.
 
         Raises CaptureError when it does what no graph can hold.
         """
         kernels, self.constants = device(self.cupy), []
         failure: BaseException | None = None
-        with self._own_stream_and_memory():
-            kernels.stream_base = (first_stream, self.base)
+        with self._own_cuda_stream_and_memory():
+            kernels.rng_stream_base = (first_rng_stream, self.rng_stream_base)
             self.capturing = True
-            self.stream.begin_capture()
+            self.cuda_stream.begin_capture()
             try:
                 work()
             except BaseException as error:
                 failure = error
             finally:
-                kernels.stream_base = (0, None)
+                kernels.rng_stream_base = (0, None)
                 self.capturing = False
                 launches = self._end_capture(failure)
-        return Graph(self, launches, first_stream)
+        return Graph(self, launches, first_rng_stream)
 
     def _end_capture(self, failure: BaseException | None) -> Any:
-        """The launches. In any case the stream is one like any other again."""
+        """The launches. In any case the CUDA stream is one like any other again."""
         try:
-            launches = self.stream.end_capture()
+            launches = self.cuda_stream.end_capture()
         except Exception as error:
             failure = failure if failure is not None else error
         if failure is None:

@@ -17,7 +17,7 @@ class Device:
     def __init__(self, cupy: Any) -> None:
         self.xp = cupy
         self.functions: dict[str, Any] = {}
-        self.stream_base: tuple[int, Any] = (0, None)
+        self.rng_stream_base: tuple[int, Any] = (0, None)
 
     @functools.cached_property
     def has_tensor_cores(self) -> bool:

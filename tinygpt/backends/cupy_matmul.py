@@ -20,11 +20,11 @@ import numpy as np
 
 from . import cupy as backend
 
-PLAIN, TRANSPOSED = 0, 1  # CUBLAS_OP_N, CUBLAS_OP_T
+NO_TRANSPOSE, TRANSPOSE = 0, 1  # CUBLAS_OP_N, CUBLAS_OP_T
 ONE, ZERO = np.ones((), np.float32), np.zeros((), np.float32)  # cuBLAS reads them from the host
 
 
-def product(cupy: Any, a: Any, b: Any, out: Any, add: bool) -> Any:
+def gemm(cupy: Any, a: Any, b: Any, out: Any, add: bool) -> Any:
     """out (M, N) = a (M, K) @ b (K, N), or += with `add`. a, b: of one 16-bit type, or float32; out: of that type or
     float32, with rows whose elements are neighbours."""
     (M, K), N = a.shape, b.shape[1]
@@ -32,12 +32,12 @@ def product(cupy: Any, a: Any, b: Any, out: Any, add: bool) -> Any:
         if not add:
             out[...] = 0
         return out
-    (b, b_form, b_step), (a, a_form, a_step) = operand(cupy, b), operand(cupy, a)
+    (b, b_op, ldb), (a, a_op, lda) = operand(cupy, b), operand(cupy, a)
     cublas, handle = library(cupy)
     cublas.gemmEx(
-        handle, b_form, a_form, N, M, K, ONE.ctypes.data,
-        b.data.ptr, type_number(cupy, b), b_step, a.data.ptr, type_number(cupy, a), a_step,
-        (ONE if add else ZERO).ctypes.data, out.data.ptr, type_number(cupy, out), row_step(out),
+        handle, b_op, a_op, N, M, K, ONE.ctypes.data,
+        b.data.ptr, cuda_data_type(cupy, b), ldb, a.data.ptr, cuda_data_type(cupy, a), lda,
+        (ONE if add else ZERO).ctypes.data, out.data.ptr, cuda_data_type(cupy, out), leading_dimension(out),
         cublas.CUBLAS_COMPUTE_32F_FAST_TF32 if a.itemsize == 4 and backend.uses_tf32() else cublas.CUBLAS_COMPUTE_32F,
         cublas.CUBLAS_GEMM_DEFAULT,
     )  # fmt: skip
@@ -52,21 +52,21 @@ def library(cupy: Any) -> tuple[Any, int]:
 
 
 def operand(cupy: Any, x: Any) -> tuple[Any, int, int]:
-    """(matrix, PLAIN or TRANSPOSED, elements from a row or column to the next); a copy where neither is whole."""
+    """(matrix, NO_TRANSPOSE or TRANSPOSE, leading dimension); a copy where neither is whole."""
     rows, columns = (stride // x.itemsize for stride in x.strides)
     if (columns == 1 or x.shape[1] == 1) and (rows >= x.shape[1] or x.shape[0] == 1):
-        return x, PLAIN, row_step(x)
+        return x, NO_TRANSPOSE, leading_dimension(x)
     if (rows == 1 or x.shape[0] == 1) and (columns >= x.shape[0] or x.shape[1] == 1):
-        return x, TRANSPOSED, row_step(x.T)
-    return cupy.ascontiguousarray(x), PLAIN, x.shape[1]
+        return x, TRANSPOSE, leading_dimension(x.T)
+    return cupy.ascontiguousarray(x), NO_TRANSPOSE, x.shape[1]
 
 
-def row_step(x: Any) -> int:
-    """Elements from a row to the next; at least a row's length, since of a single row the stride may be anything."""
+def leading_dimension(x: Any) -> int:
+    """Elements from a row to the next; at least the row's length, since the stride of a single row may be anything."""
     return max(x.strides[0] // x.itemsize, x.shape[1])
 
 
-def type_number(cupy: Any, x: Any) -> int:
-    """cuBLAS's number for the type of an array."""
+def cuda_data_type(cupy: Any, x: Any) -> int:
+    """The cudaDataType of an array's elements."""
     runtime = cupy.cuda.runtime
     return {"float16": runtime.CUDA_R_16F, "bfloat16": runtime.CUDA_R_16BF, "float32": runtime.CUDA_R_32F}[x.dtype.name]

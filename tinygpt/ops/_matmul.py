@@ -5,8 +5,8 @@ than NumPy's own library. Everywhere else, for few rows or columns, and for batc
 NumPy's own wheels. It rounds differently when it shares a product out to another number of threads, so the compiled
 body cuts the product by its size alone and asks OpenBLAS for the blocks, each on one thread (`product_blas.h` there).
 
-Products of 16-bit matrices are summed in float32 and rounded once, or kept in float32 (`wide`). On a GPU cuBLAS does
-that (`backends/cupy_matmul.py`); batches of them, which the fast bodies never ask for, are widened first.
+Products of 16-bit matrices are summed in float32 and rounded once, or kept in float32 (`float32_result`). On a GPU
+cuBLAS does that (`backends/cupy_matmul.py`); batches of them, which the fast bodies never ask for, are widened first.
 
 Not promised: float64, a NumPy whose BLAS does not run on our threads (`python -m tinygpt.kernel` says so), and products
 without the compiled extension. These are left to `numpy.matmul`.
@@ -27,24 +27,24 @@ from ..kernel import kernel
 SLICE_BYTES = 8 * 2**20  # how much of a product is made at a time to be added to an array
 
 
-def matrix_product(a: Any, b: Any, out: Any = None, wide: bool = False) -> Any:
+def matmul_arrays(a: Any, b: Any, out: Any = None, float32_result: bool = False) -> Any:
     """a (..., M, K) @ b (..., K, N) -> (..., M, N), written into `out` if there is one.
 
-    wide: of 16-bit matrices, in float32; so may `out` be.
+    float32_result: the product of 16-bit matrices is not rounded to 16 bits; `out` may then be float32 too.
     """
     xp = array_module(a)
-    if is_16_bit(a.dtype) or _for_a_graph(a, b):
-        return _product_by_cublas(a, b, out, wide)
+    if is_16_bit(a.dtype) or _inside_graph_capture(a, b):
+        return _matmul_by_cublas(a, b, out, float32_result)
     if xp is np and a.dtype == b.dtype == np.float32:
         if a.ndim == b.ndim == 2:
-            return product_into(a, b, np.empty((a.shape[0], b.shape[1]), np.float32) if out is None else out, False)
-        if numpy_backend.native_body("product_into") is not None:
-            return _batch_of_products(a, b, out)
+            return matmul_into(a, b, np.empty((a.shape[0], b.shape[1]), np.float32) if out is None else out, False)
+        if numpy_backend.native_body("matmul_into") is not None:
+            return _batched_matmul(a, b, out)
     return xp.matmul(a, b, out=out)
 
 
 @kernel(strided=True, in_place=True)
-def product_into(a: Any, b: Any, out: Any, add: bool) -> Any:
+def matmul_into(a: Any, b: Any, out: Any, add: bool) -> Any:
     """out (M, N) = a (M, K) @ b (K, N), or with `add` out += a @ b. `out` must not overlap a or b. Returns out.
 
     Without `add` also a batch of products: a (S, M, K), b (S, K, N), out (S, M, N).
@@ -58,8 +58,8 @@ def product_into(a: Any, b: Any, out: Any, add: bool) -> Any:
     return out
 
 
-def _batch_of_products(a: np.ndarray, b: np.ndarray, out: np.ndarray | None) -> np.ndarray:
-    """`matrix_product` of operands with any number of axes. The last axis of the batch is `product_into`'s."""
+def _batched_matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None) -> np.ndarray:
+    """`matmul_arrays` of operands with any number of axes. The last axis of the batch is `matmul_into`'s."""
     rows = a if a.ndim > 1 else a[None, :]  # (..., M, K)
     columns = b if b.ndim > 1 else b[:, None]  # (..., K, N)
     batch = np.broadcast_shapes((1,), rows.shape[:-2], columns.shape[:-2])
@@ -67,7 +67,7 @@ def _batch_of_products(a: np.ndarray, b: np.ndarray, out: np.ndarray | None) -> 
     rows = np.broadcast_to(rows, (*batch, *rows.shape[-2:]))
     columns = np.broadcast_to(columns, (*batch, *columns.shape[-2:]))
     for index in np.ndindex(batch[:-1]):
-        product_into(rows[index], columns[index], made[index], False)
+        matmul_into(rows[index], columns[index], made[index], False)
     shape = np.broadcast_shapes(a.shape[:-2], b.shape[:-2]) + a.shape[-2:-1] + (b.shape[-1:] if b.ndim > 1 else ())
     if out is None:
         return made.reshape(shape)
@@ -75,32 +75,32 @@ def _batch_of_products(a: np.ndarray, b: np.ndarray, out: np.ndarray | None) -> 
     return out
 
 
-def add_matrix_product(a: Any, b: Any, out: Any) -> None:
+def add_matmul(a: Any, b: Any, out: Any) -> None:
     """out (M, N) += a (M, K) @ b (K, N); where a and b have 16 bits, `out` may be in float32."""
-    if name_of(a) == "cupy" and (is_16_bit(a.dtype) or _for_a_graph(a, b)):
-        _product_by_cublas(a, b, out, add=True)
+    if name_of(a) == "cupy" and (is_16_bit(a.dtype) or _inside_graph_capture(a, b)):
+        _matmul_by_cublas(a, b, out, add=True)
     elif a.dtype == b.dtype == out.dtype and not is_16_bit(a.dtype):
-        product_into(a, b, out, True)
+        matmul_into(a, b, out, True)
     else:
-        out += matrix_product(a, b, wide=True)
+        out += matmul_arrays(a, b, float32_result=True)
 
 
-def _for_a_graph(a: Any, b: Any) -> bool:
+def _inside_graph_capture(a: Any, b: Any) -> bool:
     """Whether this is a product that CuPy would not do: of float32 matrices, in a CUDA graph (see cupy_graph.py)."""
     return gpu.recorder is not None and name_of(a) == "cupy" and a.ndim == b.ndim == 2 and a.dtype == "float32"
 
 
-def _product_by_cublas(a: Any, b: Any, out: Any, wide: bool = False, add: bool = False) -> Any:
-    """As `matrix_product`; add: to what `out` holds."""
+def _matmul_by_cublas(a: Any, b: Any, out: Any, float32_result: bool = False, add: bool = False) -> Any:
+    """As `matmul_arrays`; add: to what `out` holds."""
     xp = array_module(a)
     if name_of(a) == "cupy" and a.ndim == b.ndim == 2:
-        from ..backends.cupy_matmul import product
+        from ..backends.cupy_matmul import gemm
 
         if out is None:
-            out = xp.empty((a.shape[0], b.shape[1]), dtype=statistics_dtype(a.dtype) if wide else a.dtype)
-        return product(xp, a, b, out, add)
+            out = xp.empty((a.shape[0], b.shape[1]), dtype=statistics_dtype(a.dtype) if float32_result else a.dtype)
+        return gemm(xp, a, b, out, add)
     result = xp.matmul(widened(a), widened(b))
     if out is None:
-        return result if wide else result.astype(a.dtype)
+        return result if float32_result else result.astype(a.dtype)
     out[...] = result.astype(out.dtype)
     return out

@@ -25,7 +25,7 @@ from ..function import Function
 from ..kernel import kernel
 from ..tensor import Tensor
 from ._arguments import require_same_dtype
-from ._matmul import matrix_product
+from ._matmul import matmul_arrays
 from ._shapes import long_sum
 
 
@@ -52,7 +52,7 @@ class Linear(Function):
     def forward(self, x: Any, weight: Any, *bias: Any) -> Any:
         self.shape = x.shape
         self.save(x if self.needs[1] else None, weight if self.needs[0] else None)
-        y = matrix_product(x.reshape(-1, x.shape[-1]), weight)  # (N, out)
+        y = matmul_arrays(x.reshape(-1, x.shape[-1]), weight)  # (N, out)
         if bias:
             y = add_bias(y, bias[0])
         return y.reshape(*x.shape[:-1], weight.shape[1])
@@ -61,9 +61,9 @@ class Linear(Function):
         x, weight = self.saved
         rows = dy.reshape(-1, dy.shape[-1])  # (N, out)
         # (in, out)
-        dweight = matrix_product(x.reshape(-1, x.shape[-1]).T, rows, wide=True) if self.needs[1] else None
+        dweight = matmul_arrays(x.reshape(-1, x.shape[-1]).T, rows, float32_result=True) if self.needs[1] else None
         del x  # it may have been recomputed for this product alone: dx takes its room
-        dx = matrix_product(rows, weight.T).reshape(self.shape) if self.needs[0] else None
+        dx = matmul_arrays(rows, weight.T).reshape(self.shape) if self.needs[0] else None
         if len(self.needs) == 2:
             return dx, dweight
         return dx, dweight, column_sum(rows) if self.needs[2] else None

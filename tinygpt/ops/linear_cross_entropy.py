@@ -44,7 +44,7 @@ from ..errors import ShapeError
 from ..function import Function
 from ..tensor import Tensor
 from ._arguments import as_scalar, require_same_dtype
-from ._matmul import add_matrix_product, matrix_product
+from ._matmul import add_matmul, matmul_arrays
 from .cross_entropy import check_targets, cross_entropy_composed, cross_entropy_forward, cross_entropy_inplace
 
 # How many bytes of logits exist at once. Each block reads weight twice and adds to dweight once, so few rows are slow:
@@ -71,7 +71,7 @@ def loss_only(x: Any, weight: Any, targets: Any, ignore_index: int) -> float:
     """x (N, C), weight (V, C), targets (N,) -> the sum of the rows' losses."""
     total = 0.0
     for rows in blocks(len(x), len(weight), x.itemsize):
-        losses, _ = cross_entropy_forward(matrix_product(x[rows], weight.T), targets[rows], ignore_index)  # (R,)
+        losses, _ = cross_entropy_forward(matmul_arrays(x[rows], weight.T), targets[rows], ignore_index)  # (R,)
         total += losses.sum(dtype=np.float64)
     return total
 
@@ -88,17 +88,17 @@ def loss_and_gradients(
     parts = blocks(len(x), len(weight), x.itemsize)
     buffer = xp.empty((parts[0].stop, len(weight)), dtype=x.dtype)  # (R, P) the one block of logits
     for rows in parts:
-        logits = matrix_product(x[rows], weight.T, out=buffer[: rows.stop - rows.start])  # (R, P)
+        logits = matmul_arrays(x[rows], weight.T, out=buffer[: rows.stop - rows.start])  # (R, P)
         if len(weight) > V:
             logits[:, V:] = -np.inf
         losses = cross_entropy_inplace(logits, targets[rows], ignore_index, scale)  # (R,)
         total += losses.sum(dtype=np.float64)
         dlogits = logits  # (R, P) overwritten by the line before the last
         if dx is not None:
-            matrix_product(dlogits, weight, out=dx[rows])
+            matmul_arrays(dlogits, weight, out=dx[rows])
         if dweight is not None:
-            product = matrix_product if rows.start == 0 else add_matrix_product
-            product(dlogits.T, x[rows], out=dweight)
+            multiply = matmul_arrays if rows.start == 0 else add_matmul
+            multiply(dlogits.T, x[rows], out=dweight)
     return total, dx, None if dweight is None else dweight[:V]
 
 

@@ -29,22 +29,22 @@ import numpy as np
 from ..errors import DtypeError, ShapeError
 from ..function import Function
 from ..tensor import Tensor, as_tensor
-from ._matmul import matrix_product
+from ._matmul import matmul_arrays
 from ._shapes import unbroadcast
 
 
-def _product(a: Any, b: Any) -> Any:
-    """a (..., M, K) @ b (..., K, N), as one product of two matrices where b is only one."""
+def _matmul(a: Any, b: Any) -> Any:
+    """a (..., M, K) @ b (..., K, N); where b is a single matrix, one product with all of a's rows."""
     if b.ndim == 2 and a.ndim > 2 and a.size:
-        return matrix_product(a.reshape(-1, a.shape[-1]), b).reshape(*a.shape[:-1], b.shape[-1])
-    return matrix_product(a, b)
+        return matmul_arrays(a.reshape(-1, a.shape[-1]), b).reshape(*a.shape[:-1], b.shape[-1])
+    return matmul_arrays(a, b)
 
 
 class MatMul(Function):
     def forward(self, a: Any, b: Any) -> Any:
         self.shapes = a.shape, b.shape
         self.save(a if self.needs[1] else None, b if self.needs[0] else None)
-        return _product(a, b)
+        return _matmul(a, b)
 
     def backward(self, dy: Any) -> Any:
         (a, b), (a_shape, b_shape) = self.saved, self.shapes
@@ -55,14 +55,14 @@ class MatMul(Function):
         da = db = None
         if self.needs[0]:
             columns = b if b.ndim > 1 else b[:, None]  # (..., K, N)
-            da = _product(dy, columns.swapaxes(-1, -2))  # (..., M, K)
+            da = _matmul(dy, columns.swapaxes(-1, -2))  # (..., M, K)
             da = unbroadcast(da, a_shape if len(a_shape) > 1 else (1, *a_shape)).reshape(a_shape)
         if self.needs[1]:
             rows = a if a.ndim > 1 else a[None, :]  # (..., M, K)
             if len(b_shape) <= 2 and rows.ndim > 2 and rows.size:
                 rows = rows.reshape(-1, rows.shape[-1])  # the batch as more rows
                 dy = dy.reshape(len(rows), dy.shape[-1])
-            db = matrix_product(rows.swapaxes(-1, -2), dy)  # (..., K, N)
+            db = matmul_arrays(rows.swapaxes(-1, -2), dy)  # (..., K, N)
             db = unbroadcast(db, b_shape if len(b_shape) > 1 else (*b_shape, 1)).reshape(b_shape)
         return da, db
 

@@ -31,7 +31,7 @@ from ..backends import array_module
 from ..checks import whole_number
 from ..errors import RangeError, UsageError
 from ..kernel import kernel
-from ._matmul import matrix_product
+from ._matmul import matmul_arrays
 
 FORMATS = ("float32", "bfloat16", "int8")
 GROUP_UNIT = 8  # groups are multiples of it, so that no vector of the compiled product needs two scales
@@ -180,12 +180,12 @@ def few_rows_product_transposed(x: Any, matrix: Matrix, out: Any) -> Any:
 
 def packed_product(x: Any, matrix: Matrix) -> Any:
     """x (M, K) float32 times a packed matrix (K, N) -> (M, N): the kernel for few rows, the matrix library for many."""
-    return few_rows_product(x, matrix) if len(x) <= FEW_ROWS else matrix_product(x, unpack(matrix))
+    return few_rows_product(x, matrix) if len(x) <= FEW_ROWS else matmul_arrays(x, unpack(matrix))
 
 
 def packed_product_transposed(x: Any, matrix: Matrix) -> Any:
     """x (M, K) float32 times the transpose of a packed matrix (N, K) -> (M, N)."""
     if len(x) > FEW_ROWS:
-        return matrix_product(x, unpack(matrix, axis=1).T)
+        return matmul_arrays(x, unpack(matrix, axis=1).T)
     out = array_module(x).empty((len(x), len(matrix.data)), x.dtype)
     return few_rows_product_transposed(x, matrix, out)

@@ -45,7 +45,7 @@ class Recorded:
     graph: Any = None
     loss: Any = None  # where a replay leaves it
     gradients: list[Any] | None = None  # and these; None: in the parameters' own
-    streams: int = 0  # random streams that a pass uses up
+    rng_streams: int = 0  # how many of them a pass uses up
     checked: bool = False
 
 
@@ -131,18 +131,18 @@ class GraphedStep:
         """Record a batch that has just been done; all is left as it was."""
         after = self._state()
         made: list[Tensor] = []
-        gradients_before, first_stream = before
+        gradients_before, first_rng_stream = before
         self._restore(before)
         try:
-            kind.graph = self.recorder.capture(lambda: made.append(work()), first_stream)
+            kind.graph = self.recorder.capture(lambda: made.append(work()), first_rng_stream)
             kind.loss = made[0].data
             kind.gradients = None if gradients_before[0] is not None else [p.grad for p in self.parameters]
-            kind.streams = self.model.generator.stream - first_stream
+            kind.rng_streams = self.model.generator.stream - first_rng_stream
         finally:
             self._restore(after)
 
     def _state(self) -> tuple[list[Any], int]:
-        """The gradients (not copies) and the number of the next random stream."""
+        """The gradients (not copies) and the number of the next RNG stream."""
         return [p.grad for p in self.parameters], self.model.generator.stream
 
     def _restore(self, state: tuple[list[Any], int]) -> None:
@@ -155,7 +155,7 @@ class GraphedStep:
     def _replay(self, kind: Recorded, batch: tuple[np.ndarray, np.ndarray]) -> Tensor:
         generator = self.model.generator
         kind.graph.replay(batch, generator.stream)
-        generator.stream += kind.streams
+        generator.stream += kind.rng_streams
         if kind.gradients is not None:
             for parameter, gradient in zip(self.parameters, kind.gradients, strict=True):
                 parameter.grad = gradient

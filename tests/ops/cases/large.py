@@ -105,7 +105,7 @@ def adamw(size: int) -> Example:
 
 
 LARGE: dict[str, list[Example]] = {
-    "product_into": [
+    "matmul_into": [
         product(500, 700, 300, "C", False),  # B is packed for all
         product(100, 1300, 300, "C", True),  # parts of B
         product(100, 1300, 300, "F", False),  # and A too

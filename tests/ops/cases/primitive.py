@@ -315,13 +315,13 @@ def product_arguments(draw: Any) -> Example:
 
 def no_product_of(dtype: Any) -> bool:
     """Whether the compiled product leaves matrices of this dtype to the BLAS: float64, and float32 without AVX-512."""
-    body = native_body("product_into")
+    body = native_body("matmul_into")
     a = np.ones((64, 64), dtype)
     return body is None or body(a, a, np.empty_like(a), False) is NotImplemented
 
 
 PRIMITIVE_KERNELS = [
-    KernelRow("product_into", mostly_contiguous(product_arguments()), writes=(2,), declines=no_product_of),
+    KernelRow("matmul_into", mostly_contiguous(product_arguments()), writes=(2,), declines=no_product_of),
     KernelRow("add_bias", mostly_contiguous(rows_and_bias()), writes=(0,)),
     KernelRow("column_sum", matrices()),
 ]

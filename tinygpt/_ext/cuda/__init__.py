@@ -44,9 +44,9 @@ class Device(Protocol):
     """What a launcher needs of the library that its arrays belong to."""
 
     xp: Any
-    # What random streams are counted from: a number, and an array that holds it when a launch is replayed. (0, None):
-    # they are as they are given.
-    stream_base: tuple[int, Any]
+    # Offset of the RNG streams: the host value, and the device array that a replayed CUDA graph reads it from.
+    # (0, None): no offset.
+    rng_stream_base: tuple[int, Any]
 
     @property
     def has_tensor_cores(self) -> bool:

@@ -15,10 +15,10 @@ THREADS = 256
 def mask_arguments(device: Device, p: float, seed: int, stream: int) -> tuple[Any, ...]:
     """(threshold, keep, seed, stream, base), as the kernels declare them; without dropout every element is kept.
 
-    The stream is counted from the number at `base`, from 0 where there is none: see `stream_of` in philox.cuh.
+    The RNG stream is numbered from the offset at `base`, from 0 where there is none: see `stream_of` in philox.cuh.
     """
     threshold = min(round(p * 2**32), 2**32 - 1)  # as in tinygpt/ops/dropout.py
-    begin, base = device.stream_base
+    begin, base = device.rng_stream_base
     return np.uint32(threshold), np.float64(1.0 / (1.0 - p)), np.uint64(seed), np.uint64((stream - begin) % 2**64), base
 
 

@@ -41,7 +41,7 @@ cdef void *open_matrices(array, Py_ssize_t *next, Py_ssize_t *row, Py_ssize_t *c
     return address if (column[0] == 1 and row[0] >= N) or (row[0] == 1 and column[0] >= M) else NULL
 
 
-def product_into(a, b, out, bint add):
+def matmul_into(a, b, out, bint add):
     """out (M, N) = a (M, K) @ b (K, N), or += it; or a batch (S, M, N) of products. Bits don't depend on threads."""
     cdef tg_blocks p
     cdef Py_ssize_t c_column
@@ -54,11 +54,11 @@ def product_into(a, b, out, bint add):
     p.g.b = <float *> open_matrices(b, &p.b_next, &p.g.b_k, &p.g.b_column)
     p.g.c = <float *> open_matrices(out, &p.c_next, &p.g.c_row, &c_column)
     if p.g.a == NULL:
-        return product_into(numpy.array(a, order="C"), b, out, add)
+        return matmul_into(numpy.array(a, order="C"), b, out, add)
     if p.g.b == NULL:
-        return product_into(a, numpy.array(b, order="C"), out, add)
+        return matmul_into(a, numpy.array(b, order="C"), out, add)
     if p.g.c == NULL or c_column != 1:
-        made = product_into(a, b, numpy.empty(out.shape, numpy.float32), False)
+        made = matmul_into(a, b, numpy.empty(out.shape, numpy.float32), False)
         if made is NotImplemented:
             return made
         if add:
