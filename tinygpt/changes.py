@@ -1,12 +1,12 @@
-"""Arrays that were written into between the forward and the backward pass.
+"""Detect arrays that were modified between the forward and the backward pass.
 
-An operation saves arrays for its backward pass, not copies of them. Is one of them written into before that pass, then
-its gradients are those of other numbers. Whatever in tinygpt writes into a parameter therefore says so (`note_change`:
-optimizers, `load_state_dict`, `p -= ...`), and the backward pass compares (`check_unchanged`).
+An operation saves its arrays for the backward pass without copying them. If one is modified before that pass, the
+gradients are silently wrong. So everything in tinygpt that modifies a parameter in place (optimizers,
+`load_state_dict`, `p -= ...`) calls `note_change`, and the backward pass calls `check_unchanged`.
 
-One clock numbers the nodes of the graph and times the changes, so a change is later than a node or it is not. Nothing
-is counted in the forward pass, and while nothing was changed after the oldest node of a graph, which is how training
-goes, the check is one comparison.
+Graph nodes and changes take their numbers from the same clock, so comparing the numbers tells whether a change came
+after a node. The forward pass has no extra work, and as long as nothing was changed since the oldest node of a graph,
+as in ordinary training, the check is one comparison.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from .function import Function
 
 clock = itertools.count(1)
-_changes: dict[int, tuple[weakref.ref[Any], int]] = {}  # id of an array that owns memory -> (the array, when changed)
+_changes: dict[int, tuple[weakref.ref[Any], int]] = {}  # id of an array that owns its memory -> (array, time of change)
 _last_change = 0
 
 
 def memory_of(array: Any) -> Any:
-    """The array that owns an array's elements: itself, or the one that it is a view of."""
+    """The array that owns the memory of `array`: itself, or the one it is a view of."""
     base = array.base
     while base is not None and is_array(base):
         array, base = base, base.base
@@ -37,7 +37,7 @@ def memory_of(array: Any) -> Any:
 
 
 def note_change(arrays: Iterable[Any]) -> None:
-    """Remember that these arrays have been written into now."""
+    """Record that these arrays have just been modified."""
     global _last_change
     now = next(clock)
     for array in arrays:
@@ -52,14 +52,16 @@ def note_change(arrays: Iterable[Any]) -> None:
 
 
 def _forget(key: int, reference: weakref.ref[Any]) -> None:
-    """An array is no more, and another may get its id."""
+    """Called when an array is freed, since a new one may get the same id."""
     if key in _changes and _changes[key][0] is reference:
         del _changes[key]
 
 
 def check_unchanged(nodes: Sequence[Function]) -> None:
-    """Refuse a backward pass through these nodes, oldest first, when an array that one of them saved was written into
-    after that. Arrays are compared by the memory that they are views of."""
+    """Raise UsageError if an array saved by one of these nodes has been modified since. nodes: oldest first.
+
+    A change to one view of an array counts for all views of the same memory.
+    """
     if nodes[0].order > _last_change:
         return
     for node in nodes:
@@ -70,7 +72,7 @@ def check_unchanged(nodes: Sequence[Function]) -> None:
             reference, when = _changes.get(id(memory), (None, 0))
             if when > node.order and reference is not None and reference() is memory:
                 raise UsageError(
-                    f"backward() comes to {node.name}, which saved an array of shape {array.shape} that was changed "
+                    f"backward() reached {node.name}, which saved an array of shape {array.shape} that was changed "
                     "since, by optimizer.step(), load_state_dict() or in place: change it after the last backward(), "
                     "or run the forward pass again"
                 )

@@ -1,10 +1,10 @@
 """The backward pass: from a result back through the graph to its leaves.
 
-Nodes are visited in the reverse order of their making, which is always a topological order, with no recursion: a
-graph may be as deep as memory allows. As the pass goes it frees what each node had saved.
+Nodes are visited in reverse order of creation, which is always a topological order. This needs no recursion, so a graph
+may be as deep as memory allows. Each node's saved arrays are freed after its backward.
 
-Gradients add up where a result was used several times. An array that nobody else holds is added to in place, and may
-be overwritten by the operation that receives it; `owned` keeps account of these.
+If a result was used several times, its gradients are summed. A gradient array that nothing else references is added to
+in place, and the operation that receives it may overwrite it; `owned` records these arrays.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
 
 
 def backward_pass(root: Function, output: int, grad: Any, retain_graph: bool) -> None:
-    """Add to the `.grad` of every leaf behind `root` what `grad`, the gradient of its output, comes to there."""
+    """Backpropagate `grad`, the gradient of an output of `root`, and add to the `.grad` of every leaf it depends on."""
     nodes = _reachable(root)
     for node in nodes:
         if node.kept is None:
             raise GraphFreedError(
-                f"backward() comes to {node.name}, whose saved arrays an earlier backward() has freed: "
-                "compute the result anew, or call the earlier backward(retain_graph=True)"
+                f"backward() reached {node.name}, whose saved arrays were freed by an earlier backward(): "
+                "run the forward pass again, or call the earlier backward(retain_graph=True)"
             )
     check_unchanged(nodes)
     pending: dict[Function, list[Any]] = {root: [None] * len(root.outputs)}
     pending[root][output] = grad
-    owned: set[tuple[Function, int]] = set()  # slots whose array nobody else holds: it may be written into
+    owned: set[tuple[Function, int]] = set()  # slots whose array nothing else references: it may be modified
     with np.errstate(all="ignore"):
         while nodes:
             node = nodes.pop()
@@ -48,7 +48,7 @@ def backward_pass(root: Function, output: int, grad: Any, retain_graph: bool) ->
 
 
 def _reachable(root: Function) -> list[Function]:
-    """Every node behind `root`, in the order of making: the last is the first to run backward."""
+    """Every node that `root` depends on, in order of creation: the backward pass pops from the end."""
     seen = {root}
     stack = [root]
     while stack:
@@ -62,10 +62,10 @@ def _reachable(root: Function) -> list[Function]:
 def _step(
     node: Function, received: list[Any], pending: dict[Function, list[Any]], owned: set[tuple[Function, int]]
 ) -> None:
-    """Run one node's backward and hand its results to the nodes and leaves before it."""
+    """Run one node's backward and pass the gradients to its parents (nodes and leaves)."""
     mine = [(node, i) in owned for i, grad in enumerate(received) if grad is not None]
     grads = _gradients(node, received, owned=False not in mine)
-    holds = [*grads, *(() if node.may_overwrite else received)]  # an array that is in here once is nobody else's
+    holds = [*grads, *(() if node.may_overwrite else received)]  # an array that occurs once here is not shared
     held = [id(memory_of(array)) for array in holds if array is not None]
     for i, (parent, output, grad) in enumerate(zip(node.parents, node.parent_outputs, grads, strict=True)):
         if parent is None or (grad is None and len(received) > 1 and any(g is None for g in received)):
@@ -81,7 +81,7 @@ def _step(
 
 
 def _gradients(node: Function, received: list[Any], owned: bool) -> tuple[Any, ...]:
-    """What the node's backward makes of what it received, an entry for each input. owned: nobody else holds that."""
+    """Call the node's backward: one gradient for each input. owned: nothing else references the received arrays."""
     unused = [i for i, grad in enumerate(received) if grad is None] if len(received) > 1 else []
     if unused and node.zeros_for_unused:
         xp = backends.array_module(next(grad for grad in received if grad is not None))
@@ -93,15 +93,15 @@ def _gradients(node: Function, received: list[Any], owned: bool) -> tuple[Any, .
     except (TypeError, AttributeError) as error:
         if unused and not node.zeros_for_unused:
             raise UsageError(
-                f"{node.name}.backward failed ({error}): it is given None for output {unused[0]}, which nobody used; "
-                "take that into account, or set zeros_for_unused = True in the class"
+                f"{node.name}.backward failed ({error}): it got None for output {unused[0]}, which was not used; "
+                "handle None, or set zeros_for_unused = True in the class"
             ) from error
         raise
     grads = tuple(result) if isinstance(result, (tuple, list)) else (result,)
     if len(grads) != len(node.parents):
         raise UsageError(f"{node.name}.backward returned {len(grads)} gradients for {len(node.parents)} inputs")
     grads = tuple([grad if type(grad) is np.ndarray else _as_gradient(node, i, grad) for i, grad in enumerate(grads)])
-    if mode.detect_anomaly:  # a gradient that a leaf had before is not of this operation's making
+    if mode.detect_anomaly:  # a gradient that the leaf already had was not computed by this operation
         made = [
             grad for grad, parent in zip(grads, node.parents, strict=True) if grad is not getattr(parent, "grad", 0)
         ]
@@ -110,7 +110,7 @@ def _gradients(node: Function, received: list[Any], owned: bool) -> tuple[Any, .
 
 
 def _as_gradient(node: Function, i: int, grad: Any) -> Any:
-    """What a backward returned for input i, where that is no array of NumPy's: a number as an array; or a sentence."""
+    """Convert what a backward returned for input i, if not a NumPy array: numbers become arrays. Raises DtypeError."""
     if isinstance(grad, (bool, int, float, np.generic)):
         return np.asarray(grad)
     if grad is None or backends.is_array(grad):
@@ -122,7 +122,7 @@ def _as_gradient(node: Function, i: int, grad: Any) -> Any:
 
 
 def _wrong_gradient(node: Function, i: int, grad: Any, shape: tuple[int, ...]) -> UsageError:
-    """The error for a gradient that is missing or of another shape than its input."""
+    """The error for a gradient that is missing or whose shape differs from its input's."""
     if grad is None:
         return UsageError(f"{node.name}.backward returned no gradient for input {i}, which needs one")
     return ShapeError(
@@ -139,15 +139,15 @@ def _add_pending(
     pending: dict[Function, list[Any]],
     owned: set[tuple[Function, int]],
 ) -> None:
-    """Add to what a node will receive. `alone`: nobody else holds this array."""
+    """Add a gradient to those that a node will receive. alone: nothing else references this array."""
     dtype = parent.outputs[output][1]
-    if grad.dtype != dtype and not (is_16_bit(dtype) and grad.dtype == np.float32):  # more digits are welcome
+    if grad.dtype != dtype and not (is_16_bit(dtype) and grad.dtype == np.float32):  # more precision is welcome
         grad, alone = grad.astype(dtype), True
     slots = pending.setdefault(parent, [None] * len(parent.outputs))
     present = slots[output]
     if present is None:
         slots[output] = grad
-        if alone and grad.flags.c_contiguous and getattr(grad.flags, "writeable", True):  # not one number stretched
+        if alone and grad.flags.c_contiguous and getattr(grad.flags, "writeable", True):  # not a broadcast view
             owned.add((parent, output))
     elif (parent, output) in owned and present.dtype == grad.dtype:
         present += grad
@@ -157,16 +157,16 @@ def _add_pending(
 
 
 def accumulate(leaf: Tensor, grad: Any, fresh: bool) -> None:
-    """Add to a leaf's gradient. `fresh`: nobody else holds this array, so it can be kept without a copy."""
+    """Add to a leaf's gradient. fresh: nothing else references this array, so it can be stored without a copy."""
     with adding:
         if leaf.grad is grad:
-            return  # backward has added to it itself
+            return  # the operation's backward has already added to it
         present = leaf.present_grad("backward()", writable=True)
         if present is not None:
             present += grad
         elif fresh and grad.dtype == leaf.dtype and grad.flags.c_contiguous:
             leaf.grad = grad
-        elif not is_floating(leaf.dtype):  # somebody has set x.requires_grad = True
+        elif not is_floating(leaf.dtype):  # the user has set x.requires_grad = True
             raise DtypeError(f"backward(): a leaf of {leaf.dtype} can't hold a gradient: make it float32 or float64")
         else:
             leaf.grad = backends.array_module(grad).array(grad, dtype=leaf.dtype, order="C")

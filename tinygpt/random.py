@@ -1,18 +1,18 @@
 """Counter-based random numbers: Philox4x32-10.
 
-A counter-based generator is a pure function `(key, counter) -> random words`: word number one
-million costs no more than word number one, and who computes it does not matter. That is what makes a
-dropout mask the same on one thread or on sixteen, in NumPy, Cython or CUDA, and what makes a
-training run resumable bit for bit: the whole state of a `Generator` is two integers.
+A counter-based generator is a pure function `(key, counter) -> random words`. Any word can be computed
+directly, at the same cost, by any thread or device. So a dropout mask is the same on one thread or
+sixteen, in NumPy, Cython or CUDA, and a training run can be resumed bit for bit, because the whole state
+of a `Generator` is two integers.
 
     words(seed, stream, rows, columns)
 
-The counter of the word at `(row, column)` of stream number `stream` is
+The counter of the word at `(row, column)` of stream `stream` is
 
-    c0 = column // 4        c1 = row        c2, c3 = low and high half of stream
+    c0 = column // 4        c1 = row        c2, c3 = low and high 32 bits of stream
 
 and Philox yields four words per counter, so column `j` is word `j % 4` of counter `j // 4`. The key is
-the 64-bit seed. Every body of dropout, in every language, uses this layout.
+the 64-bit seed. Every implementation of dropout, in every language, uses this layout.
 
 Source: Salmon, Moraes, Dror, Shaw, "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011,
 section 3.3 and table 2 (multipliers, Weyl constants, ten rounds).
@@ -35,11 +35,11 @@ WEYL_1 = 0xBB67AE85
 ROUNDS = 10
 _MASK32 = 0xFFFFFFFF
 _MASK64 = 0xFFFFFFFFFFFFFFFF
-_BLOCK_ROWS = 64  # of 1024 words, drawn at a time
+_BLOCK_ROWS = 64  # rows of 1024 words drawn at a time
 
 
 def philox4x32(c0: Any, c1: Any, c2: Any, c3: Any, seed: int, xp: Any = np) -> tuple[Any, ...]:
-    """Ten Philox rounds on arrays of 32-bit counters (held in uint64); four arrays of words come out.
+    """Run ten Philox rounds on arrays of 32-bit counters (stored as uint64). Returns four arrays of words.
 
     The arguments broadcast against one another. `xp` is the array module (numpy or cupy).
     """
@@ -59,7 +59,7 @@ def philox4x32(c0: Any, c1: Any, c2: Any, c3: Any, seed: int, xp: Any = np) -> t
 
 
 def words(seed: int, stream: int, rows: int, columns: int, xp: Any = np, first_row: int = 0) -> Any:
-    """Random 32-bit words, shape `(rows, columns)`, dtype uint32: those of the rows from `first_row` on."""
+    """Random words of `rows` rows starting at `first_row`: uint32, shape `(rows, columns)`."""
     quads = -(-columns // 4)
     c0 = xp.arange(quads, dtype=xp.uint64)[None, :]
     c1 = xp.arange(first_row, first_row + rows, dtype=xp.uint64)[:, None]
@@ -73,10 +73,10 @@ def words(seed: int, stream: int, rows: int, columns: int, xp: Any = np, first_r
 
 
 class Generator:
-    """A seed and the number of streams already used: the whole state is two integers.
+    """A random generator whose whole state is two integers: the seed and the number of the next unused stream.
 
-    Each drawing method consumes exactly one stream, whatever the number of values drawn, so the state
-    after a step does not depend on shapes, threads or backends.
+    Each method that draws values uses exactly one stream, however many values it draws, so the state after a
+    step does not depend on shapes, threads or backends.
     """
 
     def __init__(self, seed: int = 0, stream: int = 0) -> None:
@@ -91,7 +91,7 @@ class Generator:
         return f"Generator(seed={self.seed}, stream={self.stream})"
 
     def next_key(self) -> tuple[int, int]:
-        """`(seed, stream)` of an unused stream. Operations that draw on the device take this pair."""
+        """Take the next unused stream: `(seed, stream)`, for operations that draw on their own device."""
         key = (self.seed, self.stream)
         self.stream += 1
         return key
@@ -103,10 +103,10 @@ class Generator:
         self.__init__(state["seed"], state["stream"])  # type: ignore[misc]
 
     def _uniform_blocks(self, count: int) -> Iterator[tuple[int, np.ndarray]]:
-        """`(start, values)` for consecutive parts of `count` uniform numbers.
+        """Yield `count` uniform numbers in consecutive blocks, as `(start, values)`.
 
-        A part is small enough for the processor's cache, and the weights of a large model are drawn without
-        arrays as large as several models. Uniform number i is made of words 2i and 2i + 1, in rows of 1024.
+        A block fits in the CPU cache, and initializing a large model needs no temporary arrays of several times its
+        size. Number i is made from words 2i and 2i + 1, counted in rows of 1024.
         """
         seed, stream = self.next_key()
         step = _BLOCK_ROWS * 512
@@ -126,7 +126,7 @@ class Generator:
         return out.reshape(shape)
 
     def normal(self, shape: int | tuple[int, ...], std: float = 1.0, dtype: Any = np.float64) -> np.ndarray:
-        """Numbers from N(0, std**2), by Box and Muller's transform, computed in float64 and rounded to `dtype`."""
+        """Samples of N(0, std**2), by the Box-Muller transform in float64, then rounded to `dtype`."""
         count = math.prod(shape) if isinstance(shape, tuple) else shape
         out = np.empty(count + count % 2, dtype)
         for start, u in self._uniform_blocks(out.size):
@@ -147,5 +147,5 @@ default_generator = Generator(0)
 
 
 def manual_seed(seed: int) -> None:
-    """Start the default generator (dropout outside a model, sampling without a seed) anew."""
+    """Reseed the default generator, which dropout outside a model and sampling without a seed use."""
     default_generator.load_state_dict({"seed": Generator(seed).seed, "stream": 0})

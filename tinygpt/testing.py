@@ -1,4 +1,4 @@
-"""Gradient checks, for the operations here and for a user's own.
+"""Gradient checks, for tinygpt's operations and for user-defined ones.
 
     tinygpt.testing.check_gradients(lambda x, w: tg.ops.tanh(x @ w), x, w)
 
@@ -7,16 +7,16 @@ backward pass claims dx with, for every v,
 
     <dx, v> = <dy, J v>          J v = lim (f(x + h v) - f(x - h v)) / 2h
 
-The right-hand side needs only forward passes. It is computed in float64 with four points at a distance of
-h = 1e-5, whose error falls with h**4, so that rounding (about 1e-11) is what remains:
+The right-hand side needs only forward passes. It is computed in float64 from four points spaced h = 1e-5 apart.
+The truncation error of this stencil is O(h**4), so only the rounding error, about 1e-11, remains:
 
     J v = (f(x - 2hv) - 8 f(x - hv) + 8 f(x + hv) - f(x + 2hv)) / 12h
 
-Random upstream gradients, never ones: the sum of a softmax is constant, so against ones its true gradient is
-zero, and a backward pass that is wrong by any factor would go unnoticed.
+The upstream gradient is random, never ones: the sum of a softmax is constant, so for ones the true gradient is
+zero, and a backward pass that is off by any factor would go unnoticed.
 
-Source: the stencil is Abramowitz and Stegun, "Handbook of Mathematical Functions", 1964, table 25.2; checking
-along random directions is the habit of JAX (`check_grads`) and Chainer (`check_backward`).
+Source: the stencil is from Abramowitz and Stegun, "Handbook of Mathematical Functions", 1964, table 25.2; JAX
+(`check_grads`) and Chainer (`check_backward`) also check along random directions.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from .graph import no_grad
 from .tensor import Tensor
 
 STEP = 1e-5
-_LISTED = 400  # a failing input of more elements than this is searched in that many places
+_LISTED = 400  # in a failing input, we search at most this many elements for the worst
 
 
 class GradientError(AssertionError):
-    """A backward pass that disagrees with its forward pass. The message says where and by how much."""
+    """A backward pass disagrees with its forward pass. The message says where and by how much."""
 
 
 class _Contract(Function):
@@ -58,19 +58,21 @@ def check_gradients(
     atol: float = 1e-7,
     rtol: float = 1e-6,
 ) -> None:
-    """Compare the backward pass of `function` with differences of its forward pass.
+    """Compare the backward pass of `function` with finite differences of its forward pass.
 
     function: takes one tensor per array and returns a tensor or a tuple of them; must be deterministic.
     arrays: floating-point arrays (or tensors), checked in float64 whatever their dtype; integer and boolean arrays
-        are handed over as they are. Keep the values away from kinks (0 for relu, ties for max).
-    seed: of the upstream gradients and the directions. directions: how many to try for each input.
+        are passed unchanged. Keep the values away from kinks (0 for relu, ties for max).
+    seed: for the upstream gradients and the directions. directions: how many to try for each input.
 
-    Raises GradientError (an AssertionError) that names the input and its worst element, with the gradient
-    expected there and the gradient got; UsageError when there is nothing to check.
+    Raises GradientError (an AssertionError) that names the input and its worst element, with the expected and
+    the actual gradient there; UsageError if there is nothing to check.
     """
     inputs = [_in_float64(array) for array in arrays]
     if not any(array.dtype.kind == "f" for array in inputs):
-        raise UsageError("check_gradients: none of the arrays is floating-point: there is no gradient to check")
+        raise UsageError(
+            "check_gradients: none of the arrays is floating-point, so there is nothing to check: give a float array"
+        )
     rng = np.random.default_rng(seed)
     outputs = _evaluate(function, inputs)
     upstream = [np.asarray(rng.standard_normal(y.shape)) for y in outputs]
@@ -92,9 +94,9 @@ def check_gradients(
 
 
 def backward_of(function: Callable[..., Any], inputs: Sequence[Any], upstream: Sequence[Any]) -> list[Any]:
-    """One forward and one backward pass: the gradient of each input (None for one that isn't floating-point).
+    """The gradient of each input by one forward and one backward pass (None for inputs that aren't floating-point).
 
-    upstream: the gradient of each floating-point output. An input that the result does not depend on gets zeros.
+    upstream: the gradient of each floating-point output. An input that no output depends on gets zeros.
     """
     tensors = [Tensor(array, requires_grad=array.dtype.kind == "f") for array in inputs]
     outputs = _floating_outputs(function(*tensors))
@@ -107,7 +109,7 @@ def backward_of(function: Callable[..., Any], inputs: Sequence[Any], upstream: S
 def directional_derivative(
     function: Callable[..., Any], inputs: Sequence[Any], index: int, direction: Any, upstream: Sequence[Any]
 ) -> float:
-    """<upstream, J v> for the direction v of input number `index`, from four forward passes."""
+    """<upstream, J v> for the direction v of input `index`, from four forward passes."""
     total = 0.0
     for steps, factor in ((-2, 1), (-1, -8), (1, 8), (2, -1)):
         moved = list(inputs)
@@ -120,12 +122,12 @@ def directional_derivative(
 def _in_float64(array: Any) -> np.ndarray:
     array = array.data if isinstance(array, Tensor) else np.asarray(array)
     if not isinstance(array, np.ndarray):
-        raise DtypeError("check_gradients works on NumPy arrays: bring tensors of another backend over with .numpy()")
+        raise DtypeError("check_gradients works on NumPy arrays: convert tensors of another backend with .numpy()")
     return array.astype(np.float64, copy=False) if array.dtype.kind == "f" else array
 
 
 def _evaluate(function: Callable[..., Any], inputs: Sequence[Any]) -> list[Any]:
-    """The floating-point outputs as arrays, with no graph."""
+    """The floating-point outputs as arrays, computed without a graph."""
     with no_grad():
         return [y.data for y in _floating_outputs(function(*[Tensor(array) for array in inputs]))]
 
@@ -139,7 +141,9 @@ def _floating_outputs(result: Any) -> list[Tensor]:
             )
     floating = [output for output in outputs if output.dtype.kind == "f"]
     if not floating:
-        raise UsageError("check_gradients: no output of the function is floating-point: it has no gradient")
+        raise UsageError(
+            "check_gradients: no output of the function is floating-point, so it has no gradient: return a float tensor"
+        )
     return floating
 
 
@@ -156,18 +160,18 @@ def _worst_element(
 ) -> str:
     """The element whose gradient is furthest off, in words."""
     size = inputs[index].size
-    places = range(size) if size <= _LISTED else np.random.default_rng(0).choice(size, _LISTED, replace=False)
+    elements = range(size) if size <= _LISTED else np.random.default_rng(0).choice(size, _LISTED, replace=False)
     worst = (-1.0, 0, 0.0, 0.0)
-    for place in places:
+    for i in elements:
         direction = np.zeros(size)
-        direction[place] = 1.0
+        direction[i] = 1.0
         expected = directional_derivative(function, inputs, index, direction.reshape(inputs[index].shape), upstream)
-        got = float(gradient.reshape(-1)[place])
-        off = abs(expected - got)
-        if not off <= worst[0]:  # a NaN is the worst of all
-            worst = (off, int(place), expected, got)
-            if off != off:
+        got = float(gradient.reshape(-1)[i])
+        error = abs(expected - got)
+        if not error <= worst[0]:  # a NaN is the worst of all
+            worst = (error, int(i), expected, got)
+            if error != error:
                 break
-    where = tuple(int(i) for i in np.unravel_index(worst[1], inputs[index].shape))
+    where = tuple(int(n) for n in np.unravel_index(worst[1], inputs[index].shape))
     scope = "" if size <= _LISTED else f" of {_LISTED} searched"
     return f"the worst element{scope} is {where}: expected {worst[2]:.9g}, got {worst[3]:.9g}"

@@ -1,8 +1,8 @@
-"""Token ids as users give them: arrays of integers, and what a loss is measured against.
+"""Validate token ids, targets and labels given by the user.
 
-A position of a language model predicts the token after it. `targets` say that token for each position; `labels` are the
-tokens themselves, and are shifted here. Who gives a model its input as the targets trains it to repeat what it reads:
-the loss falls to 0 and the model has learnt nothing, which is worth a warning.
+Each position of a language model predicts the next token. `targets` hold that next token for each position; `labels`
+hold the tokens themselves and are shifted here. If the targets are the input itself, the model learns to copy its
+input: the loss falls to 0 although it has learnt nothing, so we warn.
 """
 
 from __future__ import annotations
@@ -16,31 +16,31 @@ from . import backends
 from .errors import DtypeError, RangeError, ShapeError
 from .tensor import Tensor
 
-IGNORE_INDEX = -100  # a target of this value is left out of the loss
+IGNORE_INDEX = -100  # the loss ignores targets with this value
 
 
 def integer_array(name: str, value: Any) -> Any:
-    """A tensor, an array or nested lists as an array of integers."""
+    """Convert a tensor, an array or nested lists to an integer array. Raises ShapeError, DtypeError."""
     array = value.data if isinstance(value, Tensor) else value
     if not backends.is_array(array):
         try:
             array = np.asarray(array)
         except ValueError:
-            raise ShapeError(f"GPT: the rows of {name} differ in length: pad them to one length") from None
-    if array.dtype.kind not in "iu" and array.size:  # an empty list has no dtype of its own
+            raise ShapeError(f"GPT: the rows of {name} differ in length: pad them to the same length") from None
+    if array.dtype.kind not in "iu" and array.size:  # np.asarray([]) is float64
         raise DtypeError(f"GPT: {name} must hold integers (token ids), not {array.dtype}")
     return array
 
 
 def check_ids(idx: Any, vocab_size: int, longest: int | None) -> Any:
-    """idx as an integer array (B, T) that a model can read, T at most `longest`, or a sentence."""
+    """idx as an integer array (B, T) with T at most `longest` and valid ids, or raise a UsageError."""
     idx = integer_array("idx", idx)
     if idx.ndim != 2 or idx.shape[1] == 0:
         raise ShapeError(f"GPT: idx must have the shape (batch, time) with at least one token, not {idx.shape}")
     if longest is not None and idx.shape[1] > longest:
         raise ShapeError(
             f"GPT: a sequence of {idx.shape[1]} tokens is longer than this model's block_size of {longest}: "
-            f"cut it, for instance idx[:, -{longest}:]"
+            f"truncate it, for instance idx[:, -{longest}:]"
         )
     low, high = (int(idx.min()), int(idx.max())) if idx.size else (0, 0)
     if low < 0 or high >= vocab_size:
@@ -52,19 +52,19 @@ def check_ids(idx: Any, vocab_size: int, longest: int | None) -> Any:
 
 
 def checked_logits(model: Any, idx: Any) -> Tensor:
-    """model(idx), where a subclass has its own `forward`: a sentence if it returns something else than logits."""
+    """model(idx), for a subclass with its own `forward`. Raises ShapeError if the result is not logits."""
     logits, shape = model(idx), (*integer_array("idx", idx).shape, model.config.vocab_size)
     if not isinstance(logits, Tensor) or logits.shape != shape:
-        what = f"a Tensor {logits.shape}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        what = f"a Tensor of shape {logits.shape}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
         raise ShapeError(
-            f"{type(model).__name__}.forward must return logits {shape}, a Tensor, for the loss, for scoring and for "
+            f"{type(model).__name__}.forward must return logits, a Tensor of shape {shape}, for the loss, scoring and "
             f"generation; it returned {what}"
         )
     return logits
 
 
 def targets_of(shape: tuple[int, ...], targets: Any, labels: Any) -> Any:
-    """The targets (B, T), from themselves or from the labels. Raises ShapeError, DtypeError."""
+    """The targets (B, T), as given or from shifted labels. Raises ShapeError, DtypeError."""
     name, given = ("labels", labels) if targets is None else ("targets", targets)
     array = integer_array(name, given)
     if array.shape != shape:
@@ -73,7 +73,7 @@ def targets_of(shape: tuple[int, ...], targets: Any, labels: Any) -> Any:
 
 
 def shifted(labels: Any) -> Any:
-    """labels (B, T) -> targets (B, T): each position's is the label after it; the last one has none."""
+    """labels (B, T) -> targets (B, T): the target of a position is the next label; the last one is ignored."""
     signed = labels if labels.dtype.kind == "i" else labels.astype(np.int64)  # -100 must fit
     targets = backends.array_module(labels).full(labels.shape, IGNORE_INDEX, np.promote_types(signed.dtype, np.int16))
     targets[:, :-1] = signed[:, 1:]
@@ -81,18 +81,18 @@ def shifted(labels: Any) -> Any:
 
 
 def warn_if_copied(idx: Any, targets: Any) -> bool:
-    """Warn, and return True, where every target is the token that stands at its own place in idx (both (B, T)).
+    """Warn and return True if every target equals the token at the same position of idx (both (B, T)).
 
-    Not where it is also the token that follows, as in a text of one letter. Arrays on a GPU are not looked into, since
-    that would wait for it: there one object given twice is all that is noticed.
+    Not if it also equals the next token, as in a text of one repeated letter. On a GPU, where comparing values would
+    force a synchronization, only passing the same object twice is detected.
     """
     pair = [one.data if isinstance(one, Tensor) else one for one in (idx, targets)]
     on_host = not any(backends.is_array(one) and backends.name_of(one) != "numpy" for one in pair)
     copied = _is_copy(*map(np.asarray, pair)) if on_host else targets is idx
     if copied:
         warnings.warn(
-            "GPT.loss: the targets are the input itself, place by place, so the model learns to repeat what it reads: "
-            "give the tokens that follow, as in loss(ids[:, :-1], ids[:, 1:]), or loss(ids, labels=ids)",
+            "GPT.loss: the targets equal the input at every position, so the model learns to copy its input: "
+            "give the next tokens, as in loss(ids[:, :-1], ids[:, 1:]), or loss(ids, labels=ids)",
             stacklevel=3,
         )
     return copied

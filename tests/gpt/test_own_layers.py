@@ -296,7 +296,10 @@ def test_a_forward_that_returns_no_logits_gets_a_sentence() -> None:
         lambda: model.generate(PROMPT, 1),
         lambda: log_likelihood(model, [1, 2]),
     ):
-        with pytest.raises(ShapeError, match=r"Pair\.forward must return logits \(\d, \d, 13\).* it returned a tuple"):
+        with pytest.raises(
+            ShapeError,
+            match=r"Pair\.forward must return logits, a Tensor of shape \(\d, \d, 13\).* it returned a tuple",
+        ):
             act()
 
 

@@ -173,7 +173,7 @@ def test_weights_cut_short_are_one_sentence(tmp_path: Path, cut: int) -> None:
     saved(tmp_path)
     content = (tmp_path / WEIGHTS).read_bytes()
     (tmp_path / WEIGHTS).write_bytes(content[:cut])
-    with pytest.raises(CheckpointError, match=r"model\.safetensors is not a sound safetensors file"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is not a valid safetensors file"):
         load(tmp_path)
 
 

@@ -14,7 +14,7 @@ from tinygpt import changes, nn, ops, optim
 from tinygpt.errors import ShapeError, UsageError
 from tinygpt.tensor import Tensor
 
-CHANGED = r"backward\(\) comes to \w+, which saved an array of shape .* that was changed since"
+CHANGED = r"backward\(\) reached \w+, which saved an array of shape .* that was changed since"
 
 
 def leaf(*shape: int, dtype: Any = np.float32, seed: int = 0) -> Tensor:

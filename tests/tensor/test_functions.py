@@ -158,7 +158,9 @@ def test_layer_normalisation_that_nobody_read_leaves_its_weights_alone() -> None
 
 def test_a_function_that_forgets_unused_outputs_gets_a_sentence_or_zeros() -> None:
     x, w = leaf(2), leaf(2)
-    with pytest.raises(UsageError, match=r"Careless\.backward failed.*None for output 1, which nobody used.*zeros_for"):
+    with pytest.raises(
+        UsageError, match=r"Careless\.backward failed.*None for output 1, which was not used.*zeros_for"
+    ):
         Careless.apply(x, w)[0].sum().backward()
     x.zero_grad()
     WithZeros.apply(x, w)[0].sum().backward()

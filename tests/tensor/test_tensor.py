@@ -218,7 +218,7 @@ def test_a_second_backward_says_that_the_graph_was_freed() -> None:
     y = x.exp()
     loss = (y * y).sum()
     loss.backward()
-    with pytest.raises(GraphFreedError, match=r"an earlier backward\(\) has freed.*retain_graph=True"):
+    with pytest.raises(GraphFreedError, match=r"were freed by an earlier backward\(\).*retain_graph=True"):
         loss.backward()
     with pytest.raises(GraphFreedError):
         y.sum().backward()  # another way into the same graph
