@@ -30,6 +30,7 @@ import train_step
 
 import tinygpt as tg
 from tinygpt import optim
+from tinygpt.checkpoint import CheckpointFolder
 from tinygpt.function import Function
 
 
@@ -128,10 +129,9 @@ def model_and_batch(options: argparse.Namespace) -> tuple[tg.GPT, np.ndarray, np
     elif (Path(options.model) / "config.json").exists():
         model, B, T = tg.GPT.from_pretrained(options.model), 4, 256
     else:
-        from tinygpt.training import load_model
-
-        model, _, checkpoint = load_model(options.model, "latest")
-        B, T = checkpoint.state["training_config"]["batch_size"], model.config.block_size
+        model = tg.interop.from_pretrained(options.model, checkpoint="latest")
+        state = CheckpointFolder(options.model).load("latest").state
+        B, T = state["training_config"]["batch_size"], model.config.block_size
     B, T = options.batch or B, min(options.length or T, model.config.block_size)
     ids = np.random.default_rng(0).integers(0, model.config.vocab_size, (B, T + 1))
     return model, np.ascontiguousarray(ids[:, :-1]), np.ascontiguousarray(ids[:, 1:])

@@ -27,13 +27,12 @@ from tinygpt.cli import OptionParser, add_sampling_options, again, check_samplin
 from tinygpt.console import say
 from tinygpt.training import (
     Settings,
-    Trainer,
     add_run_options,
     choose_settings,
     describe_run,
-    evaluate,
+    make_trainer,
     prepare_text,
-    rehearse,
+    train_and_evaluate,
 )
 
 
@@ -65,25 +64,18 @@ def train(settings: Settings, options: argparse.Namespace) -> int:
 
     # The model, its weights drawn from the seed.
     model = tg.GPT(tg.GPTConfig(vocab_size=text.tokenizer.vocab_size, **settings.model), seed=config.seed)
-    say(describe_run(settings, text, model))
 
     # Training: checkpoints, metrics.jsonl and loss_curve.png appear in the folder. With --overwrite an older run stays
-    # there until the new one has saved its first checkpoint.
-    trainer = Trainer(model, train_tokens, validation_tokens, config, settings.folder)
-    if settings.checkpoint is not None:
-        trainer.resume(settings.checkpoint)
-    elif settings.folder.replaces:
-        rehearse(trainer)
-    result = trainer.run()
-    if result.signal is not None:
-        say(f"Saved at step {result.step}. Go on with:\n    {again('--resume', '--out', str(settings.folder))}")
-        return 128 + result.signal
-    say(result.summary())
+    # there until the new one has saved its first checkpoint. At the end the model has the weights that were best, and
+    # it is said how good these are, over every character that it was not trained on.
+    trainer = make_trainer(settings, model, train_tokens, validation_tokens)
+    say(describe_run(settings, text, model))
+    code = train_and_evaluate(trainer, validation_tokens, again("--resume", "--out", str(settings.folder)))
+    if code != 0:
+        return code  # Ctrl-C: all is saved
 
-    # How good it was at its best, over every character that it was not trained on; and what it writes.
-    step = trainer.load_best()
-    loss = evaluate(model, validation_tokens, config.batch_size, progress=True)
-    say(f"Loss over the whole validation text: {loss:.4f} (the best weights, of step {step})\n")
+    # And what it writes.
+    say("")
     for piece in sample_text(model, text.tokenizer, options, seed=config.seed):
         print(piece, end="", flush=True)
     print()

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.training.helpers import ENVIRONMENT, OPTIONS, assert_same_outcome, write_text
-from tinygpt.training import load_model
+from tinygpt.interop import load
+from tinygpt.training import CheckpointFolder
 
 KILLS, STEPS = 20, 600
 # A checkpoint at every step: nearly all of the time goes into writing, so that is where most of the kills land.
@@ -97,8 +98,8 @@ def test_killed_while_a_new_run_takes_the_place(tmp_path: Path) -> None:
             time.sleep(dice.uniform(0, 0.15))
             process.kill()
         assert process.returncode == -signal.SIGKILL, kill
-        model, tokenizer, checkpoint = load_model(folder)
-        seed = checkpoint.state["training_config"]["seed"]
+        model, tokenizer = load(folder)
+        seed = CheckpointFolder(folder).load("best").state["training_config"]["seed"]
         assert seed in (number - 1, number)
         assert tokenizer.vocab_size == model.config.vocab_size == (3, 8, 21)[seed % 3]
         if kill % 2:  # the next command works

@@ -17,10 +17,10 @@ import pytest
 
 from tests.cli.helpers import assert_one_sentence, copy_of
 from tests.training.helpers import ENVIRONMENT, OPTIONS, assert_same_outcome, make_trainer, write_text
-from tinygpt import GPT, Tensor, checkpoint, lock, tokenizers
+from tinygpt import GPT, Tensor, checkpoint, interop, lock, tokenizers
 from tinygpt.errors import UsageError
 from tinygpt.files import remove_left_overs, sync_folder
-from tinygpt.training import CheckpointFolder, RunFolder, load_model, loop
+from tinygpt.training import CheckpointFolder, RunFolder, loop
 from tinygpt.training.folder import LOCK, MARK
 
 pytestmark = pytest.mark.usefixtures("without_picture")
@@ -264,11 +264,11 @@ def test_at_every_step_of_an_exchange_the_folder_holds_one_run(
     found = []
     for copy in kept:
         before = contents(copy)
-        loaded, tokenizer, found_in = load_model(copy)  # the one or the other, and never a mixture
+        loaded, tokenizer = interop.load(copy)  # the one or the other, and never a mixture
         assert GPT.from_pretrained(copy).config == loaded.config
         assert tokenizers.load(copy) == tokenizer
         assert contents(copy) == before
-        found.append("new" if found_in.state["training_config"]["steps"] == 4 else "old")
+        found.append("new" if CheckpointFolder(copy).load("best").state["training_config"]["steps"] == 4 else "old")
     assert found == sorted(found, reverse=True)
     assert set(found) == {"old", "new"}
     pending = [copy for copy in kept if (copy / ".saved").exists()]
@@ -413,7 +413,7 @@ def test_loading_while_a_new_run_takes_the_place(
         return real(place)
 
     monkeypatch.setattr(tokenizers, "load", load)
-    loaded, tokenizer, _ = load_model(folder)
+    loaded, tokenizer = interop.load(folder)
     assert tokenizer.vocab_size == loaded.config.vocab_size == 3
 
 

@@ -89,37 +89,24 @@ def add_model_options(parser: Any) -> None:
 
 def load(options: argparse.Namespace) -> tuple[GPT, Tokenizer, Path]:
     """The model, its tokenizer and their folder. Raises UsageError."""
-    from .. import interop, tokenizers
+    from .. import interop
     from ..exchange import read_whole
     from ..interop.config import CONFIG
     from ..interop.loading import RUN, is_run
 
     backends.use_backend(options.backend)
     folder = interop.find_model(options.model, options.revision)
-
-    def read(place: Path) -> tuple[GPT, Tokenizer]:
-        run = is_run(place)
-        if not run and not (place / CONFIG).exists():
-            raise CheckpointError(
-                f"there is no model in {folder}: neither the {RUN} of a training run nor the {CONFIG} of a GPT-2 "
-                "directory"
-            )
-        if options.checkpoint is not None and not run:
-            raise UsageError(
-                f"--checkpoint chooses one of a training run's, but {folder} is a GPT-2 directory: leave it out"
-            )
-        model = interop.from_pretrained(
-            place, dtype=options.dtype, quantize=options.quantize, checkpoint=options.checkpoint or "best"
+    run, directory = read_whole(folder, lambda place: (is_run(place), (place / CONFIG).exists()))
+    if not run and not directory:
+        raise CheckpointError(
+            f"there is no model in {folder}: neither the {RUN} of a training run nor the {CONFIG} of a GPT-2 directory"
         )
-        tokenizer = tokenizers.load(place)
-        tokens, ids = tokenizer.vocab_size, model.config.vocab_size
-        if tokenizer.ids_of_texts > ids or (run and tokens != ids):
-            raise CheckpointError(
-                f"the tokenizer in {folder} has {tokens} tokens and the model {ids}: they do not belong together"
-            )
-        return model, tokenizer
-
-    model, tokenizer = read_whole(folder, read)
+    if options.checkpoint is not None and not run:
+        raise UsageError(
+            f"--checkpoint chooses one of a training run's, but {folder} is a GPT-2 directory: leave it out"
+        )
+    which = options.checkpoint or "best"
+    model, tokenizer = interop.load(folder, dtype=options.dtype, quantize=options.quantize, checkpoint=which)
     return model, tokenizer, folder
 
 

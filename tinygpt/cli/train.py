@@ -10,13 +10,12 @@ from ..data import split
 from ..gpt import GPT, GPTConfig
 from ..training import (
     Settings,
-    Trainer,
     add_run_options,
     choose_settings,
     describe_run,
-    evaluate,
+    make_trainer,
     prepare_text,
-    rehearse,
+    train_and_evaluate,
 )
 from .process import again
 
@@ -40,21 +39,10 @@ def _train(settings: Settings) -> int:
     text = prepare_text(settings)
     train_tokens, validation_tokens = split(text.tokens, settings.training.validation_fraction)
     model = GPT(GPTConfig(vocab_size=text.tokenizer.vocab_size, **settings.model), seed=settings.training.seed)
-    trainer = Trainer(model, train_tokens, validation_tokens, settings.training, settings.folder)
-    if settings.checkpoint is not None:
-        trainer.resume(settings.checkpoint)
-    elif settings.folder.replaces:
-        rehearse(trainer)
+    trainer = make_trainer(settings, model, train_tokens, validation_tokens)
     say(describe_run(settings, text, model))
-    result = trainer.run()
-    if result.signal is not None:
-        say(
-            f"Saved at step {result.step}. Go on with:\n    {again('train', '--resume', '--out', str(settings.folder))}"
-        )
-        return 128 + result.signal
-    say(result.summary())
-    step = trainer.load_best()
-    loss = evaluate(model, validation_tokens, settings.training.batch_size, progress=True)
-    say(f"Loss over the whole validation text: {loss:.4f} (the best weights, of step {step})")
-    say(f"Let it write with:\n    {again('sample', '--model', str(settings.folder))}")
-    return 0
+    folder = str(settings.folder)
+    code = train_and_evaluate(trainer, validation_tokens, again("train", "--resume", "--out", folder))
+    if code == 0:
+        say(f"Let it write with:\n    {again('sample', '--model', folder)}")
+    return code

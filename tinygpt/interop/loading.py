@@ -16,13 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from .. import backends, nn
+from .. import backends, nn, tokenizers
 from ..checkpoint import CheckpointFolder, model_config, read_checkpoint
 from ..checks import number
 from ..errors import CheckpointError, UsageError
 from ..exchange import read_whole
 from ..gpt import GPT, GPTConfig
 from ..safetensors_io import SafetensorsFile
+from ..tokenizers import Tokenizer
 from .config import CONFIG, read_config, read_generation
 from .hub import find_model
 from .saving import token_ids
@@ -64,6 +65,26 @@ def from_pretrained(
     return model
 
 
+def load(folder_or_name: str | os.PathLike[str], *, revision: str = "main", **options: Any) -> tuple[GPT, Tokenizer]:
+    """`from_pretrained`, which takes the options, with the tokenizer of the same folder.
+
+    Both are of one moment, also where another model takes their place meanwhile. Raises what `from_pretrained` raises,
+    and CheckpointError where the tokenizer belongs to another model.
+    """
+    folder = find_model(folder_or_name, revision)
+
+    def read(place: Path) -> tuple[GPT, Tokenizer]:
+        model, tokenizer = from_pretrained(place, **options), tokenizers.load(place)
+        tokens, ids = tokenizer.vocab_size, model.config.vocab_size
+        if tokenizer.ids_of_texts > ids or (is_run(place) and tokens != ids):
+            raise CheckpointError(
+                f"the tokenizer in {folder} has {tokens} tokens and the model {ids}: they do not belong together"
+            )
+        return model, tokenizer
+
+    return read_whole(folder, read)
+
+
 def is_run(folder: Path) -> bool:
     """Whether `folder` is that of a training run; one that has a config.json too is a GPT-2 directory."""
     return (folder / RUN).exists() and not (folder / CONFIG).exists()
@@ -98,8 +119,6 @@ def _load_directory(folder: Path, make: Make, dropout: float | None) -> GPT:
 
 def _load_run(folder: Path, which: str, make: Make, dropout: float | None) -> GPT:
     """Of the checkpoint only the weights are read: the optimizer's state is twice as large."""
-    from .. import tokenizers
-
     where = f"the {which} checkpoint in {folder}"
 
     def read(path: Path) -> GPT:

@@ -8,8 +8,10 @@ loss = evaluate(model, validation_tokens)           # over the whole text
 | file | what is in it |
 |---|---|
 | `loop` | the training loop |
-| `run` | from a command line to a run, and back from its folder |
-| `config`, `options` | the settings, and options of the command line made of them |
+| `settings`, `config`, `options` | what can be set; a run's settings, from the command line or its checkpoint |
+| `text` | the text of a run: its tokenizer, and its ids on the disk |
+| `run` | a run from there to the loss of its best weights |
+| `folder` | what a run may touch |
 | `accumulation`, `graph`, `loss_scale` | the gradient of a step of several batches; CUDA graphs; what float16 needs |
 | `divergence`, `vocabulary` | numbers that are not finite, ids that the model lacks |
 | `evaluation` | the loss on the validation text |
@@ -31,12 +33,13 @@ from .loss_scale import LossScale
 from .metrics import MetricsFile, read_metrics
 from .outcome import CallbackError, TrainingResult
 from .picture import draw_loss_curve
-from .run import Settings, add_run_options, choose_settings, describe_run, load_model, rehearse
+from .run import describe_run, make_trainer, rehearse, train_and_evaluate
+from .settings import Settings, add_run_options, choose_settings
 from .text import Text, prepare_text
 
 __all__ = [
     "CHANGEABLE", "PRESETS", "CallbackError", "Checkpoint", "CheckpointFolder", "DivergedError", "FixedBatches",
     "LossScale", "MetricsFile", "Preset", "RunFolder", "Settings", "StopRequest", "Text", "Trainer", "TrainingConfig",
     "TrainingResult", "add_run_options", "choose_settings", "describe_run", "draw_loss_curve", "evaluate",
-    "load_model", "mean_loss", "prepare_text", "read_checkpoint", "read_metrics", "rehearse",
+    "make_trainer", "mean_loss", "prepare_text", "read_checkpoint", "read_metrics", "rehearse", "train_and_evaluate",
 ]  # fmt: skip

@@ -23,7 +23,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -37,12 +37,8 @@ from ..memory import require_memory
 from ..tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer, UnknownCharacterError
 from ..tokenizers.pieces import recut
 from .folder import TEXT, TOKENS
+from .settings import TOKENIZERS, VOCAB_SIZE, Settings
 
-if TYPE_CHECKING:
-    from .run import Settings
-
-TOKENIZERS = ("character", "byte", "bpe")
-VOCAB_SIZE = 2048  # of --tokenizer bpe: Shakespeare's plays in a third of the tokens that they have characters
 STDIN = "-"
 _SPOOL = "text.spool"
 
