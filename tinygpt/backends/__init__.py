@@ -111,6 +111,11 @@ def from_host(operation: str, name: str, array: Any, like: Any) -> Any:
     return moved.copy() if moved is array else moved
 
 
+def address(array: Any) -> int:
+    """Where an array's first element lies, in the memory of its library. Raises DtypeError for what is no array."""
+    return int(array.ctypes.data if name_of(array) == "numpy" else array.data.ptr)
+
+
 def as_factor(number: Any) -> Any:
     """An array without axes, to multiply by: a float or, on a GPU, the array itself, so that nobody waits for it."""
     return float(number) if name_of(number) == "numpy" else number

@@ -22,11 +22,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import UsageError
-from . import cupy_setup
+from . import cupy_setup, recording
 
 name = "cupy"
 xp: Any = None
-recorder: Any = None  # of the work that is becoming a CUDA graph: see cupy_graph.py
 TF32_FROM = 80  # compute capability, times ten
 
 
@@ -52,8 +51,8 @@ def require() -> Any:
 
 
 def asarray(array: Any, dtype: Any = None) -> Any:
-    if recorder is not None and isinstance(array, np.ndarray):
-        return recorder.on_device(array, dtype)
+    if recording.recorder is not None and isinstance(array, np.ndarray):
+        return recording.recorder.on_device(array, dtype)
     return require().asarray(array, dtype=dtype)
 
 

@@ -37,6 +37,7 @@ from typing import Any
 import numpy as np
 
 from . import cupy as backend
+from . import recording
 from .cupy_kernels import device
 
 MODES = ("auto", "on", "off")  # where it works; or it is an error; never
@@ -166,12 +167,12 @@ class Recorder:
 
     @contextlib.contextmanager
     def _own_cuda_stream_and_memory(self) -> Iterator[None]:
-        previous, backend.recorder = backend.recorder, self
+        previous, recording.recorder = recording.recorder, self
         try:
             with self.cuda_stream, self.cupy.cuda.using_allocator(self.pool.malloc):
                 yield
         finally:
-            backend.recorder = previous
+            recording.recorder = previous
 
     @contextlib.contextmanager
     def warm_up(self) -> Iterator[None]:

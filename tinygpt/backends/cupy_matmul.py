@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from . import cupy as backend
+from . import recording
 
 NO_TRANSPOSE, TRANSPOSE = 0, 1  # CUBLAS_OP_N, CUBLAS_OP_T
 ONE, ZERO = np.ones((), np.float32), np.zeros((), np.float32)  # cuBLAS reads them from the host
@@ -46,8 +47,8 @@ def gemm(cupy: Any, a: Any, b: Any, out: Any, add: bool) -> Any:
 
 def library(cupy: Any) -> tuple[Any, int]:
     """(cuBLAS's functions, a handle): CuPy's, or those for work that becomes a CUDA graph."""
-    if backend.recorder is not None:
-        return backend.recorder.cublas, backend.recorder.cublas.handle
+    if recording.recorder is not None:
+        return recording.recorder.cublas, recording.recorder.cublas.handle
     return cupy.cuda.cublas, cupy.cuda.get_cublas_handle()
 
 

@@ -29,10 +29,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import backends
-from ..backends import numpy as numpy_backend
 from ..checks import whole_number
 from ..errors import RangeError, ShapeError, UsageError
 from ..graph import no_grad
+from ..kernel import work_size
 from ..ops.decode_block import BlockWeights, decode_block
 from ..ops.layer_norm import layer_norm_forward
 from ..ops.packed import few_rows_product_transposed, rows_of
@@ -75,8 +75,7 @@ class Decoder:
 
     def _make_work(self, B: int) -> None:
         config = self.model.config
-        extension = numpy_backend.extension() if self.xp is np else None
-        size = 0 if extension is None else extension.decode_work(B, config.n_embd)
+        size = work_size("decode_work", self.wpe, B, config.n_embd)
         self.work = self.xp.empty(max(1, size), self.dtype)
         self.logits = self.xp.empty((B, config.vocab_size), self.dtype)
 

@@ -122,10 +122,15 @@ class Kernel:
             raise UsageError(f"TINYGPT_KERNELS=cython, but {self.__name__} was given CuPy arrays")
         return get("cupy").native_body(name)
 
+    @property
+    def compiled(self) -> bool:
+        """Whether there is a compiled body for NumPy's arrays here."""
+        return numpy_backend.native_body(self.__name__) is not None
+
     def variants(self) -> dict[str, Callable[..., Any]]:
         """Every body that this machine can run on NumPy arrays, by kind: what the tests compare."""
         bodies = {"reference": self.reference}
-        if numpy_backend.native_body(self.__name__) is not None:
+        if self.compiled:
 
             def cython(*args: Any) -> Any:
                 with use_kernels("cython"):
@@ -219,6 +224,13 @@ def _ready_for_gpu(args: Sequence[Any], strided: bool, in_place: bool, integers:
 def forced_kind() -> str | None:
     """The kind of body that is forced in this thread, or None."""
     return None if _choice.kind == "auto" else _choice.kind
+
+
+def work_size(name: str, like: Any, *sizes: int) -> int:
+    """How many numbers of working memory a compiled body asks for on arrays like this one: what the extension's
+    function `name` says of these sizes; 0 where the reference runs, which makes its own."""
+    extension = numpy_backend.extension() if isinstance(like, np.ndarray) else None
+    return 0 if extension is None else int(getattr(extension, name)(*sizes))
 
 
 def describe(backend: str) -> str:

@@ -18,9 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ..backends import array_module, name_of
-from ..backends import cupy as gpu
-from ..backends import numpy as numpy_backend
+from ..backends import array_module, name_of, recording
 from ..backends.precision import is_16_bit, statistics_dtype, widened
 from ..kernel import kernel
 
@@ -38,7 +36,7 @@ def matmul_arrays(a: Any, b: Any, out: Any = None, float32_result: bool = False)
     if xp is np and a.dtype == b.dtype == np.float32:
         if a.ndim == b.ndim == 2:
             return matmul_into(a, b, np.empty((a.shape[0], b.shape[1]), np.float32) if out is None else out, False)
-        if numpy_backend.native_body("matmul_into") is not None:
+        if matmul_into.compiled:
             return _batched_matmul(a, b, out)
     return xp.matmul(a, b, out=out)
 
@@ -87,7 +85,7 @@ def add_matmul(a: Any, b: Any, out: Any) -> None:
 
 def _inside_graph_capture(a: Any, b: Any) -> bool:
     """Whether this is a product that CuPy would not do: of float32 matrices, in a CUDA graph (see cupy_graph.py)."""
-    return gpu.recorder is not None and name_of(a) == "cupy" and a.ndim == b.ndim == 2 and a.dtype == "float32"
+    return recording.recorder is not None and name_of(a) == "cupy" and a.ndim == b.ndim == 2 and a.dtype == "float32"
 
 
 def _matmul_by_cublas(a: Any, b: Any, out: Any, float32_result: bool = False, add: bool = False) -> Any:

@@ -91,7 +91,7 @@ class GraphedStep:
         present = [g is not None for g in gradients]
         if any(present) and not all(present):
             return None
-        places = tuple(g.data.ptr for g in gradients) if all(present) else ()
+        places = tuple(map(backends.address, gradients)) if all(present) else ()
         batch = (inputs.shape, inputs.dtype, targets.shape, targets.dtype)
         key = (batch, numbers, places, self.model.training, self.model.activations)
         kind = self.kinds.pop(key, None) or Recorded()

@@ -1,6 +1,6 @@
 """One run, from a model and its text to the loss of its best weights: what `tinygpt train` and the example share.
 
-    settings = choose_settings(options)                       # settings.py
+    settings = choose_settings(options)                         # settings.py
     with settings.folder:                                       # folder.py
         text = prepare_text(settings)                           # text.py: a tokenizer and memory-mapped tokens
         train_tokens, validation_tokens = tinygpt.data.split(text.tokens, settings.training.validation_fraction)
@@ -11,8 +11,8 @@
 
 A run's folder holds `tinygpt-run.json` (what in it is the run's, see `folder.py`), `text.json` (which text it was), the
 tokenizer (`tokenizer.tinygpt.json`, or `tokenizer.json` and its kin, see `tokenizers/bpe_files.py`), `tokens.npy`, the
-checkpoints (see `tinygpt/checkpoint.py`), `metrics.jsonl` and `loss_curve.png`. `tinygpt.interop.load` makes a model and
-a tokenizer of it again.
+checkpoints (see `tinygpt/checkpoint.py`), `metrics.jsonl` and `loss_curve.png`. `tinygpt.interop.load` makes a model
+and a tokenizer of it again.
 """
 
 from __future__ import annotations
