@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, settings
 
 import tinygpt
 from tests.cli.helpers import Answer
+from tests.slow import SlowTests
 from tests.training.helpers import OPTIONS, write_text
 from tinygpt import cli
 from tinygpt.backends import get
@@ -32,7 +33,7 @@ if workers > 1:
 settings.register_profile(
     "tinygpt", deadline=None, derandomize=True, max_examples=25, suppress_health_check=[HealthCheck.too_slow]
 )
-settings.load_profile("tinygpt")
+settings.register_profile("fast", settings.get_profile("tinygpt"), max_examples=5)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -41,18 +42,39 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="break results and kernels everywhere, not only in a sample of places",
     )
+    parser.addoption(
+        "--fast",
+        action="store_true",
+        help="what `make check` runs: no slow tests, no comparisons with other libraries, fewer random examples",
+    )
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
+    fast = config.getoption("--fast")
+    settings.load_profile("fast" if fast else "tinygpt")
+    if not config.getoption("--exhaustive"):
+        config.pluginmanager.register(SlowTests(fail=fast))
     wanted, compiled = os.environ.get("TINYGPT_EXT"), get("numpy").extension() is not None
     if (wanted == "require" and not compiled) or (wanted == "off" and compiled):
         raise pytest.UsageError(f"TINYGPT_EXT={wanted}, but the tinygpt to be tested is: {about()}")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With --fast nothing imports PyTorch and transformers, which takes longer than many tests."""
+    return True if config.getoption("--fast") and "vs_" in collection_path.name else None
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
     """A comparison with another library is in a file `test_*vs_*.py`, beside the tests of what it compares."""
     if "vs_" in item.path.name:
         item.add_marker("compat")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--fast"):
+        left_out = [item for item in items if {"slow", "compat", "gpu"} & {mark.name for mark in item.iter_markers()}]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in set(left_out)]
 
 
 def pytest_report_header() -> str:

@@ -63,6 +63,7 @@ def test_every_row_runs_at_a_small_size() -> None:
         assert made.bytes > 0, name
 
 
+@pytest.mark.compat
 def test_both_contenders_compute_the_same() -> None:
     """A row whose two bodies did different work would compare nothing."""
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")

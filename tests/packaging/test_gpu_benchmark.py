@@ -130,6 +130,7 @@ def test_every_kernel_is_called_as_it_wants_to_be(modules: Any, clock: Any) -> N
     assert {row.name: row.bytes for row in rows}["layer_norm_forward"] == 8 * 16 * 8  # 8 bytes an element
 
 
+@pytest.mark.compat
 def test_pytorchs_step_begins_with_our_loss(modules: Any, clock: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     torch = pytest.importorskip("torch", reason="PyTorch is not installed (extra compat)")
     event = SimpleNamespace(record=lambda: None, synchronize=lambda: None, elapsed_time=lambda end: 7.0)
