@@ -47,7 +47,7 @@ lint:
 
 annotate:
 	TINYGPT_EXT=require TINYGPT_ANNOTATE=1 $(PYTHON) setup.py build_ext --inplace
-	@echo "see build/c/tinygpt/_ext/cpu/*.html"
+	@echo "see build/c/build/kernels.html"
 
 clean:
 	rm -rf build dist *.egg-info tinygpt/_ext/*.so

@@ -28,6 +28,7 @@ from setuptools.command.build_ext import build_ext
 
 FOLDER = "tinygpt/_ext"
 POOL = f"{FOLDER}/threads/pool.c"
+KERNELS = "build/kernels.pyx"  # made by kernels_module
 LEVEL_FLAGS = {
     "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mbmi2", "-mprefer-vector-width=512"],
     "avx2": ["-mavx2", "-mfma", "-mbmi2"],
@@ -57,17 +58,18 @@ def levels() -> dict[str, list[str]]:
 
 
 def translate() -> list[Extension]:
-    """cpu/kernels.pyx and levels.pyx as C, under build/."""
+    """The kernels and levels.pyx as C, under build/."""
     from Cython.Build import cythonize
 
     annotate = os.environ.get("TINYGPT_ANNOTATE") == "1"
     folder = "build/debug" if SANITIZE else "build/c"
     translated = cythonize(
         [
-            Extension("tinygpt._ext.kernels", [f"{FOLDER}/cpu/kernels.pyx"]),
+            Extension("tinygpt._ext.kernels", [kernels_module()]),
             Extension("tinygpt._ext.levels", [f"{FOLDER}/levels.pyx"]),
         ],
         build_dir=folder,
+        include_path=[FOLDER],
         compiler_directives={
             "language_level": 3, "boundscheck": SANITIZE, "wraparound": False, "cdivision": True,
             "initializedcheck": False,
@@ -80,6 +82,18 @@ def translate() -> list[Extension]:
     for header in Path(folder, FOLDER).rglob("*.h"):
         header.unlink()  # Cython's copy: the compiler must see the original
     return translated
+
+
+def kernels_module() -> str:
+    """One module made of all Cython files of cpu/ and threads/: what several kernels share (.pxi), then the kernels.
+
+    A single module keeps the thread pool single, and lets the compiler see everything at once.
+    """
+    parts = sorted(Path(FOLDER).rglob("*.pxi"), key=lambda path: (path.stem != "common", path.stem))
+    parts += sorted(path for path in Path(FOLDER).glob("*/**/*.pyx"))
+    includes = [f'include "{path.relative_to(FOLDER).as_posix()}"' for path in parts]
+    write_if_changed(Path(KERNELS), "\n".join(['"""The compiled kernels."""', *includes, ""]))
+    return KERNELS
 
 
 def extensions() -> list[Extension]:
@@ -119,11 +133,16 @@ def include_folders() -> list[str]:
 
 def stamp(level: str, flags: list[str]) -> str:
     """A file that changes when the flags do, so that other flags compile again."""
-    path, text = Path("build", f"flags-{level}.txt"), " ".join(flags)
+    path = Path("build", f"flags-{level}.txt")
+    write_if_changed(path, " ".join(flags))
+    return str(path)
+
+
+def write_if_changed(path: Path, text: str) -> None:
+    """Write a file, unless it is as it should be: then what is made of it need not be made again."""
     path.parent.mkdir(exist_ok=True)
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         path.write_text(text, encoding="utf-8")
-    return str(path)
 
 
 class BuildKernels(build_ext):

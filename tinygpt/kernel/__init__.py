@@ -17,7 +17,8 @@ What every fast body would otherwise have to check is checked here, once:
 
 A fast body that still can't take its arguments returns `NotImplemented`, and the reference runs. It is given 16-bit
 arrays widened to float32, and what it returns is rounded to 16 bits once; but for the results that a kernel declares to
-be `statistics` (their positions), which stay in float32, as in the CUDA bodies.
+be `statistics`, which stay in float32, as in the CUDA bodies. It gives their names and their positions among the
+results; a CUDA body takes arguments of these names, and of their gradients', in float32.
 
 `TINYGPT_KERNELS=reference|cython|cuda` or `with use_kernels(...)` forces one kind; a forced kind that
 does not exist on this machine is an error, not a silent substitute. `python -m tinygpt.kernel` prints
@@ -30,11 +31,13 @@ import contextlib
 import inspect
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
+from .._ext import cuda
 from ..backends import array_module, get, is_array
 from ..backends import numpy as numpy_backend
 from ..backends.precision import has_16_bits, in_float32
@@ -65,7 +68,7 @@ class Kernel:
         reference: Callable[..., Any],
         strided: bool = False,
         in_place: bool = False,
-        statistics: tuple[int, ...] = (),
+        statistics: Mapping[str, int] = MappingProxyType({}),
         integers: tuple[str, ...] = INTEGERS,
     ) -> None:
         self.reference = reference
@@ -73,7 +76,8 @@ class Kernel:
         self.integers = tuple([place for place, name in enumerate(names) if name in integers])
         self.strided = strided
         self.in_place = in_place
-        self.statistics = statistics
+        self.statistics = tuple(statistics.values())
+        cuda.STATISTICS.update(statistics, (f"d{name}" for name in statistics))
         self.__name__ = reference.__name__
         self.__doc__ = reference.__doc__
         self.__wrapped__ = reference
@@ -145,7 +149,7 @@ def kernel(
     *,
     strided: bool = False,
     in_place: bool = False,
-    statistics: tuple[int, ...] = (),
+    statistics: Mapping[str, int] = MappingProxyType({}),
     integers: tuple[str, ...] = INTEGERS,
 ) -> Any:
     """Decorator: make `reference` the kernel of its name. See the module's docstring for the options."""

@@ -94,7 +94,7 @@ def scores(q: Any, k: Any, is_causal: bool, scale: float) -> Any:
     return s
 
 
-@kernel(strided=True, statistics=(1,))
+@kernel(strided=True, statistics={"lse": 1})
 def attention_forward(
     q: Any, k: Any, v: Any, is_causal: bool, scale: float, dropout_p: float, seed: int, stream: int
 ) -> tuple[Any, Any]:

@@ -55,7 +55,7 @@ def cross_entropy_composed(logits: Tensor, targets: Any, ignore_index: int = -10
     return -log_probabilities[counted, targets[counted]].mean()
 
 
-@kernel(statistics=(0, 1))
+@kernel(statistics={"losses": 0, "lse": 1})
 def cross_entropy_forward(logits: Any, targets: Any, ignore_index: int) -> tuple[Any, Any]:
     """logits (N, V), targets (N,) -> losses (N,), 0 where ignored; lse (N, 2)."""
     xp = array_module(logits)
@@ -82,7 +82,7 @@ def cross_entropy_backward(dlosses: Any, logits: Any, targets: Any, lse: Any, ig
     return dlogits
 
 
-@kernel(in_place=True, statistics=(0,))
+@kernel(in_place=True, statistics={"losses": 0})
 def cross_entropy_inplace(logits: Any, targets: Any, ignore_index: int, scale: float) -> Any:
     """logits (N, V), targets (N,) -> losses (N,). OVERWRITES logits with scale * d loss_i / d logits."""
     xp = array_module(logits)

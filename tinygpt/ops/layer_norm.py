@@ -54,7 +54,7 @@ def layer_norm_composed(x: Tensor, weight: Tensor, bias: Tensor | None = None, e
     return scaled if bias is None else scaled + bias
 
 
-@kernel(statistics=(1, 2))
+@kernel(statistics={"mean": 1, "rstd": 2})
 def layer_norm_forward(x: Any, weight: Any, bias: Any, eps: float) -> tuple[Any, Any, Any]:
     """x (N, C), weight (C,), bias (C,) or None -> y (N, C), mean (N, 2), rstd (N,)."""
     xp = array_module(x)

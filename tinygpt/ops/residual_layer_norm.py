@@ -61,7 +61,7 @@ def residual_layer_norm_composed(
     return total, layer_norm_composed(total, weight, bias, eps)
 
 
-@kernel(statistics=(2, 3))
+@kernel(statistics={"mean": 2, "rstd": 3})
 def residual_layer_norm_forward(
     residual: Any, x: Any, x_bias: Any, weight: Any, bias: Any, eps: float, p: float, seed: int, stream: int
 ) -> tuple[Any, Any, Any, Any]:

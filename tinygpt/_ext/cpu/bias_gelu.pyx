@@ -1,9 +1,19 @@
 # Bias addition and GELU in one pass, and backward the bias's gradient with it: tinygpt/ops/bias_gelu.py.
 
-cdef void bias_gelu_forward_rows(real *x, Task *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
-    cdef real *bias = <real *> task.array[1]
-    cdef real *y = <real *> task.array[2]
-    cdef Py_ssize_t C = task.size[0], row, j
+cdef struct BiasGelu:
+    void *dy  # backward
+    void *x
+    void *bias
+    void *out
+    double *dbias  # backward
+    Py_ssize_t N, C
+
+
+cdef void bias_gelu_forward_rows(real *kind, BiasGelu *p, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
+    cdef real *x = <real *> p.x
+    cdef real *bias = <real *> p.bias
+    cdef real *y = <real *> p.out
+    cdef Py_ssize_t C = p.C, row, j
     for row in range(begin, end):
         for j in range(C):
             y[row * C + j] = gelu_value(x[row * C + j] + bias[j])
@@ -11,21 +21,20 @@ cdef void bias_gelu_forward_rows(real *x, Task *task, Py_ssize_t begin, Py_ssize
 
 def bias_gelu_forward(x, bias):
     """x (N, C), bias (C,) -> gelu(x + bias) (N, C)."""
-    cdef Task task
     cdef Py_ssize_t N = x.shape[0], C = x.shape[1]
     y = numpy.empty_like(x)
-    give(&task, (x, bias, y))
-    task.size[0] = C
-    run(&task, <Rows> bias_gelu_forward_rows[float], <Rows> bias_gelu_forward_rows[double], x, N, grain_of(N, C * 4))
+    cdef BiasGelu p = BiasGelu(dy=NULL, x=memory(x), bias=memory(bias), out=memory(y), dbias=NULL, N=N, C=C)
+    run(&p, <Rows> bias_gelu_forward_rows[float], <Rows> bias_gelu_forward_rows[double], x, N, grain_of(N, C * PLAIN))
     return y
 
 
-cdef void bias_gelu_backward_blocks(real *dy, Task *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
-    cdef real *x = <real *> task.array[1]
-    cdef real *bias = <real *> task.array[2]
-    cdef real *dx = <real *> task.array[3]
-    cdef double *dbias = <double *> task.array[4]
-    cdef Py_ssize_t C = task.size[0], N = task.size[1], block, row, j, at
+cdef void bias_gelu_backward_blocks(real *kind, BiasGelu *p, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
+    cdef real *dy = <real *> p.dy
+    cdef real *x = <real *> p.x
+    cdef real *bias = <real *> p.bias
+    cdef real *dx = <real *> p.out
+    cdef double *dbias = p.dbias
+    cdef Py_ssize_t C = p.C, N = p.N, block, row, j, at
     for block in range(begin, end):
         clear_sums(dbias, block, C)
         for row in range(block * BLOCK, min(N, (block + 1) * BLOCK)):
@@ -38,10 +47,10 @@ cdef void bias_gelu_backward_blocks(real *dy, Task *task, Py_ssize_t begin, Py_s
 
 def bias_gelu_backward(dy, x, bias, out=None):
     """dy, x (N, C), bias (C,) -> dx (N, C), in `out` if there is one, which may be dy, and dbias (C,)."""
-    cdef Task task
-    cdef Py_ssize_t N = x.shape[0], C = x.shape[1], blocks = (N + BLOCK - 1) // BLOCK
+    cdef Py_ssize_t N = x.shape[0], C = x.shape[1], blocks = blocks_of(N)
     dx, sums = numpy.empty_like(x) if out is None else out, numpy.empty((blocks, C))
-    give(&task, (dy, x, bias, dx, sums))
-    task.size[0], task.size[1] = C, N
-    run(&task, <Rows> bias_gelu_backward_blocks[float], <Rows> bias_gelu_backward_blocks[double], x, blocks, 1)
+    cdef BiasGelu p = BiasGelu(
+        dy=memory(dy), x=memory(x), bias=memory(bias), out=memory(dx), dbias=<double *> memory(sums), N=N, C=C
+    )
+    run(&p, <Rows> bias_gelu_backward_blocks[float], <Rows> bias_gelu_backward_blocks[double], x, blocks, 1)
     return dx, add_blocks(sums, x.dtype)

@@ -7,19 +7,35 @@
 cdef enum:
     COLUMNS = 64  # of a span
 
-cdef void embedding_forward_rows(real *weight, Task *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
-    cdef int64_t *ids = <int64_t *> task.array[1]
-    cdef real *y = <real *> task.array[2]
-    cdef Py_ssize_t C = task.size[0], row
+cdef struct EmbeddingForward:
+    void *weight
+    int64_t *ids
+    void *y
+    Py_ssize_t C
+
+cdef struct EmbeddingBackward:
+    void *dy
+    int64_t *ids
+    int64_t *order
+    void *dweight
+    Py_ssize_t N, C
+
+
+cdef void embedding_forward_rows(real *kind, EmbeddingForward *p, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
+    cdef real *weight = <real *> p.weight
+    cdef int64_t *ids = p.ids
+    cdef real *y = <real *> p.y
+    cdef Py_ssize_t C = p.C, row
     for row in range(begin, end):
         memcpy(y + row * C, weight + ids[row] * C, C * sizeof(real))
 
 
-cdef void embedding_backward_columns(real *dy, Task *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
-    cdef int64_t *ids = <int64_t *> task.array[1]
-    cdef int64_t *order = <int64_t *> task.array[2]
-    cdef real *dweight = <real *> task.array[3]
-    cdef Py_ssize_t C = task.size[0], N = task.size[1], width = end - begin, n, j
+cdef void embedding_backward_columns(real *kind, EmbeddingBackward *p, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
+    cdef real *dy = <real *> p.dy
+    cdef int64_t *ids = p.ids
+    cdef int64_t *order = p.order
+    cdef real *dweight = <real *> p.dweight
+    cdef Py_ssize_t C = p.C, N = p.N, width = end - begin, n, j
     cdef double sums[COLUMNS]
     cdef real *row
     memset(sums, 0, sizeof(sums))
@@ -36,7 +52,6 @@ cdef void embedding_backward_columns(real *dy, Task *task, Py_ssize_t begin, Py_
 
 cdef positions_by_id(ids, Py_ssize_t V):
     """The positions 0 .. N - 1 in the order of their ids, equal ones as they come."""
-    cdef Task task
     cdef int64_t *id
     cdef int64_t *place
     cdef int64_t *order
@@ -45,8 +60,7 @@ cdef positions_by_id(ids, Py_ssize_t V):
         return numpy.argsort(ids, kind="stable").astype(numpy.int64, copy=False)
     # Few ids: count them. place[v] is where the next position of id v goes.
     places, found = numpy.zeros(V + 1, numpy.int64), numpy.empty(N, numpy.int64)
-    give(&task, (ids, places, found))
-    id, place, order = <int64_t *> task.array[0], <int64_t *> task.array[1], <int64_t *> task.array[2]
+    id, place, order = <int64_t *> memory(ids), <int64_t *> memory(places), <int64_t *> memory(found)
     for i in range(N):
         place[id[i] + 1] += 1
     for i in range(V):
@@ -59,26 +73,26 @@ cdef positions_by_id(ids, Py_ssize_t V):
 
 def embedding_forward(weight, ids):
     """weight (V, C), ids (N,) -> y (N, C)."""
-    cdef Task task
     cdef Py_ssize_t N = ids.shape[0], C = weight.shape[1]
     if out_of_range(ids, weight.shape[0]):
         return NotImplemented
     y = numpy.empty((N, C), weight.dtype)
-    give(&task, (weight, ids, y))
-    task.size[0] = C
-    run(&task, <Rows> embedding_forward_rows[float], <Rows> embedding_forward_rows[double], weight, N,
-        grain_of(N, C * 4))
+    cdef EmbeddingForward p = EmbeddingForward(
+        weight=memory(weight), ids=<int64_t *> memory(ids), y=memory(y), C=C
+    )
+    run(&p, <Rows> embedding_forward_rows[float], <Rows> embedding_forward_rows[double], weight, N,
+        grain_of(N, C * PLAIN))
     return y
 
 
 def embedding_backward(dy, ids, dweight):
     """dy (N, C), ids (N,): adds to each row of dweight (V, C) the sum of the rows of dy that its id received."""
-    cdef Task task
     cdef Py_ssize_t N = dy.shape[0], C = dy.shape[1]
     if not dweight.flags.writeable or out_of_range(ids, dweight.shape[0]):
         return NotImplemented
     order = positions_by_id(ids, dweight.shape[0])
-    give(&task, (dy, ids, order, dweight))
-    task.size[0], task.size[1] = C, N
-    run(&task, <Rows> embedding_backward_columns[float], <Rows> embedding_backward_columns[double], dy, C,
+    cdef EmbeddingBackward p = EmbeddingBackward(
+        dy=memory(dy), ids=<int64_t *> memory(ids), order=<int64_t *> memory(order), dweight=memory(dweight), N=N, C=C
+    )
+    run(&p, <Rows> embedding_backward_columns[float], <Rows> embedding_backward_columns[double], dy, C,
         COLUMNS)

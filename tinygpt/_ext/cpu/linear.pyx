@@ -1,8 +1,20 @@
 # What a linear layer needs beside its matrix products: tinygpt/ops/linear.py.
 
-cdef void add_bias_rows(real *y, Task *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
-    cdef real *bias = <real *> task.array[1]
-    cdef Py_ssize_t C = task.size[0], row, j
+cdef struct AddBias:
+    void *y
+    void *bias
+    Py_ssize_t C
+
+cdef struct ColumnSum:
+    void *x
+    double *sums
+    Py_ssize_t N, C
+
+
+cdef void add_bias_rows(real *kind, AddBias *p, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
+    cdef real *y = <real *> p.y
+    cdef real *bias = <real *> p.bias
+    cdef Py_ssize_t C = p.C, row, j
     for row in range(begin, end):
         for j in range(C):
             y[row * C + j] += bias[j]
@@ -10,19 +22,18 @@ cdef void add_bias_rows(real *y, Task *task, Py_ssize_t begin, Py_ssize_t end) n
 
 def add_bias(y, bias):
     """y (N, C) += bias (C,), in place; returns y."""
-    cdef Task task
     cdef Py_ssize_t N = y.shape[0], C = y.shape[1]
     if not y.flags.writeable:
         return NotImplemented
-    give(&task, (y, bias))
-    task.size[0] = C
-    run(&task, <Rows> add_bias_rows[float], <Rows> add_bias_rows[double], y, N, grain_of(N, C * 4))
+    cdef AddBias p = AddBias(y=memory(y), bias=memory(bias), C=C)
+    run(&p, <Rows> add_bias_rows[float], <Rows> add_bias_rows[double], y, N, grain_of(N, C * PLAIN))
     return y
 
 
-cdef void column_sum_blocks(real *x, Task *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
-    cdef double *sums = <double *> task.array[1]
-    cdef Py_ssize_t C = task.size[0], N = task.size[1], block, row, j
+cdef void column_sum_blocks(real *kind, ColumnSum *p, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
+    cdef real *x = <real *> p.x
+    cdef double *sums = p.sums
+    cdef Py_ssize_t C = p.C, N = p.N, block, row, j
     cdef real *a
     cdef double *into
     for block in range(begin, end):
@@ -44,10 +55,8 @@ cdef void column_sum_blocks(real *x, Task *task, Py_ssize_t begin, Py_ssize_t en
 
 def column_sum(x):
     """x (N, C) -> (C,): the sum over rows, in a fixed order: eight at a time in their own precision, those in double."""
-    cdef Task task
-    cdef Py_ssize_t N = x.shape[0], C = x.shape[1], blocks = (N + BLOCK - 1) // BLOCK
+    cdef Py_ssize_t N = x.shape[0], C = x.shape[1], blocks = blocks_of(N)
     sums = numpy.empty((blocks, C))
-    give(&task, (x, sums))
-    task.size[0], task.size[1] = C, N
-    run(&task, <Rows> column_sum_blocks[float], <Rows> column_sum_blocks[double], x, blocks, 1)
+    cdef ColumnSum p = ColumnSum(x=memory(x), sums=<double *> memory(sums), N=N, C=C)
+    run(&p, <Rows> column_sum_blocks[float], <Rows> column_sum_blocks[double], x, blocks, 1)
     return add_blocks(sums, x.dtype)

@@ -2,7 +2,8 @@
 
 For each `name.cu` there is a `name.py` beside it. It says which instances of the templates in `name.cu` there are
 (`EXPRESSIONS`), and defines launchers: functions with the names and arguments of the kernels in `tinygpt.ops`, after a
-first argument `device`. A launcher makes the result arrays, chooses grid, block and pack width, and launches.
+first argument `device`. A launcher makes the result arrays, chooses grid, block and pack width, and launches. There is
+no list of the files: what lies in this folder is found.
 
 `device` is what runs them. For CuPy it is `tinygpt.backends.cupy_kernels.Device`; the tests have another one, which
 runs the same launchers and the same `.cu` files on the CPU. So nothing here knows about CuPy.
@@ -21,10 +22,7 @@ from typing import Any, Protocol
 import numpy as np
 
 FOLDER = Path(__file__).parent
-FILES = (
-    "layer_norm", "residual_layer_norm", "linear", "gelu", "softmax", "cross_entropy", "attention", "attention_mma",
-    "embedding", "dropout", "adamw", "clip", "binary_cross_entropy", "packed", "decode_block",
-)  # fmt: skip
+FILES = tuple(sorted(path.stem for path in FOLDER.glob("*.cu")))
 REALS = {"float32": "float", "float64": "double", "float16": "float16", "bfloat16": "bfloat16"}
 SIZES = {"float": 4, "double": 8, "float16": 2, "bfloat16": 2}
 ACCUMULATORS = {"float": "float", "double": "double", "float16": "float", "bfloat16": "float"}
@@ -35,7 +33,9 @@ ELEMENTWISE_THREADS = 256
 MOST_BLOCKS = 65535  # of a grid along its second and third axis
 MOST_SHARED = 48 * 1024  # bytes of shared memory that a block may have on every GPU without asking
 
-STATISTICS = ("mean", "rstd", "lse", "dlosses")  # parameters of launchers that may be kept in the accumulators' dtype
+# Parameters of launchers that may be kept in the accumulators' dtype: results that `@kernel(statistics=...)` names, and
+# their gradients. It fills this.
+STATISTICS: set[str] = set()
 
 LAUNCHERS: dict[str, Callable[..., Any]] = {}
 

@@ -4,8 +4,8 @@
  * that one number and on the ways around it, so with AVX-512 and float32 the last vector is a masked one: its other lanes
  * are neither read nor written, and count as -infinity in a maximum or a sum of exponentials.
  */
-#ifndef TINYGPT_ROWS_H
-#define TINYGPT_ROWS_H
+#ifndef TINYGPT_SOFTMAX_H
+#define TINYGPT_SOFTMAX_H
 
 #include "vmath.h"
 

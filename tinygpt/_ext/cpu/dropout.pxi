@@ -1,0 +1,22 @@
+# The mask of dropout, recomputed from its key wherever it is needed: tinygpt/random.py.
+
+cdef extern from "vmath.h" nogil:
+    void tg_mask_float(float *mask, Py_ssize_t count, uint64_t row, uint32_t threshold, float kept, uint64_t seed,
+                       uint64_t stream)
+    void tg_mask_double(double *mask, Py_ssize_t count, uint64_t row, uint32_t threshold, double kept, uint64_t seed,
+                        uint64_t stream)
+
+cdef struct Dropout:
+    double p
+    uint64_t seed, stream
+
+
+cdef inline void dropout_mask(real *mask, Py_ssize_t count, uint64_t row, Dropout *dropout) noexcept nogil:
+    """The factors 0 or 1 / (1 - p) of one row, from tinygpt/random.py's words."""
+    cdef double p = dropout.p
+    cdef double level = p * 4294967296.0 + 0.5
+    cdef uint32_t threshold = 4294967295u if level >= 4294967295.0 else <uint32_t> level
+    if real is float:
+        tg_mask_float(mask, count, row, threshold, <float> (1.0 / (1.0 - p)), dropout.seed, dropout.stream)
+    else:
+        tg_mask_double(mask, count, row, threshold, 1.0 / (1.0 - p), dropout.seed, dropout.stream)

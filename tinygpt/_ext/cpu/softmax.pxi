@@ -1,0 +1,105 @@
+# Largest values, sums of exponentials and their logarithms over rows: for softmax.pyx and cross_entropy.pyx.
+#
+# What is done to one row is in softmax.h. Each step of a short row waits for the one before: the largest value, the sum of
+# exponentials, its logarithm. So a step is taken for TOGETHER short rows before the next one. Of a long row a piece of
+# PIECE logits is read from memory once, and its largest value and sum of exponentials are taken while it is in the
+# first cache. The running sum is rescaled when a larger value comes (online softmax).
+
+cdef extern from "attention.h" nogil:
+    float tg_largest_float(const float *x, Py_ssize_t n, float top)
+    double tg_largest_double(const double *x, Py_ssize_t n, double top)
+
+cdef extern from "vmath.h" nogil:
+    double tg_exp_minus(double rest)
+    double tg_less_then_more(double a, double b, double c)
+
+cdef extern from "softmax.h" nogil:
+    double tg_exp_sum_float(const float *x, float *y, Py_ssize_t n, float shift)
+    double tg_exp_sum_double(const double *x, double *y, Py_ssize_t n, double shift)
+    void tg_exp_scaled_float(const float *x, const float *add, float *y, Py_ssize_t n, float shift, float factor)
+    void tg_exp_scaled_double(const double *x, const double *add, double *y, Py_ssize_t n, double shift, double factor)
+    void tg_scale_float(float *y, Py_ssize_t n, float factor)
+    void tg_scale_double(double *y, Py_ssize_t n, double factor)
+    void tg_deviations_float(const float *x, float *y, Py_ssize_t n, float near, float rest)
+    void tg_deviations_double(const double *x, double *y, Py_ssize_t n, double near, double rest)
+    double tg_dot_float(const float *a, const float *b, Py_ssize_t n)
+    double tg_dot_double(const double *a, const double *b, Py_ssize_t n)
+    void tg_weighed_float(const float *x, const float *weight, float *y, Py_ssize_t n, float mean)
+    void tg_weighed_double(const double *x, const double *weight, double *y, Py_ssize_t n, double mean)
+
+cdef enum:
+    TOGETHER = 8  # rows
+    SHORT = 1024  # numbers: so many rows of so many still fit the first cache
+
+cdef Py_ssize_t PIECE = 2048
+
+
+cdef inline Py_ssize_t after_these(Py_ssize_t row, Py_ssize_t end, Py_ssize_t C) noexcept nogil:
+    """The end of the rows that take their steps together with `row`."""
+    return min(end, row + TOGETHER) if C <= SHORT else row + 1
+
+
+cdef inline real row_max(real *x, Py_ssize_t n) noexcept nogil:
+    if real is float:
+        return tg_largest_float(x, n, x[0])
+    else:
+        return tg_largest_double(x, n, x[0])
+
+
+cdef inline double exp_sum(real *x, real *y, Py_ssize_t n, real shift) noexcept nogil:
+    """The sum of exp(x - shift) over a row; the exponentials go to y, unless that is NULL."""
+    if real is float:
+        return tg_exp_sum_float(x, y, n, shift)
+    else:
+        return tg_exp_sum_double(x, y, n, shift)
+
+
+cdef inline void exp_scaled(real *x, real *add, real *y, Py_ssize_t n, real shift, real factor) noexcept nogil:
+    """y = add + exp(x - shift) * factor over a row; add may be NULL."""
+    if real is float:
+        tg_exp_scaled_float(x, add, y, n, shift, factor)
+    else:
+        tg_exp_scaled_double(x, add, y, n, shift, factor)
+
+
+cdef inline void in_two_parts(real top, double log_total, real *lse) noexcept nogil:
+    """lse = top + log_total as near and rest: see tinygpt/ops/_two_parts.py."""
+    lse[0] = <real> (top + log_total)
+    lse[1] = <real> tg_less_then_more(top, lse[0], log_total)
+
+
+cdef inline void log_sum_exp(real *x, Py_ssize_t n, real *lse) noexcept nogil:
+    """log(sum(exp(x))) of a row, in two parts, stably and in one pass over memory."""
+    cdef Py_ssize_t start = 0, stop
+    cdef real top = x[0], piece_top
+    cdef double total = 0
+    while start < n:
+        stop = min(n, start + PIECE)
+        piece_top = row_max(x + start, stop - start)
+        if piece_top > top:
+            total *= exp(<double> top - <double> piece_top)
+            top = piece_top
+        total += exp_sum(x + start, <real *> NULL, stop - start, finite_or_zero(top))
+        start = stop
+    in_two_parts(top, log(total), lse)
+
+
+cdef inline real finite_or_zero(real top) noexcept nogil:
+    """A row's largest value as what to take off before exp: nothing but -inf so far gives exp(-inf - 0) = 0."""
+    return <real> 0 if top == <real> -INFINITY else top
+
+
+cdef inline void log_sum_exps(real *x, Py_ssize_t rows, Py_ssize_t n, real *lse) noexcept nogil:
+    """log(sum(exp(x))) in two parts of up to TOGETHER short rows, each step for all of them, or of one long row."""
+    cdef Py_ssize_t row
+    cdef real top[TOGETHER]
+    cdef double total[TOGETHER]
+    if n > SHORT:
+        log_sum_exp(x, n, lse)
+        return
+    for row in range(rows):
+        top[row] = row_max(x + row * n, n)
+    for row in range(rows):
+        total[row] = exp_sum(x + row * n, <real *> NULL, n, finite_or_zero(top[row]))
+    for row in range(rows):
+        in_two_parts(top[row], log(total[row]), lse + 2 * row)
