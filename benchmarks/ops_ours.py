@@ -1,4 +1,8 @@
-"""tinygpt's side of `ops.py`: each kernel with its arguments, and what it must move and compute."""
+"""tinygpt's side of `ops.py`: each kernel with its arguments, and what it must move and compute.
+
+A new kernel needs a function here that makes its `Work`, a line in ROWS, and PyTorch's body for the same arguments in
+TORCH.
+"""
 
 from __future__ import annotations
 
@@ -114,6 +118,20 @@ def cross_entropy_backward(s: Sizes) -> Work:
     return work("cross_entropy_backward", arguments, 2 * logits.nbytes)
 
 
+def cross_entropy_inplace(s: Sizes) -> Work:
+    logits = normal(s.N, s.V)
+    return work("cross_entropy_inplace", (logits, ids(s), -100, 1 / s.N), 2 * logits.nbytes)
+
+
+def torch_cross_entropy_inplace(torch: Any, logits: Any, targets: Any, ignored: int, scale: float) -> Any:
+    """What eager mode would run, forward and backward."""
+    log_p = torch.ops.aten._log_softmax(logits, -1, False)
+    losses, total = torch.ops.aten.nll_loss_forward(log_p, targets, None, 0, ignored)
+    upstream = torch.full_like(losses, scale)
+    dlog_p = torch.ops.aten.nll_loss_backward(upstream, log_p, targets, None, 0, ignored, total)
+    return losses, torch.ops.aten._log_softmax_backward_data(dlog_p, log_p, -1, torch.float32)
+
+
 def heads(packed: np.ndarray) -> tuple[np.ndarray, ...]:
     """(B, T, 3, H, D) -> three views (B, H, T, D), as the model's packed product gives them."""
     return tuple(packed[:, :, i].transpose(0, 2, 1, 3) for i in range(3))
@@ -203,6 +221,7 @@ ROWS: dict[str, Callable[[Sizes], Work]] = {
     "log_softmax_backward": softmax("log_softmax", "backward"),
     "cross_entropy_forward": cross_entropy_forward,
     "cross_entropy_backward": cross_entropy_backward,
+    "cross_entropy_inplace": cross_entropy_inplace,
     "attention_forward": attention_forward,
     "attention_backward": attention_backward,
     "attention_forward, dropout": lambda s: attention_forward(s, DROPOUT),
@@ -216,4 +235,9 @@ ROWS: dict[str, Callable[[Sizes], Work]] = {
     "sum_of_squares": sum_of_squares,
     "adamw_update": adamw_update,
     **{f"product {name}": lambda s, shapes=shapes: product(*shapes(s)) for name, shapes in PRODUCTS.items()},
+}
+
+# PyTorch's bodies, called with the module and with our arguments as tensors; those of older rows are in ops_torch.py.
+TORCH: dict[str, Callable[..., Any]] = {
+    "cross_entropy_inplace": torch_cross_entropy_inplace,
 }

@@ -13,6 +13,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+import ops_ours
 import torch
 from ops_sizes import DROPOUT, PRODUCTS, Sizes, ids, normal
 
@@ -218,7 +220,18 @@ def product(a: tuple[int, int], b: tuple[int, int], transposed: str = "") -> Bod
     return lambda: torch.mm(left, right, out=out)
 
 
-ROWS: dict[str, Callable[[Sizes], Body]] = {
+def beside_ours(row: str) -> Callable[[Sizes], Body]:
+    """PyTorch's body of a row of `ops_ours.py` that has it beside it."""
+
+    def make(s: Sizes) -> Body:
+        arguments = ops_ours.ROWS[row](s).arguments
+        tensors = [torch.from_numpy(a) if isinstance(a, np.ndarray) else a for a in arguments]
+        return lambda: ops_ours.TORCH[row](torch, *tensors)
+
+    return make
+
+
+OWN_ROWS: dict[str, Callable[[Sizes], Body]] = {
     "layer_norm_forward": layer_norm_forward,
     "layer_norm_backward": layer_norm_backward,
     "residual_layer_norm_forward": residual_layer_norm_forward,
@@ -251,3 +264,4 @@ ROWS: dict[str, Callable[[Sizes], Body]] = {
     "adamw_update": adamw_update,
     **{f"product {name}": lambda s, shapes=shapes: product(*shapes(s)) for name, shapes in PRODUCTS.items()},
 }
+ROWS = {name: OWN_ROWS[name] if name in OWN_ROWS else beside_ours(name) for name in ops_ours.ROWS}

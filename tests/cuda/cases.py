@@ -17,89 +17,10 @@ import tinygpt.ops
 import tinygpt.optim  # noqa: F401  the kernels of both are registered
 from tests.cuda.decode_cases import DECODE_ROWS, STRUCTURED, flat_body
 from tests.cuda.emulator import Device
-from tests.ops.cases import (
-    KERNEL_ROWS,
-    adamw_update_examples,
-    layer_norm_backward_examples,
-    layer_norm_forward_examples,
-    sum_of_squares_examples,
-)
-from tests.ops.cases.neural import (
-    IGNORE,
-    attention_arguments,
-    cross_entropy_arguments,
-    cross_entropy_inplace_arguments,
-    dropout_arguments,
-    embedding_arguments,
-    fractions,
-    kernel_rows,
-    residual_arguments,
-    targets_below,
-    vector,
-)
-from tests.ops.cases.primitive import matrices, rows_and_bias
-from tests.ops.drawing import Example, Input, KernelRow, inputs, mostly_contiguous, normal, positive, seeds
+from tests.ops.cases import KERNEL_ROWS
+from tests.ops.drawing import Example, Input, KernelRow, inputs, normal, positive, seeds
 from tinygpt._ext import cuda
 from tinygpt.kernel import REGISTRY, Kernel
-
-# Around one, two and several warps, as packs of four, of two, and one by one; and beyond a block's most threads.
-wide = st.sampled_from([31, 32, 64, 96, 127, 129, 132, 200, 260, 513, 520, 1030])
-tall = st.sampled_from([1, 7, 17, 40])  # more than the warps of a block, and than a chunk of rows
-pieces = st.sampled_from([1, 32, 33, 64, 200])  # of 32 positions
-large = st.sampled_from([1, 37, 64, 130])
-head_sizes = st.sampled_from([24, 32, 34, 64, 68, 100, 128, 130])
-
-# Values of another size ---------------------------------------------------------------------------
-
-
-def steep(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """So far apart that exp overflows unless the greatest of a row, its last, has been taken away."""
-    return np.sort(300 * rng.standard_normal(shape), axis=-1)
-
-
-def of_all_sizes(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """From a tenth to 1e25: a cube of the largest is beyond float32."""
-    return np.asarray(rng.standard_normal(shape) * 10.0 ** rng.uniform(-1, 25, shape))
-
-
-@st.composite
-def rows_of(draw: Any, values: Any, count: int = 1, targets: bool = False) -> Example:
-    """`count` arrays (N, C) of these values, or normal ones and then one of these."""
-    N, C = draw(tall), draw(wide)
-    arrays = [Input((N, C), "C", draw(seeds), kind) for kind in [normal] * (count - 1) + [values]]
-    more = [Input((N,), "C", draw(seeds), targets_below(C)), IGNORE] if targets else []
-    return Example((*arrays, *more))
-
-
-@st.composite
-def logits_and_targets(draw: Any, count: int) -> Example:
-    """`count` arrays and then targets, of several blocks or less than one."""
-    shape = (draw(tall), draw(wide))
-    return Example((*[Input(shape, "C", draw(seeds)) for _ in range(count)], Input(shape, "C", draw(seeds), fractions)))
-
-
-def tiles_of_attention(backward: bool, D: int, Tq: int, Tk: int, is_causal: bool, dropout_p: float) -> Example:
-    """Two heads of one sequence, or one of each of two."""
-    B, H = (2, 1) if D == 7 else (1, 2)
-    q, k, v, y, dy = (Input((B, H, T, D), "C", seed) for seed, T in enumerate((Tq, Tk, Tk, Tq, Tq)))
-    options = (is_causal, 0.3, dropout_p, 2**40 + 1, 2**32 + 5)
-    if not backward:
-        return Example((q, k, v, *options))
-    lse = Input((B, H, Tq, 2), "C", 9, positive)
-    return Example((dy, q, k, v, y, lse, *options, *(Input((B, H, T, D)) for T in (Tq, Tk, Tk))))
-
-
-TILES = [  # of 64 or 32 queries and 32 or 16 keys: whole ones, and one query or key more
-    (32, 97, 65, False, 0.5),
-    (32, 65, 97, True, 0.5),
-    (7, 64, 64, True, 0.0),
-    (100, 33, 49, False, 0.5),
-]
-
-
-def several_tiles(backward: bool = False) -> st.SearchStrategy[Example]:
-    return st.sampled_from([tiles_of_attention(backward, *sizes) for sizes in TILES])
-
 
 # Several calls at once (Kernel.each): their arguments one behind the other ------------------------------
 
@@ -143,70 +64,18 @@ def several_arrays(draw: Any) -> Example:
     return Example(tuple(draw(inputs((size,))) for size in draw(st.lists(lengths, min_size=1, max_size=5))))
 
 
-def no_equal_rows(example: Example) -> bool:
-    """Equal terms are rounded alike, and their errors add up; the rule takes them for random, as others are."""
-    return all(a.layout != "broadcast" for a in example.arrays if isinstance(a, Input))
-
-
-many_rows = {"N": st.just(513), "C": st.sampled_from([3, 132])}  # more than blocks
-WIDE_ROWS = [
-    KernelRow("layer_norm_forward", layer_norm_forward_examples(C=wide)),
-    KernelRow(
-        "layer_norm_backward",
-        st.one_of(
-            layer_norm_backward_examples(N=tall, C=wide),
-            layer_norm_backward_examples(**many_rows).filter(no_equal_rows),
-        ),
-    ),
-    KernelRow("residual_layer_norm_forward", residual_arguments(C=wide)),
-    KernelRow(
-        "residual_layer_norm_backward",
-        st.one_of(
-            residual_arguments(True, N=tall, C=wide), residual_arguments(True, **many_rows).filter(no_equal_rows)
-        ),
-    ),
-    KernelRow("add_bias", mostly_contiguous(rows_and_bias(N=tall, C=wide)), writes=(0,)),
-    KernelRow("column_sum", matrices(C=st.sampled_from([31, 64, 130, 260]))),
-    KernelRow("gelu_forward", st.one_of(kernel_rows(C=wide), rows_of(of_all_sizes))),
-    KernelRow("gelu_backward", st.one_of(kernel_rows(count=2, C=wide), rows_of(of_all_sizes, 2))),
-    KernelRow("gelu_erf_forward", st.one_of(kernel_rows(C=wide), rows_of(of_all_sizes))),
-    KernelRow("gelu_erf_backward", st.one_of(kernel_rows(count=2, C=wide), rows_of(of_all_sizes, 2))),
-    KernelRow("bias_gelu_forward", kernel_rows(vector, N=tall, C=wide)),
-    KernelRow("bias_gelu_backward", kernel_rows(vector, count=2, N=tall, C=wide)),
-    KernelRow("softmax_forward", st.one_of(kernel_rows(C=wide), rows_of(steep))),
-    KernelRow("softmax_backward", kernel_rows(count=2, C=wide)),
-    KernelRow("log_softmax_forward", st.one_of(kernel_rows(C=wide), rows_of(steep))),
-    KernelRow("log_softmax_backward", kernel_rows(count=2, C=wide)),
-    KernelRow("cross_entropy_forward", st.one_of(cross_entropy_arguments(V=wide), rows_of(steep, targets=True))),
-    KernelRow("cross_entropy_backward", cross_entropy_arguments(backward=True, V=wide)),
-    KernelRow("cross_entropy_inplace", mostly_contiguous(cross_entropy_inplace_arguments(V=wide)), writes=(0,)),
-    KernelRow("binary_cross_entropy_forward", logits_and_targets(1)),
-    KernelRow("binary_cross_entropy_backward", logits_and_targets(2)),
-    KernelRow("attention_forward", st.one_of(attention_arguments(D=head_sizes), several_tiles())),
-    KernelRow(
-        "attention_backward",
-        st.one_of(attention_arguments(True, D=head_sizes), several_tiles(True)),
-        writes=(11, 12, 13),
-    ),
-    KernelRow("embedding_forward", embedding_arguments(C=wide)),
-    KernelRow(
-        "embedding_backward",
-        mostly_contiguous(embedding_arguments(True, V=st.sampled_from([1, 2, 3, 33]), C=wide, N=pieces)),
-        writes=(2,),
-    ),
-    KernelRow("dropout_apply", dropout_arguments(C=wide)),
-    KernelRow("adamw_update", adamw_update_examples(size=large), writes=(0, 2, 3)),
-    KernelRow("sum_of_squares", sum_of_squares_examples(size=large)),
-]
 EACH_ROWS = [
     KernelRow(
         "adamw_update_each", three_parameters(), (0, 2, 3, 11, 13, 14, 22, 24, 25), each("adamw_update_each", True)
     ),
     KernelRow("sum_of_squares_each", several_arrays(), (), each("sum_of_squares_each")),
 ]
-NARROW = {row.name: row for row in KERNEL_ROWS}
 ROWS = [
-    *[KernelRow(row.name, st.one_of(NARROW[row.name].examples, row.examples), row.writes) for row in WIDE_ROWS],
+    *[
+        KernelRow(row.name, st.one_of(row.examples, row.wide), row.writes)
+        for row in KERNEL_ROWS
+        if row.wide is not None
+    ],
     *EACH_ROWS,
     *DECODE_ROWS,
 ]

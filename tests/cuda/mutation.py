@@ -29,44 +29,24 @@ import numpy as np
 
 import tinygpt.ops
 import tinygpt.optim
-from tests.cuda.cases import ROWS, TILES, emulated, tiles_of_attention
+from tests.cuda.cases import ROWS, emulated
 from tests.cuda.checks import CHECKS
 from tests.cuda.emulator import TRAPS, Device, Program
+from tests.ops.cases.wide import TILES, tiles_of_attention
 from tests.ops.drawing import Example, KernelRow, some_examples
 from tests.ops.kernel_rule import assert_within, float32_budget, results
 from tinygpt._ext import cuda
 
 ROOT = Path(__file__).parents[2]
 
-# What can be broken, and the file whose kernels are run for it: a header is broken for one of those that include it.
+# What can be broken, and the file whose kernels are run for it. A header is broken for the file of its name, or for one
+# of those that include it.
+BROKEN_FOR = {"common.cuh": "layer_norm", "philox.cuh": "dropout", "tensors.cuh": "clip"}
 SOURCES = {f"{file}.cu": file for file in cuda.FILES} | {
-    "common.cuh": "layer_norm",
-    "layer_norm.cuh": "layer_norm",
-    "softmax.cuh": "softmax",
-    "philox.cuh": "dropout",
-    "attention.cuh": "attention",
-    "tensors.cuh": "clip",
+    path.name: BROKEN_FOR.get(path.name, path.stem) for path in sorted(cuda.FOLDER.glob("*.cuh"))
 }
-KERNELS = {
-    "layer_norm": ("layer_norm_forward", "layer_norm_backward"),
-    "residual_layer_norm": ("residual_layer_norm_forward", "residual_layer_norm_backward"),
-    "linear": ("add_bias", "column_sum"),
-    "gelu": (
-        "gelu_forward", "gelu_backward", "gelu_erf_forward", "gelu_erf_backward", "bias_gelu_forward",
-        "bias_gelu_backward",
-    ),
-    "softmax": ("softmax_forward", "softmax_backward", "log_softmax_forward", "log_softmax_backward"),
-    "cross_entropy": ("cross_entropy_forward", "cross_entropy_backward", "cross_entropy_inplace"),
-    "attention": ("attention_forward", "attention_backward"),
-    "attention_mma": (),  # the checks have all sizes, in 16 bits
-    "embedding": ("embedding_forward", "embedding_backward"),
-    "dropout": ("dropout_apply",),
-    "adamw": ("adamw_update", "adamw_update_each"),
-    "binary_cross_entropy": ("binary_cross_entropy_forward", "binary_cross_entropy_backward"),
-    "packed": ("few_rows_product", "few_rows_product_transposed", "unpack_into"),
-    "decode_block": ("decode_block",),
-    "clip": ("sum_of_squares", "sum_of_squares_each"),
-}  # fmt: skip
+# The kernels of each file. Of attention_mma there are none: the checks have all sizes, in 16 bits.
+KERNELS = {file: cuda.launched_by(file) for file in cuda.FILES}
 AT_ONCE = 20  # versions of a file in one program
 CAUGHT = 77  # exit status
 SCHEDULES = ((0, "behind"), (1, "before"), (2, "behind"))  # and on which side of the arrays there is no memory

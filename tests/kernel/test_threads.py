@@ -14,6 +14,8 @@ import pytest
 import tinygpt as tg
 import tinygpt.ops.decode_block
 import tinygpt.optim  # the kernels of both are registered
+from tests.ops.cases import COMPILED_ROWS
+from tests.ops.drawing import KernelRow
 from tinygpt.backends import get
 from tinygpt.backends import numpy as numpy_backend
 from tinygpt.kernel import REGISTRY, use_kernels
@@ -28,44 +30,6 @@ def normal(*shape: int) -> np.ndarray:
     return rng.standard_normal(shape).astype(np.float32)
 
 
-ROWS, ROW, COLUMN = normal(3001, 129), normal(129), np.abs(normal(3001)) + 0.5
-PAIRS = np.stack([COLUMN, 0.01 * COLUMN], axis=-1)  # statistics in two parts
-IDS = rng.integers(0, 129, 3001)
-QUERIES = normal(2, 3, 150, 24)
-
-# The arguments of a kernel; a function makes those that are written to.
-ARGUMENTS: dict[str, Any] = {
-    "layer_norm_forward": lambda: (ROWS, ROW, ROW, 1e-5),
-    "layer_norm_backward": lambda: (ROWS, ROWS, ROW, PAIRS, COLUMN, True),
-    "residual_layer_norm_backward": lambda: (ROWS, ROWS, ROWS, ROW, PAIRS, COLUMN, 0.1, 7, 3, True, True),
-    "residual_layer_norm_forward": lambda: (ROWS, ROWS, ROW, ROW, ROW, 1e-5, 0.1, 7, 3),
-    "bias_gelu_forward": lambda: (ROWS, ROW),
-    "bias_gelu_backward": lambda: (ROWS, ROWS, ROW),
-    "gelu_forward": lambda: (ROWS,),
-    "gelu_backward": lambda: (ROWS, ROWS),
-    "gelu_erf_forward": lambda: (ROWS,),
-    "gelu_erf_backward": lambda: (ROWS, ROWS),
-    "softmax_forward": lambda: (ROWS,),
-    "softmax_backward": lambda: (ROWS, ROWS),
-    "log_softmax_forward": lambda: (ROWS,),
-    "log_softmax_backward": lambda: (ROWS, ROWS),
-    "cross_entropy_forward": lambda: (ROWS, IDS, -100),
-    "cross_entropy_backward": lambda: (COLUMN, ROWS, IDS, PAIRS, -100),
-    "cross_entropy_inplace": lambda: (ROWS.copy(), IDS, -100, 0.5),
-    "embedding_forward": lambda: (ROWS, IDS),
-    "embedding_backward": lambda: (ROWS, IDS, ROWS.copy()),
-    "dropout_apply": lambda: (ROWS, 0.3, 7, 3),
-    "column_sum": lambda: (ROWS,),
-    "add_bias": lambda: (ROWS.copy(), ROW),
-    "sum_of_squares": lambda: (ROWS,),
-    "adamw_update": lambda: (ROWS.copy(), ROWS, ROWS.copy(), ROWS**2, 0.1, 0.9, 0.99, 1e-8, 0.1, 3, 0.5),
-    "attention_forward": lambda: (QUERIES, QUERIES, QUERIES, True, 0.2, 0.1, 7, 3),
-    "attention_backward": lambda: (
-        *(QUERIES,) * 5, QUERIES[..., :2] + 5.0, True, 0.2, 0.1, 7, 3, *(np.empty_like(QUERIES) for _ in range(3)),
-    ),
-}  # fmt: skip
-
-
 # Kernels with a test of their own about threads, and where.
 ELSEWHERE = {
     "matmul_into": "kernel/test_threads.py: test_products_are_the_same_on_any_number_of_threads",
@@ -77,8 +41,7 @@ ELSEWHERE = {
 
 
 def test_every_compiled_kernel_is_run_on_several_threads() -> None:
-    compiled = {name for name, kernel in REGISTRY.items() if "cython" in kernel.variants()}
-    assert sorted(compiled) == sorted([*ARGUMENTS, *ELSEWHERE])
+    """Those with a row are, at the sizes of its `large=` (test_completeness.py names one without). Here the others."""
     for where in ELSEWHERE.values():
         file, _, test = where.partition(": ")
         text = (Path(__file__).parents[1] / file).read_text(encoding="utf-8")
@@ -87,19 +50,23 @@ def test_every_compiled_kernel_is_run_on_several_threads() -> None:
         assert "threads(count)" in found[0], where
 
 
-@pytest.mark.parametrize("name", ARGUMENTS)
-def test_threads_change_nothing(name: str, threads: Any) -> None:
-    results = []
-    for count in (1, 2, 3, 8):
-        threads(count)
-        arguments = ARGUMENTS[name]()
-        with use_kernels("cython"):
-            returned = REGISTRY[name](*arguments)
-        returned = returned if isinstance(returned, tuple) else (returned,)
-        results.append([np.array(v) for v in (*returned, *arguments) if v is not None])
-    for others in results[1:]:
-        for one, other in zip(results[0], others, strict=True):
-            assert np.array_equal(one, other)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("row", COMPILED_ROWS, ids=lambda row: row.name)
+def test_threads_change_nothing(row: KernelRow, dtype: Any, threads: Any) -> None:
+    """At sizes that are several chunks, so that threads share them; each number of threads twice."""
+    for example in () if row.declines(dtype) else row.large:
+        results = []
+        for count in (1, 2, 3, 8, 2, 3, 8):
+            threads(1)
+            arguments = example.make(dtype)  # some are made of products, which NumPy shares out
+            threads(count)
+            with use_kernels("cython"):
+                returned = REGISTRY[row.name](*arguments)
+            returned = returned if isinstance(returned, tuple) else (returned,)
+            results.append([np.array(v) for v in (*returned, *arguments) if v is not None])
+        for others in results[1:]:
+            for one, other in zip(results[0], others, strict=True):
+                assert np.array_equal(one, other)
 
 
 SIZES = (1, 8191, 8192, 8193, 3, 100_000, 5)  # a span is 8192 elements

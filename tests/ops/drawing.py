@@ -5,7 +5,7 @@ The values come from a seed that hypothesis draws, so a failing example is short
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from tinygpt.function import Function
 reduced = st.sampled_from([1, 2, 3, 7, 8, 9, 15, 16, 17, 33])
 leading = st.sampled_from([1, 2, 3, 5, 0])  # not 0 first, which hypothesis draws most often
 small = st.sampled_from([1, 2, 3, 4])
+IGNORE = -100  # the target that does not count
 LAYOUTS = ("C", "F", "permuted", "strided", "negative", "broadcast", "read-only")
 seeds = st.integers(0, 2**32 - 1)
 one_in_eight = st.sampled_from([False, False, False, True, False, False, False, False])
@@ -46,6 +47,12 @@ def distinct(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     return (rng.permutation(size) * 0.1 + rng.uniform(-0.025, 0.025, size)).reshape(shape)
 
 
+def fractions(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """From 0 to 1, both ends included."""
+    drawn = rng.uniform(-0.3, 1.3, shape)
+    return np.asarray(np.clip(drawn, 0.0, 1.0))
+
+
 def integers_below(high: int) -> Callable[..., np.ndarray]:
     """Repeats are likely, and 0 and high - 1 are among them as soon as there is room."""
 
@@ -54,6 +61,18 @@ def integers_below(high: int) -> Callable[..., np.ndarray]:
         flat = drawn.reshape(-1)
         flat[:1], flat[-1:] = 0, high - 1
         return rng.permutation(flat).reshape(shape)
+
+    return values
+
+
+def targets_below(V: int) -> Callable[..., np.ndarray]:
+    """Ids with a quarter of them ignored, the first never."""
+
+    def values(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+        drawn = integers_below(V)(rng, shape)
+        ignored = np.asarray(rng.random(shape) < 0.25)
+        ignored.reshape(-1)[:1] = False
+        return np.where(ignored, IGNORE, drawn)
 
     return values
 
@@ -144,6 +163,10 @@ class Row:
 
     nodes: the classes of graph nodes it is made of. composed: the oracle, called in the same way.
     takes_nan: a first input full of NaN must give a result with a NaN in it.
+    graph: proposes operands for a step of a random graph; see `random_graph_operations.py`.
+    torch: the same by PyTorch, called as torch(module, *tensors, **options), for what `examples` and `graph` draw.
+    numerics: shapes of arrays on which it is held to the rule of `extremes.py`.
+    refused: calls with a mistake, the error that each gets, and words of its sentence.
     """
 
     name: str
@@ -152,6 +175,10 @@ class Row:
     nodes: tuple[type[Function], ...]
     composed: Callable[..., Any] | None = None
     takes_nan: bool = True
+    graph: Callable[[Any], Any] | None = None
+    torch: Callable[..., Any] | None = None
+    numerics: tuple[tuple[int, ...], ...] = ()
+    refused: Sequence[tuple[Callable[[], Any], type[Exception], tuple[str, ...]]] = ()
 
 
 @dataclass(frozen=True)
@@ -161,6 +188,8 @@ class KernelRow:
     writes: the positions of arguments that the kernel writes to. They count as results, and must be drawn writable.
     kernel: what is called; None means the registered kernel of this name.
     declines: whether the compiled body leaves all arrays of this dtype to the reference, on the level that is in use.
+    large: for a compiled body, examples that cross its tiles, chunks and blocks, and are work for several threads.
+    wide: for a CUDA body, how to draw arguments of several warps and several blocks, beside those of `examples`.
     """
 
     name: str
@@ -168,6 +197,8 @@ class KernelRow:
     writes: tuple[int, ...] = ()
     kernel: Any = None
     declines: Callable[[Any], bool] = lambda dtype: False
+    large: Sequence[Example] = ()
+    wide: st.SearchStrategy[Example] | None = None
 
 
 def some_examples(strategy: st.SearchStrategy[Any], count: int) -> list[Any]:

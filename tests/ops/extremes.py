@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tests.ops.cases import ROWS as OPERATION_ROWS
 from tests.ops.drawing import away_from_zero, distinct, normal, positive
 from tinygpt import ops
 from tinygpt.kernel import use_kernels
@@ -83,6 +84,7 @@ CASES = [
         of_scores=(False, 0.3),
     ),
 ]
+CASES += [Case(row.name, row.function, row.numerics) for row in OPERATION_ROWS if row.numerics]
 
 # Numbers -----------------------------------------------------------------------------------------
 

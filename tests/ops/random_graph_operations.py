@@ -1,7 +1,8 @@
-"""The operations that random graphs are made of, each with the conditions under which differences can check it.
+"""Operations that random graphs are made of, each with the conditions under which differences can check it.
 
-An `Operation` proposes operands and options for one step of a graph (None where nothing suits) and runs it. Values stay
-away from kinks (relu at 0, ties in max) and poles, so that differences of the result are its derivative.
+Others have their proposal in their row: `graph=`, in `tests/ops/cases/`. An `Operation` proposes operands and options
+for one step of a graph (None where nothing suits) and runs it. Values stay away from kinks (relu at 0, ties in max) and
+poles, so that differences of the result are its derivative.
 """
 
 from __future__ import annotations
@@ -379,4 +380,3 @@ OPERATIONS = [
     Operation("no_grad", one(), run_no_grad, nothing),
     Operation("both", lambda b: ((b.value(), b.value()), {}), Both.apply, lambda count, **_: ((0,), (1,))),
 ]
-BY_NAME = {operation.name: operation for operation in OPERATIONS}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 
 from tests.ops import random_graphs
+from tests.ops.cases import ROWS
 from tinygpt.ops.dropout import dropout_mask
 from tinygpt.random import Generator
 
@@ -75,7 +77,7 @@ def no_grad(x: Any) -> Any:
         return x * 2.0
 
 
-TABLE = {
+TABLE: dict[str, Any] = {
     "add": torch.add,
     "sub": torch.sub,
     "mul": torch.mul,
@@ -125,6 +127,9 @@ TABLE = {
     "detach": torch.Tensor.detach,
     "no_grad": no_grad,
     "both": lambda x, w: (x * x, w * 3.0),
+}
+TABLE |= {
+    row.name: functools.partial(row.torch, torch) for row in ROWS if row.graph is not None and row.torch is not None
 }
 
 

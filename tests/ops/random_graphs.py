@@ -1,4 +1,4 @@
-"""Random graphs: programs of the operations in `random_graph_operations.py`, and checks of their gradients.
+"""Random graphs: programs of the operations in `random_graph_operations.py` and the rows; their gradients checked.
 
     python -m tests.ops.random_graphs --graphs 2000 --seed 7     # fresh graphs: those of this seed, or of a new one
 
@@ -24,12 +24,19 @@ from typing import Any
 import numpy as np
 
 import tinygpt as tg
+from tests.ops import random_graph_operations
+from tests.ops.cases import ROWS
 from tests.ops.drawing import lay_out
-from tests.ops.random_graph_operations import BY_NAME, OPERATIONS
+from tests.ops.random_graph_operations import Operation
 from tinygpt.kernel import use_kernels
 from tinygpt.tensor import Tensor
 
 dismissed = Counter[str]()  # graphs that were not checked, and why
+OPERATIONS = [
+    *random_graph_operations.OPERATIONS,
+    *(Operation(row.name, row.graph, row.function) for row in ROWS if row.graph is not None),
+]
+BY_NAME = {operation.name: operation for operation in OPERATIONS}
 LARGEST = 30.0  # values beyond it make no part of a graph: differences and float32 would lose their digits
 STEP = 1e-5
 ROUNDING = 1e-4  # of float32, against the largest gradient: 10,000 graphs came to 4e-6

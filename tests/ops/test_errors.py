@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.ops.cases import ROWS
 from tinygpt import ops
 from tinygpt.errors import DtypeError, RangeError, ShapeError, UsageError
 from tinygpt.random import default_generator
@@ -157,6 +158,13 @@ CASES: list[tuple[str, Callable[[], Any], type[UsageError], tuple[str, ...]]] = 
         RangeError,
         ("dropout_p", "2.0"),
     ),
+]
+
+
+CASES += [
+    (f"{row.name} {number}", call, error, words)
+    for row in ROWS
+    for number, (call, error, words) in enumerate(row.refused)
 ]
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from tests.compat import torch
+from tests.ops.cases import ROWS
 from tests.ops.extremes import (
     CASES,
     FRACTIONS,
@@ -55,6 +57,7 @@ THEIRS: dict[str, Callable[..., Any]] = {
     "attention": lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True),
     "attention of all": lambda q, k, v: F.scaled_dot_product_attention(q, k, v, scale=0.3),
 }
+THEIRS |= {row.name: functools.partial(row.torch, torch) for row in ROWS if row.numerics and row.torch is not None}
 
 
 def run_theirs(case: Case, arrays: Arrays) -> Arrays:

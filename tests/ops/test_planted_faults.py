@@ -25,7 +25,6 @@ from tests.cuda.cases import ROWS as CUDA_ROWS
 from tests.cuda.decode_cases import DECODE_ROWS, STRUCTURED, STRUCTURED_WRITES, flat_body
 from tests.cuda.emulator import COMPILER, Device
 from tests.ops.cases import COMPILED_ROWS, KERNEL_ROWS, ROWS
-from tests.ops.cases.large import LARGE
 from tests.ops.checks import call, check_against_composed, random_upstream
 from tests.ops.drawing import Example, KernelRow, Row, some_examples
 from tests.ops.kernel_rule import (
@@ -104,11 +103,7 @@ def test_large_sizes_are_right_in_a_compiled_body_and_a_fault_is_noticed(
     row: KernelRow, dtype: Any, exhaustive: bool
 ) -> None:
     if not row.declines(dtype):
-        assert missed(row, LARGE[row.name], dtype, exhaustive) == []
-
-
-def test_every_compiled_body_has_large_sizes() -> None:
-    assert sorted(LARGE) == sorted(row.name for row in COMPILED_ROWS)
+        assert missed(row, row.large, dtype, exhaustive) == []
 
 
 def launches(row: KernelRow, example: Example) -> bool:

@@ -9,9 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import compat
-from tests.ops.random_graph_operations import BY_NAME
 from tests.ops.random_graph_torch import TABLE, check_with_torch
-from tests.ops.random_graphs import Builder, Chooser
+from tests.ops.random_graphs import BY_NAME, Builder, Chooser
 
 assert compat.torch  # skips this module where PyTorch is missing
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 
+from tests.ops.cases import ROWS
+from tests.ops.drawing import Row, some_examples
 from tinygpt import ops
 from tinygpt.tensor import Tensor
 
@@ -33,6 +36,16 @@ def same(ours: Callable[..., Any], theirs: Callable[..., Any], *shapes: tuple[in
     z.backward(torch.tensor(dy))
     for one, other in zip(a, b, strict=True):
         assert np.abs(one.grad - other.grad.numpy()).max() <= 1e-12
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row.torch is not None], ids=lambda row: row.name)
+def test_rows(row: Row) -> None:
+    """For what its row draws."""
+    assert row.torch is not None
+    for example in some_examples(row.examples, 20):
+        shapes = [array.shape for array in example.make()]
+        if all(np.prod(shape) for shape in shapes):
+            same(partial(row.function, **example.options), partial(row.torch, torch, **example.options), *shapes)
 
 
 def test_gelu() -> None:

@@ -19,10 +19,14 @@ constants in `tinygpt/_ext`. When one of those grows, the sizes here must grow w
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
-from tests.ops.cases.neural import IGNORE, LogSums, targets_below
-from tests.ops.drawing import Example, Input, normal, positive
+import numpy as np
+
+from tests.ops.drawing import IGNORE, Example, Input, lay_out, normal, positive, targets_below
+from tinygpt.ops._two_parts import two_parts
+from tinygpt.ops.attention import scores
 
 KEY = (2**40 + 1, 2**32 + 5)  # of dropout: seed and stream, of more than 32 bits
 ROWS = (300, 65)  # whole chunks and blocks and a broken one, rows that are no multiple of a vector
@@ -67,6 +71,10 @@ def cross_entropy(kind: str, N: int, V: int) -> Example:
     return Example((logits, targets, IGNORE, 0.125) if kind == "inplace" else (logits, targets, IGNORE))
 
 
+def cross_entropies(kind: str) -> list[Example]:
+    return [cross_entropy(kind, *shape) for shape in (ROWS, FEW_LONG_ROWS)]
+
+
 def embedding(backward: bool, V: int, N: int, C: int) -> Example:
     ids = Input((N,), "C", 1, targets_of_all(V))
     return Example((Input((N, C), "C", 2), ids, Input((V, C), "C", 3)) if backward else (Input((V, C), "C", 2), ids))
@@ -74,6 +82,23 @@ def embedding(backward: bool, V: int, N: int, C: int) -> Example:
 
 def targets_of_all(V: int) -> Any:
     return lambda rng, shape: rng.integers(0, V, shape)
+
+
+@dataclass(frozen=True)
+class LogSums(Input):
+    """The logarithms of sums of exponentials, in two parts, that attention's forward pass gives for q and k: with any
+    others, probabilities above 1 would come out of them."""
+
+    q: Input = field(kw_only=True)
+    k: Input = field(kw_only=True)
+    is_causal: bool = field(kw_only=True)
+    scale: float = field(kw_only=True)
+
+    def make(self, dtype: Any = np.float64) -> np.ndarray:
+        s = scores(self.q.make(), self.k.make(), self.is_causal, self.scale)
+        top = s.max(axis=-1, keepdims=True)
+        sums = np.exp(s - top).sum(axis=-1)
+        return lay_out(two_parts(top[..., 0], np.log(sums), dtype), self.layout)
 
 
 def attention(backward: bool, heads: int, Tq: int, Tk: int, D: int, is_causal: bool, dropout_p: float) -> Example:
@@ -102,39 +127,3 @@ def product(M: int, K: int, N: int, layout: str, add: bool) -> Example:
 def adamw(size: int) -> Example:
     inputs = (*arrays((size,), (size,), (size,)), Input((size,), "C", 3, positive))
     return Example((*inputs, 1e-2, 0.9, 0.99, 1e-8, 0.1, 3, 0.3))
-
-
-LARGE: dict[str, list[Example]] = {
-    "matmul_into": [
-        product(500, 700, 300, "C", False),  # B is packed for all
-        product(100, 1300, 300, "C", True),  # parts of B
-        product(100, 1300, 300, "F", False),  # and A too
-    ],
-    "add_bias": with_vector(1, ROWS, FEW_LONG_ROWS),
-    "column_sum": rows(1, ROWS, FEW_LONG_ROWS, (129, 2100)),
-    "layer_norm_forward": [layer_norm(False, *ROWS), layer_norm(False, 6, 1500)],
-    "layer_norm_backward": [layer_norm(True, *ROWS), layer_norm(True, *FEW_LONG_ROWS)],
-    "residual_layer_norm_forward": [residual(False, *ROWS, 0.5), residual(False, 6, 1500, 0.0)],
-    "residual_layer_norm_backward": [residual(True, *ROWS, 0.5), residual(True, *FEW_LONG_ROWS, 0.0)],
-    "gelu_forward": spans(1),
-    "gelu_backward": spans(2),
-    "gelu_erf_forward": spans(1),
-    "gelu_erf_backward": spans(2),
-    "bias_gelu_forward": with_vector(1, ROWS, FEW_LONG_ROWS),
-    "bias_gelu_backward": with_vector(2, ROWS, FEW_LONG_ROWS),
-    "softmax_forward": rows(1, ROWS, FEW_LONG_ROWS),
-    "softmax_backward": rows(2, ROWS, FEW_LONG_ROWS),
-    "log_softmax_forward": rows(1, ROWS, FEW_LONG_ROWS),
-    "log_softmax_backward": rows(2, ROWS, FEW_LONG_ROWS),
-    "cross_entropy_forward": [cross_entropy("forward", *ROWS), cross_entropy("forward", *FEW_LONG_ROWS)],
-    "cross_entropy_backward": [cross_entropy("backward", *ROWS), cross_entropy("backward", *FEW_LONG_ROWS)],
-    "cross_entropy_inplace": [cross_entropy("inplace", *ROWS), cross_entropy("inplace", *FEW_LONG_ROWS)],
-    "attention_forward": attentions(False),
-    "attention_backward": attentions(True),
-    "embedding_forward": [embedding(False, 50, 300, 65), embedding(False, 200, 10, 1500)],
-    # Ids in the order of their counts, and sorted where there are many more of them than positions.
-    "embedding_backward": [embedding(True, 50, 300, 200), embedding(True, 200, 10, 130)],
-    "dropout_apply": [Example((Input(shape), 0.5, *KEY)) for shape in (ROWS, FEW_LONG_ROWS)],
-    "adamw_update": [adamw(20001)],
-    "sum_of_squares": [Example((Input((3, 70, 100)),))],
-}

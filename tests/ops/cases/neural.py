@@ -4,21 +4,37 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 from unittest.mock import patch
 
 import numpy as np
 from hypothesis import strategies as st
 
+from tests.ops.cases import large as sizes
+from tests.ops.cases.wide import (
+    head_sizes,
+    many_rows,
+    no_equal_rows,
+    of_all_sizes,
+    pieces,
+    rows_of,
+    several_tiles,
+    steep,
+    tall,
+    wide,
+)
+from tests.ops.cases.wide import (
+    logits_and_targets as wide_logits_and_targets,
+)
 from tests.ops.drawing import (
+    IGNORE,
     Example,
     Input,
     KernelRow,
     Row,
+    fractions,
     inputs,
     integers_below,
-    lay_out,
     leading,
     mostly_contiguous,
     one_in_eight,
@@ -26,11 +42,11 @@ from tests.ops.drawing import (
     reduced,
     seeds,
     small,
+    targets_below,
 )
 from tinygpt import ops
 from tinygpt.ops import _matmul
-from tinygpt.ops._two_parts import two_parts
-from tinygpt.ops.attention import Attention, QKVAttention, attention_composed, scores
+from tinygpt.ops.attention import Attention, QKVAttention, attention_composed
 from tinygpt.ops.bias_gelu import BiasGelu, bias_gelu_composed
 from tinygpt.ops.binary_cross_entropy import BinaryCrossEntropy, binary_cross_entropy_composed
 from tinygpt.ops.cast import Cast
@@ -45,7 +61,6 @@ from tinygpt.ops.softmax import LogSoftmax, Softmax, log_softmax_composed, softm
 from tinygpt.random import Generator
 from tinygpt.tensor import Tensor
 
-IGNORE = -100
 probabilities = st.sampled_from([0.1, 0.5, 0.9])
 # One in eight is empty, and neither the first nor the last, which hypothesis draws most often: half of a kernel's
 # examples must come to its fast body.
@@ -55,26 +70,6 @@ streams = st.sampled_from([0, 1, 2**32 + 5])
 keys = st.tuples(st.integers(0, 2**64 - 1), streams)
 writable = st.sampled_from(["C", "F", "permuted", "strided", "negative"])
 contiguous_heads = st.sampled_from(["C", "apart"])
-
-# Values -------------------------------------------------------------------------------------------
-
-
-def targets_below(V: int) -> Callable[..., np.ndarray]:
-    """Ids with a quarter of them ignored, the first never."""
-
-    def values(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-        drawn = integers_below(V)(rng, shape)
-        ignored = np.asarray(rng.random(shape) < 0.25)
-        ignored.reshape(-1)[:1] = False
-        return np.where(ignored, IGNORE, drawn)
-
-    return values
-
-
-def fractions(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """From 0 to 1, both ends included."""
-    drawn = rng.uniform(-0.3, 1.3, shape)
-    return np.asarray(np.clip(drawn, 0.0, 1.0))
 
 
 # Examples -----------------------------------------------------------------------------------------
@@ -271,23 +266,6 @@ def binary_cross_entropy_arguments(draw: Any, backward: bool = False) -> Example
     return Example((*upstream, draw(inputs(shape)), draw(inputs(shape, fractions))))
 
 
-@dataclass(frozen=True)
-class LogSums(Input):
-    """The logarithms of sums of exponentials, in two parts, that attention's forward pass gives for q and k: with any
-    others, probabilities above 1 would come out of them."""
-
-    q: Input = field(kw_only=True)
-    k: Input = field(kw_only=True)
-    is_causal: bool = field(kw_only=True)
-    scale: float = field(kw_only=True)
-
-    def make(self, dtype: Any = np.float64) -> np.ndarray:
-        s = scores(self.q.make(), self.k.make(), self.is_causal, self.scale)
-        top = s.max(axis=-1, keepdims=True)
-        sums = np.exp(s - top).sum(axis=-1)
-        return lay_out(two_parts(top[..., 0], np.log(sums), dtype), self.layout)
-
-
 @st.composite
 def attention_arguments(
     draw: Any, backward: bool = False, D: Any = reduced, Tq: Any = query_counts, Tk: Any = key_counts
@@ -302,7 +280,7 @@ def attention_arguments(
     # The compiled body writes into results whose last axis is contiguous, all three: drawn one by one they rarely are.
     layouts = writable if draw(one_in_eight) else contiguous_heads
     results = [Input(shape, draw(layouts), 0) for shape in (queries, keys_, keys_)]
-    lse = LogSums((B, H, Tq, 2), draw(writable), q=q, k=k, is_causal=options[0], scale=options[1])
+    lse = sizes.LogSums((B, H, Tq, 2), draw(writable), q=q, k=k, is_causal=options[0], scale=options[1])
     return Example((draw(inputs(queries)), q, k, v, draw(inputs(queries)), lse, *options, *results))
 
 
@@ -335,7 +313,7 @@ def residual_arguments(draw: Any, backward: bool = False, N: Any = leading, C: A
 
 # The tables ---------------------------------------------------------------------------------------
 
-NEURAL = [
+ROWS = [
     Row("cast", there_and_back, any_array(), (Cast,), lambda x: 1.0 * x),
     Row("erf", ops.erf, any_array(), (Erf,)),
     Row("gelu", ops.gelu, any_array(), (Gelu,), gelu_composed),
@@ -375,27 +353,126 @@ NEURAL = [
     Row("qkv_attention", qkv_attention, packed_qkv(), (QKVAttention,), qkv_attention_oracle),
 ]
 
-NEURAL_KERNELS = [
-    KernelRow("gelu_forward", kernel_rows()),
-    KernelRow("gelu_backward", kernel_rows(count=2)),
-    KernelRow("gelu_erf_forward", kernel_rows()),
-    KernelRow("gelu_erf_backward", kernel_rows(count=2)),
-    KernelRow("bias_gelu_forward", kernel_rows(vector)),
-    KernelRow("bias_gelu_backward", kernel_rows(vector, count=2)),
-    KernelRow("softmax_forward", kernel_rows()),
-    KernelRow("softmax_backward", kernel_rows(count=2)),
-    KernelRow("log_softmax_forward", kernel_rows()),
-    KernelRow("log_softmax_backward", kernel_rows(count=2)),
-    KernelRow("cross_entropy_forward", cross_entropy_arguments()),
-    KernelRow("cross_entropy_backward", cross_entropy_arguments(backward=True)),
-    KernelRow("cross_entropy_inplace", mostly_contiguous(cross_entropy_inplace_arguments()), writes=(0,)),
-    KernelRow("binary_cross_entropy_forward", binary_cross_entropy_arguments()),
-    KernelRow("binary_cross_entropy_backward", binary_cross_entropy_arguments(backward=True)),
-    KernelRow("attention_forward", attention_arguments()),
-    KernelRow("attention_backward", attention_arguments(backward=True), writes=(11, 12, 13)),
-    KernelRow("embedding_forward", embedding_arguments()),
-    KernelRow("embedding_backward", mostly_contiguous(embedding_arguments(backward=True)), writes=(2,)),
-    KernelRow("dropout_apply", dropout_arguments()),
-    KernelRow("residual_layer_norm_forward", residual_arguments()),
-    KernelRow("residual_layer_norm_backward", residual_arguments(backward=True)),
+KERNEL_ROWS = [
+    KernelRow(
+        "gelu_forward", kernel_rows(), large=sizes.spans(1), wide=st.one_of(kernel_rows(C=wide), rows_of(of_all_sizes))
+    ),
+    KernelRow(
+        "gelu_backward",
+        kernel_rows(count=2),
+        large=sizes.spans(2),
+        wide=st.one_of(kernel_rows(count=2, C=wide), rows_of(of_all_sizes, 2)),
+    ),
+    KernelRow(
+        "gelu_erf_forward",
+        kernel_rows(),
+        large=sizes.spans(1),
+        wide=st.one_of(kernel_rows(C=wide), rows_of(of_all_sizes)),
+    ),
+    KernelRow(
+        "gelu_erf_backward",
+        kernel_rows(count=2),
+        large=sizes.spans(2),
+        wide=st.one_of(kernel_rows(count=2, C=wide), rows_of(of_all_sizes, 2)),
+    ),
+    KernelRow(
+        "bias_gelu_forward",
+        kernel_rows(vector),
+        large=sizes.with_vector(1, sizes.ROWS, sizes.FEW_LONG_ROWS),
+        wide=kernel_rows(vector, N=tall, C=wide),
+    ),
+    KernelRow(
+        "bias_gelu_backward",
+        kernel_rows(vector, count=2),
+        large=sizes.with_vector(2, sizes.ROWS, sizes.FEW_LONG_ROWS),
+        wide=kernel_rows(vector, count=2, N=tall, C=wide),
+    ),
+    *(
+        row
+        for name in ("softmax", "log_softmax")
+        for row in (
+            KernelRow(
+                f"{name}_forward",
+                kernel_rows(),
+                large=sizes.rows(1, sizes.ROWS, sizes.FEW_LONG_ROWS),
+                wide=st.one_of(kernel_rows(C=wide), rows_of(steep)),
+            ),
+            KernelRow(
+                f"{name}_backward",
+                kernel_rows(count=2),
+                large=sizes.rows(2, sizes.ROWS, sizes.FEW_LONG_ROWS),
+                wide=kernel_rows(count=2, C=wide),
+            ),
+        )
+    ),
+    KernelRow(
+        "cross_entropy_forward",
+        cross_entropy_arguments(),
+        large=sizes.cross_entropies("forward"),
+        wide=st.one_of(cross_entropy_arguments(V=wide), rows_of(steep, targets=True)),
+    ),
+    KernelRow(
+        "cross_entropy_backward",
+        cross_entropy_arguments(backward=True),
+        large=sizes.cross_entropies("backward"),
+        wide=cross_entropy_arguments(backward=True, V=wide),
+    ),
+    KernelRow(
+        "cross_entropy_inplace",
+        mostly_contiguous(cross_entropy_inplace_arguments()),
+        writes=(0,),
+        large=sizes.cross_entropies("inplace"),
+        wide=mostly_contiguous(cross_entropy_inplace_arguments(V=wide)),
+    ),
+    KernelRow("binary_cross_entropy_forward", binary_cross_entropy_arguments(), wide=wide_logits_and_targets(1)),
+    KernelRow(
+        "binary_cross_entropy_backward", binary_cross_entropy_arguments(backward=True), wide=wide_logits_and_targets(2)
+    ),
+    KernelRow(
+        "attention_forward",
+        attention_arguments(),
+        large=sizes.attentions(False),
+        wide=st.one_of(attention_arguments(D=head_sizes), several_tiles()),
+    ),
+    KernelRow(
+        "attention_backward",
+        attention_arguments(backward=True),
+        writes=(11, 12, 13),
+        large=sizes.attentions(True),
+        wide=st.one_of(attention_arguments(True, D=head_sizes), several_tiles(True)),
+    ),
+    KernelRow(
+        "embedding_forward",
+        embedding_arguments(),
+        large=[sizes.embedding(False, 50, 300, 65), sizes.embedding(False, 200, 10, 1500)],
+        wide=embedding_arguments(C=wide),
+    ),
+    KernelRow(
+        "embedding_backward",
+        mostly_contiguous(embedding_arguments(backward=True)),
+        writes=(2,),
+        # Ids in the order of their counts, and sorted where there are many more of them than positions.
+        large=[sizes.embedding(True, 50, 300, 200), sizes.embedding(True, 200, 10, 130)],
+        wide=mostly_contiguous(embedding_arguments(True, V=st.sampled_from([1, 2, 3, 33]), C=wide, N=pieces)),
+    ),
+    KernelRow(
+        "dropout_apply",
+        dropout_arguments(),
+        large=[Example((Input(shape), 0.5, *sizes.KEY)) for shape in (sizes.ROWS, sizes.FEW_LONG_ROWS)],
+        wide=dropout_arguments(C=wide),
+    ),
+    KernelRow(
+        "residual_layer_norm_forward",
+        residual_arguments(),
+        large=[sizes.residual(False, *sizes.ROWS, 0.5), sizes.residual(False, 6, 1500, 0.0)],
+        wide=residual_arguments(C=wide),
+    ),
+    KernelRow(
+        "residual_layer_norm_backward",
+        residual_arguments(backward=True),
+        large=[sizes.residual(True, *sizes.ROWS, 0.5), sizes.residual(True, *sizes.FEW_LONG_ROWS, 0.0)],
+        wide=st.one_of(
+            residual_arguments(True, N=tall, C=wide), residual_arguments(True, **many_rows).filter(no_equal_rows)
+        ),
+    ),
 ]

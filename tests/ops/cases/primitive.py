@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
+from tests.ops.cases import large as sizes
+from tests.ops.cases.wide import tall, wide
 from tests.ops.drawing import (
     Example,
     Input,
@@ -273,7 +275,7 @@ def matrices(draw: Any, C: Any = reduced) -> Example:
 
 # The tables ---------------------------------------------------------------------------------------
 
-PRIMITIVES = [
+ROWS = [
     Row("add", ops.add, two_operands(), (arithmetic.Add,), lambda a, b: a - (-b)),
     Row("sub", ops.sub, two_operands(), (arithmetic.Sub,), lambda a, b: a + (-b)),
     Row("mul", ops.mul, two_operands(), (arithmetic.Mul,)),
@@ -320,8 +322,29 @@ def no_product_of(dtype: Any) -> bool:
     return body is None or body(a, a, np.empty_like(a), False) is NotImplemented
 
 
-PRIMITIVE_KERNELS = [
-    KernelRow("matmul_into", mostly_contiguous(product_arguments()), writes=(2,), declines=no_product_of),
-    KernelRow("add_bias", mostly_contiguous(rows_and_bias()), writes=(0,)),
-    KernelRow("column_sum", matrices()),
+KERNEL_ROWS = [
+    KernelRow(
+        "matmul_into",
+        mostly_contiguous(product_arguments()),
+        writes=(2,),
+        declines=no_product_of,
+        large=[
+            sizes.product(500, 700, 300, "C", False),  # B is packed for all
+            sizes.product(100, 1300, 300, "C", True),  # parts of B
+            sizes.product(100, 1300, 300, "F", False),  # and A too
+        ],
+    ),
+    KernelRow(
+        "add_bias",
+        mostly_contiguous(rows_and_bias()),
+        writes=(0,),
+        large=sizes.with_vector(1, sizes.ROWS, sizes.FEW_LONG_ROWS),
+        wide=mostly_contiguous(rows_and_bias(N=tall, C=wide)),
+    ),
+    KernelRow(
+        "column_sum",
+        matrices(),
+        large=sizes.rows(1, sizes.ROWS, sizes.FEW_LONG_ROWS, (129, 2100)),
+        wide=matrices(C=st.sampled_from([31, 64, 130, 260])),
+    ),
 ]

@@ -79,6 +79,12 @@ def module(file: str) -> Any:
     return importlib.import_module(f"{__name__}.{file}")
 
 
+def launched_by(file: str) -> list[str]:
+    """The names of the kernels that `file`.cu is a body of."""
+    name = module(file).__name__
+    return [kernel for kernel, launch in LAUNCHERS.items() if launch.__module__ == name]
+
+
 def find(kernel: str) -> Callable[..., Any] | None:
     """The launcher of a kernel, or None where there is no CUDA body of that name."""
     for file in FILES:
