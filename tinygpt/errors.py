@@ -9,6 +9,9 @@ an embedding id out of range.
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+
 
 class UsageError(ValueError):
     """A mistake by the caller. The message is one complete sentence."""
@@ -27,7 +30,14 @@ class RangeError(UsageError, IndexError):
 
 
 class MissingExtraError(UsageError, ImportError):
-    """An optional library is not installed. The message says how to install it."""
+    """An optional library is not installed. The message says how to install it.
+
+    needs: what each purpose lacks, as pip names it; empty where installing alone does not help.
+    """
+
+    def __init__(self, message: str, needs: Mapping[str, Sequence[str]] | None = None) -> None:
+        super().__init__(message)
+        self.needs = dict(needs or {})
 
 
 class OutOfMemoryError(UsageError, MemoryError):
@@ -47,4 +57,34 @@ def missing_extra(package: str, purpose: str) -> MissingExtraError:
 
     It names the library, not an extra of tinygpt: tinygpt is not on PyPI, and the package of that name is not ours.
     """
-    return MissingExtraError(f"{purpose} needs the package {package!r}, which is not installed: pip install {package}")
+    return MissingExtraError(
+        f"{purpose} needs the package {package!r}, which is not installed: pip install {package}", {purpose: [package]}
+    )
+
+
+def require_together(*checks: Callable[[], object], wanted: Sequence[Callable[[], object]] = ()) -> None:
+    """Make all checks, and raise one MissingExtraError for all libraries that they miss: nobody installs one library
+    after another, each named only once the one before is there.
+
+    wanted: checks of what is used if it is there. They are made only where something is missing anyway.
+    """
+    errors = list[MissingExtraError]()
+    for check in checks:
+        _collect(check, errors)
+    if not errors:
+        return
+    for check in wanted:
+        _collect(check, errors)
+    needs = {purpose: packages for error in errors for purpose, packages in error.needs.items()}
+    if len(needs) == 1 or not all(error.needs for error in errors):
+        raise errors[0]
+    purposes = ", ".join(f"{purpose} needs {' and '.join(packages)}" for purpose, packages in needs.items())
+    names = shlex.join(dict.fromkeys(package for packages in needs.values() for package in packages))
+    raise MissingExtraError(f"some packages are not installed ({purposes}): pip install {names}", needs)
+
+
+def _collect(check: Callable[[], object], errors: list[MissingExtraError]) -> None:
+    try:
+        check()
+    except MissingExtraError as error:
+        errors.append(error)

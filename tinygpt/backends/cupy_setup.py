@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import re
+import shlex
 import sys
 from typing import Any
 
@@ -33,7 +34,17 @@ def driver_cuda() -> tuple[int, int] | None:
 
 def pip_install(cuda: int) -> str:
     """The command that installs what the extra cuda12 or cuda13 brings, by name: tinygpt is on no index."""
-    return f"pip install 'cupy-cuda{cuda}x[ctk]' ml_dtypes"
+    return f"pip install {shlex.join(packages(cuda))}"
+
+
+def packages(cuda: int) -> list[str]:
+    """Their names."""
+    return [f"cupy-cuda{cuda}x[ctk]", "ml_dtypes"]
+
+
+def fitting_cuda(driver: tuple[int, int] | None) -> int:
+    """Which of the two suits a driver."""
+    return 12 if driver is None or driver[0] == 12 else 13
 
 
 def fitting_cupy(driver: tuple[int, int] | None) -> str:
@@ -42,7 +53,7 @@ def fitting_cupy(driver: tuple[int, int] | None) -> str:
         return f"{pip_install(12)} (or cuda13x, to match your driver)"
     if driver[0] < OLDEST_CUDA:
         return f"a driver for CUDA {OLDEST_CUDA} or newer (this one is for {driver[0]}.{driver[1]})"
-    command = pip_install(12 if driver[0] == 12 else 13)
+    command = pip_install(fitting_cuda(driver))
     return f"{command}, which suits this machine's driver (CUDA {driver[0]}.{driver[1]})"
 
 
@@ -56,7 +67,10 @@ def import_cupy() -> Any:
         driver = driver_cuda()
         without = "" if driver is not None else ", and no NVIDIA driver is found here either"
         raise MissingExtraError(
-            f"the backend 'cupy' needs CuPy, which is not installed{without}: {fitting_cupy(driver)}, {OTHERWISE}"
+            f"the backend 'cupy' needs CuPy, which is not installed{without}: {fitting_cupy(driver)}, {OTHERWISE}",
+            {}
+            if driver is not None and driver[0] < OLDEST_CUDA
+            else {"the backend 'cupy'": packages(fitting_cuda(driver))},
         ) from error
     except Exception as error:  # CuPy raises ImportError, and what its libraries raise
         raise _does_not_import(error) from error

@@ -110,5 +110,6 @@ def _bfloat16(backend: Any) -> np.dtype:
     except ImportError:
         raise MissingExtraError(
             "bfloat16 needs the package 'ml_dtypes', which is not installed: pip install ml_dtypes, or take "
-            "--dtype float16 or float32"
+            "--dtype float16 or float32",
+            {"bfloat16": ["ml_dtypes"]},
         ) from None

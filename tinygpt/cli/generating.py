@@ -92,8 +92,9 @@ def load(options: argparse.Namespace) -> tuple[GPT, Tokenizer, Path]:
     from .. import interop
     from ..exchange import read_whole
     from ..interop.config import CONFIG
-    from ..interop.loading import RUN, is_run
+    from ..interop.loading import RUN, is_run, require_libraries
 
+    require_libraries(options.model, options.revision, options.backend)
     backends.use_backend(options.backend)
     folder = interop.find_model(options.model, options.revision)
     run, directory = read_whole(folder, lambda place: (is_run(place), (place / CONFIG).exists()))

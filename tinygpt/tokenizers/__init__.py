@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ..errors import CheckpointError
 from ..exchange import read_whole
+from . import hf_tokenizers
 from .base import FILE_NAME, StreamDecoder, Tokenizer, read_config
 from .bpe import BPETokenizer
 from .bpe_files import TOKENIZER, VOCAB
@@ -40,6 +41,12 @@ def load(folder: str | os.PathLike[str]) -> Tokenizer:
     Looks for tokenizer.tinygpt.json first, then for GPT-2's files: tokenizer.json, or vocab.json and merges.txt.
     """
     return read_whole(Path(folder), _load)
+
+
+def require_library(folder: str | os.PathLike[str]) -> None:
+    """Raise MissingExtraError where the tokenizer in `folder` needs a library that is not installed."""
+    if not (Path(folder) / FILE_NAME).exists() and any((Path(folder) / name).exists() for name in (TOKENIZER, VOCAB)):
+        hf_tokenizers.tokenizers()
 
 
 def _load(path: Path) -> Tokenizer:

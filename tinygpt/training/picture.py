@@ -9,16 +9,24 @@ from ..files import atomic_write
 from .metrics import read_metrics
 
 
+def require_matplotlib() -> None:
+    """Raise MissingExtraError where it is not installed."""
+    try:
+        import matplotlib
+    except ModuleNotFoundError as error:
+        raise missing_extra("matplotlib", "the picture of the loss curve") from error
+    del matplotlib
+
+
 def draw_loss_curve(metrics: Path, picture: Path) -> None:
     """Draw the training and the validation loss of a metrics file into a PNG file.
 
     Raises MissingExtraError without matplotlib, CheckpointError for damaged metrics, OSError.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise missing_extra("matplotlib", "the picture of the loss curve") from error
+    require_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(8, 5), layout="constrained")  # no pyplot: no window, no global state
     axes = figure.add_subplot()
     records = list(read_metrics(metrics))

@@ -20,14 +20,18 @@ from typing import Any
 from .. import backends
 from ..backends.precision import activation_dtype
 from ..checkpoint import Checkpoint, CheckpointFolder, require_same
-from ..errors import UsageError
+from ..data import shakespeare
+from ..errors import UsageError, require_together
 from ..gpt import GPTConfig
 from ..memory import require_memory
 from ..random import Generator
+from ..tokenizers import hf_tokenizers
+from ..tokenizers.bpe_files import TOKENIZER
 from .config import CHANGEABLE, PRESETS, TrainingConfig, resumed_settings
 from .folder import RunFolder
 from .options import add_options, given_options
 from .outcome import TrainState
+from .picture import require_matplotlib
 from .state import check_state
 
 TOKENIZERS = ("character", "byte", "bpe")
@@ -143,9 +147,14 @@ def _resumed(options: argparse.Namespace, folder: RunFolder) -> Settings:
 
 def _check(settings: Settings) -> None:
     """Raise UsageError for what can be refused before the text is read."""
-    backends.get(settings.backend)
     config = settings.training
-    activation_dtype(config.dtype, settings.backend)
+    bpe = settings.tokenizer == "bpe" or (settings.resume and (settings.folder.path / TOKENIZER).exists())
+    require_together(
+        lambda: backends.get(settings.backend),
+        lambda: activation_dtype(config.dtype, settings.backend),
+        *([hf_tokenizers.tokenizers] if bpe else []),
+        wanted=[*([shakespeare] if settings.data is None and not settings.resume else []), require_matplotlib],
+    )
     Generator(config.seed)
     if settings.vocab_size is not None and settings.tokenizer != "bpe":
         raise UsageError("--vocab-size is the number of tokens of --tokenizer bpe: give both, or neither")
