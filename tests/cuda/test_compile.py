@@ -1,6 +1,6 @@
 """Every CUDA kernel compiles, for each architecture and each dtype. NVRTC needs neither a GPU nor a driver.
 
-NVRTC comes with CuPy (`pip install -e '.[cuda]'`). nvcc, where there is one, compiles the same sources too.
+NVRTC comes with CuPy (`pip install -e '.[cuda12]'`). nvcc, where there is one, compiles the same sources too.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ REALS = list(cuda.SIZES)
 
 @pytest.fixture(scope="module")
 def nvrtc() -> Any:
-    pytest.importorskip("cupy", reason="CuPy is not installed: pip install -e '.[cuda]'", exc_type=ImportError)
+    pytest.importorskip("cupy", reason="CuPy is not installed: pip install -e '.[cuda12]'", exc_type=ImportError)
     from cupy.cuda import nvrtc
 
     try:
         nvrtc.getVersion()
     except Exception as error:
-        pytest.skip(f"CuPy finds no NVRTC ({error}): pip install -e '.[cuda]'")
+        pytest.skip(f"CuPy finds no NVRTC ({error}): pip install -e '.[cuda12]'")
     return nvrtc
 
 

