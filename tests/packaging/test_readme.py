@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,10 @@ def test_environment_variables_are_those_that_are_read() -> None:
 
 def test_the_picture_and_the_version() -> None:
     assert (ROOT / "docs" / "loss_curve.png").stat().st_size < 60_000
-    changes = re.findall(r"^## \[(\S+)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M)
-    assert changes[0] in ("Unreleased", tinygpt.__version__)
-    assert f'version = "{tinygpt.__version__}"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    headings = re.findall(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M)
+    released = [heading for heading in headings if heading != "[Unreleased]"]
+    assert re.fullmatch(rf"\[{re.escape(tinygpt.__version__)}\] - \d{{4}}-\d\d-\d\d", released[0])
+    assert headings in (released, ["[Unreleased]", *released])
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert project["project"]["dynamic"] == ["version"]
+    assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "tinygpt.__version__"}
