@@ -7,8 +7,8 @@
     y.backward()
     x.grad  # a plain array
 
-`import tinygpt` brings the tensors and the operations and costs little more than `import numpy`; everything
-else is imported when it is first used. It touches neither a GPU nor the network.
+`import tinygpt` loads only tensors and operations and takes little longer than `import numpy`; everything else is
+imported on first use. It touches neither the GPU nor the network.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from . import console, ops  # noqa: F401  console first: Ctrl-C then ends the command while it still imports
+from . import console, ops  # noqa: F401  console first, so that Ctrl-C works while the rest is being imported
 from .backends import use_backend
 from .function import Function
 from .graph import detect_anomaly, no_grad

@@ -1,4 +1,4 @@
-"""`python -m tinygpt` is the command `tinygpt`."""
+"""`python -m tinygpt` runs the command `tinygpt`."""
 
 from .cli import main
 

@@ -15,18 +15,18 @@ each output and returns the gradient of each input:
 
     def exp(x): return Exp.apply(x)
 
-The instance is its own context: what `forward` stores on `self` is there in `backward`. Arrays go through
-`save`, so that the engine can free them the moment the backward pass has used them.
+The instance is its own context: whatever `forward` stores on `self` is there in `backward`. Arrays go through
+`save`, so that the engine can free them as soon as the backward pass has used them.
 
-The contract of `backward`: it returns one array per input (None where `self.needs[i]` is false or the
-input is not differentiable), and keeps no hold of it; it never writes into its saved arrays, nor into its arguments
-unless `self.may_overwrite` says that nobody else holds them; it may return `dy` itself or a view of it, and the
-engine sees to it that nothing is shared that must not be. Where little is to be added to a large gradient of a leaf, it
-may add to that (`self.present_gradient`) and return it.
+The contract of `backward`: return one array per input (None where `self.needs[i]` is false or the input is not
+differentiable) and keep no reference to it. Never write into the saved arrays. Never write into the arguments, unless
+`self.may_overwrite` says that nobody else holds them. Returning `dy` itself or a view of it is fine: the engine makes
+sure that arrays are not shared where they must not be. If only a few elements of a large gradient of a leaf change,
+`backward` may add to that gradient in place (`self.present_gradient`) and return it.
 
-Of several outputs some may have gone unused: `backward` is given None for these, and returns None for an input that
-they alone depend on. That is not the same as zeros: a parameter with a gradient of zeros would be decayed by AdamW,
-one without a gradient is left alone. `zeros_for_unused = True` asks for zeros all the same.
+If an operation has several outputs, some may never be used: `backward` gets None for these, and returns None for an
+input that affects no other output. None is not the same as zeros: AdamW decays a parameter whose gradient is zeros, but
+skips a parameter without a gradient. With `zeros_for_unused = True`, `backward` gets zeros instead.
 
 An operation that can cheaply recompute an output from what it saved (LayerNorm, GELU) lists that output in
 `recomputable` and defines `recompute`. An operation that saves such an output as its input then keeps a reference to
@@ -51,25 +51,25 @@ from .tensor import Tensor
 
 
 class Recomputed(NamedTuple):
-    """Stands in for a saved array: the node of the graph, and which of its outputs recomputes the array."""
+    """Stands in for a saved array: the node that can recompute it, and which of that node's outputs it is."""
 
     node: Function
     output: int
 
 
 class Function:
-    """One application of an operation: its inputs' nodes, what it saved, and its place in time."""
+    """One application of an operation: its inputs' nodes, what it saved, and when it was created."""
 
     parents: tuple[Any, ...] = ()  # for each input: a Function, a leaf Tensor, or None
-    parent_outputs: tuple[int, ...] = ()  # which output of that parent the input was
-    needs: tuple[bool, ...] = ()  # which inputs want a gradient
-    kept: Any = ()  # what `save` was given, with a Recomputed for each recomputable array; None once freed
+    parent_outputs: tuple[int, ...] = ()  # for each input: which output of its parent it is
+    needs: tuple[bool, ...] = ()  # for each input: whether it needs a gradient
+    kept: Any = ()  # what `save` was given, with a Recomputed in place of each recomputable array; None once freed
     recomputable: tuple[int, ...] = ()  # the outputs that `recompute` can return
     may_overwrite: bool = False  # in backward: nobody else holds the gradients given to it
-    zeros_for_unused: bool = False  # in backward: an output that nobody used has a gradient of zeros, not None
+    zeros_for_unused: bool = False  # in backward: the gradient of an unused output is zeros, not None
     outputs: tuple[tuple[tuple[int, ...], Any], ...] = ()  # (shape, dtype) of each output
     order: int = -1
-    is_leaf = False  # what an input came from is a node, like this, or a leaf: a tensor that nothing made
+    is_leaf = False  # a parent is a node, like this one, or a leaf: a tensor that no operation made
 
     def forward(self, *arrays: Any, **options: Any) -> Any:
         """Plain arrays in, a plain array or a tuple of them out."""
@@ -80,7 +80,7 @@ class Function:
         raise NotImplementedError(f"{type(self).__name__} defines no backward")
 
     def recompute(self, output: int) -> Any:
-        """An output listed in `recomputable`: a new array, bit-identical, computed from what is saved."""
+        """Recompute an output listed in `recomputable` from the saved arrays: a new array, bit-identical."""
         raise NotImplementedError(f"{type(self).__name__} defines no recompute")
 
     def save(self, *arrays: Any) -> None:
@@ -89,13 +89,13 @@ class Function:
 
     @property
     def saved(self) -> tuple[Any, ...]:
-        """What `save` was given. Recomputed arrays are new at each access, and belong to the caller."""
+        """What `save` was given. Recomputed arrays are new on each access, and belong to the caller."""
         return tuple([a.node.recompute(a.output) if type(a) is Recomputed else a for a in self.kept])
 
     def drop_recomputable(self, inputs: tuple[Tensor, ...]) -> None:
         """Replace saved inputs that can be recomputed by a reference to the node that recomputes them."""
         if self.recomputable:
-            return  # recomputing this node's output must not have to recompute its inputs first
+            return  # otherwise recomputing this node's output would first have to recompute its inputs
         references = {
             id(tensor.data): Recomputed(tensor.node, tensor.output_index)
             for tensor in inputs
@@ -106,14 +106,14 @@ class Function:
 
     @contextlib.contextmanager
     def present_gradient(self, i: int) -> Iterator[Any]:
-        """In backward: the gradient that input i, a leaf, has already, or None. Who adds to it, inside the block, and
-        returns it has nothing else to do: no other thread adds to it meanwhile."""
+        """In backward: the gradient that input i already has if it is a leaf, or None. Inside the block no other thread
+        adds to it, so `backward` may add to it in place and return it."""
         with adding:
             leaf = self.parents[i] if self.parents else None
             yield leaf.present_grad("backward()", writable=True) if leaf is not None and leaf.is_leaf else None
 
     def free(self) -> None:
-        """Let go of everything: a later backward() through this node says so."""
+        """Drop all references. A later backward() through this node raises GraphFreedError."""
         self.__dict__.clear()
         self.kept = None
 
@@ -123,7 +123,7 @@ class Function:
 
     @classmethod
     def apply(cls, *inputs: Tensor, **options: Any) -> Any:
-        """Run `forward` on the inputs' arrays and put the node into the graph."""
+        """Run `forward` on the inputs' arrays and add the node to the graph."""
         node = cls()
         try:
             wanted = [tensor.requires_grad for tensor in inputs]
@@ -136,7 +136,7 @@ class Function:
                 raise different_backends(cls.__name__, *arrays)
         wants = mode.grad_enabled and any(wanted)
         node.needs = tuple(wanted) if wants else (False,) * len(wanted)
-        with np.errstate(all="ignore"):  # NaN and infinities pass through, as in the compiled bodies
+        with np.errstate(all="ignore"):  # NaN and infinities raise no warnings, as in the compiled bodies
             result = node.forward(*arrays, **options)
         several = isinstance(result, (tuple, list))
         results = [as_array(array) for array in (result if several else (result,))]
@@ -158,18 +158,18 @@ class Function:
 
 
 def _no_tensors(name: str, inputs: Sequence[Any]) -> UsageError:
-    """The error for inputs of an operation that are no tensors."""
+    """The error for inputs that are not tensors."""
     for i, value in enumerate(inputs):
         if not isinstance(value, Tensor):
             return DtypeError(
                 f"{name}.apply: input {i} must be a tensor, not {type(value).__name__}: make one with "
-                "tinygpt.tensor(...), or hand it over by keyword if it is an option"
+                "tinygpt.tensor(...), or pass it by keyword if it is an option"
             )
-    return UsageError(f"{name}.apply: needs at least one tensor, none was given")
+    return UsageError(f"{name}.apply: needs at least one tensor, got none")
 
 
 def _as_output(name: str, value: Any, inputs: Sequence[Any], several: bool) -> Any:
-    """What a `forward` returned, where it is no array of the inputs' type: a number as an array; or a sentence."""
+    """Convert a Python number that `forward` returned to an array. Raises DtypeError unless the result is an array."""
     if isinstance(value, (bool, int, float)) and not several:
         dtype = next((array.dtype for array in inputs if is_floating(array.dtype)), None)
         return array_module(inputs[0]).asarray(value, dtype=dtype)

@@ -1,8 +1,8 @@
-"""What every operation of the graph asks: is one being made, and are its numbers to be watched?
+"""The modes of autograd: is a graph being recorded, and are results checked for NaN and infinities?
 
-`no_grad()` and `detect_anomaly()` are modes of a thread, so that a thread that generates does not switch off the
-gradients of one that trains. The file stands below the others of the graph: whatever makes nodes (`function.py`) or
-walks back through them (`engine.py`) reads the modes here.
+`no_grad()` and `detect_anomaly()` act on the current thread only, so that a thread that generates does not turn off
+gradients in a thread that trains. Both `function.py`, which makes nodes, and `engine.py`, which walks back through
+them, read the modes here; this file imports neither.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class _Mode(threading.local):
 
 
 mode = _Mode()
-adding = threading.RLock()  # held while a leaf's gradient is read and added to: two threads may share a leaf
+adding = threading.RLock()  # held while adding to a leaf's gradient, since two threads may share a leaf
 
 
 class NonFiniteError(UsageError, ArithmeticError):
@@ -34,7 +34,7 @@ class NonFiniteError(UsageError, ArithmeticError):
 
 @contextlib.contextmanager
 def no_grad() -> Iterator[None]:
-    """Inside the block no graph is made and nothing is saved for a backward pass."""
+    """Inside the block no graph is recorded, and nothing is saved for a backward pass."""
     previous, mode.grad_enabled = mode.grad_enabled, False
     try:
         yield
@@ -44,10 +44,10 @@ def no_grad() -> Iterator[None]:
 
 @contextlib.contextmanager
 def detect_anomaly(enabled: bool = True) -> Iterator[None]:
-    """Inside the block the first operation that produces a NaN or an infinity raises NonFiniteError, and so does one
-    that is given a NaN from outside. An infinity that was an infinity before passes.
+    """Inside the block, the first operation that produces a NaN or an infinity raises NonFiniteError, and so does one
+    that is given a NaN from outside. Infinities that come from infinities in the inputs are allowed.
 
-    Looks at every array twice, so a step takes about twice as long.
+    Every array is read twice, so a step takes about twice as long.
     """
     previous, mode.detect_anomaly = mode.detect_anomaly, enabled
     try:
@@ -57,14 +57,15 @@ def detect_anomaly(enabled: bool = True) -> Iterator[None]:
 
 
 def as_array(value: Any) -> Any:
-    """NumPy computes scalars from arrays without axes; a tensor and a gradient are arrays all the same."""
+    """`value`, with a NumPy scalar as an array: NumPy's operations on 0-d arrays return scalars, but tensors and
+    gradients hold arrays."""
     return np.asarray(value) if isinstance(value, np.generic) else value
 
 
 def check_finite(name: str, when: str, results: Iterable[Any], inputs: Iterable[Any]) -> None:
-    """Raise when something in `results` is not finite and `inputs` don't explain it, or when these hold a NaN.
+    """Raise NonFiniteError when `results` are not finite and `inputs` do not explain it, or when these hold a NaN.
 
-    An infinity that comes from an infinity (a mask of -inf added to scores) is nobody's fault.
+    An infinity that comes from an infinity (a mask of -inf added to scores) is not an error.
     """
     bad = _worst(results)
     if bad is None:
@@ -84,7 +85,7 @@ def check_finite(name: str, when: str, results: Iterable[Any], inputs: Iterable[
 
 
 def _worst(arrays: Iterable[Any]) -> str | None:
-    """ "nan" or "inf", when there is one in these arrays."""
+    """ "nan" if any of these arrays has one, else "inf" if any has one, else None."""
     found = None
     for array in arrays:
         if array is None or not is_floating(array.dtype):

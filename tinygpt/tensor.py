@@ -1,14 +1,15 @@
 """Tensor: an array, its gradient, and the graph behind it.
 
-`x.data` and `x.grad` are plain `numpy.ndarray` or `cupy.ndarray`, and may be written into. What is written into an
-array between the forward and the backward pass can make gradients wrong. It is noticed, and backward() refuses, when a
-parameter was changed by `optimizer.step()`, `load_state_dict()`, `p -= ...` under `no_grad()` or `p.data -= ...`; with
-`x.data = array` an operation that has saved the old array keeps that. It can't be noticed when elements of the array
-are assigned (`x.data[...] = 0`), nor when `h.data *= ...` changes a result that an operation has saved before: say
-`x.mark_changed()` after that. Ids, indices and targets are copied: their buffers may be filled anew.
+`x.data` and `x.grad` are plain `numpy.ndarray` or `cupy.ndarray`, and you may write into them. But writing into an
+array between the forward and the backward pass can make gradients wrong. backward() refuses to run if a parameter that
+it needs was changed by `optimizer.step()`, `load_state_dict()`, `p -= ...` under `no_grad()` or `p.data -= ...`.
+`x.data = array` is safe: an operation that saved the old array keeps it. Two kinds of change go unnoticed: assigning to
+elements (`x.data[...] = 0`), and `h.data *= ...` on a result that an operation has saved. Call `x.mark_changed()` after
+these. Ids, indices and targets are copied, so you may refill their buffers.
 
 The graph is made of `Function` nodes that point to the nodes of their inputs; a tensor points to the node that made
-it. No node points to a tensor that is not a leaf, so an intermediate array lives only as long as somebody saved it.
+it. No node points to a tensor that is not a leaf, so an intermediate array is freed as soon as you drop the tensor,
+unless an operation saved the array.
 
 `backward()` walks back through the graph (`tinygpt/engine.py`).
 
@@ -41,7 +42,7 @@ class Tensor:
     """An array that remembers how it was computed. Make one with `tinygpt.tensor(...)`."""
 
     __slots__ = ("__weakref__", "_data", "grad", "node", "output_index", "requires_grad", "unmodified")
-    __array_ufunc__ = None  # numpy_array + tensor asks the tensor, not NumPy
+    __array_ufunc__ = None  # numpy_array + tensor calls the tensor's __radd__, not NumPy's add
     __hash__ = object.__hash__  # by identity, although == compares the elements: a tensor can be a key
 
     def __init__(self, data: Any, requires_grad: bool = False) -> None:
@@ -50,7 +51,7 @@ class Tensor:
         if requires_grad and not is_floating(data.dtype):
             raise DtypeError(f"only floating-point tensors can require a gradient, not {data.dtype}")
         self._data = data
-        self.unmodified = True  # of a result: the array is the one its operation returned, and nobody has written to it
+        self.unmodified = True  # for a result: its array is the one the operation returned, not written to since
         self.grad: Any = None
         self.requires_grad = requires_grad
         self.node: Function | None = None
@@ -59,7 +60,7 @@ class Tensor:
     # What it is ---------------------------------------------------------------------------------
 
     def _set_data(self, data: Any) -> None:
-        """x.data = array, and x.data *= 2, after which Python sets the same array again."""
+        """For x.data = array, and for x.data *= 2, after which Python assigns the same array again."""
         data = _checked_array(data)
         if self.requires_grad and not is_floating(data.dtype):
             raise DtypeError(f"x.data = array: x requires a gradient, so the array must be floating, not {data.dtype}")
@@ -69,11 +70,11 @@ class Tensor:
             self.mark_changed()
         self._data = data
 
-    # read a hundred times a step, hence without a function in Python
+    # read hundreds of times a step, so the getter is not a Python function
     data: Any = property(operator.attrgetter("_data"), _set_data, doc="The array: numpy.ndarray or cupy.ndarray.")
 
     def mark_changed(self) -> None:
-        """Say that the array was written into: a backward pass that needs what was in it before will refuse."""
+        """Declare that the array was written into: a backward pass that needs its old contents will refuse to run."""
         note_change([self._data])
         self.unmodified = False
 
@@ -116,8 +117,8 @@ class Tensor:
     def __bool__(self) -> bool:
         if self.size != 1:
             raise ShapeError(
-                f"a tensor of shape {self.shape} is neither true nor false as a whole: ask x.numpy().all() or .any(); "
-                "whether it is one of some tensors, any(x is y for y in tensors)"
+                f"the truth value of a tensor of shape {self.shape} is ambiguous: use x.numpy().all() or .any(); to "
+                "find out whether it is in a list of tensors, any(x is y for y in tensors)"
             )
         return bool(self.item())
 
@@ -146,7 +147,7 @@ class Tensor:
         return Tensor(self.data)
 
     def to(self, backend: str) -> Tensor:
-        """A leaf with these values on another backend; itself when it is there already."""
+        """A leaf with these values on another backend; the tensor itself if it is there already."""
         if backend == self.backend:
             return self
         return Tensor(backends.move(self.data, backend), requires_grad=self.requires_grad)
@@ -155,10 +156,10 @@ class Tensor:
         self.grad = None
 
     def present_grad(self, where: str, writable: bool = False) -> Any:
-        """`grad` for arithmetic: None, or a floating-point array of this tensor's shape on its backend; or a sentence.
+        """`grad`, checked: None, or a floating-point array of this tensor's shape on its backend. Raises UsageError.
 
-        Everybody who reads or adds to a gradient asks here, since compiled bodies trust what they are given.
-        writable: in memory that may be written to, if need be as a copy.
+        All code that reads or adds to a gradient gets it here, since compiled bodies do not check their arguments.
+        writable: replace a read-only array by a copy.
         """
         grad, data = self.grad, self._data
         if grad is None:
@@ -172,7 +173,7 @@ class Tensor:
     # Copies -------------------------------------------------------------------------------------
 
     def __copy__(self) -> Tensor:
-        """Of the same array and graph, with no gradient yet."""
+        """A tensor with the same array and graph, and no gradient yet."""
         made = object.__new__(type(self))
         for name in Tensor.__slots__[1:]:
             setattr(made, name, getattr(self, name))
@@ -180,7 +181,7 @@ class Tensor:
         return made
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """For copy.deepcopy and pickle: a leaf alone, since the graph behind a result belongs to the original."""
+        """For copy.deepcopy and pickle: leaves only, since the graph behind a result belongs to the original."""
         if self.node is not None:
             raise UsageError(
                 f"copy.deepcopy and pickle: this tensor of shape {self.shape} is a result (made by {self.node.name}), "
@@ -193,12 +194,12 @@ class Tensor:
     def backward(self, grad: Any = None, retain_graph: bool = False) -> None:
         """Add d(self)/d(leaf), contracted with `grad`, to the `.grad` of every leaf behind this tensor.
 
-        grad: array of this tensor's shape; may be left out for a single number (then it is 1).
+        grad: array of this tensor's shape; optional if the tensor is a single number (the default is 1).
         retain_graph: keep the saved arrays, so that `backward` can be called again.
 
-        Raises UsageError when nothing behind this tensor requires a gradient and when an array that is needed was
-        changed since (see the top of this module), ShapeError for a `grad` of another shape, GraphFreedError when an
-        earlier `backward` has freed the graph.
+        Raises UsageError when nothing behind this tensor requires a gradient or when a saved array was changed since
+        (see the top of this module), ShapeError for a `grad` of another shape, GraphFreedError when an earlier
+        `backward` has freed the graph.
         """
         grad = self._initial_gradient(grad)
         if self.node is None:
@@ -209,7 +210,7 @@ class Tensor:
     def _initial_gradient(self, grad: Any) -> Any:
         if not self.requires_grad:
             raise UsageError(
-                "backward() on a tensor that requires no gradient: nothing behind it has requires_grad=True, "
+                "backward() on a tensor that does not require a gradient: nothing behind it has requires_grad=True, "
                 "or it was computed under no_grad() or detached"
             )
         xp = backends.array_module(self.data)
@@ -226,7 +227,7 @@ class Tensor:
         try:
             grad = xp.asarray(grad, dtype=self.dtype)
         except (ValueError, TypeError):
-            raise DtypeError(f"backward(grad): {type(grad).__name__} is no array of numbers") from None
+            raise DtypeError(f"backward(grad): {type(grad).__name__} is not an array of numbers") from None
         if grad.shape != self.shape:
             raise ShapeError(f"backward(grad): grad has shape {grad.shape}, the tensor has {self.shape}")
         return grad
@@ -277,7 +278,7 @@ class Tensor:
 
 
 def _checked_array(data: Any) -> Any:
-    """What a tensor can hold, as it is; a NumPy scalar as an array; or a sentence."""
+    """`data`, with a NumPy scalar as an array. Raises DtypeError for anything else that is not an array."""
     data = as_array(data)
     if not backends.is_array(data):
         raise DtypeError(
@@ -288,7 +289,7 @@ def _checked_array(data: Any) -> Any:
 
 
 def _checked_grad(leaf: Tensor, grad: Any, where: str) -> Any:
-    """A gradient that somebody has set: a NumPy scalar as an array; or a sentence for what is no gradient of `leaf`."""
+    """A gradient that the user set, with a NumPy scalar as an array. Raises UsageError if it does not fit `leaf`."""
     grad = as_array(grad)
     if not backends.is_array(grad):
         way = "set x.grad = y.data" if isinstance(grad, Tensor) else "set x.grad to an array or None"
@@ -306,7 +307,7 @@ def _checked_grad(leaf: Tensor, grad: Any, where: str) -> Any:
 
 
 def tensor(data: Any, requires_grad: bool = False, dtype: Any = None, backend: str | None = None) -> Tensor:
-    """Make a tensor of an array, a number or a nested list.
+    """Make a tensor from an array, a number or a nested list.
 
     Arrays keep their dtype; Python floats become float32. A NumPy array is not copied: the tensor and
     the array share their memory on the CPU. backend: "numpy" or "cupy"; None means the current one.
@@ -316,11 +317,11 @@ def tensor(data: Any, requires_grad: bool = False, dtype: Any = None, backend: s
     if not backends.is_array(data):
         plain = _plain_array(data)
         if plain.dtype == np.float64 and not isinstance(data, np.generic):
-            with np.errstate(over="ignore"):  # beyond float32's largest number is infinity
+            with np.errstate(over="ignore"):  # numbers too large for float32 become infinity
                 plain = plain.astype(np.float32)
         data = plain
     if isinstance(data, np.ndarray):
-        data = np.asarray(data)  # the plain array in a memory map or an np.matrix, whose * is another operation
+        data = np.asarray(data)  # a plain array, not a memory map or an np.matrix, whose * means something else
     target = backends.current() if backend is None else backend
     if dtype is not None:
         data = data.astype(check_dtype(dtype), copy=False)
@@ -329,18 +330,18 @@ def tensor(data: Any, requires_grad: bool = False, dtype: Any = None, backend: s
 
 
 def _plain_array(data: Any) -> np.ndarray:
-    """Numbers and nested lists of them as an array."""
+    """A number or nested lists of numbers as an array. Raises DtypeError."""
     try:
         plain = np.asarray(data)
     except (ValueError, TypeError, OverflowError):
         plain = np.empty(0, dtype=object)
     if plain.dtype == object:
-        raise DtypeError(f"tensor() can't make an array of {type(data).__name__}: its rows differ in length or type")
+        raise DtypeError(f"tensor() can't make an array from {type(data).__name__}: its rows differ in length or type")
     return plain
 
 
 def check_dtype(dtype: Any) -> np.dtype:
-    """float32, float64, integers or bool; anything else is refused by name."""
+    """`dtype` as a NumPy dtype that a tensor can hold: float32, float64, integers or bool. Raises DtypeError."""
     try:
         dtype = np.dtype(dtype)
     except TypeError:
@@ -351,14 +352,14 @@ def check_dtype(dtype: Any) -> np.dtype:
 
 
 def as_tensor(value: Any, like: Tensor | None = None) -> Tensor:
-    """An operand as a tensor: numbers take the dtype and backend of the tensor beside them, arrays stay as they are."""
+    """An operand as a tensor. A number takes the dtype and backend of `like`, the other operand; arrays keep theirs."""
     if isinstance(value, Tensor):
         return value
     if like is None:
         return tensor(value)
-    if backends.is_array(value):  # on another backend, the operation will say so
+    if backends.is_array(value):  # if it is on another backend, the operation will refuse it
         return tensor(value, backend=backends.name_of(value))
     if isinstance(value, (bool, int, float)) and is_floating(like.dtype):
-        with np.errstate(over="ignore"):  # beyond the dtype's largest number is infinity
+        with np.errstate(over="ignore"):  # numbers too large for the dtype become infinity
             return Tensor(backends.array_module(like.data).asarray(value, dtype=like.dtype))
     return tensor(value, backend=like.backend)

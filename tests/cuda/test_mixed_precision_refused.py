@@ -68,7 +68,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "a packed model": (lambda: model().pack("int8").compute_in("float16").__enter__(), UsageError, "packed into int8"),
     "a model in float64": (
         lambda: tg.GPT(model().config, dtype="float64").compute_in("bfloat16").__enter__(), DtypeError,
-        "bfloat16 is for models in float32, this one is in float64",
+        "bfloat16 needs a float32 model, this one is float64",
     ),
     "activations and parameters of two dtypes": (
         lambda: ops.linear(ops.cast(tg.tensor(np.ones((2, 2), np.float32)), "float16"), tg.tensor(np.ones((2, 2)))),

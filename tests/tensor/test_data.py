@@ -112,7 +112,7 @@ def test_a_number_beyond_the_dtype_is_infinite_without_a_warning() -> None:
 def test_what_is_no_dtype_and_no_gradient_gets_a_sentence() -> None:
     with pytest.raises(DtypeError, match="a tensor holds float32, float64, integers or bool, not 'real'"):
         tg.tensor([1.0], dtype="real")
-    with pytest.raises(DtypeError, match="str is no array of numbers"):
+    with pytest.raises(DtypeError, match="str is not an array of numbers"):
         tg.tensor(1.0, requires_grad=True).backward("one")
 
 

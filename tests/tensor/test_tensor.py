@@ -288,7 +288,7 @@ def test_backward_needs_a_gradient_of_the_right_shape() -> None:
         (x * 2.0).backward()
     with pytest.raises(ShapeError, match=r"grad has shape \(3,\), the tensor has \(2, 3\)"):
         (x * 2.0).backward(np.ones(3))
-    with pytest.raises(UsageError, match="requires no gradient"):
+    with pytest.raises(UsageError, match="does not require a gradient"):
         Tensor(np.ones(())).backward()
     (x * 2.0).backward(Tensor(np.ones((2, 3), np.float32)))
     assert np.array_equal(x.grad, np.full((2, 3), 2.0))
@@ -322,9 +322,9 @@ def test_tensors_compare_by_element_and_can_be_keys() -> None:
     assert a != "text"
     with pytest.raises(ShapeError, match="do not fit"):
         a == tg.tensor([1, 2])  # noqa: B015
-    with pytest.raises(ShapeError, match=r"shape \(3,\) is neither true nor false as a whole.*any\(x is y"):
+    with pytest.raises(ShapeError, match=r"shape \(3,\) is ambiguous.*any\(x is y"):
         bool(a == b)
-    with pytest.raises(ShapeError, match="neither true nor false"):
+    with pytest.raises(ShapeError, match=r"truth value .* is ambiguous"):
         x in [y, x]  # noqa: B015
     less = Tensor(np.array([1.0, 3.0])) < 2.0
     assert less.dtype == bool

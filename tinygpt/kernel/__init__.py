@@ -1,28 +1,28 @@
 """@kernel: one name, up to three bodies.
 
-The decorated function **is** the reference: it runs on the arrays of either library, and a student
-reads it to know what is computed. A body of the same name in the compiled extension (`_ext/cpu/*.pyx`,
-for NumPy arrays) or among the CUDA kernels (`_ext/cuda/*.cu`, for CuPy arrays) replaces it at the call.
-What every fast body would otherwise have to check is checked here, once:
+The decorated function **is** the reference: it runs on arrays of either library, and it is what you read to learn what
+is computed. If there is a fast body of the same name, compiled from `_ext/cpu/*.pyx` for NumPy arrays or from
+`_ext/cuda/*.cu` for CuPy arrays, a call runs that instead. The checks that every fast body would need are made here,
+once:
 
 - the floating-point arrays are all float32 or all float64, in native byte order (a CUDA body also takes the 16-bit
   types, float16 and bfloat16);
 - none has size zero;
-- every array is C-contiguous and aligned: it is copied if not. A kernel declared `strided` gets its arrays as
-  they are and reads the strides; a kernel declared `in_place` writes into its arguments, so instead of a copy that
-  nobody would see, arrays that do not fit go to the reference;
-- integer arrays are int64, and only in the place of arguments called `ids`, `targets` or `length` (or those that
-  `@kernel(integers=...)` names): integers and booleans anywhere else go to the reference, since a compiled body would
-  read their bytes as floats.
+- every array is C-contiguous and aligned; one that is not is copied. A kernel declared `strided` gets its arrays as
+  they are and reads the strides. A kernel declared `in_place` writes into its arguments, and whatever it wrote into a
+  copy would be lost: where an array would have to be copied, the reference runs;
+- integer arrays are int64, and are passed only as the arguments called `ids`, `targets` or `length` (or those that
+  `@kernel(integers=...)` names). With integers or booleans anywhere else the reference runs, since a compiled body
+  would read their bytes as floats.
 
-A fast body that still can't take its arguments returns `NotImplemented`, and the reference runs. It is given 16-bit
-arrays widened to float32, and what it returns is rounded to 16 bits once; but for the results that a kernel declares to
-be `statistics`, which stay in float32, as in the CUDA bodies. It gives their names and their positions among the
-results; a CUDA body takes arguments of these names, and of their gradients', in float32.
+A fast body that still can't handle its arguments returns `NotImplemented`, and the reference runs. The reference gets
+16-bit arrays widened to float32, and its results are rounded to 16 bits once. The results that a kernel declares as
+`statistics`, a mapping from their names to their positions, stay in float32, as in the CUDA bodies; and a CUDA body
+takes arguments of these names, and the gradients of these, in float32.
 
-`TINYGPT_KERNELS=reference|cython|cuda` or `with use_kernels(...)` forces one kind; a forced kind that
-does not exist on this machine is an error, not a silent substitute. `python -m tinygpt.kernel` prints
-which body is live for each name.
+`TINYGPT_KERNELS=reference|cython|cuda` or `with use_kernels(...)` forces one kind of body. If this machine does not
+have that kind, it is an error: no other kind is silently used instead. `python -m tinygpt.kernel` prints which body
+runs for each kernel.
 """
 
 from __future__ import annotations
@@ -99,8 +99,8 @@ class Kernel:
         return self.reference(*args)
 
     def each(self, calls: Sequence[Sequence[Any]]) -> list[Any]:
-        """What the kernel returns for each of these lists of arguments; where there is a fast body of this name with
-        `_each` after it, from a single call of that."""
+        """The kernel's results for several lists of arguments. If there is a fast body called `<name>_each`, it
+        computes them all in a single call."""
         if _choice.kind != "reference" and len({type(args[0]) for args in calls}) == 1:
             fast = self.fast_body(calls[0], "_each")
             prepared = []
@@ -116,7 +116,7 @@ class Kernel:
         """The compiled body for the library these arguments belong to, or None."""
         name = self.__name__ + suffix
         kind = _choice.kind
-        if kind not in KINDS:  # found out here, not at import, so that it is said as any other mistake
+        if kind not in KINDS:  # checked here, not at import, so that it is reported like any other mistake
             raise UsageError(f"TINYGPT_KERNELS is {kind!r}: set it to one of {', '.join(KINDS)}")
         if isinstance(args[0], np.ndarray):
             if kind == "cuda":
@@ -128,11 +128,11 @@ class Kernel:
 
     @property
     def compiled(self) -> bool:
-        """Whether there is a compiled body for NumPy's arrays here."""
+        """Whether this machine has a compiled body for NumPy arrays."""
         return numpy_backend.native_body(self.__name__) is not None
 
     def variants(self) -> dict[str, Callable[..., Any]]:
-        """Every body that this machine can run on NumPy arrays, by kind: what the tests compare."""
+        """Every body that this machine can run on NumPy arrays, by kind. The tests compare them."""
         bodies = {"reference": self.reference}
         if self.compiled:
 
@@ -152,7 +152,7 @@ def kernel(
     statistics: Mapping[str, int] = MappingProxyType({}),
     integers: tuple[str, ...] = INTEGERS,
 ) -> Any:
-    """Decorator: make `reference` the kernel of its name. See the module's docstring for the options."""
+    """Decorator: register `reference` as the kernel of its name. The options are in the module's docstring."""
     if reference is None:
         return lambda function: kernel(
             function, strided=strided, in_place=in_place, statistics=statistics, integers=integers
@@ -162,16 +162,16 @@ def kernel(
 
 
 def prepare(args: Sequence[Any], strided: bool, in_place: bool, integers: tuple[int, ...] = ()) -> list[Any] | None:
-    """The arguments as a fast body wants them, or None when only the reference can take them.
+    """The arguments in the form that fast bodies expect, or None if only the reference can take them.
 
-    integers: the places of arguments that are integer arrays; all other arrays must be floating.
+    integers: the positions of arguments that are integer arrays; all other arrays must be floating-point.
     """
     ready = _ready_for_cpu if isinstance(args[0], np.ndarray) else _ready_for_gpu
     return ready(args, strided, in_place, integers)
 
 
 def _ready_for_cpu(args: Sequence[Any], strided: bool, in_place: bool, integers: tuple[int, ...]) -> list[Any] | None:
-    """`prepare` for NumPy's arrays. A model's step comes here hundreds of times: it must be quick."""
+    """`prepare` for NumPy arrays. A training step calls it hundreds of times, so it must be fast."""
     floating = None
     prepared: list[Any] = []
     for value in args:
@@ -198,9 +198,9 @@ def _ready_for_cpu(args: Sequence[Any], strided: bool, in_place: bool, integers:
 
 
 def _ready_for_gpu(args: Sequence[Any], strided: bool, in_place: bool, integers: tuple[int, ...]) -> list[Any] | None:
-    """`prepare` for CuPy's arrays: all are aligned and in native byte order, and there are 16-bit types.
+    """`prepare` for CuPy arrays, which are always aligned and in native byte order, and can have 16-bit types.
 
-    Beside 16-bit arrays there may be some of float32: the bodies look which these are.
+    16-bit arrays may come with float32 arrays beside them: the bodies check which is which.
     """
     floating = None
     prepared: list[Any] = []
@@ -209,7 +209,7 @@ def _ready_for_gpu(args: Sequence[Any], strided: bool, in_place: bool, integers:
             if value.size == 0:
                 return None
             dtype = value.dtype
-            if dtype.kind == "f" or dtype.name == "bfloat16":  # which NumPy takes for a type without a kind
+            if dtype.kind == "f" or dtype.name == "bfloat16":  # its kind is "V" to NumPy
                 if dtype.name not in _GPU_FLOATS or (floating is not None and {dtype.name, floating} not in _TOGETHER):
                     return None
                 floating = dtype.name if floating in (None, "float32") else floating
@@ -231,14 +231,14 @@ def forced_kind() -> str | None:
 
 
 def work_size(name: str, like: Any, *sizes: int) -> int:
-    """How many numbers of working memory a compiled body asks for on arrays like this one: what the extension's
-    function `name` says of these sizes; 0 where the reference runs, which makes its own."""
+    """How many numbers of workspace a compiled body needs for arrays like `like`: the extension's function `name`
+    computes it from `sizes`. 0 where the reference runs, which allocates its own."""
     extension = numpy_backend.extension() if isinstance(like, np.ndarray) else None
     return 0 if extension is None else int(getattr(extension, name)(*sizes))
 
 
 def describe(backend: str) -> str:
-    """One line: what a backend is made of here, and whether one kind of body has been forced."""
+    """One line about a backend on this machine, and the kind of body that is forced, if any."""
     forced = forced_kind()
     return get(backend).describe() + (f"; TINYGPT_KERNELS={forced}" if forced else "")
 

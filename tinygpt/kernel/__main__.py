@@ -1,6 +1,6 @@
-"""`python -m tinygpt.kernel`: which body is live for each kernel.
+"""`python -m tinygpt.kernel`: which body runs for each kernel.
 
-A program, like those in `cli/`: it stands above the operations, which fill the registry as they are imported.
+This is a program, like those in `cli/`: it imports the operations, which register their kernels on import.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from . import REGISTRY, Kernel, describe, forced_kind
 
 
 def every_kernel() -> dict[str, Kernel]:
-    """The registry, with the kernels of every operation and optimizer in it."""
+    """The registry, once every operation and optimizer has registered its kernels."""
     for package in (ops, optim):
         for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
             importlib.import_module(module.name)
@@ -21,7 +21,7 @@ def every_kernel() -> dict[str, Kernel]:
 
 
 def report() -> str:
-    """A table: each kernel's name and the bodies it has here, the live one first."""
+    """A table: for each kernel, the body that runs and all bodies that this machine has."""
     lines = [describe("numpy"), ""]
     for name, kernel in sorted(every_kernel().items()):
         kinds = list(kernel.variants())

@@ -1,4 +1,4 @@
-"""Modules: parameters with names, and the layers made of them."""
+"""Modules, their named parameters, and the layers built from them."""
 
 from __future__ import annotations
 

@@ -1,18 +1,18 @@
 """Layers: an operation of `tinygpt.ops` together with its parameters.
 
-Initial weights are drawn from a `Generator`, one stream of it for each parameter that is drawn, so they depend on
-the seed and the order of definition and on nothing else. Without a generator the default one is used
-(`tinygpt.manual_seed`). Weights are drawn in double precision and rounded to `dtype`.
+Initial weights are drawn from a `Generator`, one RNG stream per parameter, so they depend only on the seed and on the
+order in which the layers are created. The default generator (`tinygpt.manual_seed`) is used if none is given. Weights
+are drawn in double precision and rounded to `dtype`.
 
     with uninitialized():
-        model = GPT(config)         # for whoever fills every parameter next: a loader
+        model = GPT(config)         # a loader will fill every parameter next
 
-draws nothing, which for GPT-2 saves seconds: the weights are whatever the memory holds. The generator ends in the
-same state as if they had been drawn. With `without_matrices=True` there is no memory either: a loader that packs each
-matrix as soon as it is read never holds the whole model in float32.
+draws nothing, which saves seconds for GPT-2: the weights are whatever the memory happens to hold. The generator ends in
+the same state as if they had been drawn. With `without_matrices=True` the matrices are not even allocated, so a loader
+that packs each matrix as soon as it is read never holds the whole model in float32.
 
-Parameters are in float32 (or float64). Where a layer meets activations of 16 bits it works on 16-bit copies of them,
-and the gradients come back in float32 (`tinygpt/ops/cast.py`).
+Parameters are float32 (or float64). If the activations are 16-bit, a layer computes with 16-bit copies of its
+parameters, and the gradients come back in float32 (`tinygpt/ops/cast.py`).
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ _weights = ContextVar("_weights", default="drawn")  # or "empty", or "absent"
 
 @contextlib.contextmanager
 def uninitialized(without_matrices: bool = False) -> Iterator[None]:
-    """Layers made inside draw no initial weights; each must be filled before it is used.
+    """Layers created inside the block draw no initial weights: fill every weight before using it.
 
-    without_matrices: the data of those weights is a single number, broadcast to their shape and read-only; whoever
-    fills them sets an array of their own.
+    without_matrices: the data of a matrix is a single number, broadcast to its shape and read-only, so it can't be
+    filled in place: set `weight.data` to a new array.
     """
     token = _weights.set("absent" if without_matrices else "empty")
     try:
@@ -66,7 +66,7 @@ def _normal(generator: Generator | None, shape: tuple[int, ...], std: float, dty
 class Linear(Module):
     """y = x @ weight + bias, with `weight` (in_features, out_features), as GPT-2 checkpoints store it.
 
-    std: of the initial weights; 1/sqrt(in_features), which keeps the variance of its input, unless given.
+    std: of the initial weights. The default, 1/sqrt(in_features), gives y the variance of x.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Linear(Module):
         return ops.linear(x, weight, bias)
 
     def product(self, x: Tensor) -> Tensor:
-        """x (..., in_features) -> x @ weight (..., out_features), for whoever adds the bias later."""
+        """x (..., in_features) -> x @ weight (..., out_features): the caller adds the bias later."""
         return ops.linear(x, ops.in_dtype_of(x, self.weight))
 
     @property
@@ -102,7 +102,7 @@ class Linear(Module):
 
 @known("forward", "project", "matrix")
 class Embedding(Module):
-    """Row `ids[...]` of `weight` (count, features) for each id."""
+    """A table `weight` (count, features); each id picks a row."""
 
     def __init__(
         self,
@@ -121,7 +121,7 @@ class Embedding(Module):
         return ops.embedding(self.weight, ids)
 
     def project(self, h: Tensor) -> Tensor:
-        """h (..., features) -> h @ weight.T (..., count): the embedding as the head of a model."""
+        """h (..., features) -> h @ weight.T (..., count): the embedding used as the model's output head."""
         return h @ ops.in_dtype_of(h, self.weight).transpose()
 
     @property
@@ -132,7 +132,7 @@ class Embedding(Module):
 
 @known("forward")
 class LayerNorm(Module):
-    """Normalise the last axis, of `features` numbers; then a learned scale and, unless bias=False, a learned shift."""
+    """Normalise the last axis (`features` numbers), then apply a learned scale and, unless bias=False, a shift."""
 
     def __init__(self, features: int, bias: bool = True, eps: float = 1e-5, *, dtype: Any = np.float32) -> None:
         features = whole_number("LayerNorm", "features", features)
@@ -155,5 +155,5 @@ class Dropout(Module):
         self.generator = generator
 
     def forward(self, x: Tensor) -> Tensor:
-        """x of any shape -> the same shape. Draws one stream of the generator when it acts."""
+        """x of any shape -> the same shape. Uses one RNG stream of the generator whenever it drops anything."""
         return ops.dropout(x, self.p, training=self.training, generator=self.generator)

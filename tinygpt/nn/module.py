@@ -1,4 +1,4 @@
-"""Module: a piece of a model that owns parameters and other modules.
+"""Module: a part of a model that owns parameters and other modules.
 
     class Perceptron(Module):
         def __init__(self, generator):
@@ -9,9 +9,9 @@
         def forward(self, x):
             ...
 
-There is no registration. A module's parts are found by walking its attributes in the order of their assignment:
-parameters, modules, and lists or tuples of modules. So their names are the attributes' names, joined by dots:
-`hidden.weight`, `scale`, `heads.0.weight`.
+There is no registration. A module finds its parts by walking its attributes in order of assignment: parameters,
+modules, and lists or tuples of modules. Their names are the attributes' names, joined by dots: `hidden.weight`,
+`scale`, `heads.0.weight`.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from ..tensor import Tensor
 
 
 class Parameter(Tensor):
-    """A tensor that a model learns: a leaf that requires a gradient.
+    """A tensor that the model learns: a leaf that requires a gradient.
 
-    data: an array of float32 or float64. It goes to the current backend; its memory is made contiguous, because
-    optimizers write into it.
+    data: a float32 or float64 array. It is moved to the current backend and made contiguous, because optimizers
+    update it in place. Raises DtypeError.
     """
 
     __slots__ = ()
@@ -44,7 +44,7 @@ class Parameter(Tensor):
 
 
 class Module:
-    """Base class of layers and models. A subclass defines `forward`; calling the module runs it."""
+    """Base class for layers and models. A subclass defines `forward`; calling the module runs it."""
 
     training = True
 
@@ -102,7 +102,7 @@ class Module:
         return [parameter for _, parameter in self.named_parameters()]
 
     def num_parameters(self) -> int:
-        """How many numbers the model has learnt or learns, packed ones included; shared parameters count once."""
+        """The number of weights, packed ones included. A shared parameter counts once."""
         packed = sum(module.packed_size() for module in self.modules())
         return sum(parameter.size for parameter in self.parameters()) + packed
 
@@ -115,19 +115,19 @@ class Module:
         return self
 
     def eval(self) -> Module:
-        """Leave the training mode: dropout does nothing. Returns the module."""
+        """Turn off training mode: dropout does nothing. Returns the module."""
         return self.train(False)
 
     def zero_grad(self) -> None:
-        """Forget all gradients."""
+        """Set all gradients to None."""
         for parameter in self.parameters():
             parameter.grad = None
 
     def to(self, backend: str) -> Module:
         """Move all parameters, and their gradients, to "numpy" or "cupy". Returns the module.
 
-        The `Parameter` objects stay the same, so an optimizer made before keeps working. Raises UsageError, with every
-        parameter where it was, for an unknown or absent backend and where the GPU's memory does not suffice.
+        The `Parameter` objects stay the same, so existing optimizers keep working. Raises UsageError if the backend is
+        unknown or unavailable or the GPU runs out of memory; every parameter then stays where it was.
         """
         backends.get(backend)
         arrays = [(parameter.data, parameter.grad) for parameter in self.parameters()]
@@ -138,14 +138,14 @@ class Module:
             parameter.data, parameter.grad = data, grad
         return self
 
-    # What `tinygpt.nn.packed` holds in place of parameters; nothing in other modules.
+    # Packed weights: the layers of `tinygpt.nn.packed` override these.
 
     def packed_size(self) -> int:
-        """How many packed numbers this very module has."""
+        """The number of packed weights in this module itself, without its children."""
         return 0
 
     def move_packed(self, backend: str) -> None:
-        """Move them."""
+        """Move this module's packed weights to `backend`."""
 
     # Saving and loading ---------------------------------------------------------------------------
 
@@ -154,11 +154,11 @@ class Module:
         return {name: parameter.data for name, parameter in self.named_parameters()}
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
-        """Copy arrays, found by name, into the parameters: in place, in the parameters' own dtype.
+        """Copy arrays into the parameters of the same names, in place, converting to the parameters' dtype.
 
-        strict: every parameter must be in `state`, and nothing else. Otherwise what is absent keeps its values and
-        what is unknown is passed over. Shapes must fit in either case. Raises UsageError, ShapeError or
-        DtypeError before anything is changed, never half-way.
+        strict: `state` must have exactly this model's names. Otherwise missing parameters keep their values and unknown
+        names are ignored. Shapes must match in either case. Raises UsageError, ShapeError or DtypeError before anything
+        is changed.
         """
         where = f"{type(self).__name__}.load_state_dict"
         parameters = dict(self.named_parameters())

@@ -1,6 +1,6 @@
-"""Layers whose weights are packed into 16 or 8 bits: for inference only (`tinygpt.ops.packed` has the formats).
+"""Layers with weights packed into 16 or 8 bits, for inference only (`tinygpt.ops.packed` describes the formats).
 
-They take the places of Linear and Embedding in a model that only runs: `GPT.pack`. Their matrices are no parameters.
+`GPT.pack` puts them in place of a model's Linear and Embedding layers. Their matrices are not parameters.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class PackedLinear(Module):
 
 @known("forward", "project")
 class PackedEmbedding(Module):
-    """Row `ids[...]` of a packed (count, features) matrix for each id; and its transpose as the head."""
+    """A packed (count, features) table; each id picks a row. Its transpose serves as the output head."""
 
     def __init__(self, embedding: Embedding, format: str, group: int | None = None) -> None:
         self.matrix = pack(embedding.weight.data, format, 1, group)
@@ -85,23 +85,23 @@ class PackedEmbedding(Module):
 
 
 def product_and_bias(layer: Any, x: Tensor) -> tuple[Tensor, Tensor | None]:
-    """layer(x) as a product and a bias that the operation that follows adds on the way; None where it is in already."""
+    """layer(x) as (product, bias): the next operation adds the bias, or it is None if the product includes it."""
     if computes_as(layer, Linear) or computes_as(layer, PackedLinear):
         return layer.product(x), layer.bias
     return layer(x), None
 
 
 def with_bias(y: Tensor, bias: Tensor | None) -> Tensor:
-    """The other way round."""
+    """Add the bias that `product_and_bias` returned: the inverse of that function."""
     return y if bias is None else y + ops.in_dtype_of(y, bias)
 
 
 def pack_model(model: Any, format: str, group: int | None = None, fill: Fill | None = None) -> None:
-    """What `GPT.pack` does; see there.
+    """The work of `GPT.pack`, which see.
 
-    fill(path, layer): called for each layer right before it is packed, to put numbers into its parameters. A loader
-    that does so never holds more than one matrix unpacked. Without it all are there, and are checked before anything
-    changes. Raises UsageError.
+    fill(path, layer): called for each layer right before it is packed, to load its parameters. A loader that does this
+    never holds more than one unpacked matrix. Without `fill` all parameters must be loaded already, and they are
+    checked before anything changes. Raises UsageError.
     """
     if model.packed:
         raise UsageError(f"GPT.pack: this model is packed already, in {model.packed}: load it anew")
@@ -112,8 +112,8 @@ def pack_model(model: Any, format: str, group: int | None = None, fill: Fill | N
     check_format(format, group)
     for path, module in unknown_modules(model):
         raise UsageError(
-            f"GPT.pack: {path} is a {described(module)}, and packing keeps only the weights of layers that it knows: "
-            "put a plain layer of the same effect there first"
+            f"GPT.pack: {path} is a {described(module)}, but packing knows only tinygpt's own layers and would keep "
+            "nothing but their weights: replace it by an equivalent plain layer first"
         )
     for path, module in model.named_modules():
         for name, _ in module.named_parameters() if isinstance(module, (Linear, Embedding)) else ():
@@ -130,7 +130,7 @@ def pack_model(model: Any, format: str, group: int | None = None, fill: Fill | N
 
 
 def _pack_layers(model: Any, format: str, group: int | None, fill: Fill) -> None:
-    """Replace the token embedding and every Linear by packed ones, one after the other: memory is freed on the way."""
+    """Replace the token embedding and every Linear by packed layers, one at a time, so that memory is freed early."""
     fill("wte", model.wte)
     model.wte = PackedEmbedding(model.wte, format, group)
     owners = [(path, owner) for path, owner in model.named_modules() if not isinstance(owner, Linear)]

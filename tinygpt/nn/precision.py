@@ -1,11 +1,11 @@
-"""Mixed precision: a model that computes in 16 bits, with its parameters in float32.
+"""Mixed precision: the model computes in 16 bits, and its parameters stay in float32.
 
     with model.compute_in("bfloat16"):
         loss = model.loss(inputs, targets)
     loss.backward()
 
-Inside the block `model.activations` is the dtype that the model casts its first activations to; everything after them
-follows by itself (`tinygpt/ops/cast.py`).
+Inside the block `model.activations` is the dtype to which the model casts its first activations. Every later operation
+then computes in that dtype, without being told (`tinygpt/ops/cast.py`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def compute_in(model: Any, dtype: str) -> Iterator[None]:
         if model.packed:
             raise UsageError(f"compute_in: a model packed into {model.packed} computes in float32")
         if parameter.dtype != np.float32:
-            raise DtypeError(f"compute_in: {dtype} is for models in float32, this one is in {parameter.dtype}")
+            raise DtypeError(f"compute_in: {dtype} needs a float32 model, this one is {parameter.dtype}")
     previous, model.activations = model.activations, None if dtype == "float32" else target
     try:
         yield

@@ -1,6 +1,6 @@
 """Optimizers, gradient clipping and learning-rate schedules.
 
-A training step with clipping, in the form that costs no extra pass over the gradients:
+A training step with gradient clipping that needs no extra pass over the gradients:
 
     norm = grad_norm(model.parameters())
     optimizer.lr = schedule(step)

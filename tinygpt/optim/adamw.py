@@ -1,17 +1,17 @@
 """AdamW: Adam with decoupled weight decay.
 
-Adam keeps two running means of the gradient g of each parameter p, of its values and of its squares:
+For each parameter p with gradient g, Adam keeps two running averages: m, of the gradient, and v, of its square:
 
     m = beta1 m + (1 - beta1) g                v = beta2 v + (1 - beta2) g**2
 
-Both start at zero, so after t steps they hold only the shares 1 - beta1**t and 1 - beta2**t of what they
-estimate. Dividing by the shares corrects that:
+Both start at zero, so early on they are too small: after t steps their weights on past gradients add up to only
+1 - beta1**t and 1 - beta2**t. Dividing by these sums makes the weights add up to 1:
 
     mhat = m / (1 - beta1**t)                  vhat = v / (1 - beta2**t)
 
-The step divides by the root of the second: about `lr` for each number, whatever the size of its gradients.
+The step divides mhat by sqrt(vhat), so every number moves by about `lr`, whether its gradients are large or small.
 
-    p = p - lr * weight_decay * p              (decoupled: not a part of g, hence not divided by sqrt(vhat))
+    p = p - lr * weight_decay * p              (decoupled: not part of g, so not divided by sqrt(vhat))
     p = p - lr * mhat / (sqrt(vhat) + eps)
 
 Saved between steps: m and v, of the parameter's shape and dtype, and t.
@@ -60,8 +60,8 @@ def adamw_update(
 class AdamW(Optimizer):
     """AdamW over `parameters` (tensors, (name, tensor) pairs or groups: see `tinygpt.optim.optimizer`).
 
-    lr: the learning rate, may be set anew before each step. betas: the two decay rates, in [0, 1). eps: keeps
-    the division finite. weight_decay: acts on matrices only. Raises UsageError and DtypeError.
+    lr: the learning rate; set `optimizer.lr` to change it between steps. betas: the two decay rates, in [0, 1). eps:
+    keeps the division finite. weight_decay: acts on matrices only. Raises UsageError and DtypeError.
     """
 
     state_names = ("m", "v")

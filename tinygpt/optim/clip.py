@@ -1,15 +1,16 @@
-"""The norm of all gradients together, and clipping to it.
+"""The norm of all gradients together, and clipping by it.
 
-One steep batch can throw the weights far away. Clipping shortens the gradient, all parameters taken as one long
-vector g, to a greatest length, and keeps its direction:
+A single batch with a steep loss can throw the weights far off. Clipping treats the gradients of all parameters as one
+long vector g. If g is longer than max_norm, clipping shortens it to max_norm and keeps its direction:
 
     g = g * min(1, max_norm / |g|)
 
-Two ways: `clip_grad_norm` changes the gradients in place; `grad_norm` with `clip_coefficient` yields a factor for
-`optimizer.step(grad_scale=...)`, which multiplies as it reads and saves a pass over all gradients.
+There are two ways to do it. `clip_grad_norm` changes the gradients in place. `grad_norm` and `clip_coefficient` give a
+factor for `optimizer.step(grad_scale=...)`, which multiplies gradients as it reads them and so saves a pass over them.
 
-A norm that is nan or infinite has no direction worth keeping. `grad_norm` returns it as it is; the other two raise
-NonFiniteError and leave the gradients alone, so that the caller can stop or skip the step with its weights intact.
+If the norm is nan or infinite, the gradient has no direction worth keeping. `grad_norm` returns the norm as it is; the
+other two raise NonFiniteError and leave the gradients alone, so the caller can stop or skip the step with the weights
+intact.
 
 Source: Pascanu, Mikolov, Bengio, "On the difficulty of training recurrent neural networks", 2013, algorithm 1.
 """
@@ -29,7 +30,7 @@ from ..graph import NonFiniteError
 from ..kernel import kernel
 from ..tensor import Tensor
 
-LEAST = 1e-280  # a sum of squares below it may lack some that were too small
+LEAST = 1e-280  # in a smaller sum of squares, some squares may have underflowed
 
 
 @kernel
@@ -40,9 +41,9 @@ def sum_of_squares(x: Any) -> float:
 
 
 def grad_norm(parameters: Iterable[Tensor]) -> float:
-    """The Euclidean norm of the gradients of all parameters, as one vector. Those without a gradient count 0."""
+    """The Euclidean norm of all parameters' gradients as one vector. A parameter without a gradient counts as 0."""
     tensors = _tensors("grad_norm", parameters)
-    with np.errstate(all="ignore"):  # an overflow gives inf, which the caller looks at
+    with np.errstate(all="ignore"):  # an overflow gives inf, which the caller checks for
         grads = [grad for grad in (p.present_grad("grad_norm") for p in tensors) if grad is not None]
         total = sum(sum_of_squares.each([(grad,) for grad in grads]))
         if LEAST < total < math.inf or all(grad.dtype != "float64" for grad in grads):
@@ -51,7 +52,7 @@ def grad_norm(parameters: Iterable[Tensor]) -> float:
 
 
 def _norm_of_extremes(grads: list[Any]) -> float:
-    """The norm of gradients in float64 whose squares leave its range: they are scaled by the largest of them."""
+    """The norm of float64 gradients whose squares overflow or underflow: all are divided by the largest first."""
     largest = float(max((abs(grad).max() for grad in grads if grad.size), default=0.0))
     if largest == 0.0 or not math.isfinite(largest):
         return largest
@@ -60,7 +61,7 @@ def _norm_of_extremes(grads: list[Any]) -> float:
 
 
 def clip_coefficient(norm: float, max_norm: float) -> float:
-    """What gradients of this norm are to be multiplied by: 1, or less where the norm exceeds `max_norm`."""
+    """The factor that clips gradients of this norm: 1, or less if the norm exceeds `max_norm`."""
     max_norm = number("clip_coefficient", "max_norm", max_norm, above=0)
     if not math.isfinite(norm):
         raise NonFiniteError(f"the norm of the gradients is {norm}, so they can't be clipped: the step was not taken")
@@ -68,7 +69,7 @@ def clip_coefficient(norm: float, max_norm: float) -> float:
 
 
 def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> float:
-    """Scale all gradients in place so that their common norm is at most `max_norm`. Returns the norm before.
+    """Scale all gradients in place so that their joint norm is at most `max_norm`. Returns the norm before clipping.
 
     Raises NonFiniteError, with the gradients untouched, when the norm is nan or infinite.
     """
@@ -84,7 +85,7 @@ def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> float:
 
 
 def _scale(grad: Any, norm: float, max_norm: float) -> None:
-    """grad *= max_norm / norm, in place; in two steps where float32 has no such factor."""
+    """grad *= max_norm / norm, in place; in two steps if the factor is too small for float32."""
     coefficient = max_norm / norm
     if coefficient > 1e-37 or grad.dtype == "float64":
         grad *= coefficient
@@ -94,7 +95,7 @@ def _scale(grad: Any, norm: float, max_norm: float) -> None:
 
 
 def _tensors(where: str, parameters: Iterable[Tensor]) -> list[Tensor]:
-    """The parameters as a list. A lone tensor is refused: it would be taken for the list of its rows."""
+    """The parameters as a list. A single tensor is refused: it would be iterated over by rows."""
     given = None if isinstance(parameters, Tensor) or not isinstance(parameters, Iterable) else list(parameters)
     wrong = parameters if given is None else next((p for p in given if not isinstance(p, Tensor)), None)
     if given is None or wrong is not None:

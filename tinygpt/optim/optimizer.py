@@ -1,16 +1,16 @@
-"""What all optimizers share: their parameters, the learning rate, the state that a checkpoint keeps.
+"""What all optimizers share: the parameters, the learning rate, and the state that goes into a checkpoint.
 
-An optimizer is given tensors, `(name, tensor)` pairs, or groups:
+An optimizer takes tensors, `(name, tensor)` pairs, or groups:
 
     AdamW(model.parameters(), lr=1e-3)              # the state is named "0", "1", ...
-    AdamW(model.named_parameters(), lr=1e-3)        # the state is named as the parameters are: for checkpoints
+    AdamW(model.named_parameters(), lr=1e-3)        # the state is named after the parameters: use this for checkpoints
     AdamW([{"params": head, "lr_scale": 10.0}, {"params": body, "weight_decay": 0.0}], lr=1e-3)
 
-There is one learning rate, `optimizer.lr`, set before each step by a schedule; a group may scale it.
+There is one learning rate, `optimizer.lr`, which a schedule sets before each step; a group may scale it.
 
-Weight decay acts on matrices only (parameters of two axes or more). Biases and the scales of LayerNorm have no
-reason to be small, and GPT-2, GPT-3 and nanoGPT leave them alone. A group that states its own `weight_decay`
-gets it on everything in the group.
+Weight decay acts on matrices only (parameters with two or more axes). There is no reason for biases and LayerNorm's
+scales to be small, and GPT-2, GPT-3 and nanoGPT do not decay them. If a group sets its own `weight_decay`, it applies
+to everything in the group.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from ..errors import DtypeError, ShapeError, UsageError
 from ..tensor import Tensor
 
 
-@dataclass(eq=False)  # tensors compare by element
+@dataclass(eq=False)  # a generated __eq__ would compare tensors, which compare element by element
 class Slot:
-    """One parameter, what is particular to it, and the optimizer's memory of it."""
+    """One parameter, its own settings, and its optimizer state."""
 
     name: str
     parameter: Tensor
     lr_scale: float
     weight_decay: float
-    step: int = 0  # the updates it has had: a parameter without a gradient is passed over, and not counted
+    step: int = 0  # how many updates it has had; a step in which it has no gradient does not count
     state: dict[str, Any] = field(default_factory=dict)  # arrays of the parameter's shape
 
 
@@ -66,8 +66,8 @@ class Optimizer:
     def step(self, grad_scale: float = 1.0) -> None:
         """Update every parameter that has a gradient.
 
-        grad_scale: what gradients are multiplied by as they are read; clipping to a norm in this way costs no
-        pass over them (see `clip_coefficient`).
+        grad_scale: a factor for the gradients, applied as they are read, so that clipping needs no extra pass over
+        them (see `clip_coefficient`).
         """
         grad_scale = number(f"{self.where}.step", "grad_scale", grad_scale, at_least=0)
         ready = []
@@ -78,18 +78,18 @@ class Optimizer:
             self._check_writable(slot.name, slot.parameter)
             if any(array.shape != grad.shape for array in slot.state.values()):  # compiled bodies trust the shapes
                 raise ShapeError(
-                    f"{self.where}.step: parameter {slot.name!r} has shape {slot.parameter.shape} now, another "
-                    "than when this optimizer was made: make a new optimizer"
+                    f"{self.where}.step: parameter {slot.name!r} has shape {slot.parameter.shape} now, not the one "
+                    "that it had when this optimizer was made: make a new optimizer"
                 )
         for slot, _ in ready:
             self._follow(slot)
             slot.step += 1
         note_change([slot.parameter.data for slot, _ in ready])
-        with np.errstate(all="ignore"):  # infinities behave as in the compiled bodies: they pass through
+        with np.errstate(all="ignore"):  # infinities raise no warnings, as in the compiled bodies
             self._update_all(ready, grad_scale)
 
     def _update_all(self, ready: list[tuple[Slot, Any]], grad_scale: float) -> None:
-        """Update the parameters of these slots with these gradients: one by one, unless a subclass knows better."""
+        """Update the slots' parameters with these gradients, one by one. A subclass may do them all in one call."""
         for slot, grad in ready:
             self._update(slot, grad, grad_scale)
 
@@ -98,7 +98,7 @@ class Optimizer:
         raise NotImplementedError(f"{type(self).__name__} defines no _update")
 
     def zero_grad(self) -> None:
-        """Forget the gradients of all parameters."""
+        """Set the gradients of all parameters to None."""
         for slot in self.slots:
             slot.parameter.grad = None
 
@@ -107,8 +107,8 @@ class Optimizer:
     def state_dict(self) -> dict[str, dict[str, Any]]:
         """`{"step": {name: int}, kind: {name: array}, ...}`, with one `kind` for each of `state_names`.
 
-        The arrays are the optimizer's own, not copies. Hyper-parameters are not in it: they belong to the
-        configuration of the run.
+        The arrays are the optimizer's own, not copies. Hyperparameters are not included: they belong to the run's
+        configuration.
         """
         state: dict[str, dict[str, Any]] = {"step": {slot.name: slot.step for slot in self.slots}}
         for kind in self.state_names:
@@ -116,7 +116,10 @@ class Optimizer:
         return state
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
-        """Copy a `state_dict()` into this optimizer. Nothing is changed when something in it does not fit."""
+        """Copy a `state_dict()` into this optimizer. If anything in it does not fit, nothing is changed.
+
+        Raises UsageError, ShapeError.
+        """
         where = f"{self.where}.load_state_dict"
         kinds = ("step", *self.state_names)
         if set(state) != set(kinds):
@@ -127,7 +130,7 @@ class Optimizer:
                 missing = sorted(set(names) - set(state[kind])) or "none"
                 unexpected = sorted(set(state[kind]) - set(names)) or "none"
                 raise UsageError(
-                    f"{where}: {kind!r} is of other parameters than this optimizer's "
+                    f"{where}: the names in {kind!r} are not those of this optimizer's parameters "
                     f"(missing: {missing}; unexpected: {unexpected})"
                 )
         steps = [whole_number(where, f"step of {name!r}", state["step"][name], at_least=0) for name in names]
@@ -147,7 +150,7 @@ class Optimizer:
                 slot.state[kind][...] = move(state[kind][slot.name], slot.parameter.backend)
 
     def _follow(self, slot: Slot) -> None:
-        """Bring the state to where the parameter is: `model.to("cupy")` may come after the optimizer."""
+        """Move the state to the parameter's backend: `model.to("cupy")` may be called after the optimizer is made."""
         for kind, array in slot.state.items():
             if name_of(array) != slot.parameter.backend:
                 slot.state[kind] = move(array, slot.parameter.backend)
@@ -180,7 +183,7 @@ class Optimizer:
         known = {"params", "lr_scale", "weight_decay"}
         if not isinstance(group, Mapping) or "params" not in group or not set(group) <= known:
             raise UsageError(
-                f"{self.where}: a group is a dictionary with 'params' and perhaps 'lr_scale' and 'weight_decay', "
+                f"{self.where}: a group is a dictionary with 'params' and, optionally, 'lr_scale' and 'weight_decay', "
                 f"not {sorted(group) if isinstance(group, Mapping) else type(group).__name__}"
             )
         lr_scale = number(self.where, "lr_scale", group.get("lr_scale", 1.0), at_least=0)
@@ -201,10 +204,10 @@ class Optimizer:
         if parameter.dtype.kind != "f":
             raise DtypeError(f"{self.where}: parameter {name!r} must be float32 or float64, not {parameter.dtype}")
         if not parameter.is_leaf:
-            raise UsageError(f"{self.where}: parameter {name!r} is a result of operations, not a tensor of its own")
+            raise UsageError(f"{self.where}: parameter {name!r} is the result of an operation: give a leaf tensor")
         self._check_writable(name, parameter)
 
     def _check_writable(self, name: str, parameter: Tensor) -> None:
-        """Compiled bodies would write into it all the same, into the pages of a file for instance."""
+        """Refuse a read-only array: compiled bodies would write into it anyway, even into a memory-mapped file."""
         if not getattr(parameter.data.flags, "writeable", True):
             raise UsageError(f"{self.where}: the array of parameter {name!r} is read-only: give the tensor a copy")

@@ -5,11 +5,11 @@
     l1:  strength * sum(|p|)            gradient  strength * sign(p)     (0 at p = 0, one of its subgradients)
     l2:  strength / 2 * sum(p**2)       gradient  strength * p
 
-L1 drives small weights towards exactly zero, L2 makes all of them smaller. With AdamW prefer `weight_decay`: the
-gradient of a penalty is divided by sqrt(vhat) like any other, so weights with large gradients are hardly
-regularised at all.
+L1 pushes small weights to exactly zero; L2 shrinks all weights. With AdamW prefer `weight_decay`: Adam divides the
+gradient of a penalty by sqrt(vhat) like any other gradient, so weights with large gradients are hardly regularised at
+all.
 
-Each is one node over all parameters given. The sums accumulate in double precision.
+A penalty is a single node over all the parameters given. Its sums accumulate in double precision.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
 """Learning rates as functions of the step.
 
     schedule = Cosine(lr=1e-3, min_lr=1e-4, warmup_steps=100, total_steps=2000)
-    optimizer.lr = schedule(step)          # step 0 is the first
+    optimizer.lr = schedule(step)          # the first step is step 0
 
-A schedule has no state: the rate of a step is a function of its number alone, so a resumed run needs nothing but
-the number. The convention is nanoGPT's: the warm-up rises linearly and never asks for a rate of 0,
+A schedule has no state: the learning rate depends only on the step number, which is all that a resumed run needs. The
+convention is nanoGPT's: the warm-up rises linearly, and its first rate is not 0,
 
     lr * (step + 1) / (warmup_steps + 1)                       step < warmup_steps
 
-and then `progress` goes from 0 to 1 as the step goes from warmup_steps to total_steps, and stays there. Only `Constant`
-can do without total_steps: the others would have no way to know how fast to fall.
+Then `progress` goes from 0 to 1 as the step goes from warmup_steps to total_steps, and stays at 1. Only `Constant`
+works without total_steps: the others would not know how fast to fall.
 
     Constant    lr
     Linear      min_lr + (lr - min_lr) * (1 - progress)
@@ -30,7 +30,7 @@ from ..errors import UsageError
 
 @dataclass(frozen=True)
 class Schedule:
-    """Base class: the warm-up, and then a decay whose shape the subclass says. Raises UsageError, DtypeError."""
+    """Base class: a warm-up, then a decay whose shape the subclass defines. Raises UsageError, DtypeError."""
 
     lr: float
     min_lr: float = 0.0
@@ -49,13 +49,13 @@ class Schedule:
         elif self.needs_total_steps:
             raise UsageError(
                 f"{where}: total_steps, the step at which min_lr is reached, is missing: give the number of steps of "
-                "the run, or take Constant"
+                "the run, or use Constant"
             )
         if self.min_lr > self.lr:
             raise UsageError(f"{where}: min_lr must be at most lr = {self.lr:g}, not {self.min_lr:g}")
 
     def __call__(self, step: int) -> float:
-        """The learning rate of step number `step`, counted from 0."""
+        """The learning rate for `step`, counted from 0."""
         step = whole_number(type(self).__name__, "step", step, at_least=0)
         if step < self.warmup_steps:
             return self.lr * (step + 1) / (self.warmup_steps + 1)
@@ -66,12 +66,12 @@ class Schedule:
         return self.min_lr + (self.lr - self.min_lr) * self.share(progress)
 
     def share(self, progress: float) -> float:
-        """How much of the way from min_lr up to lr is left: 1 at progress 0."""
+        """(rate - min_lr) / (lr - min_lr): 1 at progress 0."""
         raise NotImplementedError(f"{type(self).__name__} defines no share")
 
 
 class Constant(Schedule):
-    """The warm-up, then `lr` for good."""
+    """The warm-up, then `lr` to the end."""
 
     needs_total_steps = False
 
@@ -97,7 +97,7 @@ KINDS: dict[str, type[Schedule]] = {"constant": Constant, "linear": Linear, "cos
 
 
 def make(kind: str, lr: float, min_lr: float = 0.0, warmup_steps: int = 0, total_steps: int | None = None) -> Schedule:
-    """A schedule by its name: "constant", "linear" or "cosine"."""
+    """Make a schedule by name: "constant", "linear" or "cosine"."""
     if kind not in KINDS:
         raise UsageError(f"there is no schedule {kind!r}: choose one of {', '.join(KINDS)}")
     return KINDS[kind](lr, min_lr, warmup_steps, total_steps)

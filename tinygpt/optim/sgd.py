@@ -3,13 +3,13 @@
     g        = gradient + weight_decay * p
     velocity = momentum * velocity + g
     p        = p - lr * velocity                       plain momentum
-    p        = p - lr * (g + momentum * velocity)      Nesterov's: the gradient as seen from where the velocity leads
+    p        = p - lr * (g + momentum * velocity)      Nesterov momentum: looks one step ahead along the velocity
 
-Without momentum there is no velocity and the step is p - lr * g. Here the decay is a part of the gradient, so it is
-the L2 penalty weight_decay / 2 * sum(p**2); under AdamW it is not (see adamw.py).
+Without momentum there is no velocity, and the step is p - lr * g. Here weight decay is part of the gradient, so it is
+the same as the L2 penalty weight_decay / 2 * sum(p**2); in AdamW it is not (see adamw.py).
 
 Source: Sutskever, Martens, Dahl, Hinton, "On the importance of initialization and momentum in deep learning", 2013,
-section 2, with lr outside the velocity, as PyTorch has it: a change of lr then acts at once.
+section 2, with lr outside the velocity, as in PyTorch, so that a change of lr takes effect at once.
 """
 
 from __future__ import annotations
