@@ -1,12 +1,12 @@
 """The CUDA kernels: their sources, and how they are launched.
 
-For each `name.cu` there is a `name.py` beside it. It says which instances of the templates in `name.cu` there are
-(`EXPRESSIONS`), and defines launchers: functions with the names and arguments of the kernels in `tinygpt.ops`, after a
-first argument `device`. A launcher makes the result arrays, chooses grid, block and pack width, and launches. There is
-no list of the files: what lies in this folder is found.
+Each `name.cu` has a `name.py` beside it, which lists the template instances to compile (`EXPRESSIONS`) and defines the
+launchers: functions named like the kernels in `tinygpt.ops`, with the same arguments after a first argument `device`.
+A launcher allocates the results, chooses the grid, the block and the pack width, and launches. The files in this folder
+are found automatically; there is no list of them to maintain.
 
-`device` is what runs them. For CuPy it is `tinygpt.backends.cupy_kernels.Device`; the tests have another one, which
-runs the same launchers and the same `.cu` files on the CPU. So nothing here knows about CuPy.
+`device` runs the kernels. For CuPy it is `tinygpt.backends.cupy_kernels.Device`; the tests have one that runs the same
+launchers and the same `.cu` files on the CPU. So nothing here knows about CuPy.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ FILES = tuple(sorted(path.stem for path in FOLDER.glob("*.cu")))
 REALS = {"float32": "float", "float64": "double", "float16": "float16", "bfloat16": "bfloat16"}
 SIZES = {"float": 4, "double": 8, "float16": 2, "bfloat16": 2}
 ACCUMULATORS = {"float": "float", "double": "double", "float16": "float", "bfloat16": "float"}
-ARCHITECTURES = ("sm_75", "sm_80", "sm_90")  # the oldest that is supported, and those tuned for; newer ones run as well
+ARCHITECTURES = ("sm_75", "sm_80", "sm_90")  # the oldest supported, then the ones tuned for; newer ones work as well
 WARP = 32
 MOST_THREADS = 512  # as in common.cuh
 ELEMENTWISE_THREADS = 256
-MOST_BLOCKS = 65535  # of a grid along its second and third axis
-MOST_SHARED = 48 * 1024  # bytes of shared memory that a block may have on every GPU without asking
+MOST_BLOCKS = 65535  # limit of a grid's second and third dimension
+MOST_SHARED = 48 * 1024  # bytes of shared memory per block that every GPU allows without opting in
 
-# Parameters of launchers that may be kept in the accumulators' dtype: results that `@kernel(statistics=...)` names, and
-# their gradients. It fills this.
+# Launcher parameters that may have the accumulators' dtype: the results that `@kernel(statistics=...)` names, and their
+# gradients. `@kernel` fills this set.
 STATISTICS: set[str] = set()
 
 LAUNCHERS: dict[str, Callable[..., Any]] = {}
 
 
 class Device(Protocol):
-    """What a launcher needs of the library that its arrays belong to."""
+    """What a launcher needs from the array library."""
 
     xp: Any
     # Offset of the RNG streams: the host value, and the device array that a replayed CUDA graph reads it from.
@@ -50,43 +50,46 @@ class Device(Protocol):
 
     @property
     def has_tensor_cores(self) -> bool:
-        """That multiply 16-bit matrices as attention_mma.cu asks for it: compute capability 8.0 and newer."""
+        """Whether it supports the 16-bit mma instructions of attention_mma.cu (compute capability 8.0 and newer)."""
 
     def empty(self, shape: Any, dtype: Any) -> Any:
-        """A new array whose elements may be anything."""
+        """A new, uninitialised array."""
 
     def address(self, array: Any) -> int:
-        """Where the first element lies."""
+        """The address of the first element."""
 
     def pointers(self, arrays: Sequence[Any]) -> list[int]:
-        """Their addresses, for a table that the next launch is given."""
+        """The arrays' addresses, for a table that is passed to the next launch."""
 
     def launch(
         self, file: str, kernel: str, real: str, grid: Sequence[int], block: Sequence[int], arguments: Any, shared: int
     ) -> None:
-        """Run an instance of a kernel of `file`.cu, e.g. "layer_norm_forward<float, 4>", with `shared` bytes."""
+        """Launch a kernel instance of `file`.cu, such as "layer_norm_forward<float, 4>".
+
+        shared: bytes of dynamic shared memory.
+        """
 
 
 def launcher(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorator: `function(device, ...)` launches the kernel of its name."""
+    """Decorator: registers `function(device, ...)` as the launcher of the kernel of the same name."""
     LAUNCHERS[function.__name__] = function
     return function
 
 
 @functools.cache
 def module(file: str) -> Any:
-    """The launchers of `file`.cu."""
+    """The Python module with the launchers of `file`.cu."""
     return importlib.import_module(f"{__name__}.{file}")
 
 
 def launched_by(file: str) -> list[str]:
-    """The names of the kernels that `file`.cu is a body of."""
+    """The names of the kernels that `file`.cu implements."""
     name = module(file).__name__
     return [kernel for kernel, launch in LAUNCHERS.items() if launch.__module__ == name]
 
 
 def find(kernel: str) -> Callable[..., Any] | None:
-    """The launcher of a kernel, or None where there is no CUDA body of that name."""
+    """The launcher of a kernel, or None if the kernel has no CUDA body."""
     for file in FILES:
         module(file)
     return LAUNCHERS.get(kernel)
@@ -97,7 +100,7 @@ def find(kernel: str) -> Callable[..., Any] | None:
 
 @functools.cache
 def source(file: str) -> str:
-    """The text of `file`.cu, what it includes put in its place: CuPy's cache knows a kernel by its text."""
+    """The text of `file`.cu with its includes expanded, because CuPy's cache identifies a kernel by its text."""
     included: set[str] = set()
 
     def expanded(name: str) -> list[str]:
@@ -118,7 +121,7 @@ def source(file: str) -> str:
 
 @functools.cache
 def expressions(file: str, real: str) -> tuple[str, ...]:
-    """The instances of `file`.cu for arrays of `real`, of every pack width."""
+    """The instances of `file`.cu for arrays of `real`, for every pack width."""
     if hasattr(module(file), "expressions"):
         return tuple(module(file).expressions(real))
     accum = ACCUMULATORS[real]
@@ -132,7 +135,7 @@ def expressions(file: str, real: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(made))
 
 
-# Choices that many launchers make -----------------------------------------------------------------
+# Helpers shared by the launchers ------------------------------------------------------------------
 
 
 def real_of(array: Any) -> str:
@@ -141,25 +144,25 @@ def real_of(array: Any) -> str:
 
 
 def accumulator_dtype(array: Any) -> Any:
-    """The dtype in which sums of an array's elements are kept."""
+    """The dtype in which an array's elements are summed."""
     return np.dtype(np.float64 if array.dtype == np.float64 else np.float32)
 
 
 def as_accumulators(like: Any, *arrays: Any) -> list[Any]:
-    """Statistics of rows (a mean, a logarithm of a sum), which kernels keep in the accumulators' dtype."""
+    """Row statistics (such as the mean) converted to the accumulators' dtype, in which the kernels expect them."""
     dtype = accumulator_dtype(like)
     return [array.astype(dtype, copy=False) for array in arrays]
 
 
 def pack_width(device: Device, C: int, *arrays: Any) -> int:
-    """How many neighbours move in one access: 16 bytes of them where all rows of C begin at multiples of 16 bytes."""
+    """Elements per memory access: 16 bytes' worth if every row of C elements is 16-byte aligned, otherwise 1."""
     width = 16 // arrays[0].dtype.itemsize
     packed = C % width == 0 and all(device.address(a) % 16 == 0 for a in arrays if a is not None)
     return width if packed else 1
 
 
 def row_threads(C: int, width: int) -> int:
-    """Threads of a block that works on rows of C: one for each pack, in whole warps."""
+    """Threads per block for rows of C elements: one per pack, rounded up to whole warps."""
     return min(MOST_THREADS, ceil_div(ceil_div(C, width), WARP) * WARP)
 
 
@@ -168,15 +171,15 @@ def ceil_div(a: int, b: int) -> int:
 
 
 def elementwise(device: Device, file: str, kernel: str, *inputs: Any) -> Any:
-    """The result of a kernel that computes each element of its result from the same element of its inputs.
+    """Launch an elementwise kernel on inputs of one shape and dtype, and return the result.
 
-    kernel: as in the file's EXPRESSIONS, with places for {real} and {width}.
+    kernel: as in the file's EXPRESSIONS, with placeholders {real} and {width}.
     """
     x = inputs[0]
     if any(array.dtype != x.dtype or array.shape != x.shape for array in inputs):
         return NotImplemented
     result = device.empty(x.shape, x.dtype)
-    width = pack_width(device, 0, *inputs, result)  # rows do not matter
+    width = pack_width(device, 0, *inputs, result)  # C = 0: there are no rows to align
     blocks = ceil_div(ceil_div(x.size, width), ELEMENTWISE_THREADS)
     name = kernel.format(real=real_of(x), width=width)
     arguments = (*inputs, result, np.int64(x.size))
@@ -185,15 +188,15 @@ def elementwise(device: Device, file: str, kernel: str, *inputs: Any) -> Any:
 
 
 def kernel_arguments(arguments: Sequence[Any]) -> list[Any]:
-    """Arrays as they are; an int is an `int` to the kernel, a float a `double`, None a null pointer.
+    """Convert arguments for a kernel: int -> `int`, float -> `double`, None -> null pointer; arrays stay as they are.
 
-    A NumPy scalar is passed by value, as the very type that the kernel declares; one of a structured dtype is a struct.
+    A NumPy scalar is passed by value, so its dtype must match the kernel's parameter; a structured dtype is a struct.
     """
     made: list[Any] = []
     for value in arguments:
         if value is None:
             made.append(np.uintp(0))
-        elif isinstance(value, int):  # a bool is one, too
+        elif isinstance(value, int):  # bool included
             made.append(np.int32(value))
         elif isinstance(value, float):
             made.append(np.float64(value))
@@ -203,10 +206,10 @@ def kernel_arguments(arguments: Sequence[Any]) -> list[Any]:
 
 
 def fits(names: Sequence[str], arguments: Sequence[Any]) -> bool:
-    """Whether the kernels can take arrays of these sizes and dtypes.
+    """Whether the kernels support arrays of these sizes and dtypes.
 
-    Rows and columns are counted in 32 bits, a step of a block beyond them included; within an array the kernels count
-    in 64. Floating-point arrays are of one dtype, but for statistics, which may be of the accumulators'.
+    Row and column indices are 32-bit and may overshoot by one step of a block; offsets into an array are 64-bit.
+    Floating-point arrays share one dtype, except statistics, which may have the accumulators'.
     """
     arrays = [(name, a) for name, a in zip(names, arguments, strict=False) if hasattr(a, "shape")]
     sizes = [size for _, a in arrays for size in a.shape]
@@ -217,7 +220,7 @@ def fits(names: Sequence[str], arguments: Sequence[Any]) -> bool:
 
 
 def body(device: Device, kernel: str) -> Callable[..., Any] | None:
-    """The CUDA body of a kernel on a device, called as the reference is; None where there is none."""
+    """The CUDA body of a kernel on a device, called like the reference; None if there is none."""
     launch = find(kernel)
     if launch is None:
         return None

@@ -1,14 +1,14 @@
 // AdamW over all parameters in one launch, for the GPU: tinygpt/optim/adamw.py.
 //
-// A model has many small parameters and a few large ones; a launch for each would cost more than the work on the small
-// ones. Here each block finds its parameter in a table, and takes PACKS packs for each of its threads; behind the last
-// whole pack the elements are taken one by one. Memory sees reads of p, g, m, v and writes of p, m, v: 28 bytes a
-// parameter in float32.
+// A model has many small parameters and a few large ones; for the small ones a launch each would cost more than the
+// work itself. Instead, each block looks up its parameter in a table, and each of its threads processes PACKS packs;
+// the elements after the last whole pack are processed one by one. Memory traffic: p, g, m, v are read, p, m, v
+// written: 28 bytes per parameter in float32.
 
 #include "tensors.cuh"
 
 struct Rates {
-    double decay;         // what a parameter is multiplied by: 1 - lr weight_decay
+    double decay;         // 1 - lr weight_decay, multiplies the parameter
     double step_size;     // lr / (1 - beta1**t)
     double v_correction;  // 1 / (1 - beta2**t)
 };
@@ -35,7 +35,7 @@ __device__ inline void update_pack(real *p, const real *g, real *m, real *v, acc
     store(v, v_);
 }
 
-// tensors: the addresses of p, g, m, v; rates: one for each of the `count` tensors.
+// tensors (count,): the addresses of p, g, m, v; rates (count,).
 template <typename real, int width>
 __global__ void __launch_bounds__(MOST_THREADS)
     adamw_update(const Tensor *__restrict__ tensors, const Rates *__restrict__ rates, int count, double beta1,

@@ -1,4 +1,4 @@
-"""Launches adamw.cu; and the tables of arrays that one launch works on, for clip.cu as well."""
+"""Launches adamw.cu. Also builds the table of arrays for one launch over many, which clip.cu uses too."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import numpy as np
 from . import Device, ceil_div, launcher, pack_width, real_of
 
 EXPRESSIONS = ("adamw_update<{real}, {width}>",)
-THREADS, PACKS = 256, 4  # of a block; for each thread, as in tensors.cuh
+THREADS, PACKS = 256, 4  # threads per block; packs per thread, as in tensors.cuh
 
 
 def tensor_table(device: Device, groups: Sequence[Sequence[Any]]) -> tuple[Any, int, int]:
-    """(table on the device, pack width, blocks) for groups of arrays; those of a group have one size.
+    """(table on the device, pack width, blocks) for groups of arrays; the arrays of a group have the same size.
 
-    A row of the table is a `Tensor` of tensors.cuh: four addresses, the size, the number of the first block.
+    A row of the table is a `Tensor` of tensors.cuh: four addresses, the size, the index of the first block.
     """
     everything = [array for group in groups for array in group]
     width = pack_width(device, 0, *everything)
@@ -32,7 +32,7 @@ def tensor_table(device: Device, groups: Sequence[Sequence[Any]]) -> tuple[Any, 
 
 @launcher
 def adamw_update_each(device: Device, calls: Sequence[Sequence[Any]]) -> Any:
-    """The arguments of adamw_update for many parameters, which are updated in one launch."""
+    """Update many parameters in one launch; calls: the arguments of adamw_update for each of them."""
     shared = {(call[5], call[6], call[7], call[10]) for call in calls}
     if len(shared) != 1 or len({array.dtype for call in calls for array in call[:4]}) != 1:
         return NotImplemented
@@ -53,6 +53,6 @@ def adamw_update_each(device: Device, calls: Sequence[Sequence[Any]]) -> Any:
 
 @launcher
 def adamw_update(device: Device, *arguments: Any) -> Any:
-    """One parameter: see tinygpt.optim.adamw."""
+    """Update one parameter: see tinygpt.optim.adamw."""
     done = adamw_update_each(device, [arguments])
     return done if done is NotImplemented else None

@@ -1,17 +1,17 @@
 // Scaled dot-product attention for the GPU, forward and backward, in tiles: tinygpt/ops/attention.py.
 //
-// Forward. A block of 256 threads takes a tile of queries of one head and goes over the tiles of keys; under the causal
-// mask those behind its last query are skipped. For every tile: scores, their greatest value and the sum of
-// exponentials of each row so far (online softmax: a row's sums are rescaled when a greater score comes), the weighted
-// sum of the values. No (Tq, Tk) matrix exists: memory sees q and y once, k and v once for each tile of queries.
+// Forward. A block of 256 threads handles a tile of queries of one head and loops over the tiles of keys; under the
+// causal mask it skips the tiles after its last query. For every tile it computes the scores, updates each row's
+// maximum, sum of exponentials and weighted sum of values, and rescales the sums when the maximum grows (online
+// softmax). No (Tq, Tk) matrix is ever stored: q and y move through memory once, k and v once per tile of queries.
 //
-// Backward, three kernels. attention_delta: delta_i = dy_i y_i, a warp for each query. attention_backward_keys: a block
-// takes a tile of keys, goes over the tiles of queries and adds up dk and dv in registers. attention_backward_queries:
-// a block takes a tile of queries, goes over the keys and adds up dq. The last two compute the probabilities anew, each
-// for itself: seven products of tiles instead of five, but every number is added up by one thread in one order: nothing
-// is atomic, the result has the same bits at each run, and no thread writes to another's place.
+// Backward, three kernels. attention_delta: delta_i = dy_i y_i, one warp per query. attention_backward_keys: a block
+// handles a tile of keys, loops over the tiles of queries and accumulates dk and dv in registers.
+// attention_backward_queries: a block handles a tile of queries, loops over the keys and accumulates dq. Both recompute
+// the probabilities, which makes seven tile products instead of five. In return each output element belongs to one
+// thread, which sums in a fixed order: no atomics, and every run gives the same bits.
 //
-// The mask of dropout is drawn for each tile anew (philox.cuh), a call of Philox for four scores.
+// The dropout mask is regenerated for each tile (philox.cuh), one call of Philox per four scores.
 //
 // HEAD: D rounded up to 32, 64 or 128; the columns beyond D are 0. A and B: a tile has 16 A queries and 16 B keys. The
 // launcher chooses A and B so that all tiles fit into 48 KB of shared memory.
@@ -33,7 +33,7 @@ __global__ void __launch_bounds__(THREADS)
     __shared__ __align__(16) accum weights[QUERIES * (KEYS + PACK)];
     __shared__ unsigned char kept[QUERIES * (KEYS / 4)];
     const accum scale = (accum)problem.scale, keep = (accum)problem.keep, lowest = minus_infinity<accum>();
-    const int first = (gridDim.y - 1 - blockIdx.y) * QUERIES;  // the longest rows first
+    const int first = (gridDim.y - 1 - blockIdx.y) * QUERIES;  // last tile first: under the mask it has the most keys
     const int stop = problem.is_causal ? min(problem.Tk, first + QUERIES) : problem.Tk;
     q = head_of(q, q_layout, problem);
     k = head_of(k, k_layout, problem);
@@ -52,7 +52,7 @@ __global__ void __launch_bounds__(THREADS)
         if (problem.threshold)
             draw_mask<QUERIES, KEYS>(kept, blockIdx.x * problem.Tq + first, first_key, problem.threshold, problem.seed,
                                      problem.stream);
-        __syncthreads();  // the tiles are there
+        __syncthreads();  // the tiles are loaded
         accum s[A][B];
         row_products<HEAD>(q_tile, k_tile, s);
         for (int i = 0; i < A; i++) {
@@ -64,8 +64,8 @@ __global__ void __launch_bounds__(THREADS)
                 most = larger(most, s[i][j]);
             }
             most = larger(top[i], side_max(most));
-            const accum base = most == lowest ? 0 : most;  // nothing allowed so far: exp(-inf - 0) = 0
-            const accum fade = exp(top[i] - base);         // of what was added up under the old top
+            const accum base = most == lowest ? 0 : most;  // no key allowed so far: exp(-inf - 0) = 0
+            const accum fade = exp(top[i] - base);         // rescales the sums from the old maximum to the new
             for (int j = 0; j < B; j++) {
                 s[i][j] = exp(s[i][j] - base);
                 sum += s[i][j];
@@ -79,7 +79,7 @@ __global__ void __launch_bounds__(THREADS)
                 weights[row * (KEYS + PACK) + key] = dropped ? (accum)0 : s[i][j] * keep;
             }
         }
-        __syncwarp();  // the weights of a row are there: half a warp makes and reads them
+        __syncwarp();  // a row's weights are written and read by the same half warp
         add_weighted_rows<HEAD, A, KEYS>(weights, v_tile, sums);
         __syncthreads();  // the tiles may be overwritten
     }
@@ -95,13 +95,14 @@ __global__ void __launch_bounds__(THREADS)
     }
 }
 
-// delta (B, H, Tq): for each query the product of dy and y, which share a layout. Grid: ceil(B H Tq / 8) blocks of 256.
+// delta (B, H, Tq): for each query the dot product of dy and y, which share a layout. Grid: ceil(B H Tq / 8) blocks of
+// 256 threads.
 template <typename real>
 __global__ void __launch_bounds__(THREADS)
     attention_delta(const real *__restrict__ dy, const real *__restrict__ y, accumulator<real> *__restrict__ delta,
                     Layout layout, int H, int Tq, int D, long long rows) {
     const long long row = (long long)blockIdx.x * (THREADS / WARP) + threadIdx.x / WARP;
-    if (row >= rows) return;  // a whole warp
+    if (row >= rows) return;  // the whole warp returns
     const long long head = row / Tq;
     const long long at = head / H * layout.batch + head % H * layout.head + row % Tq * layout.row;
     accumulator<real> sum = 0;
@@ -110,7 +111,7 @@ __global__ void __launch_bounds__(THREADS)
     if (threadIdx.x % WARP == 0) delta[row] = sum;
 }
 
-// One score's part in the backward pass: a = p m, which weighs the values, and ds, the gradient of scale * s.
+// The backward pass of one score s: a = p m, the weight of the value, and ds, the gradient by the unscaled score s.
 template <typename accum>
 __device__ inline void score_gradient(accum s, accum da, accum near, accum rest, accum delta, bool allowed, bool kept,
                                       accum scale, accum keep, accum &a, accum &ds) {
@@ -120,9 +121,8 @@ __device__ inline void score_gradient(accum s, accum da, accum near, accum rest,
     ds = allowed ? p * (da * m - delta) * scale : (accum)0;
 }
 
-// dy, q (B, H, Tq, D), k, v, dk, dv (B, H, Tk, D), lse (B, H, Tq, 2), delta (B, H, Tq). Tiles are square: 16 A queries,
-// 16 A keys.
-// Grid: (B H, ceil(Tk / (16 A))).
+// dy, q (B, H, Tq, D), k, v, dk, dv (B, H, Tk, D), lse (B, H, Tq, 2), delta (B, H, Tq). Tiles are square: 16 A queries
+// by 16 A keys. Grid: (B H, ceil(Tk / (16 A))).
 template <typename real, int width, int HEAD, int A>
 __global__ void __launch_bounds__(THREADS)
     attention_backward_keys(const real *__restrict__ dy, const real *__restrict__ q, const real *__restrict__ k,
@@ -157,7 +157,7 @@ __global__ void __launch_bounds__(THREADS)
         if (problem.threshold)
             draw_mask<SIZE, SIZE>(kept, blockIdx.x * problem.Tq + first, first_key, problem.threshold, problem.seed,
                                   problem.stream);
-        __syncthreads();  // the tiles are there
+        __syncthreads();  // the tiles are loaded
         accum s[A][A], da[A][A];
         row_products<HEAD>(k_tile, q_tile, s);
         row_products<HEAD>(v_tile, dy_tile, da);
@@ -173,7 +173,7 @@ __global__ void __launch_bounds__(THREADS)
                                ds_tile[at]);
             }
         }
-        __syncwarp();  // the a and ds of a key are there: half a warp makes and reads them
+        __syncwarp();  // a key's a and ds are written and read by the same half warp
         add_weighted_rows<HEAD, A, SIZE>(a_tile, dy_tile, dv_sums);
         add_weighted_rows<HEAD, A, SIZE>(ds_tile, q_tile, dk_sums);
         __syncthreads();  // the tiles may be overwritten
@@ -204,7 +204,7 @@ __global__ void __launch_bounds__(THREADS)
     __shared__ __align__(16) accum ds_tile[SIZE * (SIZE + PACK)];  // (queries, keys)
     __shared__ unsigned char kept[SIZE * (SIZE / 4)];
     const accum scale = (accum)problem.scale, keep = (accum)problem.keep;
-    const int first = (gridDim.y - 1 - blockIdx.y) * SIZE;  // the longest rows first
+    const int first = (gridDim.y - 1 - blockIdx.y) * SIZE;  // last tile first: under the mask it has the most keys
     const int stop = problem.is_causal ? min(problem.Tk, first + SIZE) : problem.Tk;
     k = head_of(k, k_layout, problem);
     v = head_of(v, k_layout, problem);
@@ -225,7 +225,7 @@ __global__ void __launch_bounds__(THREADS)
         if (problem.threshold)
             draw_mask<SIZE, SIZE>(kept, blockIdx.x * problem.Tq + first, first_key, problem.threshold, problem.seed,
                                   problem.stream);
-        __syncthreads();  // the tiles are there
+        __syncthreads();  // the tiles are loaded
         accum s[A][A], da[A][A], a;
         row_products<HEAD>(q_tile, k_tile, s);
         row_products<HEAD>(dy_tile, v_tile, da);
@@ -237,7 +237,7 @@ __global__ void __launch_bounds__(THREADS)
                                !problem.threshold || is_kept<SIZE>(kept, row, column), scale, keep, a,
                                ds_tile[row * (SIZE + PACK) + column]);
             }
-        __syncwarp();  // the ds of a row are there: half a warp makes and reads them
+        __syncwarp();  // a row's ds are written and read by the same half warp
         add_weighted_rows<HEAD, A, SIZE>(ds_tile, k_tile, sums);
         __syncthreads();  // the tiles may be overwritten
     }

@@ -1,9 +1,9 @@
-// Tiles of attention in shared memory, and the two kinds of products between them: for attention.cu.
+// Attention tiles in shared memory, and the two kinds of products between them: for attention.cu.
 //
-// A block is 16 x 16 threads; thread (down, across) owns the rows down, down + 16, ... of a result and the columns
-// across, across + 16, ... (of scores) or its packs across, across + 16, ... (of vectors as long as a head).
-// The PITCH of a tile, its row length in memory, is a head and 16 bytes: then 16-byte reads of neighbouring rows fall
-// into different banks of shared memory.
+// A block is 16 x 16 threads; thread (down, across) owns the rows down, down + 16, ... of a result, and its columns
+// across, across + 16, ... (of scores) or its packs across, across + 16, ... (of vectors of head size).
+// The PITCH of a tile, its row length in memory, is the head size plus 16 bytes, so that 16-byte reads of adjacent rows
+// hit different banks of shared memory.
 
 #ifndef TINYGPT_ATTENTION_CUH
 #define TINYGPT_ATTENTION_CUH
@@ -13,15 +13,15 @@
 constexpr int SIDE = 16;
 constexpr int THREADS = SIDE * SIDE;
 
-// Where the element (b, h, t, 0) of a (B, H, T, D) array lies, counted in elements; those of one head are neighbours.
+// Strides of a (B, H, T, D) array, in elements; the stride of D is 1.
 struct Layout {
     long long batch, head, row;
 };
 
-// What all of the kernels need to know of the problem.
+// Parameters shared by all the attention kernels.
 struct Problem {
     int H, Tq, Tk, D, is_causal;
-    unsigned threshold;  // of dropout; 0: none
+    unsigned threshold;  // dropout threshold; 0: no dropout
     double scale, keep;
     unsigned long long seed, stream;
 };
@@ -44,7 +44,7 @@ __device__ inline int down() { return threadIdx.x / SIDE; }
 
 __device__ inline int across() { return threadIdx.x % SIDE; }
 
-// Rows first .. first + rows - 1 of a (T, D) matrix into a tile (rows, PITCH) with HEAD columns; 0 beyond T and D.
+// Load rows first .. first + rows - 1 of a (T, D) matrix into a tile (rows, PITCH) with HEAD columns; 0 beyond T and D.
 template <int width, int HEAD, int rows, typename real>
 __device__ inline void load_tile(const real *from, long long row_stride, int first, int T, int D,
                                  accumulator<real> *tile) {
@@ -59,7 +59,7 @@ __device__ inline void load_tile(const real *from, long long row_stride, int fir
     }
 }
 
-// result[i][j] = the product of row down + 16 i of `a` with row across + 16 j of `b`; tiles with HEAD columns.
+// result[i][j] = the dot product of row down + 16 i of `a` and row across + 16 j of `b`; both tiles have HEAD columns.
 template <int HEAD, int rows, int columns, typename accum>
 __device__ inline void row_products(const accum *a, const accum *b, accum (&result)[rows][columns]) {
     constexpr int PACK = Tile<accum>::PACK, PITCH = HEAD + PACK;
@@ -75,7 +75,7 @@ __device__ inline void row_products(const accum *a, const accum *b, accum (&resu
     }
 }
 
-// The columns of a head that a thread owns: `groups` packs of `pack` neighbours.
+// The columns of a head that a thread owns: `groups` packs of `pack` adjacent columns.
 template <int HEAD, typename accum>
 struct Columns {
     static constexpr int count = HEAD / SIDE;
@@ -84,7 +84,7 @@ struct Columns {
     __device__ static int start(int group) { return (group * SIDE + across()) * pack; }
 };
 
-// result[i] += weights[down + 16 i] @ vectors, for weights (16 rows, keys) of pitch keys + PACK and vectors (keys,
+// result[i] += weights[down + 16 i] @ vectors, for weights (16 rows, keys) with pitch keys + PACK and vectors (keys,
 // HEAD).
 template <int HEAD, int rows, int keys, typename accum>
 __device__ inline void add_weighted_rows(const accum *weights, const accum *vectors,
@@ -103,7 +103,7 @@ __device__ inline void add_weighted_rows(const accum *weights, const accum *vect
     }
 }
 
-// A thread's part of row `row` of a (T, D) matrix, multiplied by `factor`.
+// Store a thread's columns of one row of a (T, D) matrix, multiplied by `factor`.
 template <int width, int HEAD, typename real>
 __device__ inline void store_row(real *to, const accumulator<real> (&from)[HEAD / SIDE], int D,
                                  accumulator<real> factor) {
@@ -113,7 +113,7 @@ __device__ inline void store_row(real *to, const accumulator<real> (&from)[HEAD 
         const int start = Own::start(group);
         accum v[Own::pack];
         for (int d = 0; d < Own::pack; d++) v[d] = from[group * Own::pack + d] * factor;
-        if (width > 1) {  // then D is made of whole packs
+        if (width > 1) {  // D is then a multiple of a pack
             if (start < D) store(to + start, v);
         } else {
             for (int d = 0; d < Own::pack; d++)
@@ -122,8 +122,8 @@ __device__ inline void store_row(real *to, const accumulator<real> (&from)[HEAD 
     }
 }
 
-// Dropout's decisions for a tile of scores, four bits for four neighbouring keys: rows (queries) of `keys` / 4 bytes.
-// Row r of the tile has row `first_row` + r of the random words.
+// The dropout mask of a tile of scores: rows (queries) of `keys` / 4 bytes, each with the four bits of four adjacent
+// keys. Row r of the tile uses row `first_row` + r of the random words.
 template <int rows, int keys>
 __device__ inline void draw_mask(unsigned char *kept, unsigned first_row, int first_key, unsigned threshold,
                                  unsigned long long seed, unsigned long long stream) {
@@ -140,7 +140,7 @@ __device__ inline bool is_kept(const unsigned char *kept, int row, int key) {
     return kept[row * (keys / 4) + key / 4] >> (key % 4) & 1;
 }
 
-// Over the 16 threads of a row of the block, which are half a warp.
+// Reductions over the 16 threads of a row of the block, which are half a warp.
 template <typename T>
 __device__ inline T side_sum(T value) {
     for (int offset = SIDE / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(0xffffffffu, value, offset);

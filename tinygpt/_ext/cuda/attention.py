@@ -1,4 +1,4 @@
-"""Launches attention.cu, or attention_mma.cu where that takes the arrays."""
+"""Launches attention.cu, or attention_mma.cu where it supports the arrays."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from .dropout import mask_arguments
 
 SIDE, THREADS = 16, 256  # as in attention.cuh
 HEADS = (32, 64, 128)
-# (HEAD, bytes of an accumulator): (A and B forward, A backward), so that the tiles fit into 48 KB of shared memory.
-# Where there is no entry the kernels decline.
+# (HEAD, bytes of an accumulator): (A forward, B forward, A backward), such that the tiles fit into 48 KB of shared
+# memory. The kernels decline what has no entry.
 TILES = {
     (32, 4): (4, 2, 2),
     (64, 4): (4, 2, 2),
@@ -45,8 +45,8 @@ def expressions(real: str) -> list[str]:
 
 
 def tiles(q: Any, k: Any) -> tuple[int, int, int, int] | None:
-    """(HEAD, A, B, A backward) for queries of this head size and dtype; None for what the kernels do not take."""
-    if max(q.shape[2], k.shape[2]) > MOST_BLOCKS * SIDE:  # the tiles of one head
+    """(HEAD, A, B, A backward) for queries of this head size and dtype; None if the kernels do not support them."""
+    if max(q.shape[2], k.shape[2]) > MOST_BLOCKS * SIDE:  # the grid has a block for every tile of a head
         return None
     head = next((head for head in HEADS if head >= q.shape[-1]), 0)
     sizes = TILES.get((head, accumulator_dtype(q).itemsize))
@@ -54,7 +54,7 @@ def tiles(q: Any, k: Any) -> tuple[int, int, int, int] | None:
 
 
 def with_neighbours(device: Device, *arrays: Any) -> list[Any]:
-    """The arrays as one layout can describe them, copied if they differ or if the elements of a head are apart."""
+    """The arrays with one common layout: copied if their strides differ or the elements of a head are not adjacent."""
     first = arrays[0]
     if all(has_neighbours(a) and a.strides[:3] == first.strides[:3] for a in arrays):
         return list(arrays)
@@ -72,14 +72,14 @@ def layout_of(array: Any) -> Any:
 def problem_of(
     device: Device, q: Any, k: Any, is_causal: bool, scale: float, dropout_p: float, seed: int, stream: int
 ) -> tuple[Any, Any]:
-    """(the problem, what its random stream is counted from), the last two arguments of the kernels."""
+    """The kernels' last two arguments: the problem, and the device array with the offset of the RNG streams or None."""
     _, H, Tq, D = q.shape
     threshold, keep, *key, base = mask_arguments(device, dropout_p, seed, stream)
     return np.array([(H, Tq, k.shape[2], D, is_causal, threshold, scale, keep, *key)], PROBLEM)[0], base
 
 
 def access_width(device: Device, *arrays: Any) -> int:
-    """How many neighbours move in one access: 16 bytes of them where every head of every array allows it."""
+    """Elements per memory access: 16 bytes' worth if every row of every array is 16-byte aligned, otherwise 1."""
     width = 16 // arrays[0].dtype.itemsize
     packed = arrays[0].shape[-1] % width == 0 and all(
         device.address(a) % 16 == 0 and all(stride % 16 == 0 for stride in a.strides[:3]) for a in arrays
@@ -166,5 +166,5 @@ def attention_backward(
 
 
 def results_in(device: Device, array: Any) -> Any:
-    """The array itself where a kernel can write into it, or another one of its shape."""
+    """The array itself if a kernel can write into it, otherwise a new one of its shape."""
     return array if has_neighbours(array) else device.empty(array.shape, array.dtype)

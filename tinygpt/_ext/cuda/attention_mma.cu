@@ -1,28 +1,27 @@
-// Attention in 16 bits on the tensor cores (compute capability 8.0 and newer): what attention.cu does, at ten times its
-// speed. tinygpt/ops/attention.py has the mathematics; mask, scale and dropout are those of attention.cu.
+// Attention in 16 bits on the tensor cores (compute capability 8.0 and newer): does the same as attention.cu, ten times
+// as fast. tinygpt/ops/attention.py has the mathematics; mask, scale and dropout work as in attention.cu.
 //
-// A block has 4 warps, and a warp 16 rows of the result: queries in the forward pass and for dq, keys for dk and dv.
-// What a warp multiplies by its rows goes through shared memory in tiles of 64 rows, copied asynchronously: the next
-// tile is on its way while this one is used (two stages where 48 KB hold them). Products are of blocks, mma.sync
-// m16n8k16, with sums in float32. The instruction fixes where the numbers of a block lie. With g = lane / 4 and
-// t = lane % 4:
+// A block has 4 warps, each of which computes 16 rows of the result: queries in the forward pass and for dq, keys for
+// dk and dv. The other operand goes through shared memory in tiles of 64 rows, copied asynchronously: the next tile is
+// loaded while the current one is used (two stages, if they fit into 48 KB). Products use mma.sync m16n8k16, with sums
+// in float32. The instruction fixes which lane holds which elements of a fragment. With g = lane / 4 and t = lane % 4:
 //
-//     A (16, 16)   a0: (g, 2t..)   a1: (g + 8, 2t..)   a2: (g, 2t + 8..)   a3: (g + 8, 2t + 8..)     two numbers each
+//     A (16, 16)   a0: (g, 2t..)   a1: (g + 8, 2t..)   a2: (g, 2t + 8..)   a3: (g + 8, 2t + 8..)    two elements each
 //     B (16, 8)    b0: (2t.., g)   b1: (2t + 8.., g)
 //     C (16, 8)    c0, c1: (g, 2t..)   c2, c3: (g + 8, 2t..)
 //
-// Two neighbouring C of scores, rounded to 16 bits, are one A of the next product: weights never leave the registers.
+// Two adjacent C fragments of scores, rounded to 16 bits, form one A fragment of the next product, so the weights never
+// leave the registers.
 //
-// The backward pass is two kernels, which compute the scores anew, each for itself: seven products of tiles instead of
-// five. In exchange every number is added up by one thread in one order, nothing is atomic, and the result has the same
-// bits at each run.
+// The backward pass is two kernels, and both recompute the scores: seven tile products instead of five. In return each
+// output element is summed by one thread in a fixed order: no atomics, and every run gives the same bits.
 //
 // Source: NVIDIA, "PTX ISA", matrix fragments for mma.m16n8k16, ldmatrix, cp.async; Dao, "FlashAttention-2", 2023.
 
 #include "attention.cuh"
 
-constexpr int SIZE = 64, WARPS = 4;  // rows of a tile, and of a block's results; warps of a block
-// Exponentials are powers of two here. A constant and what it lacks for want of digits.
+constexpr int SIZE = 64, WARPS = 4;  // rows of a tile and of a block's result; warps per block
+// Exponentials are computed as powers of two. Each constant comes with its rounding error.
 constexpr float LOG2_E = 1.4426950408889634f, LOG2_E_REST = 1.4426950408889634 - LOG2_E;
 constexpr float LN_2 = 0.69314718055994531f, LN_2_REST = 0.69314718055994531 - LN_2;
 
@@ -32,7 +31,7 @@ __device__ inline int warp() { return threadIdx.x / WARP; }
 
 // Instructions -----------------------------------------------------------------------------------------------------
 
-// Two numbers in 16 bits, the first in the lower half.
+// Pack two numbers as 16-bit floats, the first in the lower half.
 template <typename real>
 __device__ inline unsigned pair(float first, float second) {
     real a, b;
@@ -43,7 +42,7 @@ __device__ inline unsigned pair(float first, float second) {
 
 #if defined(__CUDACC__) && __CUDA_ARCH__ < 800
 
-// These kernels are not launched there: attention.cu is. The compiler needs something that it can translate.
+// These kernels are never launched here (attention.cu is used instead), but they still have to compile.
 template <typename real>
 __device__ inline void multiply_add(float (&)[4], const unsigned (&)[4], unsigned, unsigned, real) { __trap(); }
 
@@ -93,8 +92,8 @@ __device__ inline void multiply_add(float (&c)[4], const unsigned (&a)[4], unsig
 
 __device__ inline unsigned shared_address(const void *place) { return (unsigned)__cvta_generic_to_shared(place); }
 
-// Four 8 x 8 blocks of 16-bit numbers from shared memory; lane 8 m + r says where row r of block m lies. A thread gets
-// of each block the pair (g, 2t..), or of its transpose.
+// Load four 8 x 8 blocks of 16-bit numbers from shared memory; lane 8 m + r passes the address of row r of block m.
+// Each thread receives the pair (g, 2t..) of every block, or of its transpose.
 template <bool transposed, typename real>
 __device__ inline void load_blocks(unsigned (&r)[4], const real *row) {
     if (transposed)
@@ -107,10 +106,10 @@ __device__ inline void load_blocks(unsigned (&r)[4], const real *row) {
                      : "r"(shared_address(row)));
 }
 
-// Begin to copy 16, 8 or 4 bytes into shared memory; zeros where they are not `there`.
+// Start an asynchronous copy of 16, 8 or 4 bytes into shared memory; writes zeros if not `there`.
 template <int bytes>
 __device__ inline void copy_async(void *to, const void *from, bool there) {
-    if (bytes == 16)  // not by way of the first cache
+    if (bytes == 16)  // .cg bypasses the L1 cache
         asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
                      "r"(there ? 16 : 0)
                      : "memory");
@@ -120,10 +119,10 @@ __device__ inline void copy_async(void *to, const void *from, bool there) {
                      : "memory");
 }
 
-// The copies that this thread began since the last call are a group.
+// Commit the copies that this thread started since the last call as one group.
 __device__ inline void end_group() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
-// Until all but the last `pending` groups of this thread are there.
+// Wait until at most the latest `pending` groups of this thread are unfinished.
 template <int pending>
 __device__ inline void wait_for_groups() {
     asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
@@ -148,15 +147,15 @@ using emulation::wait_for_groups;
 
 // Tiles ------------------------------------------------------------------------------------------------------------
 
-// A tile (64, PITCH) in shared memory: a row is a head and 16 bytes, so that the rows of an 8 x 8 block fall into
+// A tile (64, PITCH) in shared memory. A row is the head size plus 16 bytes, so that the rows of an 8 x 8 block hit
 // different banks.
 template <int HEAD>
 struct Shape {
     static constexpr int PITCH = HEAD + 8, TILE = SIZE * PITCH;
-    static constexpr int STAGES = HEAD <= 64 ? 2 : 1;  // tiles at a time, of each of the two arrays
+    static constexpr int STAGES = HEAD <= 64 ? 2 : 1;  // tiles in shared memory per array (two arrays)
 };
 
-// Begin to copy rows first .. first + 63 of a (T, D) matrix into a tile; 0 beyond T and D.
+// Start copying rows first .. first + 63 of a (T, D) matrix into a tile; 0 beyond T and D.
 template <int HEAD, typename real>
 __device__ inline void copy_rows(const real *from, long long row_stride, int first, int T, int D, real *to) {
     constexpr int PACKS = HEAD / 8;
@@ -168,7 +167,7 @@ __device__ inline void copy_rows(const real *from, long long row_stride, int fir
     }
 }
 
-// The 16 rows of this warp in a tile, as A of products with a head's columns.
+// Load this warp's 16 rows of a tile as A fragments, HEAD / 16 of them.
 template <int HEAD, typename real>
 __device__ inline void load_rows(unsigned (&a)[HEAD / 16][4], const real *tile) {
     const int eighth = lane() / 8, r8 = lane() % 8;
@@ -178,19 +177,19 @@ __device__ inline void load_rows(unsigned (&a)[HEAD / 16][4], const real *tile) 
                                         8 * (eighth / 2));
 }
 
-// The warp's 16 of the rows first .. first + 63 of a (T, D) matrix, by way of a tile, which is free again afterwards.
+// Load this warp's 16 of the rows first .. first + 63 of a (T, D) matrix through a tile, which is free again on return.
 template <int HEAD, typename real>
 __device__ inline void read_own_rows(unsigned (&a)[HEAD / 16][4], const real *from, long long row_stride, int first,
                                      int T, int D, real *tile) {
     copy_rows<HEAD>(from, row_stride, first, T, D, tile);
     end_group();
     wait_for_groups<0>();
-    __syncthreads();  // the rows are there
+    __syncthreads();  // the rows are loaded
     load_rows<HEAD>(a, tile);
-    __syncthreads();  // they have been read: others may take their place
+    __syncthreads();  // they have been read: the tile may be overwritten
 }
 
-// result (16 rows, 8 others) = the warp's rows times the transpose of the 8 rows of a tile from `start` on.
+// result (16, 8) = the warp's 16 rows times the transpose of rows start .. start + 7 of a tile.
 template <int HEAD, typename real>
 __device__ inline void row_by_row(float (&result)[4], const unsigned (&a)[HEAD / 16][4], const real *tile, int start) {
     const int eighth = lane() / 8, r8 = lane() % 8;
@@ -204,7 +203,8 @@ __device__ inline void row_by_row(float (&result)[4], const unsigned (&a)[HEAD /
     }
 }
 
-// sums (16 rows, HEAD) += w (16 rows, 16 others), rounded to 16 bits, times rows start .. start + 15 of a tile.
+// sums (16, HEAD) += w (16, 16), rounded to 16 bits, times rows start .. start + 15 of a tile. low, high: the C
+// fragments of w's left and right half.
 template <int HEAD, typename real>
 __device__ inline void add_weighted(float (&sums)[HEAD / 8][4], const float (&low)[4], const float (&high)[4],
                                     const real *tile, int start) {
@@ -220,7 +220,8 @@ __device__ inline void add_weighted(float (&sums)[HEAD / 8][4], const float (&lo
     }
 }
 
-// The warp's rows of a (T, D) result, the first of the block being `first`; a thread's two rows times its two factors.
+// Store this warp's rows of a (T, D) result, where the block's rows begin at `first`. factors: one for each of the two
+// rows that a thread holds.
 template <int HEAD, typename real>
 __device__ inline void store_rows(real *to, long long row_stride, const float (&sums)[HEAD / 8][4],
                                   const float (&factors)[2], int first, int T, int D) {
@@ -243,7 +244,7 @@ __device__ inline void clear(float (&sums)[n][4]) {
         for (int i = 0; i < 4; i++) sums[d][i] = 0;
 }
 
-// Over the four threads that share the rows of a block. A NaN among scores is passed over by fmaxf, not by their sum.
+// Reductions over the four threads that share a row. fmaxf ignores a NaN score, but the sum does not.
 __device__ inline float row_max(float x) {
     x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
     return fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
@@ -254,7 +255,7 @@ __device__ inline float row_sum(float x) {
     return x + __shfl_xor_sync(0xffffffffu, x, 2);
 }
 
-// Write ln(2^shift) + log_total in two parts, near + rest (ops/_two_parts.py).
+// Store ln(2^shift) + log_total as two numbers, near + rest (ops/_two_parts.py).
 __device__ inline void store_lse(float shift, float log_total, float *parts) {
     const float top = shift * LN_2, lost = fmaf(shift, LN_2, -top) + shift * LN_2_REST;
     const float near = top + log_total;
@@ -262,7 +263,7 @@ __device__ inline void store_lse(float shift, float log_total, float *parts) {
     parts[1] = (top - near) + log_total + lost;
 }
 
-// near + rest, in powers of two.
+// Convert near + rest from natural to base-2 logarithms.
 __device__ inline void to_powers_of_two(float &near, float &rest) {
     const float two = near * LOG2_E;
     rest = fmaf(near, LOG2_E, -two) + near * LOG2_E_REST + rest * LOG2_E;
@@ -271,8 +272,8 @@ __device__ inline void to_powers_of_two(float &near, float &rest) {
 
 // Forward ----------------------------------------------------------------------------------------------------------
 
-// q (B, H, Tq, D), k, v (B, H, Tk, D), y like q, lse (B, H, Tq, 2). D: a multiple of 8, at most HEAD; rows begin at
-// multiples of 16 bytes; the scale is positive. Grid: (B H, ceil(Tq / 64)); block: 128.
+// q (B, H, Tq, D), k, v (B, H, Tk, D), y like q, lse (B, H, Tq, 2). D: a multiple of 8, at most HEAD; rows are aligned
+// to 16 bytes; the scale is positive. Grid: (B H, ceil(Tq / 64)); block: 128.
 template <typename real, int HEAD>
 __global__ void __launch_bounds__(WARPS *WARP)
     attention_forward_mma(const real *__restrict__ q, const real *__restrict__ k, const real *__restrict__ v,
@@ -282,8 +283,8 @@ __global__ void __launch_bounds__(WARPS *WARP)
     constexpr int TILE = Shape<HEAD>::TILE, STAGES = Shape<HEAD>::STAGES;
     __shared__ __align__(16) real tiles[2 * STAGES * TILE];
     const int g = lane() / 4, t = lane() % 4;
-    const int first = (gridDim.y - 1 - blockIdx.y) * SIZE;  // the longest rows first
-    const int first_row = first + 16 * warp();             // of this warp
+    const int first = (gridDim.y - 1 - blockIdx.y) * SIZE;  // last tile first: under the mask it has the most keys
+    const int first_row = first + 16 * warp();              // of this warp
     const int stop = problem.is_causal ? min(problem.Tk, first + SIZE) : problem.Tk;
     const float lowest = minus_infinity<float>(), keep = (float)problem.keep;
     const float scale = (float)problem.scale * LOG2_E;
@@ -306,8 +307,8 @@ __global__ void __launch_bounds__(WARPS *WARP)
         }
         end_group();
         wait_for_groups<STAGES - 1>();
-        __syncthreads();  // the tiles are there
-        // Of the tile's keys the warp's queries see the first `seen`, and each of them all where the tile is `whole`.
+        __syncthreads();  // the tiles are loaded
+        // The warp's last query sees the tile's first `seen` keys. `whole`: every query of the warp sees every key.
         const int seen = problem.is_causal ? first_row + 16 - first_key : SIZE;
         const bool whole = next <= problem.Tk && (!problem.is_causal || next <= first_row + 1);
         float s[SIZE / 8][4], most[2] = {top[0], top[1]};
@@ -326,7 +327,7 @@ __global__ void __launch_bounds__(WARPS *WARP)
 #pragma unroll
         for (int h = 0; h < 2; h++) {
             most[h] = row_max(most[h]);
-            shift[h] = most[h] == lowest ? 0 : most[h] * scale;  // nothing allowed so far: 2^(-inf - 0) = 0
+            shift[h] = most[h] == lowest ? 0 : most[h] * scale;  // no key allowed so far: 2^(-inf - 0) = 0
             const float fade = power_of_two(top[h] * scale - shift[h]);
             top[h] = most[h];
             total[h] *= fade;
@@ -366,7 +367,7 @@ __global__ void __launch_bounds__(WARPS *WARP)
     }
     float factors[2];
     for (int h = 0; h < 2; h++) {
-        const float all = row_sum(total[h]);  // by whole warps
+        const float all = row_sum(total[h]);  // before any branch: all lanes must take part in the shuffle
         const int query = first_row + g + 8 * h;
         factors[h] = 1 / all;
         if (query < problem.Tq && t == 0)
@@ -377,9 +378,9 @@ __global__ void __launch_bounds__(WARPS *WARP)
 
 // Backward ---------------------------------------------------------------------------------------------------------
 
-// Of scores s and da = dy v^T of 16 rows and 8 columns: a = p m, which weighs the values, and ds in the place of s, the
-// gradient by the scores times the scale. Lambdas of an element's number: is it allowed, is it kept by dropout, and the
-// two parts of lse, in powers of two, and delta of its query.
+// From scores s and da = dy v^T, both (16, 8) fragments: a = p m, the weights of the values, and, written over s, the
+// gradient by the unscaled scores. The lambdas take the index of an element and say whether the mask allows it, whether
+// dropout keeps it, and the two parts of lse (base 2) and delta of its query.
 template <typename Allowed, typename Kept, typename Near, typename Rest, typename Delta>
 __device__ inline void score_gradients(float (&s)[4], const float (&da)[4], float (&a)[4], float scale, float keep,
                                        const Allowed &allowed, const Kept &kept, const Near &near, const Rest &rest,
@@ -393,8 +394,8 @@ __device__ inline void score_gradients(float (&s)[4], const float (&da)[4], floa
     }
 }
 
-// dy, q (B, H, Tq, D), k, v, dk, dv (B, H, Tk, D), lse (B, H, Tq, 2), delta (B, H, Tq). A warp has 16 keys; the
-// transposes of scores are made for 16 queries at a time. Grid: (B H, ceil(Tk / 64)); block: 128.
+// dy, q (B, H, Tq, D), k, v, dk, dv (B, H, Tk, D), lse (B, H, Tq, 2), delta (B, H, Tq). A warp has 16 keys and computes
+// the transposed scores for 16 queries at a time. Grid: (B H, ceil(Tk / 64)); block: 128.
 template <typename real, int HEAD>
 __global__ void __launch_bounds__(WARPS *WARP)
     attention_backward_keys_mma(const real *__restrict__ dy, const real *__restrict__ q, const real *__restrict__ k,
@@ -405,7 +406,7 @@ __global__ void __launch_bounds__(WARPS *WARP)
     problem.stream = stream_of(problem.stream, base);
     constexpr int TILE = Shape<HEAD>::TILE, STAGES = Shape<HEAD>::STAGES;
     __shared__ __align__(16) real tiles[2 * STAGES * TILE];
-    __shared__ __align__(16) float statistics[3 * STAGES * SIZE];  // lse, in pairs, and delta of a tile's queries
+    __shared__ __align__(16) float statistics[3 * STAGES * SIZE];  // of a tile's queries: lse as pairs, then delta
     __shared__ unsigned char drawn[SIZE * (SIZE / 4)];
     const int g = lane() / 4, t = lane() % 4;
     const int first_key = blockIdx.y * SIZE, own_key = first_key + 16 * warp();
@@ -446,13 +447,13 @@ __global__ void __launch_bounds__(WARPS *WARP)
         const real *q_tile = tiles + 2 * stage * TILE, *dy_tile = q_tile + TILE;
         float *lse_here = statistics + 3 * stage * SIZE;
         const float *delta_here = lse_here + 2 * SIZE;
-        if (threadIdx.x < SIZE)  // the pair that this thread itself has copied
+        if (threadIdx.x < SIZE)  // this thread copied the pair itself, so it needs no barrier
             to_powers_of_two(lse_here[2 * threadIdx.x], lse_here[2 * threadIdx.x + 1]);
-        __syncthreads();  // the tiles are there
+        __syncthreads();  // the tiles are loaded
         const bool inside = next <= problem.Tq && own_key + 16 <= problem.Tk;
 #pragma unroll
         for (int start = 0; start < SIZE; start += 16) {
-            if (problem.is_causal && first + start + 15 < own_key) continue;  // none of these queries sees the keys
+            if (problem.is_causal && first + start + 15 < own_key) continue;  // none of these queries sees these keys
             const bool whole = inside && (!problem.is_causal || own_key + 16 <= first + start + 1);
             float s[2][4], da[2][4], a[2][4];
 #pragma unroll
@@ -532,7 +533,7 @@ __global__ void __launch_bounds__(WARPS *WARP)
             draw_mask<SIZE, SIZE>(drawn, blockIdx.x * problem.Tq + first, first_key, problem.threshold, problem.seed,
                                   problem.stream);
         wait_for_groups<STAGES - 1>();
-        __syncthreads();  // the tiles are there
+        __syncthreads();  // the tiles are loaded
         const real *k_tile = tiles + 2 * stage * TILE, *v_tile = k_tile + TILE;
         const bool inside = next <= problem.Tk && first_row + 16 <= problem.Tq;
 #pragma unroll

@@ -6,12 +6,12 @@ from typing import Any
 
 from . import MOST_BLOCKS, Device, ceil_div, real_of
 
-THREADS, ROWS = 128, 64  # of a block, and of its result
+THREADS, ROWS = 128, 64  # threads and result rows of a block
 HEADS = (32, 64, 128)
 
 
 def expressions(real: str) -> list[str]:
-    """The instances of the kernels for arrays of `real`; none but in 16 bits."""
+    """The instances of the kernels for arrays of `real`: empty unless `real` is a 16-bit type."""
     if real not in ("float16", "bfloat16"):
         return []
     return [
@@ -22,7 +22,7 @@ def expressions(real: str) -> list[str]:
 
 
 def takes(device: Device, scale: float, *arrays: Any) -> bool:
-    """Whether these kernels can do the work of attention.cu's, for arrays (B, H, T, D) of one head's neighbours."""
+    """Whether these kernels can replace attention.cu's, for arrays (B, H, T, D) with a stride of 1 along D."""
     D = arrays[0].shape[-1]
     return (
         device.has_tensor_cores
@@ -30,13 +30,13 @@ def takes(device: Device, scale: float, *arrays: Any) -> bool:
         and D % 8 == 0
         and 0 < D <= max(HEADS)
         and scale > 0
-        and max(a.shape[2] for a in arrays) <= MOST_BLOCKS * ROWS  # the tiles of one head
+        and max(a.shape[2] for a in arrays) <= MOST_BLOCKS * ROWS  # the grid has a block for every tile of a head
         and all(device.address(a) % 16 == 0 and all(stride % 16 == 0 for stride in a.strides[:3]) for a in arrays)
     )
 
 
 def launch(device: Device, name: str, like: Any, T: int, arguments: Any) -> None:
-    """Run the kernel of this name, one block for each 64 of the T rows of every head of `like`."""
+    """Launch the kernel of this name, with one block per 64 of the T rows of every head of `like`."""
     B, H, _, D = like.shape
     head = next(head for head in HEADS if head >= D)
     real = real_of(like)

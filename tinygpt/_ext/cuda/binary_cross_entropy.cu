@@ -1,11 +1,11 @@
 // Binary cross-entropy from logits, for the GPU: tinygpt/ops/binary_cross_entropy.py.
 //
-// A thread takes a pack, without regard to rows; the last one takes, one by one, what is left over. Memory sees, in
-// float32, reads of logits and targets and a write of the losses: 12 bytes an element; backward 16, with dlosses.
+// A thread processes one pack, ignoring row boundaries; the last thread processes the remainder one by one. Memory
+// traffic in float32: logits and targets read, losses written: 12 bytes per element; backward 16, with dlosses.
 
 #include "common.cuh"
 
-// log(1 + exp(x)) - target * x, without a difference; the exponent is never positive.
+// log(1 + exp(x)) - target * x, rearranged so that nothing cancels and exp cannot overflow.
 template <typename T>
 __device__ inline T loss_of(T x, T target) {
     return fabs(x) * (x > 0 ? 1 - target : target) + log1p(exp(-fabs(x)));

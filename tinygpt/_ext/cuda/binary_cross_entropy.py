@@ -15,11 +15,11 @@ FORWARD, BACKWARD = EXPRESSIONS = (
 
 @launcher
 def binary_cross_entropy_forward(device: Device, logits: Any, targets: Any) -> Any:
-    """logits, targets of one shape -> losses of that shape."""
+    """logits, targets of the same shape -> losses of that shape."""
     return elementwise(device, FILE, FORWARD, logits, targets)
 
 
 @launcher
 def binary_cross_entropy_backward(device: Device, dlosses: Any, logits: Any, targets: Any) -> Any:
-    """dlosses, logits, targets of one shape -> dlogits."""
+    """dlosses, logits, targets of the same shape -> dlogits of that shape."""
     return elementwise(device, FILE, BACKWARD, dlosses, logits, targets)

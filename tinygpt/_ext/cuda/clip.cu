@@ -1,8 +1,8 @@
-// The sums of the squares of many arrays in two launches, for the GPU: tinygpt/optim/clip.py.
+// The sums of squares of many arrays in two launches, for the GPU: tinygpt/optim/clip.py.
 //
-// As in adamw.cu each block finds its array in a table and takes PACKS packs for each of its threads. It leaves one sum
-// in a table; a second kernel, one block for each array, adds those up. Memory sees one read: 4 bytes an element in
-// float32. All sums are in double: a square leaves float's range long before a number does.
+// As in adamw.cu, each block looks up its array in a table, and each of its threads processes PACKS packs. The block
+// writes one partial sum; a second kernel, with one block per array, adds these up. Memory traffic: one read, 4 bytes
+// per element in float32. All sums are in double, because the square of a float may overflow a float.
 
 #include "tensors.cuh"
 
@@ -15,7 +15,7 @@ __device__ inline double squares_of_pack(const real *x) {
     return sum;
 }
 
-// tensors: the addresses of the arrays; parts (blocks,).
+// tensors (count,): the addresses of the arrays; parts (blocks,): the partial sum of each block.
 template <typename real, int width>
 __global__ void __launch_bounds__(MOST_THREADS)
     squares_of_blocks(const Tensor *__restrict__ tensors, double *__restrict__ parts, int count) {

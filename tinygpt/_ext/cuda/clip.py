@@ -15,7 +15,7 @@ EXPRESSIONS = ("squares_of_blocks<{real}, {width}>", "squares_of_tensors<{real}>
 
 @launcher
 def sum_of_squares_each(device: Device, calls: Sequence[Sequence[Any]]) -> Any:
-    """[(x,), ...] -> the sum of the squares of each x, as numbers: the one place that waits for the device."""
+    """[(x,), ...] -> the sum of squares of each x, as Python floats, so this waits for the device."""
     if len({x.dtype for (x,) in calls}) != 1:
         return NotImplemented
     table, width, blocks = tensor_table(device, calls)
@@ -30,5 +30,5 @@ def sum_of_squares_each(device: Device, calls: Sequence[Sequence[Any]]) -> Any:
 
 @launcher
 def sum_of_squares(device: Device, x: Any) -> Any:
-    """x of any shape -> a number."""
+    """x of any shape -> its sum of squares, a Python float."""
     return sum_of_squares_each(device, [(x,)])[0]

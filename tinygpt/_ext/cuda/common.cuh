@@ -1,15 +1,15 @@
-// What the CUDA kernels share: number types, 16-byte accesses, reductions over a warp and over a block.
+// Shared by all CUDA kernels: number types, 16-byte accesses, reductions over a warp and over a block.
 //
-// Arrays hold `real`: float, double, or one of two 16-bit types, which are for storage alone. Arithmetic is in
+// Arrays hold `real`: float, double, or one of two 16-bit types, which are only a storage format. Arithmetic is in
 // accumulator<real>: double for double, float for all others.
 //
-// No header of the CUDA toolkit is included, so that a machine without them can compile the kernels too.
+// No header of the CUDA toolkit is included, so the kernels also compile on a machine without the toolkit.
 
 #ifndef TINYGPT_COMMON_CUH
 #define TINYGPT_COMMON_CUH
 
 constexpr int WARP = 32;
-constexpr int MOST_THREADS = 512;  // of a block: each may then have 128 registers
+constexpr int MOST_THREADS = 512;  // per block, which leaves each thread 128 registers
 
 // Numbers ---------------------------------------------------------------------------------------------------------
 
@@ -56,8 +56,8 @@ __device__ inline void narrow(double x, float &y) { y = (float)x; }
 
 __device__ inline void narrow(double x, double &y) { y = x; }
 
-// To the nearest bfloat16, ties to the even one. Half of the last kept place is added, a little less where the kept
-// part is even; a NaN must not be carried into an infinity.
+// Round to the nearest bfloat16, ties to even: add half a unit in the last place, slightly less if the kept part is
+// even, then truncate. A NaN is handled apart, or the carry could turn it into an infinity.
 __device__ inline void narrow(float x, bfloat16 &y) {
     const unsigned bits = __float_as_uint(x);
     const unsigned rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
@@ -76,8 +76,8 @@ __device__ inline void narrow(double x, bfloat16 &y) { narrow((float)x, y); }
 
 __device__ inline void narrow(double x, float16 &y) { narrow((float)x, y); }
 
-// a * b, rounded, also where a sum follows: otherwise the compiler makes one instruction with one rounding of the two, here
-// and not there, and the difference from the same product elsewhere would be all that is left.
+// a * b, never contracted into a fused multiply-add, which would skip this rounding. The callers subtract a mean or a
+// maximum of the same products: if only one of the two were rounded, equal values would leave a rounding error, not 0.
 #ifdef __CUDACC__
 __device__ inline float rounded_product(float a, float b) { return __fmul_rn(a, b); }
 
@@ -89,7 +89,7 @@ __device__ inline T rounded_product(T a, T b) {
 }
 #endif
 
-// The larger of two; a NaN wins, as in NumPy's maximum.
+// The larger of two; NaN if either is NaN, as in NumPy's maximum.
 template <typename T>
 __device__ inline T larger(T a, T b) {
     return a > b || a != a ? a : b;
@@ -102,8 +102,8 @@ __device__ inline T minus_infinity() {
 
 // Memory ----------------------------------------------------------------------------------------------------------
 
-// `width` neighbours that move in one instruction: 16 bytes, the most there is, or a single number where an array does
-// not begin at a multiple of 16 bytes or a row does not fill whole packs. The launcher chooses the width.
+// `width` adjacent elements, moved by one instruction: 16 bytes, the maximum, or a single element if an array is not
+// aligned to 16 bytes or a row is not a multiple of a pack. The launcher chooses the width.
 template <typename real, int width>
 struct alignas(sizeof(real) * width) Pack {
     real at[width];
@@ -126,16 +126,16 @@ __device__ inline void store(real *to, const accumulator<real> (&from)[width]) {
 
 // Reductions ------------------------------------------------------------------------------------------------------
 
-// The sum over the 32 threads of a warp, in each of them. After the step with offset 16 each thread holds a sum of two,
-// then of four, ...; addition commutes, so all threads of the warp get the same bits.
+// The sum over the 32 threads of a warp, returned to all of them. After the step with offset 16 each thread holds a sum
+// of two values, then of four, ...; addition commutes, so all threads get the same bits.
 template <typename T>
 __device__ inline T warp_sum(T value) {
     for (int offset = WARP / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(0xffffffffu, value, offset);
     return value;
 }
 
-// The sums of n numbers over the block (one row of threads, whole warps), in each of its threads. Every thread adds up
-// the warps' sums in the same order: the same bits in all of them, and at each call.
+// The sums of n values over the block (1-D, whole warps), returned to all of its threads. Every thread adds up the
+// warps' sums in the same order, so all threads get the same bits, on every call.
 template <int n, typename T>
 __device__ inline void block_sum(T (&values)[n]) {
     __shared__ T of_warp[n * WARP];
@@ -148,7 +148,7 @@ __device__ inline void block_sum(T (&values)[n]) {
         values[i] = 0;
         for (int warp = 0; warp < (int)blockDim.x / WARP; warp++) values[i] += of_warp[i * WARP + warp];
     }
-    __syncthreads();  // the next call writes the table: all must have read it
+    __syncthreads();  // the next call overwrites of_warp: everyone must have read it
 }
 
 #endif

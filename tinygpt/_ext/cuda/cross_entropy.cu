@@ -1,10 +1,10 @@
 // Cross-entropy over a vocabulary, for the GPU: tinygpt/ops/cross_entropy.py and linear_cross_entropy.py.
 //
-// One block a row of V logits. The greatest logit and the sum of the exponentials come from one read (softmax.cuh);
-// probabilities are never stored. Memory sees, in float32 and for each logit: forward 4 bytes; backward a read and a
-// write, 8; in place a read for the sums and a read and a write for the gradient, 8 to 12 by how much of the row is
+// One block per row of V logits. The maximum and the sum of exponentials come from one read (softmax.cuh), and
+// probabilities are never stored. Memory traffic per logit in float32: forward 4 bytes; backward a read and a write, 8;
+// in place a read for the sums, then a read and a write for the gradient, 8 to 12 depending on how much of the row is
 // still in the cache.
-// A target that is neither ignore_index nor a class reads nothing: the row's loss and gradient are NaN.
+// For a target that is neither ignore_index nor a class, nothing is read and the row's loss and gradient are NaN.
 
 #include "softmax.cuh"
 
@@ -19,7 +19,7 @@ __device__ inline accum not_a_number() {
     return (accum)__uint_as_float(0x7fc00000u);
 }
 
-// logits (N, V); targets, losses (N,); lse (N, 2): its parts near and rest (tinygpt/ops/_two_parts.py). Grid: N blocks.
+// logits (N, V); targets, losses (N,); lse (N, 2): near and rest (tinygpt/ops/_two_parts.py). Grid: N blocks.
 template <typename real, int width>
 __global__ void __launch_bounds__(MOST_THREADS)
     cross_entropy_forward(const real *__restrict__ logits, const long long *__restrict__ targets,
@@ -41,8 +41,8 @@ __global__ void __launch_bounds__(MOST_THREADS)
     lse[2 * row + 1] = (top - near) + log_total;
 }
 
-// One row of scale * (softmax(x) - onehot(target)), written to dx, which may be x. softmax(x) = exp(x - shift) *
-// factor: with lse as one number it would depend on what all logits have in common.
+// Write one row of scale * (softmax(x) - onehot(target)) to dx, which may be x. softmax(x) = exp(x - shift) * factor:
+// the single number lse = shift - log(factor) would be rounded more coarsely the larger an offset all logits share.
 template <typename real, int width>
 __device__ inline void write_gradient(const real *x, real *dx, int V, long long target, Target kind,
                                       accumulator<real> shift, accumulator<real> factor, accumulator<real> scale) {
@@ -87,6 +87,6 @@ __global__ void __launch_bounds__(MOST_THREADS)
         if (kind == OUTSIDE) loss = not_a_number<accum>();
         losses[row] = loss;
     }
-    __syncthreads();  // the target's logit has been read: now it may be overwritten
+    __syncthreads();  // the target's logit has been read and may be overwritten
     write_gradient<real, width>(x, x, V, target, kind, top, 1 / total, (accum)scale);
 }

@@ -17,7 +17,7 @@ EXPRESSIONS = (
 
 @launcher
 def cross_entropy_forward(device: Device, logits: Any, targets: Any, ignore_index: int) -> Any:
-    """logits (N, V), targets (N,) -> losses (N,), 0 where ignored; lse (N, 2)."""
+    """logits (N, V), targets (N,) -> losses (N,), 0 for ignored targets; lse (N, 2)."""
     N, V = logits.shape
     losses, lse = (device.empty(shape, accumulator_dtype(logits)) for shape in ((N,), (N, 2)))
     width = pack_width(device, V, logits)
@@ -42,7 +42,7 @@ def cross_entropy_backward(device: Device, dlosses: Any, logits: Any, targets: A
 
 @launcher
 def cross_entropy_inplace(device: Device, logits: Any, targets: Any, ignore_index: int, scale: float) -> Any:
-    """logits (N, V) become scale * d loss / d logits; returns the losses (N,)."""
+    """Overwrites logits (N, V) with scale * d loss / d logits and returns the losses (N,)."""
     N, V = logits.shape
     losses = device.empty((N,), accumulator_dtype(logits))
     width = pack_width(device, V, logits)

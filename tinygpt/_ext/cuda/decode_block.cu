@@ -1,26 +1,26 @@
 // Attention of one new token over the cache of keys and values, for the GPU: tinygpt/ops/decode_block.py.
 //
-// Memory sees the keys and values of the tokens that a row holds, once: 8 D bytes for each token and head in float32.
-// One text of a small model has few heads, and a block for each would leave most of a GPU idle. So the cache is cut
-// into pieces of PIECE tokens, and each (row, head, piece) has a block. A token belongs to a group of HEAD / 4 threads,
-// of which each has 4 columns of the head: neighbouring threads, neighbouring packs. A group takes AT_ONCE tokens at a
-// time, GROUPS apart, and keeps the greatest score so far, the sum of exponentials and the weighted sum of the values
-// (online softmax, as in attention.cu). The groups' sums become the piece's, in a table (M H, pieces, D + 2); a second
-// kernel makes the heads' results of it. Every sum has one order, and no block waits for another.
+// Memory traffic: the keys and values of a row's tokens are read once, 8 D bytes per token and head in float32. One
+// text and a small model have few heads, and one block per head would leave most of a GPU idle. So the cache is split
+// into pieces of PIECE tokens, and each (row, head, piece) gets a block. A group of HEAD / 4 threads handles one token,
+// 4 columns of the head per thread; adjacent threads read adjacent packs. A group processes AT_ONCE tokens at a time,
+// GROUPS apart, and keeps the running maximum of the scores, the sum of exponentials and the weighted sum of the values
+// (online softmax, as in attention.cu). The groups' results are merged into the piece's, in a table (M H, pieces,
+// D + 2), and a second kernel merges the pieces. Every sum has a fixed order, and no block waits for another.
 //
-// How many tokens a row holds, only the GPU knows: there are blocks for the whole capacity, and those behind the row's
-// end do nothing. So the host need not wait, and a step can be captured into a graph.
+// Only the GPU knows how many tokens a row holds, so the grid covers the whole capacity, and the blocks past a row's
+// end do nothing. So the host does not have to synchronise, and a step can be captured into a graph.
 //
-// HEAD: D rounded up to 32, 64 or 128. A length outside of 0 .. capacity - 1 touches nothing and gives NaN.
+// HEAD: D rounded up to 32, 64 or 128. With a length outside 0 .. capacity - 1 the cache is left alone and y is NaN.
 
 #include "softmax.cuh"
 
 constexpr int THREADS = 256;
 constexpr int PIECE = 128;  // tokens
-constexpr int OWN = 4;      // columns of a thread
-constexpr int AT_ONCE = 4;  // tokens
+constexpr int OWN = 4;      // columns per thread
+constexpr int AT_ONCE = 4;  // tokens that a group processes together
 
-// A thread's columns of a row of D numbers; 0 beyond D.
+// Load a thread's columns of a row of D numbers; 0 beyond D.
 template <int width, int HEAD, typename real>
 __device__ inline void load_own(const real *from, int D, accumulator<real> (&to)[OWN]) {
     const int lane = threadIdx.x % (HEAD / OWN);
@@ -44,7 +44,7 @@ __device__ inline void store_own(real *to, int D, const accumulator<real> (&from
     }
 }
 
-// One head of q, k or v of the new token: a row of the product, and its bias, which may be null.
+// Load a thread's columns of one head of the new token's q, k or v: the product plus its bias, which may be null.
 template <int width, int HEAD, typename real>
 __device__ inline void load_new(const real *product, const real *bias, int D, accumulator<real> (&to)[OWN]) {
     load_own<width, HEAD>(product, D, to);
@@ -54,8 +54,8 @@ __device__ inline void load_new(const real *product, const real *bias, int D, ac
     for (int i = 0; i < OWN; i++) to[i] += b[i];
 }
 
-// Column d of several softmaxes over parts of a row, made one. `parts` are rows, `pitch` apart: `columns` weighted sums
-// of values, the greatest score, the sum of exponentials.
+// Merge the softmaxes over parts of a row into one, for column d. `parts` has a row for each part, `pitch` apart:
+// `columns` weighted sums of values, then the maximum score, then the sum of exponentials.
 template <typename accum>
 __device__ inline void join(const accum *parts, int count, int pitch, int columns, int d, accum &top, accum &total,
                             accum &sum) {
@@ -70,19 +70,20 @@ __device__ inline void join(const accum *parts, int count, int pitch, int column
     }
 }
 
-// qkv (M, 3, H, D), bias (3, H, D) or null, keys and values (M, H, capacity, D), length (M,) -> the new token's keys
-// and values, at length[m]; table (M H, pieces, D + 2), of the pieces up to that place. Grid: (M H, pieces).
+// qkv (M, 3, H, D), bias (3, H, D) or null, keys and values (M, H, capacity, D), length (M,). Writes the new token's
+// keys and values at position length[m], and table (M H, pieces, D + 2) for the pieces up to that position. Grid:
+// (M H, pieces).
 template <typename real, int width, int HEAD>
 __global__ void __launch_bounds__(THREADS)
     attend_to_cache(const real *__restrict__ qkv, const real *__restrict__ bias, real *keys, real *values,
                     const long long *__restrict__ length, accumulator<real> *__restrict__ table, int H, int D,
                     int capacity, double scale) {
     typedef accumulator<real> accum;
-    constexpr int GROUPS = THREADS / (HEAD / OWN), PITCH = HEAD + 4;  // rows of whole packs
+    constexpr int GROUPS = THREADS / (HEAD / OWN), PITCH = HEAD + 4;  // HEAD + 2, rounded up to a whole pack
     __shared__ __align__(16) accum of_group[GROUPS * PITCH];
     const int m = blockIdx.x / H, h = blockIdx.x % H, group = threadIdx.x / (HEAD / OWN);
     const int first = blockIdx.y * PIECE, C = H * D;
-    const long long last = length[m];  // where the new token comes
+    const long long last = length[m];  // the new token's position
     if (last < first || last >= capacity) return;
     qkv += 3LL * m * C + h * D;
     keys += (long long)blockIdx.x * capacity * D;
@@ -115,8 +116,8 @@ __global__ void __launch_bounds__(THREADS)
             s[a] = token <= last ? product * (accum)scale : lowest;
             most = larger(most, s[a]);
         }
-        const accum base = most == lowest ? 0 : most;  // nothing so far: exp(-inf - 0) = 0
-        const accum fade = exp(top - base);            // of what was added up under the old top
+        const accum base = most == lowest ? 0 : most;  // no token so far: exp(-inf - 0) = 0
+        const accum fade = exp(top - base);            // rescales the sums from the old maximum to the new
         total *= fade;
         for (int i = 0; i < OWN; i++) sums[i] *= fade;
         for (int a = 0; a < AT_ONCE; a++) {
@@ -127,7 +128,7 @@ __global__ void __launch_bounds__(THREADS)
         top = most;
     }
     store_own<width, HEAD>(of_group + group * PITCH, HEAD, sums);
-    of_group[group * PITCH + HEAD] = top;  // the threads of a group have the same
+    of_group[group * PITCH + HEAD] = top;  // all threads of a group write the same value
     of_group[group * PITCH + HEAD + 1] = total;
     __syncthreads();
     const int d = threadIdx.x;
@@ -153,5 +154,5 @@ __global__ void __launch_bounds__(MOST_THREADS)
     const bool inside = last >= 0 && last < capacity;
     const int count = inside ? (int)(last / PIECE) + 1 : 0;
     join(table + (long long)blockIdx.x * pieces * (D + 2), count, D + 2, D, d, top, total, sum);
-    narrow(sum / total, y[(long long)blockIdx.x * D + d]);  // 0 / 0 where the length is outside
+    narrow(sum / total, y[(long long)blockIdx.x * D + d]);  // 0 / 0 = NaN if the length is out of range
 }

@@ -1,9 +1,9 @@
-"""One new token through one block of the model, on a GPU: decode_block.cu, other kernels, and matrix products.
+"""One new token through one block of the model, on a GPU: decode_block.cu, existing kernels, and matrix products.
 
-There is no single kernel for the block. Its four products read nearly all of its bytes, the matrix library reads
-unpacked weights as fast as memory gives them, and packed.cu packed ones; a kernel of its own would have to stop the
-whole GPU between them. What is left, the attention over the cache, is decode_block.cu, and the norms, the activation
-and the additions are kernels that exist.
+There is no single kernel for the whole block. Its four matrix products account for nearly all of the memory traffic,
+and both the matrix library (unpacked weights) and packed.cu (packed ones) already run at memory bandwidth; a single
+kernel would need a grid-wide barrier between the products. Only the attention over the cache has a kernel of its own,
+decode_block.cu; the norms, the activation and the additions reuse the other kernels.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def expressions(real: str) -> list[str]:
 
 
 def attend(device: Device, qkv: Any, bias: Any, keys: Any, values: Any, length: Any) -> Any:
-    """qkv (M, 3C), bias (3C,) or None -> y (M, C); the cache takes one more token of each row."""
+    """qkv (M, 3C), bias (3C,) or None -> y (M, C); appends each row's new token to the cache."""
     M, H, capacity, D = keys.shape
     real, pieces = real_of(qkv), ceil_div(capacity, PIECE)
     head = next(size for size in HEADS if size >= D)
@@ -51,12 +51,12 @@ def attend(device: Device, qkv: Any, bias: Any, keys: Any, values: Any, length: 
 
 
 def product(device: Device, x: Any, matrix: Any) -> Any:
-    """x (M, K), matrix (K, N) -> (M, N), in whichever format the matrix is."""
+    """x (M, K), matrix (K, N), packed or not -> (M, N)."""
     return few_rows_product(device, x, matrix) if matrix.data.dtype.name in PACKED else x @ matrix.data
 
 
 def fits(x: Any, block: Any, keys: Any, values: Any, length: Any) -> bool:
-    """Whether shapes, dtypes and layouts are those that the kernels read."""
+    """Whether the kernels support these shapes, dtypes and layouts."""
     M, C = x.shape
     if x.dtype.name not in REALS or keys.ndim != 4 or keys.shape != values.shape or length.shape != (M,):
         return False
@@ -85,7 +85,7 @@ def fits(x: Any, block: Any, keys: Any, values: Any, length: Any) -> bool:
 
 @launcher
 def decode_block(device: Device, x: Any, block: Any, keys: Any, values: Any, length: Any, work: Any) -> Any:
-    """x (M, C), keys and values (M, H, capacity, D), length (M,): all in place; see the reference."""
+    """x (M, C), keys and values (M, H, capacity, D), updated in place; length (M,); see the reference."""
     if not fits(x, block, keys, values, length):
         return NotImplemented
     h, _, _ = layer_norm_forward(device, x, block.ln_1, block.ln_1_bias, block.eps)

@@ -1,7 +1,7 @@
-// Dropout for the GPU. The mathematics is in tinygpt/ops/dropout.py. The mask is drawn anew at each use, never stored.
+// Dropout for the GPU. The mathematics is in tinygpt/ops/dropout.py. The mask is regenerated when needed, never stored.
 //
-// A thread takes a pack of a row: x is read once, y written once: 8 bytes an element in float32. Packs are numbered row
-// after row, so that neighbouring threads have neighbouring packs also where rows are short.
+// A thread processes one pack of a row; x is read once, y written once: 8 bytes per element in float32. Packs are
+// numbered across rows, so that adjacent threads have adjacent packs even when rows are short.
 
 #include "philox.cuh"
 

@@ -13,9 +13,9 @@ THREADS = 256
 
 
 def mask_arguments(device: Device, p: float, seed: int, stream: int) -> tuple[Any, ...]:
-    """(threshold, keep, seed, stream, base), as the kernels declare them; without dropout every element is kept.
+    """(threshold, keep, seed, stream, base), with the types that the kernels declare; threshold 0 keeps every element.
 
-    The RNG stream is numbered from the offset at `base`, from 0 where there is none: see `stream_of` in philox.cuh.
+    `stream` is relative to the offset stored at `base`, or absolute if there is no base: see `stream_of` in philox.cuh.
     """
     threshold = min(round(p * 2**32), 2**32 - 1)  # as in tinygpt/ops/dropout.py
     begin, base = device.rng_stream_base

@@ -1,16 +1,16 @@
-// Embedding for the GPU: rows of a table by number, and the sum of gradients back into them: tinygpt/ops/embedding.py.
+// Embedding for the GPU: rows of a table by id, and the sum of gradients back into them: tinygpt/ops/embedding.py.
 //
-// Forward. One block a position; memory sees one read and one write: 8 bytes an element of y in float32.
+// Forward. One block per position; memory traffic: one read and one write, 8 bytes per element of y in float32.
 //
-// Backward. The launcher has sorted the positions by id, so that those of one id, a run, are neighbours. A block takes
-// a piece of PIECE sorted positions, its threads neighbouring packs of the columns. A run inside a piece is added up
-// and added to its row of dweight; of a run that crosses into other pieces each piece leaves its part in a table, (pieces, 2, C): in place
-// 0 of a run that came in from the piece before, in place 1 of one that begins here and goes on. A second kernel adds
-// up the parts. Memory sees one read of dy, and one read and one write of each row of dweight that an id names: below 12
-// bytes an element of dy in float32. Nothing is added atomically, and every sum has one order: the same bits at each
-// run, however often an id occurs.
+// Backward. The launcher has sorted the positions by id, so that those with the same id form a run. A block handles a
+// piece of PIECE sorted positions; adjacent threads handle adjacent packs of columns. A run inside one piece is summed
+// and added to its row of dweight. If a run crosses pieces, each piece stores its partial sum in a table (pieces, 2,
+// C): at index 0 for a run that began in an earlier piece, at index 1 for one that begins here and continues. A second
+// kernel adds up the partial sums. Memory traffic: one read of dy, one read and one write of each row of dweight that
+// occurs among the ids: less than 12 bytes per element of dy in float32. There are no atomics and every sum has a fixed
+// order, so every run of the program gives the same bits, however often an id occurs.
 //
-// An id outside of 0 .. V - 1 reads nothing and gives NaN; backward it is left out.
+// An id outside 0 .. V - 1 gives NaN without reading the table; the backward pass ignores it.
 
 #include "common.cuh"
 
@@ -63,17 +63,17 @@ __global__ void __launch_bounds__(MOST_THREADS)
     }
 }
 
-// The runs that cross pieces: the piece in which one begins adds up its parts, in double. Grid: as for
-// embedding_backward.
+// Runs that cross pieces: the block of the piece in which a run begins adds up its partial sums, in double. Grid: as
+// for embedding_backward.
 template <typename real, int width>
 __global__ void __launch_bounds__(MOST_THREADS)
     embedding_add_parts(const long long *__restrict__ sorted_ids, const accumulator<real> *__restrict__ parts,
                         real *__restrict__ dweight, int N, long long V, int C) {
     const int j = (blockIdx.y * blockDim.x + threadIdx.x) * width;
     const int begin = blockIdx.x * PIECE, end = begin + PIECE;
-    if (j >= C || end >= N || sorted_ids[end - 1] != sorted_ids[end]) return;  // nothing goes on
+    if (j >= C || end >= N || sorted_ids[end - 1] != sorted_ids[end]) return;  // no run crosses here
     const long long id = sorted_ids[end];
-    if (begin > 0 && sorted_ids[begin - 1] == id) return;  // it began before
+    if (begin > 0 && sorted_ids[begin - 1] == id) return;  // it began in an earlier piece
     if (id < 0 || id >= V) return;
     double sum[width];
     for (int i = 0; i < width; i++) sum[i] = parts[((long long)blockIdx.x * 2 + 1) * C + j + i];

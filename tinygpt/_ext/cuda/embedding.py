@@ -31,7 +31,7 @@ def embedding_forward(device: Device, weight: Any, ids: Any) -> Any:
 
 @launcher
 def embedding_backward(device: Device, dy: Any, ids: Any, dweight: Any) -> Any:
-    """dy (N, C), ids (N,): adds to each row of dweight (V, C) the sum of the rows of dy that its id received."""
+    """Adds dy (N, C) into dweight (V, C): row n of dy goes to row ids[n], for ids (N,)."""
     (N, C), V = dy.shape, len(dweight)
     xp, real = device.xp, real_of(dy)
     pieces = ceil_div(N, PIECE)

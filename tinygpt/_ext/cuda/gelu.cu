@@ -1,18 +1,18 @@
-// GELU, in its tanh and its erf form, alone and together with the addition of a bias, for the GPU: tinygpt/ops/gelu.py
-// and bias_gelu.py.
+// GELU, in its tanh and its erf form, with or without the addition of a bias, for the GPU: tinygpt/ops/gelu.py and
+// bias_gelu.py.
 //
-// gelu: a thread takes a pack, without regard to rows; the last one takes, one by one, what is left over. Memory sees 8
-// bytes an element forward in float32, 12 backward.
-// bias_gelu: tiles as in linear.cu: a warp takes 32 neighbouring packs of a row, the ROWS warps of a block every
-// ROWS-th row of a chunk. A thread stays in its columns, so it reads its part of the bias once, and adds up its part of
+// gelu: a thread processes one pack, ignoring row boundaries; the last thread processes the remainder one by one.
+// Memory traffic in float32: 8 bytes per element forward, 12 backward.
+// bias_gelu: tiles as in linear.cu: a warp handles 32 adjacent packs of a row, the ROWS warps of a block every ROWS-th
+// row of a chunk. A thread stays in its columns, so it reads its part of the bias once and accumulates its part of
 // dbias in registers. The ROWS warps' sums become one row of a table (chunks, C), which column_sum (linear.cu) adds up.
 
 #include "common.cuh"
 
-constexpr int ROWS = 8;  // warps of a block in bias_gelu
+constexpr int ROWS = 8;  // warps per block in bias_gelu
 
-// Beyond 40 the derivatives are 0 or 1 to the last bit, and x * 0 must not become infinity * 0; below -40 the values are
-// 0. A NaN passes.
+// Beyond +-40 the derivatives are exactly 0 or 1, and below -40 the values are 0. Clipping keeps x * 0 from becoming
+// infinity * 0. A NaN stays NaN.
 template <typename T>
 __device__ inline T clipped(T x) {
     return x > 40 ? (T)40 : x < -40 ? (T)-40 : x;
@@ -38,12 +38,12 @@ struct Tanh {
         const T u = (T)0.79788456080286535588 * x * (1 + (T)0.044715 * square);
         const T t = exp(-2 * fabs(u)), r = 1 / (1 + t), s = x > 0 ? r : t * r;
         const T du_dx = (T)0.79788456080286535588 * (1 + (T)(3 * 0.044715) * square);
-        return s + x * (2 * t * r * r * du_dx);  // s (1 - s) without a difference
+        return s + x * (2 * t * r * r * du_dx);  // t r r = s (1 - s), without the cancellation in 1 - s
     }
 };
 
 struct Erf {
-    // Phi(x) = erfc(-x / sqrt(2)) / 2: no digits are lost for negative x.
+    // Phi(x) = erfc(-x / sqrt(2)) / 2, which loses no digits for negative x.
     template <typename T>
     __device__ static T normal_cdf(T x) {
         return (T)0.5 * erfc((T)-0.70710678118654752440 * x);

@@ -25,7 +25,7 @@ def gelu_forward(device: Device, x: Any) -> Any:
 
 @launcher
 def gelu_backward(device: Device, dy: Any, x: Any, out: Any = None) -> Any:
-    """dy, x of one shape -> dx, tanh form."""
+    """dy, x of the same shape -> dx, tanh form."""
     return elementwise(device, "gelu", "gelu_backward<Tanh, {real}, {width}>", dy, x)
 
 
@@ -37,7 +37,7 @@ def gelu_erf_forward(device: Device, x: Any) -> Any:
 
 @launcher
 def gelu_erf_backward(device: Device, dy: Any, x: Any, out: Any = None) -> Any:
-    """dy, x of one shape -> dx, erf form."""
+    """dy, x of the same shape -> dx, erf form."""
     return elementwise(device, "gelu", "gelu_backward<Erf, {real}, {width}>", dy, x)
 
 

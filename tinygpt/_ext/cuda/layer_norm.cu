@@ -1,12 +1,12 @@
 // LayerNorm for the GPU. The mathematics is in tinygpt/ops/layer_norm.py.
 //
-// Forward. One block a row; its threads take neighbouring packs of the row, then the packs one block width further on.
-// Memory sees one read of x and one write of y: 8 bytes an element in float32.
+// Forward. One block per row; adjacent threads handle adjacent packs, then move on by one block width. Memory traffic:
+// one read of x and one write of y, 8 bytes per element in float32.
 //
-// Backward. One block takes `rows` rows, one after the other. Memory sees one read each of dy and x and one write of
-// dx: 12 bytes an element in float32. dweight and dbias are sums over all rows: each block adds up its own rows in
-// shared memory and writes one row of a table (blocks, C); column_sum (linear.cu) adds up the table. No two threads
-// write to one place, so the sums have the same bits at every run.
+// Backward. One block handles `rows` rows, one after the other. Memory traffic: one read each of dy and x and one write
+// of dx, 12 bytes per element in float32. dweight and dbias are sums over all rows: each block sums its own rows in
+// shared memory and writes one row of a table (blocks, C), which column_sum (linear.cu) adds up. No two threads write
+// to the same address, so every run gives the same bits.
 
 #include "layer_norm.cuh"
 
@@ -21,7 +21,7 @@ __global__ void __launch_bounds__(MOST_THREADS)
 }
 
 // dy, x, dx (N, C); weight (C,); mean (N, 2), rstd (N,); dweight, dbias (blocks, C), dbias may be null.
-// Grid: ceil(N / rows) blocks. Shared memory: 2 C accumulators, C without dbias.
+// Grid: ceil(N / rows) blocks. Shared memory: 2 C accumulators, or C without dbias.
 template <typename real, int width>
 __global__ void __launch_bounds__(MOST_THREADS)
     layer_norm_backward(const real *__restrict__ dy, const real *__restrict__ x, const real *__restrict__ weight,

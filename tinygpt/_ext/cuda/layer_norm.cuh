@@ -1,12 +1,12 @@
-// LayerNorm of one row by one block: what layer_norm.cu and residual_layer_norm.cu have in common.
+// LayerNorm of one row by one block, shared by layer_norm.cu and residual_layer_norm.cu.
 
 #ifndef TINYGPT_LAYER_NORM_CUH
 #define TINYGPT_LAYER_NORM_CUH
 
 #include "common.cuh"
 
-// (x - mean) * rstd, for a mean in two parts, near + rest (tinygpt/ops/_two_parts.py): x - near is exact wherever the mean
-// is large beside it. Deviations are taken in quarters, which are exact too, and stay in range for the largest numbers.
+// (x - mean) * rstd, for a mean in two parts, near + rest (tinygpt/ops/_two_parts.py): x - near is exact whenever the
+// mean is large compared with the deviation. x / 4 and near / 4 are exact too, and their difference cannot overflow.
 template <typename accum>
 struct Norm {
     accum quarter, scale, rest;
@@ -18,11 +18,10 @@ struct Norm {
 
 // y = (x - mean) * rstd * weight + bias for one row. bias may be null. mean (2,): near and rest.
 //
-// A row is read three times, the first time from memory, then from the cache next to the processor. A mean far larger
-// than the deviations from it would, rounded to a float, shift the row by a part of a deviation. So it is summed in
-// double, and taken away in two parts: `near`, the rounded mean, and `rest`, what rounding has cut off. The squares of
-// the deviations, which may leave a float's range, are summed in double as well: no GPU has to wait for two additions an
-// element.
+// A row is read three times, first from memory, then from the L1 cache. If the mean is much larger than the deviations,
+// rounding it to a float would shift the row noticeably. So it is summed in double and subtracted in two parts: `near`,
+// the rounded mean, and `rest`, the rounding error. The squares of the deviations, which may overflow a float, are
+// summed in double as well: two double additions per element slow down no GPU.
 template <typename real, int width>
 __device__ inline void normalize_row(const real *x, const real *weight, const real *bias, real *y,
                                      accumulator<real> *mean, accumulator<real> *rstd, int C, double eps) {
@@ -63,9 +62,9 @@ __device__ inline void normalize_row(const real *x, const real *weight, const re
     }
 }
 
-// The two means that the gradient of a row takes away: shift = mean(dnorm), stretch = mean(dnorm * norm). On the way
-// the row's share is added to the block's sums for dweight and dbias (null: no bias). Those lie in shared memory, (C,)
-// each; a thread always has the same columns, so it is alone with them.
+// The two means that the gradient of a row subtracts: shift = mean(dnorm), stretch = mean(dnorm * norm). Also adds the
+// row's contribution to the block's sums for dweight and dbias (null: no bias), (C,) each, in shared memory; a thread
+// always has the same columns, so no barrier is needed for them.
 template <typename real, int width>
 __device__ inline void row_gradient_means(const real *dy, const real *x, const real *weight,
                                           const Norm<accumulator<real>> &norm_of, accumulator<real> *dweight,

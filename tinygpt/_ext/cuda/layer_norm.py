@@ -18,7 +18,7 @@ from . import (
 from .linear import add_up
 
 EXPRESSIONS = ("layer_norm_forward<{real}, {width}>", "layer_norm_backward<{real}, {width}>")
-BLOCKS = 512  # the most that share the rows of a backward pass; each leaves a row of partial sums
+BLOCKS = 512  # maximum number of blocks of a backward pass; each writes one row of partial sums
 
 
 @launcher
@@ -44,7 +44,7 @@ def layer_norm_backward(
     N, C = x.shape
     real, accum = real_of(x), accumulator_dtype(x)
     shared = (1 + has_bias) * C * accum.itemsize
-    if shared > MOST_SHARED - 1024:  # the reductions need some too
+    if shared > MOST_SHARED - 1024:  # the rest is for the reductions
         return NotImplemented
     mean, rstd = as_accumulators(dy, mean, rstd)
     rows = ceil_div(N, BLOCKS)

@@ -1,14 +1,14 @@
 // The bias of a linear layer, and its gradient, for the GPU: tinygpt/ops/linear.py. column_sum also adds up the tables
-// of partial sums that other kernels leave.
+// of partial sums that other kernels write.
 //
-// Both cut an (N, C) array into tiles: a warp takes 32 neighbouring packs of a row, which it reads in one go, and the
-// ROWS warps of a block take every ROWS-th row of its chunk of rows.
-// add_bias: memory sees one read and one write of y: 8 bytes an element in float32; a thread reads its part of the bias
-// once. column_sum: one read of x: 4 bytes an element.
+// Both split an (N, C) array into tiles: a warp handles 32 adjacent packs of a row, which it reads in one coalesced
+// access, and the ROWS warps of a block handle every ROWS-th row of its chunk of rows.
+// Memory traffic in float32: add_bias reads and writes y once, 8 bytes per element, and each thread reads its part of
+// the bias once; column_sum reads x once, 4 bytes per element.
 
 #include "common.cuh"
 
-constexpr int ROWS = 8;  // warps of a block
+constexpr int ROWS = 8;  // warps per block
 
 // y (N, C) += bias (C,). Grid: (ceil(C / (32 width)), chunks); block: (32, ROWS).
 template <typename real, int width>
@@ -27,7 +27,7 @@ __global__ void __launch_bounds__(WARP *ROWS) add_bias(real *__restrict__ y, con
     }
 }
 
-// x (N, C) -> y (chunks, C): in each chunk of `rows` rows the sum of every column, accumulated as `sum`.
+// x (N, C) -> y (chunks, C): the column sums of each chunk of `rows` rows, accumulated in type `sum`.
 // A thread adds up every ROWS-th row, then the block's first warp adds the ROWS sums of each column, in order.
 // Grid: (ceil(C / (32 width)), chunks); block: (32, ROWS).
 template <typename in, typename sum, typename out, int width>

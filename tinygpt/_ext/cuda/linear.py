@@ -13,12 +13,12 @@ EXPRESSIONS = (
     "column_sum<{real}, {accum}, {accum}, {width}>",
     "column_sum<{accum}, double, {real}, {wide}>",
 )
-ROWS = 8  # warps of a block, as in linear.cu
-CHUNKS = 256  # the most parts that the rows are cut into
+ROWS = 8  # warps per block, as in linear.cu
+CHUNKS = 256  # maximum number of chunks of rows
 
 
 def tiles(N: int, C: int, width: int) -> tuple[int, tuple[int, int]]:
-    """(rows of a chunk, grid) for an (N, C) array in tiles of 32 packs, each chunk several rows for every warp."""
+    """(rows per chunk, grid) for an (N, C) array in tiles 32 packs wide; a chunk has at least two rows per warp."""
     rows = max(2 * ROWS, ceil_div(N, CHUNKS))
     return rows, (ceil_div(C, WARP * width), ceil_div(N, rows))
 
@@ -36,7 +36,7 @@ def add_bias(device: Device, y: Any, bias: Any) -> Any:
 
 @launcher
 def column_sum(device: Device, x: Any) -> Any:
-    """x (N, C) -> (C,): the sum of each column. First of every chunk of rows, then of the chunks, in double."""
+    """x (N, C) -> (C,): the sum of each column. Sums each chunk of rows, then the chunks in double."""
     N, C = x.shape
     real, accum = real_of(x), REALS[accumulator_dtype(x).name]
     width = pack_width(device, C, x)
@@ -48,7 +48,7 @@ def column_sum(device: Device, x: Any) -> Any:
 
 
 def add_up(device: Device, table: Any, dtype: Any) -> Any:
-    """A table of partial sums (parts, C), of an accumulator's dtype -> (C,): each column's sum, added up in double."""
+    """Partial sums (parts, C), in an accumulator's dtype -> (C,): the sum of each column, accumulated in double."""
     parts, C = table.shape
     accum, real = real_of(table), REALS[np.dtype(dtype).name]
     y = device.empty((C,), dtype)

@@ -1,21 +1,21 @@
-// Products of a few rows with packed weights, and their unpacking, for the GPU: tinygpt/ops/packed.py.
+// Products of a few rows with packed weights, and unpacking, for the GPU: tinygpt/ops/packed.py.
 //
-// Such a product reads each weight for `rows` multiplications, so its speed is that of memory: 2 bytes a weight in
-// bfloat16, 1 byte and the scales in int8, where a product with the unpacked weights would first write 4 and read them
-// again. x and y are small, and stay in the cache.
+// Such a product uses each weight for only `rows` multiplications, so it is bound by memory bandwidth: it reads 2 bytes
+// per weight in bfloat16, or 1 byte plus the scales in int8. Unpacking first would write another 4 bytes per weight and
+// read them again. x and y are small and stay in the cache.
 //
-// few_rows_product, y = x W. A warp takes 32 neighbouring packs of a row of W (K, N), the ROWS warps of a block every
+// few_rows_product, y = x W. A warp handles 32 adjacent packs of a row of W (K, N), the ROWS warps of a block every
 // ROWS-th row of a chunk of K; a thread keeps the sums of its columns for `rows` rows of x. The warps' sums are added
-// in order and become one row of a table (chunks, M, N), which column_sum (linear.cu) adds up: nothing is atomic.
-// few_rows_product_transposed, y = x W^T. A warp takes one row of W (N, K), its threads neighbouring packs.
-// unpack_rows. A thread takes a pack of four weights: 6 bytes a weight in bfloat16, 5 in int8.
+// in order and become one row of a table (chunks, M, N), which column_sum (linear.cu) adds up: no atomics.
+// few_rows_product_transposed, y = x W^T. A warp handles one row of W (N, K), adjacent threads adjacent packs.
+// unpack_rows. A thread handles a pack of four weights; memory traffic: 6 bytes per weight in bfloat16, 5 in int8.
 //
-// A weight in int8 is q * scale, with one scale for each `group` terms of a sum: of W (K, N) the scales are
-// (ceil(K / group), N), of W (N, K) (N, ceil(K / group)). In bfloat16 `scales` is null.
+// An int8 weight is q * scale, with one scale per `group` terms of a sum: the scales of W (K, N) are
+// (ceil(K / group), N), those of W (N, K) are (N, ceil(K / group)). In bfloat16 `scales` is null.
 
 #include "common.cuh"
 
-constexpr int ROWS = 8;  // warps of a block
+constexpr int ROWS = 8;  // warps per block
 
 struct int8 {
     signed char bits;
@@ -23,7 +23,7 @@ struct int8 {
 
 __device__ inline float widen(int8 x) { return (float)x.bits; }
 
-// A load of any number of floats, in packs of up to 16 bytes.
+// Load any number of floats, in packs of up to 16 bytes.
 template <int width>
 __device__ inline void load_floats(const float *from, float (&to)[width]) {
     constexpr int PART = width < 4 ? width : 4;
@@ -34,7 +34,7 @@ __device__ inline void load_floats(const float *from, float (&to)[width]) {
     }
 }
 
-// x (M, K), weights (K, N) -> table (chunks, M, N): each chunk's part of x W. A chunk has `length` of the K terms.
+// x (M, K), weights (K, N) -> table (chunks, M, N): the partial product over each chunk, which has `length` of K terms.
 // Grid: (ceil(N / (32 width)), chunks, ceil(M / rows)); block: (32, ROWS).
 template <typename packed, int width, int rows>
 __global__ void __launch_bounds__(WARP *ROWS)
@@ -46,7 +46,7 @@ __global__ void __launch_bounds__(WARP *ROWS)
     float sums[rows][width], w[width], s[width];
     for (int r = 0; r < rows; r++)
         for (int i = 0; i < width; i++) sums[r][i] = 0;
-    int scaled_by = -1;  // the group whose scales are in s
+    int scaled_by = -1;  // the group whose scales s holds
     for (int k = first + (int)threadIdx.y; k < last && j < N; k += ROWS) {
         load(weights + (long long)k * N + j, w);
         if (scales) {
@@ -61,7 +61,7 @@ __global__ void __launch_bounds__(WARP *ROWS)
             for (int i = 0; i < width; i++) sums[r][i] += x_rk * w[i];
         }
     }
-#pragma unroll  // or the sums could not stay in registers
+#pragma unroll  // keeps the sums in registers
     for (int r = 0; r < rows; r++) {
         for (int i = 0; i < width; i++) of_warp[(threadIdx.y * width + i) * WARP + threadIdx.x] = sums[r][i];
         __syncthreads();
@@ -71,7 +71,7 @@ __global__ void __launch_bounds__(WARP *ROWS)
                     sums[r][i] += of_warp[(warp * width + i) * WARP + threadIdx.x];
                 table[((long long)blockIdx.y * M + row + r) * N + j + i] = sums[r][i];
             }
-        __syncthreads();  // the next row is written: all must have read this one
+        __syncthreads();  // the next row overwrites of_warp: everyone must have read this one
     }
 }
 
@@ -82,13 +82,13 @@ __global__ void __launch_bounds__(WARP *ROWS)
                                 const float *__restrict__ scales, float *__restrict__ y, int M, int K, int N,
                                 int group) {
     const long long n = (long long)blockIdx.x * ROWS + threadIdx.y;
-    if (n >= N) return;  // a whole warp
+    if (n >= N) return;  // the whole warp returns
     const int row = blockIdx.y * rows, groups = (K + group - 1) / group;
     float sums[rows], w[width], v[width];
     for (int r = 0; r < rows; r++) sums[r] = 0;
     for (int k = threadIdx.x * width; k < K; k += WARP * width) {
         load(weights + n * K + k, w);
-        const float scale = scales ? scales[n * groups + k / group] : 1;  // a pack lies in one group
+        const float scale = scales ? scales[n * groups + k / group] : 1;  // a pack never crosses groups
         for (int i = 0; i < width; i++) w[i] *= scale;
         for (int r = 0; r < rows; r++) {
             load_floats(x + (long long)min(row + r, M - 1) * K + k, v);
@@ -101,7 +101,7 @@ __global__ void __launch_bounds__(WARP *ROWS)
     }
 }
 
-// weights (N, C) -> out (N, C). axis: the one whose terms share a scale, `group` of them. Grid: enough blocks for
+// weights (N, C) -> out (N, C). axis: the axis along which each `group` weights share a scale. Grid: enough blocks for
 // N * C / width threads.
 template <typename packed, int width>
 __global__ void __launch_bounds__(MOST_THREADS)

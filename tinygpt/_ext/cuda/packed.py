@@ -1,4 +1,4 @@
-"""Launches packed.cu. Products with unpacked weights are the matrix library's: it reads them once as well."""
+"""Launches packed.cu. Products with unpacked weights use the matrix library, which also reads each weight once."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import numpy as np
 from . import WARP, Device, ceil_div, launcher
 from .linear import add_up
 
-ROWS = 8  # warps of a block, as in packed.cu
-AT_ONCE = (1, 4)  # rows of x that a thread multiplies each weight with
-FEW = 16  # beyond, the weights would be read too often: they are unpacked, and multiplied by the matrix library
+ROWS = 8  # warps per block, as in packed.cu
+AT_ONCE = (1, 4)  # rows of x by which a thread multiplies each weight it reads
+FEW = 16  # above this many rows, unpacking and using the matrix library is faster: these kernels reread the weights
 THREADS = 256
-BLOCKS = 512  # about as many as keep a GPU busy
+BLOCKS = 512  # roughly enough to keep a GPU busy
 PACKED = {"uint16": ("bfloat16", 8), "int8": ("int8", 16)}  # (type in packed.cu, weights in 16 bytes)
 
 
 def expressions(real: str) -> list[str]:
-    """The instances; x and y are always float32."""
+    """The instances of the kernels; x and y are always float32."""
     made = []
     for packed, width in PACKED.values():
         for w in (1, width):
@@ -29,7 +29,7 @@ def expressions(real: str) -> list[str]:
 
 
 def is_taken(matrix: Any, axis: int, *floats: Any) -> bool:
-    """Whether the kernels can read this Matrix: packed, all in one piece, with the scales that belong to it."""
+    """Whether the kernels support this Matrix: packed, C-contiguous, with scales of the right shape."""
     data, scale, group = matrix
     if data.dtype.name not in PACKED or (data.dtype.name == "int8") != (scale is not None):
         return False
@@ -44,7 +44,7 @@ def is_taken(matrix: Any, axis: int, *floats: Any) -> bool:
 
 
 def widest(device: Device, matrix: Any, axis: int, most: int, *others: Any) -> int:
-    """How many weights move at once: `most`, or 1 where rows, addresses or groups along a row do not allow it."""
+    """Weights per memory access: `most`, or 1 if the row length, the group size or an address does not allow that."""
     data, scale, group = matrix
     length = data.shape[1]
     addresses = [device.address(a) for a in (data, scale, *others) if a is not None]
@@ -70,7 +70,7 @@ def few_rows_product(device: Device, x: Any, matrix: Any) -> Any:
     width = widest(device, matrix, 0, most)
     rows = AT_ONCE[0] if M == 1 else AT_ONCE[1]
     columns = ceil_div(N, WARP * width)
-    chunks = max(1, min(BLOCKS // columns, ceil_div(K, 2 * ROWS)))  # whatever M is, so that a row has the same bits
+    chunks = max(1, min(BLOCKS // columns, ceil_div(K, 2 * ROWS)))  # independent of M, so a row's bits are too
     length = ceil_div(K, chunks)
     chunks = ceil_div(K, length)
     table = device.empty((chunks, M * N), np.float32)
@@ -105,7 +105,7 @@ def few_rows_product_transposed(device: Device, x: Any, matrix: Any, out: Any) -
 
 @launcher
 def unpack_into(device: Device, out: Any, matrix: Any, axis: int) -> Any:
-    """A packed matrix (rows, columns) as float32, axis being the one whose groups share a scale."""
+    """Unpack a matrix (rows, columns) into out, float32. axis: the axis along which groups share a scale."""
     if not is_taken(matrix, axis, out) or out.shape != matrix.data.shape:
         return NotImplemented
     N, C = out.shape

@@ -1,4 +1,4 @@
-// Random numbers and dropout's factors: the same words as tinygpt/random.py, the same mask as tinygpt/ops/dropout.py.
+// Random numbers and dropout masks: the same words as tinygpt/random.py, the same mask as tinygpt/ops/dropout.py.
 //
 // Source: Salmon, Moraes, Dror, Shaw, "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011, section 3.3 and table 2.
 
@@ -28,8 +28,8 @@ __device__ inline Words philox(unsigned quad, unsigned row, unsigned long long s
     return {c0, c1, c2, c3};
 }
 
-// The number of a random stream. A launch that belongs to a CUDA graph is replayed with the arguments it was captured
-// with; what differs from step to step, the number that its streams are counted from, lies in memory at `base`.
+// The absolute number of an RNG stream. A CUDA graph replays a launch with the arguments it was captured with, so the
+// offset that changes from step to step is read from memory at `base` (null: no offset).
 __device__ inline unsigned long long stream_of(unsigned long long stream, const unsigned long long *base) {
     return base ? stream + *base : stream;
 }
@@ -38,15 +38,15 @@ __device__ inline unsigned word_of(const Words &words, int i) {
     return i == 0 ? words.x : i == 1 ? words.y : i == 2 ? words.z : words.w;
 }
 
-// What dropout multiplies by at (row, j .. j + width - 1): 0 where the word is below `threshold`, else `keep`, which is
-// 1 / (1 - p). j is a multiple of width. One call of philox serves four neighbours.
+// The dropout factors of (row, j .. j + width - 1): 0 where the word is below `threshold`, otherwise `keep`, which is
+// 1 / (1 - p). j is a multiple of width. One call of philox serves four adjacent elements.
 template <int width, typename accum>
 __device__ inline void dropout_factors(unsigned row, int j, unsigned threshold, accum keep, unsigned long long seed,
                                        unsigned long long stream, accum (&factors)[width]) {
     Words words;
     for (int i = 0; i < width; i++) {
         if (i % 4 == 0) words = philox((unsigned)(j + i) / 4, row, stream, seed);
-        const int place = width % 4 == 0 ? i % 4 : (j + i) % 4;  // the first is known when this is compiled
+        const int place = width % 4 == 0 ? i % 4 : (j + i) % 4;  // i % 4 is a compile-time constant
         factors[i] = word_of(words, place) >= threshold ? keep : (accum)0;
     }
 }

@@ -1,15 +1,15 @@
 // Residual addition, dropout and LayerNorm in one pass, for the GPU: tinygpt/ops/residual_layer_norm.py.
 //
-// Forward. One block a row, as in layer_norm.cu. The sum waits in shared memory while it is normalised, so memory sees
-// reads of residual and x and writes of the sum and y: 16 bytes an element in float32.
-// Backward. One block takes `rows` rows, as in layer_norm.cu; memory sees reads of dy, dsum and the sum and one write
-// of the gradient that residual and x share: 16 bytes an element in float32, 20 when dropout makes the two differ.
+// Forward. One block per row, as in layer_norm.cu. The sum stays in shared memory while it is normalised. Memory
+// traffic: residual and x are read, the sum and y written: 16 bytes per element in float32.
+// Backward. One block handles `rows` rows, as in layer_norm.cu. Memory traffic: dy, dsum and the sum are read, and the
+// gradient that residual and x share is written: 16 bytes per element in float32, 20 if dropout makes the two differ.
 
 #include "layer_norm.cuh"
 #include "philox.cuh"
 
-// residual, x, total, y (N, C); x_bias, weight, bias (C,), the biases may be null; mean (N, 2), rstd (N,). Grid: N blocks.
-// total = residual + dropout(x + x_bias). Shared memory: the row of `total`, as it is stored.
+// residual, x, total, y (N, C); x_bias, weight, bias (C,), the biases may be null; mean (N, 2), rstd (N,).
+// total = residual + dropout(x + x_bias). Grid: N blocks. Shared memory: the row of `total`, rounded to `real`.
 template <typename real, int width>
 __global__ void __launch_bounds__(MOST_THREADS)
     residual_layer_norm_forward(const real *__restrict__ residual, const real *__restrict__ x,
@@ -22,7 +22,7 @@ __global__ void __launch_bounds__(MOST_THREADS)
     typedef accumulator<real> accum;
     extern __shared__ __align__(16) unsigned char shared_memory[];
     stream = stream_of(stream, base);
-    real *total_here = reinterpret_cast<real *>(shared_memory);  // (C,) each thread reads only what it has written
+    real *total_here = reinterpret_cast<real *>(shared_memory);  // (C,) each thread reads only what it wrote itself
     const long long row = blockIdx.x;
     accum r[width], v[width], b[width], factors[width];
     for (int j = threadIdx.x * width; j < C; j += blockDim.x * width) {
@@ -43,9 +43,9 @@ __global__ void __launch_bounds__(MOST_THREADS)
     normalize_row<real, width>(total_here, weight, bias, y + row * C, mean + 2 * row, rstd + row, C, eps);
 }
 
-// dy, dsum, total, dresidual, dx (N, C); weight (C,); mean (N, 2), rstd (N,); dweight, dbias, dx_bias (blocks, C), the last
-// two may be null. dx is dresidual, or an array of its own where threshold is not 0. Grid: ceil(N / rows) blocks.
-// Shared memory: C accumulators for each of dweight, dbias, dx_bias that there is.
+// dy, dsum, total, dresidual, dx (N, C); weight (C,); mean (N, 2), rstd (N,); dweight, dbias, dx_bias (blocks, C), the
+// last two may be null. dx is written only if threshold is not 0; otherwise dresidual is the gradient of x as well.
+// Grid: ceil(N / rows) blocks. Shared memory: C accumulators for each of dweight, dbias, dx_bias that is not null.
 template <typename real, int width>
 __global__ void __launch_bounds__(MOST_THREADS)
     residual_layer_norm_backward(const real *__restrict__ dy, const real *__restrict__ dsum,

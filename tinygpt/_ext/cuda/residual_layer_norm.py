@@ -69,9 +69,9 @@ def residual_layer_norm_backward(
     has_x_bias: bool,
     has_bias: bool,
 ) -> Any:
-    """dy, dsum, total (N, C), weight (C,), mean (N, 2), rstd (N,) -> dresidual, dx (N, C), dx_bias, dweight, dbias
+    """dy, dsum, total (N, C), weight (C,), mean (N, 2), rstd (N,) -> dresidual, dx, dx_bias, dweight, dbias.
 
-    (C,). dx is dresidual itself when nothing was dropped; dx_bias and dbias are None where there is no such bias.
+    dresidual and dx are (N, C), the same array if there is no dropout; the others are (C,), or None without that bias.
     """
     N, C = total.shape
     real, accum = real_of(total), accumulator_dtype(total)

@@ -1,8 +1,8 @@
 // Softmax and log-softmax along rows, for the GPU: tinygpt/ops/softmax.py.
 //
-// One block a row. Forward reads the row twice, for the greatest value and the sum together (softmax.cuh), and to write
-// the result; backward as well, for its sum and for the result. The second read comes from the cache unless rows are
-// very long. So memory sees 8 bytes an element forward in float32, 12 backward.
+// One block per row. Forward reads the row twice: once for the maximum and the sum together (softmax.cuh), once for the
+// result. Backward likewise: once for its sum, once for the result. The second read hits the cache unless rows are very
+// long, so memory traffic in float32 is 8 bytes per element forward, 12 backward.
 
 #include "softmax.cuh"
 

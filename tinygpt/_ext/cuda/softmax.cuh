@@ -1,4 +1,4 @@
-// The greatest value of a row and the sum of its exponentials, in one read: for softmax.cu and cross_entropy.cu.
+// The maximum of a row and the sum of its exponentials, in one read: for softmax.cu and cross_entropy.cu.
 
 #ifndef TINYGPT_SOFTMAX_CUH
 #define TINYGPT_SOFTMAX_CUH
@@ -12,7 +12,7 @@ __device__ inline T warp_max(T value) {
     return value;
 }
 
-// The greatest over the block, in each of its threads.
+// The maximum over the block, returned to all of its threads.
 template <typename T>
 __device__ inline T block_max(T value) {
     __shared__ T of_warp[WARP];
@@ -21,16 +21,15 @@ __device__ inline T block_max(T value) {
     __syncthreads();
     value = of_warp[0];
     for (int warp = 1; warp < (int)blockDim.x / WARP; warp++) value = larger(value, of_warp[warp]);
-    __syncthreads();  // the next call writes the table: all must have read it
+    __syncthreads();  // the next call overwrites of_warp: everyone must have read it
     return value;
 }
 
-// For a row x of C numbers: top = max(x), and total = sum(exp(x - top)), in all threads of the block.
+// For a row x of C numbers: top = max(x) and total = sum(exp(x - top)), returned to all threads of the block.
 //
-// A thread keeps both for the elements it has seen; where a greater one comes, the sum so far is rescaled (online
-// softmax: Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018). A pack is compared as a whole,
-// so that there is one rescaling for a pack. Nothing but -infinity so far: exp is taken of -infinity - 0, which is 0,
-// and not of -infinity + infinity.
+// A thread keeps both for the elements it has seen, and rescales the sum when the maximum grows (online softmax:
+// Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018), at most once per pack. While the maximum
+// is still -infinity, 0 is subtracted instead: exp(-infinity - 0) = 0, but exp(-infinity + infinity) would be NaN.
 template <typename real, int width>
 __device__ inline void row_exponentials(const real *x, int C, accumulator<real> &top, accumulator<real> &total) {
     typedef accumulator<real> accum;

@@ -1,21 +1,21 @@
-// One launch over many arrays of any size: which of them a block works on. For adamw.cu and clip.cu.
+// One launch over many arrays of any size: finds the array that a block works on. For adamw.cu and clip.cu.
 
 #ifndef TINYGPT_TENSORS_CUH
 #define TINYGPT_TENSORS_CUH
 
 #include "common.cuh"
 
-constexpr int PACKS = 4;  // that each thread takes
+constexpr int PACKS = 4;  // packs per thread
 
-// One array (or several of one size that are worked on together): where they are, how many elements, and the number of
-// the first block that works on them.
+// One array, or several of the same size that are processed together: their addresses, their number of elements, and
+// the index of the first block that works on them.
 struct Tensor {
     long long address[4];
     long long size;
     long long first_block;
 };
 
-// The number of the tensor that this block works on: the last whose first block is not behind it.
+// The index of the tensor that this block works on: the last one whose first block is not after this block.
 __device__ inline int tensor_of_block(const Tensor *tensors, int count) {
     int low = 0, high = count;  // it is in low .. high - 1
     while (high - low > 1) {
