@@ -51,8 +51,7 @@ def show(options: argparse.Namespace) -> None:
     if options.model is None:
         model, tokenizer = train_small_model(max(1, options.steps))
     else:
-        model = tg.GPT.from_pretrained(options.model)
-        tokenizer = tg.tokenizers.load(tg.interop.find_model(options.model))
+        model, tokenizer = tg.interop.load(options.model)
     prompt, new = options.prompt, options.max_new_tokens
     ids = tokenizer.encode(prompt)[None]  # (1, T)
 

@@ -65,11 +65,29 @@ def number(
     return value
 
 
+def integer_array(what: str, value: Any, flat: bool = False, to_do: str = "") -> Any:
+    """An array of NumPy or CuPy as it is, or nested lists as an array of NumPy: integers, or a sentence.
+
+    what: must be integers, in the sentence. flat: of shape (N,). to_do: the sentence's end, where it is about a shape.
+    Raises DtypeError, ShapeError.
+    """
+    wanted = f"{what} must be integers{' of shape (N,)' if flat else ''}"
+    array = value
+    if isinstance(value, np.generic) or not hasattr(value, "dtype"):
+        try:
+            array = np.asarray(value)
+        except ValueError:
+            to_do = to_do or ": pad them to the same length"
+            raise ShapeError(f"{wanted}, not rows that differ in length{to_do}") from None
+    if array.size == 0 and array.dtype == np.float64:  # as of an empty list, which has no dtype of its own
+        array = array.astype(np.int64)
+    if array.dtype.kind not in "iu":
+        raise DtypeError(f"{wanted}, not {array.dtype} {array.shape}: convert with .astype('int64')")
+    if flat and array.ndim != 1:
+        raise ShapeError(f"{wanted}, not {array.dtype} {array.shape}{to_do}")
+    return array
+
+
 def check_tokens(tokens: Any) -> np.ndarray:
     """`tokens` as an integer array of shape (N,). A memory map stays one. Raises ShapeError, DtypeError."""
-    array = np.asanyarray(tokens)
-    if array.ndim != 1:
-        raise ShapeError(f"tokens must have shape (N,), not {array.shape}")
-    if array.dtype.kind not in "iu" and array.size:
-        raise DtypeError(f"tokens must be integers, not {array.dtype}")
-    return array
+    return np.asanyarray(integer_array("tokens", tokens, flat=True))

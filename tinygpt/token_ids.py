@@ -13,28 +13,15 @@ from typing import Any
 import numpy as np
 
 from . import backends
-from .errors import DtypeError, RangeError, ShapeError
+from .errors import RangeError, ShapeError
+from .ops._arguments import integer_array
+from .ops.cross_entropy import IGNORE_INDEX
 from .tensor import Tensor
-
-IGNORE_INDEX = -100  # the loss ignores targets with this value
-
-
-def integer_array(name: str, value: Any) -> Any:
-    """Convert a tensor, an array or nested lists to an integer array. Raises ShapeError, DtypeError."""
-    array = value.data if isinstance(value, Tensor) else value
-    if not backends.is_array(array):
-        try:
-            array = np.asarray(array)
-        except ValueError:
-            raise ShapeError(f"GPT: the rows of {name} differ in length: pad them to the same length") from None
-    if array.dtype.kind not in "iu" and array.size:  # np.asarray([]) is float64
-        raise DtypeError(f"GPT: {name} must hold integers (token ids), not {array.dtype}")
-    return array
 
 
 def check_ids(idx: Any, vocab_size: int, longest: int | None) -> Any:
     """idx as an integer array (B, T) with T at most `longest` and valid ids, or raise a UsageError."""
-    idx = integer_array("idx", idx)
+    idx = integer_array("GPT", "idx", idx)
     if idx.ndim != 2 or idx.shape[1] == 0:
         raise ShapeError(f"GPT: idx must have the shape (batch, time) with at least one token, not {idx.shape}")
     if longest is not None and idx.shape[1] > longest:
@@ -53,7 +40,7 @@ def check_ids(idx: Any, vocab_size: int, longest: int | None) -> Any:
 
 def checked_logits(model: Any, idx: Any) -> Tensor:
     """model(idx), for a subclass with its own `forward`. Raises ShapeError if the result is not logits."""
-    logits, shape = model(idx), (*integer_array("idx", idx).shape, model.config.vocab_size)
+    logits, shape = model(idx), (*integer_array("GPT", "idx", idx).shape, model.config.vocab_size)
     if not isinstance(logits, Tensor) or logits.shape != shape:
         what = f"a Tensor of shape {logits.shape}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
         raise ShapeError(
@@ -66,7 +53,7 @@ def checked_logits(model: Any, idx: Any) -> Tensor:
 def targets_of(shape: tuple[int, ...], targets: Any, labels: Any) -> Any:
     """The targets (B, T), as given or from shifted labels. Raises ShapeError, DtypeError."""
     name, given = ("labels", labels) if targets is None else ("targets", targets)
-    array = integer_array(name, given)
+    array = integer_array("GPT", name, given)
     if array.shape != shape:
         raise ShapeError(f"GPT.loss: {name} must have the shape of idx, {shape}, not {array.shape}")
     return array if targets is not None else shifted(array)

@@ -283,13 +283,13 @@ def test_batches_refuse(kind: type) -> None:
         kind(tokens, 1, 8)
     with pytest.raises(UsageError, match="0 tokens"):
         kind([], 1, 1)
-    with pytest.raises(UsageError, match=r"batch_size must be at least 1 .* not 0"):
+    with pytest.raises(UsageError, match="batch_size must be at least 1, not 0"):
         kind(tokens, 0, 4)
-    with pytest.raises(UsageError, match=r"block_size must be at least 1 .* not -1"):
+    with pytest.raises(UsageError, match="block_size must be at least 1, not -1"):
         kind(tokens, 1, -1)
-    with pytest.raises(UsageError, match=r"block_size must be an integer, not 2\.5"):
+    with pytest.raises(UsageError, match=r"block_size must be a whole number, not 2\.5"):
         kind(tokens, 1, 2.5)
-    with pytest.raises(UsageError, match=r"shape \(N,\), not \(2, 4\)"):
+    with pytest.raises(UsageError, match=r"shape \(N,\), not int64 \(2, 4\)"):
         kind(tokens.reshape(2, 4), 1, 1)
     with pytest.raises(UsageError, match="integers, not float64"):
         kind(tokens * 1.0, 1, 1)
@@ -299,7 +299,7 @@ def test_numbers_of_batches_refuse() -> None:
     tokens = np.arange(8)
     with pytest.raises(UsageError, match="step must be at least 0"):
         RandomBatches(tokens, 1, 4).batch(-1)
-    with pytest.raises(UsageError, match="step must be an integer"):
+    with pytest.raises(UsageError, match="step must be a whole number"):
         RandomBatches(tokens, 1, 4).batch(1.0)
     with pytest.raises(UsageError, match=r"must be in 0 \.\. 1, not 2"):
         SequentialBatches(tokens, 1, 4).batch(2)

@@ -5,8 +5,6 @@ Every call runs the whole model on each row by itself.
 
 from __future__ import annotations
 
-import contextlib
-
 import numpy as np
 
 from tinygpt import no_grad
@@ -35,16 +33,5 @@ class SlowDecoder:
 
     def _logits(self):
         assert all(1 <= len(row) <= self.capacity for row in self.rows)
-        with no_grad(), evaluating(self.model):
+        with no_grad(), self.model.evaluating():
             return np.concatenate([self.model.next_logits(row[None]).numpy() for row in self.rows])
-
-
-@contextlib.contextmanager
-def evaluating(model):
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

@@ -136,7 +136,7 @@ def test_what_is_no_padding() -> None:
         ([[1, 12, 2]], UsageError, "row 0 of idx has pad_token_id=12 behind a token: pad on the left or"),
         ([[1, 2, 3], [12, 1, 12]], UsageError, "row 1 of idx has pad_token_id=12 behind a token"),
         ([[12, 13]], RangeError, "ids must be in 0 .. 12"),
-        ([[12.0, 1.0]], UsageError, "must hold integers"),
+        ([[12.0, 1.0]], UsageError, "must be integers, not"),
         ([12, 1], ShapeError, "the shape"),
     ],
 )

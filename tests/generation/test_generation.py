@@ -180,7 +180,7 @@ def test_padding_with_a_mask():
         ({"idx": [[1, 2]], "attention_mask": [[0, 0]]}, "row 0 of attention_mask has no token"),
         ({"idx": [[1, 2, 3]], "attention_mask": [[1, 0, 1]]}, "row 0 of attention_mask has padding between tokens"),
         ({"idx": [[1, 13]], "attention_mask": [[1, 1]]}, "vocab_size is 13"),
-        ({"idx": [[1.0, 2.0]], "attention_mask": [[1, 1]]}, "must hold integers"),
+        ({"idx": [[1.0, 2.0]], "attention_mask": [[1, 1]]}, "must be integers, not"),
         ({"top_k": 0}, "top_k must be at least 1"),
         ({"seed": -1}, "a seed is an integer"),
         (

@@ -157,7 +157,7 @@ def test_float32_and_the_mode_of_the_model(gpt: GPT) -> None:
         (lambda model: log_likelihood(model, [], context=[3]), "nothing to score"),
         (lambda model: log_likelihood(model, [1, V]), f"ids must be in 0 .. {V - 1}"),
         (lambda model: log_likelihood(model, [1, 2], context=[-1]), "ids must be in 0"),
-        (lambda model: log_likelihood(model, [[1, 2]]), r"tokens must have shape \(N,\)"),
+        (lambda model: log_likelihood(model, [[1, 2]]), r"tokens must be integers of shape \(N,\)"),
         (lambda model: log_likelihood(model, [1.5, 2]), "tokens must be integers"),
         (lambda model: log_likelihood(model, [1, 2], stride=0), "stride must be at least 1"),
         (lambda model: perplexity(model, TOKENS[:1]), "needs two or more"),

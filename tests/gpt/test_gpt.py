@@ -346,7 +346,7 @@ def test_from_dict_names_what_is_unknown_or_missing():
         (np.zeros((2, 3), bool), "not bool"),
         ([[0, 11]], r"ids must be in 0 .. 10 \(vocab_size is 11\), those in idx are in 0 .. 11"),
         ([[0, -1]], "those in idx are in -1 .. 0"),
-        ([[0, 1], [2]], "the rows of idx differ in length"),
+        ([[0, 1], [2]], "idx must be integers, not rows that differ in length"),
     ],
 )
 def test_bad_ids_get_a_sentence(idx, words):
@@ -361,7 +361,7 @@ def test_bad_targets_and_types_get_a_sentence():
     model = make()
     with pytest.raises(UsageError, match=r"targets must have the shape of idx, \(3, 7\), not \(3, 6\)"):
         model.loss(IDX, TARGETS[:, 1:])
-    with pytest.raises(UsageError, match="targets must hold integers"):
+    with pytest.raises(UsageError, match="targets must be integers"):
         model.loss(IDX, TARGETS.astype(float))
     with pytest.raises(UsageError, match="targets"):
         model.loss(IDX, TARGETS + 5)

@@ -71,7 +71,7 @@ def test_exactly_one_of_targets_and_labels_of_the_shape_of_idx() -> None:
         ({"targets": IDS[:, ::-1], "labels": IDS}, "give either targets, the tokens that follow, or labels"),
         ({"labels": IDS[:, 1:]}, r"labels must have the shape of idx, \(3, 6\), not \(3, 5\)"),
         ({"labels": IDS[0]}, r"labels must have the shape of idx, \(3, 6\), not \(6,\)"),
-        ({"labels": IDS * 1.0}, "labels must hold integers"),
+        ({"labels": IDS * 1.0}, "labels must be integers"),
         ({"labels": IDS + 100}, r"0 \.\. 12"),
     ):
         with pytest.raises(UsageError, match=words):

@@ -213,21 +213,15 @@ def _several(
 ) -> list[str]:
     """What the model makes of the prompt, several times or by beam search."""
     from ..generation import generate
-    from ..generation.stopping import StopStrings
+    from ..generation.text import text_of
 
     if config.padding is None:
         config = config.with_options({"pad_token_id": 0})  # what stands behind the end of a text is not looked at
     mask = np.ones((1, len(ids)))  # a prompt has no padding, whatever pad_token_id is
     found = generate(model, ids[None], attention_mask=mask, config=config, tokenizer=tokenizer, return_details=True)
     counter.tokens += int(found.lengths.sum())
-    unseen, stops = [*config.eos_ids, *tokenizer.special_ids], StopStrings(config.stops)
-    texts = []
-    for row, length in zip(found.sequences[:, len(ids) :], found.lengths, strict=True):
-        new = row[:length]
-        held = stops.begin(tokenizer.token_bytes(ids))
-        shown, rest, ended = stops.feed(held, tokenizer.token_bytes(new[~np.isin(new, unseen)]))
-        texts.append((shown if ended else shown + rest)[len(held) :].decode("utf-8", errors="replace"))
-    return texts
+    rows = zip(found.sequences[:, len(ids) :], found.lengths, strict=True)
+    return [text_of(row[:length], tokenizer, ids, config) for row, length in rows]
 
 
 def _prompt(tokenizer: Tokenizer, options: argparse.Namespace) -> tuple[str, np.ndarray]:

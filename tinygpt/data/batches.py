@@ -6,16 +6,14 @@ the loss over a whole validation text. Both read only the windows they return fr
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterator
 
 import numpy as np
 
-from ..checks import check_tokens
-from ..errors import DtypeError, RangeError, UsageError
+from ..checks import check_tokens, whole_number
+from ..errors import RangeError, UsageError
+from ..ops.cross_entropy import IGNORE_INDEX
 from ..random import Generator
-
-IGNORED = -100  # the loss ignores this target
 
 # Batch `step` draws from stream 2**63 + step. Initial weights and dropout masks use streams from 0 up, so a run
 # that uses one seed for everything never draws the same random words twice.
@@ -30,14 +28,14 @@ class RandomBatches:
 
     def __init__(self, tokens: np.ndarray, batch_size: int, block_size: int, seed: int = 0) -> None:
         self.tokens = check_tokens(tokens)
-        self.batch_size = _integer("batch_size", batch_size, minimum=1)
-        self.block_size = _integer("block_size", block_size, minimum=1)
+        self.batch_size = whole_number("batches", "batch_size", batch_size)
+        self.block_size = whole_number("batches", "block_size", block_size)
         self.seed = Generator(seed).seed
         _check_length(self.tokens, self.block_size)
 
     def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """`(inputs, targets)`: int64, shapes (B, T) and (B, T); `targets[b, t]` follows `inputs[b, t]`."""
-        generator = Generator(self.seed, stream=_FIRST_STREAM + _integer("step", step, minimum=0))
+        generator = Generator(self.seed, stream=_FIRST_STREAM + whole_number("batches", "step", step, at_least=0))
         starts = generator.integers(len(self.tokens) - self.block_size, (self.batch_size,))  # (B,)
         positions = starts[:, None] + np.arange(self.block_size + 1)  # (B, T+1)
         windows = np.asarray(self.tokens[positions]).astype(np.int64)  # (B, T+1)
@@ -54,8 +52,8 @@ class SequentialBatches:
 
     def __init__(self, tokens: np.ndarray, batch_size: int, block_size: int) -> None:
         self.tokens = check_tokens(tokens)
-        self.batch_size = _integer("batch_size", batch_size, minimum=1)
-        self.block_size = _integer("block_size", block_size, minimum=1)
+        self.batch_size = whole_number("batches", "batch_size", batch_size)
+        self.block_size = whole_number("batches", "block_size", block_size)
         _check_length(self.tokens, self.block_size)
         self.target_count = len(self.tokens) - 1
 
@@ -72,20 +70,10 @@ class SequentialBatches:
         shape = (self.batch_size, self.block_size)
         begin = index * self.batch_size * self.block_size
         window = np.asarray(self.tokens[begin : begin + self.batch_size * self.block_size + 1])
-        inputs, targets = np.zeros(shape, np.int64), np.full(shape, IGNORED, np.int64)
+        inputs, targets = np.zeros(shape, np.int64), np.full(shape, IGNORE_INDEX, np.int64)
         inputs.reshape(-1)[: len(window) - 1] = window[:-1]
         targets.reshape(-1)[: len(window) - 1] = window[1:]
         return inputs, targets
-
-
-def _integer(name: str, value: int, minimum: int) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise DtypeError(f"{name} must be an integer, not {value!r}") from None
-    if not minimum <= number < _FIRST_STREAM:
-        raise RangeError(f"{name} must be at least {minimum} and less than 2**63, not {number}")
-    return number
 
 
 def _check_length(tokens: np.ndarray, block_size: int) -> None:

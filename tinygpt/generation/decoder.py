@@ -21,15 +21,14 @@ Memory: 2 n_layer n_embd numbers for each row and each token of the capacity, so
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .. import backends
-from ..checks import whole_number
+from ..checks import integer_array, whole_number
 from ..errors import RangeError, ShapeError, UsageError
 from ..graph import no_grad
 from ..kernel import work_size
@@ -94,7 +93,7 @@ class Decoder:
         self._take_weights()
         self._make_room(len(rows))
         last = self.xp.empty((len(rows), self.model.config.n_embd), self.dtype)  # (B, C)
-        with no_grad(), evaluating(self.model), self.model.compute_in("float32"):
+        with no_grad(), self.model.evaluating(), self.model.compute_in("float32"):
             for b, row in enumerate(rows):
                 hidden = self.model.hidden(row, keep=partial(self._keep, b), last=True)
                 last[b] = hidden.data[0, 0]
@@ -177,16 +176,8 @@ def checked_capacity(model: GPT, capacity: int | None) -> int:
 
 
 def integers(what: str, values: Any) -> np.ndarray:
-    """A list or an array (N,) of integers as an array, or a sentence."""
-    try:
-        array = np.asarray(backends.move(values, "numpy") if backends.is_array(values) else values)
-    except ValueError:
-        raise ShapeError(f"{what} must be integers, (N,), not lists of different lengths") from None
-    if array.shape == (0,):
-        return array.astype(np.int64)  # an empty list has no dtype of its own
-    if array.ndim != 1 or array.dtype.kind not in "iu":
-        raise ShapeError(f"{what} must be integers, (N,), not {array.dtype} {array.shape}")
-    return array
+    """A list or an array (N,) of integers as an array of NumPy, or a sentence."""
+    return backends.move(integer_array(what, values, flat=True), "numpy")
 
 
 def block_weights(block: Block) -> BlockWeights:
@@ -205,15 +196,3 @@ def block_weights(block: Block) -> BlockWeights:
         proj=mlp.c_proj.matrix, proj_bias=data(mlp.c_proj.bias),
         eps=block.ln_1.eps,
     )  # fmt: skip
-
-
-@contextlib.contextmanager
-def evaluating(model: GPT) -> Iterator[None]:
-    """The model without its dropout; afterwards every module is in the mode it was in."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

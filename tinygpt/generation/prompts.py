@@ -17,7 +17,7 @@ import numpy as np
 
 from .. import backends
 from ..errors import DtypeError, ShapeError, UsageError
-from ..token_ids import integer_array
+from ..ops._arguments import integer_array
 from .options import WHERE
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def _inferred_mask(idx: Any, padding: int) -> np.ndarray | None:
     Elsewhere in a row it may well be a token, such as the newline at a prompt's end that has the id 0. transformers
     leaves it out there too; here that is a sentence.
     """
-    table = backends.move(integer_array("idx", idx), "numpy")
+    table = backends.move(integer_array(WHERE, "idx", idx), "numpy")
     tokens = table != padding  # (B, T)
     if table.ndim != 2 or tokens.all() or not tokens.any():
         return None
@@ -112,9 +112,7 @@ def _from_table(model: GPT, idx: Any, attention_mask: Any) -> Prompts:
     if mask.dtype.kind not in "biuf" or not np.isin(mask, (0, 1)).all():
         raise DtypeError(f"{WHERE}: attention_mask must hold 1 for a token and 0 for padding, and nothing else")
     mask = mask.astype(bool)
-    if table.dtype.kind not in "iu":
-        raise DtypeError(f"{WHERE}: idx must hold integers (token ids), not {table.dtype}")
-    table = table.astype(np.int64)
+    table = integer_array(WHERE, "idx", table).astype(np.int64)
     for b in range(len(table)):
         tokens = np.flatnonzero(mask[b])
         if len(tokens) == 0:

@@ -85,7 +85,11 @@ def stream(
     The arguments, and what is raised before the first token, are those of `generate`. Beams can't be streamed.
     """
     options["max_new_tokens"] = max_new_tokens
-    request = prepare(model, idx, attention_mask, config, logits_processor, tokenizer, options)
+    return stream_request(prepare(model, idx, attention_mask, config, logits_processor, tokenizer, options))
+
+
+def stream_request(request: Request) -> Iterator[np.ndarray]:
+    """`stream`, of a call that has been checked."""
     if request.config.num_beams > 1:
         raise UsageError(
             f"{WHERE}: beam search knows its tokens only at the end, so it can't be streamed: use generate"

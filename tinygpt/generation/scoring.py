@@ -29,12 +29,9 @@ from ..errors import UsageError
 from ..gpt import GPT
 from ..graph import no_grad
 from ..nn.known import keeps
-from ..ops.cross_entropy import cross_entropy_forward
+from ..ops.cross_entropy import IGNORE_INDEX, cross_entropy_forward
 from ..ops.linear_cross_entropy import blocks
 from ..token_ids import checked_logits
-from .decoder import evaluating
-
-_UNSCORED = -100  # a target that an earlier window has scored, or that fills up a batch
 
 
 @dataclass(frozen=True)
@@ -79,7 +76,7 @@ def log_likelihood(model: GPT, ids: Any, context: Any = (), stride: int | None =
     Raises UsageError when nothing is left to score, RangeError, ShapeError or DtypeError for ids that are none.
     """
     where, window = "log_likelihood", model.config.block_size
-    ids, context = (check_tokens(part) for part in (np.asarray(ids), np.asarray(context)))
+    ids, context = check_tokens(ids), check_tokens(context)
     text = np.concatenate([part.astype(np.int64) for part in (context, ids)])  # (M + N,)
     count = len(ids) if len(context) else len(ids) - 1
     if count < 1:
@@ -139,7 +136,8 @@ class Windows:
         for first in range(0, self.count, self.batch_size):
             rows = [self.row(index) for index in range(first, min(first + self.batch_size, self.count))]
             width = max(len(inputs) for inputs, _ in rows)
-            inputs, targets = np.zeros((len(rows), width), np.int64), np.full((len(rows), width), _UNSCORED, np.int64)
+            inputs = np.zeros((len(rows), width), np.int64)
+            targets = np.full((len(rows), width), IGNORE_INDEX, np.int64)
             for row, (read, predicted) in enumerate(rows):
                 inputs[row, : len(read)], targets[row, : len(predicted)] = read, predicted
             yield inputs, targets
@@ -150,7 +148,7 @@ class Windows:
         tokens = np.asarray(self.tokens[begin : begin + self.window + 1]).astype(np.int64)
         targets = tokens[1:].copy()
         if index:
-            targets[: self.window - self.stride] = _UNSCORED
+            targets[: self.window - self.stride] = IGNORE_INDEX
         return tokens[:-1], targets
 
 
@@ -163,15 +161,16 @@ def _stride(where: str, stride: int | None, window: int) -> int:
 
 def _log_probs(model: GPT, inputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """inputs, targets (B, T) -> (N,) float64, of the targets that are scored, row after row."""
-    places = np.flatnonzero(targets.reshape(-1) != _UNSCORED)  # (N,)
+    places = np.flatnonzero(targets.reshape(-1) != IGNORE_INDEX)  # (N,)
     scored = targets.reshape(-1)[places]  # (N,)
     model.check_ids(scored[None], any_length=True)  # the inputs are checked where they are used
     found = []
-    with no_grad(), evaluating(model), model.compute_in("float32"):
+    with no_grad(), model.evaluating(), model.compute_in("float32"):
         rows, to_logits = _rows(model, inputs, places)
         for part in blocks(len(places), model.config.vocab_size, rows.dtype.itemsize):
             logits = to_logits(rows[part]).data  # (n, V): never those of all rows at once, unless `forward` makes them
-            losses, _ = cross_entropy_forward(logits, backends.move(scored[part], backends.name_of(logits)), _UNSCORED)
+            own = backends.move(scored[part], backends.name_of(logits))
+            losses, _ = cross_entropy_forward(logits, own, IGNORE_INDEX)
             found.append(backends.move(losses, "numpy").astype(np.float64))
     return -np.concatenate(found)
 

@@ -17,7 +17,7 @@ from .. import backends
 from ..errors import RangeError, ShapeError, UsageError
 from ..graph import no_grad
 from ..plain_gpt import difference_from_gpt2
-from .decoder import Decoder, checked_capacity, evaluating, integers
+from .decoder import Decoder, checked_capacity, integers
 
 if TYPE_CHECKING:
     from ..gpt import GPT
@@ -71,7 +71,7 @@ class Stepper:
 
     def _logits(self) -> Any:
         """(B, V) after all rows; ids that the model does not have are refused by the model."""
-        with no_grad(), evaluating(self.model), self.model.compute_in("float32"):
+        with no_grad(), self.model.evaluating(), self.model.compute_in("float32"):
             logits = [self.model.next_logits(row[None]).data for row in self._rows]
         weight = self.model.parameters()[0].data
         xp = backends.array_module(weight)

@@ -10,12 +10,13 @@ import numpy as np
 
 from ..errors import DtypeError, UsageError
 from .options import WHERE, GenerationConfig
-from .request import resolve_config
-from .sampler import stream
+from .request import prepare
+from .sampler import stream_request
 from .stopping import StopStrings, check_tokenizer
 
 if TYPE_CHECKING:
     from ..gpt import GPT
+    from ..tokenizers import Tokenizer
 
 
 def stream_text(
@@ -41,23 +42,30 @@ def stream_text(
     ids = np.asarray(tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)
     if ids.size == 0:
         raise UsageError(f"{WHERE}: the prompt is empty: give at least one character to go on from")
-    if max_new_tokens is not None:
-        options["max_new_tokens"] = max_new_tokens
-    config = resolve_config(model, config, tokenizer, options)
-    if config.num_return_sequences != 1:
+    options["max_new_tokens"] = max_new_tokens
+    whole = np.ones((1, len(ids)))  # one text has no padding, whatever pad_token_id is
+    request = prepare(model, ids[None], whole, config, logits_processor, tokenizer, options)
+    if request.copies != 1:
         raise UsageError(f"{WHERE}: stream_text makes one text: num_return_sequences can't be above 1")
-    tokens = stream(
-        model, ids[None], config=config, logits_processor=logits_processor, tokenizer=tokenizer,
-        attention_mask=np.ones((1, len(ids))),  # one text has no padding, whatever pad_token_id is
-    )  # fmt: skip
-    unseen = {*config.eos_ids, *getattr(tokenizer, "special_ids", ())} if skip_special_tokens else set()
-    return _pieces(tokens, tokenizer, StopStrings(config.stops), tokenizer.token_bytes(ids), unseen)
+    return _pieces(stream_request(request), tokenizer, tokenizer.token_bytes(ids), request.config, skip_special_tokens)
+
+
+def text_of(new: np.ndarray, tokenizer: Tokenizer, prompt: np.ndarray, config: GenerationConfig) -> str:
+    """What `stream_text` would have shown, of tokens that are all there: `new` (N,) behind the `prompt` (T,)."""
+    before = tokenizer.token_bytes(prompt)
+    return "".join(_pieces(iter(new[:, None]), tokenizer, before, config, skip_special_tokens=True))
 
 
 def _pieces(
-    tokens: Iterator[np.ndarray], tokenizer: Any, stops: StopStrings, prompt: bytes, unseen: set[int]
+    tokens: Iterator[np.ndarray],
+    tokenizer: Any,
+    prompt: bytes,
+    config: GenerationConfig,
+    skip_special_tokens: bool,
 ) -> Iterator[str]:
-    utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    """The text of tokens (1,) behind the prompt, up to a stop string, as soon as it is certain."""
+    unseen = {*config.eos_ids, *getattr(tokenizer, "special_ids", ())} if skip_special_tokens else set()
+    stops, utf8 = StopStrings(config.stops), codecs.getincrementaldecoder("utf-8")(errors="replace")
     held = stops.begin(prompt)
     of_prompt = len(held)  # these bytes are no part of the answer
     for ids in tokens:

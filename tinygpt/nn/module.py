@@ -16,6 +16,7 @@ modules, and lists or tuples of modules. Their names are the attributes' names, 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -117,6 +118,25 @@ class Module:
     def eval(self) -> Module:
         """Turn off training mode: dropout does nothing. Returns the module."""
         return self.train(False)
+
+    @contextlib.contextmanager
+    def in_mode(self, training: bool) -> Iterator[None]:
+        """`train(training)` for a while; afterwards every module in it is again in the mode that it was in.
+
+        A module that is in training mode already is left as it is: parts of it that aren't were frozen by the user.
+        """
+        before = [(module, module.training) for module in self.modules()]
+        try:
+            if not (training and self.training):
+                self.train(training)
+            yield
+        finally:
+            for module, mode in before:
+                module.training = mode
+
+    def evaluating(self) -> contextlib.AbstractContextManager[None]:
+        """`eval()` for a while: a loss, a score or a text is computed without dropout."""
+        return self.in_mode(False)
 
     def zero_grad(self) -> None:
         """Set all gradients to None."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import checks
 from ..backends import array_module, is_array
 from ..backends.precision import is_floating, statistics_dtype
 from ..errors import DtypeError, RangeError, ShapeError, UsageError
@@ -39,12 +40,7 @@ def integer_array(operation: str, name: str, value: Any) -> Any:
 
     It is checked there, and goes to the GPU afterwards (`from_host`): what is on the host costs no wait.
     """
-    array = plain_array(operation, name, value)
-    if array.size == 0 and isinstance(value, (list, tuple)):  # an empty list has no dtype of its own
-        array = array.astype(np.int64)
-    if array.dtype.kind not in "iu":
-        raise DtypeError(f"{operation}: {name} must be integers, not {array.dtype}: convert with .astype('int64')")
-    return array
+    return checks.integer_array(f"{operation}: {name}", value.data if isinstance(value, Tensor) else value)
 
 
 def require_ids(operation: str, name: str, ids: Any, size: int, meaning: str) -> None:

@@ -43,8 +43,10 @@ from ._arguments import as_scalar, integer_array
 from ._shapes import require_floating
 from ._two_parts import two_parts
 
+IGNORE_INDEX = -100  # the loss ignores targets with this value
 
-def cross_entropy_composed(logits: Tensor, targets: Any, ignore_index: int = -100) -> Tensor:
+
+def cross_entropy_composed(logits: Tensor, targets: Any, ignore_index: int = IGNORE_INDEX) -> Tensor:
     """The oracle: log-softmax, the target's entry of each row that counts, the mean; in primitive operations."""
     xp = array_module(logits.data)
     rows = logits.reshape(-1, logits.shape[-1])  # (N, V)
@@ -144,7 +146,7 @@ def check_targets(
     return from_host(operation, "targets", targets, like.data), count
 
 
-def cross_entropy(logits: Tensor, targets: Any, ignore_index: int = -100) -> Tensor:
+def cross_entropy(logits: Tensor, targets: Any, ignore_index: int = IGNORE_INDEX) -> Tensor:
     """The mean over the targets that are not ignore_index of -log(softmax(logits)[target]).
 
     logits: (..., V). targets: (...) integers in 0 .. V - 1 or ignore_index; a tensor, an array or a list.

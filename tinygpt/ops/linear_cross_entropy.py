@@ -45,14 +45,20 @@ from ..function import Function
 from ..tensor import Tensor
 from ._arguments import as_scalar, require_same_dtype
 from ._matmul import add_matmul, matmul_arrays
-from .cross_entropy import check_targets, cross_entropy_composed, cross_entropy_forward, cross_entropy_inplace
+from .cross_entropy import (
+    IGNORE_INDEX,
+    check_targets,
+    cross_entropy_composed,
+    cross_entropy_forward,
+    cross_entropy_inplace,
+)
 
 # How many bytes of logits exist at once. Each block reads weight twice and adds to dweight once, so few rows are slow:
 # on two cores GPT-2's products with weight run at 275 GFLOP/s in blocks of 64 MB (256 rows), at 315 in those of 128 MB.
 BLOCK_BYTES = 128 * 2**20
 
 
-def linear_cross_entropy_composed(x: Tensor, weight: Tensor, targets: Any, ignore_index: int = -100) -> Tensor:
+def linear_cross_entropy_composed(x: Tensor, weight: Tensor, targets: Any, ignore_index: int = IGNORE_INDEX) -> Tensor:
     """The oracle: the matrix product, then the cross-entropy of primitive operations."""
     return cross_entropy_composed(x @ weight.transpose(), targets, ignore_index)
 
@@ -149,7 +155,7 @@ def scaled(gradient: Any, factor: Any) -> Any:
     return gradient
 
 
-def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Any, ignore_index: int = -100) -> Tensor:
+def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Any, ignore_index: int = IGNORE_INDEX) -> Tensor:
     """cross_entropy(x @ weight.T, targets) without ever holding all the logits.
 
     x: (..., C). weight: (V, C), an embedding table. targets: (...) integers in 0 .. V - 1 or ignore_index.

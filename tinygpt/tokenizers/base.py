@@ -18,7 +18,8 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from ..errors import CheckpointError, DtypeError, RangeError, ShapeError, UsageError
+from ..checks import integer_array
+from ..errors import CheckpointError, DtypeError, RangeError, UsageError
 from ..files import atomic_write
 
 # Not "tokenizer.json": that name belongs to the Hugging Face format, and one folder may hold both.
@@ -179,18 +180,7 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
 def check_ids(ids: Sequence[int] | np.ndarray, vocab_size: int) -> np.ndarray:
     """Return `ids` as an integer array of shape (T,) with values in `0 .. vocab_size - 1`, or raise UsageError."""
-    try:
-        array = np.asarray(ids)
-    except ValueError as error:  # rows of different lengths
-        raise ShapeError(
-            "decode needs ids of shape (T,), not rows of different lengths: use batch_decode for a batch"
-        ) from error
-    if array.size == 0:  # an empty list has dtype float64
-        array = array.astype(np.int64)
-    if array.dtype.kind not in "iu":
-        raise DtypeError(f"decode needs integer ids, not {array.dtype}")
-    if array.ndim != 1:
-        raise ShapeError(f"decode needs ids of shape (T,), not {array.shape}: use batch_decode for a batch")
+    array = integer_array("decode: ids", ids, flat=True, to_do=": use batch_decode for a batch")
     outside = (array < 0) | (array >= vocab_size)
     if outside.any():
         position = int(outside.argmax())

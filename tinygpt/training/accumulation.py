@@ -20,13 +20,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..data.batches import IGNORED
 from ..errors import UsageError
+from ..ops.cross_entropy import IGNORE_INDEX
 
 
 def count_targets(targets: Any) -> int:
     """How many of `targets`, an array of integers, the loss is a mean over."""
-    return int((targets != IGNORED).sum())
+    return int((targets != IGNORE_INDEX).sum())
 
 
 def batch_weights(where: str, targets: Sequence[Any]) -> list[float]:
@@ -39,8 +39,8 @@ def batch_weights(where: str, targets: Sequence[Any]) -> list[float]:
     total = sum(counts)
     if total == 0:
         raise UsageError(
-            f"{where}: there is no target to learn from: all are {IGNORED}, which the loss leaves out; leave such rows "
-            "out of the data"
+            f"{where}: there is no target to learn from: all are {IGNORE_INDEX}, which the loss leaves out; leave such "
+            "rows out of the data"
         )
     return [len(counts) * count / total for count in counts]
 

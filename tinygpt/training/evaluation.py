@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -12,7 +11,6 @@ from ..data import RandomBatches, SequentialBatches
 from ..errors import UsageError
 from ..gpt import GPT
 from ..graph import no_grad
-from ..nn import Module
 from .accumulation import count_targets
 
 Batches = Iterable[tuple[np.ndarray, np.ndarray]]
@@ -35,29 +33,13 @@ class FixedBatches:
         return (self.batches.batch(index) for index in range(self.count))
 
 
-@contextlib.contextmanager
-def in_mode(model: Module, training: bool) -> Iterator[None]:
-    """`model.train(training)` for a while; then each module in it is again in the mode that it was in.
-
-    A model that is in training mode already is left as it is: parts of it that aren't were frozen by the user.
-    """
-    before = [(module, module.training) for module in model.modules()]
-    try:
-        if not (training and model.training):
-            model.train(training)
-        yield
-    finally:
-        for module, mode in before:
-            module.training = mode
-
-
 def mean_loss(model: GPT, batches: Batches) -> float:
     """The mean cross-entropy over all targets of all batches, without dropout; targets of -100 do not count.
 
     Raises UsageError when there is no target that counts.
     """
     total, count = 0.0, 0
-    with in_mode(model, training=False), no_grad():
+    with model.evaluating(), no_grad():
         for inputs, targets in batches:
             number = count_targets(targets)
             if number:

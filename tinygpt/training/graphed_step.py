@@ -27,10 +27,10 @@ import numpy as np
 
 from .. import backends
 from ..backends.cupy_graph import CaptureError, Recorder
-from ..data.batches import IGNORED
 from ..errors import UsageError
 from ..gpt import GPT
 from ..graph import mode
+from ..ops.cross_entropy import IGNORE_INDEX
 from ..tensor import Tensor
 
 WARM_UP = 2  # batches that run as usual before there is a graph
@@ -71,7 +71,7 @@ class GraphedStep:
             raise UsageError("CUDA graphs are for a GPU: leave out --cuda-graphs on, or add --backend cupy")
 
     def __call__(self, inputs: np.ndarray, targets: np.ndarray, *numbers: Any) -> Tensor:
-        if not self.wanted or mode.detect_anomaly or bool((targets == IGNORED).any()):
+        if not self.wanted or mode.detect_anomaly or bool((targets == IGNORE_INDEX).any()):
             return self.work(inputs, targets, *numbers)
         kind = self._kind(inputs, targets, numbers)
         if kind is None:

@@ -40,7 +40,7 @@ from ..tensor import Tensor
 from .accumulation import accumulate
 from .config import TrainingConfig, schedule_notes
 from .divergence import DivergedError, diverged, first_cause
-from .evaluation import Batches, FixedBatches, in_mode, mean_loss
+from .evaluation import Batches, FixedBatches, mean_loss
 from .folder import METRICS, PICTURE, RunFolder
 from .graphed_step import GraphedStep
 from .interrupt import StopRequest
@@ -129,7 +129,7 @@ class Trainer:
         begin, tokens_per_step = state.step, config.batch_size * config.gradient_accumulation * self.batches.block_size
         progress = Progress(config.steps, begin, tokens_per_step, self.stream)
         self.graphed_step.say = lambda words: progress.line(state.step, words)
-        with in_mode(self.model, True), StopRequest() as stop, holding(self), self.model.compute_in(config.dtype):
+        with self.model.in_mode(True), StopRequest() as stop, holding(self), self.model.compute_in(config.dtype):
             try:
                 with writing(self):
                     state.metrics_lines = self.report.metrics.restart(state.metrics_lines)
