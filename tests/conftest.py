@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, is_hypothesis_test, settings
 
 import tinygpt
 from tests.cli.helpers import Answer
@@ -33,7 +33,7 @@ if workers > 1:
 settings.register_profile(
     "tinygpt", deadline=None, derandomize=True, max_examples=25, suppress_health_check=[HealthCheck.too_slow]
 )
-settings.register_profile("fast", settings.get_profile("tinygpt"), max_examples=5)
+settings.load_profile("tinygpt")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -50,10 +50,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    fast = config.getoption("--fast")
-    settings.load_profile("fast" if fast else "tinygpt")
     if not config.getoption("--exhaustive"):
-        config.pluginmanager.register(SlowTests(fail=fast))
+        config.pluginmanager.register(SlowTests(fail=config.getoption("--fast")))
     wanted, compiled = os.environ.get("TINYGPT_EXT"), get("numpy").extension() is not None
     if (wanted == "require" and not compiled) or (wanted == "off" and compiled):
         raise pytest.UsageError(f"TINYGPT_EXT={wanted}, but the tinygpt to be tested is: {about()}")
@@ -75,6 +73,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         left_out = [item for item in items if {"slow", "compat", "gpu"} & {mark.name for mark in item.iter_markers()}]
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in set(left_out)]
+        for function in {getattr(item, "function", None) for item in items}:
+            if is_hypothesis_test(function):
+                draw_fewer(function)
+
+
+def draw_fewer(function: Any) -> None:
+    """A fifth of the random examples that a test asks for."""
+    asked = function._hypothesis_internal_use_settings  # Hypothesis has no public name for it
+    fewer = settings(asked, max_examples=max(1, asked.max_examples // 5))
+    function._hypothesis_internal_use_settings = fewer
 
 
 def pytest_report_header() -> str:
@@ -91,6 +99,12 @@ def heard_interrupts() -> None:
     start, take it as in a terminal however they were started."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def fewer(request: pytest.FixtureRequest) -> Any:
+    """fewer(count): with --fast a fifth, for the tests that draw their examples by themselves."""
+    return lambda count: max(1, count // 5) if request.config.getoption("--fast") else count
 
 
 @pytest.fixture

@@ -12,7 +12,10 @@ from tests.cuda.emulator import COMPILER, Device
 from tinygpt._ext.cuda import attention, attention_mma
 
 ml_dtypes = pytest.importorskip("ml_dtypes")
-pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler (g++, c++ or clang++; CXX names another)")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(COMPILER is None, reason="no C++ compiler (g++, c++ or clang++; CXX names another)"),
+]
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 

@@ -290,6 +290,7 @@ LAUNCHED = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(emulator.COMPILER is None, reason="needs a C++ compiler")
 def test_a_model_trains_on_the_cuda_kernels() -> None:
     """What the model, the optimizer and clipping hand to the kernels is what the launchers take; no kernel declines.
@@ -334,6 +335,7 @@ def test_a_model_trains_on_the_cuda_kernels() -> None:
 # Runs ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changed_at", [1, 7, 12])
 def test_a_run_moves_between_backends_at_any_checkpoint(tmp_path: Path, changed_at: int) -> None:
     """numpy, then cupy, then numpy again: the outcome of a run that stayed, bit for bit."""

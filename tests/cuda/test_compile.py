@@ -79,6 +79,7 @@ def test_floats_are_computed_in_float(nvrtc: Any, file: str) -> None:
     assert ".f64" not in nvrtc.getPTX(program).decode()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(NVCC is None, reason="no nvcc on the path")
 @pytest.mark.parametrize("file", cuda.FILES)
 def test_nvcc_compiles_it(file: str, tmp_path: Path) -> None:

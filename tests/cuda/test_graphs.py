@@ -23,7 +23,10 @@ from tinygpt.backends import cupy_graph, cupy_kernels
 from tinygpt.errors import UsageError
 from tinygpt.training.graphed_step import GraphedStep
 
-pytestmark = pytest.mark.skipif(emulator.COMPILER is None, reason="no C++ compiler (g++, c++ or clang++)")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(emulator.COMPILER is None, reason="no C++ compiler (g++, c++ or clang++)"),
+]
 
 DEVICE = emulator.Device()
 

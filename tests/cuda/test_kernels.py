@@ -33,7 +33,10 @@ from tests.ops.kernel_rule import (
 from tinygpt._ext import cuda
 from tinygpt._ext.cuda.attention import HEADS
 
-pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler (g++, c++ or clang++; CXX names another)")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(COMPILER is None, reason="no C++ compiler (g++, c++ or clang++; CXX names another)"),
+]
 
 every_kernel = pytest.mark.parametrize("row", ROWS, ids=NAMES)
 SCHEDULES = (0, 1, 2)

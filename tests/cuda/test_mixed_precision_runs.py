@@ -22,6 +22,8 @@ from tinygpt.tensor import Tensor
 from tinygpt.training import CheckpointFolder, DivergedError, LossScale, evaluate, loss_scale, read_metrics
 from tinygpt.training.evaluation import mean_loss
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def on_the_stand_in() -> Iterator[None]:

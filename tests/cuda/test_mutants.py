@@ -18,6 +18,7 @@ from tests.cuda.mutation import SOURCES, mutants, sample, survivors
 from tinygpt._ext import cuda
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(COMPILER is None, reason="no C++ compiler (g++, c++ or clang++; CXX names another)"),
     pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork(), which the mutants need"),
 ]

@@ -63,6 +63,7 @@ def stops_at_every_step(monkeypatch: pytest.MonkeyPatch, folder: Path, keep: Cal
     keep()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("new", MODELS)
 @pytest.mark.parametrize("old", MODELS)
 def test_at_every_step_the_folder_holds_the_old_model_or_the_new(
@@ -162,6 +163,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
 def test_killed_while_saving(tmp_path: Path) -> None:
     names = ("one file", "shards", "the same shape", "other shards")

@@ -41,14 +41,14 @@ def compared(row: KernelRow, dtype: Any, budget_of: Any, count: int) -> None:
 
 @needs_extension
 @every_compiled_kernel
-def test_compiled_body_in_float32(row: KernelRow) -> None:
-    compared(row, np.float32, float32_budget, count=80)
+def test_compiled_body_in_float32(row: KernelRow, fewer: Any) -> None:
+    compared(row, np.float32, float32_budget, count=fewer(80))
 
 
 @needs_extension
 @every_compiled_kernel
-def test_compiled_body_in_float64(row: KernelRow) -> None:
-    compared(row, np.float64, float64_budget, count=40)
+def test_compiled_body_in_float64(row: KernelRow, fewer: Any) -> None:
+    compared(row, np.float64, float64_budget, count=fewer(40))
 
 
 @needs_extension

@@ -38,6 +38,7 @@ print(len(KERNEL_ROWS), "kernels are right")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", [level for level in LEVELS if level != "native"])
 def test_the_kernels_of_each_level(level: str) -> None:
     if load() is None:

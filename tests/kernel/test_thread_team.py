@@ -83,6 +83,7 @@ print("done")
     assert python(code, tmp_path) == "done"
 
 
+@pytest.mark.slow
 @needs_fork
 def test_fork_while_other_threads_are_in_kernels(tmp_path: Path) -> None:
     """In kernels, not in products: OpenBLAS's own lock is then left locked in the child, with or without tinygpt."""
@@ -138,6 +139,7 @@ if __name__ == "__main__":
     assert printed == "True"
 
 
+@pytest.mark.slow
 def test_four_callers_at_once(tmp_path: Path) -> None:
     code = """
 from concurrent.futures import ThreadPoolExecutor
@@ -147,6 +149,7 @@ with ThreadPoolExecutor(4) as callers:
     assert python(code, tmp_path) == "1"
 
 
+@pytest.mark.slow
 @needs_extension
 def test_the_number_changes_while_others_work(tmp_path: Path) -> None:
     """Up and down, beyond the number of cores too."""
@@ -182,6 +185,7 @@ def test_environment_variables(variables: dict[str, str], threads: int, tmp_path
     assert python("print(tg.get_num_threads(), work())", tmp_path, **variables) == f"{threads} {expected}"
 
 
+@pytest.mark.slow
 @needs_extension
 def test_more_threads_than_cores(tmp_path: Path) -> None:
     code = "results = {work() for _ in range(20)}\nprint(tg.get_num_threads(), len(results))"
@@ -246,6 +250,7 @@ print(in_child(child), -signal.SIGABRT, ours)
     assert "TINYGPT_NUM_THREADS=1" in said
 
 
+@pytest.mark.slow
 @needs_extension
 def test_a_training_run_has_the_same_weights_on_any_number_of_threads(tmp_path: Path) -> None:
     """In processes that differ in the number of threads from their start."""

@@ -211,6 +211,7 @@ def weights_after_training(steps: int) -> list[np.ndarray]:
     return [p.data.copy() for p in parameters]
 
 
+@pytest.mark.slow
 def test_fifty_steps_of_training_are_the_same_on_any_number_of_threads(threads: Any) -> None:
     results = []
     for count in (1, 2, 3, 4):

@@ -11,6 +11,7 @@ import __future__
 
 import ast
 import dis
+import functools
 import inspect
 import textwrap
 from collections.abc import Callable, Iterable, Iterator
@@ -162,6 +163,7 @@ def of_ops(value: Any) -> FunctionType | None:
     return value if value.__module__.startswith("tinygpt.ops.") else None
 
 
+@functools.cache
 def loaded(code: Any, *kinds: str) -> list[str]:
     """The names that instructions of these kinds load, those of comprehensions and inner functions included."""
     names = [instruction.argval for instruction in dis.get_instructions(code) if instruction.opname in kinds]

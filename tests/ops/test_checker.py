@@ -7,8 +7,10 @@ listed in EQUIVALENT with the reason, and a test sees to it that the list has no
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ import tinygpt as tg
 from tests.ops.cases import ROWS
 from tests.ops.drawing import Example, Row, some_examples
 from tests.ops.mutation import mutants, parts, recompiled, roots
+from tinygpt import testing
 from tinygpt.errors import UsageError
 from tinygpt.function import Function
 from tinygpt.kernel import REGISTRY, use_kernels
@@ -183,6 +186,7 @@ def gradients_returned(row: Row, node: type[Function], examples: list[Example], 
     return seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [lambda grad: grad * 1.001, transposed], ids=["scaled by 1.001", "transposed"])
 @pytest.mark.parametrize("row", ROWS, ids=[row.name for row in ROWS])
 def test_a_changed_gradient_fails(row: Row, change: Any, examples: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,11 +201,12 @@ def test_a_changed_gradient_fails(row: Row, change: Any, examples: Any, monkeypa
 
 
 def is_caught(row: Row, example: Example, *errors: type[Exception]) -> bool:
-    try:
-        check(row, example)
-    except errors:
-        return True
-    return False
+    with patch.object(testing, "_worst_element", lambda *gradient: ""):  # half of the time, for words nobody reads here
+        try:
+            check(row, example)
+        except errors:
+            return True
+        return False
 
 
 def only_with_gradients(node: type[Function], wrong: Callable[..., Any]) -> Callable[..., Any]:
@@ -241,6 +246,7 @@ def survivors(node: type[Function], examples: Any, patch: Any) -> tuple[list[str
     return passed, caught
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NODES)
 def test_the_machinery_breaks_nothing_by_itself(name: str, examples: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every part of every backward pass, recompiled but unchanged, passes."""
@@ -258,6 +264,7 @@ def is_listed(node: str, change: str) -> bool:
     return any(key in keys for entries in EQUIVALENT.values() for key in entries)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NODES)
 def test_every_broken_place_fails(name: str, examples: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """But for those that make no difference, which are listed; and the list holds no other."""
@@ -266,10 +273,16 @@ def test_every_broken_place_fails(name: str, examples: Any, monkeypatch: pytest.
     assert [change for change in caught if is_listed(name, change) and change not in passed] == []
 
 
+@functools.cache
+def changes_to(node: type[Function]) -> list[str]:
+    return [change for change, _, _ in wrong_backwards(node)]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("entry", [entry for entries in EQUIVALENT.values() for entry in entries], ids=lambda e: e[1])
 def test_the_list_names_changes_that_are_made(entry: tuple[str, str]) -> None:
     nodes = NODES.values() if entry[0] == ANY else [NODES[entry[0]]]
-    changes = {change for node in nodes for change, _, _ in wrong_backwards(node)}
+    changes = {change for node in nodes for change in changes_to(node)}
     assert entry[1] in changes | {change.partition(": ")[0] for change in changes}
 
 

@@ -55,6 +55,7 @@ def exp_is_off_by(allowed: float) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", [level for level in LEVELS if level != "native"])
 def test_every_operation_at_every_level(level: str) -> None:
     """The error of compiled bodies is at most twice the reference's, and what is not finite comes out alike."""

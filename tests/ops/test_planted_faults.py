@@ -43,6 +43,8 @@ from tinygpt.backends.numpy import native_body
 from tinygpt.kernel import REGISTRY, use_kernels
 from tinygpt.testing import backward_of, check_gradients
 
+pytestmark = pytest.mark.slow
+
 needs_extension = pytest.mark.skipif(get("numpy").extension() is None, reason="extension not built")
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler (g++, c++ or clang++; CXX names another)")
 

@@ -195,6 +195,7 @@ def test_views_share_the_memory_of_their_tensor() -> None:
 # Deep graphs --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_graph_of_100000_nodes() -> None:
     """Neither the backward pass nor the end of the graph goes by recursion."""
     x = leaf(1)

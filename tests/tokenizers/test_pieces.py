@@ -38,6 +38,7 @@ def test_no_cut_is_seen_in_the_ids(tokenizer: BPETokenizer, text: str, places: l
         assert [i for piece in pieces for i in tokenizer.encode(piece).tolist()] == whole
 
 
+@pytest.mark.slow
 def test_every_border_that_is_taken_is_one() -> None:
     """All of Unicode but its last planes before a space, and as the white space itself."""
     split = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
