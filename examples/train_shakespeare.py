@@ -39,7 +39,7 @@ from tinygpt.training import (
 def parse_options() -> argparse.Namespace:
     parser = OptionParser(description="Train a GPT on Shakespeare.", epilog="Ctrl-C saves; --resume goes on.")
     add_run_options(parser, out="out/shakespeare-{preset}")
-    add_sampling_options(parser.add_argument_group("the sample at the end"))
+    add_sampling_options(parser)  # for the sample at the end
     return parser.parse_args()
 
 

@@ -63,10 +63,10 @@ def test_several_texts(run: Any, model: Path) -> None:
 
 
 def test_beams(run: Any, model: Path) -> None:
-    answer = run("sample", f"--model={model}", *SHORT, "--num-beams=3", "--length-penalty=0.5", "--early-stopping=true")
+    answer = run("sample", f"--model={model}", *SHORT, "--num-beams=3", "--length-penalty=0.5")
     gpt, tokenizer = tg.GPT.from_pretrained(model), tg.tokenizers.load(model)
     ids = tokenizer.encode("To be")[None]
-    options: dict[str, Any] = {"num_beams": 3, "length_penalty": 0.5, "early_stopping": True, "do_sample": False}
+    options: dict[str, Any] = {"num_beams": 3, "length_penalty": 0.5, "do_sample": False}
     assert answer.out == tokenizer.decode(gpt.generate(ids, 20, pad_token_id=0, **options)[0]) + "\n"
 
 
@@ -137,7 +137,6 @@ def test_the_end_of_text_ends_the_text(run: Any, directory: Path, tmp_path: Path
         (["--suppress-tokens=a"], "invalid list of token ids value: 'a'"),
         (["--suppress-tokens=99"], "suppress_tokens holds 99"),
         (["--bad-words=#"], "the character '#' at position 0 of --bad-words"),
-        (["--max-length=3"], "leaves nothing to generate up to max_length=3"),
         (["--overflow=wrap"], "invalid choice: 'wrap'"),
         (["--seed=-1"], "a seed is an integer from 0"),
         (["--dtype=bfloat16", "--quantize=int8"], "contradict each other"),

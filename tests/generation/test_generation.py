@@ -260,15 +260,6 @@ def test_maximum_lengths():
     assert out.finish_reasons == ["length"] * 4
 
 
-def test_forced_tokens_in_the_loop():
-    model = make(**LONG)
-    out = model.generate([[3], [4, 5]], 4, seed=0, forced_bos_token_id=7, forced_eos_token_id=8, pad_token_id=0)
-    assert out[0, 2] == 7
-    assert (out[:, -1] == 8).all()
-    out = model.generate([[3], [4, 5]], max_length=4, seed=0, forced_eos_token_id=8, pad_token_id=0)
-    assert (out[0, 4], out[1, 3]) == (8, 8)  # each row's own fourth token
-
-
 def test_overflow_stops_or_slides():
     model = make()
     prompts = [PROMPTS[0], PROMPTS[1, :2]]

@@ -49,7 +49,6 @@ from tinygpt.generation import (
         ({"begin_suppress_tokens": [-1]}, "every id of begin_suppress_tokens must be at least 0"),
         ({"eos_token_id": -1}, "eos_token_id must be at least 0"),
         ({"eos_token_id": "end"}, "eos_token_id must be a whole number"),
-        ({"forced_bos_token_id": [1]}, "forced_bos_token_id must be a whole number"),
         ({"pad_token_id": -1}, "pad_token_id must be at least 0"),
         ({"stop_strings": ["a", ""]}, "stop_strings must not hold an empty text"),
         ({"stop_strings": [1]}, "stop_strings must be a text or a list of texts"),
@@ -80,8 +79,6 @@ def test_each_option_is_checked(options, words):
         ({"do_sample": False, "num_return_sequences": 2}, "greedy choice has one outcome"),
         ({"min_new_tokens": 3, "max_new_tokens": 2}, "min_new_tokens=3 is more than max_new_tokens=2"),
         ({"min_length": 3, "max_length": 2}, "min_length=3 is more than max_length=2"),
-        ({"suppress_tokens": [4, 5], "forced_bos_token_id": 4}, "forced_bos_token_id=4 is among suppress_tokens"),
-        ({"suppress_tokens": [4, 5], "forced_eos_token_id": [5, 4]}, "forced_eos_token_id=5 is among suppress_tokens"),
     ],
 )
 def test_contradictions_are_refused(options, words):
@@ -125,7 +122,7 @@ def test_ids_beyond_the_vocabulary_are_refused():
         {"eos_token_id": [1, 13]},
         {"suppress_tokens": [13]},
         {"bad_words_ids": [[1, 13]]},
-        {"forced_bos_token_id": 13},
+        {"begin_suppress_tokens": [13]},
     ):
         with pytest.raises(UsageError, match=r"holds 13, but the ids to choose from are 0 \.\. 12"):
             generate(make(), PROMPTS, 2, **options)
@@ -154,6 +151,8 @@ def test_transformers_settings_are_read():
     [
         ({"guidance_scale": 1.5}, "has no 'guidance_scale', which is set to 1.5"),
         ({"sequence_bias": [[[1], 2.0]]}, "has no 'sequence_bias'"),
+        ({"forced_bos_token_id": 8}, "has no 'forced_bos_token_id', which is set to 8: remove it"),
+        ({"forced_eos_token_id": [8]}, "has no 'forced_eos_token_id'"),
         ({"num_beam_groups": 2}, "has no 'num_beam_groups'"),
         ({"temprature": 0.5}, "does not know the setting 'temprature'"),
         ({"seed": 3}, "does not know the setting 'seed'"),
@@ -171,7 +170,7 @@ def test_settings_that_would_change_the_outcome_are_refused(settings, words):
         GenerationConfig(),
         GenerationConfig(temperature=0.7, top_k=40, top_p=0.9, min_p=0.1, typical_p=0.5, eos_token_id=[1, 2]),
         GenerationConfig(do_sample=False, num_beams=3, early_stopping="never", bad_words_ids=[[1], [2, 3]]),
-        GenerationConfig(max_length=9, min_length=2, stop_strings=["é"], pad_token_id=0, forced_eos_token_id=3),
+        GenerationConfig(max_length=9, min_length=2, stop_strings=["é"], pad_token_id=0),
     ],
 )
 def test_a_file_is_written_and_read(tmp_path, config):

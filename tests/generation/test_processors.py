@@ -13,8 +13,6 @@ from tinygpt.generation import GenerationConfig, Rows
 from tinygpt.generation.processors import (
     BadWords,
     BeginSuppressTokens,
-    ForcedBos,
-    ForcedEos,
     MinLength,
     MinNewTokens,
     NoRepeatNGram,
@@ -80,35 +78,21 @@ def test_lengths_hold_back_eos():
     assert forbidden(MinNewTokens(2, (1,)), [[0, 0, 0, 0]], new=2) == [[]]
 
 
-def test_forced_tokens():
-    np.testing.assert_array_equal(ForcedBos(1)(Rows([[0], [0, 0]]), np.ones((2, 3))), [[-INF, 0, -INF], [1, 1, 1]])
-    np.testing.assert_array_equal(
-        ForcedEos((0, 2), None, 3)(Rows([[0], [0, 0]]), np.ones((2, 3))), [[1, 1, 1], [0, -INF, 0]]
-    )
-    by_new = ForcedEos((2,), 4, None)
-    assert forbidden(by_new, [[0]], new=2, V=3) == [[]]
-    assert np.isneginf(by_new(Rows([[0]], 3), np.ones((1, 3)))).tolist() == [[True, True, False]]
-
-
 def test_suppressed_tokens():
     assert forbidden(SuppressTokens((2, 3)), [[0], [1]], new=7) == [[2, 3], [2, 3]]
     assert forbidden(BeginSuppressTokens((2,)), [[0], [0, 0]], new=0) == [[2], [2]]
     assert forbidden(BeginSuppressTokens((2,)), [[0, 1]], new=1) == [[]]
-    # With a forced first token, a prompt of one token begins one later.
-    assert forbidden(BeginSuppressTokens((2,), True), [[0], [0, 0]], new=0) == [[], [2]]
-    assert forbidden(BeginSuppressTokens((2,), True), [[0, 1], [0, 0, 1]], new=1) == [[2], []]
 
 
 def test_the_order_of_the_processors():
     config = GenerationConfig(
         repetition_penalty=2, no_repeat_ngram_size=2, bad_words_ids=[[1]], min_length=1, eos_token_id=3,
-        forced_bos_token_id=1, forced_eos_token_id=3, suppress_tokens=[2], begin_suppress_tokens=[4],
+        suppress_tokens=[2], begin_suppress_tokens=[4],
         max_new_tokens=5, temperature=0.5, top_k=3, top_p=0.9, min_p=0.1, typical_p=0.8,
     )  # fmt: skip
     names = [type(processor).__name__ for processor in history_processors(config)]
     assert names == [
-        "RepetitionPenalty", "NoRepeatNGram", "BadWords", "MinLength", "ForcedBos", "ForcedEos", "SuppressTokens",
-        "BeginSuppressTokens",
+        "RepetitionPenalty", "NoRepeatNGram", "BadWords", "MinLength", "SuppressTokens", "BeginSuppressTokens",
     ]  # fmt: skip
     assert truncations(config) == [Temperature(0.5), TopK(3), TopP(0.9), MinP(0.1), TypicalP(0.8)]
     assert history_processors(GenerationConfig(min_length=4, min_new_tokens=2)) == []  # no eos to hold back

@@ -111,22 +111,12 @@ def test_lengths_hold_back_eos(logits: np.ndarray, ids: np.ndarray, least: int, 
 
 
 @settings(max_examples=40)
-@given(scores(2), histories(2), st.integers(0, V - 1), st.integers(1, 13), st.sets(st.integers(0, V - 1), min_size=1))
-def test_forced_and_suppressed_tokens(
-    logits: np.ndarray, ids: np.ndarray, token: int, longest: int, tokens: set[int]
-) -> None:
+@given(scores(2), histories(2), st.sets(st.integers(0, V - 1), min_size=1))
+def test_suppressed_tokens(logits: np.ndarray, ids: np.ndarray, tokens: set[int]) -> None:
     some, T = tuple(tokens), ids.shape[1]
-    check(history.ForcedBos(token), theirs.ForcedBOSTokenLogitsProcessor(token), logits, ids)
-    their = theirs.ForcedEOSTokenLogitsProcessor(longest, list(some))
-    check(history.ForcedEos(some, None, longest), their, logits, ids)
-    for prompt in range(1, T + 1):  # the same by the number of new tokens, which theirs adds to the prompt's
-        their = theirs.ForcedEOSTokenLogitsProcessor(prompt + longest, list(some))
-        check(history.ForcedEos(some, longest, None), their, logits, ids, new=T - prompt)
+    for prompt in range(1, T + 1):
         their = theirs.SuppressTokensAtBeginLogitsProcessor(list(some), prompt)
         check(history.BeginSuppressTokens(some), their, logits, ids, new=T - prompt)
-        # Where the first token is forced, a prompt of one token begins one later.
-        their = theirs.SuppressTokensAtBeginLogitsProcessor(list(some), prompt + (prompt == 1))
-        check(history.BeginSuppressTokens(some, forced_bos=True), their, logits, ids, new=T - prompt)
     check(history.SuppressTokens(some), theirs.SuppressTokensLogitsProcessor(list(some)), logits, ids)
 
 
@@ -241,8 +231,6 @@ OPTIONAL = {
     "bad_words_ids": st.lists(st.lists(st.integers(0, 5), min_size=1, max_size=3), min_size=1, max_size=3),
     "min_length": st.integers(1, 6),
     "min_new_tokens": st.integers(1, 4),
-    "forced_bos_token_id": st.integers(0, V - 1),
-    "forced_eos_token_id": st.integers(0, V - 1),
     "suppress_tokens": ids_of_tokens,
     "begin_suppress_tokens": ids_of_tokens,
     "temperature": st.sampled_from([0.3, 0.9, 4.0]),
@@ -264,8 +252,6 @@ def test_all_in_their_order(pair: Any, options: dict[str, Any], T: int, eos: Any
     """What their generate drew from at each step, from the logits that it had there: ours makes the same of them."""
     assume(not {"min_length", "min_new_tokens"} <= options.keys())  # one replaces the other: tested on its own
     options |= {"max_new_tokens": 6, "do_sample": True, "eos_token_id": eos}
-    suppressed = options.get("suppress_tokens", [])
-    assume(not {options.get("forced_bos_token_id"), options.get("forced_eos_token_id")} & set(suppressed))  # refused
     if all(word in ([5], [6]) for word in options.get("bad_words_ids", [])):
         options.pop("bad_words_ids", None)  # eos tokens alone make an empty list, which theirs refuses
     prompt = np.random.default_rng(seed).integers(0, V, (2, T))

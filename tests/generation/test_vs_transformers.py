@@ -59,10 +59,7 @@ GREEDY: list[dict[str, Any]] = [
     {"no_repeat_ngram_size": 1},
     {"suppress_tokens": [0, 3, 17], "begin_suppress_tokens": [5, 11]},
     {"bad_words_ids": [[4], [7, 7], [9, 1, 2]], "repetition_penalty": 1.2},
-    {"forced_eos_token_id": 12},
-    {"forced_eos_token_id": [12, 13], "forced_bos_token_id": 8},
-    {"forced_eos_token_id": [12, 13], "suppress_tokens": [12]},
-    {"forced_bos_token_id": 8, "begin_suppress_tokens": [2, 5, 8, 11]},
+    {"begin_suppress_tokens": [2, 5, 8, 11]},
     {"repetition_penalty": 1.3, "no_repeat_ngram_size": 3, "min_new_tokens": 6, "eos_token_id": 12},
 ]
 
@@ -90,7 +87,7 @@ def ends(pair: Any, rows: Any, count: int) -> list[int]:
 @pytest.mark.parametrize("count", [1, 2])
 def test_rows_that_end_at_different_times(pair: Any, rows: Any, count: int) -> None:
     eos = ends(pair, rows, count)
-    for options in ({}, {"min_new_tokens": 4}, {"min_new_tokens": 20}, {"forced_eos_token_id": eos}):
+    for options in ({}, {"min_new_tokens": 4}, {"min_new_tokens": 20}):
         new = check(pair, rows, max_new_tokens=20, repetition_penalty=1.4, eos_token_id=eos, **options)
         if not options:
             lengths = (new == eos[0]).argmax(axis=1)
@@ -160,7 +157,6 @@ BEAMS: list[dict[str, Any]] = [
     {"no_repeat_ngram_size": 2, "min_new_tokens": 5, "eos_token_id": [8, 5, 26]},
     {"no_repeat_ngram_size": 2, "min_length": 5, "eos_token_id": 26},
     {"bad_words_ids": [[4], [8, 8], [8, 2], [26, 5]], "suppress_tokens": [9, 11], "eos_token_id": 18},
-    {"forced_eos_token_id": 12, "eos_token_id": 12},
     {"begin_suppress_tokens": [5, 6], "eos_token_id": 5, "num_return_sequences": 1},
     {"eos_token_id": list(range(0, 14)), "num_return_sequences": 2},
 ]
@@ -394,7 +390,7 @@ SETTINGS: list[dict[str, Any]] = [
     {"do_sample": False, "num_beams": 4, "length_penalty": 0.5, "early_stopping": True, "num_return_sequences": 3,
      "eos_token_id": 3, "max_new_tokens": 8},
     {"do_sample": False, "repetition_penalty": 1.3, "no_repeat_ngram_size": 2, "bad_words_ids": [[1], [2, 3]],
-     "suppress_tokens": [4], "begin_suppress_tokens": [5], "forced_eos_token_id": 6, "max_new_tokens": 8},
+     "suppress_tokens": [4], "begin_suppress_tokens": [5], "max_new_tokens": 8},
     {"do_sample": False, "min_new_tokens": 4, "max_new_tokens": 12, "eos_token_id": 3, "stop_strings": ["a", "b"]},
 ]  # fmt: skip
 

@@ -40,11 +40,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     words = "plain (User: ... Assistant: ...), lines, play, chatml, or a TOML file (default: plain)"
     group.add_argument("--template", default="plain", metavar="NAME_OR_FILE", help=words)
     group.add_argument("--system", default="", metavar="TEXT", help="what stands before the dialogue, and stays there")
-    fields = [option for option in (*HOW_LONG, *HOW_CHOSEN) if option.name not in ("max_length", "max_new_tokens")]
-    group = parser.add_argument_group("the answers")
     words = f"the most tokens of an answer (default: {NEW_TOKENS})"
-    group.add_argument("--max-new-tokens", type=int, metavar="N", help=words)
-    add_generation_options(group, fields)
+    how_long = [option._replace(help=words) if option.name == "max_new_tokens" else option for option in HOW_LONG]
+    add_generation_options(parser, how_long, HOW_CHOSEN)
     parser.add_argument("--seed", type=int, metavar="N", help="the same seed, the same answers")
     parser.add_argument("--stats", action="store_true", help="say after each answer, on stderr, how fast it was")
     parser.set_defaults(run=chat, default_new_tokens=NEW_TOKENS)

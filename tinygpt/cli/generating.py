@@ -42,11 +42,8 @@ class Option(NamedTuple):
 
 HOW_LONG = [
     Option("max_new_tokens", int, "N", f"the most tokens (default: {MAX_NEW_TOKENS})"),
-    Option("max_length", int, "N", "instead of that: the most tokens, those of the prompt included"),
     Option("min_new_tokens", int, "N", "no end-of-text token before so many"),
-    Option("min_length", int, "N", "the same, those of the prompt included"),
     Option("eos_token_id", _ids, "ID,...", "tokens that end the text (default: the model's)"),
-    Option("pad_token_id", int, "ID", "what fills shorter texts of several (default: the first of those)"),
     Option("overflow", str, "", "past the block: slide the window, or stop (default: slide)", ("slide", "stop")),
 ]
 HOW_CHOSEN = [
@@ -54,19 +51,14 @@ HOW_CHOSEN = [
     Option("top_k", int, "N", "draw from the N likeliest (default: from all)"),
     Option("top_p", float, "P", "draw from the likeliest that make up P together"),
     Option("min_p", float, "P", "draw from those at least P times as likely as the likeliest"),
-    Option("typical_p", float, "P", "draw from those of a typical surprise that make up P together"),
     Option("repetition_penalty", float, "X", "above 1: tokens that are there already become less likely"),
     Option("no_repeat_ngram_size", int, "N", "no sequence of N tokens twice"),
     Option("suppress_tokens", _ids, "ID,...", "tokens that are never chosen"),
-    Option("begin_suppress_tokens", _ids, "ID,...", "tokens that are not chosen first"),
-    Option("forced_bos_token_id", int, "ID", "the second token, where the prompt is one token"),
-    Option("forced_eos_token_id", _ids, "ID,...", "the last token of a text that reaches its greatest length"),
 ]
 HOW_MANY = [
     Option("num_return_sequences", int, "N", "texts (default: 1)"),
     Option("num_beams", int, "N", "above 1: beam search with N beams, which shows the text at its end"),
     Option("length_penalty", float, "X", "of beams: above 0 for longer texts (default: 1)"),
-    Option("early_stopping", str, "", "of beams: when to stop (default: false)", ("true", "false", "never")),
 ]
 
 
@@ -116,29 +108,38 @@ def load(options: argparse.Namespace) -> tuple[GPT, Tokenizer, Path]:
 
 def add_sampling_options(parser: Any) -> None:
     """The prompt and everything that decides how it goes on, but for the seed."""
-    either = parser.add_mutually_exclusive_group()
+    group = parser.add_argument_group("the prompt")
+    either = group.add_mutually_exclusive_group()
     words = "the text to go on from (default: a line break); '': the model's end-of-text token, where a new text begins"
     either.add_argument("--prompt", metavar="TEXT", help=words)
     words = "a UTF-8 file with the prompt, all of it; - is the standard input"
     either.add_argument("--prompt-file", metavar="FILE", help=words)
     words = "<|endoftext|> and its like in the prompt are the tokens of that name, not their characters"
-    parser.add_argument("--allow-special", action="store_true", help=words)
-    add_generation_options(parser, [*HOW_LONG, *HOW_CHOSEN, *HOW_MANY])
+    group.add_argument("--allow-special", action="store_true", help=words)
+    add_generation_options(parser, HOW_LONG, HOW_CHOSEN)
+    _add_fields(parser.add_argument_group("several texts, and beam search"), HOW_MANY)
     parser.set_defaults(default_new_tokens=MAX_NEW_TOKENS)
 
 
-def add_generation_options(parser: Any, fields: list[Option]) -> None:
-    """`fields`, and those options that are texts here and tokens or several options there."""
-    parser.add_argument("--greedy", action="store_true", help="always the likeliest token, no draw")
+def add_generation_options(parser: Any, how_long: list[Option], how_chosen: list[Option]) -> None:
+    """These fields, and what is a text here and tokens or several fields there."""
+    group = parser.add_argument_group("how long the text is")
+    _add_fields(group, how_long)
+    words = "end before this text (may be given several times)"
+    group.add_argument("--stop", dest="stop_strings", action="append", metavar="TEXT", help=words)
+    group = parser.add_argument_group("how the next token is chosen")
+    group.add_argument("--greedy", action="store_true", help="always the likeliest token, no draw")
+    _add_fields(group, how_chosen)
+    words = "never write this text, as the tokenizer encodes it (may be given several times)"
+    group.add_argument("--bad-words", action="append", metavar="TEXT", help=words)
+
+
+def _add_fields(group: Any, fields: list[Option]) -> None:
     for option in fields:
         settings: dict[str, Any] = {"type": option.type, "help": option.help, "choices": option.choices}
         if option.choices is None:
             settings["metavar"] = option.metavar
-        parser.add_argument("--" + option.name.replace("_", "-"), **settings)
-    words = "end before this text (may be given several times)"
-    parser.add_argument("--stop", dest="stop_strings", action="append", metavar="TEXT", help=words)
-    words = "never write this text, as the tokenizer encodes it (may be given several times)"
-    parser.add_argument("--bad-words", action="append", metavar="TEXT", help=words)
+        group.add_argument("--" + option.name.replace("_", "-"), **settings)
 
 
 def generation_config(options: argparse.Namespace, tokenizer: Tokenizer, model: GPT | None = None) -> GenerationConfig:
@@ -150,11 +151,9 @@ def generation_config(options: argparse.Namespace, tokenizer: Tokenizer, model: 
     base = own if isinstance(own, GenerationConfig) else config_from_dict(own or {})
     names = [option.name for option in (*HOW_LONG, *HOW_CHOSEN, *HOW_MANY)] + ["stop_strings"]
     given = {name: value for name in names if (value := getattr(options, name, None)) is not None}
-    if given.get("early_stopping") in ("true", "false"):
-        given["early_stopping"] = given["early_stopping"] == "true"
     if options.bad_words:
         given["bad_words_ids"] = [_encode(tokenizer, words, "--bad-words").tolist() for words in options.bad_words]
-    if not given.keys() & {"max_new_tokens", "max_length"}:
+    if "max_new_tokens" not in given:
         given["max_new_tokens"] = max(options.default_new_tokens, given.get("min_new_tokens", 0))
     if options.greedy or (given.get("num_beams", 1) > 1 and not given.keys() & set(SAMPLING_OPTIONS)):
         given["do_sample"] = False

@@ -15,7 +15,7 @@ ABOUT = "Let a model write. The text appears as it is made; several texts, and t
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     add_model_options(parser)
-    add_sampling_options(parser.add_argument_group("the text"))
+    add_sampling_options(parser)
     parser.add_argument("--seed", type=int, metavar="N", help="the same seed, the same text (default: a new text)")
     parser.add_argument("--stats", action="store_true", help="say at the end, on stderr, how fast it was")
     parser.set_defaults(run=sample)

@@ -48,6 +48,8 @@ _LACKING: dict[str, tuple[Any, ...]] = {
     "eta_cutoff": (0,),
     "exponential_decay_length_penalty": (),
     "force_words_ids": (),
+    "forced_bos_token_id": (),
+    "forced_eos_token_id": (),
     "guidance_scale": (1,),
     "max_time": (),
     "num_beam_groups": (1,),

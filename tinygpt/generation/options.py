@@ -56,8 +56,6 @@ class GenerationConfig:
     bad_words_ids: Sequence[Sequence[int]] | None = None
     suppress_tokens: Sequence[int] | None = None
     begin_suppress_tokens: Sequence[int] | None = None
-    forced_bos_token_id: int | None = None  # second token of a row whose prompt is one token
-    forced_eos_token_id: TokenIds | None = None  # last token of a row that reaches its greatest length
 
     # When a row ends, and what stands after its end.
     eos_token_id: TokenIds | None = None
@@ -194,11 +192,6 @@ def _check_together(config: GenerationConfig) -> None:
         least, most = getattr(config, low), getattr(config, high)
         if least is not None and most is not None and least > most:
             raise UsageError(f"{WHERE}: {low}={least} is more than {high}={most}")
-    suppressed = set(config.suppress_tokens or ())
-    for name in ("forced_bos_token_id", "forced_eos_token_id"):
-        forced = as_tuple(getattr(config, name))
-        if forced and suppressed.issuperset(forced):
-            raise UsageError(f"{WHERE}: {name}={forced[0]} is among suppress_tokens, so it can't be forced")
 
 
 # What each option may be --------------------------------------------------------------------------
@@ -289,8 +282,6 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "bad_words_ids": _words,
     "suppress_tokens": _ids,
     "begin_suppress_tokens": _ids,
-    "forced_bos_token_id": _whole(0),
-    "forced_eos_token_id": _id_or_ids,
     "eos_token_id": _id_or_ids,
     "pad_token_id": _whole(0),
     "stop_strings": _strings,
@@ -302,9 +293,6 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "overflow": _one_of("slide", "stop"),
     "vocab_size": _whole(1),
 }
-_TOKEN_OPTIONS = (
-    "eos_token_id", "forced_bos_token_id", "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens",
-    "bad_words_ids",
-)  # fmt: skip
+_TOKEN_OPTIONS = ("eos_token_id", "suppress_tokens", "begin_suppress_tokens", "bad_words_ids")
 OPTIONS = tuple(field.name for field in fields(GenerationConfig))
 _NEVER_NONE = {field.name for field in fields(GenerationConfig) if field.default is not None}

@@ -128,32 +128,6 @@ class MinNewTokens:
 
 
 @dataclass(frozen=True)
-class ForcedBos:
-    """The second token of a row, after a prompt of one token, is `token`."""
-
-    token: int
-
-    def __call__(self, rows: Rows, logits: np.ndarray) -> np.ndarray:
-        return _force(logits, [r for r, ids in enumerate(rows) if len(ids) == 1], (self.token,))
-
-
-@dataclass(frozen=True)
-class ForcedEos:
-    """The last token that a row may have is one of `tokens`: number max_new_tokens, or else the max_length-th."""
-
-    tokens: tuple[int, ...]
-    max_new_tokens: int | None
-    max_length: int | None
-
-    def __call__(self, rows: Rows, logits: np.ndarray) -> np.ndarray:
-        if self.max_new_tokens is not None:
-            last: Sequence[int] = range(len(rows)) if rows.new_tokens == self.max_new_tokens - 1 else ()
-        else:
-            last = [r for r, ids in enumerate(rows) if len(ids) + 1 == self.max_length]
-        return _force(logits, last, self.tokens)
-
-
-@dataclass(frozen=True)
 class SuppressTokens:
     """These tokens are never chosen."""
 
@@ -165,15 +139,12 @@ class SuppressTokens:
 
 @dataclass(frozen=True)
 class BeginSuppressTokens:
-    """These tokens are not chosen first; nor second where the first is forced (`forced_bos`, prompt of one token)."""
+    """These tokens are not chosen first."""
 
     tokens: tuple[int, ...]
-    forced_bos: bool = False
 
     def __call__(self, rows: Rows, logits: np.ndarray) -> np.ndarray:
-        new = rows.new_tokens
-        begin = [r for r, ids in enumerate(rows) if new == (1 if self.forced_bos and len(ids) - new == 1 else 0)]
-        return _forbid(logits, begin, self.tokens)
+        return _forbid(logits, range(len(rows)) if rows.new_tokens == 0 else (), self.tokens)
 
 
 def _forbid(logits: np.ndarray, rows: Sequence[int], tokens: tuple[int, ...]) -> np.ndarray:
@@ -183,17 +154,9 @@ def _forbid(logits: np.ndarray, rows: Sequence[int], tokens: tuple[int, ...]) ->
     return logits
 
 
-def _force(logits: np.ndarray, rows: Sequence[int], tokens: tuple[int, ...]) -> np.ndarray:
-    if len(rows):
-        logits = logits.copy()
-        logits[rows] = -np.inf
-        logits[np.ix_(rows, tokens)] = 0.0
-    return logits
-
-
 def history_processors(config: GenerationConfig) -> list[Processor]:
     """The processors that `config` asks for, in transformers' order. Options that do nothing make none."""
-    eos, forced_eos, found = config.eos_ids, as_tuple(config.forced_eos_token_id), list[Processor]()
+    eos, found = config.eos_ids, list[Processor]()
     if config.repetition_penalty != 1:
         found.append(RepetitionPenalty(config.repetition_penalty))
     if config.no_repeat_ngram_size:
@@ -204,16 +167,10 @@ def history_processors(config: GenerationConfig) -> list[Processor]:
         found.append(MinLength(config.min_length, eos))
     if eos and config.min_new_tokens:
         found.append(MinNewTokens(config.min_new_tokens, eos))
-    if config.forced_bos_token_id is not None:
-        found.append(ForcedBos(config.forced_bos_token_id))
-    if forced_eos:
-        found.append(ForcedEos(forced_eos, config.max_new_tokens, config.max_length))
     if config.suppress_tokens:
         found.append(SuppressTokens(as_tuple(config.suppress_tokens)))
     if config.begin_suppress_tokens:
-        found.append(
-            BeginSuppressTokens(as_tuple(config.begin_suppress_tokens), config.forced_bos_token_id is not None)
-        )
+        found.append(BeginSuppressTokens(as_tuple(config.begin_suppress_tokens)))
     return found
 
 
