@@ -12,17 +12,17 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
+from tests.ops.blocks import PARAMETERS, block_of
 from tests.ops.drawing import Example, Input, KernelRow, integers_below, normal, positive, seeds
 from tinygpt.backends import get
+from tinygpt.gpt import ACTIVATIONS, Block
 from tinygpt.kernel import REGISTRY, Kernel
-from tinygpt.ops.decode_block import BlockWeights
 from tinygpt.ops.packed import Matrix
 
 # Lengths around packs of 4, 8 and 16, around a warp of them, and beyond several blocks.
 lengths = st.sampled_from([1, 4, 7, 8, 16, 17, 33, 64, 80, 128, 136, 272, 528])
 few = st.sampled_from([1, 2, 3, 4, 5, 8, 17])
 groups = st.sampled_from([None, 8, 16, 24, 48, 1000])
-MATRICES = ("attn", "attn_proj", "fc", "proj")
 
 # Structures ---------------------------------------------------------------------------------------
 
@@ -42,19 +42,11 @@ def structured(name: str, arguments: Any) -> list[Any]:
     if name == "unpack_into":
         out, data, scale, group, axis = arguments
         return [out, matrix_of(data, scale, group), axis]
-    x, keys, values, length, eps, *weights = arguments
-    fields = dict(zip([field for field in BlockWeights._fields if field != "eps"], weights, strict=True))
-    block = {field: Matrix(value) if field in MATRICES else value for field, value in fields.items()}
+    x, keys, values, length, eps, activation, scale, *weights = arguments
+    block = block_of(dict(zip(PARAMETERS, weights, strict=True)), keys.shape[1], eps, activation, scale)
     extension = get("numpy").extension()
-    work = 1 if extension is None else extension.decode_work(*x.shape)
-    return [
-        x,
-        BlockWeights(**block, eps=eps),
-        keys,
-        values,
-        length,
-        np.empty(min(work, 2**26), x.dtype),
-    ]  # sizes beyond are refused
+    work = 1 if extension is None else extension.decode_work(*x.shape, block.mlp.inner)
+    return [x, block, keys, values, length, np.empty(min(work, 2**26), x.dtype)]  # sizes beyond are refused
 
 
 # What is written, of the arguments with structures.
@@ -79,7 +71,7 @@ def flat_body(name: str, body: Callable[..., Any]) -> Callable[..., Any]:
     """A CUDA body, called with the arguments of a row; or as a reference calls it, with structures."""
 
     def call(*arguments: Any) -> Any:
-        structures = any(isinstance(a, Matrix | BlockWeights) for a in arguments)
+        structures = any(isinstance(a, Matrix | Block) for a in arguments)
         return body(*(arguments if structures else structured(name, arguments)))
 
     return call
@@ -145,14 +137,15 @@ def decoding_arguments(draw: Any) -> Example:
     def weight(rows: int, columns: int) -> Any:
         return Input((rows, columns), "C", draw(seeds), rather_small)
 
-    cache = (M, H, capacity, D)
+    cache, inner = (M, H, capacity, D), draw(st.sampled_from([4 * C, 4 * C, 1, 24, 33]))
     return Example(
         (
             Input((M, C), "C", draw(seeds)),
             Input(cache, "C", draw(seeds), normal), Input(cache, "C", draw(seeds), normal),
             Input((M,), "C", draw(seeds), integers_below(capacity)), draw(st.sampled_from([1e-5, 0.1])),
+            draw(st.sampled_from([*ACTIVATIONS])), draw(st.sampled_from([None, 0.05, 1.0])),
             vector(C), optional(C), weight(C, 3 * C), optional(3 * C), weight(C, C), optional(C),
-            vector(C), optional(C), weight(C, 4 * C), optional(4 * C), weight(4 * C, C), optional(C),
+            vector(C), optional(C), weight(C, inner), optional(inner), weight(inner, C), optional(C),
         )
     )  # fmt: skip
 

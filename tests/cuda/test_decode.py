@@ -9,10 +9,12 @@ import pytest
 
 from tests.cuda.cases import emulated
 from tests.cuda.emulator import COMPILER, Device
+from tests.ops.blocks import PARAMETERS, array_at, put
 from tests.ops.cases.packed import FORMATS, normal
 from tests.ops.drawing import lay_out
 from tests.ops.test_decode_block import check, drawn
 from tinygpt._ext import cuda
+from tinygpt.gpt import ACTIVATIONS
 from tinygpt.kernel import use_kernels
 from tinygpt.ops.packed import Matrix, pack
 
@@ -23,9 +25,19 @@ PLAIN = ("float32", None)
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("form", FORMATS)
 def test_a_block_in_every_format(form: Any, bias: bool) -> None:
+    in_the_emulator(form, bias)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_a_block_of_every_variant(activation: str, bias: bool) -> None:
+    in_the_emulator(PLAIN, bias, activation=activation, inner=30, scale=0.2)
+
+
+def in_the_emulator(form: Any, bias: bool, **variant: Any) -> None:
     device = Device(schedule=2)
     with emulated(device), use_kernels("cython"):
-        check(drawn(2, 20, [0, 5, 130, 17], 140, form, bias))
+        check(drawn(2, 20, [0, 5, 130, 17], 140, form, bias, **variant))
     launched = {kernel.partition("<")[0] for _, kernel in device.launched}
     assert {"attend_to_cache", "join_pieces"} <= launched
     assert ("few_rows_product" in launched) == (form != PLAIN)
@@ -83,18 +95,24 @@ def test_blocks_that_the_kernels_do_not_take() -> None:
         (x, block, keys, values, length[:1], None),
         (x, block, keys.astype(np.float64), values.astype(np.float64), length, None),
     ]
-    for field, value in {
-        "ln_1": lay_out(block.ln_1.copy(), "strided"),
-        "attn_bias": block.attn_bias.astype(np.float64),
-        "fc_bias": block.fc_bias[:-1].copy(),
-        "fc": Matrix(block.fc.data[:, :-1].copy()),
-        "proj": Matrix(block.proj.data.astype(np.float64)),
-    }.items():
-        cases.append((x, block._replace(**{field: value}), keys, values, length, None))
+    blocks = {
+        "ln_1.weight": lay_out(array_at(block, "ln_1.weight").copy(), "strided"),
+        "attn.c_attn.bias": array_at(block, "attn.c_attn.bias").astype(np.float64),
+        "mlp.c_fc.bias": array_at(block, "mlp.c_fc.bias")[:-1].copy(),
+        "mlp.c_fc.weight": array_at(block, "mlp.c_fc.weight")[:, :-1].copy(),
+        "mlp.c_proj.weight": array_at(block, "mlp.c_proj.weight").astype(np.float64),
+    }
+    for name, value in blocks.items():
+        other = drawn(2, 20, [3, 9], 12, PLAIN)[1]
+        put(other, name, value)
+        cases.append((x, other, keys, values, length, None))
+    heads = drawn(2, 20, [3, 9], 12, PLAIN)[1]
+    heads.attn.n_head = 4
+    cases.append((x, heads, keys, values, length, None))
     assert all(declined("decode_block", *case) for case in cases)
-    packed = block._replace(attn=pack(block.attn.data, "int8"))
+    in_float64 = drawn(2, 20, [3, 9], 12, PLAIN)[1]
+    for name in PARAMETERS:
+        put(in_float64, name, array_at(in_float64, name).astype(np.float64))
+    put(in_float64, "attn.c_attn.weight", pack(array_at(block, "attn.c_attn.weight"), "int8"))
     doubled = [a.astype(np.float64) for a in (x, keys, values)]
-    vectors = {f: v.astype(np.float64) for f, v in packed._asdict().items() if isinstance(v, np.ndarray)}
-    plain = {f: Matrix(getattr(packed, f).data.astype(np.float64)) for f in ("attn_proj", "fc", "proj")}
-    in_float64 = packed._replace(**vectors, **plain)
     assert declined("decode_block", doubled[0], in_float64, doubled[1], doubled[2], length, None)

@@ -114,7 +114,7 @@ def test_the_comparison_would_notice() -> None:
         for name in ("keys", "values"):
             decoder = Decoder(model)
             decoder.prefill([prompt])
-            getattr(decoder, name)[layer][0, 1, 4] = 0
+            getattr(decoder.cache[layer], name)[0, 1, 4] = 0
             assert np.abs(decoder.step([token]) - expected).max() > 1e-3
 
 
@@ -366,15 +366,15 @@ def test_no_graph_is_kept() -> None:
     model = model_of()
     decoder = ready(model)
     assert isinstance(decoder.step([1, 2, 3, 4]), np.ndarray)
-    assert isinstance(decoder.keys[0], np.ndarray)
+    assert isinstance(decoder.cache[0].keys, np.ndarray)
 
 
 def test_memory_is_what_the_capacity_needs() -> None:
     model = model_of()
     decoder = ready(model, [3, 2], 10)
-    assert sum(cache.nbytes for cache in (*decoder.keys, *decoder.values)) == 4 * (2 * 3 * 24) * 2 * 10
+    assert sum(layer.keys.nbytes + layer.values.nbytes for layer in decoder.cache) == 4 * (2 * 3 * 24) * 2 * 10
     decoder.select([0, 1, 1])
-    assert sum(cache.nbytes for cache in (*decoder.keys, *decoder.values)) == 4 * (2 * 3 * 24) * 3 * 10
+    assert sum(layer.keys.nbytes + layer.values.nbytes for layer in decoder.cache) == 4 * (2 * 3 * 24) * 3 * 10
 
 
 def test_two_decoders_of_one_model_do_not_meet() -> None:

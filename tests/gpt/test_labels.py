@@ -11,7 +11,7 @@ import pytest
 import tinygpt as tg
 from tests.generation.helpers import make
 from tinygpt.errors import UsageError
-from tinygpt.gpt import IGNORE_INDEX
+from tinygpt.token_ids import IGNORE_INDEX
 
 IDS = np.random.default_rng(0).integers(0, 13, (3, 6))
 
@@ -114,7 +114,7 @@ def test_one_array_given_twice_is_noticed_at_any_step() -> None:
 
 def test_only_the_first_losses_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    monkeypatch.setattr("tinygpt.gpt.warn_if_copied", lambda *pair: seen.append(1) or False)
+    monkeypatch.setattr("tinygpt.language_model.warn_if_copied", lambda *pair: seen.append(1) or False)
     model = make()
     for _ in range(20):
         model.loss(IDS[:, :-1], IDS[:, 1:])

@@ -73,9 +73,59 @@ class OwnHead(nn.Embedding):
 
 
 class OwnBlock(Block):
-    def forward(self, *values: Any) -> Any:
-        x, h = super().forward(*values)
-        return x, h * 0.5
+    def forward(self, x: Any) -> Any:
+        return super().forward(x) * 0.5
+
+
+class Shifted(MLP):
+    """It looks at the token before: what an MLP has no need to do, and a cache that passed it over would get wrong."""
+
+    def forward(self, h: Any) -> Any:
+        before = tg.ops.concatenate([h[:, :1] * 0.0, h[:, :-1]], axis=1)
+        return super().forward(h + before)
+
+
+# Layers that say how they go on with a text.
+
+
+class Positionwise(Around):
+    positionwise = True
+
+
+class PositionwiseLinear(Doubled):
+    positionwise = True
+
+
+class PositionwiseNorm(OwnNorm):
+    positionwise = True
+
+
+class PositionwiseHead(OwnHead):
+    positionwise = True
+
+
+class AttentionWithCache(Attention):
+    def forward(self, h: Any, cache: Any = None) -> Any:
+        return super().forward(h, cache) * 2.0
+
+
+class BlockWithCache(Block):
+    def forward(self, x: Any, cache: Any = None) -> Any:
+        return super().forward(x, cache) * np.linspace(0.5, 1.5, 16)
+
+
+class HiddenWithCache(GPT):
+    def hidden(self, idx: Any, cache: Any = None) -> Any:
+        return super().hidden(idx, cache) * 0.5
+
+
+class HalfTheChannels(nn.Dropout):
+    """Not a dropout at all."""
+
+    positionwise = True
+
+    def forward(self, x: Any) -> Any:
+        return x * 0.5
 
 
 class OwnModelHead(GPT):
@@ -154,6 +204,18 @@ CHANGES: dict[str, Callable[[GPT], None]] = {
     "the model's hidden": of_class(OwnHidden),
     "the number of heads": setting(4, "n_head", "attn"),
     "the epsilon of one norm": setting(1.0, "eps", "ln_2"),
+    "an MLP that mixes positions": of_class(Shifted, "h", 0, "mlp"),
+    "a positionwise module around an MLP": lambda model: setattr(model.h[0], "mlp", Positionwise(model.h[0].mlp)),
+    "a positionwise Linear": of_class(PositionwiseLinear, "h", 1, "mlp", "c_fc"),
+    "a positionwise ln_1": of_class(PositionwiseNorm, "h", 1, "ln_1"),
+    "a positionwise ln_f": of_class(PositionwiseNorm, "ln_f"),
+    "a positionwise head": of_class(PositionwiseHead, "wte"),
+    "a positionwise dropout": of_class(HalfTheChannels, "h", 1, "dropout"),
+    "an Attention with a cache": of_class(AttentionWithCache, "h", 0, "attn"),
+    "the last Attention with a cache": of_class(AttentionWithCache, "h", 1, "attn"),
+    "a Block with a cache": of_class(BlockWithCache, "h", 0),
+    "the last Block with a cache": of_class(BlockWithCache, "h", 1),
+    "a hidden with a cache": of_class(HiddenWithCache),
     "a block fewer": lambda model: model.h.pop() and None,
 }
 every_change = pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
@@ -282,6 +344,26 @@ def test_the_decoder_with_a_cache_is_for_what_it_knows() -> None:
     assert type(decoder_for(model)) is Stepper
     with pytest.raises(UsageError, match=r"^Decoder: h\.0\.mlp is a Around"):
         Decoder(model)
+
+
+WITH_A_CACHE = [name for name in CHANGES if "positionwise" in name or "a cache" in name] + [
+    "the model's head", "an untied head", "the number of heads", "the epsilon of one norm", "a block fewer",
+]  # fmt: skip
+
+
+@every_change
+def test_which_layers_are_called_for_new_tokens_alone(change: Callable[[GPT], None]) -> None:
+    name = next(name for name, one in CHANGES.items() if one is change)
+    assert type(decoder_for(changed(change))) is (Decoder if name in WITH_A_CACHE else Stepper)
+
+
+@pytest.mark.parametrize("name", WITH_A_CACHE)
+def test_a_model_in_training_mode_generates_without_dropout(name: str) -> None:
+    model = changed(CHANGES[name])
+    expected = model.generate(PROMPT, 3, seed=0)
+    model.train()
+    assert np.array_equal(model.generate(PROMPT, 3, seed=0), expected)
+    assert all(module.training for module in model.modules())
 
 
 def test_a_forward_that_returns_no_logits_gets_a_sentence() -> None:

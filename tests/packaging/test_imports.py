@@ -29,7 +29,7 @@ LAYERS = [
     ["ops"],
     ["nn", "optim", "testing"],
     ["tokenizers", "data"],
-    ["token_ids", "gpt", "plain_gpt"],
+    ["token_ids", "language_model", "gpt"],
     ["memory", "checkpoint", "generation", "interop"],
     ["training"],
     ["cli", "kernel.__main__", "__main__"],
@@ -37,7 +37,7 @@ LAYERS = [
 
 # Facades: what a user wants to call on a model (`generate`, `from_pretrained`, ...) is a method that hands over to a
 # room above it. The imports stand in functions of this one file, and nothing below reads them.
-FACADES = {("gpt", "generation"), ("gpt", "interop")}
+FACADES = {("language_model", "generation"), ("language_model", "interop")}
 
 # Who may know that CuPy, NCCL or the compiled extension exist. The doctor's task is to say which of them are there.
 MACHINE = ("kernel", "backends", "_ext", "cli.doctor")

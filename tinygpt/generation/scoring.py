@@ -26,8 +26,8 @@ import numpy as np
 from .. import backends, console
 from ..checks import check_tokens, whole_number
 from ..errors import UsageError
-from ..gpt import GPT
 from ..graph import no_grad
+from ..language_model import LanguageModel
 from ..nn.known import keeps
 from ..ops.cross_entropy import IGNORE_INDEX, cross_entropy_forward
 from ..ops.linear_cross_entropy import blocks
@@ -67,7 +67,7 @@ class TextScore:
         return float(np.exp(self.loss))
 
 
-def log_likelihood(model: GPT, ids: Any, context: Any = (), stride: int | None = None) -> LogLikelihood:
+def log_likelihood(model: LanguageModel, ids: Any, context: Any = (), stride: int | None = None) -> LogLikelihood:
     """The log-probability of each token of `ids`, (N,) integers, given `context`, (M,) integers, and those before it.
 
     Without a context the first token has nothing to be predicted from: then there are N - 1 log-probabilities.
@@ -89,7 +89,7 @@ def log_likelihood(model: GPT, ids: Any, context: Any = (), stride: int | None =
 
 
 def score(
-    model: GPT,
+    model: LanguageModel,
     tokens: Any,
     stride: int | None = None,
     window: int | None = None,
@@ -113,7 +113,7 @@ def score(
     return TextScore(total, count)
 
 
-def perplexity(model: GPT, tokens: Any, stride: int | None = None, **options: Any) -> float:
+def perplexity(model: LanguageModel, tokens: Any, stride: int | None = None, **options: Any) -> float:
     """exp of the mean cross-entropy per token of a text; the arguments are those of `score`."""
     return score(model, tokens, stride, **options).perplexity
 
@@ -159,7 +159,7 @@ def _stride(where: str, stride: int | None, window: int) -> int:
     return step
 
 
-def _log_probs(model: GPT, inputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
+def _log_probs(model: LanguageModel, inputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """inputs, targets (B, T) -> (N,) float64, of the targets that are scored, row after row."""
     places = np.flatnonzero(targets.reshape(-1) != IGNORE_INDEX)  # (N,)
     scored = targets.reshape(-1)[places]  # (N,)
@@ -175,8 +175,8 @@ def _log_probs(model: GPT, inputs: np.ndarray, targets: np.ndarray) -> np.ndarra
     return -np.concatenate(found)
 
 
-def _rows(model: GPT, inputs: np.ndarray, places: np.ndarray) -> tuple[Any, Callable[[Any], Any]]:
+def _rows(model: LanguageModel, inputs: np.ndarray, places: np.ndarray) -> tuple[Any, Callable[[Any], Any]]:
     """What the model has at the positions `places` (N,), and the function that makes logits of it."""
-    parts = keeps(model, GPT, "forward")  # else a subclass makes its logits in another way
+    parts = keeps(model, LanguageModel, "forward")  # else a subclass makes its logits in another way
     found = model.hidden(inputs) if parts else checked_logits(model, inputs)  # (B, T, C) or (B, T, V)
     return found.reshape(-1, found.shape[-1])[places], model.head if parts else lambda logits: logits

@@ -8,69 +8,42 @@ a batch don't matter and there is no padding.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .. import backends
-from ..errors import RangeError, ShapeError, UsageError
 from ..graph import no_grad
-from ..plain_gpt import difference_from_gpt2
-from .decoder import Decoder, checked_capacity, integers
+from .decoder import Decoder, obstacle_to_a_cache
 
 if TYPE_CHECKING:
     from ..gpt import GPT
 
 
-def decoder_for(model: GPT, capacity: int | None = None) -> Decoder | Stepper:
-    """The decoder that is right for `model`: with a cache where every part of the model is known."""
-    return Decoder(model, capacity) if difference_from_gpt2(model) is None else Stepper(model, capacity)
+def decoder_for(model: GPT, capacity: int | None = None) -> Decoder:
+    """The decoder that is right for `model`: with a cache where every layer can go on with a text."""
+    return Decoder(model, capacity) if obstacle_to_a_cache(model) is None else Stepper(model, capacity)
 
 
-class Stepper:
-    """B texts under one model, with the methods of `Decoder`."""
+class Stepper(Decoder):
+    """B texts under one model, without a cache."""
 
-    def __init__(self, model: GPT, capacity: int | None = None) -> None:
-        self.model, self.capacity = model, checked_capacity(model, capacity)
+    def _start(self) -> None:
         self._rows: list[np.ndarray] = []
 
-    @property
-    def lengths(self) -> np.ndarray:
-        """(B,) tokens that each row holds."""
-        return np.array([len(row) for row in self._rows], dtype=np.int64)
-
-    def prefill(self, prompts: Sequence[Any]) -> Any:
-        """Begin anew with `prompts`, B arrays of ids -> logits (B, V). Raises as `Decoder.prefill`."""
-        rows = [backends.move(self.model.check_ids([prompt])[0], "numpy") for prompt in prompts]
-        longest = max(map(len, rows), default=0)
-        if longest > self.capacity:
-            raise ShapeError(
-                f"Decoder.prefill: a prompt of {longest} tokens is longer than the capacity, {self.capacity}"
-            )
-        self._rows = rows
+    def _begin(self, rows: list[Any]) -> Any:
+        self._rows = [backends.move(row[0], "numpy") for row in rows]
         return self._logits()
 
-    def step(self, ids: Any) -> Any:
-        """The next token of each row, (B,) integers -> logits (B, V). Raises as `Decoder.step`."""
-        ids = integers("Decoder.step: ids", ids)
-        if len(ids) != len(self._rows):
-            raise ShapeError(f"Decoder.step: ids must be {len(self._rows)}, one for each row, not {len(ids)}")
-        if len(ids) and self.lengths.max() >= self.capacity:
-            raise UsageError(f"Decoder.step: row {self.lengths.argmax()} is full: it holds {self.capacity} tokens")
+    def _extend(self, ids: np.ndarray) -> Any:
         self._rows = [np.append(row, token) for row, token in zip(self._rows, ids, strict=True)]
         return self._logits()
 
-    def select(self, rows: Any) -> None:
-        """Row r becomes what row rows[r] was. Raises as `Decoder.select`."""
-        rows = integers("Decoder.select: rows", rows)
-        B = len(self._rows)
-        if len(rows) and (rows.min() < 0 or rows.max() >= B):
-            raise RangeError(f"Decoder.select: rows must be in 0 .. {B - 1}, not {rows.min()} .. {rows.max()}")
+    def _reorder(self, rows: np.ndarray) -> None:
         self._rows = [self._rows[row] for row in rows]
 
     def _logits(self) -> Any:
-        """(B, V) after all rows; ids that the model does not have are refused by the model."""
+        """(B, V) after all rows."""
         with no_grad(), self.model.evaluating(), self.model.compute_in("float32"):
             logits = [self.model.next_logits(row[None]).data for row in self._rows]
         weight = self.model.parameters()[0].data

@@ -24,9 +24,9 @@ from .. import exchange
 from ..errors import UsageError
 from ..files import explain_os_errors, folder_made
 from ..gpt import GPT
-from ..plain_gpt import difference_from_gpt2
 from ..safetensors_io import CODES, DTYPES, write_safetensors
 from .config import CONFIG, GENERATION, TOKEN_IDS, config_json
+from .plain_gpt import difference_from_gpt2
 from .weights import INDEX, PREFIX, SINGLE, parameter_shapes
 
 FORMATS = ("float32", "bfloat16", "float16", "float64")

@@ -18,6 +18,7 @@ used; where a call is no help (a file, a packed matrix), it is refused by its na
 
 from __future__ import annotations
 
+import inspect
 import operator
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -82,6 +83,14 @@ def keeps(module: Any, kind: type, *names: str) -> bool:
     wanted = ("__call__", *(names or methods.names))
     defined = dict(zip(methods.order, methods.defined, strict=True))
     return all(name not in module.__dict__ and getattr(cls, name, None) is defined[name] for name in wanted)
+
+
+def takes_cache(function: Any) -> bool:
+    """Whether a `forward`, or a model's `hidden`, has a parameter called `cache`, and so can go on with a text."""
+    try:
+        return "cache" in inspect.signature(function).parameters
+    except (TypeError, ValueError):  # not a function of Python's
+        return False
 
 
 def unknown_modules(module: Module) -> Iterator[tuple[str, Module]]:

@@ -45,9 +45,14 @@ class Parameter(Tensor):
 
 
 class Module:
-    """Base class for layers and models. A subclass defines `forward`; calling the module runs it."""
+    """Base class for layers and models. A subclass defines `forward`; calling the module runs it.
+
+    positionwise: True promises that the output at a position depends on the input at that position alone. A model with
+    a layer of one's own then generates with a cache, and the layer is called for the new tokens only.
+    """
 
     training = True
+    positionwise = False
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError(f"{type(self).__name__} defines no forward")

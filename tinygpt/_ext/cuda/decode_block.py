@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from . import MOST_BLOCKS, MOST_SHARED, REALS, SIZES, Device, accumulator_dtype, ceil_div, launcher, real_of
-from .gelu import bias_gelu_forward, gelu_forward
+from .gelu import bias_gelu_forward, gelu_erf_forward, gelu_forward
 from .layer_norm import layer_norm_forward
 from .linear import add_bias
 from .packed import PACKED, few_rows_product, is_taken
@@ -30,12 +30,13 @@ def expressions(real: str) -> list[str]:
     return [f"join_pieces<{real}>"] + [f"attend_to_cache<{real}, {w}, {head}>" for head in HEADS for w in widths]
 
 
-def attend(device: Device, qkv: Any, bias: Any, keys: Any, values: Any, length: Any) -> Any:
+def attend(device: Device, qkv: Any, bias: Any, keys: Any, values: Any, length: Any, scale: float | None = None) -> Any:
     """qkv (M, 3C), bias (3C,) or None -> y (M, C); appends each row's new token to the cache."""
     M, H, capacity, D = keys.shape
     real, pieces = real_of(qkv), ceil_div(capacity, PIECE)
     head = next(size for size in HEADS if size >= D)
     width = min(OWN, 16 // SIZES[real])
+    scale = 1 / math.sqrt(D) if scale is None else scale
     arrays = [array for array in (qkv, bias, keys, values) if array is not None]
     if D % width or any(device.address(array) % 16 for array in arrays):
         width = 1
@@ -43,16 +44,33 @@ def attend(device: Device, qkv: Any, bias: Any, keys: Any, values: Any, length: 
     y = device.empty((M, H * D), qkv.dtype)
     device.launch(
         "decode_block", f"attend_to_cache<{real}, {width}, {head}>", real, (M * H, pieces), (THREADS,),
-        (qkv, bias, keys, values, length, table, H, D, capacity, 1 / math.sqrt(D)), 0,
+        (qkv, bias, keys, values, length, table, H, D, capacity, scale), 0,
     )  # fmt: skip
     arguments = (table, length, y, H, D, capacity, pieces)
     device.launch("decode_block", f"join_pieces<{real}>", real, (M * H,), (head,), arguments, 0)
     return y
 
 
-def product(device: Device, x: Any, matrix: Any) -> Any:
-    """x (M, K), matrix (K, N), packed or not -> (M, N)."""
+def product(device: Device, x: Any, layer: Any) -> Any:
+    """x (M, K) times the matrix (K, N) of a Linear -> (M, N), in whichever format that is."""
+    matrix = layer.matrix
     return few_rows_product(device, x, matrix) if matrix.data.dtype.name in PACKED else x @ matrix.data
+
+
+def array(parameter: Any) -> Any:
+    """The array of a parameter; None of a bias that is not there."""
+    return None if parameter is None else parameter.data
+
+
+def activate(device: Device, z: Any, bias: Any, name: str) -> Any:
+    """activation(z + bias); z (M, N), bias (N,) or None."""
+    if name == "gelu_new":
+        return gelu_forward(device, z) if bias is None else bias_gelu_forward(device, z, bias)
+    z = z if bias is None else add_bias(device, z, bias)
+    if name == "gelu":
+        return gelu_erf_forward(device, z)
+    xp = device.xp
+    return xp.maximum(z, 0) if name == "relu" else z * (0.5 * (1 + xp.tanh(0.5 * z)))
 
 
 def fits(x: Any, block: Any, keys: Any, values: Any, length: Any) -> bool:
@@ -64,19 +82,19 @@ def fits(x: Any, block: Any, keys: Any, values: Any, length: Any) -> bool:
         return False
     if C * x.dtype.itemsize > MOST_SHARED - FOR_REDUCTIONS or ceil_div(keys.shape[2], PIECE) > MOST_BLOCKS:
         return False
-    vectors = {
-        C: (block.ln_1, block.ln_1_bias, block.ln_2, block.ln_2_bias, block.attn_proj_bias, block.proj_bias),
-        3 * C: (block.attn_bias,),
-        4 * C: (block.fc_bias,),
-    }
-    for size, arrays in vectors.items():
-        for v in arrays:
-            if v is not None and (v.shape != (size,) or v.dtype != x.dtype or not v.flags.c_contiguous):
-                return False
-    shapes = {"attn": (C, 3 * C), "attn_proj": (C, C), "fc": (C, 4 * C), "proj": (4 * C, C)}
-    for name, shape in shapes.items():
-        matrix = getattr(block, name)
-        if matrix.data.shape != shape:
+    attn, mlp, inner = block.attn, block.mlp, block.mlp.c_fc.matrix.data.shape[-1]
+    if attn.n_head != keys.shape[1] or mlp.activation not in ("gelu_new", "gelu", "relu", "silu"):
+        return False
+    layers = ((attn.c_attn, C, 3 * C), (attn.c_proj, C, C), (mlp.c_fc, C, inner), (mlp.c_proj, inner, C))
+    vectors = [(norm.weight.data, C) for norm in (block.ln_1, block.ln_2)]
+    vectors += [(array(norm.bias), C) for norm in (block.ln_1, block.ln_2)]
+    vectors += [(array(layer.bias), columns) for layer, _, columns in layers]
+    for v, size in vectors:
+        if v is not None and (v.shape != (size,) or v.dtype != x.dtype or not v.flags.c_contiguous):
+            return False
+    for layer, rows, columns in layers:
+        matrix = layer.matrix
+        if matrix.data.shape != (rows, columns):
             return False
         if matrix.data.dtype != x.dtype and not (x.dtype == np.float32 and is_taken(matrix, 0)):
             return False
@@ -88,15 +106,16 @@ def decode_block(device: Device, x: Any, block: Any, keys: Any, values: Any, len
     """x (M, C), keys and values (M, H, capacity, D), updated in place; length (M,); see the reference."""
     if not fits(x, block, keys, values, length):
         return NotImplemented
-    h, _, _ = layer_norm_forward(device, x, block.ln_1, block.ln_1_bias, block.eps)
-    y = attend(device, product(device, h, block.attn), block.attn_bias, keys, values, length)
+    attn, mlp, ln_1, ln_2 = block.attn, block.mlp, block.ln_1, block.ln_2
+    h, _, _ = layer_norm_forward(device, x, ln_1.weight.data, array(ln_1.bias), ln_1.eps)
+    qkv = product(device, h, attn.c_attn)
+    y = attend(device, qkv, array(attn.c_attn.bias), keys, values, length, attn.scale)
     total, h, _, _ = residual_layer_norm_forward(
-        device, x, product(device, y, block.attn_proj), block.attn_proj_bias, block.ln_2, block.ln_2_bias, block.eps,
-        0.0, 0, 0,
+        device, x, product(device, y, attn.c_proj), array(attn.c_proj.bias), ln_2.weight.data, array(ln_2.bias),
+        ln_2.eps, 0.0, 0, 0,
     )  # fmt: skip
-    h = product(device, h, block.fc)
-    h = gelu_forward(device, h) if block.fc_bias is None else bias_gelu_forward(device, h, block.fc_bias)
-    if block.proj_bias is not None:
-        total = add_bias(device, total, block.proj_bias)
-    device.xp.add(total, product(device, h, block.proj), out=x)
+    h = activate(device, product(device, h, mlp.c_fc), array(mlp.c_fc.bias), mlp.activation)
+    if mlp.c_proj.bias is not None:
+        total = add_bias(device, total, mlp.c_proj.bias.data)
+    device.xp.add(total, product(device, h, mlp.c_proj), out=x)
     return None

@@ -1,5 +1,5 @@
 /* One token at a time: the products of a few rows with a large matrix, and a whole block of the model for them.
- * Included once by kernels.pyx. tinygpt/ops/decode_block.py has the mathematics.
+ * Included once by kernels.pyx. tinygpt/gpt.py, Block, has the mathematics.
  *
  * With one row, every weight is read from memory once and used for one multiplication and one addition: the time is that
  * of reading the weights, and everything here is arranged so that memory is read in long sequential runs.
@@ -28,6 +28,7 @@
 #endif
 
 #include "attention.h"
+#include "gelu_erf.h"
 #include "pool.h"
 #include "vmath.h"
 
@@ -370,17 +371,20 @@ static void tg_unpack(const struct tg_matrix *matrix, int axis, float *out) {
 
 /* One block of the model. ------------------------------------------------------------------------------------------------ */
 
+enum { TG_GELU_TANH, TG_GELU_ERF, TG_RELU, TG_SILU };
+
 struct tg_block {
     struct tg_matrix attn, attn_proj, fc, proj;
     const float *ln_1, *ln_1_bias, *ln_2, *ln_2_bias;
     ptrdiff_t M, C, H, capacity;
-    double eps;
+    double eps_1, eps_2, scale; /* scale: of attention's scores */
+    int activation;             /* of the MLP: TG_GELU_TANH, ... */
     float *x;              /* (M, C) the residual stream */
     float *keys, *values;  /* (M, H, capacity, D) */
     const int64_t *length; /* (M,) tokens that are in the cache before this one */
     float *normed;         /* (M, C) */
     float *mixed;          /* (M, C) what attention brings */
-    float *wide;           /* (M, 4C) gelu's results */
+    float *wide;           /* (M, proj.rows) the activation's results; at least (M, C) */
     float *parts[2];       /* of the product that was last, and of the one before */
     struct tg_parts last;
 };
@@ -409,14 +413,14 @@ static void tg_add_rows(struct tg_block *t, const struct tg_matrix *before, ptrd
 static void tg_norm_1_rows(void *task, ptrdiff_t begin, ptrdiff_t end) {
     struct tg_block *t = task;
     for (ptrdiff_t m = begin; m < end; m++)
-        tg_norm(t->x + m * t->C, t->ln_1, t->ln_1_bias, t->eps, t->C, t->normed + m * t->C);
+        tg_norm(t->x + m * t->C, t->ln_1, t->ln_1_bias, t->eps_1, t->C, t->normed + m * t->C);
 }
 
 static void tg_norm_2_rows(void *task, ptrdiff_t begin, ptrdiff_t end) {
     struct tg_block *t = task;
     tg_add_rows(t, &t->attn_proj, begin, end);
     for (ptrdiff_t m = begin; m < end; m++)
-        tg_norm(t->x + m * t->C, t->ln_2, t->ln_2_bias, t->eps, t->C, t->normed + m * t->C);
+        tg_norm(t->x + m * t->C, t->ln_2, t->ln_2_bias, t->eps_2, t->C, t->normed + m * t->C);
 }
 
 static void tg_last_rows(void *task, ptrdiff_t begin, ptrdiff_t end) {
@@ -483,30 +487,44 @@ static void tg_attend_heads(void *task, ptrdiff_t begin, ptrdiff_t end) {
     for (ptrdiff_t i = begin; i < end; i++) {
         const ptrdiff_t m = i / t->H, h = i % t->H, length = t->length[m];
         float *keys = t->keys + i * t->capacity * D, *values = t->values + i * t->capacity * D;
-        float *out = t->mixed + m * t->C + h * D, *q = t->wide + i * D; /* wide is free here, and 4C long */
+        float *out = t->mixed + m * t->C + h * D, *q = t->wide + i * D; /* wide is free here */
         tg_sum(&t->last, &t->attn, m, h * D, D, q);
         tg_sum(&t->last, &t->attn, m, t->C + h * D, D, keys + length * D);
         tg_sum(&t->last, &t->attn, m, 2 * t->C + h * D, D, values + length * D);
-        const float scale = (float)(1.0 / sqrt((double)D));
+        const float scale = (float)t->scale;
         for (ptrdiff_t d = 0; d < D; d++) q[d] *= scale;
         tg_attend(q, keys, values, length + 1, D, out);
     }
 }
 
-/* The second product of the MLP: each block makes gelu of its own part of the first one's result. */
-static void tg_gelu_blocks(void *task, ptrdiff_t begin, ptrdiff_t end) {
+/* v = activation(v), n numbers; elementwise, so a number's result does not depend on its place. */
+static void tg_activate(float *v, ptrdiff_t n, int activation) {
+    if (activation == TG_GELU_TANH)
+        for (ptrdiff_t i = 0; i < n; i++) {
+            const float x = v[i] < -40 ? -40 : v[i]; /* as in gelu.pyx */
+            const float u = 0.79788456080286535588f * (x + 0.044715f * x * x * x);
+            v[i] = x / (1.0f + tg_expf(-2.0f * u));
+        }
+    else if (activation == TG_GELU_ERF)
+        tg_gelu_erf_forward_float(v, v, n);
+    else if (activation == TG_RELU)
+        for (ptrdiff_t i = 0; i < n; i++) v[i] = v[i] < 0 ? 0 : v[i]; /* a NaN is not below */
+    else
+        for (ptrdiff_t i = 0; i < n; i++) {
+            const float x = v[i] < -100 ? -100 : v[i]; /* -inf / inf is no number */
+            v[i] = x / (1.0f + tg_expf(-x));
+        }
+}
+
+/* The second product of the MLP: each block activates its own part of the first one's result. */
+static void tg_mlp_blocks(void *task, ptrdiff_t begin, ptrdiff_t end) {
     struct tg_block *t = task;
     const ptrdiff_t K = t->proj.rows, N = t->proj.columns;
     for (ptrdiff_t b = begin; b < end; b++) {
         const ptrdiff_t k0 = tg_block_begin(K, b), k1 = tg_block_begin(K, b + 1);
         for (ptrdiff_t m = 0; m < t->M; m++) {
-            float *wide = t->wide + m * K;
-            tg_sum(&t->last, &t->fc, m, k0, k1 - k0, wide + k0);
-            for (ptrdiff_t k = k0; k < k1; k++) {
-                const float v = wide[k] < -40 ? -40 : wide[k]; /* as in gelu.pyx */
-                const float u = 0.79788456080286535588f * (v + 0.044715f * v * v * v);
-                wide[k] = v / (1.0f + tg_expf(-2.0f * u));
-            }
+            tg_sum(&t->last, &t->fc, m, k0, k1 - k0, t->wide + m * K + k0);
+            tg_activate(t->wide + m * K + k0, k1 - k0, t->activation);
         }
         tg_columns(&t->proj, t->wide, K, t->M, k0, k1, t->parts[1] + b * t->M * tg_pitch(N), tg_pitch(N));
     }
@@ -520,7 +538,7 @@ static void tg_decode_block(struct tg_block *t) {
     t->last = tg_product(&t->attn_proj, t->mixed, t->C, t->M, t->parts[0]);
     tg_parallel_for(tg_norm_2_rows, t, t->M, 4);
     t->last = tg_product(&t->fc, t->normed, t->C, t->M, t->parts[0]);
-    tg_parallel_for(tg_gelu_blocks, t, TG_BLOCKS, 1);
+    tg_parallel_for(tg_mlp_blocks, t, TG_BLOCKS, 1);
     t->last = (struct tg_parts){t->parts[1], t->M, tg_pitch(t->C)};
     tg_parallel_for(tg_last_rows, t, t->M, 4);
 }

@@ -1,14 +1,16 @@
 # One new token through one block of the model, and products of few rows. The loops are in decode.h; the mathematics in
-# tinygpt/ops/packed.py and tinygpt/ops/decode_block.py.
+# tinygpt/ops/packed.py and, of the block, in tinygpt/gpt.py.
 #
 # Memory-bound: the weights are read once, whatever the number of rows. float32 and packed weights only; anything else is the
 # reference's.
 
 from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_FORMAT
+from libc.math cimport sqrt
 from libc.string cimport strchr
 
 cdef extern from "decode.h" nogil:
     int TG_FLOAT32, TG_BFLOAT16, TG_INT8, TG_BLOCKS
+    int TG_GELU_TANH, TG_GELU_ERF, TG_RELU, TG_SILU
     cdef struct tg_matrix:
         const void *weight
         const float *scale
@@ -25,7 +27,8 @@ cdef extern from "decode.h" nogil:
         const float *ln_2
         const float *ln_2_bias
         Py_ssize_t M, C, H, capacity
-        double eps
+        double eps_1, eps_2, scale
+        int activation
         float *x
         float *keys
         float *values
@@ -42,10 +45,10 @@ cdef extern from "decode.h" nogil:
     void tg_decode_block(tg_block *block)
 
 
-cdef void *address(object array, const char *formats, tg_matrix *shape=NULL) except? NULL:
+cdef void *address(object array, const char *formats, tg_matrix *shape=NULL, Py_ssize_t size=-1) except? NULL:
     """Where a C-contiguous array begins whose type is one of `formats`, letters of the buffer protocol; None gives NULL.
 
-    shape: takes the array's two sizes and its format. TypeError or ValueError (NumPy's, for another layout) for what the
+    shape: takes the array's two sizes and its format. size: how many numbers there must be. TypeError or ValueError (NumPy's, for another layout) for what the
     compiled body doesn't take: its caller leaves that to the reference.
     """
     cdef Py_buffer view
@@ -56,12 +59,13 @@ cdef void *address(object array, const char *formats, tg_matrix *shape=NULL) exc
     memory = view.buf
     cdef char letter = view.format[0]
     cdef bint fits = strchr(formats, letter) != NULL and view.format[1] == 0
+    fits = fits and (size < 0 or view.len == size * view.itemsize)
     if shape != NULL and view.ndim == 2:
         shape.rows, shape.columns = view.shape[0], view.shape[1]
         shape.format = TG_FLOAT32 if letter == c"f" else TG_BFLOAT16 if letter == c"H" else TG_INT8
     PyBuffer_Release(&view)
     if not fits:
-        raise TypeError(f"an array of type {chr(letter)} where one of {formats.decode()} is needed")
+        raise TypeError(f"an array of type {chr(letter)} or of a size that is not needed here: {formats.decode()}")
     return memory
 
 
@@ -136,34 +140,61 @@ def unpack_into(out, matrix, int axis):
     return out
 
 
-def decode_work(Py_ssize_t M, Py_ssize_t C):
-    """How many floats of room decode_block needs."""
-    return 6 * M * C + TG_BLOCKS * M * (tg_pitch(4 * C) + tg_pitch(C))
+cdef dict ACTIVATIONS = {"gelu_new": TG_GELU_TANH, "gelu": TG_GELU_ERF, "relu": TG_RELU, "silu": TG_SILU}
+
+
+cdef inline float *vector(object parameter, Py_ssize_t size) except? NULL:
+    """The numbers of a parameter; of none, NULL."""
+    return NULL if parameter is None else <float *> address(parameter.data, b"f", NULL, size)
+
+
+cdef int take_layer(tg_matrix *w, object layer, Py_ssize_t rows, Py_ssize_t columns) except -1:
+    """Fill w from a Linear, packed or not, with a matrix (rows, columns); columns < 0: however many there are."""
+    weight = getattr(layer, "weight", None)  # there every time a token is written: a Matrix of it would take longer
+    take_matrix(w, layer.matrix if weight is None else (weight.data, None, None), None, rows)
+    if columns >= 0 and w.columns != columns:
+        raise ValueError("a layer that does not fit")
+    w.bias = vector(layer.bias, w.columns)
+    return 0
+
+
+def decode_work(Py_ssize_t M, Py_ssize_t C, Py_ssize_t inner):
+    """How many floats of room decode_block needs; inner: channels between the MLP's two layers."""
+    wide = max(C, inner)
+    return M * (2 * C + wide) + TG_BLOCKS * M * (tg_pitch(max(3 * C, inner)) + tg_pitch(C))
 
 
 def decode_block(x, block, keys, values, length, work):
     """x (M, C), keys and values (M, H, capacity, D), length (M,): all in place; see the reference."""
     cdef tg_block t
-    cdef Py_ssize_t M = x.shape[0], C = x.shape[1]
+    cdef Py_ssize_t M = x.shape[0], C = x.shape[1], inner
     cdef float *room
-    shape = keys.shape
-    if work.size < decode_work(M, C) or shape[0] != M or shape[1] * shape[3] != C or values.shape != shape:
+    attn, mlp, shape = block.attn, block.mlp, keys.shape
+    if shape[0] != M or shape[1] * shape[3] != C or values.shape != shape or length.shape != (M,):
         return NotImplemented
-    t.M, t.C, t.H, t.capacity, t.eps = M, C, shape[1], shape[2], block.eps
+    activation = ACTIVATIONS.get(mlp.activation)
+    if attn.n_head != shape[1] or activation is None:
+        return NotImplemented
+    t.M, t.C, t.H, t.capacity = M, C, shape[1], shape[2]
+    ln_1, ln_2 = block.ln_1, block.ln_2
+    t.eps_1, t.eps_2, t.activation = ln_1.eps, ln_2.eps, activation
+    t.scale = 1 / sqrt(<double> shape[3]) if attn.scale is None else attn.scale
     try:
         t.x, t.keys, t.values, room = floats(x), floats(keys), floats(values), floats(work)
         t.length = <const int64_t *> address(length, b"lq")
-        t.ln_1, t.ln_1_bias, t.ln_2, t.ln_2_bias = (
-            floats(block.ln_1), floats(block.ln_1_bias), floats(block.ln_2), floats(block.ln_2_bias)
-        )
-        take_matrix(&t.attn, block.attn, block.attn_bias, C)
-        take_matrix(&t.attn_proj, block.attn_proj, block.attn_proj_bias, C)
-        take_matrix(&t.fc, block.fc, block.fc_bias, C)
-        take_matrix(&t.proj, block.proj, block.proj_bias, 4 * C)
+        t.ln_1, t.ln_1_bias = vector(ln_1.weight, C), vector(ln_1.bias, C)
+        t.ln_2, t.ln_2_bias = vector(ln_2.weight, C), vector(ln_2.bias, C)
+        take_layer(&t.attn, attn.c_attn, C, 3 * C)
+        take_layer(&t.attn_proj, attn.c_proj, C, C)
+        take_layer(&t.fc, mlp.c_fc, C, -1)
+        take_layer(&t.proj, mlp.c_proj, t.fc.columns, C)
     except (TypeError, ValueError):
         return NotImplemented
+    inner = t.fc.columns
+    if work.size < decode_work(M, C, inner):
+        return NotImplemented
     t.normed, t.mixed, t.wide = room, room + M * C, room + 2 * M * C
-    t.parts[0] = room + 6 * M * C
-    t.parts[1] = t.parts[0] + TG_BLOCKS * M * tg_pitch(4 * C)
+    t.parts[0] = t.wide + M * max(C, inner)
+    t.parts[1] = t.parts[0] + TG_BLOCKS * M * tg_pitch(max(3 * C, inner))
     with nogil:
         tg_decode_block(&t)

@@ -1,0 +1,70 @@
+"""One new token of each text through a whole GPT, on plain arrays: the fast step of `Decoder`.
+
+It is `GPT.hidden(ids, cache)` in one pass over each block (`tinygpt.ops.decode_block`). That pass reads weights instead
+of calling layers, so it is for a model all of whose layers are those of this package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from .. import backends
+from ..gpt import GPT, MLP, Attention, Block
+from ..kernel import work_size
+from ..nn import Embedding, LayerNorm, Linear
+from ..nn.known import is_known, keeps
+from ..nn.packed import PackedEmbedding, PackedLinear
+from ..ops.cached_attention import KeyValueCache
+from ..ops.decode_block import decode_block
+from ..ops.layer_norm import layer_norm_forward
+from ..ops.packed import rows_of
+
+
+class OnePass:
+    """The pass for one model; it keeps the working memory of the compiled body from one step to the next."""
+
+    def __init__(self, model: GPT) -> None:
+        self.model = model
+        self.inner = max(block.mlp.inner for block in model.h)
+        self.work: Any = None
+
+    def __call__(self, ids: np.ndarray, cache: Sequence[KeyValueCache]) -> Any:
+        """ids (M,), the next token of each text -> (M, C), what the head reads."""
+        model, places = self.model, cache[0].places
+        x = (
+            rows_of(model.wte.matrix, backends.array_module(places).asarray(ids)) + model.wpe.weight.data[places]
+        )  # (M, C)
+        work = self._room(x)
+        for block, layer in zip(model.h, cache, strict=True):
+            decode_block(x, block, layer.keys, layer.values, places, work)
+        norm = model.ln_f
+        return layer_norm_forward(x, norm.weight.data, None if norm.bias is None else norm.bias.data, norm.eps)[0]
+
+    def _room(self, x: Any) -> Any:
+        """Floats for the compiled body."""
+        size = max(1, work_size("decode_work", x, *x.shape, self.inner))
+        if self.work is None or self.work.size < size or self.work.dtype != x.dtype:
+            self.work = backends.array_module(x).empty(size, x.dtype)
+        return self.work
+
+
+def one_pass(model: Any) -> OnePass | None:
+    """The pass for `model`, where it is right: where nothing in it is of somebody's own."""
+    if not isinstance(model, GPT) or not keeps(model, GPT):
+        return None
+    return OnePass(model) if all(is_known(module, *kinds) for module, kinds in _places(model)) else None
+
+
+def _places(model: GPT) -> Iterator[tuple[Any, tuple[type, ...]]]:
+    """Each layer whose weights are read, and the classes that it may be of."""
+    linear = (Linear, PackedLinear)
+    yield from ((model.wte, (Embedding, PackedEmbedding)), (model.wpe, (Embedding,)), (model.ln_f, (LayerNorm,)))
+    for block in model.h:
+        yield block, (Block,)
+        yield from ((block.attn, (Attention,)), (block.mlp, (MLP,)))
+        yield from ((block.ln_1, (LayerNorm,)), (block.ln_2, (LayerNorm,)))
+        for layer in (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj):
+            yield layer, linear

@@ -1,0 +1,96 @@
+"""Attention of new tokens over texts that are already there: a key-value cache.
+
+Attention is causal, so the keys and values of a token do not depend on the tokens after it. A model that writes keeps
+them instead of computing them again; the new tokens' queries meet the keys of all tokens so far:
+
+    row b holds n = lengths[b] tokens; its T new ones stand at places n .. n + T - 1, and that is where their keys and
+    values go;  y_t = softmax(scale * q_t . k_j over all places j <= n + t) v
+
+It is the last T rows of `attention.py` over the whole text, row by row, and for texts that begin here it is computed
+by that. The rows may differ in length: there is no padding, and what lies behind a row's end is never looked at.
+
+Inference only: there is no gradient, and no dropout.
+
+Letters: B texts, T new tokens of each, H heads, D = C / H. Shapes: qkv (B, T, 3C), keys and values (B, H, capacity, D).
+Source: Shazeer, "Fast Transformer Decoding: One Write-Head is All You Need", 2019, section 2.4.1.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from ..backends import array_module
+from ..tensor import Tensor
+from .attention import QKVAttention, attention_forward
+from .softmax import softmax_forward
+
+
+class KeyValueCache:
+    """The keys and values of B texts in one block, (B, H, capacity, D) each.
+
+    lengths: (B,) tokens that each text holds, on the host; `places`: the same where the keys are. The caller moves both
+    on, when all blocks have read the new tokens. last_only: whoever reads this block's result wants that of the last
+    position alone.
+    """
+
+    def __init__(self, keys: Any, values: Any, lengths: Any, last_only: bool = False) -> None:
+        self.keys, self.values, self.last_only = keys, values, last_only
+        self.lengths = self.places = lengths
+
+    def row(self, b: int) -> KeyValueCache:
+        """Text b alone; it shares the memory."""
+        part = slice(b, b + 1)
+        return KeyValueCache(self.keys[part], self.values[part], self.lengths[part], self.last_only)
+
+    def select(self, rows: np.ndarray) -> None:
+        """Text r becomes what text rows[r] was; rows (R,), any number of times each. In place where they fit."""
+        used = int(self.lengths.max(initial=0))
+        self.keys, self.values = (self._selected(array, rows, used) for array in (self.keys, self.values))
+        self.lengths = self.lengths[rows]
+
+    @staticmethod
+    def _selected(array: Any, rows: np.ndarray, used: int) -> Any:
+        R, B = len(rows), len(array)
+        if R > B:
+            grown = array_module(array).zeros((R, *array.shape[1:]), array.dtype)
+            grown[:, :, :used] = array[rows, :, :used]
+            return grown
+        moved = np.flatnonzero(rows != np.arange(R))
+        if len(moved):
+            array[moved, :, :used] = array[rows[moved], :, :used]  # the right side is a copy
+        return array[:R]
+
+
+def cached_attention(qkv: Tensor, n_head: int, cache: KeyValueCache, scale: float | None = None) -> Tensor:
+    """qkv (B, T, 3C) of T new tokens of each text -> (B, T, C), or (B, 1, C) where the cache wants the last one alone.
+
+    scale: 1 / sqrt(D) when None. The cache takes their keys and values; its `lengths` stay.
+    """
+    q, k, v = QKVAttention.heads(qkv.data, n_head)  # (B, H, T, D) each
+    B, _, T, D = q.shape
+    scale = 1.0 / math.sqrt(D) if scale is None else scale
+    with np.errstate(all="ignore"):
+        if cache.lengths.any():
+            y = _attend_to_all(q, k, v, cache, scale)  # (B, T, H, D)
+        else:
+            cache.keys[:, :, :T], cache.values[:, :, :T] = k, v
+            y = attention_forward(q, k, v, True, scale, 0.0, 0, 0)[0].transpose(0, 2, 1, 3)  # (B, T, H, D)
+    y = y.reshape(B, T, n_head * D)
+    return Tensor(y[:, -1:] if cache.last_only else y)
+
+
+def _attend_to_all(q: Any, k: Any, v: Any, cache: KeyValueCache, scale: float) -> Any:
+    """q, k, v (B, H, T, D) -> y (B, T, H, D), by the formula above."""
+    xp = array_module(q)
+    B, H, T, _ = q.shape
+    place = xp.asarray(cache.lengths)[:, None] + xp.arange(T)  # (B, T)
+    rows = xp.arange(B)[:, None]
+    cache.keys[rows, :, place], cache.values[rows, :, place] = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
+    longest = int(cache.lengths.max()) + T
+    scores = (q @ cache.keys[:, :, :longest].swapaxes(2, 3)) * scale  # (B, H, T, longest)
+    absent = xp.arange(longest) > place[:, None, :, None]  # (B, 1, T, longest)
+    p = softmax_forward(xp.where(absent, -math.inf, scores).reshape(-1, longest)).reshape(B, H, T, longest)
+    return (p.astype(q.dtype) @ cache.values[:, :, :longest]).transpose(0, 2, 1, 3)
