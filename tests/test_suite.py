@@ -72,6 +72,7 @@ def pytest_configure(config):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("fail", "workers"), [(False, 0), (True, 0), (True, 1)])
 def test_a_slow_test_without_the_marker_is_named(fail: bool, workers: int, tmp_path: Path) -> None:
     (tmp_path / "test_busy.py").write_text(BUSY, encoding="utf-8")

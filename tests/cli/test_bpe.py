@@ -19,6 +19,7 @@ def bpe_text(path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_bpe_as_tokens(run: Any, tmp_path: Path) -> None:
     pytest.importorskip("tokenizers", reason="needs the extra bpe: pip install -e '.[bpe]'")
     folder, text = tmp_path / "run", bpe_text(tmp_path / "text.txt")

@@ -18,7 +18,10 @@ from tinygpt.gpt import ACTIVATIONS
 from tinygpt.kernel import use_kernels
 from tinygpt.ops.packed import Matrix, pack
 
-pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler (g++, c++ or clang++; CXX names another)")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(COMPILER is None, reason="no C++ compiler (g++, c++ or clang++; CXX names another)"),
+]
 PLAIN = ("float32", None)
 
 

@@ -280,6 +280,7 @@ TAKEN = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(emulator.COMPILER is None, reason="needs a C++ compiler")
 @in_both
 def test_no_cuda_kernel_declines_what_training_gives_it(name: str) -> None:

