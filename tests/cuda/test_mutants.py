@@ -15,6 +15,7 @@ import pytest
 
 from tests.cuda.emulator import COMPILER
 from tests.cuda.mutation import SOURCES, mutants, sample, survivors
+from tests.ops import cases
 from tinygpt._ext import cuda
 
 pytestmark = [
@@ -39,7 +40,7 @@ IN_ORDER = (*LONG, *(source for source in SOURCES if source not in LONG))  # so 
 
 LOOP = "for (int j = threadIdx.x * width; j < C; j += blockDim.x"  # over a row
 
-# Why the result is the same all the same.
+# Why the result is the same all the same. What is in a file of rows of its own has its list there (tests/ops/cases/).
 EQUIVALENT: dict[str, list[str]] = {
     "neighbouring threads then write some packs more than once, always the same numbers": [
         f"layer_norm.cuh: {LOOP} * width) {{  ->  {LOOP}) {{  #3",
@@ -145,7 +146,7 @@ EQUIVALENT: dict[str, list[str]] = {
         "  ->  for (int first_key = 0; first_key <= stop; first_key += SIZE) {",
     ],
 }
-LISTED = {change for changes in EQUIVALENT.values() for change in changes}
+LISTED = {change for table in (EQUIVALENT, cases.EQUIVALENT) for changes in table.values() for change in changes}
 
 
 @pytest.mark.parametrize("source", IN_ORDER)

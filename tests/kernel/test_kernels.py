@@ -125,20 +125,6 @@ def test_nothing_of_size_zero_reaches_a_compiled_body(monkeypatch: pytest.Monkey
             kernel(np.zeros((1, 1)))
 
 
-# Their weights are structures of arrays that are not of one floating type: see tests/ops/cases/packed.py and its tests.
-OF_PACKED_WEIGHTS = {"unpack_into", "few_rows_product", "few_rows_product_transposed", "decode_block"}
-
-
-def test_every_kernel_has_a_row() -> None:
-    assert sorted(set(REGISTRY) - {row.name for row in KERNEL_ROWS} - OF_PACKED_WEIGHTS) == []
-
-
-@needs_extension
-def test_every_compiled_body_is_compared() -> None:
-    compiled = {name for name, kernel in REGISTRY.items() if "cython" in kernel.variants()}
-    assert sorted(compiled - OF_PACKED_WEIGHTS) == sorted(row.name for row in COMPILED_ROWS)
-
-
 def both(name: str, *arguments: Any) -> tuple[Any, Any]:
     """What the reference and the compiled body return."""
     bodies = REGISTRY[name].variants()
