@@ -62,6 +62,24 @@ def layer_norm_backward(s: Sizes) -> Work:
     return work("layer_norm_backward", (normal(s.N, s.C, seed=1), x, weight, mean, rstd, True), 3 * x.nbytes)
 
 
+def rms_norm_forward(s: Sizes) -> Work:
+    x = hidden(s)
+    return work("rms_norm_forward", (x, ones(s.C), 1e-5), 2 * x.nbytes)
+
+
+def rms_norm_backward(s: Sizes) -> Work:
+    x, weight = hidden(s), ones(s.C)
+    _, rstd = REGISTRY["rms_norm_forward"](x, weight, 1e-5)
+    return work("rms_norm_backward", (normal(s.N, s.C, seed=1), x, weight, rstd), 3 * x.nbytes)
+
+
+def torch_rms_norm_backward(torch: Any, dy: Any, x: Any, weight: Any, rstd: Any) -> Any:
+    """What eager mode's autograd runs: PyTorch has no kernel for it."""
+    norm = x * rstd[:, None]
+    dnorm = dy * weight
+    return rstd[:, None] * (dnorm - norm * (dnorm * norm).mean(1, keepdim=True)), (dy * norm).sum(0)
+
+
 def residual_layer_norm_forward(s: Sizes, p: float = 0.0) -> Work:
     x = hidden(s)
     arguments = (x, normal(s.N, s.C, seed=1), None, ones(s.C), ones(s.C), 1e-5, p, 5, 6)
@@ -205,6 +223,8 @@ def product(a: tuple[int, int], b: tuple[int, int], transposed: str = "") -> Wor
 ROWS: dict[str, Callable[[Sizes], Work]] = {
     "layer_norm_forward": layer_norm_forward,
     "layer_norm_backward": layer_norm_backward,
+    "rms_norm_forward": rms_norm_forward,
+    "rms_norm_backward": rms_norm_backward,
     "residual_layer_norm_forward": residual_layer_norm_forward,
     "residual_layer_norm_backward": residual_layer_norm_backward,
     "residual_layer_norm_forward, dropout": lambda s: residual_layer_norm_forward(s, DROPOUT),
@@ -240,4 +260,6 @@ ROWS: dict[str, Callable[[Sizes], Work]] = {
 # PyTorch's bodies, called with the module and with our arguments as tensors; those of older rows are in ops_torch.py.
 TORCH: dict[str, Callable[..., Any]] = {
     "cross_entropy_inplace": torch_cross_entropy_inplace,
+    "rms_norm_forward": lambda torch, x, weight, eps: torch.nn.functional.rms_norm(x, weight.shape, weight, eps),
+    "rms_norm_backward": torch_rms_norm_backward,
 }

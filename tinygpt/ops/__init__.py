@@ -30,6 +30,7 @@ from .linear_cross_entropy import linear_cross_entropy
 from .matmul import matmul
 from .reductions import max, mean, sum, var
 from .residual_layer_norm import residual_layer_norm
+from .rms_norm import rms_norm
 from .shape import reshape, transpose
 from .softmax import log_softmax, softmax
 from .where import where

@@ -1,0 +1,53 @@
+"""Launches rms_norm.cu."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import (
+    MOST_SHARED,
+    Device,
+    accumulator_dtype,
+    as_accumulators,
+    ceil_div,
+    launcher,
+    pack_width,
+    real_of,
+    row_threads,
+)
+from .linear import add_up
+
+EXPRESSIONS = ("rms_norm_forward<{real}, {width}>", "rms_norm_backward<{real}, {width}>")
+BLOCKS = 512  # the most that share the rows of a backward pass; each leaves a row of partial sums
+
+
+@launcher
+def rms_norm_forward(device: Device, x: Any, weight: Any, eps: float) -> Any:
+    """x (N, C), weight (C,) -> y (N, C), rstd (N,)."""
+    N, C = x.shape
+    real = real_of(x)
+    y, rstd = device.empty((N, C), x.dtype), device.empty((N,), accumulator_dtype(x))
+    width = pack_width(device, C, x, weight, y)
+    kernel = f"rms_norm_forward<{real}, {width}>"
+    arguments = (x, weight, y, rstd, C, float(eps))
+    device.launch("rms_norm", kernel, real, (N,), (row_threads(C, width),), arguments, 0)
+    return y, rstd
+
+
+@launcher
+def rms_norm_backward(device: Device, dy: Any, x: Any, weight: Any, rstd: Any) -> Any:
+    """dy, x (N, C), weight (C,), rstd (N,) -> dx (N, C), dweight (C,)."""
+    N, C = x.shape
+    real, accum = real_of(x), accumulator_dtype(x)
+    shared = C * accum.itemsize
+    if shared > MOST_SHARED - 1024:  # the reductions need some too
+        return NotImplemented
+    (rstd,) = as_accumulators(dy, rstd)
+    rows = ceil_div(N, BLOCKS)
+    blocks = ceil_div(N, rows)
+    dx, dweight = device.empty((N, C), x.dtype), device.empty((blocks, C), accum)
+    width = pack_width(device, C, dy, x, weight, dx)
+    kernel = f"rms_norm_backward<{real}, {width}>"
+    arguments = (dy, x, weight, rstd, dx, dweight, N, C, rows)
+    device.launch("rms_norm", kernel, real, (blocks,), (row_threads(C, width),), arguments, shared)
+    return dx, add_up(device, dweight, x.dtype)
