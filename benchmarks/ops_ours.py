@@ -233,6 +233,8 @@ ROWS: dict[str, Callable[[Sizes], Work]] = {
     "gelu_backward": gelu("gelu", "backward"),
     "gelu_erf_forward": gelu("gelu_erf", "forward"),
     "gelu_erf_backward": gelu("gelu_erf", "backward"),
+    "silu_forward": gelu("silu", "forward"),
+    "silu_backward": gelu("silu", "backward"),
     "bias_gelu_forward": bias_gelu_forward,
     "bias_gelu_backward": bias_gelu_backward,
     "softmax_forward": softmax("softmax", "forward"),
@@ -260,6 +262,8 @@ ROWS: dict[str, Callable[[Sizes], Work]] = {
 # PyTorch's bodies, called with the module and with our arguments as tensors; those of older rows are in ops_torch.py.
 TORCH: dict[str, Callable[..., Any]] = {
     "cross_entropy_inplace": torch_cross_entropy_inplace,
+    "silu_forward": lambda torch, x: torch.nn.functional.silu(x),
+    "silu_backward": lambda torch, dy, x: torch.ops.aten.silu_backward(dy, x),
     "rms_norm_forward": lambda torch, x, weight, eps: torch.nn.functional.rms_norm(x, weight.shape, weight, eps),
     "rms_norm_backward": torch_rms_norm_backward,
 }

@@ -254,6 +254,7 @@ class Tensor:
     sigmoid: Callable[..., Tensor]
     relu: Callable[..., Tensor]
     gelu: Callable[..., Tensor]
+    silu: Callable[..., Tensor]
     sum: Callable[..., Tensor]
     mean: Callable[..., Tensor]
     var: Callable[..., Tensor]

@@ -32,6 +32,7 @@ from .reductions import max, mean, sum, var
 from .residual_layer_norm import residual_layer_norm
 from .rms_norm import rms_norm
 from .shape import reshape, transpose
+from .silu import silu
 from .softmax import log_softmax, softmax
 from .where import where
 
