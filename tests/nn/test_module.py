@@ -159,6 +159,11 @@ def test_layers_are_their_operations():
     assert bare.bias is None
     np.testing.assert_allclose(bare(x).data, x.data @ bare.weight.data, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(norm(x).data, ops.layer_norm(x, norm.weight, norm.bias, 0.1).data)
+    root_mean_square = nn.RMSNorm(3, eps=0.1)
+    root_mean_square.weight.data[...] = rng.standard_normal(3)
+    expected = ops.rms_norm(x, root_mean_square.weight, 0.1)
+    np.testing.assert_array_equal(root_mean_square(x).data, expected.data)
+    assert [name for name, _ in root_mean_square.named_parameters()] == ["weight"]
     embedding = nn.Embedding(7, 3)
     ids = np.array([[0, 6], [6, 2]])
     np.testing.assert_array_equal(embedding(ids).data, embedding.weight.data[ids])
@@ -183,6 +188,8 @@ def test_dropout_acts_in_training_only():
         (lambda: nn.Linear(2, 3, std=-1), "std must be at least 0"),
         (lambda: nn.Embedding(True, 3), "count must be a whole number, not True"),
         (lambda: nn.LayerNorm(3, eps=0), "eps must be above 0"),
+        (lambda: nn.RMSNorm(3, eps=0), "eps must be above 0"),
+        (lambda: nn.RMSNorm(0), "features must be at least 1, not 0"),
         (lambda: nn.Dropout(1.0), "p must be at least 0 and below 1, not 1"),
         (lambda: nn.Linear(2, 3, dtype=np.float16), "float32 or float64"),
     ],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .layers import Dropout, Embedding, LayerNorm, Linear, uninitialized
+from .layers import Dropout, Embedding, LayerNorm, Linear, RMSNorm, uninitialized
 from .module import Module, Parameter
 
-__all__ = ["Dropout", "Embedding", "LayerNorm", "Linear", "Module", "Parameter", "uninitialized"]
+__all__ = ["Dropout", "Embedding", "LayerNorm", "Linear", "Module", "Parameter", "RMSNorm", "uninitialized"]

@@ -147,6 +147,20 @@ class LayerNorm(Module):
 
 
 @known("forward")
+class RMSNorm(Module):
+    """Divide the last axis, of `features` numbers, by its root mean square; then a learned scale."""
+
+    def __init__(self, features: int, eps: float = 1e-5, *, dtype: Any = np.float32) -> None:
+        features = whole_number("RMSNorm", "features", features)
+        self.eps = number("RMSNorm", "eps", eps, above=0)
+        self.weight = Parameter(np.ones(features, dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., features) -> the same shape."""
+        return ops.rms_norm(x, ops.in_dtype_of(x, self.weight), self.eps)
+
+
+@known("forward")
 class Dropout(Module):
     """In training mode each element is zeroed with probability p and the others are scaled by 1/(1 - p)."""
 
