@@ -32,6 +32,7 @@ MOST_THREADS = 512  # as in common.cuh
 ELEMENTWISE_THREADS = 256
 MOST_BLOCKS = 65535  # limit of a grid's second and third dimension
 MOST_SHARED = 48 * 1024  # bytes of shared memory per block that every GPU allows without opting in
+FOR_REDUCTIONS = 1024  # bytes of them, which block_sum of common.cuh and block_max of softmax.cuh need
 
 # Launcher parameters that may have the accumulators' dtype: the results that `@kernel(statistics=...)` names, and their
 # gradients. `@kernel` fills this set.

@@ -13,12 +13,23 @@ from typing import Any
 
 import numpy as np
 
-from . import MOST_BLOCKS, MOST_SHARED, REALS, SIZES, Device, accumulator_dtype, ceil_div, launcher, real_of
+from . import (
+    FOR_REDUCTIONS,
+    MOST_BLOCKS,
+    MOST_SHARED,
+    REALS,
+    SIZES,
+    Device,
+    accumulator_dtype,
+    ceil_div,
+    launcher,
+    real_of,
+)
 from .gelu import bias_gelu_forward, gelu_erf_forward, gelu_forward
 from .layer_norm import layer_norm_forward
 from .linear import add_bias
 from .packed import PACKED, few_rows_product, is_taken
-from .residual_layer_norm import FOR_REDUCTIONS, residual_layer_norm_forward
+from .residual_layer_norm import residual_layer_norm_forward
 
 PIECE, THREADS, OWN = 128, 256, 4  # as in decode_block.cu
 HEADS = (32, 64, 128)

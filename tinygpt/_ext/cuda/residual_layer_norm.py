@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from . import (
+    FOR_REDUCTIONS,
     MOST_SHARED,
     Device,
     accumulator_dtype,
@@ -20,7 +21,6 @@ from .layer_norm import BLOCKS
 from .linear import add_up
 
 EXPRESSIONS = ("residual_layer_norm_forward<{real}, {width}>", "residual_layer_norm_backward<{real}, {width}>")
-FOR_REDUCTIONS = 1024  # bytes of shared memory
 
 
 @launcher
