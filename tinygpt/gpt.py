@@ -48,7 +48,7 @@ from .tensor import Tensor
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_new": ops.gelu, "gelu": partial(ops.gelu, approximate="none"), "relu": ops.relu,
-    "silu": lambda x: x * x.sigmoid(),
+    "silu": ops.silu,
 }  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from tests.ops.drawing import KernelRow
 from tests.ops.extremes import CASES
 from tinygpt import ops
 from tinygpt._ext import cuda
+from tinygpt.function import Function
 from tinygpt.kernel import REGISTRY
 
 ROOT = Path(__file__).parents[2]
@@ -72,10 +73,16 @@ def collect() -> Parts:
 
 
 def public_functions() -> dict[str, str]:
-    """The functions that bear the name of their file in tinygpt/ops, or return a tensor: what a user is to call."""
+    """What the files of tinygpt/ops define for users: functions that return a tensor, beside their `Function`.
+
+    Those of cached_attention.py and decode_block.py are for decoding alone.
+    """
     found = {}
     for info in pkgutil.iter_modules(ops.__path__):
         module = importlib.import_module(f"tinygpt.ops.{info.name}")
+        classes = [value for value in vars(module).values() if isinstance(value, type)]
+        if not any(issubclass(value, Function) and value.__module__ == module.__name__ for value in classes):
+            continue
         for name, value in vars(module).items():
             ours = isinstance(value, FunctionType) and value.__module__ == module.__name__ and name[0] != "_"
             if ours and not info.name.startswith("_") and not name.endswith("_composed") and returns_tensors(value):
