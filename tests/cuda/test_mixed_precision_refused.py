@@ -30,9 +30,9 @@ def test_on_the_cpu_the_command_line_says_why_and_what_to_do(run: Any, text: Pat
         answer = run("train", *OPTIONS, f"--data={text}", f"--out={tmp_path / 'run'}", f"--dtype={name}")
         assert (answer.code, answer.out) == (2, "")
         assert answer.err.partition(": ")[2] == (  # before it stands the program that was started
-            f"{name} is not supported on the CPU, because NumPy multiplies no matrices of 16 bits (it would "
-            "be slower than float32, not faster): leave out --dtype, or take a GPU with --backend cupy; a run in "
-            f"float32 can be moved to a GPU and go on there with --resume --backend cupy --dtype {name}\n"
+            f"{name} is not supported on the CPU, because NumPy has no fast 16-bit matrix products (it would "
+            "be slower than float32, not faster): leave out --dtype, or use a GPU with --backend cupy; a run in "
+            f"float32 can be resumed on a GPU with --resume --backend cupy --dtype {name}\n"
         )
         assert not (tmp_path / "run").exists()
 
@@ -100,7 +100,7 @@ def test_what_bfloat16_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     with standin.installed(module), tg.use_backend("cupy"):
         made = model()
         module.cuda = standin.make_cuda("75")
-        with pytest.raises(UsageError, match=r"no bfloat16: its compute capability is 7\.5, and 8\.0 is the least"):
+        with pytest.raises(UsageError, match=r"no bfloat16: its compute capability is 7\.5, and bfloat16 needs 8\.0"):
             made.compute_in("bfloat16").__enter__()
         with made.compute_in("float16"):
             assert made(IDS).dtype == np.float16

@@ -1,8 +1,7 @@
-"""Where arrays live: NumPy in the computer's memory, or CuPy in a GPU's.
+"""Where arrays live: NumPy in main memory, or CuPy in a GPU's memory.
 
-Only this package and `tinygpt.kernel` know that CuPy or the compiled extension exist. The rest of
-tinygpt asks `array_module(x)` for the library an array belongs to and calls the functions the two
-have in common.
+Only this package and `tinygpt.kernel` know that CuPy or the compiled extension exist. The rest of tinygpt gets an
+array's library from `array_module(x)` and calls functions that NumPy and CuPy have in common.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ _current = "numpy"
 
 
 def get(name: str) -> ModuleType:
-    """The backend module called `name`. CuPy is imported here, at first use, and not before."""
+    """The backend module called `name`. CuPy is imported here, on first use. Raises UsageError."""
     if name == "numpy":
         from . import numpy
 
@@ -33,15 +32,15 @@ def get(name: str) -> ModuleType:
 
 
 def current() -> str:
-    """The name of the backend that new tensors go to."""
+    """The name of the backend on which new tensors are made."""
     return _current
 
 
 class use_backend:
-    """Send new tensors to `name` from now on, or, as a `with` block, until its end.
+    """Make new tensors on backend `name` from now on or, in a `with` statement, until the end of the block.
 
-    tf32: of "cupy": whether products of float32 matrices may be done in TF32 (see `tinygpt.backends.cupy`); None
-    leaves that as it is. Raises UsageError: an unknown backend, or what is missing for it.
+    tf32: for "cupy" only: whether float32 matrix products may use TF32 (see `tinygpt.backends.cupy`); None leaves the
+    setting alone. Raises UsageError if the backend is unknown or something that it needs is missing.
     """
 
     def __init__(self, name: str, tf32: bool | None = None) -> None:
@@ -49,7 +48,7 @@ class use_backend:
         backend = get(name)
         if tf32 is not None and name != "cupy":
             raise UsageError(f"use_backend: tf32 is an option of the backend 'cupy', not of {name!r}")
-        self.tf32 = None if tf32 is None else backend.set_tf32(tf32)  # what it was
+        self.tf32 = None if tf32 is None else backend.set_tf32(tf32)  # the previous setting
         self.previous, _current = _current, name
 
     def __enter__(self) -> use_backend:
@@ -63,7 +62,7 @@ class use_backend:
 
 
 def array_module(array: Any) -> Any:
-    """numpy or cupy: the library whose array this is. Raises DtypeError for what is no array."""
+    """numpy or cupy: the library whose array this is. Raises DtypeError if it is not an array."""
     if isinstance(array, (np.ndarray, np.generic)):
         return np
     _require_array(array)
@@ -71,7 +70,7 @@ def array_module(array: Any) -> Any:
 
 
 def name_of(array: Any) -> str:
-    """ "numpy" or "cupy". Raises DtypeError for what is no array."""
+    """ "numpy" or "cupy". Raises DtypeError if `array` is not an array."""
     if isinstance(array, (np.ndarray, np.generic)):
         return "numpy"
     _require_array(array)
@@ -79,7 +78,7 @@ def name_of(array: Any) -> str:
 
 
 def is_array(value: Any) -> bool:
-    """True for an array of either library; never imports CuPy."""
+    """Whether this is an array of either library. Never imports CuPy."""
     return isinstance(value, np.ndarray) or type(value).__module__.partition(".")[0] == "cupy"
 
 
@@ -91,17 +90,17 @@ def _require_array(value: Any) -> None:
 
 
 def different_backends(where: str, *arrays: Any) -> UsageError:
-    """The error for arrays that meet in one operation and live on different backends."""
+    """The error for an operation whose inputs live on different backends."""
     names = ", ".join(name_of(array) for array in arrays)
     return UsageError(f"{where}: its inputs live on different backends ({names}): move them with .to(backend)")
 
 
 def from_host(operation: str, name: str, array: Any, like: Any) -> Any:
-    """Ids, targets and index arrays for an operation on the array `like`, in memory of the operation's own.
+    """A copy of ids, targets or an index array on the backend of `like`, for an operation that will save it.
 
-    It keeps them for its backward pass, and a caller may fill the same buffer with the next batch before that. Data
-    comes from the host, so a NumPy array goes to where `like` is. The other way it would be a wait for the GPU
-    that nobody asked for: that is refused.
+    It must be a copy because the caller may refill the buffer with the next batch before the backward pass. A NumPy
+    array is moved to the GPU, since data comes from the host. The opposite direction is refused: it would silently wait
+    for the GPU.
     """
     if name_of(array) == "cupy" and name_of(like) == "numpy":
         raise UsageError(
@@ -112,17 +111,17 @@ def from_host(operation: str, name: str, array: Any, like: Any) -> Any:
 
 
 def address(array: Any) -> int:
-    """Where an array's first element lies, in the memory of its library. Raises DtypeError for what is no array."""
+    """The address of an array's first element, in main memory or the GPU's. Raises DtypeError if it is not an array."""
     return int(array.ctypes.data if name_of(array) == "numpy" else array.data.ptr)
 
 
 def as_factor(number: Any) -> Any:
-    """An array without axes, to multiply by: a float or, on a GPU, the array itself, so that nobody waits for it."""
+    """A 0-d array as a factor: a float, or on a GPU the array itself, since reading its value would mean waiting."""
     return float(number) if name_of(number) == "numpy" else number
 
 
 def move(array: Any, name: str) -> Any:
-    """The array on backend `name`; itself when it is there already."""
+    """The array on backend `name`; the same array if it is there already."""
     if name_of(array) == name:
         return array
     if name == "numpy":

@@ -1,15 +1,15 @@
 """The CuPy backend: arrays in a GPU's memory.
 
-CuPy is imported by `require()`, which `tinygpt.backends.get("cupy")` calls at first use. `import
-tinygpt` never comes here, so a machine without a GPU, a driver or CuPy is no obstacle to the CPU.
+CuPy is imported by `require()`, which `tinygpt.backends.get("cupy")` calls on first use. `import tinygpt` does not
+import it, so tinygpt runs on the CPU without a GPU, a driver or CuPy.
 
-Memory comes from CuPy's pool, which keeps what is freed for the next array: `memory()` tells how much that is,
-`free_unused()` gives it back. Work goes to CuPy's current stream, the kernels too, so `with cupy.cuda.Stream():` is all
-that it takes to use another one; `to_numpy` waits for it, `synchronize()` does nothing else.
+Memory comes from CuPy's pool, which keeps freed memory for later arrays: `memory()` says how much it holds, and
+`free_unused()` returns it to the GPU. All work, our kernels included, goes to CuPy's current CUDA stream; to use
+another one, write `with cupy.cuda.Stream():`. `to_numpy` waits for the stream to finish, and so does `synchronize()`.
 
-Products of float32 matrices are float32 unless TF32 is asked for: `tinygpt.use_backend("cupy", tf32=True)`, or
-TINYGPT_TF32=1 in the environment. TF32 rounds the factors to 11 significant bits, for speed, on GPUs of compute
-capability 8.0 and newer. It acts on products of two matrices, which the model's layers are.
+Float32 matrix products are computed in float32 unless you ask for TF32, with `tinygpt.use_backend("cupy", tf32=True)`
+or TINYGPT_TF32=1 in the environment. TF32 rounds the factors to 11 significant bits and is faster; it needs a GPU of
+compute capability 8.0 or newer. It affects products of two matrices, which includes all of the model's layers.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ TF32_FROM = 80  # compute capability, times ten
 
 
 def require() -> Any:
-    """Import CuPy and check that a GPU answers; one sentence says what is missing."""
+    """Import CuPy and check that a GPU answers. Raises UsageError, which says what is missing."""
     global xp
     if xp is not None:
         return xp
@@ -42,7 +42,7 @@ def require() -> Any:
         raise UsageError(f"TINYGPT_TF32 is {wanted!r}: set it to 0 or 1")
     xp = cupy
     try:
-        if wanted:  # otherwise it is as CuPy's own CUPY_TF32 has it
+        if wanted:  # otherwise CuPy's own CUPY_TF32 decides
             set_tf32(wanted == "1")
     except UsageError:
         xp = None
@@ -61,12 +61,12 @@ def to_numpy(array: Any) -> np.ndarray:
 
 
 def synchronize() -> None:
-    """Wait until all that was asked of the GPU is done."""
+    """Wait until the GPU has finished all work on the current stream."""
     require().cuda.get_current_stream().synchronize()
 
 
 def native_body(kernel: str) -> Callable[..., Any] | None:
-    """The CUDA body of a kernel, or None: then its reference body runs, on the GPU."""
+    """The CUDA body of a kernel, or None: then its reference runs, also on the GPU."""
     from .cupy_kernels import body
 
     return body(require(), kernel)
@@ -76,7 +76,7 @@ def native_body(kernel: str) -> Callable[..., Any] | None:
 
 
 class Memory(NamedTuple):
-    """Bytes: free and total on the GPU, whoever uses it; used by this process's arrays; held by its pool."""
+    """In bytes: free and total, of the whole GPU; used, by this process's arrays; held, by this process's pool."""
 
     free: int
     total: int
@@ -85,7 +85,7 @@ class Memory(NamedTuple):
 
 
 def memory() -> Memory:
-    """How the GPU's memory is used."""
+    """How much of the GPU's memory is in use."""
     cupy = require()
     pool = cupy.get_default_memory_pool()
     free, total = cupy.cuda.runtime.memGetInfo()
@@ -93,7 +93,7 @@ def memory() -> Memory:
 
 
 def free_unused() -> None:
-    """Give memory back that no array uses any more, for other processes on the GPU."""
+    """Return memory that no array uses any more to the GPU, for other processes."""
     require().get_default_memory_pool().free_all_blocks()
 
 
@@ -101,16 +101,16 @@ def free_unused() -> None:
 
 
 def set_tf32(enabled: bool) -> bool:
-    """Products of float32 matrices in TF32, or in float32 again. Returns what it was before.
+    """Turn TF32 for float32 matrix products on or off. Returns the previous setting.
 
-    Raises UsageError on a GPU that has no TF32.
+    Raises UsageError if the GPU has no TF32.
     """
     cupy = require()
     capability = int(cupy.cuda.Device().compute_capability)
     if enabled and capability < TF32_FROM:
         raise UsageError(
             f"the GPU {cupy_setup.gpu_name(cupy)} has no TF32: its compute capability is "
-            f"{cupy_setup.decimal(capability)}, and {cupy_setup.decimal(TF32_FROM)} is the least: leave tf32 off"
+            f"{cupy_setup.decimal(capability)}, and TF32 needs {cupy_setup.decimal(TF32_FROM)}: leave tf32 off"
         )
     before, products = uses_tf32(), _products()
     products.set_compute_type(np.float32, products.COMPUTE_TYPE_TF32 if enabled else products.COMPUTE_TYPE_DEFAULT)
@@ -118,19 +118,19 @@ def set_tf32(enabled: bool) -> bool:
 
 
 def uses_tf32() -> bool:
-    """Whether products of float32 matrices are done in TF32, by this or by CuPy's own CUPY_TF32."""
+    """Whether float32 matrix products use TF32, because of `set_tf32` or of CuPy's own CUPY_TF32."""
     require()
     products = _products()
     return products.get_compute_type(np.float32) == products.COMPUTE_TYPE_TF32
 
 
 def _products() -> Any:
-    """Where CuPy keeps this setting; it has no public place."""
+    """The module where CuPy keeps this setting; there is no public access to it."""
     return importlib.import_module("cupy._core._routines_linalg")
 
 
 def describe() -> str:
-    """One line: what runs here."""
+    """One line: the versions of CuPy and CUDA, and the GPU."""
     cupy = require()
     capability = cupy_setup.decimal(int(cupy.cuda.Device().compute_capability))
     cuda = cupy_setup.cuda_version(cupy.cuda.runtime.runtimeGetVersion())

@@ -1,25 +1,25 @@
-"""CUDA graphs: work of a GPU that is recorded once and then launched as a whole, at the price of a single kernel.
+"""CUDA graphs: record a sequence of kernel launches once, then launch all of it at the cost of one launch.
 
     recorder = Recorder()
-    recorder.fill((idx, targets))                     # host arrays, which have a fixed place on the GPU from now on
-    with recorder.warm_up(): work()                   # as usual, but on the recorder's CUDA stream and in its memory
-    graph = recorder.capture(work, first_rng_stream)  # nothing is computed: every launch is written down
-    graph.replay((idx, targets), first_rng_stream)    # with other values in the same places
+    recorder.fill((idx, targets))                     # copies host arrays to buffers on the GPU, reused from now on
+    with recorder.warm_up(): work()                   # runs as usual, but on the recorder's CUDA stream and memory pool
+    graph = recorder.capture(work, first_rng_stream)  # computes nothing: only records the launches
+    graph.replay((idx, targets), first_rng_stream)    # runs them with new values in the same buffers
 
-A replay repeats the launches with the very arguments that they were captured with, addresses and numbers. So
+A replay repeats the launches with exactly the arguments that were captured, both addresses and numbers. Therefore
 
-- **memory** comes from a pool of the recorder's own, for warm-up and capture alike. What is freed in the course of a
-  capture is taken again later in it, which a replay repeats in the same order. Nobody else allocates from this pool,
-  and it gives nothing back while the graph may be replayed. CuPy's pool would, when memory runs out in the middle of a
-  capture: then the capture is given up instead;
-- **inputs** are copied to their places before each replay. Any other array from the host is a constant of the graph: it
-  is copied once, on another CUDA stream, to memory that no launch of the graph touches;
+- **memory** comes from the recorder's own pool, in warm-up and capture. Memory freed during a capture is reused later
+  in that capture, and a replay repeats this in the same order. Nobody else allocates from the pool, and it frees
+  nothing as long as the graph may be replayed. CuPy's pool does free memory when the GPU runs out of it, so if that
+  happens during a capture, the capture is abandoned;
+- **inputs** are copied to their buffers before each replay. Any other array from the host is a constant of the graph:
+  it is copied once, on another CUDA stream, to memory that no launch of the graph writes to;
 - **RNG streams** are numbered from an offset in device memory (`stream_of` in philox.cuh);
-- **matrix products** go to cuBLAS by way of ctypes, with a handle and a workspace of the recorder's own: CuPy refuses
-  to call cuBLAS while a CUDA stream is captured, because it can't tell whether the workspace would last. Here it does;
-- **nobody waits** for the GPU and no result is looked at: CuPy and CUDA refuse that. A number that Python computes from
-  results, or that differs from step to step, has no place in a graph; who uses one must compare
-  (`tinygpt.training.graphed_step` compares a replay with the step itself, bit for bit, before it trusts it).
+- **matrix products** call cuBLAS through ctypes, with a handle and a workspace that belong to the recorder. CuPy
+  refuses to call cuBLAS during a capture, because its workspace might be freed too early; ours lives long enough;
+- **no waiting** for the GPU and no reading of results: CuPy and CUDA refuse both during a capture. A number that Python
+  computes from results, or that changes from step to step, would be frozen into the graph. Only a comparison can show
+  that (`tinygpt.training.graphed_step` compares a replay with the real step, bit for bit, before it trusts a graph).
 
 Source: NVIDIA, "CUDA C++ Programming Guide", CUDA Graphs, "Creating a graph using stream capture"; cuBLAS's manual,
 section "CUDA Graphs Support".
@@ -40,16 +40,16 @@ from . import cupy as backend
 from . import recording
 from .cupy_kernels import device
 
-MODES = ("auto", "on", "off")  # where it works; or it is an error; never
+MODES = ("auto", "on", "off")  # if they work; always, or raise an error; never
 WORKSPACE = 32 << 20  # bytes, as cuBLAS's manual advises for the newest GPUs
 
 
 class CaptureError(Exception):
-    """Why this work can't be a CUDA graph: the end of a sentence."""
+    """Why this work can't be a CUDA graph. The message is a clause that ends another message."""
 
 
 class Cublas:
-    """The one function of cuBLAS that graphs need, under the name and with the arguments of CuPy's own wrapper."""
+    """The one cuBLAS function that graphs need, with the name and arguments of CuPy's own wrapper."""
 
     CUBLAS_COMPUTE_32F, CUBLAS_COMPUTE_32F_FAST_TF32, CUBLAS_GEMM_DEFAULT = 68, 77, -1
 
@@ -60,7 +60,7 @@ class Cublas:
         self.handle = handle.value
         self.workspace = cupy.empty(WORKSPACE, "uint8")
         self.call("cublasSetStream_v2", ctypes.c_void_p(self.handle), ctypes.c_void_p(cuda_stream.ptr))
-        self.call(  # after the CUDA stream, which takes a workspace away
+        self.call(  # after cublasSetStream, which resets the workspace
             "cublasSetWorkspace_v2", ctypes.c_void_p(self.handle), ctypes.c_void_p(self.workspace.data.ptr),
             ctypes.c_size_t(WORKSPACE),
         )  # fmt: skip
@@ -68,7 +68,7 @@ class Cublas:
     def call(self, name: str, *arguments: Any) -> None:
         status = getattr(self.cublas, name)(*arguments)
         if status != 0:
-            raise CaptureError(f"cuBLAS's {name} ended with status {status}")
+            raise CaptureError(f"cuBLAS's {name} returned status {status}")
 
     def gemmEx(self, handle: int, *arguments: Any) -> None:
         """(transa, transb, m, n, k, alpha, A, type, lda, B, type, ldb, beta, C, type, ldc, compute type, algorithm)."""
@@ -86,26 +86,26 @@ GEMM_ARGUMENTS = (
 
 
 def load_cublas(cupy: Any) -> Any:
-    """The library that CuPy has loaded."""
+    """The cuBLAS library that CuPy has loaded."""
     if sys.platform != "linux":
-        raise CaptureError("they are made on Linux alone")
-    cupy.cuda.get_cublas_handle()  # CuPy finds the library, and loads it
+        raise CaptureError("CUDA graphs are supported only on Linux")
+    cupy.cuda.get_cublas_handle()  # makes CuPy find and load the library
     name = f"libcublas.so.{cupy.cuda.runtime.runtimeGetVersion() // 1000}"
     try:
         return ctypes.CDLL(name, mode=os.RTLD_NOW | os.RTLD_NOLOAD)
     except OSError as error:
-        raise CaptureError(f"cuBLAS is not where it is looked for ({error})") from error
+        raise CaptureError(f"the cuBLAS library can't be found ({error})") from error
 
 
 class Graph:
-    """Launches that were recorded, and all that must stay where it is."""
+    """Recorded launches, and everything that must stay alive at the same address while they may be replayed."""
 
     def __init__(self, recorder: Recorder, launches: Any, first_rng_stream: int) -> None:
         self.recorder, self.launches, self.constants = recorder, launches, recorder.constants
         self.first_rng_stream = first_rng_stream
 
     def replay(self, inputs: Sequence[np.ndarray], first_rng_stream: int) -> None:
-        """Launch it on CuPy's current CUDA stream, with these inputs and the RNG streams from `first_rng_stream` on."""
+        """Launch it on CuPy's current CUDA stream, with these inputs, and RNG streams from `first_rng_stream` on."""
         self.recorder.fill(inputs)
         current = self.recorder.cupy.cuda.get_current_stream()
         self.recorder.rng_stream_base.set(np.array([first_rng_stream], np.uint64), current)
@@ -113,7 +113,7 @@ class Graph:
 
 
 class Recorder:
-    """A CUDA stream, memory and inputs for graphs that are replayed one after the other, never at the same time."""
+    """A CUDA stream, memory and input buffers for graphs that are replayed one at a time, never concurrently."""
 
     def __init__(self) -> None:
         cupy = self.cupy = backend.require()
@@ -122,27 +122,27 @@ class Recorder:
         self.pool = cupy.cuda.MemoryPool(self._malloc)
         self.rng_stream_base = cupy.zeros(1, "uint64")  # the offset of the RNG streams
         self.cublas = Cublas(cupy, self.cuda_stream)
-        self.hosts: list[np.ndarray] = []  # the inputs of the present work
-        self.places: list[Any] = []
-        self.all_places: dict[Any, list[Any]] = {}  # of inputs of each kind
+        self.hosts: list[np.ndarray] = []  # the current inputs
+        self.places: list[Any] = []  # their buffers on the GPU
+        self.all_places: dict[Any, list[Any]] = {}  # the buffers for each combination of shapes and dtypes
         self.constants: list[Any] = []
         self.capturing = False
-        cupy.get_default_memory_pool().free_all_blocks()  # the same arrays will now be in this recorder's pool
+        cupy.get_default_memory_pool().free_all_blocks()  # the arrays will now come from this recorder's pool instead
 
     def _malloc(self, size: int) -> Any:
-        """Memory for the pool. One that can't be had ends a capture: the pool would free what launches still use."""
+        """Allocate for the pool. A failure ends a capture: otherwise the pool would free what launches still use."""
         cuda = self.cupy.cuda
         try:
             return cuda.MemoryPointer(cuda.Memory(size), 0)
         except Exception as error:
             if self.capturing:
-                raise CaptureError("the GPU's memory does not suffice for one") from error
+                raise CaptureError("the GPU does not have enough memory for one") from error
             raise
 
     # Inputs and constants -------------------------------------------------------------------------
 
     def fill(self, inputs: Sequence[np.ndarray]) -> None:
-        """Copy host arrays to their places on the GPU: those of arrays before them, of the same shapes and dtypes."""
+        """Copy host arrays to their buffers on the GPU, which earlier inputs of the same shapes and dtypes used too."""
         kind = tuple((array.shape, array.dtype) for array in inputs)
         if kind not in self.all_places:
             self.all_places[kind] = [self.cupy.empty(shape, dtype) for shape, dtype in kind]
@@ -151,11 +151,11 @@ class Recorder:
             place.set(array, self.cupy.cuda.get_current_stream())
 
     def on_device(self, array: np.ndarray, dtype: Any) -> Any:
-        """The array on the GPU: an input's place, or a constant."""
+        """The array on the GPU: an input's buffer, or a constant."""
         for host, place in zip(self.hosts, self.places, strict=True):
             if dtype is None and same_memory(array, host):
                 return place.reshape(array.shape)
-        if not self.capturing or array.ndim == 0:  # a lone number is an argument of the launch that writes it
+        if not self.capturing or array.ndim == 0:  # a single number becomes an argument of the launch that writes it
             return self.cupy.asarray(array, dtype=dtype)
         with self.cupy.cuda.using_allocator(self.cupy.get_default_memory_pool().malloc), self.upload_stream:
             constant = self.cupy.array(array, dtype=dtype)
@@ -176,7 +176,8 @@ class Recorder:
 
     @contextlib.contextmanager
     def warm_up(self) -> Iterator[None]:
-        """Work inside the block runs as usual, where a capture would put it: kernels are compiled, memory is found."""
+        """Work in the block runs as usual, but on the stream and memory of a capture: it compiles the kernels and fills
+        the pool."""
         current = self.cupy.cuda.get_current_stream()
         self.cuda_stream.wait_event(current.record())
         try:
@@ -186,9 +187,9 @@ class Recorder:
             current.wait_event(self.cuda_stream.record())
 
     def capture(self, work: Callable[[], Any], first_rng_stream: int) -> Graph:
-        """The launches of `work()`, none of which is carried out. first_rng_stream: the number of its first RNG stream.
+        """Record the launches of `work()` without running them. first_rng_stream: the number of its first RNG stream.
 
-        Raises CaptureError when it does what no graph can hold.
+        Raises CaptureError if `work` does something that a graph can't contain.
         """
         kernels, self.constants = device(self.cupy), []
         failure: BaseException | None = None
@@ -207,20 +208,20 @@ class Recorder:
         return Graph(self, launches, first_rng_stream)
 
     def _end_capture(self, failure: BaseException | None) -> Any:
-        """The launches. In any case the CUDA stream is one like any other again."""
+        """The recorded launches. In any case, the CUDA stream is no longer capturing."""
         try:
             launches = self.cuda_stream.end_capture()
         except Exception as error:
             failure = failure if failure is not None else error
         if failure is None:
             return launches
-        if isinstance(failure, CaptureError) or not isinstance(failure, Exception):  # Ctrl-C stays what it is
+        if isinstance(failure, CaptureError) or not isinstance(failure, Exception):  # such as KeyboardInterrupt
             raise failure
         raise CaptureError(f"the work can't be recorded ({type(failure).__name__}: {first_line(failure)})") from failure
 
 
 def same_memory(array: np.ndarray, other: np.ndarray) -> bool:
-    """Whether two arrays are the same elements in the same order, perhaps in another shape."""
+    """Whether two arrays share all their elements in the same order, possibly with different shapes."""
     return (
         array.dtype == other.dtype
         and array.nbytes == other.nbytes

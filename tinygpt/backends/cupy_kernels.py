@@ -1,4 +1,4 @@
-"""The CUDA kernels of `tinygpt._ext.cuda` on CuPy: compiled by NVRTC at first use, kept on disk by CuPy, launched."""
+"""The CUDA kernels of `tinygpt._ext.cuda`, run by CuPy: NVRTC compiles them on first use, CuPy caches them on disk."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Device:
         function(tuple(grid), tuple(block), tuple(values), shared_mem=shared)
 
     def compiled(self, file: str, kernel: str) -> Any:
-        """An instance of a kernel for this GPU. Each is compiled by itself: most programs use few of them."""
+        """A kernel compiled for this GPU. Each is compiled separately, since most programs use only a few."""
         module = self.xp.RawModule(code=cuda.source(file), options=OPTIONS, name_expressions=(kernel,))
         return module.get_function(kernel)
 
@@ -52,7 +52,7 @@ OPTIONS = ("--std=c++17",)
 
 @functools.cache
 def body(cupy: Any, kernel: str) -> Callable[..., Any] | None:
-    """The CUDA body of a kernel, called as its reference is; None where there is none."""
+    """The CUDA body of a kernel, called like its reference; None if it has none."""
     return cuda.body(device(cupy), kernel)
 
 

@@ -1,15 +1,15 @@
-"""Products of 16-bit matrices on a GPU, by cuBLAS itself: sums in float32, the result in 16 bits or in float32.
+"""16-bit matrix products on a GPU, by calling cuBLAS directly: sums in float32, the result in 16 bits or float32.
 
-CuPy's `matmul` rounds each result to the factors' type and can't add to a matrix that is there. `cublasGemmEx` can do
-both: the gradient of a weight comes in float32, and the shares of several blocks of rows are added up in float32, in
-one pass. (CuPy's products of batches of 16-bit matrices are slow or fail: for batches see `ops/_matmul.py`.)
+CuPy's `matmul` rounds the result to the factors' type and can't add to an existing matrix. `cublasGemmEx` can return
+float32, as we want for the gradient of a weight, and can add: the contributions of several blocks of rows are summed in
+float32 without another pass. (CuPy's batched 16-bit products are slow or fail: for batches see `ops/_matmul.py`.)
 
-cuBLAS sees matrices column by column, NumPy row by row: what is y (M, N) here is its transpose there, and
+cuBLAS stores matrices column by column, NumPy row by row, so our y (M, N) is cuBLAS's y^T (N, M). Since
 
     y = a b        is        y^T = b^T a^T
 
-so b goes first, and neither is copied: a matrix whose rows lie one behind the other is its own transpose to cuBLAS, and
-one whose columns do (a view `x.T`) is told to be transposed.
+b goes first, and nothing is copied. To cuBLAS, a matrix stored row by row already is its transpose, and one stored
+column by column (such as a view `x.T`) is passed with the flag TRANSPOSE.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ ONE, ZERO = np.ones((), np.float32), np.zeros((), np.float32)  # cuBLAS reads th
 
 
 def gemm(cupy: Any, a: Any, b: Any, out: Any, add: bool) -> Any:
-    """out (M, N) = a (M, K) @ b (K, N), or += with `add`. a, b: of one 16-bit type, or float32; out: of that type or
-    float32, with rows whose elements are neighbours."""
+    """out (M, N) = a (M, K) @ b (K, N), or += with `add`. a, b: both of one 16-bit type, or float32. out: of that type
+    or float32; the elements of each row must be contiguous."""
     (M, K), N = a.shape, b.shape[1]
     if 0 in (M, N, K):
         if not add:
@@ -46,14 +46,14 @@ def gemm(cupy: Any, a: Any, b: Any, out: Any, add: bool) -> Any:
 
 
 def library(cupy: Any) -> tuple[Any, int]:
-    """(cuBLAS's functions, a handle): CuPy's, or those for work that becomes a CUDA graph."""
+    """(cuBLAS's functions, a handle): CuPy's, or the recorder's while a CUDA graph is being made."""
     if recording.recorder is not None:
         return recording.recorder.cublas, recording.recorder.cublas.handle
     return cupy.cuda.cublas, cupy.cuda.get_cublas_handle()
 
 
 def operand(cupy: Any, x: Any) -> tuple[Any, int, int]:
-    """(matrix, NO_TRANSPOSE or TRANSPOSE, leading dimension); a copy where neither is whole."""
+    """(matrix, NO_TRANSPOSE or TRANSPOSE, leading dimension). Copies x unless its rows or columns are contiguous."""
     rows, columns = (stride // x.itemsize for stride in x.strides)
     if (columns == 1 or x.shape[1] == 1) and (rows >= x.shape[1] or x.shape[0] == 1):
         return x, NO_TRANSPOSE, leading_dimension(x)
@@ -63,7 +63,7 @@ def operand(cupy: Any, x: Any) -> tuple[Any, int, int]:
 
 
 def leading_dimension(x: Any) -> int:
-    """Elements from a row to the next; at least the row's length, since the stride of a single row may be anything."""
+    """Elements from one row to the next; at least the row's length, as the stride of a single row may be anything."""
     return max(x.strides[0] // x.itemsize, x.shape[1])
 
 

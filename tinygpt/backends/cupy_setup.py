@@ -1,4 +1,4 @@
-"""Before the first array goes to the GPU: is there all that it takes? Each thing missing has a sentence of its own."""
+"""Checks before the first array goes to the GPU: whatever is missing is reported, with how to get it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OTHERWISE = "or use the backend 'numpy'"
 
 
 def driver_cuda() -> tuple[int, int] | None:
-    """(major, minor) of the newest CUDA that this machine's driver can run; None where there is no driver.
+    """(major, minor) of the newest CUDA that this machine's driver can run; None if there is no driver.
 
     Asked of the driver itself, which takes a millisecond and touches no GPU.
     """
@@ -33,22 +33,22 @@ def driver_cuda() -> tuple[int, int] | None:
 
 
 def pip_install(cuda: int) -> str:
-    """The command that installs what the extra cuda12 or cuda13 brings, by name: tinygpt is on no index."""
+    """The command that installs `packages(cuda)`: by name, since tinygpt and its extras are not on PyPI."""
     return f"pip install {shlex.join(packages(cuda))}"
 
 
 def packages(cuda: int) -> list[str]:
-    """Their names."""
+    """The packages of the extra cuda12 or cuda13."""
     return [f"cupy-cuda{cuda}x[ctk]", "ml_dtypes"]
 
 
 def fitting_cuda(driver: tuple[int, int] | None) -> int:
-    """Which of the two suits a driver."""
+    """Which of CUDA 12 and 13 suits a driver."""
     return 12 if driver is None or driver[0] == 12 else 13
 
 
 def fitting_cupy(driver: tuple[int, int] | None) -> str:
-    """What to install beside a driver, with a word on the choice."""
+    """What to install for a driver, and why."""
     if driver is None:
         return f"{pip_install(12)} (or cuda13x, to match your driver)"
     if driver[0] < OLDEST_CUDA:
@@ -58,7 +58,7 @@ def fitting_cupy(driver: tuple[int, int] | None) -> str:
 
 
 def import_cupy() -> Any:
-    """The module. Raises MissingExtraError where it is absent, or does not import."""
+    """The module. Raises MissingExtraError if it is not installed or can't be imported."""
     try:
         import cupy
     except ModuleNotFoundError as error:
@@ -72,20 +72,20 @@ def import_cupy() -> Any:
             if driver is not None and driver[0] < OLDEST_CUDA
             else {"the backend 'cupy'": packages(fitting_cuda(driver))},
         ) from error
-    except Exception as error:  # CuPy raises ImportError, and what its libraries raise
+    except Exception as error:  # CuPy raises ImportError, or whatever its libraries raise
         raise _does_not_import(error) from error
     return cupy
 
 
 def _does_not_import(error: BaseException) -> MissingExtraError:
     return MissingExtraError(
-        f"the backend 'cupy' needs CuPy, which is installed but does not import ({reason(error)}): install it anew, "
+        f"the backend 'cupy' needs CuPy, which is installed but can't be imported ({reason(error)}): reinstall it, "
         f"{fitting_cupy(driver_cuda())}, {OTHERWISE}"
     )
 
 
 def require_gpu(cupy: Any) -> None:
-    """Raise UsageError unless a GPU that is new enough answers, for which kernels can be compiled."""
+    """Raise UsageError unless a GPU answers that is new enough and for which kernels can be compiled."""
     runtime = cupy.cuda.runtime
     try:
         count = runtime.getDeviceCount()
@@ -97,7 +97,7 @@ def require_gpu(cupy: Any) -> None:
     if capability < OLDEST:
         raise UsageError(
             f"the GPU {gpu_name(cupy)} is too old for the backend 'cupy': its compute capability is "
-            f"{decimal(capability)}, and {decimal(OLDEST)} is the least: use another one (CUDA_VISIBLE_DEVICES), "
+            f"{decimal(capability)}, and tinygpt needs {decimal(OLDEST)}: use another one (CUDA_VISIBLE_DEVICES), "
             f"{OTHERWISE}"
         )
     try:
@@ -116,7 +116,7 @@ NO_GPU = (
 
 
 def _no_answer(runtime: Any, error: Exception) -> str:
-    """Why the driver does not tell how many GPUs there are."""
+    """The message for a driver that can't say how many GPUs there are."""
     if "cudaErrorNoDevice" in str(error):
         return NO_GPU
     driver = driver_cuda()
@@ -132,15 +132,15 @@ def _no_answer(runtime: Any, error: Exception) -> str:
 
 
 def _no_kernel(cupy: Any, error: Exception) -> str:
-    """Why CuPy can't add two numbers."""
+    """The message for a CuPy that can't add two numbers."""
     words = str(error)
     cuda = 12 if cupy.cuda.runtime.runtimeGetVersion() < 13000 else 13
     if re.search(r"header|include|cannot open source file|CUDA_PATH|\.h\b|\.hpp\b|nvrtc", words, re.IGNORECASE):
         return (
-            f"the backend 'cupy' can't compile kernels for the GPU {gpu_name(cupy)}, for want of CUDA's headers or "
-            f"compiler library ({reason(error)}): {pip_install(cuda)}, which brings them, {OTHERWISE}"
+            f"the backend 'cupy' can't compile kernels for the GPU {gpu_name(cupy)}, because CUDA's headers or "
+            f"compiler library are missing ({reason(error)}): {pip_install(cuda)}, which installs them, {OTHERWISE}"
         )
-    return f"the GPU {gpu_name(cupy)} does not compute ({reason(error)}): see nvidia-smi, {OTHERWISE}"
+    return f"the GPU {gpu_name(cupy)} can't add two numbers ({reason(error)}): see nvidia-smi, {OTHERWISE}"
 
 
 def gpu_name(cupy: Any) -> str:
@@ -149,17 +149,17 @@ def gpu_name(cupy: Any) -> str:
 
 
 def decimal(tenths: int) -> str:
-    """A compute capability: 75 is 7.5."""
+    """A compute capability as text: 75 -> "7.5"."""
     return f"{tenths // 10}.{tenths % 10}"
 
 
 def cuda_version(number: int) -> str:
-    """As CUDA numbers its versions: 12040 is 12.4."""
+    """A CUDA version as text: 12040 -> "12.4"."""
     return f"{number // 1000}.{number % 1000 // 10}"
 
 
 def reason(error: BaseException) -> str:
-    """What an exception says, in one line: of the one at its root, the last line that has words."""
+    """An exception's message in one line: from its root cause, the line that says "error", or else the last line."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if re.search(r"\w", line)]
@@ -171,8 +171,8 @@ def reason(error: BaseException) -> str:
 
 
 def explain_out_of_memory(cupy: Any) -> None:
-    """From now on an allocation that fails raises OutOfMemoryError, with a sentence. CuPy's pool, or any other
-    allocator that was set before, goes on to do the work."""
+    """From now on, let a failing allocation raise OutOfMemoryError, with advice. The allocator itself (CuPy's pool, or
+    any other that was set) stays the same."""
     allocate = cupy.cuda.get_allocator()
     if getattr(allocate, "explained", False):
         return
@@ -189,23 +189,23 @@ def explain_out_of_memory(cupy: Any) -> None:
 
 def _out_of_memory(cupy: Any, size: int) -> str:
     there = ""
-    with contextlib.suppress(Exception):  # the sentence matters more
+    with contextlib.suppress(Exception):  # without these figures the message is still useful
         free, total = cupy.cuda.runtime.memGetInfo()
         pool = cupy.get_default_memory_pool()
         held, unused = pool.total_bytes(), pool.total_bytes() - pool.used_bytes()
         there = (
-            f", of {in_bytes(total)} there are {in_bytes(free)} free, and {in_bytes(unused)} in pieces too small among "
-            f"the {in_bytes(held)} that this process holds"
+            f"; {in_bytes(free)} of {in_bytes(total)} are free, and of the {in_bytes(held)} that this process holds, "
+            f"{in_bytes(unused)} are unused, but in pieces that are too small"
         )
     return (
-        f"the GPU is out of memory: {in_bytes(size)} more were asked for{there}: take a smaller batch "
+        f"the GPU is out of memory: {in_bytes(size)} more were requested{there}: use a smaller batch "
         "(--batch-size, and --gradient-accumulation to make up for it), a shorter block (--block-size) or a smaller "
         "model"
     )
 
 
 def in_bytes(size: float) -> str:
-    """Such as "1.5 GB"; a GB is 10**9 bytes."""
+    """A size as text, such as "1.5 GB"; a GB is 10**9 bytes."""
     for unit in ("bytes", "kB", "MB"):
         if size < 1000:
             return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.3g} {unit}"

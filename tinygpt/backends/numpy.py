@@ -1,4 +1,4 @@
-"""The NumPy backend: arrays in the computer's memory, the compiled extension, its threads."""
+"""The NumPy backend: arrays in main memory, the compiled extension, and its threads."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def to_numpy(array: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def extension() -> ModuleType | None:
-    """The compiled kernels for this processor, or None when they were not built.
+    """The compiled kernels for this processor, or None if they were not built.
 
-    The first call starts the thread team and puts NumPy's matrix products on it too (see `_ext/threads/pool.c`).
+    The first call starts the thread team and makes NumPy's matrix products run on it too (see `_ext/threads/pool.c`).
     """
     module: ModuleType | None = importlib.import_module("tinygpt._ext").load()
     if module is not None:
@@ -41,14 +41,14 @@ def extension() -> ModuleType | None:
 
 
 def blas_library() -> str:
-    """The file of the module through which NumPy reaches its BLAS."""
+    """The path of the NumPy module that is linked to BLAS."""
     return importlib.import_module("numpy._core._multiarray_umath").__file__ or ""
 
 
 def default_num_threads() -> int:
-    """How many threads to use: what the user asked for, or as many cores as this process may use.
+    """How many threads to use: the number set in the environment, or else one per core that this process may use.
 
-    TINYGPT_NUM_THREADS, OPENBLAS_NUM_THREADS and OMP_NUM_THREADS are heeded, in this order.
+    The first of TINYGPT_NUM_THREADS, OPENBLAS_NUM_THREADS and OMP_NUM_THREADS that is set counts.
     """
     for variable in ("TINYGPT_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
         first = os.environ.get(variable, "").partition(",")[0]
@@ -59,7 +59,7 @@ def default_num_threads() -> int:
 
 
 def cpu_quota() -> float:
-    """How many processors' worth of time a container allows this process; infinity without a limit."""
+    """How many CPUs' worth of time a container's limit allows this process; infinity if there is no limit."""
     try:
         with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:
             quota, period = file.read().split()
@@ -72,7 +72,7 @@ _bodies: dict[str, Callable[..., Any] | None] = {}
 
 
 def native_body(kernel: str, required: bool = False) -> Callable[..., Any] | None:
-    """The compiled body of a kernel, or None. required: a missing extension is an error."""
+    """The compiled body of a kernel, or None. required: raise UsageError if the extension is missing."""
     try:
         body = _bodies[kernel]
     except KeyError:
@@ -86,7 +86,7 @@ def native_body(kernel: str, required: bool = False) -> Callable[..., Any] | Non
 
 
 def describe() -> str:
-    """One line: what this backend is made of here."""
+    """One line: NumPy's version, the compiled extension and its threads."""
     module = extension()
     if module is None:
         return f"NumPy {np.__version__}; no compiled extension: the reference bodies run"
@@ -95,7 +95,7 @@ def describe() -> str:
 
 
 def set_num_threads(count: int) -> None:
-    """Use `count` threads, at most MOST_THREADS, for the compiled kernels and for the matrix products."""
+    """Use `count` threads (at most MOST_THREADS) for the compiled kernels and matrix products."""
     count = whole_number("set_num_threads", "count", count)
     module = extension()
     if module is None:
@@ -107,6 +107,6 @@ def set_num_threads(count: int) -> None:
 
 
 def get_num_threads() -> int:
-    """How many threads the compiled kernels and the matrix products use."""
+    """How many threads the compiled kernels and matrix products use."""
     module = extension()
     return 1 if module is None else module.get_num_threads()

@@ -1,11 +1,11 @@
-"""The 16-bit number types: where they are, what is kept in float32 beside them, and how arrays of them are widened.
+"""The 16-bit floating-point types: where they are available, and what stays in float32 beside them.
 
     float16     1 sign, 5 exponent, 10 fraction bits: up to 65504, and nothing between 0 and 6e-8
     bfloat16    1 sign, 8 exponent, 7 fraction bits: the range of float32, with 2 to 3 decimal digits
 
-They are for storage: sums and functions of them are computed in float32 and rounded once. A GPU multiplies matrices of
-them several times as fast as of float32. NumPy has no such products, so on the backend "numpy" there are no tensors of
-16 bits. bfloat16 is no type of NumPy's own: it comes from the package ml_dtypes, and NumPy calls its kind "V".
+They are for storage: sums and functions of them are computed in float32 and rounded once. A GPU multiplies 16-bit
+matrices several times as fast as float32 ones. NumPy has no fast 16-bit products, so the backend "numpy" has no 16-bit
+tensors. bfloat16 is not one of NumPy's own types: it comes from the package ml_dtypes, and NumPy calls its kind "V".
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from ..errors import MissingExtraError, UsageError
 from . import get
 
-DTYPES = ("float32", "bfloat16", "float16")  # what activations can be in
+DTYPES = ("float32", "bfloat16", "float16")  # for activations
 SIXTEEN_BITS = ("bfloat16", "float16")
 BFLOAT16_FROM = 80  # compute capability, times ten
 CUPY_WITH_BFLOAT16 = 14
@@ -35,24 +35,24 @@ def is_floating(dtype: Any) -> bool:
 
 
 def widened(array: Any) -> Any:
-    """A 16-bit array in float32; any other as it is."""
+    """A 16-bit array converted to float32; any other array unchanged."""
     return array.astype("float32") if is_16_bit(array.dtype) else array
 
 
 def statistics_dtype(dtype: Any) -> np.dtype:
-    """What losses and statistics of arrays of `dtype` are kept in: float32 for 16 bits, else `dtype`."""
+    """The dtype for losses and statistics of arrays of `dtype`: float32 for a 16-bit type, else `dtype`."""
     return np.dtype(np.float32) if is_16_bit(dtype) else dtype
 
 
 def in_float32(function: Any, args: Any, writes: bool, statistics: tuple[int, ...]) -> Any:
-    """`function` on arguments with 16-bit arrays: it is given float32, and each result is rounded once.
+    """Call `function` with its 16-bit arguments widened to float32, and round each result to 16 bits once.
 
-    writes: it writes into its arguments. statistics: the positions of results that stay in float32.
+    writes: whether it writes into its arguments. statistics: the positions of results that stay in float32.
     """
     dtype = next(value.dtype for value in args if _is_16_bit_array(value))
     wide = [widened(value) if _is_16_bit_array(value) else value for value in args]
     result = function(*wide)
-    narrow = {id(computed): original for original, computed in zip(args, wide, strict=True)}  # what it may give back
+    narrow = {id(computed): original for original, computed in zip(args, wide, strict=True)}  # if it returns arguments
     if writes:
         for original, computed in zip(args, wide, strict=True):
             if computed is not original:
@@ -74,16 +74,16 @@ def has_16_bits(args: Any) -> bool:
 
 
 def activation_dtype(name: str, backend: str) -> np.dtype:
-    """The dtype `name` for activations on `backend`. Raises UsageError, MissingExtraError."""
+    """The dtype called `name`, for activations on `backend`. Raises UsageError, MissingExtraError."""
     if name not in DTYPES:
         raise UsageError(f"activations can be in {', '.join(DTYPES)}, not in {name!r}")
     if name == "float32":
         return np.dtype(np.float32)
     if backend != "cupy":
         raise UsageError(
-            f"{name} is not supported on the CPU, because NumPy multiplies no matrices of 16 bits (it would be slower "
-            "than float32, not faster): leave out --dtype, or take a GPU with --backend cupy; a run in float32 can be "
-            f"moved to a GPU and go on there with --resume --backend cupy --dtype {name}"
+            f"{name} is not supported on the CPU, because NumPy has no fast 16-bit matrix products (it would be slower "
+            "than float32, not faster): leave out --dtype, or use a GPU with --backend cupy; a run in float32 can be "
+            f"resumed on a GPU with --resume --backend cupy --dtype {name}"
         )
     if name == "float16":
         return np.dtype(np.float16)
@@ -91,25 +91,25 @@ def activation_dtype(name: str, backend: str) -> np.dtype:
 
 
 def _bfloat16(backend: Any) -> np.dtype:
-    """bfloat16, where GPU, CuPy and ml_dtypes have it."""
+    """The dtype bfloat16. Raises UsageError, MissingExtraError if the GPU, CuPy or ml_dtypes do not provide it."""
     cupy = backend.require()
     capability = int(cupy.cuda.Device().compute_capability)
     if capability < BFLOAT16_FROM:
         raise UsageError(
-            f"the GPU has no bfloat16: its compute capability is {capability / 10:.1f}, and "
-            f"{BFLOAT16_FROM / 10:.1f} is the least: take --dtype float16 or float32"
+            f"the GPU has no bfloat16: its compute capability is {capability / 10:.1f}, and bfloat16 needs "
+            f"{BFLOAT16_FROM / 10:.1f}: use --dtype float16 or float32"
         )
     major = cupy.__version__.partition(".")[0]
     if major.isdecimal() and int(major) < CUPY_WITH_BFLOAT16:
         raise UsageError(
             f"bfloat16 needs CuPy {CUPY_WITH_BFLOAT16} or newer, and {cupy.__version__} is installed: install a newer "
-            "one, or take --dtype float16 or float32"
+            "one, or use --dtype float16 or float32"
         )
     try:
         return np.dtype(importlib.import_module("ml_dtypes").bfloat16)
     except ImportError:
         raise MissingExtraError(
-            "bfloat16 needs the package 'ml_dtypes', which is not installed: pip install ml_dtypes, or take "
+            "bfloat16 needs the package 'ml_dtypes', which is not installed: pip install ml_dtypes, or use "
             "--dtype float16 or float32",
             {"bfloat16": ["ml_dtypes"]},
         ) from None

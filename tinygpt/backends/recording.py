@@ -1,10 +1,11 @@
-"""What the GPU is asked for while it becomes a CUDA graph: who writes it down, or nobody.
+"""The recorder of the CUDA graph that is being made, if there is one.
 
-Both the array operations that must go another way then and the recorder itself (`cupy_graph.py`) look here.
+It has a file of its own, below both the recorder (`cupy_graph.py`), which sets it, and the array operations that behave
+differently while a graph is being recorded.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-recorder: Any = None  # the `Recorder` at work, see cupy_graph.py
+recorder: Any = None  # the active `Recorder`, see cupy_graph.py
