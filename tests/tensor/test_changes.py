@@ -256,7 +256,7 @@ def test_outside_no_grad_that_is_refused(sign: str) -> None:
 def test_what_can_not_be_done_in_place_gets_a_sentence() -> None:
     p = leaf(2)
     with tg.no_grad():
-        with pytest.raises(ShapeError, match=r"-=: a tensor of shape \(2,\) can't take a result of \(3, 2\) in place"):
+        with pytest.raises(ShapeError, match=r"-=: a tensor of shape \(2,\) can't hold a result of \(3, 2\) in place"):
             p -= np.ones((3, 2), np.float32)
         with pytest.raises(ShapeError, match="do not fit"):
             p -= np.ones(3, np.float32)

@@ -1,7 +1,7 @@
 """The differentiable operations, one file each.
 
-Every file reads in the same order: the mathematics, the composed oracle, the reference kernels, the
-`Function`, the public function. What is imported here is what `tinygpt.ops` has.
+Every file has the same order: the mathematics; the oracle, which composes the operation from primitive ones for the
+tests to compare with; the reference kernels; the `Function`; the public function. What is imported here is what `tinygpt.ops` has.
 """
 
 # ruff: noqa: F401

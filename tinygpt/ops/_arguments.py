@@ -1,4 +1,4 @@
-"""What the neural-network operations ask of their arguments: integer ids, one dtype, a probability."""
+"""Checks that the neural-network operations make on their arguments: integer ids, one dtype, a probability."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from ._shapes import require_tensors
 
 
 def require_same_dtype(operation: str, **tensors: Tensor) -> None:
-    """All of them float32 or all float64, say: mixing them silently would lose one's precision or the other's speed."""
+    """Raise DtypeError unless all tensors have one floating-point dtype: a silent conversion would cost either
+    precision or speed."""
     require_tensors(operation, **tensors)
     dtypes = {tensor.dtype for tensor in tensors.values()}
     if len(dtypes) > 1 or not is_floating(next(iter(dtypes))):
@@ -25,7 +26,7 @@ def require_same_dtype(operation: str, **tensors: Tensor) -> None:
 
 
 def plain_array(operation: str, name: str, value: Any) -> Any:
-    """The array of a tensor, an array itself, or nested lists as an array."""
+    """`value` (a tensor, an array or nested lists) as an array. Raises ShapeError for lists of unequal length."""
     array = value.data if isinstance(value, Tensor) else value
     if is_array(array):
         return array
@@ -36,15 +37,15 @@ def plain_array(operation: str, name: str, value: Any) -> Any:
 
 
 def integer_array(operation: str, name: str, value: Any) -> Any:
-    """Ids given as a tensor, an array or nested lists: an integer array, on the backend where it is.
+    """Ids (a tensor, an array or nested lists) as an integer array, on the backend where they are. Raises DtypeError.
 
-    It is checked there, and goes to the GPU afterwards (`from_host`): what is on the host costs no wait.
+    Ids are checked before they are moved to the GPU (`from_host`), since checking them on the host means no waiting.
     """
     return checks.integer_array(f"{operation}: {name}", value.data if isinstance(value, Tensor) else value)
 
 
 def require_ids(operation: str, name: str, ids: Any, size: int, meaning: str) -> None:
-    """Every id in 0 .. size - 1; the sentence names the one farthest outside."""
+    """Raise RangeError unless all ids are in 0 .. size - 1. The message names the id farthest outside."""
     if ids.size == 0:
         return
     low, high = int(ids.min()), int(ids.max())
@@ -54,7 +55,7 @@ def require_ids(operation: str, name: str, ids: Any, size: int, meaning: str) ->
 
 
 def require_probability(operation: str, name: str, p: Any) -> float:
-    """A probability of dropping, from 0 up to but not including 1."""
+    """`p` as a float in [0, 1), the probability of dropping an element. Raises DtypeError, RangeError."""
     try:
         value = float(p)
     except (TypeError, ValueError):
@@ -65,7 +66,7 @@ def require_probability(operation: str, name: str, p: Any) -> float:
 
 
 def next_key(operation: str, generator: Generator | None) -> tuple[int, int]:
-    """(seed, stream) for one mask, of the given generator or the default one."""
+    """(seed, stream) for one mask, from the given generator or the default one."""
     if generator is None:
         generator = default_generator
     elif not isinstance(generator, Generator):
@@ -74,5 +75,5 @@ def next_key(operation: str, generator: Generator | None) -> tuple[int, int]:
 
 
 def as_scalar(value: Any, like: Any) -> Any:
-    """A number as an array without axes, of `like`'s library and dtype; float32 where that has 16 bits."""
+    """A number as a 0-d array of `like`'s library and dtype, or of float32 if that dtype is 16-bit."""
     return array_module(like).asarray(value, dtype=statistics_dtype(like.dtype))

@@ -1,12 +1,12 @@
 """The operators and methods of Tensor: each is the function of the same name in `tinygpt.ops`.
 
-Comparisons are here as well. They give boolean tensors without a gradient, for masks and `where`. `==` and `!=` are of
-the elements, too; a tensor's hash is by identity, so that it can be the key of a dictionary. Whether a list holds a
-tensor is asked with `any(x is y for y in tensors)`.
+Comparisons are defined here too. They return boolean tensors without a gradient, for masks and `where`. `==` and `!=`
+compare element by element, but a tensor's hash is its identity, so tensors can be dictionary keys. To look for a tensor
+in a list, use `any(x is y for y in tensors)`.
 
-`p -= lr * p.grad` under `no_grad` changes the parameter p in place, as in PyTorch. On any other tensor `x -= y` is
-Python's `x = x - y`, which the graph knows; on a parameter outside `no_grad` it is refused, since it would leave the
-name p with a result that no optimizer knows.
+`p -= lr * p.grad` under `no_grad` changes the parameter p in place, as in PyTorch. For any other tensor `x -= y` means
+`x = x - y`, which is recorded in the graph. For a parameter outside `no_grad` it is refused: the name p would then mean
+a new tensor, which the optimizer does not update.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ METHODS = tuple(name for name, kind in Tensor.__annotations__.items() if "Callab
 
 
 def bind(operations: dict[str, Any]) -> None:
-    """Give Tensor the operators and methods that `operations`, a module's names, defines."""
+    """Give Tensor its operators and methods. operations: the names of the module `tinygpt.ops`."""
     for symbol, name in OPERATORS.items():
         function = operations[name]
         setattr(Tensor, f"__{symbol}__", function)
@@ -55,7 +55,7 @@ def _reflected(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 def _comparison(name: str, compare: Callable[[Any, Any], Any]) -> Callable[[Tensor, Any], Tensor]:
     def compared(self: Tensor, other: Any) -> Any:
         if name in ("eq", "ne") and not (isinstance(other, COMPARABLE) or is_array(other)):
-            return NotImplemented  # None, text and the like: unequal, by Python's rule
+            return NotImplemented  # for None, strings and the like Python then answers: not equal
         other = as_tensor(other, self)
         broadcast_shape(name, self, other)
         if other.backend != self.backend:
@@ -70,7 +70,7 @@ def _in_place(symbol: str) -> Callable[[Tensor, Any], Any]:
 
     def changed(self: Tensor, other: Any) -> Any:
         if self.node is not None or not self.requires_grad:
-            return NotImplemented  # x = x - y
+            return NotImplemented  # Python then computes x = x - y
         if mode.grad_enabled or symbol == "matmul":
             raise UsageError(
                 f"{sign}: a tensor that requires a gradient can't be changed in place"
@@ -81,7 +81,7 @@ def _in_place(symbol: str) -> Callable[[Tensor, Any], Any]:
         if other.backend != self.backend:
             raise different_backends(sign, self.data, other.data)
         if broadcast_shape(sign, self, other) != self.shape:
-            raise ShapeError(f"{sign}: a tensor of shape {self.shape} can't take a result of {other.shape} in place")
+            raise ShapeError(f"{sign}: a tensor of shape {self.shape} can't hold a result of {other.shape} in place")
         if not getattr(self.data.flags, "writeable", True):
             raise UsageError(f"{sign}: the array of the tensor is read-only: give the tensor a copy")
         with np.errstate(all="ignore"):

@@ -1,15 +1,16 @@
-"""The product of matrices, in float32 in the same bits on any number of threads.
+"""Matrix products. In float32 they give the same bits on any number of threads.
 
-On processors with AVX-512 a compiled body multiplies NumPy's float32 matrices (`_ext/cpu/matmul`): there it is faster
-than NumPy's own library. Everywhere else, for few rows or columns, and for batches, OpenBLAS multiplies, the library of
-NumPy's own wheels. It rounds differently when it shares a product out to another number of threads, so the compiled
-body cuts the product by its size alone and asks OpenBLAS for the blocks, each on one thread (`product_blas.h` there).
+On processors with AVX-512, our compiled kernel multiplies NumPy's float32 matrices (`_ext/cpu/matmul`), because it is
+faster there than NumPy's own BLAS. For few rows or columns, for batches, and on all other processors, we call OpenBLAS,
+which comes with NumPy. But OpenBLAS splits a product by the number of threads, and how it is split changes the
+rounding. So we split the product ourselves, by its size alone, and let OpenBLAS compute each block on a single thread
+(`product_blas.h` there).
 
-Products of 16-bit matrices are summed in float32 and rounded once, or kept in float32 (`float32_result`). On a GPU
-cuBLAS does that (`backends/cupy_matmul.py`); batches of them, which the fast bodies never ask for, are widened first.
+Products of 16-bit matrices are summed in float32 and rounded once, or left in float32 (`float32_result`). On a GPU
+cuBLAS does this (`backends/cupy_matmul.py`); batches of 16-bit products, which no fast path needs, are widened first.
 
-Not promised: float64, a NumPy whose BLAS does not run on our threads (`python -m tinygpt.kernel` says so), and products
-without the compiled extension. These are left to `numpy.matmul`.
+The same bits are not guaranteed in float64, if NumPy's BLAS does not run on our threads (`python -m tinygpt.kernel`
+shows whether it does), or without the compiled extension. Then `numpy.matmul` computes the product.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ from ..backends import array_module, name_of, recording
 from ..backends.precision import is_16_bit, statistics_dtype, widened
 from ..kernel import kernel
 
-SLICE_BYTES = 8 * 2**20  # how much of a product is made at a time to be added to an array
+SLICE_BYTES = 8 * 2**20  # how much of a product to compute at a time before adding it to an array
 
 
 def matmul_arrays(a: Any, b: Any, out: Any = None, float32_result: bool = False) -> Any:
-    """a (..., M, K) @ b (..., K, N) -> (..., M, N), written into `out` if there is one.
+    """a (..., M, K) @ b (..., K, N) -> (..., M, N), written into `out` if it is given.
 
-    float32_result: the product of 16-bit matrices is not rounded to 16 bits; `out` may then be float32 too.
+    float32_result: do not round the product of 16-bit matrices to 16 bits; `out` may then be float32.
     """
     xp = array_module(a)
     if is_16_bit(a.dtype) or _inside_graph_capture(a, b):
@@ -43,21 +44,21 @@ def matmul_arrays(a: Any, b: Any, out: Any = None, float32_result: bool = False)
 
 @kernel(strided=True, in_place=True)
 def matmul_into(a: Any, b: Any, out: Any, add: bool) -> Any:
-    """out (M, N) = a (M, K) @ b (K, N), or with `add` out += a @ b. `out` must not overlap a or b. Returns out.
+    """out (M, N) = a (M, K) @ b (K, N), or out += a @ b if `add`. `out` must not overlap a or b. Returns out.
 
-    Without `add` also a batch of products: a (S, M, K), b (S, K, N), out (S, M, N).
+    Without `add` it also takes a batch of products: a (S, M, K), b (S, K, N), out (S, M, N).
     """
     xp = array_module(a)
     if not add:
         return xp.matmul(a, b, out=out)
     step = max(1, SLICE_BYTES // max(1, out.shape[1] * out.itemsize))
-    for start in range(0, len(out), step):  # a piece of the product at a time, which is added while it is in the cache
+    for start in range(0, len(out), step):  # a slice at a time, so that it is added while it is still in the cache
         out[start : start + step] += xp.matmul(a[start : start + step], b)
     return out
 
 
 def _batched_matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None) -> np.ndarray:
-    """`matmul_arrays` of operands with any number of axes. The last axis of the batch is `matmul_into`'s."""
+    """`matmul_arrays` for any number of axes. `matmul_into` does the last batch axis; a loop does the others."""
     rows = a if a.ndim > 1 else a[None, :]  # (..., M, K)
     columns = b if b.ndim > 1 else b[:, None]  # (..., K, N)
     batch = np.broadcast_shapes((1,), rows.shape[:-2], columns.shape[:-2])
@@ -74,7 +75,7 @@ def _batched_matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None) -> np.
 
 
 def add_matmul(a: Any, b: Any, out: Any) -> None:
-    """out (M, N) += a (M, K) @ b (K, N); where a and b have 16 bits, `out` may be in float32."""
+    """out (M, N) += a (M, K) @ b (K, N). If a and b are 16-bit, `out` may be float32."""
     if name_of(a) == "cupy" and (is_16_bit(a.dtype) or _inside_graph_capture(a, b)):
         _matmul_by_cublas(a, b, out, add=True)
     elif a.dtype == b.dtype == out.dtype and not is_16_bit(a.dtype):
@@ -84,12 +85,12 @@ def add_matmul(a: Any, b: Any, out: Any) -> None:
 
 
 def _inside_graph_capture(a: Any, b: Any) -> bool:
-    """Whether this is a product that CuPy would not do: of float32 matrices, in a CUDA graph (see cupy_graph.py)."""
+    """Whether CuPy would refuse this product: float32 matrices while a CUDA graph is captured (see cupy_graph.py)."""
     return recording.recorder is not None and name_of(a) == "cupy" and a.ndim == b.ndim == 2 and a.dtype == "float32"
 
 
 def _matmul_by_cublas(a: Any, b: Any, out: Any, float32_result: bool = False, add: bool = False) -> Any:
-    """As `matmul_arrays`; add: to what `out` holds."""
+    """Like `matmul_arrays`. add: add the product to `out`."""
     xp = array_module(a)
     if name_of(a) == "cupy" and a.ndim == b.ndim == 2:
         from ..backends.cupy_matmul import gemm

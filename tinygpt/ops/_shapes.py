@@ -1,4 +1,4 @@
-"""What many operations need to know about shapes: broadcasting undone, axes checked."""
+"""Helpers that many operations share: undoing a broadcast, checking shapes and axes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..tensor import Tensor
 def unbroadcast(grad: Any, shape: tuple[int, ...]) -> Any:
     """Sum `grad` over the axes along which an input of `shape` was repeated.
 
-    Broadcasting copies an element to many places; the gradient of a copy is the sum over the copies.
+    Broadcasting copies an element many times; the gradient of the element is the sum of its copies' gradients.
     """
     if grad.shape == shape:
         return grad
@@ -32,7 +32,7 @@ def long_sum(x: Any, axes: tuple[int, ...], keepdims: bool = False) -> Any:
 
 
 def broadcast_shape(operation: str, *tensors: Any) -> tuple[int, ...]:
-    """The shape that all of them broadcast to, or a sentence."""
+    """The shape that all of them broadcast to. Raises ShapeError."""
     first = tensors[0].shape
     if all(tensor.shape == first for tensor in tensors):
         return first
@@ -46,7 +46,7 @@ def broadcast_shape(operation: str, *tensors: Any) -> tuple[int, ...]:
 
 
 def normalize_axis(operation: str, axis: Any, ndim: int) -> int:
-    """An axis as a number from 0 to ndim - 1, or a sentence."""
+    """An axis as a number from 0 to ndim - 1. Raises DtypeError, RangeError."""
     try:
         index = operator.index(axis)
     except TypeError:
@@ -57,7 +57,7 @@ def normalize_axis(operation: str, axis: Any, ndim: int) -> int:
 
 
 def normalize_axes(operation: str, axis: Any, ndim: int) -> tuple[int, ...]:
-    """None (all axes), an axis or several, as a sorted tuple without repetition."""
+    """None (all axes), an axis or several, as a sorted tuple. Raises ShapeError if an axis is named twice."""
     if axis is None:
         return tuple(range(ndim))
     given = axis if isinstance(axis, (tuple, list)) else (axis,)
@@ -68,7 +68,7 @@ def normalize_axes(operation: str, axis: Any, ndim: int) -> tuple[int, ...]:
 
 
 def require_tensors(operation: str, **values: Any) -> None:
-    """Refuse by name what isn't a tensor."""
+    """Raise DtypeError for the first value that is not a tensor, with its name."""
     for name, value in values.items():
         if not isinstance(value, Tensor):
             raise DtypeError(
@@ -77,7 +77,7 @@ def require_tensors(operation: str, **values: Any) -> None:
 
 
 def require_floating(operation: str, **tensors: Any) -> None:
-    """Refuse by name what isn't a tensor, and integers and booleans."""
+    """Raise DtypeError for the first value that is not a floating-point tensor, with its name."""
     require_tensors(operation, **tensors)
     for name, tensor in tensors.items():
         if not is_floating(tensor.dtype):

@@ -1,13 +1,14 @@
-"""A statistic of each row, kept as the sum of two numbers.
+"""A statistic of each row (a mean, or a log-sum-exp) stored as the sum of two numbers.
 
-A mean or a log-sum-exp can be large beside the differences that matter: at 1e8 neighbouring float32 numbers lie 8
-apart, so exp(x - lse) with a rounded lse is wrong by any factor up to exp(4). Hence the last axis of size 2:
+Such a statistic can be large compared with the differences that matter. Near 1e8, neighbouring float32 numbers are 8
+apart, so lse may be rounded by up to 4, and exp(x - lse) may be wrong by a factor of up to exp(4). So we store two
+numbers along a last axis of size 2:
 
     parts[..., 0]    near: the statistic, rounded to the type of the arrays
-    parts[..., 1]    rest: what rounding has cut off, rounded itself
+    parts[..., 1]    rest: the rounding error of near, itself rounded
 
-x - near is exact wherever x is close to the statistic, and then (x - near) - rest has all the digits of its type. Of a
-log-sum-exp, near is never below the greatest x of the row, so exp(x - near) is at most 1.
+If x is close to the statistic, x - near is exact, and then (x - near) - rest is accurate to the last digit of its type.
+For a log-sum-exp, near is never below the largest x of the row, so exp(x - near) is at most 1.
 
 Source: Dekker, "A floating-point technique for extending the available precision", 1971: the rounding of a sum.
 """
@@ -22,7 +23,7 @@ from ..backends import array_module
 def two_parts(a: Any, b: Any, dtype: Any) -> Any:
     """a + b -> (..., 2) in `dtype`: near and rest.
 
-    a, b: float64 arrays of one shape; where a + b loses digits, |a| must be the larger.
+    a, b: float64 arrays of one shape. Wherever a + b is rounded, |a| must be larger than |b|.
     """
     xp = array_module(a)
     near = (a + b).astype(dtype)

@@ -1,6 +1,6 @@
 """Addition, subtraction, multiplication, division, negation and powers, with broadcasting.
 
-Each element of the result depends on one element of each operand, so the derivatives are those of school:
+Each element of the result depends on one element of each operand, so these are the derivatives you know from school:
 
     y = a + b     da = dy              db = dy
     y = a - b     da = dy              db = -dy
@@ -9,12 +9,12 @@ Each element of the result depends on one element of each operand, so the deriva
     y = -a        da = -dy
     y = a ** b    da = dy * b * a**(b - 1)          db = dy * log(a) * y
 
-An operand that was repeated by broadcasting gets the sum over its copies (`unbroadcast`).
+If broadcasting repeated an operand, its gradient is the sum over the copies (`unbroadcast`).
 
-Saved: the operands that the other one's gradient needs, and nothing for sums and differences but the shapes.
+Saved: each operand, if the other one's gradient needs it. Sums and differences save only the shapes.
 
-Shapes: any two that broadcast against each other. Dtypes follow NumPy's promotion; Python numbers take the dtype of
-the tensor beside them.
+Shapes: any two that broadcast against each other. Dtypes follow NumPy's promotion rules; a Python number takes the
+dtype of the other operand.
 """
 
 from __future__ import annotations
@@ -97,10 +97,10 @@ class Pow(Function):
         a, b, y = self.saved
         xp = array_module(a)
         da = db = None
-        if self.needs[0]:  # a**0 is 1 everywhere, also at a = 0 where the formula says 0 * infinity
+        if self.needs[0]:  # a**0 is 1 everywhere, even at a = 0, where the formula gives 0 * infinity
             da = unbroadcast(dy * xp.where(b == 0, 0, b * a ** (b - 1)), a.shape)
-        if self.needs[1]:  # 0**b is 0 for every b > 0, where the formula says -infinity * 0
-            log_a = xp.log(widened(a), dtype="float64").astype(y.dtype)  # NumPy's is off by two roundings in float32
+        if self.needs[1]:  # 0**b is 0 for every b > 0, but the formula gives -infinity * 0
+            log_a = xp.log(widened(a), dtype="float64").astype(y.dtype)  # NumPy's float32 log is off by two roundings
             db = unbroadcast(dy * xp.where((a == 0) & (b >= 0), 0, y * log_a), b.shape)
         return da, db
 
@@ -144,7 +144,7 @@ def pow(a: Any, b: Any) -> Tensor:
 
 
 def _operands(operation: str, *values: Any) -> list[Tensor]:
-    """Tensors of all operands, whose shapes fit."""
+    """All operands as tensors. Raises ShapeError unless their shapes broadcast."""
     like = next((value for value in values if isinstance(value, Tensor)), None)
     tensors = [as_tensor(value, like) for value in values]
     broadcast_shape(operation, *tensors)
@@ -152,7 +152,7 @@ def _operands(operation: str, *values: Any) -> list[Tensor]:
 
 
 def _numbers(operation: str, *values: Any) -> list[Tensor]:
-    """The same, and none of them boolean: there NumPy defines no difference and no power."""
+    """Like `_operands`, but refuses booleans, for which NumPy does not define differences and powers."""
     tensors = _operands(operation, *values)
     for tensor in tensors:
         if tensor.dtype.kind == "b":

@@ -1,35 +1,35 @@
-"""Scaled dot-product attention, without keeping the (T, T) matrix for the backward pass.
+"""Scaled dot-product attention, without saving the (T, T) matrix for the backward pass.
 
 For one head, with queries q (Tq, D), keys k and values v (Tk, D):
 
-    s_ij  = scale * sum over d of q_id k_jd           and -infinity where causal and j > i
+    s_ij  = scale * sum over d of q_id k_jd           or -infinity if causal and j > i
     lse_i = log(sum over j of exp(s_ij))
     p_ij  = exp(s_ij - lse_i)                         softmax of row i
     a_ij  = p_ij * m_ij                               m: dropout's mask, 0 or 1 / (1 - dropout_p); 1 without dropout
     y_id  = sum over j of a_ij v_jd
 
-Derivation of the gradient, backwards through the five lines. y = a v is a matrix product, a = p * m elementwise:
+Derivation of the gradient. We go backwards through the five lines. y = a v is a matrix product, a = p * m elementwise:
 
     dv = a.T dy          da = dy v.T          dp = da * m
 
-Softmax: d p_ij / d s_il = p_ij (delta_jl - p_il), so ds_ij = p_ij * (dp_ij - sum over l of dp_il p_il). The sum needs
-no row of p: dp_il p_il = da_il m_il p_il = da_il a_il, and
+Softmax: d p_ij / d s_il = p_ij (delta_jl - p_il), so ds_ij = p_ij * (dp_ij - sum over l of dp_il p_il). It looks as if
+this sum needed a whole row of p, but it does not: dp_il p_il = da_il m_il p_il = da_il a_il, and so
 
     delta_i = sum over l of da_il a_il = sum over l, d of dy_id v_ld a_il = sum over d of dy_id y_id
 
     ds = p * (dp - delta)          dq = scale * ds k          dk = scale * ds.T q
 
-Saved: q, k, v, y, lse (and the key of the mask). They are enough: p is recomputed from q, k and lse with one product
-and one exp, m from its key, delta from dy and y. lse is near + rest (_two_parts.py), so that a row's probabilities add
-up to 1 however large its scores are. exp(-rest) is one factor a row; since dv, da and delta are linear in dy, the
-compiled bodies multiply dy by it and not p. Memory is O(T) a head where p would be O(T**2). The compiled bodies
-go over tiles of (i, j) and never hold a (T, T) matrix at all; the reference below holds one while it runs and drops
-it.
+Saved: q, k, v, y, lse (and the key of the mask). That is enough: p is recomputed from q, k and lse with one product and
+one exp, m from its key, and delta from dy and y. This takes O(T) memory per head, where p would take O(T**2). lse is
+stored as near + rest (_two_parts.py), so that the probabilities of a row add up to 1 however large its scores are.
+exp(-rest) is a single factor for each row; since dv, da and delta are linear in dy, the compiled bodies multiply dy by
+it instead of p. They work on tiles of (i, j) and never hold a (T, T) matrix; the reference below does hold one while it
+runs, but does not save it.
 
-Causal rows see the keys 0 .. i, aligned at the top left, as PyTorch's is_causal does, also when Tq and Tk differ.
+If causal, query i sees the keys 0 .. i, aligned at the top left even when Tq and Tk differ, as in PyTorch's is_causal.
 
-Shapes: q (B, H, Tq, D); k, v (B, H, Tk, D); y (B, H, Tq, D) in memory laid out (B, Tq, H, D), so that merging the
-heads is a view; lse (B, H, Tq, 2); delta (B, H, Tq). All may be strided views. The mask is words(seed, stream,
+Shapes: q (B, H, Tq, D); k, v (B, H, Tk, D); y (B, H, Tq, D), laid out in memory as (B, Tq, H, D), so that merging the
+heads is a view; lse (B, H, Tq, 2); delta (B, H, Tq). All may be strided views. The mask comes from words(seed, stream,
 B * H * Tq, Tk).
 Source: Vaswani et al., "Attention Is All You Need", 2017, section 3.2.1; the recomputing backward pass: Dao, Fu, Ermon,
 Rudra, Ré, "FlashAttention", 2022, section 3.1 and appendix B.2.
@@ -71,7 +71,7 @@ def attention_composed(
     if is_causal:
         allowed = xp.tri(*s.shape[2:], dtype=bool)  # (Tq, Tk)
         s = s + Tensor(xp.where(allowed, 0.0, -math.inf).astype(q.dtype))
-    e = (s - Tensor(s.data.max(axis=-1, keepdims=True))).exp()  # (B, H, Tq, Tk) a constant shift: softmax is the same
+    e = (s - Tensor(s.data.max(axis=-1, keepdims=True))).exp()  # (B, H, Tq, Tk) the shift does not change softmax
     p = e / e.sum(axis=-1, keepdims=True)  # (B, H, Tq, Tk)
     if dropout_p > 0.0:
         p = p * Tensor(attention_mask(p.data, dropout_p, seed, stream))
@@ -79,7 +79,7 @@ def attention_composed(
 
 
 def attention_mask(p: Any, dropout_p: float, seed: int, stream: int) -> Any:
-    """m, of p's shape (B, H, Tq, Tk): row (b, h, i) of it is row (b * H + h) * Tq + i of the random words."""
+    """m, of p's shape (B, H, Tq, Tk). Its row (b, h, i) uses row (b * H + h) * Tq + i of the random words."""
     B, H, Tq, Tk = p.shape
     return dropout_mask(dropout_p, seed, stream, B * H * Tq, Tk, p).reshape(p.shape)
 
@@ -131,14 +131,14 @@ def attention_backward(
     dk: Any,
     dv: Any,
 ) -> None:
-    """dy, y like q; y and lse as forward gave them; writes the gradients of q, k, v into dq, dk, dv, of any strides."""
+    """dy, y like q; y and lse from the forward pass. Writes the gradients of q, k, v into dq, dk, dv of any strides."""
     xp = array_module(q)
     s = scores(q, k, is_causal, scale)  # (B, H, Tq, Tk)
     near, rest = lse[..., :1], lse[..., 1:]  # (B, H, Tq, 1)
     s -= near
     p = xp.exp(s, out=s)  # (B, H, Tq, Tk)
     p *= xp.exp(-rest)
-    dp = xp.matmul(dy, v.swapaxes(-1, -2))  # (B, H, Tq, Tk), da until it meets the mask
+    dp = xp.matmul(dy, v.swapaxes(-1, -2))  # (B, H, Tq, Tk), still da until the mask is applied
     if dropout_p > 0.0:
         mask = attention_mask(p, dropout_p, seed, stream)  # (B, H, Tq, Tk)
         dp *= mask
@@ -171,7 +171,7 @@ class Attention(Function):
 
 
 class QKVAttention(Function):
-    """Attention on the packed product of one projection: q, k, v and their gradients are views, never copies."""
+    """Attention on one array that holds q, k and v: they and their gradients are views, never copies."""
 
     def forward(self, qkv: Any, n_head: int, options: tuple[Any, ...]) -> Any:
         B, T, C = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
@@ -179,7 +179,7 @@ class QKVAttention(Function):
         y, lse = attention_forward(q, k, v, *options)
         self.save(qkv, y, lse)
         self.n_head, self.options = n_head, options
-        return y.transpose(0, 2, 1, 3).reshape(B, T, C)  # a view: that is how y lies in memory
+        return y.transpose(0, 2, 1, 3).reshape(B, T, C)  # a view, because y is laid out (B, T, H, D)
 
     def backward(self, dy: Any) -> Any:
         qkv, y, lse = self.saved
@@ -220,9 +220,9 @@ def attention(
 ) -> Tensor:
     """softmax(scale * q k.T) v for every head, like PyTorch's scaled_dot_product_attention (causal by default).
 
-    q: (B, H, Tq, D). k, v: (B, H, Tk, D). is_causal: query i sees the keys 0 .. i, aligned top left when Tq and Tk
-    differ. scale: 1 / sqrt(D) when None. dropout_p: in [0, 1), applied to the probabilities whenever it is above 0
-    (pass 0 outside training); generator: where its mask comes from, tinygpt.random.default_generator when None.
+    q: (B, H, Tq, D). k, v: (B, H, Tk, D). is_causal: query i sees the keys 0 .. i, aligned at the top left when Tq and
+    Tk differ. scale: None means 1 / sqrt(D). dropout_p: in [0, 1), applied to the probabilities whenever it is above 0,
+    so pass 0 outside training. generator: draws the mask; None means tinygpt.random.default_generator.
     Returns (B, H, Tq, D). Raises ShapeError, DtypeError, RangeError.
     """
     require_same_dtype("attention", q=q, k=k, v=v)
@@ -246,9 +246,9 @@ def qkv_attention(
     scale: float | None = None,
     generator: Generator | None = None,
 ) -> Tensor:
-    """Self-attention on the packed product of GPT-2's c_attn: heads are split and merged without copies.
+    """Self-attention on the output of GPT-2's c_attn: heads are split and merged without copies.
 
-    qkv: (B, T, 3 C), along the last axis all of q, then all of k, then all of v, each n_head heads of D = C / n_head.
+    qkv: (B, T, 3 C). The last axis holds q, then k, then v, each made of n_head heads of D = C / n_head numbers.
     The options are those of `attention`. Returns (B, T, C). Raises ShapeError, DtypeError, RangeError.
     """
     require_floating("qkv_attention", qkv=qkv)

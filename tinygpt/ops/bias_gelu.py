@@ -1,14 +1,15 @@
-"""Bias and GELU in one pass: what stands between the two linear layers of a transformer's MLP.
+"""Bias and GELU in one pass: the step between the two linear layers of a transformer's MLP.
 
     y = gelu(x + bias)          tanh form, see gelu.py
 
-Derivation of the gradient. With z = x + bias, dz/dx is one and every row has its own copy of the bias, so
+Derivation of the gradient. Let z = x + bias. Then dz/dx is 1, and every row uses its own copy of the bias, so
 
     dx = gelu'(x + bias) * dy          dbias = sum over the rows of dx
 
-Saved: x and bias. x + bias is recomputed on the way back: one addition, against another array as large as x, the
-largest activation of the model (4 C wide). So is y, for the product that follows (`recompute`), and dx is written over
-dy where nobody else holds that: on the way back, too, there are never more than two arrays of this size.
+Saved: x and bias. The backward pass recomputes x + bias: that is one addition, while saving it would take another array
+as large as x, which is the model's largest activation (4 C columns). It also recomputes y for the matrix product that
+follows (`recompute`), and writes dx over dy if nobody else holds dy. So the backward pass, too, never holds more than
+two arrays of this size.
 
 Shapes: x (..., C), bias (C,).
 Source: Hendrycks, Gimpel, "Gaussian Error Linear Units (GELUs)", 2016, section 2, for the GELU.
@@ -29,7 +30,7 @@ from .gelu import gelu_backward, gelu_composed, gelu_forward
 
 
 def bias_gelu_composed(x: Tensor, bias: Tensor) -> Tensor:
-    """The oracle: an addition, then the GELU of primitive operations."""
+    """The oracle: an addition, then a GELU of primitive operations."""
     return gelu_composed(x + bias)
 
 
@@ -41,7 +42,7 @@ def bias_gelu_forward(x: Any, bias: Any) -> Any:
 
 @kernel
 def bias_gelu_backward(dy: Any, x: Any, bias: Any, out: Any = None) -> tuple[Any, Any]:
-    """dy, x (N, C), bias (C,) -> dx (N, C), dbias (C,). out: memory that a compiled body may put dx into, even dy's."""
+    """dy, x (N, C), bias (C,) -> dx (N, C), dbias (C,). out: memory that a compiled body may use for dx; may be dy."""
     dx = gelu_backward.reference(dy, x + bias)  # (N, C)
     return dx, dx.sum(axis=0, dtype=np.float64).astype(x.dtype)
 

@@ -1,26 +1,27 @@
 """Binary cross-entropy, from logits.
 
-A logit x says yes with probability sigma(x) = 1 / (1 + exp(-x)); t in [0, 1] is how much of a yes the truth is:
+A logit x predicts "yes" with probability sigma(x) = 1 / (1 + exp(-x)). The target t in [0, 1] is the probability that
+the true answer is yes:
 
     loss = -t * log(sigma(x)) - (1 - t) * log(1 - sigma(x))
 
-Neither logarithm is safe: sigma(x) rounds to 0 or 1 for large |x|. But log(sigma(x)) = -softplus(-x) and
-log(1 - sigma(x)) = -softplus(x) with softplus(x) = log(1 + exp(x)), and softplus(-x) = softplus(x) - x, so
+Neither logarithm is safe, because sigma(x) rounds to 0 or 1 for large |x|. But log(sigma(x)) = -softplus(-x) and
+log(1 - sigma(x)) = -softplus(x), with softplus(x) = log(1 + exp(x)), and softplus(-x) = softplus(x) - x. So
 
     loss = softplus(x) - t * x = max(x, 0) - t * x + log(1 + exp(-|x|))
 
-whose exponent is never positive. max(x, 0) - t * x is (1 - t) |x| for x > 0 and t |x| otherwise: so nothing is taken
-away from anything, and no digits are lost. The result is the mean over all elements.
+Here the exponent is never positive, so exp can't overflow. And max(x, 0) - t * x is (1 - t) |x| for x > 0 and t |x|
+otherwise, so nothing has to be subtracted and no digits are lost. The result is the mean over all elements.
 
 Derivation of the gradient. softplus' = sigma, so with n elements
 
     dx = dloss / n * (sigma(x) - t)
 
-In words, as for softmax: the probability minus the truth.
+In words, as for softmax: the predicted probability minus the true one.
 
-Saved: logits and targets; sigma is one exp away.
+Saved: logits and targets. Recomputing sigma takes one exp.
 
-Shapes: logits, targets any one shape; the result is a single number.
+Shapes: logits and targets have the same shape; the result is a single number.
 Source: Bishop, "Pattern Recognition and Machine Learning", 2006, section 4.3.2, equations 4.90 and 4.91.
 """
 
@@ -40,7 +41,7 @@ from ._shapes import require_floating
 
 
 def binary_cross_entropy_composed(logits: Tensor, targets: Any) -> Tensor:
-    """The oracle: the first formula, as it stands."""
+    """The oracle: the first formula, taken literally."""
     t = Tensor(targets)
     p = 1.0 / (1.0 + (-logits).exp())
     return (-(t * p.log()) - (1.0 - t) * (1.0 - p).log()).mean()
@@ -79,7 +80,7 @@ def binary_cross_entropy(logits: Tensor, targets: Any) -> Tensor:
     """The mean of -t log(sigma(x)) - (1 - t) log(1 - sigma(x)): PyTorch's binary_cross_entropy_with_logits.
 
     logits: any shape with at least one element; numbers before the sigmoid, not probabilities. targets: the same shape,
-    numbers in [0, 1] (or booleans, or integers 0 and 1); a tensor, an array or nested lists; no gradient goes to them.
+    numbers in [0, 1] (or booleans, or integers 0 and 1); a tensor, an array or nested lists. They get no gradient.
     Returns a single number. Raises ShapeError, DtypeError, RangeError.
     """
     require_floating("binary_cross_entropy", logits=logits)
@@ -92,7 +93,7 @@ def binary_cross_entropy(logits: Tensor, targets: Any) -> Tensor:
             f"not {logits.shape} and {array.shape}"
         )
     low, high = float(array.min()), float(array.max())
-    if not (low >= 0.0 and high <= 1.0):  # also refuses nan
+    if not (low >= 0.0 and high <= 1.0):  # written so that nan is refused too
         worst = low if not low >= 0.0 else high
         raise RangeError(f"binary_cross_entropy: targets must be in [0, 1], not {worst}")
     array = from_host("binary_cross_entropy", "targets", array, logits.data).astype(logits.dtype, copy=False)

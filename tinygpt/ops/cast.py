@@ -1,23 +1,23 @@
-"""Cast: the same numbers in another floating-point type; the seam of training in 16 bits.
+"""Cast: the same numbers in another floating-point type. Training in 16 bits is built on it.
 
     y = x, rounded to the nearest number of the other type
 
-Derivation of the gradient. Rounding is a staircase: its derivative is 0 nearly everywhere, which would teach nothing.
-What is wanted is the gradient of the smooth function that rounding stands in for, the identity:
+Derivation of the gradient. Rounding is a staircase, so its derivative is 0 almost everywhere, and the model would learn
+nothing from it. What we want is the gradient of the smooth function that the staircase follows, the identity:
 
     dx = dy, in x's type
 
-Between float32 and float64 that is the derivative up to rounding errors; for 16 bits it is the definition of what mixed
-precision computes: the model runs on the rounded weights, and the weights in float32 (the master weights) take the
-gradients as their own. Steps that are too small to show in 16 bits add up there.
+Between float32 and float64 this is the true derivative, up to rounding errors. For 16 bits it is what mixed precision
+means: the model runs on rounded weights, and the float32 weights (the master weights) take the gradients of the rounded
+ones as their own. Updates too small to show in 16 bits add up in the master weights.
 
-    x = cast(wte(idx) + wpe(positions), "bfloat16")          activations: from here on everything has 16 bits
-    weight, bias = in_dtype_of(x, layer.weight, layer.bias)  parameters: rounded where they meet such activations
+    x = cast(wte(idx) + wpe(positions), "bfloat16")          activations: from here on everything is 16-bit
+    weight, bias = in_dtype_of(x, layer.weight, layer.bias)  parameters: rounded where they meet 16-bit activations
 
-Saved: nothing but x's type.
+Saved: only x's type.
 
-Shapes: any. Tensors of 16 bits are on a GPU alone (`tinygpt.backends.precision` says why), and it is the operations of
-the model that take them: linear, layer_norm, residual_layer_norm, gelu, bias_gelu, dropout, attention, softmax,
+Shapes: any. 16-bit tensors exist only on a GPU (`tinygpt.backends.precision` says why), and only the operations that
+the model uses accept them: linear, layer_norm, residual_layer_norm, gelu, bias_gelu, dropout, attention, softmax,
 cross_entropy, linear_cross_entropy, embedding, additions and products.
 Source: Micikevicius et al., "Mixed Precision Training", 2018, section 3.1.
 """
@@ -45,10 +45,10 @@ class Cast(Function):
 
 
 def cast(x: Tensor, dtype: Any) -> Tensor:
-    """x in another floating-point type; x itself when it has that type already.
+    """x in another floating-point type; x itself if it has that type already.
 
-    x: any shape, floating. dtype: "float32", "float64" or, on a GPU, "bfloat16" or "float16". Rounds to nearest; beyond
-    the type's largest number is infinity. Returns a tensor of x's shape. Raises DtypeError, UsageError.
+    x: any shape, floating-point. dtype: "float32", "float64" or, on a GPU, "bfloat16" or "float16". Rounds to nearest;
+    numbers too large for the type become infinity. Returns a tensor of x's shape. Raises DtypeError, UsageError.
     """
     require_floating("cast", x=x)
     name = dtype if isinstance(dtype, str) else getattr(dtype, "name", None) or getattr(dtype, "__name__", None)
@@ -61,9 +61,9 @@ def cast(x: Tensor, dtype: Any) -> Tensor:
 
 
 def in_dtype_of(x: Tensor, *parameters: Tensor | None) -> Any:
-    """Parameters as they meet the activations x: cast to 16 bits if x has 16 bits, otherwise as they are.
+    """The parameters, ready to be used with the activations x: cast to x's type if x is 16-bit, otherwise unchanged.
 
-    One parameter gives one tensor, several a list; None stays None.
+    Returns one tensor for one parameter, a list for several; None stays None.
     """
     met = [p if p is None or not is_16_bit(x.dtype) else cast(p, x.dtype) for p in parameters]
     return met if len(met) > 1 else met[0]

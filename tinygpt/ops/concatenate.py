@@ -1,12 +1,12 @@
-"""concatenate, stack and split: pieces along an axis put together, and taken apart.
+"""concatenate, stack and split: join tensors along an axis, or cut one into pieces.
 
-They are each other's inverse, and since no number is changed, each other's gradient:
+Joining and cutting are inverses. Since neither changes any number, each is also the other's gradient:
 
     y = concatenate(x_1, ..., x_n)       dx_i = the piece of dy where x_i went       (views of dy)
     y_1, ..., y_n = split(x)             dx = concatenate(dy_1, ..., dy_n)           (one copy)
 
-`split` is a single node with several outputs, so that its backward pass writes dx once, where slicing n times would
-make n arrays of zeros as large as x and add them up. Its outputs are views of x.
+`split` is a single node with several outputs, so its backward pass writes dx only once. Slicing n times would make n
+arrays of zeros as large as x and add them up. The outputs of `split` are views of x.
 
 Saved: the sizes of the pieces.
 """
@@ -40,21 +40,21 @@ class Split(Function):
         self.axis = axis
         return _pieces(x, sizes, axis)
 
-    zeros_for_unused = True  # a piece that nobody used gets zeros: x is a single input, and another piece was used
+    zeros_for_unused = True  # an unused piece gets zeros: x has a gradient anyway, since another piece was used
 
     def backward(self, *dys: Any) -> Any:
         return array_module(dys[0]).concatenate(dys, axis=self.axis)
 
 
 def concatenate(tensors: Sequence[Any], axis: int = 0) -> Tensor:
-    """The tensors one after another along an axis that they have; their other sizes must agree.
+    """Join tensors along an existing axis; the sizes of all other axes must agree.
 
-    Raises ShapeError when they don't or when there are no tensors, RangeError for an axis that does not exist.
+    Raises ShapeError if they do not or if there are no tensors, RangeError for an axis that does not exist.
     """
     parts = _tensors("concatenate", tensors)
     first = parts[0]
     if first.ndim == 0:
-        raise ShapeError("concatenate: tensors of shape () have no axis to be put together along: use stack")
+        raise ShapeError("concatenate: tensors of shape () have no axis to join along: use stack")
     axis = normalize_axis("concatenate", axis, first.ndim)
     for i, part in enumerate(parts):
         if part.ndim != first.ndim or _without(part.shape, axis) != _without(first.shape, axis):
@@ -66,9 +66,9 @@ def concatenate(tensors: Sequence[Any], axis: int = 0) -> Tensor:
 
 
 def stack(tensors: Sequence[Any], axis: int = 0) -> Tensor:
-    """Tensors of one shape side by side along a new axis: concatenate after a reshape that adds the axis.
+    """Join tensors of one shape along a new axis: a reshape that adds the axis, then concatenate.
 
-    Raises ShapeError for unequal shapes or no tensors, RangeError for an axis beyond the new one's places.
+    Raises ShapeError for unequal shapes or no tensors, RangeError for an axis that the result does not have.
     """
     parts = _tensors("stack", tensors)
     shape = parts[0].shape
@@ -80,12 +80,12 @@ def stack(tensors: Sequence[Any], axis: int = 0) -> Tensor:
 
 
 def split(x: Any, sizes: int | Sequence[int], axis: int = 0) -> tuple[Tensor, ...]:
-    """Pieces of x along an axis, as views.
+    """Split x along an axis into pieces, which are views.
 
-    sizes: the size of every piece but the last, which is smaller if x's axis is no multiple of it; or a list with the
-    size of each piece, as in PyTorch.
+    sizes: an integer, the size of every piece, except that the last may be smaller; or a list of all sizes, as in
+    PyTorch.
 
-    Raises ShapeError when the sizes do not add up, RangeError for an axis that does not exist.
+    Raises ShapeError if the sizes do not add up, RangeError for an axis that does not exist.
     """
     x = as_tensor(x)
     axis = normalize_axis("split", axis, x.ndim)
@@ -97,9 +97,9 @@ def split(x: Any, sizes: int | Sequence[int], axis: int = 0) -> tuple[Tensor, ..
             each = operator.index(sizes)  # type: ignore[arg-type]
             wanted = [min(each, total - start) for start in range(0, total, each)] if each > 0 else [each]
     except TypeError:
-        raise DtypeError(f"split: takes an integer or a list of integers, not {sizes!r}") from None
+        raise DtypeError(f"split: sizes must be an integer or a list of integers, not {sizes!r}") from None
     if not wanted or min(wanted) < 0 or sum(wanted) != total:
-        raise ShapeError(f"split: pieces of sizes {sizes} do not make up axis {axis} of shape {x.shape}")
+        raise ShapeError(f"split: sizes {sizes} do not add up to axis {axis} of shape {x.shape}")
     return Split.apply(x, sizes=wanted, axis=axis)
 
 
@@ -107,7 +107,7 @@ def _tensors(operation: str, tensors: Any) -> list[Tensor]:
     if not isinstance(tensors, (list, tuple)):
         raise DtypeError(f"{operation}: takes a list or tuple of tensors, not {type(tensors).__name__}")
     if not tensors:
-        raise ShapeError(f"{operation}: needs at least one tensor, the list is empty")
+        raise ShapeError(f"{operation}: needs at least one tensor, but the list is empty")
     like = next((tensor for tensor in tensors if isinstance(tensor, Tensor)), None)
     return [as_tensor(tensor, like) for tensor in tensors]
 
