@@ -1,7 +1,8 @@
 """The differentiable operations, one file each.
 
 Every file has the same order: the mathematics; the oracle, which composes the operation from primitive ones for the
-tests to compare with; the reference kernels; the `Function`; the public function. What is imported here is what `tinygpt.ops` has.
+tests to compare with; the reference kernels; the `Function`; the public function. `tinygpt.ops`
+consists of what is imported here.
 """
 
 # ruff: noqa: F401
