@@ -1,14 +1,14 @@
 """Build the compiled kernels.
 
-The Cython sources in `tinygpt/_ext/cpu` are translated to C once. That C is compiled once for each level of vector
+The Cython sources in `tinygpt/_ext/cpu` are translated to C once. That C is compiled once per level of vector
 instructions, together with the thread pool of `tinygpt/_ext/threads`, into the modules `tinygpt._ext.baseline`, `.avx2`
-and `.avx512`. At run time `tinygpt._ext.load()` imports the best one that the processor can run, so one wheel is right
-everywhere and fast where it can be.
+and `.avx512`. At run time `tinygpt._ext.load()` imports the best one that the processor can run, so a single wheel runs
+on every processor, at its full speed.
 
 Environment variables:
-TINYGPT_EXT=require|auto|off   require: a failed build is an error. auto (default): a level that can't be compiled is
-                               left out, and without any the NumPy reference bodies serve; the build says so (pip shows
-                               it with -v) and so does every training run. off: build nothing.
+TINYGPT_EXT=require|auto|off   require: a failed build is an error. auto (default): a level that cannot be compiled is
+                               left out, and if there is none, the NumPy reference is used; the build says so (pip shows
+                               it with -v), and so does every training run. off: build nothing.
 TINYGPT_MARCH=native|...       build one level only, with -march=<value>, for this machine.
 TINYGPT_SANITIZE=1             debug build: AddressSanitizer and UBSan watch every access (see `make test-debug`).
 TINYGPT_ANNOTATE=1             Cython also writes its annotated sources, as HTML (see `make annotate`).
@@ -28,13 +28,13 @@ from setuptools.command.build_ext import build_ext
 
 FOLDER = "tinygpt/_ext"
 POOL = f"{FOLDER}/threads/pool.c"
-KERNELS = "build/kernels.pyx"  # made by kernels_module
+KERNELS = "build/kernels.pyx"  # written by kernels_module
 LEVEL_FLAGS = {
     "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mbmi2", "-mprefer-vector-width=512"],
     "avx2": ["-mavx2", "-mfma", "-mbmi2"],
     "baseline": [],
 }
-# Sums may be reordered into vector lanes, the same way on every run. NaN and infinities keep their meaning.
+# The compiler may reorder sums to vectorise them, in the same way on every run. NaN and infinities behave as usual.
 MATH_FLAGS = ["-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math"]
 SANITIZE = os.environ.get("TINYGPT_SANITIZE") == "1"
 SANITIZE_FLAGS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
@@ -48,7 +48,7 @@ def mode() -> str:
 
 
 def levels() -> dict[str, list[str]]:
-    """Which modules to build, and the compiler flags of each."""
+    """The levels to build, and the compiler flags of each."""
     march = os.environ.get("TINYGPT_MARCH")
     if march:
         return {"native": [f"-march={march}"] + ["-mprefer-vector-width=512"] * (platform.machine() == "x86_64")}
@@ -58,7 +58,7 @@ def levels() -> dict[str, list[str]]:
 
 
 def translate() -> list[Extension]:
-    """The kernels and levels.pyx as C, under build/."""
+    """Translate the kernels and levels.pyx to C, under build/."""
     from Cython.Build import cythonize
 
     annotate = os.environ.get("TINYGPT_ANNOTATE") == "1"
@@ -74,7 +74,7 @@ def translate() -> list[Extension]:
             "language_level": 3, "boundscheck": SANITIZE, "wraparound": False, "cdivision": True,
             "initializedcheck": False,
         },
-        emit_linenums=SANITIZE,  # reports then name the lines of the .pyx files
+        emit_linenums=SANITIZE,  # makes reports name the lines of the .pyx files
         annotate=annotate,
         force=annotate,
         quiet=True,
@@ -85,9 +85,9 @@ def translate() -> list[Extension]:
 
 
 def kernels_module() -> str:
-    """One module made of all Cython files of cpu/ and threads/: what several kernels share (.pxi), then the kernels.
+    """Write one module that includes all Cython files of cpu/ and threads/: first the shared .pxi, then the kernels.
 
-    A single module keeps the thread pool single, and lets the compiler see everything at once.
+    One module means one thread pool, and lets the compiler optimise across the files.
     """
     parts = sorted(Path(FOLDER).rglob("*.pxi"), key=lambda path: (path.stem != "common", path.stem))
     parts += sorted(path for path in Path(FOLDER).glob("*/**/*.pyx"))
@@ -110,7 +110,7 @@ def extensions() -> list[Extension]:
             [kernels.sources[0], POOL],
             depends=[*headers(), stamp(level, [*common, *flags])],
             include_dirs=include_folders(),
-            # One translation serves all levels: only the name of its initialiser differs.
+            # All levels share one translation; only the name of the module's init function differs.
             define_macros=[("PyInit_kernels", f"PyInit_{level}")],
             extra_compile_args=[*common, *flags],
             extra_link_args=[*link, *SANITIZE_FLAGS] if SANITIZE else link,
@@ -121,32 +121,32 @@ def extensions() -> list[Extension]:
 
 
 def headers() -> list[str]:
-    """The C headers, of the tree that this file is in."""
+    """The C headers, relative to this file's folder."""
     root = Path(__file__).parent
     return sorted(path.relative_to(root).as_posix() for path in Path(root, FOLDER).rglob("*.h"))
 
 
 def include_folders() -> list[str]:
-    """Where the compiler looks for them: a header is included by its name alone."""
+    """The folders of the headers: sources include a header by its bare name."""
     return sorted({str(Path(header).parent) for header in headers()})
 
 
 def stamp(level: str, flags: list[str]) -> str:
-    """A file that changes when the flags do, so that other flags compile again."""
+    """A file that changes when the flags do: a dependency that forces recompilation."""
     path = Path("build", f"flags-{level}.txt")
     write_if_changed(path, " ".join(flags))
     return str(path)
 
 
 def write_if_changed(path: Path, text: str) -> None:
-    """Write a file, unless it is as it should be: then what is made of it need not be made again."""
+    """Write a file only if its text differs, so that nothing that depends on it is rebuilt without need."""
     path.parent.mkdir(exist_ok=True)
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         path.write_text(text, encoding="utf-8")
 
 
 class BuildKernels(build_ext):
-    """build_ext for levels that share their sources, some of which may fail."""
+    """build_ext for levels that share their sources; some levels may fail to build."""
 
     def finalize_options(self) -> None:
         super().finalize_options()
@@ -159,8 +159,8 @@ class BuildKernels(build_ext):
             say_so(f" for {', '.join(self.failures)}", next(iter(self.failures.values())))
 
     def build_extension(self, ext: Extension) -> None:
-        # Each level compiles the same files with other flags: its object files get a folder of their own. The copy
-        # keeps the levels, which are built at the same time, from seeing each other's.
+        # Each level compiles the same files with other flags, so its object files need a folder of their own. It is set
+        # on a copy of the command because the levels are built in parallel.
         level = ext.name.rpartition(".")[2]
         command = copy.copy(self)
         command.build_temp = os.path.join(self.build_temp, level)
@@ -170,13 +170,13 @@ class BuildKernels(build_ext):
             if mode() == "require":
                 raise
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(self.built(ext))  # an older one must not take its place
+                os.unlink(self.built(ext))  # an older build must not be used instead
             self.failures[level] = error
 
     def copy_extensions_to_source(self) -> None:
         self.extensions = [ext for ext in self.extensions if os.path.exists(self.built(ext))]
         super().copy_extensions_to_source()
-        # What an earlier build left there would be loaded in the place of this one's.
+        # Remove what an earlier build left there: it would be loaded instead of this build.
         fresh = {ext.name for ext in self.extensions}
         for name in (f"tinygpt._ext.{level}" for level in ("native", *LEVEL_FLAGS, "levels")):
             if name not in fresh:
@@ -192,8 +192,8 @@ class BuildKernels(build_ext):
 def say_so(what: str, error: Exception) -> None:
     print(
         f"\ntinygpt: the compiled kernels{what} were not built: {error}\n"
-        "tinygpt: They need a C compiler, gcc or clang. Where none of them is built the NumPy reference runs, several\n"
-        "tinygpt: times slower. TINYGPT_EXT=require makes this an error.\n",
+        "tinygpt: They need a C compiler, gcc or clang. Without them tinygpt uses the NumPy reference, which is\n"
+        "tinygpt: several times slower. TINYGPT_EXT=require makes this an error.\n",
         file=sys.stderr,
     )
 

@@ -83,7 +83,7 @@ except tg.UsageError as error:
         ("avx2", "instructions", "whose instructions this processor lacks: set it to one of "),
         ("avx512", "one level", "a level that was not built: set it to one of "),
         ("avx512", "everything", "a level that was not built: none was: in a clone of tinygpt, TINYGPT_EXT="),
-        ("avx3", "nothing", "which is no level of the compiled kernels: "),
+        ("avx3", "nothing", "which is not a level of the compiled kernels: "),
     ],
 )
 def test_a_level_that_can_not_be_is_refused_with_a_sentence(level: str, lacking: str, words: str) -> None:

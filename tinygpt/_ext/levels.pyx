@@ -21,7 +21,7 @@ cdef extern from *:
 
 
 def supported():
-    """The levels that may be imported here, e.g. ["native", "baseline", "avx2"]."""
+    """The levels that this processor can run, such as ["native", "baseline", "avx2"]."""
     levels = ["native", "baseline"]
     if tg_has_avx2():
         levels.append("avx2")

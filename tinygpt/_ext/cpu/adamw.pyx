@@ -1,6 +1,6 @@
-# AdamW, one pass over each parameter, all parameters in one region: tinygpt/optim/adamw.py has the mathematics.
+# AdamW, one pass over each parameter, all of them in one parallel region: tinygpt/optim/adamw.py has the mathematics.
 #
-# Memory sees reads of parameter, gradient, m and v and writes of parameter, m and v: 28 bytes an element in float32.
+# Memory traffic: parameter, gradient, m and v are read, parameter, m and v written: 28 bytes per element in float32.
 
 cdef extern from "<math.h>" nogil:
     float sqrtf(float x)
@@ -53,7 +53,7 @@ cdef int adamw_task(Spans *spans, AdamW *p, call) except -1:
 
 
 def adamw_update_each(calls):
-    """The arguments of adamw_update for many parameters, which are updated together."""
+    """Update many parameters together; calls: the arguments of adamw_update for each of them."""
     cdef Spans *spans = NULL
     cdef AdamW *tasks = NULL
     cdef Py_ssize_t i = 0
@@ -73,6 +73,6 @@ def adamw_update_each(calls):
 
 
 def adamw_update(*arguments):
-    """One step, in place on param, m and v, all of one shape; grad is multiplied by grad_scale first."""
+    """One step, in place on param, m and v, all of the same shape; grad is multiplied by grad_scale first."""
     done = adamw_update_each([arguments])
     return done if done is NotImplemented else None

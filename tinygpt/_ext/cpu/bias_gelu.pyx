@@ -1,4 +1,4 @@
-# Bias addition and GELU in one pass, and backward the bias's gradient with it: tinygpt/ops/bias_gelu.py.
+# Bias addition and GELU in one pass; the backward pass also sums the gradient of the bias: tinygpt/ops/bias_gelu.py.
 
 cdef struct BiasGelu:
     void *dy  # backward
@@ -46,7 +46,7 @@ cdef void bias_gelu_backward_blocks(real *kind, BiasGelu *p, Py_ssize_t begin, P
 
 
 def bias_gelu_backward(dy, x, bias, out=None):
-    """dy, x (N, C), bias (C,) -> dx (N, C), in `out` if there is one, which may be dy, and dbias (C,)."""
+    """dy, x (N, C), bias (C,) -> dx (N, C), in `out` if given, which may be dy; dbias (C,)."""
     cdef Py_ssize_t N = x.shape[0], C = x.shape[1], blocks = blocks_of(N)
     dx, sums = numpy.empty_like(x) if out is None else out, numpy.empty((blocks, C))
     cdef BiasGelu p = BiasGelu(

@@ -1,5 +1,5 @@
-# The sum of squares behind the gradient norm: tinygpt/optim/clip.py. One pass over all arrays together, double
-# precision, fixed order.
+# The sum of squares for the gradient norm: tinygpt/optim/clip.py. One pass over all arrays together, in double
+# precision and in a fixed order.
 
 cdef struct SumOfSquares:
     void *x
@@ -7,7 +7,7 @@ cdef struct SumOfSquares:
 
 
 cdef void sum_of_squares_span(real *kind, SumOfSquares *p, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
-    """One span; its sum goes to the place of its number."""
+    """The sum of squares of one span, stored at the span's index."""
     cdef real *x = <real *> p.x
     cdef Py_ssize_t i
     cdef double total = 0
@@ -17,7 +17,7 @@ cdef void sum_of_squares_span(real *kind, SumOfSquares *p, Py_ssize_t begin, Py_
 
 
 def sum_of_squares_each(calls):
-    """[(x,), ...] -> the sum of the squares of each x, floats."""
+    """[(x,), ...] -> the sum of squares of each x, as Python floats."""
     cdef Spans *spans = NULL
     cdef SumOfSquares *tasks = NULL
     cdef Py_ssize_t i
@@ -38,5 +38,5 @@ def sum_of_squares_each(calls):
 
 
 def sum_of_squares(x):
-    """x, any shape -> the sum of its squares, a float."""
+    """x, any shape -> its sum of squares, a Python float."""
     return sum_of_squares_each([(x,)])[0]

@@ -1,9 +1,10 @@
-# What every kernel here needs: a way to carry pointers into the threads, and `run`.
+# Shared by all kernels here: passing pointers to the threads, and `run`.
 #
-# A kernel is a struct and two functions. The struct names its arrays, sizes and numbers. `<name>_rows` does the work on
-# rows begin .. end - 1 without Python. `<name>` makes the output arrays, fills the struct and calls `run`, which picks
-# the float or the double version of `_rows` and calls it on all threads. tinygpt.kernel has already made the arrays
-# contiguous, of one floating type, and not empty. What several kernels share lies in the other .pxi files.
+# A kernel is a struct and two functions. The struct holds pointers to its arrays, its sizes and its parameters.
+# `<name>_rows` processes rows begin .. end - 1 without Python. `<name>` allocates the outputs, fills the struct and
+# calls `run`, which picks the float or the double version of `_rows` and calls it on all threads. tinygpt.kernel has
+# already made sure that the arrays are contiguous, of one floating type, and not empty. Code that only some kernels
+# share is in the other .pxi files.
 
 from cpython.buffer cimport PyBUF_STRIDES, PyBuffer_Release, PyObject_GetBuffer
 from libc.math cimport INFINITY, exp, log, sqrt
@@ -28,20 +29,20 @@ cdef extern from "vmath.h" nogil:
     float tg_expf(float x)
     double tg_exp(double x)
 
-# The first argument is NULL and nothing reads it: by its type Cython knows whether `real` is float or double. The second
-# one is the kernel's struct.
+# The first argument is always NULL: only its type matters, which tells Cython whether `real` is float or double. The
+# second one is the kernel's struct.
 ctypedef void (*Rows)(void *kind, void *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil
 
-# What a thread is given.
+# The argument that tg_parallel_for passes to the threads.
 cdef struct Region:
     Rows rows
     void *task
 
-# Below this many bytes of work a loop is faster on one thread: waking the others takes a few microseconds.
+# A loop over fewer bytes than this is faster on one thread: waking the others takes a few microseconds.
 cdef Py_ssize_t ALONE = 32768
 
-# What an element of a row counts for in `grain_of`, in bytes: of a plain pass over float32, of about two of them, and of
-# drawing a random number.
+# The cost of an element of a row for `grain_of`, in bytes: one pass over float32, about two passes, drawing a random
+# number.
 cdef enum:
     PLAIN = 4
     TWICE = 8
@@ -49,7 +50,7 @@ cdef enum:
 
 
 cdef inline real vexp(real x) noexcept nogil:
-    """exp in a form that the compiler turns into vector code."""
+    """exp in a form that the compiler can vectorise."""
     if real is float:
         return tg_expf(x)
     else:
@@ -57,7 +58,7 @@ cdef inline real vexp(real x) noexcept nogil:
 
 
 cdef void *memory(array) except? NULL:
-    """Where an array begins; None gives NULL. The array must outlive the struct that this goes to."""
+    """The address of an array's first element, NULL for None. The array must outlive the struct that stores it."""
     cdef Py_buffer view
     if array is None:
         return NULL
@@ -72,7 +73,7 @@ cdef void run_rows(void *argument, Py_ssize_t begin, Py_ssize_t end) noexcept no
 
 
 cdef void run(void *task, Rows single, Rows double_, object like, Py_ssize_t n, Py_ssize_t grain) noexcept:
-    """Call the version for `like`'s type on chunks of `grain` of n rows, on all threads, without the GIL."""
+    """Call the version for `like`'s dtype on all n rows, in chunks of `grain` rows, on all threads, without the GIL."""
     cdef Region region
     region.rows = single if like.itemsize == 4 else double_
     region.task = task
@@ -81,14 +82,14 @@ cdef void run(void *task, Rows single, Rows double_, object like, Py_ssize_t n, 
 
 
 cdef inline Py_ssize_t grain_of(Py_ssize_t n, Py_ssize_t row_bytes) noexcept nogil:
-    """Rows in a chunk: the same on any number of threads, at least ALONE bytes, at most 64 chunks or so."""
+    """Rows per chunk: independent of the number of threads, at least ALONE bytes, at most about 64 chunks."""
     cdef Py_ssize_t least = ALONE // (row_bytes if row_bytes > 0 else 1) + 1
     cdef Py_ssize_t share = n // 64 + 1
     return share if share > least else least
 
 
 cdef bint out_of_range(ids, Py_ssize_t V, int64_t ignored=0) except -1:
-    """True if some id is neither one of 0 .. V - 1 nor the ignored one: no business of a fast body."""
+    """True if some id is neither in 0 .. V - 1 nor the ignored one. Such cases are left to the reference."""
     cdef int64_t *id = <int64_t *> memory(ids)
     cdef Py_ssize_t n = ids.size, i
     cdef bint wrong = False

@@ -15,7 +15,7 @@ cdef struct CrossEntropy:
 
 
 cdef inline real loss_of(real *lse, real picked) noexcept nogil:
-    """lse - picked, of the parts of lse."""
+    """lse - picked, for lse in two parts."""
     return <real> tg_less_then_more(lse[0], picked, lse[1])
 
 
@@ -74,7 +74,7 @@ cdef void cross_entropy_inplace_rows(real *kind, CrossEntropy *p, Py_ssize_t beg
 
 
 def cross_entropy_forward(logits, targets, int64_t ignore_index):
-    """logits (N, V), targets (N,) -> losses (N,), 0 where ignored; lse (N, 2)."""
+    """logits (N, V), targets (N,) -> losses (N,), 0 for ignored targets; lse (N, 2)."""
     cdef Py_ssize_t N = logits.shape[0], V = logits.shape[1]
     if out_of_range(targets, V, ignore_index):
         return NotImplemented
@@ -104,7 +104,7 @@ def cross_entropy_backward(dlosses, logits, targets, lse, int64_t ignore_index):
 
 
 def cross_entropy_inplace(logits, targets, int64_t ignore_index, double scale):
-    """logits (N, V) become scale * d loss / d logits; returns the losses (N,)."""
+    """Overwrites logits (N, V) with scale * d loss / d logits and returns the losses (N,)."""
     cdef Py_ssize_t N = logits.shape[0], V = logits.shape[1]
     if not logits.flags.writeable or out_of_range(targets, V, ignore_index):
         return NotImplemented

@@ -1,4 +1,4 @@
-# The mask of dropout, recomputed from its key wherever it is needed: tinygpt/random.py.
+# The dropout mask, recomputed from its seed and stream wherever it is needed: tinygpt/random.py.
 
 cdef extern from "vmath.h" nogil:
     void tg_mask_float(float *mask, Py_ssize_t count, uint64_t row, uint32_t threshold, float kept, uint64_t seed,
@@ -12,7 +12,7 @@ cdef struct Dropout:
 
 
 cdef inline void dropout_mask(real *mask, Py_ssize_t count, uint64_t row, Dropout *dropout) noexcept nogil:
-    """The factors 0 or 1 / (1 - p) of one row, from tinygpt/random.py's words."""
+    """The dropout factors of one row, 0 or 1 / (1 - p), from the words of tinygpt/random.py."""
     cdef double p = dropout.p
     cdef double level = p * 4294967296.0 + 0.5
     cdef uint32_t threshold = 4294967295u if level >= 4294967295.0 else <uint32_t> level

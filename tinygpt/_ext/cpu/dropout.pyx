@@ -1,5 +1,5 @@
-# Dropout: tinygpt/ops/dropout.py. The mask is recomputed from its seed, never stored, forward and backward alike:
-# dropout.pxi.
+# Dropout: tinygpt/ops/dropout.py. Forward and backward both recompute the mask from its seed (dropout.pxi); it is never
+# stored.
 
 cdef struct DropoutApply:
     void *x

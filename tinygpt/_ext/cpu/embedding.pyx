@@ -1,11 +1,11 @@
-# Embedding: rows of a table by number, and the sum of gradients back into them: tinygpt/ops/embedding.py.
+# Embedding: rows of a table by id, and the sum of gradients back into them: tinygpt/ops/embedding.py.
 #
-# Two positions may hold one id, so adding in parallel over positions would race. The threads share out the columns
-# instead: each adds its own span of every row. `order` brings the positions of one id together, so that its sum is in
-# double precision and needs no more room than that span.
+# Two positions may have the same id, so adding in parallel over positions would be a race. Instead the threads divide
+# the columns: each adds up its own span of columns of every row. `order` groups the positions by id, so that only the
+# sums of one id, in double precision, are needed at a time.
 
 cdef enum:
-    COLUMNS = 64  # of a span
+    COLUMNS = 64  # columns per span
 
 cdef struct EmbeddingForward:
     void *weight
@@ -51,14 +51,14 @@ cdef void embedding_backward_columns(real *kind, EmbeddingBackward *p, Py_ssize_
 
 
 cdef positions_by_id(ids, Py_ssize_t V):
-    """The positions 0 .. N - 1 in the order of their ids, equal ones as they come."""
+    """The positions 0 .. N - 1 sorted by id (a stable sort)."""
     cdef int64_t *id
     cdef int64_t *place
     cdef int64_t *order
     cdef Py_ssize_t N = ids.size, i
     if V > 8 * N:
         return numpy.argsort(ids, kind="stable").astype(numpy.int64, copy=False)
-    # Few ids: count them. place[v] is where the next position of id v goes.
+    # V is not much larger than N: counting sort. place[v] is the index for the next position with id v.
     places, found = numpy.zeros(V + 1, numpy.int64), numpy.empty(N, numpy.int64)
     id, place, order = <int64_t *> memory(ids), <int64_t *> memory(places), <int64_t *> memory(found)
     for i in range(N):
@@ -86,7 +86,7 @@ def embedding_forward(weight, ids):
 
 
 def embedding_backward(dy, ids, dweight):
-    """dy (N, C), ids (N,): adds to each row of dweight (V, C) the sum of the rows of dy that its id received."""
+    """Adds dy (N, C) into dweight (V, C): row n of dy goes to row ids[n], for ids (N,)."""
     cdef Py_ssize_t N = dy.shape[0], C = dy.shape[1]
     if not dweight.flags.writeable or out_of_range(ids, dweight.shape[0]):
         return NotImplemented

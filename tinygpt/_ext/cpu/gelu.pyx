@@ -1,8 +1,8 @@
 # GELU for the CPU, both forms. The mathematics is in tinygpt/ops/gelu.py.
 #
-# Memory-bound: 8 bytes an element forward and 12 backward in float32. The tanh form is computed as
-# x * sigmoid(2u), which equals x/2 * (1 + tanh u) and needs one exponential and one division, with no cancellation:
-# gelu.pxi. The erf form is in gelu_erf.h.
+# Memory-bound: 8 bytes per element forward and 12 backward in float32. The tanh form is computed as x * sigmoid(2u)
+# (gelu.pxi), which equals x/2 * (1 + tanh u) and needs one exponential and one division, with no cancellation. The erf
+# form is in gelu_erf.h.
 
 cdef extern from "gelu_erf.h" nogil:
     void tg_make_pieces()
@@ -56,7 +56,7 @@ cdef void gelu_erf_backward_span(real *kind, Gelu *p, Py_ssize_t begin, Py_ssize
 
 
 cdef object run_gelu(Rows single, Rows double_, dy, x, out):
-    """Run one of them over all elements into `out`, or a new array of x's shape."""
+    """Run one of these functions over all elements, into `out` or a new array of x's shape."""
     if out is None:
         out = numpy.empty_like(x)
     cdef Gelu p = Gelu(dy=memory(dy), x=memory(x), out=memory(out))
@@ -70,7 +70,7 @@ def gelu_forward(x):
 
 
 def gelu_backward(dy, x, out=None):
-    """dy, x of one shape -> dx, in `out` if there is one, which may be dy."""
+    """dy, x of the same shape -> dx, in `out` if given, which may be dy."""
     return run_gelu(<Rows> gelu_backward_span[float], <Rows> gelu_backward_span[double], dy, x, out)
 
 
@@ -80,5 +80,5 @@ def gelu_erf_forward(x):
 
 
 def gelu_erf_backward(dy, x, out=None):
-    """dy, x of one shape -> dx, in `out` if there is one, which may be dy."""
+    """dy, x of the same shape -> dx, in `out` if given, which may be dy."""
     return run_gelu(<Rows> gelu_erf_backward_span[float], <Rows> gelu_erf_backward_span[double], dy, x, out)

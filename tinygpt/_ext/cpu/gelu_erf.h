@@ -1,29 +1,29 @@
-/* The erf form of GELU in float32 with AVX-512: without a division, and with one power of two.
+/* The erf form of GELU in float32 with AVX-512, with one power of two and no division.
  *
- * Let z = |x| and Q(z) = Phi(-z), the normal distribution's upper tail. Both results follow from it:
+ * Let z = |x| and Q(z) = Phi(-z), the upper tail of the normal distribution. Both results follow from it:
  *
  *     x Phi(x)              = max(x, 0) - z Q(z)
  *     d/dx (x Phi(x))       = Q(z) slope(z) for x <= 0, and 1 minus that for x > 0, with slope(z) = 1 - z phi(z) / Q(z)
  *
- * log2 Q and slope are nearly parabolas, so a few pieces of polynomials of degree 4 give both. The pieces are the
- * quarters of the octaves of z + 1 from 1 to 16, so a piece's number is four bits of z + 1 as a float. A register holds
- * one coefficient of all 16 pieces, and one instruction picks from it for 16 elements. Q, as a power of two, keeps its
- * relative accuracy to the end of the range of floats.
+ * log2 Q and slope are nearly parabolas, so piecewise polynomials of degree 4 approximate both. The pieces are the
+ * quarters of the octaves of z + 1 from 1 to 16, so the index of a piece is four bits of z + 1 as a float. A register
+ * holds one coefficient of all 16 pieces, and one instruction looks it up for 16 elements. Since Q is computed as a
+ * power of two, it keeps its relative accuracy down to the smallest floats.
  *
- * Measured over floats of all magnitudes, against long double: forward off by at most 7.5e-8 * max(1, |x|), and relatively,
- * for x < 0, by 8.3e-7 to -4 and 8.6e-6 to -13.1; backward by 1.3e-7.
+ * Error, measured over floats of all magnitudes against long double: forward at most 7.5e-8 * max(1, |x|); relative
+ * error for x < 0 at most 8.3e-7 down to -4 and 8.6e-6 down to -13.1; backward 1.3e-7.
  */
 #ifndef TINYGPT_GELU_ERF_H
 #define TINYGPT_GELU_ERF_H
 
 #include "vmath.h"
 
-/* For double precision and other processors: the compiler's vectors, by the formulas of tinygpt/ops/gelu.py. */
+/* For double precision and other processors: vectorised by the compiler, with the formulas of tinygpt/ops/gelu.py. */
 #define TG_GELU_ERF_LOOPS(type, exponential, cdf)                                                                   \
     static void tg_gelu_erf_forward_##type(const type *x, type *y, ptrdiff_t n) {                                  \
         for (ptrdiff_t i = 0; i < n; i++) {                                                                        \
             const type phi = cdf(x[i]);                                                                            \
-            y[i] = phi > 0 ? x[i] * phi : phi; /* 0 or NaN: -inf * 0 would be NaN */                               \
+            y[i] = phi > 0 ? x[i] * phi : phi; /* phi 0 or NaN: -inf * 0 would be NaN */                           \
         }                                                                                                          \
     }                                                                                                              \
     static void tg_gelu_erf_backward_##type(const type *dy, const type *x, type *dx, ptrdiff_t n) {                \
@@ -36,8 +36,8 @@
 #if defined(__AVX512F__) && defined(__AVX512DQ__)
 
 enum { TG_PIECES = 16, TG_TERMS = 5 };
-static const float TG_FAR = 13.28f; /* from here on z Q(z) counts as 0: it is below 2^-128 */
-typedef struct { __m512 origin, log_tail[TG_TERMS], slope[TG_TERMS]; } tg_tables; /* a lane is a piece */
+static const float TG_FAR = 13.28f; /* beyond it, z Q(z) < 2^-128 is taken as 0 */
+typedef struct { __m512 origin, log_tail[TG_TERMS], slope[TG_TERMS]; } tg_tables; /* one lane per piece */
 static tg_tables tg_pieces;
 
 static double tg_log_tail(double z) { return log2(tg_normal_cdf(-z)); }
@@ -45,7 +45,8 @@ static double tg_slope(double z) {
     return 1 - z * 0.39894228040143267794 * exp(-z * z / 2) / tg_normal_cdf(-z);
 }
 
-/* Coefficients, from c[0] up, of the polynomial in z - origin that meets f at the Chebyshev nodes of begin .. end. */
+/* Coefficients, from c[0] up, of the polynomial in z - origin that interpolates f at the Chebyshev nodes of begin ..
+ * end. */
 static void tg_fit(double (*f)(double), double begin, double end, double origin, double *c) {
     double node[TG_TERMS], value[TG_TERMS];
     for (int i = 0; i < TG_TERMS; i++) {
@@ -62,7 +63,8 @@ static void tg_fit(double (*f)(double), double begin, double end, double origin,
     }
 }
 
-/* Fill tg_pieces. Called once, before the first kernel. At 0 both polynomials are exact: the slope there is 1/2. */
+/* Fill tg_pieces. Called once, before the first kernel. The first piece starts at its origin 0, where both are
+ * exact. */
 static void tg_make_pieces(void) {
     for (int octave = 1; octave < 16; octave *= 2)
         for (int quarter = 4; quarter < 8; quarter++) {
@@ -84,7 +86,7 @@ static void tg_make_pieces(void) {
 
 typedef struct { __m512 tail, d; __m512i piece; __mmask16 near; } tg_place;
 
-/* Each element's piece of a polynomial, at d. */
+/* Evaluate, for each element, the polynomial of its piece at d. */
 static inline __m512 tg_piecewise(const __m512 *terms, __m512i piece, __m512 d) {
     __m512 sum = _mm512_permutexvar_ps(piece, terms[4]);
     sum = _mm512_fmadd_ps(sum, d, _mm512_permutexvar_ps(piece, terms[3]));
@@ -93,27 +95,28 @@ static inline __m512 tg_piecewise(const __m512 *terms, __m512i piece, __m512 d) 
     return _mm512_fmadd_ps(sum, d, _mm512_permutexvar_ps(piece, terms[0]));
 }
 
-/* Q(z), the piece that z is in, and d there. `near` is false from FAR on, and true for a NaN, which shall stay one. */
+/* Q(z), the piece that z is in, and d = z - origin. `near` is false from TG_FAR on, and true for a NaN, which must
+ * stay NaN. */
 static inline tg_place tg_tail(__m512 z, const tg_tables *t) {
     tg_place at;
     at.near = _mm512_cmp_ps_mask(z, _mm512_set1_ps(TG_FAR), _CMP_NGE_UQ);
     at.piece = _mm512_srli_epi32(_mm512_castps_si512(_mm512_add_ps(z, _mm512_set1_ps(1.0f))), 21);
     at.d = _mm512_sub_ps(z, _mm512_permutexvar_ps(at.piece, t->origin));
     const __m512 log_tail = tg_piecewise(t->log_tail, at.piece, at.d);
-    const __m512 f = _mm512_reduce_ps(log_tail, _MM_FROUND_TO_NEG_INF); /* what is above its floor */
-    __m512 power = _mm512_set1_ps(0.00186713f); /* 2^f: the minimax polynomial of degree 5, off by 9e-8 */
+    const __m512 f = _mm512_reduce_ps(log_tail, _MM_FROUND_TO_NEG_INF); /* the fractional part */
+    __m512 power = _mm512_set1_ps(0.00186713f); /* 2^f: minimax polynomial of degree 5, error 9e-8 */
     power = _mm512_fmadd_ps(power, f, _mm512_set1_ps(0.009017031f));
     power = _mm512_fmadd_ps(power, f, _mm512_set1_ps(0.055799913f));
     power = _mm512_fmadd_ps(power, f, _mm512_set1_ps(0.24016444f));
     power = _mm512_fmadd_ps(power, f, _mm512_set1_ps(0.6931513f));
     power = _mm512_fmadd_ps(power, f, _mm512_set1_ps(1.0f));
-    at.tail = _mm512_maskz_scalef_ps(at.near, power, log_tail); /* times 2 to its floor */
+    at.tail = _mm512_maskz_scalef_ps(at.near, power, log_tail); /* times 2^floor(log_tail) */
     return at;
 }
 
 static inline __m512 tg_gelu_erf(__m512 x, const tg_tables *t) {
     const __m512 z = _mm512_abs_ps(x);
-    const tg_place at = tg_tail(z, t); /* of two operands max keeps the second if one is a NaN */
+    const tg_place at = tg_tail(z, t); /* max returns its second operand if either is NaN */
     return _mm512_mask3_fnmadd_ps(z, at.tail, _mm512_max_ps(_mm512_setzero_ps(), x), at.near);
 }
 
@@ -124,7 +127,7 @@ static inline __m512 tg_gelu_erf_slope(__m512 x, const tg_tables *t) {
     return _mm512_mask_sub_ps(left, right, _mm512_set1_ps(1.0f), left);
 }
 
-/* n elements in vectors; the last is one of n % 16, whose other lanes are neither read nor written. */
+/* n elements in vectors; the last vector has n % 16 elements, and its other lanes are neither read nor written. */
 static void tg_gelu_erf_forward_float(const float *x, float *y, ptrdiff_t n) {
     const tg_tables t = tg_pieces;
     ptrdiff_t i = 0;

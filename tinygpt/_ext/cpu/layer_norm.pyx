@@ -1,9 +1,9 @@
 # LayerNorm for the CPU. The mathematics is in tinygpt/ops/layer_norm.py.
 #
-# Forward: each row is read three times (mean, variance, result), but it stays in the first cache, so memory sees one
-# read of x and one write of y: 8 bytes an element in float32.
-# Backward: memory sees one read each of dy and x and one write of dx. The sums over rows for dweight and dbias
-# are those of rows.pxi. What is done to a row is in normalize.pxi.
+# Forward: each row is read three times (mean, variance, result), but stays in the L1 cache, so memory traffic is one
+# read of x and one write of y: 8 bytes per element in float32.
+# Backward: memory traffic is one read each of dy and x and one write of dx. The sums over rows for dweight and dbias
+# use rows.pxi. The loops over a row are in normalize.pxi.
 
 cdef struct LayerNormForward:
     void *x

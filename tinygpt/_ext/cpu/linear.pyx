@@ -1,4 +1,4 @@
-# What a linear layer needs beside its matrix products: tinygpt/ops/linear.py.
+# The bias of a linear layer and its gradient: tinygpt/ops/linear.py.
 
 cdef struct AddBias:
     void *y
@@ -42,7 +42,7 @@ cdef void column_sum_blocks(real *kind, ColumnSum *p, Py_ssize_t begin, Py_ssize
         row = block * BLOCK
         while row < min(N, (block + 1) * BLOCK):
             a = x + row * C
-            if row + 8 <= N:  # eight rows are added up before the sums in double precision are read and written
+            if row + 8 <= N:  # add up eight rows before the sums in double precision are read and written
                 for j in range(C):
                     into[j] += (((a[j] + a[C + j]) + (a[2 * C + j] + a[3 * C + j]))
                                 + ((a[4 * C + j] + a[5 * C + j]) + (a[6 * C + j] + a[7 * C + j])))
@@ -54,7 +54,7 @@ cdef void column_sum_blocks(real *kind, ColumnSum *p, Py_ssize_t begin, Py_ssize
 
 
 def column_sum(x):
-    """x (N, C) -> (C,): the sum over rows, in a fixed order: eight at a time in their own precision, those in double."""
+    """x (N, C) -> (C,): the sum over rows, in a fixed order: eight rows in x's dtype, then those sums in double."""
     cdef Py_ssize_t N = x.shape[0], C = x.shape[1], blocks = blocks_of(N)
     sums = numpy.empty((blocks, C))
     cdef ColumnSum p = ColumnSum(x=memory(x), sums=<double *> memory(sums), N=N, C=C)

@@ -1,14 +1,15 @@
-/* What LayerNorm does to a row: sums in double precision, the normalised row, and the sums of its backward pass. Included once
- * by kernels.pyx.
+/* LayerNorm of one row: the sums in double precision, the normalised row, and the sums of the backward pass. Included
+ * once, by build/kernels.pyx.
  */
 #ifndef TINYGPT_NORM_H
 #define TINYGPT_NORM_H
 
 #include "vmath.h"
 
-/* (x - mean) * rstd, for a mean of the parts near + rest, is TG_NORM(x, near / 4, 4 rstd, -rest * rstd). x - near is exact
- * wherever the mean is large beside it. In quarters, which are exact too, it stays in range for x up to the largest number.
- * The compiler must not see near / 4: it would take the factor out again. */
+/* (x - mean) * rstd, for a mean in two parts, near + rest, is TG_NORM(x, near / 4, 4 rstd, -rest * rstd). x - near
+ * is exact whenever the mean is large compared with the deviation. x / 4 and near / 4 are exact too, and their
+ * difference cannot overflow. The compiler must not see that the quarter is near / 4, or it would factor the 1/4 out
+ * again. */
 #define TG_NORM(type, x, quarter, scale, shift) (((x) * (type)0.25 - (quarter)) * (scale) + (shift))
 static inline float tg_quarter_float(float near) {
     float quarter = near * 0.25f;
@@ -74,10 +75,10 @@ static inline double tg_square_deviations_double(const double *x, ptrdiff_t n, d
     return tg_exact_square_deviations_double(x, n, mean);
 }
 
-/* In floats the deviations are from the float nearest to the mean, eight vectors of them are squared and added up in
- * single precision before they go into the sum in double precision, and what the mean lies beside that float is made good
- * at the end: the sum of (x - near)^2 is that of (x - mean)^2 and n times (mean - near)^2. Where a float's range may not
- * have held the squares, all is done in double precision. */
+/* For floats, the deviations are taken from `near`, the float nearest to the mean, and the squares of eight vectors
+ * are added up in single precision before they go into the sum in double precision. The end corrects for the
+ * difference mean - near: the sum of (x - near)^2 is the sum of (x - mean)^2 plus n (mean - near)^2. If the squares
+ * may have left the range of a float, everything is recomputed in double precision. */
 static inline double tg_square_deviations_float(const float *x, ptrdiff_t n, double mean) {
     const float near = (float)mean;
     const double rest = mean - near;

@@ -1,5 +1,5 @@
-# Rows normalised, forward and backward, for LayerNorm with and without the addition before it. The mathematics is in
-# tinygpt/ops/layer_norm.py, what is done to one row in norm.h.
+# Normalisation of rows, forward and backward, shared by layer_norm.pyx and residual_layer_norm.pyx. The mathematics is
+# in tinygpt/ops/layer_norm.py, the loops over one row are in norm.h.
 
 cdef extern from "norm.h" nogil:
     double tg_square_deviations_float(float *x, Py_ssize_t n, double mean)
@@ -16,11 +16,11 @@ cdef extern from "norm.h" nogil:
                              double rest, double *shift, double *stretch)
 
 cdef enum:
-    NEAR = 4  # rows that are still in the first cache when they are looked at again; divides BLOCK
+    NEAR = 4  # rows processed together, few enough to stay in the L1 cache between the steps; divides BLOCK
 
 
 cdef inline real quarter(real near) noexcept nogil:
-    """A quarter of a mean's first part, for `norm_of`."""
+    """A quarter of `near`, the first part of a mean, for `norm_of`."""
     if real is float:
         return tg_quarter_float(near)
     else:
@@ -28,14 +28,14 @@ cdef inline real quarter(real near) noexcept nogil:
 
 
 cdef inline real norm_of(real x, real quarter, real scale, real rest) noexcept nogil:
-    """(x - mean) * rstd of quarter = near / 4, scale = 4 rstd, rest = -rest * rstd: TG_NORM in norm.h says why."""
+    """(x - mean) * rstd, given quarter = near / 4, scale = 4 rstd, rest = -rest * rstd: see TG_NORM in norm.h."""
     return (x * <real> 0.25 - quarter) * scale + rest
 
 
 cdef inline void normalize_rows(real *x, Py_ssize_t rows, real *weight, real *bias, real *y, real *mean, real *rstd,
                                 Py_ssize_t C, double eps) noexcept nogil:
-    """Up to NEAR rows: y = (x - mean) * rstd * weight + bias. Each step of a row waits for the one before, so a step is
-    taken for all of them before the next one. mean has two numbers a row, near and rest."""
+    """Up to NEAR rows: y = (x - mean) * rstd * weight + bias. Each step of a row depends on the one before, so every
+    step is done for all of the rows before the next step. mean has two numbers per row, near and rest."""
     cdef Py_ssize_t row
     cdef double scale
     cdef real rest
@@ -85,8 +85,8 @@ cdef inline void normalize_row_backward(real *dy, real *x, real *weight, real *m
 
 cdef inline void add_weight_gradients(real *dy, real *x, real *mean, real *rstd, Py_ssize_t rows, double *dweight,
                                       double *dbias, Py_ssize_t C) noexcept nogil:
-    """dweight += sum(dy * norm), dbias += sum(dy), over rows that are in the cache. Four rows are added up before the
-    tables in double precision are read and written."""
+    """dweight += sum(dy * norm), dbias += sum(dy), over rows that are still in the cache. Four rows are added up before
+    the sums in double precision are read and written."""
     cdef Py_ssize_t row = 0, j
     cdef real *g
     cdef real *v

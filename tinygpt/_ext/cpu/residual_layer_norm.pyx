@@ -1,8 +1,8 @@
 # Residual addition, dropout and LayerNorm in one pass. The mathematics is in tinygpt/ops/residual_layer_norm.py.
 #
-# Separate operations would read and write the residual stream once each. Here memory sees, forward, reads of residual
-# and x and writes of s and y: 16 bytes an element in float32; backward, reads of dy, ds and s and one write of the
-# gradient that the residual and x share (two when dropout makes them differ).
+# Separate operations would each read and write the residual stream. Memory traffic of this one: forward, residual and x
+# are read, s and y written, 16 bytes per element in float32; backward, dy, ds and s are read, and the gradient that the
+# residual and x share is written (two arrays if dropout makes them differ).
 
 cdef extern from "vmath.h" nogil:
     double tg_hidden_one()
@@ -41,7 +41,7 @@ cdef inline void add_row(real *a, real *b, real *x_bias, real *c, Py_ssize_t C,
                          ResidualLayerNormForward *p, Py_ssize_t row) noexcept nogil:
     """c = a + dropout(b + x_bias), x_bias a row or NULL."""
     cdef Py_ssize_t j
-    cdef real one = <real> tg_hidden_one()  # else a + b may be added first, and rounded as coarsely as the sum
+    cdef real one = <real> tg_hidden_one()  # or the compiler might add a + b first and lose digits of x_bias
     if p.dropout.p > 0:
         dropout_mask(c, C, <uint64_t> row, &p.dropout)
         if x_bias != NULL:
@@ -133,7 +133,7 @@ def residual_layer_norm_backward(dy, ds, s, weight, mean, rstd, double p, uint64
                                  bint has_x_bias, bint has_bias):
     """dy, ds, s (N, C), weight (C,), mean (N, 2), rstd (N,) -> dresidual, dx (N, C), dx_bias, dweight, dbias (C,).
 
-    dx is dresidual itself when nothing was dropped; dx_bias and dbias are None where there is no such bias.
+    dx is dresidual itself if p is 0; dx_bias and dbias are None if there is no such bias.
     """
     cdef Py_ssize_t N = s.shape[0], C = s.shape[1], blocks = blocks_of(N)
     dresidual = numpy.empty_like(s)

@@ -1,12 +1,13 @@
-# Sums over rows, in an order that does not depend on the threads: blocks of BLOCK rows, each summed in double precision
-# into its own row of a small table, which is added up in order. No two threads write to one place.
+# Sums over rows, in an order that does not depend on the threads: each block of BLOCK rows is summed in double
+# precision into its own row of a small table, and the table is added up in order. No two threads write to the same
+# address.
 
 cdef extern from "norm.h" nogil:
     double tg_sum_float(float *x, Py_ssize_t n)
     double tg_sum_double(double *x, Py_ssize_t n)
 
 cdef enum:
-    BLOCK = 128  # rows; fixed, so that the order of summation is
+    BLOCK = 128  # rows; a constant, so that the order of summation is fixed
 
 
 cdef inline double row_sum(real *x, Py_ssize_t n) noexcept nogil:
@@ -17,12 +18,12 @@ cdef inline double row_sum(real *x, Py_ssize_t n) noexcept nogil:
 
 
 cdef inline Py_ssize_t blocks_of(Py_ssize_t N) noexcept nogil:
-    """Into how many blocks N rows are cut."""
+    """The number of blocks that N rows are split into."""
     return (N + BLOCK - 1) // BLOCK
 
 
 cdef inline void clear_sums(double *table, Py_ssize_t block, Py_ssize_t C) noexcept nogil:
-    """Row `block` of a table of sums, by the thread that will add to it: it is then in its cache. NULL is no table."""
+    """Clear row `block` of a table (NULL: no table), on the thread that will add to it, so that it is in its cache."""
     if table != NULL:
         memset(table + block * C, 0, C * sizeof(double))
 
@@ -34,7 +35,7 @@ cdef struct AddBlocks:
 
 
 cdef void add_blocks_columns(real *kind, AddBlocks *p, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
-    """Columns begin .. end - 1 of the sum over the table's rows, which is made in the first of them."""
+    """Add up columns begin .. end - 1 of the table, using its first row as the accumulator."""
     cdef real *sums = <real *> p.sums
     cdef double *table = p.table
     cdef Py_ssize_t C = p.C, blocks = p.blocks, block, j
@@ -46,7 +47,7 @@ cdef void add_blocks_columns(real *kind, AddBlocks *p, Py_ssize_t begin, Py_ssiz
 
 
 cdef object add_blocks(table, dtype):
-    """(blocks, C) in double precision, which is used up -> (C,) in the arrays' own type; None stays None."""
+    """table (blocks, C) in double precision, which is overwritten -> sums (C,) of dtype; None -> None."""
     if table is None:
         return None
     cdef Py_ssize_t blocks = table.shape[0], C = table.shape[1]

@@ -1,15 +1,15 @@
 /* What softmax and cross-entropy do to a row, for rows of any length.
  *
- * A vocabulary of 65 is four vectors and one number. The compiler's own loop over such a row spends most of its time on
- * that one number and on the ways around it, so with AVX-512 and float32 the last vector is a masked one: its other lanes
- * are neither read nor written, and count as -infinity in a maximum or a sum of exponentials.
+ * A vocabulary of 65 is four vectors and one element. A loop vectorised by the compiler spends most of its time on that
+ * last element and the branches around it. So with AVX-512 and float32 the last vector is masked: the lanes beyond the
+ * row are neither read nor written, and count as -infinity in a maximum or a sum of exponentials.
  */
 #ifndef TINYGPT_SOFTMAX_H
 #define TINYGPT_SOFTMAX_H
 
 #include "vmath.h"
 
-/* For double precision and other processors: the compiler's vectors. */
+/* For double precision and other processors: vectorised by the compiler. */
 #define TG_ROWS(type, exponential)                                                                                  \
     /* the sum of exp(x - shift); the exponentials go to y, unless that is NULL */                                   \
     static inline double tg_exp_sum_##type(const type *x, type *y, ptrdiff_t n, type shift) {                      \
@@ -31,7 +31,7 @@
     static inline void tg_scale_##type(type *y, ptrdiff_t n, type factor) {                                        \
         for (ptrdiff_t j = 0; j < n; j++) y[j] *= factor;                                                          \
     }                                                                                                              \
-    /* y = (x - near) - rest, in two turns: in one, the compiler would add near and rest up first */               \
+    /* y = (x - near) - rest, in two loops: in one, the compiler would add up near and rest first */               \
     static inline void tg_deviations_##type(const type *x, type *y, ptrdiff_t n, type near, type rest) {           \
         for (ptrdiff_t j = 0; j < n; j++) y[j] = x[j] - near;                                                      \
         for (ptrdiff_t j = 0; j < n; j++) y[j] -= rest;                                                            \
@@ -48,11 +48,12 @@
 
 #ifdef __AVX512F__
 
-/* The lanes of a vector that n numbers fill. */
+/* The mask of a vector's first n lanes. */
 static inline __mmask16 tg_lanes(ptrdiff_t n) { return n >= 16 ? 0xffff : (__mmask16)((1u << n) - 1); }
 
-/* exp for x up to 88, in the steps of tg_expf, but with the minimax polynomial of degree 6, off by 1e-8, and with the
- * processor's own scaling by 2^n. Below -87.3, where that would be slow, it is 0; a NaN is not below. */
+/* exp for x up to 88, with the same steps as tg_expf, but a minimax polynomial of degree 6 (error 1e-8) and the
+ * instruction that scales by 2^n. Below -87.3, where that instruction would be slow, the result is 0. A NaN stays
+ * NaN. */
 static inline __m512 tg_exps(__m512 x) {
     const __mmask16 normal = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-87.3f), _CMP_NLT_UQ);
     const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT);
@@ -74,7 +75,7 @@ static inline double tg_wide_sum(__m512 v) {
     return _mm512_reduce_add_pd(_mm512_add_pd(_mm512_cvtps_pd(_mm512_castps512_ps256(v)), _mm512_cvtps_pd(upper)));
 }
 
-enum { TG_TOGETHER = 128 }; /* numbers that are added up in 16 floats before they go into a sum in double precision */
+enum { TG_TOGETHER = 128 }; /* elements that are summed in a vector of floats before they go into a sum in double */
 
 static inline double tg_exp_sum_float(const float *x, float *y, ptrdiff_t n, float shift) {
     const __m512 nothing = _mm512_set1_ps(-INFINITY), away = _mm512_set1_ps(shift);
@@ -112,7 +113,7 @@ static inline void tg_scale_float(float *y, ptrdiff_t n, float factor) {
 
 static inline void tg_deviations_float(const float *x, float *y, ptrdiff_t n, float near, float rest) {
     const __m512 large = _mm512_set1_ps(near), small = _mm512_set1_ps(rest), one = _mm512_set1_ps(1.0f);
-    for (ptrdiff_t j = 0; j < n; j += 16) { /* a multiply-add, lest the compiler add the two up */
+    for (ptrdiff_t j = 0; j < n; j += 16) { /* a multiply-add: the compiler must not add up near and rest */
         const __mmask16 lanes = tg_lanes(n - j);
         const __m512 d = _mm512_sub_ps(_mm512_maskz_loadu_ps(lanes, x + j), large);
         _mm512_mask_storeu_ps(y + j, lanes, _mm512_fnmadd_ps(one, small, d));

@@ -1,9 +1,9 @@
-# Largest values, sums of exponentials and their logarithms over rows: for softmax.pyx and cross_entropy.pyx.
+# Maxima, sums of exponentials and their logarithms over rows: for softmax.pyx and cross_entropy.pyx.
 #
-# What is done to one row is in softmax.h. Each step of a short row waits for the one before: the largest value, the sum of
-# exponentials, its logarithm. So a step is taken for TOGETHER short rows before the next one. Of a long row a piece of
-# PIECE logits is read from memory once, and its largest value and sum of exponentials are taken while it is in the
-# first cache. The running sum is rescaled when a larger value comes (online softmax).
+# The loops over one row are in softmax.h. The steps of a row depend on each other: the maximum, the sum of
+# exponentials, its logarithm. So every step is done for TOGETHER short rows before the next step. A long row is read
+# from memory once, in pieces of PIECE logits; the maximum and the sum of exponentials of a piece are computed while it
+# is in the L1 cache, and the running sum is rescaled when the maximum grows (online softmax).
 
 cdef extern from "attention.h" nogil:
     float tg_largest_float(const float *x, Py_ssize_t n, float top)
@@ -29,13 +29,13 @@ cdef extern from "softmax.h" nogil:
 
 cdef enum:
     TOGETHER = 8  # rows
-    SHORT = 1024  # numbers: so many rows of so many still fit the first cache
+    SHORT = 1024  # elements of a short row: TOGETHER rows of this length fit into the L1 cache
 
 cdef Py_ssize_t PIECE = 2048
 
 
 cdef inline Py_ssize_t after_these(Py_ssize_t row, Py_ssize_t end, Py_ssize_t C) noexcept nogil:
-    """The end of the rows that take their steps together with `row`."""
+    """The end of the rows that are processed together with `row`."""
     return min(end, row + TOGETHER) if C <= SHORT else row + 1
 
 
@@ -69,7 +69,7 @@ cdef inline void in_two_parts(real top, double log_total, real *lse) noexcept no
 
 
 cdef inline void log_sum_exp(real *x, Py_ssize_t n, real *lse) noexcept nogil:
-    """log(sum(exp(x))) of a row, in two parts, stably and in one pass over memory."""
+    """log(sum(exp(x))) of a row, in two parts, numerically stable, in one pass over memory."""
     cdef Py_ssize_t start = 0, stop
     cdef real top = x[0], piece_top
     cdef double total = 0
@@ -85,12 +85,12 @@ cdef inline void log_sum_exp(real *x, Py_ssize_t n, real *lse) noexcept nogil:
 
 
 cdef inline real finite_or_zero(real top) noexcept nogil:
-    """A row's largest value as what to take off before exp: nothing but -inf so far gives exp(-inf - 0) = 0."""
+    """The value to subtract before exp: the maximum, or 0 while all values are -inf, so that exp(-inf - 0) = 0."""
     return <real> 0 if top == <real> -INFINITY else top
 
 
 cdef inline void log_sum_exps(real *x, Py_ssize_t rows, Py_ssize_t n, real *lse) noexcept nogil:
-    """log(sum(exp(x))) in two parts of up to TOGETHER short rows, each step for all of them, or of one long row."""
+    """log(sum(exp(x))) in two parts, of up to TOGETHER short rows, each step for all of them, or of one long row."""
     cdef Py_ssize_t row
     cdef real top[TOGETHER]
     cdef double total[TOGETHER]

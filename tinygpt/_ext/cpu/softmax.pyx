@@ -1,5 +1,5 @@
-# Softmax and its logarithm over rows: tinygpt/ops/softmax.py. A row stays in the cache between its passes, which are in
-# softmax.pxi.
+# Softmax and log-softmax over rows: tinygpt/ops/softmax.py. The passes over a row are in softmax.pxi; between them the
+# row stays in the cache.
 
 cdef struct Softmax:
     void *x  # forward: x -> y
@@ -33,7 +33,7 @@ cdef void log_softmax_forward_rows(real *kind, Softmax *p, Py_ssize_t begin, Py_
     cdef real *x = <real *> p.x
     cdef real *y = <real *> p.y
     cdef Py_ssize_t C = p.C, start = begin, stop, row
-    cdef real lse[2 * TOGETHER]  # in two parts: one would lose its digits beside a large logit
+    cdef real lse[2 * TOGETHER]  # in two parts: a single number loses digits if logits are large
     cdef real *parts
     while start < end:
         stop = after_these(start, end, C)

@@ -1,11 +1,11 @@
-# Arrays of any shape, element by element, in spans of SPAN; and many arrays of many sizes in one region, where small ones
-# would otherwise cost a start of the threads each.
+# Elementwise loops over arrays of any shape, in spans of SPAN elements; also over many arrays of different sizes in one
+# parallel region, because starting the threads for every small array would cost too much.
 
 cdef enum:
-    SPAN = 8192  # elements in a unit of work
+    SPAN = 8192  # elements per unit of work
 
-# One array of many: what `rows` is called with, the array's number of elements, and the number of its first span among
-# the spans of all.
+# One of many arrays: the function and its struct, the array's number of elements, and the index of its first span among
+# the spans of all arrays.
 cdef struct Spans:
     Rows rows
     void *task
@@ -17,7 +17,7 @@ cdef struct ManySpans:
 
 
 cdef void run_spans(void *argument, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
-    """Spans begin .. end - 1 of all arrays' spans."""
+    """Process spans begin .. end - 1, counted over all arrays."""
     cdef ManySpans *many = <ManySpans *> argument
     cdef Py_ssize_t low = 0, high = many.count, middle, at
     cdef Spans *one
@@ -38,7 +38,7 @@ cdef void run_spans(void *argument, Py_ssize_t begin, Py_ssize_t end) noexcept n
 
 
 cdef void run_each(Spans *each, Py_ssize_t count) noexcept:
-    """Call each array's `rows` on its elements, a span of them at a time, all arrays on all threads at once."""
+    """Call each array's `rows` on its spans of elements; all arrays share one parallel region."""
     cdef ManySpans many = ManySpans(each, count)
     cdef Py_ssize_t i, spans = 0
     for i in range(count):
@@ -49,7 +49,7 @@ cdef void run_each(Spans *each, Py_ssize_t count) noexcept:
 
 
 cdef void *room_for(Py_ssize_t count, size_t size) except NULL:
-    """Memory for so many structs of this size; the caller frees it."""
+    """Memory for `count` structs of `size` bytes; the caller frees it."""
     cdef void *room = calloc(count if count > 0 else 1, size)
     if room == NULL:
         raise MemoryError(f"no memory for {count} tasks")

@@ -1,5 +1,5 @@
-/* exp, the normal distribution function and random words in a form that compilers turn into vector code:
- * no branches, no calls, one set of lines for every lane. Included once by kernels.pyx.
+/* exp, the normal distribution function and random words in a form that compilers can vectorise: no branches, no calls,
+ * the same operations for every lane. Included once, by build/kernels.pyx.
  */
 #ifndef TINYGPT_VMATH_H
 #define TINYGPT_VMATH_H
@@ -9,7 +9,7 @@
 #include <stdint.h>
 #include <string.h>
 
-/* The bytes of a vector register. */
+/* The size of a vector register in bytes. */
 #if defined(__AVX512F__)
 enum { TG_VECTOR_BYTES = 64 };
 #elif defined(__AVX__)
@@ -21,9 +21,9 @@ enum { TG_VECTOR_BYTES = 16 };
 #include <immintrin.h>
 #endif
 
-/* a * b + c in one rounding where the processor has it. Written as a call so that -fassociative-math can't
- * move the pieces of exp's argument reduction. Without it they are kept apart by bits that are 0, which the compiler can't
- * know: what barriers compilers have are lost when they make vectors of them. */
+/* a * b + c, fused (rounded once) if the processor supports that. A builtin call, so that -fassociative-math cannot
+ * reorder the steps of exp's argument reduction. Without such an instruction, TG_APART separates the steps by an XOR
+ * with a variable that is always 0, which the compiler cannot know; an asm barrier would prevent vectorisation. */
 #ifdef __FMA__
 #define TG_FMAF(a, b, c) __builtin_fmaf(a, b, c)
 #define TG_FMA(a, b, c) __builtin_fma(a, b, c)
@@ -34,7 +34,7 @@ enum { TG_VECTOR_BYTES = 16 };
 #define TG_FMA(a, b, c) ((a) * (b) + (c))
 #define TG_APARTF(x) tg_apartf(x)
 #define TG_APART(x) tg_apart(x)
-__attribute__((visibility("hidden"))) uint64_t tg_no_bits; /* another file might set them */
+__attribute__((visibility("hidden"))) uint64_t tg_no_bits; /* not static: another file might set it */
 static inline float tg_apartf(float x) {
     uint32_t bits;
     memcpy(&bits, &x, sizeof bits);
@@ -51,8 +51,8 @@ static inline double tg_apart(double x) {
 }
 #endif
 
-/* x, and the compiler doesn't see how it was made. -fassociative-math would put together differences that must be taken one
- * after the other. */
+/* Optimisation barrier: hides from the compiler how x was computed. Otherwise -fassociative-math would combine
+ * subtractions that must be done one after the other. */
 #if defined(__x86_64__)
 #define TG_HIDE(x) __asm__("" : "+x"(x))
 #elif defined(__aarch64__)
@@ -61,7 +61,7 @@ static inline double tg_apart(double x) {
 #define TG_HIDE(x) __asm__("" : "+m"(x))
 #endif
 
-/* 1, which the compiler doesn't know to be 1: a + one * (b + c) is not taken apart as a + (b + c) is. */
+/* 1, hidden from the compiler: it cannot reassociate a + one * (b + c) as it can a + (b + c). */
 static inline double tg_hidden_one(void) {
     double one = 1;
     TG_HIDE(one);
@@ -70,24 +70,25 @@ static inline double tg_hidden_one(void) {
 
 /* (a - b) + c, in this order: for numbers that are the sum of two parts (tinygpt/ops/_two_parts.py). */
 static inline double tg_less_then_more(double a, double b, double c) {
-    TG_HIDE(b); /* which may be a sum with a in it */
+    TG_HIDE(b); /* b may be a sum that contains a, which would cancel */
     double difference = a - b;
     TG_HIDE(difference);
     return difference + c;
 }
 
-/* exp(-rest) for what rounding has cut off from a log-sum-exp: tiny, as a rule, and then its series is exact and quick. */
+/* exp(-rest), for the rounding error `rest` of a log-sum-exp. It is usually tiny, and then three terms of the
+ * series suffice. */
 static inline double tg_exp_minus(double rest) {
     return fabs(rest) < 1e-5 ? 1 - rest * (1 - 0.5 * rest) : exp(-rest);
 }
 
-/* exp(x) = 2^n * exp(r) with n = round(x / ln 2), |r| <= ln(2)/2. ln 2 is taken off in two pieces, the first with
- * enough trailing zeros that n times it is exact. exp(r) is its Taylor series, to degree 7 (float: the next term
- * is 5e-9 of the sum) or 13 (double: 4e-18).
+/* exp(x) = 2^n * exp(r) with n = round(x / ln 2), |r| <= ln(2)/2. n ln 2 is subtracted in two parts; the first part of
+ * ln 2 has enough trailing zeros that n times it is exact. exp(r) is its Taylor series, to degree 7 (float: the next
+ * term is 5e-9 of the sum) or 13 (double: 4e-18).
  *
- * The ends come out without branches: x is held at a value whose n gives the exponent bits 0, so the factor 2^n is 0
- * and so is the result (for all results below 2^-126.5; double: 2^-1022.5); n is held at the value whose bits mean
- * infinity (so all results above 2^127.5 are infinity already; double: 2^1023.5). A NaN passes through r. */
+ * Underflow and overflow need no branches. x is clamped to a value whose n gives exponent bits 0, so the factor 2^n
+ * and the result are 0 (for all results below 2^-126.5; double: 2^-1022.5). n is clamped to the value whose bits
+ * mean infinity (so all results above 2^127.5 are already infinity; double: 2^1023.5). A NaN propagates through r. */
 static inline float tg_expf(float x) {
     x = x < -88.1f ? -88.1f : x;
     float n = rintf(x * 1.44269504088896341f);
@@ -136,12 +137,12 @@ static inline double tg_exp(double x) {
 }
 
 /* The normal distribution function, by the expansion that tinygpt/ops/erf.py derives: with z = |x| / sqrt(2),
- * erfc(z) = exp(-z^2) * 3 / (z + 3) * g(w), w = (z - 3) / (z + 3). Its coefficients shrink fast: float takes 18 of the 23.
- * Beyond z = 30 the tail is 0 in either type, and holding z there keeps w finite. */
+ * erfc(z) = exp(-z^2) * 3 / (z + 3) * g(w), w = (z - 3) / (z + 3). The coefficients of g shrink fast: float needs 18
+ * of the 23. Beyond z = 30 the tail is 0 in either type, and clamping z there keeps w finite. */
 static inline float tg_normal_cdff(float x) {
     float z = fabsf(x) * 0.70710678118654752440f;
     z = z > 30.0f ? 30.0f : z;
-    const float inverse = 1.0f / (z + 3.0f), w = 1.0f - 6.0f * inverse; /* one division: they are slow */
+    const float inverse = 1.0f / (z + 3.0f), w = 1.0f - 6.0f * inverse; /* divisions are slow: use only one */
     float g = -7.241314802770049e-08f;
     g = TG_FMAF(g, w, -1.3722842699707078e-07f);
     g = TG_FMAF(g, w, 3.2798388174367714e-07f);
@@ -195,9 +196,9 @@ static inline double tg_normal_cdf(double x) {
     return x > 0.0 ? 1.0 - tail : tail;
 }
 
-/* Philox4x32-10, the random words of tinygpt/random.py, on TG_COUNTERS counters side by side. Each word has a 64-bit lane to
- * itself, of which the lower half counts: that is how processors multiply 32 by 32 bits into 64, and they take no
- * notice of the upper halves. In: the counters. Out: the words. */
+/* Philox4x32-10, the random words of tinygpt/random.py, on TG_COUNTERS counters in parallel. Each word is the lower
+ * half of a 64-bit lane, because that is how vector instructions multiply 32 by 32 bits into 64; they ignore the
+ * upper halves. In: the counters. Out: the words. */
 typedef uint64_t tg_counters __attribute__((vector_size(TG_VECTOR_BYTES)));
 enum { TG_COUNTERS = TG_VECTOR_BYTES / 8 };
 
@@ -228,8 +229,8 @@ static inline void tg_philox(tg_counters c[4], uint64_t seed) {
     }
 }
 
-/* 4 * TG_MANY words of a row, from the counter `quad`. The vectors of counters are independent: the multiplications of one
- * fill the time in which another's wait for each other. */
+/* 4 * TG_MANY words of a row, from the counter `quad` on. The vectors of counters are independent, which hides the
+ * latency of the multiplications. */
 enum { TG_VECTORS = 4, TG_MANY = TG_VECTORS * TG_COUNTERS };
 static inline void tg_random_words(uint32_t *out, uint32_t quad, uint32_t row, uint64_t seed, uint64_t stream) {
     tg_counters c[TG_VECTORS][4];
@@ -261,8 +262,8 @@ static inline void tg_random_words(uint32_t *out, uint32_t quad, uint32_t row, u
 TG_DROPOUT_MASK(float)
 TG_DROPOUT_MASK(double)
 
-/* Sums over a row in double precision. One running sum would wait for itself at each addition: there are four, of a vector
- * each. */
+/* Sums over a row in double precision. A single running sum would be bound by the latency of the addition, so there
+ * are four vectors of sums. */
 typedef double tg_doubles __attribute__((vector_size(TG_VECTOR_BYTES), aligned(8), may_alias));
 enum { TG_DOUBLES = TG_VECTOR_BYTES / 8, TG_SUMS = 4 };
 
@@ -273,7 +274,8 @@ static inline double tg_total(const tg_doubles *sum) {
     return total;
 }
 
-/* Vectors of half as many bytes, or as many, to doubles: for floats some compilers do by halves what is one instruction. */
+/* Convert a vector of TG_DOUBLES floats, or doubles, to doubles. An intrinsic for floats, since some compilers
+ * convert the two halves separately. */
 typedef float tg_some_float __attribute__((vector_size(TG_DOUBLES * sizeof(float)), aligned(4), may_alias));
 typedef double tg_some_double __attribute__((vector_size(TG_DOUBLES * sizeof(double)), aligned(8), may_alias));
 static inline tg_doubles tg_to_doubles_float(tg_some_float x) {

@@ -1,25 +1,26 @@
-/* See pool.h for what this is for.
+/* pool.h says what this is for.
  *
- * A region is one call of tg_parallel_for or one parallel product. Each thread has a share of its chunks, neighbours, the
- * same share each time: what it wrote in one operation it finds in its own cache in the next. A thread whose share is
- * done takes chunks from the ends of the others', so a worker that is slow to wake costs little: the caller has a
- * share too, and waits only for chunks that somebody has taken.
+ * A region is one call of tg_parallel_for or one parallel matrix product. Each thread has a share, a contiguous range
+ * of the region's chunks, and gets the same share every time, so that it finds in its own cache what it wrote in the
+ * operation before. A thread that has finished its share steals chunks from the ends of the other shares, so a worker
+ * that is slow to wake costs little: the caller has a share too, and waits only for chunks that have been taken.
  *
- * A share is one 64-bit number (end << 32 | next chunk), and who takes a chunk of it by compare-and-swap owns that
- * chunk. A region is over when all its chunks are done, so all its shares are empty. That makes a late thread
- * harmless: it finds either nothing or a chunk of the region that is open now.
+ * A share is one 64-bit number (end << 32 | next chunk), and a thread takes a chunk by compare-and-swap. A region is
+ * over when all its chunks are done, and then all its shares are empty. That makes a late thread harmless: it finds
+ * either no chunk, or a chunk of the region that is open now.
  *
- * Idle workers spin for SPIN_NANOSECONDS, which spans the gap between two operations of a training step, then
- * sleep on a condition variable.
+ * Idle workers spin for SPIN_NANOSECONDS, which spans the gap between two operations of a training step, then sleep on
+ * a condition variable.
  *
- * Guarded against, each with a test:
- * - OpenBLAS's jobs wait for one another, so all must run at once: a region of `count` jobs needs `count` threads.
- *   OpenBLAS is told how many there are; should it still ask for more, extra threads are started for that product.
- * - After fork() the workers are gone: the child forgets them and starts its own at its first region.
- * - A loop inside a loop, or a second Python thread in a loop at the same time: the loop runs on its caller alone.
- *   A second Python thread in a product waits its turn.
- * - The system refuses to start a thread: the team is as large as it could be made. When that happens in the middle of a
- *   product, in a child of fork(), which has inherited the number of jobs but no threads, the process says so and ends.
+ * Cases that need care, each with a test:
+ * - OpenBLAS's jobs wait for one another, so all must run at the same time: a region of `count` jobs needs `count`
+ *   threads. OpenBLAS is told how many there are; if it still asks for more, extra threads are started for that
+ *   product.
+ * - After fork() the workers are gone: the child forgets them and starts its own with its first region.
+ * - A loop inside a loop, or two Python threads in a loop at the same time: the later loop runs on its caller alone. A
+ *   second Python thread in a product waits its turn.
+ * - The system refuses to start a thread: the team stays smaller. If that happens in the middle of a product, in a
+ *   forked child, which inherits the number of jobs but no threads, the process prints a message and aborts.
  */
 #define _GNU_SOURCE
 #include "pool.h"
@@ -35,7 +36,7 @@
 
 enum { MAX_THREADS = 256 };
 static const int64_t SPIN_NANOSECONDS = 200000;
-/* In a forked child the system may refuse the threads of a product that its parent had. Ask again for five seconds. */
+/* In a forked child the system may refuse to start the threads that a product needs. Retry for five seconds. */
 enum { MOST_REFUSALS = 500 };
 static const struct timespec refusal_pause = {0, 10000000};
 
@@ -47,29 +48,30 @@ static _Atomic int wanted = 1;  /* threads asked for, the caller included */
 static int started = 0;         /* workers that exist */
 static _Thread_local int inside = 0;
 
-/* Two lines of the cache each: processors fetch lines in pairs, and nobody's share should move with another's. */
+/* 128 bytes, two cache lines, for each share: processors fetch lines in pairs, and shares must not share a pair (false
+ * sharing). */
 static struct { _Alignas(128) _Atomic uint64_t chunks; } shares[MAX_THREADS];
-static _Alignas(128) _Atomic uint32_t regions = 0; /* how many there have been: a change tells the workers */
-static _Atomic int team = 1;                       /* threads that may take part in the present region */
+static _Alignas(128) _Atomic uint32_t regions = 0; /* regions opened so far: a change wakes the spinning workers */
+static _Atomic int team = 1;                       /* threads that may take part in the current region */
 static _Atomic int sleepers = 0;
 static _Alignas(128) _Atomic uint32_t chunks_done = 0;
 
-/* What the present region does with a chunk: written before the shares, read after a chunk was taken. */
+/* The current region's work: written before the shares, read after a chunk was taken. */
 static tg_body region_body;
 static void *region_task;
 static ptrdiff_t region_n, region_grain;
 
-/* NumPy's OpenBLAS, where it runs on these threads. Either integer may be the width of its sizes. */
+/* NumPy's OpenBLAS, if it runs on these threads. Its size arguments are 64-bit or 32-bit, depending on the build. */
 typedef void (*gemm_64)(int, int, int, int64_t, int64_t, int64_t, float, const float *, int64_t, const float *, int64_t,
                         float, float *, int64_t);
 typedef void (*gemm_32)(int, int, int, int, int, int, float, const float *, int, const float *, int, float, float *, int);
 static gemm_64 blas_gemm_64 = NULL;
 static gemm_32 blas_gemm_32 = NULL;
 static int (*blas_set_num_threads)(int) = NULL;
-static int *blas_num_threads = NULL; /* the number itself, and the most that OpenBLAS was ever told */
-static int blas_most = 0;
+static int *blas_num_threads = NULL; /* OpenBLAS's own variable */
+static int blas_most = 0;            /* the largest number that OpenBLAS was ever told */
 static pthread_mutex_t blas_lock = PTHREAD_MUTEX_INITIALIZER;
-static int blas_users = 0; /* products whose blocks are being made, each block by one thread */
+static int blas_users = 0; /* products running as blocks of ours, each block on one thread */
 
 static int64_t now(void) {
     struct timespec t;
@@ -85,7 +87,7 @@ static inline void relax(void) {
 #endif
 }
 
-/* Take a chunk of a share, its owner the first one, others the last one; false if there is none. */
+/* Take a chunk of a share: the first one if it is the thread's own, otherwise the last one. False if it is empty. */
 static int take_chunk(_Atomic uint64_t *share, int own, uint32_t *chunk) {
     uint64_t seen = atomic_load_explicit(share, memory_order_acquire);
     for (;;) {
@@ -98,8 +100,8 @@ static int take_chunk(_Atomic uint64_t *share, int own, uint32_t *chunk) {
     }
 }
 
-/* Take chunks until none is left, thread `number` its own first. They are counted here and added to everybody's count
- * once: a line of memory that all threads write is slow. */
+/* Take chunks until none is left, starting with thread `number`'s own share. The chunks are counted locally and
+ * added to the shared counter once, because a cache line that all threads write to is slow. */
 static void take_chunks(int number, int members) {
     uint32_t chunk, done = 0;
     for (int i = 0; i < members; i++)
@@ -138,8 +140,9 @@ static void *worker(void *argument) {
     return NULL;
 }
 
-/* How many jobs OpenBLAS is to cut its products into: one while they are blocks of ours. In a child of fork() its function
- * would also start its own threads anew, which nobody needs, and ends the process where the system refuses them. */
+/* Tell OpenBLAS how many jobs to split its products into: one while any product runs as blocks of ours. If possible,
+ * this writes its variable, since in a forked child its function would also restart its own threads, which are not
+ * needed, and would end the process if the system refused them. */
 static void tell_blas(int change) {
     if (!blas_set_num_threads) return;
     pthread_mutex_lock(&blas_lock);
@@ -171,7 +174,7 @@ static void start_workers(void) {
     }
 }
 
-/* Open a region, work in it, wait for its end. Called with region_lock held. */
+/* Open a region, work in it, wait until it is over. Called with region_lock held. */
 static void run_region(tg_body body, void *task, ptrdiff_t n, ptrdiff_t grain, uint32_t chunks) {
     const int members = wanted;
     region_body = body;
@@ -180,7 +183,7 @@ static void run_region(tg_body body, void *task, ptrdiff_t n, ptrdiff_t grain, u
     region_grain = grain;
     atomic_store_explicit(&chunks_done, 0, memory_order_relaxed);
     atomic_store_explicit(&team, members, memory_order_relaxed);
-    const uint32_t sharers = chunks < (uint32_t)members ? chunks : (uint32_t)members; /* the others' are empty */
+    const uint32_t sharers = chunks < (uint32_t)members ? chunks : (uint32_t)members; /* other shares stay empty */
     for (uint32_t i = 0; i < sharers; i++) {
         const uint64_t next = (uint64_t)chunks * i / sharers, end = (uint64_t)chunks * (i + 1) / sharers;
         atomic_store_explicit(&shares[i].chunks, end << 32 | next, memory_order_release);
@@ -212,7 +215,7 @@ void tg_parallel_for(tg_body body, void *task, ptrdiff_t n, ptrdiff_t grain) {
         pthread_mutex_unlock(&region_lock);
         return;
     }
-    for (ptrdiff_t begin = 0; begin < n; begin += grain) /* the same chunks, one after another */
+    for (ptrdiff_t begin = 0; begin < n; begin += grain) /* the same chunks, in order, on this thread */
         body(task, begin, begin + grain < n ? begin + grain : n);
 }
 
@@ -238,12 +241,12 @@ static void *extra_thread(void *task) {
     return NULL;
 }
 
-/* All jobs at once on threads made for them: slow, and the only right way when the team is too small or busy
- * with the very loop that asks. */
+/* Run all jobs at the same time, on threads started for them. That is slow, but the only correct way if the team is too
+ * small, or if the product was called from inside a region. */
 static void run_on_extra_threads(const struct product *p, int count) {
     pthread_t *threads = malloc(sizeof(pthread_t) * (size_t)count);
     struct product *each = malloc(sizeof(struct product) * (size_t)count);
-    if (!threads || !each) abort(); /* fewer threads than jobs would wait for ever */
+    if (!threads || !each) abort(); /* with fewer threads than jobs, the jobs would wait forever */
     for (int i = 1; i < count; i++) {
         each[i] = *p;
         each[i].index = i;
@@ -251,7 +254,7 @@ static void run_on_extra_threads(const struct product *p, int count) {
             if (refusals == MOST_REFUSALS) {
                 fputs("tinygpt: the system refuses the threads that a matrix product needs: raise the limit on processes "
                       "(ulimit -u), or set TINYGPT_NUM_THREADS=1\n", stderr);
-                abort(); /* the jobs wait for one another: there is no other end */
+                abort(); /* the jobs that did start wait for the others: there is no way back */
             }
             nanosleep(&refusal_pause, NULL);
         }
@@ -263,7 +266,7 @@ static void run_on_extra_threads(const struct product *p, int count) {
 }
 
 static void run_product(int sync, blas_job job, int count, size_t element, void *data, int argument) {
-    (void)sync; /* returning when all is done is right for both values */
+    (void)sync; /* returning when all jobs are done is correct for both values */
     struct product p = {job, data, element, argument, 0};
     if (count <= 1) {
         product_jobs(&p, 0, count);
@@ -327,7 +330,7 @@ void tg_blas_leave(void) { tell_blas(-1); }
 
 void tg_blas_multiply(ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, struct tg_strided a, struct tg_strided b, float *c,
                       ptrdiff_t c_row, int add) {
-    enum { ROWS_FIRST = 101, AS_IT_IS = 111, TRANSPOSED = 112 }; /* the numbers of cblas.h */
+    enum { ROWS_FIRST = 101, AS_IT_IS = 111, TRANSPOSED = 112 }; /* constants of cblas.h */
     const int a_way = a.column == 1 ? AS_IT_IS : TRANSPOSED, b_way = b.column == 1 ? AS_IT_IS : TRANSPOSED;
     const ptrdiff_t a_step = a.column == 1 ? a.row : a.column, b_step = b.column == 1 ? b.row : b.column;
     const float keep = add ? 1.0f : 0.0f;
@@ -350,7 +353,7 @@ static void after_fork_in_child(void) {
     wake = fresh_condition;
     started = 0;
     blas_lock = fresh_mutex;
-    blas_users = 0; /* of threads that are gone */
+    blas_users = 0; /* those threads are gone */
     atomic_store(&sleepers, 0);
 }
 

@@ -1,14 +1,14 @@
-# The thread pool as Python sees it, and the memory allocator's habits.
+# The Python interface of the thread pool, and settings of the memory allocator.
 
 cdef extern from *:
     """
     #include <stdlib.h>
     #ifdef __GLIBC__
     #include <malloc.h>
-    /* A training step allocates and frees the same arrays over and over. By default glibc hands larger blocks back to the
-     * system each time, which then clears every page anew: a tenth of a small model's step. Keep up to 1 GB instead. */
+    /* A training step allocates and frees the same arrays over and over. By default glibc returns larger blocks to the
+     * system each time, which then has to clear every page again: a tenth of a small model's step. Keep up to 1 GB. */
     static void tg_keep_freed_memory(void) {
-        mallopt(M_MMAP_THRESHOLD, 32 << 20); /* the most that it takes */
+        mallopt(M_MMAP_THRESHOLD, 32 << 20); /* the maximum that glibc accepts */
         mallopt(M_TRIM_THRESHOLD, 1 << 30);
         mallopt(M_TOP_PAD, 16 << 20);
     }
@@ -22,7 +22,7 @@ cdef bint adopted = False
 
 
 def start_threads(int count, str library):
-    """Start the team and offer it to the BLAS behind `library` (a loaded library that depends on it)."""
+    """Start the threads and offer them to the BLAS that `library`, a loaded library, depends on."""
     global adopted
     tg_keep_freed_memory()
     tg_set_num_threads(count)
@@ -30,7 +30,7 @@ def start_threads(int count, str library):
 
 
 def set_num_threads(int count):
-    """Use `count` threads for the kernels and for the matrix products; returns how many there are."""
+    """Use `count` threads for the kernels and the matrix products; returns the actual number."""
     return tg_set_num_threads(count)
 
 
@@ -39,6 +39,6 @@ def get_num_threads():
 
 
 def threads_report():
-    """One phrase: how many threads, and whether the matrix products run on them too."""
+    """A phrase that says how many threads there are, and whether the matrix products run on them too."""
     blas = "shared with the matrix products" if adopted else "the BLAS in use keeps its own threads"
     return f"{tg_get_num_threads()} threads, {blas}"

@@ -1,4 +1,4 @@
-/* Sizes and types of the attention kernels. attention_block.h has their register blocks, attention_tile.h the work. */
+/* Sizes and types of the attention kernels. attention_block.h has register blocks, attention_tile.h the algorithm. */
 #ifndef TINYGPT_ATTENTION_H
 #define TINYGPT_ATTENTION_H
 
@@ -10,8 +10,8 @@
 
 #include "vmath.h"
 
-/* Vector registers. They decide the block of sums: TG_ROWS rows of TG_COLUMNS vectors, a row of B and a broadcast must fit.
- * Blocks of 6 and of 4 rows make up every multiple of 4 rows. */
+/* The number of vector registers determines the register block: TG_ROWS rows of TG_COLUMNS vectors of sums, a row of
+ * B and a broadcast must fit. Blocks of 6 and of 4 rows add up to any multiple of 4 rows. */
 #if defined(__AVX512F__) || defined(__aarch64__)
 #define TG_REGISTERS 32
 #else
@@ -19,8 +19,9 @@
 #endif
 enum { TG_ROWS = 6, TG_FEW_ROWS = 4, TG_COLUMNS = TG_REGISTERS == 32 ? 4 : 2 };
 
-/* Tiles of scores: their queries, and their keys, forward and backward. The first cache holds a tile beside what it is
- * multiplied with. Backward a tile of the diagonal is the first to add to its keys' gradients, as it is a square. */
+/* The size of a tile of scores: queries, and keys in the forward and backward pass. The L1 cache holds a tile and
+ * the matrix that it is multiplied with. In the backward pass tiles are square, so that under the causal mask the
+ * tile on the diagonal is the first to contribute to its keys' gradients. */
 enum { TG_QUERIES = 64, TG_KEYS = 128, TG_KEYS_BACKWARD = TG_QUERIES };
 
 /* Strides in elements of the axes (B, H, T); the last axis, D, is contiguous. */
@@ -33,10 +34,10 @@ struct tg_attention {
     uint32_t threshold;
     uint64_t seed, stream;
     void *q, *k, *v, *y, *lse, *dy, *dq, *dk, *dv;
-    int failed; /* a thread found no memory */
+    int failed; /* a thread ran out of memory */
 };
 
-/* Queries q0 .. q0 + queries - 1 and keys k0 .. k0 + keys - 1, of which the last query sees all. */
+/* Queries q0 .. q0 + queries - 1 and keys k0 .. k0 + keys - 1. The last query sees all of the keys. */
 struct tg_tile {
     ptrdiff_t q0, queries, k0, keys;
     int is_causal;
@@ -54,7 +55,8 @@ static inline struct tg_tile tg_tile_at(const struct tg_attention *p, ptrdiff_t 
     return t;
 }
 
-/* How many of the tile's keys its query i sees; how many of its queries do not see key j: they come before it. */
+/* How many of the tile's keys its query i sees: the first ones. How many of its queries do not see key j: the first
+ * ones. */
 static inline ptrdiff_t tg_seen(const struct tg_tile *t, ptrdiff_t i) {
     return t->is_causal ? tg_between(0, t->q0 + i + 1 - t->k0, t->keys) : t->keys;
 }
@@ -62,10 +64,10 @@ static inline ptrdiff_t tg_blind(const struct tg_tile *t, ptrdiff_t j) {
     return t->is_causal ? tg_between(0, t->k0 + j - t->q0, t->queries) : 0;
 }
 
-/* Memory that will be needed soon: this head's results, the next head's operands. A head's rows lie far apart, so that the
- * processor's own prefetchers do not see them coming; a few are asked for at each block of a product, whose arithmetic hides
- * the wait. Row after row, of all arrays of a list in turn; of a long array the first TG_AHEAD bytes, as the second cache
- * would not keep more. */
+/* Prefetching of memory that will be needed soon: this head's results, the next head's operands. A head's rows lie
+ * far apart, so the hardware prefetchers cannot predict them. Each block of a product prefetches a few rows, and its
+ * arithmetic hides the latency. The arrays of a list take turns, row by row; of a long array only the first TG_AHEAD
+ * bytes are prefetched, because the L2 cache would not hold more. */
 struct tg_rows {
     struct {
         const char *row;
@@ -77,9 +79,9 @@ struct tg_rows {
 struct tg_ahead {
     struct tg_rows now, next;
     ptrdiff_t row_bytes;
-    int pace; /* rows for each block */
+    int pace; /* rows per block */
 };
-/* Where T = 256 and D = 64, 1024 rows come with the 176 blocks of a head forward, 2048 with the 550 backward. */
+/* For T = 256 and D = 64, a head has 1024 rows to prefetch in 176 blocks forward, and 2048 in 550 blocks backward. */
 enum { TG_PACE_FORWARD = 6, TG_PACE_BACKWARD = 4, TG_LINE = 64, TG_AHEAD = 1 << 17 };
 
 static struct tg_ahead tg_ahead_of(const struct tg_attention *p, size_t size, int pace) {
@@ -107,9 +109,9 @@ static inline void tg_fetch(struct tg_ahead *ahead) {
     }
 }
 
-/* The exponential of a score, for attention_tile.h: where it begins, the bias and the place of the exponent among a
- * number's bits, and the coefficients, highest first. float: the polynomial of degree 6 that is best if it begins with 1 + r
- * (3e-9 of the sum); double: the Taylor series to degree 13. */
+/* Constants of exp in attention_tile.h: the argument below which it is 0, the bias and the position of the exponent
+ * bits, and the coefficients, highest first. float: the best polynomial of degree 6 that begins with 1 + r
+ * (relative error 3e-9); double: the Taylor series to degree 13. */
 static const float tg_LOWEST_float = -88.1f;
 static const double tg_LOWEST_double = -709.1;
 enum { tg_BIAS_float = 127, tg_EXPONENT_float = 23, tg_BIAS_double = 1023, tg_EXPONENT_double = 52 };
@@ -121,7 +123,7 @@ static const double tg_SERIES_double[] = {
 #define REAL float
 #define INTEGER int32_t
 #define NAME(x) tg_##x##_float
-#ifdef __AVX512F__ /* what compilers make of a comparison and a choice takes three times as long */
+#ifdef __AVX512F__ /* compilers turn a comparison and a select into code three times as slow */
 #define LARGER(a, b) _mm512_max_ps(a, b)
 #define SMALLER(a, b) _mm512_min_ps(a, b)
 #else

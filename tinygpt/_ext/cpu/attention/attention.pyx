@@ -1,5 +1,5 @@
-# Attention: tinygpt/ops/attention.py has the mathematics, attention_tile.h the work on one head. Here: the arrays'
-# strides are read, the threads share out the B * H heads, and the outputs are made. No (T, T) matrix exists.
+# Attention: tinygpt/ops/attention.py has the mathematics, attention_tile.h the algorithm for one head. This file reads
+# the strides, allocates the outputs and divides the B * H heads among the threads. No (T, T) matrix is ever stored.
 
 cdef extern from "attention.h" nogil:
     cdef struct tg_attention:
@@ -33,7 +33,7 @@ cdef extern from "attention.h" nogil:
 
 
 cdef void *open_array(object array, Py_ssize_t *stride) except? NULL:
-    """The address of a (B, H, T, D) array; its strides, in elements, go to stride[0..2]."""
+    """The address of a (B, H, T, D) array; writes its first three strides, in elements, to stride[0..2]."""
     cdef Py_buffer view
     cdef int i
     PyObject_GetBuffer(array, &view, PyBUF_STRIDES)
@@ -44,7 +44,7 @@ cdef void *open_array(object array, Py_ssize_t *stride) except? NULL:
 
 
 cdef bint takes(object array):
-    """True if the last axis is contiguous and the other strides are whole elements."""
+    """True if the last axis is contiguous and the other strides are multiples of the element size."""
     strides, size = array.strides, array.itemsize
     return strides[3] == size and not (strides[0] % size or strides[1] % size or strides[2] % size)
 
@@ -62,7 +62,7 @@ cdef void describe(tg_attention *p, q, k, bint is_causal, double scale, double d
 
 
 cdef void run_heads(tg_body body, tg_attention *p):
-    """All heads, shared out to the threads in runs of neighbours, whose rows lie side by side in memory."""
+    """Run all heads, divided among the threads in runs of adjacent heads, whose rows are adjacent in memory."""
     cdef Py_ssize_t heads = p.B * p.H
     with nogil:
         tg_parallel_for(body, p, heads, max(1, heads // (8 * tg_get_num_threads())))

@@ -1,15 +1,16 @@
-/* The vectors, register blocks and copies that attention_tile.h is made of. Included twice by attention.h, for float and
- * for double: REAL is the type, INTEGER the integer of its size, NAME(x) gives a function of that type its name. */
+/* The vectors, register blocks and copies that attention_tile.h is made of. Included twice by attention.h, for float
+ * and for double: REAL is the type, INTEGER the integer type of the same size, NAME(x) the name with the type
+ * appended. */
 
-/* A vector of as many numbers as one register of this level holds. */
+/* A vector as wide as a register of this level. */
 typedef REAL NAME(vec) __attribute__((vector_size(TG_VECTOR_BYTES), aligned(sizeof(REAL)), may_alias));
 typedef INTEGER NAME(integers) __attribute__((vector_size(TG_VECTOR_BYTES), aligned(sizeof(REAL)), may_alias));
 
 enum { NAME(LANES) = TG_VECTOR_BYTES / sizeof(REAL) };
 
-/* C[rows x vectors] (+)= A . B over `depth`. A(i, k) stands at a[i*ai + k*ak], so a transposed A costs nothing; row k of B
- * at b + k*ldb. The sums stay in registers: per step of k, a load for each vector of B, a broadcast for each row of A, and a
- * multiply-add for each sum. `rows` and `vectors` are constants to the compiler. */
+/* C[rows x vectors] (+)= A . B over `depth`. A(i, k) is at a[i*ai + k*ak], so a transposed A costs nothing; row k of
+ * B is at b + k*ldb. The sums stay in registers: each step of k does one load per vector of B, one broadcast per row
+ * of A and one multiply-add per sum. `rows` and `vectors` are compile-time constants. */
 static inline __attribute__((always_inline)) void NAME(block)(const int rows, const int vectors, ptrdiff_t depth,
                                                               const REAL *a, ptrdiff_t ai, ptrdiff_t ak, const REAL *b,
                                                               ptrdiff_t ldb, REAL *c, ptrdiff_t ldc, int add) {
@@ -39,7 +40,8 @@ static inline __attribute__((always_inline)) void NAME(block)(const int rows, co
         }
 }
 
-/* The block for an A whose rows are contiguous, and one for contiguous columns. Not inlined: the loop needs all registers. */
+/* The block for an A with contiguous rows, and for one with contiguous columns. Not inlined, so that the loop has all
+ * registers. */
 #define TG_BLOCK(rows, vectors, ai, ak)                                          \
     case 8 * rows + vectors:                                                     \
         NAME(block)(rows, vectors, depth, a, ai, ak, b, ldb, c, ldc, add);       \
@@ -65,24 +67,25 @@ static __attribute__((noinline)) void NAME(block_of_columns)(int rows, int vecto
 #undef TG_LARGE_BLOCKS
 #undef TG_BLOCKS
 
-/* Rows of the next block, of an even number that is at least 4; its vectors, of so many columns in whole vectors. */
+/* How many rows and vectors the next register block takes, given the rows left (even, at least 4) and the columns
+ * left (a multiple of LANES). */
 static inline int NAME(next_rows)(ptrdiff_t left) { return left == 4 || left == 8 ? TG_FEW_ROWS : TG_ROWS; }
 static inline int NAME(next_vectors)(ptrdiff_t columns) {
     return columns >= TG_COLUMNS * NAME(LANES) ? TG_COLUMNS : (int)(columns / NAME(LANES));
 }
 
-/* n rounded up to a whole number of units. */
+/* n rounded up to a multiple of unit. */
 static inline ptrdiff_t NAME(padded)(ptrdiff_t n, ptrdiff_t unit) { return (n + unit - 1) / unit * unit; }
 
-/* D numbers, times factor. */
+/* out = factor * x, for D elements. */
 static inline void NAME(scaled_row)(REAL *out, const REAL *x, ptrdiff_t D, REAL factor) {
     ptrdiff_t d = 0;
     for (; d + NAME(LANES) <= D; d += NAME(LANES)) *(NAME(vec) *)(out + d) = factor * *(const NAME(vec) *)(x + d);
     for (; d < D; d++) out[d] = factor * x[d];
 }
 
-/* rows x D values at x (row stride in elements) -> out, times factor: row-major, `width` columns and `padded_rows` rows,
- * zero beyond D and beyond rows. */
+/* Copy x (rows, D), row stride in elements, times factor -> out (padded_rows, width), row-major, zero beyond rows
+ * and D. */
 static void NAME(pack)(REAL *out, ptrdiff_t width, ptrdiff_t padded_rows, const REAL *x, ptrdiff_t stride,
                        ptrdiff_t rows, ptrdiff_t D, REAL factor) {
     for (ptrdiff_t i = 0; i < rows; i++) {
@@ -92,14 +95,14 @@ static void NAME(pack)(REAL *out, ptrdiff_t width, ptrdiff_t padded_rows, const 
     memset(out + rows * width, 0, (size_t)((padded_rows - rows) * width) * sizeof(REAL));
 }
 
-/* LANES x LANES numbers, transposed: out(j, i) = factor * x(i, j). Each turn interleaves rows i and i + LANES / 2: that moves
- * the binary digits of row and column on by one place, so after one turn for each digit of LANES they have changed places. */
+/* Transpose a square of LANES x LANES: out(j, i) = factor * x(i, j). Each turn interleaves rows i and i + LANES / 2,
+ * which rotates the bits of (row, column) by one; after log2(LANES) turns row and column are swapped. */
 static inline void NAME(transpose_square)(REAL *out, ptrdiff_t out_stride, const REAL *x, ptrdiff_t x_stride,
                                           REAL factor) {
     enum { HALF = NAME(LANES) / 2 };
 #if defined(__GNUC__) && !defined(__clang__)
     NAME(vec) row[NAME(LANES)], mixed[NAME(LANES)];
-    NAME(integers) low, high; /* of which lanes of two rows the new ones consist */
+    NAME(integers) low, high; /* which lanes of the two rows the interleaved rows take */
     for (int j = 0; j < NAME(LANES); j++) {
         low[j] = j / 2 + j % 2 * NAME(LANES);
         high[j] = low[j] + HALF;
@@ -124,7 +127,7 @@ static inline void NAME(transpose_square)(REAL *out, ptrdiff_t out_stride, const
 #endif
 }
 
-/* rows x D values at x, transposed and times factor -> out (width, TG_QUERIES); zero beyond D and beyond rows. */
+/* Transpose x (rows, D), times factor -> out (width, TG_QUERIES), zero beyond D and rows. */
 static void NAME(transpose)(REAL *out, ptrdiff_t width, const REAL *x, ptrdiff_t stride, ptrdiff_t rows, ptrdiff_t D,
                             REAL factor) {
     enum { L = NAME(LANES) };
@@ -139,7 +142,7 @@ static void NAME(transpose)(REAL *out, ptrdiff_t width, const REAL *x, ptrdiff_t
         }
 }
 
-/* Memory for `count` numbers, aligned for vectors, of undefined contents; NULL when there is none. */
+/* Uninitialised memory for `count` numbers, aligned for vectors; NULL if there is not enough. */
 static REAL *NAME(memory)(ptrdiff_t count) {
     void *memory = NULL;
     return posix_memalign(&memory, 64, (size_t)count * sizeof(REAL)) == 0 ? memory : NULL;
@@ -150,8 +153,8 @@ static inline NAME(vec) NAME(select)(NAME(integers) mask, NAME(vec) a, NAME(vec)
     return (NAME(vec))(((NAME(integers))a & mask) | ((NAME(integers))b & ~mask));
 }
 
-/* The largest of `top` and x[0 .. n-1]. The last vector overlaps the one before it, which does a maximum no harm. A NaN
- * never wins: it shows itself later, in the sum. */
+/* The maximum of `top` and x[0 .. n-1]. The last vector overlaps the one before it, which does not change a maximum.
+ * NaNs are ignored here, but reach the result through the sum. */
 static inline REAL NAME(largest)(const REAL *x, ptrdiff_t n, REAL top) {
     if (n < NAME(LANES)) {
         for (ptrdiff_t j = 0; j < n; j++) top = x[j] > top ? x[j] : top;

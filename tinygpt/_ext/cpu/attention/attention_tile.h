@@ -1,19 +1,20 @@
-/* Attention for one head, in tiles. Included twice by attention.h, for float and for double:
- * REAL is the type, INTEGER the integer of its size, NAME(x) gives a function of that type its name.
+/* Attention for one head, in tiles. Included twice by attention.h, for float and for double: REAL is the type, INTEGER
+ * the integer type of the same size, NAME(x) the name with the type appended.
  *
- * Scores are held transposed: a row of a tile is one key, its columns are queries, one to a vector lane. Then the softmax
- * needs no sum or maximum across lanes, a query's statistics are one lane of a vector, and in the products with the
- * probabilities either factor is read as it lies in memory: only q (and backward dy) is transposed, a tile's rows at a time.
+ * Scores are stored transposed: a row of a tile is one key, its columns are queries, one per vector lane. So the
+ * softmax needs no sum or maximum across lanes, a query's statistics are one lane of a vector, and the products with
+ * the probabilities read both factors in memory order: only q (and dy, backward) is transposed, a tile's rows at a
+ * time.
  *
  * Everything here works on copies of one head's q, k, v: contiguous, padded with zeros to whole vectors and whole row
  * blocks, so that the products need no code for edges. That costs O(T D) memory and copying, against O(T^2 D)
  * arithmetic.
  *
- * A strip is a vector of queries. In a tile on the diagonal each is computed down to the last key that one of its queries
- * sees. Row blocks of the products reach up to TG_ROWS - 1 keys further: there the strip is made 0.
+ * A strip is a vector of queries. In a tile on the diagonal, a strip is computed down to the last key that any of its
+ * queries sees. Row blocks of the products reach up to TG_ROWS - 1 keys further, where the strip is set to 0.
  */
 
-/* The products of a tile. S(j, i) stands at s[j * TG_QUERIES + i]; rows of the other matrices are `width` apart. */
+/* The products of a tile. S(j, i) is at s[j * TG_QUERIES + i]; rows of the other matrices are `width` apart. */
 
 /* S = K X^T, for X^T (D, TG_QUERIES). */
 static void NAME(scores)(const struct tg_tile *t, REAL *s, const REAL *k, ptrdiff_t width, ptrdiff_t D, const REAL *xt,
@@ -65,18 +66,19 @@ static void NAME(over_keys)(const struct tg_tile *t, const REAL *s, const REAL *
     }
 }
 
-/* What is done with a strip, the first of whose queries is the tile's query `first`. Its rows stand TG_QUERIES apart, from
- * s on. The functions that loop over its keys are not inlined: so the constants of exp stay in registers. */
+/* Operations on a strip, whose first query is the tile's query `first`. Its rows are TG_QUERIES apart, starting at
+ * s. The functions that loop over its keys are not inlined, so that the constants of exp stay in registers. */
 
-/* The larger of a and b, the smaller; b where either is NaN. */
+/* The larger and the smaller of a and b; b if either is NaN. */
 static inline NAME(vec) NAME(larger)(NAME(vec) a, NAME(vec) b) { return LARGER(a, b); }
 static inline NAME(vec) NAME(smaller)(NAME(vec) a, NAME(vec) b) { return SMALLER(a, b); }
 
-/* exp(x) for x <= 0 and for NaN: vmath.h's in two thirds of the instructions, for nothing overflows, and one piece of ln 2
- * will do: n times its error is less than what rounding the score has cost. Truncation rounds to the nearest n. */
+/* exp(x) for x <= 0 and for NaN, in two thirds of the instructions of vmath.h's exp: nothing can overflow, and ln 2
+ * in one piece is accurate enough, since n times its error is less than the rounding error of the score. Truncation
+ * of a negative number minus 0.5 rounds to the nearest n. */
 static inline NAME(vec) NAME(exp)(NAME(vec) x) {
     enum { DEGREE = sizeof NAME(SERIES) / sizeof(REAL) - 1 };
-    x = NAME(larger)((NAME(vec)){0} + NAME(LOWEST), x); /* there 2^n has the bits of 0 */
+    x = NAME(larger)((NAME(vec)){0} + NAME(LOWEST), x); /* at LOWEST the bits of 2^n are those of 0 */
     const NAME(integers) n = __builtin_convertvector(x * (REAL)1.44269504088896340736 - (REAL)0.5, NAME(integers));
     const NAME(vec) r = x - __builtin_convertvector(n, NAME(vec)) * (REAL)0.69314718055994530942;
     NAME(vec) sum = (NAME(vec)){0} + NAME(SERIES)[0];
@@ -85,7 +87,7 @@ static inline NAME(vec) NAME(exp)(NAME(vec) x) {
     return sum * (NAME(vec))((n + NAME(BIAS)) << NAME(EXPONENT));
 }
 
-/* Which lanes of a strip do not see key j. */
+/* The mask of the strip's lanes that do not see key j. */
 static inline NAME(integers) NAME(hidden)(const struct tg_tile *t, ptrdiff_t first, ptrdiff_t j) {
     const ptrdiff_t unseen = t->k0 + j - t->q0 - first;
     NAME(integers) lane;
@@ -93,15 +95,15 @@ static inline NAME(integers) NAME(hidden)(const struct tg_tile *t, ptrdiff_t fir
     return lane < (INTEGER)unseen;
 }
 
-/* Zeros where row blocks reach beyond the last key that a strip sees. */
+/* Write zeros where row blocks reach beyond the last key that a strip sees. */
 static inline void NAME(clear_below)(REAL *s, const struct tg_tile *t, ptrdiff_t seen) {
     const ptrdiff_t end = NAME(padded)(t->keys, TG_FEW_ROWS);
     for (ptrdiff_t j = seen; j < seen + TG_ROWS - 1 && j < end; j++) *(NAME(vec) *)(s + j * TG_QUERIES) = (NAME(vec)){0};
 }
 
-/* The dropout factors of MASK neighbouring keys for a strip, whose first mask row is `row`. A counter of the random numbers
- * has four words, for four neighbouring columns of the (T, T) matrix: `key` is a multiple of 4. Four vectors of counters
- * fill the time in which the multiplications of each wait for one another. */
+/* The dropout factors of MASK adjacent keys for a strip, whose first mask row is `row`. One Philox counter gives
+ * four words, for four adjacent columns of the (T, T) matrix, so `key` is a multiple of 4. Four independent vectors
+ * of counters hide the latency of the multiplications. */
 enum { NAME(COUNTERS) = NAME(LANES) / TG_COUNTERS, NAME(QUADS) = 4 / NAME(COUNTERS), NAME(MASK) = 4 * NAME(QUADS) };
 
 static void NAME(dropout_factors)(REAL factors[NAME(MASK)][NAME(LANES)], const struct tg_attention *p, ptrdiff_t key,
@@ -128,8 +130,8 @@ static void NAME(dropout_factors)(REAL factors[NAME(MASK)][NAME(LANES)], const s
         for (int i = 0; i < NAME(LANES); i++) factors[j][i] = (uint32_t)words[j][i] >= threshold ? kept : 0;
 }
 
-/* A strip of scores becomes exp(score - m). m and l, the largest score and the sum of exponentials of each query so far,
- * are brought up to date; `rescale` is what the results so far must be multiplied by. */
+/* Replace a strip of scores by exp(score - m). Updates m and l, the running maximum and sum of exponentials of each
+ * query; `rescale` is the factor by which the results so far must be multiplied. */
 static __attribute__((noinline)) void NAME(softmax)(const struct tg_tile *t, ptrdiff_t first, REAL *s, REAL *m, REAL *l,
                                                     REAL *rescale) {
     const ptrdiff_t seen_by_all = tg_seen(t, first), seen = tg_seen(t, first + NAME(LANES) - 1);
@@ -139,7 +141,7 @@ static __attribute__((noinline)) void NAME(softmax)(const struct tg_tile *t, ptr
         NAME(vec) *row = (NAME(vec) *)(s + j * TG_QUERIES);
         *row = NAME(select)(NAME(hidden)(t, first, j), nothing, *row);
     }
-    for (ptrdiff_t j = 0; j < seen; j += 2) { /* a NaN never is the largest: it shows itself in the sum */
+    for (ptrdiff_t j = 0; j < seen; j += 2) { /* NaNs are ignored here, but reach the sum */
         top = NAME(larger)(*(NAME(vec) *)(s + j * TG_QUERIES), top);
         if (j + 1 < seen) other = NAME(larger)(*(NAME(vec) *)(s + (j + 1) * TG_QUERIES), other);
     }
@@ -167,7 +169,8 @@ static __attribute__((noinline)) void NAME(drop)(const struct tg_attention *p, c
     }
 }
 
-/* Copies k and v of the keys packed .. seen - 1, and zeros for whole row blocks; returns how many there are now. */
+/* Copy k and v of the keys packed .. seen - 1, padded with zeros to whole row blocks; returns how many are packed
+ * now. */
 static ptrdiff_t NAME(pack_keys)(const struct tg_attention *p, ptrdiff_t packed, ptrdiff_t seen, REAL *K, const REAL *k,
                                  REAL *V, const REAL *v, ptrdiff_t width) {
     if (seen <= packed) return packed;
@@ -177,17 +180,16 @@ static ptrdiff_t NAME(pack_keys)(const struct tg_attention *p, ptrdiff_t packed,
     return seen;
 }
 
-/* One head forward: y = softmax(scale q k^T) v and lse, the logarithm of each row's sum of exponentials in two parts, near and
- * rest (tinygpt/ops/_two_parts.py).
- * Online softmax (Milakov and Gimelshein 2018): over tiles of keys, keep the largest score m and the sum l of
- * exp(score - m) so far, and rescale what was summed whenever m grows. */
+/* One head forward: y = softmax(scale q k^T) v, and lse, the logarithm of each row's sum of exponentials in two
+ * parts, near and rest (tinygpt/ops/_two_parts.py). Online softmax (Milakov and Gimelshein 2018): over the tiles of
+ * keys, keep the running maximum m and the sum l of exp(score - m), and rescale the sums whenever m grows. */
 static void NAME(head_forward)(const struct tg_attention *p, REAL *memory, const REAL *q, const REAL *k, const REAL *v,
                                REAL *y, REAL *lse, uint64_t first_mask_row, struct tg_ahead *ahead) {
     const ptrdiff_t D = p->D, W = TG_QUERIES, width = NAME(padded)(D, NAME(LANES));
     const ptrdiff_t keys = NAME(padded)(p->Tk, TG_FEW_ROWS);
     REAL *K = memory, *V = K + keys * width, *Qt = V + keys * width, *O = Qt + W * width, *S = O + W * width;
     REAL m[TG_QUERIES], l[TG_QUERIES], rescale[TG_QUERIES];
-    ptrdiff_t packed = 0; /* keys: they are copied when first seen, so that memory has time to bring the others */
+    ptrdiff_t packed = 0; /* keys copied so far: each when first needed, to leave time for prefetching the others */
     for (ptrdiff_t q0 = 0; q0 < p->Tq; q0 += W) {
         struct tg_tile t = tg_tile_at(p, q0, 0, TG_KEYS);
         const ptrdiff_t queries = t.queries;
@@ -217,7 +219,7 @@ static void NAME(head_forward)(const struct tg_attention *p, REAL *memory, const
     }
 }
 
-/* Strips of S and dP backward: P = exp(S - near), S becomes P times the mask and dP becomes dS. */
+/* A strip backward: with P = exp(S - near), replace S by P times the mask, and dP by dS. */
 static __attribute__((noinline)) void NAME(softmax_backward)(const struct tg_attention *p, const struct tg_tile *t,
                                                              ptrdiff_t first, REAL *s, REAL *ds, const REAL *shift,
                                                              const REAL *delta, uint64_t mask_row) {
@@ -226,7 +228,8 @@ static __attribute__((noinline)) void NAME(softmax_backward)(const struct tg_att
     REAL factors[NAME(MASK)][NAME(LANES)];
     for (ptrdiff_t j = 0; j < seen; j++) {
         NAME(vec) *row = (NAME(vec) *)(s + j * TG_QUERIES), *d_row = (NAME(vec) *)(ds + j * TG_QUERIES);
-        NAME(vec) e = NAME(exp)(NAME(smaller)((NAME(vec)){0}, *row - near)), d = *d_row; /* S may be rounded otherwise */
+        /* S may round differently here than in the forward pass, so clamp the exponent at 0. */
+        NAME(vec) e = NAME(exp)(NAME(smaller)((NAME(vec)){0}, *row - near)), d = *d_row;
         *row = e;
         if (p->dropout_p > 0) {
             if (j % NAME(MASK) == 0) NAME(dropout_factors)(factors, p, t->k0 + j, mask_row);
@@ -249,8 +252,8 @@ static __attribute__((noinline)) void NAME(softmax_backward)(const struct tg_att
  *     P  = exp(S - lse)          dV = (P mask)^T dY         dP = (dY V^T) mask
  *     dS = P (dP - delta)        dQ = scale dS K            dK = dS^T (scale Q)       delta = rowsum(dY Y)
  *
- * lse is near + rest. All that P is multiplied by is linear in dY, so exp(-rest) goes into the rows of dY, and P is left
- * with exp(S - near). */
+ * lse is near + rest. Everything that P is multiplied by is linear in dY, so the factor exp(-rest) goes into the
+ * rows of dY, and exp(S - near) remains for P. */
 static void NAME(head_backward)(const struct tg_attention *p, REAL *memory, const REAL *dy, const REAL *q, const REAL *k,
                                 const REAL *v, const REAL *y, const REAL *lse, REAL *dq, REAL *dk, REAL *dv,
                                 uint64_t first_mask_row, struct tg_ahead *ahead) {
@@ -260,7 +263,7 @@ static void NAME(head_backward)(const struct tg_attention *p, REAL *memory, cons
     REAL *Q = dV + keys * width, *dY = Q + panel, *dQ = dY + panel, *Qt = dQ + panel, *dYt = Qt + panel;
     REAL *S = dYt + panel, *dS = S + tile * W, shift[TG_QUERIES], delta[TG_QUERIES];
     ptrdiff_t packed = 0;
-    if (p->is_causal && p->Tq < p->Tk) { /* keys that nobody sees */
+    if (p->is_causal && p->Tq < p->Tk) { /* keys that no query sees */
         memset(dK + p->Tq * width, 0, (size_t)((keys - p->Tq) * width) * sizeof(REAL));
         memset(dV + p->Tq * width, 0, (size_t)((keys - p->Tq) * width) * sizeof(REAL));
     }
@@ -304,7 +307,7 @@ static void NAME(head_backward)(const struct tg_attention *p, REAL *memory, cons
 #define AT(name, head) ((REAL *)p->name + (head) / p->H * p->name##_stride[0] + (head) % p->H * p->name##_stride[1])
 #define NEED(list, name, head) tg_will_need(list, AT(name, head), p->name##_stride[2] * (ptrdiff_t)sizeof(REAL))
 
-/* A head's operands: q, k and v, backward dy and y too. */
+/* Schedule a head's operands for prefetching: q, k and v, and in the backward pass dy and y. */
 static void NAME(will_need_operands)(struct tg_rows *list, const struct tg_attention *p, ptrdiff_t head, int backward) {
     NEED(list, q, head);
     NEED(list, k, head);
@@ -315,7 +318,8 @@ static void NAME(will_need_operands)(struct tg_rows *list, const struct tg_atten
     }
 }
 
-/* Heads begin .. end - 1 of the B * H. A thread's next chunk begins where this one ends, as a rule. */
+/* Heads begin .. end - 1 of the B * H. A thread's next chunk usually begins where this one ends, so the last head
+ * prefetches for it as well. */
 static void NAME(heads_forward)(void *task, ptrdiff_t begin, ptrdiff_t end) {
     struct tg_attention *p = task;
     const ptrdiff_t width = NAME(padded)(p->D, NAME(LANES)), keys = NAME(padded)(p->Tk, TG_FEW_ROWS);

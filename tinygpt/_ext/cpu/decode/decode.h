@@ -1,16 +1,16 @@
-/* One token at a time: the products of a few rows with a large matrix, and a whole block of the model for them.
- * Included once by kernels.pyx. tinygpt/gpt.py, Block, has the mathematics.
+/* Decoding one token at a time: products of a few rows with a large matrix, and a whole block of the model.
+ * Included once, by build/kernels.pyx. The class Block in tinygpt/gpt.py has the mathematics.
  *
- * With one row, every weight is read from memory once and used for one multiplication and one addition: the time is that
- * of reading the weights, and everything here is arranged so that memory is read in long sequential runs.
+ * With one row, every weight is read from memory once and used for a single multiply-add, so reading the weights takes
+ * all of the time, and everything here is arranged to read memory in long sequential runs.
  *
- * A matrix W (K, N) multiplies from the right: y = x W. Its rows are cut into eight blocks, whatever the number of threads
- * or of rows of x, and block b adds up its own part of the sum over k, all N columns of it: its memory is one contiguous
- * piece, read as TG_DEEP streams. The parts are added in the order of the blocks by whoever reads the product next
- * (`tg_sum`), together with the bias. So an element of y is the same bits on any number of threads, and row m of y is the
- * same bits whatever other rows there are.
+ * A matrix W (K, N) multiplies from the right: y = x W. Its rows are split into eight blocks, whatever the number of
+ * threads or of rows of x. Block b computes its part of the sum over k for all N columns; its memory is contiguous, and
+ * is read as TG_DEEP streams. Whoever reads the product next (`tg_sum`) adds up the partial sums in the order of the
+ * blocks, and the bias. So the bits of y do not depend on the number of threads, and those of row m not on the other
+ * rows.
  *
- * Three formats of weights, unpacked to float in registers, in passing:
+ * Three weight formats, unpacked to float in registers on the fly:
  *     float32
  *     bfloat16: the upper half of a float32
  *     int8 with scales: w = q * scale, one scale for each column, or for each `group` elements of a column
@@ -42,32 +42,33 @@ typedef int32_t tg_ints __attribute__((vector_size(TG_VECTOR_BYTES), aligned(4),
 typedef uint16_t tg_halves __attribute__((vector_size(TG_VECTOR_BYTES / 2), aligned(2), may_alias));
 typedef int8_t tg_bytes __attribute__((vector_size(TG_VECTOR_BYTES / 4), aligned(1), may_alias));
 
-/* rows x columns weights, row after row. scale (NULL but for int8): of row r and column c of y = x W at
- * scale[r / group * columns + c]; of the transposed product, whose rows are the outputs, at
- * scale[r * (columns / group, rounded up) + c / group]. */
+/* A matrix of rows x columns weights, row-major. scale is NULL except for int8. In y = x W the scale of element (r,
+ * c) is scale[r / group * columns + c]; in the transposed product, whose rows are the outputs, it is scale[r *
+ * ceil(columns / group) + c / group]. */
 struct tg_matrix {
     const void *weight;
     const float *scale;
-    const float *bias; /* of the product; NULL: none */
+    const float *bias; /* added to the product; may be NULL */
     ptrdiff_t rows, columns, group;
     int format;
 };
 
 #define TG_INLINE static inline __attribute__((always_inline))
 
-/* Have a vector computed as it stands. The flags let the compiler turn (q * scale) * x into q * (scale * x), which it may do
- * for one row of x and not for several: other bits. Passing through a register that it can't look into ends that. */
+/* Optimisation barrier: hides how a vector was computed, which stops -fassociative-math from turning (q * scale) * x
+ * into q * (scale * x). The compiler might do that for one row of x but not for several, which would give different
+ * bits. */
 #if defined(__x86_64__)
-#define TG_AS_IT_STANDS(vector) __asm__("" : "+v"(vector))
+#define TG_BARRIER(vector) __asm__("" : "+v"(vector))
 #elif defined(__aarch64__)
-#define TG_AS_IT_STANDS(vector) __asm__("" : "+w"(vector))
+#define TG_BARRIER(vector) __asm__("" : "+w"(vector))
 #else
-#define TG_AS_IT_STANDS(vector) ((void)0)
+#define TG_BARRIER(vector) ((void)0)
 #endif
 
-/* a * b + c, in one rounding where the processor has such an instruction. It is asked for by name: left to choose, the
- * compiler takes one rounding or two, and orders a chain of such sums, otherwise for one row than for several when it tunes
- * for some processors (-march=znver3): other bits. */
+/* a * b + c, fused (rounded once) if the processor supports that. Written as an intrinsic, because for some
+ * processors (-march=znver3) the compiler makes different choices for one row than for several, both whether to fuse
+ * and how to order a chain of such sums, which would give different bits. */
 TG_INLINE tg_floats tg_multiply_add(tg_floats a, tg_floats b, tg_floats c) {
 #if defined(__AVX512F__)
     return (tg_floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
@@ -75,12 +76,12 @@ TG_INLINE tg_floats tg_multiply_add(tg_floats a, tg_floats b, tg_floats c) {
     return (tg_floats)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
 #else
     c += a * b;
-    TG_AS_IT_STANDS(c);
+    TG_BARRIER(c);
     return c;
 #endif
 }
 
-/* Element i of the weights as a float, without its scale. */
+/* Element i of the weights as a float, not yet scaled. */
 TG_INLINE float tg_weight(const void *weight, ptrdiff_t i, int format) {
     if (format == TG_FLOAT32) return ((const float *)weight)[i];
     if (format == TG_INT8) return ((const int8_t *)weight)[i];
@@ -90,7 +91,7 @@ TG_INLINE float tg_weight(const void *weight, ptrdiff_t i, int format) {
     return value;
 }
 
-/* Elements i .. i + TG_LANE - 1. The compilers' own conversion of vectors goes number by number, hence the intrinsics. */
+/* Elements i .. i + TG_LANE - 1. Intrinsics, because compilers convert such vectors element by element. */
 TG_INLINE tg_floats tg_weights(const void *weight, ptrdiff_t i, int format) {
     if (format == TG_FLOAT32) return *(const tg_floats *)((const float *)weight + i);
     const int8_t *bytes = (const int8_t *)weight + i;
@@ -121,15 +122,15 @@ TG_INLINE void tg_add_products(const float *x, ptrdiff_t M, int deep, const tg_f
     }
 }
 
-/* y += x[:, k] W[k] for the `deep` <= TG_DEEP rows k, k + apart, k + 2 apart, ... in columns j0 .. j1 - 1. x points at column 0
- * of its rows, ldx apart. The vectors of W stay in registers for all M <= TG_ROWS_AT_ONCE rows. */
+/* y += x[:, k] W[k] for the `deep` <= TG_DEEP rows k, k + apart, k + 2 apart, ... of W, in columns j0 .. j1 - 1. The
+ * rows of x are ldx apart. The vectors of W stay in registers for all M <= TG_ROWS_AT_ONCE rows of x. */
 TG_INLINE void tg_deep_rows(const struct tg_matrix *w, const float *x, ptrdiff_t ldx, ptrdiff_t M, ptrdiff_t k,
                             ptrdiff_t apart, int deep, ptrdiff_t j0, ptrdiff_t j1, float *y, ptrdiff_t pitch, int format) {
     const ptrdiff_t N = w->columns, size = format == TG_FLOAT32 ? 4 : format == TG_BFLOAT16 ? 2 : 1;
     const float *scale[TG_DEEP];
     if (format == TG_INT8)
         for (int r = 0; r < deep; r++) scale[r] = w->scale + (k + r * apart) / w->group * N;
-    float factors[TG_ROWS_AT_ONCE * TG_DEEP]; /* x side by side */
+    float factors[TG_ROWS_AT_ONCE * TG_DEEP]; /* the elements of x that are used, contiguous */
     for (ptrdiff_t m = 0; m < M; m++)
         for (int r = 0; r < deep; r++) factors[m * TG_DEEP + r] = x[m * ldx + k + r * apart];
     tg_floats part[TG_DEEP];
@@ -139,27 +140,27 @@ TG_INLINE void tg_deep_rows(const struct tg_matrix *w, const float *x, ptrdiff_t
         for (int r = 0; r < deep; r++) {
             part[r] = tg_weights(w->weight, (k + r * apart) * N + j, format);
             if (format == TG_INT8) part[r] *= *(const tg_floats *)(scale[r] + j);
-            if (format == TG_INT8 && M == 1) TG_AS_IT_STANDS(part[r]); /* of several rows the loop sees to it */
+            if (format == TG_INT8 && M == 1) TG_BARRIER(part[r]); /* with several rows the loop has the same effect */
             if (M > 1) __builtin_prefetch((const char *)w->weight + ((k + 1 + r * apart) * N + j) * size);
         }
         tg_add_products(factors, M, deep, part, y + j, pitch);
     }
     if (j == j1) return;
-    /* The last columns, as a vector with zeros: y has room for it. */
+    /* The last columns, as a vector padded with zeros: y is padded too. */
     for (int r = 0; r < deep; r++) {
         part[r] = (tg_floats){0};
         for (int i = 0; i < j1 - j; i++) {
             part[r][i] = tg_weight(w->weight, (k + r * apart) * N + j + i, format);
             if (format == TG_INT8) part[r][i] *= scale[r][j + i];
         }
-        TG_AS_IT_STANDS(part[r]);
+        TG_BARRIER(part[r]);
     }
     tg_add_products(factors, M, deep, part, y + j, pitch);
 }
 
-/* The same for all columns and rows k0 .. k1 - 1; y is overwritten. The rows that are read side by side stand an eighth of
- * the block apart: so they are long streams in different pages, which is what the processor's prefetcher can follow. With
- * several rows of x the columns go by TG_TILE, so that the sums stay in the first cache. */
+/* The same for all columns and rows k0 .. k1 - 1, but y is overwritten. The rows that are read together are an
+ * eighth of the block apart, which makes long streams in different pages, as the hardware prefetcher needs them.
+ * With several rows of x, columns are processed in tiles of TG_TILE, so that the sums stay in the L1 cache. */
 TG_INLINE void tg_columns_of(const struct tg_matrix *w, const float *x, ptrdiff_t ldx, ptrdiff_t M, ptrdiff_t k0,
                              ptrdiff_t k1, float *y, ptrdiff_t pitch, int format) {
     const ptrdiff_t N = w->columns, tile = M == 1 ? N : TG_TILE, apart = (k1 - k0) / TG_DEEP;
@@ -185,19 +186,19 @@ static void tg_columns(const struct tg_matrix *w, const float *x, ptrdiff_t ldx,
     }
 }
 
-/* Where block b of K rows begins: multiples of TG_DEEP, as even as can be. */
+/* The first row of block b of K rows: a multiple of TG_DEEP, with blocks as equal as possible. */
 static inline ptrdiff_t tg_block_begin(ptrdiff_t K, ptrdiff_t b) {
     const ptrdiff_t deep = (K + TG_DEEP - 1) / TG_DEEP, k = deep * b / TG_BLOCKS * TG_DEEP;
     return k < K ? k : K;
 }
 
-/* A product in parts: block b's part of row m at parts + (b * M + m) * pitch. */
+/* The partial sums of a product: block b's part of row m is at parts + (b * M + m) * pitch. */
 struct tg_parts {
     float *parts;
     ptrdiff_t M, pitch;
 };
 
-/* out[j] = sum over the blocks of column j0 + j of row m, plus the bias, for `count` columns. */
+/* out[j] = the sum over the blocks for column j0 + j of row m, plus the bias, for `count` columns. */
 static void tg_sum(const struct tg_parts *p, const struct tg_matrix *w, ptrdiff_t m, ptrdiff_t j0, ptrdiff_t count,
                    float *restrict out) {
     const float *restrict row = p->parts + m * p->pitch + j0;
@@ -210,7 +211,7 @@ static void tg_sum(const struct tg_parts *p, const struct tg_matrix *w, ptrdiff_
         for (ptrdiff_t j = 0; j < count; j++) out[j] += w->bias[j0 + j];
 }
 
-/* y = x W. ------------------------------------------------------------------------------------------------------------ */
+/* y = x W. --------------------------------------------------------------------------------------------------------- */
 
 struct tg_product {
     const struct tg_matrix *matrix;
@@ -227,17 +228,18 @@ static void tg_product_blocks(void *task, ptrdiff_t begin, ptrdiff_t end) {
                    t->out.parts + b * t->out.M * t->out.pitch, t->out.pitch);
 }
 
-/* Rows 4 KB apart would evict one another from the cache, and the last vector may reach beyond column N. */
+/* The padding keeps rows from being 4 KB apart, where they would evict one another from the cache, and makes room
+ * for the last vector, which may reach beyond column N. */
 static inline ptrdiff_t tg_pitch(ptrdiff_t N) { return N + TG_PAD; }
 
-/* The parts of x (M rows of matrix->rows numbers, ldx apart) times the matrix. */
+/* The partial sums of x W, for x with M rows of matrix->rows elements, ldx apart. */
 static struct tg_parts tg_product(const struct tg_matrix *matrix, const float *x, ptrdiff_t ldx, ptrdiff_t M, float *parts) {
     struct tg_product t = {matrix, x, ldx, {parts, M, tg_pitch(matrix->columns)}};
     tg_parallel_for(tg_product_blocks, &t, TG_BLOCKS, 1);
     return t.out;
 }
 
-/* y = x W^T, with the outputs as rows of W: dot products. --------------------------------------------------------------- */
+/* y = x W^T, with the outputs as rows of W: dot products. ---------------------------------------------------------- */
 
 TG_INLINE float tg_lane_sum(tg_floats v) {
 #if defined(__AVX512F__)
@@ -249,7 +251,8 @@ TG_INLINE float tg_lane_sum(tg_floats v) {
 #endif
 }
 
-/* Rows of W at a time, as many streams; and rows of x, so that a vector of W is unpacked once for several. */
+/* Rows of W that are read together, as separate streams; and rows of x, so that a vector of W is unpacked once for
+ * several. */
 enum { TG_DOTS = 4, TG_WIDE = TG_REGISTERS == 32 ? 4 : 2 };
 
 /* y[m, n] = x[m] . W[n] for `wide` <= TG_WIDE rows m and the `count` <= TG_DOTS rows n, n + apart, n + 2 apart, ... */
@@ -265,21 +268,21 @@ TG_INLINE void tg_dot_rows(const struct tg_matrix *w, const float *x, int wide, 
             for (int r = 0; r < count; r++) {
                 tg_floats part = tg_weights(w->weight, (n + r * apart) * K + k, format);
                 if (format == TG_INT8) part *= w->scale[(n + r * apart) * groups + g];
-                if (format == TG_INT8) TG_AS_IT_STANDS(part);
+                if (format == TG_INT8) TG_BARRIER(part);
 #pragma GCC unroll 4
                 for (int m = 0; m < wide; m++)
                     sum[m][r] = tg_multiply_add(part, *(const tg_floats *)(x + m * K + k), sum[m][r]);
             }
         }
         if (k == end) continue;
-        /* The last elements of the group, as vectors with zeros. */
+        /* The last elements of the group, as vectors padded with zeros. */
         for (int r = 0; r < count; r++) {
             tg_floats part = {0};
             for (int i = 0; i < end - k; i++) {
                 part[i] = tg_weight(w->weight, (n + r * apart) * K + k + i, format);
                 if (format == TG_INT8) part[i] *= w->scale[(n + r * apart) * groups + g];
             }
-            TG_AS_IT_STANDS(part);
+            TG_BARRIER(part);
             for (int m = 0; m < wide; m++) {
                 tg_floats xs = {0};
                 for (int i = 0; i < end - k; i++) xs[i] = x[m * K + k + i];
@@ -298,7 +301,7 @@ struct tg_dots {
     ptrdiff_t M;
 };
 
-/* `count` rows of W, all rows of x. */
+/* The dot products of `count` rows of W with all rows of x. */
 TG_INLINE void tg_dots_at(const struct tg_dots *t, ptrdiff_t n, ptrdiff_t apart, int count, int format) {
     const ptrdiff_t K = t->matrix->columns, N = t->matrix->rows;
     ptrdiff_t m = 0;
@@ -307,7 +310,7 @@ TG_INLINE void tg_dots_at(const struct tg_dots *t, ptrdiff_t n, ptrdiff_t apart,
     for (; m < t->M; m++) tg_dot_rows(t->matrix, t->x + m * K, 1, n, apart, count, t->y + m * N, format);
 }
 
-/* Rows begin .. end - 1 of W, in TG_DOTS long streams. */
+/* Rows begin .. end - 1 of W, read as TG_DOTS long streams. */
 TG_INLINE void tg_dots_of(const struct tg_dots *t, ptrdiff_t begin, ptrdiff_t end, int format) {
     const ptrdiff_t apart = (end - begin) / TG_DOTS;
     for (ptrdiff_t n = begin; n < begin + apart; n++) tg_dots_at(t, n, apart, TG_DOTS, format);
@@ -324,21 +327,22 @@ static void tg_dots_chunk(void *task, ptrdiff_t begin, ptrdiff_t end) {
         tg_dots_of(t, begin, end, TG_INT8);
 }
 
-/* y (M, N) = x (M, K) W^T, W (N, K). The order of each sum depends on K alone. */
+/* y (M, N) = x (M, K) W^T, W (N, K). The order of each sum depends only on K and the group size. */
 static void tg_transposed_product(const struct tg_matrix *matrix, const float *x, ptrdiff_t M, float *y) {
     struct tg_dots t = {matrix, x, y, M};
     tg_parallel_for(tg_dots_chunk, &t, matrix->rows, 1024);
 }
 
-/* W as floats, for the matrix library. ------------------------------------------------------------------------------------ */
+/* W as floats, for the matrix library. ----------------------------------------------------------------------------- */
 
 struct tg_unpacking {
     const struct tg_matrix *matrix;
     float *out;
-    int axis; /* the one whose groups share a scale */
+    int axis; /* the axis along which groups share a scale */
 };
 
-/* Rows begin .. end - 1; runs of columns that have one scale (axis 1) or one row of scales (axis 0). */
+/* Unpack rows begin .. end - 1. Groups of columns share a scale (axis 1), or groups of rows share a row of scales
+ * (axis 0). */
 TG_INLINE void tg_unpack_of(const struct tg_unpacking *t, ptrdiff_t begin, ptrdiff_t end, int format) {
     const struct tg_matrix *w = t->matrix;
     const ptrdiff_t N = w->columns, groups = (N + w->group - 1) / w->group;
@@ -369,7 +373,7 @@ static void tg_unpack(const struct tg_matrix *matrix, int axis, float *out) {
     tg_parallel_for(tg_unpack_rows, &t, matrix->rows, 16);
 }
 
-/* One block of the model. ------------------------------------------------------------------------------------------------ */
+/* One block of the model. ------------------------------------------------------------------------------------------ */
 
 enum { TG_GELU_TANH, TG_GELU_ERF, TG_RELU, TG_SILU };
 
@@ -381,11 +385,11 @@ struct tg_block {
     int activation;             /* of the MLP: TG_GELU_TANH, ... */
     float *x;              /* (M, C) the residual stream */
     float *keys, *values;  /* (M, H, capacity, D) */
-    const int64_t *length; /* (M,) tokens that are in the cache before this one */
+    const int64_t *length; /* (M,) tokens in the cache before this one */
     float *normed;         /* (M, C) */
-    float *mixed;          /* (M, C) what attention brings */
-    float *wide;           /* (M, proj.rows) the activation's results; at least (M, C) */
-    float *parts[2];       /* of the product that was last, and of the one before */
+    float *mixed;          /* (M, C) the output of attention */
+    float *wide;           /* (M, proj.rows) the output of the activation; at least (M, C) */
+    float *parts[2];       /* partial sums: parts[1] those of the block's last product, parts[0] those of all others */
     struct tg_parts last;
 };
 
@@ -401,7 +405,7 @@ static void tg_norm(const float *x, const float *weight, const float *bias, doub
     }
 }
 
-/* x += the product before; normed = layer_norm(x). */
+/* x += the last product, whose matrix is `before`. */
 static void tg_add_rows(struct tg_block *t, const struct tg_matrix *before, ptrdiff_t begin, ptrdiff_t end) {
     for (ptrdiff_t m = begin; m < end; m++) {
         float *branch = t->normed + m * t->C, *x = t->x + m * t->C;
@@ -455,17 +459,17 @@ static inline float tg_dot(const float *a, const float *b, ptrdiff_t D) {
     return tg_lane_sum(sum) + tail;
 }
 
-enum { TG_SPAN = 128 }; /* keys at a time */
+enum { TG_SPAN = 128 }; /* keys processed together */
 
-/* out (D) = softmax(q . keys) values over `count` keys, in one pass: whenever the greatest score so far grows, what has been
- * added up is scaled down. q is scaled already. */
+/* out (D) = softmax(q . keys) values over `count` keys, in one pass (online softmax): when the running maximum
+ * grows, the sums so far are rescaled. q is already scaled. */
 static void tg_attend(const float *q, const float *keys, const float *values, ptrdiff_t count, ptrdiff_t D, float *out) {
     float top = -INFINITY, total = 0, score[TG_SPAN];
     memset(out, 0, (size_t)D * sizeof(float));
     for (ptrdiff_t first = 0; first < count; first += TG_SPAN) {
         const ptrdiff_t n = count - first < TG_SPAN ? count - first : TG_SPAN;
         for (ptrdiff_t t = 0; t < n; t++) {
-            const float *value = values + (first + t) * D; /* needed soon: fetched beside the keys */
+            const float *value = values + (first + t) * D; /* needed soon: prefetch it now */
             for (ptrdiff_t d = 0; d < D; d += 16) __builtin_prefetch(value + d);
             score[t] = tg_dot(q, keys + (first + t) * D, D);
         }
@@ -480,14 +484,15 @@ static void tg_attend(const float *q, const float *keys, const float *values, pt
     for (ptrdiff_t d = 0; d < D; d++) out[d] /= total;
 }
 
-/* Pairs (row, head): q, k, v from the product; k and v into the cache; attention over all that the row has. */
+/* For pairs (row, head): take q, k, v from the product, append k and v to the cache, attend to all tokens of the
+ * row. */
 static void tg_attend_heads(void *task, ptrdiff_t begin, ptrdiff_t end) {
     const struct tg_block *t = task;
     const ptrdiff_t D = t->C / t->H;
     for (ptrdiff_t i = begin; i < end; i++) {
         const ptrdiff_t m = i / t->H, h = i % t->H, length = t->length[m];
         float *keys = t->keys + i * t->capacity * D, *values = t->values + i * t->capacity * D;
-        float *out = t->mixed + m * t->C + h * D, *q = t->wide + i * D; /* wide is free here */
+        float *out = t->mixed + m * t->C + h * D, *q = t->wide + i * D; /* wide is unused here, and large enough */
         tg_sum(&t->last, &t->attn, m, h * D, D, q);
         tg_sum(&t->last, &t->attn, m, t->C + h * D, D, keys + length * D);
         tg_sum(&t->last, &t->attn, m, 2 * t->C + h * D, D, values + length * D);
@@ -497,7 +502,7 @@ static void tg_attend_heads(void *task, ptrdiff_t begin, ptrdiff_t end) {
     }
 }
 
-/* v = activation(v), n numbers; elementwise, so a number's result does not depend on its place. */
+/* v = activation(v) for n elements, elementwise, so that a result does not depend on the element's index. */
 static void tg_activate(float *v, ptrdiff_t n, int activation) {
     if (activation == TG_GELU_TANH)
         for (ptrdiff_t i = 0; i < n; i++) {
@@ -508,15 +513,15 @@ static void tg_activate(float *v, ptrdiff_t n, int activation) {
     else if (activation == TG_GELU_ERF)
         tg_gelu_erf_forward_float(v, v, n);
     else if (activation == TG_RELU)
-        for (ptrdiff_t i = 0; i < n; i++) v[i] = v[i] < 0 ? 0 : v[i]; /* a NaN is not below */
+        for (ptrdiff_t i = 0; i < n; i++) v[i] = v[i] < 0 ? 0 : v[i]; /* a NaN stays NaN */
     else
         for (ptrdiff_t i = 0; i < n; i++) {
-            const float x = v[i] < -100 ? -100 : v[i]; /* -inf / inf is no number */
+            const float x = v[i] < -100 ? -100 : v[i]; /* avoids -inf / inf = NaN */
             v[i] = x / (1.0f + tg_expf(-x));
         }
 }
 
-/* The second product of the MLP: each block activates its own part of the first one's result. */
+/* The second product of the MLP: each block first applies the activation to its own part of the first product. */
 static void tg_mlp_blocks(void *task, ptrdiff_t begin, ptrdiff_t end) {
     struct tg_block *t = task;
     const ptrdiff_t K = t->proj.rows, N = t->proj.columns;

@@ -1,8 +1,8 @@
-# One new token through one block of the model, and products of few rows. The loops are in decode.h; the mathematics in
-# tinygpt/ops/packed.py and, of the block, in tinygpt/gpt.py.
+# One new token through one block of the model, and products of a few rows. The loops are in decode.h; the mathematics
+# is in tinygpt/ops/packed.py and, for the block, in tinygpt/gpt.py.
 #
-# Memory-bound: the weights are read once, whatever the number of rows. float32 and packed weights only; anything else is the
-# reference's.
+# Memory-bound: the weights are read once, whatever the number of rows. Supports float32 and packed weights; everything
+# else is left to the reference.
 
 from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_FORMAT
 from libc.math cimport sqrt
@@ -46,10 +46,10 @@ cdef extern from "decode.h" nogil:
 
 
 cdef void *address(object array, const char *formats, tg_matrix *shape=NULL, Py_ssize_t size=-1) except? NULL:
-    """Where a C-contiguous array begins whose type is one of `formats`, letters of the buffer protocol; None gives NULL.
+    """The address of a C-contiguous array of one of the types `formats` (buffer protocol letters), NULL for None.
 
-    shape: takes the array's two sizes and its format. size: how many numbers there must be. TypeError or ValueError (NumPy's, for another layout) for what the
-    compiled body doesn't take: its caller leaves that to the reference.
+    shape: receives the sizes and the format of a 2-D array. size: the required number of elements. Raises TypeError for
+    another type or size, and ValueError (NumPy's) for another layout; the caller then falls back to the reference.
     """
     cdef Py_buffer view
     cdef void *memory
@@ -65,7 +65,7 @@ cdef void *address(object array, const char *formats, tg_matrix *shape=NULL, Py_
         shape.format = TG_FLOAT32 if letter == c"f" else TG_BFLOAT16 if letter == c"H" else TG_INT8
     PyBuffer_Release(&view)
     if not fits:
-        raise TypeError(f"an array of type {chr(letter)} or of a size that is not needed here: {formats.decode()}")
+        raise TypeError(f"an array of type {chr(letter)}, or its size, does not fit: {formats.decode()} is needed")
     return memory
 
 
@@ -74,11 +74,11 @@ cdef inline float *floats(object array) except? NULL:
 
 
 cdef int take_matrix(tg_matrix *w, object matrix, object bias, Py_ssize_t along, bint transposed=False) except -1:
-    """Fill w from a tinygpt.ops.packed.Matrix; `along`: the length of its sums."""
+    """Fill w from a tinygpt.ops.packed.Matrix; `along`: the number of terms of its sums."""
     data, scale, group = matrix
     w.weight = address(data, b"fHb", w)
     if (w.columns if transposed else w.rows) != along or (w.format == TG_INT8) != (scale is not None):
-        raise ValueError("a matrix that does not fit")
+        raise ValueError("the matrix does not fit")
     w.group = group if scale is not None else along
     w.scale = floats(scale)
     w.bias = floats(bias)
@@ -127,7 +127,7 @@ def few_rows_product_transposed(x, matrix, out):
 
 
 def unpack_into(out, matrix, int axis):
-    """A packed matrix (rows, columns) as float32, axis being the one whose groups share a scale."""
+    """Unpack a matrix (rows, columns) into out, float32. axis: the axis along which groups share a scale."""
     cdef tg_matrix w
     cdef float *weights
     try:
@@ -144,28 +144,28 @@ cdef dict ACTIVATIONS = {"gelu_new": TG_GELU_TANH, "gelu": TG_GELU_ERF, "relu": 
 
 
 cdef inline float *vector(object parameter, Py_ssize_t size) except? NULL:
-    """The numbers of a parameter; of none, NULL."""
+    """The address of a parameter's elements, NULL for None."""
     return NULL if parameter is None else <float *> address(parameter.data, b"f", NULL, size)
 
 
 cdef int take_layer(tg_matrix *w, object layer, Py_ssize_t rows, Py_ssize_t columns) except -1:
-    """Fill w from a Linear, packed or not, with a matrix (rows, columns); columns < 0: however many there are."""
-    weight = getattr(layer, "weight", None)  # there every time a token is written: a Matrix of it would take longer
+    """Fill w from a Linear, packed or not, with a matrix (rows, columns). columns < 0: any number of columns."""
+    weight = getattr(layer, "weight", None)  # runs for every token, so it avoids building a Matrix
     take_matrix(w, layer.matrix if weight is None else (weight.data, None, None), None, rows)
     if columns >= 0 and w.columns != columns:
-        raise ValueError("a layer that does not fit")
+        raise ValueError("the layer does not fit")
     w.bias = vector(layer.bias, w.columns)
     return 0
 
 
 def decode_work(Py_ssize_t M, Py_ssize_t C, Py_ssize_t inner):
-    """How many floats of room decode_block needs; inner: channels between the MLP's two layers."""
+    """The number of floats of workspace that decode_block needs; inner: the MLP's hidden size."""
     wide = max(C, inner)
     return M * (2 * C + wide) + TG_BLOCKS * M * (tg_pitch(max(3 * C, inner)) + tg_pitch(C))
 
 
 def decode_block(x, block, keys, values, length, work):
-    """x (M, C), keys and values (M, H, capacity, D), length (M,): all in place; see the reference."""
+    """x (M, C), keys and values (M, H, capacity, D), updated in place; length (M,); see the reference."""
     cdef tg_block t
     cdef Py_ssize_t M = x.shape[0], C = x.shape[1], inner
     cdef float *room

@@ -1,21 +1,21 @@
 /* The float32 matrix product C (M x N) = A (M x K) . B (K x N), or C += A . B.
  *
- * A processor can add thirty products in the time that one number takes to come from memory, so everything here is about
+ * A processor does thirty multiply-adds in the time that it takes to load one number from memory, so what matters is
  * where the numbers are when they are needed:
  *
- *   registers   a block of C, 14 rows x 32 columns: each number of A that is loaded meets 32 of B, each of B 14 of A
- *   1st cache   a strip of A: 14 rows of it, PRODUCT_DEPTH long
- *   2nd cache   some panels of B: 32 columns each, as long; all strips pass by them
+ *   registers   a block of C, 14 rows x 32 columns: each loaded element of A is used for 32 of B, each of B for 14 of A
+ *   L1 cache    a strip of A: 14 rows, PRODUCT_DEPTH long
+ *   L2 cache    some panels of B: 32 columns each, PRODUCT_DEPTH long; every strip is multiplied with them
  *
- * Strips and panels are copies ("packed") in the order in which the block needs them. A long sum over k is made in pieces
- * of PRODUCT_DEPTH, and C is added to for each. What is shared out to the threads depends on the shape:
+ * Strips and panels are packed: copied in the order in which the block needs them. A long sum over k is split into
+ * pieces of PRODUCT_DEPTH, each of which is added to C. How the work is divided among the threads depends on the shape:
  *
- *   more rows than columns   B is packed once for all; a thread takes a band of strips at a time and packs those
- *   more columns than rows,  A is packed once for all (its rows not: they are copied quickly), and a thread takes a part
- *   or a very large B        of the panels at a time and packs those
+ *   more rows than columns   B is packed once, for all threads; each packs and multiplies a band of strips at a time
+ *   more columns than rows,  A is packed once, for all threads (unless its rows are contiguous: copying them is fast);
+ *   or a very large B        each packs and multiplies some panels at a time
  *
- * so that the larger operand is packed by the thread that uses it, into its own cache. C is written along its rows, which
- * the processor foresees; down its columns, 14 far-apart lines at a time, it lost a sixth of the time.
+ * so that the larger operand is packed by the thread that uses it, into its own cache. C is written along its rows,
+ * which the hardware prefetcher can predict; writing down its columns, 14 distant lines at a time, took a sixth longer.
  *
  * Every element of C is summed over k in the same order, whatever the number of threads, rows and columns.
  * Source: Goto, van de Geijn, "Anatomy of High-Performance Matrix Multiplication", 2008, sections 4 and 5.
@@ -29,16 +29,16 @@
 #include "pool.h"
 #include "product_block.h"
 
-/* Whether this is faster than the matrix library that NumPy brings. OpenBLAS is ahead by 6% with AVX2, and far with less. */
+/* Whether this is faster than NumPy's OpenBLAS, which is 6% faster with AVX2, and much faster without. */
 #ifdef __AVX512F__
 enum { TG_PRODUCT_PAYS = 1 };
 #else
 enum { TG_PRODUCT_PAYS = 0 };
 #endif
 
-/* More rows than columns: B is packed for all ---------------------------------------------------------------- */
+/* More rows than columns: B is packed once, for all threads --------------------------------------------------- */
 
-/* Where panel p of the piece from k0 on is. */
+/* The address of panel p of the piece that starts at k0. */
 static inline float *tg_shared_panel(const struct tg_gemm *g, ptrdiff_t k0, ptrdiff_t p) {
     const ptrdiff_t depth = tg_least(g->depth, g->K - k0);
     return g->packed + k0 / g->depth * g->panels * tg_panel_size(g->depth) + p * tg_panel_size(depth);
@@ -74,7 +74,7 @@ static void tg_bands(void *task, ptrdiff_t begin, ptrdiff_t end) {
     free(own);
 }
 
-/* More columns than rows: A is packed for all, unless it lies well ------------------------------------------- */
+/* More columns than rows: A is packed once, for all threads, unless its rows are contiguous ------------------- */
 
 static void tg_share_strips(void *task, ptrdiff_t begin, ptrdiff_t end) {
     const struct tg_gemm *g = task;
@@ -101,9 +101,9 @@ static void tg_panel_parts(void *task, ptrdiff_t begin, ptrdiff_t end) {
     free(own);
 }
 
-/* The whole --------------------------------------------------------------------------------------------------- */
+/* The whole product ------------------------------------------------------------------------------------------- */
 
-/* Half of the second-level cache, in bytes. */
+/* Half the size of the L2 cache, in bytes. */
 static ptrdiff_t tg_half_second_cache(void) {
 #ifdef _SC_LEVEL2_CACHE_SIZE
     static long bytes;
@@ -113,15 +113,15 @@ static ptrdiff_t tg_half_second_cache(void) {
     return 1 << 18;
 }
 
-/* How many of `count` strips or panels to take at a time, when all are taken `times` times: at most `most`, and so that all
- * threads get equally many, in so many rounds at least. */
+/* How many of `count` strips or panels a thread takes at a time, if all of them are processed `times` times: at most
+ * `most`, such that all threads get the same number, in at least `least` rounds. */
 static ptrdiff_t tg_fair_share(ptrdiff_t count, ptrdiff_t most, ptrdiff_t times, ptrdiff_t threads, ptrdiff_t least) {
     ptrdiff_t rounds = tg_ceil_div(count * times, most * threads);
     if (rounds < least) rounds = least;
     return tg_ceil_div(count, tg_ceil_div(rounds * threads, times));
 }
 
-/* The whole product, of matrices without an empty axis. a_k or a_row is 1, and b_k or b_column. -1: no memory. */
+/* The whole product. No axis may be empty; a_k or a_row must be 1, and b_k or b_column. Returns -1 if out of memory. */
 static int tg_gemm_run(struct tg_gemm *g) {
     const ptrdiff_t threads = tg_get_num_threads();
     g->depth = tg_ceil_div(g->K, tg_ceil_div(g->K, PRODUCT_DEPTH)); /* pieces of equal length */
@@ -131,7 +131,7 @@ static int tg_gemm_run(struct tg_gemm *g) {
     g->packed = NULL;
     g->failed = 0;
     const ptrdiff_t pieces = tg_ceil_div(g->K, g->depth), panel = tg_panel_size(g->depth);
-    const ptrdiff_t fit = tg_half_second_cache() / (panel * (ptrdiff_t)sizeof(float)); /* panels in half the cache */
+    const ptrdiff_t fit = tg_half_second_cache() / (panel * (ptrdiff_t)sizeof(float)); /* panels in half the L2 cache */
     if (g->M >= g->N && g->N * g->K <= PRODUCT_SHARED) {
         g->packed = tg_memory_float(pieces * g->panels * panel);
         if (!g->packed) return -1;
@@ -147,7 +147,7 @@ static int tg_gemm_run(struct tg_gemm *g) {
             if (!g->packed) return -1;
             tg_parallel_for(tg_share_strips, g, tg_ceil_div(g->K, PRODUCT_SLICE), 1);
         }
-        /* Rows are copied anew for every part: then parts are as wide as the cache allows. */
+        /* Rows that are not packed are copied again for every part, so parts are then as wide as the cache allows. */
         const ptrdiff_t most = fit < 1 ? 1 : g->packed ? tg_least(fit, PRODUCT_PART) : fit;
         g->part = tg_fair_share(g->panels, most, 1, threads, g->packed ? 2 : 1);
         tg_parallel_for(tg_panel_parts, g, tg_ceil_div(g->panels, g->part), 1);

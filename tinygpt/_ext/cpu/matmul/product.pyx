@@ -1,5 +1,5 @@
-# Float32 matrix products: product.h has loops of our own, product_blas.h shares out NumPy's; tinygpt/ops/_matmul.py
-# says when they are called.
+# Float32 matrix products: product.h has our own kernel, product_blas.h splits a product among the threads for NumPy's
+# BLAS; tinygpt/ops/_matmul.py decides when they are called.
 
 cdef extern from "product.h" nogil:
     int TG_PRODUCT_PAYS
@@ -19,13 +19,13 @@ cdef extern from "product_blas.h" nogil:
         Py_ssize_t count, a_next, b_next, c_next
     int tg_gemm_by_blas(tg_blocks *p)
 
-# Products of our own of fewer rows or columns spend more time on packing than on multiplying.
+# With fewer rows or columns, our own kernel would spend more time on packing than on multiplying.
 cdef Py_ssize_t FEWEST = 32
 
 
 cdef void *open_matrices(array, Py_ssize_t *next, Py_ssize_t *row, Py_ssize_t *column) except? NULL:
-    """The address of a matrix, or of a batch of them (S, M, N), and its strides in elements. NULL: strides that a BLAS does
-    not take, which wants one of them to be 1 and the other one to step over all that lies along the first."""
+    """The address of a matrix, or of a batch (S, M, N) of them, and its strides in elements. NULL if a BLAS does not
+    support the strides: one of the two must be 1, and the other at least the length of the first one's axis."""
     cdef Py_buffer view
     PyObject_GetBuffer(array, &view, PyBUF_STRIDES)
     cdef int last = view.ndim - 1
@@ -34,7 +34,7 @@ cdef void *open_matrices(array, Py_ssize_t *next, Py_ssize_t *row, Py_ssize_t *c
     next[0] = 0 if last == 1 else view.strides[0] // size
     row[0], column[0] = view.strides[last - 1] // size, view.strides[last] // size
     PyBuffer_Release(&view)
-    if N == 1:  # the stride of an axis of length 1 means nothing
+    if N == 1:  # the stride of an axis of length 1 does not matter
         column[0] = 1
     if M == 1:
         row[0] = N if column[0] == 1 else 1
@@ -42,7 +42,8 @@ cdef void *open_matrices(array, Py_ssize_t *next, Py_ssize_t *row, Py_ssize_t *c
 
 
 def matmul_into(a, b, out, bint add):
-    """out (M, N) = a (M, K) @ b (K, N), or += it; or a batch (S, M, N) of products. Bits don't depend on threads."""
+    """out (M, N) = a (M, K) @ b (K, N), or out += a @ b; or a batch (S, M, N) of products. The bits do not depend on
+    the number of threads."""
     cdef tg_blocks p
     cdef Py_ssize_t c_column
     if a.itemsize != 4 or not out.flags.writeable:

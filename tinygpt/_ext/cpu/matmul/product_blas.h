@@ -1,9 +1,10 @@
-/* Float32 matrix products C (M x N) = A (M x K) . B (K x N), or C += A . B, by NumPy's OpenBLAS, in the same bits on any
- * number of threads: one product, or a batch of them.
+/* Float32 matrix products C (M x N) = A (M x K) . B (K x N), or C += A . B, by NumPy's OpenBLAS, with the same bits on
+ * any number of threads: one product, or a batch of them.
  *
- * OpenBLAS cuts a product by the number of threads, and an element's bits can depend on the cut: its Haswell kernels round
- * by the block of rows that the element falls into, and one thread cuts long sums at other places than several do. So the
- * product is cut here, by its size alone, and each block is a product of its own, which one thread makes from end to end.
+ * OpenBLAS splits a product according to the number of threads, and the bits of an element can depend on the split: its
+ * Haswell kernels round differently depending on the block of rows that the element is in, and one thread splits long
+ * sums differently from several. So the product is split here, depending only on its size, and each block is a separate
+ * product that one thread computes from start to end.
  *
  * Smaller blocks mean more copying inside OpenBLAS (each block copies its rows of A and its columns of B), larger ones
  * leave threads idle: benchmarks/LOG.md has the measurements.
@@ -18,12 +19,12 @@
 
 enum { BLAS_BLOCKS = 8, BLAS_LEAST = 80, BLAS_MOST = 384, BLAS_STEP = 16 };
 
-/* `count` products, whose operands are a_next, b_next and c_next apart, and how each is cut. */
+/* A batch of `count` products, whose operands are a_next, b_next and c_next apart, and how each product is split. */
 struct tg_blocks {
     struct tg_gemm g;
     ptrdiff_t count, a_next, b_next, c_next;
     ptrdiff_t rows, columns;  /* of a block */
-    ptrdiff_t each, across;   /* blocks of a product, and beside one another */
+    ptrdiff_t each, across;   /* blocks per product, and per row of blocks */
 };
 
 static void tg_multiply_blocks(void *task, ptrdiff_t begin, ptrdiff_t end) {
@@ -39,13 +40,13 @@ static void tg_multiply_blocks(void *task, ptrdiff_t begin, ptrdiff_t end) {
     }
 }
 
-/* The length of equal pieces of n, each of about `edge`. */
+/* The block length that splits n into equal pieces of about `edge`, rounded up to a multiple of BLAS_STEP. */
 static ptrdiff_t tg_about(ptrdiff_t n, double edge) {
     const ptrdiff_t pieces = (ptrdiff_t)((double)n / edge + 0.5);
     return tg_ceil_div(tg_ceil_div(n, pieces > 1 ? pieces : 1), BLAS_STEP) * BLAS_STEP;
 }
 
-/* Returns 0 if that BLAS can't be asked for a block on one thread. No axis may be empty. */
+/* Returns 0 if the BLAS in use cannot be told to compute a block on one thread. No axis may be empty. */
 static int tg_gemm_by_blas(struct tg_blocks *p) {
     const ptrdiff_t a_step = p->g.a_row + p->g.a_k, b_step = p->g.b_k + p->g.b_column;
     if (!tg_blas_enter(p->g.K | a_step | b_step | p->g.c_row)) return 0;

@@ -1,5 +1,5 @@
-/* The pieces that a matrix product is made of: packing strips of A and panels of B, and a strip times some panels. product.h
- * says why they are cut like this, and shares them out to the threads.
+/* The building blocks of a matrix product: packing strips of A and panels of B, and multiplying a strip by some panels.
+ * product.h says why the matrices are split like this, and divides the work among the threads.
  */
 #ifndef TINYGPT_PRODUCT_BLOCK_H
 #define TINYGPT_PRODUCT_BLOCK_H
@@ -9,7 +9,7 @@
 
 #include "attention.h"
 
-/* Of AVX-512's 32 registers 28 hold sums, two a row of the panel, one a number of the strip. */
+/* Of AVX-512's 32 registers, 28 hold sums, two hold a row of the panel, one holds an element of the strip. */
 enum {
     PRODUCT_LANES = TG_VECTOR_BYTES / (int)sizeof(float),
     PRODUCT_ROWS = 14,
@@ -17,11 +17,11 @@ enum {
     PRODUCT_STEP = 16,                   /* from one k to the next in a packed strip: a cache line */
     PRODUCT_DEPTH = 640,
     PRODUCT_STRIDE = PRODUCT_DEPTH + 16, /* between the rows of a copied strip */
-    PRODUCT_BAND = 16,                   /* strips, at most, that are packed together */
-    PRODUCT_PART = 8,                    /* panels, at most, that are packed together */
-    PRODUCT_SLICE = 64,                  /* of k, when all of A is packed */
-    PRODUCT_SHARED = 1 << 23,            /* numbers of B, at most, that are packed for all: no cache holds more */
-    /* How far ahead, in steps of k, lines are asked for: rows to pack, a packed strip (3rd cache), a panel (2nd). */
+    PRODUCT_BAND = 16,                   /* maximum number of strips packed together */
+    PRODUCT_PART = 8,                    /* maximum number of panels packed together */
+    PRODUCT_SLICE = 64,                  /* steps of k per task, when all of A is packed */
+    PRODUCT_SHARED = 1 << 23,            /* maximum size of a B packed for all threads: no cache holds more */
+    /* Prefetch distances, in steps of k: of rows to pack, of a packed strip (from L3), of a panel (from L2). */
     AHEAD_ROWS = 8,
     AHEAD_STRIP = 32,
     AHEAD_PANEL = 24
@@ -33,26 +33,26 @@ struct tg_gemm {
     ptrdiff_t a_row, a_k, b_k, b_column; /* A(i, k) = a[i * a_row + k * a_k], B(k, j) = b[k * b_k + j * b_column] */
     float *c;
     ptrdiff_t c_row;
-    int add;                             /* C += */
-    int failed;                          /* a thread found no memory */
-    ptrdiff_t depth;                     /* of a piece of k; the last may be shorter */
-    ptrdiff_t strips, rows;              /* strips of A, and rows of each; the last may have fewer */
-    ptrdiff_t panels, part;              /* panels of B, and of a part */
-    ptrdiff_t band, bands;               /* strips in a band, and bands */
-    float *packed;                       /* the operand that is packed once for all */
+    int add;                             /* C += A . B instead of C = A . B */
+    int failed;                          /* a thread ran out of memory */
+    ptrdiff_t depth;                     /* length of a piece of k; the last may be shorter */
+    ptrdiff_t strips, rows;              /* strips of A, and rows per strip; the last may have fewer */
+    ptrdiff_t panels, part;              /* panels of B, and panels per part */
+    ptrdiff_t band, bands;               /* strips per band, and bands */
+    float *packed;                       /* the operand that is packed once for all threads, or NULL */
 };
 
 static inline ptrdiff_t tg_least(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
 static inline ptrdiff_t tg_ceil_div(ptrdiff_t n, ptrdiff_t size) { return (n + size - 1) / size; }
 
-/* Numbers from one packed panel, or strip, to the next: an odd number of cache lines, for the caches keep few lines whose
- * distance is a power of two. */
+/* Floats from one packed panel, or strip, to the next: an odd number of cache lines, because lines whose distance
+ * is a power of two map to the same few cache sets. */
 static inline ptrdiff_t tg_panel_size(ptrdiff_t depth) { return depth * PRODUCT_COLUMNS + 16; }
 static inline ptrdiff_t tg_strip_size(ptrdiff_t depth) { return depth * PRODUCT_STEP + 16; }
 
 /* Packing --------------------------------------------------------------------------------------------------- */
 
-/* Transpose a square of as many rows as a vector has lanes: halves of ever smaller blocks change places. */
+/* Transpose a square of PRODUCT_LANES rows: swap the off-diagonal quarters of ever smaller squares. */
 static inline void tg_transpose(float *out, ptrdiff_t out_stride, const float *x, ptrdiff_t stride) {
     enum { L = PRODUCT_LANES };
 #if defined(__GNUC__) && !defined(__clang__)
@@ -90,7 +90,8 @@ static void tg_pack_transposed(float *out, const float *b, ptrdiff_t b_column, p
         for (int j = 0; j < PRODUCT_COLUMNS; j++) out[k * PRODUCT_COLUMNS + j] = b[k + j * b_column];
 }
 
-/* Panels first .. last - 1 of B, rows k0 .. k0 + depth - 1: for each k 32 neighbours, zero beyond the last column. */
+/* Pack panels first .. last - 1 of B, rows k0 .. k0 + depth - 1: 32 adjacent columns per k, zero beyond the last
+ * column. */
 static void tg_pack_panels(const struct tg_gemm *g, float *out, ptrdiff_t first, ptrdiff_t last, ptrdiff_t k0,
                            ptrdiff_t depth) {
     const float *b = g->b + k0 * g->b_k + first * PRODUCT_COLUMNS * g->b_column;
@@ -118,8 +119,8 @@ static void tg_pack_panels(const struct tg_gemm *g, float *out, ptrdiff_t first,
     }
 }
 
-/* Strips first .. last - 1 of a transposed A, A(i, k) = a[i + k * a_k], columns k0 .. k0 + depth - 1: for each k the strip's
- * rows. `size` from one strip to the next. */
+/* Pack strips first .. last - 1 of a transposed A, A(i, k) = a[i + k * a_k], columns k0 .. k0 + depth - 1: the
+ * strip's rows for each k. Packed strips are `size` apart. */
 static void tg_pack_strips(const struct tg_gemm *g, float *out, ptrdiff_t size, ptrdiff_t first, ptrdiff_t last,
                            ptrdiff_t k0, ptrdiff_t depth) {
     const ptrdiff_t from = first * g->rows, to = tg_least(last * g->rows, g->M);
@@ -129,7 +130,7 @@ static void tg_pack_strips(const struct tg_gemm *g, float *out, ptrdiff_t size, 
         for (ptrdiff_t s = first; s < last; s++) {
             const ptrdiff_t i = s * g->rows, left = g->M - i;
             float *packed = out + (s - first) * size + k * PRODUCT_STEP;
-            if (left >= PRODUCT_STEP) /* the next strip's first rows too: it is a single vector */
+            if (left >= PRODUCT_STEP) /* includes rows of the next strip, unused: copying a whole vector is faster */
                 memcpy(packed, column + i, PRODUCT_STEP * sizeof(float));
             else
                 memcpy(packed, column + i, (size_t)tg_least(left, g->rows) * sizeof(float));
@@ -139,7 +140,7 @@ static void tg_pack_strips(const struct tg_gemm *g, float *out, ptrdiff_t size, 
 
 /* Multiplying ----------------------------------------------------------------------------------------------- */
 
-/* One block of C, at most 32 columns. The number of rows and the strip's strides are constants to the compiler. */
+/* One block of C, at most 32 columns. The number of rows and the strip's strides are compile-time constants. */
 static inline __attribute__((always_inline)) void tg_multiply_block(const int rows, ptrdiff_t depth, const float *restrict strip,
                                                            const ptrdiff_t row_stride, const ptrdiff_t k_stride,
                                                            const float *restrict panel, float *restrict c,
@@ -182,20 +183,20 @@ static inline __attribute__((always_inline)) void tg_multiply_block(const int ro
     }
 }
 
-/* A strip of as many rows, `depth` long, that will be copied next. */
+/* The strip of PRODUCT_ROWS rows that will be copied next. */
 struct tg_coming {
-    const float *rows; /* or NULL */
+    const float *rows; /* NULL: no such strip */
     ptrdiff_t stride;
 };
 
-/* Ask for some rows of the coming strip: all have been asked for after `turns` turns. */
+/* Prefetch some rows of the next strip: after `turns` turns, all of it. */
 static inline void tg_ask(struct tg_coming coming, ptrdiff_t depth, ptrdiff_t turn, ptrdiff_t turns) {
     if (!coming.rows) return;
     for (ptrdiff_t r = turn * PRODUCT_ROWS / turns; r < (turn + 1) * PRODUCT_ROWS / turns; r++)
         for (ptrdiff_t k = 0; k < depth; k += 16) __builtin_prefetch(coming.rows + r * coming.stride + k, 0, 2);
 }
 
-/* A strip, copied or packed, times `panels` panels. */
+/* Multiply a strip, copied or packed, by `panels` panels. */
 #define TG_STRIP(rows)                                                                                                 \
     case rows:                                                                                                         \
         for (ptrdiff_t p = 0; p < panels; p++, panel += tg_panel_size(depth), c += PRODUCT_COLUMNS) {                  \
@@ -215,7 +216,7 @@ static void tg_strip(ptrdiff_t rows, ptrdiff_t depth, const float *strip, int pa
     }
 }
 
-/* Strip s, the piece from k0 on, times the panels of a part. strip: packed; NULL: it is copied from A's rows. */
+/* Multiply the piece of strip s that starts at k0 by the panels of a part. strip: packed, or NULL to copy A's rows. */
 static void tg_multiply(const struct tg_gemm *g, ptrdiff_t s, ptrdiff_t k0, const float *strip, const float *panels,
                         ptrdiff_t part) {
     const ptrdiff_t i = s * g->rows, rows = tg_least(g->rows, g->M - i), depth = tg_least(g->depth, g->K - k0);
