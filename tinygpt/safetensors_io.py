@@ -20,6 +20,8 @@ and builds the whole file in memory to write it. Other invalid headers it detect
 tests compare with it.
 
 Format: https://huggingface.co/docs/safetensors
+
+Over 300 lines: reading and writing share the table of types and what makes a header valid.
 """
 
 from __future__ import annotations

@@ -17,6 +17,8 @@ First-order gradients only: a gradient is an array, not a tensor with a graph of
 
 The operators and methods (`+`, `@`, `.sum()`, `.gelu()`) are the functions of `tinygpt.ops`, bound to this
 class at the end of `tinygpt/ops/__init__.py`.
+
+Over 300 lines: a list of the methods that `tinygpt.ops` binds is a part of the class.
 """
 
 from __future__ import annotations

@@ -21,7 +21,8 @@ from tests.compat import transformers
 from tinygpt import tokenizers as ours
 from tinygpt.errors import CheckpointError
 from tinygpt.tokenizers import BPETokenizer
-from tinygpt.tokenizers.as_transformers import _OF_GPT2, SPECIAL_TOKENS
+from tinygpt.tokenizers.added_tokens import SPECIAL_TOKENS
+from tinygpt.tokenizers.as_transformers import _OF_GPT2
 from tinygpt.tokenizers.byte_characters import bytes_of_token
 
 CORPUS = [

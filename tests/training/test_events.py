@@ -86,7 +86,7 @@ def test_a_step_that_fails_for_another_reason_leaves_the_steps_before_it_saved(
 ) -> None:
     """In the middle of it, with random numbers drawn and gradients added: the run goes on as if nothing had been."""
     trainer = make_trainer(tmp_path / "run", gradient_accumulation=2)
-    real, calls = trainer._pass, []
+    real, calls = trainer.graphed_step.work, []
 
     def work(*arguments: Any) -> Any:
         calls.append(real(*arguments))

@@ -18,36 +18,31 @@ names it.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
+from .added_tokens import (
+    BOOLEAN_SETTINGS,
+    Folder,
+    added_token,
+    content_of,
+    named_tokens,
+    settings_of,
+    tokens_to_add,
+    unnamed_tokens,
+)
 from .hf_tokenizers import explain, tokenizers
 
 GPT2, GENERAL = "GPT2Tokenizer", "PreTrainedTokenizerFast"
 _GENERAL = {GENERAL, "PreTrainedTokenizer", "TokenizersBackend", "PythonBackend", "BloomTokenizer"}
 _OF_GPT2 = {"gpt2", "gpt_neo", "gptj", "codegen", "opt", "phi", "starcoder2"}  # model types that use it
-SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 END_OF_TEXT = "<|endoftext|>"
-FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 # Settings that override the files, or alter the text, in ways that only transformers implements.
 _UNSUPPORTED = (
     "vocab", "merges", "init_inputs", "tokenizer_object", "tokenizer_file", "gguf_file", "post_processor",
     "tokenizer_padding", "tokenizer_truncation", "_json_padding", "fix_mistral_regex",
     "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output",
 )  # fmt: skip
-_BOOLEAN_SETTINGS = ("add_prefix_space", "add_bos_token", "add_eos_token", "split_special_tokens")
-
-
-@dataclass
-class Folder:
-    """The parsed files of a folder. `complete`: the description comes from a tokenizer.json."""
-
-    description: dict[str, Any]
-    settings: dict[str, Any] = field(default_factory=dict)
-    complete: bool = True
-    names: dict[str, Any] = field(default_factory=dict)  # special_tokens_map.json
-    added: dict[str, Any] = field(default_factory=dict)  # added_tokens.json
-    model: dict[str, Any] = field(default_factory=dict)  # config.json
 
 
 @dataclass
@@ -63,8 +58,8 @@ def assemble(folder: Folder) -> Assembled:
     """Build the tokenizer of a folder whose description has been checked. Raises ValueError."""
     _check_settings(folder.settings)
     name = _class_name(folder)
-    settings = _settings(folder)
-    tokens = _tokens_to_add(folder, settings)
+    settings = settings_of(folder)
+    tokens = tokens_to_add(folder, settings)
     if "additional_special_tokens" in settings and "extra_special_tokens" not in settings:
         settings["extra_special_tokens"] = settings.pop("additional_special_tokens")
     library = _library(name, folder, settings)
@@ -73,17 +68,17 @@ def assemble(folder: Folder) -> Assembled:
     if name != GPT2 and isinstance(padding := folder.description.get("padding"), dict):
         settings.setdefault("pad_token", padding.get("pad_token"))
     known = {token.content: token for _, token in tokens}
-    named = {key: known.get(_content(value), value) for key, value in _named(settings).items()}
-    extra = _unnamed(settings)
+    named = {key: known.get(content_of(value), value) for key, value in named_tokens(settings).items()}
+    extra = unnamed_tokens(settings)
     to_add: list[Any] = [token for _, token in tokens]
     present = {entry.content for entry in library.get_added_tokens_decoder().values()} | known.keys()
     for value in [*named.values(), *extra]:
-        if _content(value) not in present and value not in to_add:
+        if content_of(value) not in present and value not in to_add:
             to_add.append(value)
-    special_tokens = {key: _content(value) for key, value in named.items()}
+    special_tokens = {key: content_of(value) for key, value in named.items()}
     special = special_tokens.values()
     library.add_tokens(
-        [_token(token, special=isinstance(token, str) or _content(token) in special) for token in to_add]
+        [added_token(token, special=isinstance(token, str) or content_of(token) in special) for token in to_add]
     )
     for token_id, token in tokens:
         found = library.token_to_id(token.content)
@@ -164,115 +159,6 @@ def _of_gpt2(description: dict[str, Any], prefix: bool) -> dict[str, Any]:
     }
 
 
-# The tokens ---------------------------------------------------------------------------------------
-
-
-def _settings(folder: Folder) -> dict[str, Any]:
-    """tokenizer_config.json as transformers reads it, merged with special_tokens_map.json where that takes effect."""
-    settings = {key: value for key, value in folder.settings.items() if key != "tokenizer_class"}
-    if folder.complete:  # then tokenizer.json decides what is added around a text
-        settings.pop("add_bos_token", None)
-        settings.pop("add_eos_token", None)
-    if "additional_special_tokens" in settings and not settings.get("extra_special_tokens"):
-        settings["extra_special_tokens"] = settings.pop("additional_special_tokens")
-    _name_extra(settings)
-    if "added_tokens_decoder" not in settings:
-        for key, value in folder.names.items():
-            if key == "extra_special_tokens" and isinstance(value, list):
-                before = settings.get(key) or []
-                value = (
-                    [*before, *(token for token in value if token not in before)] if isinstance(before, list) else value
-                )
-            settings[key] = value
-        _name_extra(settings)
-    return settings
-
-
-def _name_extra(settings: dict[str, Any]) -> None:
-    """Move extra special tokens that have names to the named special tokens."""
-    if isinstance(settings.get("extra_special_tokens"), dict):
-        named = settings.get("model_specific_special_tokens") or {}
-        settings["model_specific_special_tokens"] = named | settings.pop("extra_special_tokens")
-
-
-def _named(settings: dict[str, Any]) -> dict[str, Any]:
-    """Named special tokens, as strings or AddedToken: the standard names, then others found in the settings."""
-    own = {
-        key: value
-        for key, value in settings.items()
-        if key.endswith("_token") and key not in (*SPECIAL_TOKENS, *_BOOLEAN_SETTINGS) and isinstance(value, str)
-    }
-    named = settings.get("model_specific_special_tokens") or {}
-    if not isinstance(named, dict):
-        raise ValueError(f"its model_specific_special_tokens is {named!r:.60}, not a JSON object of names and tokens")
-    own |= named
-    found = {}
-    for key, value in ({key: settings.get(key) for key in SPECIAL_TOKENS} | own).items():
-        if value is None:
-            continue
-        if not _content(value):
-            raise ValueError(f"the {key} is {value!r}, not a string")
-        found[key] = value if isinstance(value, str) else _token(value, special=True)
-    return found
-
-
-def _unnamed(settings: dict[str, Any]) -> list[Any]:
-    """Extra special tokens without a name."""
-    extra = settings.get("extra_special_tokens")
-    if extra is None:
-        return []
-    if not isinstance(extra, list) or not all(_content(token) for token in extra):
-        raise ValueError(f"its extra_special_tokens is {extra!r:.60}, not a list of strings")
-    return [token if isinstance(token, str) else _token(token) for token in extra]
-
-
-def _tokens_to_add(folder: Folder, settings: dict[str, Any]) -> list[tuple[int, Any]]:
-    """(id, AddedToken) pairs in the order in which to add them."""
-    found: dict[int, Any] = {}
-    if (decoder := settings.get("added_tokens_decoder")) is not None:
-        if not isinstance(decoder, dict) or not all(isinstance(entry, dict) for entry in decoder.values()):
-            raise ValueError("its added_tokens_decoder is not a JSON object of ids and tokens")
-        for digits, entry in decoder.items():
-            if not digits.isascii() or not digits.isdecimal() or len(digits) > 9:
-                raise ValueError(f"its added_tokens_decoder has the id {digits[:40]!r}, which is not an integer")
-            found[int(digits)] = _token(entry)
-        return sorted(found.items(), key=lambda item: item[0])
-    special = {_content(settings[key]) for key in SPECIAL_TOKENS if settings.get(key)}
-    special |= {_content(token) for token in settings.get("extra_special_tokens") or []}
-    for content, token_id in folder.added.items():
-        if not isinstance(token_id, int) or isinstance(token_id, bool):
-            raise ValueError(f"the id of the token {content!r} is {token_id!r}, not an integer")
-        flags = {"normalized": content not in special, "special": content in special}
-        found[token_id] = _token({"content": content} | flags)
-    for entry in (folder.description.get("added_tokens") or []) if folder.complete else ():
-        found[entry["id"]] = _token({key: value for key, value in entry.items() if key != "id"})
-    return sorted(found.items(), key=lambda item: item[0])
-
-
-def _content(token: Any) -> str:
-    """The text of a token given as a string, an entry with flags, or an AddedToken; "" for anything else."""
-    if isinstance(token, dict):
-        token = token.get("content")
-    content = getattr(token, "content", token)
-    return content if isinstance(content, str) else ""
-
-
-def _token(entry: Any, special: bool | None = None) -> Any:
-    """An AddedToken from a string, an entry with flags, or another AddedToken. special: overrides the entry's flag."""
-    make = tokenizers().AddedToken
-    if isinstance(entry, str):
-        return make(entry, special=bool(special), normalized=not special)
-    if not isinstance(entry, dict):
-        if special and not entry.special:
-            entry.special = True
-        return entry
-    flags = {key: entry[key] for key in FLAGS if key in entry}
-    unknown = sorted(entry.keys() - {"content", "__type", *FLAGS})
-    if not _content(entry) or unknown or not all(isinstance(flag, bool) for flag in flags.values()):
-        raise ValueError(f"the token {str(entry)[:120]} is not a string with the flags {', '.join(FLAGS)}")
-    return make(entry["content"], **(flags | ({"special": True} if special else {})))
-
-
 # The template, and the settings to save -----------------------------------------------------------
 
 
@@ -302,7 +188,7 @@ def _remaining_settings(settings: dict[str, Any], special_tokens: dict[str, str]
     )
     left = {key: value for key, value in settings.items() if key not in in_description} | special_tokens
     if extra:
-        left["extra_special_tokens"] = [_content(token) for token in extra]
+        left["extra_special_tokens"] = [content_of(token) for token in extra]
     return left
 
 
@@ -310,7 +196,7 @@ def _check_settings(settings: dict[str, Any]) -> None:
     for key in _UNSUPPORTED:
         if settings.get(key) not in (None, False):
             raise ValueError(f"its setting {key} is not supported: remove it from tokenizer_config.json")
-    for key in _BOOLEAN_SETTINGS:
+    for key in BOOLEAN_SETTINGS:
         if not isinstance(settings.get(key, False), bool | None):
             raise ValueError(f"its setting {key} is {str(settings[key])[:40]!r}, neither true nor false")
     other = settings.get("fast_tokenizer_files") or []

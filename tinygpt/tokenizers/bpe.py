@@ -28,7 +28,8 @@ import numpy as np
 
 from ..checks import whole_number
 from ..errors import CheckpointError, UsageError
-from .as_transformers import END_OF_TEXT, GENERAL, GPT2, Folder, assemble
+from .added_tokens import Folder
+from .as_transformers import END_OF_TEXT, GENERAL, GPT2, assemble
 from .base import FILE_NAME, Tokenizer, check_ids, text_bytes
 from .bpe_checks import check, check_added, is_gpt2_scheme
 from .bpe_files import NAMES, added_token, describe, read_files, read_folder, read_json, write_folder

@@ -19,7 +19,7 @@ from typing import Any
 
 from ..errors import CheckpointError, UsageError
 from ..files import atomic_write
-from .as_transformers import Folder
+from .added_tokens import Folder
 from .bpe_checks import is_gpt2_scheme
 
 TOKENIZER, CONFIG, SPECIAL = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"

@@ -49,6 +49,13 @@ class Recorded:
     checked: bool = False
 
 
+def forward_and_backward(model: GPT, inputs: np.ndarray, targets: np.ndarray, scale: float) -> Tensor:
+    """The loss of one batch; its gradients, times `scale`, are added to the parameters'."""
+    loss = model.loss(inputs, targets)
+    loss.backward(scale)
+    return loss
+
+
 class GraphedStep:
     """`step(inputs, targets, *numbers)` is `work(inputs, targets, *numbers)`, from a CUDA graph where that can be.
 

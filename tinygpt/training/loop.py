@@ -17,6 +17,9 @@ nothing: the norm of the gradients, read just before, has waited for the same re
 
 A step's checkpoint is saved before anyone is told of the step (`reporting.py`). That nobody reads the progress is no
 reason to stop. A callback that raises is one: the run ends with CallbackError, its latest state saved.
+
+Over 300 lines: one class, whose parts that stand alone are in the files beside it; what is left here all turns on the
+state of the run.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +46,7 @@ from .config import TrainingConfig, schedule_notes
 from .divergence import DivergedError, diverged, first_cause
 from .evaluation import Batches, FixedBatches, mean_loss
 from .folder import METRICS, PICTURE, RunFolder
-from .graphed_step import GraphedStep
+from .graphed_step import GraphedStep, forward_and_backward
 from .interrupt import StopRequest
 from .loss_scale import LossScale
 from .outcome import CallbackError, TrainingResult, TrainState
@@ -97,7 +101,7 @@ class Trainer:
         self.use(config)
         activation_dtype(config.dtype, self.parameters[0].backend)  # refused now, not at the first step
         self.loss_scale = LossScale(config.dtype)
-        self.graphed_step = GraphedStep(model, self._pass, config.cuda_graphs)
+        self.graphed_step = GraphedStep(model, partial(forward_and_backward, model), config.cuda_graphs)
         self.state = TrainState()
         self.checkpoints = CheckpointFolder(self.folder)
         self.report = Report(self.folder / METRICS, self.folder / PICTURE, callbacks)
@@ -225,17 +229,11 @@ class Trainer:
 
         def work(inputs: np.ndarray, targets: np.ndarray, weight: float) -> Tensor:
             # A graph would be of this very weight, which does not come again: such a batch runs as usual.
-            return (self.graphed_step if weight == 1.0 else self._pass)(inputs, targets, scale * weight)
+            return (self.graphed_step if weight == 1.0 else self.graphed_step.work)(inputs, targets, scale * weight)
 
         batches = [self.batches.batch(self.state.step * count + index) for index in range(count)]
         loss = accumulate(f"step {self.state.step}", batches, work)
         return loss, grad_norm(self.parameters) / (count * scale)
-
-    def _pass(self, inputs: np.ndarray, targets: np.ndarray, scale: float) -> Tensor:
-        """The loss of one batch; its gradients, times `scale`, are added to the parameters'."""
-        loss = self.model.loss(inputs, targets)
-        loss.backward(scale)
-        return loss
 
     # Evaluation and metrics -----------------------------------------------------------------------
 
