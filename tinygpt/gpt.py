@@ -23,6 +23,8 @@ bits from the embeddings on, and so has all that is made of it; the float32 para
 Letters: B batch, T time, C channels (n_embd), H heads, V vocabulary.
 Source: Radford et al., "Language Models are Unsupervised Multitask Learners", 2019, section 2.3; Vaswani et al.,
 "Attention Is All You Need", 2017; Press, Wolf, "Using the Output Embedding to Improve Language Models", 2017.
+
+Over 300 lines: the configuration and every part of the model, which is read from top to bottom here and nowhere else.
 """
 
 from __future__ import annotations
