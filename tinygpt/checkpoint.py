@@ -40,8 +40,8 @@ INDEX = "checkpoints.json"
 FORMAT = "tinygpt-checkpoint"
 VERSION = 1
 CHECKPOINT = re.compile(r"checkpoint-\d{8,}(-[bc])?\.safetensors")  # other files called checkpoint-... are not ours
-_LEAST = 1 << 20  # numbers that a checkpoint may lack of its model before it is held to be damaged
-_MOST = 1 << 63  # whole numbers of a state are below
+_MAX_MISSING = 1 << 20  # numbers that a checkpoint may lack of its model before it is held to be damaged
+_INTEGER_LIMIT = 1 << 63  # whole numbers of a state are below
 _TRIES = 100  # of a reader, while a run saves every few milliseconds
 
 
@@ -233,7 +233,7 @@ def model_config(state: dict[str, Any], found: int, where: str) -> GPTConfig:
     model than the checkpoint's, which has `found` numbers."""
     config: GPTConfig = made_of(GPTConfig.from_dict, state, "model_config", where)
     count = parameter_count(config)
-    if count > 2 * found + _LEAST:  # a model of one's own may share some; this one would take memory for nothing
+    if count > 2 * found + _MAX_MISSING:  # a model of one's own may share some; this one would take memory for nothing
         raise CheckpointError(
             f"{where} is damaged: it holds {found} numbers for a model of {number_of(count)} parameters"
         )
@@ -261,7 +261,7 @@ def require_kind(name: str, value: Any, kind: Any) -> None:
     """Raise ValueError unless the entry `name` is of exactly this type, a whole number also within 64 bits."""
     if type(value) is not kind:
         raise ValueError(f"{name} is {short(value)}, which is no {'whole number' if kind is int else kind.__name__}")
-    if kind is int and not -1 <= value < _MOST:
+    if kind is int and not -1 <= value < _INTEGER_LIMIT:
         raise ValueError(f"{name} is {short(value)}, which is out of range")
 
 

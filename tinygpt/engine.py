@@ -17,7 +17,7 @@ from . import backends
 from .backends.precision import is_16_bit, is_floating
 from .changes import check_unchanged, memory_of
 from .errors import DtypeError, GraphFreedError, ShapeError, UsageError
-from .graph import adding, as_array, check_finite, mode
+from .graph import as_array, check_finite, grad_lock, mode
 
 if TYPE_CHECKING:
     from .function import Function
@@ -158,7 +158,7 @@ def _add_pending(
 
 def accumulate(leaf: Tensor, grad: Any, fresh: bool) -> None:
     """Add to a leaf's gradient. fresh: nothing else references this array, so it can be stored without a copy."""
-    with adding:
+    with grad_lock:
         if leaf.grad is grad:
             return  # the operation's backward has already added to it
         present = leaf.present_grad("backward()", writable=True)

@@ -46,7 +46,7 @@ from .backends import array_module, different_backends, is_array, name_of
 from .backends.precision import is_floating
 from .changes import clock
 from .errors import DtypeError, UsageError
-from .graph import adding, as_array, check_finite, mode
+from .graph import as_array, check_finite, grad_lock, mode
 from .tensor import Tensor
 
 
@@ -108,7 +108,7 @@ class Function:
     def present_gradient(self, i: int) -> Iterator[Any]:
         """In backward: the gradient that input i already has if it is a leaf, or None. Inside the block no other thread
         adds to it, so `backward` may add to it in place and return it."""
-        with adding:
+        with grad_lock:
             leaf = self.parents[i] if self.parents else None
             yield leaf.present_grad("backward()", writable=True) if leaf is not None and leaf.is_leaf else None
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from .backends import array_module
-from .backends.precision import is_floating, widened
+from .backends.precision import is_floating, upcast
 from .errors import UsageError
 
 
@@ -25,7 +25,7 @@ class _Mode(threading.local):
 
 
 mode = _Mode()
-adding = threading.RLock()  # held while adding to a leaf's gradient, since two threads may share a leaf
+grad_lock = threading.RLock()  # held while adding to a leaf's gradient, since two threads may share a leaf
 
 
 class NonFiniteError(UsageError, ArithmeticError):
@@ -90,7 +90,7 @@ def _worst(arrays: Iterable[Any]) -> str | None:
     for array in arrays:
         if array is None or not is_floating(array.dtype):
             continue
-        xp, array = array_module(array), widened(array)
+        xp, array = array_module(array), upcast(array)
         if not bool(xp.isfinite(array).all()):
             if bool(xp.isnan(array).any()):
                 return "nan"

@@ -57,7 +57,7 @@ OTHER_BITS = {
     "F8_E5M2FNUZ": 8, "C64": 64,
 }  # fmt: skip
 _LONGEST_HEADER = 100_000_000  # as in the package safetensors: metadata can be long
-_MOST_AXES = 32
+_MAX_AXES = 32
 _PIECE = 1 << 16  # numbers converted at a time: few enough to stay in the CPU cache
 
 
@@ -210,7 +210,7 @@ class SafetensorsFile:
                 f"{self.path} holds {name!r} in the dtype {code!r}, which tinygpt does not support; it supports "
                 f"{', '.join([*DTYPES, *OTHER_BITS])}"
             )
-        if not _are_counts(shape) or len(shape) > _MOST_AXES or math.prod(n or 1 for n in shape) >= 1 << 56:
+        if not _are_counts(shape) or len(shape) > _MAX_AXES or math.prod(n or 1 for n in shape) >= 1 << 56:
             raise self._invalid(f"{name!r} has a shape that is not a list of sizes")
         if not _are_counts(offsets) or len(offsets) != 2:
             raise self._invalid(f"{name!r} has data_offsets that are not a pair of positions")

@@ -87,7 +87,7 @@ struct Index {
 };
 
 constexpr int LANES = 32;
-constexpr unsigned MOST_SHARED = 48 * 1024;
+constexpr unsigned MAX_SHARED = 48 * 1024;
 constexpr size_t STACK = 128 * 1024, CANARY = 64;
 
 enum State { READY, AT_BARRIER, AT_SHUFFLE, DONE };
@@ -120,7 +120,7 @@ static void (*call)(void **);
 static void **call_arguments;
 static std::vector<Shared> shared_arrays;
 static size_t shared_used;
-alignas(64) static unsigned char shared_bytes[MOST_SHARED + 64 * 1024];
+alignas(64) static unsigned char shared_bytes[MAX_SHARED + 64 * 1024];
 static unsigned dynamic_bytes;
 static unsigned schedule;
 static uint64_t random_state;
@@ -210,7 +210,7 @@ static void check_shared() {
                 snprintf(message, sizeof message, "a write beyond an array of %zu bytes in shared memory",
                          shared_arrays[i].size);
     }
-    if (total > MOST_SHARED && !message[0]) snprintf(message, sizeof message, "%zu bytes of shared memory", total);
+    if (total > MAX_SHARED && !message[0]) snprintf(message, sizeof message, "%zu bytes of shared memory", total);
 }
 
 // Where the kernel will have its variables: what it does not initialise is then NaN, unless the compiler keeps it

@@ -192,15 +192,15 @@ def test_reference_and_launcher_agree_on_dtypes(row: Any, name: str) -> None:
             continue
         with np.errstate(all="ignore"):
             narrow = [a.astype(DTYPES[name]) if isinstance(a, np.ndarray) and a.dtype.kind == "f" else a for a in drawn]
-        widened = [a.astype(np.float32) if isinstance(a, np.ndarray) and a.dtype.kind in "fV" else a for a in narrow]
+        upcast = [a.astype(np.float32) if isinstance(a, np.ndarray) and a.dtype.kind in "fV" else a for a in narrow]
         launched = body(*[a.copy() if isinstance(a, np.ndarray) else a for a in narrow])
         with np.errstate(all="ignore"):
-            returned, expected = kernel(*narrow), kernel.reference(*widened)
+            returned, expected = kernel(*narrow), kernel.reference(*upcast)
         if launched is not NotImplemented:
             compared += 1
             assert dtypes_of(returned) == dtypes_of(launched)
         pairs = list(zip(*(r if isinstance(r, tuple) else (r,) for r in (returned, expected)), strict=True))
-        pairs += [(narrow[i], widened[i]) for i in row.writes]
+        pairs += [(narrow[i], upcast[i]) for i in row.writes]
         for found, exact in pairs:
             if isinstance(found, np.ndarray):
                 with np.errstate(all="ignore"):

@@ -21,7 +21,7 @@ from tinygpt.generation.processors import (
     history_processors,
     user_processors,
 )
-from tinygpt.generation.token_sampler import draw, invert, process, uniforms
+from tinygpt.generation.token_sampler import apply_processors, draw, inverse_cdf, uniforms
 from tinygpt.generation.truncation import MinP, Temperature, TopK, TopP, TypicalP, truncations
 from tinygpt.random import words
 
@@ -238,7 +238,7 @@ def test_rows_without_a_choice_left():
 )
 def test_what_a_users_processor_returns_is_checked(processor, words):
     with pytest.raises(UsageError, match=words):
-        process(Rows([[0]]), np.ones((1, 3)), user_processors([processor]))
+        apply_processors(Rows([[0]]), np.ones((1, 3)), user_processors([processor]))
 
 
 def test_users_processors_are_functions():
@@ -282,7 +282,7 @@ def test_draw_never_takes_what_was_ruled_out():
 @example(np.array([5e-324, 1.0, 1.0]), 0.0)  # its share of the sum is too small for a float
 def test_inversion_over_blocks_is_inversion(weights, u):
     weights[np.random.default_rng(len(weights)).integers(len(weights))] = 1.0
-    index, log_prob = invert(weights, u)
+    index, log_prob = inverse_cdf(weights, u)
     cumulative = np.cumsum(weights)
     assert weights[index] > 0
     assert log_prob == pytest.approx(math.log(weights[index]) - math.log(cumulative[-1]), abs=1e-9)
@@ -296,7 +296,7 @@ def test_inversion_where_the_sums_of_a_block_are_rounded_differently():
     for seed in range(50):
         weights = np.append(np.random.default_rng(seed).random(200), np.zeros(9))
         between += np.cumsum(weights)[-1] <= u * np.add.reduceat(weights, [0])[0]
-        assert invert(weights, u)[0] == 199
+        assert inverse_cdf(weights, u)[0] == 199
     assert between > 5
 
 

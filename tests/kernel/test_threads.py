@@ -232,4 +232,4 @@ def test_any_number_of_threads_is_taken_or_gets_a_sentence(threads: Any) -> None
 
 def test_an_enormous_number_of_threads_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TINYGPT_NUM_THREADS", "99999999999")
-    assert numpy_backend.default_num_threads() == numpy_backend.MOST_THREADS
+    assert numpy_backend.default_num_threads() == numpy_backend.MAX_THREADS

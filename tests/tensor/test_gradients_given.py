@@ -139,7 +139,7 @@ def test_integers_and_booleans_go_to_the_reference_where_floats_are_meant(monkey
                 result = kernel(*args)
                 if place in kernel.integers and np.dtype(dtype).kind in "iu":
                     assert given[0][place].dtype == np.int64
-                elif dtype is not np.float16:  # which the reference is given widened
+                elif dtype is not np.float16:  # which the reference is given upcast
                     assert (result, given) == ("reference", []), (kernel.__name__, place, dtype)
 
 

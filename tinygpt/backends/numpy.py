@@ -17,7 +17,7 @@ from ..errors import UsageError
 
 name = "numpy"
 xp = np
-MOST_THREADS = 256  # as in _ext/threads/pool.c
+MAX_THREADS = 256  # as in _ext/threads/pool.c
 
 
 def asarray(array: Any, dtype: Any = None) -> np.ndarray:
@@ -53,7 +53,7 @@ def default_num_threads() -> int:
     for variable in ("TINYGPT_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
         first = os.environ.get(variable, "").partition(",")[0]
         if first.isdecimal() and int(first) > 0:
-            return min(int(first), MOST_THREADS)
+            return min(int(first), MAX_THREADS)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, math.ceil(min(cores, cpu_quota())))
 
@@ -95,7 +95,7 @@ def describe() -> str:
 
 
 def set_num_threads(count: int) -> None:
-    """Use `count` threads (at most MOST_THREADS) for the compiled kernels and matrix products."""
+    """Use `count` threads (at most MAX_THREADS) for the compiled kernels and matrix products."""
     count = whole_number("set_num_threads", "count", count)
     module = extension()
     if module is None:
@@ -103,7 +103,7 @@ def set_num_threads(count: int) -> None:
             "set_num_threads needs the compiled extension, which is not built: "
             "set OPENBLAS_NUM_THREADS before Python starts instead"
         )
-    module.set_num_threads(min(count, MOST_THREADS))
+    module.set_num_threads(min(count, MAX_THREADS))
 
 
 def get_num_threads() -> int:

@@ -34,7 +34,7 @@ def is_floating(dtype: Any) -> bool:
     return dtype.kind == "f" or is_16_bit(dtype)
 
 
-def widened(array: Any) -> Any:
+def upcast(array: Any) -> Any:
     """A 16-bit array converted to float32; any other array unchanged."""
     return array.astype("float32") if is_16_bit(array.dtype) else array
 
@@ -45,12 +45,12 @@ def statistics_dtype(dtype: Any) -> np.dtype:
 
 
 def in_float32(function: Any, args: Any, writes: bool, statistics: tuple[int, ...]) -> Any:
-    """Call `function` with its 16-bit arguments widened to float32, and round each result to 16 bits once.
+    """Call `function` with its 16-bit arguments upcast to float32, and round each result to 16 bits once.
 
     writes: whether it writes into its arguments. statistics: the positions of results that stay in float32.
     """
     dtype = next(value.dtype for value in args if _is_16_bit_array(value))
-    wide = [widened(value) if _is_16_bit_array(value) else value for value in args]
+    wide = [upcast(value) if _is_16_bit_array(value) else value for value in args]
     result = function(*wide)
     narrow = {id(computed): original for original, computed in zip(args, wide, strict=True)}  # if it returns arguments
     if writes:

@@ -35,7 +35,7 @@ from .processors import Processor, Rows
 from .request import Generated, Request
 from .row_decoder import RowDecoder
 from .stopping import DEAD_END
-from .token_sampler import Uniforms, check_finite, invert, log_softmax, weights_of
+from .token_sampler import Uniforms, check_finite, inverse_cdf, log_softmax, unnormalized_probs
 from .truncation import truncations
 
 
@@ -140,11 +140,11 @@ def sample_without_replacement(totals: np.ndarray, u: np.ndarray) -> np.ndarray:
     if not len(among):
         return among
     left = totals[among]
-    weights, chosen = weights_of(left), []
+    weights, chosen = unnormalized_probs(left), []
     for number in u[: len(among)].tolist():
         if weights.max() < 1e-200:  # the drawn ones had all the weight: look at the others with fresh eyes
-            weights = weights_of(left)
-        index, _ = invert(weights, number)
+            weights = unnormalized_probs(left)
+        index, _ = inverse_cdf(weights, number)
         chosen.append(index)
         weights[index], left[index] = 0.0, -np.inf
     return among[np.array(chosen, dtype=np.int64)]

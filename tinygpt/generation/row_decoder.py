@@ -25,25 +25,25 @@ _ROOM = 1024
 class RowDecoder:
     """R rows of ids that grow by one token at a time.
 
-        decoder = RowDecoder(model, prompts, most_new)
+        decoder = RowDecoder(model, prompts, max_new_tokens)
         logits = decoder.start()             # (R, V); may be overwritten by the next step
         decoder.select(rows)                 # row r becomes a copy of old row rows[r]
         logits = decoder.step(ids)           # ids (R,) -> (R, V)
 
-    `most_new`: the most tokens that any row is given. `decoder.rows()` are the ids so far, read-only.
+    `max_new_tokens`: the most tokens that any row is given. `decoder.rows()` are the ids so far, read-only.
     """
 
-    def __init__(self, model: GPT, prompts: Sequence[np.ndarray], most_new: int) -> None:
+    def __init__(self, model: GPT, prompts: Sequence[np.ndarray], max_new_tokens: int) -> None:
         self.model, self.block = model, model.config.block_size
         width = max(map(len, prompts))
-        room = width + min(most_new, _ROOM)  # it grows when it is used up
+        room = width + min(max_new_tokens, _ROOM)  # it grows when it is used up
         self._table = np.zeros((len(prompts), room), dtype=np.int64)  # all rows end in one column
         for row, prompt in zip(self._table, prompts, strict=True):
             row[width - len(prompt) : width] = prompt
         self._starts = np.array([width - len(prompt) for prompt in prompts])  # (R,)
         self._begin = self._end = width
         # The last token that a row is given is not read any more.
-        self._decoder = decoder_for(model, min(self.block, width + max(0, most_new - 1)))
+        self._decoder = decoder_for(model, min(self.block, width + max(0, max_new_tokens - 1)))
         self._window: Any = None
         self._kept = np.ones(len(prompts), dtype=bool)  # which rows live in the decoder, in their order
 

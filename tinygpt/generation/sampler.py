@@ -23,7 +23,7 @@ from .options import WHERE, GenerationConfig
 from .request import Generated, Request, prepare
 from .row_decoder import RowDecoder
 from .stopping import DEAD_END
-from .token_sampler import Choice, TokenSampler, Uniforms
+from .token_sampler import SampledTokens, TokenSampler, Uniforms
 
 if TYPE_CHECKING:
     from ..gpt import GPT
@@ -169,7 +169,7 @@ def _steps(request: Request, record: _Record) -> Iterator[np.ndarray]:
         logits = row_decoder.step(ids)
 
 
-def _dead_ends(choice: Choice, step: int, everything: bool) -> Collection[int]:
+def _dead_ends(choice: SampledTokens, step: int, everything: bool) -> Collection[int]:
     """The places of the rows for which every token is ruled out. everything: all rows of the request are asked."""
     if choice.alive is None:
         return ()

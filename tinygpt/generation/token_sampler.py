@@ -20,7 +20,7 @@ from .. import random
 from ..errors import UsageError
 from .options import WHERE, GenerationConfig
 from .processors import Processor, Rows
-from .truncation import Temperature, TopK, Truncation, truncations, weights_of
+from .truncation import Temperature, TopK, Truncation, truncations, unnormalized_probs
 
 # Sampling has streams of its own, far from those that weights and dropout masks of the same seed use.
 _FIRST_STREAM = 1 << 48
@@ -28,7 +28,7 @@ _STEPS_AT_ONCE = 64
 _BLOCK = 256
 
 
-class Choice(NamedTuple):
+class SampledTokens(NamedTuple):
     """(R,) ids, and where asked for the log-probability of each under the model, and under what it was drawn from.
 
     alive: (R,) bool, False where every token was ruled out and the id means nothing; None: all are.
@@ -51,10 +51,10 @@ class TokenSampler:
         # Dividing by a temperature keeps the order, so the k greatest may be taken first, and from float32.
         self.truncations.sort(key=lambda truncation: not isinstance(truncation, TopK))
 
-    def __call__(self, rows: Rows, logits: np.ndarray, active: np.ndarray) -> Choice:
+    def __call__(self, rows: Rows, logits: np.ndarray, active: np.ndarray) -> SampledTokens:
         """rows and logits are of the rows `active` (R,) among all of the request: they pick the random numbers."""
         check_finite(logits)
-        scores = process(rows, logits[:, : self.config.vocab_size], self.processors)
+        scores = apply_processors(rows, logits[:, : self.config.vocab_size], self.processors)
         alive = scores.max(axis=1) > -np.inf if self.processors else None
         if alive is not None and not alive.all():
             return self._of_those_alive(rows, scores, logits, active, alive)
@@ -62,17 +62,17 @@ class TokenSampler:
 
     def _of_those_alive(
         self, rows: Rows, scores: np.ndarray, logits: np.ndarray, active: np.ndarray, alive: np.ndarray
-    ) -> Choice:
+    ) -> SampledTokens:
         """Rows at a dead end have no part in it, and change nothing for the others."""
         chosen, R = self._sample(rows, scores[alive], logits[alive], active[alive]), len(alive)
         ids, log_probs = np.zeros(R, np.int64), np.zeros((2, R))
         ids[alive] = chosen.ids
         if not self.details:
-            return Choice(ids, None, None, alive)
+            return SampledTokens(ids, None, None, alive)
         log_probs[0, alive], log_probs[1, alive] = chosen.log_probs, chosen.processed_log_probs
-        return Choice(ids, log_probs[0], log_probs[1], alive)
+        return SampledTokens(ids, log_probs[0], log_probs[1], alive)
 
-    def _sample(self, rows: Rows, scores: np.ndarray, logits: np.ndarray, active: np.ndarray) -> Choice:
+    def _sample(self, rows: Rows, scores: np.ndarray, logits: np.ndarray, active: np.ndarray) -> SampledTokens:
         if self.config.greedy:
             ids = scores.argmax(axis=1)
             processed = _log_probs(scores, ids) if self.details else None
@@ -82,7 +82,7 @@ class TokenSampler:
             drawn = [draw(row, number, self.truncations) for row, number in zip(scores, u, strict=True)]
             ids = np.array([token for token, _ in drawn], dtype=np.int64)
             processed = np.array([log_prob for _, log_prob in drawn])
-        return Choice(ids, _log_probs(logits, ids) if self.details else None, processed)
+        return SampledTokens(ids, _log_probs(logits, ids) if self.details else None, processed)
 
 
 def check_finite(logits: np.ndarray) -> None:
@@ -93,7 +93,7 @@ def check_finite(logits: np.ndarray) -> None:
         )
 
 
-def process(rows: Rows, logits: np.ndarray, processors: Sequence[Processor]) -> np.ndarray:
+def apply_processors(rows: Rows, logits: np.ndarray, processors: Sequence[Processor]) -> np.ndarray:
     """The processors, one after the other, in float64; the logits themselves where there is none."""
     if not processors:
         return logits
@@ -118,11 +118,11 @@ def draw(scores: np.ndarray, u: float, truncations: Sequence[Temperature | Trunc
             ids = kept if ids is None else ids[kept]
             scores = scores[kept]
     own = scores is not given and scores.dtype == np.float64  # then it may be overwritten
-    index, log_prob = invert(weights_of(scores, out=scores if own else None), u)
+    index, log_prob = inverse_cdf(unnormalized_probs(scores, out=scores if own else None), u)
     return (index if ids is None else int(ids[index])), log_prob
 
 
-def invert(weights: np.ndarray, u: float) -> tuple[int, float]:
+def inverse_cdf(weights: np.ndarray, u: float) -> tuple[int, float]:
     """The first index whose cumulative weight exceeds u in [0, 1) times their sum, and the log of its share.
 
     Sums of blocks come first, and only the block in which u falls is added up one by one: a sum in order can't be
@@ -171,8 +171,8 @@ class Uniforms:
 
     def _make(self, steps: range) -> np.ndarray:
         seeds = self.seed if isinstance(self.seed, tuple) else (self.seed,)
-        each = self.count // len(seeds)
-        return np.concatenate([uniforms(seed, steps, each, self.columns) for seed in seeds], axis=1)
+        rows_per_seed = self.count // len(seeds)
+        return np.concatenate([uniforms(seed, steps, rows_per_seed, self.columns) for seed in seeds], axis=1)
 
 
 def uniforms(seed: int, steps: range, rows: int, columns: int = 1) -> np.ndarray:

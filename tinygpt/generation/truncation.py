@@ -19,7 +19,7 @@ from .options import GenerationConfig
 from .processors import Rows
 
 
-def weights_of(scores: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+def unnormalized_probs(scores: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     """exp(scores - max), float64: the probabilities (n,) times a constant. -inf becomes exactly 0, the greatest 1."""
     weights = np.subtract(scores, scores.max(), out=out, dtype=np.float64)
     return np.exp(weights, out=weights)  # in place: a fresh array of a whole vocabulary costs more than its exp
@@ -89,7 +89,7 @@ class TopP(Truncation):
     def keep(self, scores: np.ndarray) -> np.ndarray:
         if self.p >= 1:
             return np.ones(len(scores), dtype=bool)  # rounding must not cut the tail
-        weights = weights_of(scores)
+        weights = unnormalized_probs(scores)
         rest = (1 - self.p) * weights.sum()
         # n tokens below rest / n are together below rest: they go at once, and there are many of them.
         keep = weights >= rest / len(weights)
@@ -136,7 +136,7 @@ class MinP(Truncation):
     min_tokens: int = 1
 
     def keep(self, scores: np.ndarray) -> np.ndarray:
-        keep = weights_of(scores) >= self.p  # the greatest weight is 1
+        keep = unnormalized_probs(scores) >= self.p  # the greatest weight is 1
         if np.count_nonzero(keep) < self.min_tokens:
             keep[np.argsort(-scores, kind="stable")[: self.min_tokens]] = True
         return keep
@@ -155,7 +155,7 @@ class TypicalP(Truncation):
     def keep(self, scores: np.ndarray) -> np.ndarray:
         if self.mass >= 1:
             return np.ones(len(scores), dtype=bool)
-        weights = weights_of(scores)
+        weights = unnormalized_probs(scores)
         total = weights.sum()
         surprise = np.log(total) + np.subtract(scores.max(), scores, dtype=np.float64)  # -log p; inf where p is 0
         possible = weights > 0

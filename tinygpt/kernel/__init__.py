@@ -16,7 +16,7 @@ once:
   would read their bytes as floats.
 
 A fast body that still can't handle its arguments returns `NotImplemented`, and the reference runs. The reference gets
-16-bit arrays widened to float32, and its results are rounded to 16 bits once. The results that a kernel declares as
+16-bit arrays upcast to float32, and its results are rounded to 16 bits once. The results that a kernel declares as
 `statistics`, a mapping from their names to their positions, stay in float32, as in the CUDA bodies; and a CUDA body
 takes arguments of these names, and the gradients of these, in float32.
 

@@ -7,7 +7,7 @@ rounding. So we split the product ourselves, by its size alone, and let OpenBLAS
 (`product_blas.h` there).
 
 Products of 16-bit matrices are summed in float32 and rounded once, or left in float32 (`float32_result`). On a GPU
-cuBLAS does this (`backends/cupy_matmul.py`); batches of 16-bit products, which no fast path needs, are widened first.
+cuBLAS does this (`backends/cupy_matmul.py`); batches of 16-bit products, which no fast path needs, are upcast first.
 
 The same bits are not guaranteed in float64, if NumPy's BLAS does not run on our threads (`python -m tinygpt.kernel`
 shows whether it does), or without the compiled extension. Then `numpy.matmul` computes the product.
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ..backends import array_module, name_of, recording
-from ..backends.precision import is_16_bit, statistics_dtype, widened
+from ..backends.precision import is_16_bit, statistics_dtype, upcast
 from ..kernel import kernel
 
 SLICE_BYTES = 8 * 2**20  # how much of a product to compute at a time before adding it to an array
@@ -98,7 +98,7 @@ def _matmul_by_cublas(a: Any, b: Any, out: Any, float32_result: bool = False, ad
         if out is None:
             out = xp.empty((a.shape[0], b.shape[1]), dtype=statistics_dtype(a.dtype) if float32_result else a.dtype)
         return gemm(xp, a, b, out, add)
-    result = xp.matmul(widened(a), widened(b))
+    result = xp.matmul(upcast(a), upcast(b))
     if out is None:
         return result if float32_result else result.astype(a.dtype)
     out[...] = result.astype(out.dtype)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..backends.precision import is_floating, widened
+from ..backends.precision import is_floating, upcast
 from ..errors import DtypeError, RangeError, ShapeError
 from ..tensor import Tensor
 
@@ -28,7 +28,7 @@ def long_sum(x: Any, axes: tuple[int, ...], keepdims: bool = False) -> Any:
     """The sum over `axes`, accumulated in float64 and rounded once to x's dtype (integers: int64)."""
     if not is_floating(x.dtype):
         return x.sum(axis=axes, keepdims=keepdims)
-    return widened(x).sum(axis=axes, keepdims=keepdims, dtype="float64").astype(x.dtype, copy=False)
+    return upcast(x).sum(axis=axes, keepdims=keepdims, dtype="float64").astype(x.dtype, copy=False)
 
 
 def broadcast_shape(operation: str, *tensors: Any) -> tuple[int, ...]:

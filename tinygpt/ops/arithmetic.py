@@ -22,7 +22,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..backends import array_module
-from ..backends.precision import is_floating, widened
+from ..backends.precision import is_floating, upcast
 from ..errors import DtypeError, UsageError
 from ..function import Function
 from ..tensor import Tensor, as_tensor
@@ -100,7 +100,7 @@ class Pow(Function):
         if self.needs[0]:  # a**0 is 1 everywhere, even at a = 0, where the formula gives 0 * infinity
             da = unbroadcast(dy * xp.where(b == 0, 0, b * a ** (b - 1)), a.shape)
         if self.needs[1]:  # 0**b is 0 for every b > 0, but the formula gives -infinity * 0
-            log_a = xp.log(widened(a), dtype="float64").astype(y.dtype)  # NumPy's float32 log is off by two roundings
+            log_a = xp.log(upcast(a), dtype="float64").astype(y.dtype)  # NumPy's float32 log is off by two roundings
             db = unbroadcast(dy * xp.where((a == 0) & (b >= 0), 0, y * log_a), b.shape)
         return da, db
 

@@ -94,8 +94,8 @@ def split(x: Any, sizes: int | Sequence[int], axis: int = 0) -> tuple[Tensor, ..
         if isinstance(sizes, (list, tuple)):
             wanted = [operator.index(size) for size in sizes]
         else:
-            each = operator.index(sizes)  # type: ignore[arg-type]
-            wanted = [min(each, total - start) for start in range(0, total, each)] if each > 0 else [each]
+            size = operator.index(sizes)  # type: ignore[arg-type]
+            wanted = [min(size, total - start) for start in range(0, total, size)] if size > 0 else [size]
     except TypeError:
         raise DtypeError(f"split: sizes must be an integer or a list of integers, not {sizes!r}") from None
     if not wanted or min(wanted) < 0 or sum(wanted) != total:

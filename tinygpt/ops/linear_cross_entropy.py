@@ -39,7 +39,7 @@ from typing import Any
 import numpy as np
 
 from ..backends import array_module, as_factor
-from ..backends.precision import is_16_bit, statistics_dtype, widened
+from ..backends.precision import is_16_bit, statistics_dtype, upcast
 from ..errors import ShapeError
 from ..function import Function
 from ..tensor import Tensor
@@ -149,7 +149,7 @@ class LinearCrossEntropy(Function):
 def scaled(gradient: Any, factor: Any) -> Any:
     """gradient * factor, in place; of 16 bits, computed in float32."""
     if not isinstance(factor, float) or factor != 1.0:
-        product = widened(gradient)
+        product = upcast(gradient)
         product *= factor
         gradient = product.astype(gradient.dtype, copy=False)
     return gradient

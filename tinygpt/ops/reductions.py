@@ -26,7 +26,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..backends import array_module
-from ..backends.precision import widened
+from ..backends.precision import upcast
 from ..checks import number
 from ..errors import ShapeError
 from ..function import Function
@@ -58,12 +58,12 @@ class Var(Function):
         self.axes, self.m = axes, _count(x.shape, axes) - correction
         mean = _exact_sum(x, axes, True, _count(x.shape, axes))  # float64
         self.save(x, mean)
-        centered = widened(x) - mean  # of the shape of x, float64
+        centered = upcast(x) - mean  # of the shape of x, float64
         return _exact_sum(centered, axes, keepdims, self.m, squares=True).astype(x.dtype, copy=False)
 
     def backward(self, dy: Any) -> Any:
         x, mean = self.saved
-        dx = _expand(dy, x.shape, self.axes) * ((2 / self.m) * (widened(x) - mean))  # float64
+        dx = _expand(dy, x.shape, self.axes) * ((2 / self.m) * (upcast(x) - mean))  # float64
         return dx.astype(x.dtype, copy=False)
 
 
@@ -146,7 +146,7 @@ def _exact_sum(x: Any, axes: tuple[int, ...], keepdims: bool, divisor: float = 1
     so that the largest number is about 1.
     """
     xp = array_module(x)
-    x = widened(x)
+    x = upcast(x)
     scale: Any = 1.0
     if x.dtype == "float64" and x.size:
         exponent = xp.frexp(abs(x).max(axis=axes, keepdims=True))[1]  # 0 for 0, infinities and NaN

@@ -30,7 +30,7 @@ from ..graph import NonFiniteError
 from ..kernel import kernel
 from ..tensor import Tensor
 
-LEAST = 1e-280  # in a smaller sum of squares, some squares may have underflowed
+SMALLEST_EXACT = 1e-280  # in a smaller sum of squares, some squares may have underflowed
 
 
 @kernel
@@ -46,7 +46,7 @@ def grad_norm(parameters: Iterable[Tensor]) -> float:
     with np.errstate(all="ignore"):  # an overflow gives inf, which the caller checks for
         grads = [grad for grad in (p.present_grad("grad_norm") for p in tensors) if grad is not None]
         total = sum(sum_of_squares.each([(grad,) for grad in grads]))
-        if LEAST < total < math.inf or all(grad.dtype != "float64" for grad in grads):
+        if SMALLEST_EXACT < total < math.inf or all(grad.dtype != "float64" for grad in grads):
             return math.sqrt(total)
         return _norm_of_extremes(grads)
 
@@ -56,7 +56,7 @@ def _norm_of_extremes(grads: list[Any]) -> float:
     largest = float(max((abs(grad).max() for grad in grads if grad.size), default=0.0))
     if largest == 0.0 or not math.isfinite(largest):
         return largest
-    scale = 2.0 ** -math.frexp(largest)[1] if largest > LEAST else 1 / LEAST
+    scale = 2.0 ** -math.frexp(largest)[1] if largest > SMALLEST_EXACT else 1 / SMALLEST_EXACT
     return math.sqrt(sum(sum_of_squares(grad.astype("float64") * scale) for grad in grads)) / scale
 
 

@@ -22,7 +22,7 @@ from .byte_characters import byte_of_character
 from .hf_tokenizers import explain, tokenizers
 from .pieces import PAUSES, chunks
 
-MOST_TOKENS = 10_000_000  # the library allocates them all at once, and aborts the process if it can't
+MAX_TOKENS = 10_000_000  # the library allocates them all at once, and aborts the process if it can't
 _CHUNK, _LONGEST = 1 << 14, 1000
 _LONG = re.compile(rf"\S{{{_LONGEST + 1},}}|\s{{{_LONGEST + 1},}}")
 
@@ -38,8 +38,8 @@ def check_training(vocab_size: Any, special_tokens: Any) -> tuple[int, tuple[str
             raise UsageError(f"BPETokenizer.train: special tokens must be distinct and not empty, not {special!r}")
     least = 256 + len(special)
     size = whole_number("BPETokenizer.train", "vocab_size", vocab_size, at_least=least)
-    if size > MOST_TOKENS:
-        raise RangeError(f"BPETokenizer.train: vocab_size must be at most {MOST_TOKENS:,}, not {size:,}")
+    if size > MAX_TOKENS:
+        raise RangeError(f"BPETokenizer.train: vocab_size must be at most {MAX_TOKENS:,}, not {size:,}")
     return size, special
 
 

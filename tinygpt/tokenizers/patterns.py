@@ -29,7 +29,7 @@ _HARMLESS = {
     f"{_BEFORE}{_UPPER}*{_LOWER}+": f"{_BEFORE}{_UPPER}+{_LOWER}*",
     f"{_BEFORE}{_UPPER}*{_LOWER}+{_AFTER}": f"{_BEFORE}{_UPPER}+{_LOWER}*{_AFTER}",
 }
-_MOST_WAYS, _LONGEST = 1000, 256
+_MAX_WAYS, _LONGEST = 1000, 256
 _CLASS_ESCAPES = set("dDwWsShHnrtfveaAzZbB")
 _QUANTIFIER = re.compile(r"([*+?])([?+]?)|\{(\d{0,9})(?:(,)(\d{0,9}))?\}(\??)")
 
@@ -131,7 +131,7 @@ class _Parser:
             total.can_fail |= item.can_fail
             total.ways *= item.ways
             total.length += item.length
-            if total.ways > _MOST_WAYS or total.length > _LONGEST:
+            if total.ways > _MAX_WAYS or total.length > _LONGEST:
                 raise UnsafePatternError("there are too many ways to match it")
         return total
 

@@ -34,7 +34,7 @@ from ..ops.cross_entropy import IGNORE_INDEX
 from ..tensor import Tensor
 
 WARM_UP = 2  # batches that run as usual before there is a graph
-MOST_GRAPHS = 8  # kept at a time; a step has one, or two where gradients are accumulated
+MAX_GRAPHS = 8  # kept at a time; a step has one, or two where gradients are accumulated
 
 
 @dataclass
@@ -103,7 +103,7 @@ class GraphedStep:
         key = (batch, numbers, places, self.model.training, self.model.activations)
         kind = self.kinds.pop(key, None) or Recorded()
         self.kinds[key] = kind  # now the last
-        while len(self.kinds) > MOST_GRAPHS:
+        while len(self.kinds) > MAX_GRAPHS:
             del self.kinds[next(iter(self.kinds))]
         return kind
 

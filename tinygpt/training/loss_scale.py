@@ -23,8 +23,8 @@ from ..checks import number, whole_number
 
 START = 2.0**16
 PATIENCE = 2000  # good steps before it is doubled
-LEAST = 1.0  # what is infinite without being scaled up is so for another reason
-MOST = 2.0**24  # it lifts to 1 what would become float16's smallest number
+MIN_SCALE = 1.0  # what is infinite without being scaled up is so for another reason
+MAX_SCALE = 2.0**24  # it lifts to 1 what would become float16's smallest number
 
 
 class LossScale:
@@ -48,13 +48,13 @@ class LossScale:
         """Count a step whose gradients were finite; double the scale after so many of them."""
         self.good_steps += 1
         if self.active and self.good_steps >= PATIENCE:
-            self.scale, self.good_steps = min(2 * self.scale, MOST), 0
+            self.scale, self.good_steps = min(2 * self.scale, MAX_SCALE), 0
 
     def lower(self) -> bool:
         """Halve the scale after a step whose gradients were not finite. False: it can't be halved any more."""
-        if self.scale <= LEAST:
+        if self.scale <= MIN_SCALE:
             return False
-        self.scale, self.good_steps = max(self.scale / 2, LEAST), 0
+        self.scale, self.good_steps = max(self.scale / 2, MIN_SCALE), 0
         return True
 
     def state_dict(self) -> dict[str, Any]:
@@ -64,5 +64,5 @@ class LossScale:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a `state_dict()`, or begin anew where the run was in another dtype then. Raises UsageError."""
         if self.active and state:
-            self.scale = number("LossScale", "scale", state.get("scale"), at_least=LEAST)
+            self.scale = number("LossScale", "scale", state.get("scale"), at_least=MIN_SCALE)
             self.good_steps = whole_number("LossScale", "good_steps", state.get("good_steps"), at_least=0)

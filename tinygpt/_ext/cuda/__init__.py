@@ -28,10 +28,10 @@ SIZES = {"float": 4, "double": 8, "float16": 2, "bfloat16": 2}
 ACCUMULATORS = {"float": "float", "double": "double", "float16": "float", "bfloat16": "float"}
 ARCHITECTURES = ("sm_75", "sm_80", "sm_90")  # the oldest supported, then the ones tuned for; newer ones work as well
 WARP = 32
-MOST_THREADS = 512  # as in common.cuh
+MAX_THREADS = 512  # as in common.cuh
 ELEMENTWISE_THREADS = 256
-MOST_BLOCKS = 65535  # limit of a grid's second and third dimension
-MOST_SHARED = 48 * 1024  # bytes of shared memory per block that every GPU allows without opting in
+MAX_BLOCKS = 65535  # limit of a grid's second and third dimension
+MAX_SHARED = 48 * 1024  # bytes of shared memory per block that every GPU allows without opting in
 FOR_REDUCTIONS = 1024  # bytes of them, which block_sum of common.cuh and block_max of softmax.cuh need
 
 # Launcher parameters that may have the accumulators' dtype: the results that `@kernel(statistics=...)` names, and their
@@ -164,7 +164,7 @@ def pack_width(device: Device, C: int, *arrays: Any) -> int:
 
 def row_threads(C: int, width: int) -> int:
     """Threads per block for rows of C elements: one per pack, rounded up to whole warps."""
-    return min(MOST_THREADS, ceil_div(ceil_div(C, width), WARP) * WARP)
+    return min(MAX_THREADS, ceil_div(ceil_div(C, width), WARP) * WARP)
 
 
 def ceil_div(a: int, b: int) -> int:

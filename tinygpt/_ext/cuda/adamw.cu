@@ -37,7 +37,7 @@ __device__ inline void update_pack(real *p, const real *g, real *m, real *v, acc
 
 // tensors (count,): the addresses of p, g, m, v; rates (count,).
 template <typename real, int width>
-__global__ void __launch_bounds__(MOST_THREADS)
+__global__ void __launch_bounds__(MAX_THREADS)
     adamw_update(const Tensor *__restrict__ tensors, const Rates *__restrict__ rates, int count, double beta1,
                  double beta2, double eps, double grad_scale) {
     typedef accumulator<real> accum;

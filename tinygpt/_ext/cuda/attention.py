@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from . import MOST_BLOCKS, SIZES, Device, accumulator_dtype, as_accumulators, ceil_div, launcher, real_of
+from . import MAX_BLOCKS, SIZES, Device, accumulator_dtype, as_accumulators, ceil_div, launcher, real_of
 from . import attention_mma as mma
 from .dropout import mask_arguments
 
@@ -46,7 +46,7 @@ def expressions(real: str) -> list[str]:
 
 def tiles(q: Any, k: Any) -> tuple[int, int, int, int] | None:
     """(HEAD, A, B, A backward) for queries of this head size and dtype; None if the kernels do not support them."""
-    if max(q.shape[2], k.shape[2]) > MOST_BLOCKS * SIDE:  # the grid has a block for every tile of a head
+    if max(q.shape[2], k.shape[2]) > MAX_BLOCKS * SIDE:  # the grid has a block for every tile of a head
         return None
     head = next((head for head in HEADS if head >= q.shape[-1]), 0)
     sizes = TILES.get((head, accumulator_dtype(q).itemsize))

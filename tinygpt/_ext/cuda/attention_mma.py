@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import MOST_BLOCKS, Device, ceil_div, real_of
+from . import MAX_BLOCKS, Device, ceil_div, real_of
 
 THREADS, ROWS = 128, 64  # threads and result rows of a block
 HEADS = (32, 64, 128)
@@ -30,7 +30,7 @@ def takes(device: Device, scale: float, *arrays: Any) -> bool:
         and D % 8 == 0
         and 0 < D <= max(HEADS)
         and scale > 0
-        and max(a.shape[2] for a in arrays) <= MOST_BLOCKS * ROWS  # the grid has a block for every tile of a head
+        and max(a.shape[2] for a in arrays) <= MAX_BLOCKS * ROWS  # the grid has a block for every tile of a head
         and all(device.address(a) % 16 == 0 and all(stride % 16 == 0 for stride in a.strides[:3]) for a in arrays)
     )
 

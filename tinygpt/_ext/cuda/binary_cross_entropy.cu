@@ -39,7 +39,7 @@ __device__ inline void backward_pack(const real *dlosses, const real *logits, co
 
 // logits, targets, losses (size,). Grid: enough blocks for ceil(size / width) threads.
 template <typename real, int width>
-__global__ void __launch_bounds__(MOST_THREADS)
+__global__ void __launch_bounds__(MAX_THREADS)
     binary_cross_entropy_forward(const real *__restrict__ logits, const real *__restrict__ targets,
                                  real *__restrict__ losses, long long size) {
     const long long at = ((long long)blockIdx.x * blockDim.x + threadIdx.x) * width;
@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(MOST_THREADS)
 
 // dlosses, logits, targets, dlogits (size,). Grid: as for binary_cross_entropy_forward.
 template <typename real, int width>
-__global__ void __launch_bounds__(MOST_THREADS)
+__global__ void __launch_bounds__(MAX_THREADS)
     binary_cross_entropy_backward(const real *__restrict__ dlosses, const real *__restrict__ logits,
                                   const real *__restrict__ targets, real *__restrict__ dlogits, long long size) {
     const long long at = ((long long)blockIdx.x * blockDim.x + threadIdx.x) * width;

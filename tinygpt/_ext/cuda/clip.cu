@@ -17,7 +17,7 @@ __device__ inline double squares_of_pack(const real *x) {
 
 // tensors (count,): the addresses of the arrays; parts (blocks,): the partial sum of each block.
 template <typename real, int width>
-__global__ void __launch_bounds__(MOST_THREADS)
+__global__ void __launch_bounds__(MAX_THREADS)
     squares_of_blocks(const Tensor *__restrict__ tensors, double *__restrict__ parts, int count) {
     const Tensor tensor = tensors[tensor_of_block(tensors, count)];
     const real *x = reinterpret_cast<const real *>(tensor.address[0]);
@@ -36,7 +36,7 @@ __global__ void __launch_bounds__(MOST_THREADS)
 
 // parts (blocks,) -> sums (count,). Grid: count blocks.
 template <typename real>
-__global__ void __launch_bounds__(MOST_THREADS)
+__global__ void __launch_bounds__(MAX_THREADS)
     squares_of_tensors(const Tensor *__restrict__ tensors, const double *__restrict__ parts, double *__restrict__ sums,
                        int count, int blocks) {
     const long long begin = tensors[blockIdx.x].first_block;

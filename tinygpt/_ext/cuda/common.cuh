@@ -9,7 +9,7 @@
 #define TINYGPT_COMMON_CUH
 
 constexpr int WARP = 32;
-constexpr int MOST_THREADS = 512;  // per block, which leaves each thread 128 registers
+constexpr int MAX_THREADS = 512;  // per block, which leaves each thread 128 registers
 
 // Numbers ---------------------------------------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ __device__ inline accum not_a_number() {
 
 // logits (N, V); targets, losses (N,); lse (N, 2): near and rest (tinygpt/ops/_two_parts.py). Grid: N blocks.
 template <typename real, int width>
-__global__ void __launch_bounds__(MOST_THREADS)
+__global__ void __launch_bounds__(MAX_THREADS)
     cross_entropy_forward(const real *__restrict__ logits, const long long *__restrict__ targets,
                           accumulator<real> *__restrict__ losses, accumulator<real> *__restrict__ lse, int V,
                           long long ignore_index) {
@@ -61,7 +61,7 @@ __device__ inline void write_gradient(const real *x, real *dx, int V, long long 
 
 // dlosses, targets (N,); lse (N, 2); logits, dlogits (N, V). Grid: N blocks.
 template <typename real, int width>
-__global__ void __launch_bounds__(MOST_THREADS)
+__global__ void __launch_bounds__(MAX_THREADS)
     cross_entropy_backward(const accumulator<real> *__restrict__ dlosses, const real *__restrict__ logits,
                            const long long *__restrict__ targets, const accumulator<real> *__restrict__ lse,
                            real *__restrict__ dlogits, int V, long long ignore_index) {
@@ -72,7 +72,7 @@ __global__ void __launch_bounds__(MOST_THREADS)
 
 // logits (N, V) become scale * d loss / d logits; targets, losses (N,). Grid: N blocks.
 template <typename real, int width>
-__global__ void __launch_bounds__(MOST_THREADS)
+__global__ void __launch_bounds__(MAX_THREADS)
     cross_entropy_inplace(real *logits, const long long *__restrict__ targets,
                           accumulator<real> *__restrict__ losses, int V, long long ignore_index, double scale) {
     typedef accumulator<real> accum;

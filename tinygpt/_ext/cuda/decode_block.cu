@@ -144,7 +144,7 @@ __global__ void __launch_bounds__(THREADS)
 
 // table (M H, pieces, D + 2), length (M,) -> y (M, H, D). Grid: M H blocks of HEAD threads.
 template <typename real>
-__global__ void __launch_bounds__(MOST_THREADS)
+__global__ void __launch_bounds__(MAX_THREADS)
     join_pieces(const accumulator<real> *__restrict__ table, const long long *__restrict__ length, real *__restrict__ y,
                 int H, int D, int capacity, int pieces) {
     const int d = threadIdx.x;

@@ -15,8 +15,8 @@ import numpy as np
 
 from . import (
     FOR_REDUCTIONS,
-    MOST_BLOCKS,
-    MOST_SHARED,
+    MAX_BLOCKS,
+    MAX_SHARED,
     REALS,
     SIZES,
     Device,
@@ -91,7 +91,7 @@ def fits(x: Any, block: Any, keys: Any, values: Any, length: Any) -> bool:
         return False
     if keys.shape[0] != M or keys.shape[1] * keys.shape[3] != C or keys.shape[3] > HEADS[-1]:
         return False
-    if C * x.dtype.itemsize > MOST_SHARED - FOR_REDUCTIONS or ceil_div(keys.shape[2], PIECE) > MOST_BLOCKS:
+    if C * x.dtype.itemsize > MAX_SHARED - FOR_REDUCTIONS or ceil_div(keys.shape[2], PIECE) > MAX_BLOCKS:
         return False
     attn, mlp, inner = block.attn, block.mlp, block.mlp.c_fc.matrix.data.shape[-1]
     if attn.n_head != keys.shape[1] or mlp.activation not in ("gelu_new", "gelu", "relu", "silu"):

@@ -7,7 +7,7 @@
 
 // x, y (N, C), C a multiple of width. Grid: enough blocks for N * C / width threads.
 template <typename real, int width>
-__global__ void __launch_bounds__(MOST_THREADS)
+__global__ void __launch_bounds__(MAX_THREADS)
     dropout_apply(const real *__restrict__ x, real *__restrict__ y, int N, int C, unsigned threshold, double keep,
                   unsigned long long seed, unsigned long long stream, const unsigned long long *base) {
     typedef accumulator<real> accum;

@@ -18,7 +18,7 @@ constexpr int PIECE = 32;  // sorted positions
 
 // weight (V, C), ids (N,), y (N, C). Grid: N blocks.
 template <typename real, int width>
-__global__ void __launch_bounds__(MOST_THREADS)
+__global__ void __launch_bounds__(MAX_THREADS)
     embedding_forward(const real *__restrict__ weight, const long long *__restrict__ ids, real *__restrict__ y,
                       long long V, int C) {
     typedef accumulator<real> accum;
@@ -34,7 +34,7 @@ __global__ void __launch_bounds__(MOST_THREADS)
 // dy (N, C); order (N,): the positions, sorted by id; sorted_ids (N,): their ids; dweight (V, C); parts (pieces, 2, C).
 // Grid: (pieces, ceil(C / (width threads))).
 template <typename real, int width>
-__global__ void __launch_bounds__(MOST_THREADS)
+__global__ void __launch_bounds__(MAX_THREADS)
     embedding_backward(const real *__restrict__ dy, const long long *__restrict__ order,
                        const long long *__restrict__ sorted_ids, real *__restrict__ dweight,
                        accumulator<real> *__restrict__ parts, int N, long long V, int C) {
@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(MOST_THREADS)
 // Runs that cross pieces: the block of the piece in which a run begins adds up its partial sums, in double. Grid: as
 // for embedding_backward.
 template <typename real, int width>
-__global__ void __launch_bounds__(MOST_THREADS)
+__global__ void __launch_bounds__(MAX_THREADS)
     embedding_add_parts(const long long *__restrict__ sorted_ids, const accumulator<real> *__restrict__ parts,
                         real *__restrict__ dweight, int N, long long V, int C) {
     const int j = (blockIdx.y * blockDim.x + threadIdx.x) * width;

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from . import MOST_BLOCKS, Device, accumulator_dtype, ceil_div, launcher, pack_width, real_of, row_threads
+from . import MAX_BLOCKS, Device, accumulator_dtype, ceil_div, launcher, pack_width, real_of, row_threads
 
 EXPRESSIONS = (
     "embedding_forward<{real}, {width}>",
@@ -38,7 +38,7 @@ def embedding_backward(device: Device, dy: Any, ids: Any, dweight: Any) -> Any:
     width = pack_width(device, C, dy, dweight)
     threads = min(row_threads(C, width), THREADS)
     grid = (pieces, ceil_div(C, width * threads))
-    if grid[1] > MOST_BLOCKS:
+    if grid[1] > MAX_BLOCKS:
         return NotImplemented
     order = xp.argsort(ids, kind="stable").astype(xp.int64, copy=False)  # (N,)
     sorted_ids = ids[order]  # (N,)

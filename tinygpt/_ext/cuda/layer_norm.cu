@@ -12,7 +12,7 @@
 
 // x, y (N, C); weight, bias (C,), bias may be null; mean (N, 2), rstd (N,). Grid: N blocks.
 template <typename real, int width>
-__global__ void __launch_bounds__(MOST_THREADS)
+__global__ void __launch_bounds__(MAX_THREADS)
     layer_norm_forward(const real *__restrict__ x, const real *__restrict__ weight, const real *__restrict__ bias,
                        real *__restrict__ y, accumulator<real> *__restrict__ mean,
                        accumulator<real> *__restrict__ rstd, int C, double eps) {
@@ -23,7 +23,7 @@ __global__ void __launch_bounds__(MOST_THREADS)
 // dy, x, dx (N, C); weight (C,); mean (N, 2), rstd (N,); dweight, dbias (blocks, C), dbias may be null.
 // Grid: ceil(N / rows) blocks. Shared memory: 2 C accumulators, or C without dbias.
 template <typename real, int width>
-__global__ void __launch_bounds__(MOST_THREADS)
+__global__ void __launch_bounds__(MAX_THREADS)
     layer_norm_backward(const real *__restrict__ dy, const real *__restrict__ x, const real *__restrict__ weight,
                         const accumulator<real> *__restrict__ mean, const accumulator<real> *__restrict__ rstd,
                         real *__restrict__ dx,

@@ -6,7 +6,7 @@ from typing import Any
 
 from . import (
     FOR_REDUCTIONS,
-    MOST_SHARED,
+    MAX_SHARED,
     Device,
     accumulator_dtype,
     as_accumulators,
@@ -45,7 +45,7 @@ def layer_norm_backward(
     N, C = x.shape
     real, accum = real_of(x), accumulator_dtype(x)
     shared = (1 + has_bias) * C * accum.itemsize
-    if shared > MOST_SHARED - FOR_REDUCTIONS:
+    if shared > MAX_SHARED - FOR_REDUCTIONS:
         return NotImplemented
     mean, rstd = as_accumulators(dy, mean, rstd)
     rows = ceil_div(N, BLOCKS)

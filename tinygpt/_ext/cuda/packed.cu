@@ -104,7 +104,7 @@ __global__ void __launch_bounds__(WARP *ROWS)
 // weights (N, C) -> out (N, C). axis: the axis along which each `group` weights share a scale. Grid: enough blocks for
 // N * C / width threads.
 template <typename packed, int width>
-__global__ void __launch_bounds__(MOST_THREADS)
+__global__ void __launch_bounds__(MAX_THREADS)
     unpack_rows(const packed *__restrict__ weights, const float *__restrict__ scales, float *__restrict__ out, int N,
                 int C, int group, int axis) {
     const int packs = C / width;  // in a row

@@ -11,7 +11,7 @@
 // residual, x, total, y (N, C); x_bias, weight, bias (C,), the biases may be null; mean (N, 2), rstd (N,).
 // total = residual + dropout(x + x_bias). Grid: N blocks. Shared memory: the row of `total`, rounded to `real`.
 template <typename real, int width>
-__global__ void __launch_bounds__(MOST_THREADS)
+__global__ void __launch_bounds__(MAX_THREADS)
     residual_layer_norm_forward(const real *__restrict__ residual, const real *__restrict__ x,
                                 const real *__restrict__ x_bias, const real *__restrict__ weight,
                                 const real *__restrict__ bias, real *__restrict__ total, real *__restrict__ y,
@@ -47,7 +47,7 @@ __global__ void __launch_bounds__(MOST_THREADS)
 // last two may be null. dx is written only if threshold is not 0; otherwise dresidual is the gradient of x as well.
 // Grid: ceil(N / rows) blocks. Shared memory: C accumulators for each of dweight, dbias, dx_bias that is not null.
 template <typename real, int width>
-__global__ void __launch_bounds__(MOST_THREADS)
+__global__ void __launch_bounds__(MAX_THREADS)
     residual_layer_norm_backward(const real *__restrict__ dy, const real *__restrict__ dsum,
                                  const real *__restrict__ total, const real *__restrict__ weight,
                                  const accumulator<real> *__restrict__ mean,

@@ -6,7 +6,7 @@ from typing import Any
 
 from . import (
     FOR_REDUCTIONS,
-    MOST_SHARED,
+    MAX_SHARED,
     Device,
     accumulator_dtype,
     as_accumulators,
@@ -40,7 +40,7 @@ def residual_layer_norm_forward(
     N, C = x.shape
     real = real_of(x)
     shared = C * x.dtype.itemsize
-    if shared > MOST_SHARED - FOR_REDUCTIONS:
+    if shared > MAX_SHARED - FOR_REDUCTIONS:
         return NotImplemented
     total, y = device.empty((N, C), x.dtype), device.empty((N, C), x.dtype)
     mean, rstd = device.empty((N, 2), accumulator_dtype(x)), device.empty((N,), accumulator_dtype(x))
@@ -76,7 +76,7 @@ def residual_layer_norm_backward(
     N, C = total.shape
     real, accum = real_of(total), accumulator_dtype(total)
     shared = (1 + has_bias + has_x_bias) * C * accum.itemsize
-    if shared > MOST_SHARED - FOR_REDUCTIONS:
+    if shared > MAX_SHARED - FOR_REDUCTIONS:
         return NotImplemented
     mean, rstd = as_accumulators(dy, mean, rstd)
     rows = ceil_div(N, BLOCKS)

@@ -11,7 +11,7 @@
 
 // x, y (N, C); weight (C,); rstd (N,). Grid: N blocks. Squares, which may leave a float's range, are summed in double.
 template <typename real, int width>
-__global__ void __launch_bounds__(MOST_THREADS)
+__global__ void __launch_bounds__(MAX_THREADS)
     rms_norm_forward(const real *__restrict__ x, const real *__restrict__ weight, real *__restrict__ y,
                      accumulator<real> *__restrict__ rstd, int C, double eps) {
     typedef accumulator<real> accum;
@@ -36,7 +36,7 @@ __global__ void __launch_bounds__(MOST_THREADS)
 // dy, x, dx (N, C); weight (C,); rstd (N,); dweight (blocks, C). Grid: ceil(N / rows) blocks. Shared memory: C
 // accumulators; a thread always has the same columns, so it is alone with them.
 template <typename real, int width>
-__global__ void __launch_bounds__(MOST_THREADS)
+__global__ void __launch_bounds__(MAX_THREADS)
     rms_norm_backward(const real *__restrict__ dy, const real *__restrict__ x, const real *__restrict__ weight,
                       const accumulator<real> *__restrict__ rstd, real *__restrict__ dx,
                       accumulator<real> *__restrict__ dweight, int N, int C, int rows) {

@@ -6,7 +6,7 @@ from typing import Any
 
 from . import (
     FOR_REDUCTIONS,
-    MOST_SHARED,
+    MAX_SHARED,
     Device,
     accumulator_dtype,
     as_accumulators,
@@ -41,7 +41,7 @@ def rms_norm_backward(device: Device, dy: Any, x: Any, weight: Any, rstd: Any) -
     N, C = x.shape
     real, accum = real_of(x), accumulator_dtype(x)
     shared = C * accum.itemsize
-    if shared > MOST_SHARED - FOR_REDUCTIONS:
+    if shared > MAX_SHARED - FOR_REDUCTIONS:
         return NotImplemented
     (rstd,) = as_accumulators(dy, rstd)
     rows = ceil_div(N, BLOCKS)

@@ -37,7 +37,7 @@ __device__ inline void backward_pack(const real *dy, const real *x, real *dx) {
 
 // x, y (size,). Grid: enough blocks for ceil(size / width) threads.
 template <typename real, int width>
-__global__ void __launch_bounds__(MOST_THREADS)
+__global__ void __launch_bounds__(MAX_THREADS)
     silu_forward(const real *__restrict__ x, real *__restrict__ y, long long size) {
     const long long at = ((long long)blockIdx.x * blockDim.x + threadIdx.x) * width;
     if (at + width <= size)
@@ -48,7 +48,7 @@ __global__ void __launch_bounds__(MOST_THREADS)
 
 // dy, x, dx (size,). Grid: as for silu_forward.
 template <typename real, int width>
-__global__ void __launch_bounds__(MOST_THREADS)
+__global__ void __launch_bounds__(MAX_THREADS)
     silu_backward(const real *__restrict__ dy, const real *__restrict__ x, real *__restrict__ dx, long long size) {
     const long long at = ((long long)blockIdx.x * blockDim.x + threadIdx.x) * width;
     if (at + width <= size)

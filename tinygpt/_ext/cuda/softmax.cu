@@ -8,7 +8,7 @@
 
 // x, y (N, C). Grid: N blocks.
 template <typename real, int width>
-__global__ void __launch_bounds__(MOST_THREADS)
+__global__ void __launch_bounds__(MAX_THREADS)
     softmax_forward(const real *__restrict__ x, real *__restrict__ y, int C) {
     typedef accumulator<real> accum;
     const long long at = (long long)blockIdx.x * C;
@@ -23,7 +23,7 @@ __global__ void __launch_bounds__(MOST_THREADS)
 }
 
 template <typename real, int width>
-__global__ void __launch_bounds__(MOST_THREADS)
+__global__ void __launch_bounds__(MAX_THREADS)
     softmax_backward(const real *__restrict__ dy, const real *__restrict__ y, real *__restrict__ dx, int C) {
     typedef accumulator<real> accum;
     const long long at = (long long)blockIdx.x * C;
@@ -43,7 +43,7 @@ __global__ void __launch_bounds__(MOST_THREADS)
 }
 
 template <typename real, int width>
-__global__ void __launch_bounds__(MOST_THREADS)
+__global__ void __launch_bounds__(MAX_THREADS)
     log_softmax_forward(const real *__restrict__ x, real *__restrict__ z, int C) {
     typedef accumulator<real> accum;
     const long long at = (long long)blockIdx.x * C;
@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(MOST_THREADS)
 }
 
 template <typename real, int width>
-__global__ void __launch_bounds__(MOST_THREADS)
+__global__ void __launch_bounds__(MAX_THREADS)
     log_softmax_backward(const real *__restrict__ dz, const real *__restrict__ z, real *__restrict__ dx, int C) {
     typedef accumulator<real> accum;
     const long long at = (long long)blockIdx.x * C;
