@@ -24,8 +24,8 @@ Over 300 lines: a list of the methods that `tinygpt.ops` binds is a part of the 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -35,8 +35,10 @@ from .changes import note_change
 from .engine import accumulate, backward_pass
 from .errors import DtypeError, ShapeError, UsageError
 from .graph import as_array
+from .typing import TensorLike
 
 if TYPE_CHECKING:
+    from . import ops
     from .function import Function
 
 
@@ -234,50 +236,40 @@ class Tensor:
             raise ShapeError(f"backward(grad): grad has shape {grad.shape}, the tensor has {self.shape}")
         return grad
 
-    # The operators and methods, bound by tinygpt.ops ---------------------------------------------
+    # The operators and methods ------------------------------------------------------------------
+    # At run time tinygpt.ops binds them (ops/_bind.py). What follows is for type checkers and editors. In place they
+    # return Self, so that p -= ... leaves a Parameter one; mypy compares that with the functions above, hence [misc].
 
-    __add__: Callable[..., Tensor]
-    __radd__: Callable[..., Tensor]
-    __sub__: Callable[..., Tensor]
-    __rsub__: Callable[..., Tensor]
-    __mul__: Callable[..., Tensor]
-    __rmul__: Callable[..., Tensor]
-    __truediv__: Callable[..., Tensor]
-    __rtruediv__: Callable[..., Tensor]
-    __pow__: Callable[..., Tensor]
-    __neg__: Callable[..., Tensor]
-    __matmul__: Callable[..., Tensor]
-    __rmatmul__: Callable[..., Tensor]
-    __getitem__: Callable[..., Tensor]
-    exp: Callable[..., Tensor]
-    log: Callable[..., Tensor]
-    sqrt: Callable[..., Tensor]
-    tanh: Callable[..., Tensor]
-    sigmoid: Callable[..., Tensor]
-    relu: Callable[..., Tensor]
-    gelu: Callable[..., Tensor]
-    silu: Callable[..., Tensor]
-    sum: Callable[..., Tensor]
-    mean: Callable[..., Tensor]
-    var: Callable[..., Tensor]
-    max: Callable[..., Tensor]
-    reshape: Callable[..., Tensor]
-    transpose: Callable[..., Tensor]
-    split: Callable[..., Any]
-    softmax: Callable[..., Tensor]
-    log_softmax: Callable[..., Tensor]
-    __iadd__: Callable[..., Tensor]
-    __isub__: Callable[..., Tensor]
-    __imul__: Callable[..., Tensor]
-    __itruediv__: Callable[..., Tensor]
-    __ipow__: Callable[..., Tensor]
-    __imatmul__: Callable[..., Tensor]
-    __lt__: Callable[..., Tensor]
-    __le__: Callable[..., Tensor]
-    __gt__: Callable[..., Tensor]
-    __ge__: Callable[..., Tensor]
-    __rpow__: Callable[..., Tensor]
-    T: Any
+    if TYPE_CHECKING:
+        exp, log, sqrt, tanh, sigmoid = ops.exp, ops.log, ops.sqrt, ops.tanh, ops.sigmoid
+        relu, gelu, silu = ops.relu, ops.gelu, ops.silu
+        softmax, log_softmax = ops.softmax, ops.log_softmax
+        sum, mean, var, max = ops.sum, ops.mean, ops.var, ops.max
+        reshape, transpose, split = ops.reshape, ops.transpose, ops.split
+
+        __add__, __sub__, __mul__, __truediv__ = ops.add, ops.sub, ops.mul, ops.div
+        __pow__, __matmul__, __neg__, __getitem__ = ops.pow, ops.matmul, ops.neg, ops.getitem
+
+        @property
+        def T(self) -> Tensor: ...
+        def __radd__(self, other: TensorLike) -> Tensor: ...
+        def __rsub__(self, other: TensorLike) -> Tensor: ...
+        def __rmul__(self, other: TensorLike) -> Tensor: ...
+        def __rtruediv__(self, other: TensorLike) -> Tensor: ...
+        def __rpow__(self, other: TensorLike) -> Tensor: ...
+        def __rmatmul__(self, other: TensorLike) -> Tensor: ...
+        def __iadd__(self, other: TensorLike) -> Self: ...  # type: ignore[misc]
+        def __isub__(self, other: TensorLike) -> Self: ...  # type: ignore[misc]
+        def __imul__(self, other: TensorLike) -> Self: ...  # type: ignore[misc]
+        def __itruediv__(self, other: TensorLike) -> Self: ...  # type: ignore[misc]
+        def __ipow__(self, other: TensorLike) -> Self: ...  # type: ignore[misc]
+        def __lt__(self, other: TensorLike) -> Tensor: ...
+        def __le__(self, other: TensorLike) -> Tensor: ...
+        def __gt__(self, other: TensorLike) -> Tensor: ...
+        def __ge__(self, other: TensorLike) -> Tensor: ...
+        def __eq__(self, other: object) -> Tensor: ...  # type: ignore[override]
+        def __ne__(self, other: object) -> Tensor: ...  # type: ignore[override]
+        def __iter__(self) -> Iterator[Tensor]: ...
 
 
 def _checked_array(data: Any) -> Any:
@@ -354,7 +346,7 @@ def check_dtype(dtype: Any) -> np.dtype:
     raise DtypeError(f"a tensor holds float32, float64, integers or bool, not {dtype}")
 
 
-def as_tensor(value: Any, like: Tensor | None = None) -> Tensor:
+def as_tensor(value: TensorLike, like: Tensor | None = None) -> Tensor:
     """An operand as a tensor. A number takes the dtype and backend of `like`, the other operand; arrays keep theirs."""
     if isinstance(value, Tensor):
         return value

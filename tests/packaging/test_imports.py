@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 # From the bottom up. A name is a file or a folder of tinygpt/; what stands in one line may import each other, as long
 # as no file leads back to itself.
 LAYERS = [
-    ["errors"],
+    ["errors", "typing"],
     ["checks", "console", "files", "lock", "random"],
     ["exchange", "_ext"],
     ["backends"],
@@ -38,6 +38,9 @@ LAYERS = [
 # Facades: what a user wants to call on a model (`generate`, `from_pretrained`, ...) is a method that hands over to a
 # room above it. The imports stand in functions of this one file, and nothing below reads them.
 FACADES = {("language_model", "generation"), ("language_model", "interop")}
+
+# Said to type checkers alone: the methods of Tensor are the functions that ops binds to it, and `typing` names Tensor.
+DECLARED = {("tensor", "ops"), ("typing", "tensor")}
 
 # Who may know that CuPy, NCCL or the compiled extension exist. The doctor's task is to say which of them are there.
 MACHINE = ("kernel", "backends", "_ext", "cli.doctor")
@@ -123,8 +126,8 @@ def layer_of(name: str) -> int:
 def upward(package: Package) -> list[str]:
     """A sentence for each import that reaches into a layer above."""
     found = []
-    for file, target, line, _ in package.imports:
-        facade = (file, target.split(".")[0]) in FACADES
+    for file, target, line, typing in package.imports:
+        facade = (file, target.split(".")[0]) in FACADES or (typing and (file, target) in DECLARED)
         if not facade and layer_of(target) > layer_of(file):
             found.append(
                 f"{package.shown(file)}:{line} imports {package.shown(target)}, which stands above it "

@@ -7,11 +7,12 @@ array's library from `array_module(x)` and calls functions that NumPy and CuPy h
 from __future__ import annotations
 
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
 from ..errors import DtypeError, UsageError
+from ..typing import Array
 
 NAMES = ("numpy", "cupy")
 _current = "numpy"
@@ -77,7 +78,7 @@ def name_of(array: Any) -> str:
     return "cupy"
 
 
-def is_array(value: Any) -> bool:
+def is_array(value: object) -> TypeGuard[Array]:
     """Whether this is an array of either library. Never imports CuPy."""
     return isinstance(value, np.ndarray) or type(value).__module__.partition(".")[0] == "cupy"
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from .. import checks
@@ -12,6 +10,7 @@ from ..backends.precision import is_floating, statistics_dtype
 from ..errors import DtypeError, RangeError, ShapeError, UsageError
 from ..random import Generator, default_generator
 from ..tensor import Tensor
+from ..typing import Array, TensorLike
 from ._shapes import require_tensors
 
 
@@ -25,7 +24,7 @@ def require_same_dtype(operation: str, **tensors: Tensor) -> None:
         raise DtypeError(f"{operation}: its inputs must be of one floating-point dtype, such as float32, not {came}")
 
 
-def plain_array(operation: str, name: str, value: Any) -> Any:
+def plain_array(operation: str, name: str, value: TensorLike) -> Array:
     """`value` (a tensor, an array or nested lists) as an array. Raises ShapeError for lists of unequal length."""
     array = value.data if isinstance(value, Tensor) else value
     if is_array(array):
@@ -36,7 +35,7 @@ def plain_array(operation: str, name: str, value: Any) -> Any:
         raise ShapeError(f"{operation}: {name} must be an array or nested lists of equal length") from None
 
 
-def integer_array(operation: str, name: str, value: Any) -> Any:
+def integer_array(operation: str, name: str, value: TensorLike) -> Array:
     """Ids (a tensor, an array or nested lists) as an integer array, on the backend where they are. Raises DtypeError.
 
     Ids are checked before they are moved to the GPU (`from_host`), since checking them on the host means no waiting.
@@ -44,7 +43,7 @@ def integer_array(operation: str, name: str, value: Any) -> Any:
     return checks.integer_array(f"{operation}: {name}", value.data if isinstance(value, Tensor) else value)
 
 
-def require_ids(operation: str, name: str, ids: Any, size: int, meaning: str) -> None:
+def require_ids(operation: str, name: str, ids: Array, size: int, meaning: str) -> None:
     """Raise RangeError unless all ids are in 0 .. size - 1. The message names the id farthest outside."""
     if ids.size == 0:
         return
@@ -54,7 +53,7 @@ def require_ids(operation: str, name: str, ids: Any, size: int, meaning: str) ->
         raise RangeError(f"{operation}: {name} must be in 0 .. {size - 1} ({meaning}), not {worst}")
 
 
-def require_probability(operation: str, name: str, p: Any) -> float:
+def require_probability(operation: str, name: str, p: float) -> float:
     """`p` as a float in [0, 1), the probability of dropping an element. Raises DtypeError, RangeError."""
     try:
         value = float(p)
@@ -74,6 +73,6 @@ def next_key(operation: str, generator: Generator | None) -> tuple[int, int]:
     return generator.next_key()
 
 
-def as_scalar(value: Any, like: Any) -> Any:
+def as_scalar(value: float, like: Array) -> Array:
     """A number as a 0-d array of `like`'s library and dtype, or of float32 if that dtype is 16-bit."""
     return array_module(like).asarray(value, dtype=statistics_dtype(like.dtype))

@@ -15,18 +15,17 @@ shows whether it does), or without the compiled extension. Then `numpy.matmul` c
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from ..backends import array_module, name_of, recording
 from ..backends.precision import is_16_bit, statistics_dtype, upcast
 from ..kernel import kernel
+from ..typing import Array
 
 SLICE_BYTES = 8 * 2**20  # how much of a product to compute at a time before adding it to an array
 
 
-def matmul_arrays(a: Any, b: Any, out: Any = None, float32_result: bool = False) -> Any:
+def matmul_arrays(a: Array, b: Array, out: Array | None = None, float32_result: bool = False) -> Array:
     """a (..., M, K) @ b (..., K, N) -> (..., M, N), written into `out` if it is given.
 
     float32_result: do not round the product of 16-bit matrices to 16 bits; `out` may then be float32.
@@ -43,7 +42,7 @@ def matmul_arrays(a: Any, b: Any, out: Any = None, float32_result: bool = False)
 
 
 @kernel(strided=True, in_place=True)
-def matmul_into(a: Any, b: Any, out: Any, add: bool) -> Any:
+def matmul_into(a: Array, b: Array, out: Array, add: bool) -> Array:
     """out (M, N) = a (M, K) @ b (K, N), or out += a @ b if `add`. `out` must not overlap a or b. Returns out.
 
     Without `add` it also takes a batch of products: a (S, M, K), b (S, K, N), out (S, M, N).
@@ -74,7 +73,7 @@ def _batched_matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None) -> np.
     return out
 
 
-def add_matmul(a: Any, b: Any, out: Any) -> None:
+def add_matmul(a: Array, b: Array, out: Array) -> None:
     """out (M, N) += a (M, K) @ b (K, N). If a and b are 16-bit, `out` may be float32."""
     if name_of(a) == "cupy" and (is_16_bit(a.dtype) or _inside_graph_capture(a, b)):
         _matmul_by_cublas(a, b, out, add=True)
@@ -84,12 +83,12 @@ def add_matmul(a: Any, b: Any, out: Any) -> None:
         out += matmul_arrays(a, b, float32_result=True)
 
 
-def _inside_graph_capture(a: Any, b: Any) -> bool:
+def _inside_graph_capture(a: Array, b: Array) -> bool:
     """Whether CuPy would refuse this product: float32 matrices while a CUDA graph is captured (see cupy_graph.py)."""
     return recording.recorder is not None and name_of(a) == "cupy" and a.ndim == b.ndim == 2 and a.dtype == "float32"
 
 
-def _matmul_by_cublas(a: Any, b: Any, out: Any, float32_result: bool = False, add: bool = False) -> Any:
+def _matmul_by_cublas(a: Array, b: Array, out: Array | None, float32_result: bool = False, add: bool = False) -> Array:
     """Like `matmul_arrays`. add: add the product to `out`."""
     xp = array_module(a)
     if name_of(a) == "cupy" and a.ndim == b.ndim == 2:

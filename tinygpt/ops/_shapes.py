@@ -10,9 +10,10 @@ import numpy as np
 from ..backends.precision import is_floating, upcast
 from ..errors import DtypeError, RangeError, ShapeError
 from ..tensor import Tensor
+from ..typing import Array, Axis
 
 
-def unbroadcast(grad: Any, shape: tuple[int, ...]) -> Any:
+def unbroadcast(grad: Array, shape: tuple[int, ...]) -> Array:
     """Sum `grad` over the axes along which an input of `shape` was repeated.
 
     Broadcasting copies an element many times; the gradient of the element is the sum of its copies' gradients.
@@ -24,14 +25,14 @@ def unbroadcast(grad: Any, shape: tuple[int, ...]) -> Any:
     return long_sum(grad, axes, keepdims=True).reshape(shape)
 
 
-def long_sum(x: Any, axes: tuple[int, ...], keepdims: bool = False) -> Any:
+def long_sum(x: Array, axes: tuple[int, ...], keepdims: bool = False) -> Array:
     """The sum over `axes`, accumulated in float64 and rounded once to x's dtype (integers: int64)."""
     if not is_floating(x.dtype):
         return x.sum(axis=axes, keepdims=keepdims)
     return upcast(x).sum(axis=axes, keepdims=keepdims, dtype="float64").astype(x.dtype, copy=False)
 
 
-def broadcast_shape(operation: str, *tensors: Any) -> tuple[int, ...]:
+def broadcast_shape(operation: str, *tensors: Tensor) -> tuple[int, ...]:
     """The shape that all of them broadcast to. Raises ShapeError."""
     first = tensors[0].shape
     if all(tensor.shape == first for tensor in tensors):
@@ -45,7 +46,7 @@ def broadcast_shape(operation: str, *tensors: Any) -> tuple[int, ...]:
         ) from None
 
 
-def normalize_axis(operation: str, axis: Any, ndim: int) -> int:
+def normalize_axis(operation: str, axis: int, ndim: int) -> int:
     """An axis as a number from 0 to ndim - 1. Raises DtypeError, RangeError."""
     try:
         index = operator.index(axis)
@@ -56,11 +57,11 @@ def normalize_axis(operation: str, axis: Any, ndim: int) -> int:
     return index % ndim
 
 
-def normalize_axes(operation: str, axis: Any, ndim: int) -> tuple[int, ...]:
+def normalize_axes(operation: str, axis: Axis, ndim: int) -> tuple[int, ...]:
     """None (all axes), an axis or several, as a sorted tuple. Raises ShapeError if an axis is named twice."""
     if axis is None:
         return tuple(range(ndim))
-    given = axis if isinstance(axis, (tuple, list)) else (axis,)
+    given = (axis,) if isinstance(axis, int) or not isinstance(axis, (tuple, list)) else axis
     axes = tuple(sorted(normalize_axis(operation, a, ndim) for a in given))
     if len(set(axes)) != len(axes):
         raise ShapeError(f"{operation}: axis {axis} names an axis twice")

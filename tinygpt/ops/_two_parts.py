@@ -15,12 +15,11 @@ Source: Dekker, "A floating-point technique for extending the available precisio
 
 from __future__ import annotations
 
-from typing import Any
-
 from ..backends import array_module
+from ..typing import Array, DTypeLike
 
 
-def two_parts(a: Any, b: Any, dtype: Any) -> Any:
+def two_parts(a: Array, b: Array, dtype: DTypeLike) -> Array:
     """a + b -> (..., 2) in `dtype`: near and rest.
 
     a, b: float64 arrays of one shape. Wherever a + b is rounded, |a| must be larger than |b|.

@@ -19,22 +19,21 @@ dtype of the other operand.
 
 from __future__ import annotations
 
-from typing import Any
-
 from ..backends import array_module
 from ..backends.precision import is_floating, upcast
 from ..errors import DtypeError, UsageError
 from ..function import Function
 from ..tensor import Tensor, as_tensor
+from ..typing import Array, TensorLike
 from ._shapes import broadcast_shape, unbroadcast
 
 
 class Add(Function):
-    def forward(self, a: Any, b: Any) -> Any:
+    def forward(self, a: Array, b: Array) -> Array:
         self.shapes = a.shape, b.shape
         return a + b
 
-    def backward(self, dy: Any) -> Any:
+    def backward(self, dy: Array) -> tuple[Array | None, Array | None]:
         a_shape, b_shape = self.shapes
         da = unbroadcast(dy, a_shape) if self.needs[0] else None
         db = unbroadcast(dy, b_shape) if self.needs[1] else None
@@ -42,11 +41,11 @@ class Add(Function):
 
 
 class Sub(Function):
-    def forward(self, a: Any, b: Any) -> Any:
+    def forward(self, a: Array, b: Array) -> Array:
         self.shapes = a.shape, b.shape
         return a - b
 
-    def backward(self, dy: Any) -> Any:
+    def backward(self, dy: Array) -> tuple[Array | None, Array | None]:
         a_shape, b_shape = self.shapes
         da = unbroadcast(dy, a_shape) if self.needs[0] else None
         db = -unbroadcast(dy, b_shape) if self.needs[1] else None
@@ -54,12 +53,12 @@ class Sub(Function):
 
 
 class Mul(Function):
-    def forward(self, a: Any, b: Any) -> Any:
+    def forward(self, a: Array, b: Array) -> Array:
         self.shapes = a.shape, b.shape
         self.save(a if self.needs[1] else None, b if self.needs[0] else None)
         return a * b
 
-    def backward(self, dy: Any) -> Any:
+    def backward(self, dy: Array) -> tuple[Array | None, Array | None]:
         (a, b), (a_shape, b_shape) = self.saved, self.shapes
         da = unbroadcast(dy * b, a_shape) if self.needs[0] else None
         db = unbroadcast(dy * a, b_shape) if self.needs[1] else None
@@ -67,12 +66,12 @@ class Mul(Function):
 
 
 class Div(Function):
-    def forward(self, a: Any, b: Any) -> Any:
+    def forward(self, a: Array, b: Array) -> Array:
         self.shapes = a.shape, b.shape
         self.save(a if self.needs[1] else None, b)
         return a / b
 
-    def backward(self, dy: Any) -> Any:
+    def backward(self, dy: Array) -> tuple[Array | None, Array | None]:
         (a, b), (a_shape, b_shape) = self.saved, self.shapes
         da = unbroadcast(dy / b, a_shape) if self.needs[0] else None
         db = unbroadcast(-dy * (a / b / b), b_shape) if self.needs[1] else None  # b**2 may leave the range of floats
@@ -80,20 +79,20 @@ class Div(Function):
 
 
 class Neg(Function):
-    def forward(self, a: Any) -> Any:
+    def forward(self, a: Array) -> Array:
         return -a
 
-    def backward(self, dy: Any) -> Any:
+    def backward(self, dy: Array) -> Array:
         return -dy
 
 
 class Pow(Function):
-    def forward(self, a: Any, b: Any) -> Any:
+    def forward(self, a: Array, b: Array) -> Array:
         y = a**b
         self.save(a, b, y if self.needs[1] else None)
         return y
 
-    def backward(self, dy: Any) -> Any:
+    def backward(self, dy: Array) -> tuple[Array | None, Array | None]:
         a, b, y = self.saved
         xp = array_module(a)
         da = db = None
@@ -105,32 +104,32 @@ class Pow(Function):
         return da, db
 
 
-def add(a: Any, b: Any) -> Tensor:
+def add(a: TensorLike, b: TensorLike) -> Tensor:
     """a + b. Raises ShapeError for shapes that do not broadcast."""
     return Add.apply(*_operands("add", a, b))
 
 
-def sub(a: Any, b: Any) -> Tensor:
+def sub(a: TensorLike, b: TensorLike) -> Tensor:
     """a - b. Raises ShapeError for shapes that do not broadcast, DtypeError for booleans."""
     return Sub.apply(*_numbers("sub", a, b))
 
 
-def mul(a: Any, b: Any) -> Tensor:
+def mul(a: TensorLike, b: TensorLike) -> Tensor:
     """a * b, element by element. Raises ShapeError for shapes that do not broadcast."""
     return Mul.apply(*_operands("mul", a, b))
 
 
-def div(a: Any, b: Any) -> Tensor:
+def div(a: TensorLike, b: TensorLike) -> Tensor:
     """a / b. Division by zero gives an infinity or NaN. Raises ShapeError for shapes that do not broadcast."""
     return Div.apply(*_operands("div", a, b))
 
 
-def neg(a: Any) -> Tensor:
+def neg(a: TensorLike) -> Tensor:
     """-a. Raises DtypeError for booleans."""
     return Neg.apply(*_numbers("neg", a))
 
 
-def pow(a: Any, b: Any) -> Tensor:
+def pow(a: TensorLike, b: TensorLike) -> Tensor:
     """a ** b, for a number or a tensor b. A negative a with a fractional b gives NaN, as in NumPy.
 
     Raises ShapeError for shapes that do not broadcast, UsageError for integers to negative integer powers.
@@ -143,7 +142,7 @@ def pow(a: Any, b: Any) -> Tensor:
     return Pow.apply(a, b)
 
 
-def _operands(operation: str, *values: Any) -> list[Tensor]:
+def _operands(operation: str, *values: TensorLike) -> list[Tensor]:
     """All operands as tensors. Raises ShapeError unless their shapes broadcast."""
     like = next((value for value in values if isinstance(value, Tensor)), None)
     tensors = [as_tensor(value, like) for value in values]
@@ -151,7 +150,7 @@ def _operands(operation: str, *values: Any) -> list[Tensor]:
     return tensors
 
 
-def _numbers(operation: str, *values: Any) -> list[Tensor]:
+def _numbers(operation: str, *values: TensorLike) -> list[Tensor]:
     """Like `_operands`, but refuses booleans, for which NumPy does not define differences and powers."""
     tensors = _operands(operation, *values)
     for tensor in tensors:

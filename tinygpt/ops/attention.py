@@ -48,6 +48,7 @@ from ..function import Function
 from ..kernel import kernel
 from ..random import Generator
 from ..tensor import Tensor
+from ..typing import Array
 from ._arguments import next_key, require_probability, require_same_dtype
 from ._shapes import require_floating
 from ._two_parts import two_parts
@@ -78,13 +79,13 @@ def attention_composed(
     return p @ v  # (B, H, Tq, D)
 
 
-def attention_mask(p: Any, dropout_p: float, seed: int, stream: int) -> Any:
+def attention_mask(p: Array, dropout_p: float, seed: int, stream: int) -> Array:
     """m, of p's shape (B, H, Tq, Tk). Its row (b, h, i) uses row (b * H + h) * Tq + i of the random words."""
     B, H, Tq, Tk = p.shape
     return dropout_mask(dropout_p, seed, stream, B * H * Tq, Tk, p).reshape(p.shape)
 
 
-def scores(q: Any, k: Any, is_causal: bool, scale: float) -> Any:
+def scores(q: Array, k: Array, is_causal: bool, scale: float) -> Array:
     """s (B, H, Tq, Tk)."""
     xp = array_module(q)
     s = xp.matmul(q, k.swapaxes(-1, -2))  # (B, H, Tq, Tk)
@@ -96,8 +97,8 @@ def scores(q: Any, k: Any, is_causal: bool, scale: float) -> Any:
 
 @kernel(strided=True, statistics={"lse": 1})
 def attention_forward(
-    q: Any, k: Any, v: Any, is_causal: bool, scale: float, dropout_p: float, seed: int, stream: int
-) -> tuple[Any, Any]:
+    q: Array, k: Array, v: Array, is_causal: bool, scale: float, dropout_p: float, seed: int, stream: int
+) -> tuple[Array, Array]:
     """q (B, H, Tq, D), k, v (B, H, Tk, D) -> y (B, H, Tq, D) in memory laid out (B, Tq, H, D), lse (B, H, Tq, 2)."""
     xp = array_module(q)
     B, H, Tq, D = q.shape
@@ -116,20 +117,20 @@ def attention_forward(
 
 @kernel(strided=True, in_place=True)
 def attention_backward(
-    dy: Any,
-    q: Any,
-    k: Any,
-    v: Any,
-    y: Any,
-    lse: Any,
+    dy: Array,
+    q: Array,
+    k: Array,
+    v: Array,
+    y: Array,
+    lse: Array,
     is_causal: bool,
     scale: float,
     dropout_p: float,
     seed: int,
     stream: int,
-    dq: Any,
-    dk: Any,
-    dv: Any,
+    dq: Array,
+    dk: Array,
+    dv: Array,
 ) -> None:
     """dy, y like q; y and lse from the forward pass. Writes the gradients of q, k, v into dq, dk, dv of any strides."""
     xp = array_module(q)
@@ -156,13 +157,13 @@ def attention_backward(
 
 
 class Attention(Function):
-    def forward(self, q: Any, k: Any, v: Any, options: tuple[Any, ...]) -> Any:
+    def forward(self, q: Array, k: Array, v: Array, options: tuple[Any, ...]) -> Array:
         y, lse = attention_forward(q, k, v, *options)
         self.save(q, k, v, y, lse)
         self.options = options
         return y
 
-    def backward(self, dy: Any) -> Any:
+    def backward(self, dy: Array) -> tuple[Array | None, Array | None, Array | None]:
         q, k, v, y, lse = self.saved
         xp = array_module(q)
         dq, dk, dv = (xp.empty(array.shape, dtype=array.dtype) for array in (q, k, v))
@@ -173,7 +174,7 @@ class Attention(Function):
 class QKVAttention(Function):
     """Attention on one array that holds q, k and v: they and their gradients are views, never copies."""
 
-    def forward(self, qkv: Any, n_head: int, options: tuple[Any, ...]) -> Any:
+    def forward(self, qkv: Array, n_head: int, options: tuple[Any, ...]) -> Array:
         B, T, C = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
         q, k, v = self.heads(qkv, n_head)
         y, lse = attention_forward(q, k, v, *options)
@@ -181,7 +182,7 @@ class QKVAttention(Function):
         self.n_head, self.options = n_head, options
         return y.transpose(0, 2, 1, 3).reshape(B, T, C)  # a view, because y is laid out (B, T, H, D)
 
-    def backward(self, dy: Any) -> Any:
+    def backward(self, dy: Array) -> Array:
         qkv, y, lse = self.saved
         B, H, T, D = y.shape
         dqkv = array_module(qkv).empty(qkv.shape, dtype=qkv.dtype)  # (B, T, 3C)
@@ -190,7 +191,7 @@ class QKVAttention(Function):
         return dqkv
 
     @staticmethod
-    def heads(qkv: Any, n_head: int) -> Any:
+    def heads(qkv: Array, n_head: int) -> Array:
         """(B, T, 3C) -> three (B, H, T, D) views of it."""
         B, T, width = qkv.shape
         return qkv.reshape(B, T, 3, n_head, width // (3 * n_head)).transpose(2, 0, 3, 1, 4)

@@ -17,14 +17,13 @@ Source: Hendrycks, Gimpel, "Gaussian Error Linear Units (GELUs)", 2016, section 
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from ..errors import ShapeError
 from ..function import Function
 from ..kernel import kernel
 from ..tensor import Tensor
+from ..typing import Array
 from ._arguments import require_same_dtype
 from .gelu import gelu_backward, gelu_composed, gelu_forward
 
@@ -35,13 +34,13 @@ def bias_gelu_composed(x: Tensor, bias: Tensor) -> Tensor:
 
 
 @kernel
-def bias_gelu_forward(x: Any, bias: Any) -> Any:
+def bias_gelu_forward(x: Array, bias: Array) -> Array:
     """x (N, C), bias (C,) -> y (N, C)."""
     return gelu_forward.reference(x + bias)  # (N, C)
 
 
 @kernel
-def bias_gelu_backward(dy: Any, x: Any, bias: Any, out: Any = None) -> tuple[Any, Any]:
+def bias_gelu_backward(dy: Array, x: Array, bias: Array, out: Array | None = None) -> tuple[Array, Array]:
     """dy, x (N, C), bias (C,) -> dx (N, C), dbias (C,). out: memory that a compiled body may use for dx; may be dy."""
     dx = gelu_backward.reference(dy, x + bias)  # (N, C)
     return dx, dx.sum(axis=0, dtype=np.float64).astype(x.dtype)
@@ -50,15 +49,15 @@ def bias_gelu_backward(dy: Any, x: Any, bias: Any, out: Any = None) -> tuple[Any
 class BiasGelu(Function):
     recomputable = (0,)
 
-    def forward(self, x: Any, bias: Any) -> Any:
+    def forward(self, x: Array, bias: Array) -> Array:
         self.save(x, bias)
         return bias_gelu_forward(x.reshape(-1, x.shape[-1]), bias).reshape(x.shape)
 
-    def recompute(self, output: int) -> Any:
+    def recompute(self, output: int) -> Array:
         x, bias = self.saved
         return bias_gelu_forward(x.reshape(-1, x.shape[-1]), bias).reshape(x.shape)
 
-    def backward(self, dy: Any) -> Any:
+    def backward(self, dy: Array) -> tuple[Array | None, Array | None]:
         x, bias = self.saved
         C = x.shape[-1]
         rows = dy.reshape(-1, C)  # (N, C)

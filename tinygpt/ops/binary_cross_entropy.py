@@ -27,8 +27,6 @@ Source: Bishop, "Pattern Recognition and Machine Learning", 2006, section 4.3.2,
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from ..backends import array_module, from_host
@@ -36,11 +34,12 @@ from ..errors import DtypeError, RangeError, ShapeError
 from ..function import Function
 from ..kernel import kernel
 from ..tensor import Tensor
+from ..typing import Array, Ids
 from ._arguments import as_scalar, plain_array
 from ._shapes import require_floating
 
 
-def binary_cross_entropy_composed(logits: Tensor, targets: Any) -> Tensor:
+def binary_cross_entropy_composed(logits: Tensor, targets: Ids) -> Tensor:
     """The oracle: the first formula, taken literally."""
     t = Tensor(targets)
     p = 1.0 / (1.0 + (-logits).exp())
@@ -48,7 +47,7 @@ def binary_cross_entropy_composed(logits: Tensor, targets: Any) -> Tensor:
 
 
 @kernel
-def binary_cross_entropy_forward(logits: Any, targets: Any) -> Any:
+def binary_cross_entropy_forward(logits: Array, targets: Array) -> Array:
     """logits, targets of one shape -> losses of that shape."""
     xp = array_module(logits)
     size = xp.abs(logits)
@@ -56,7 +55,7 @@ def binary_cross_entropy_forward(logits: Any, targets: Any) -> Any:
 
 
 @kernel
-def binary_cross_entropy_backward(dlosses: Any, logits: Any, targets: Any) -> Any:
+def binary_cross_entropy_backward(dlosses: Array, logits: Array, targets: Array) -> Array:
     """dlosses, logits, targets of one shape -> dlogits."""
     xp = array_module(logits)
     e = xp.exp(-xp.abs(logits))  # at most 1
@@ -65,18 +64,18 @@ def binary_cross_entropy_backward(dlosses: Any, logits: Any, targets: Any) -> An
 
 
 class BinaryCrossEntropy(Function):
-    def forward(self, logits: Any, targets: Any) -> Any:
+    def forward(self, logits: Array, targets: Array) -> Array:
         losses = binary_cross_entropy_forward(logits, targets)
         self.save(logits, targets)
         return as_scalar(losses.mean(dtype=np.float64), logits)
 
-    def backward(self, dy: Any) -> Any:
+    def backward(self, dy: Array) -> Array:
         logits, targets = self.saved
         dlosses = array_module(dy).full(logits.shape, dy / logits.size, dtype=logits.dtype)
         return binary_cross_entropy_backward(dlosses, logits, targets)
 
 
-def binary_cross_entropy(logits: Tensor, targets: Any) -> Tensor:
+def binary_cross_entropy(logits: Tensor, targets: Ids) -> Tensor:
     """The mean of -t log(sigma(x)) - (1 - t) log(1 - sigma(x)): PyTorch's binary_cross_entropy_with_logits.
 
     logits: any shape with at least one element; numbers before the sigmoid, not probabilities. targets: the same shape,

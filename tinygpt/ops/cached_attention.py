@@ -24,6 +24,7 @@ import numpy as np
 
 from ..backends import array_module
 from ..tensor import Tensor
+from ..typing import Array
 from .attention import QKVAttention, attention_forward
 from .softmax import softmax_forward
 
@@ -36,7 +37,7 @@ class KeyValueCache:
     position alone.
     """
 
-    def __init__(self, keys: Any, values: Any, lengths: Any, last_only: bool = False) -> None:
+    def __init__(self, keys: Array, values: Array, lengths: Any, last_only: bool = False) -> None:
         self.keys, self.values, self.last_only = keys, values, last_only
         self.lengths = self.places = lengths
 
@@ -52,7 +53,7 @@ class KeyValueCache:
         self.lengths = self.lengths[rows]
 
     @staticmethod
-    def _selected(array: Any, rows: np.ndarray, used: int) -> Any:
+    def _selected(array: Array, rows: np.ndarray, used: int) -> Array:
         R, B = len(rows), len(array)
         if R > B:
             grown = array_module(array).zeros((R, *array.shape[1:]), array.dtype)
@@ -82,7 +83,7 @@ def cached_attention(qkv: Tensor, n_head: int, cache: KeyValueCache, scale: floa
     return Tensor(y[:, -1:] if cache.last_only else y)
 
 
-def _attend_to_all(q: Any, k: Any, v: Any, cache: KeyValueCache, scale: float) -> Any:
+def _attend_to_all(q: Array, k: Array, v: Array, cache: KeyValueCache, scale: float) -> Array:
     """q, k, v (B, H, T, D) -> y (B, T, H, D), by the formula above."""
     xp = array_module(q)
     B, H, T, _ = q.shape

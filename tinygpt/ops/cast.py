@@ -24,7 +24,7 @@ Source: Micikevicius et al., "Mixed Precision Training", 2018, section 3.1.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
@@ -32,19 +32,20 @@ from ..backends.precision import SIXTEEN_BITS, activation_dtype, is_16_bit
 from ..errors import DtypeError
 from ..function import Function
 from ..tensor import Tensor
+from ..typing import Array, DTypeLike
 from ._shapes import require_floating
 
 
 class Cast(Function):
-    def forward(self, x: Any, dtype: Any) -> Any:
+    def forward(self, x: Array, dtype: DTypeLike) -> Array:
         self.dtype = x.dtype
         return x.astype(dtype)
 
-    def backward(self, dy: Any) -> Any:
+    def backward(self, dy: Array) -> Array:
         return dy.astype(self.dtype, copy=False)
 
 
-def cast(x: Tensor, dtype: Any) -> Tensor:
+def cast(x: Tensor, dtype: DTypeLike) -> Tensor:
     """x in another floating-point type; x itself if it has that type already.
 
     x: any shape, floating-point. dtype: "float32", "float64" or, on a GPU, "bfloat16" or "float16". Rounds to nearest;
@@ -60,6 +61,10 @@ def cast(x: Tensor, dtype: Any) -> Tensor:
     return Cast.apply(x, dtype=target)
 
 
+@overload
+def in_dtype_of(x: Tensor, parameter: Tensor, /) -> Tensor: ...
+@overload
+def in_dtype_of(x: Tensor, parameter: Tensor, bias: Tensor | None, /, *others: Tensor | None) -> list[Any]: ...
 def in_dtype_of(x: Tensor, *parameters: Tensor | None) -> Any:
     """The parameters, ready to be used with the activations x: cast to x's type if x is 16-bit, otherwise unchanged.
 

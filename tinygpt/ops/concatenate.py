@@ -22,31 +22,32 @@ from ..backends import array_module
 from ..errors import DtypeError, ShapeError
 from ..function import Function
 from ..tensor import Tensor, as_tensor
+from ..typing import Array, TensorLike
 from ._shapes import normalize_axis
 from .shape import reshape
 
 
 class Concatenate(Function):
-    def forward(self, *arrays: Any, axis: int) -> Any:
+    def forward(self, *arrays: Array, axis: int) -> Array:
         self.axis, self.sizes = axis, [x.shape[axis] for x in arrays]
         return array_module(arrays[0]).concatenate(arrays, axis=axis)
 
-    def backward(self, dy: Any) -> Any:
+    def backward(self, dy: Array) -> tuple[Array, ...]:
         return _pieces(dy, self.sizes, self.axis)
 
 
 class Split(Function):
-    def forward(self, x: Any, sizes: Sequence[int], axis: int) -> Any:
+    def forward(self, x: Array, sizes: Sequence[int], axis: int) -> tuple[Array, ...]:
         self.axis = axis
         return _pieces(x, sizes, axis)
 
     zeros_for_unused = True  # an unused piece gets zeros: x has a gradient anyway, since another piece was used
 
-    def backward(self, *dys: Any) -> Any:
+    def backward(self, *dys: Array) -> Array:
         return array_module(dys[0]).concatenate(dys, axis=self.axis)
 
 
-def concatenate(tensors: Sequence[Any], axis: int = 0) -> Tensor:
+def concatenate(tensors: Sequence[TensorLike], axis: int = 0) -> Tensor:
     """Join tensors along an existing axis; the sizes of all other axes must agree.
 
     Raises ShapeError if they do not or if there are no tensors, RangeError for an axis that does not exist.
@@ -65,7 +66,7 @@ def concatenate(tensors: Sequence[Any], axis: int = 0) -> Tensor:
     return Concatenate.apply(*parts, axis=axis)
 
 
-def stack(tensors: Sequence[Any], axis: int = 0) -> Tensor:
+def stack(tensors: Sequence[TensorLike], axis: int = 0) -> Tensor:
     """Join tensors of one shape along a new axis: a reshape that adds the axis, then concatenate.
 
     Raises ShapeError for unequal shapes or no tensors, RangeError for an axis that the result does not have.
@@ -79,7 +80,7 @@ def stack(tensors: Sequence[Any], axis: int = 0) -> Tensor:
     return concatenate([reshape(part, (*shape[:axis], 1, *shape[axis:])) for part in parts], axis)
 
 
-def split(x: Any, sizes: int | Sequence[int], axis: int = 0) -> tuple[Tensor, ...]:
+def split(x: TensorLike, sizes: int | Sequence[int], axis: int = 0) -> tuple[Tensor, ...]:
     """Split x along an axis into pieces, which are views.
 
     sizes: an integer, the size of every piece, except that the last may be smaller; or a list of all sizes, as in
@@ -112,7 +113,7 @@ def _tensors(operation: str, tensors: Any) -> list[Tensor]:
     return [as_tensor(tensor, like) for tensor in tensors]
 
 
-def _pieces(x: Any, sizes: Sequence[int], axis: int) -> tuple[Any, ...]:
+def _pieces(x: Array, sizes: Sequence[int], axis: int) -> tuple[Array, ...]:
     """Views of x, side by side along `axis`."""
     before = (slice(None),) * axis
     ends = itertools.accumulate(sizes)

@@ -30,8 +30,6 @@ Analysis, 2021.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from ..backends import array_module, from_host
@@ -39,6 +37,7 @@ from ..errors import DtypeError, RangeError, ShapeError, UsageError
 from ..function import Function
 from ..kernel import kernel
 from ..tensor import Tensor
+from ..typing import Array, Ids, Shape
 from ._arguments import as_scalar, integer_array
 from ._shapes import require_floating
 from ._two_parts import two_parts
@@ -46,7 +45,7 @@ from ._two_parts import two_parts
 IGNORE_INDEX = -100  # the loss ignores targets with this value
 
 
-def cross_entropy_composed(logits: Tensor, targets: Any, ignore_index: int = IGNORE_INDEX) -> Tensor:
+def cross_entropy_composed(logits: Tensor, targets: Array, ignore_index: int = IGNORE_INDEX) -> Tensor:
     """The oracle: log-softmax, the target's entry of each row that counts, the mean; in primitive operations."""
     xp = array_module(logits.data)
     rows = logits.reshape(-1, logits.shape[-1])  # (N, V)
@@ -58,7 +57,7 @@ def cross_entropy_composed(logits: Tensor, targets: Any, ignore_index: int = IGN
 
 
 @kernel(statistics={"losses": 0, "lse": 1})
-def cross_entropy_forward(logits: Any, targets: Any, ignore_index: int) -> tuple[Any, Any]:
+def cross_entropy_forward(logits: Array, targets: Array, ignore_index: int) -> tuple[Array, Array]:
     """logits (N, V), targets (N,) -> losses (N,), 0 where ignored; lse (N, 2)."""
     xp = array_module(logits)
     m = logits.max(axis=1)  # (N,)
@@ -71,7 +70,7 @@ def cross_entropy_forward(logits: Any, targets: Any, ignore_index: int) -> tuple
 
 
 @kernel
-def cross_entropy_backward(dlosses: Any, logits: Any, targets: Any, lse: Any, ignore_index: int) -> Any:
+def cross_entropy_backward(dlosses: Array, logits: Array, targets: Array, lse: Array, ignore_index: int) -> Array:
     """dlosses (N,), logits (N, V), targets (N,), lse (N, 2) -> dlogits (N, V)."""
     xp = array_module(logits)
     near, rest = lse[:, :1], lse[:, 1:]  # (N, 1)
@@ -85,7 +84,7 @@ def cross_entropy_backward(dlosses: Any, logits: Any, targets: Any, lse: Any, ig
 
 
 @kernel(in_place=True, statistics={"losses": 0})
-def cross_entropy_inplace(logits: Any, targets: Any, ignore_index: int, scale: float) -> Any:
+def cross_entropy_inplace(logits: Array, targets: Array, ignore_index: int, scale: float) -> Array:
     """logits (N, V), targets (N,) -> losses (N,). OVERWRITES logits with scale * d loss_i / d logits."""
     xp = array_module(logits)
     counted = targets != ignore_index  # (N,)
@@ -101,14 +100,14 @@ def cross_entropy_inplace(logits: Any, targets: Any, ignore_index: int, scale: f
 
 
 class CrossEntropy(Function):
-    def forward(self, logits: Any, targets: Any, ignore_index: int, count: int) -> Any:
+    def forward(self, logits: Array, targets: Array, ignore_index: int, count: int) -> Array:
         rows = logits.reshape(-1, logits.shape[-1])  # (N, V)
         losses, lse = cross_entropy_forward(rows, targets, ignore_index)
         self.save(logits, targets, lse)
         self.ignore_index, self.count = ignore_index, count
         return as_scalar(losses.sum(dtype=np.float64) / count, logits)
 
-    def backward(self, dy: Any) -> Any:
+    def backward(self, dy: Array) -> Array:
         logits, targets, lse = self.saved
         rows = logits.reshape(-1, logits.shape[-1])  # (N, V)
         dlosses = array_module(dy).full(targets.shape, dy / self.count, dtype=lse.dtype)  # (N,)
@@ -116,8 +115,8 @@ class CrossEntropy(Function):
 
 
 def check_targets(
-    operation: str, targets: Any, leading: tuple[int, ...], V: int, ignore_index: Any, like: Tensor
-) -> tuple[Any, int]:
+    operation: str, targets: Ids, leading: Shape, V: int, ignore_index: int, like: Tensor
+) -> tuple[Array, int]:
     """Targets of shape `leading` as (N,) integers on `like`'s backend, and how many of them count; or a sentence."""
     targets = integer_array(operation, "targets", targets)
     if targets.shape != leading:
@@ -146,7 +145,7 @@ def check_targets(
     return from_host(operation, "targets", targets, like.data), count
 
 
-def cross_entropy(logits: Tensor, targets: Any, ignore_index: int = IGNORE_INDEX) -> Tensor:
+def cross_entropy(logits: Tensor, targets: Ids, ignore_index: int = IGNORE_INDEX) -> Tensor:
     """The mean over the targets that are not ignore_index of -log(softmax(logits)[target]).
 
     logits: (..., V). targets: (...) integers in 0 .. V - 1 or ignore_index; a tensor, an array or a list.

@@ -20,11 +20,12 @@ from ..backends import move
 from ..graph import no_grad
 from ..kernel import kernel
 from ..tensor import Tensor
+from ..typing import Array
 from .cached_attention import KeyValueCache
 
 
 @kernel(in_place=True)
-def decode_block(x: Any, block: Any, keys: Any, values: Any, length: Any, work: Any) -> None:
+def decode_block(x: Array, block: Any, keys: Array, values: Array, length: Any, work: Array) -> None:
     """x (M, C) becomes the block's result, and the cache takes one more token of each row, at length[m]: all in place.
 
     work: room for the compiled body, `decode_work(M, C, inner)` floats; unused here.

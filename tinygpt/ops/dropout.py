@@ -22,13 +22,12 @@ Overfitting", JMLR 2014, section 4; scaled in training ("inverted"), as in its s
 
 from __future__ import annotations
 
-from typing import Any
-
 from ..backends import array_module
 from ..function import Function
 from ..kernel import kernel
 from ..random import Generator, words
 from ..tensor import Tensor
+from ..typing import Array
 from ._arguments import next_key, require_probability
 from ._shapes import require_floating
 
@@ -38,7 +37,7 @@ def threshold(p: float) -> int:
     return min(round(p * 2**32), 2**32 - 1)
 
 
-def dropout_mask(p: float, seed: int, stream: int, rows: int, columns: int, like: Any) -> Any:
+def dropout_mask(p: float, seed: int, stream: int, rows: int, columns: int, like: Array) -> Array:
     """(rows, columns) of 0 and 1 / (1 - p), in `like`'s library and dtype: what dropout multiplies by."""
     xp = array_module(like)
     keep = words(seed, stream, rows, columns, xp) >= xp.uint32(threshold(p))  # (rows, columns)
@@ -53,21 +52,21 @@ def dropout_composed(x: Tensor, p: float, seed: int, stream: int) -> Tensor:
 
 
 @kernel
-def dropout_apply(x: Any, p: float, seed: int, stream: int) -> Any:
+def dropout_apply(x: Array, p: float, seed: int, stream: int) -> Array:
     """x (N, C) -> y (N, C). Forward and backward are this same linear map."""
     N, C = x.shape
     return x * dropout_mask(p, seed, stream, N, C, x)
 
 
 class Dropout(Function):
-    def forward(self, x: Any, p: float, seed: int, stream: int) -> Any:
+    def forward(self, x: Array, p: float, seed: int, stream: int) -> Array:
         self.key = (p, seed, stream)
         return self.mask(x)
 
-    def backward(self, dy: Any) -> Any:
+    def backward(self, dy: Array) -> Array:
         return self.mask(dy)
 
-    def mask(self, x: Any) -> Any:
+    def mask(self, x: Array) -> Array:
         C = x.shape[-1] if x.ndim else 1
         rows = x.reshape(x.size // C if C else 0, C)  # (N, C)
         return dropout_apply(rows, *self.key).reshape(x.shape)

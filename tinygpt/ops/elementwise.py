@@ -21,112 +21,111 @@ themselves: Rumelhart, Hinton, Williams, "Learning representations by back-propa
 
 from __future__ import annotations
 
-from typing import Any
-
 from ..backends import array_module
 from ..function import Function
 from ..tensor import Tensor, as_tensor
+from ..typing import Array, TensorLike
 from ._shapes import require_floating
 
 
 class Exp(Function):
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Array) -> Array:
         y = array_module(x).exp(x)
         self.save(y)
         return y
 
-    def backward(self, dy: Any) -> Any:
+    def backward(self, dy: Array) -> Array:
         (y,) = self.saved
         return dy * y
 
 
 class Log(Function):
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Array) -> Array:
         self.save(x)
         return array_module(x).log(x)
 
-    def backward(self, dy: Any) -> Any:
+    def backward(self, dy: Array) -> Array:
         (x,) = self.saved
         return dy / x
 
 
 class Sqrt(Function):
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Array) -> Array:
         y = array_module(x).sqrt(x)
         self.save(y)
         return y
 
-    def backward(self, dy: Any) -> Any:
+    def backward(self, dy: Array) -> Array:
         (y,) = self.saved
         return dy / (y + y)
 
 
 class Tanh(Function):
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Array) -> Array:
         y = array_module(x).tanh(x)
         self.save(y)
         return y
 
-    def backward(self, dy: Any) -> Any:
+    def backward(self, dy: Array) -> Array:
         (y,) = self.saved
         return dy * ((1 - y) * (1 + y))
 
 
 class Sigmoid(Function):
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Array) -> Array:
         xp = array_module(x)
         e = xp.exp(-abs(x))  # from 0 to 1
         y = xp.where(x < 0, e, 1) / (1 + e)
         self.save(y)
         return y
 
-    def backward(self, dy: Any) -> Any:
+    def backward(self, dy: Array) -> Array:
         (y,) = self.saved
         return dy * y * (1 - y)
 
 
 class Relu(Function):
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Array) -> Array:
         y = array_module(x).maximum(x, 0)
         self.save(y)
         return y
 
-    def backward(self, dy: Any) -> Any:
+    def backward(self, dy: Array) -> Array:
         (y,) = self.saved
         return array_module(y).where(y <= 0, 0, dy)
 
 
-def exp(x: Any) -> Tensor:
+def exp(x: TensorLike) -> Tensor:
     """e ** x. Raises DtypeError unless x is floating-point."""
     return Exp.apply(_floating("exp", x))
 
 
-def log(x: Any) -> Tensor:
+def log(x: TensorLike) -> Tensor:
     """The natural logarithm. Raises DtypeError unless x is floating-point."""
     return Log.apply(_floating("log", x))
 
 
-def sqrt(x: Any) -> Tensor:
+def sqrt(x: TensorLike) -> Tensor:
     """The square root. Raises DtypeError unless x is floating-point."""
     return Sqrt.apply(_floating("sqrt", x))
 
 
-def tanh(x: Any) -> Tensor:
+def tanh(x: TensorLike) -> Tensor:
     """The hyperbolic tangent. Raises DtypeError unless x is floating-point."""
     return Tanh.apply(_floating("tanh", x))
 
 
-def sigmoid(x: Any) -> Tensor:
+def sigmoid(x: TensorLike) -> Tensor:
     """1 / (1 + exp(-x)), without overflow. Raises DtypeError unless x is floating-point."""
     return Sigmoid.apply(_floating("sigmoid", x))
 
 
-def relu(x: Any) -> Tensor:
+def relu(x: TensorLike) -> Tensor:
     """The larger of x and 0. Raises DtypeError unless x is floating-point."""
     return Relu.apply(_floating("relu", x))
 
 
-def _floating(operation: str, x: Any) -> Tensor:
+def _floating(operation: str, x: TensorLike) -> Tensor:
     x = as_tensor(x)
     require_floating(operation, x=x)
     return x

@@ -22,18 +22,17 @@ Source: Bengio, Ducharme, Vincent, Jauvin, "A Neural Probabilistic Language Mode
 
 from __future__ import annotations
 
-from typing import Any
-
 from ..backends import array_module, from_host
 from ..errors import ShapeError
 from ..function import Function
 from ..kernel import kernel
 from ..tensor import Tensor
+from ..typing import Array, Ids
 from ._arguments import integer_array, require_ids
 from ._shapes import require_floating
 
 
-def embedding_composed(weight: Tensor, ids: Any) -> Tensor:
+def embedding_composed(weight: Tensor, ids: Array) -> Tensor:
     """The oracle: a matrix product with the one-hot matrix."""
     xp = array_module(weight.data)
     V, C = weight.shape
@@ -42,13 +41,13 @@ def embedding_composed(weight: Tensor, ids: Any) -> Tensor:
 
 
 @kernel
-def embedding_forward(weight: Any, ids: Any) -> Any:
+def embedding_forward(weight: Array, ids: Array) -> Array:
     """weight (V, C), ids (N,) -> y (N, C)."""
     return weight[ids]
 
 
 @kernel(in_place=True)
-def embedding_backward(dy: Any, ids: Any, dweight: Any) -> None:
+def embedding_backward(dy: Array, ids: Array, dweight: Array) -> None:
     """dy (N, C), ids (N,): adds the rows of dy to those rows of dweight (V, C) that the ids name."""
     if ids.size == 0:
         return
@@ -62,12 +61,12 @@ def embedding_backward(dy: Any, ids: Any, dweight: Any) -> None:
 
 
 class Embedding(Function):
-    def forward(self, weight: Any, ids: Any) -> Any:
+    def forward(self, weight: Array, ids: Array) -> Array:
         self.save(ids)
         self.V = len(weight)
         return embedding_forward(weight, ids.reshape(-1)).reshape(*ids.shape, weight.shape[1])
 
-    def backward(self, dy: Any) -> Any:
+    def backward(self, dy: Array) -> Array:
         (ids,) = self.saved
         C = dy.shape[-1]
         with self.present_gradient(0) as dweight:
@@ -77,7 +76,7 @@ class Embedding(Function):
         return dweight
 
 
-def embedding(weight: Tensor, ids: Any) -> Tensor:
+def embedding(weight: Tensor, ids: Ids) -> Tensor:
     """The rows of `weight` that `ids` name.
 
     weight: (V, C). ids: integers in 0 .. V - 1 of any shape (...); a tensor, an array or nested lists. Negative ids

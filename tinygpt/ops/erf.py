@@ -36,11 +36,11 @@ Related Functions", Mathematics of Computation 32, 1978; the coefficients were c
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from ..backends import array_module
 from ..function import Function
 from ..tensor import Tensor
+from ..typing import Array
 from ._shapes import require_floating
 
 TAIL = (
@@ -54,7 +54,7 @@ TAIL = (
 SERIES = tuple((-1) ** n * 2.0 / math.sqrt(math.pi) / (math.factorial(n) * (2 * n + 1)) for n in range(13))
 
 
-def _polynomial(coefficients: tuple[float, ...], x: Any) -> Any:
+def _polynomial(coefficients: tuple[float, ...], x: Array) -> Array:
     """Horner's rule, lowest degree first, in place on one array of x's shape."""
     total = array_module(x).full_like(x, coefficients[-1])
     for coefficient in coefficients[-2::-1]:
@@ -63,7 +63,7 @@ def _polynomial(coefficients: tuple[float, ...], x: Any) -> Any:
     return total
 
 
-def _erfc_positive(z: Any) -> Any:
+def _erfc_positive(z: Array) -> Array:
     """erfc(z) for z >= 0, any shape, in z's dtype."""
     xp = array_module(z)
     z = xp.minimum(z, 30.0)  # erfc(30) is zero even in float64; infinity would make w a nan
@@ -71,14 +71,14 @@ def _erfc_positive(z: Any) -> Any:
     return xp.exp(-z * z) * (3.0 / (z + 3.0)) * _polynomial(TAIL, w)
 
 
-def normal_cdf(x: Any) -> Any:
+def normal_cdf(x: Array) -> Array:
     """Phi(x) of an array of any shape, in its dtype."""
     xp = array_module(x)
     tail = 0.5 * _erfc_positive(xp.abs(x) * math.sqrt(0.5))
     return xp.where(x < 0, tail, 1.0 - tail)
 
 
-def erf_array(x: Any) -> Any:
+def erf_array(x: Array) -> Array:
     """erf(x) of an array of any shape, in its dtype. Beside 1 erfc's roundings would be added up: once is enough."""
     xp, dtype = array_module(x), x.dtype
     x = x.astype("float64")
@@ -89,11 +89,11 @@ def erf_array(x: Any) -> Any:
 
 
 class Erf(Function):
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Array) -> Array:
         self.save(x)
         return erf_array(x)
 
-    def backward(self, dy: Any) -> Any:
+    def backward(self, dy: Array) -> Array:
         (x,) = self.saved
         return dy * ((2.0 / math.sqrt(math.pi)) * array_module(x).exp(-x * x))
 

@@ -35,13 +35,13 @@ Source: Hendrycks, Gimpel, "Gaussian Error Linear Units (GELUs)", 2016, section 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from ..backends import array_module
 from ..errors import UsageError
 from ..function import Function
 from ..kernel import kernel
 from ..tensor import Tensor
+from ..typing import Array
 from ._shapes import require_floating
 from .erf import erf, normal_cdf
 
@@ -60,7 +60,7 @@ def gelu_composed(x: Tensor, approximate: str = "tanh") -> Tensor:
 
 
 @kernel
-def gelu_forward(x: Any) -> Any:
+def gelu_forward(x: Array) -> Array:
     """x of any shape -> y of that shape, tanh form."""
     xp = array_module(x)
     x = xp.maximum(x, -FAR)  # x's shape, as every array here
@@ -69,7 +69,7 @@ def gelu_forward(x: Any) -> Any:
 
 
 @kernel
-def gelu_backward(dy: Any, x: Any, out: Any = None) -> Any:
+def gelu_backward(dy: Array, x: Array, out: Array | None = None) -> Array:
     """dy, x of one shape -> dx, tanh form. out: memory that a compiled body may put dx into, dy's for instance."""
     xp = array_module(x)
     x = xp.clip(x, -FAR, FAR)
@@ -83,14 +83,14 @@ def gelu_backward(dy: Any, x: Any, out: Any = None) -> Any:
 
 
 @kernel
-def gelu_erf_forward(x: Any) -> Any:
+def gelu_erf_forward(x: Array) -> Array:
     """x of any shape -> y of that shape, erf form."""
     x = array_module(x).maximum(x, -FAR)
     return x * normal_cdf(x)
 
 
 @kernel
-def gelu_erf_backward(dy: Any, x: Any, out: Any = None) -> Any:
+def gelu_erf_backward(dy: Array, x: Array, out: Array | None = None) -> Array:
     """dy, x of one shape -> dx, erf form. out: as in gelu_backward."""
     xp = array_module(x)
     x = xp.clip(x, -FAR, FAR)
@@ -102,15 +102,15 @@ class Gelu(Function):
     forward_kernel, backward_kernel = gelu_forward, gelu_backward
     recomputable = (0,)
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Array) -> Array:
         self.save(x)
         return self.forward_kernel(x.reshape(-1)).reshape(x.shape)
 
-    def recompute(self, output: int) -> Any:
+    def recompute(self, output: int) -> Array:
         (x,) = self.saved
         return self.forward_kernel(x.reshape(-1)).reshape(x.shape)
 
-    def backward(self, dy: Any) -> Any:
+    def backward(self, dy: Array) -> Array:
         (x,) = self.saved
         rows = dy.reshape(-1)
         return self.backward_kernel(rows, x.reshape(-1), rows if self.may_overwrite else None).reshape(x.shape)

@@ -22,14 +22,15 @@ from ..backends import array_module, from_host, is_array
 from ..errors import DtypeError, RangeError, UsageError
 from ..function import Function
 from ..tensor import Tensor, as_tensor
+from ..typing import Array, TensorLike
 
 
 class GetItem(Function):
-    def forward(self, x: Any, key: tuple[Any, ...]) -> Any:
+    def forward(self, x: Array, key: tuple[Any, ...]) -> Array:
         self.shape, self.key = x.shape, key
         return x[key]
 
-    def backward(self, dy: Any) -> Any:
+    def backward(self, dy: Array) -> Array:
         xp = array_module(dy)
         dx = xp.zeros(self.shape, dtype=dy.dtype)
         if any(is_array(part) and part.dtype.kind in "iu" for part in self.key):
@@ -39,7 +40,7 @@ class GetItem(Function):
         return dx
 
 
-def getitem(x: Any, key: Any) -> Tensor:
+def getitem(x: TensorLike, key: Any) -> Tensor:
     """x[key]. Tensors and lists of integers or booleans in the key count as arrays.
 
     Raises RangeError for an index outside its axis or a mask of another shape, DtypeError for a key of another type.
@@ -93,7 +94,7 @@ def _check_for_gpu(x: Tensor, key: Any, parts: tuple[Any, ...]) -> None:
         axis += x.ndim - sum(taken) if part is Ellipsis else count
 
 
-def _as_array(part: Any) -> Any:
+def _as_array(part: Any) -> Array:
     import numpy as np
 
     try:

@@ -32,8 +32,6 @@ Source: Ba, Kiros, Hinton, "Layer Normalization", 2016, section 3, equation 4.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from ..backends import array_module
@@ -42,6 +40,7 @@ from ..errors import ShapeError
 from ..function import Function
 from ..kernel import kernel
 from ..tensor import Tensor
+from ..typing import Array
 from ._shapes import require_floating
 from ._two_parts import two_parts
 
@@ -55,7 +54,7 @@ def layer_norm_composed(x: Tensor, weight: Tensor, bias: Tensor | None = None, e
 
 
 @kernel(statistics={"mean": 1, "rstd": 2})
-def layer_norm_forward(x: Any, weight: Any, bias: Any, eps: float) -> tuple[Any, Any, Any]:
+def layer_norm_forward(x: Array, weight: Array, bias: Array | None, eps: float) -> tuple[Array, Array, Array]:
     """x (N, C), weight (C,), bias (C,) or None -> y (N, C), mean (N, 2), rstd (N,)."""
     xp = array_module(x)
     mean = x.mean(axis=1, dtype=xp.float64)  # (N,) long sums in double precision
@@ -70,8 +69,8 @@ def layer_norm_forward(x: Any, weight: Any, bias: Any, eps: float) -> tuple[Any,
 
 @kernel
 def layer_norm_backward(
-    dy: Any, x: Any, weight: Any, mean: Any, rstd: Any, has_bias: bool = True
-) -> tuple[Any, Any, Any]:
+    dy: Array, x: Array, weight: Array, mean: Array, rstd: Array, has_bias: bool = True
+) -> tuple[Array, Array, Array | None]:
     """dy, x (N, C), weight (C,), mean (N, 2), rstd (N,) -> dx (N, C), dweight (C,), dbias (C,) or None."""
     mean = mean.sum(axis=1, dtype=np.float64)  # (N,) as exact as it was forward
     norm = ((x - mean[:, None]) * rstd[:, None]).astype(x.dtype)  # (N, C)
@@ -87,19 +86,19 @@ def layer_norm_backward(
 class LayerNorm(Function):
     recomputable = (0,)
 
-    def forward(self, x: Any, weight: Any, bias: Any = None, *, eps: float) -> Any:
+    def forward(self, x: Array, weight: Array, bias: Array | None = None, *, eps: float) -> Array:
         rows = x.reshape(-1, x.shape[-1])  # (N, C)
         y, mean, rstd = layer_norm_forward(rows, weight, bias, eps)
         self.save(x, weight, bias, mean, rstd)
         self.eps = eps
         return y.reshape(x.shape)
 
-    def recompute(self, output: int) -> Any:
+    def recompute(self, output: int) -> Array:
         x, weight, bias, _, _ = self.saved
         y, _, _ = layer_norm_forward(x.reshape(-1, x.shape[-1]), weight, bias, self.eps)
         return y.reshape(x.shape)
 
-    def backward(self, dy: Any) -> Any:
+    def backward(self, dy: Array) -> tuple[Array, ...]:
         x, weight, bias, mean, rstd = self.saved
         C, has_bias = x.shape[-1], bias is not None
         dx, dweight, dbias = layer_norm_backward(dy.reshape(-1, C), x.reshape(-1, C), weight, mean, rstd, has_bias)

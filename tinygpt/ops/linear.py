@@ -18,12 +18,11 @@ Shapes: x (..., in), weight (in, out), as GPT-2 checkpoints store it, bias (out,
 
 from __future__ import annotations
 
-from typing import Any
-
 from ..errors import ShapeError
 from ..function import Function
 from ..kernel import kernel
 from ..tensor import Tensor
+from ..typing import Array
 from ._arguments import require_same_dtype
 from ._matmul import matmul_arrays
 from ._shapes import long_sum
@@ -36,20 +35,20 @@ def linear_composed(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
 
 
 @kernel(in_place=True)
-def add_bias(y: Any, bias: Any) -> Any:
+def add_bias(y: Array, bias: Array) -> Array:
     """y (N, C), bias (C,) -> y + bias (N, C), written into y where y's memory allows."""
     y += bias
     return y
 
 
 @kernel
-def column_sum(x: Any) -> Any:
+def column_sum(x: Array) -> Array:
     """x (N, C) -> (C,): the sum of each column, accumulated in float64."""
     return long_sum(x, (0,))
 
 
 class Linear(Function):
-    def forward(self, x: Any, weight: Any, *bias: Any) -> Any:
+    def forward(self, x: Array, weight: Array, *bias: Array) -> Array:
         self.shape = x.shape
         self.save(x if self.needs[1] else None, weight if self.needs[0] else None)
         y = matmul_arrays(x.reshape(-1, x.shape[-1]), weight)  # (N, out)
@@ -57,7 +56,7 @@ class Linear(Function):
             y = add_bias(y, bias[0])
         return y.reshape(*x.shape[:-1], weight.shape[1])
 
-    def backward(self, dy: Any) -> Any:
+    def backward(self, dy: Array) -> tuple[Array | None, ...]:
         x, weight = self.saved
         rows = dy.reshape(-1, dy.shape[-1])  # (N, out)
         # (in, out)

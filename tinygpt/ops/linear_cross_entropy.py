@@ -34,8 +34,6 @@ Kernels for LLM Training", 2024, under FusedLinearCrossEntropy.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from ..backends import array_module, as_factor
@@ -43,6 +41,7 @@ from ..backends.precision import is_16_bit, statistics_dtype, upcast
 from ..errors import ShapeError
 from ..function import Function
 from ..tensor import Tensor
+from ..typing import Array, Ids
 from ._arguments import as_scalar, require_same_dtype
 from ._matmul import add_matmul, matmul_arrays
 from .cross_entropy import (
@@ -58,7 +57,9 @@ from .cross_entropy import (
 BLOCK_BYTES = 128 * 2**20
 
 
-def linear_cross_entropy_composed(x: Tensor, weight: Tensor, targets: Any, ignore_index: int = IGNORE_INDEX) -> Tensor:
+def linear_cross_entropy_composed(
+    x: Tensor, weight: Tensor, targets: Array, ignore_index: int = IGNORE_INDEX
+) -> Tensor:
     """The oracle: the matrix product, then the cross-entropy of primitive operations."""
     return cross_entropy_composed(x @ weight.transpose(), targets, ignore_index)
 
@@ -73,7 +74,7 @@ def blocks(N: int, V: int, itemsize: int) -> list[slice]:
     return [slice(start, min(start + R, N)) for start in range(0, N, R)]
 
 
-def loss_only(x: Any, weight: Any, targets: Any, ignore_index: int) -> float:
+def loss_only(x: Array, weight: Array, targets: Array, ignore_index: int) -> float:
     """x (N, C), weight (V, C), targets (N,) -> the sum of the rows' losses."""
     total = 0.0
     for rows in blocks(len(x), len(weight), x.itemsize):
@@ -83,8 +84,8 @@ def loss_only(x: Any, weight: Any, targets: Any, ignore_index: int) -> float:
 
 
 def loss_and_gradients(
-    x: Any, weight: Any, targets: Any, ignore_index: int, scale: float, needs: tuple[bool, ...]
-) -> tuple[float, Any, Any]:
+    x: Array, weight: Array, targets: Array, ignore_index: int, scale: float, needs: tuple[bool, ...]
+) -> tuple[float, Array | None, Array | None]:
     """As loss_only, and the gradients of scale * that sum: dx (N, C), dweight (V, C); None where not needed."""
     xp, V = array_module(x), len(weight)
     total = 0.0
@@ -108,7 +109,7 @@ def loss_and_gradients(
     return total, dx, None if dweight is None else dweight[:V]
 
 
-def padded(weight: Any) -> Any:
+def padded(weight: Array) -> Array:
     """weight (V, C) -> (P, C): in 16 bits with zeros below, up to a multiple of 64 rows; otherwise as it is."""
     V, C = weight.shape
     P = -(-V // 64) * 64
@@ -121,9 +122,9 @@ def padded(weight: Any) -> Any:
 
 
 class LinearCrossEntropy(Function):
-    def forward(self, x: Any, weight: Any, targets: Any, ignore_index: int, count: int) -> Any:
+    def forward(self, x: Array, weight: Array, targets: Array, ignore_index: int, count: int) -> Array:
         rows = x.reshape(-1, x.shape[-1])  # (N, C)
-        self.gradients: tuple[Any, Any] | None = None
+        self.gradients: tuple[Array | None, Array | None] | None = None
         if not any(self.needs):
             return as_scalar(loss_only(rows, weight, targets, ignore_index) / count, x)
         in_time = x.dtype.name != "float16"  # whether 1 / count is a part of the gradients now, not in `backward`
@@ -134,7 +135,7 @@ class LinearCrossEntropy(Function):
         self.ignore_index = ignore_index
         return as_scalar(total / count, x)
 
-    def backward(self, dy: Any) -> Any:
+    def backward(self, dy: Array) -> tuple[Array | None, Array | None]:
         x, weight, targets = self.saved
         if self.gradients is None:  # given away by an earlier pass through a retained graph
             rows = x.reshape(-1, x.shape[-1])  # (N, C)
@@ -146,7 +147,7 @@ class LinearCrossEntropy(Function):
         return None if dx is None else dx.reshape(x.shape), dweight
 
 
-def scaled(gradient: Any, factor: Any) -> Any:
+def scaled(gradient: Array, factor: Array) -> Array:
     """gradient * factor, in place; of 16 bits, computed in float32."""
     if not isinstance(factor, float) or factor != 1.0:
         product = upcast(gradient)
@@ -155,7 +156,7 @@ def scaled(gradient: Any, factor: Any) -> Any:
     return gradient
 
 
-def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Any, ignore_index: int = IGNORE_INDEX) -> Tensor:
+def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Ids, ignore_index: int = IGNORE_INDEX) -> Tensor:
     """cross_entropy(x @ weight.T, targets) without ever holding all the logits.
 
     x: (..., C). weight: (V, C), an embedding table. targets: (...) integers in 0 .. V - 1 or ignore_index.

@@ -22,18 +22,17 @@ Shapes: a (..., M, K), b (..., K, N) -> (..., M, N).
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from ..errors import DtypeError, ShapeError
 from ..function import Function
 from ..tensor import Tensor, as_tensor
+from ..typing import Array, TensorLike
 from ._matmul import matmul_arrays
 from ._shapes import unbroadcast
 
 
-def _matmul(a: Any, b: Any) -> Any:
+def _matmul(a: Array, b: Array) -> Array:
     """a (..., M, K) @ b (..., K, N); where b is a single matrix, one product with all of a's rows."""
     if b.ndim == 2 and a.ndim > 2 and a.size:
         return matmul_arrays(a.reshape(-1, a.shape[-1]), b).reshape(*a.shape[:-1], b.shape[-1])
@@ -41,12 +40,12 @@ def _matmul(a: Any, b: Any) -> Any:
 
 
 class MatMul(Function):
-    def forward(self, a: Any, b: Any) -> Any:
+    def forward(self, a: Array, b: Array) -> Array:
         self.shapes = a.shape, b.shape
         self.save(a if self.needs[1] else None, b if self.needs[0] else None)
         return _matmul(a, b)
 
-    def backward(self, dy: Any) -> Any:
+    def backward(self, dy: Array) -> tuple[Array | None, Array | None]:
         (a, b), (a_shape, b_shape) = self.saved, self.shapes
         if len(b_shape) == 1:
             dy = dy[..., None]  # (..., M, 1)
@@ -67,7 +66,7 @@ class MatMul(Function):
         return da, db
 
 
-def matmul(a: Any, b: Any) -> Tensor:
+def matmul(a: TensorLike, b: TensorLike) -> Tensor:
     """The matrix product a @ b.
 
     a: (..., M, K) or (K,). b: (..., K, N) or (K,). Leading axes broadcast. Returns (..., M, N), without M or N where

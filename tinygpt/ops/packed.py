@@ -23,7 +23,7 @@ Jacob et al., "Quantization and Training of Neural Networks ...", 2018; weights 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -31,6 +31,7 @@ from ..backends import array_module
 from ..checks import whole_number
 from ..errors import RangeError, UsageError
 from ..kernel import kernel
+from ..typing import Array
 from ._matmul import matmul_arrays
 
 FORMATS = ("float32", "bfloat16", "int8")
@@ -42,8 +43,8 @@ FEW_ROWS = 16  # up to so many rows, reading the weights is what a product costs
 class Matrix(NamedTuple):
     """A weight matrix in one of the formats. data: float32, uint16 (bfloat16) or int8. scale, group: of int8 only."""
 
-    data: Any
-    scale: Any = None
+    data: Array
+    scale: Array | None = None
     group: int | None = None
 
     @property
@@ -55,7 +56,7 @@ class Matrix(NamedTuple):
         return self.data.nbytes + (0 if self.scale is None else self.scale.nbytes)
 
 
-def pack(weight: Any, format: str, axis: int = 0, group: int | None = None) -> Matrix:
+def pack(weight: Array, format: str, axis: int = 0, group: int | None = None) -> Matrix:
     """weight (two axes, float32) in one of FORMATS.
 
     axis: the one that products sum over: 0 for W in x W, 1 for the embedding. group: int8's terms to a scale, a
@@ -80,40 +81,40 @@ def check_format(format: str, group: int | None) -> None:
         raise UsageError(f"pack: group must be a multiple of {GROUP_UNIT}, not {group}")
 
 
-def require_finite(weight: Any, what: str = "the weights") -> None:
+def require_finite(weight: Array, what: str = "the weights") -> None:
     """Raise RangeError unless all are finite: nan and inf have no place in a packed matrix."""
     for rows in _blocks(weight):
         if not array_module(weight).isfinite(weight[rows]).all():
             raise RangeError(f"pack: {what} hold nan or inf, which a packed matrix can't")
 
 
-def _blocks(weight: Any) -> Iterator[slice]:
+def _blocks(weight: Array) -> Iterator[slice]:
     """Rows of a matrix, so many at a time that what is computed of them stays in the cache."""
     step = max(1, BLOCK // max(1, weight.shape[1]))
     for begin in range(0, len(weight), step):
         yield slice(begin, min(len(weight), begin + step))
 
 
-def to_bfloat16(x: Any) -> Any:
+def to_bfloat16(x: Array) -> Array:
     """float32 of any shape -> uint16, the upper halves, rounded to nearest, ties to even. Finite numbers only."""
     bits = x.astype(np.float32, copy=False).view(np.uint32)
     # Just under half a unit carries into the upper half exactly when it must be rounded up; the last bit breaks ties.
     return ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)
 
 
-def from_bfloat16(bits: Any) -> Any:
+def from_bfloat16(bits: Array) -> Array:
     """uint16 -> float32, exactly."""
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
-def _to_bfloat16(weight: Any) -> Matrix:
+def _to_bfloat16(weight: Array) -> Matrix:
     data = array_module(weight).empty(weight.shape, np.uint16)
     for rows in _blocks(weight):
         data[rows] = to_bfloat16(weight[rows])
     return Matrix(data)
 
 
-def _to_int8(weight: Any, axis: int, group: int | None) -> Matrix:
+def _to_int8(weight: Array, axis: int, group: int | None) -> Matrix:
     xp = array_module(weight)
     length = weight.shape[axis]
     group = length if group is None else min(group, length)
@@ -132,7 +133,7 @@ def _to_int8(weight: Any, axis: int, group: int | None) -> Matrix:
     return Matrix(data, scale, group)
 
 
-def _spread(scale: Any, group: int, axis: int, rows: slice, columns: int) -> Any:
+def _spread(scale: Array, group: int, axis: int, rows: slice, columns: int) -> Array:
     """The scale of each weight in some rows of a matrix: an array that broadcasts to (rows, columns)."""
     xp = array_module(scale)
     if axis == 0:
@@ -140,7 +141,7 @@ def _spread(scale: Any, group: int, axis: int, rows: slice, columns: int) -> Any
     return scale[rows] if scale.shape[1] == 1 else scale[rows][:, xp.arange(columns) // group]
 
 
-def unpack(matrix: Matrix, axis: int = 0) -> Any:
+def unpack(matrix: Matrix, axis: int = 0) -> Array:
     """The float32 weights that a Matrix stands for. axis: as in `pack`."""
     if matrix.format not in ("bfloat16", "int8"):
         return matrix.data
@@ -148,7 +149,7 @@ def unpack(matrix: Matrix, axis: int = 0) -> Any:
 
 
 @kernel(in_place=True)
-def unpack_into(out: Any, matrix: Matrix, axis: int) -> Any:
+def unpack_into(out: Array, matrix: Matrix, axis: int) -> Array:
     """The packed weights as float32, written into out (rows, columns). axis: as in `pack`."""
     data, scale, group = matrix
     if scale is None or group is None:
@@ -159,31 +160,31 @@ def unpack_into(out: Any, matrix: Matrix, axis: int) -> Any:
     return out
 
 
-def rows_of(matrix: Matrix, ids: Any) -> Any:
+def rows_of(matrix: Matrix, ids: Array) -> Array:
     """The rows `ids` (N,) of a packed embedding (V, C), as float32 (N, C)."""
     scale = None if matrix.scale is None else matrix.scale[ids]
     return unpack(Matrix(matrix.data[ids], scale, matrix.group), axis=1)
 
 
 @kernel
-def few_rows_product(x: Any, matrix: Matrix) -> Any:
+def few_rows_product(x: Array, matrix: Matrix) -> Array:
     """x (M, K) float32, matrix (K, N) -> x W (M, N)."""
     return x @ unpack(matrix)
 
 
 @kernel(in_place=True)
-def few_rows_product_transposed(x: Any, matrix: Matrix, out: Any) -> Any:
+def few_rows_product_transposed(x: Array, matrix: Matrix, out: Array) -> Array:
     """x (M, K) float32, matrix (N, K) -> x W^T (M, N), written into out."""
     out[...] = x @ unpack(matrix, axis=1).T
     return out
 
 
-def packed_product(x: Any, matrix: Matrix) -> Any:
+def packed_product(x: Array, matrix: Matrix) -> Array:
     """x (M, K) float32 times a packed matrix (K, N) -> (M, N): the kernel for few rows, the matrix library for many."""
     return few_rows_product(x, matrix) if len(x) <= FEW_ROWS else matmul_arrays(x, unpack(matrix))
 
 
-def packed_product_transposed(x: Any, matrix: Matrix) -> Any:
+def packed_product_transposed(x: Array, matrix: Matrix) -> Array:
     """x (M, K) float32 times the transpose of a packed matrix (N, K) -> (M, N)."""
     if len(x) > FEW_ROWS:
         return matmul_arrays(x, unpack(matrix, axis=1).T)

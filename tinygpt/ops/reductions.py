@@ -31,57 +31,58 @@ from ..checks import number
 from ..errors import ShapeError
 from ..function import Function
 from ..tensor import Tensor, as_tensor
+from ..typing import Array, Axis, TensorLike
 from ._shapes import long_sum, normalize_axes, require_floating
 
 
 class Sum(Function):
-    def forward(self, x: Any, axes: tuple[int, ...], keepdims: bool) -> Any:
+    def forward(self, x: Array, axes: tuple[int, ...], keepdims: bool) -> Array:
         self.shape, self.axes = x.shape, axes
         return _exact_sum(x, axes, keepdims) if x.dtype == "float64" else long_sum(x, axes, keepdims)
 
-    def backward(self, dy: Any) -> Any:
+    def backward(self, dy: Array) -> Array:
         return array_module(dy).broadcast_to(_expand(dy, self.shape, self.axes), self.shape)
 
 
 class Mean(Function):
-    def forward(self, x: Any, axes: tuple[int, ...], keepdims: bool) -> Any:
+    def forward(self, x: Array, axes: tuple[int, ...], keepdims: bool) -> Array:
         self.shape, self.axes = x.shape, axes
         return _exact_sum(x, axes, keepdims, _count(x.shape, axes)).astype(x.dtype, copy=False)
 
-    def backward(self, dy: Any) -> Any:
+    def backward(self, dy: Array) -> Array:
         dx = _expand(dy, self.shape, self.axes) / _count(self.shape, self.axes)
         return array_module(dy).broadcast_to(dx, self.shape)
 
 
 class Var(Function):
-    def forward(self, x: Any, axes: tuple[int, ...], keepdims: bool, correction: float) -> Any:
+    def forward(self, x: Array, axes: tuple[int, ...], keepdims: bool, correction: float) -> Array:
         self.axes, self.m = axes, _count(x.shape, axes) - correction
         mean = _exact_sum(x, axes, True, _count(x.shape, axes))  # float64
         self.save(x, mean)
         centered = upcast(x) - mean  # of the shape of x, float64
         return _exact_sum(centered, axes, keepdims, self.m, squares=True).astype(x.dtype, copy=False)
 
-    def backward(self, dy: Any) -> Any:
+    def backward(self, dy: Array) -> Array:
         x, mean = self.saved
         dx = _expand(dy, x.shape, self.axes) * ((2 / self.m) * (upcast(x) - mean))  # float64
         return dx.astype(x.dtype, copy=False)
 
 
 class Max(Function):
-    def forward(self, x: Any, axes: tuple[int, ...], keepdims: bool) -> Any:
+    def forward(self, x: Array, axes: tuple[int, ...], keepdims: bool) -> Array:
         y = x.max(axis=axes, keepdims=True)
         self.axes = axes
         self.save(x, y)
         return y if keepdims else y.squeeze(axes)
 
-    def backward(self, dy: Any) -> Any:
+    def backward(self, dy: Array) -> Array:
         x, y = self.saved
         chosen = x == y  # of the shape of x
         share = _expand(dy, x.shape, self.axes) / chosen.sum(axis=self.axes, keepdims=True, dtype=x.dtype)
         return share * chosen
 
 
-def sum(x: Any, axis: Any = None, keepdims: bool = False) -> Tensor:
+def sum(x: TensorLike, axis: Axis | None = None, keepdims: bool = False) -> Tensor:
     """The sum over `axis`: None (all axes), an axis, or a tuple of them. Of no elements it is 0.
 
     Raises RangeError for an axis that does not exist, ShapeError for one named twice.
@@ -90,7 +91,7 @@ def sum(x: Any, axis: Any = None, keepdims: bool = False) -> Tensor:
     return Sum.apply(x, axes=normalize_axes("sum", axis, x.ndim), keepdims=keepdims)
 
 
-def mean(x: Any, axis: Any = None, keepdims: bool = False) -> Tensor:
+def mean(x: TensorLike, axis: Axis | None = None, keepdims: bool = False) -> Tensor:
     """The mean over `axis`: None (all axes), an axis, or a tuple of them.
 
     Raises ShapeError for the mean of no elements, RangeError for an axis that does not exist, DtypeError unless x
@@ -101,7 +102,7 @@ def mean(x: Any, axis: Any = None, keepdims: bool = False) -> Tensor:
     return Mean.apply(x, axes=axes, keepdims=keepdims)
 
 
-def var(x: Any, axis: Any = None, keepdims: bool = False, correction: float = 1) -> Tensor:
+def var(x: TensorLike, axis: Axis | None = None, keepdims: bool = False, correction: float = 1) -> Tensor:
     """The variance over `axis`: squared distances from the mean, summed, divided by (their number - correction).
 
     correction: 1, as in PyTorch, estimates the variance of what the elements are a sample of; 0, as in NumPy and
@@ -120,7 +121,7 @@ def var(x: Any, axis: Any = None, keepdims: bool = False, correction: float = 1)
     return Var.apply(x, axes=axes, keepdims=keepdims, correction=correction)
 
 
-def max(x: Any, axis: Any = None, keepdims: bool = False) -> Tensor:
+def max(x: TensorLike, axis: Axis | None = None, keepdims: bool = False) -> Tensor:
     """The largest element over `axis`: None (all axes), an axis, or a tuple of them. Ties share the gradient.
 
     Raises ShapeError for the maximum of no elements, RangeError for an axis that does not exist.
@@ -129,7 +130,7 @@ def max(x: Any, axis: Any = None, keepdims: bool = False) -> Tensor:
     return Max.apply(x, axes=axes, keepdims=keepdims)
 
 
-def _checked(operation: str, x: Any, axis: Any) -> tuple[Tensor, tuple[int, ...]]:
+def _checked(operation: str, x: TensorLike, axis: Axis) -> tuple[Tensor, tuple[int, ...]]:
     x = as_tensor(x)
     axes = normalize_axes(operation, axis, x.ndim)
     if _count(x.shape, axes) == 0:
@@ -139,7 +140,7 @@ def _checked(operation: str, x: Any, axis: Any) -> tuple[Tensor, tuple[int, ...]
     return x, axes
 
 
-def _exact_sum(x: Any, axes: tuple[int, ...], keepdims: bool, divisor: float = 1, squares: bool = False) -> Any:
+def _exact_sum(x: Array, axes: tuple[int, ...], keepdims: bool, divisor: float = 1, squares: bool = False) -> Array:
     """The sum of x, or of its squares, over `axes` by `divisor`, in float64, without overflow on the way.
 
     Sums of float32 and their squares stay in range by themselves. float64 is scaled by a power of two, which is exact,
@@ -147,7 +148,7 @@ def _exact_sum(x: Any, axes: tuple[int, ...], keepdims: bool, divisor: float = 1
     """
     xp = array_module(x)
     x = upcast(x)
-    scale: Any = 1.0
+    scale: Any = 1.0  # a number or an array without axes
     if x.dtype == "float64" and x.size:
         exponent = xp.frexp(abs(x).max(axis=axes, keepdims=True))[1]  # 0 for 0, infinities and NaN
         x = xp.ldexp(x, -exponent)
@@ -164,6 +165,6 @@ def _count(shape: tuple[int, ...], axes: tuple[int, ...]) -> int:
     return count
 
 
-def _expand(dy: Any, shape: tuple[int, ...], axes: tuple[int, ...]) -> Any:
+def _expand(dy: Array, shape: tuple[int, ...], axes: tuple[int, ...]) -> Array:
     """dy with size 1 in place of the reduced axes, whether they were kept or not."""
     return dy.reshape(tuple(1 if axis in axes else size for axis, size in enumerate(shape)))

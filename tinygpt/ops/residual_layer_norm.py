@@ -27,8 +27,6 @@ Source: pre-norm residual blocks: Radford et al., "Language Models are Unsupervi
 
 from __future__ import annotations
 
-from typing import Any
-
 from ..backends import array_module
 from ..checks import number
 from ..errors import ShapeError
@@ -36,6 +34,7 @@ from ..function import Function
 from ..kernel import kernel
 from ..random import Generator
 from ..tensor import Tensor
+from ..typing import Array
 from ._arguments import next_key, require_probability, require_same_dtype
 from .dropout import dropout_apply, dropout_composed
 from .layer_norm import layer_norm_backward, layer_norm_composed, layer_norm_forward
@@ -63,8 +62,16 @@ def residual_layer_norm_composed(
 
 @kernel(statistics={"mean": 2, "rstd": 3})
 def residual_layer_norm_forward(
-    residual: Any, x: Any, x_bias: Any, weight: Any, bias: Any, eps: float, p: float, seed: int, stream: int
-) -> tuple[Any, Any, Any, Any]:
+    residual: Array,
+    x: Array,
+    x_bias: Array | None,
+    weight: Array,
+    bias: Array | None,
+    eps: float,
+    p: float,
+    seed: int,
+    stream: int,
+) -> tuple[Array, Array, Array, Array]:
     """residual, x (N, C), x_bias, weight, bias (C,) -> sum (N, C), normalised (N, C), mean (N, 2), rstd (N,)."""
     update = x if x_bias is None else x + x_bias  # (N, C)
     if p > 0.0:
@@ -75,18 +82,18 @@ def residual_layer_norm_forward(
 
 @kernel
 def residual_layer_norm_backward(
-    dy: Any,
-    dsum: Any,
-    total: Any,
-    weight: Any,
-    mean: Any,
-    rstd: Any,
+    dy: Array,
+    dsum: Array,
+    total: Array,
+    weight: Array,
+    mean: Array,
+    rstd: Array,
     p: float,
     seed: int,
     stream: int,
     has_x_bias: bool,
     has_bias: bool,
-) -> tuple[Any, Any, Any, Any, Any]:
+) -> tuple[Array, Array, Array | None, Array, Array | None]:
     """dy, dsum, total (N, C), weight (C,), mean (N, 2), rstd (N,) -> dresidual, dx (N, C), dx_bias, dweight, dbias
 
     (C,). dx is dresidual itself when nothing was dropped; dx_bias and dbias are None where there is no such bias.
@@ -102,8 +109,15 @@ class ResidualLayerNorm(Function):
     recomputable = (1,)
 
     def forward(
-        self, residual: Any, x: Any, weight: Any, *biases: Any, eps: float, has_biases: tuple[bool, bool], key: Any
-    ) -> Any:
+        self,
+        residual: Array,
+        x: Array,
+        weight: Array,
+        *biases: Array,
+        eps: float,
+        has_biases: tuple[bool, bool],
+        key: tuple[float, int, int],
+    ) -> tuple[Array, Array]:
         given = iter(biases)
         x_bias, bias = (next(given) if present else None for present in has_biases)
         C = x.shape[-1]
@@ -114,13 +128,14 @@ class ResidualLayerNorm(Function):
         self.eps, self.key, self.has_biases, self.shape = eps, key, has_biases, x.shape
         return total.reshape(x.shape), y.reshape(x.shape)
 
-    def recompute(self, output: int) -> Any:
+    def recompute(self, output: int) -> Array:
         total, weight, bias, _, _ = self.saved
         return layer_norm_forward(total, weight, bias, self.eps)[0].reshape(self.shape)
 
-    def backward(self, dsum: Any, dy: Any) -> Any:
+    def backward(self, dsum: Array | None, dy: Array | None) -> tuple[Array | None, ...]:
         total, weight, _, mean, rstd = self.saved
         if dy is None:  # nobody used `normalised`: there is no gradient of weight and bias
+            assert dsum is not None  # or nothing of this node was used
             return self.backward_of_sum(dsum)
         if dsum is None:
             dsum = array_module(dy).zeros_like(dy)
@@ -130,7 +145,7 @@ class ResidualLayerNorm(Function):
         biases = [d for d, present in zip((dx_bias, dbias), self.has_biases, strict=True) if present]
         return dresidual.reshape(dy.shape), dx.reshape(dy.shape), dweight, *biases
 
-    def backward_of_sum(self, dsum: Any) -> Any:
+    def backward_of_sum(self, dsum: Array) -> tuple[Array | None, ...]:
         """The gradients when `sum` alone was used."""
         rows = dsum.reshape(-1, dsum.shape[-1])  # (N, C)
         dx = dropout_apply(rows, *self.key) if self.key[0] > 0.0 else rows  # (N, C)

@@ -28,8 +28,6 @@ Source: Zhang, Sennrich, "Root Mean Square Layer Normalization", 2019, section 4
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from ..backends import array_module
@@ -38,6 +36,7 @@ from ..errors import ShapeError
 from ..function import Function
 from ..kernel import kernel
 from ..tensor import Tensor
+from ..typing import Array
 from ._shapes import require_floating
 
 
@@ -47,7 +46,7 @@ def rms_norm_composed(x: Tensor, weight: Tensor, eps: float = 1e-5) -> Tensor:
 
 
 @kernel(statistics={"rstd": 1})
-def rms_norm_forward(x: Any, weight: Any, eps: float) -> tuple[Any, Any]:
+def rms_norm_forward(x: Array, weight: Array, eps: float) -> tuple[Array, Array]:
     """x (N, C), weight (C,) -> y (N, C), rstd (N,)."""
     xp = array_module(x)
     wide = x.astype(xp.float64)  # (N, C) squares of float32 may leave its range
@@ -57,7 +56,7 @@ def rms_norm_forward(x: Any, weight: Any, eps: float) -> tuple[Any, Any]:
 
 
 @kernel
-def rms_norm_backward(dy: Any, x: Any, weight: Any, rstd: Any) -> tuple[Any, Any]:
+def rms_norm_backward(dy: Array, x: Array, weight: Array, rstd: Array) -> tuple[Array, Array]:
     """dy, x (N, C), weight (C,), rstd (N,) -> dx (N, C), dweight (C,)."""
     norm = x * rstd[:, None]  # (N, C)
     dnorm = dy * weight  # (N, C)
@@ -70,18 +69,18 @@ def rms_norm_backward(dy: Any, x: Any, weight: Any, rstd: Any) -> tuple[Any, Any
 class RMSNorm(Function):
     recomputable = (0,)
 
-    def forward(self, x: Any, weight: Any, *, eps: float) -> Any:
+    def forward(self, x: Array, weight: Array, *, eps: float) -> Array:
         y, rstd = rms_norm_forward(x.reshape(-1, x.shape[-1]), weight, eps)
         self.save(x, weight, rstd)
         self.eps = eps
         return y.reshape(x.shape)
 
-    def recompute(self, output: int) -> Any:
+    def recompute(self, output: int) -> Array:
         x, weight, _ = self.saved
         y, _ = rms_norm_forward(x.reshape(-1, x.shape[-1]), weight, self.eps)
         return y.reshape(x.shape)
 
-    def backward(self, dy: Any) -> Any:
+    def backward(self, dy: Array) -> tuple[Array | None, Array | None]:
         x, weight, rstd = self.saved
         C = x.shape[-1]
         dx, dweight = rms_norm_backward(dy.reshape(-1, C), x.reshape(-1, C), weight, rstd)

@@ -10,34 +10,36 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 from ..errors import DtypeError, ShapeError
 from ..function import Function
 from ..tensor import Tensor, as_tensor
+from ..typing import Array, TensorLike
 from ._shapes import normalize_axis
 
 
 class Reshape(Function):
-    def forward(self, x: Any, shape: tuple[int, ...]) -> Any:
+    def forward(self, x: Array, shape: tuple[int, ...]) -> Array:
         self.shape = x.shape
         return x.reshape(shape)
 
-    def backward(self, dy: Any) -> Any:
+    def backward(self, dy: Array) -> Array:
         return dy.reshape(self.shape)
 
 
 class Transpose(Function):
-    def forward(self, x: Any, axes: tuple[int, ...]) -> Any:
+    def forward(self, x: Array, axes: tuple[int, ...]) -> Array:
         self.axes = axes
         return x.transpose(axes)
 
-    def backward(self, dy: Any) -> Any:
+    def backward(self, dy: Array) -> Array:
         inverse = sorted(range(len(self.axes)), key=self.axes.__getitem__)
         return dy.transpose(inverse)
 
 
-def reshape(x: Any, *shape: Any) -> Tensor:
+def reshape(x: TensorLike, *shape: int | Sequence[int]) -> Tensor:
     """The same elements in row-major order under another shape; one size may be -1 and is worked out.
 
     shape: integers, or one tuple of them. Raises ShapeError when the number of elements differs.
@@ -46,7 +48,7 @@ def reshape(x: Any, *shape: Any) -> Tensor:
     return Reshape.apply(x, shape=_target(x.shape, _sizes("reshape", shape)))
 
 
-def transpose(x: Any, *axes: Any) -> Tensor:
+def transpose(x: TensorLike, *axes: int | Sequence[int]) -> Tensor:
     """The axes in another order.
 
     transpose(x) reverses them all; transpose(x, i, j) swaps two of them, as in PyTorch; transpose(x, (i, j, k))
@@ -69,14 +71,13 @@ def transpose(x: Any, *axes: Any) -> Tensor:
     return Transpose.apply(x, axes=tuple(order))
 
 
-def _sizes(operation: str, given: tuple[Any, ...]) -> tuple[int, ...]:
+def _sizes(operation: str, given: tuple[int | Sequence[int], ...]) -> tuple[int, ...]:
     """Integers, whether they came one by one or in one tuple."""
-    if len(given) == 1 and isinstance(given[0], (tuple, list)):
-        given = tuple(given[0])
+    sizes: Sequence[Any] = given[0] if len(given) == 1 and isinstance(given[0], (tuple, list)) else given
     try:
-        return tuple(operator.index(size) for size in given)
+        return tuple(operator.index(size) for size in sizes)
     except TypeError:
-        raise DtypeError(f"{operation}: takes integers or one tuple of integers, not {given}") from None
+        raise DtypeError(f"{operation}: takes integers or one tuple of integers, not {tuple(sizes)}") from None
 
 
 def _target(shape: tuple[int, ...], wanted: tuple[int, ...]) -> tuple[int, ...]:

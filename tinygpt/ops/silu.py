@@ -20,12 +20,11 @@ Learning", 2017, section 2.
 
 from __future__ import annotations
 
-from typing import Any
-
 from ..backends import array_module
 from ..function import Function
 from ..kernel import kernel
 from ..tensor import Tensor
+from ..typing import Array
 from ._shapes import require_floating
 
 FAR = 750.0  # beyond it y is 0 or x and the slope 0 or 1, in float64 too, and x * 0 must not become infinity * 0
@@ -37,7 +36,7 @@ def silu_composed(x: Tensor) -> Tensor:
 
 
 @kernel
-def silu_forward(x: Any) -> Any:
+def silu_forward(x: Array) -> Array:
     """x of any shape -> y of that shape."""
     xp = array_module(x)
     x = xp.maximum(x, -FAR)  # x's shape, as every array here
@@ -45,7 +44,7 @@ def silu_forward(x: Any) -> Any:
 
 
 @kernel
-def silu_backward(dy: Any, x: Any, out: Any = None) -> Any:
+def silu_backward(dy: Array, x: Array, out: Array | None = None) -> Array:
     """dy, x of one shape -> dx. out: memory that a compiled body may put dx into, dy's for instance."""
     xp = array_module(x)
     x = xp.clip(x, -FAR, FAR)
@@ -58,15 +57,15 @@ def silu_backward(dy: Any, x: Any, out: Any = None) -> Any:
 class Silu(Function):
     recomputable = (0,)
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Array) -> Array:
         self.save(x)
         return self.recompute(0)
 
-    def recompute(self, output: int) -> Any:
+    def recompute(self, output: int) -> Array:
         (x,) = self.saved
         return silu_forward(x.reshape(-1)).reshape(x.shape)
 
-    def backward(self, dy: Any) -> Any:
+    def backward(self, dy: Array) -> Array:
         (x,) = self.saved
         rows = dy.reshape(-1)
         return silu_backward(rows, x.reshape(-1), rows if self.may_overwrite else None).reshape(x.shape)

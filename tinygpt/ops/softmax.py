@@ -36,6 +36,7 @@ from ..errors import ShapeError
 from ..function import Function
 from ..kernel import kernel
 from ..tensor import Tensor
+from ..typing import Array
 from ._shapes import normalize_axis, require_floating
 
 
@@ -52,7 +53,7 @@ def log_softmax_composed(x: Tensor, axis: int = -1) -> Tensor:
 
 
 @kernel
-def softmax_forward(x: Any) -> Any:
+def softmax_forward(x: Array) -> Array:
     """x (N, C) -> y (N, C)."""
     xp = array_module(x)
     e = xp.exp(x - x.max(axis=1, keepdims=True))  # (N, C)
@@ -61,14 +62,14 @@ def softmax_forward(x: Any) -> Any:
 
 
 @kernel
-def softmax_backward(dy: Any, y: Any) -> Any:
+def softmax_backward(dy: Array, y: Array) -> Array:
     """dy, y (N, C) -> dx (N, C)."""
     dot = (dy * y).sum(axis=1, keepdims=True, dtype=np.float64)  # (N, 1)
     return y * (dy - dot.astype(y.dtype))
 
 
 @kernel
-def log_softmax_forward(x: Any) -> Any:
+def log_softmax_forward(x: Array) -> Array:
     """x (N, C) -> z (N, C)."""
     xp = array_module(x)
     shifted = x - x.max(axis=1, keepdims=True)  # (N, C)
@@ -77,7 +78,7 @@ def log_softmax_forward(x: Any) -> Any:
 
 
 @kernel
-def log_softmax_backward(dz: Any, z: Any) -> Any:
+def log_softmax_backward(dz: Array, z: Array) -> Array:
     """dz, z (N, C) -> dx (N, C)."""
     total = dz.sum(axis=1, keepdims=True, dtype=np.float64)  # (N, 1)
     return dz - array_module(z).exp(z) * total.astype(z.dtype)
@@ -86,17 +87,17 @@ def log_softmax_backward(dz: Any, z: Any) -> Any:
 class Softmax(Function):
     forward_kernel, backward_kernel = softmax_forward, softmax_backward
 
-    def forward(self, x: Any, axis: int) -> Any:
+    def forward(self, x: Array, axis: int) -> Array:
         self.axis = axis
         y = self.on_rows(self.forward_kernel, x)
         self.save(y)
         return y
 
-    def backward(self, dy: Any) -> Any:
+    def backward(self, dy: Array) -> Array:
         (y,) = self.saved
         return self.on_rows(self.backward_kernel, dy, y)
 
-    def on_rows(self, function: Any, *arrays: Any) -> Any:
+    def on_rows(self, function: Any, *arrays: Array) -> Array:
         """Call a kernel on the arrays as (N, C) rows along `axis`; the result has the arrays' shape again."""
         if arrays[0].size == 0:
             return array_module(arrays[0]).empty_like(arrays[0])

@@ -9,24 +9,23 @@ Saved: the condition. Shapes: any three that broadcast against one another.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from ..backends import array_module, is_array
 from ..errors import DtypeError
 from ..function import Function
 from ..tensor import Tensor, as_tensor
+from ..typing import Array, TensorLike
 from ._shapes import broadcast_shape, unbroadcast
 
 
 class Where(Function):
-    def forward(self, condition: Any, a: Any, b: Any) -> Any:
+    def forward(self, condition: Array, a: Array, b: Array) -> Array:
         self.shapes = a.shape, b.shape
         self.save(condition)
         return array_module(condition).where(condition, a, b)
 
-    def backward(self, dy: Any) -> Any:
+    def backward(self, dy: Array) -> tuple[Array | None, Array | None, Array | None]:
         ((condition,), (a_shape, b_shape)) = self.saved, self.shapes
         xp = array_module(dy)
         da = unbroadcast(xp.where(condition, dy, 0), a_shape) if self.needs[1] else None
@@ -34,7 +33,7 @@ class Where(Function):
         return None, da, db
 
 
-def where(condition: Any, a: Any, b: Any) -> Tensor:
+def where(condition: TensorLike, a: TensorLike, b: TensorLike) -> Tensor:
     """a where `condition` is true, b elsewhere.
 
     condition: a tensor or array of booleans. a, b: tensors or numbers. The three broadcast against one another.

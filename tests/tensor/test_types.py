@@ -1,0 +1,87 @@
+"""What a type checker knows of tensors: it refuses wrong calls, and takes right ones and knows what they return."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tinygpt.ops._bind import METHODS
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# Each line is right, or ends with the code of the error that mypy must find there.
+CALLS = """
+from typing import assert_type
+
+import numpy as np
+
+import tinygpt as tg
+from tinygpt import Tensor, nn, ops
+from tinygpt.ops.layer_norm import layer_norm_forward
+
+array = np.ones((2, 3), np.float32)
+x = tg.tensor(array, requires_grad=True)
+p = nn.Parameter(array)
+
+assert_type(x.sum(), Tensor)
+assert_type(x.sum(axis=(0, 1), keepdims=True).exp(), Tensor)
+assert_type(x.reshape(3, 2), Tensor)
+assert_type(x.reshape((3, 2)), Tensor)
+assert_type(x.split(2), tuple[Tensor, ...])
+assert_type(x @ x.T, Tensor)
+assert_type(1 - x * 2.0 + array, Tensor)
+assert_type(x > 0, Tensor)
+assert_type(x == x, Tensor)
+assert_type(x[0, 1:], Tensor)
+assert_type([row for row in x], list[Tensor])
+assert_type(ops.where(x > 0, x, 0.0), Tensor)
+assert_type(ops.gelu(x, approximate="none"), Tensor)
+assert_type(x.dtype, np.dtype)
+with tg.no_grad():
+    p -= 0.1
+assert_type(p, nn.Parameter)
+
+x.sum(axs=0)  # call-arg
+x.mean(axis="rows")  # arg-type
+x.gelu(approx="none")  # call-arg
+x.reshape("rows")  # arg-type
+x.flatten()  # attr-defined
+x @ None  # arg-type
+x + "one"  # arg-type
+x.backward(axis=1)  # call-arg
+x.item(0)  # call-arg
+ops.layer_norm(x, p, p, epsilon=1e-5)  # call-arg
+ops.softmax(x, "rows")  # arg-type
+number: float = x.sum()  # assignment
+"""
+
+
+def test_the_methods_that_tensor_declares_are_those_that_ops_binds() -> None:
+    """The class says `name = ops.name` to type checkers alone; at run time `bind` does it."""
+    text = (ROOT / "tinygpt/tensor.py").read_text(encoding="utf-8")
+    declared = set(re.findall(r"\bops\.(\w+)", text.partition("if TYPE_CHECKING:\n        ")[2]))
+    operators = {"add", "sub", "mul", "div", "pow", "matmul", "neg", "getitem"}
+    assert declared - operators == set(METHODS)
+
+
+def errors_of_mypy(path: Path) -> dict[int, str]:
+    """{line: code} of the errors that mypy finds in a file, with the settings of this repository."""
+    command = [sys.executable, "-m", "mypy", "--no-error-summary", str(path)]
+    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert answer.returncode in (0, 1), answer.stdout + answer.stderr
+    found = re.findall(rf"^{re.escape(str(path))}:(\d+): error: .*\[([a-z-]+)\]$", answer.stdout, re.MULTILINE)
+    assert len(found) == answer.stdout.count(": error: "), answer.stdout
+    return {int(line): code for line, code in found}
+
+
+@pytest.mark.slow
+def test_mypy_refuses_wrong_calls_and_those_alone(tmp_path: Path) -> None:
+    lines = [*CALLS.splitlines(), *(f"x.{name}" for name in METHODS)]
+    path = tmp_path / "calls.py"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    expected = {i: line.rpartition("  # ")[2] for i, line in enumerate(lines, 1) if "  # " in line}
+    assert errors_of_mypy(path) == expected
