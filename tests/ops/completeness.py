@@ -150,6 +150,17 @@ def missing_of_kernels(parts: Parts) -> Iterator[str]:
             yield f"no benchmark times {name} ({file}): add a row to benchmarks/ops_ours.py"
 
 
+def hidden_dependencies(sources: Mapping[str, str]) -> Iterator[str]:
+    """Where a Cython file (name: text) uses what another one defines for itself: all of them are one module."""
+    for file, text in sources.items():
+        functions = re.findall(r"^cdef (?!extern)[^(\n]*?(\w+)\(", text, re.MULTILINE)
+        structs = re.findall(r"^cdef struct (\w+):", text, re.MULTILINE)
+        for defined in (*functions, *structs):
+            for other, its_text in sources.items():
+                if other != file and re.search(rf"\b{defined}(\(| \*|\[)", re.sub(r"#.*", "", its_text)):
+                    yield f"{CPU}/{other} uses {defined} of {file}: move it to a .pxi, which is for what kernels share"
+
+
 def missing_of_cuda(parts: Parts) -> Iterator[str]:
     for file in sorted(parts.cuda_sources - parts.cuda_launchers):
         yield f"{CUDA}/{file}.cu has no launchers: write {CUDA}/{file}.py"

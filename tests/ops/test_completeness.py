@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.ops.completeness import collect, missing
+from tests.ops.completeness import ROOT, collect, hidden_dependencies, missing
 from tinygpt.backends import get
 from tinygpt.kernel import REGISTRY
 from tinygpt.ops import _bind
@@ -92,6 +92,15 @@ def test_a_part_that_is_forgotten_is_named(forgotten: dict[str, Any], sentence: 
 def test_what_the_files_define_is_what_was_built() -> None:
     """A body that is only in the file was not compiled: `make build`."""
     assert {name for name, kernel in REGISTRY.items() if "cython" in kernel.variants()} == set(PARTS.compiled)
+
+
+def test_what_kernels_share_is_in_a_pxi() -> None:
+    sources = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / CPU).rglob("*.pyx")}
+    assert list(hidden_dependencies(sources)) == []
+    sources["bias_gelu.pyx"] += "\n    run_gelu(a, b)\n"
+    assert list(hidden_dependencies(sources)) == [
+        f"{CPU}/bias_gelu.pyx uses run_gelu of gelu.pyx: move it to a .pxi, which is for what kernels share"
+    ]
 
 
 def test_methods_of_tensor_are_operations() -> None:
