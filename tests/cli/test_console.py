@@ -106,6 +106,7 @@ def broken_pipe() -> int:
     return writing
 
 
+@pytest.mark.slow
 @posix
 def test_a_run_whose_output_nobody_reads_is_trained(text: Path, tmp_path: Path) -> None:
     """`tinygpt train ... 2>&1 | true`: the exit code 0 means that it was."""
@@ -135,6 +136,7 @@ def test_an_output_that_could_not_be_written_is_a_sentence(model: Path) -> None:
     assert "No space left on device" in done.stderr
 
 
+@pytest.mark.slow
 @posix
 def test_what_is_for_stderr_goes_into_no_other_file(text: Path, tmp_path: Path) -> None:
     """With 2 closed, the metrics would get that number; the words about a signal would land in them."""

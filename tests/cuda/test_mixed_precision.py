@@ -179,6 +179,7 @@ def dtypes_of(returned: Any) -> list[Any]:
     return [getattr(value, "dtype", type(value)) for value in results]
 
 
+@pytest.mark.slow
 @in_both
 @pytest.mark.parametrize("row", [row for row in CUDA_ROWS if row.kernel is None], ids=lambda row: row.name)
 def test_reference_and_launcher_agree_on_dtypes(row: Any, name: str) -> None:

@@ -38,6 +38,7 @@ def every_row(model, prompt, count, penalty, eos=None, score=lambda row, log_pro
     return sorted(found.items(), key=lambda item: -item[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("penalty", [0.0, 1.0, 2.5, -1.0])
 @pytest.mark.parametrize("eos", [None, EOS])
 def test_with_room_for_everything_it_is_exhaustive_search(tiny, penalty, eos):

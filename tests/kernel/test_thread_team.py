@@ -118,6 +118,7 @@ print(in_child(child), tg.get_num_threads(), work() == expected)
     assert python(code, tmp_path) == "0 2 True"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_multiprocessing(method: str, tmp_path: Path) -> None:
     code = f"""
@@ -167,6 +168,7 @@ with ThreadPoolExecutor(3) as callers:
     assert python(code, tmp_path) == "True"
 
 
+@pytest.mark.slow
 @needs_extension
 @pytest.mark.parametrize(
     ("variables", "threads"),

@@ -69,6 +69,7 @@ def test_compiled_product(kind: str, M: int, K: int, N: int, form: Any, layout: 
     )
 
 
+@pytest.mark.slow
 @compiled
 @every_kind
 @pytest.mark.parametrize("form", FORMATS)

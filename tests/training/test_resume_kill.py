@@ -77,6 +77,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
 def test_killed_while_a_new_run_takes_the_place(tmp_path: Path) -> None:
     folder, dice = tmp_path / "run", random.Random(4)
