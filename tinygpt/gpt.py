@@ -84,7 +84,7 @@ class GPTConfig:
                 raise DtypeError(f"GPTConfig: {name} must be True or False, not {getattr(self, name)!r}")
         if self.n_inner is not None:
             object.__setattr__(self, "n_inner", whole_number("GPTConfig", "n_inner", self.n_inner))
-        if self.activation_function not in ACTIVATIONS:
+        if self.activation_function not in tuple(ACTIVATIONS):
             raise UsageError(
                 f"GPTConfig: activation_function must be one of {', '.join(ACTIVATIONS)}, "
                 f"not {self.activation_function!r}"

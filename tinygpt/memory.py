@@ -23,9 +23,10 @@ _CGROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_
 
 def parameter_count(config: GPTConfig) -> int:
     """How many parameters a GPT of this configuration has."""
-    C, bias = config.n_embd, config.bias
-    block = 12 * C * C + 2 * C + (11 * C if bias else 0)
-    return (config.vocab_size + config.block_size) * C + config.n_layer * block + C + (C if bias else 0)
+    C, inner, bias = config.n_embd, config.inner, config.bias
+    block = 4 * C * C + 2 * C * inner + 2 * C + (7 * C + inner if bias else 0)
+    tables = config.block_size + config.vocab_size * (1 if config.tie_word_embeddings else 2)
+    return tables * C + config.n_layer * block + C + (C if bias else 0)
 
 
 def require_memory(config: GPTConfig, batch_size: int, backend: str = "numpy", training: bool = True) -> None:

@@ -15,6 +15,8 @@ from tests.generation.slow_decoder import SlowDecoder
 from tests.ops.cases.packed import FORMATS, compiled
 from tinygpt import GPT, GPTConfig
 from tinygpt.generation.decoder import Decoder
+from tinygpt.generation.stepper import decoder_for
+from tinygpt.gpt import ACTIVATIONS
 from tinygpt.kernel import use_kernels
 
 SHAPE = {"block_size": 24, "vocab_size": 31, "n_layer": 3, "n_head": 3, "n_embd": 24}
@@ -83,6 +85,21 @@ def test_models_of_other_shapes(dtype: Any, changes: Any) -> None:
         10,
         TOLERANCE[dtype] * max(1, np.sqrt(model.config.n_embd) / 5),
     )
+
+
+@every_dtype
+@pytest.mark.parametrize("kernels", ["auto", "reference"])
+@pytest.mark.parametrize(
+    "changes",
+    [*({"activation_function": name} for name in ACTIVATIONS), {"n_inner": 7}, {"scale_attn_weights": False},
+     {"scale_attn_by_inverse_layer_idx": True}, {"tie_word_embeddings": False}],
+    ids=str,
+)  # fmt: skip
+def test_variants_of_the_model(dtype: Any, kernels: str, changes: Any) -> None:
+    model = model_of(dtype, **changes)
+    assert type(decoder_for(model)) is Decoder
+    with use_kernels(kernels):
+        together(model, prompts_of([3, 14, 1]), 6, TOLERANCE[dtype])
 
 
 @every_dtype

@@ -23,6 +23,23 @@ BLOCK = [
 ]
 
 
+BY_HAND = {
+    "gelu_new": lambda z: 0.5 * z * (1 + np.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3))),
+    "gelu": lambda z: z * np.vectorize(lambda v: 0.5 * math.erfc(-v / math.sqrt(2)))(z),
+    "relu": lambda z: np.where(z > 0, z, 0),
+    "silu": lambda z: z / (1 + np.exp(-z)),
+}
+VARIANTS = [
+    *({"activation_function": name} for name in BY_HAND),
+    {"n_inner": 7},
+    {"scale_attn_weights": False},
+    {"scale_attn_by_inverse_layer_idx": True},
+    {"tie_word_embeddings": False},
+    {"n_inner": 30, "activation_function": "silu", "scale_attn_weights": False, "tie_word_embeddings": False,
+     "scale_attn_by_inverse_layer_idx": True},
+]  # fmt: skip
+
+
 def make(seed=0, dtype=np.float64, **settings):
     return GPT(GPTConfig(**(SETTINGS | settings)), seed=seed, dtype=dtype)
 
@@ -54,13 +71,15 @@ def composed_logits(model, idx):
     def linear(x, name):
         return x @ w[f"{name}.weight"] + w.get(f"{name}.bias", 0)
 
-    def attention(x, name):
-        B, T, C = x.shape
+    def attention(x, i):
+        name, (B, T, C) = f"h.{i}.attn", x.shape
         q, k, v = (
             a.reshape(B, T, config.n_head, -1).transpose(0, 2, 1, 3)
             for a in np.split(linear(x, f"{name}.c_attn"), 3, -1)
         )
-        scores = q @ k.swapaxes(-1, -2) / math.sqrt(C // config.n_head)
+        scores = q @ k.swapaxes(-1, -2)
+        scores /= math.sqrt(C // config.n_head) if config.scale_attn_weights else 1
+        scores /= i + 1 if config.scale_attn_by_inverse_layer_idx else 1
         scores = np.where(np.tri(T, dtype=bool), scores, -np.inf)
         weights = np.exp(scores - scores.max(-1, keepdims=True))
         y = (weights / weights.sum(-1, keepdims=True)) @ v
@@ -68,13 +87,13 @@ def composed_logits(model, idx):
 
     def mlp(x, name):
         z = linear(x, f"{name}.c_fc")
-        return linear(0.5 * z * (1 + np.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3))), f"{name}.c_proj")
+        return linear(BY_HAND[config.activation_function](z), f"{name}.c_proj")
 
     x = w["wte.weight"][idx] + w["wpe.weight"][: idx.shape[1]]
     for i in range(config.n_layer):
-        x = x + attention(norm(x, f"h.{i}.ln_1"), f"h.{i}.attn")
+        x = x + attention(norm(x, f"h.{i}.ln_1"), i)
         x = x + mlp(norm(x, f"h.{i}.ln_2"), f"h.{i}.mlp")
-    return norm(x, "ln_f") @ w["wte.weight"].T
+    return norm(x, "ln_f") @ w["wte.weight" if config.tie_word_embeddings else "lm_head.weight"].T
 
 
 # What it is made of -------------------------------------------------------------------------------
@@ -134,12 +153,55 @@ def test_flops_are_the_formula():
     assert model.flops_per_token(4) == 6 * N + 12 * 2 * 12 * 4
 
 
+def test_flops_count_what_is_multiplied_with():
+    """A head of its own is multiplied with and the embedding beside it looked up: as many operations as before."""
+    tied, untied, narrow = make(), make(tie_word_embeddings=False), make(n_inner=7)
+    assert untied.num_parameters() == tied.num_parameters() + 11 * 12
+    assert untied.flops_per_token() == tied.flops_per_token()
+    assert tied.flops_per_token() - narrow.flops_per_token() == 6 * 2 * (2 * 12 + 1) * (48 - 7)
+
+
+def test_a_head_of_its_own():
+    model = make(tie_word_embeddings=False)
+    assert [name for name, _ in model.named_parameters()][-1] == "lm_head.weight"
+    assert model.lm_head.weight.data.std() == pytest.approx(0.02, rel=0.2)
+    found = gradients(model, model.loss(IDX, TARGETS))
+    unused = sorted(set(range(11)) - set(IDX.reshape(-1)))
+    assert not found["wte.weight"][unused].any()  # the embedding's gradient is that of its own use alone
+    assert np.abs(found["lm_head.weight"]).min() > 0
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ({"activation_function": "tanh"}, "activation_function must be one of gelu_new, gelu, relu, silu, not 'tanh'"),
+        ({"activation_function": None}, "activation_function must be one of .* not None"),
+        ({"activation_function": ["relu"]}, "activation_function must be one of"),
+        ({"n_inner": 0}, "n_inner must be at least 1, not 0"),
+        ({"n_inner": 1.5}, "n_inner must be a whole number, not 1.5"),
+        ({"scale_attn_weights": 1}, "scale_attn_weights must be True or False, not 1"),
+        ({"tie_word_embeddings": "no"}, "tie_word_embeddings must be True or False, not 'no'"),
+    ],
+)
+def test_settings_without_sense(setting, words):
+    with pytest.raises(UsageError, match=words):
+        make(**setting)
+
+
+def test_settings_of_before_are_the_same_model():
+    """Of runs and files that know nothing of the newer fields."""
+    old = {"vocab_size", "block_size", "n_layer", "n_head", "n_embd", "dropout", "bias", "layer_norm_epsilon"}
+    config = make(bias=False).config
+    assert GPTConfig.from_dict({name: value for name, value in config.to_dict().items() if name in old}) == config
+
+
 # What it computes ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_logits_are_the_drawing_of_the_page(bias):
-    model = perturbed(bias=bias)
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_logits_are_the_drawing_of_the_page(variant, bias):
+    model = perturbed(bias=bias, **variant)
     logits = model(IDX)
     assert logits.shape == (3, 7, 11)
     np.testing.assert_allclose(logits.data, composed_logits(model, IDX), rtol=1e-9, atol=1e-10)
@@ -157,11 +219,14 @@ def test_loss_is_the_cross_entropy_of_the_logits(bias):
         np.testing.assert_allclose(gradient, plain[name], rtol=1e-8, atol=1e-11, err_msg=name)
 
 
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_gradient_of_the_whole_model(bias, dropout):
+@pytest.mark.parametrize(
+    "settings",
+    [{"bias": bias, "dropout": dropout} for bias in (True, False) for dropout in (0.0, 0.3)] + VARIANTS[1:],
+    ids=str,
+)
+def test_gradient_of_the_whole_model(settings):
     """Differences of the loss along random directions in the space of all parameters, four-point stencil."""
-    model = perturbed(bias=bias, dropout=dropout)
+    model = perturbed(**settings)
     state = model.generator.state_dict()
 
     def loss():
@@ -342,7 +407,7 @@ def test_from_dict_names_what_is_unknown_or_missing():
         (np.zeros(3, int), r"the shape \(batch, time\) with at least one token, not \(3,\)"),
         (np.zeros((2, 0), int), "at least one token"),
         ([[]], "at least one token"),
-        (np.zeros((2, 3)), "token ids\\), not float64"),
+        (np.zeros((2, 3)), "idx must be integers, not float64"),
         (np.zeros((2, 3), bool), "not bool"),
         ([[0, 11]], r"ids must be in 0 .. 10 \(vocab_size is 11\), those in idx are in 0 .. 11"),
         ([[0, -1]], "those in idx are in -1 .. 0"),

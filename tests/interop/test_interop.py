@@ -299,8 +299,8 @@ def test_convert_keeps_what_comes_with_a_directory(tmp_path: Path) -> None:
 
 def test_convert_leaves_the_target_alone_when_it_fails(tmp_path: Path) -> None:
     source, target = saved(tmp_path / "source"), saved(tmp_path / "target", make(seed=1))
-    change_json(source / CONFIG, n_inner=1)
-    with pytest.raises(CheckpointError, match="n_inner"):
+    change_json(source / CONFIG, activation_function="tanh")
+    with pytest.raises(CheckpointError, match="activation_function"):
         convert(source, target)
     with pytest.raises(UsageError, match="there is no folder"):
         convert(tmp_path / "nothing", target)

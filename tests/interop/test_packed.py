@@ -69,11 +69,11 @@ def assert_same_packed(found: GPT, expected: GPT) -> None:
 
 @every_way
 @every_format
-@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("variant", [{}, {"bias": False}, {"tie_word_embeddings": False, "n_inner": 20}], ids=str)
 def test_packed_on_the_way_or_afterwards(
-    way: Callable[[Path, GPT], Path], how: dict[str, str], bias: bool, tmp_path: Path
+    way: Callable[[Path, GPT], Path], how: dict[str, str], variant: dict[str, Any], tmp_path: Path
 ) -> None:
-    model = make(bias=bias)
+    model = make(**variant)
     found = GPT.from_pretrained(way(tmp_path, model), **how)
     assert not found.training
     assert_same_packed(found, model.pack(format_of(how)))
@@ -137,12 +137,18 @@ def test_the_heads_matrix_alone_or_once_more(how: dict[str, str], tmp_path: Path
         assert_same_model(GPT.from_pretrained(folder), model)
         assert_same_packed(GPT.from_pretrained(folder, **how), make().pack(format_of(how)))
     change_weights(saved(tmp_path / "2", model), another)
-    for options in ({}, how):
-        with pytest.raises(CheckpointError, match=r"lm_head\.weight that differs from the token embedding"):
-            GPT.from_pretrained(tmp_path / "2", **options)
+    untied = make(tie_word_embeddings=False)
+    untied.load_state_dict(model.state_dict() | {head: model.wte.weight.data + 1})
+    for options, expected in (({}, untied), (how, None)):
+        with pytest.warns(UserWarning, match=r"lm_head\.weight that differs from the token embedding"):
+            found = GPT.from_pretrained(tmp_path / "2", **options)
+        if expected is not None:
+            assert_same_model(found, expected)
+        else:
+            assert_same_packed(found, untied.pack(format_of(how)))
 
 
-def test_an_untied_head_that_is_the_same_is_the_same_model(tmp_path: Path) -> None:
+def test_an_untied_head_that_is_the_same_is_a_parameter_of_its_own(tmp_path: Path) -> None:
     saved(tmp_path)
     change_json(tmp_path / "config.json", tie_word_embeddings=False)
     with pytest.raises(
@@ -150,7 +156,9 @@ def test_an_untied_head_that_is_the_same_is_the_same_model(tmp_path: Path) -> No
     ):
         GPT.from_pretrained(tmp_path)
     change_weights(tmp_path, lambda arrays: arrays | {"lm_head.weight": arrays["transformer.wte.weight"].copy()})
-    assert_same_model(GPT.from_pretrained(tmp_path), make())
+    untied = make(tie_word_embeddings=False)
+    untied.load_state_dict(make().state_dict() | {"lm_head.weight": make().wte.weight.data})
+    assert_same_model(GPT.from_pretrained(tmp_path), untied)
     change_weights(tmp_path, lambda arrays: {k: v for k, v in arrays.items() if "wte" not in k})
     with pytest.raises(CheckpointError, match=r"lack 'wte\.weight'"):
         GPT.from_pretrained(tmp_path)

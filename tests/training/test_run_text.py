@@ -244,8 +244,9 @@ def test_a_vocabulary_that_the_text_brings_counts(run: Any, tmp_path: Path, monk
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_parameters_are_counted_as_the_model_counts_them(bias: bool) -> None:
-    config = GPTConfig(vocab_size=11, block_size=7, n_layer=3, n_head=2, n_embd=6, bias=bias)
+@pytest.mark.parametrize("variant", [{}, {"n_inner": 7}, {"tie_word_embeddings": False}])
+def test_parameters_are_counted_as_the_model_counts_them(variant: dict[str, Any], bias: bool) -> None:
+    config = GPTConfig(vocab_size=11, block_size=7, n_layer=3, n_head=2, n_embd=6, bias=bias, **variant)
     assert memory.parameter_count(config) == GPT(config).num_parameters()
 
 

@@ -6,6 +6,8 @@
 | n_positions | block_size |
 | num_hidden_layers, num_attention_heads, hidden_size, max_position_embeddings | n_layer, n_head, n_embd, block_size |
 | resid_pdrop, embd_pdrop, attn_pdrop | dropout: one for all three |
+| activation_function | the same; of the several names of one function, one |
+| n_inner, scale_attn_weights, scale_attn_by_inverse_layer_idx, tie_word_embeddings | the same |
 | (none) | bias: GPT-2 always has biases. Ours without them is written with biases of zero and "tinygpt_bias": false |
 
 A configuration whose mathematics this model doesn't have is refused by name. What changes nothing in the mathematics
@@ -42,14 +44,17 @@ OTHER_NAMES = {
 DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 NO_BIAS = "tinygpt_bias"
-# Settings that decide the mathematics: the values that are this model's. What is missing is GPT-2's, the first value.
+# Their names of the activations that this model has. gelu_fast writes sqrt(2 / pi) with ten digits.
+ACTIVATION_NAMES = {
+    **dict.fromkeys(("gelu_new", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_accurate", "gelu_fast"), "gelu_new"),
+    **dict.fromkeys(("gelu", "gelu_python"), "gelu"), "relu": "relu", **dict.fromkeys(("silu", "swish"), "silu"),
+}  # fmt: skip
+SWITCHES = {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "tie_word_embeddings": True}
+# Settings that decide the mathematics: the values that this model can represent. What is missing is the first value.
 _REPRESENTED: dict[str, tuple[Any, ...]] = {
-    # All names of the tanh form of GELU; gelu_fast writes sqrt(2 / pi) with ten digits.
-    "activation_function": ("gelu_new", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_accurate", "gelu_fast"),
-    "scale_attn_weights": (True,),
-    "scale_attn_by_inverse_layer_idx": (False,),
+    "activation_function": tuple(ACTIVATION_NAMES),
+    **{name: (default, not default) for name, default in SWITCHES.items()},
     "add_cross_attention": (False,),
-    "tie_word_embeddings": (True, False),  # untied, the head must be in the file and be the same: see weights.py
     "quantization_config": (None,),
 }
 _LONGEST = 10_000_000  # bytes of a JSON file; the index of the largest GPT-2 has 60,000
@@ -84,11 +89,10 @@ def _no_number(name: str) -> None:
 
 
 class ConfigFile(NamedTuple):
-    """What a config.json says. without_bias: it is marked so. tied: the head's matrix is the token embedding's."""
+    """What a config.json says. without_bias: it is marked so."""
 
     config: GPTConfig
     without_bias: bool
-    tied: bool
 
 
 def read_config(folder: Path, dropout: float | None = None) -> ConfigFile:
@@ -104,18 +108,24 @@ def read_config(folder: Path, dropout: float | None = None) -> ConfigFile:
     if missing:
         raise CheckpointError(f"{path} lacks {', '.join(missing)}")
     sizes: dict[str, Any] = {ours: whole_number(str(path), name, settings[name]) for name, ours in SIZES.items()}
-    if not _is_any_of(settings.get("n_inner"), (None, 4 * sizes["n_embd"])):
-        raise CheckpointError(
-            f"{path}: n_inner is {_brief(settings['n_inner'])}; this model's is always 4 * n_embd = "
-            f"{4 * sizes['n_embd']}, so it can't represent that one"
-        )
     epsilon = number(str(path), "layer_norm_epsilon", settings.get("layer_norm_epsilon", 1e-5), above=0)
     share = _dropout(path, settings) if dropout is None else dropout
     try:
-        config = GPTConfig(**sizes, dropout=share, layer_norm_epsilon=epsilon)
+        config = GPTConfig(
+            **sizes, dropout=share, layer_norm_epsilon=epsilon, n_inner=_n_inner(path, settings, sizes["n_embd"]),
+            activation_function=ACTIVATION_NAMES[settings.get("activation_function", "gelu_new")],
+            **{name: settings.get(name, default) for name, default in SWITCHES.items()},
+        )  # fmt: skip
     except UsageError as error:
         raise CheckpointError(f"{path} makes no model: {error}") from error
-    return ConfigFile(config, settings.get(NO_BIAS) is False, settings.get("tie_word_embeddings", True))
+    return ConfigFile(config, settings.get(NO_BIAS) is False)
+
+
+def _n_inner(path: Path, settings: Mapping[str, Any], n_embd: int) -> int | None:
+    """None where it is GPT-2's 4 n_embd, which some files write out."""
+    value = settings.get("n_inner")
+    inner = None if value is None else whole_number(str(path), "n_inner", value)
+    return None if inner == 4 * n_embd else inner
 
 
 def _with_our_names(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -175,10 +185,11 @@ def config_json(config: GPTConfig, dtype: str, generation: Mapping[str, Any]) ->
     sizes = {name: getattr(config, ours) for name, ours in SIZES.items()}
     mark = {} if config.bias else {NO_BIAS: False}
     return {
-        "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], **sizes, "n_inner": None,
-        "activation_function": "gelu_new", **dict.fromkeys(DROPOUTS, config.dropout),
-        "layer_norm_epsilon": config.layer_norm_epsilon, "initializer_range": 0.02, "scale_attn_weights": True,
-        "tie_word_embeddings": True, **{name: generation.get(name) for name in TOKEN_IDS}, "torch_dtype": dtype, **mark,
+        "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], **sizes, "n_inner": config.n_inner,
+        "activation_function": config.activation_function, **dict.fromkeys(DROPOUTS, config.dropout),
+        "layer_norm_epsilon": config.layer_norm_epsilon, "initializer_range": 0.02,
+        **{name: getattr(config, name) for name in SWITCHES}, **{name: generation.get(name) for name in TOKEN_IDS},
+        "torch_dtype": dtype, **mark,
     }  # fmt: skip
 
 

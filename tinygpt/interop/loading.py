@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from ..tokenizers import Tokenizer, hf_tokenizers
 from .config import CONFIG, read_config, read_generation
 from .hub import find_here, find_model
 from .saving import token_ids
-from .weights import Weights, open_weights
+from .weights import HEAD, Weights, open_weights
 
 Make = Callable[[GPTConfig, Weights], GPT]
 
@@ -123,10 +124,17 @@ def _formats(dtype: Any, quantize: Any) -> tuple[str, str | None]:
 
 
 def _load_directory(folder: Path, make: Make, dropout: float | None) -> GPT:
-    config, marked, tied = read_config(folder, dropout)
+    config, marked = read_config(folder, dropout)
     generation = read_generation(folder, config.vocab_size)
     with open_weights(folder) as weights:
-        weights.check(config, tied)
+        weights.check(config)
+        if weights.take_other_head():
+            warnings.warn(
+                f"{folder} has a {HEAD} that differs from the token embedding, though its config.json ties them: the "
+                "model is loaded with a head of its own, as transformers does it (tie_word_embeddings=False)",
+                stacklevel=8,
+            )
+            config = dataclasses.replace(config, tie_word_embeddings=False)
         if marked and weights.drop_zero_biases():  # else it was trained on elsewhere, and has them now
             config = dataclasses.replace(config, bias=False)
         model = make(config, weights)

@@ -27,7 +27,7 @@ from ..gpt import GPT
 from ..safetensors_io import CODES, DTYPES, write_safetensors
 from .config import CONFIG, GENERATION, TOKEN_IDS, config_json
 from .plain_gpt import difference_from_gpt2
-from .weights import INDEX, PREFIX, SINGLE, parameter_shapes
+from .weights import HEAD, INDEX, PREFIX, SINGLE, parameter_shapes
 
 FORMATS = ("float32", "bfloat16", "float16", "float64")
 TOKENIZER_FILES = frozenset(
@@ -108,7 +108,8 @@ def _arrays(model: GPT) -> dict[str, Any]:
     shapes = dict(parameter_shapes(model.config))
     absent = {name for name in shapes if name.endswith(".bias") and not model.config.bias}
     _refuse_more_than_weights(model, own.keys(), shapes.keys() - absent)
-    return {f"{PREFIX}{name}": own[name] if name in own else np.zeros(shape, "f4") for name, shape in shapes.items()}
+    stored = {name: name if name == HEAD else PREFIX + name for name in shapes}  # the head is not inside `transformer`
+    return {stored[name]: own[name] if name in own else np.zeros(shape, "f4") for name, shape in shapes.items()}
 
 
 def _refuse_more_than_weights(model: GPT, own: Set[str], expected: Set[str]) -> None:

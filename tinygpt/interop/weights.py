@@ -6,9 +6,9 @@
 
 Names are those of this model's parameters, with the prefix `transformer.` where the file is of a model with a head
 and without it where it is of the model alone. Three kinds of arrays are no parameters: `attn.bias` and
-`attn.masked_bias`, which older versions of transformers kept and which are the causal mask, and `lm_head.weight`, which
-must be the token embedding once more. Of the two names of that one matrix the file may have the head's alone: it is
-what `safetensors.torch.save_model` keeps.
+`attn.masked_bias`, which older versions of transformers kept and which are the causal mask, and `lm_head.weight` where
+it is the token embedding once more. Of the two names of that one matrix the file may have the head's alone: it is what
+`safetensors.torch.save_model` keeps. A head of its own (tie_word_embeddings=False) is a parameter like the others.
 """
 
 from __future__ import annotations
@@ -36,23 +36,25 @@ HOW_TO_CONVERT = (
     "AutoModelForCausalLM as M; M.from_pretrained('{}').save_pretrained('NEW_FOLDER')\""
 )
 RUN = "model."  # before each name in a checkpoint of a training run
-_HEAD, _EMBEDDING = "lm_head.weight", "wte.weight"
+HEAD, _EMBEDDING = "lm_head.weight", "wte.weight"
 _MASK = re.compile(r"h\.\d+\.attn\.(masked_)?bias")
 _FILE_NAME = re.compile(r"[^/\\:\0]+\.safetensors")
 
 
 def parameter_shapes(config: GPTConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Name and shape of every array of a GPT-2 of this size, biases included, in the model's order."""
-    V, T, C = config.vocab_size, config.block_size, config.n_embd
+    V, T, C, inner = config.vocab_size, config.block_size, config.n_embd, config.inner
     yield from (("wte.weight", (V, C)), ("wpe.weight", (T, C)))
     for layer in range(config.n_layer):
         for part, shape in (
             ("ln_1", (C,)), ("attn.c_attn", (C, 3 * C)), ("attn.c_proj", (C, C)),
-            ("ln_2", (C,)), ("mlp.c_fc", (C, 4 * C)), ("mlp.c_proj", (4 * C, C)),
+            ("ln_2", (C,)), ("mlp.c_fc", (C, inner)), ("mlp.c_proj", (inner, C)),
         ):  # fmt: skip
             yield f"h.{layer}.{part}.weight", shape
             yield f"h.{layer}.{part}.bias", shape[-1:]
     yield from (("ln_f.weight", (C,)), ("ln_f.bias", (C,)))
+    if not config.tie_word_embeddings:
+        yield HEAD, (V, C)
 
 
 class Weights:
@@ -68,7 +70,7 @@ class Weights:
                     raise CheckpointError(f"the weights in {folder} hold {name!r} twice")
                 if not _MASK.fullmatch(name):
                     self.place[name] = (file, stored)
-        self.head = self.place.pop(_HEAD, None)
+        self.head = self.place.pop(HEAD, None)
 
     @classmethod
     def of_run(cls, path: Path, file: SafetensorsFile) -> Weights:
@@ -92,19 +94,20 @@ class Weights:
         for name, shape in shapes.items():
             self._check_array(name, self.place[name], shape)
 
-    def check(self, config: GPTConfig, tied: bool = True) -> None:
+    def check(self, config: GPTConfig) -> None:
         """Raise CheckpointError unless these are the arrays of a model of this size. Reads none of them.
 
-        tied: without a head of its own the file means the token embedding, and the other way round. Otherwise both
-        must be there.
+        Where the head's matrix is the embedding's, either name will do for both. Otherwise both must be there.
         """
-        if tied and _EMBEDDING not in self.place and self.head is not None:
+        if not config.tie_word_embeddings:
+            if self.head is None:
+                raise CheckpointError(
+                    f"the weights in {self.folder} lack {HEAD!r}, and config.json says tie_word_embeddings=false: "
+                    "without it the model has no head"
+                )
+            self.place[HEAD], self.head = self.head, None
+        elif _EMBEDDING not in self.place and self.head is not None:
             self.place[_EMBEDDING], self.head = self.head, None
-        if not tied and self.head is None:
-            raise CheckpointError(
-                f"the weights in {self.folder} lack {_HEAD!r}, and config.json says tie_word_embeddings=false: without "
-                "it the model has no head"
-            )
         # First of all, before names are made for a billion layers that somebody claims.
         if config.n_layer > len(self.place):
             raise CheckpointError(
@@ -119,7 +122,7 @@ class Weights:
         for name, shape in shapes.items():
             self._check_array(name, self.place[name], shape)
         if self.head is not None:
-            self._check_array(_HEAD, self.head, shapes["wte.weight"])
+            self._check_array(HEAD, self.head, shapes["wte.weight"])
 
     def _check_array(self, name: str, place: tuple[SafetensorsFile, str], shape: tuple[int, ...]) -> None:
         info = place[0].arrays[place[1]]
@@ -152,15 +155,11 @@ class Weights:
             pack_model(model, format, fill=self._fill_layer)
         for name, parameter in model.named_parameters():
             self._read(name, parameter)
-        if self.head is not None and format is None:
-            self._compare_head(model.wte.weight.data)
 
     def _fill_layer(self, path: str, layer: Any) -> None:
         """Read the weight of a layer that is packed next."""
         self._read(f"{path}.weight", layer.weight)
         require_finite(layer.weight.data, f"{path}.weight")
-        if f"{path}.weight" == _EMBEDDING and self.head is not None:
-            self._compare_head(layer.weight.data)
 
     def _read(self, name: str, parameter: Any) -> None:
         if not parameter.data.flags.c_contiguous:  # made without memory of its own
@@ -168,16 +167,20 @@ class Weights:
         file, stored = self.place[name]
         file.read_into(stored, parameter.data)
 
-    def _compare_head(self, embedding: np.ndarray) -> None:
-        assert self.head is not None
-        file, stored = self.head
-        flat: Any = embedding.reshape(-1)
-        for start, piece in file.pieces(stored, embedding.dtype):
-            if not np.array_equal(piece, flat[start : start + piece.size], equal_nan=True):
-                raise CheckpointError(
-                    f"the weights in {self.folder} have a {_HEAD} that differs from the token embedding wte.weight "
-                    "(tie_word_embeddings=false); this model has one matrix for both, so it can't represent that one"
-                )
+    def take_other_head(self) -> bool:
+        """Whether there is a head that differs from the token embedding, though the configuration ties them.
+
+        It then is a parameter like the others, as transformers has it.
+        """
+        if self.head is None:
+            return False
+        (file, stored), (of_embedding, embedding) = self.head, self.place[_EMBEDDING]
+        expected: Any = of_embedding.read(embedding).reshape(-1)
+        for start, piece in file.pieces(stored, np.float64):
+            if not np.array_equal(piece, expected[start : start + piece.size], equal_nan=True):
+                self.place[HEAD], self.head = self.head, None
+                return True
+        return False
 
 
 @contextlib.contextmanager

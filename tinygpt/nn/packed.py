@@ -130,9 +130,11 @@ def pack_model(model: Any, format: str, group: int | None = None, fill: Fill | N
 
 
 def _pack_layers(model: Any, format: str, group: int | None, fill: Fill) -> None:
-    """Replace the token embedding and every Linear by packed layers, one at a time, so that memory is freed early."""
-    fill("wte", model.wte)
-    model.wte = PackedEmbedding(model.wte, format, group)
+    """Replace embedding, head and every Linear by packed layers, one at a time, so that memory is freed early."""
+    head = [name for name, value in vars(model).items() if value is model.output_embedding and name != "wte"]
+    for name in ("wte", *head):
+        fill(name, getattr(model, name))
+        setattr(model, name, PackedEmbedding(getattr(model, name), format, group))
     owners = [(path, owner) for path, owner in model.named_modules() if not isinstance(owner, Linear)]
     for path, owner in owners:
         for name, value in vars(owner).items():
