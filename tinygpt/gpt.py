@@ -10,8 +10,8 @@
      |
      logits = ln_f(x) @ wte.T                        (B, T, V): scores of the next token; untied, @ lm_head.T
 
-Each addition is followed by a norm. `ResidualStream` holds the addition back until that norm asks for the sum, and does
-both in a single pass over memory, together with dropout and the bias of the projection before.
+Each addition is followed by a norm. `ResidualStream` (`tinygpt/nn/residual.py`) holds the addition back until that norm
+asks for the sum, and does both in a single pass over memory, together with dropout and the bias before it.
 
 To generate, the same blocks run with a `cache`: the keys and values of the tokens before, so that only the new tokens
 are computed (`tinygpt/ops/cached_attention.py`).
@@ -42,15 +42,15 @@ from .backends import array_module
 from .checks import number, whole_number
 from .errors import DtypeError, UsageError
 from .language_model import LanguageModel
-from .nn.known import computes_as, known, takes_cache
+from .nn.known import known
 from .nn.packed import product_and_bias, with_bias
+from .nn.residual import ResidualStream
 from .ops.cached_attention import KeyValueCache, cached_attention
 from .random import Generator
 from .tensor import Tensor
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu_new": ops.gelu, "gelu": partial(ops.gelu, approximate="none"), "relu": ops.relu,
-    "silu": ops.silu,
+    "gelu_new": ops.gelu, "gelu": partial(ops.gelu, approximate="none"), "relu": ops.relu, "silu": ops.silu,
 }  # fmt: skip
 
 
@@ -115,59 +115,6 @@ class GPTConfig:
         if missing:
             raise UsageError(f"GPTConfig: the settings lack {', '.join(missing)}")
         return cls(**settings)
-
-
-class ResidualStream:
-    """x (B, T, C), to which the branches of the blocks are added.
-
-    An addition is held back until the norm that follows, and then is one operation with it. Layers of somebody's own
-    are called as they are: whatever they compute is what counts.
-    """
-
-    def __init__(self, x: Tensor) -> None:
-        self.x = x
-        self.pending: tuple[Tensor, Tensor | None, Any] | None = None  # of an addition: the branch, its bias, dropout
-
-    def add(self, layer: Any, h: Tensor, dropout: Any, cache: KeyValueCache | None = None) -> None:
-        """x = x + dropout(layer(h)), as soon as x is asked for."""
-        if computes_as(layer, Attention) or computes_as(layer, MLP):
-            branch, bias = layer.branch(h) if cache is None else layer.branch(h, cache)
-        else:
-            branch, bias = call(layer, h, cache), None
-        self.pending = branch, bias, dropout
-        if cache is not None and cache.last_only:
-            self.x, self.pending = self.x[:, -1:], (branch[:, -1:], bias, dropout)
-
-    def value(self) -> Tensor:
-        """x, with all that was added to it."""
-        if self.pending is not None:
-            (branch, bias, dropout), self.pending = self.pending, None
-            self.x = self.x + dropout(with_bias(branch, bias))
-        return self.x
-
-    def norm(self, layer: Any) -> Tensor:
-        """layer(x)."""
-        if self.pending is None or not (computes_as(layer, nn.LayerNorm) and computes_as(self.pending[2], nn.Dropout)):
-            return layer(self.value())
-        (branch, x_bias, dropout), self.pending = self.pending, None
-        weight, bias, x_bias = ops.in_dtype_of(self.x, layer.weight, layer.bias, x_bias)
-        self.x, h = ops.residual_layer_norm(
-            self.x, branch, weight, bias, x_bias, layer.eps, dropout.p, dropout.training, dropout.generator
-        )
-        return h
-
-    def through(self, block: Any, cache: KeyValueCache | None = None) -> None:
-        """x = block(x)."""
-        if computes_as(block, Block):
-            block.extend(self, cache)
-        else:
-            self.x = call(block, self.value(), cache)
-
-
-def call(layer: Any, x: Tensor, cache: KeyValueCache | None) -> Tensor:
-    """A layer of somebody's own, with the cache if it takes one."""
-    y: Tensor = layer(x, cache=cache) if cache is not None and takes_cache(layer.forward) else layer(x)
-    return y
 
 
 @known("forward", "branch")

@@ -48,6 +48,8 @@ def from_pretrained(
 ) -> GPT:
     """What `GPT.from_pretrained` does; see there. model_class: GPT or a subclass."""
     held, packed = _formats(dtype, quantize)
+    if not issubclass(model_class, GPT):
+        raise UsageError(f"from_pretrained: a GPT-2 directory makes a GPT, and {model_class.__name__} is no kind of it")
     if dropout is not None:
         dropout = number("from_pretrained", "dropout", dropout, at_least=0, below=1)
 

@@ -14,7 +14,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -105,19 +105,18 @@ def save(
 def _arrays(model: GPT) -> dict[str, Any]:
     """Stored name -> array of every parameter; biases that the model doesn't have are zeros."""
     own = model.state_dict()
+    _refuse(difference_from_gpt2(model))
     shapes = dict(parameter_shapes(model.config))
-    absent = {name for name in shapes if name.endswith(".bias") and not model.config.bias}
-    _refuse_more_than_weights(model, own.keys(), shapes.keys() - absent)
+    expected = {name for name in shapes if model.config.bias or not name.endswith(".bias")}
+    if own.keys() != expected:
+        name = min(own.keys() ^ expected)
+        _refuse(f"there is {'a' if name in own else 'no'} parameter {name}")
     stored = {name: name if name == HEAD else PREFIX + name for name in shapes}  # the head is not inside `transformer`
     return {stored[name]: own[name] if name in own else np.zeros(shape, "f4") for name, shape in shapes.items()}
 
 
-def _refuse_more_than_weights(model: GPT, own: Set[str], expected: Set[str]) -> None:
+def _refuse(difference: str | None) -> None:
     """Raise UsageError where the files, which are sizes and weights and no code, would make another model than this."""
-    difference = difference_from_gpt2(model)
-    if difference is None and own != expected:
-        name = min(own ^ expected)
-        difference = f"there is {'a' if name in own else 'no'} parameter {name}"
     if difference is not None:
         raise UsageError(
             f"save_pretrained: {difference}, and the files of a GPT-2 can't say so: put what it does into plain layers "

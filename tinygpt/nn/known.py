@@ -75,6 +75,12 @@ def computes_as(module: Any, kind: Any) -> bool:
     return getattr(module.forward, "__func__", None) is forward and kind.__call__ is called
 
 
+def computes_as_defined(module: Any) -> bool:
+    """`computes_as` for whichever known class `module` is of; False where it is of none."""
+    kind = type(module)
+    return kind in _CALLS and computes_as(module, kind)
+
+
 def keeps(module: Any, kind: type, *names: str) -> bool:
     """Whether `module`, of the known class `kind` or of a subclass, has these methods of it (all, if none is given)."""
     if type(module) is kind and is_known(module):

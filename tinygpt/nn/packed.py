@@ -107,8 +107,9 @@ def pack_model(model: Any, format: str, group: int | None = None, fill: Fill | N
         raise UsageError(f"GPT.pack: this model is packed already, in {model.packed}: load it anew")
     if format not in ("bfloat16", "int8"):
         raise UsageError(f"GPT.pack: format must be 'bfloat16' or 'int8', not {format!r}")
-    if model.wpe.weight.dtype != np.float32:
-        raise DtypeError(f"GPT.pack: only a float32 model can be packed, this one is {model.wpe.weight.dtype}")
+    dtype = model.parameters()[0].dtype
+    if dtype != np.float32:
+        raise DtypeError(f"GPT.pack: only a float32 model can be packed, this one is {dtype}")
     check_format(format, group)
     for path, module in unknown_modules(model):
         raise UsageError(

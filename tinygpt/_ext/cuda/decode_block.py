@@ -30,6 +30,7 @@ from .layer_norm import layer_norm_forward
 from .linear import add_bias
 from .packed import PACKED, few_rows_product, is_taken
 from .residual_layer_norm import residual_layer_norm_forward
+from .silu import silu_forward
 
 PIECE, THREADS, OWN = 128, 256, 4  # as in decode_block.cu
 HEADS = (32, 64, 128)
@@ -80,8 +81,7 @@ def activate(device: Device, z: Any, bias: Any, name: str) -> Any:
     z = z if bias is None else add_bias(device, z, bias)
     if name == "gelu":
         return gelu_erf_forward(device, z)
-    xp = device.xp
-    return xp.maximum(z, 0) if name == "relu" else z * (0.5 * (1 + xp.tanh(0.5 * z)))
+    return silu_forward(device, z) if name == "silu" else device.xp.maximum(z, 0)
 
 
 def fits(x: Any, block: Any, keys: Any, values: Any, length: Any) -> bool:

@@ -1,0 +1,71 @@
+"""The residual stream: x, to which every layer of a transformer adds something.
+
+    x = ResidualStream(x)
+    x.add(attention, x.norm(ln_1), dropout)         x = x + dropout(attention(ln_1(x)))
+    x.add(mlp, x.norm(ln_2), dropout)               x = x + dropout(mlp(ln_2(x)))
+
+An addition is held back until the norm that follows asks for the sum. Both are then one operation, a single pass over
+memory, together with dropout and the bias of the layer's last projection: a class of this package that has such a
+projection has a method `branch`, its `forward` without that bias, and the bias. Layers of somebody's own are called as
+they are: whatever they compute is what counts.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .. import ops
+from ..ops.cached_attention import KeyValueCache
+from ..tensor import Tensor
+from .known import computes_as, computes_as_defined, takes_cache
+from .layers import Dropout, LayerNorm
+from .packed import with_bias
+
+
+class ResidualStream:
+    """x (B, T, C), and what is added to it next."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+        self.pending: tuple[Tensor, Tensor | None, Any] | None = None  # of an addition: the branch, its bias, dropout
+
+    def add(self, layer: Any, h: Tensor, dropout: Any, cache: KeyValueCache | None = None) -> None:
+        """x = x + dropout(layer(h)), as soon as x is asked for."""
+        if hasattr(layer, "branch") and computes_as_defined(layer):
+            branch, bias = layer.branch(h) if cache is None else layer.branch(h, cache)
+        else:
+            branch, bias = call(layer, h, cache), None
+        self.pending = branch, bias, dropout
+        if cache is not None and cache.last_only:
+            self.x, self.pending = self.x[:, -1:], (branch[:, -1:], bias, dropout)
+
+    def value(self) -> Tensor:
+        """x, with all that was added to it."""
+        if self.pending is not None:
+            (branch, bias, dropout), self.pending = self.pending, None
+            self.x = self.x + dropout(with_bias(branch, bias))
+        return self.x
+
+    def norm(self, layer: Any) -> Tensor:
+        """layer(x)."""
+        if self.pending is None or not (computes_as(layer, LayerNorm) and computes_as(self.pending[2], Dropout)):
+            return layer(self.value())
+        (branch, x_bias, dropout), self.pending = self.pending, None
+        weight, bias, x_bias = ops.in_dtype_of(self.x, layer.weight, layer.bias, x_bias)
+        self.x, h = ops.residual_layer_norm(
+            self.x, branch, weight, bias, x_bias, layer.eps, dropout.p, dropout.training, dropout.generator
+        )
+        return h
+
+    def through(self, block: Any, cache: KeyValueCache | None = None) -> None:
+        """x = block(x). A block of this package has a method `extend`: it leaves its last addition to what follows."""
+        if hasattr(block, "extend") and computes_as_defined(block):
+            block.extend(self, cache)
+        else:
+            self.x = call(block, self.value(), cache)
+
+
+def call(layer: Any, x: Tensor, cache: KeyValueCache | None) -> Tensor:
+    """A layer of somebody's own, with the cache if it takes one."""
+    y: Tensor = layer(x, cache=cache) if cache is not None and takes_cache(layer.forward) else layer(x)
+    return y
