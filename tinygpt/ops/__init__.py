@@ -1,8 +1,8 @@
 """The differentiable operations, one file each.
 
 Every file has the same order: the mathematics; the oracle, which composes the operation from primitive ones for the
-tests to compare with; the reference kernels; the `Function`; the public function. `tinygpt.ops`
-consists of what is imported here.
+tests to compare with; the reference kernels; the `Function`; the public function. `tinygpt.ops` consists of the
+functions that are imported here.
 """
 
 # ruff: noqa: F401

@@ -1,26 +1,27 @@
 """Cross-entropy of integer targets, from logits.
 
-Row i holds V logits x_i; softmax makes them probabilities p_i, and the loss of the row is -log of the target's:
+Row i holds V logits x_i. Softmax turns them into probabilities p_i, and the row's loss is -log of the target's p:
 
     lse_i  = log(sum over j of exp(x_ij)) = m_i + log(sum over j of exp(x_ij - m_i)),   m_i = max over j of x_ij
     loss_i = lse_i - x_i,target_i = (m_i - x_i,target_i) + log(sum over j of exp(x_ij - m_i))
     loss   = mean of loss_i over the rows whose target is not ignore_index
 
-(-log(exp(x_t) / sum(exp(x))) is the second line; taking out the maximum keeps exp from overflowing and changes
-nothing. The loss is computed in its second form: beside a large m_i the logarithm would lose its digits.)
+(The second line is -log(exp(x_t) / sum(exp(x))). Subtracting the maximum keeps exp from overflowing and does not change
+the result. The loss is computed in the second form, since adding the logarithm to a large m_i would lose its digits.)
 
 Derivation of the gradient. d lse_i / d x_ij = exp(x_ij) / sum(exp(x_i)) = exp(x_ij - lse_i) = p_ij, so
 
     dx_ij = dloss_i * (p_ij - [j = target_i])          and 0 in ignored rows
 
-In words: take from the probabilities what the truth would have been.
+In words: the predicted probabilities minus the right ones, which are 1 for the target and 0 for everything else.
 
-Saved: logits, targets, lse. p is exp(logits - lse), one exp away, so the forward pass keeps no probabilities; lse is
-two numbers a row, near + rest (_two_parts.py): rounded to one, it would be off by any factor in p where logits are
-large, and p must not depend on what all logits of a row have in common. So p = exp(logits - near) * exp(-rest).
+Saved: logits, targets, lse. p = exp(logits - lse) takes one exp, so the forward pass does not save the probabilities.
+lse is stored as two numbers for each row, near + rest (_two_parts.py). Adding a constant to all logits of a row must
+not change p, but with large logits, an lse rounded to one number would make p wrong by a large factor. So
+p = exp(logits - near) * exp(-rest).
 
-`cross_entropy_inplace` is for a caller that owns the logits and wants loss and gradient at once (see
-linear_cross_entropy.py): it writes scale * dloss_i/dx_ij over the logits.
+`cross_entropy_inplace` is for a caller that owns the logits and wants the loss and the gradient at once (see
+linear_cross_entropy.py): it overwrites the logits with scale * dloss_i/dx_ij.
 
 Shapes: logits (..., V), targets (...) integers; inside, N rows; lse (N, 2).
 Source: Bridle, "Probabilistic Interpretation of Feedforward Classification Network Outputs", 1990; the log-sum-exp form
@@ -46,12 +47,12 @@ IGNORE_INDEX = -100  # the loss ignores targets with this value
 
 
 def cross_entropy_composed(logits: Tensor, targets: Array, ignore_index: int = IGNORE_INDEX) -> Tensor:
-    """The oracle: log-softmax, the target's entry of each row that counts, the mean; in primitive operations."""
+    """The oracle: log-softmax, the target's entry of each row that is not ignored, and the mean, of primitive ops."""
     xp = array_module(logits.data)
     rows = logits.reshape(-1, logits.shape[-1])  # (N, V)
     targets = targets.reshape(-1)
     counted = xp.flatnonzero(targets != ignore_index)
-    shifted = rows - Tensor(rows.data.max(axis=1, keepdims=True))  # (N, V) a constant shift: softmax is the same
+    shifted = rows - Tensor(rows.data.max(axis=1, keepdims=True))  # (N, V) the shift does not change softmax
     log_probabilities = shifted - shifted.exp().sum(axis=1, keepdims=True).log()  # (N, V)
     return -log_probabilities[counted, targets[counted]].mean()
 
@@ -79,7 +80,7 @@ def cross_entropy_backward(dlosses: Array, logits: Array, targets: Array, lse: A
     counted = targets != ignore_index  # (N,)
     dlogits[xp.arange(len(targets)), xp.where(counted, targets, 0)] -= 1.0
     dlogits *= xp.where(counted, dlosses, 0.0).astype(logits.dtype)[:, None]
-    dlogits[~counted] = 0.0  # 0 times an infinity would be nan
+    dlogits[~counted] = 0.0  # by assignment, since 0 times infinity is nan
     return dlogits
 
 
@@ -117,7 +118,10 @@ class CrossEntropy(Function):
 def check_targets(
     operation: str, targets: Ids, leading: Shape, V: int, ignore_index: int, like: Tensor
 ) -> tuple[Array, int]:
-    """Targets of shape `leading` as (N,) integers on `like`'s backend, and how many of them count; or a sentence."""
+    """Targets of shape `leading` as (N,) integers on `like`'s backend, and how many are not ignored.
+
+    Raises ShapeError, DtypeError, RangeError, UsageError.
+    """
     targets = integer_array(operation, "targets", targets)
     if targets.shape != leading:
         raise ShapeError(f"{operation}: targets must have shape {leading}, one for each row, not {targets.shape}")
@@ -132,7 +136,7 @@ def check_targets(
     if count == 0:
         raise UsageError(
             f"{operation}: no target is left to average over: all {targets.size} are ignore_index ({ignore_index}) "
-            "or there are none; leave such a batch out"
+            "or there are none: skip such a batch"
         )
     used = xp.where(counted, targets, 0)
     low, high = int(used.min()), int(used.max())
@@ -146,11 +150,11 @@ def check_targets(
 
 
 def cross_entropy(logits: Tensor, targets: Ids, ignore_index: int = IGNORE_INDEX) -> Tensor:
-    """The mean over the targets that are not ignore_index of -log(softmax(logits)[target]).
+    """-log(softmax(logits)[target]), averaged over the targets that are not ignore_index.
 
     logits: (..., V). targets: (...) integers in 0 .. V - 1 or ignore_index; a tensor, an array or a list.
-    Returns a single number. When every target is ignored there is no mean: that is a UsageError (0 would pass for a
-    perfect model, nan would spread into the weights). Raises ShapeError, DtypeError, RangeError as well.
+    Returns a single number. If every target is ignored there is no mean, and it raises UsageError: 0 would look like a
+    perfect model, and nan would spread into the weights. Raises ShapeError, DtypeError, RangeError as well.
     """
     require_floating("cross_entropy", logits=logits)
     if logits.ndim == 0 or logits.shape[-1] == 0:

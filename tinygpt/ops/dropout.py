@@ -1,21 +1,22 @@
 """Dropout.
 
-In training every element is set to zero with probability p, and the others are scaled up so that the expected value
-stays what it was:
+In training, each element is set to zero with probability p, and the others are scaled up so that the expected value
+does not change:
 
     keep_ij = 1 where words(seed, stream)_ij >= p * 2**32, else 0
     y       = x * keep / (1 - p)
 
-Derivation of the gradient. For a given mask the operation is linear, and its matrix is diagonal, so it is its own
-transpose:
+Derivation of the gradient. For a given mask the operation is linear with a diagonal matrix, which is its own transpose:
 
     dx = dy * keep / (1 - p)
 
-Saved: nothing but the pair (seed, stream). The mask is a pure function of that pair and of an element's place (see
-`tinygpt.random`), so the backward pass draws it again: no array as large as x is kept, and neither threads nor
-backends change it. The backward pass is the forward kernel.
+So the backward pass can call the forward kernel.
 
-Shapes: x (..., C) is taken as N rows of C; element (row, column) takes word (row, column).
+Saved: only the pair (seed, stream). The mask is a pure function of that pair and an element's index (see
+`tinygpt.random`), so the backward pass can recompute it instead of saving an array as large as x. The mask does not
+depend on the number of threads or the backend.
+
+Shapes: x (..., C) is treated as N rows of C; element (row, column) uses word (row, column).
 Source: Srivastava, Hinton, Krizhevsky, Sutskever, Salakhutdinov, "Dropout: A Simple Way to Prevent Neural Networks from
 Overfitting", JMLR 2014, section 4; scaled in training ("inverted"), as in its section 10.
 """
@@ -33,12 +34,12 @@ from ._shapes import require_floating
 
 
 def threshold(p: float) -> int:
-    """A word below this number drops its element: p as a fraction of 2**32."""
+    """p as a fraction of 2**32: an element is dropped if its word is below this number."""
     return min(round(p * 2**32), 2**32 - 1)
 
 
 def dropout_mask(p: float, seed: int, stream: int, rows: int, columns: int, like: Array) -> Array:
-    """(rows, columns) of 0 and 1 / (1 - p), in `like`'s library and dtype: what dropout multiplies by."""
+    """The factors of dropout: (rows, columns) of 0 or 1 / (1 - p), in `like`'s library and dtype."""
     xp = array_module(like)
     keep = words(seed, stream, rows, columns, xp) >= xp.uint32(threshold(p))  # (rows, columns)
     return keep.astype(like.dtype) * (1.0 / (1.0 - p))
@@ -53,7 +54,7 @@ def dropout_composed(x: Tensor, p: float, seed: int, stream: int) -> Tensor:
 
 @kernel
 def dropout_apply(x: Array, p: float, seed: int, stream: int) -> Array:
-    """x (N, C) -> y (N, C). Forward and backward are this same linear map."""
+    """x (N, C) -> y (N, C). The backward pass is the same linear map."""
     N, C = x.shape
     return x * dropout_mask(p, seed, stream, N, C, x)
 
@@ -76,8 +77,8 @@ def dropout(x: Tensor, p: float, training: bool = True, generator: Generator | N
     """Set elements of x to zero with probability p and scale the others by 1 / (1 - p).
 
     x: any shape. p: in [0, 1); 1 is refused, because nothing would be left to scale up.
-    training: False, or p of 0, returns x itself and uses no random numbers.
-    generator: where the mask comes from; it gives one stream. None means `tinygpt.random.default_generator`.
+    training: if False, or if p is 0, returns x itself and uses no random numbers.
+    generator: draws the mask, with one RNG stream. None means `tinygpt.random.default_generator`.
     Returns a tensor of x's shape. Raises DtypeError, RangeError.
     """
     require_floating("dropout", x=x)

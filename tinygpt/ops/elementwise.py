@@ -3,20 +3,22 @@
     y = exp(x)              dx = dy * y
     y = log(x)              dx = dy / x
     y = sqrt(x)             dx = dy / (2 y)             from y**2 = x
-    y = tanh(x)             dx = dy * (1 - y**2)            as (1 - y)(1 + y): y**2 would be rounded beside 1
+    y = tanh(x)             dx = dy * (1 - y**2)            as (1 - y)(1 + y): rounding y**2 near 1 would lose digits
     y = 1 / (1 + exp(-x))   dx = dy * y * (1 - y)
-    y = max(x, 0)           dx = 0 where x <= 0 (also at the kink), else dy: where x is NaN it does not vanish
+    y = max(x, 0)           dx = 0 where x <= 0 (also at the kink), else dy, so that a NaN in x passes dy on
 
-Saved: y wherever the derivative can be written with it, since somebody is likely to hold y anyway; x for log.
+Saved: y if the derivative can be written in terms of y, since y is likely to be kept by another operation anyway; x for
+log.
 
 `sigmoid` never computes the exponential of a positive number, which could overflow: with e = exp(-|x|),
 
     sigmoid(x) = 1 / (1 + e) for x >= 0        sigmoid(x) = e / (1 + e) for x < 0
 
-Outside their domains log and sqrt give NaN or -infinity without a warning; `detect_anomaly` finds the place.
+Outside their domains log and sqrt give NaN or -infinity without a warning; `detect_anomaly` finds out where.
 
-Shapes: x and y alike, any shape. Source: the derivatives are elementary; tanh and the logistic function in terms of
-themselves: Rumelhart, Hinton, Williams, "Learning representations by back-propagating errors", 1986, equation 2.
+Shapes: x and y have the same, any shape. Source: the derivatives are elementary; for tanh and the logistic function in
+terms of themselves: Rumelhart, Hinton, Williams, "Learning representations by back-propagating errors", 1986, equation
+2.
 """
 
 from __future__ import annotations

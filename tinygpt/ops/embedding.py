@@ -2,19 +2,19 @@
 
     y_i = weight[ids_i]
 
-Derivation of the gradient. With onehot (N, V), 1 where column j is ids_i, this is the linear map y = onehot @ weight,
-so
+Derivation of the gradient. Let onehot (N, V) be 1 where column j is ids_i and 0 elsewhere. Then the embedding is the
+linear map y = onehot @ weight, so
 
     dweight = onehot.T @ dy,          that is: dweight_j = sum of dy_i over the i with ids_i = j
 
-The same id may occur many times, so the rows of dy are *added* up (scatter-add), not assigned. Ids are integers: they
+The same id may occur many times, so the rows of dy are *added* (scatter-add), not assigned. Ids are integers, so they
 have no gradient.
 
-Only the rows that are named get anything, so the kernel adds to a gradient that is there: that of the table, when the
-head of the model, which shares it, has left one (for GPT-2 154 MB); zeros otherwise.
+Only a few rows of dweight change, so the kernel adds to an existing array. If the model's output head shares the table
+and has already computed a gradient of it (154 MB for GPT-2), the kernel adds to that; otherwise it starts from zeros.
 
-Saved: ids alone, and a copy of them, since a caller may fill the same buffer anew before the backward pass. The map is
-linear, so its gradient does not depend on the table's values.
+Saved: only a copy of the ids, since the caller may refill their buffer before the backward pass. The map is linear, so
+its gradient does not depend on the table's values.
 
 Shapes: weight (V, C), ids of any shape (...), y (..., C); inside, N ids.
 Source: Bengio, Ducharme, Vincent, Jauvin, "A Neural Probabilistic Language Model", JMLR 2003, section 2 (the matrix C).
@@ -48,7 +48,7 @@ def embedding_forward(weight: Array, ids: Array) -> Array:
 
 @kernel(in_place=True)
 def embedding_backward(dy: Array, ids: Array, dweight: Array) -> None:
-    """dy (N, C), ids (N,): adds the rows of dy to those rows of dweight (V, C) that the ids name."""
+    """dy (N, C), ids (N,): add row i of dy to row ids_i of dweight (V, C)."""
     if ids.size == 0:
         return
     xp = array_module(dy)
@@ -77,10 +77,10 @@ class Embedding(Function):
 
 
 def embedding(weight: Tensor, ids: Ids) -> Tensor:
-    """The rows of `weight` that `ids` name.
+    """The rows of `weight` at the indices `ids`.
 
     weight: (V, C). ids: integers in 0 .. V - 1 of any shape (...); a tensor, an array or nested lists. Negative ids
-    do not count from the end: they are refused. Returns (..., C). Raises ShapeError, DtypeError, RangeError.
+    are refused; they do not count from the end. Returns (..., C). Raises ShapeError, DtypeError, RangeError.
     """
     require_floating("embedding", weight=weight)
     if weight.ndim != 2 or 0 in weight.shape:

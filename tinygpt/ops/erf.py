@@ -3,26 +3,27 @@
     erf(x) = 2 / sqrt(pi) * integral from 0 to x of exp(-t**2) dt
     Phi(x) = (1 + erf(x / sqrt(2))) / 2            the probability that a standard normal variable lies below x
 
-NumPy has neither, so they are computed here from three facts.
+NumPy has neither, so we compute them here. We use three facts.
 
-1. For z >= 0 let erfc(z) = 1 - erf(z). It falls like exp(-z**2) / z, so what is left after taking out both factors,
+1. For z >= 0 let erfc(z) = 1 - erf(z). It falls like exp(-z**2) / z. Divide it by both factors, and what is left,
 
        g(w) = exp(z**2) * erfc(z) * (z + 3) / 3        with w = (z - 3) / (z + 3), z = 3 (1 + w) / (1 - w),
 
-   is smooth on the whole half line, which w maps to [-1, 1). TAIL is its Chebyshev expansion to degree 22, computed
-   with 60 digits (g at 120 Chebyshev nodes, discrete cosine transform) and rewritten in powers of w: the coefficients
-   shrink from 0.36 to 2e-12, so Horner's rule loses nothing. Largest relative error of g in float64: 7e-16.
+   is smooth on the whole half line, which w maps to [-1, 1). TAIL is the Chebyshev expansion of g to degree 22,
+   computed with 60 digits (g at 120 Chebyshev nodes, discrete cosine transform) and rewritten in powers of w. The
+   coefficients shrink from 0.36 to 2e-12, so Horner's rule loses no accuracy. The largest relative error of g in
+   float64 is 7e-16.
 
-2. erf is odd, so Phi(x) = erfc(|x| / sqrt(2)) / 2 for x < 0 and one minus that for x >= 0. No subtraction touches the
-   negative side: Phi(-6) has all its digits, where 1 + erf(-6 / sqrt(2)) would have kept seven.
+2. erf is odd, so Phi(x) = erfc(|x| / sqrt(2)) / 2 for x < 0, and one minus that for x >= 0. The negative side needs no
+   subtraction, so Phi(-6) has all its digits; 1 + erf(-6 / sqrt(2)) would have only seven.
 
-3. Near zero erf(x) = 1 - erfc(x) would lose the digits of a small x, so for |x| < 1/2 the Maclaurin series is summed:
+3. Near zero, erf(x) = 1 - erfc(x) would lose the digits of a small x, so for |x| < 1/2 we sum the Maclaurin series:
 
        erf(x) = 2 / sqrt(pi) * sum over n of (-1)**n * x**(2 n + 1) / (n! * (2 n + 1))
 
    Thirteen terms leave a remainder below 1e-18.
 
-Derivation of the gradient. The derivative of an integral by its upper limit is the integrand:
+Derivation of the gradient. The derivative of an integral with respect to its upper limit is the integrand:
 
     dx = dy * 2 / sqrt(pi) * exp(-x**2)
 
@@ -55,7 +56,7 @@ SERIES = tuple((-1) ** n * 2.0 / math.sqrt(math.pi) / (math.factorial(n) * (2 * 
 
 
 def _polynomial(coefficients: tuple[float, ...], x: Array) -> Array:
-    """Horner's rule, lowest degree first, in place on one array of x's shape."""
+    """Horner's rule, in place on one array of x's shape. coefficients: lowest degree first."""
     total = array_module(x).full_like(x, coefficients[-1])
     for coefficient in coefficients[-2::-1]:
         total *= x
@@ -66,7 +67,7 @@ def _polynomial(coefficients: tuple[float, ...], x: Array) -> Array:
 def _erfc_positive(z: Array) -> Array:
     """erfc(z) for z >= 0, any shape, in z's dtype."""
     xp = array_module(z)
-    z = xp.minimum(z, 30.0)  # erfc(30) is zero even in float64; infinity would make w a nan
+    z = xp.minimum(z, 30.0)  # erfc(30) is zero even in float64; w would be nan for an infinite z
     w = (z - 3.0) / (z + 3.0)
     return xp.exp(-z * z) * (3.0 / (z + 3.0)) * _polynomial(TAIL, w)
 
@@ -79,7 +80,7 @@ def normal_cdf(x: Array) -> Array:
 
 
 def erf_array(x: Array) -> Array:
-    """erf(x) of an array of any shape, in its dtype. Beside 1 erfc's roundings would be added up: once is enough."""
+    """erf(x) of an array of any shape, in its dtype. Computed in float64, so that the result is rounded only once."""
     xp, dtype = array_module(x), x.dtype
     x = x.astype("float64")
     far = xp.copysign(1.0 - _erfc_positive(xp.abs(x)), x)

@@ -1,32 +1,33 @@
 """GELU: the Gaussian error linear unit, in its tanh form and in its exact (erf) form.
 
-GELU weighs x by the probability that a standard normal variable lies below it: y = x * Phi(x).
+GELU multiplies x by the probability that a standard normal variable lies below x: y = x * Phi(x).
 
 The tanh form approximates Phi. With c = sqrt(2 / pi), a = 0.044715 and
 
     u   = c * (x + a * x**3)
     Phi ~ (1 + tanh(u)) / 2 = 1 / (1 + exp(-2 u)) = s
 
-(tanh(u) = (1 - exp(-2 u)) / (1 + exp(-2 u)); adding 1 and halving leaves the logistic function s of 2 u.) The form with
-s needs one exp and has no cancellation for negative x, where 1 + tanh(u) would lose its digits. So
+(Since tanh(u) = (1 - exp(-2 u)) / (1 + exp(-2 u)), adding 1 and halving gives s, the logistic function of 2 u.) The
+form with s needs only one exp, and it has no cancellation for negative x, where 1 + tanh(u) would lose its digits. So
 
     y = x * s
 
-Derivation of the gradient. ds/du = 2 s (1 - s) as for any logistic function of 2 u, and du/dx = c * (1 + 3 a x**2):
+Derivation of the gradient. Apply the product rule to x * s. ds/du = 2 s (1 - s), as for any logistic function of 2 u,
+and du/dx = c * (1 + 3 a x**2):
 
     dx = dy * (s + x * 2 * s * (1 - s) * c * (1 + 3 * a * x**2))
 
-With t = exp(-2 |u|) and r = 1 / (1 + t), s is r for x >= 0 and t r for x < 0, and s (1 - s) is t r**2: 1 - s as a
-difference would have few digits where s is nearly 1, and the factor x u' is large there.
+Computing 1 - s by subtraction would leave few correct digits where s is close to 1, and the factor x u' is large there.
+So let t = exp(-2 |u|) and r = 1 / (1 + t). Then s is r for x >= 0 and t r for x < 0, and s (1 - s) is t r**2.
 
 The erf form is y = x * Phi(x) with Phi(x) = (1 + erf(x / sqrt(2))) / 2, and the derivative of Phi is the normal density
 phi(x) = exp(-x**2 / 2) / sqrt(2 pi):
 
     dx = dy * (Phi(x) + x * phi(x))
 
-Saved: x alone. s and Phi are recomputed from it: one exp costs less than keeping a second array as large as x. So is
-y itself, when the operation that reads it needs it again on the way back (`recompute`): the product after a GELU does.
-dx is written over dy where nobody else holds that.
+Saved: only x. s and Phi are recomputed from it: one exp costs less than saving a second array as large as x. y is
+recomputed too (`recompute`) if the operation that reads it needs it in its backward pass, as the matrix product after
+a GELU does. dx is written over dy if nobody else holds dy.
 
 Shapes: x and y have any shape.
 Source: Hendrycks, Gimpel, "Gaussian Error Linear Units (GELUs)", 2016, section 2. GPT-2 uses the tanh form.
@@ -48,11 +49,11 @@ from .erf import erf, normal_cdf
 C_TANH = math.sqrt(2.0 / math.pi)
 A_TANH = 0.044715
 SQRT_HALF = math.sqrt(0.5)
-FAR = 40.0  # beyond it y is 0 or x and dy's factor 0 or 1 to the last bit, and x * 0 must not become infinity * 0
+FAR = 40.0  # beyond +-FAR, y is exactly 0 or x, and dy/dx exactly 0 or 1; clipping x avoids infinity * 0
 
 
 def gelu_composed(x: Tensor, approximate: str = "tanh") -> Tensor:
-    """The oracle: the two formulas as they are usually written, in primitive differentiable operations."""
+    """The oracle: the two formulas as they are usually written, of primitive differentiable operations."""
     if approximate == "tanh":
         u = C_TANH * (x + A_TANH * x * x * x)
         return 0.5 * x * (1.0 + u.tanh())
@@ -61,7 +62,7 @@ def gelu_composed(x: Tensor, approximate: str = "tanh") -> Tensor:
 
 @kernel
 def gelu_forward(x: Array) -> Array:
-    """x of any shape -> y of that shape, tanh form."""
+    """x of any shape -> y of the same shape, tanh form."""
     xp = array_module(x)
     x = xp.maximum(x, -FAR)  # x's shape, as every array here
     u = C_TANH * x * (1.0 + A_TANH * x * x)
@@ -70,7 +71,7 @@ def gelu_forward(x: Array) -> Array:
 
 @kernel
 def gelu_backward(dy: Array, x: Array, out: Array | None = None) -> Array:
-    """dy, x of one shape -> dx, tanh form. out: memory that a compiled body may put dx into, dy's for instance."""
+    """dy, x of one shape -> dx, tanh form. out: memory that a compiled body may use for dx, such as dy."""
     xp = array_module(x)
     x = xp.clip(x, -FAR, FAR)
     square = x * x
@@ -84,7 +85,7 @@ def gelu_backward(dy: Array, x: Array, out: Array | None = None) -> Array:
 
 @kernel
 def gelu_erf_forward(x: Array) -> Array:
-    """x of any shape -> y of that shape, erf form."""
+    """x of any shape -> y of the same shape, erf form."""
     x = array_module(x).maximum(x, -FAR)
     return x * normal_cdf(x)
 

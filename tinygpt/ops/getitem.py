@@ -1,17 +1,17 @@
 """Indexing: integers, slices, `...`, None, boolean masks and integer arrays, as in NumPy.
 
-y picks elements of x. The gradient puts dy back where the elements came from and leaves zeros elsewhere; an element
-that was picked several times gets the sum of what its copies received:
+y picks elements of x. The backward pass puts dy back where the elements came from and leaves zeros elsewhere. An
+element that was picked several times gets the sum of its copies' gradients:
 
     dx = 0;    dx[key] += dy, once for each time an element was picked
 
-Slices, integers and masks pick no element twice, so there it is a plain assignment. Only integer arrays can repeat;
-for them `add.at` adds one by one, since `dx[key] += dy` would keep the last copy alone.
+Slices, integers and masks never pick an element twice, so a plain assignment is enough. Only integer arrays can repeat
+an element. For them we use `add.at`, which adds copy by copy; `dx[key] += dy` would keep only the last copy.
 
-Basic indexing (integers, slices, `...`, None) gives a view of x's memory, the rest a copy.
+Basic indexing (integers, slices, `...`, None) returns a view of x, any other indexing a copy.
 
-Saved: the key, with copies of its arrays, whose buffers may be filled anew before the backward pass, and x's shape; x
-itself is not needed.
+Saved: x's shape and the key, but not x. Arrays in the key are copied, since the caller may refill them before the
+backward pass.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ class GetItem(Function):
 
 
 def getitem(x: TensorLike, key: Any) -> Tensor:
-    """x[key]. Tensors and lists of integers or booleans in the key count as arrays.
+    """x[key]. Tensors and lists of integers or booleans in the key are treated as arrays.
 
-    Raises RangeError for an index outside its axis or a mask of another shape, DtypeError for a key of another type.
+    Raises RangeError for an index outside its axis or a mask of the wrong shape, DtypeError for a key of another type.
     """
     x = as_tensor(x)
     parts = key if isinstance(key, tuple) else (key,)
@@ -79,11 +79,11 @@ def _part(part: Any) -> Any:
 
 
 def _check_for_gpu(x: Tensor, key: Any, parts: tuple[Any, ...]) -> None:
-    """A key for CuPy is checked here, since CuPy lets an index beyond an axis wrap around."""
+    """Check a key for CuPy, which lets an index beyond the end of an axis wrap around. Raises RangeError."""
     taken = [0 if p is None or p is Ellipsis else p.ndim if is_array(p) and p.dtype.kind == "b" else 1 for p in parts]
     axis = 0
     for part, count in zip(parts, taken, strict=True):
-        if is_array(part) and axis + count <= x.ndim:  # of too many parts CuPy says it itself
+        if is_array(part) and axis + count <= x.ndim:  # CuPy itself refuses a key with too many parts
             size = x.shape[axis : axis + count]
             if part.dtype.kind == "b":
                 fits = part.shape == size
@@ -100,5 +100,5 @@ def _as_array(part: Any) -> Array:
     try:
         array = np.asarray(part)
     except ValueError:
-        raise DtypeError(f"getitem: {part!r} is no array of integers or booleans: its rows differ in length") from None
+        raise DtypeError(f"getitem: {part!r} can't be converted to an array: its rows differ in length") from None
     return array.astype(np.int64) if array.size == 0 and array.dtype == np.float64 else array  # [] picks nothing

@@ -1,32 +1,35 @@
 """Layer normalisation.
 
-Every row x of C numbers is shifted to mean 0 and scaled to variance 1, then given a learned scale and offset:
+Each row x of C numbers is shifted to mean 0 and scaled to variance 1. Then it is multiplied by a learned weight, and a
+learned bias is added:
 
     mean = sum(x) / C        var = sum((x - mean)**2) / C        rstd = 1 / sqrt(var + eps)
     norm = (x - mean) * rstd
     y    = norm * weight + bias
 
-Derivation of the gradient. `weight` and `bias` act on each column alone, so over all rows
+Derivation of the gradient. The easy part first: `weight` and `bias` act on each column separately, so, summing over all
+rows,
 
     dbias = sum(dy)          dweight = sum(dy * norm)            dnorm = dy * weight
 
-For x, a change dx_j moves norm_i in three ways: directly (i = j), through the mean, and through rstd:
+Now x. A change of x_j changes norm_i in three ways: directly (if i = j), through the mean, and through rstd:
 
     d norm_i / d x_j = rstd * (delta_ij - 1/C - norm_i * norm_j / C)
 
-The last term holds because d rstd / d x_j = -rstd**2 * norm_j / C. Contracting with dnorm:
+The last term follows from d rstd / d x_j = -rstd**2 * norm_j / C. Multiply by dnorm_i and sum over i:
 
     dx = rstd * (dnorm - mean(dnorm) - norm * mean(dnorm * norm))
 
-In words: take from dnorm what a shift of the row would undo, then what a stretch of it would undo.
+In words: normalisation undoes any shift and any stretch of the row. So we take out of dnorm the part that would shift
+the row (its mean) and the part that would stretch it (its projection on norm).
 
-Saved: x, weight, mean, rstd. `norm` is recomputed from them with one subtraction and one product, which is
-cheaper than keeping an array as large as x. rstd is one number a row, mean two, near + rest (_two_parts.py): a mean
-that is large beside the deviations from it, rounded, would give another `norm` than the forward pass had. y can be
-recomputed from x, weight and bias (`recompute`), so the products that read it need not keep it either.
+Saved: x, weight, mean, rstd. `norm` is recomputed from these with one subtraction and one multiplication, which is
+cheaper than saving an array as large as x. rstd is one number for each row, mean is two, near + rest (_two_parts.py):
+if the mean is large compared with the deviations from it, rounding it would give a different `norm` than in the forward
+pass. y can be recomputed from x, weight and bias (`recompute`), so the matrix products that read y need not save it.
 
-Shapes: x (..., C); weight, bias (C,); mean (N, 2), rstd (N,) for N rows. Without a bias the kernels are given None and
-return None in the place of its gradient.
+Shapes: x (..., C); weight, bias (C,); mean (N, 2), rstd (N,) for N rows. Without a bias the kernels get None for it and
+return None as its gradient.
 Source: Ba, Kiros, Hinton, "Layer Normalization", 2016, section 3, equation 4.
 """
 
@@ -46,7 +49,7 @@ from ._two_parts import two_parts
 
 
 def layer_norm_composed(x: Tensor, weight: Tensor, bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:
-    """The oracle: the formula above in primitive differentiable operations."""
+    """The oracle: the formula above, of primitive differentiable operations."""
     centered = x - x.mean(axis=-1, keepdims=True)
     variance = (centered * centered).mean(axis=-1, keepdims=True)
     scaled = centered / (variance + eps).sqrt() * weight
@@ -72,7 +75,7 @@ def layer_norm_backward(
     dy: Array, x: Array, weight: Array, mean: Array, rstd: Array, has_bias: bool = True
 ) -> tuple[Array, Array, Array | None]:
     """dy, x (N, C), weight (C,), mean (N, 2), rstd (N,) -> dx (N, C), dweight (C,), dbias (C,) or None."""
-    mean = mean.sum(axis=1, dtype=np.float64)  # (N,) as exact as it was forward
+    mean = mean.sum(axis=1, dtype=np.float64)  # (N,) as exact as in the forward pass
     norm = ((x - mean[:, None]) * rstd[:, None]).astype(x.dtype)  # (N, C)
     dnorm = dy * weight  # (N, C)
     shift = dnorm.mean(axis=1, dtype=np.float64)[:, None]  # (N, 1)
