@@ -35,7 +35,7 @@ from .changes import note_change
 from .engine import accumulate, backward_pass
 from .errors import DtypeError, ShapeError, UsageError
 from .graph import as_array
-from .typing import TensorLike
+from .typing import Array, DType, DTypeLike, TensorLike
 
 if TYPE_CHECKING:
     from . import ops
@@ -49,7 +49,7 @@ class Tensor:
     __array_ufunc__ = None  # numpy_array + tensor calls the tensor's __radd__, not NumPy's add
     __hash__ = object.__hash__  # by identity, although == compares the elements: a tensor can be a key
 
-    def __init__(self, data: Any, requires_grad: bool = False) -> None:
+    def __init__(self, data: Array, requires_grad: bool = False) -> None:
         if type(data) is not np.ndarray:
             data = _checked_array(data)
         if requires_grad and not is_floating(data.dtype):
@@ -63,7 +63,7 @@ class Tensor:
 
     # What it is ---------------------------------------------------------------------------------
 
-    def _set_data(self, data: Any) -> None:
+    def _set_data(self, data: Array) -> None:
         """For x.data = array, and for x.data *= 2, after which Python assigns the same array again."""
         data = _checked_array(data)
         if self.requires_grad and not is_floating(data.dtype):
@@ -195,7 +195,7 @@ class Tensor:
 
     # The backward pass --------------------------------------------------------------------------
 
-    def backward(self, grad: Any = None, retain_graph: bool = False) -> None:
+    def backward(self, grad: TensorLike | None = None, retain_graph: bool = False) -> None:
         """Add d(self)/d(leaf), contracted with `grad`, to the `.grad` of every leaf behind this tensor.
 
         grad: array of this tensor's shape; optional if the tensor is a single number (the default is 1).
@@ -211,7 +211,7 @@ class Tensor:
         else:
             backward_pass(self.node, self.output_index, grad, retain_graph)
 
-    def _initial_gradient(self, grad: Any) -> Any:
+    def _initial_gradient(self, grad: Any) -> Array:
         if not self.requires_grad:
             raise UsageError(
                 "backward() on a tensor that does not require a gradient: nothing behind it has requires_grad=True, "
@@ -272,7 +272,7 @@ class Tensor:
         def __iter__(self) -> Iterator[Tensor]: ...
 
 
-def _checked_array(data: Any) -> Any:
+def _checked_array(data: object) -> Array:
     """`data`, with a NumPy scalar as an array. Raises DtypeError for anything else that is not an array."""
     data = as_array(data)
     if not backends.is_array(data):
@@ -301,7 +301,9 @@ def _checked_grad(leaf: Tensor, grad: Any, where: str) -> Any:
     return grad
 
 
-def tensor(data: Any, requires_grad: bool = False, dtype: Any = None, backend: str | None = None) -> Tensor:
+def tensor(
+    data: TensorLike, requires_grad: bool = False, dtype: DTypeLike | None = None, backend: str | None = None
+) -> Tensor:
     """Make a tensor from an array, a number or a nested list.
 
     Arrays keep their dtype; Python floats become float32. A NumPy array is not copied: the tensor and
@@ -335,7 +337,7 @@ def _plain_array(data: Any) -> np.ndarray:
     return plain
 
 
-def check_dtype(dtype: Any) -> np.dtype:
+def check_dtype(dtype: Any) -> DType:
     """`dtype` as a NumPy dtype that a tensor can hold: float32, float64, integers or bool. Raises DtypeError."""
     try:
         dtype = np.dtype(dtype)

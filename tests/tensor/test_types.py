@@ -45,6 +45,13 @@ with tg.no_grad():
     p -= 0.1
 assert_type(p, nn.Parameter)
 
+linear, optimizer = nn.Linear(3, 4), tg.optim.AdamW([p], lr=1e-3)
+assert_type(linear(x), Tensor)
+tg.optim.SGD(linear.named_parameters(), lr=0.1)
+
+linear(x, x)  # call-arg
+linear(array)  # arg-type
+tg.optim.AdamW([array], lr=1e-3)  # arg-type
 x.sum(axs=0)  # call-arg
 x.mean(axis="rows")  # arg-type
 x.gelu(approx="none")  # call-arg

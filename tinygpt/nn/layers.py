@@ -21,7 +21,7 @@ import contextlib
 import math
 from collections.abc import Iterator
 from contextvars import ContextVar
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -30,6 +30,7 @@ from ..checks import number, whole_number
 from ..ops.packed import Matrix
 from ..random import Generator, default_generator
 from ..tensor import Tensor
+from ..typing import DTypeLike, Ids
 from .known import known
 from .module import Module, Parameter
 
@@ -50,7 +51,7 @@ def uninitialized(without_matrices: bool = False) -> Iterator[None]:
         _weights.reset(token)
 
 
-def _normal(generator: Generator | None, shape: tuple[int, ...], std: float, dtype: Any) -> Parameter:
+def _normal(generator: Generator | None, shape: tuple[int, ...], std: float, dtype: DTypeLike) -> Parameter:
     generator, weights = generator or default_generator, _weights.get()
     if weights == "drawn":
         return Parameter(generator.normal(shape, std, dtype))
@@ -77,7 +78,7 @@ class Linear(Module):
         *,
         std: float | None = None,
         generator: Generator | None = None,
-        dtype: Any = np.float32,
+        dtype: DTypeLike = np.float32,
     ) -> None:
         in_features = whole_number("Linear", "in_features", in_features)
         out_features = whole_number("Linear", "out_features", out_features)
@@ -89,6 +90,9 @@ class Linear(Module):
         """x (..., in_features) -> (..., out_features)."""
         weight, bias = ops.in_dtype_of(x, self.weight, self.bias)
         return ops.linear(x, weight, bias)
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
     def product(self, x: Tensor) -> Tensor:
         """x (..., in_features) -> x @ weight (..., out_features): the caller adds the bias later."""
@@ -111,14 +115,17 @@ class Embedding(Module):
         *,
         std: float = 0.02,
         generator: Generator | None = None,
-        dtype: Any = np.float32,
+        dtype: DTypeLike = np.float32,
     ) -> None:
         shape = (whole_number("Embedding", "count", count), whole_number("Embedding", "features", features))
         self.weight = _normal(generator, shape, number("Embedding", "std", std, at_least=0), dtype)
 
-    def forward(self, ids: Any) -> Tensor:
+    def forward(self, ids: Ids) -> Tensor:
         """ids (...) of integers below `count` -> (..., features)."""
         return ops.embedding(self.weight, ids)
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
     def project(self, h: Tensor) -> Tensor:
         """h (..., features) -> h @ weight.T (..., count): the embedding used as the model's output head."""
@@ -134,7 +141,7 @@ class Embedding(Module):
 class LayerNorm(Module):
     """Normalise the last axis (`features` numbers), then apply a learned scale and, unless bias=False, a shift."""
 
-    def __init__(self, features: int, bias: bool = True, eps: float = 1e-5, *, dtype: Any = np.float32) -> None:
+    def __init__(self, features: int, bias: bool = True, eps: float = 1e-5, *, dtype: DTypeLike = np.float32) -> None:
         features = whole_number("LayerNorm", "features", features)
         self.eps = number("LayerNorm", "eps", eps, above=0)
         self.weight = Parameter(np.ones(features, dtype))
@@ -145,12 +152,15 @@ class LayerNorm(Module):
         weight, bias = ops.in_dtype_of(x, self.weight, self.bias)
         return ops.layer_norm(x, weight, bias, self.eps)
 
+    if TYPE_CHECKING:
+        __call__ = forward
+
 
 @known("forward")
 class RMSNorm(Module):
     """Divide the last axis, of `features` numbers, by its root mean square; then a learned scale."""
 
-    def __init__(self, features: int, eps: float = 1e-5, *, dtype: Any = np.float32) -> None:
+    def __init__(self, features: int, eps: float = 1e-5, *, dtype: DTypeLike = np.float32) -> None:
         features = whole_number("RMSNorm", "features", features)
         self.eps = number("RMSNorm", "eps", eps, above=0)
         self.weight = Parameter(np.ones(features, dtype))
@@ -158,6 +168,9 @@ class RMSNorm(Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (..., features) -> the same shape."""
         return ops.rms_norm(x, ops.in_dtype_of(x, self.weight), self.eps)
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
 
 @known("forward")
@@ -171,3 +184,6 @@ class Dropout(Module):
     def forward(self, x: Tensor) -> Tensor:
         """x of any shape -> the same shape. Uses one RNG stream of the generator whenever it drops anything."""
         return ops.dropout(x, self.p, training=self.training, generator=self.generator)
+
+    if TYPE_CHECKING:
+        __call__ = forward

@@ -34,12 +34,12 @@ from ..errors import DtypeError, RangeError, ShapeError
 from ..function import Function
 from ..kernel import kernel
 from ..tensor import Tensor
-from ..typing import Array, Ids
+from ..typing import Array, TensorLike
 from ._arguments import as_scalar, plain_array
 from ._shapes import require_floating
 
 
-def binary_cross_entropy_composed(logits: Tensor, targets: Ids) -> Tensor:
+def binary_cross_entropy_composed(logits: Tensor, targets: Array) -> Tensor:
     """The oracle: the first formula, taken literally."""
     t = Tensor(targets)
     p = 1.0 / (1.0 + (-logits).exp())
@@ -75,7 +75,7 @@ class BinaryCrossEntropy(Function):
         return binary_cross_entropy_backward(dlosses, logits, targets)
 
 
-def binary_cross_entropy(logits: Tensor, targets: Ids) -> Tensor:
+def binary_cross_entropy(logits: Tensor, targets: TensorLike) -> Tensor:
     """The mean of -t log(sigma(x)) - (1 - t) log(1 - sigma(x)): PyTorch's binary_cross_entropy_with_logits.
 
     logits: any shape with at least one element; numbers before the sigmoid, not probabilities. targets: the same shape,

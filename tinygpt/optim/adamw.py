@@ -21,22 +21,25 @@ algorithm 2, with the schedule multiplier folded into lr and the decay scaled by
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ..backends import array_module
 from ..checks import number
 from ..errors import DtypeError
 from ..kernel import kernel
+
+if TYPE_CHECKING:
+    from .optimizer import Parameters
+from ..typing import Array
 from .optimizer import Optimizer, Slot
 
 
 @kernel(in_place=True)
 def adamw_update(
-    param: Any,
-    grad: Any,
-    m: Any,
-    v: Any,
+    param: Array,
+    grad: Array,
+    m: Array,
+    v: Array,
     lr: float,
     beta1: float,
     beta2: float,
@@ -68,7 +71,7 @@ class AdamW(Optimizer):
 
     def __init__(
         self,
-        parameters: Iterable[Any],
+        parameters: Parameters,
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
@@ -83,7 +86,7 @@ class AdamW(Optimizer):
         )
         self.eps = number("AdamW", "eps", eps, above=0)
 
-    def _update_all(self, ready: list[tuple[Slot, Any]], grad_scale: float) -> None:
+    def _update_all(self, ready: list[tuple[Slot, Array]], grad_scale: float) -> None:
         adamw_update.each(
             [
                 (

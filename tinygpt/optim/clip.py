@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 
@@ -29,12 +28,13 @@ from ..errors import DtypeError
 from ..graph import NonFiniteError
 from ..kernel import kernel
 from ..tensor import Tensor
+from ..typing import Array
 
 SMALLEST_EXACT = 1e-280  # in a smaller sum of squares, some squares may have underflowed
 
 
 @kernel
-def sum_of_squares(x: Any) -> float:
+def sum_of_squares(x: Array) -> float:
     """The sum of the squares of all elements, accumulated in double precision."""
     xp = array_module(x)
     return float(xp.square(x, dtype=xp.float64).sum())
@@ -51,7 +51,7 @@ def grad_norm(parameters: Iterable[Tensor]) -> float:
         return _norm_of_extremes(grads)
 
 
-def _norm_of_extremes(grads: list[Any]) -> float:
+def _norm_of_extremes(grads: list[Array]) -> float:
     """The norm of float64 gradients whose squares overflow or underflow: all are divided by the largest first."""
     largest = float(max((abs(grad).max() for grad in grads if grad.size), default=0.0))
     if largest == 0.0 or not math.isfinite(largest):
@@ -84,7 +84,7 @@ def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> float:
     return norm
 
 
-def _scale(grad: Any, norm: float, max_norm: float) -> None:
+def _scale(grad: Array, norm: float, max_norm: float) -> None:
     """grad *= max_norm / norm, in place; in two steps if the factor is too small for float32."""
     coefficient = max_norm / norm
     if coefficient > 1e-37 or grad.dtype == "float64":

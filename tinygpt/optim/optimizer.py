@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -26,6 +26,11 @@ from ..changes import note_change
 from ..checks import number, whole_number
 from ..errors import DtypeError, ShapeError, UsageError
 from ..tensor import Tensor
+from ..typing import Array
+
+if TYPE_CHECKING:
+    # model.parameters(), model.named_parameters(), or groups: {"params": either of them, "lr_scale": ..., ...}
+    Parameters: TypeAlias = Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[Mapping[str, Any]]
 
 
 @dataclass(eq=False)  # a generated __eq__ would compare tensors, which compare element by element
@@ -37,7 +42,7 @@ class Slot:
     lr_scale: float
     weight_decay: float
     step: int = 0  # how many updates it has had; a step in which it has no gradient does not count
-    state: dict[str, Any] = field(default_factory=dict)  # arrays of the parameter's shape
+    state: dict[str, Array] = field(default_factory=dict)  # arrays of the parameter's shape
 
 
 class Optimizer:
@@ -45,7 +50,7 @@ class Optimizer:
 
     state_names: tuple[str, ...] = ()
 
-    def __init__(self, parameters: Iterable[Any], lr: float, weight_decay: float) -> None:
+    def __init__(self, parameters: Parameters, lr: float, weight_decay: float) -> None:
         self.where = type(self).__name__
         self.lr = lr
         self.weight_decay = number(self.where, "weight_decay", weight_decay, at_least=0)
@@ -88,12 +93,12 @@ class Optimizer:
         with np.errstate(all="ignore"):  # infinities raise no warnings, as in the compiled bodies
             self._update_all(ready, grad_scale)
 
-    def _update_all(self, ready: list[tuple[Slot, Any]], grad_scale: float) -> None:
+    def _update_all(self, ready: list[tuple[Slot, Array]], grad_scale: float) -> None:
         """Update the slots' parameters with these gradients, one by one. A subclass may do them all in one call."""
         for slot, grad in ready:
             self._update(slot, grad, grad_scale)
 
-    def _update(self, slot: Slot, grad: Any, grad_scale: float) -> None:
+    def _update(self, slot: Slot, grad: Array, grad_scale: float) -> None:
         """Change `slot.parameter.data` and `slot.state` in place."""
         raise NotImplementedError(f"{type(self).__name__} defines no _update")
 
@@ -157,13 +162,13 @@ class Optimizer:
 
     # Construction ---------------------------------------------------------------------------------
 
-    def _make_slots(self, parameters: Iterable[Any]) -> list[Slot]:
+    def _make_slots(self, parameters: Parameters) -> list[Slot]:
         if isinstance(parameters, Tensor) or is_array(parameters) or not isinstance(parameters, Iterable):
             raise DtypeError(
                 f"{self.where}: parameters must be a list of tensors, such as model.parameters(), "
                 f"not {type(parameters).__name__}"
             )
-        entries = list(parameters)
+        entries: list[Any] = list(parameters)
         if not entries or not isinstance(entries[0], Mapping):
             entries = [{"params": entries}]
         slots: list[Slot] = []

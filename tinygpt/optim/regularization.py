@@ -15,37 +15,37 @@ A penalty is a single node over all the parameters given. Its sums accumulate in
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 from ..backends import array_module
 from ..checks import number
 from ..errors import UsageError
 from ..function import Function
 from ..tensor import Tensor
+from ..typing import Array
 
 
 class L1(Function):
-    def forward(self, *parameters: Any, strength: float) -> Any:
+    def forward(self, *parameters: Array, strength: float) -> Array:
         xp = array_module(parameters[0])
         self.save(*parameters)
         self.strength = strength
         total = sum(xp.abs(p).sum(dtype=xp.float64) for p in parameters)
         return xp.asarray(strength * total, dtype=parameters[0].dtype)
 
-    def backward(self, dy: Any) -> Any:
+    def backward(self, dy: Array) -> tuple[Array, ...]:
         xp = array_module(dy)
         return tuple(xp.asarray(dy * self.strength * xp.sign(p), dtype=p.dtype) for p in self.saved)
 
 
 class L2(Function):
-    def forward(self, *parameters: Any, strength: float) -> Any:
+    def forward(self, *parameters: Array, strength: float) -> Array:
         xp = array_module(parameters[0])
         self.save(*parameters)
         self.strength = strength
         total = sum(xp.square(p, dtype=xp.float64).sum() for p in parameters)
         return xp.asarray(0.5 * strength * total, dtype=parameters[0].dtype)
 
-    def backward(self, dy: Any) -> Any:
+    def backward(self, dy: Array) -> tuple[Array, ...]:
         xp = array_module(dy)
         return tuple(xp.asarray(dy * self.strength * p, dtype=p.dtype) for p in self.saved)
 

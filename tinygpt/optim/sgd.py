@@ -14,11 +14,14 @@ section 2, with lr outside the velocity, as in PyTorch, so that a change of lr t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ..checks import number
 from ..errors import UsageError
+
+if TYPE_CHECKING:
+    from .optimizer import Parameters
+from ..typing import Array
 from .optimizer import Optimizer, Slot
 
 
@@ -30,7 +33,7 @@ class SGD(Optimizer):
 
     def __init__(
         self,
-        parameters: Iterable[Any],
+        parameters: Parameters,
         lr: float,
         momentum: float = 0.0,
         weight_decay: float = 0.0,
@@ -43,7 +46,7 @@ class SGD(Optimizer):
         self.state_names = ("velocity",) if self.momentum else ()
         super().__init__(parameters, lr, weight_decay)
 
-    def _update(self, slot: Slot, grad: Any, grad_scale: float) -> None:
+    def _update(self, slot: Slot, grad: Array, grad_scale: float) -> None:
         param = slot.parameter.data
         grad = grad * grad_scale + slot.weight_decay * param
         if self.momentum:

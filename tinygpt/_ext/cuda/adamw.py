@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from ...typing import Array
 from . import Device, ceil_div, launcher, pack_width, real_of
 
 EXPRESSIONS = ("adamw_update<{real}, {width}>",)
 THREADS, PACKS = 256, 4  # threads per block; packs per thread, as in tensors.cuh
 
 
-def tensor_table(device: Device, groups: Sequence[Sequence[Any]]) -> tuple[Any, int, int]:
+def tensor_table(device: Device, groups: Sequence[Sequence[Any]]) -> tuple[Array, int, int]:
     """(table on the device, pack width, blocks) for groups of arrays; the arrays of a group have the same size.
 
     A row of the table is a `Tensor` of tensors.cuh: four addresses, the size, the index of the first block.

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ...typing import Array
 from . import MAX_BLOCKS, SIZES, Device, accumulator_dtype, as_accumulators, ceil_div, launcher, real_of
 from . import attention_mma as mma
 from .dropout import mask_arguments
@@ -44,7 +45,7 @@ def expressions(real: str) -> list[str]:
     return made
 
 
-def tiles(q: Any, k: Any) -> tuple[int, int, int, int] | None:
+def tiles(q: Array, k: Array) -> tuple[int, int, int, int] | None:
     """(HEAD, A, B, A backward) for queries of this head size and dtype; None if the kernels do not support them."""
     if max(q.shape[2], k.shape[2]) > MAX_BLOCKS * SIDE:  # the grid has a block for every tile of a head
         return None
@@ -53,7 +54,7 @@ def tiles(q: Any, k: Any) -> tuple[int, int, int, int] | None:
     return None if sizes is None else (head, *sizes)
 
 
-def with_neighbours(device: Device, *arrays: Any) -> list[Any]:
+def with_neighbours(device: Device, *arrays: Array) -> list[Array]:
     """The arrays with one common layout: copied if their strides differ or the elements of a head are not adjacent."""
     first = arrays[0]
     if all(has_neighbours(a) and a.strides[:3] == first.strides[:3] for a in arrays):
@@ -61,16 +62,16 @@ def with_neighbours(device: Device, *arrays: Any) -> list[Any]:
     return [device.xp.ascontiguousarray(a) for a in arrays]
 
 
-def has_neighbours(array: Any) -> bool:
+def has_neighbours(array: Array) -> bool:
     return bool(array.shape[-1] == 1 or array.strides[-1] == array.dtype.itemsize)
 
 
-def layout_of(array: Any) -> Any:
+def layout_of(array: Array) -> Any:
     return np.array([tuple(stride // array.dtype.itemsize for stride in array.strides[:3])], LAYOUT)[0]
 
 
 def problem_of(
-    device: Device, q: Any, k: Any, is_causal: bool, scale: float, dropout_p: float, seed: int, stream: int
+    device: Device, q: Array, k: Array, is_causal: bool, scale: float, dropout_p: float, seed: int, stream: int
 ) -> tuple[Any, Any]:
     """The kernels' last two arguments: the problem, and the device array with the offset of the RNG streams or None."""
     _, H, Tq, D = q.shape
@@ -78,7 +79,7 @@ def problem_of(
     return np.array([(H, Tq, k.shape[2], D, is_causal, threshold, scale, keep, *key)], PROBLEM)[0], base
 
 
-def access_width(device: Device, *arrays: Any) -> int:
+def access_width(device: Device, *arrays: Array) -> int:
     """Elements per memory access: 16 bytes' worth if every row of every array is 16-byte aligned, otherwise 1."""
     width = 16 // arrays[0].dtype.itemsize
     packed = arrays[0].shape[-1] % width == 0 and all(
@@ -89,7 +90,15 @@ def access_width(device: Device, *arrays: Any) -> int:
 
 @launcher
 def attention_forward(
-    device: Device, q: Any, k: Any, v: Any, is_causal: bool, scale: float, dropout_p: float, seed: int, stream: int
+    device: Device,
+    q: Array,
+    k: Array,
+    v: Array,
+    is_causal: bool,
+    scale: float,
+    dropout_p: float,
+    seed: int,
+    stream: int,
 ) -> Any:
     """q (B, H, Tq, D), k, v (B, H, Tk, D) -> y (B, H, Tq, D) in memory laid out (B, Tq, H, D), lse (B, H, Tq, 2)."""
     sizes = tiles(q, k)
@@ -114,20 +123,20 @@ def attention_forward(
 @launcher
 def attention_backward(
     device: Device,
-    dy: Any,
-    q: Any,
-    k: Any,
-    v: Any,
-    y: Any,
-    lse: Any,
+    dy: Array,
+    q: Array,
+    k: Array,
+    v: Array,
+    y: Array,
+    lse: Array,
     is_causal: bool,
     scale: float,
     dropout_p: float,
     seed: int,
     stream: int,
-    dq: Any,
-    dk: Any,
-    dv: Any,
+    dq: Array,
+    dk: Array,
+    dv: Array,
 ) -> Any:
     """Writes the gradients of q, k, v into dq, dk, dv."""
     sizes = tiles(q, k)
@@ -165,6 +174,6 @@ def attention_backward(
     return None
 
 
-def results_in(device: Device, array: Any) -> Any:
+def results_in(device: Device, array: Array) -> Array:
     """The array itself if a kernel can write into it, otherwise a new one of its shape."""
     return array if has_neighbours(array) else device.empty(array.shape, array.dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ...typing import Array
 from . import MAX_BLOCKS, Device, ceil_div, real_of
 
 THREADS, ROWS = 128, 64  # threads and result rows of a block
@@ -21,7 +22,7 @@ def expressions(real: str) -> list[str]:
     ]
 
 
-def takes(device: Device, scale: float, *arrays: Any) -> bool:
+def takes(device: Device, scale: float, *arrays: Array) -> bool:
     """Whether these kernels can replace attention.cu's, for arrays (B, H, T, D) with a stride of 1 along D."""
     D = arrays[0].shape[-1]
     return (
@@ -35,7 +36,7 @@ def takes(device: Device, scale: float, *arrays: Any) -> bool:
     )
 
 
-def launch(device: Device, name: str, like: Any, T: int, arguments: Any) -> None:
+def launch(device: Device, name: str, like: Array, T: int, arguments: Any) -> None:
     """Launch the kernel of this name, with one block per 64 of the T rows of every head of `like`."""
     B, H, _, D = like.shape
     head = next(head for head in HEADS if head >= D)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from ...typing import Array
 from . import Device, elementwise, launcher
 
 FILE = "binary_cross_entropy"
@@ -14,12 +13,12 @@ FORWARD, BACKWARD = EXPRESSIONS = (
 
 
 @launcher
-def binary_cross_entropy_forward(device: Device, logits: Any, targets: Any) -> Any:
+def binary_cross_entropy_forward(device: Device, logits: Array, targets: Array) -> Array:
     """logits, targets of the same shape -> losses of that shape."""
     return elementwise(device, FILE, FORWARD, logits, targets)
 
 
 @launcher
-def binary_cross_entropy_backward(device: Device, dlosses: Any, logits: Any, targets: Any) -> Any:
+def binary_cross_entropy_backward(device: Device, dlosses: Array, logits: Array, targets: Array) -> Array:
     """dlosses, logits, targets of the same shape -> dlogits of that shape."""
     return elementwise(device, FILE, BACKWARD, dlosses, logits, targets)

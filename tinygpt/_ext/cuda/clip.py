@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ...typing import Array
 from . import Device, launcher, real_of
 from .adamw import THREADS, tensor_table
 
@@ -29,6 +30,6 @@ def sum_of_squares_each(device: Device, calls: Sequence[Sequence[Any]]) -> Any:
 
 
 @launcher
-def sum_of_squares(device: Device, x: Any) -> Any:
+def sum_of_squares(device: Device, x: Array) -> float:
     """x of any shape -> its sum of squares, a Python float."""
     return sum_of_squares_each(device, [(x,)])[0]

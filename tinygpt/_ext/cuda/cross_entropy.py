@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
+from ...typing import Array
 from . import Device, accumulator_dtype, as_accumulators, launcher, pack_width, real_of, row_threads
 
 EXPRESSIONS = (
@@ -16,7 +15,7 @@ EXPRESSIONS = (
 
 
 @launcher
-def cross_entropy_forward(device: Device, logits: Any, targets: Any, ignore_index: int) -> Any:
+def cross_entropy_forward(device: Device, logits: Array, targets: Array, ignore_index: int) -> tuple[Array, Array]:
     """logits (N, V), targets (N,) -> losses (N,), 0 for ignored targets; lse (N, 2)."""
     N, V = logits.shape
     losses, lse = (device.empty(shape, accumulator_dtype(logits)) for shape in ((N,), (N, 2)))
@@ -28,7 +27,9 @@ def cross_entropy_forward(device: Device, logits: Any, targets: Any, ignore_inde
 
 
 @launcher
-def cross_entropy_backward(device: Device, dlosses: Any, logits: Any, targets: Any, lse: Any, ignore_index: int) -> Any:
+def cross_entropy_backward(
+    device: Device, dlosses: Array, logits: Array, targets: Array, lse: Array, ignore_index: int
+) -> Array:
     """dlosses, targets (N,), lse (N, 2), logits (N, V) -> dlogits (N, V)."""
     N, V = logits.shape
     dlosses, lse = as_accumulators(logits, dlosses, lse)
@@ -41,7 +42,7 @@ def cross_entropy_backward(device: Device, dlosses: Any, logits: Any, targets: A
 
 
 @launcher
-def cross_entropy_inplace(device: Device, logits: Any, targets: Any, ignore_index: int, scale: float) -> Any:
+def cross_entropy_inplace(device: Device, logits: Array, targets: Array, ignore_index: int, scale: float) -> Array:
     """Overwrites logits (N, V) with scale * d loss / d logits and returns the losses (N,)."""
     N, V = logits.shape
     losses = device.empty((N,), accumulator_dtype(logits))

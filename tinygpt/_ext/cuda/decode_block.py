@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ...typing import Array
 from . import (
     FOR_REDUCTIONS,
     MAX_BLOCKS,
@@ -42,7 +43,9 @@ def expressions(real: str) -> list[str]:
     return [f"join_pieces<{real}>"] + [f"attend_to_cache<{real}, {w}, {head}>" for head in HEADS for w in widths]
 
 
-def attend(device: Device, qkv: Any, bias: Any, keys: Any, values: Any, length: Any, scale: float | None = None) -> Any:
+def attend(
+    device: Device, qkv: Array, bias: Array | None, keys: Array, values: Array, length: Any, scale: float | None = None
+) -> Array:
     """qkv (M, 3C), bias (3C,) or None -> y (M, C); appends each row's new token to the cache."""
     M, H, capacity, D = keys.shape
     real, pieces = real_of(qkv), ceil_div(capacity, PIECE)
@@ -63,18 +66,18 @@ def attend(device: Device, qkv: Any, bias: Any, keys: Any, values: Any, length: 
     return y
 
 
-def product(device: Device, x: Any, layer: Any) -> Any:
+def product(device: Device, x: Array, layer: Any) -> Array:
     """x (M, K) times the matrix (K, N) of a Linear -> (M, N), in whichever format that is."""
     matrix = layer.matrix
     return few_rows_product(device, x, matrix) if matrix.data.dtype.name in PACKED else x @ matrix.data
 
 
-def array(parameter: Any) -> Any:
+def array(parameter: Any) -> Array | None:
     """The array of a parameter; None of a bias that is not there."""
     return None if parameter is None else parameter.data
 
 
-def activate(device: Device, z: Any, bias: Any, name: str) -> Any:
+def activate(device: Device, z: Array, bias: Array | None, name: str) -> Array:
     """activation(z + bias); z (M, N), bias (N,) or None."""
     if name == "gelu_new":
         return gelu_forward(device, z) if bias is None else bias_gelu_forward(device, z, bias)
@@ -84,7 +87,7 @@ def activate(device: Device, z: Any, bias: Any, name: str) -> Any:
     return silu_forward(device, z) if name == "silu" else device.xp.maximum(z, 0)
 
 
-def fits(x: Any, block: Any, keys: Any, values: Any, length: Any) -> bool:
+def fits(x: Array, block: Any, keys: Array, values: Array, length: Any) -> bool:
     """Whether the kernels support these shapes, dtypes and layouts."""
     M, C = x.shape
     if x.dtype.name not in REALS or keys.ndim != 4 or keys.shape != values.shape or length.shape != (M,):
@@ -113,7 +116,7 @@ def fits(x: Any, block: Any, keys: Any, values: Any, length: Any) -> bool:
 
 
 @launcher
-def decode_block(device: Device, x: Any, block: Any, keys: Any, values: Any, length: Any, work: Any) -> Any:
+def decode_block(device: Device, x: Array, block: Any, keys: Array, values: Array, length: Any, work: Array) -> Any:
     """x (M, C), keys and values (M, H, capacity, D), updated in place; length (M,); see the reference."""
     if not fits(x, block, keys, values, length):
         return NotImplemented

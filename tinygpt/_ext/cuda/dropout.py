@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ...typing import Array
 from . import Device, ceil_div, launcher, pack_width, real_of
 
 EXPRESSIONS = ("dropout_apply<{real}, {width}>",)
@@ -23,7 +24,7 @@ def mask_arguments(device: Device, p: float, seed: int, stream: int) -> tuple[An
 
 
 @launcher
-def dropout_apply(device: Device, x: Any, p: float, seed: int, stream: int) -> Any:
+def dropout_apply(device: Device, x: Array, p: float, seed: int, stream: int) -> Array:
     """x (N, C) -> x * mask / (1 - p) (N, C)."""
     N, C = x.shape
     y = device.empty((N, C), x.dtype)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ...typing import Array
 from . import MAX_BLOCKS, Device, accumulator_dtype, ceil_div, launcher, pack_width, real_of, row_threads
 
 EXPRESSIONS = (
@@ -18,7 +19,7 @@ THREADS = 128
 
 
 @launcher
-def embedding_forward(device: Device, weight: Any, ids: Any) -> Any:
+def embedding_forward(device: Device, weight: Array, ids: Array) -> Array:
     """weight (V, C), ids (N,) -> y (N, C)."""
     (N,), (V, C) = ids.shape, weight.shape
     y = device.empty((N, C), weight.dtype)
@@ -30,7 +31,7 @@ def embedding_forward(device: Device, weight: Any, ids: Any) -> Any:
 
 
 @launcher
-def embedding_backward(device: Device, dy: Any, ids: Any, dweight: Any) -> Any:
+def embedding_backward(device: Device, dy: Array, ids: Array, dweight: Array) -> Any:
     """Adds dy (N, C) into dweight (V, C): row n of dy goes to row ids[n], for ids (N,)."""
     (N, C), V = dy.shape, len(dweight)
     xp, real = device.xp, real_of(dy)

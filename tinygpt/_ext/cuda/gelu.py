@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from ...typing import Array
 from . import WARP, Device, accumulator_dtype, elementwise, launcher, pack_width, real_of
 from .linear import ROWS, add_up, tiles
 
@@ -18,31 +17,31 @@ EXPRESSIONS = (
 
 
 @launcher
-def gelu_forward(device: Device, x: Any) -> Any:
+def gelu_forward(device: Device, x: Array) -> Array:
     """x of any shape -> y of that shape, tanh form."""
     return elementwise(device, "gelu", "gelu_forward<Tanh, {real}, {width}>", x)
 
 
 @launcher
-def gelu_backward(device: Device, dy: Any, x: Any, out: Any = None) -> Any:
+def gelu_backward(device: Device, dy: Array, x: Array, out: Array | None = None) -> Array:
     """dy, x of the same shape -> dx, tanh form."""
     return elementwise(device, "gelu", "gelu_backward<Tanh, {real}, {width}>", dy, x)
 
 
 @launcher
-def gelu_erf_forward(device: Device, x: Any) -> Any:
+def gelu_erf_forward(device: Device, x: Array) -> Array:
     """x of any shape -> y of that shape, erf form."""
     return elementwise(device, "gelu", "gelu_forward<Erf, {real}, {width}>", x)
 
 
 @launcher
-def gelu_erf_backward(device: Device, dy: Any, x: Any, out: Any = None) -> Any:
+def gelu_erf_backward(device: Device, dy: Array, x: Array, out: Array | None = None) -> Array:
     """dy, x of the same shape -> dx, erf form."""
     return elementwise(device, "gelu", "gelu_backward<Erf, {real}, {width}>", dy, x)
 
 
 @launcher
-def bias_gelu_forward(device: Device, x: Any, bias: Any) -> Any:
+def bias_gelu_forward(device: Device, x: Array, bias: Array) -> Array:
     """x (N, C), bias (C,) -> y (N, C)."""
     N, C = x.shape
     y = device.empty((N, C), x.dtype)
@@ -54,7 +53,9 @@ def bias_gelu_forward(device: Device, x: Any, bias: Any) -> Any:
 
 
 @launcher
-def bias_gelu_backward(device: Device, dy: Any, x: Any, bias: Any, out: Any = None) -> Any:
+def bias_gelu_backward(
+    device: Device, dy: Array, x: Array, bias: Array, out: Array | None = None
+) -> tuple[Array, Array]:
     """dy, x (N, C), bias (C,) -> dx (N, C), dbias (C,)."""
     N, C = x.shape
     dx = device.empty((N, C), x.dtype)

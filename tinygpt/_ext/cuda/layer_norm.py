@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ...typing import Array
 from . import (
     FOR_REDUCTIONS,
     MAX_SHARED,
@@ -23,7 +24,7 @@ BLOCKS = 512  # maximum number of blocks of a backward pass; each writes one row
 
 
 @launcher
-def layer_norm_forward(device: Device, x: Any, weight: Any, bias: Any, eps: float) -> Any:
+def layer_norm_forward(device: Device, x: Array, weight: Array, bias: Array, eps: float) -> tuple[Array, Array, Array]:
     """x (N, C), weight (C,), bias (C,) or None -> y (N, C), mean (N, 2), rstd (N,)."""
     N, C = x.shape
     real = real_of(x)
@@ -39,7 +40,7 @@ def layer_norm_forward(device: Device, x: Any, weight: Any, bias: Any, eps: floa
 
 @launcher
 def layer_norm_backward(
-    device: Device, dy: Any, x: Any, weight: Any, mean: Any, rstd: Any, has_bias: bool = True
+    device: Device, dy: Array, x: Array, weight: Array, mean: Array, rstd: Array, has_bias: bool = True
 ) -> Any:
     """dy, x (N, C), weight (C,), mean (N, 2), rstd (N,) -> dx (N, C), dweight (C,), dbias (C,) or None."""
     N, C = x.shape

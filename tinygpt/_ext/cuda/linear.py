@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
+from ...typing import Array, DTypeLike
 from . import REALS, WARP, Device, accumulator_dtype, ceil_div, launcher, pack_width, real_of
 
 EXPRESSIONS = (
@@ -24,7 +23,7 @@ def tiles(N: int, C: int, width: int) -> tuple[int, tuple[int, int]]:
 
 
 @launcher
-def add_bias(device: Device, y: Any, bias: Any) -> Any:
+def add_bias(device: Device, y: Array, bias: Array) -> Array:
     """y (N, C) += bias (C,); returns y."""
     N, C = y.shape
     width = pack_width(device, C, y, bias)
@@ -35,7 +34,7 @@ def add_bias(device: Device, y: Any, bias: Any) -> Any:
 
 
 @launcher
-def column_sum(device: Device, x: Any) -> Any:
+def column_sum(device: Device, x: Array) -> Array:
     """x (N, C) -> (C,): the sum of each column. Sums each chunk of rows, then the chunks in double."""
     N, C = x.shape
     real, accum = real_of(x), REALS[accumulator_dtype(x).name]
@@ -47,7 +46,7 @@ def column_sum(device: Device, x: Any) -> Any:
     return add_up(device, table, x.dtype)
 
 
-def add_up(device: Device, table: Any, dtype: Any) -> Any:
+def add_up(device: Device, table: Array, dtype: DTypeLike) -> Array:
     """Partial sums (parts, C), in an accumulator's dtype -> (C,): the sum of each column, accumulated in double."""
     parts, C = table.shape
     accum, real = real_of(table), REALS[np.dtype(dtype).name]

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ...typing import Array
 from . import WARP, Device, ceil_div, launcher
 from .linear import add_up
 
@@ -54,12 +55,12 @@ def widest(device: Device, matrix: Any, axis: int, most: int, *others: Any) -> i
     return most if packed else 1
 
 
-def unpacked(device: Device, matrix: Any, axis: int) -> Any:
+def unpacked(device: Device, matrix: Any, axis: int) -> Array:
     return unpack_into(device, device.empty(matrix.data.shape, np.float32), matrix, axis)
 
 
 @launcher
-def few_rows_product(device: Device, x: Any, matrix: Any) -> Any:
+def few_rows_product(device: Device, x: Array, matrix: Any) -> Array:
     """x (M, K) float32, matrix (K, N) -> (M, N)."""
     if not is_taken(matrix, 0, x) or x.shape[1] != matrix.data.shape[0]:
         return NotImplemented
@@ -82,7 +83,7 @@ def few_rows_product(device: Device, x: Any, matrix: Any) -> Any:
 
 
 @launcher
-def few_rows_product_transposed(device: Device, x: Any, matrix: Any, out: Any) -> Any:
+def few_rows_product_transposed(device: Device, x: Array, matrix: Any, out: Array) -> Array:
     """x (M, K) float32, matrix (N, K) -> x W^T (M, N), written into out."""
     if not is_taken(matrix, 1, x, out) or x.shape[1] != matrix.data.shape[1]:
         return NotImplemented
@@ -104,7 +105,7 @@ def few_rows_product_transposed(device: Device, x: Any, matrix: Any, out: Any) -
 
 
 @launcher
-def unpack_into(device: Device, out: Any, matrix: Any, axis: int) -> Any:
+def unpack_into(device: Device, out: Array, matrix: Any, axis: int) -> Array:
     """Unpack a matrix (rows, columns) into out, float32. axis: the axis along which groups share a scale."""
     if not is_taken(matrix, axis, out) or out.shape != matrix.data.shape:
         return NotImplemented

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ...typing import Array
 from . import (
     FOR_REDUCTIONS,
     MAX_SHARED,
@@ -26,11 +27,11 @@ EXPRESSIONS = ("residual_layer_norm_forward<{real}, {width}>", "residual_layer_n
 @launcher
 def residual_layer_norm_forward(
     device: Device,
-    residual: Any,
-    x: Any,
-    x_bias: Any,
-    weight: Any,
-    bias: Any,
+    residual: Array,
+    x: Array,
+    x_bias: Array,
+    weight: Array,
+    bias: Array,
     eps: float,
     p: float,
     seed: int,
@@ -57,12 +58,12 @@ def residual_layer_norm_forward(
 @launcher
 def residual_layer_norm_backward(
     device: Device,
-    dy: Any,
-    dsum: Any,
-    total: Any,
-    weight: Any,
-    mean: Any,
-    rstd: Any,
+    dy: Array,
+    dsum: Array,
+    total: Array,
+    weight: Array,
+    mean: Array,
+    rstd: Array,
     p: float,
     seed: int,
     stream: int,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ...typing import Array
 from . import (
     FOR_REDUCTIONS,
     MAX_SHARED,
@@ -23,7 +24,7 @@ BLOCKS = 512  # the most that share the rows of a backward pass; each leaves a r
 
 
 @launcher
-def rms_norm_forward(device: Device, x: Any, weight: Any, eps: float) -> Any:
+def rms_norm_forward(device: Device, x: Array, weight: Array, eps: float) -> tuple[Array, Array]:
     """x (N, C), weight (C,) -> y (N, C), rstd (N,)."""
     N, C = x.shape
     real = real_of(x)
@@ -36,7 +37,7 @@ def rms_norm_forward(device: Device, x: Any, weight: Any, eps: float) -> Any:
 
 
 @launcher
-def rms_norm_backward(device: Device, dy: Any, x: Any, weight: Any, rstd: Any) -> Any:
+def rms_norm_backward(device: Device, dy: Array, x: Array, weight: Array, rstd: Array) -> Any:
     """dy, x (N, C), weight (C,), rstd (N,) -> dx (N, C), dweight (C,)."""
     N, C = x.shape
     real, accum = real_of(x), accumulator_dtype(x)

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from ...typing import Array
 from . import Device, elementwise, launcher
 
 EXPRESSIONS = ("silu_forward<{real}, {width}>", "silu_backward<{real}, {width}>")
 
 
 @launcher
-def silu_forward(device: Device, x: Any) -> Any:
+def silu_forward(device: Device, x: Array) -> Array:
     """x of any shape -> y of that shape."""
     return elementwise(device, "silu", "silu_forward<{real}, {width}>", x)
 
 
 @launcher
-def silu_backward(device: Device, dy: Any, x: Any, out: Any = None) -> Any:
+def silu_backward(device: Device, dy: Array, x: Array, out: Array | None = None) -> Array:
     """dy, x of one shape -> dx."""
     return elementwise(device, "silu", "silu_backward<{real}, {width}>", dy, x)
