@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tinygpt._ext import LEVELS, built, load
+from tinygpt.errors import UsageError
 
 ROOT = Path(__file__).parents[2]
 CHECK = """
@@ -95,6 +96,24 @@ def test_a_level_that_can_not_be_is_refused_with_a_sentence(level: str, lacking:
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
     assert done.stdout.startswith(f"TINYGPT_LEVEL is '{level}', {words}"), done.stdout + done.stderr
     assert len(done.stdout.splitlines()) == 1
+
+
+@pytest.mark.parametrize("wanted", [None, "native", "avx2"])
+def test_a_build_for_a_greater_processor_is_refused_with_a_sentence(
+    wanted: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if load() is None:
+        pytest.skip("extension not built")
+    from tinygpt._ext import levels
+
+    monkeypatch.setattr(levels, "supported", lambda: ["baseline", "avx2"])
+    monkeypatch.setattr("tinygpt._ext.built", lambda name: name in ("native", "levels"))
+    if wanted is None:
+        monkeypatch.delenv("TINYGPT_LEVEL", raising=False)
+    else:
+        monkeypatch.setenv("TINYGPT_LEVEL", wanted)
+    with pytest.raises(UsageError, match=r"built with TINYGPT_MARCH for a processor whose instructions this one lacks"):
+        load()
 
 
 @pytest.mark.parametrize("supported", [["native", "baseline"], ["native", "baseline", "avx2"]])

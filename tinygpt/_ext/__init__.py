@@ -21,9 +21,15 @@ def load() -> ModuleType | None:
     """The kernels compiled for the best level that this processor supports, or None if nothing was built.
 
     The environment variable `TINYGPT_LEVEL` selects another level, for tests and comparisons. Raises UsageError if that
-    level does not exist, was not built, or is not supported by this processor, which would otherwise crash the process.
+    level does not exist, was not built, or is not supported by this processor, which would otherwise crash the process,
+    and if the kernels were built with TINYGPT_MARCH for another processor.
     """
     wanted, possible = os.environ.get("TINYGPT_LEVEL"), available()
+    if not possible and built("native") and built("levels"):
+        raise UsageError(
+            "the compiled kernels were built with TINYGPT_MARCH for a processor whose instructions this one lacks: "
+            "TINYGPT_EXT=require pip install -e . in a clone of tinygpt, without TINYGPT_MARCH, builds them for all"
+        )
     if wanted and wanted not in possible:
         raise UsageError(_refusal(wanted, possible))
     level = wanted or next(iter(possible), None)
