@@ -254,8 +254,8 @@ def test_weights_that_are_not_finite_are_refused(format: str, value: float) -> N
         ("int8", -8, "pack: group must be at least 1, not -8"),
         ("int8", 8.0, "pack: group must be a whole number, not 8.0"),
         ("int8", True, "pack: group must be a whole number, not True"),
-        ("bfloat16", 8, "pack: group=8 has a meaning only with int8, not with bfloat16"),
-        ("float32", 8, "pack: group=8 has a meaning only with int8, not with float32"),
+        ("bfloat16", 8, "pack: group=8 is for int8 only, not for bfloat16: leave it out"),
+        ("float32", 8, "pack: group=8 is for int8 only, not for float32: leave it out"),
     ],
 )
 def test_formats_and_groups_without_sense_are_refused(format: str, group: Any, sentence: str) -> None:

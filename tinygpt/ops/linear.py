@@ -6,12 +6,13 @@ For rows x_n, y_nj = sum_i x_ni W_ij + b_j, hence
     dW_ij = sum_n x_ni dy_nj        dW = x^T dy
     db_j  = sum_n dy_nj             the sums of dy's columns
 
-All leading axes of x are one axis of N rows, so each of the three products is one call of the matrix library, which
-reads W^T and x^T as views. The bias is added into the fresh product, in place.
+All leading axes of x are flattened to one axis of N rows, so each of the three products is a single call of the matrix
+library, which reads W^T and x^T as views. The bias is added to the product in place.
 
-Of 16-bit arrays dW is kept in float32: that is what its sums are made in and what the master weights take (cast.py).
+With 16-bit arrays dW stays in float32: its sums are computed in float32, and that is what the master weights need
+(cast.py).
 
-Saved: x and W, which the products of the backward pass need. y is not.
+Saved: x and W, which the products of the backward pass need, but not y.
 
 Shapes: x (..., in), weight (in, out), as GPT-2 checkpoints store it, bias (out,) -> (..., out).
 """
@@ -61,7 +62,7 @@ class Linear(Function):
         rows = dy.reshape(-1, dy.shape[-1])  # (N, out)
         # (in, out)
         dweight = matmul_arrays(x.reshape(-1, x.shape[-1]).T, rows, float32_result=True) if self.needs[1] else None
-        del x  # it may have been recomputed for this product alone: dx takes its room
+        del x  # it may have been recomputed only for this product: free its memory for dx
         dx = matmul_arrays(rows, weight.T).reshape(self.shape) if self.needs[0] else None
         if len(self.needs) == 2:
             return dx, dweight

@@ -1,33 +1,34 @@
-"""The output head and its cross-entropy in one operation: the logits never exist all at once.
+"""The output head and its cross-entropy in one operation, which never holds all the logits at once.
 
     logits = x @ weight.T          loss = cross_entropy(logits, targets)
 
 For GPT-2 the logits of 1,024 tokens take 206 MB, and so does their gradient; nothing else in the model is as large.
-Here the rows are taken in blocks, and a block of logits becomes its own gradient in place.
+So we process the rows in blocks, and each block of logits is overwritten by its own gradient.
 
-Derivation of the gradient. Let dlogits_i = (p_i - onehot(target_i)) / count be the gradient of the loss by the logits
-of row i (cross_entropy.py). Then, as for any linear map,
+Derivation of the gradient. Let dlogits_i = (p_i - onehot(target_i)) / count be the gradient of the loss with respect to
+the logits of row i (cross_entropy.py). Then, as for any linear map,
 
     dx = dloss * dlogits @ weight          dweight = dloss * dlogits.T @ x
 
-Usually a backward pass must wait for the upstream gradient. Here that is dloss, a single number, because the loss is a
-scalar: it factors out of both products. So the forward pass can finish the work while a block of logits is at hand, for
-dloss = 1, and the backward pass only multiplies by dloss; not even that when it is 1.
+Usually a backward pass has to wait for the upstream gradient. But the loss is a scalar, so its gradient dloss is a
+single number, which factors out of both products. This lets the forward pass compute the gradients for dloss = 1 while
+it has each block of logits; the backward pass only multiplies them by dloss, and skips even that if dloss is 1.
 
-In 16 bits the logits and dx are 16-bit arrays; dweight, the sum over all rows, and the loss are in float32. float16
-has no numbers between 0 and 6e-8, and 1 / count would push gradients below: there dx and dweight are made without it,
-and the backward pass multiplies by dloss / count, in float32. So a loss that was scaled up reaches dx in time.
+In 16 bits, the logits and dx are 16-bit arrays; dweight, which is a sum over all rows, and the loss are float32. But
+float16 has no numbers between 0 and 6e-8, and the factor 1 / count would make many gradients underflow. So for float16
+the forward pass leaves that factor out of dx and dweight, and the backward pass multiplies them by dloss / count, in
+float32. dloss includes the loss scale by then, which keeps the products from underflowing.
 
 Saved: dx and dweight for dloss = 1, as large as x and weight, and x, weight and targets themselves (which exist
-anyway). The first backward pass gives dx and dweight away, scaled in place, so that nothing is copied. A second one
-through a retained graph finds them gone and computes them anew. Without gradients (`no_grad`) nothing is saved.
+anyway). The first backward pass scales dx and dweight in place and gives them away, so nothing is copied. A second one,
+through a retained graph, finds them gone and recomputes them. Without gradients (`no_grad`) nothing is saved.
 
-In 16 bits the rows of logits are padded to a multiple of 64: the tensor cores want rows that begin at multiples of 16
-bytes, and GPT-2's V is odd (50257: on an H200 its products ran at a fifth of the speed). weight gets rows of zeros for
-it, and the logits that they give are overwritten with minus infinity: their probabilities and gradients are 0.
+In 16 bits, rows of logits are padded to a multiple of 64: the tensor cores need rows that begin at multiples of 16
+bytes, and GPT-2's V = 50257 is odd (on an H200 its products ran at a fifth of the speed). weight is padded with rows of
+zeros, and the logits that come from these are overwritten with -infinity, so their probabilities and gradients are 0.
 
-Shapes: x (..., C), weight (V, C) as an embedding table has it, targets (...); inside, N rows in blocks of R, of V
-logits or, padded, P.
+Shapes: x (..., C), weight (V, C) like an embedding table, targets (...). Inside: N rows in blocks of R; each row has V
+logits or, if padded, P.
 Source: cross_entropy.py; the gradient in the forward pass: Hsu et al., "Liger Kernel: Efficient Triton
 Kernels for LLM Training", 2024, under FusedLinearCrossEntropy.
 """
@@ -52,22 +53,23 @@ from .cross_entropy import (
     cross_entropy_inplace,
 )
 
-# How many bytes of logits exist at once. Each block reads weight twice and adds to dweight once, so few rows are slow:
-# on two cores GPT-2's products with weight run at 275 GFLOP/s in blocks of 64 MB (256 rows), at 315 in those of 128 MB.
+# How many bytes of logits exist at once. Each block reads weight twice and adds to dweight once, so small blocks are
+# slow: on two cores GPT-2's products with weight run at 275 GFLOP/s with blocks of 64 MB (256 rows), 315 with 128 MB.
 BLOCK_BYTES = 128 * 2**20
 
 
 def linear_cross_entropy_composed(
     x: Tensor, weight: Tensor, targets: Array, ignore_index: int = IGNORE_INDEX
 ) -> Tensor:
-    """The oracle: the matrix product, then the cross-entropy of primitive operations."""
+    """The oracle: the matrix product, then a cross-entropy of primitive operations."""
     return cross_entropy_composed(x @ weight.transpose(), targets, ignore_index)
 
 
 def blocks(N: int, V: int, itemsize: int) -> list[slice]:
-    """Rows 0 .. N - 1 cut into equal blocks (the last may be shorter) of at most BLOCK_BYTES of logits each.
+    """Rows 0 .. N - 1 split into equal blocks (the last may be shorter) of at most BLOCK_BYTES of logits each.
 
-    In 16 bits, and so on a GPU, of eight times as many: reading and writing dweight for each block would be slow there.
+    In 16 bits, and so on a GPU, the limit is eight times as large: reading and writing dweight for each block is slow
+    there.
     """
     count = -(-N * V * itemsize // (8 * BLOCK_BYTES if itemsize == 2 else BLOCK_BYTES))
     R = -(-N // max(1, min(count, N)))
@@ -86,7 +88,7 @@ def loss_only(x: Array, weight: Array, targets: Array, ignore_index: int) -> flo
 def loss_and_gradients(
     x: Array, weight: Array, targets: Array, ignore_index: int, scale: float, needs: tuple[bool, ...]
 ) -> tuple[float, Array | None, Array | None]:
-    """As loss_only, and the gradients of scale * that sum: dx (N, C), dweight (V, C); None where not needed."""
+    """Like loss_only, plus the gradients of scale * that sum: dx (N, C), dweight (V, C); None if not needed."""
     xp, V = array_module(x), len(weight)
     total = 0.0
     weight = padded(weight)  # (P, C)
@@ -110,7 +112,7 @@ def loss_and_gradients(
 
 
 def padded(weight: Array) -> Array:
-    """weight (V, C) -> (P, C): in 16 bits with zeros below, up to a multiple of 64 rows; otherwise as it is."""
+    """weight (V, C) -> (P, C): if 16-bit, padded with rows of zeros to a multiple of 64; otherwise unchanged."""
     V, C = weight.shape
     P = -(-V // 64) * 64
     if not is_16_bit(weight.dtype) or P == V:
@@ -142,13 +144,13 @@ class LinearCrossEntropy(Function):
             _, dx, dweight = loss_and_gradients(rows, weight, targets, self.ignore_index, self.scale, self.needs)
         else:
             dx, dweight = self.gradients
-            self.gradients = None  # from here on they belong to the engine, which may write into them
+            self.gradients = None  # from here on the engine owns them and may write into them
         dx, dweight = (None if d is None else scaled(d, as_factor(dy) * self.later) for d in (dx, dweight))
         return None if dx is None else dx.reshape(x.shape), dweight
 
 
 def scaled(gradient: Array, factor: Array) -> Array:
-    """gradient * factor, in place; of 16 bits, computed in float32."""
+    """gradient * factor, in place if possible; 16-bit gradients are multiplied in float32."""
     if not isinstance(factor, float) or factor != 1.0:
         product = upcast(gradient)
         product *= factor
@@ -160,8 +162,8 @@ def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Ids, ignore_index: 
     """cross_entropy(x @ weight.T, targets) without ever holding all the logits.
 
     x: (..., C). weight: (V, C), an embedding table. targets: (...) integers in 0 .. V - 1 or ignore_index.
-    Returns a single number, the mean over the targets that are not ignored; none left is a UsageError.
-    Raises ShapeError, DtypeError, RangeError.
+    Returns a single number, the mean over the targets that are not ignored. Raises UsageError if all are ignored,
+    ShapeError, DtypeError, RangeError.
     """
     require_same_dtype("linear_cross_entropy", x=x, weight=weight)
     if x.ndim == 0 or weight.ndim != 2 or 0 in weight.shape or x.shape[-1] != weight.shape[1]:

@@ -2,18 +2,19 @@
 
     y_ij = sum_k a_ik b_kj
 
-A change of a_ik moves y_ij by b_kj for every j; a change of b_kj moves it by a_ik for every i. Contracted with dy:
+A change of a_ik changes y_ij by b_kj times as much, for every j; a change of b_kj changes it by a_ik times as much, for
+every i. Multiply by dy_ij and sum:
 
     da_ik = sum_j dy_ij b_kj        da = dy b^T
     db_kj = sum_i a_ik dy_ij        db = a^T dy
 
-b^T and a^T are views: the matrix product reads them without copying. A matrix that was repeated over a batch gets
-the sum over the batch. When b is one matrix for all of a's batch, as the weights of a layer are, the leading axes of a
-are one long axis of rows: then each of the three products is a single large one, which is far faster than many small
-ones, and the sum over the batch in db happens inside it.
+b^T and a^T are views: the matrix product reads them without copying. If a matrix was repeated over a batch, its
+gradient is the sum over the batch. If b is a single matrix for the whole batch, like the weights of a layer, the
+leading axes of a are flattened to one long axis of rows. Then each of the three products is one large product, which is
+much faster than many small ones, and db is summed over the batch inside it.
 
-One axis alone works as in NumPy: a (K,) on the left is a row, b (K,) on the right is a column, and the axis that this
-adds is taken away from the result.
+Operands with one axis work as in NumPy: a (K,) on the left is a row, b (K,) on the right is a column, and the axis that
+this adds is removed from the result.
 
 Saved: a and b, each only if the other one needs a gradient.
 
@@ -33,7 +34,7 @@ from ._shapes import unbroadcast
 
 
 def _matmul(a: Array, b: Array) -> Array:
-    """a (..., M, K) @ b (..., K, N); where b is a single matrix, one product with all of a's rows."""
+    """a (..., M, K) @ b (..., K, N); if b is a single matrix, as one product with all of a's rows."""
     if b.ndim == 2 and a.ndim > 2 and a.size:
         return matmul_arrays(a.reshape(-1, a.shape[-1]), b).reshape(*a.shape[:-1], b.shape[-1])
     return matmul_arrays(a, b)
@@ -69,8 +70,8 @@ class MatMul(Function):
 def matmul(a: TensorLike, b: TensorLike) -> Tensor:
     """The matrix product a @ b.
 
-    a: (..., M, K) or (K,). b: (..., K, N) or (K,). Leading axes broadcast. Returns (..., M, N), without M or N where
-    an operand had one axis only. Raises ShapeError for shapes that do not fit, DtypeError for booleans.
+    a: (..., M, K) or (K,). b: (..., K, N) or (K,). Leading axes broadcast. Returns (..., M, N), without M or N if that
+    operand has only one axis. Raises ShapeError for shapes that do not fit, DtypeError for booleans.
     """
     like = a if isinstance(a, Tensor) else b if isinstance(b, Tensor) else None
     a, b = as_tensor(a, like), as_tensor(b, like)

@@ -1,7 +1,7 @@
-"""Packed matrices: weights in 16 or 8 bits, unpacked while they are multiplied with.
+"""Packed matrices: weights stored in 16 or 8 bits and unpacked during the multiplication.
 
-A model that writes one token at a time reads each of its weights once per token, for one multiplication and one
-addition: its speed is that of memory, and a weight of half the bytes is half the time. So, for inference only:
+A model that generates one token at a time reads each weight once per token, for only one multiplication and one
+addition. So its speed is limited by memory bandwidth, and halving a weight's bytes halves the time. For inference only:
 
     bfloat16   the upper 16 bits of a float32, rounded to nearest, ties to even: 8 significant bits, the same exponents
     int8       w ~ q * scale with q in -127 .. 127 and scale = max|w| / 127: one scale for each output, or one for each
@@ -10,11 +10,12 @@ addition: its speed is that of memory, and a weight of half the bytes is half th
 The error of a weight in int8 is at most scale / 2, so an output y = sum over k of x_k w_k is off by at most
 scale / 2 * sum |x_k|, and typically by far less, as errors cancel. Smaller groups follow outliers more closely.
 
-The values are exact from there on: products, sums and activations are float32, and the packed product equals the
-product with `unpack(matrix)` but for the order of summation.
+Nothing else is rounded: products, sums and activations are float32, and a packed product equals the product with
+`unpack(matrix)` up to the order of summation.
 
 Shapes: W (K, N) multiplies from the right, y = x W; its scales are (K / group rounded up, N). The embedding (V, C) is
-the head's matrix too, y = x W^T; its scales are (V, C / group rounded up). Packed arrays keep the original's shape.
+also the output head's matrix, y = x W^T; its scales are (V, C / group rounded up). Packed arrays have the shape of the
+original.
 Source: bfloat16: Kalamkar et al., "A Study of BFLOAT16 for Deep Learning Training", 2019; int8 with a scale per output:
 Jacob et al., "Quantization and Training of Neural Networks ...", 2018; weights alone, in groups: Dettmers et al.,
 "LLM.int8()", 2022, section 2.
@@ -35,9 +36,9 @@ from ..typing import Array
 from ._matmul import matmul_arrays
 
 FORMATS = ("float32", "bfloat16", "int8")
-GROUP_UNIT = 8  # groups are multiples of it, so that no vector of the compiled product needs two scales
-BLOCK = 1 << 14  # weights at a time while packing: what is computed of them stays in the cache, and is little memory
-FEW_ROWS = 16  # up to so many rows, reading the weights is what a product costs
+GROUP_UNIT = 8  # groups are multiples of it, so that no SIMD vector of the compiled product needs two scales
+BLOCK = 1 << 14  # how many weights to pack at a time, so that intermediate results fit into the cache
+FEW_ROWS = 16  # up to this many rows, most of a product's time goes into reading the weights
 
 
 class Matrix(NamedTuple):
@@ -57,10 +58,10 @@ class Matrix(NamedTuple):
 
 
 def pack(weight: Array, format: str, axis: int = 0, group: int | None = None) -> Matrix:
-    """weight (two axes, float32) in one of FORMATS.
+    """Convert a weight matrix (float32) to one of FORMATS.
 
-    axis: the one that products sum over: 0 for W in x W, 1 for the embedding. group: int8's terms to a scale, a
-    multiple of 8; None makes it the whole axis. Raises UsageError, and RangeError for weights that are not finite.
+    axis: the axis that products sum over: 0 for W in x W, 1 for the embedding. group: for int8, how many terms share a
+    scale, a multiple of 8; None means the whole axis. Raises UsageError, RangeError unless all weights are finite.
     """
     check_format(format, group)
     if format == "float32":
@@ -70,35 +71,36 @@ def pack(weight: Array, format: str, axis: int = 0, group: int | None = None) ->
 
 
 def check_format(format: str, group: int | None) -> None:
-    """Raise UsageError for a format or a group without sense."""
+    """Raise UsageError for an invalid format or group."""
     if format not in FORMATS:
         raise UsageError(f"pack: there is no format {format!r}: choose one of {', '.join(FORMATS)}")
     if group is None:
         return
     if format != "int8":
-        raise UsageError(f"pack: group={group!r} has a meaning only with int8, not with {format}")
+        raise UsageError(f"pack: group={group!r} is for int8 only, not for {format}: leave it out")
     if whole_number("pack", "group", group) % GROUP_UNIT:
         raise UsageError(f"pack: group must be a multiple of {GROUP_UNIT}, not {group}")
 
 
 def require_finite(weight: Array, what: str = "the weights") -> None:
-    """Raise RangeError unless all are finite: nan and inf have no place in a packed matrix."""
+    """Raise RangeError unless all weights are finite: a packed matrix can't represent nan and inf."""
     for rows in _blocks(weight):
         if not array_module(weight).isfinite(weight[rows]).all():
             raise RangeError(f"pack: {what} hold nan or inf, which a packed matrix can't")
 
 
 def _blocks(weight: Array) -> Iterator[slice]:
-    """Rows of a matrix, so many at a time that what is computed of them stays in the cache."""
+    """Slices of a matrix's rows, small enough that intermediate results stay in the cache."""
     step = max(1, BLOCK // max(1, weight.shape[1]))
     for begin in range(0, len(weight), step):
         yield slice(begin, min(len(weight), begin + step))
 
 
 def to_bfloat16(x: Array) -> Array:
-    """float32 of any shape -> uint16, the upper halves, rounded to nearest, ties to even. Finite numbers only."""
+    """float32 of any shape -> uint16: the upper 16 bits, rounded to nearest, ties to even. Finite numbers only."""
     bits = x.astype(np.float32, copy=False).view(np.uint32)
-    # Just under half a unit carries into the upper half exactly when it must be rounded up; the last bit breaks ties.
+    # Adding just under half a unit carries into the upper half exactly if that must be rounded up; its last bit breaks
+    # ties.
     return ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)
 
 
@@ -124,7 +126,7 @@ def _to_int8(weight: Array, axis: int, group: int | None) -> Matrix:
         terms = slice(g * group, (g + 1) * group)
         part = weight[terms] if axis == 0 else weight[:, terms]
         largest[(slice(None),) * axis + (g,)] = xp.maximum(part.max(axis=axis), -part.min(axis=axis))
-    # Not below the normal numbers, where a scale has too few digits to keep weights within 127 of it; zeros need none.
+    # A subnormal scale would be too inaccurate: weight / scale could exceed 127. For zeros any scale will do.
     scale = xp.maximum(largest / 127, np.finfo(np.float32).tiny).astype(np.float32)
     data = xp.empty(weight.shape, np.int8)
     for rows in _blocks(weight):
@@ -180,7 +182,7 @@ def few_rows_product_transposed(x: Array, matrix: Matrix, out: Array) -> Array:
 
 
 def packed_product(x: Array, matrix: Matrix) -> Array:
-    """x (M, K) float32 times a packed matrix (K, N) -> (M, N): the kernel for few rows, the matrix library for many."""
+    """x (M, K) float32 times a packed matrix (K, N) -> (M, N): our kernel for few rows, the matrix library for many."""
     return few_rows_product(x, matrix) if len(x) <= FEW_ROWS else matmul_arrays(x, unpack(matrix))
 
 

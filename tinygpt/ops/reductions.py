@@ -7,16 +7,15 @@ Over n reduced elements:
     y = sum((x - mean)**2) / m          dx_i = dy * 2 (x_i - mean) / m            m = n - correction
     y = max(x)                          dx_i = dy * [x_i = y] / (number of i with x_i = y)
 
-For the variance, x_j also moves the mean, which would add -2/m * sum(x_i - mean) / n: that sum is zero. For the
-maximum, elements that tie share the gradient equally, so that the result does not depend on their order.
+In the variance, x_j also changes the mean, which would add -2/m * sum(x_i - mean) / n, but that sum is zero. In the
+maximum, tied elements share the gradient equally, so that the result does not depend on their order.
 
-Saved: nothing but the shape for sum and mean; x and the mean, in float64, for var; x and y for max. The gradient of y
-has fewer axes than x unless keepdims was given: `_expand` puts them back with size 1, and broadcasting repeats it over
-x.
+Saved: only the shape for sum and mean; x and the mean, in float64, for var; x and y for max. Unless keepdims was given,
+dy has fewer axes than x: `_expand` puts them back with size 1, and broadcasting repeats dy over x.
 
-Long sums accumulate in float64 also for float32: adding the millionth term to a float32 sum loses half of its digits. A
-mean or a variance is divided in float64 too, and rounded once: the sum of numbers need not fit where their mean does.
-In float64 itself there is nothing wider; there x is scaled by a power of two first (`_exact_sum`).
+Long sums accumulate in float64 even for float32: adding the millionth term to a float32 sum loses half of the term's
+digits. Means and variances are also divided in float64 and rounded once, since a sum may overflow float32 even if the
+mean does not. For float64 there is no wider type, so x is scaled by a power of two first (`_exact_sum`).
 
 Shapes: x any; y without the reduced axes, or with size 1 there (keepdims).
 """
@@ -103,12 +102,12 @@ def mean(x: TensorLike, axis: Axis | None = None, keepdims: bool = False) -> Ten
 
 
 def var(x: TensorLike, axis: Axis | None = None, keepdims: bool = False, correction: float = 1) -> Tensor:
-    """The variance over `axis`: squared distances from the mean, summed, divided by (their number - correction).
+    """The variance over `axis`: the sum of squared distances from the mean, divided by (their number - correction).
 
-    correction: 1, as in PyTorch, estimates the variance of what the elements are a sample of; 0, as in NumPy and
-    in layer normalisation, is the variance of the elements themselves.
+    correction: 1, as in PyTorch, estimates the variance of a population from a sample; 0, as in NumPy and in layer
+    normalisation, gives the variance of the elements themselves.
 
-    Raises ShapeError when the number of elements is not above `correction`, and what `mean` raises.
+    Raises ShapeError unless there are more than `correction` elements, RangeError, DtypeError.
     """
     x, axes = _checked("var", x, axis)
     require_floating("var", x=x)
@@ -141,10 +140,10 @@ def _checked(operation: str, x: TensorLike, axis: Axis) -> tuple[Tensor, tuple[i
 
 
 def _exact_sum(x: Array, axes: tuple[int, ...], keepdims: bool, divisor: float = 1, squares: bool = False) -> Array:
-    """The sum of x, or of its squares, over `axes` by `divisor`, in float64, without overflow on the way.
+    """The sum of x, or of its squares, over `axes`, divided by `divisor`, in float64 and without overflow on the way.
 
-    Sums of float32 and their squares stay in range by themselves. float64 is scaled by a power of two, which is exact,
-    so that the largest number is about 1.
+    Sums of float32 numbers or of their squares can't overflow float64. float64 numbers are scaled by a power of two,
+    which is exact, so that the largest is about 1.
     """
     xp = array_module(x)
     x = upcast(x)
@@ -158,7 +157,7 @@ def _exact_sum(x: Array, axes: tuple[int, ...], keepdims: bool, divisor: float =
 
 
 def _count(shape: tuple[int, ...], axes: tuple[int, ...]) -> int:
-    """How many elements are reduced to one."""
+    """How many elements are reduced to each result."""
     count = 1
     for axis in axes:
         count *= shape[axis]

@@ -1,13 +1,13 @@
-"""Residual addition, dropout and layer normalisation in one pass: the seam between two blocks of a transformer.
+"""Residual addition, dropout and layer normalisation in one pass: the step between two sublayers of a transformer.
 
-    sum        = residual + dropout(x + x_bias)         what the residual stream carries on
-    normalised = layer_norm(sum)                        what the next sublayer reads
+    sum        = residual + dropout(x + x_bias)         continues in the residual stream
+    normalised = layer_norm(sum)                        is the input of the next sublayer
 
-x is the product of a projection, without its bias. Done one after the other the four steps read and write the (N, C)
-stream eight times; together they read two arrays and write two.
+x is the output of a projection, without its bias. Done one after the other, the four steps would make five reads and
+four writes of (N, C) arrays; done together, they make two reads and two writes.
 
-Derivation of the gradient. `sum` has two readers, so their gradients add up: with dsum from the stream and the
-gradient of layer normalisation from layer_norm.py,
+Derivation of the gradient. `sum` is used twice, so two gradients add up: dsum, which comes from the residual stream,
+and the gradient of layer normalisation (layer_norm.py):
 
     dresidual = dsum + layer_norm'(dnormalised)
     dx        = dresidual * keep / (1 - p)              the mask of dropout.py
@@ -16,8 +16,8 @@ gradient of layer normalisation from layer_norm.py,
 and dweight, dbias are layer normalisation's own.
 
 Saved: sum, weight, bias, mean, rstd, and the key of the mask. residual and x are not needed: the addition is linear,
-and the norm depends on them through `sum` alone, which is an output and exists anyway. `normalised` can be recomputed
-from `sum`, weight and bias (`recompute`): the product that reads it keeps no second array for its backward pass.
+and the norm depends on them only through `sum`, which is an output and exists anyway. `normalised` can be recomputed
+from `sum`, weight and bias (`recompute`), so the matrix product that reads it need not save it.
 
 Shapes: residual, x, sum, normalised (..., C); x_bias, weight, bias (C,), each bias or None; mean (N, 2), rstd (N,) for
 N rows.
@@ -52,7 +52,7 @@ def residual_layer_norm_composed(
     seed: int = 0,
     stream: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """The oracle: the two lines above in primitive differentiable operations."""
+    """The oracle: the two lines above, of primitive differentiable operations."""
     update = x if x_bias is None else x + x_bias
     if p > 0.0:
         update = dropout_composed(update, p, seed, stream)
@@ -134,7 +134,7 @@ class ResidualLayerNorm(Function):
 
     def backward(self, dsum: Array | None, dy: Array | None) -> tuple[Array | None, ...]:
         total, weight, _, mean, rstd = self.saved
-        if dy is None:  # nobody used `normalised`: there is no gradient of weight and bias
+        if dy is None:  # `normalised` was not used, so weight and bias have no gradient
             assert dsum is not None  # or nothing of this node was used
             return self.backward_of_sum(dsum)
         if dsum is None:
@@ -146,7 +146,7 @@ class ResidualLayerNorm(Function):
         return dresidual.reshape(dy.shape), dx.reshape(dy.shape), dweight, *biases
 
     def backward_of_sum(self, dsum: Array) -> tuple[Array | None, ...]:
-        """The gradients when `sum` alone was used."""
+        """The gradients if only `sum` was used."""
         rows = dsum.reshape(-1, dsum.shape[-1])  # (N, C)
         dx = dropout_apply(rows, *self.key) if self.key[0] > 0.0 else rows  # (N, C)
         biases = [column_sum(dx)] if self.has_biases[0] else []
@@ -167,7 +167,7 @@ def residual_layer_norm(
     """(sum, normalised): sum = residual + dropout(x + x_bias); normalised = layer_norm(sum, weight, bias, eps).
 
     residual, x: (..., C) of one shape. weight, bias, x_bias: (C,); either bias may be None. dropout_p: in [0, 1), used
-    when training; generator: where the mask comes from, tinygpt.random.default_generator when None.
+    only if training. generator: draws the mask; None means tinygpt.random.default_generator.
     Returns two tensors of x's shape. Raises ShapeError, DtypeError, RangeError, UsageError.
     """
     optional = {"bias": bias, "x_bias": x_bias}

@@ -1,7 +1,7 @@
-"""reshape and transpose: the same numbers under other indices.
+"""reshape and transpose: the same numbers with different indices.
 
-Neither computes anything, so the gradient is the same rearrangement undone: back to the old shape, or the inverse
-permutation of the axes. Both give views where the memory layout allows (transpose always).
+Neither computes anything, so the gradient is just rearranged back: to the old shape, or by the inverse permutation of
+the axes. Both return views if the memory layout allows it (transpose always does).
 
 Saved: the old shape; the permutation.
 """
@@ -40,7 +40,7 @@ class Transpose(Function):
 
 
 def reshape(x: TensorLike, *shape: int | Sequence[int]) -> Tensor:
-    """The same elements in row-major order under another shape; one size may be -1 and is worked out.
+    """The same elements in row-major order, with another shape; one size may be -1 and is then computed.
 
     shape: integers, or one tuple of them. Raises ShapeError when the number of elements differs.
     """
@@ -54,7 +54,7 @@ def transpose(x: TensorLike, *axes: int | Sequence[int]) -> Tensor:
     transpose(x) reverses them all; transpose(x, i, j) swaps two of them, as in PyTorch; transpose(x, (i, j, k))
     with a tuple, or more than two integers, puts axis i first, j second, k third, as in NumPy.
 
-    Raises RangeError for an axis that does not exist, ShapeError for an order that is not one of all axes.
+    Raises RangeError for an axis that does not exist, ShapeError unless the order names every axis once.
     """
     x = as_tensor(x)
     given = tuple(normalize_axis("transpose", a, x.ndim) for a in _sizes("transpose", axes))
@@ -72,7 +72,7 @@ def transpose(x: TensorLike, *axes: int | Sequence[int]) -> Tensor:
 
 
 def _sizes(operation: str, given: tuple[int | Sequence[int], ...]) -> tuple[int, ...]:
-    """Integers, whether they came one by one or in one tuple."""
+    """The integers as a tuple, whether given separately or as one tuple. Raises DtypeError."""
     sizes: Sequence[Any] = given[0] if len(given) == 1 and isinstance(given[0], (tuple, list)) else given
     try:
         return tuple(operator.index(size) for size in sizes)
@@ -81,7 +81,7 @@ def _sizes(operation: str, given: tuple[int | Sequence[int], ...]) -> tuple[int,
 
 
 def _target(shape: tuple[int, ...], wanted: tuple[int, ...]) -> tuple[int, ...]:
-    """`wanted` with the -1 in it worked out."""
+    """`wanted` with the size in place of -1 computed. Raises ShapeError."""
     known = math.prod(size for size in wanted if size != -1)
     total = math.prod(shape)
     fits = min(wanted, default=0) >= -1 and (

@@ -5,19 +5,20 @@ A row x of C numbers becomes C probabilities, each proportional to exp(x_j):
     y_j = exp(x_j) / sum over l of exp(x_l) = exp(x_j - m) / sum over l of exp(x_l - m),     m = max over l of x_l
     log_softmax: z_j = log(y_j) = x_j - m - log(sum over l of exp(x_l - m))
 
-Any shift of the row cancels; the shift by its maximum makes every exponent at most 0, so nothing overflows, and one of
-them exactly 0, so the sum is at least 1. A row of which some entries are -infinity gives them probability 0. A row of
-nothing but -infinity has no softmax: 0 / 0, nan, as in PyTorch.
+Shifting the whole row does not change the result. We shift by the maximum: then every exponent is at most 0, so nothing
+overflows, and one is exactly 0, so the sum is at least 1. Entries of -infinity get probability 0. A row of only
+-infinity has no softmax and gives nan (0 / 0), as in PyTorch.
 
 Derivation of the gradient. With S the sum, d y_j / d x_l = exp(x_j) delta_jl / S - exp(x_j) exp(x_l) / S**2, that is
 
     d y_j / d x_l = y_j (delta_jl - y_l)           dx_l = y_l * (dy_l - sum over j of dy_j y_j)
 
-In words: what moves every dy of a row alike changes nothing. For the logarithm, d z_j / d x_l = delta_jl - y_l:
+In words: only the difference between dy_l and the average of dy, weighted by y, counts. The probabilities always add up
+to 1, so a gradient that is the same for all of them has no effect. For the logarithm, d z_j / d x_l = delta_jl - y_l:
 
     dx_l = dz_l - exp(z_l) * sum over j of dz_j
 
-Saved: the output alone; both gradients are written in terms of it.
+Saved: only the output; both gradients can be written in terms of it.
 
 Shapes: x, y any shape with at least one axis; the kernels see N rows of C, the chosen axis last.
 Source: Bridle, "Probabilistic Interpretation of Feedforward Classification Network Outputs", 1990, for softmax; for the
@@ -41,13 +42,13 @@ from ._shapes import normalize_axis, require_floating
 
 
 def softmax_composed(x: Tensor, axis: int = -1) -> Tensor:
-    """The oracle: exponentials over their sum; the maximum is a constant, its gradient would cancel."""
+    """The oracle: exponentials divided by their sum. The maximum is a constant here: its gradient would cancel."""
     e = (x - Tensor(x.data.max(axis=axis, keepdims=True))).exp()
     return e / e.sum(axis=axis, keepdims=True)
 
 
 def log_softmax_composed(x: Tensor, axis: int = -1) -> Tensor:
-    """The oracle of the logarithm."""
+    """The oracle of log_softmax."""
     shifted = x - Tensor(x.data.max(axis=axis, keepdims=True))
     return shifted - shifted.exp().sum(axis=axis, keepdims=True).log()
 
@@ -98,7 +99,7 @@ class Softmax(Function):
         return self.on_rows(self.backward_kernel, dy, y)
 
     def on_rows(self, function: Any, *arrays: Array) -> Array:
-        """Call a kernel on the arrays as (N, C) rows along `axis`; the result has the arrays' shape again."""
+        """Call a kernel on the arrays as (N, C), with C along `axis`. The result has the arrays' shape."""
         if arrays[0].size == 0:
             return array_module(arrays[0]).empty_like(arrays[0])
         moved = [array_module(array).moveaxis(array, self.axis, -1) for array in arrays]  # (..., C)
@@ -120,7 +121,7 @@ def softmax(x: Tensor, axis: int = -1) -> Tensor:
 
 
 def log_softmax(x: Tensor, axis: int = -1) -> Tensor:
-    """log(softmax(x)) along `axis`, without the loss of digits of taking the logarithm of a small probability.
+    """log(softmax(x)) along `axis`, without losing digits to the logarithm of a rounded probability.
 
     x: any shape with at least one axis, floating. A row of only -infinity gives nan. Returns a tensor of x's shape.
     Raises ShapeError, RangeError, DtypeError.

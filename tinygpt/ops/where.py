@@ -2,7 +2,7 @@
 
     y = a where condition, else b        da = dy where condition, else 0        db = 0 where condition, else dy
 
-The gradient is set to zero, not multiplied by zero, where a value was not chosen: infinity times zero would be NaN.
+If a value was not chosen, its gradient is set to zero, not multiplied by zero: infinity times zero would be NaN.
 
 Saved: the condition. Shapes: any three that broadcast against one another.
 """
@@ -37,13 +37,13 @@ def where(condition: TensorLike, a: TensorLike, b: TensorLike) -> Tensor:
     """a where `condition` is true, b elsewhere.
 
     condition: a tensor or array of booleans. a, b: tensors or numbers. The three broadcast against one another.
-    Raises ShapeError for shapes that do not, DtypeError for a condition that isn't boolean.
+    Raises ShapeError if they do not, DtypeError for a condition that is not boolean.
     """
     like = a if isinstance(a, Tensor) else b if isinstance(b, Tensor) else None
-    if isinstance(condition, bool):  # as an operand it would become a number like those beside it
+    if isinstance(condition, bool):  # otherwise as_tensor would convert it to the dtype of a or b
         condition = np.bool_(condition)
     elif is_array(condition):
-        condition = condition.copy()  # saved, and a caller's mask may be filled anew before the backward pass
+        condition = condition.copy()  # it is saved, and the caller may refill the mask before the backward pass
     condition, a, b = (as_tensor(value, like) for value in (condition, a, b))
     if condition.dtype.kind != "b":
         raise DtypeError(f"where: the condition must be boolean, not {condition.dtype}: compare, as in x > 0")
