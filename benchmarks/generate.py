@@ -194,7 +194,7 @@ def write_gguf(model: GPT, path: Path, half: bool) -> None:
     writer.add_token_list([f"t{i}".encode() for i in range(config.vocab_size)])
     writer.add_token_types([1] * config.vocab_size)
     writer.add_token_merges(["a b"])
-    names = {"wte": "token_embd", "wpe": "position_embd", "ln_f": "output_norm"}
+    names = {"wte": "token_embd", "wpe": "position_embd", "ln_f": "output_norm", "lm_head": "output"}
     inner = {
         "ln_1": "attn_norm", "attn.c_attn": "attn_qkv", "attn.c_proj": "attn_output", "ln_2": "ffn_norm",
         "mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down",

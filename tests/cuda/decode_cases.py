@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
+import tinygpt.ops.decode_block  # noqa: F401  it registers its kernel
 from tests.ops.blocks import PARAMETERS, block_of
 from tests.ops.drawing import Example, Input, KernelRow, integers_below, normal, positive, seeds
 from tinygpt.backends import get
