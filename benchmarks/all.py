@@ -1,9 +1,9 @@
-"""All benchmarks, one after the other, and their tables in one file.
+"""Run all benchmarks, one after the other, and write their tables to one file.
 
     python benchmarks/all.py [--out benchmarks/results/cpu.md] [--append] [--only step ops ...]
 
-The file opens with the targets, met or not. --append adds the run to the file as another section, so that it shows
-whether the targets hold a second time. Progress is on standard error. About a quarter of an hour on two cores.
+The file starts with the targets, met or not. --append adds the run to the file as another section, which shows whether
+the targets are met a second time. Progress goes to standard error. Takes about a quarter of an hour on two cores.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).parent
-# name: (title, the script and its arguments, once for each list)
+# name: (title, commands: each a script and its arguments)
 PARTS: dict[str, tuple[str, list[list[str]]]] = {
     "step": ("A training step", [["train_step.py", "--compile", "--no-reference", "--rounds", "5"]]),
     "ops": ("Each operation", [["ops.py", "--rounds", "3"]]),
     "profile": (
         "Where a step's time goes",
         [
-            ["profile_step.py", "--preset", name, "--steps", steps]  # of 5 steps of tiny the first are its warming up
+            ["profile_step.py", "--preset", name, "--steps", steps]  # the first few steps of tiny are a warm-up
             for name, steps in (("tiny", "100"), ("baby", "5"), ("baby-dropout", "5"), ("gpt2", "5"))
         ],
     ),
@@ -33,13 +33,13 @@ PARTS: dict[str, tuple[str, list[list[str]]]] = {
 VERDICTS = ("- met: ", "- not met: ")
 TOP = """# Training on a CPU
 
-What `make bench` printed. A shared and noisy machine: read ratios, all measured side by side in one run. Each script's
-own docstring says how it measures; `benchmarks/LOG.md` what was tried.
+The output of `make bench`. The machine is shared and noisy, so compare ratios, which were all measured side by side in
+one run. Each script's docstring says how it measures; `benchmarks/LOG.md` says what was tried.
 """
 
 
 def lines_of(command: list[str]) -> list[str]:
-    """What a script prints, passed on as it comes."""
+    """Run a script; print its output as it arrives, and return it."""
     process = subprocess.Popen(
         [sys.executable, str(HERE / command[0]), *command[1:]], stdout=subprocess.PIPE, text=True
     )
@@ -49,12 +49,12 @@ def lines_of(command: list[str]) -> list[str]:
         print(line, end="", flush=True)
         lines.append(line.rstrip())
     if process.wait():
-        raise SystemExit(f"{' '.join(command)} ended with exit code {process.returncode}")
+        raise SystemExit(f"{' '.join(command)} failed with exit code {process.returncode}")
     return lines
 
 
 def summary(found: list[str]) -> list[str]:
-    """The targets among the lines: how many are met, the unmet ones first."""
+    """How many targets are met, then the targets themselves, the unmet ones first."""
     met, unmet = ([line for line in found if line.startswith(kind)] for kind in VERDICTS)
     return [f"{len(met)} of {len(met) + len(unmet)} targets are met.", "", *unmet, *met]
 
@@ -66,7 +66,7 @@ def tables(lines: list[str]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=HERE / "results" / "cpu.md", help="where the tables go")
-    parser.add_argument("--append", action="store_true", help="keep what the file has, and add this run")
+    parser.add_argument("--append", action="store_true", help="keep the contents of the file, and add this run")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="which tables (default: all)")
     options = parser.parse_args()
     start, found = time.monotonic(), []

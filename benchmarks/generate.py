@@ -1,15 +1,15 @@
-"""Decoding, side by side: tinygpt, llama.cpp, transformers, on a model of GPT-2's shape with random weights.
+"""Decoding speed of tinygpt, llama.cpp and transformers, on a model of GPT-2's shape with random weights.
 
     python benchmarks/generate.py [--rounds 5] [--tokens 48] [--only decode prefill batch load quality]
 
-Each contender is a process of its own with the same weights; they take turns, one burst each, so that a machine that
-slows down slows all, and the figures are medians over the rounds. A burst is a greedy continuation of a prompt, after a
-prefill that is timed by itself. All contenders get as many threads. What is not installed is left out, and said so:
-llama.cpp (packages llama-cpp-python and gguf), transformers with PyTorch.
+Each contender is a separate process with the same weights. They take turns, one burst each, so that if the machine
+slows down, all of them slow down, and the figures are medians over the rounds. A burst is a greedy continuation of a
+prompt, after a prefill that is timed separately. All contenders use the same number of threads. Those that are not
+installed are left out, with a message: llama.cpp (packages llama-cpp-python and gguf), transformers with PyTorch.
 
-The floor: a token needs all weights once (but not the positions), so its time is at least their bytes over the bytes a
-second that all threads read from memory, measured in this run. Quality is measured on a small model trained here on
-Shakespeare, since random weights have no perplexity worth keeping.
+The lower bound: a token needs all weights once (except the position embeddings), so its time is at least their size
+divided by the read bandwidth of all threads, measured in this run. Quality is measured on a small model trained here on
+Shakespeare, because the perplexity of random weights means nothing.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ PARTS = ("decode", "prefill", "batch", "load", "quality")
 OURS = {"tinygpt float32": {}, "tinygpt bfloat16": {"dtype": "bfloat16"}, "tinygpt int8": {"quantize": "int8"}}
 LLAMA = {"llama.cpp f32": "f32.gguf", "llama.cpp f16": "f16.gguf", "llama.cpp q8_0": "q8_0.gguf"}
 TRANSFORMERS = "transformers float32"
-# (ours, theirs, the ratio aimed at)
+# (ours, theirs, target ratio)
 AIMS = (
     ("tinygpt float32", "llama.cpp f32", 1.2),
     ("tinygpt float32", TRANSFORMERS, 3.0),
@@ -47,11 +47,11 @@ AIMS = (
 )
 
 
-# The contenders: each a process that answers lines "batch prompt tokens" with "prefill_seconds seconds_per_token".
+# The contenders. Each process answers lines "batch prompt tokens" with "prefill_seconds seconds_per_token".
 
 
 def serve(name: str, folder: Path) -> None:
-    """Answer the lines of standard input until it ends."""
+    """Answer the lines on standard input until it ends."""
     burst = tinygpt_bursts(name, folder) if name in OURS else None
     burst = burst or (llama_bursts(folder / LLAMA[name]) if name in LLAMA else transformers_bursts(folder))
     print("ready", flush=True)
@@ -133,7 +133,7 @@ class Contender:
         assert self.process.stdout is not None
         words = self.process.stdout.readline().split()
         if not words:
-            raise SystemExit(f"{name} ended without an answer: exit code {self.process.wait()}")
+            raise SystemExit(f"{name} exited without an answer: exit code {self.process.wait()}")
         return words
 
     def burst(self, batch: int, prompt: int, tokens: int) -> tuple[float, float]:
@@ -144,25 +144,25 @@ class Contender:
 
 
 def take_turns(contenders: dict[str, Contender], rounds: int, batch: int, prompt: int, tokens: int) -> dict[str, Any]:
-    """Name -> medians (prefill seconds, seconds a token)."""
+    """Name -> medians (prefill seconds, seconds per token)."""
     seen: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}
     for turn in range(rounds + 1):
         for name, contender in contenders.items():
             result = contender.burst(batch, prompt, tokens)
-            if turn:  # the first is to warm up
+            if turn:  # the first turn is a warm-up
                 seen[name].append(result)
     return {name: tuple(map(statistics.median, zip(*results, strict=True))) for name, results in seen.items()}
 
 
-# The weights, in everybody's format.
+# The weights, in each contender's format.
 
 
 def write_models(folder: Path) -> list[str]:
-    """Write the model for all contenders that are installed; returns their names."""
+    """Write the model for all installed contenders; returns their names."""
     model = GPT(SHAPE)
     rng = np.random.default_rng(0)
     for parameter in model.parameters():
-        if parameter.ndim == 1:  # biases and the like are ones and zeros in a fresh model
+        if parameter.ndim == 1:  # biases and norm weights are all zeros or ones in a new model
             parameter.data += 0.02 * rng.standard_normal(parameter.shape, dtype=np.float32)
     model.save_pretrained(folder / "gpt2")
     names = list(OURS)
@@ -220,7 +220,7 @@ def quantize_gguf(source: Path, target: Path) -> None:
 
     settings = llama_cpp.llama_model_quantize_default_params()
     settings.ftype = llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0
-    with open(os.devnull, "w") as null:  # it prints a line for each tensor
+    with open(os.devnull, "w") as null:  # it prints a line per tensor
         saved = os.dup(2)
         os.dup2(null.fileno(), 2)
         failed = llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(settings))
@@ -249,7 +249,7 @@ def decode_table(contenders: dict[str, Contender], rounds: int, tokens: int, ban
 
 
 def bytes_per_token(name: str) -> float:
-    """Weights that a token needs; q8_0 has a 16-bit scale for every 32 of them."""
+    """Bytes of weights that a token needs; q8_0 has a 16-bit scale for every 32 weights."""
     config = SHAPE
     matrices = config.vocab_size * config.n_embd + 12 * config.n_layer * config.n_embd**2
     kind = name.split()[-1]
@@ -281,7 +281,7 @@ LOAD = """
 import sys, time
 import numpy, tinygpt
 
-def peak():  # not getrusage, which remembers the process that this one was forked from
+def peak():  # not getrusage: its peak includes the parent process
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM:"))
 
 before = peak()
@@ -307,7 +307,7 @@ def load_table(folder: Path, rounds: int) -> None:
 
 
 def quality_table(folder: Path, steps: int) -> None:
-    """A model trained here, and its perplexity in each format."""
+    """Train a model, and print its perplexity in each format."""
     from tinygpt.data import open_tokens, shakespeare, split, write_tokens
     from tinygpt.tokenizers import CharTokenizer
 
@@ -342,9 +342,9 @@ def quality_table(folder: Path, steps: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7, help="bursts of each contender (default: 7)")
-    parser.add_argument("--tokens", type=int, default=48, help="tokens in a burst (default: 48)")
-    parser.add_argument("--train-steps", type=int, default=1000, help="of the model for perplexity (default: 1000)")
+    parser.add_argument("--rounds", type=int, default=7, help="bursts per contender (default: 7)")
+    parser.add_argument("--tokens", type=int, default=48, help="tokens per burst (default: 48)")
+    parser.add_argument("--train-steps", type=int, default=1000, help="steps for the perplexity model (default: 1000)")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="which tables (default: all)")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)

@@ -1,16 +1,16 @@
-"""A training step on a GPU, side by side with PyTorch, and what the CUDA kernels reach of the memory's bandwidth.
+"""A training step on a GPU, compared with PyTorch, and the share of the memory bandwidth that the CUDA kernels reach.
 
     python benchmarks/gpu.py [--presets baby gpt2] [--dtypes float32 tf32 bfloat16] [--compile] [--rounds 5]
 
-Each contender is a process of its own with the same weights and the same batches; they take turns, a burst of steps
+Each contender is a separate process with the same weights and the same batches. They take turns, one burst of steps
 each, timed with CUDA events. A step is forward, backward, clipping to norm 1 and AdamW. `tinygpt` replays CUDA graphs,
-`tinygpt-launches` does not. PyTorch has its fused attention and AdamW(fused=True); with --compile also torch.compile.
-The first losses must agree (to 1e-3 in float32, to 0.05 in 16 bits), else nothing is written. baby has B=64, T=256,
-gpt2 B=16, T=1024; no dropout. Memory is what each library has taken from the GPU for arrays. Model FLOPs are 6 N + 12 L
-C T a token.
+`tinygpt-launches` does not. PyTorch uses its fused attention and AdamW(fused=True), and with --compile also
+torch.compile. If the first losses do not agree (to 1e-3 in float32, to 0.05 in 16 bits), nothing is written. baby has
+B=64, T=256, gpt2 B=16, T=1024; no dropout. Memory is what each library has reserved on the GPU for arrays. Model FLOPs
+per token are 6 N + 12 L C T.
 
-The tables go to benchmarks/results/gpu.md with the targets, each met or not. Without a GPU, or without PyTorch for it,
-one sentence says so, and the exit status is 2: nothing is written.
+The tables are written to benchmarks/results/gpu.md, with the targets, met or not. Without a GPU, or without a PyTorch
+build for it, an error message is printed, nothing is written, and the exit status is 2.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Timing:
     preset: str
     dtype: str
     who: str
-    ms: list[float] = field(default_factory=list)  # of a step
+    ms: list[float] = field(default_factory=list)  # per step, one entry per burst
     memory: int = 0
 
     @property
@@ -54,17 +54,17 @@ class Timing:
 
 @dataclass
 class Measurements:
-    """All that the report is made of."""
+    """The data of the report."""
 
     machine: dict[str, str]
     timings: list[Timing]
-    copy: float = 0.0  # bytes a second
-    kernels: list[tuple[str, str, float]] = field(default_factory=list)  # (name, dtype, bytes a second)
+    copy: float = 0.0  # bytes per second
+    kernels: list[tuple[str, str, float]] = field(default_factory=list)  # (name, dtype, bytes per second)
     losses: dict[str, Any] = field(default_factory=dict)
 
 
 def machine() -> dict[str, str]:
-    """The GPU, its driver, the versions. Raises UsageError where there is no GPU, or no PyTorch for it."""
+    """The GPU, its driver, the versions. Raises UsageError if there is no GPU, or no PyTorch build for it."""
     backend = backends.get("cupy")
     cupy = backend.require()
     try:
@@ -98,7 +98,7 @@ class Worker:
         self.process.stdin.flush()
         line = self.process.stdout.readline()
         if not line:
-            raise SystemExit(f"the process of {self.name} ended early")
+            raise SystemExit(f"the process of {self.name} exited early")
         return json.loads(line)
 
     def stop(self) -> None:
@@ -106,7 +106,7 @@ class Worker:
 
 
 def measure(preset: str, dtype: str, names: list[str], rounds: int) -> list[Timing]:
-    """The contenders, in turn."""
+    """Measure the contenders, in turn."""
     steps = PRESETS[preset][3]
     timings = [Timing(preset, dtype, name) for name in names]
     workers = [Worker("step", name, preset, dtype) for name in names]
@@ -114,7 +114,7 @@ def measure(preset: str, dtype: str, names: list[str], rounds: int) -> list[Timi
     if max(first.values()) - min(first.values()) > AGREE[dtype]:
         raise SystemExit(f"{preset}, {dtype}: the first losses differ, so a comparison would mean nothing: {first}")
     for worker in workers:
-        worker.answer("5")  # compiles, and records the graphs
+        worker.answer("5")  # warm-up: compiles the kernels and captures the graphs
     for _ in range(rounds):
         for timing, worker in zip(timings, workers, strict=True):
             found = worker.answer(str(steps))
@@ -129,7 +129,7 @@ def measure(preset: str, dtype: str, names: list[str], rounds: int) -> list[Timi
 
 
 def flops(preset: str) -> float:
-    """Model FLOPs of a step: as `GPT.flops_per_token`, but without making the model."""
+    """Model FLOPs of a step, computed like `GPT.flops_per_token`, but without building the model."""
     config, B, T, _ = PRESETS[preset]
     C, L, bias = config.n_embd, config.n_layer, int(config.bias)
     multiplied = config.vocab_size * C + L * (12 * C * C + 9 * C * bias) + (2 * L + 1) * C * (1 + bias)
@@ -137,7 +137,7 @@ def flops(preset: str) -> float:
 
 
 def report(found: Measurements, command: str) -> str:
-    """The Markdown file."""
+    """The report, in Markdown."""
     lines = ["# Training on a GPU, beside PyTorch", "", f"Made by `{command}`.", ""]
     lines += [f"- {name}: {value}" for name, value in found.machine.items()]
     lines += [
@@ -182,7 +182,7 @@ def rival_of(timings: list[Timing], preset: str, dtype: str) -> Timing | None:
 
 
 def targets(found: Measurements) -> list[str]:
-    """One line for each: met, not met, or not measured."""
+    """One line per target: met, not met, or not measured."""
     lines = []
     for preset, dtype, least in (("baby", "float32", 1.5), ("baby", "bfloat16", 1.5), ("gpt2", "bfloat16", 1.0)):
         ours, rival = of(found.timings, preset, dtype, "tinygpt"), rival_of(found.timings, preset, dtype)
@@ -212,7 +212,7 @@ def verdict(aim: str, value: float | None, met: bool, words: str) -> str:
 
 
 def not_measured(why: str) -> str:
-    """The file as it stands until somebody has measured."""
+    """The contents of the file until a measurement is made."""
     return (
         "# Training on a GPU, beside PyTorch\n\nNothing has been measured yet: "
         + why
@@ -231,7 +231,7 @@ def options_of(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
     parser.add_argument("--compile", action="store_true", help="measure torch.compile too")
     parser.add_argument("--no-kernels", action="store_true", help="leave the kernels out")
-    parser.add_argument("--rounds", type=int, default=5, help="bursts of each contender (default: 5)")
+    parser.add_argument("--rounds", type=int, default=5, help="bursts per contender (default: 5)")
     parser.add_argument("--out", type=Path, default=RESULTS, help="where the tables go (default: %(default)s)")
     return parser.parse_args(arguments)
 

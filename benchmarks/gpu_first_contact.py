@@ -1,8 +1,9 @@
-# ruff: noqa: B023  what is defined in a loop here is called in it
-"""The stages of gpu_first_contact.sh. `DRY=1`: on NumPy and the CPU's PyTorch, tiny, to try the logic without a GPU.
+# ruff: noqa: B023  functions defined in a loop here are only called in the same iteration
+"""The stages of gpu_first_contact.sh. `DRY=1`: tiny sizes on NumPy and PyTorch's CPU build, to test it without a GPU.
 
 python gpu_first_contact.py warm | attention [small] | model | graph | time | profile | summary
-Never zeros as data; outputs are poisoned; a figure is printed and appended to $RESULTS the moment it is known.
+The data is never all zeros, and outputs are poisoned with NaN. Each figure is printed and appended to $RESULTS as soon
+as it is known.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def put(name: str, value: Any, unit: str = "") -> None:
 
 @contextlib.contextmanager
 def attempt(name: str) -> Any:
-    """What fails is a result as well; the others go on."""
+    """Record an exception as a result and continue with the next attempt."""
     try:
         yield
     except Exception as error:
@@ -81,7 +82,7 @@ def warm() -> None:
 
 
 def ms(call: Any, trials: int = 20, rounds: int = 5) -> float:
-    """Of one call, by events, launched one behind the other: the median of `rounds` runs of `trials`."""
+    """Milliseconds per call, by events around `trials` back-to-back calls: the median of `rounds` runs."""
     call()
     found = []
     for _ in range(rounds if not DRY else 1):
@@ -102,7 +103,7 @@ def ms(call: Any, trials: int = 20, rounds: int = 5) -> float:
 
 
 def gpu() -> Any:
-    """The arrays' library."""
+    """The array library: CuPy, or NumPy in a dry run."""
     from tinygpt import backends
 
     return np if DRY else backends.get("cupy").require()
@@ -113,13 +114,13 @@ def host(x: Any) -> np.ndarray:
 
 
 def off(found: Any, truth: Any) -> float:
-    """|found - truth| / |truth|; NaN where something was never written."""
+    """The relative error |found - truth| / |truth|; NaN if some element was never written."""
     found, truth = np.asarray(found, np.float64), np.asarray(truth, np.float64)
     return float(np.linalg.norm(found - truth) / max(np.linalg.norm(truth), 1e-300))
 
 
 def poison(size: int = 1 << 28) -> None:
-    """Memory of the pool holds NaN where nobody has written."""
+    """Fill the memory pool with NaN, so that elements that are never written are noticed."""
     if not DRY:
         xp = gpu()
         for _ in range(2):
@@ -182,7 +183,7 @@ def attention() -> None:
 
 
 def quick_normal(self: Any, shape: Any, std: float = 1.0, dtype: Any = np.float64) -> np.ndarray:
-    """In place of Generator.normal, whose 124 million numbers take 14 s in NumPy: the values do not matter here."""
+    """Replaces Generator.normal, which takes 14 s for 124 million numbers; the values do not matter here."""
     self.stream += 1
     return (np.random.default_rng(self.stream).standard_normal(shape, np.float32) * np.float32(std)).astype(dtype)
 
@@ -197,7 +198,7 @@ def make_model(config: Any, seed: int = 0) -> Any:
 
 
 def model() -> None:
-    """Two layers of GPT-2's width: loss and each gradient beside float64, PyTorch's own errors beside ours."""
+    """Two layers of GPT-2's width: errors of the loss and each gradient against float64, ours and PyTorch's."""
     import torch
     from gpu_worker import GPT2
     from peer_torch import TorchGPT
@@ -250,7 +251,7 @@ def model() -> None:
 
 
 def burst_of(config: Any, dtype: str, graphs: str, batch: int, length: int) -> tuple[Any, Any, Any]:
-    """(one step's function, the graphed step, the optimizer): as the training loop takes a step."""
+    """(a function that takes one step as the training loop does, the graphed step, the optimizer)."""
     import tinygpt as tg
     from tinygpt.training.graphed_step import GraphedStep
 
@@ -318,7 +319,7 @@ def graph() -> None:
 
 
 def nccl() -> None:
-    """NCCL with one rank, at once and in a captured stream: that the calls of data parallel training exist and run."""
+    """NCCL with one rank, directly and in a captured stream: checks that the calls of data parallel training work."""
     from cupy.cuda import nccl as library
 
     xp = gpu()
@@ -359,7 +360,7 @@ def bandwidth() -> None:
 
 
 def products() -> None:
-    """The GEMMs of GPT-2's step as tinygpt asks for them; the head with V = 50257 and, rows padded, 50304."""
+    """The GEMMs of GPT-2's step as tinygpt calls them; the head with V = 50257 and, padded, 50304."""
     from tinygpt.ops._matmul import matmul_arrays
 
     xp, N = gpu(), B * T
@@ -394,7 +395,7 @@ def attention_times() -> None:
     from tinygpt.ops.attention import attention_backward, attention_forward
 
     for name, b, h, t, d in [("gpt2", B, 12, T, 64), ("baby", 64 if not DRY else 1, 6, 256 if not DRY else T, 64)]:
-        flops = 2.0 * b * h * t * t * d  # one product, causal half of 4
+        flops = 2.0 * b * h * t * t * d  # forward: two products, of which the mask leaves half
         for dtype in ("float32", "bfloat16"):
             qkv = (
                 gpu().asarray(np.random.default_rng(2).standard_normal((b, t, 3, h, d), np.float32)).astype(kind(dtype))
@@ -448,7 +449,7 @@ def small_kernels() -> None:
 
 
 def steps() -> None:
-    """A step's wall time, and where the host spends it; then replays alone: the difference is the GPU's idle time."""
+    """A step's wall time and where the host spends it, then replays alone; the difference is idle time of the GPU."""
     from gpu_worker import BABY, GPT2
 
     tiny = replace(BABY, n_layer=1, n_embd=24, n_head=2, block_size=T)
@@ -521,7 +522,7 @@ def decoding() -> None:
 
 
 def profile() -> None:
-    """Each kernel of three steps, graphs on and off, by CUPTI (torch.profiler sees all kernels of the process)."""
+    """The time of each kernel in three steps, by CUPTI (torch.profiler sees all kernels of the process)."""
     from gpu_worker import BABY, GPT2
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as record

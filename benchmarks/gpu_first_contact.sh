@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# First contact of tinygpt with a GPU: one command, under 8 minutes, nothing installed.
+# First run of tinygpt on a GPU: one command, under 8 minutes, installs nothing.
 #     bash benchmarks/gpu_first_contact.sh         with a GPU: python3 has CuPy, PyTorch, pytest, pytest-xdist, hypothesis
 #     DRY=1 bash benchmarks/gpu_first_contact.sh   without: the same stages on NumPy and PyTorch's CPU build, at toy sizes
-# Every stage is a process with its own time limit, so one that hangs or dies costs its limit and no more. The most telling
-# stages come first, pytest and the sanitizers last.
-# Results: $OUT/first.log (all that is printed), $OUT/results.jsonl (one line a figure), $OUT/pytest.log, $OUT/kernels.txt.
+# Every stage is a process with its own time limit, so a stage that hangs or crashes costs at most its limit. The most
+# informative stages come first, pytest and the sanitizers last.
+# Results: $OUT/first.log (all output), $OUT/results.jsonl (one line per figure), $OUT/pytest.log, $OUT/kernels.txt.
 set -u
 cd "$(dirname "$0")/.."
 here=$(pwd)
@@ -32,12 +32,12 @@ stage() { # stage NAME LIMIT COMMAND...
 {
     [ "${DRY:-}" ] || stage env 20 bash -c 'nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.sm --format=csv,noheader; nvcc --version | tail -n 2; git log -1 --format=%h || true'
     stage doctor 30 "$PY" -m tinygpt doctor
-    stage warm 60 "$PY" benchmarks/gpu_first_contact.py warm            # compile every instance, 14 processes: CuPy's cache is full after
+    stage warm 60 "$PY" benchmarks/gpu_first_contact.py warm            # compile every instance in 14 processes, which fills CuPy's cache
     stage attention 40 "$PY" benchmarks/gpu_first_contact.py attention  # kernels against float64 at real sizes; poisoned memory
     stage model 60 "$PY" benchmarks/gpu_first_contact.py model          # loss and gradients of GPT-2's shape against PyTorch in float64
-    stage graph 45 "$PY" benchmarks/gpu_first_contact.py graph          # does CUDA take the capture; do replays have the bits
+    stage graph 45 "$PY" benchmarks/gpu_first_contact.py graph          # does CUDA accept the capture; do replays give the same bits
     stage time 150 "$PY" benchmarks/gpu_first_contact.py time           # copy, GEMMs by shape, attention, elementwise, steps, decode
-    stage profile 60 "$PY" benchmarks/gpu_first_contact.py profile      # each kernel of a step, by CUPTI through torch.profiler
+    stage profile 60 "$PY" benchmarks/gpu_first_contact.py profile      # each kernel of a step, by CUPTI (torch.profiler)
     [ "${DRY:-}" ] || stage pytest 170 "$PY" -m pytest -q -m gpu -n "${WORKERS:-12}" -o filterwarnings=default -p no:cacheprovider \
         tests/gpu > "$OUT/pytest.log" 2>&1
     tail -n 25 "$OUT/pytest.log" 2> /dev/null

@@ -1,7 +1,7 @@
-"""One contender of benchmarks/gpu.py: a process of its own, so that each library has the GPU's memory as it likes it.
+"""One contender of benchmarks/gpu.py, in a separate process, so that each library manages the GPU's memory on its own.
 
-A line with a number of steps on standard input, a line of JSON with figures back: {"ms": for a step, "loss": of the
-last, "memory": bytes that the library holds}. Times are measured with CUDA events.
+Reads lines with a number of steps from standard input, and answers each with a line of JSON: {"ms": per step, "loss":
+of the last step, "memory": bytes that the library holds}. Times are measured with CUDA events.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ LEARNING_RATE, BETAS, DECAY = 1e-4, (0.9, 0.99), 0.1
 
 
 class Figures(NamedTuple):
-    """What a step did: milliseconds, the loss, bytes held."""
+    """The figures of a burst: milliseconds per step, the last loss, bytes held."""
 
     ms: float
     loss: float
@@ -41,14 +41,14 @@ class Figures(NamedTuple):
 
 
 def batches(preset: str) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The batches (B, T) that everybody trains on, one after the other, over and over."""
+    """The batches (B, T) that every contender cycles through."""
     config, B, T, _ = PRESETS[preset]
     ids = tg.Generator(7).integers(config.vocab_size, (4, B, T + 1))
     return [(np.ascontiguousarray(part[:, :-1]), np.ascontiguousarray(part[:, 1:])) for part in ids]
 
 
 def tinygpt_burst(preset: str, dtype: str, graphs: bool) -> Callable[[int], Figures]:
-    """Steps as the training loop takes them: the loss and the norm are looked at in each."""
+    """Steps as in the training loop, which reads the loss and the norm in each step."""
     tg.use_backend("cupy", tf32=dtype == "tf32")
     cupy = backends.get("cupy").require()
     model = GPT(PRESETS[preset][0], seed=0).to("cupy")
@@ -88,7 +88,7 @@ def tinygpt_burst(preset: str, dtype: str, graphs: bool) -> Callable[[int], Figu
 
 
 def torch_burst(preset: str, dtype: str, compiled: bool, device: str = "cuda") -> Callable[[int], Figures]:
-    """PyTorch at its best: fused attention, fused AdamW, autocast, and no look at the loss before the end."""
+    """PyTorch at its best: fused attention, fused AdamW, autocast; the loss is only read at the end."""
     import torch
     from peer_torch import TorchGPT
 
@@ -136,7 +136,7 @@ def torch_burst(preset: str, dtype: str, compiled: bool, device: str = "cuda") -
 
 
 class Row(NamedTuple):
-    """A kernel that is bound by memory: how to call it, and the bytes that its .cu file says it moves."""
+    """A memory-bound kernel: a function that calls it, and the bytes that it moves according to its .cu file."""
 
     name: str
     call: Callable[[], Any]
@@ -144,7 +144,7 @@ class Row(NamedTuple):
 
 
 def kernel_rows(dtype: str, N: int = 16 * 1024, C: int = 768, V: int = 50257) -> list[Row]:
-    """At the sizes of gpt2's step, B T = 16 x 1,024 rows of 768 channels."""
+    """The memory-bound kernels, at the sizes of gpt2's step: B T = 16 x 1,024 rows of 768 channels."""
     import tinygpt.optim.adamw as adamw
     import tinygpt.optim.clip as clip
     from tinygpt.kernel import REGISTRY
@@ -196,7 +196,7 @@ def kernel_rows(dtype: str, N: int = 16 * 1024, C: int = 768, V: int = 50257) ->
 
 
 def milliseconds(call: Callable[[], Any], trials: int = 20) -> float:
-    """Of one call, launched one behind the other, by CUDA events: the median of five such runs."""
+    """Milliseconds per call, by CUDA events around back-to-back calls: the median of five runs."""
     cupy = backends.get("cupy").require()
     call()
     times = []
@@ -212,7 +212,7 @@ def milliseconds(call: Callable[[], Any], trials: int = 20) -> float:
 
 
 def kernels() -> dict[str, Any]:
-    """The device's copy bandwidth, and what each kernel reaches, in bytes a second."""
+    """The device's copy bandwidth, and the bandwidth of each kernel, in bytes per second."""
     tg.use_backend("cupy")
     cupy = backends.get("cupy").require()
     source = cupy.ones(1 << 28, np.float32)
@@ -225,7 +225,7 @@ def kernels() -> dict[str, Any]:
 
 
 def losses(steps: int = 200) -> dict[str, Any]:
-    """The greatest difference between the losses of the CPU and of the GPU, and the last ones: float32, no dropout."""
+    """The largest difference between the losses on the CPU and on the GPU, and the last losses: float32, no dropout."""
     config = replace(BABY, block_size=64, n_layer=4, n_head=4, n_embd=128)
     runs = []
     for backend in ("numpy", "cupy"):

@@ -1,4 +1,4 @@
-"""What the machine is and what it can do: the lines on top of every benchmark, and the limits to compare with."""
+"""The machine's description, printed by every benchmark, and its limits to compare with."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = [
 
 
 def processor() -> str:
-    """The processor's name, as the system tells it."""
+    """The processor's name, as reported by the system."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
@@ -28,7 +28,7 @@ def processor() -> str:
 
 
 def matmul_rate(n: int = 1536, trials: int = 7) -> float:
-    """The best rate of a square float32 product through NumPy's BLAS, in FLOP/s."""
+    """The best rate of a square float32 matrix product with NumPy's BLAS, in FLOP/s."""
     a = np.ones((n, n), np.float32)
     out = np.empty_like(a)
     times = []
@@ -40,7 +40,7 @@ def matmul_rate(n: int = 1536, trials: int = 7) -> float:
 
 
 def copy_bandwidth(megabytes: int = 256, trials: int = 7) -> float:
-    """Bytes a second of a one-thread copy, read and write counted."""
+    """Bytes per second of a copy on one thread, counting reads and writes."""
     source = np.ones(megabytes * 2**20 // 8)
     target = np.empty_like(source)
     times = []
@@ -52,7 +52,7 @@ def copy_bandwidth(megabytes: int = 256, trials: int = 7) -> float:
 
 
 def headline() -> str:
-    """Machine, versions, threads."""
+    """The machine, the number of threads and the versions, in one line."""
     backend = get("numpy")
     return (
         f"{processor()}, {backend.default_num_threads()} threads; Python {platform.python_version()}, "

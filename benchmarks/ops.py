@@ -1,14 +1,14 @@
-"""Each compiled kernel beside its reference and beside PyTorch's operation, at the sizes of the presets.
+"""Each compiled kernel compared with its reference and with PyTorch's operation, at the sizes of the presets.
 
     python benchmarks/ops.py [--presets tiny baby gpt2] [--only attention gelu]
 
-The contenders are processes of their own, so that no thread of one spins while another works, and take turns: a machine
-that slows down slows all. In its turn each calls its body for about a fiftieth of a second, or three times, and gives
-the median; the figures are medians over the turns. All keep freed memory, so that nobody pays for fresh pages.
+The contenders are separate processes, so that no thread of one spins while another works. They take turns, so that if
+the machine slows down, all of them slow down. In its turn each calls its body for about 20 ms, at least three times,
+and reports the median; the figures are medians over the turns. All keep freed memory, so that none pays for new pages.
 
 GB/s counts the bytes that must move (each input read once, each output written once), GFLOP/s the operations of matrix
-products; "of the limit" is their share of the read bandwidth of all threads, or of the multiply-add peak. Arrays that
-fit into a cache may stay there, so that a small preset goes beyond the first. PyTorch's bodies are in `ops_torch.py`.
+products. "of the limit" is the share of the read bandwidth of all threads, or of the multiply-add peak. Arrays that fit
+into a cache may stay there, so a small preset can exceed the read bandwidth. PyTorch's bodies are in `ops_torch.py`.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 from ops_sizes import PRESETS, PRODUCTS
 
 TURN = 0.02  # seconds
-LEVEL = 1.03  # what differs by less is level: two runs of one body differ as much
+LEVEL = 1.03  # smaller ratios count as equal: two runs of the same body differ by as much
 
 
 def work(contender: str) -> None:
-    """The life of a contender's process: a row's name and preset makes its body; "go" runs it and gives seconds."""
+    """The loop of a contender's process: a row's name and preset sets up its body, "go" runs it and prints seconds."""
     body: Callable[[], Any] | None = None
     repeat = 1
     if contender == "torch":
@@ -51,7 +51,7 @@ def work(contender: str) -> None:
     np.seterr(all="ignore")
     for line in sys.stdin:
         if line != "go\n":
-            body = None  # its arrays are freed before the next are made
+            body = None  # frees its arrays before the next ones are allocated
             row, preset = line.rstrip("\n").split("\t")
             if contender == "torch":
                 body = ops_torch.ROWS[row](PRESETS[preset])
@@ -65,7 +65,7 @@ def work(contender: str) -> None:
             print(told, flush=True)
         else:
             assert body is not None
-            seconds(body)  # wakes the threads
+            seconds(body)  # wakes up the threads
             print(statistics.median(seconds(body) for _ in range(repeat)), flush=True)
 
 
@@ -87,7 +87,7 @@ class Contender:
         self.process.stdin.flush()
         answer = self.process.stdout.readline()
         if not answer:
-            raise SystemExit("a contender's process ended early")
+            raise SystemExit("a contender's process exited early")
         return answer
 
     def stop(self) -> None:
@@ -95,7 +95,7 @@ class Contender:
 
 
 def measure(row: str, preset: str, contenders: dict[str, Contender], rounds: int) -> tuple[dict[str, float], Any]:
-    """Median seconds of each contender, taken in turn; the bytes and operations of the row."""
+    """Median seconds of each contender, measured in turn; the bytes and operations of the row."""
     told = {name: contender.ask(f"{row}\t{preset}") for name, contender in contenders.items()}
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
@@ -105,7 +105,7 @@ def measure(row: str, preset: str, contenders: dict[str, Contender], rounds: int
 
 
 def products_of_a_step(preset: str, layers: int, contenders: dict[str, Contender], rounds: int) -> dict[str, float]:
-    """Seconds that the matrix products of a step's linear layers and head take each contender, and "flops" of them."""
+    """Seconds per contender for the matrix products of a step's linear layers and head, and their "flops"."""
     totals = dict.fromkeys([*contenders, "flops"], 0.0)
     for name in PRODUCTS:
         times, told = measure(f"product {name}", preset, contenders, rounds)
@@ -127,7 +127,7 @@ def line_of(row: str, t: dict[str, float], told: list[str], limits: tuple[float,
 
 
 def verdicts(ratios: dict[tuple[str, str], float], attention: dict[tuple[str, str], float]) -> list[str]:
-    """The targets: nowhere slower than PyTorch; attention at half the multiply-add peak for D = 64, T >= 256."""
+    """The targets: no row slower than PyTorch; attention at half the multiply-add peak for D = 64, T >= 256."""
     said = []
     for what, products in (("kernels", False), ("matrix products", True)):
         chosen = {key: ratio for key, ratio in ratios.items() if key[1].startswith("product") == products}
@@ -145,8 +145,8 @@ def verdicts(ratios: dict[tuple[str, str], float], attention: dict[tuple[str, st
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--presets", nargs="+", choices=PRESETS, default=list(PRESETS))
-    parser.add_argument("--only", nargs="+", default=[""], help="names, or beginnings of names, of rows")
-    parser.add_argument("--rounds", type=int, default=9, help="turns of each contender (default: 9)")
+    parser.add_argument("--only", nargs="+", default=[""], help="names of rows, or prefixes of names")
+    parser.add_argument("--rounds", type=int, default=9, help="turns per contender (default: 9)")
     parser.add_argument("--no-reference", action="store_true", help="leave the reference bodies out")
     parser.add_argument("--work", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -181,7 +181,7 @@ def main() -> None:
         print("|---|---|---|---|---|---|---|---|", flush=True)
         for row in rows:
             if row.startswith("product"):
-                present = {name: c for name, c in contenders.items() if name != "reference"}  # it is the same
+                present = {name: c for name, c in contenders.items() if name != "reference"}  # is the same code
             else:
                 present = contenders
             t, told = measure(row, preset, present, options.rounds)

@@ -1,7 +1,7 @@
-"""tinygpt's side of `ops.py`: each kernel with its arguments, and what it must move and compute.
+"""tinygpt's side of `ops.py`: each kernel with its arguments, and the bytes and operations that it needs.
 
-A new kernel needs a function here that makes its `Work`, a line in ROWS, and PyTorch's body for the same arguments in
-TORCH.
+A new kernel needs a function here that builds its `Work`, an entry in ROWS, and PyTorch's body for the same arguments
+in TORCH.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def cross_entropy_inplace(s: Sizes) -> Work:
 
 
 def torch_cross_entropy_inplace(torch: Any, logits: Any, targets: Any, ignored: int, scale: float) -> Any:
-    """What eager mode would run, forward and backward."""
+    """The operations that eager mode would run, forward and backward."""
     log_p = torch.ops.aten._log_softmax(logits, -1, False)
     losses, total = torch.ops.aten.nll_loss_forward(log_p, targets, None, 0, ignored)
     upstream = torch.full_like(losses, scale)
@@ -151,12 +151,12 @@ def torch_cross_entropy_inplace(torch: Any, logits: Any, targets: Any, ignored: 
 
 
 def heads(packed: np.ndarray) -> tuple[np.ndarray, ...]:
-    """(B, T, 3, H, D) -> three views (B, H, T, D), as the model's packed product gives them."""
+    """(B, T, 3, H, D) -> three views (B, H, T, D), as the model's packed projection returns them."""
     return tuple(packed[:, :, i].transpose(0, 2, 1, 3) for i in range(3))
 
 
 def attention_flops(s: Sizes) -> float:
-    """Of one product over the visible half of the scores."""
+    """FLOPs of one product over the half of the scores that the mask allows."""
     return 2.0 * s.B * s.H * (s.T * (s.T + 1) / 2) * s.D
 
 
@@ -181,7 +181,7 @@ def embedding_forward(s: Sizes) -> Work:
 
 
 def embedding_backward(s: Sizes) -> Work:
-    """Into a gradient that is there, as in a step; PyTorch's makes a new one."""
+    """Adds to an existing gradient, as in a training step; PyTorch's body allocates a new one."""
     return work("embedding_backward", (hidden(s), ids(s), normal(s.V, s.C)), 3 * s.N * s.C * 4)
 
 
@@ -212,7 +212,7 @@ def adamw_update(s: Sizes) -> Work:
 
 
 def product(a: tuple[int, int], b: tuple[int, int], transposed: str = "") -> Work:
-    """(M, K) @ (K, N); a matrix that is transposed is stored the other way round."""
+    """(M, K) @ (K, N); the "left" or "right" matrix may be stored transposed."""
     left = normal(*a[::-1]).T if transposed == "left" else normal(*a)
     right = normal(*b[::-1], seed=1).T if transposed == "right" else normal(*b, seed=1)
     out = np.empty((a[0], b[1]), np.float32)
@@ -259,7 +259,7 @@ ROWS: dict[str, Callable[[Sizes], Work]] = {
     **{f"product {name}": lambda s, shapes=shapes: product(*shapes(s)) for name, shapes in PRODUCTS.items()},
 }
 
-# PyTorch's bodies, called with the module and with our arguments as tensors; those of older rows are in ops_torch.py.
+# PyTorch's bodies, called with the module and our arguments as tensors; those of the older rows are in ops_torch.py.
 TORCH: dict[str, Callable[..., Any]] = {
     "cross_entropy_inplace": torch_cross_entropy_inplace,
     "silu_forward": lambda torch, x: torch.nn.functional.silu(x),

@@ -1,4 +1,4 @@
-"""The sizes of the presets for `ops.py`, and how its arrays are drawn: the same for every contender."""
+"""The sizes of the presets for `ops.py`, and the random arrays, which are the same for every contender."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Sizes:
-    """A training step's: batch, time, channels, heads, vocabulary, and the number of parameters."""
+    """The sizes of a training step: batch, time, channels, heads, vocabulary, and the number of parameters."""
 
     B: int
     T: int
@@ -42,11 +42,11 @@ def normal(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 def ids(s: Sizes) -> np.ndarray:
-    """(N,) numbers of tokens."""
+    """Token ids (N,)."""
     return np.random.default_rng(3).integers(0, s.V, s.N)
 
 
-# What the linear layers multiply: (M, K) and (K, N), and what is stored transposed.
+# The matrix products of the linear layers: (M, K) and (K, N), and which matrix is stored transposed.
 PRODUCTS: dict[str, Callable[[Sizes], tuple[Any, ...]]] = {
     "q, k, v": lambda s: ((s.N, s.C), (s.C, 3 * s.C)),
     "q, k, v: dx": lambda s: ((s.N, 3 * s.C), (3 * s.C, s.C), "right"),

@@ -1,8 +1,8 @@
-"""PyTorch's side of `ops.py`: for each kernel the same work by PyTorch's own bodies.
+"""PyTorch's side of `ops.py`: for each kernel, PyTorch's operations that do the same work.
 
-Where it has one operation for it, that is called; else the operations that its eager mode would call. Backward passes
-are called directly, without autograd's graph around them, and whatever eager mode keeps from the forward pass (a
-dropout's mask, the sum of a residual) is given to them ready-made.
+If PyTorch has a single operation for it, that is called, otherwise the operations that eager mode would call. Backward
+passes are called directly, without autograd's graph, and what eager mode saves in the forward pass (a dropout mask, the
+sum with the residual) is passed in ready-made.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def tensor(*shape: int, seed: int = 0) -> Any:
 
 
 def keep_freed_memory() -> None:
-    """What tinygpt asks of glibc (`_ext/threads`): otherwise fresh pages for large results would be compared."""
+    """Use tinygpt's glibc settings (`_ext/threads`), so that the comparison leaves out the cost of new pages."""
     if sys.platform.startswith("linux"):
         mallopt = ctypes.CDLL(None).mallopt
         for option, value in ((-3, 32 << 20), (-1, 1 << 30), (-2, 16 << 20)):  # mmap threshold, trim threshold, top pad
@@ -162,7 +162,7 @@ def attention_backward(s: Sizes, p: float = 0.0) -> Body:
         )
         y, lse = forward(q, k, v, 0.0, True, scale=scale)
         return lambda: backward(dy, q, k, v, y, lse, 0.0, True, scale=scale)
-    for array in (q, k, v):  # with dropout it has no such pair: autograd runs the composed form's
+    for array in (q, k, v):  # PyTorch has no such pair with dropout: autograd runs the composed form
         array.requires_grad_()
     with torch.enable_grad():
         y = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=p)
@@ -221,7 +221,7 @@ def product(a: tuple[int, int], b: tuple[int, int], transposed: str = "") -> Bod
 
 
 def beside_ours(row: str) -> Callable[[Sizes], Body]:
-    """PyTorch's body of a row of `ops_ours.py` that has it beside it."""
+    """PyTorch's body of a row that `ops_ours.py` lists in TORCH."""
 
     def make(s: Sizes) -> Body:
         arguments = ops_ours.ROWS[row](s).arguments

@@ -1,7 +1,7 @@
-"""nanoGPT's architecture in PyTorch, to measure beside tinygpt: same weights, same batch, PyTorch's fastest parts.
+"""nanoGPT's architecture in PyTorch, to compare with tinygpt: same weights, same batch, PyTorch's fastest parts.
 
-Attention is `scaled_dot_product_attention`, gradients are set to None; the optimizer is AdamW as it comes or, which is
-faster on a CPU, AdamW(fused=True).
+Attention is `scaled_dot_product_attention`, gradients are set to None, and the optimizer is AdamW with its defaults or
+AdamW(fused=True), which is faster on a CPU.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class TorchGPT(nn.Module):
         return F.cross_entropy(logits.view(-1, logits.shape[-1]), targets.view(-1))
 
     def take_weights(self, weights: dict[str, np.ndarray]) -> None:
-        """Copy tinygpt's weights: Linear layers are stored (in, out) there and (out, in) here."""
+        """Copy tinygpt's weights. Linear layers are stored (in, out) in tinygpt and (out, in) in PyTorch."""
         own = self.state_dict()
         if set(own) != set(weights):
             raise SystemExit(f"the two models differ in their parameters: {sorted(set(own) ^ set(weights))}")

@@ -1,12 +1,12 @@
-"""Where the time of a training step goes: each operation, forward and backward, against the machine's limits.
+"""Where the time of a training step goes: each operation, forward and backward, compared with the machine's limits.
 
     python benchmarks/profile_step.py [--preset tiny|baby|baby-dropout|gpt2] [--steps 20]
     python benchmarks/profile_step.py --model out/shakespeare-tiny          # your own run's model
     python benchmarks/profile_step.py --model gpt2 --batch 4 --length 256   # a folder that GPT.from_pretrained takes
 
-Columns: calls a step; milliseconds a step (median); share of the step; megabytes that must move
-(arrays in and out, each counted once) and the rate that makes; GFLOP/s of the operations that multiply matrices, and
-their share of the multiply-add peak. What is missing from 100% is Python between the operations.
+Columns: calls per step; milliseconds per step (median); share of the step; megabytes that must move (arrays in and out,
+each counted once) and the resulting rate; GFLOP/s of the operations that multiply matrices, and their share of the
+multiply-add peak. The rest, up to 100%, is Python between the operations.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Record:
 
 
 def arrays_in(*values: Any) -> int:
-    """The bytes of all arrays in values, lists and tuples included."""
+    """The total bytes of the arrays in values, including those in lists and tuples."""
     total = 0
     for value in values:
         if isinstance(value, np.ndarray):
@@ -72,7 +72,7 @@ def flops_of(name: str, direction: str, inputs: tuple[Any, ...]) -> float:
 
 
 class Profile:
-    """Wraps the forward and backward of every operation while it is installed."""
+    """Records the time, bytes and FLOPs of every operation's forward and backward, once installed."""
 
     def __init__(self) -> None:
         self.records: dict[tuple[str, str], Record] = defaultdict(Record)
@@ -122,7 +122,7 @@ def every_operation(cls: type) -> list[type]:
 
 
 def model_and_batch(options: argparse.Namespace) -> tuple[tg.GPT, np.ndarray, np.ndarray]:
-    """A preset's model, a training run's, or one in the Hugging Face format; --batch and --length win over its own."""
+    """The model of a preset, a training run or a Hugging Face folder; --batch and --length override its own sizes."""
     if options.model is None:
         config, B, T, _ = train_step.PRESETS[options.preset]
         model = tg.GPT(config, seed=0)

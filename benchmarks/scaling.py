@@ -1,14 +1,14 @@
-"""How cost grows: importing tinygpt, a training step against B and against T, attention's memory against T.
+"""How costs scale: importing tinygpt, a training step against B and against T, attention's memory against T.
 
     python benchmarks/scaling.py [--only import batch time attention]
 
-- import: medians over fresh processes, in turn, of `import numpy` and of `import tinygpt` (which imports it too), with
-  the modules' bytecode in place, as pip leaves it.
+- import: the medians over new processes, in turn, of `import numpy` and of `import tinygpt` (which also imports numpy),
+  with the bytecode already compiled, as pip does.
 - batch, time: a step (forward, backward, clipping, AdamW) of a model of `baby`'s width with three layers. A straight
-  line with a constant is fitted to the times against B. Against T, milliseconds a token grow with what attention does.
-- attention: the peak memory of forward and backward of one call, B = 1, 4 heads of 64, in a fresh process, less what
-  it had when q, k, v and the upstream gradient were made. The allocator takes memory in large pieces, so that the
-  figures of small T are rough.
+  line, with a constant, is fitted to the times against B. Against T, the time per token grows with attention's share.
+- attention: the peak memory of one call, forward and backward, with B = 1 and 4 heads of 64, in a new process, minus
+  the memory before the call, which includes q, k, v and the upstream gradient. The allocator takes memory in large
+  pieces, so the figures for small T are rough.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ import sys
 import numpy as np
 import tinygpt as tg
 
-def peak():  # not getrusage, which remembers the process that this one was forked from
+def peak():  # not getrusage: its peak includes the parent process
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM:"))
 
 T = int(sys.argv[1])
 q, k, v = (tg.tensor(np.ones((1, 4, T, 64), np.float32), requires_grad=True) for _ in range(3))
 dy = np.ones((1, 4, T, 64), np.float32)
-tg.ops.attention(*(tg.tensor(np.ones((1, 4, 8, 64), np.float32)) for _ in range(3)))  # starts what starts once
+tg.ops.attention(*(tg.tensor(np.ones((1, 4, 8, 64), np.float32)) for _ in range(3)))  # one-time initialisation
 before = peak()
 tg.ops.attention(q, k, v).backward(dy)
 print((peak() - before) / 1024)
@@ -47,7 +47,7 @@ print((peak() - before) / 1024)
 
 
 def fresh(code: str, *arguments: str, cache: str = "") -> float:
-    """What a fresh Python prints that runs `code`."""
+    """The number that `code` prints in a new Python process."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     if cache:
         environment["PYTHONPYCACHEPREFIX"] = cache
@@ -61,7 +61,7 @@ def import_times(rounds: int) -> list[str]:
         for turn in range(rounds + 1):
             for name in times:
                 elapsed = fresh(IMPORT.format(name), cache=cache)
-                if turn:  # the first writes the bytecode
+                if turn:  # the first turn compiles the bytecode
                     times[name].append(elapsed)
     medians = {name: statistics.median(values) for name, values in times.items()}
     print(f"\n### Import, medians of {rounds} processes\n\n| module | ms |\n|---|---|")
@@ -92,13 +92,13 @@ def step_times(sizes: list[tuple[int, int]], rounds: int) -> list[float]:
             tg.optim.clip_grad_norm(parameters, 1.0)
             optimizer.step()
             optimizer.zero_grad()
-            if turn:  # the first is the warm-up
+            if turn:  # the first turn is a warm-up
                 seen.append(time.perf_counter() - start)
     return [statistics.median(seen) for seen in times]
 
 
 def straight_line(x: list[int], y: list[float]) -> tuple[float, float, float]:
-    """Constant, slope, and the largest distance from the line as a share of the time there: least squares of those."""
+    """Constant, slope and largest relative error of the line that minimises the sum of squared relative errors."""
     columns = np.array([[1.0, value] for value in x]) / np.array(y)[:, None]
     constant, slope = np.linalg.lstsq(columns, np.ones(len(y)), rcond=None)[0]
     off = max(abs(constant + slope * a - b) / b for a, b in zip(x, y, strict=True))
@@ -149,7 +149,7 @@ def attention_memory() -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="which tables (default: all)")
-    parser.add_argument("--rounds", type=int, default=5, help="measurements of each size (default: 5)")
+    parser.add_argument("--rounds", type=int, default=5, help="measurements per size (default: 5)")
     options = parser.parse_args()
     import machine
 

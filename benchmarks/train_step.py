@@ -1,15 +1,15 @@
-"""A training step, side by side: tinygpt compiled, tinygpt reference, PyTorch eager.
+"""The speed of a training step: tinygpt compiled, tinygpt reference, PyTorch eager.
 
     python benchmarks/train_step.py [--presets tiny baby ...] [--compile] [--rounds 7]
 
-Each contender is a process of its own with the same weights and the same batch. They take turns, one burst of steps
-each, so that a machine that slows down slows all; the figures are medians over the rounds. A step is forward, backward,
-clipping to norm 1 and AdamW. `torch` is PyTorch as it comes, `torch-fused` has AdamW(fused=True), `torch-compile` (with
---compile) that and torch.compile. The first losses of all contenders must agree to 1e-4, else nothing is printed.
+Each contender is a separate process with the same weights and the same batch. They take turns, one burst of steps each,
+so that if the machine slows down, all of them slow down; the figures are medians over the rounds. A step is forward,
+backward, clipping to norm 1 and AdamW. `torch` is PyTorch with its defaults, `torch-fused` uses AdamW(fused=True),
+`torch-compile` (with --compile) that and torch.compile. If the first losses do not agree to 1e-4, nothing is printed.
 
-Model FLOPs are 6 N + 12 L C T a token; the peak is multiply-adds on registers, measured in this run; "the block" is the
-inner loop of our matrix product with its operands in the caches, which no product can exceed: under it the processor's
-clock is lower than under the peak's. Memory is the peak of the whole process less what it had after its imports.
+Model FLOPs per token are 6 N + 12 L C T. The peak is that of multiply-adds on registers, measured in this run. "the
+block" is the inner loop of our matrix product with its operands in the caches, an upper bound for every product; it is
+below the peak because the processor lowers its clock. Memory is the peak of the process minus its memory after imports.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ AIMS = {"tiny": (1.5, 0.65, 0.4), "baby": (1.5, 0.75, 0.5), "baby-dropout": (1.9
 
 
 def batch(preset: str) -> tuple[np.ndarray, np.ndarray]:
-    """The one batch (B, T) that everybody trains on."""
+    """The batch (B, T) that every contender trains on."""
     config, B, T, _ = PRESETS[preset]
     ids = tg.Generator(7).integers(config.vocab_size, (B, T + 1))
     return np.ascontiguousarray(ids[:, :-1]), np.ascontiguousarray(ids[:, 1:])
@@ -73,7 +73,7 @@ def tinygpt_step(config: GPTConfig) -> Any:
 
 
 def resident_peak() -> float:
-    """The most memory this process has held, in MB. Not getrusage's on Linux: that begins with the parent's peak."""
+    """The peak memory of this process, in MB. On Linux not from getrusage, whose peak includes the parent process."""
     try:
         with open("/proc/self/status", encoding="ascii") as file:
             return next(int(line.split()[1]) for line in file if line.startswith("VmHWM")) / 2**10
@@ -83,7 +83,7 @@ def resident_peak() -> float:
 
 
 def resident() -> float:
-    """The memory this process holds now, in MB."""
+    """The current memory of this process, in MB."""
     try:
         with open("/proc/self/statm", encoding="ascii") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
@@ -92,7 +92,7 @@ def resident() -> float:
 
 
 def work(contender: str, preset: str, weights: str) -> None:
-    """The life of a contender's process: one line a burst on standard input, one line of figures back."""
+    """The loop of a contender's process: for each line on standard input, run a burst and print a line of figures."""
     config, _, _, steps = PRESETS[preset]
     idx, targets = batch(preset)
     if contender.startswith("torch"):
@@ -136,7 +136,7 @@ class Contender:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            raise SystemExit(f"the process of {self.name} ended early")
+            raise SystemExit(f"the process of {self.name} exited early")
         return line
 
     def burst(self) -> None:
@@ -173,7 +173,7 @@ def measure(preset: str, names: list[str], rounds: int) -> list[Contender]:
 def step_flops(preset: str) -> float:
     """Model FLOPs of a step."""
     config, B, T, _ = PRESETS[preset]
-    a_token = GPT(replace(config, n_layer=1), seed=0).flops_per_token(T)  # of one layer: a small model tells it
+    a_token = GPT(replace(config, n_layer=1), seed=0).flops_per_token(T)  # of one layer, to keep the model small
     a_token += (config.n_layer - 1) * (6 * 12 * config.n_embd**2 + 12 * config.n_embd * T)
     return a_token * B * T
 
@@ -194,8 +194,8 @@ def report(preset: str, contenders: list[Contender], peak: float | None) -> list
 
 
 def products(preset: str, rounds: int = 3) -> dict[str, float]:
-    """Seconds that the matrix products of a step take us and PyTorch, measured in turn, their "flops", and the rate of
-    the "block", 0 where the products are not ours."""
+    """The seconds that the matrix products of a step take us and PyTorch, measured in turn, their "flops", and the rate
+    of the "block", which is 0 if the products are not ours."""
     import machine
     import ops
 
@@ -209,7 +209,7 @@ def products(preset: str, rounds: int = 3) -> dict[str, float]:
 
 
 def verdicts(preset: str, contenders: list[Contender], peak: float, bound: dict[str, float]) -> list[str]:
-    """The targets, each met or not; where one is not, what bounds it by this run's measurements."""
+    """The targets, met or not; for those that are not met, the bound that this run's measurements imply."""
     ours, rivals = contenders[0], [c for c in contenders if c.name.startswith("torch")]
     step, fastest = statistics.median(ours.times), min(rivals, key=lambda c: statistics.median(c.times))
     rival = statistics.median(fastest.times)
@@ -245,7 +245,7 @@ def main() -> None:
     parser.add_argument("--presets", nargs="+", choices=PRESETS, default=list(PRESETS))
     parser.add_argument("--compile", action="store_true", help="measure torch.compile too")
     parser.add_argument("--no-reference", action="store_true", help="leave the reference bodies out")
-    parser.add_argument("--rounds", type=int, default=7, help="bursts of each contender (default: 7)")
+    parser.add_argument("--rounds", type=int, default=7, help="bursts per contender (default: 7)")
     parser.add_argument("--work", help=argparse.SUPPRESS)
     parser.add_argument("--weights", help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -1,7 +1,7 @@
-"""What this processor can do at most, measured by a C file that is compiled when a benchmark asks for it.
+"""The processor's limits, measured by a C file that is compiled when a benchmark needs it.
 
-It is compiled as the kernels in use are: for their level of vector instructions, with the flags of `setup.py`. The
-library stays under `build/` for the next run. It has a thread pool of its own, of as many threads as the kernels use.
+It is compiled like the kernels in use: for their level of vector instructions, with the flags of `setup.py`. The
+library is kept under `build/` for the next run. It has its own thread pool, with as many threads as the kernels use.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class BlockRun(ctypes.Structure):
 
 
 def fma_peak(trials: int = 20) -> float | None:
-    """The most float32 operations a second that all threads together reach: the best of `trials` short runs.
+    """The peak rate of all threads together, in float32 operations per second: the best of `trials` short runs.
 
-    None without compiled kernels, or where this can't be compiled.
+    None if there are no compiled kernels, or if the library cannot be compiled.
     """
     library = loaded()
     if library is None:
@@ -47,12 +47,12 @@ def fma_peak(trials: int = 20) -> float | None:
 
 
 def block_rate(seconds: float = 0.3) -> tuple[float, float] | None:
-    """FLOP/s of the matrix product's inner block alone, from the caches, on all threads: the most that a product can
-    reach; and of the chains of `fma_peak` straight after it. Both are less than the peak, for the processor's clock
-    falls while it loads and multiplies at once.
+    """FLOP/s of the matrix product's inner block alone, with operands in the caches, on all threads, which is an upper
+    bound for every product; and of the chains of `fma_peak` directly afterwards. Both are below the peak, because the
+    processor lowers its clock when it loads and multiplies at the same time.
 
-    None where products are left to the BLAS library, and where `fma_peak` is None. The medians of 15 turns, one after
-    the other without a pause: the clock takes milliseconds to fall.
+    None if products use the BLAS library, or if `fma_peak` is None. The figures are medians of 15 turns without a pause
+    between them, because the clock takes milliseconds to fall.
     """
     library = loaded()
     if library is None or not library.peak_has_blocks():
@@ -73,7 +73,7 @@ def block_rate(seconds: float = 0.3) -> tuple[float, float] | None:
 
 
 def read_bandwidth(megabytes: int = 512, trials: int = 7) -> float | None:
-    """Bytes a second that all threads together read from memory; None where `fma_peak` is None."""
+    """The rate at which all threads together read from memory, in bytes per second; None if `fma_peak` is None."""
     library = loaded()
     if library is None:
         return None
@@ -87,7 +87,7 @@ def read_bandwidth(megabytes: int = 512, trials: int = 7) -> float | None:
 
 
 def chunks_of(library: ctypes.CDLL) -> int:
-    """Four chunks of work for each thread of the kernels."""
+    """The number of chunks: four per thread of the kernels."""
     return 4 * library.tg_set_num_threads(get("numpy").get_num_threads())
 
 
@@ -99,7 +99,7 @@ def seconds_of_chains(library: ctypes.CDLL, turns: int, chunks: int) -> float:
 
 @functools.cache
 def loaded() -> ctypes.CDLL | None:
-    """The library; None, and a line on standard error where a compiler is lacking, if it can't be had."""
+    """The library, or None if it is not available; prints a line to standard error if compiling it failed."""
     kernels = get("numpy").extension()
     if kernels is None:
         return None
@@ -127,7 +127,7 @@ def loaded() -> ctypes.CDLL | None:
 
 
 def compiled(level: str) -> Path:
-    """The shared library for a level, compiled unless the sources and the flags are those of an earlier run."""
+    """The shared library for a level; compiled unless an earlier run had the same sources and flags."""
     setup = setup_script()
     sources = [Path(__file__).with_name("peak.c"), ROOT / setup.POOL]
     flags = ["-O3", "-fPIC", "-shared", *setup.MATH_FLAGS, *level_flags(setup, level), "-Wno-unused-function"]
@@ -146,12 +146,12 @@ def compiled(level: str) -> Path:
 
 
 def level_flags(setup: ModuleType, level: str) -> list[str]:
-    """The compiler's flags for a level; "native" is this machine's, as TINYGPT_MARCH=native builds it."""
+    """The compiler's flags for a level; "native" as with TINYGPT_MARCH=native."""
     return ["-march=native", "-mprefer-vector-width=512"] if level == "native" else setup.LEVEL_FLAGS[level]
 
 
 def setup_script() -> ModuleType:
-    """setup.py as a module: it builds nothing until it is run."""
+    """setup.py as a module; importing it builds nothing."""
     spec = importlib.util.spec_from_file_location("tinygpt_setup", ROOT / "setup.py")
     assert spec is not None
     assert spec.loader is not None

@@ -1,5 +1,5 @@
-/* The processor's own limits, which benchmarks compare with: multiply-adds on registers, the block of the matrix product in
- * the caches, and reading memory. __init__.py compiles this with the kernels' flags and takes the time. */
+/* The processor's limits, which benchmarks compare with: multiply-adds on registers, the block of the matrix product
+ * with operands in the caches, and reading memory. __init__.py compiles this with the kernels' flags and times it. */
 #include "attention.h"
 #include "pool.h"
 #include "product.h"
@@ -23,20 +23,20 @@ static void tg_fma_chains(void *task, ptrdiff_t begin, ptrdiff_t end) {
             for (int i = 0; i < TG_CHAINS; i++) sum[i] = sum[i] * a + b;
         }
         for (int i = 1; i < TG_CHAINS; i++) sum[0] += sum[i];
-        volatile float keep = sum[0][0]; /* so that nothing is optimised away */
+        volatile float keep = sum[0][0]; /* keeps the compiler from removing the loop */
         (void)keep;
     }
 }
 
-/* Floating-point operations of one chunk of `turns`. */
+/* Floating-point operations of one chunk of `turns` turns. */
 double peak_chain_flops(ptrdiff_t turns) { return 2.0 * TG_CHAINS * tg_LANES_float * (double)turns; }
 
 void peak_chains(ptrdiff_t turns, ptrdiff_t chunks) { tg_parallel_for(tg_fma_chains, &turns, chunks, 1); }
 
 /* The block of the matrix product ------------------------------------------------------------------------------
  *
- * Its operands are in the caches: a strip times as many panels as half the second cache holds. The processor's clock falls
- * while it loads and multiplies at once, so this is less than the chains reach, and the most that a product can. */
+ * Its operands are in the caches: a strip times as many panels as half the L2 cache holds. The processor lowers its
+ * clock when it loads and multiplies at the same time, so this is slower than the chains; no product can be faster. */
 enum { TG_BLOCK_DEPTH = 384, TG_BLOCK_TURNS = 24 };
 
 struct tg_block_run {
@@ -55,10 +55,10 @@ static void tg_block_strips(void *task, ptrdiff_t begin, ptrdiff_t end) {
                      run->results + chunk * PRODUCT_ROWS * columns, columns, columns, 0, none);
 }
 
-/* Whether products are made in these blocks here; where they are not, the matrix library makes them. */
+/* Whether products use these blocks; otherwise they use the matrix library. */
 int peak_has_blocks(void) { return TG_PRODUCT_PAYS; }
 
-/* Memory for `chunks` blocks, to be released with peak_block_close; 0 if there is none. */
+/* Allocate memory for `chunks` blocks, to be freed with peak_block_close; returns 0 if out of memory. */
 int peak_block_open(struct tg_block_run *run, ptrdiff_t chunks) {
     const ptrdiff_t fit = tg_half_second_cache() / (tg_panel_size(TG_BLOCK_DEPTH) * (ptrdiff_t)sizeof(float));
     run->panels = fit > 1 ? fit : 1;
@@ -106,7 +106,7 @@ static void tg_read_parts(void *task, ptrdiff_t begin, ptrdiff_t end) {
     for (ptrdiff_t i = begin; i < end; i++) reading->sums[i] = tg_read(reading->x + i * reading->count, reading->count);
 }
 
-/* The sum of n floats, near enough, read by all threads. */
+/* The sum of n floats (rounded down to a multiple of PARTS), read by all threads. */
 float peak_read(const float *x, ptrdiff_t n) {
     struct tg_reading reading = {.x = x, .count = n / PARTS};
     float total = 0;

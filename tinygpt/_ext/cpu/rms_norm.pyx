@@ -1,8 +1,8 @@
 # RMSNorm for the CPU. The mathematics is in tinygpt/ops/rms_norm.py.
 #
-# A row stays in the first cache between its two passes, so memory sees, forward, one read of x and one write of y: 8 bytes
-# an element in float32; backward, one read each of dy and x and one write of dx: 12. The sums over rows for dweight are
-# those of rows.pxi.
+# A row stays in the L1 cache between its two passes. Memory traffic: forward, one read of x and one write of y, 8 bytes
+# per element in float32; backward, one read each of dy and x and one write of dx, 12 bytes. The sums over rows for
+# dweight use rows.pxi.
 
 cdef extern from "vmath.h" nogil:
     double tg_hidden_one()
@@ -34,7 +34,7 @@ cdef void rms_norm_forward_rows(real *kind, RMSNormForward *p, Py_ssize_t begin,
     cdef double squares, scale
     for row in range(begin, end):
         squares = 0
-        for j in range(C):  # in double precision: the square of a float may be beyond a float
+        for j in range(C):  # in double precision, because the square of a float may overflow a float
             squares += <double> x[row * C + j] * <double> x[row * C + j]
         scale = 1.0 / sqrt(squares / C + p.eps)
         rstd[row] = <real> scale
@@ -61,7 +61,7 @@ cdef void rms_norm_backward_blocks(real *kind, RMSNormBackward *p, Py_ssize_t be
     cdef real *dx = <real *> p.dx
     cdef double *dweight
     cdef Py_ssize_t C = p.C, block, row, j, at
-    cdef real scale, pull, norm, zero = <real> (tg_hidden_one() - 1)  # else dy * x may come first, and overflow
+    cdef real scale, pull, norm, zero = <real> (tg_hidden_one() - 1)  # else the compiler may form dy * x, and overflow
     cdef double stretch
     for block in range(begin, end):
         clear_sums(p.dweight, block, C)

@@ -1,9 +1,9 @@
 # SiLU for the CPU. The mathematics is in tinygpt/ops/silu.py.
 #
-# Memory-bound: 8 bytes an element forward and 12 backward in float32. Whole numbers are cast to `real`: Cython takes a
-# bare 1 as a double, and doubles the work with it.
+# Memory-bound: 8 bytes per element forward and 12 backward in float32. Constants are cast to `real`, because Cython
+# treats a bare 1 as a double, which would make the loop twice as slow.
 
-cdef double SILU_LEAST = -750  # below it silu is 0, and -inf must not become -inf / inf
+cdef double SILU_LEAST = -750  # silu is 0 below; the clamp keeps -inf from giving -inf / inf
 
 cdef struct Silu:
     void *dy  # backward
@@ -12,12 +12,12 @@ cdef struct Silu:
 
 
 cdef inline real silu_slope(real x) noexcept nogil:
-    """d silu / dx = s + x s (1 - s), with s = 1 / (1 + e), and 1 - s as e s: a difference would have few digits."""
+    """d silu / dx = s + x s (1 - s), with s = 1 / (1 + e). 1 - s is computed as e s, to avoid cancellation."""
     cdef real e = vexp(-x)
     cdef real s = <real> 1 / (<real> 1 + e)
     cdef real rest = e * s
-    rest = rest if rest < <real> 1 else <real> 1  # also where e is infinite, and infinity * 0 is NaN
-    # Far out s (1 - s) is 0 while x may be infinite: keep their product from becoming 0 * inf.
+    rest = rest if rest < <real> 1 else <real> 1  # 1 also if e is infinite, where e s = inf * 0 is NaN
+    # For large |x|, s (1 - s) is 0 while x may be infinite: keep their product from becoming 0 * inf.
     cdef real tail = s * rest
     return s if tail == 0 else s + x * tail
 
@@ -28,7 +28,7 @@ cdef void silu_forward_span(real *kind, Silu *p, Py_ssize_t begin, Py_ssize_t en
     cdef real v
     cdef Py_ssize_t i
     for i in range(begin, end):
-        v = <real> SILU_LEAST if x[i] < <real> SILU_LEAST else x[i]  # a NaN is not below
+        v = <real> SILU_LEAST if x[i] < <real> SILU_LEAST else x[i]  # a NaN passes through
         y[i] = v / (<real> 1 + vexp(-v))
 
 
@@ -50,7 +50,7 @@ def silu_forward(x):
 
 
 def silu_backward(dy, x, out=None):
-    """dy, x of one shape -> dx, in `out` if there is one, which may be dy."""
+    """dy, x of the same shape -> dx, in `out` if given, which may be dy."""
     dx = numpy.empty_like(x) if out is None else out
     cdef Silu p = Silu(dy=memory(dy), x=memory(x), out=memory(dx))
     run(&p, <Rows> silu_backward_span[float], <Rows> silu_backward_span[double], x, x.size, SPAN)

@@ -67,13 +67,13 @@ def attend(
 
 
 def product(device: Device, x: Array, layer: Any) -> Array:
-    """x (M, K) times the matrix (K, N) of a Linear -> (M, N), in whichever format that is."""
+    """x (M, K) times the matrix (K, N), packed or not, of a Linear -> (M, N)."""
     matrix = layer.matrix
     return few_rows_product(device, x, matrix) if matrix.data.dtype.name in PACKED else x @ matrix.data
 
 
 def array(parameter: Any) -> Array | None:
-    """The array of a parameter; None of a bias that is not there."""
+    """The array of a parameter, or None if there is no such bias."""
     return None if parameter is None else parameter.data
 
 

@@ -1,15 +1,15 @@
 // RMSNorm for the GPU. The mathematics is in tinygpt/ops/rms_norm.py.
 //
-// Forward. One block a row; its threads take neighbouring packs of the row, then the packs one block width further on.
-// Memory sees one read of x and one write of y: 8 bytes an element in float32.
+// Forward. One block per row; adjacent threads handle adjacent packs, then move on by one block width. Memory traffic:
+// one read of x and one write of y, 8 bytes per element in float32.
 //
-// Backward. One block takes `rows` rows, one after the other. Memory sees one read each of dy and x and one write of
-// dx: 12 bytes an element in float32. dweight is a sum over all rows: each block adds up its own rows in shared memory
-// and writes one row of a table (blocks, C); column_sum (linear.cu) adds up the table.
+// Backward. One block handles `rows` rows, one after the other. Memory traffic: one read each of dy and x and one write
+// of dx, 12 bytes per element in float32. dweight is a sum over all rows: each block sums its own rows in shared memory
+// and writes one row of a table (blocks, C), which column_sum (linear.cu) adds up.
 
 #include "common.cuh"
 
-// x, y (N, C); weight (C,); rstd (N,). Grid: N blocks. Squares, which may leave a float's range, are summed in double.
+// x, y (N, C); weight (C,); rstd (N,). Grid: N blocks. Squares may overflow a float, so they are summed in double.
 template <typename real, int width>
 __global__ void __launch_bounds__(MAX_THREADS)
     rms_norm_forward(const real *__restrict__ x, const real *__restrict__ weight, real *__restrict__ y,
@@ -34,7 +34,7 @@ __global__ void __launch_bounds__(MAX_THREADS)
 }
 
 // dy, x, dx (N, C); weight (C,); rstd (N,); dweight (blocks, C). Grid: ceil(N / rows) blocks. Shared memory: C
-// accumulators; a thread always has the same columns, so it is alone with them.
+// accumulators; a thread always has the same columns, so no barrier is needed for them.
 template <typename real, int width>
 __global__ void __launch_bounds__(MAX_THREADS)
     rms_norm_backward(const real *__restrict__ dy, const real *__restrict__ x, const real *__restrict__ weight,

@@ -20,7 +20,7 @@ from . import (
 from .linear import add_up
 
 EXPRESSIONS = ("rms_norm_forward<{real}, {width}>", "rms_norm_backward<{real}, {width}>")
-BLOCKS = 512  # the most that share the rows of a backward pass; each leaves a row of partial sums
+BLOCKS = 512  # maximum number of blocks of a backward pass; each writes one row of partial sums
 
 
 @launcher

@@ -1,11 +1,11 @@
 // SiLU for the GPU: tinygpt/ops/silu.py.
 //
-// A thread takes a pack, without regard to rows; the last one takes, one by one, what is left over. Memory sees 8 bytes
-// an element forward and 12 backward in float32.
+// A thread processes one pack, ignoring row boundaries; the last thread processes the remainder one by one. Memory
+// traffic in float32: 8 bytes per element forward, 12 backward.
 
 #include "common.cuh"
 
-// Beyond 750 either side y is 0 or x and the slope 0 or 1, in double too; infinity * 0 must not come up.
+// Beyond +-750, even in double, y is exactly 0 or x and the derivative exactly 0 or 1. Clipping avoids infinity * 0.
 template <typename T>
 __device__ inline T clipped(T x) {
     return x > 750 ? (T)750 : x < -750 ? (T)-750 : x;

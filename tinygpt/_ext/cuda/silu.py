@@ -16,5 +16,5 @@ def silu_forward(device: Device, x: Array) -> Array:
 
 @launcher
 def silu_backward(device: Device, dy: Array, x: Array, out: Array | None = None) -> Array:
-    """dy, x of one shape -> dx."""
+    """dy, x of the same shape -> dx."""
     return elementwise(device, "silu", "silu_backward<{real}, {width}>", dy, x)
