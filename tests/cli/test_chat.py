@@ -85,18 +85,18 @@ def test_commands(say: Any) -> None:
     answer = say("/help\n/dance\na\n/reset\n/quit\na")
     assert answer.out == "bb\n"
     assert answer.err.splitlines() == [
-        f"[{chat.HELP}]", f"[There is no command /dance. {chat.HELP}]", "[The dialogue is forgotten.]",
+        f"[{chat.HELP}]", f"[Unknown command /dance. {chat.HELP}]", "[The dialogue is cleared.]",
     ]  # fmt: skip
 
 
 def test_a_full_block_forgets_the_oldest_and_says_so(say: Any) -> None:
     answer = say("a\nc\n" * 6, "--max-new-tokens=10")
     assert answer.out == "bb\n" * 12
-    assert set(answer.err.splitlines()) == {"[The block is full: the oldest turn is forgotten.]"}
+    assert set(answer.err.splitlines()) == {"[The context is full: dropped the oldest turn.]"}
     assert len(answer.err.splitlines()) == 12 - 5  # 110 bytes hold four turns of 22 and a beginning of 18
     answer = say("a\n" + "x" * 200 + "\nc\n", "--max-new-tokens=10")
     assert answer.out == "bb\nbb\n"
-    assert "[This can't be answered: this is too long: 217 tokens" in answer.err
+    assert "[This can't be answered: the message is too long: 217 tokens" in answer.err
 
 
 def test_stats(say: Any) -> None:
@@ -106,7 +106,7 @@ def test_stats(say: Any) -> None:
 @pytest.mark.parametrize(
     ("text", "options", "words"),
     [
-        ("a", ["--template=absent"], "there is no template 'absent': give one of plain, lines, play, chatml"),
+        ("a", ["--template=absent"], "there is no template 'absent': use one of plain, lines, play, chatml"),
         ("a", ["--temperature=-1"], "temperature must be at least 0|has a meaning only"),
         (b"\xff\n", [], "the standard input is not UTF-8"),
     ],
@@ -162,7 +162,7 @@ def test_a_typed_dialogue(run: Any, talker: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("builtins.input", typing)
     answer = run("chat", f"--model={talker}", "--greedy")
     assert answer.out == "bb\n\nbb\n\n"
-    assert answer.err.splitlines() == [f"[{chat.HELP}]", "[Ctrl-D or /quit ends.]"]
+    assert answer.err.splitlines() == [f"[{chat.HELP}]", "[Ctrl-D or /quit quits.]"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals")
@@ -219,9 +219,9 @@ def test_a_template_of_one_s_own(tmp_path: Path) -> None:
         ("turn = '{user} {assistant}'\nroles = 3", "there is roles"),
         ("turn = '{user} {assistant}'\nstop = 'x'", "a list stop"),
         ("turn = '{user} {assistant}'\nstop = ['']", "a list stop"),
-        ("turn = '{assistant} {user}'", "{user} and then {assistant} once each"),
+        ("turn = '{assistant} {user}'", "{user} and then {assistant}, once each"),
         ("turn = '{user}{user}{assistant}'", "once each"),
-        ("turn = '{user} {assistant}'", "needs stop"),
+        ("turn = '{user} {assistant}'", "needs `stop`"),
         ("turn = '{user} {assistant};'\nsystem = 'x'", "{system} once"),
         ("turn", "is no TOML file"),
         ("turn = '\udc80'", "is no TOML file"),

@@ -51,7 +51,7 @@ def test_versions_and_places(run: Any) -> None:
     assert found["tinygpt"].startswith(tg.__version__)
     assert found["Python"].startswith(".".join(map(str, sys.version_info[:3])))
     assert found["NumPy"].startswith(f"{np.__version__}, BLAS ")
-    assert "could not be found out" not in answer.out
+    assert "could not be determined" not in answer.out
 
 
 def test_compiled_kernels_and_threads() -> None:
@@ -79,7 +79,7 @@ def test_without_the_extension(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("TINYGPT_")]:
         monkeypatch.delenv(name)
-    assert facts(doctor.report())["Environment"] == "no TINYGPT_... is set"
+    assert facts(doctor.report())["Environment"] == "no TINYGPT_... variable is set"
     monkeypatch.setenv("TINYGPT_TF32", "0")
     monkeypatch.setenv("TINYGPT_NUM_THREADS", "1")
     assert facts(doctor.report())["Environment"] == "TINYGPT_NUM_THREADS=1, TINYGPT_TF32=0"
@@ -178,7 +178,7 @@ def test_what_can_not_be_found_out_says_so(run: Any, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(doctor, "SECTIONS", everything)
     answer = run("doctor")
     assert answer.code == 0
-    assert answer.out.count("could not be found out: RuntimeError: use") == count
+    assert answer.out.count("could not be determined: RuntimeError: use") == count
 
 
 @pytest.mark.parametrize(

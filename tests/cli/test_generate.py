@@ -149,7 +149,7 @@ def test_mistakes_are_one_sentence(run: Any, model: Path, options: list[str], wo
 
 def test_a_checkpoint_is_a_run_s(run: Any, directory: Path, tmp_path: Path) -> None:
     answer = run("sample", f"--model={directory}", "--checkpoint=latest")
-    assert_one_sentence(answer, "--checkpoint chooses one of a training run's, but .* is a GPT-2 directory")
+    assert_one_sentence(answer, "--checkpoint applies to training runs, but .* is a GPT-2 directory")
     assert_one_sentence(run("sample", f"--model={tmp_path}"), "there is no model in .* neither the checkpoints.json")
 
 
@@ -175,7 +175,7 @@ def test_eval_with_a_stride(run: Any, model: Path, directory: Path, tmp_path: Pa
 
 def test_mistakes_in_eval(run: Any, model: Path, directory: Path) -> None:
     assert_one_sentence(run("eval", f"--model={model}", "--stride=9"), "a stride of 9 tokens would leave some out")
-    assert_one_sentence(run("eval", f"--model={directory}"), "no training run .* --data FILE")
+    assert_one_sentence(run("eval", f"--model={directory}"), "not a training run.* --data FILE")
 
 
 # Convert ----------------------------------------------------------------------------------------

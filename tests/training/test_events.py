@@ -336,7 +336,7 @@ def test_a_lower_rate_after_the_run_diverged(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         trainer.run()
     trainer.model.wte.weight.data[...] = np.nan
-    with pytest.raises(DivergedError, match=r"the checkpoint of step 8 is kept in .*: resume it with a lower lr"):
+    with pytest.raises(DivergedError, match=r"the checkpoint of step 8 is in .*: resume it with a lower lr"):
         trainer._step()
     lower = make_trainer(tmp_path, lr=2e-3, grad_clip=0.5)
     lower.resume()
@@ -353,7 +353,7 @@ def test_a_lower_rate_after_the_run_diverged(tmp_path: Path) -> None:
 def test_nothing_saved_nothing_to_resume(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path)
     trainer.model.wte.weight.data[0] = np.nan
-    with pytest.raises(DivergedError, match="nothing was saved yet: begin again with a lower lr") as caught:
+    with pytest.raises(DivergedError, match="nothing was saved yet: start again with a lower lr") as caught:
         trainer._step()
     assert "resume" not in str(caught.value)
 
@@ -400,15 +400,15 @@ def test_resume_with_other_rates(run: Any, model: Path, tmp_path: Path) -> None:
 
 def test_a_run_that_has_nothing_left_to_train_says_why(run: Any, model: Path, text: Path, tmp_path: Path) -> None:
     folder = copy_of(model, tmp_path / "copy")
-    assert "Nothing was trained: the run was finished at step 12" in run("train", "--resume", f"--out={folder}").out
+    assert "Nothing to train: the run already finished at step 12" in run("train", "--resume", f"--out={folder}").out
     options = [*OPTIONS, "--steps=400", "--eval-every=2", "--patience=2", "--lr=1", "--min-lr=1"]
     early = tmp_path / "early"
     answer = run("train", *options, f"--data={text}", f"--out={early}")
     assert "stopped early, with no better result in the last 2 evaluations, at step" in answer.out
     answer = run("train", "--resume", f"--out={early}", "--steps=800")
     assert answer.code == 0
-    assert "Nothing was trained: the run stopped early at step" in answer.out
-    assert "patience is still 2: a larger patience, or 0, lets it go on" in answer.out
+    assert "Nothing to train: the run stopped early at step" in answer.out
+    assert "patience is still 2: set a larger patience, or 0, to continue" in answer.out
     step = CheckpointFolder(early).load().step
     assert run("train", "--resume", f"--out={early}", f"--steps={step + 3}", "--patience=0").code == 0
     assert CheckpointFolder(early).load().step == step + 3

@@ -7,16 +7,15 @@
     tinygpt convert FOLDER TARGET
     tinygpt doctor
 
-Exit codes: 0 done; 1 the training diverged; 2 a mistake in what was asked for, said in one sentence; 130 stopped by
-Ctrl-C, 143 by SIGTERM, 129 by SIGHUP (the terminal was closed), and a run that trains has saved everything then. A
-traceback means a defect of ours.
+Exit codes: 0 success; 1 training diverged; 2 a usage error, reported in one sentence; 130 interrupted by Ctrl-C, 143 by
+SIGTERM, 129 by SIGHUP (the terminal was closed): a training run saves its state first. A traceback is a bug in tinygpt.
 
 | file | what is in it |
 |---|---|
-| `process` | exit codes; a mistake becomes a sentence |
-| `parser` | options that are made when their command is called, so that `tinygpt --help` imports little |
-| `generating` | the options that choose a model, a prompt and how to go on from it; the text |
-| `train`, `sample`, `chat`, `evaluate`, `convert`, `doctor` | the commands; `dialogue`: what chat knows of templates |
+| `process` | exit codes; a usage error becomes a one-line message |
+| `parser` | adds a command's options only when it is called, so that `tinygpt --help` imports little |
+| `generating` | the options for model, prompt and sampling; generating the text |
+| `train`, `sample`, `chat`, `evaluate`, `convert`, `doctor` | the commands; `dialogue`: chat templates |
 """
 
 from __future__ import annotations
@@ -35,11 +34,11 @@ __all__ = [
 
 COMMANDS = {
     "train": "train a GPT on a text",
-    "sample": "let a model write",
-    "chat": "talk with a model in the terminal",
-    "eval": "the loss of a model over a text",
-    "convert": "a training run or another GPT-2 directory as a GPT-2 directory of the Hugging Face format",
-    "doctor": "what tinygpt finds on this machine, and what to install",
+    "sample": "generate text",
+    "chat": "chat with a model in the terminal",
+    "eval": "compute the loss of a model on a text",
+    "convert": "convert a training run or a GPT-2 directory to the Hugging Face format",
+    "doctor": "report what tinygpt finds on this machine, and what to install",
 }
 
 
@@ -49,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _command(arguments: Sequence[str] | None) -> int | None:
-    parser = OptionParser(prog="tinygpt", description="Train a GPT, and let it write.")
+    parser = OptionParser(prog="tinygpt", description="Train GPTs and generate text with them.")
     parser.add_argument("--version", action="version", version=f"tinygpt {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for name, words in COMMANDS.items():

@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from ..gpt import GPT
     from ..tokenizers import Tokenizer
 
-ABOUT = """Talk with a model. It goes on from the text that the template makes of the dialogue. Ctrl-C stops an answer,
-Ctrl-D ends; /reset, /help, /quit. With a pipe each line is a message, and only the answers are printed."""
+ABOUT = """Chat with a model. It continues the text that the template makes of the dialogue. Ctrl-C stops an answer,
+Ctrl-D quits; /reset, /help, /quit. From a pipe, each line is a message and only the answers are printed."""
 NEW_TOKENS = 200
-HELP = "/reset forgets the dialogue, /quit or Ctrl-D ends, Ctrl-C stops an answer; anything else is a message."
+HELP = "/reset clears the dialogue, /quit or Ctrl-D quits, Ctrl-C stops an answer; anything else is a message."
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -39,12 +39,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the dialogue")
     words = "plain (User: ... Assistant: ...), lines, play, chatml, or a TOML file (default: plain)"
     group.add_argument("--template", default="plain", metavar="NAME_OR_FILE", help=words)
-    group.add_argument("--system", default="", metavar="TEXT", help="what stands before the dialogue, and stays there")
-    words = f"the most tokens of an answer (default: {NEW_TOKENS})"
+    group.add_argument("--system", default="", metavar="TEXT", help="text before the dialogue, never dropped")
+    words = f"maximum length of an answer in tokens (default: {NEW_TOKENS})"
     how_long = [option._replace(help=words) if option.name == "max_new_tokens" else option for option in HOW_LONG]
     add_generation_options(parser, how_long, HOW_CHOSEN)
-    parser.add_argument("--seed", type=int, metavar="N", help="the same seed, the same answers")
-    parser.add_argument("--stats", action="store_true", help="say after each answer, on stderr, how fast it was")
+    parser.add_argument("--seed", type=int, metavar="N", help="makes the answers reproducible (default: random)")
+    parser.add_argument("--stats", action="store_true", help="print the speed of each answer on stderr")
     parser.set_defaults(run=chat, default_new_tokens=NEW_TOKENS)
 
 
@@ -62,11 +62,11 @@ def chat(options: argparse.Namespace) -> int:
             break
         if command == "/reset":
             conversation.dialogue.turns.clear()
-            note("The dialogue is forgotten.")
+            note("The dialogue is cleared.")
         elif command.startswith("/"):
-            note(HELP if command == "/help" else f"There is no command {command}. {HELP}")
+            note(HELP if command == "/help" else f"Unknown command {command}. {HELP}")
         elif command:
-            with contextlib.suppress(KeyboardInterrupt):  # before the answer begins, too
+            with contextlib.suppress(KeyboardInterrupt):  # one that comes before the answer begins
                 conversation.answer(message)
     return 0
 
@@ -79,22 +79,22 @@ class Conversation:
         self.config = generation_config(options, tokenizer, model)
         self.seed = options.seed if options.seed is not None else int.from_bytes(os.urandom(6))
         block = model.config.block_size
-        # The dialogue leaves room for an answer, of half the block at most.
+        # Reserve room for an answer, at most half the block.
         self.room = block - min(self.config.max_new_tokens or 0, block // 2)
 
     def answer(self, message: str) -> None:
-        """Print the answer as it is made, and keep both. Ctrl-C ends it; what is there counts as the answer."""
+        """Print the answer as it is generated and add both to the dialogue. After Ctrl-C the partial answer counts."""
         from ..generation import stream_text
 
         try:
             ids, dropped = self.dialogue.prompt(self.tokenizer, message, self.room)
-        except UsageError as error:  # a character that the model does not know, a text that is too long
+        except UsageError as error:  # a character the model does not know, or too long a message
             note(f"This can't be answered: {error}")
             return
         if dropped:
-            note(f"The block is full: the oldest {'turn is' if dropped == 1 else f'{dropped} turns are'} forgotten.")
+            note(f"The context is full: dropped the oldest {'turn' if dropped == 1 else f'{dropped} turns'}.")
         config = self.config.with_options({"seed": self.seed})
-        self.seed = (self.seed + 1) % 2**48  # another draw for each answer
+        self.seed = (self.seed + 1) % 2**48  # a different sample for each answer
         counter, start, said = Counter(), time.perf_counter(), ""
         processors = [counter] if self.options.stats else []
         try:
@@ -111,7 +111,7 @@ class Conversation:
 
 
 def messages() -> Iterator[str]:
-    """What the user says, line by line, until the input ends."""
+    """The user's messages, one per line, until the input ends."""
     if sys.stdin is None:
         return
     if sys.stdin.isatty():
@@ -127,7 +127,7 @@ def messages() -> Iterator[str]:
 
 
 def _typed() -> Iterator[str]:
-    """Lines from a terminal, with the arrow keys where there is `readline`."""
+    """Lines typed in a terminal, with arrow keys and history where `readline` exists."""
     with contextlib.suppress(ImportError):  # Windows has none
         import readline  # noqa: F401  (input() uses it once it is imported)
     note(HELP)
@@ -139,9 +139,9 @@ def _typed() -> Iterator[str]:
             return
         except KeyboardInterrupt:
             print()
-            note("Ctrl-D or /quit ends.")
+            note("Ctrl-D or /quit quits.")
 
 
 def note(text: str) -> None:
-    """What is said about the dialogue and is no part of it: on stderr, so that a pipe gets the answers alone."""
+    """A message about the dialogue, not part of it: on stderr, so that a pipe receives only the answers."""
     print(f"[{text}]", file=Lenient(sys.stderr), flush=True)

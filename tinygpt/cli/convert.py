@@ -1,21 +1,21 @@
-"""`tinygpt convert`: from a training run, or from one GPT-2 directory to another."""
+"""`tinygpt convert`: write a training run or a GPT-2 directory in the Hugging Face format."""
 
 from __future__ import annotations
 
 import argparse
 
 ABOUT = (
-    """Write a model as a GPT-2 directory of the Hugging Face format, which transformers loads, tokenizer included."""
+    """Write a model, with its tokenizer, as a GPT-2 directory in the Hugging Face format, which transformers loads."""
 )
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     words = "a training run, a GPT-2 directory, or a name such as gpt2"
     parser.add_argument("source", metavar="SOURCE", help=words)
-    parser.add_argument("target", metavar="TARGET", help="the folder to write; the model that is there is replaced")
+    parser.add_argument("target", metavar="TARGET", help="the folder to write; a model already there is replaced")
     formats = ("float32", "bfloat16", "float16", "float64")
     parser.add_argument("--dtype", choices=formats, default="float32", help="of the weights (default: float32)")
-    words = "bytes, or such as 200MB: a larger model becomes several files (default: one file)"
+    words = "in bytes or as 200MB: a larger model is split into several files (default: one file)"
     parser.add_argument("--max-shard-size", metavar="SIZE", help=words)
     words = "of a training run (default: best)"
     parser.add_argument("--checkpoint", choices=("best", "latest"), default="best", help=words)
@@ -24,7 +24,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def convert(options: argparse.Namespace) -> int:
-    """Write the directory, and say what is in it."""
+    """Write the directory and list its files."""
     from .. import interop
 
     size = options.max_shard_size

@@ -1,12 +1,12 @@
-"""Dialogues: how turns become the text that a model goes on from, and what of them fits its block.
+"""Dialogues: turns become the prompt, and the oldest are dropped when it no longer fits the block.
 
-A template says what stands around what the two say. It is one of `PRESETS`, or a TOML file:
+A template is the text around what user and assistant say. It is one of `PRESETS`, or a TOML file:
 
-    system = "{system}\\n\\n"                              # what stands first, where there is a --system text
-    turn = "User: {user}\\nAssistant: {assistant}\\n"      # one exchange; the last is cut at {assistant}
-    stop = ["\\nUser:"]                                   # where an answer ends (default: the next turn's beginning)
+    system = "{system}\\n\\n"                              # comes first if there is a --system text
+    turn = "User: {user}\\nAssistant: {assistant}\\n"      # one turn; the prompt ends at the last {assistant}
+    stop = ["\\nUser:"]                                   # ends an answer (default: the beginning of the next turn)
 
-A model knows no roles: it goes on from a text. A model that was trained on dialogues needs the template that they had.
+A model has no notion of roles: it continues text. One trained on dialogues needs the template they were written in.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from ..files import explain_os_errors
 from ..tokenizers import BPETokenizer, Tokenizer
 from .generating import with_start
 
-Part = tuple[str, bool]  # a text, and whether special tokens may be written in it: in the template's, not in a user's
+Part = tuple[str, bool]  # text, and whether special tokens in it count: yes in the template, no in a user's message
 
 
 @dataclass(frozen=True)
 class Template:
-    """The texts around what is said; `stop`: where an answer ends."""
+    """The text around the messages; `stop`: the texts that end an answer."""
 
     turn: str
     system: str = "{system}\n\n"
@@ -37,22 +37,26 @@ class Template:
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[^{]*\{user\}[^{]*\{assistant\}[^{]*", self.turn):
-            raise UsageError(f"a template's turn has {{user}} and then {{assistant}} once each, unlike {self.turn!r}")
+            raise UsageError(
+                f"a template's turn must contain {{user}} and then {{assistant}}, once each, unlike {self.turn!r}"
+            )
         if self.system.count("{system}") != 1:
-            raise UsageError(f"a template's system text has {{system}} once, unlike {self.system!r}")
+            raise UsageError(f"a template's system text must contain {{system}} once, unlike {self.system!r}")
         if not self.stops:
-            raise UsageError("a template needs stop, the texts that end an answer: nothing stands around its turns")
+            raise UsageError(
+                "a template needs `stop`, the texts that end an answer: its turns have no text around them"
+            )
 
     @property
     def pieces(self) -> tuple[str, str, str]:
-        """Before the user's text, between it and the answer, and after the answer."""
+        """The text before the user's message, between it and the answer, and after the answer."""
         before, _, rest = self.turn.partition("{user}")
         between, _, after = rest.partition("{assistant}")
         return before, between, after
 
     @property
     def stops(self) -> tuple[str, ...]:
-        """The texts that end an answer: those given, or the end of its turn together with the next one's beginning."""
+        """The texts that end an answer: `stop`, or else the end of its turn plus the beginning of the next."""
         before, _, after = self.pieces
         return self.stop or tuple(filter(None, [after + before.rstrip()]))
 
@@ -75,7 +79,7 @@ def read_template(name_or_file: str) -> Template:
         return PRESETS[name_or_file]
     path = Path(name_or_file)
     if not path.exists():
-        raise UsageError(f"there is no template {name_or_file!r}: give one of {', '.join(PRESETS)}, or a TOML file")
+        raise UsageError(f"there is no template {name_or_file!r}: use one of {', '.join(PRESETS)}, or a TOML file")
     try:
         with explain_os_errors("read", path):
             content: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -94,16 +98,16 @@ def read_template(name_or_file: str) -> Template:
 
 @dataclass
 class Dialogue:
-    """What has been said, under a template."""
+    """The turns so far, and the template that makes a prompt of them."""
 
     template: Template
     system: str = ""
     turns: list[tuple[str, str]] = field(default_factory=list)
 
     def prompt(self, tokenizer: Tokenizer, user: str, room: int) -> tuple[np.ndarray, int]:
-        """The ids (T,), T <= room, that end where the answer to `user` begins, and how many old turns were dropped.
+        """The prompt (T,), T <= room, up to where the answer to `user` begins, and how many turns were dropped.
 
-        Those turns are gone for good, the oldest first. Raises UsageError where `user` alone has no room.
+        The oldest turns are dropped first, for good. Raises UsageError if `user` alone does not fit.
         """
         dropped = 0
         while True:
@@ -112,8 +116,7 @@ class Dialogue:
                 return ids, dropped
             if not self.turns:
                 raise UsageError(
-                    f"this is too long: {len(ids)} tokens with what the template puts around it, and there is room for "
-                    f"{room} beside the answer"
+                    f"the message is too long: {len(ids)} tokens with its template, and {room} fit beside the answer"
                 )
             del self.turns[0]
             dropped += 1
@@ -131,9 +134,9 @@ class Dialogue:
 
 
 def encode(tokenizer: Tokenizer, parts: list[Part]) -> np.ndarray:
-    """The ids (T,) of the text that the parts make: special tokens become one id each where a part allows it.
+    """The ids (T,) of the concatenated parts. Special tokens become one id each in trusted parts only.
 
-    Everything else is encoded as a whole, so that tokens are what they are in any other text.
+    All other text is encoded across the boundaries of parts, so that it gets the ids it would have in any text.
     """
     if not isinstance(tokenizer, BPETokenizer):
         return tokenizer.encode("".join(part for part, _ in parts))
@@ -156,8 +159,8 @@ def encode(tokenizer: Tokenizer, parts: list[Part]) -> np.ndarray:
 
 
 def _written_by_others(pattern: re.Pattern[str], parts: list[Part]) -> bool:
-    """Whether a special token stands in the text that is not wholly inside one trusted part."""
-    allowed = np.zeros(sum(len(part) for part, _ in parts) + 1, dtype=np.int64)  # the number of its trusted part, or 0
+    """Whether the text contains a special token that does not lie entirely within one trusted part."""
+    allowed = np.zeros(sum(len(part) for part, _ in parts) + 1, dtype=np.int64)  # index of its trusted part, or 0
     begin = 0
     for number, (part, trusted) in enumerate(parts, 1):
         allowed[begin : begin + len(part)] = number * trusted

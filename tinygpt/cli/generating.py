@@ -1,4 +1,4 @@
-"""What `sample` and `chat` share: a model with its tokenizer, a prompt, the options of generation, and the text."""
+"""What `sample` and `chat` share: loading a model with its tokenizer, generation options, and generating the text."""
 
 from __future__ import annotations
 
@@ -41,24 +41,24 @@ class Option(NamedTuple):
 
 
 HOW_LONG = [
-    Option("max_new_tokens", int, "N", f"the most tokens (default: {MAX_NEW_TOKENS})"),
-    Option("min_new_tokens", int, "N", "no end-of-text token before so many"),
+    Option("max_new_tokens", int, "N", f"maximum number of new tokens (default: {MAX_NEW_TOKENS})"),
+    Option("min_new_tokens", int, "N", "no end-of-text token before N new tokens"),
     Option("eos_token_id", _ids, "ID,...", "tokens that end the text (default: the model's)"),
-    Option("overflow", str, "", "past the block: slide the window, or stop (default: slide)", ("slide", "stop")),
+    Option("overflow", str, "", "when the block is full (default: slide the window)", ("slide", "stop")),
 ]
 HOW_CHOSEN = [
-    Option("temperature", float, "X", f"0: greedy (default: the model's own, else {TEMPERATURE})"),
-    Option("top_k", int, "N", "draw from the N likeliest (default: from all)"),
-    Option("top_p", float, "P", "draw from the likeliest that make up P together"),
-    Option("min_p", float, "P", "draw from those at least P times as likely as the likeliest"),
-    Option("repetition_penalty", float, "X", "above 1: tokens that are there already become less likely"),
-    Option("no_repeat_ngram_size", int, "N", "no sequence of N tokens twice"),
-    Option("suppress_tokens", _ids, "ID,...", "tokens that are never chosen"),
+    Option("temperature", float, "X", f"0 is greedy (default: the model's own, else {TEMPERATURE})"),
+    Option("top_k", int, "N", "sample from the N most likely tokens (default: all)"),
+    Option("top_p", float, "P", "sample from the most likely tokens whose probabilities add up to P"),
+    Option("min_p", float, "P", "sample from tokens at least P times as likely as the most likely one"),
+    Option("repetition_penalty", float, "X", "above 1 makes tokens that already occur less likely"),
+    Option("no_repeat_ngram_size", int, "N", "never repeat a sequence of N tokens"),
+    Option("suppress_tokens", _ids, "ID,...", "never choose these tokens"),
 ]
 HOW_MANY = [
-    Option("num_return_sequences", int, "N", "texts (default: 1)"),
-    Option("num_beams", int, "N", "above 1: beam search with N beams, which shows the text at its end"),
-    Option("length_penalty", float, "X", "of beams: above 0 for longer texts (default: 1)"),
+    Option("num_return_sequences", int, "N", "number of texts (default: 1)"),
+    Option("num_beams", int, "N", "above 1: beam search with N beams; the text is shown when it is complete"),
+    Option("length_penalty", float, "X", "of beam search: above 0 favours longer texts (default: 1)"),
 ]
 
 
@@ -66,7 +66,7 @@ HOW_MANY = [
 
 
 def add_model_options(parser: Any) -> None:
-    """Which model, in which format, on what."""
+    """Options for the model, its format and the device."""
     group = parser.add_argument_group("the model")
     words = "a training run, a GPT-2 directory of the Hugging Face format, or a name such as gpt2"
     group.add_argument("--model", required=True, metavar="FOLDER_OR_NAME", help=words)
@@ -75,7 +75,7 @@ def add_model_options(parser: Any) -> None:
     group.add_argument(
         "--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights (default: float32)"
     )
-    group.add_argument("--quantize", choices=("int8",), help="keep the weights in 8 bits: less memory, faster")
+    group.add_argument("--quantize", choices=("int8",), help="store the weights in 8 bits: less memory, faster")
     group.add_argument("--backend", choices=backends.NAMES, default="numpy", help="CPU or GPU (default: numpy)")
 
 
@@ -95,9 +95,7 @@ def load(options: argparse.Namespace) -> tuple[GPT, Tokenizer, Path]:
             f"there is no model in {folder}: neither the {RUN} of a training run nor the {CONFIG} of a GPT-2 directory"
         )
     if options.checkpoint is not None and not run:
-        raise UsageError(
-            f"--checkpoint chooses one of a training run's, but {folder} is a GPT-2 directory: leave it out"
-        )
+        raise UsageError(f"--checkpoint applies to training runs, but {folder} is a GPT-2 directory: leave it out")
     which = options.checkpoint or "best"
     model, tokenizer = interop.load(folder, dtype=options.dtype, quantize=options.quantize, checkpoint=which)
     return model, tokenizer, folder
@@ -107,14 +105,14 @@ def load(options: argparse.Namespace) -> tuple[GPT, Tokenizer, Path]:
 
 
 def add_sampling_options(parser: Any) -> None:
-    """The prompt and everything that decides how it goes on, but for the seed."""
+    """The prompt and all options that determine its continuation, except the seed."""
     group = parser.add_argument_group("the prompt")
     either = group.add_mutually_exclusive_group()
-    words = "the text to go on from (default: a line break); '': the model's end-of-text token, where a new text begins"
+    words = "the text to continue (default: a line break); '' starts a new text, from the model's end-of-text token"
     either.add_argument("--prompt", metavar="TEXT", help=words)
-    words = "a UTF-8 file with the prompt, all of it; - is the standard input"
+    words = "read the prompt from a UTF-8 file; - is standard input"
     either.add_argument("--prompt-file", metavar="FILE", help=words)
-    words = "<|endoftext|> and its like in the prompt are the tokens of that name, not their characters"
+    words = "read <|endoftext|> and the like in the prompt as special tokens, not as characters"
     group.add_argument("--allow-special", action="store_true", help=words)
     add_generation_options(parser, HOW_LONG, HOW_CHOSEN)
     _add_fields(parser.add_argument_group("several texts, and beam search"), HOW_MANY)
@@ -122,13 +120,13 @@ def add_sampling_options(parser: Any) -> None:
 
 
 def add_generation_options(parser: Any, how_long: list[Option], how_chosen: list[Option]) -> None:
-    """These fields, and what is a text here and tokens or several fields there."""
-    group = parser.add_argument_group("how long the text is")
+    """Options for these fields, and those whose form differs here: texts instead of tokens, --greedy."""
+    group = parser.add_argument_group("length of the text")
     _add_fields(group, how_long)
-    words = "end before this text (may be given several times)"
+    words = "stop before this text (may be given several times)"
     group.add_argument("--stop", dest="stop_strings", action="append", metavar="TEXT", help=words)
     group = parser.add_argument_group("how the next token is chosen")
-    group.add_argument("--greedy", action="store_true", help="always the likeliest token, no draw")
+    group.add_argument("--greedy", action="store_true", help="always choose the most likely token")
     _add_fields(group, how_chosen)
     words = "never write this text, as the tokenizer encodes it (may be given several times)"
     group.add_argument("--bad-words", action="append", metavar="TEXT", help=words)
@@ -143,7 +141,7 @@ def _add_fields(group: Any, fields: list[Option]) -> None:
 
 
 def generation_config(options: argparse.Namespace, tokenizer: Tokenizer, model: GPT | None = None) -> GenerationConfig:
-    """The options, over the model's own generation settings. Raises UsageError for one without sense."""
+    """The model's own generation settings, overridden by the options. Raises UsageError for an invalid one."""
     from ..generation import GenerationConfig, config_from_dict
     from ..generation.options import SAMPLING_OPTIONS
 
@@ -165,7 +163,7 @@ def generation_config(options: argparse.Namespace, tokenizer: Tokenizer, model: 
 
 
 def check_sampling_options(tokenizer: Tokenizer, options: argparse.Namespace) -> None:
-    """Raise what `sample_text` would raise, without a model: a mistake is found before the training, not after it."""
+    """Raise what `sample_text` would raise, without a model, so that a mistake is reported before training."""
     _prompt(tokenizer, options)
     generation_config(options, tokenizer)
 
@@ -174,7 +172,7 @@ def check_sampling_options(tokenizer: Tokenizer, options: argparse.Namespace) ->
 
 
 class Counter:
-    """How many tokens were made: for a text that is streamed, a logits processor that changes nothing and counts."""
+    """Counts generated tokens; for streamed text, as a logits processor that changes nothing."""
 
     def __init__(self) -> None:
         self.tokens = 0
@@ -187,7 +185,7 @@ class Counter:
 def sample_text(
     model: GPT, tokenizer: Tokenizer, options: argparse.Namespace, seed: int, counter: Counter | None = None
 ) -> Iterator[str]:
-    """The prompt, then what the model makes of it, piece by piece as it is made; several texts one after the other.
+    """Yield the prompt, then its continuation piece by piece as it is generated; several texts one after another.
 
     Raises UsageError before the first piece.
     """
@@ -210,13 +208,13 @@ def sample_text(
 def _several(
     model: GPT, tokenizer: Tokenizer, ids: np.ndarray, config: GenerationConfig, counter: Counter
 ) -> list[str]:
-    """What the model makes of the prompt, several times or by beam search."""
+    """Several continuations of the prompt, or those of beam search."""
     from ..generation import generate
     from ..generation.text import text_of
 
     if config.padding is None:
-        config = config.with_options({"pad_token_id": 0})  # what stands behind the end of a text is not looked at
-    mask = np.ones((1, len(ids)))  # a prompt has no padding, whatever pad_token_id is
+        config = config.with_options({"pad_token_id": 0})  # padding after the end of a text is ignored
+    mask = np.ones((1, len(ids)))  # the prompt has no padding, whatever pad_token_id is
     found = generate(model, ids[None], attention_mask=mask, config=config, tokenizer=tokenizer, return_details=True)
     counter.tokens += int(found.lengths.sum())
     rows = zip(found.sequences[:, len(ids) :], found.lengths, strict=True)
@@ -229,31 +227,31 @@ def _prompt(tokenizer: Tokenizer, options: argparse.Namespace) -> tuple[str, np.
 
     if options.prompt_file is not None:
         options.prompt = read_stdin() if options.prompt_file == "-" else "".join(read_text(options.prompt_file))
-        options.prompt_file = None  # it is read once: there may be nothing left of it
+        options.prompt_file = None  # read only once: it may be a pipe
     prompt = _line_break(tokenizer) if options.prompt is None else options.prompt
     ids = with_start(tokenizer, _encode(tokenizer, prompt, "the prompt", options.allow_special))
     if ids.size == 0:
-        # As transformers begins without a prompt; in GPT-2's training this mark stood between two texts.
+        # As transformers does without a prompt. In GPT-2's training data this token separates texts.
         start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
         if start is None:
             raise UsageError(
                 "the prompt is empty, and this model's tokenizer has no token that begins a text: give at least one "
-                "character to go on from"
+                "character"
             )
         ids = np.array([start])
     return prompt, ids
 
 
 def with_start(tokenizer: Tokenizer, ids: np.ndarray) -> np.ndarray:
-    """`ids` (T,) behind what the tokenizer puts before every text, unless that stands there already."""
+    """Prepend the tokenizer's `start_ids` to `ids` (T,), unless they are already there."""
     start = tokenizer.start_ids
     return ids if ids[: len(start)].tolist() == start else np.concatenate([np.array(start, dtype=np.int64), ids])
 
 
 def read_stdin() -> str:
-    """All of the standard input, which is UTF-8 whatever the locale says."""
+    """All of standard input, decoded as UTF-8 whatever the locale."""
     if sys.stdin is None:
-        raise UsageError("there is no standard input to read the prompt from")
+        raise UsageError("standard input is closed, so the prompt can't be read from it")
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(encoding="utf-8", newline="")
     try:
@@ -276,13 +274,13 @@ def _encode(tokenizer: Tokenizer, text: str, where: str, allow_special: bool = F
     except UnknownCharacterError as error:
         raise UsageError(
             f"the character {error.character!r} at position {error.position} of {where} is not in the text that the "
-            "model is trained on: leave it out"
+            "model was trained on: leave it out"
         ) from error
 
 
 def _line_break(tokenizer: Tokenizer) -> str:
     try:
         tokenizer.encode("\n")
-    except UsageError:  # a text of one line: begin with its first character
+    except UsageError:  # trained on a single line: begin with its first character
         return tokenizer.decode([0])
     return "\n"

@@ -1,4 +1,4 @@
-"""A parser that answers a mistake with one sentence, and whose commands cost nothing until they are called."""
+"""A parser that reports a mistake in one line, and imports a command only when it is called."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any, NoReturn
 
 
 class OptionParser(argparse.ArgumentParser):
-    """argparse's, with one sentence for a mistake in place of forty lines of usage.
+    """argparse.ArgumentParser that reports a mistake in one line instead of forty lines of usage.
 
-    source: the module whose `add_options(parser)` gives the parser its options; it is imported when they are needed,
-    because what it needs for them (the settings of training, say) takes longer to import than all the rest.
+    source: the module whose `add_options(parser)` adds the options. It is imported when they are needed, because its
+    own imports (such as the training settings) take longer than everything else.
     """
 
     def __init__(self, *arguments: Any, source: str | None = None, **settings: Any) -> None:
@@ -25,7 +25,7 @@ class OptionParser(argparse.ArgumentParser):
             self.description = module.ABOUT
             module.add_options(self)
         found, rest = super().parse_known_args(args, namespace)
-        if rest and self._is_command:  # else the program's own parser would name its own help, which lists no options
+        if rest and self._is_command:  # else the top-level parser would refer to its own help, which lists no options
             self.error(f"unrecognized arguments: {' '.join(rest)}")
         return found, rest
 

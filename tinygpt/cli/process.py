@@ -1,4 +1,4 @@
-"""How a command ends: its exit code, and the sentence of a mistake."""
+"""How a command ends: its exit code, and the one-line message of an error."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ DIVERGED, MISTAKE = 1, 2
 
 
 def exit_with(work: Callable[[], int | None]) -> None:
-    """End the process with `work`'s exit code; a mistake of the user's becomes a sentence and code 2."""
+    """End the process with the exit code of `work`. A usage error is printed in one line, with code 2."""
     fill_standard_descriptors()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal may lack a character that the model has
+            stream.reconfigure(errors="replace")  # a model may produce characters that the terminal's encoding lacks
     sys.exit(_flushed(_code(work)))
 
 
 def _code(work: Callable[[], int | None]) -> int:
-    """Do the work; its exit code, or that of what went wrong with it."""
+    """Run `work` and return its exit code, or that of its exception."""
     try:
         return work() or 0
-    except SystemExit as end:  # of the parser: --help, or a mistake that it has explained
+    except SystemExit as end:  # from the parser: --help, or an error that it has reported
         return end.code if isinstance(end.code, int) else 0
     except BrokenPipeError as error:
-        # `tinygpt sample | head`: the reader has what it wanted. Another pipe that breaks is an error like any other.
+        # `tinygpt sample | head`: the reader has what it wanted. Any other broken pipe is an error.
         return 0 if reader_is_gone(sys.stdout) else _say(error, MISTAKE)
     except (UsageError, OSError) as error:
         return _say(error, MISTAKE)
     except MemoryError as error:
-        return _say(f"there is not enough memory ({error}): take a smaller model or a smaller batch", MISTAKE)
+        return _say(f"there is not enough memory ({error}): use a smaller model or a smaller batch", MISTAKE)
     except KeyboardInterrupt:
         return _say("stopped", 128 + signal.SIGINT)
     except Exception as error:
-        from ..training import DivergedError  # only now: most commands do not train
+        from ..training import DivergedError  # imported late: most commands do not train
 
         if not isinstance(error, DivergedError):
             raise
@@ -48,9 +48,9 @@ def _code(work: Callable[[], int | None]) -> int:
 
 
 def _flushed(code: int) -> int:
-    """Write out what is still to be written. Python itself would end with code 120 where that can't be done."""
+    """Flush the output. Python itself would exit with code 120 if that fails."""
     try:
-        if sys.stdout is not None:  # None: closed by the caller, who wants no output
+        if sys.stdout is not None:  # None if the caller closed it
             sys.stdout.flush()
     except BrokenPipeError:
         silence(sys.stdout)
@@ -68,12 +68,12 @@ def _flushed(code: int) -> int:
 def _say(what: object, code: int) -> int:
     program = Path(sys.argv[0]).name
     words = f"{'tinygpt' if program == '__main__.py' else program}: {what}"
-    print(words, file=Lenient(sys.stderr), flush=True)  # where nobody reads it, the exit code says it all the same
+    print(words, file=Lenient(sys.stderr), flush=True)  # if nobody reads it, the exit code still tells
     return code
 
 
 def again(*arguments: str) -> str:
-    """The command that was typed, with other arguments: what to type next."""
+    """The command that the user typed, with other arguments: what to type next."""
     program = Path(sys.argv[0])
     if program.name == "__main__.py":
         words = ["python", "-m", "tinygpt"]

@@ -1,4 +1,4 @@
-"""`tinygpt sample`: a prompt and how the model goes on from it, printed as it is made."""
+"""`tinygpt sample`: a prompt and its continuation, printed as it is generated."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import time
 from ..console import Lenient
 from .generating import Counter, add_model_options, add_sampling_options, load, sample_text
 
-ABOUT = "Let a model write. The text appears as it is made; several texts, and those of beam search, at their end."
+ABOUT = "Generate text. It appears as it is generated; several texts, and those of beam search, when they are complete."
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     add_model_options(parser)
     add_sampling_options(parser)
-    parser.add_argument("--seed", type=int, metavar="N", help="the same seed, the same text (default: a new text)")
-    parser.add_argument("--stats", action="store_true", help="say at the end, on stderr, how fast it was")
+    parser.add_argument("--seed", type=int, metavar="N", help="makes the text reproducible (default: random)")
+    parser.add_argument("--stats", action="store_true", help="print the speed on stderr at the end")
     parser.set_defaults(run=sample)
 
 
@@ -36,5 +36,5 @@ def sample(options: argparse.Namespace) -> int:
 
 
 def speed(tokens: int, seconds: float) -> str:
-    """How fast it was, the prompt included."""
+    """Tokens per second, including the time for the prompt."""
     return f"{tokens} tokens in {seconds:.2f} s: {tokens / max(seconds, 1e-9):.1f} tokens/s"

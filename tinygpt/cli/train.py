@@ -1,4 +1,4 @@
-"""`tinygpt train`: a new run, or an old one gone on with."""
+"""`tinygpt train`: start a run, or resume one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..training import (
 )
 from .process import again
 
-ABOUT = "Train a GPT on a text. Ctrl-C saves; --resume goes on bit for bit."
+ABOUT = "Train a GPT on a text. Ctrl-C saves and stops; --resume continues with exactly the same bits."
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +28,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def train(options: argparse.Namespace) -> int:
-    """Train, and say how good the model is in the end."""
+    """Train, and report the loss of the best weights."""
     settings = choose_settings(options)
     with settings.folder:
         return _train(settings)

@@ -8,16 +8,16 @@ loss = evaluate(model, validation_tokens)           # over the whole text
 | file | what is in it |
 |---|---|
 | `loop` | the training loop |
-| `settings`, `config`, `options` | what can be set; a run's settings, from the command line or its checkpoint |
-| `text` | the text of a run: its tokenizer, and its ids on the disk |
-| `run` | a run from there to the loss of its best weights |
-| `folder` | what a run may touch |
-| `accumulation`, `graph`, `loss_scale` | the gradient of a step of several batches; CUDA graphs; what float16 needs |
-| `divergence`, `vocabulary` | numbers that are not finite, ids that the model lacks |
-| `evaluation` | the loss on the validation text |
-| `saving`, `state` | a run as a checkpoint (`tinygpt/checkpoint.py`), and back; what is checked before |
-| `reporting`, `metrics`, `picture`, `progress` | what is told, written down, drawn and shown |
-| `interrupt`, `outcome` | signals; where a run is and how it ended |
+| `settings`, `config`, `options` | the settings of a run, from the command line or its checkpoint |
+| `text` | the text of a run: its tokenizer and its token file |
+| `run` | trains from there to the loss of the best weights |
+| `folder` | the run's folder, and which files it may touch |
+| `accumulation`, `graphed_step`, `loss_scale` | gradient accumulation; CUDA graphs; loss scaling for float16 |
+| `divergence`, `vocabulary` | non-finite numbers; ids outside the vocabulary |
+| `evaluation` | the validation loss |
+| `saving`, `state` | saving a run as a checkpoint (`tinygpt/checkpoint.py`); checking and restoring it |
+| `reporting`, `metrics`, `picture`, `progress` | output lines, the metrics file, the loss curve, the progress bar |
+| `interrupt`, `outcome` | signals; the state and the result of a run |
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is said of a run whose numbers are no longer finite, and how the first of them is found."""
+"""The error for a run whose numbers are no longer finite, and how their origin is found."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ if TYPE_CHECKING:
 
 
 class DivergedError(ArithmeticError):
-    """The loss, a gradient or a weight is not finite. The message says at which step and what made it so."""
+    """The loss, a gradient or a weight is not finite. The message names the step and the cause."""
 
 
 def diverged(trainer: Trainer, cause: str) -> DivergedError:
-    """The error for the present step: its cause, what is kept, what may help."""
+    """The error for the current step: its cause, what was saved, what may help."""
     if trainer.saved_at >= 0:
-        kept = f"the checkpoint of step {trainer.saved_at} is kept in {trainer.run_folder}: resume it with"
+        kept = f"the checkpoint of step {trainer.saved_at} is in {trainer.run_folder}: resume it with"
     else:
-        kept = "nothing was saved yet: begin again with"
+        kept = "nothing was saved yet: start again with"
     return DivergedError(
         f"step {trainer.state.step} can't be computed: {cause}; {kept} a lower lr, a longer warm-up or a lower "
         "grad_clip"
@@ -28,7 +28,7 @@ def diverged(trainer: Trainer, cause: str) -> DivergedError:
 
 
 def first_cause(trainer: Trainer, random_state: Any) -> str:
-    """Run the step that went wrong once more, with the same batch and random numbers, looking at every array."""
+    """Repeat the step with the same batch and random numbers, checking every array."""
     for name, parameter in trainer.model.named_parameters():
         if not bool(backends.array_module(parameter.data).isfinite(parameter.data).all()):
             return f"the weights {name} are not finite after the update before it"

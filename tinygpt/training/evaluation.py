@@ -1,4 +1,4 @@
-"""The loss on text that was not trained on."""
+"""The loss on text that the model was not trained on."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from .accumulation import count_targets
 
 Batches = Iterable[tuple[np.ndarray, np.ndarray]]
 
-# Runs of one batch size look at the same part of a text, whatever their own seed, so that their losses can be compared.
+# Fixed, not the run's seed: runs of the same batch size evaluate on the same windows, so their losses are comparable.
 _SEED = 1488
 
 
 class FixedBatches:
-    """`count` batches of windows at random places, the same ones each time it is iterated."""
+    """`count` batches of random windows, the same ones on every iteration."""
 
     def __init__(self, tokens: np.ndarray, batch_size: int, block_size: int, count: int) -> None:
         self.batches = RandomBatches(tokens, batch_size, block_size, seed=_SEED)
@@ -34,9 +34,9 @@ class FixedBatches:
 
 
 def mean_loss(model: GPT, batches: Batches) -> float:
-    """The mean cross-entropy over all targets of all batches, without dropout; targets of -100 do not count.
+    """The mean cross-entropy over all targets of all batches, without dropout. Targets of -100 are ignored.
 
-    Raises UsageError when there is no target that counts.
+    Raises UsageError if there are no other targets.
     """
     total, count = 0.0, 0
     with model.evaluating(), no_grad():
@@ -51,11 +51,11 @@ def mean_loss(model: GPT, batches: Batches) -> float:
 
 
 def evaluate(model: GPT, tokens: np.ndarray, batch_size: int = 12, progress: bool = False) -> float:
-    """The loss over the whole of `tokens`, shape (N,): each but the first is predicted once.
+    """The loss over all of `tokens`, shape (N,): each token except the first is predicted once.
 
-    The text is cut into stretches of the model's block size, so a token has up to that many before it to be
-    predicted from. progress: show a bar on a terminal.
-    Raises UsageError when the text is shorter than the block.
+    The text is split into consecutive windows of block_size tokens, and a token is predicted from those before it in
+    its window. progress: show a progress bar on a terminal.
+    Raises UsageError if the text is shorter than the block.
     """
     batches = SequentialBatches(tokens, batch_size, model.config.block_size)
     return mean_loss(model, console.bar(batches, "the whole text", progress))

@@ -1,13 +1,13 @@
-"""Signals as a polite request: finish the step, save, and stop.
+"""A signal asks the run to finish the step, save, and stop.
 
     with StopRequest() as stop:
         while not stop.requested:
             ...
 
-SIGINT (Ctrl-C), SIGTERM (what `kill`, a container or a cluster sends) and SIGHUP (the terminal or the SSH session is
-gone) set `stop.signal`. A Ctrl-C after that raises KeyboardInterrupt at once. Files are written whole or not at all, so
-that does no harm either. The other two ask for nothing new when they come again, and they do come again: a shell passes
-on the SIGHUP that the kernel has sent already. A signal that is ignored, as SIGHUP is under `nohup`, stays ignored.
+SIGINT (Ctrl-C), SIGTERM (from `kill`, a container or a cluster) and SIGHUP (the terminal or the SSH session has closed)
+set `stop.signal`. A second Ctrl-C raises KeyboardInterrupt at once, which is safe because files are written atomically.
+A second SIGTERM or SIGHUP does nothing more; they do repeat, since a shell forwards the SIGHUP that the kernel has
+already sent. A signal that is ignored, as SIGHUP is under `nohup`, stays ignored.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP
 
 
 class StopRequest:
-    """Catches the signals inside its block. `signal` is the number of the one that came first, or None."""
+    """Catches the signals inside its block. `signal` is the number of the first one, or None."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -36,7 +36,7 @@ class StopRequest:
         return self.signal is not None
 
     def __enter__(self) -> StopRequest:
-        if threading.current_thread() is threading.main_thread():  # Python allows handlers only there
+        if threading.current_thread() is threading.main_thread():  # Python allows signal handlers only there
             for number in _SIGNALS:
                 if signal.getsignal(number) is signal.SIG_IGN:  # under nohup, or in the background of a script
                     continue
@@ -50,15 +50,15 @@ class StopRequest:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.signal is None:
             self.signal = number
-            _tell("\nFinishing this step, then saving. Ctrl-C once more quits at once.\n")
+            _tell("\nFinishing this step, then saving. Press Ctrl-C again to quit at once.\n")
         elif number == signal.SIGINT:
             raise KeyboardInterrupt
 
 
 def _tell(words: str) -> None:
-    """Write to stderr, if there is one: the number 2 may belong to a file of data.
+    """Write to stderr if it is open: file descriptor 2 may belong to a data file.
 
-    os.write, not print: the signal may have come in the middle of a print.
+    os.write instead of print: the signal may have interrupted a print.
     """
     with contextlib.suppress(OSError, ValueError, AttributeError):
         os.write(sys.stderr.fileno(), words.encode())

@@ -1,10 +1,10 @@
-"""The metrics file: one JSON object a line, which any tool can read and follow while the run goes on.
+"""The metrics file: one JSON object per line, which any tool can read and follow during the run.
 
     {"step": 10, "loss": 3.41, "lr": 0.0001, "grad_norm": 2.3, "tokens": 7680, "seconds": 0.2}
     {"step": 250, "validation_loss": 2.52}
 
-A resumed run drops the lines after its checkpoint's step, for it will write them again. So the file ends as an
-undisturbed run's does, but for "seconds", the time spent in training.
+A resumed run drops the lines after its checkpoint's step, because it will write them again. So the file ends up the
+same as that of an uninterrupted run, except for "seconds", the time spent training.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from ..files import atomic_write
 
 
 class MetricsFile:
-    """Appends records, whole lines only. `sync` puts them on the disk, `close` ends it."""
+    """Appends records as whole lines. `sync` flushes them to disk."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file: IO[bytes] | None = None
 
     def restart(self, lines: int) -> int:
-        """Keep the first `lines` lines (those that the checkpoint knows of) and go on behind them; how many they are.
+        """Keep the first `lines` lines, those written before the checkpoint; return how many there are.
 
-        Fewer than `lines` when somebody has removed some. A line that a kill cut short is none.
+        Fewer than `lines` if some were removed. An incomplete last line does not count.
         """
         content = self.path.read_bytes() if lines and self.path.exists() else b""
         kept = [line for line in content.splitlines(keepends=True)[:lines] if line.endswith(b"\n")]
@@ -38,21 +38,21 @@ class MetricsFile:
         return len(kept)
 
     def append(self, record: dict[str, Any]) -> None:
-        """Raises OSError where there is no room; the file then ends with the line before."""
+        """Append one record. Raises OSError if the disk is full; the file then ends with the previous line."""
         line = json.dumps(record, allow_nan=False).encode() + b"\n"
-        if self._file is None:  # unbuffered: a reader follows the file, and a kill loses nothing
+        if self._file is None:  # unbuffered: readers see each line at once, and a kill loses nothing
             self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115  closed by close()
         before = os.fstat(self._file.fileno()).st_size
         try:
             written = self._file.write(line)
-            while written < len(line):  # the rest, or the error that says why there is no room for it
+            while written < len(line):  # write the rest, or get the error that explains why not
                 written += self._file.write(line[written:])
         except OSError:
             os.ftruncate(self._file.fileno(), before)
             raise
 
     def sync(self) -> None:
-        """On the disk, before a checkpoint that counts on these lines is."""
+        """Flush to disk before a checkpoint that relies on these lines is written."""
         if self._file is not None:
             os.fsync(self._file.fileno())
 
@@ -63,9 +63,9 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a metrics file; a last line that a kill cut short is left out.
+    """The records of a metrics file, without an incomplete last line.
 
-    Raises CheckpointError for a line that holds no record.
+    Raises CheckpointError for a line that is not a record.
     """
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
@@ -77,7 +77,7 @@ def _record(path: Path, number: int, line: bytes) -> dict[str, Any]:
     try:
         record = json.loads(line.decode("utf-8"))
         if not isinstance(record, dict) or not isinstance(record["step"], int):
-            raise ValueError("it holds no record of a step")
+            raise ValueError("it is not the record of a step")
     except (ValueError, KeyError, RecursionError) as error:
         raise CheckpointError(f"line {number} of {path} is damaged: {error}") from error
     return record

@@ -1,11 +1,11 @@
-"""Command-line options made of dataclasses, so that no setting is written down twice.
+"""Command-line options derived from dataclasses, so that no setting is declared twice.
 
     add_options(parser, TrainingConfig, "training")      # --lr, --batch-size, --no-detect-anomaly, ...
-    given_options(parser.parse_args(), TrainingConfig)   # {"lr": 0.001}: only what the user wrote
+    given_options(parser.parse_args(), TrainingConfig)   # {"lr": 0.001}: only what the user gave
 
-A field's type gives the option's type, its `metadata` the help text ("help") and the choices ("choices"). An
-option that was not written is absent from the result: its value is the preset's, the dataclass's or, in a
-resumed run, the checkpoint's.
+A field's type gives the option's type; its `metadata` has the help text ("help") and the choices ("choices"). An option
+that was not given is absent from the result: its value comes from the preset, the dataclass or, in a resumed run, the
+checkpoint.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ def add_options(
     help: Mapping[str, str] | None = None,
     skip: Collection[str] = (),
 ) -> None:
-    """One option for each field of the dataclass, but those in `skip`.
+    """Add an option for each field of the dataclass, except those in `skip`.
 
-    presets: the values of each preset, by its name; the help text shows those that differ. help: texts for fields
-    that have none of their own.
+    presets: the values of each preset, by name; the help text shows them where they differ. help: texts for fields
+    without one in their metadata.
     """
     group = parser.add_argument_group(title)
     hints = typing.get_type_hints(config_class)
@@ -53,10 +53,10 @@ def _defaults(setting: dataclasses.Field[Any], presets: Mapping[str, Mapping[str
     if len(set(map(repr, values.values()))) > 1:
         return " (default: " + ", ".join(f"{value} for {name}" for name, value in values.items()) + ")"
     default = next(iter(values.values()), setting.default)
-    return "" if default is None else f" (default: {default})"  # None: the words say what it comes to
+    return "" if default is None else f" (default: {default})"  # None: the help text explains the default
 
 
 def given_options(options: argparse.Namespace, config_class: type) -> dict[str, Any]:
-    """The fields of the dataclass that the user set on the command line."""
+    """The fields of the dataclass that were given on the command line."""
     names = {setting.name for setting in dataclasses.fields(config_class)}
     return {name: value for name, value in vars(options).items() if name in names}

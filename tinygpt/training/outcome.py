@@ -1,4 +1,4 @@
-"""Where a run is, how it ended, and what may keep it from going on."""
+"""The state of a run, its result, and the error of a failing callback."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from ..errors import UsageError
 
 
 class CallbackError(UsageError, RuntimeError):
-    """A callback raised. The run's latest state is saved; `__cause__` is what the callback raised."""
+    """A callback raised an exception, which is `__cause__`. The run's latest state was saved."""
 
 
 @dataclass
 class TrainState:
-    """Where a run is: what a checkpoint keeps beside arrays and random state."""
+    """The progress of a run: what a checkpoint stores besides arrays and random state."""
 
-    step: int = 0  # updates made; also the number of the next batch
+    step: int = 0  # updates so far; also the index of the next batch
     evaluated_at: int = -1  # the step of the last evaluation
     validation_loss: float | None = None  # its result
     best_loss: float | None = None
     best_step: int = -1
     without_improvement: int = 0  # evaluations since the best
-    losses: list[float] = dataclasses.field(default_factory=list)  # of the steps since the last line of metrics
+    losses: list[float] = dataclasses.field(default_factory=list)  # of the steps since the last metrics line
     metrics_lines: int = 0
-    seconds: float = 0.0  # spent training, over all sittings
+    seconds: float = 0.0  # spent training, over all sessions
 
     def take(self, validation_loss: float) -> bool:
-        """Keep the result of an evaluation at this step; whether it is the best so far."""
+        """Record the validation loss at this step; return whether it is the best so far."""
         self.evaluated_at, self.validation_loss = self.step, validation_loss
         improved = self.best_loss is None or validation_loss < self.best_loss
         if improved:
@@ -37,7 +37,7 @@ class TrainState:
         return improved
 
     def mean_loss(self) -> float:
-        """Of the steps since the last time."""
+        """Of the steps since the last call."""
         mean = sum(self.losses) / len(self.losses)
         self.losses.clear()
         return mean
@@ -45,9 +45,9 @@ class TrainState:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingResult:
-    """How a run ended. signal: of the interruption, or None. picture: a sentence about the loss curve.
+    """How a run ended. signal: the one that interrupted it, or None. picture: a sentence about the loss curve.
 
-    begin: the step at which `Trainer.run` began; equal to `step` where there was nothing left to do.
+    begin: the step at which `Trainer.run` started; equal to `step` if there was nothing left to do.
     """
 
     step: int
@@ -62,7 +62,7 @@ class TrainingResult:
     picture: str
 
     def summary(self) -> str:
-        """A sentence for the end of a run."""
+        """A sentence to print at the end of a run."""
         facts = [self._end()]
         if self.best_loss is not None:
             facts.append(f"the best validation loss was {self.best_loss:.4f} at step {self.best_step}")
@@ -75,7 +75,7 @@ class TrainingResult:
             return f"Training {early if self.stopped_early else 'finished'} {seconds}"
         if self.stopped_early:
             return (
-                f"Nothing was trained: the run stopped early {seconds}, and patience is still {self.patience}: "
-                "a larger patience, or 0, lets it go on"
+                f"Nothing to train: the run stopped early {seconds}, and patience is still {self.patience}: "
+                "set a larger patience, or 0, to continue"
             )
-        return f"Nothing was trained: the run was finished {seconds} already, and more steps let it go on"
+        return f"Nothing to train: the run already finished {seconds}; set more steps to continue"
