@@ -353,6 +353,7 @@ def test_a_run_moves_between_backends_at_any_checkpoint(tmp_path: Path, changed_
             assert found[name] == expected[name], name
 
 
+@pytest.mark.slow
 def test_a_run_on_the_gpu_alone(tmp_path: Path) -> None:
     make_trainer(tmp_path / "cpu").run()
     with tg.use_backend("cupy"):

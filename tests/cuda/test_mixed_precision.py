@@ -111,6 +111,7 @@ def assert_product(found: Any, a: Any, b: Any, name: str, before: Any = 0.0) -> 
     assert (np.abs(host(found) - truth) <= allowed).all()
 
 
+@pytest.mark.slow
 @in_both
 @pytest.mark.parametrize("shape", [(5, 3, 4), (1, 3, 4), (5, 1, 4), (5, 3, 1), (1, 1, 1), (1, 300, 1), (3, 513, 2)])
 @pytest.mark.parametrize("left", LAYOUTS)

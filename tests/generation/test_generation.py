@@ -43,6 +43,7 @@ def test_a_seed_fixes_the_text_whatever_the_batch():
     assert ((whole >= 0) & (whole < 13)).all()
 
 
+@pytest.mark.slow
 def test_one_seed_for_each_prompt_reproduces_any_row_alone():
     model, seeds = make(), [5, 6, 5, 7, 2**64 - 1]
     whole = model.generate(PROMPTS, 70, seed=seeds, num_return_sequences=2, **SAMPLED)

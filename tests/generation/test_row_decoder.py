@@ -89,6 +89,7 @@ def test_a_ruined_model_gets_a_sentence():
             model.generate(PROMPTS, 1, **options)
 
 
+@pytest.mark.slow
 def test_very_many_tokens_need_no_memory_beforehand():
     model = GPT(CONFIG)
     first = int(model.generate(PROMPTS[:1], 1, do_sample=False)[0, -1])

@@ -236,6 +236,7 @@ def expected(model: GPT, ids: np.ndarray) -> np.ndarray:
     return log_softmax(np.stack(logits))[np.arange(len(ids) - 1), ids[1:]]
 
 
+@pytest.mark.slow
 @every_change
 def test_generation_and_scoring_see_what_the_model_computes(change: Callable[[GPT], None]) -> None:
     """Past the block too: it is 6, and the rows become 8 tokens long."""

@@ -188,6 +188,7 @@ def test_biases_learnt_elsewhere_are_not_lost(tmp_path: Path) -> None:
     assert model.h[1].ln_2.bias.data[3] == 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells of a process's highest memory like this")
 def test_loading_takes_the_memory_of_the_weights_and_little_more(tmp_path: Path) -> None:
     """In a process of its own: the peak grows by less than 1.2 times the weights, also where they are converted."""

@@ -80,6 +80,7 @@ def test_packed_on_the_way_or_afterwards(
     assert np.isfinite(found(IDX).data).all()
 
 
+@pytest.mark.slow
 @every_way
 @every_format
 def test_memory_of_the_packed_model_and_one_matrix(

@@ -15,6 +15,8 @@ import pytest
 from tests.training.helpers import ENVIRONMENT
 from tinygpt.backends import get
 
+pytestmark = pytest.mark.slow
+
 needs_extension = pytest.mark.skipif(get("numpy").extension() is None, reason="extension not built")
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 
@@ -83,7 +85,6 @@ print("done")
     assert python(code, tmp_path) == "done"
 
 
-@pytest.mark.slow
 @needs_fork
 def test_fork_while_other_threads_are_in_kernels(tmp_path: Path) -> None:
     """In kernels, not in products: OpenBLAS's own lock is then left locked in the child, with or without tinygpt."""
@@ -118,7 +119,6 @@ print(in_child(child), tg.get_num_threads(), work() == expected)
     assert python(code, tmp_path) == "0 2 True"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_multiprocessing(method: str, tmp_path: Path) -> None:
     code = f"""
@@ -140,7 +140,6 @@ if __name__ == "__main__":
     assert printed == "True"
 
 
-@pytest.mark.slow
 def test_four_callers_at_once(tmp_path: Path) -> None:
     code = """
 from concurrent.futures import ThreadPoolExecutor
@@ -150,7 +149,6 @@ with ThreadPoolExecutor(4) as callers:
     assert python(code, tmp_path) == "1"
 
 
-@pytest.mark.slow
 @needs_extension
 def test_the_number_changes_while_others_work(tmp_path: Path) -> None:
     """Up and down, beyond the number of cores too."""
@@ -168,7 +166,6 @@ with ThreadPoolExecutor(3) as callers:
     assert python(code, tmp_path) == "True"
 
 
-@pytest.mark.slow
 @needs_extension
 @pytest.mark.parametrize(
     ("variables", "threads"),
@@ -187,7 +184,6 @@ def test_environment_variables(variables: dict[str, str], threads: int, tmp_path
     assert python("print(tg.get_num_threads(), work())", tmp_path, **variables) == f"{threads} {expected}"
 
 
-@pytest.mark.slow
 @needs_extension
 def test_more_threads_than_cores(tmp_path: Path) -> None:
     code = "results = {work() for _ in range(20)}\nprint(tg.get_num_threads(), len(results))"
@@ -252,7 +248,6 @@ print(in_child(child), -signal.SIGABRT, ours)
     assert "TINYGPT_NUM_THREADS=1" in said
 
 
-@pytest.mark.slow
 @needs_extension
 def test_a_training_run_has_the_same_weights_on_any_number_of_threads(tmp_path: Path) -> None:
     """In processes that differ in the number of threads from their start."""

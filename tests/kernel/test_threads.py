@@ -104,6 +104,7 @@ our_blas = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 @our_blas
 @pytest.mark.parametrize(
     ("M", "K", "N"),

@@ -127,6 +127,7 @@ def works_or_says_why(run: Any, folder: Path) -> set[str]:
     return refused
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FORGERIES)
 def test_a_forged_state_works_or_is_one_sentence(run: Any, model: Path, tmp_path: Path, name: str) -> None:
     folder = copy_of(model, tmp_path / "copy")

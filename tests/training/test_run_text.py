@@ -51,6 +51,7 @@ def test_a_pipe_is_a_text(run: Any, text: Path, tmp_path: Path, kind: str) -> No
     assert run("train", "--resume", f"--data={text}", f"--out={tmp_path / 'run'}").code == 0  # it is the same text
 
 
+@pytest.mark.slow
 def test_the_standard_input_is_a_text(text: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tinygpt", "train", *OPTIONS, "--data=-", f"--out={tmp_path / 'run'}"]
     for content, code, words in ((text.read_bytes(), 0, "Text:  the standard input; "), (b"", 2, "")):

@@ -180,6 +180,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("step", "key"), [(3, "loss"), (9, "loss"), (10, "validation_loss"), (18, "loss")])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_and_resumed_is_undisturbed(
