@@ -291,7 +291,7 @@ def test_batches_refuse(kind: type) -> None:
         kind(tokens, 1, 2.5)
     with pytest.raises(UsageError, match=r"shape \(N,\), not int64 \(2, 4\)"):
         kind(tokens.reshape(2, 4), 1, 1)
-    with pytest.raises(UsageError, match="integers, not float64"):
+    with pytest.raises(UsageError, match=r"integers of shape \(N,\), not float64"):
         kind(tokens * 1.0, 1, 1)
 
 

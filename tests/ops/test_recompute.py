@@ -20,9 +20,11 @@ from tinygpt.ops.bias_gelu import BiasGelu
 from tinygpt.ops.gelu import Gelu, GeluErf
 from tinygpt.ops.layer_norm import LayerNorm
 from tinygpt.ops.residual_layer_norm import ResidualLayerNorm
+from tinygpt.ops.rms_norm import RMSNorm
+from tinygpt.ops.silu import Silu
 from tinygpt.tensor import Tensor
 
-RECOMPUTING = (Gelu, GeluErf, BiasGelu, LayerNorm, ResidualLayerNorm)
+RECOMPUTING = (Gelu, GeluErf, BiasGelu, Silu, LayerNorm, ResidualLayerNorm, RMSNorm)
 RECOMPUTABLE_ROWS = [row for row in ROWS if any(node.recomputable for node in row.nodes)]
 
 
@@ -84,8 +86,10 @@ def test_a_model_has_the_same_gradients_as_with_everything_kept(
         lambda x, w, b: ops.gelu(x),
         lambda x, w, b: ops.gelu(x, approximate="none"),
         lambda x, w, b: ops.bias_gelu(x, b),
+        lambda x, w, b: ops.silu(x),
         lambda x, w, b: ops.layer_norm(x, w, b),
         lambda x, w, b: ops.residual_layer_norm(x, x * 2.0, w, b)[1],
+        lambda x, w, b: ops.rms_norm(x, w),
     ],
     ids=[node.__name__ for node in RECOMPUTING],
 )

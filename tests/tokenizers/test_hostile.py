@@ -57,7 +57,7 @@ def load(saved: BPETokenizer, folder: Path, **parts: Any) -> BPETokenizer:
 
 
 def cutting(pattern: str) -> dict[str, Any]:
-    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "inverse_cdf": False}
+    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     return {"type": "Sequence", "pretokenizers": [split, level]}
 
