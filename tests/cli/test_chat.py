@@ -107,7 +107,7 @@ def test_stats(say: Any) -> None:
     ("text", "options", "words"),
     [
         ("a", ["--template=absent"], "there is no template 'absent': use one of plain, lines, play, chatml"),
-        ("a", ["--temperature=-1"], "temperature must be at least 0|has a meaning only"),
+        ("a", ["--temperature=-1"], "temperature must be at least 0|applies only to sampling"),
         (b"\xff\n", [], "the standard input is not UTF-8"),
     ],
 )

@@ -131,11 +131,11 @@ def test_the_end_of_text_ends_the_text(run: Any, directory: Path, tmp_path: Path
     [
         (["--top-p=2"], "top_p must be"),
         (["--num-beams=0"], "num_beams must be at least 1"),
-        (["--greedy", "--top-k=3"], "top_k=3 has a meaning only when tokens are drawn"),
-        (["--greedy", "--num-return-sequences=2"], "greedy choice has one outcome"),
-        (["--stop="], "must not hold an empty text"),
+        (["--greedy", "--top-k=3"], "top_k=3 applies only to sampling"),
+        (["--greedy", "--num-return-sequences=2"], "greedy decoding is deterministic"),
+        (["--stop="], "must not contain an empty string"),
         (["--suppress-tokens=a"], "invalid list of token ids value: 'a'"),
-        (["--suppress-tokens=99"], "suppress_tokens holds 99"),
+        (["--suppress-tokens=99"], "suppress_tokens contains 99"),
         (["--bad-words=#"], "the character '#' at position 0 of --bad-words"),
         (["--overflow=wrap"], "invalid choice: 'wrap'"),
         (["--seed=-1"], "a seed is an integer from 0"),
@@ -174,7 +174,7 @@ def test_eval_with_a_stride(run: Any, model: Path, directory: Path, tmp_path: Pa
 
 
 def test_mistakes_in_eval(run: Any, model: Path, directory: Path) -> None:
-    assert_one_sentence(run("eval", f"--model={model}", "--stride=9"), "a stride of 9 tokens would leave some out")
+    assert_one_sentence(run("eval", f"--model={model}", "--stride=9"), "stride must be at most window=8, not 9")
     assert_one_sentence(run("eval", f"--model={directory}"), "not a training run.* --data FILE")
 
 

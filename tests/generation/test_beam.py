@@ -151,9 +151,9 @@ def test_beams_past_the_block_and_stop_strings():
 def test_too_few_continuations(tiny):
     out = tiny.generate([[1]], 1, do_sample=False, num_beams=4, num_return_sequences=4)
     assert sorted(out[:, 1].tolist()) == [0, 1, 2, 3]
-    with pytest.raises(UsageError, match="found only 4 different rows for num_return_sequences=5"):
+    with pytest.raises(UsageError, match="found only 4 distinct rows for num_return_sequences=5"):
         tiny.generate([[1]], 1, do_sample=False, num_beams=5, num_return_sequences=5)
-    with pytest.raises(UsageError, match="found only 0 different rows"):
+    with pytest.raises(UsageError, match="found only 0 distinct rows"):
         tiny.generate([[1]], 2, do_sample=False, num_beams=2, suppress_tokens=[0, 1, 2, 3])
     np.testing.assert_array_equal(tiny.generate([[1]], 0, num_beams=2, num_return_sequences=2), [[1], [1]])
 

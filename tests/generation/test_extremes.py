@@ -68,7 +68,7 @@ def test_text_at_a_dead_end_is_complete() -> None:
 
 @pytest.mark.parametrize("options", [{"do_sample": False}, {"seed": 0}])
 def test_no_token_to_choose_for_any_row_is_a_sentence(options: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match="the options leave no token to choose: all ids are ruled out from the start"):
+    with pytest.raises(UsageError, match="the options rule out every token from the start"):
         make().generate(PROMPTS, 3, suppress_tokens=list(range(13)), **options)
 
 
@@ -85,7 +85,7 @@ def test_beams_at_a_dead_end_are_what_is_found() -> None:
     shorter = model.generate([[1, 2]], 2, return_details=True, **options)
     np.testing.assert_array_equal(out.sequences[:3, :4], shorter.sequences)
     np.testing.assert_allclose(out.scores[:3], shorter.scores, rtol=0, atol=1e-12)
-    with pytest.raises(UsageError, match="found only 0 different rows"):
+    with pytest.raises(UsageError, match="found only 0 distinct rows"):
         model.generate([[1, 2]], 6, logits_processor=dead_after({1: 0}), **options)
 
 
@@ -132,9 +132,9 @@ def test_what_is_no_padding() -> None:
 @pytest.mark.parametrize(
     ("idx", "error", "words"),
     [
-        ([[12, 12], [1, 2]], ShapeError, "row 0 of idx is nothing but pad_token_id=12: a prompt needs a token"),
-        ([[1, 12, 2]], UsageError, "row 0 of idx has pad_token_id=12 behind a token: pad on the left or"),
-        ([[1, 2, 3], [12, 1, 12]], UsageError, "row 1 of idx has pad_token_id=12 behind a token"),
+        ([[12, 12], [1, 2]], ShapeError, "row 0 of idx is all pad_token_id=12: a prompt needs at least one token"),
+        ([[1, 12, 2]], UsageError, "row 0 of idx has pad_token_id=12 after a token: pad on the left or"),
+        ([[1, 2, 3], [12, 1, 12]], UsageError, "row 1 of idx has pad_token_id=12 after a token"),
         ([[12, 13]], RangeError, "ids must be in 0 .. 12"),
         ([[12.0, 1.0]], UsageError, "must be integers, not"),
         ([12, 1], ShapeError, "the shape"),

@@ -175,9 +175,9 @@ def test_padding_with_a_mask():
         ({"idx": [[13] + [0] * 9]}, "vocab_size is 13"),  # even where the window no longer sees it
         ({"idx": [[1, 2], [13]]}, "vocab_size is 13"),
         ({"idx": [[1, 2], [3, [4]]]}, "differ in length"),
-        ({"idx": [[1, 2], [3]]}, "give pad_token_id, the id to fill them with"),
-        ({"attention_mask": [[1, 1]]}, r"must have one shape \(batch, time\), not \(5, 4\) and \(1, 2\)"),
-        ({"idx": [[1, 2]], "attention_mask": [[1, 2]]}, "must hold 1 for a token and 0 for padding"),
+        ({"idx": [[1, 2], [3]]}, "give pad_token_id, the id to pad them with"),
+        ({"attention_mask": [[1, 1]]}, r"must have equal shapes \(batch, time\), not \(5, 4\) and \(1, 2\)"),
+        ({"idx": [[1, 2]], "attention_mask": [[1, 2]]}, "must contain only 1 for tokens and 0 for padding"),
         ({"idx": [[1, 2]], "attention_mask": [[0, 0]]}, "row 0 of attention_mask has no token"),
         ({"idx": [[1, 2, 3]], "attention_mask": [[1, 0, 1]]}, "row 0 of attention_mask has padding between tokens"),
         ({"idx": [[1, 13]], "attention_mask": [[1, 1]]}, "vocab_size is 13"),
@@ -186,14 +186,14 @@ def test_padding_with_a_mask():
         ({"seed": -1}, "a seed is an integer"),
         (
             {"max_new_tokens": None, "max_length": 4},
-            "a prompt of 4 tokens leaves nothing to generate up to max_length=4",
+            "a prompt of 4 tokens leaves no room for new ones within max_length=4",
         ),
-        ({"min_length": 8}, "at least 4 new tokens are asked for .* but at most 3 allowed"),
-        ({"max_new_tokens": None, "max_length": 5, "min_new_tokens": 3}, "at least 3 new tokens .* at most 1 allowed"),
-        ({"stop_strings": "a"}, "give the tokenizer too"),
+        ({"min_length": 8}, "requires at least 4 new tokens, but .* allows at most 3"),
+        ({"max_new_tokens": None, "max_length": 5, "min_new_tokens": 3}, "at least 3 new tokens, .* at most 1"),
+        ({"stop_strings": "a"}, "stop_strings need a tokenizer"),
         ({"stop_strings": "a", "tokenizer": CharTokenizer("ab")}, "give pad_token_id"),
         ({"logits_processor": [3]}, "logits_processor must be a list of functions"),
-        ({"num_beams": 2}, "can't be streamed"),
+        ({"num_beams": 2}, "can't stream"),
     ],
 )
 def test_mistakes_get_a_sentence_before_the_first_token(arguments, words):

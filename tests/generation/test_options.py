@@ -31,7 +31,7 @@ from tinygpt.generation import (
         ({"temperature": -1}, "temperature must be at least 0, not -1"),
         ({"temperature": math.nan}, "temperature must be at least 0, not nan"),
         ({"temperature": "hot"}, "temperature must be a number, not 'hot'"),
-        ({"top_k": 0}, r"top_k must be at least 1, not 0 \(None draws from all\)"),
+        ({"top_k": 0}, r"top_k must be at least 1, not 0 \(None samples from all tokens\)"),
         ({"top_k": 2.5}, "top_k must be a whole number"),
         ({"top_p": -0.1}, "top_p must be at least 0 and at most 1, not -0.1"),
         ({"top_p": 1.1}, "top_p must be at least 0 and at most 1"),
@@ -42,7 +42,7 @@ from tinygpt.generation import (
         ({"repetition_penalty": 0}, "repetition_penalty must be at least 1e-30"),
         ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size must be at least 0"),
         ({"bad_words_ids": [3]}, "each entry of bad_words_ids must be a list of token ids, not 3"),
-        ({"bad_words_ids": [[1], []]}, "bad_words_ids must not hold an empty list"),
+        ({"bad_words_ids": [[1], []]}, "bad_words_ids must not contain an empty list"),
         ({"bad_words_ids": "no"}, "bad_words_ids must be a list of lists of token ids"),
         ({"suppress_tokens": 3}, "suppress_tokens must be a list of token ids, not 3"),
         ({"suppress_tokens": [1.5]}, "every id of suppress_tokens must be a whole number"),
@@ -50,8 +50,8 @@ from tinygpt.generation import (
         ({"eos_token_id": -1}, "eos_token_id must be at least 0"),
         ({"eos_token_id": "end"}, "eos_token_id must be a whole number"),
         ({"pad_token_id": -1}, "pad_token_id must be at least 0"),
-        ({"stop_strings": ["a", ""]}, "stop_strings must not hold an empty text"),
-        ({"stop_strings": [1]}, "stop_strings must be a text or a list of texts"),
+        ({"stop_strings": ["a", ""]}, "stop_strings must not contain an empty string"),
+        ({"stop_strings": [1]}, "stop_strings must be a string or a list of strings"),
         ({"num_return_sequences": 0}, "num_return_sequences must be at least 1"),
         ({"num_beams": 0}, "num_beams must be at least 1"),
         ({"num_beams": 2, "length_penalty": math.inf}, "length_penalty must be at least -50 and at most 50, not inf"),
@@ -70,13 +70,13 @@ def test_each_option_is_checked(options, words):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"do_sample": False, "top_k": 5}, "top_k=5 has a meaning only when tokens are drawn"),
-        ({"do_sample": False, "temperature": 0.7}, "temperature=0.7 has a meaning only when tokens are drawn"),
-        ({"temperature": 0, "min_p": 0.1}, "min_p=0.1 has a meaning only when tokens are drawn"),
-        ({"length_penalty": 2}, "length_penalty=2.0 has a meaning only in beam search"),
-        ({"early_stopping": True}, "early_stopping=True has a meaning only in beam search"),
+        ({"do_sample": False, "top_k": 5}, "top_k=5 applies only to sampling"),
+        ({"do_sample": False, "temperature": 0.7}, "temperature=0.7 applies only to sampling"),
+        ({"temperature": 0, "min_p": 0.1}, "min_p=0.1 applies only to sampling"),
+        ({"length_penalty": 2}, "length_penalty=2.0 applies only to beam search"),
+        ({"early_stopping": True}, "early_stopping=True applies only to beam search"),
         ({"num_beams": 2, "num_return_sequences": 3}, "num_return_sequences must be at most num_beams=2, not 3"),
-        ({"do_sample": False, "num_return_sequences": 2}, "greedy choice has one outcome"),
+        ({"do_sample": False, "num_return_sequences": 2}, "greedy decoding is deterministic"),
         ({"min_new_tokens": 3, "max_new_tokens": 2}, "min_new_tokens=3 is more than max_new_tokens=2"),
         ({"min_length": 3, "max_length": 2}, "min_length=3 is more than max_length=2"),
     ],
@@ -105,14 +105,14 @@ def test_options_of_a_call_change_the_config():
         changed = config.with_options(greedy)
         assert changed.greedy
         assert changed.top_k is None
-        with pytest.raises(UsageError, match="top_k=2 has a meaning only"):
+        with pytest.raises(UsageError, match="top_k=2 applies only to sampling"):
             config.with_options({**greedy, "top_k": 2})
     assert config.with_options({"max_new_tokens": 4}).max_length is None
     assert config.with_options({"num_beams": 1}).early_stopping is False
     assert not GenerationConfig(do_sample=False).with_options({"temperature": 0.8}).greedy
     with pytest.raises(UsageError, match="there is no option 'topk': did you mean 'top_k'"):
         config.with_options({"topk": 3})
-    with pytest.raises(UsageError, match="there is no option 'x': there are max_new_tokens, max_length"):
+    with pytest.raises(UsageError, match="there is no option 'x': the options are max_new_tokens, max_length"):
         generate(make(), PROMPTS, x=3)
 
 
@@ -124,9 +124,9 @@ def test_ids_beyond_the_vocabulary_are_refused():
         {"bad_words_ids": [[1, 13]]},
         {"begin_suppress_tokens": [13]},
     ):
-        with pytest.raises(UsageError, match=r"holds 13, but the ids to choose from are 0 \.\. 12"):
+        with pytest.raises(UsageError, match=r"contains 13, but valid ids are 0 \.\. 12"):
             generate(make(), PROMPTS, 2, **options)
-    with pytest.raises(UsageError, match=r"eos_token_id holds 8, but the ids to choose from are 0 \.\. 7"):
+    with pytest.raises(UsageError, match=r"eos_token_id contains 8, but valid ids are 0 \.\. 7"):
         generate(make(), PROMPTS, 2, eos_token_id=8, vocab_size=8)
     generate(make(), PROMPTS, 2, pad_token_id=99, seed=0)  # never fed to the model
 
@@ -149,13 +149,13 @@ def test_transformers_settings_are_read():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"guidance_scale": 1.5}, "has no 'guidance_scale', which is set to 1.5"),
-        ({"sequence_bias": [[[1], 2.0]]}, "has no 'sequence_bias'"),
-        ({"forced_bos_token_id": 8}, "has no 'forced_bos_token_id', which is set to 8: remove it"),
-        ({"forced_eos_token_id": [8]}, "has no 'forced_eos_token_id'"),
-        ({"num_beam_groups": 2}, "has no 'num_beam_groups'"),
-        ({"temprature": 0.5}, "does not know the setting 'temprature'"),
-        ({"seed": 3}, "does not know the setting 'seed'"),
+        ({"guidance_scale": 1.5}, "does not support 'guidance_scale', which is set to 1.5"),
+        ({"sequence_bias": [[[1], 2.0]]}, "does not support 'sequence_bias'"),
+        ({"forced_bos_token_id": 8}, "does not support 'forced_bos_token_id', which is set to 8: remove it"),
+        ({"forced_eos_token_id": [8]}, "does not support 'forced_eos_token_id'"),
+        ({"num_beam_groups": 2}, "does not support 'num_beam_groups'"),
+        ({"temprature": 0.5}, "unknown setting 'temprature'"),
+        ({"seed": 3}, "unknown setting 'seed'"),
         ({"top_p": 3}, "top_p must be at least 0 and at most 1"),
     ],
 )

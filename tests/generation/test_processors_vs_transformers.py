@@ -388,7 +388,7 @@ def test_on_purpose_temperature_0_is_greedy(pair: Any) -> None:
 
 def test_on_purpose_no_token_left_is_a_sentence(pair: Any) -> None:
     everything: dict[str, Any] = {"suppress_tokens": list(range(V)), "max_new_tokens": 2}
-    with pytest.raises(UsageError, match="no token to choose"):
+    with pytest.raises(UsageError, match="rule out every token"):
         pair[0].generate(np.array([[3]]), seed=0, **everything)
     assert generate_theirs(pair[1], np.array([[3]]), **everything).shape == (1, 3)  # greedy: token 0, suppressed
 

@@ -1,23 +1,23 @@
-"""Text from a model: greedy, sampled, or by beam search.
+"""Text generation: greedy, sampling and beam search.
 
     out = generate(model, idx, max_new_tokens=100, temperature=0.8, top_k=50, seed=0)
     for ids in stream(model, idx, ...): ...                  # token by token
     for text in stream_text(model, tokenizer, "ROMEO:", ...): ...
 
-| file | what is there |
+| file | contents |
 |---|---|
 | `options` | `GenerationConfig`: the options under transformers' names, checked |
 | `config_file` | generation_config.json |
-| `prompts` | prompts of different length, padding and masks |
-| `row_decoder`, `decoder`, `stepper` | the rows so far, and the model's logits after them |
-| `processors` | what the tokens so far change about the next one's scores |
+| `prompts` | prompts of different lengths, padding and masks |
+| `row_decoder`, `decoder`, `stepper` | the rows so far, and the model's logits for their next tokens |
+| `processors` | logits processors, which adjust the next token's scores given the tokens so far |
 | `truncation` | temperature, top_k, top_p, min_p, typical_p |
-| `token_sampler` | the best token, or a draw; random numbers |
+| `token_sampler` | choosing the next token, greedily or at random; random numbers |
 | `stopping` | eos tokens and stop strings |
-| `request` | what a call asks for, checked; what it returns |
-| `sampler` | the loop |
+| `request` | the checked arguments of a call, and its result |
+| `sampler` | the generation loop |
 | `beam` | beam search |
-| `text` | text as it is made |
+| `text` | streaming decoded text |
 | `scoring` | how likely a text is: log-likelihood, perplexity with a stride |
 """
 

@@ -1,24 +1,25 @@
-"""Beam search: the `num_beams` best rows of each prompt grow side by side.
+"""Beam search: extend the `num_beams` best rows of each prompt in parallel.
 
-A step scores every continuation of every beam: the beam's log-probability so far plus the token's, after the
-processors. Of these the best K = (1 + number of eos tokens, at least 2) * num_beams are candidates: enough for
-num_beams of them to go on even if the others end. A candidate that ends, at an eos token, a stop string or its
-greatest length, becomes a hypothesis if it is among the best num_beams candidates; its score is its log-probability
-over length**length_penalty, without the prompt. The num_beams best hypotheses are kept. The others go on.
+Each step scores every continuation of every beam: the beam's log-probability so far plus that of the token, after the
+processors. The best K = max(2, 1 + number of eos tokens) * num_beams continuations become candidates, enough for
+num_beams of them to continue even if the others end. A candidate that ends (at an eos token, at a stop string or at its
+maximum length) becomes a hypothesis if it is among the best num_beams candidates. Its score is its log-probability
+divided by length**length_penalty, where the length excludes the prompt. The num_beams best hypotheses are kept, and
+the best num_beams unfinished candidates become the next beams.
 
-A beam for which every token is ruled out can't go on. What it has counts only where the search would otherwise come to
-its end with too few hypotheses ("dead_end").
+A beam for which every token is ruled out can't continue. It becomes a hypothesis ("dead_end") only if the search would
+otherwise finish with too few of them.
 
-A prompt is done when no beam can become better than the worst of num_beams hypotheses (`_can_improve`), with
-early_stopping=True as soon as there are num_beams, or when all candidates have ended.
+A prompt is done when no beam can still beat the worst of num_beams hypotheses (`_can_improve`), when all candidates
+have ended, or, with early_stopping=True, as soon as there are num_beams hypotheses.
 
-With do_sample the K candidates are drawn without replacement, in proportion to exp(score), and then sorted by score.
+With do_sample, the K candidates are drawn without replacement, in proportion to exp(score), and then sorted by score.
 
-These are the rules of transformers' generate, and the outcome is the same, token for token, with two refinements:
-scores are float64, and beams that do not exist yet (a prompt begins as one) are absent instead of having a score of
--1e9, so they can't come up where there are few continuations. Source: Wu et al., "Google's Neural Machine Translation
-System", 2016, section 7 (length normalisation); Kool, van Hoof, Welling, "Stochastic Beams and Where to Find Them",
-2019 (on drawing without replacement).
+These are the rules of transformers' generate, and the output is the same, token for token, with two refinements:
+scores are float64, and beams that do not exist yet (each prompt starts with one) are absent instead of having a score
+of -1e9, so they can't be chosen when there are few continuations. Source: Wu et al., "Google's Neural Machine
+Translation System", 2016, section 7 (length normalisation); Kool, van Hoof, Welling, "Stochastic Beams and Where to
+Find Them", 2019 (sampling without replacement).
 """
 
 from __future__ import annotations
@@ -40,18 +41,18 @@ from .truncation import truncations
 
 
 class Hypothesis(NamedTuple):
-    """A row of one prompt: what it got so far. A beam's score is the sum of `processed`; when ended, normalised."""
+    """The new tokens of one row. Its score is the sum of `processed`, normalised by length once the row has ended."""
 
     score: float
     tokens: tuple[int, ...] = ()
     log_probs: tuple[float, ...] = ()
     processed: tuple[float, ...] = ()
-    held: bytes = b""  # the state of the search for stop strings
+    held: bytes = b""  # the state of the stop-string search
     reason: str | None = None
 
 
 class Continuations(NamedTuple):
-    """The beams that go on: which beam each comes from, and its new token."""
+    """The next beams: the index of each one's parent beam, and its new token."""
 
     parents: list[int]
     tokens: list[int]
@@ -59,7 +60,7 @@ class Continuations(NamedTuple):
 
 @dataclass
 class Search:
-    """The search of one prompt."""
+    """Beam search for one prompt."""
 
     request: Request
     limit: int
@@ -69,12 +70,12 @@ class Search:
     done: bool = False
 
     def advance(self, scores: np.ndarray, log_probs: np.ndarray, u: np.ndarray | None) -> Continuations:
-        """One step. scores (beams, V): of the tokens, processed; log_probs (beams, V): the model's own."""
+        """Take one step. scores (beams, V): processed scores of the tokens; log_probs (beams, V): the model's own."""
         config, width = self.request.config, self.request.config.num_beams
         totals = (scores + np.array([beam.score for beam in self.beams])[:, None]).reshape(-1)
         count = max(2, 1 + len(config.eos_ids)) * width
         chosen = best(totals, count) if u is None else sample_without_replacement(totals, u[:count])
-        chosen = chosen[np.argsort(-totals[chosen], kind="stable")]  # drawn ones too: only the best may end here
+        chosen = chosen[np.argsort(-totals[chosen], kind="stable")]  # only the best num_beams may end
         parents, tokens = np.divmod(chosen, scores.shape[1])
         if not len(chosen):
             return self._dead_end()
@@ -83,12 +84,12 @@ class Search:
             for b, token, total in zip(parents.tolist(), tokens.tolist(), totals[chosen].tolist(), strict=True)
         ]
         self._collect([candidate for candidate in candidates[:width] if candidate.reason is not None])
-        going = [i for i, candidate in enumerate(candidates) if candidate.reason is None]
-        going = sorted(going, key=lambda i: -candidates[i].score)[:width]
-        self.beams = [candidates[i] for i in going]
+        unfinished = [i for i, candidate in enumerate(candidates) if candidate.reason is None]
+        unfinished = sorted(unfinished, key=lambda i: -candidates[i].score)[:width]
+        self.beams = [candidates[i] for i in unfinished]
         full = len(self.ended) == width
-        self.done = not going or (full and (config.early_stopping is True or not self._can_improve()))
-        return Continuations(parents[going].tolist(), tokens[going].tolist())
+        self.done = not unfinished or (full and (config.early_stopping is True or not self._can_improve()))
+        return Continuations(parents[unfinished].tolist(), tokens[unfinished].tolist())
 
     def _extend(self, beam: Hypothesis, token: int, score: float, log_prob: float, processed: float) -> Hypothesis:
         held, reason = self.request.stopping.feed(beam.held, token)
@@ -99,23 +100,23 @@ class Search:
         )
 
     def _dead_end(self) -> Continuations:
-        """No beam can go on. They are hypotheses after all, where there are too few, unless they are empty."""
+        """No beam can continue. If there are too few hypotheses, the non-empty beams become hypotheses too."""
         self.done = True
         if len(self.ended) < self.request.copies:
             self._collect([beam._replace(reason=DEAD_END) for beam in self.beams if beam.tokens])
         return Continuations([], [])
 
     def _collect(self, ended: list[Hypothesis]) -> None:
-        """Keep the best hypotheses; of equals, the older."""
+        """Keep the best hypotheses; on ties, the older one."""
         penalty = self.request.config.length_penalty
         new = [row._replace(score=row.score / len(row.tokens) ** penalty) for row in ended]
         self.ended = sorted(self.ended + new, key=lambda row: -row.score)[: self.request.config.num_beams]
 
     def _can_improve(self) -> bool:
-        """Whether the best beam, at the length that is thought to be best for it, beats the worst hypothesis.
+        """Whether the best beam could still beat the worst hypothesis.
 
-        With early_stopping=False that length is its present one, which is a guess if length_penalty is above 0;
-        with "never" it is then the greatest, so nothing better is missed.
+        With early_stopping=False the beam's score is normalised by its current length, a heuristic if length_penalty is
+        above 0. With "never" it is then normalised by the maximum length, an upper bound, so nothing better is missed.
         """
         config = self.request.config
         longest = config.early_stopping == "never" and config.length_penalty > 0
@@ -124,7 +125,7 @@ class Search:
 
 
 def best(totals: np.ndarray, count: int) -> np.ndarray:
-    """The indices of the `count` greatest of `totals` (n,), greatest first, of equals the lower index; none of -inf."""
+    """The indices of the `count` largest of `totals` (n,), largest first, ties by lower index; never one of -inf."""
     count = min(count, len(totals))
     least = np.partition(totals, -count)[-count]
     among = np.flatnonzero((totals >= least) & (totals > -np.inf))
@@ -132,19 +133,19 @@ def best(totals: np.ndarray, count: int) -> np.ndarray:
 
 
 def sample_without_replacement(totals: np.ndarray, u: np.ndarray) -> np.ndarray:
-    """Indices of `totals` (n,) drawn one after the other in proportion to exp(totals), each at most once.
+    """Indices of `totals` (n,), drawn one at a time in proportion to exp(totals), each at most once.
 
-    u: a number in [0, 1) for each. Fewer come back where fewer have a score above -inf.
+    u: a number in [0, 1) for each draw. Returns fewer indices if fewer scores are above -inf.
     """
     among = np.flatnonzero(totals > -np.inf)
     if not len(among):
         return among
     left = totals[among]
     weights, chosen = unnormalized_probs(left), []
-    for number in u[: len(among)].tolist():
-        if weights.max() < 1e-200:  # the drawn ones had all the weight: look at the others with fresh eyes
+    for value in u[: len(among)].tolist():
+        if weights.max() < 1e-200:  # those drawn so far had nearly all the weight: rescale the rest
             weights = unnormalized_probs(left)
-        index, _ = inverse_cdf(weights, number)
+        index, _ = inverse_cdf(weights, value)
         chosen.append(index)
         weights[index], left[index] = 0.0, -np.inf
     return among[np.array(chosen, dtype=np.int64)]
@@ -164,8 +165,8 @@ def beam_search(request: Request) -> Generated:
     for search in searches:
         if len(search.ended) < request.copies:
             raise UsageError(
-                f"{WHERE}: beam search found only {len(search.ended)} different rows for "
-                f"num_return_sequences={request.copies}: the options leave no more"
+                f"{WHERE}: beam search found only {len(search.ended)} distinct rows for "
+                f"num_return_sequences={request.copies}: the options rule out all others"
             )
     return _result(request, [row for search in searches for row in search.ended[: request.copies]])
 
@@ -173,8 +174,8 @@ def beam_search(request: Request) -> Generated:
 def _run(request: Request, active: list[Search], searches: list[Search]) -> None:
     """Advance all searches together until each is done. One RowDecoder holds all their beams as rows."""
     config = request.config
-    places = [b for b, search in enumerate(searches) if not search.done]
-    row_decoder = RowDecoder(request.model, [request.prompts.rows[b] for b in places], int(request.limits.max()))
+    running = [b for b, search in enumerate(searches) if not search.done]
+    row_decoder = RowDecoder(request.model, [request.prompts.rows[b] for b in running], int(request.limits.max()))
     logits = row_decoder.start()
     processors: list[Processor] = [*request.processors, *truncations(config)]
     columns = max(2, 1 + len(config.eos_ids)) * config.num_beams
@@ -183,7 +184,7 @@ def _run(request: Request, active: list[Search], searches: list[Search]) -> None
         log_probs, scores = _score(row_decoder.rows(), logits, config.vocab_size, processors)
         rows, ids, first = list[int](), list[int](), 0
         u = None if numbers is None else numbers(row_decoder.rows().new_tokens)
-        for b in places:
+        for b in running:
             search = searches[b]
             own = slice(first, first + len(search.beams))
             first = own.stop
@@ -191,8 +192,8 @@ def _run(request: Request, active: list[Search], searches: list[Search]) -> None
             if not search.done:
                 rows += [own.start + parent for parent in step.parents]
                 ids += step.tokens
-        places = [b for b in places if not searches[b].done]
-        if not places:
+        running = [b for b in running if not searches[b].done]
+        if not running:
             return
         row_decoder.select(np.array(rows))
         logits = row_decoder.step(np.array(ids))
@@ -201,7 +202,7 @@ def _run(request: Request, active: list[Search], searches: list[Search]) -> None
 def _score(
     rows: Rows, logits: np.ndarray, vocab_size: int | None, processors: Sequence[Processor]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The log-probabilities (R, V) of the model, and what the processors make of them."""
+    """The model's log-probabilities (R, V), before and after the processors."""
     check_finite(logits)
     log_probs = scores = log_softmax(logits)[:, :vocab_size]
     for processor in processors:
@@ -210,7 +211,7 @@ def _score(
 
 
 def _result(request: Request, rows: list[Hypothesis]) -> Generated:
-    """The rows of all prompts as arrays."""
+    """Pack the rows of all prompts into arrays."""
     lengths = np.array([len(row.tokens) for row in rows], dtype=np.int64)
     R, N = len(rows), int(lengths.max(initial=0))
     tokens = np.full((R, N), request.padding, dtype=np.int64)

@@ -1,11 +1,11 @@
-"""transformers' generation_config.json: read, and written so that transformers reads the same meaning.
+"""Read and write transformers' generation_config.json. A file written here means the same to transformers.
 
-    config = read_config_file(folder)              # or a path, or None where the folder has no such file
+    config = read_config_file(folder)              # or the path of a file; None if the folder has no such file
     write_config_file(config, folder)
 
-What a file does not mention keeps tinygpt's default (`GenerationConfig` says where these differ from transformers').
-Keys of theirs without influence on the outcome are passed over; keys that would change it and that tinygpt lacks are
-refused by name, and so are keys that nobody knows.
+Settings missing from a file keep tinygpt's defaults (`GenerationConfig` says where these differ from transformers').
+transformers' settings that do not affect the output are ignored. Settings that do and that tinygpt does not support
+raise an error naming the setting, and so do unknown settings.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from .options import BEAM_OPTIONS, OPTIONS, SAMPLING_OPTIONS, GenerationConfig
 
 FILE_NAME = "generation_config.json"
 
-_OURS = ("seed", "overflow", "vocab_size")  # they belong to a call, and transformers does not know them
+_OURS = ("seed", "overflow", "vocab_size")  # these belong to a single call, and transformers has no such settings
 
-# How the result is computed or reported, not what it is; what other kinds of model read; notes; and what older versions
-# of transformers had and the newer ones pass over.
-_WITHOUT_INFLUENCE = {
+# Settings for how the result is computed or reported; settings for other kinds of models; metadata; and settings of
+# older versions of transformers that newer ones ignore.
+_IGNORED = {
     "assistant_confidence_threshold", "assistant_early_exit", "assistant_ensemble_weight", "assistant_lookbehind",
     "bos_token_id", "cache_config", "cache_implementation", "compile_config", "continuous_batching_config",
     "decoder_start_token_id", "disable_compile", "forced_decoder_ids", "generation_kwargs", "is_assistant",
@@ -37,8 +37,8 @@ _WITHOUT_INFLUENCE = {
     "transformers_version", "use_cache", "use_mtp",
 }  # fmt: skip
 
-# What tinygpt lacks, with the values that switch it off.
-_LACKING: dict[str, tuple[Any, ...]] = {
+# Settings that tinygpt does not support, with the values that turn them off.
+_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "constraints": (),
     "diversity_penalty": (0,),
     "dola_layers": (),
@@ -65,19 +65,19 @@ _ZERO_IS_OFF = ("top_k", "min_p")
 
 
 def config_from_dict(settings: Mapping[str, Any], where: str = FILE_NAME) -> GenerationConfig:
-    """A GenerationConfig from transformers' settings. Raises UsageError for what tinygpt can't do."""
+    """A GenerationConfig from transformers' settings. Raises UsageError for a setting that tinygpt does not support."""
     options: dict[str, Any] = {}
     for name, value in settings.items():
         if name in OPTIONS and name not in _OURS:
             if value is not None and not (name in _ZERO_IS_OFF and value == 0):
                 options[name] = value
-        elif value is None or name.startswith("_") or name in _WITHOUT_INFLUENCE:
+        elif value is None or name.startswith("_") or name in _IGNORED:
             continue
-        elif name not in _LACKING:
-            raise UsageError(f"{where}: tinygpt does not know the setting {name!r}: remove it if it is of no weight")
-        elif value not in _LACKING[name]:
-            raise UsageError(f"{where}: tinygpt's generation has no {name!r}, which is set to {value!r}: remove it")
-    # Left over from other modes, as transformers' files often have it: without influence there.
+        elif name not in _UNSUPPORTED:
+            raise UsageError(f"{where}: unknown setting {name!r}: remove it if it does not matter")
+        elif value not in _UNSUPPORTED[name]:
+            raise UsageError(f"{where}: tinygpt does not support {name!r}, which is set to {value!r}: remove it")
+    # transformers' files often contain options of a mode that is off; transformers ignores them.
     if options.get("do_sample") is False:
         options = {name: value for name, value in options.items() if name not in SAMPLING_OPTIONS}
     if options.get("num_beams", 1) == 1:
@@ -86,7 +86,7 @@ def config_from_dict(settings: Mapping[str, Any], where: str = FILE_NAME) -> Gen
 
 
 def config_to_dict(config: GenerationConfig) -> dict[str, Any]:
-    """transformers' settings of the same meaning: what differs from its defaults, and do_sample and top_k always."""
+    """The equivalent transformers settings: those that differ from the defaults, plus do_sample and top_k always."""
     settings: dict[str, Any] = {}
     for name in OPTIONS:
         value = getattr(config, name)
@@ -95,14 +95,14 @@ def config_to_dict(config: GenerationConfig) -> dict[str, Any]:
             settings[name] = _plain(value)
     settings["do_sample"] = not config.greedy
     if not config.greedy:
-        settings["top_k"] = config.top_k or 0  # to transformers None means 50
+        settings["top_k"] = config.top_k or 0  # in transformers, None means 50
     return settings
 
 
 def read_config_file(path: str | os.PathLike[str]) -> GenerationConfig | None:
-    """The config in a file, or in a folder's generation_config.json: None where a folder has none.
+    """The config in a file, or in a folder's generation_config.json; None if the folder has none.
 
-    Raises CheckpointError for a file that can't be read, UsageError for what is in it.
+    Raises CheckpointError if the file can't be read, and UsageError if a setting in it is unknown or invalid.
     """
     path = Path(path)
     if path.is_dir():
@@ -121,7 +121,7 @@ def read_config_file(path: str | os.PathLike[str]) -> GenerationConfig | None:
 
 
 def write_config_file(config: GenerationConfig, path: str | os.PathLike[str]) -> None:
-    """Write transformers' generation_config.json into a folder, or to a path: whole or not at all."""
+    """Write transformers' generation_config.json atomically, into a folder or to the path of a file."""
     path = Path(path)
     path = path / FILE_NAME if path.is_dir() else path
     content = json.dumps(config_to_dict(config), indent=2, sort_keys=True, ensure_ascii=False)

@@ -1,7 +1,7 @@
-"""One new token of each text through a whole GPT, on plain arrays: the fast step of `Decoder`.
+"""The fast path of `Decoder.step`: one new token of each text through a whole GPT, on plain arrays.
 
-It is `GPT.hidden(ids, cache)` in one pass over each block (`tinygpt.ops.decode_block`). That pass reads weights instead
-of calling layers, so it is for a model all of whose layers are those of this package.
+It computes `GPT.hidden(ids, cache)` with one call per block (`tinygpt.ops.decode_block`). That call reads the weights
+directly instead of calling the layers, so it works only for models made entirely of this package's layers.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ..ops.packed import rows_of
 
 
 class OnePass:
-    """The pass for one model; it keeps the working memory of the compiled body from one step to the next."""
+    """The fast path for one model. It reuses the compiled kernel's workspace between steps."""
 
     def __init__(self, model: GPT) -> None:
         self.model = model
@@ -32,7 +32,7 @@ class OnePass:
         self.work: Any = None
 
     def __call__(self, ids: np.ndarray, cache: Sequence[KeyValueCache]) -> Any:
-        """ids (M,), the next token of each text -> (M, C), what the head reads."""
+        """ids (M,), the next token of each text -> (M, C), the input of the head."""
         model, places = self.model, cache[0].places
         x = (
             rows_of(model.wte.matrix, backends.array_module(places).asarray(ids)) + model.wpe.weight.data[places]
@@ -44,7 +44,7 @@ class OnePass:
         return layer_norm_forward(x, norm.weight.data, None if norm.bias is None else norm.bias.data, norm.eps)[0]
 
     def _room(self, x: Any) -> Any:
-        """Floats for the compiled body."""
+        """Workspace for the compiled kernel."""
         size = max(1, work_size("decode_work", x, *x.shape, self.inner))
         if self.work is None or self.work.size < size or self.work.dtype != x.dtype:
             self.work = backends.array_module(x).empty(size, x.dtype)
@@ -52,14 +52,14 @@ class OnePass:
 
 
 def one_pass(model: Any) -> OnePass | None:
-    """The pass for `model`, where it is right: where nothing in it is of somebody's own."""
+    """The fast path for `model`, or None if any part of it is user-defined."""
     if not isinstance(model, GPT) or not keeps(model, GPT):
         return None
     return OnePass(model) if all(is_known(module, *kinds) for module, kinds in _places(model)) else None
 
 
 def _places(model: GPT) -> Iterator[tuple[Any, tuple[type, ...]]]:
-    """Each layer whose weights are read, and the classes that it may be of."""
+    """Each layer whose weights are read, and its allowed classes."""
     linear = (Linear, PackedLinear)
     yield from ((model.wte, (Embedding, PackedEmbedding)), (model.wpe, (Embedding,)), (model.ln_f, (LayerNorm,)))
     for block in model.h:

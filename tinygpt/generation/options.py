@@ -1,14 +1,14 @@
-"""The options of generation: one frozen, checked `GenerationConfig`, under transformers' names.
+"""Generation options: `GenerationConfig`, a frozen dataclass with transformers' option names and checked values.
 
     config = GenerationConfig(max_new_tokens=100, temperature=0.8, top_k=50, eos_token_id=50256)
-    generate(model, idx, config=config, seed=0)      # options given to the call change the config's
+    generate(model, idx, config=config, seed=0)      # options passed to the call override the config's
 
-Every field is checked when the config is made, and so is what two of them say together. Where both are given,
-`max_new_tokens` wins over `max_length` and `min_new_tokens` over `min_length`, as in transformers.
+Every field is checked when the config is created, and so are combinations of fields. If both are given,
+`max_new_tokens` takes precedence over `max_length` and `min_new_tokens` over `min_length`, as in transformers.
 
-Differences from transformers' defaults: do_sample is True (there False), and top_k is None (there 50); with neither
-max_new_tokens nor max_length, DEFAULT_NEW_TOKENS tokens are generated (there as well, but never beyond the block).
-temperature=0 means greedy. `config_file` reads and writes transformers' generation_config.json.
+Differences from transformers' defaults: do_sample is True (there False), and top_k is None (there 50). With neither
+max_new_tokens nor max_length, DEFAULT_NEW_TOKENS tokens are generated (also in transformers, but there never past the
+block). temperature=0 means greedy. `config_file` reads and writes transformers' generation_config.json.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ..random import Generator
 WHERE = "generate"
 DEFAULT_NEW_TOKENS = 20
 
-# What has a meaning only when tokens are drawn, and only when several beams are searched.
+# Options that apply only when sampling, and only with more than one beam.
 SAMPLING_OPTIONS = ("temperature", "top_k", "top_p", "min_p", "typical_p")
 BEAM_OPTIONS = ("length_penalty", "early_stopping")
 
@@ -36,12 +36,12 @@ TokenIds = int | Sequence[int]
 
 @dataclass(frozen=True)
 class GenerationConfig:
-    """How to generate. Sequences become tuples. Raises UsageError, DtypeError with one sentence."""
+    """Generation options. Sequences become tuples. Raises UsageError or DtypeError for an invalid value."""
 
-    # How long. The prompt counts in *_length; a row of a padded batch counts its own tokens alone.
+    # Length. The *_length options include the prompt, without its padding.
     max_new_tokens: int | None = None
     max_length: int | None = None
-    min_new_tokens: int | None = None  # no eos token before that many
+    min_new_tokens: int | None = None  # no eos token before this many
     min_length: int | None = None
 
     # How the next token is chosen.
@@ -57,20 +57,20 @@ class GenerationConfig:
     suppress_tokens: Sequence[int] | None = None
     begin_suppress_tokens: Sequence[int] | None = None
 
-    # When a row ends, and what stands after its end.
+    # When a row ends, and what fills it after its end.
     eos_token_id: TokenIds | None = None
     pad_token_id: int | None = None  # None: the first eos token
     stop_strings: str | Sequence[str] | None = None
 
-    # How many.
+    # Number of rows, and beam search.
     num_return_sequences: int = 1
     num_beams: int = 1
     length_penalty: float = 1.0
     early_stopping: bool | str = False  # or "never"
 
     # tinygpt's own.
-    seed: int | Sequence[int] | None = None  # one for all, or one for each prompt
-    overflow: str = "slide"  # past the block: "slide" the window over the last block_size tokens, or "stop"
+    seed: int | Sequence[int] | None = None  # one for all prompts, or one per prompt
+    overflow: str = "slide"  # past block_size tokens: "slide" reads only the last block_size of them, "stop" ends
     vocab_size: int | None = None  # ids from here on are never chosen
 
     def __post_init__(self) -> None:
@@ -82,7 +82,7 @@ class GenerationConfig:
 
     @property
     def greedy(self) -> bool:
-        """No token is drawn: the best one is taken."""
+        """Whether the highest-scoring token is always chosen, instead of sampling."""
         return not self.do_sample or self.temperature == 0
 
     @property
@@ -95,23 +95,23 @@ class GenerationConfig:
 
     @property
     def padding(self) -> int | None:
-        """What a row that has ended is filled with: pad_token_id, or else the first eos token."""
+        """The padding token after the end of a row: pad_token_id, or else the first eos token."""
         if self.pad_token_id is not None:
             return self.pad_token_id
         return self.eos_ids[0] if self.eos_ids else None
 
     def with_options(self, options: Mapping[str, Any]) -> GenerationConfig:
-        """This config with some options changed, as a call does it.
+        """A copy of this config with the options of a call applied.
 
-        What the changes leave without a meaning is dropped: greedy drops this config's sampling options, one beam
-        its beam options, max_new_tokens its max_length. What the changes say themselves must not be contradictory.
+        Options of this config that no longer apply are reset: greedy resets the sampling options, num_beams=1 the beam
+        options, and max_new_tokens resets max_length. The options of the call must not contradict each other.
         """
         check_names(options)
         changes = dict(options)
         if options.get("do_sample") is False or ("do_sample" not in options and _is_zero(options.get("temperature"))):
             _drop(changes, *SAMPLING_OPTIONS)
         elif "do_sample" not in options and any(options.get(name) is not None for name in SAMPLING_OPTIONS):
-            changes["do_sample"] = True  # who asks for a temperature wants to sample, whatever the model's own config
+            changes["do_sample"] = True  # passing a temperature means sampling, even if the model's config is greedy
         if options.get("num_beams") == 1:
             _drop(changes, *BEAM_OPTIONS)
         for new, total in (("max_new_tokens", "max_length"), ("min_new_tokens", "min_length")):
@@ -120,12 +120,12 @@ class GenerationConfig:
         return replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
-        """The options as plain values; `GenerationConfig(**d)` makes an equal config."""
+        """The options as a dict `d` of plain values; `GenerationConfig(**d)` equals this config."""
         return asdict(self)
 
 
 def as_tuple(value: Any) -> tuple[Any, ...]:
-    """None, one value or several, as a tuple of none, one or several."""
+    """None, a single value or a tuple, as a tuple."""
     if value is None:
         return ()
     return value if isinstance(value, tuple) else (value,)
@@ -136,52 +136,52 @@ def _is_zero(value: Any) -> bool:
 
 
 def check_names(options: Mapping[str, Any]) -> None:
-    """Refuse an option that does not exist, and say which was meant."""
+    """Raise UsageError for an unknown option, suggesting the closest name."""
     for name in options:
         if name not in OPTIONS:
             near = difflib.get_close_matches(name, OPTIONS, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(OPTIONS)}"
+            hint = f"did you mean {near[0]!r}?" if near else f"the options are {', '.join(OPTIONS)}"
             raise UsageError(f"{WHERE}: there is no option {name!r}: {hint}")
 
 
 def check_vocabulary(config: GenerationConfig, vocab_size: int) -> None:
-    """Refuse ids in the options that the model does not have. pad_token_id is never fed to it, so it may be any."""
+    """Raise RangeError for an id outside the vocabulary. The model never sees pad_token_id, so it may be any id."""
     for name in _TOKEN_OPTIONS:
         value = getattr(config, name)
         ids = [i for word in value or () for i in word] if name == "bad_words_ids" else as_tuple(value)
         for token in ids:
             if token >= vocab_size:
-                raise RangeError(f"{WHERE}: {name} holds {token}, but the ids to choose from are 0 .. {vocab_size - 1}")
+                raise RangeError(f"{WHERE}: {name} contains {token}, but valid ids are 0 .. {vocab_size - 1}")
 
 
 def _drop(changes: dict[str, Any], *names: str) -> None:
-    """Set what the changes don't mention to its default."""
+    """Reset the named options to their defaults, except those that the changes set themselves."""
     for name in names:
         changes.setdefault(name, getattr(GenerationConfig, name))
 
 
-# What two options say together --------------------------------------------------------------------
+# Combinations of options --------------------------------------------------------------------------
 
 
 def _check_together(config: GenerationConfig) -> None:
     if config.greedy:
         for name in SAMPLING_OPTIONS:
-            if getattr(config, name) not in (None, 0, 1):  # the values without an effect
+            if getattr(config, name) not in (None, 0, 1):  # these values have no effect
                 raise UsageError(
-                    f"{WHERE}: {name}={getattr(config, name)} has a meaning only when tokens are drawn: "
-                    f"leave it out, or take do_sample=True and a temperature above 0"
+                    f"{WHERE}: {name}={getattr(config, name)} applies only to sampling: "
+                    f"remove it, or use do_sample=True and a temperature above 0"
                 )
     if config.num_beams == 1:
         for name in BEAM_OPTIONS:
             if getattr(config, name) != getattr(GenerationConfig, name):
                 raise UsageError(
-                    f"{WHERE}: {name}={getattr(config, name)!r} has a meaning only in beam search: "
-                    f"leave it out, or take num_beams above 1"
+                    f"{WHERE}: {name}={getattr(config, name)!r} applies only to beam search: "
+                    f"remove it, or use num_beams above 1"
                 )
         if config.greedy and config.num_return_sequences > 1:
             raise UsageError(
-                f"{WHERE}: greedy choice has one outcome, so num_return_sequences={config.num_return_sequences} would "
-                f"repeat it: take do_sample=True with a temperature above 0, or num_beams above 1"
+                f"{WHERE}: greedy decoding is deterministic, so num_return_sequences={config.num_return_sequences} "
+                f"would repeat the same row: use do_sample=True with a temperature above 0, or num_beams above 1"
             )
     elif config.num_return_sequences > config.num_beams:
         raise UsageError(
@@ -194,7 +194,7 @@ def _check_together(config: GenerationConfig) -> None:
             raise UsageError(f"{WHERE}: {low}={least} is more than {high}={most}")
 
 
-# What each option may be --------------------------------------------------------------------------
+# Checks of single options -------------------------------------------------------------------------
 
 
 def _whole(at_least: int, hint: str = "") -> Callable[[str, Any], int]:
@@ -245,16 +245,16 @@ def _words(name: str, value: Any) -> tuple[tuple[int, ...], ...] | None:
         raise DtypeError(f"{WHERE}: {name} must be a list of lists of token ids, not {value!r}")
     words = tuple(_ids(f"each entry of {name}", word) for word in value)
     if not all(words):
-        raise UsageError(f"{WHERE}: {name} must not hold an empty list: it names no token")
+        raise UsageError(f"{WHERE}: {name} must not contain an empty list, which forbids no token")
     return words or None
 
 
 def _strings(name: str, value: Any) -> str | tuple[str, ...] | None:
     strings = (value,) if isinstance(value, str) else value
     if not isinstance(strings, Sequence) or not all(isinstance(text, str) for text in strings):
-        raise DtypeError(f"{WHERE}: {name} must be a text or a list of texts, not {value!r}")
+        raise DtypeError(f"{WHERE}: {name} must be a string or a list of strings, not {value!r}")
     if not all(strings):
-        raise UsageError(f"{WHERE}: {name} must not hold an empty text, which would end every row at once")
+        raise UsageError(f"{WHERE}: {name} must not contain an empty string, which would end every row at once")
     return value if isinstance(value, str) else tuple(strings) or None
 
 
@@ -273,11 +273,11 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "min_length": _whole(0),
     "do_sample": _flag,
     "temperature": _number(at_least=0),
-    "top_k": _whole(1, " (None draws from all)"),
-    "top_p": _number(at_least=0, at_most=1),  # 0 keeps the most probable token alone, as in transformers
+    "top_k": _whole(1, " (None samples from all tokens)"),
+    "top_p": _number(at_least=0, at_most=1),  # 0 keeps only the most probable token, as in transformers
     "min_p": _number(at_least=0, at_most=1),
     "typical_p": _number(above=0, at_most=1),
-    "repetition_penalty": _number(at_least=1e-30, at_most=1e30),  # beyond, scores would overflow
+    "repetition_penalty": _number(at_least=1e-30, at_most=1e30),  # outside these bounds, scores would overflow
     "no_repeat_ngram_size": _whole(0),
     "bad_words_ids": _words,
     "suppress_tokens": _ids,
@@ -287,7 +287,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "stop_strings": _strings,
     "num_return_sequences": _whole(1),
     "num_beams": _whole(1),
-    "length_penalty": _number(at_least=-50, at_most=50),  # length**50 is a float for any length
+    "length_penalty": _number(at_least=-50, at_most=50),  # length**50 fits in a float for any length
     "early_stopping": _one_of(True, False, "never"),
     "seed": _seeds,
     "overflow": _one_of("slide", "stop"),

@@ -1,15 +1,15 @@
-"""Logits processors: what is known of the rows so far changes the scores of their next tokens.
+"""Logits processors: adjust the scores of the next token given the tokens of the row so far.
 
 A processor is a pure function `(rows, logits) -> logits`:
 
-    rows      `Rows`: a sequence of R arrays, the ids of each row so far, prompt included and without padding;
-              rows.new_tokens says how many of them each row has generated
+    rows      `Rows`: a sequence of R arrays, the ids of each row so far, including the prompt and without padding;
+              rows.new_tokens is the number of tokens generated so far
     logits    (R, V) float64; a token that must not be chosen gets -inf
 
-It returns new logits of the same shape and leaves its arguments alone. `history_processors` lists those that a config
-asks for, in transformers' order; a user's own follow them, and what thins the distribution before a token is drawn
-(`truncation`) comes last. The arrays that come out equal those of transformers' classes of the same purpose, with
-one difference: there a left-padded row's padding counts in min_length, and may take part in n-grams and bad words.
+It returns new logits of the same shape and does not modify its arguments. `history_processors` returns those that a
+config enables, in transformers' order. User-defined processors run after them, and `truncation` (temperature, top_k,
+top_p, ...) last. The results equal those of the corresponding classes in transformers, with one difference: there the
+padding of a left-padded row counts towards min_length and can match n-grams and bad words.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .options import WHERE, GenerationConfig, as_tuple
 
 
 class Rows(Sequence[np.ndarray]):
-    """The ids of each row so far, (length,) int64 each, and the number of them that were generated."""
+    """The ids of each row so far, (length,) int64 each, and the number of generated ones."""
 
     def __init__(self, rows: Sequence[Any], new_tokens: int = 0) -> None:
         self._rows = [np.asarray(row) for row in rows]
@@ -43,11 +43,11 @@ Processor = Callable[[Any, np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class RepetitionPenalty:
-    """Tokens that a row already has become less likely: a positive score is divided by `penalty`, a negative one
-    multiplied. However often a token occurs, it is penalised once. A penalty below 1 rewards repetition.
+    """Make tokens that already occur in a row less likely: divide a positive score by `penalty`, multiply a negative
+    one by it. A token is penalised once, however often it occurs. A penalty below 1 encourages repetition.
 
     Source: Keskar et al., "CTRL: A Conditional Transformer Language Model for Controllable Generation", 2019,
-    section 4.1 (which divides whatever the sign; multiplying the negative ones is what makes it a penalty).
+    section 4.1. The paper divides whatever the sign, which would raise negative scores.
     """
 
     penalty: float
@@ -55,7 +55,7 @@ class RepetitionPenalty:
     def __call__(self, rows: Rows, logits: np.ndarray) -> np.ndarray:
         logits = logits.copy()
         for row, ids in zip(logits, rows, strict=True):
-            ids = ids[ids < len(row)]  # a prompt may hold ids that can't be chosen
+            ids = ids[ids < len(row)]  # a prompt may contain ids that can't be chosen
             scores = row[ids]
             row[ids] = np.where(scores < 0, scores * self.penalty, scores / self.penalty)
         return logits
@@ -63,7 +63,7 @@ class RepetitionPenalty:
 
 @dataclass(frozen=True)
 class NoRepeatNGram:
-    """No sequence of `size` tokens occurs twice in a row (prompt included): the token that would repeat one gets -inf.
+    """Forbid every token that would repeat an n-gram of `size` tokens in the row, prompt included.
 
     Source: Paulus, Xiong, Socher, "A Deep Reinforced Model for Abstractive Summarization", 2017, section 2.5.
     """
@@ -75,17 +75,17 @@ class NoRepeatNGram:
         for row, ids in zip(logits, rows, strict=True):
             if len(ids) >= self.size:
                 ngrams = np.lib.stride_tricks.sliding_window_view(ids, self.size)  # (length - size + 1, size)
-                begun = ids[len(ids) - self.size + 1 :]  # the next token would complete these to an n-gram
-                banned = ngrams[(ngrams[:, :-1] == begun).all(axis=1), -1]
+                prefix = ids[len(ids) - self.size + 1 :]  # the next token would complete this n-gram
+                banned = ngrams[(ngrams[:, :-1] == prefix).all(axis=1), -1]
                 row[banned[banned < len(row)]] = -np.inf
         return logits
 
 
 @dataclass(frozen=True)
 class BadWords:
-    """The last token of each sequence in `words` gets -inf where a row ends with the tokens before it.
+    """Forbid the sequences in `words`: the last token of one gets -inf where a row ends with the tokens before it.
 
-    A sequence that is one eos token alone is passed over: eos has options of its own.
+    A sequence that is a single eos token is ignored: eos has its own options.
     """
 
     words: tuple[tuple[int, ...], ...]
@@ -93,20 +93,20 @@ class BadWords:
 
     def __call__(self, rows: Rows, logits: np.ndarray) -> np.ndarray:
         logits = logits.copy()
-        for *begun, last in self.words:
-            if not begun:
+        for *prefix, last in self.words:
+            if not prefix:
                 if last not in self.eos:
                     logits[:, last] = -np.inf
                 continue
             for row, ids in zip(logits, rows, strict=True):
-                if len(ids) >= len(begun) and (ids[-len(begun) :] == begun).all():
+                if len(ids) >= len(prefix) and (ids[-len(prefix) :] == prefix).all():
                     row[last] = -np.inf
         return logits
 
 
 @dataclass(frozen=True)
 class MinLength:
-    """No eos token in a row of fewer than `length` tokens, prompt included."""
+    """Forbid eos tokens in rows of fewer than `length` tokens, prompt included."""
 
     length: int
     eos: tuple[int, ...]
@@ -118,7 +118,7 @@ class MinLength:
 
 @dataclass(frozen=True)
 class MinNewTokens:
-    """No eos token before `count` tokens are generated."""
+    """Forbid eos tokens until `count` tokens have been generated."""
 
     count: int
     eos: tuple[int, ...]
@@ -129,7 +129,7 @@ class MinNewTokens:
 
 @dataclass(frozen=True)
 class SuppressTokens:
-    """These tokens are never chosen."""
+    """Forbid these tokens."""
 
     tokens: tuple[int, ...]
 
@@ -139,7 +139,7 @@ class SuppressTokens:
 
 @dataclass(frozen=True)
 class BeginSuppressTokens:
-    """These tokens are not chosen first."""
+    """Forbid these tokens as the first generated token."""
 
     tokens: tuple[int, ...]
 
@@ -155,7 +155,7 @@ def _forbid(logits: np.ndarray, rows: Sequence[int], tokens: tuple[int, ...]) ->
 
 
 def history_processors(config: GenerationConfig) -> list[Processor]:
-    """The processors that `config` asks for, in transformers' order. Options that do nothing make none."""
+    """The processors that `config` enables, in transformers' order. Options without effect add none."""
     eos, found = config.eos_ids, list[Processor]()
     if config.repetition_penalty != 1:
         found.append(RepetitionPenalty(config.repetition_penalty))
@@ -175,7 +175,7 @@ def history_processors(config: GenerationConfig) -> list[Processor]:
 
 
 def user_processors(processors: Any) -> list[Processor]:
-    """A user's own processors as a list, each with a check of what it returns."""
+    """User-defined processors as a list, each wrapped in a check of its result."""
     if callable(processors):
         processors = [processors]
     if not isinstance(processors, Sequence) or not all(callable(processor) for processor in processors):
@@ -194,7 +194,7 @@ def _checked(processor: Processor) -> Processor:
         if result.dtype.kind not in "fiu":
             raise DtypeError(f"{WHERE}: the logits processor {name} must return numbers, not {result.dtype}")
         result = result.astype(np.float64)
-        if not (result < np.inf).all():  # nan is not below inf either
+        if not (result < np.inf).all():  # nan < inf is False too
             raise UsageError(f"{WHERE}: the logits processor {name} returned nan or +inf")
         return result
 

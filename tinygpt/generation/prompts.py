@@ -1,11 +1,11 @@
-"""Prompts in whatever form they come, as rows without padding; and the table that the result begins with.
+"""Read prompts of any form as rows without padding, and as the left-padded table that the result starts with.
 
-    [[1, 2, 3], [4, 5]]                       rows of different length
-    idx (B, T), attention_mask (B, T)         padded to one length: the mask is 0 at the padding, left or right
-    idx (B, T)                                of one length; without a mask, pad_token_id on the left is padding, where
-                                              it is given and is no eos token: transformers infers the same
+    [[1, 2, 3], [4, 5]]                       rows of different lengths
+    idx (B, T), attention_mask (B, T)         padded to equal length: the mask is 0 at the padding, left or right
+    idx (B, T)                                without a mask: pad_token_id on the left is padding if it is given and
+                                              is not an eos token, as in transformers
 
-The model never sees padding, so a row's positions count from its own first token (transformers' `cumsum(mask) - 1`).
+The model never sees padding, so positions count from the first token of each row (transformers' `cumsum(mask) - 1`).
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prompts:
-    """B prompts: `rows`, each (length,) int64; `table`, the same padded on the left (B, T), `mask` of its tokens."""
+    """B prompts: `rows`, each (length,) int64; `table` (B, T), the rows padded on the left; `mask`, True at tokens."""
 
     rows: list[np.ndarray]
     table: np.ndarray
     mask: np.ndarray
-    needs_padding: bool  # the padding of the table is not the user's own
+    needs_padding: bool  # the table was padded here, with zeros, and not by the caller
 
     @property
     def lengths(self) -> np.ndarray:
         return self.mask.sum(axis=1)
 
     def filled(self, padding: int) -> np.ndarray:
-        """The table, with the padding that is not the user's own."""
+        """The table with `padding` as its padding token, unless the caller padded it."""
         return np.where(self.mask, self.table, padding) if self.needs_padding else self.table
 
 
 def read_prompts(model: GPT, idx: Any, attention_mask: Any = None, padding: int | None = None) -> Prompts:
-    """Prompts that this model can read, all of each checked, also what its window cuts off. Raises UsageError.
+    """Check prompts for this model, including the tokens beyond its window. Raises UsageError.
 
-    padding: the id that is no token in a table without a mask; None: every id is one.
+    padding: the id to read as padding in a table without a mask; None: there is no padding.
     """
     if isinstance(idx, (list, tuple)) and attention_mask is None:
         rows = [np.asarray(row) for row in idx if np.ndim(row) == 1] if _is_ragged(idx) else []
@@ -61,21 +61,21 @@ def read_prompts(model: GPT, idx: Any, attention_mask: Any = None, padding: int 
 
 
 def _inferred_mask(idx: Any, padding: int) -> np.ndarray | None:
-    """The mask of a table padded on the left; None where it has no padding, or nothing else: then it is a token there.
+    """The mask of a table padded on the left; None if `padding` does not occur in it, or if nothing else does.
 
-    Elsewhere in a row it may well be a token, such as the newline at a prompt's end that has the id 0. transformers
-    leaves it out there too; here that is a sentence.
+    To the right of a token, the padding id may be a real token, such as a newline with id 0 at the end of a prompt.
+    transformers masks it there too; here it raises UsageError.
     """
     table = backends.move(integer_array(WHERE, "idx", idx), "numpy")
     tokens = table != padding  # (B, T)
     if table.ndim != 2 or tokens.all() or not tokens.any():
         return None
     for row in np.flatnonzero(~tokens.any(axis=1)).tolist():
-        raise ShapeError(f"{WHERE}: row {row} of idx is nothing but pad_token_id={padding}: a prompt needs a token")
+        raise ShapeError(f"{WHERE}: row {row} of idx is all pad_token_id={padding}: a prompt needs at least one token")
     for row in np.flatnonzero((tokens[:, :-1] & ~tokens[:, 1:]).any(axis=1)).tolist():
         raise UsageError(
-            f"{WHERE}: row {row} of idx has pad_token_id={padding} behind a token: pad on the left or, where it is one "
-            "itself, say so with attention_mask"
+            f"{WHERE}: row {row} of idx has pad_token_id={padding} after a token: pad on the left or, if it is a real "
+            "token there, pass attention_mask"
         )
     return tokens
 
@@ -85,10 +85,10 @@ def _ids(model: GPT, idx: Any) -> np.ndarray:
 
 
 def _is_ragged(idx: Any) -> bool:
-    """A list of lists or arrays of one axis, of different lengths."""
+    """Whether this is a list of one-dimensional lists or arrays of different lengths."""
     try:
         return all(np.ndim(row) == 1 for row in idx) and len({len(row) for row in idx}) > 1
-    except ValueError:  # a row that is itself of different lengths
+    except ValueError:  # a row is itself ragged
         return False
 
 
@@ -107,10 +107,10 @@ def _from_table(model: GPT, idx: Any, attention_mask: Any) -> Prompts:
     mask = np.asarray(backends.move(attention_mask, "numpy") if backends.is_array(attention_mask) else attention_mask)
     if table.ndim != 2 or mask.shape != table.shape:
         raise ShapeError(
-            f"{WHERE}: idx and attention_mask must have one shape (batch, time), not {table.shape} and {mask.shape}"
+            f"{WHERE}: idx and attention_mask must have equal shapes (batch, time), not {table.shape} and {mask.shape}"
         )
     if mask.dtype.kind not in "biuf" or not np.isin(mask, (0, 1)).all():
-        raise DtypeError(f"{WHERE}: attention_mask must hold 1 for a token and 0 for padding, and nothing else")
+        raise DtypeError(f"{WHERE}: attention_mask must contain only 1 for tokens and 0 for padding")
     mask = mask.astype(bool)
     table = integer_array(WHERE, "idx", table).astype(np.int64)
     for b in range(len(table)):
@@ -119,7 +119,7 @@ def _from_table(model: GPT, idx: Any, attention_mask: Any) -> Prompts:
             raise ShapeError(f"{WHERE}: row {b} of attention_mask has no token: a prompt needs at least one")
         if tokens[-1] - tokens[0] + 1 != len(tokens):
             raise UsageError(f"{WHERE}: row {b} of attention_mask has padding between tokens: pad on the left")
-        shift = mask.shape[1] - 1 - tokens[-1]  # padding on the right goes to the left
+        shift = mask.shape[1] - 1 - tokens[-1]  # move padding from the right to the left
         table[b], mask[b] = np.roll(table[b], shift), np.roll(mask[b], shift)
     rows = [_ids(model, ids[tokens][None])[0] for ids, tokens in zip(table, mask, strict=True)]
     return Prompts(rows, table, mask, False)

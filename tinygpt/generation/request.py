@@ -1,6 +1,6 @@
-"""What a call of `generate` asks for, checked before the first token, and what it returns.
+"""The arguments of a `generate` call, checked before the first token, and its result.
 
-The two searches (`sampler`: one token after the other; `beam`) take a `Request` and make a `Generated`.
+Both decoding loops (`sampler` and `beam`) take a `Request` and return a `Generated`.
 """
 
 from __future__ import annotations
@@ -25,15 +25,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Generated:
-    """What `generate(..., return_details=True)` returns: R = B * num_return_sequences rows, N the most new tokens.
+    """The result of `generate(..., return_details=True)`: R = B * num_return_sequences rows of at most N new tokens.
 
-    sequences            (R, T + N) int64: the prompts, padded on the left, what follows, padded on the right
-    lengths              (R,) int64: how many tokens were generated, an eos token included
-    finish_reasons       R times "eos", "stop_string", "length", "block" (the block is full and overflow="stop") or
+    sequences            (R, T + N) int64: the prompts, padded on the left, then the new tokens, padded on the right
+    lengths              (R,) int64: the number of generated tokens, including an eos token
+    finish_reasons       R strings: "eos", "stop_string", "length", "block" (the block is full and overflow="stop") or
                          "dead_end" (options and processors rule out every next token)
-    log_probs            (R, N) float64: of each token under the model itself, log_softmax of its logits; 0 at padding
-    processed_log_probs  (R, N) float64: of each token under what it was chosen from: after processors, temperature
-                         and truncation (in beam search: what the beam's score adds up); 0 at padding
+    log_probs            (R, N) float64: log-probability of each token under the model, the log_softmax of its logits;
+                         0 at padding
+    processed_log_probs  (R, N) float64: log-probability of each token after processors, temperature and truncation (in
+                         beam search: the terms of the beam's score); 0 at padding
     scores               (R,) float64 in beam search, best first for each prompt: sum(processed_log_probs) /
                          lengths**length_penalty; None otherwise
     """
@@ -48,15 +49,15 @@ class Generated:
 
 @dataclass
 class Request:
-    """Everything about a call of `generate`, checked."""
+    """The checked arguments of a `generate` call."""
 
     model: GPT
     prompts: Prompts
     config: GenerationConfig
     processors: list[Processor]
     stopping: Stopping
-    limits: np.ndarray  # (B,) the most new tokens of each prompt
-    limit_reasons: list[str]  # (B) why no more than that
+    limits: np.ndarray  # (B,) the maximum number of new tokens for each prompt
+    limit_reasons: list[str]  # (B) the finish reason of a row that reaches its limit
     padding: int
     seed: int | tuple[int, ...]
 
@@ -74,7 +75,7 @@ def prepare(
     tokenizer: Any,
     options: dict[str, Any],
 ) -> Request:
-    """All that a call says, checked against the model and against itself."""
+    """Check the arguments of a call against the model and against each other."""
     if options["max_new_tokens"] is None:
         del options["max_new_tokens"]
     config = resolve_config(model, config, tokenizer, options)
@@ -96,7 +97,7 @@ def prepare(
 
 
 def resolve_config(model: Any, config: Any, tokenizer: Any, options: dict[str, Any]) -> GenerationConfig:
-    """The config of a call: what the model or the call starts from, the options, and what model and tokenizer bound."""
+    """The config of a call: the given config or the model's, plus the options, bounded by model and tokenizer."""
     if config is None:
         config = getattr(model, "generation_config", None) or GenerationConfig()
     if isinstance(config, Mapping):
@@ -108,7 +109,7 @@ def resolve_config(model: Any, config: Any, tokenizer: Any, options: dict[str, A
     V = model.config.vocab_size
     real = config.vocab_size if config.vocab_size is not None else getattr(tokenizer, "vocab_size", V)
     if config.vocab_size is None and getattr(tokenizer, "ids_of_texts", real) <= V:
-        real = min(real, V)  # a padding token that was added later has no row in the model, and needs none
+        real = min(real, V)  # a padding token added later has no embedding in the model, and needs none
     if real > V:
         whose = "vocab_size" if config.vocab_size is not None else "the tokenizer"
         raise UsageError(f"{WHERE}: {whose} has {real} ids, but the model only {V}: it belongs to another model")
@@ -121,7 +122,7 @@ def resolve_config(model: Any, config: Any, tokenizer: Any, options: dict[str, A
 
 
 def _limits(model: GPT, config: GenerationConfig, prompts: Prompts) -> tuple[np.ndarray, list[str]]:
-    """How many tokens each prompt may get at most, and what bounds them."""
+    """The maximum number of new tokens for each prompt, and the finish reason at that limit."""
     lengths, block = prompts.lengths, model.config.block_size
     if config.max_new_tokens is not None:
         limits = np.full(len(lengths), config.max_new_tokens)
@@ -130,31 +131,31 @@ def _limits(model: GPT, config: GenerationConfig, prompts: Prompts) -> tuple[np.
         limits = config.max_length - lengths
         if (limits <= 0).any():
             raise UsageError(
-                f"{WHERE}: a prompt of {lengths.max()} tokens leaves nothing to generate up to max_length="
-                f"{config.max_length}, which counts the prompt: raise it, or give max_new_tokens"
+                f"{WHERE}: a prompt of {lengths.max()} tokens leaves no room for new ones within max_length="
+                f"{config.max_length}, which includes the prompt: raise it, or give max_new_tokens"
             )
     least = (config.min_length or 0) - lengths if config.min_new_tokens is None else config.min_new_tokens
     if (least > limits).any():
         raise UsageError(
-            f"{WHERE}: at least {np.max(least)} new tokens are asked for (min_length or min_new_tokens), "
-            f"but at most {limits.max()} allowed (max_length or max_new_tokens)"
+            f"{WHERE}: min_length or min_new_tokens requires at least {np.max(least)} new tokens, "
+            f"but max_length or max_new_tokens allows at most {limits.max()}"
         )
     if config.overflow != "stop":
         return limits, [LENGTH] * len(limits)
     if (lengths > block).any():
         raise UsageError(
             f"{WHERE}: a prompt of {lengths.max()} tokens is longer than this model's block_size of {block}: "
-            f"cut it, or take overflow='slide'"
+            f"shorten it, or use overflow='slide'"
         )
     room = block - lengths
     return np.minimum(limits, room), [BLOCK if full else LENGTH for full in room < limits]
 
 
 def _padding(config: GenerationConfig, prompts: Prompts, limits: np.ndarray) -> int:
-    """The id that fills rows: asked for only where rows can differ in length."""
+    """The padding token. The caller must give one only if rows can differ in length."""
     if config.padding is not None:
         return config.padding
     rows = len(limits) * config.num_return_sequences
     if prompts.needs_padding or len(set(limits.tolist())) > 1 or (config.stop_strings is not None and rows > 1):
-        raise UsageError(f"{WHERE}: the rows may differ in length, so give pad_token_id, the id to fill them with")
+        raise UsageError(f"{WHERE}: the rows may differ in length: give pad_token_id, the id to pad them with")
     return 0

@@ -1,12 +1,12 @@
-"""Generation: from prompts, one token after the other.
+"""Generation, one token at a time.
 
     out = generate(model, idx, max_new_tokens=100, temperature=0.8, top_k=50, seed=0)
     for ids in stream(model, idx, max_new_tokens=100, temperature=0.8, top_k=50, seed=0):
         ...                                   # ids (R,): the next token of each row, as soon as it is chosen
 
-The options are the fields of `GenerationConfig`, under transformers' names. Each step asks the model for the logits of
-the next token (`row_decoder`), lets processors change them (`processors`), chooses (`token_sampler`) and sees which end
-(`stopping`); rows that have ended leave the batch and cost nothing. Several beams are searched by `beam`.
+The options are the fields of `GenerationConfig`, which has transformers' names. Each step computes the logits of the
+next token (`row_decoder`), applies the processors (`processors`), chooses a token (`token_sampler`) and checks which
+rows end (`stopping`). Rows that have ended leave the batch and cost nothing. With num_beams above 1, `beam` takes over.
 """
 
 from __future__ import annotations
@@ -41,22 +41,23 @@ def generate(
     return_details: bool = False,
     **options: Any,
 ) -> Any:
-    """The prompts and what follows, (B * num_return_sequences, T + N) int64; the samples of a prompt are neighbours.
+    """Continue the prompts: (B * num_return_sequences, T + N) int64, prompts and new tokens, grouped by prompt.
 
-    idx: (B, T) integers, or a list of B prompts of any lengths, each at least one token; with `attention_mask` (B, T)
-    of 0 and 1 the prompts are the tokens at the ones, and the padding may be left or right (it moves to the left).
-    Without a mask pad_token_id on the left of a table is padding, if it is given and is no eos token, as in
+    idx: (B, T) integers, or a list of B prompts of any lengths, each with at least one token. With an `attention_mask`
+    (B, T), its ones mark the tokens of the prompts; the padding may be on the left or right (it moves to the left).
+    Without a mask, pad_token_id on the left of a table is padding if it is given and is not an eos token, as in
     transformers.
-    config: where the options start from, a `GenerationConfig` or transformers' settings as a dict; None: the model's
-    own `generation_config`, else the defaults. options: fields of `GenerationConfig`, which change it.
-    logits_processor: functions (rows, logits) -> logits as in `processors`.
-    tokenizer: for stop strings; ids beyond its vocabulary are never chosen. return_details: a `Generated` instead.
+    config: a `GenerationConfig`, or transformers' settings as a dict; None: the model's `generation_config`, or else
+    the defaults. options: fields of `GenerationConfig`, which override it.
+    logits_processor: functions (rows, logits) -> logits, see `processors`.
+    tokenizer: needed for stop strings; ids outside its vocabulary are never chosen.
+    return_details: return a `Generated` instead of the array.
 
-    N is the most tokens that any row got: fewer than were allowed if all rows end before. A row for which every token
-    is ruled out ends there, and the others go on; only where that is so for all rows from the start is it an error.
-    Behind the end of a row stands pad_token_id, the first eos token, or 0. The model works without its
-    dropout and without a graph, and is left in the mode it was in. All is checked before the first token: raises
-    UsageError, ShapeError, DtypeError, RangeError.
+    N is the number of tokens generated for the longest row, less than the limit if all rows end early. A row for which
+    every token is ruled out ends there, and the others continue; this is an error only if it happens to all rows at the
+    first token. Rows that end early are padded with pad_token_id, or else the first eos token, or else 0. The model
+    runs without dropout and without building a graph, and its mode is restored. All arguments are checked before the
+    first token: raises UsageError, ShapeError, DtypeError, RangeError.
     """
     options["max_new_tokens"] = max_new_tokens
     request = prepare(model, idx, attention_mask, config, logits_processor, tokenizer, options)
@@ -80,20 +81,18 @@ def stream(
     tokenizer: Any = None,
     **options: Any,
 ) -> Iterator[np.ndarray]:
-    """Yield the next token of each row, (R,) int64, until all rows have ended; those that have get the padding id.
+    """Yield the next token of each row, (R,) int64, until all rows have ended. Ended rows get the padding token.
 
-    The arguments, and what is raised before the first token, are those of `generate`. Beams can't be streamed.
+    The arguments and errors are those of `generate`; they are checked before the first token. Beam search can't stream.
     """
     options["max_new_tokens"] = max_new_tokens
     return stream_request(prepare(model, idx, attention_mask, config, logits_processor, tokenizer, options))
 
 
 def stream_request(request: Request) -> Iterator[np.ndarray]:
-    """`stream`, of a call that has been checked."""
+    """`stream` for a checked request."""
     if request.config.num_beams > 1:
-        raise UsageError(
-            f"{WHERE}: beam search knows its tokens only at the end, so it can't be streamed: use generate"
-        )
+        raise UsageError(f"{WHERE}: beam search knows its tokens only at the end, so it can't stream: use generate")
     return _steps(request, _Record(0, False))
 
 
@@ -102,7 +101,7 @@ def stream_request(request: Request) -> Iterator[np.ndarray]:
 
 @dataclass
 class _Record:
-    """What happened to each of `rows` rows."""
+    """How and when each of `rows` rows ended and, with `details`, the log-probabilities of each step."""
 
     rows: int
     details: bool
@@ -124,16 +123,16 @@ class _Record:
 
 
 def _steps(request: Request, record: _Record) -> Iterator[np.ndarray]:
-    """Yield the next token of each row, (R,), and record what ends rows."""
+    """Yield the next token of each row, (R,), and record how each row ends."""
     R = len(request.prompts.rows) * request.copies
     limits = np.repeat(request.limits, request.copies)  # (R,)
     reasons = [reason for reason in request.limit_reasons for _ in range(request.copies)]
-    if R == 0:  # nothing to ask the model
+    if R == 0:  # no prompts
         yield from [np.zeros(0, dtype=np.int64)] * int(request.config.max_new_tokens or 0)
         return
     for row in np.flatnonzero(limits == 0).tolist():
         record.reasons[row], record.lengths[row] = reasons[row], 0
-    active = np.flatnonzero(limits)  # (A,) the rows that go on
+    active = np.flatnonzero(limits)  # (A,) the rows that have not ended
     if not len(active):
         return
     token_sampler = TokenSampler(request.config, request.processors, Uniforms(request.seed, R), record.details)
@@ -141,18 +140,18 @@ def _steps(request: Request, record: _Record) -> Iterator[np.ndarray]:
     held = [request.stopping.begin(ids) for ids in row_decoder.rows()]
     for step in range(int(limits.max())):
         choice = token_sampler(row_decoder.rows(), logits, active)
-        goes_on, actives, ids = [], active.tolist(), choice.ids
-        dead = _dead_ends(choice, step, everything=len(active) == R)
-        for place, token in enumerate(ids.tolist()):
-            row = actives[place]
-            if place in dead:
-                record.reasons[row], record.lengths[row], ids[place] = DEAD_END, step, request.padding
+        unfinished, row_numbers, ids = [], active.tolist(), choice.ids
+        dead = _dead_ends(choice, step, all_active=len(active) == R)
+        for i, token in enumerate(ids.tolist()):
+            row = row_numbers[i]
+            if i in dead:
+                record.reasons[row], record.lengths[row], ids[i] = DEAD_END, step, request.padding
                 continue
-            held[place], reason = request.stopping.feed(held[place], token)
+            held[i], reason = request.stopping.feed(held[i], token)
             if reason is None and step + 1 == limits[row]:
                 reason = reasons[row]
             if reason is None:
-                goes_on.append(place)
+                unfinished.append(i)
             else:
                 record.reasons[row], record.lengths[row] = reason, step + 1
         if len(dead) == len(active):
@@ -161,26 +160,26 @@ def _steps(request: Request, record: _Record) -> Iterator[np.ndarray]:
             record.log_probs.append(_spread(choice.log_probs, active, R, 0.0))
             record.processed.append(_spread(choice.processed_log_probs, active, R, 0.0))
         yield _spread(ids, active, R, request.padding)
-        if not goes_on:
+        if not unfinished:
             return
-        if len(goes_on) < len(active):
-            row_decoder.select(np.array(goes_on))
-            active, ids, held = active[goes_on], ids[goes_on], [held[place] for place in goes_on]
+        if len(unfinished) < len(active):
+            row_decoder.select(np.array(unfinished))
+            active, ids, held = active[unfinished], ids[unfinished], [held[i] for i in unfinished]
         logits = row_decoder.step(ids)
 
 
-def _dead_ends(choice: SampledTokens, step: int, everything: bool) -> Collection[int]:
-    """The places of the rows for which every token is ruled out. everything: all rows of the request are asked."""
+def _dead_ends(choice: SampledTokens, step: int, all_active: bool) -> Collection[int]:
+    """The indices of the active rows for which every token is ruled out. all_active: no row has ended before."""
     if choice.alive is None:
         return ()
     dead = np.flatnonzero(~choice.alive).tolist()
-    if step == 0 and everything and len(dead) == len(choice.ids):
-        raise UsageError(f"{WHERE}: the options leave no token to choose: all ids are ruled out from the start")
+    if step == 0 and all_active and len(dead) == len(choice.ids):
+        raise UsageError(f"{WHERE}: the options rule out every token from the start: relax them")
     return set(dead)
 
 
 def _start(request: Request) -> tuple[RowDecoder, np.ndarray]:
-    """A RowDecoder of the rows that can grow, and the first logits. Each prompt is read once, whatever its copies."""
+    """A RowDecoder of the rows with a limit above 0, and the first logits. Each prompt is read only once."""
     prompts = [ids for ids, limit in zip(request.prompts.rows, request.limits, strict=True) if limit]
     row_decoder = RowDecoder(request.model, prompts, int(request.limits.max()))
     logits = row_decoder.start()
@@ -192,7 +191,7 @@ def _start(request: Request) -> tuple[RowDecoder, np.ndarray]:
 
 
 def _spread(values: Any, active: np.ndarray, rows: int, fill: float) -> np.ndarray:
-    """values (A,) of the active rows -> (rows,), `fill` elsewhere."""
+    """Scatter the values (A,) of the active rows into an array (rows,), with `fill` elsewhere."""
     result = np.full(rows, fill, dtype=values.dtype)
     result[active] = values
     return result

@@ -1,18 +1,18 @@
 """How likely a text is under a model.
 
     found = log_likelihood(model, tokenizer.encode(" Paris"), context=tokenizer.encode("The capital of France is"))
-    found.total, found.log_probs                  # the sum, and each token's natural logarithm
-    perplexity(model, tokens, stride=512)         # of a file of any length
+    found.total, found.log_probs                  # the sum, and each token's natural log-probability
+    perplexity(model, tokens, stride=512)         # of a text of any length
 
-Windows. A model reads at most block_size tokens, so a longer text is scored in windows: window number k reads the
-tokens from k * stride on, `window` of them, and predicts the one after each. It scores only those that no window before
-it has scored: the first window all of its predictions, each later one its last `stride`. So every token of the text but
-the first is scored exactly once, from at least window - stride + 1 tokens before it (or all there are). stride = window
-is the cheapest, and is the loss that `tinygpt.training.evaluate` computes; a smaller stride gives the tokens more
-context and takes window / stride times as long.
+Windows. A model reads at most block_size tokens, so a longer text is scored in overlapping windows. Window k reads
+`window` tokens, starting at token k * stride, and predicts the token after each. Each prediction is scored only once:
+the first window scores all of its predictions, and each later window only its last `stride`. So every token but the
+first is scored exactly once, given at least window - stride + 1 tokens before it (or all there are). stride = window is
+cheapest, and gives the loss that `tinygpt.training.evaluate` computes; a smaller stride gives the tokens more context
+and takes window / stride times as long.
 
-This is the sliding window of the Hugging Face guide "Perplexity of fixed-length models"; its `max_length` counts the
-last token that is predicted too, and so is one more than the `window` here.
+This is the sliding window of the Hugging Face guide "Perplexity of fixed-length models". `max_length` there includes
+the last predicted token, so it is `window` + 1.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class LogLikelihood:
 
     @property
     def total(self) -> float:
-        """The logarithm of the probability of them all."""
+        """The log-probability of the whole sequence."""
         return float(self.log_probs.sum())
 
     @property
@@ -52,7 +52,7 @@ class LogLikelihood:
 
 @dataclass(frozen=True)
 class TextScore:
-    """What a text costs: `total` nats for `count` tokens."""
+    """The cross-entropy of a text: `total` nats over `count` tokens."""
 
     total: float
     count: int
@@ -68,22 +68,22 @@ class TextScore:
 
 
 def log_likelihood(model: LanguageModel, ids: Any, context: Any = (), stride: int | None = None) -> LogLikelihood:
-    """The log-probability of each token of `ids`, (N,) integers, given `context`, (M,) integers, and those before it.
+    """The log-probability of each token of `ids`, (N,) integers, given `context`, (M,) integers, and the ids before it.
 
-    Without a context the first token has nothing to be predicted from: then there are N - 1 log-probabilities.
-    What does not fit the block: of a long context the last tokens are read; `ids` longer than the block are scored
-    in windows with `stride` (default: half the block).
-    Raises UsageError when nothing is left to score, RangeError, ShapeError or DtypeError for ids that are none.
+    Without a context, the first token can't be predicted, so there are N - 1 log-probabilities.
+    If the two do not fit in the block, only the last tokens of the context are read, and `ids` longer than the block
+    are scored in windows with this `stride` (default: half the block).
+    Raises UsageError if there is nothing to score, and RangeError, ShapeError or DtypeError for invalid ids.
     """
     where, window = "log_likelihood", model.config.block_size
     ids, context = check_tokens(ids), check_tokens(context)
     text = np.concatenate([part.astype(np.int64) for part in (context, ids)])  # (M + N,)
     count = len(ids) if len(context) else len(ids) - 1
     if count < 1:
-        raise UsageError(f"{where}: there is nothing to score: give two tokens or more, or a context and at least one")
+        raise UsageError(f"{where}: there is nothing to score: give at least two tokens, or a context and one token")
     model.check_ids(text[None], any_length=True)
     step = _stride(where, max(1, window // 2) if stride is None else stride, window)
-    text = text[-(window + (1 if count <= window else count)) :]  # in the first case one window reads it all
+    text = text[-(window + (1 if count <= window else count)) :]  # if count <= window, it fits in one window
     parts = [_log_probs(model, inputs, targets) for inputs, targets in Windows(text, window, step, batch_size=1)]
     return LogLikelihood(np.concatenate(parts)[-count:])
 
@@ -96,10 +96,10 @@ def score(
     batch_size: int = 4,
     progress: bool = False,
 ) -> TextScore:
-    """The whole of `tokens`, (N,) integers, memory-mapped or not: what it costs the model, as the module explains.
+    """The cross-entropy of all of `tokens`, (N,) integers, memory-mapped or not, in windows as explained above.
 
-    stride: 1 .. window; None: window. window: at most block_size, which None means. batch_size: windows at a time.
-    progress: show a bar on a terminal. Raises UsageError, RangeError, DtypeError, ShapeError.
+    stride: 1 .. window; None: window. window: 1 .. block_size; None: block_size. batch_size: windows per forward pass.
+    progress: show a progress bar on a terminal. Raises UsageError, RangeError, DtypeError, ShapeError.
     """
     where, block = "perplexity", model.config.block_size
     window = block if window is None else whole_number(where, "window", window)
@@ -114,18 +114,18 @@ def score(
 
 
 def perplexity(model: LanguageModel, tokens: Any, stride: int | None = None, **options: Any) -> float:
-    """exp of the mean cross-entropy per token of a text; the arguments are those of `score`."""
+    """exp of the mean cross-entropy per token of a text. Takes the arguments of `score`."""
     return score(model, tokens, stride, **options).perplexity
 
 
 class Windows:
-    """Batches `(inputs, targets)`, int64 (B, window): a row is a window; targets that it does not score are -100."""
+    """Batches `(inputs, targets)`, int64 (B, window): each row is one window; targets not to be scored are -100."""
 
     def __init__(self, tokens: np.ndarray, window: int, stride: int, batch_size: int) -> None:
         self.tokens, self.window, self.stride = tokens, window, stride
         self.batch_size = whole_number("perplexity", "batch_size", batch_size)
         if len(tokens) < 2:
-            raise UsageError(f"perplexity: a text of {len(tokens)} tokens has none to predict: it needs two or more")
+            raise UsageError(f"perplexity: a text needs at least two tokens to predict one, not {len(tokens)}")
         targets = len(tokens) - 1
         self.count = 1 + max(0, -(-(targets - window) // stride))
 
@@ -143,7 +143,7 @@ class Windows:
             yield inputs, targets
 
     def row(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Window number `index`: (inputs, targets) of the same length, shorter than `window` at the text's end."""
+        """Window `index`: (inputs, targets) of equal length, shorter than `window` at the end of the text."""
         begin = index * self.stride
         tokens = np.asarray(self.tokens[begin : begin + self.window + 1]).astype(np.int64)
         targets = tokens[1:].copy()
@@ -155,28 +155,31 @@ class Windows:
 def _stride(where: str, stride: int | None, window: int) -> int:
     step = window if stride is None else whole_number(where, "stride", stride)
     if step > window:
-        raise UsageError(f"{where}: a stride of {step} tokens would leave some out: a window predicts {window}")
+        raise UsageError(f"{where}: stride must be at most window={window}, not {step}, which would skip tokens")
     return step
 
 
 def _log_probs(model: LanguageModel, inputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """inputs, targets (B, T) -> (N,) float64, of the targets that are scored, row after row."""
-    places = np.flatnonzero(targets.reshape(-1) != IGNORE_INDEX)  # (N,)
-    scored = targets.reshape(-1)[places]  # (N,)
-    model.check_ids(scored[None], any_length=True)  # the inputs are checked where they are used
+    """inputs, targets (B, T) -> (N,) float64, the log-probabilities of the scored targets, in row order."""
+    positions = np.flatnonzero(targets.reshape(-1) != IGNORE_INDEX)  # (N,)
+    scored = targets.reshape(-1)[positions]  # (N,)
+    model.check_ids(scored[None], any_length=True)  # `hidden` checks the inputs
     found = []
     with no_grad(), model.evaluating(), model.compute_in("float32"):
-        rows, to_logits = _rows(model, inputs, places)
-        for part in blocks(len(places), model.config.vocab_size, rows.dtype.itemsize):
-            logits = to_logits(rows[part]).data  # (n, V): never those of all rows at once, unless `forward` makes them
-            own = backends.move(scored[part], backends.name_of(logits))
-            losses, _ = cross_entropy_forward(logits, own, IGNORE_INDEX)
+        rows, to_logits = _rows(model, inputs, positions)
+        for part in blocks(len(positions), model.config.vocab_size, rows.dtype.itemsize):
+            logits = to_logits(rows[part]).data  # (n, V): in parts, because all logits at once take too much memory
+            part_targets = backends.move(scored[part], backends.name_of(logits))
+            losses, _ = cross_entropy_forward(logits, part_targets, IGNORE_INDEX)
             found.append(backends.move(losses, "numpy").astype(np.float64))
     return -np.concatenate(found)
 
 
-def _rows(model: LanguageModel, inputs: np.ndarray, places: np.ndarray) -> tuple[Any, Callable[[Any], Any]]:
-    """What the model has at the positions `places` (N,), and the function that makes logits of it."""
-    parts = keeps(model, LanguageModel, "forward")  # else a subclass makes its logits in another way
-    found = model.hidden(inputs) if parts else checked_logits(model, inputs)  # (B, T, C) or (B, T, V)
-    return found.reshape(-1, found.shape[-1])[places], model.head if parts else lambda logits: logits
+def _rows(model: LanguageModel, inputs: np.ndarray, positions: np.ndarray) -> tuple[Any, Callable[[Any], Any]]:
+    """The model's output at `positions` (N,), and the function that turns it into logits.
+
+    The output is that of `hidden`, or of `forward` if a subclass overrides it; then it is logits already.
+    """
+    standard = keeps(model, LanguageModel, "forward")
+    found = model.hidden(inputs) if standard else checked_logits(model, inputs)  # (B, T, C) or (B, T, V)
+    return found.reshape(-1, found.shape[-1])[positions], model.head if standard else lambda logits: logits

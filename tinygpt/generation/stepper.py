@@ -1,9 +1,8 @@
-"""A decoder for models with layers of the user's own: it calls the model, and knows nothing of what is inside.
+"""A decoder for models with user-defined layers. It only calls the model and makes no assumption about its layers.
 
-What a subclass, a replaced layer or a patched `forward` computes can't be told from its weights, and neither can what
-it would have to keep of earlier tokens. So each step runs the model over the whole of each row: slow, and the same
-numbers as the model's own `forward`, which is what training and scoring see. Rows run one by one, so that the others of
-a batch don't matter and there is no padding.
+The weights of a subclass, a replaced layer or a patched `forward` do not tell what it computes, or what it would have
+to cache. So each step runs the model over the whole of each row: slow, but the result is that of the model's own
+`forward`, as in training and scoring. Rows run one at a time, so they do not affect each other and need no padding.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def decoder_for(model: GPT, capacity: int | None = None) -> Decoder:
-    """The decoder that is right for `model`: with a cache where every layer can go on with a text."""
+    """The right decoder for `model`: with a cache if every layer supports one, else a `Stepper`."""
     return Decoder(model, capacity) if obstacle_to_a_cache(model) is None else Stepper(model, capacity)
 
 
@@ -43,7 +42,7 @@ class Stepper(Decoder):
         self._rows = [self._rows[row] for row in rows]
 
     def _logits(self) -> Any:
-        """(B, V) after all rows."""
+        """The logits (B, V) after each row."""
         with no_grad(), self.model.evaluating(), self.model.compute_in("float32"):
             logits = [self.model.next_logits(row[None]).data for row in self._rows]
         weight = self.model.parameters()[0].data

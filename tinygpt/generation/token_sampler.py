@@ -1,12 +1,12 @@
-"""Sampling: the next token of each row from the model's logits, the best one or a draw.
+"""Choose the next token of each row from the model's logits, greedily or by sampling.
 
-Randomness. Row b of step t uses a number that is a pure function of (seed, t, b), made by Philox (`tinygpt.random`).
-So a seed fixes the text, and a row does not depend on how many others there are. With one seed for each prompt, its
-samples use (that seed, t, 0), (that seed, t, 1), ...: what the prompt would get alone.
+Randomness. The random number of row b at step t is a pure function of (seed, t, b), computed by Philox
+(`tinygpt.random`). So a seed determines the text, and a row does not depend on the number of rows. With one seed per
+prompt, its samples use (that seed, t, 0), (that seed, t, 1), ..., as if the prompt were alone.
 
-Cost. Beside a model's step this should be nothing. Greedy choice without processors is an argmax over the model's own
-array; float64 is used for what is left after top_k, which takes a partition instead of a sort; random numbers are made
-for many steps at once.
+Cost. This should be negligible next to the model's step. Greedy decoding without processors is an argmax over the
+model's own array. Only the tokens left after top_k, found by a partition instead of a sort, are converted to float64.
+Random numbers are generated for many steps at once.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from .options import WHERE, GenerationConfig
 from .processors import Processor, Rows
 from .truncation import Temperature, TopK, Truncation, truncations, unnormalized_probs
 
-# Sampling has streams of its own, far from those that weights and dropout masks of the same seed use.
+# Sampling uses its own streams, far from those used for weights and dropout masks with the same seed.
 _FIRST_STREAM = 1 << 48
 _STEPS_AT_ONCE = 64
 _BLOCK = 256
 
 
 class SampledTokens(NamedTuple):
-    """(R,) ids, and where asked for the log-probability of each under the model, and under what it was drawn from.
+    """(R,) ids and, with `details`, the log-probability of each under the model and under its final distribution.
 
-    alive: (R,) bool, False where every token was ruled out and the id means nothing; None: all are.
+    alive: (R,) bool, False where every token was ruled out and the id is meaningless; None: all rows are alive.
     """
 
     ids: np.ndarray
@@ -41,18 +41,18 @@ class SampledTokens(NamedTuple):
 
 
 class TokenSampler:
-    """Logits (R, V) in, the next token of each row out: the greatest, or a draw."""
+    """Logits (R, V) -> the next token of each row, chosen greedily or sampled."""
 
     def __init__(
         self, config: GenerationConfig, processors: Sequence[Processor], numbers: Uniforms | None, details: bool = False
     ) -> None:
         self.config, self.processors, self.numbers, self.details = config, processors, numbers, details
         self.truncations = truncations(config)
-        # Dividing by a temperature keeps the order, so the k greatest may be taken first, and from float32.
+        # Dividing by a temperature keeps the order, so top_k can come first, on the float32 logits.
         self.truncations.sort(key=lambda truncation: not isinstance(truncation, TopK))
 
     def __call__(self, rows: Rows, logits: np.ndarray, active: np.ndarray) -> SampledTokens:
-        """rows and logits are of the rows `active` (R,) among all of the request: they pick the random numbers."""
+        """active (R,): the index of each row within the request, which determines its random number."""
         check_finite(logits)
         scores = apply_processors(rows, logits[:, : self.config.vocab_size], self.processors)
         alive = scores.max(axis=1) > -np.inf if self.processors else None
@@ -63,7 +63,7 @@ class TokenSampler:
     def _of_those_alive(
         self, rows: Rows, scores: np.ndarray, logits: np.ndarray, active: np.ndarray, alive: np.ndarray
     ) -> SampledTokens:
-        """Rows at a dead end have no part in it, and change nothing for the others."""
+        """Sample the rows that are alive. The dead ones do not affect them."""
         chosen, R = self._sample(rows, scores[alive], logits[alive], active[alive]), len(alive)
         ids, log_probs = np.zeros(R, np.int64), np.zeros((2, R))
         ids[alive] = chosen.ids
@@ -86,15 +86,13 @@ class TokenSampler:
 
 
 def check_finite(logits: np.ndarray) -> None:
-    """Refuse logits that a ruined model makes."""
+    """Raise UsageError for nan or inf, which a diverged model produces."""
     if not np.isfinite(logits).all():
-        raise UsageError(
-            f"{WHERE}: the model's logits are not finite numbers: its weights hold nan or inf, or overflow"
-        )
+        raise UsageError(f"{WHERE}: the model's logits are not finite: its weights contain nan or inf, or overflow")
 
 
 def apply_processors(rows: Rows, logits: np.ndarray, processors: Sequence[Processor]) -> np.ndarray:
-    """The processors, one after the other, in float64; the logits themselves where there is none."""
+    """Apply the processors in order, in float64. Returns the logits themselves if there are no processors."""
     if not processors:
         return logits
     scores = logits.astype(np.float64)
@@ -104,12 +102,12 @@ def apply_processors(rows: Rows, logits: np.ndarray, processors: Sequence[Proces
 
 
 def draw(scores: np.ndarray, u: float, truncations: Sequence[Temperature | Truncation] = ()) -> tuple[int, float]:
-    """A token by inversion, the first whose cumulative probability exceeds u in [0, 1), and its log-probability.
+    """Inverse-CDF sampling: the first token whose cumulative probability exceeds u in [0, 1), and its log-probability.
 
-    scores: (V,), of any floating type. Only what the truncations leave is looked at. A token of probability 0 is
-    never drawn: the sum does not rise there.
+    scores: (V,), of any floating-point dtype. Only tokens that pass the truncations are candidates. A token of
+    probability 0 is never drawn, because the cumulative sum does not rise there.
     """
-    given, ids = scores, None  # ids: of the candidates; None: all
+    given, ids = scores, None  # ids: of the candidates; None: all tokens
     for truncation in truncations:
         if isinstance(truncation, Temperature):
             scores = truncation(None, scores)
@@ -117,16 +115,16 @@ def draw(scores: np.ndarray, u: float, truncations: Sequence[Temperature | Trunc
             kept = np.flatnonzero(truncation.keep(scores))
             ids = kept if ids is None else ids[kept]
             scores = scores[kept]
-    own = scores is not given and scores.dtype == np.float64  # then it may be overwritten
-    index, log_prob = inverse_cdf(unnormalized_probs(scores, out=scores if own else None), u)
+    reusable = scores is not given and scores.dtype == np.float64  # a temporary, which may be overwritten
+    index, log_prob = inverse_cdf(unnormalized_probs(scores, out=scores if reusable else None), u)
     return (index if ids is None else int(ids[index])), log_prob
 
 
 def inverse_cdf(weights: np.ndarray, u: float) -> tuple[int, float]:
-    """The first index whose cumulative weight exceeds u in [0, 1) times their sum, and the log of its share.
+    """The first index whose cumulative weight exceeds u in [0, 1) times the total, and the log of its probability.
 
-    Sums of blocks come first, and only the block in which u falls is added up one by one: a sum in order can't be
-    vectorised, and over a whole vocabulary would take as long as everything else together.
+    It finds the block first, from the sums of blocks, and takes the cumulative sum only within that block: a cumulative
+    sum can't be vectorised, and over a whole vocabulary would take as long as everything else together.
     """
     blocks = np.cumsum(np.add.reduceat(weights, np.arange(0, len(weights), _BLOCK)))
     total = blocks[-1]
@@ -134,15 +132,15 @@ def inverse_cdf(weights: np.ndarray, u: float) -> tuple[int, float]:
     first = block * _BLOCK
     within = np.cumsum(weights[first : first + _BLOCK])
     index = int(np.searchsorted(within, u * total - (blocks[block - 1] if block else 0.0), side="right"))
-    if index == len(within):  # the two sums of the block were rounded differently: the last that has any weight
+    if index == len(within):  # the two sums of the block were rounded differently: take the last nonzero weight
         index = int(np.searchsorted(within, within[-1]))
     return first + index, float(
         np.log(weights[first + index]) - np.log(total)
-    )  # the quotient may be too small for a float
+    )  # a difference of logs, because the quotient may underflow
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """(R, V) -> (R, V) float64. -inf stays."""
+    """(R, V) -> (R, V) float64. -inf stays -inf."""
     shifted = logits.astype(np.float64)
     shifted -= shifted.max(axis=1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
@@ -153,9 +151,9 @@ def _log_probs(logits: np.ndarray, ids: np.ndarray) -> np.ndarray:
 
 
 class Uniforms:
-    """Random numbers of a request: (count,) float64 in [0, 1) for each step, or (count, columns).
+    """Random numbers for a request: (count,) float64 in [0, 1) per step, or (count, columns) if columns > 1.
 
-    seed: one for all, whose row b is number b; or a tuple of seeds, one for each `count / len(seed)` rows.
+    seed: one seed for all rows, or a tuple of seeds, each for `count / len(seed)` consecutive rows.
     """
 
     def __init__(self, seed: int | tuple[int, ...], count: int, columns: int = 1) -> None:
@@ -178,7 +176,7 @@ class Uniforms:
 def uniforms(seed: int, steps: range, rows: int, columns: int = 1) -> np.ndarray:
     """(steps, rows, columns) float64 in [0, 1), 53 random bits each; a pure function of seed, step, row and column.
 
-    Column j of row b is made of words 2j and 2j + 1 of row b of the stream of its step (`tinygpt.random.words`).
+    Column j of row b uses words 2j and 2j + 1 of row b in the stream of its step (`tinygpt.random.words`).
     """
     c0, c1, step = (axis.astype(np.uint64) for axis in np.ix_(range(-(-columns // 2)), range(rows), range(len(steps))))
     low = step + np.uint64((_FIRST_STREAM + steps.start) & 0xFFFFFFFF)
@@ -191,7 +189,7 @@ def uniforms(seed: int, steps: range, rows: int, columns: int = 1) -> np.ndarray
 
 
 def request_seed(config: GenerationConfig, prompts: int) -> int | tuple[int, ...]:
-    """The config's seed, or a new one from the default generator, or a sentence if there are too many or too few."""
+    """The config's seed, or a new one from the default generator. Raises UsageError for the wrong number of seeds."""
     seed: Any = config.seed
     if isinstance(seed, tuple) and len(seed) != prompts:
         raise UsageError(f"{WHERE}: seed must be one number, or one for each of the {prompts} prompts, not {len(seed)}")

@@ -1,11 +1,11 @@
-"""What thins a distribution before a token is drawn: temperature, top_k, top_p, min_p, typical_p.
+"""Reshape or truncate the distribution before sampling: temperature, top_k, top_p, min_p, typical_p.
 
-Each is a function of the scores of one row alone, so it can work on the candidates that the one before has left: a
-`Truncation` says of (n,) scores which to keep, and the next one sees fewer. Applied to whole logits (R, V), as a
-processor (see `processors`), it puts -inf at what is not kept. Both ways give the same result, because scores of -inf
-have probability 0 and change nothing. `truncations` lists them in transformers' order.
+Each depends only on the scores of one row, so it can work on the candidates left by the previous one: a `Truncation`
+selects which of (n,) scores to keep, and the next one sees fewer. Used as a processor (see `processors`) on whole
+logits (R, V), it sets all others to -inf. Both ways give the same result, because scores of -inf have probability 0.
+`truncations` lists them in transformers' order.
 
-At least `min_tokens` are kept: 1, or in beam search one more than there are eos tokens, so that a beam can go on.
+At least `min_tokens` are kept: 1, or max(2, 1 + number of eos tokens) in beam search, so that a beam can continue.
 """
 
 from __future__ import annotations
@@ -20,46 +20,46 @@ from .processors import Rows
 
 
 def unnormalized_probs(scores: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-    """exp(scores - max), float64: the probabilities (n,) times a constant. -inf becomes exactly 0, the greatest 1."""
+    """exp(scores - max), float64: the probabilities (n,) times a constant. -inf becomes exactly 0, the largest 1."""
     weights = np.subtract(scores, scores.max(), out=out, dtype=np.float64)
-    return np.exp(weights, out=weights)  # in place: a fresh array of a whole vocabulary costs more than its exp
+    return np.exp(weights, out=weights)  # in place: allocating an array of vocabulary size costs more than its exp
 
 
 class Truncation(ABC):
-    """Keeps some tokens of each row."""
+    """Keeps only some tokens of each row."""
 
     @abstractmethod
     def keep(self, scores: np.ndarray) -> np.ndarray:
-        """Of (n,) scores, at least one of them finite: (n,) bool, which to keep."""
+        """scores (n,), at least one of them finite -> (n,) bool, which to keep."""
 
     def __call__(self, rows: Rows, logits: np.ndarray) -> np.ndarray:
         """As a processor: logits (R, V) -> (R, V)."""
         kept = np.full(logits.shape, -np.inf)
         for row, result in zip(logits, kept, strict=True):
-            if row.max() > -np.inf:  # else nothing is left to choose from
+            if row.max() > -np.inf:  # else every token is ruled out already
                 np.copyto(result, row, where=self.keep(row))
         return kept
 
 
 @dataclass(frozen=True)
 class Temperature:
-    """Divide by `temperature` > 0: below 1 the likely become likelier, above 1 the choice opens up."""
+    """Divide the logits by `temperature` > 0: below 1 sharpens the distribution, above 1 flattens it."""
 
     temperature: float
 
     def __call__(self, rows: Rows | None, logits: np.ndarray) -> np.ndarray:
-        """Logits of any shape (..., V). Those too large for floating point get the greatest moved to 0 first."""
-        best = logits.max(axis=-1, keepdims=True).astype(np.float64)  # to float32 a temperature of 1e-300 is 0
+        """logits: any shape (..., V). Rows that would overflow are shifted first, so that their maximum is 0."""
+        best = logits.max(axis=-1, keepdims=True).astype(np.float64)  # in float32, a temperature of 1e-300 would be 0
         with np.errstate(over="ignore"):
             overflow = np.isinf(best / self.temperature) & np.isfinite(best)
-            if overflow.any():  # the same probabilities, but without inf - inf
+            if overflow.any():  # a shift does not change the probabilities, and avoids inf - inf
                 logits = logits - np.where(overflow, best, 0.0)
             return np.divide(logits, self.temperature, dtype=np.float64)
 
 
 @dataclass(frozen=True)
 class TopK(Truncation):
-    """The k greatest, and those equal to the k-th. Beyond V, k changes nothing.
+    """Keep the k largest scores, and any equal to the k-th. k > V keeps all.
 
     Source: Fan, Lewis, Dauphin, "Hierarchical Neural Story Generation", 2018, section 5.4.
     """
@@ -76,11 +76,11 @@ class TopK(Truncation):
 
 @dataclass(frozen=True)
 class TopP(Truncation):
-    """The most probable tokens whose probabilities first add up to p or more ("nucleus sampling").
+    """Keep the smallest set of most probable tokens whose total probability is at least p ("nucleus sampling").
 
-    From the other end: tokens go, the least probable first, as long as those that are gone have at most 1 - p together.
-    Of equals the lower id goes first; in transformers, whose sort is not stable, that is left open. Source: Holtzman et
-    al., "The Curious Case of Neural Text Degeneration", 2020, section 3.1.
+    Equivalently: drop tokens, the least probable first, while the total probability of those dropped is at most 1 - p.
+    On ties the lower id is dropped first; in transformers, whose sort is not stable, that is unspecified. Source:
+    Holtzman et al., "The Curious Case of Neural Text Degeneration", 2020, section 3.1.
     """
 
     p: float
@@ -88,17 +88,17 @@ class TopP(Truncation):
 
     def keep(self, scores: np.ndarray) -> np.ndarray:
         if self.p >= 1:
-            return np.ones(len(scores), dtype=bool)  # rounding must not cut the tail
+            return np.ones(len(scores), dtype=bool)  # else rounding could drop the tail
         weights = unnormalized_probs(scores)
         rest = (1 - self.p) * weights.sum()
-        # n tokens below rest / n are together below rest: they go at once, and there are many of them.
+        # All tokens below rest / n together weigh less than rest, so they can be dropped at once; most tokens are.
         keep = weights >= rest / len(weights)
         if np.count_nonzero(keep) < self.min_tokens:
             keep[:] = True
         left = weights[keep]
         count = min(_smallest_within(left, rest - weights.sum(where=~keep)), len(left) - self.min_tokens)
         if count > 0:
-            left = scores[keep]  # these are ordered even where the weights of all are 0
+            left = scores[keep]  # scores still differ where the weights have underflowed to 0
             left.partition(count - 1)
             last = left[count - 1]
             equal = np.flatnonzero(keep & (scores == last))
@@ -108,10 +108,10 @@ class TopP(Truncation):
 
 
 def _smallest_within(values: np.ndarray, most: float) -> int:
-    """How many of the smallest values add up to at most `most`. Leaves `values` in another order.
+    """How many of the smallest values add up to at most `most`. Reorders `values`.
 
-    Half of those in question are looked at together: O(n) altogether, where sorting and adding up take five times
-    as long for a vocabulary of 50,000.
+    A binary search with a partition at each step, O(n) in total. Sorting and summing would take five times as long for
+    a vocabulary of 50,000.
     """
     count = 0
     while len(values) > 64:
@@ -127,7 +127,7 @@ def _smallest_within(values: np.ndarray, most: float) -> int:
 
 @dataclass(frozen=True)
 class MinP(Truncation):
-    """Tokens with at least p times the probability of the most probable one.
+    """Keep tokens with at least p times the probability of the most probable one.
 
     Source: Nguyen et al., "Turning Up the Heat: Min-p Sampling for Creative and Coherent LLM Outputs", 2024, section 3.
     """
@@ -136,7 +136,7 @@ class MinP(Truncation):
     min_tokens: int = 1
 
     def keep(self, scores: np.ndarray) -> np.ndarray:
-        keep = unnormalized_probs(scores) >= self.p  # the greatest weight is 1
+        keep = unnormalized_probs(scores) >= self.p  # the largest weight is 1
         if np.count_nonzero(keep) < self.min_tokens:
             keep[np.argsort(-scores, kind="stable")[: self.min_tokens]] = True
         return keep
@@ -144,9 +144,9 @@ class MinP(Truncation):
 
 @dataclass(frozen=True)
 class TypicalP(Truncation):
-    """Tokens whose surprise, -log p, is nearest to the entropy, nearest first, until they add up to `mass`.
+    """Keep the tokens whose surprise, -log p, is closest to the entropy, until their total probability reaches `mass`.
 
-    Those as near as the last one stay as well. Source: Meister et al., "Locally Typical Sampling", 2023, section 3.
+    Tokens as close as the last one are kept too. Source: Meister et al., "Locally Typical Sampling", 2023, section 3.
     """
 
     mass: float
@@ -161,7 +161,7 @@ class TypicalP(Truncation):
         possible = weights > 0
         entropy = (surprise[possible] * weights[possible]).sum() / total
         distance = np.abs(surprise - entropy)
-        # Tokens of equal distance stay or go together, so their order matters only to the least number of tokens.
+        # Tokens at equal distance are kept or dropped together, so their order matters only for min_tokens.
         order = np.argsort(distance, kind="stable" if self.min_tokens > 1 else None)
         before = np.cumsum(weights[order]) < self.mass * total
         last = order[min(int(np.count_nonzero(before)), len(order) - 1)]
@@ -171,7 +171,7 @@ class TypicalP(Truncation):
 
 
 def truncations(config: GenerationConfig) -> list[Temperature | Truncation]:
-    """What `config` asks for, in transformers' order; nothing for a greedy choice."""
+    """The temperature and truncations that `config` enables, in transformers' order; none if it is greedy."""
     if config.greedy:
         return []
     least = 1 if config.num_beams == 1 else max(2, 1 + len(config.eos_ids))
