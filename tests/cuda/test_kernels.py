@@ -6,6 +6,7 @@ must give the same bits under each: what depends on the order of threads is a ra
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,6 +33,7 @@ from tests.ops.kernel_rule import (
 )
 from tinygpt._ext import cuda
 from tinygpt._ext.cuda.attention import HEADS
+from tinygpt.kernel import REGISTRY, Kernel
 
 pytestmark = [
     pytest.mark.slow,
@@ -172,6 +174,12 @@ def nearest(real: str, values: np.ndarray) -> np.ndarray:
     return ((half_way >> 16) << 16).astype(np.uint32).view(np.float32)
 
 
+def in_one_part(kernel: Kernel, found: list[np.ndarray]) -> list[np.ndarray]:
+    """The results, a statistic in two parts as their sum: it is NaN if either is."""
+    in_parts = {i for i in kernel.statistics if found[i].ndim > 1 and found[i].shape[-1] == 2}
+    return [array.sum(axis=-1) if i in in_parts else array for i, array in enumerate(found)]
+
+
 @every_kernel
 @settings(max_examples=10)
 @given(data=st.data())
@@ -192,10 +200,15 @@ def test_nan_and_infinities_pass_as_in_the_reference(row: KernelRow, data: Any) 
     with emulated(Device()):
         got = results(row, "cython", spoilt())
     is_causal = row.name.startswith("attention") and next(a for a in example.make() if isinstance(a, bool))
-    for g, e in zip(got, expected, strict=True):
+    kernel = row.kernel or REGISTRY[row.name]
+    names = dict(enumerate(inspect.signature(kernel.reference).parameters))
+    for g, e in zip(in_one_part(kernel, got), in_one_part(kernel, expected), strict=True):
         if is_causal or row.name == "decode_block":
             # The reference multiplies by 0 what the mask hides, or a longer row has, and the kernels do not look at it.
             assert (np.isfinite(g) | ~np.isfinite(e)).all()
+        elif names.get(argument) in cuda.STATISTICS:
+            # No forward pass gives a statistic that is infinite: whether its parts cancel to NaN makes no difference.
+            assert np.array_equal(np.isfinite(g), np.isfinite(e))
         else:
             assert np.array_equal(np.isnan(g), np.isnan(e))
             assert np.array_equal(np.isinf(g), np.isinf(e))
