@@ -322,7 +322,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_operation(tmp_pat
     with pytest.raises(DivergedError, match=r"step 9 can't be computed") as caught:
         trainer.run()
     assert "Linear is the first operation to produce" in str(caught.value)
-    assert "the checkpoint of step 8 is kept" in str(caught.value)
+    assert "the checkpoint of step 8 is in" in str(caught.value)
     kept = CheckpointFolder(tmp_path).load()
     assert kept.step == 8
     assert all(np.isfinite(array).all() for array in kept.model.values())
