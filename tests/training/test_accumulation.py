@@ -103,9 +103,7 @@ def test_the_loss_that_is_written_down_is_over_the_targets(tmp_path: Path) -> No
 def test_a_step_without_a_target_is_a_sentence(tmp_path: Path, accumulation: int) -> None:
     trainer = make_trainer(tmp_path, gradient_accumulation=accumulation)
     trainer.batches = Given([rows_with_ignored(0, [0] * ROWS)])  # type: ignore[assignment]
-    with pytest.raises(
-        UsageError, match=r"step 0: there is no target to learn from: all are -100.*remove such rows"
-    ):
+    with pytest.raises(UsageError, match=r"step 0: there is no target to learn from: all are -100.*remove such rows"):
         trainer.run()
     assert all(np.isfinite(array).all() for array in trainer.model.state_dict().values())
 
