@@ -1,19 +1,19 @@
-"""Which modules compute what this package's own classes compute: only their weights may be used without a call.
+"""Which modules are unmodified layers of this package: only their weights may be read instead of calling the layer.
 
-A fast path reads a layer's weights instead of calling it: decoding, packing, the addition that adds a projection's
-bias, a file of weights. That is right for the classes of this package and wrong for anything that somebody has changed:
-a subclass, another class in the place of a layer, an instance or a class whose `forward` was replaced (which is also
-how hooks are made). So each class of the package says which methods its computation is:
+Fast paths read a layer's weights instead of calling it: decoding, packing, the addition that includes a projection's
+bias, a file of weights. That is right for the classes of this package and wrong for anything user-defined: a subclass,
+another class in place of a layer, an instance or a class whose `forward` was patched (which is also how hooks are
+made). So each class of the package declares the methods that define its computation:
 
     @known("forward", "product", "matrix")
     class Linear(Module): ...
 
-and whoever wants to go past the call asks first. Where the answer is no, the module is called and nothing else of it is
-used; where a call is no help (a file, a packed matrix), it is refused by its name.
+and a fast path checks them first. If they were changed, it calls the module and uses nothing else of it; where a call
+does not help (a file, a packed matrix), the module is refused by name.
 
-    is_known(layer, Linear)             a Linear of exactly this class, with the methods that it was defined with
-    computes_as(layer, Linear)          the same for whoever would call it: quick, for the training step
-    keeps(model, GPT, "forward")        a GPT or a subclass that has not replaced these methods
+    is_known(layer, Linear)             exactly a Linear, with its original methods
+    computes_as(layer, Linear)          the same, but checks only what a call runs: quick, for the training step
+    keeps(model, GPT, "forward")        a GPT, or a subclass that does not override these methods
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _Class = TypeVar("_Class", bound=type)
 
 
 class _Methods(NamedTuple):
-    """What a class computes with, as it was defined. `of` finds the same in the class as it is now."""
+    """The methods that define a class's computation, as originally defined. `of` returns the current ones."""
 
     order: tuple[str, ...]
     names: frozenset[str]
@@ -39,11 +39,11 @@ class _Methods(NamedTuple):
 
 
 _METHODS: dict[type, _Methods] = {}
-_CALLS: dict[type, tuple[Any, Any]] = {}  # its __call__ and forward, as they were defined
+_CALLS: dict[type, tuple[Any, Any]] = {}  # the original __call__ and forward
 
 
 def known(*names: str) -> Callable[[_Class], _Class]:
-    """Class decorator: `names`, "forward" first, are the methods and properties that the class computes with."""
+    """Class decorator: `names`, "forward" first, are the methods and properties that define the computation."""
 
     def register(cls: _Class) -> _Class:
         order = ("__call__", *names)
@@ -56,7 +56,7 @@ def known(*names: str) -> Callable[[_Class], _Class]:
 
 
 def is_known(module: Any, *kinds: type) -> bool:
-    """Whether `module` is exactly one of `kinds` (of any known class where none is given) and nothing was replaced."""
+    """Whether `module` is exactly of one of `kinds` (if none are given, of any known class) and unmodified."""
     cls = type(module)
     if kinds and cls not in kinds:
         return False
@@ -65,9 +65,9 @@ def is_known(module: Any, *kinds: type) -> bool:
 
 
 def computes_as(module: Any, kind: Any) -> bool:
-    """Whether calling `module` is calling the known class `kind`: the question of a forward pass, asked in every step.
+    """Whether calling `module` runs the original code of the known class `kind`. Asked at every step of training.
 
-    It looks at what a call would run and no further, so it takes a fraction of the time of `is_known`.
+    It checks only what a call would run, so it takes a fraction of the time of `is_known`.
     """
     if type(module) is not kind:
         return False
@@ -76,13 +76,13 @@ def computes_as(module: Any, kind: Any) -> bool:
 
 
 def computes_as_defined(module: Any) -> bool:
-    """`computes_as` for whichever known class `module` is of; False where it is of none."""
+    """`computes_as` for the module's own class; False if that is not a known class."""
     kind = type(module)
     return kind in _CALLS and computes_as(module, kind)
 
 
 def keeps(module: Any, kind: type, *names: str) -> bool:
-    """Whether `module`, of the known class `kind` or of a subclass, has these methods of it (all, if none is given)."""
+    """Whether `module`, an instance of `kind` or a subclass, has the original methods `names` (default: all)."""
     if type(module) is kind and is_known(module):
         return True
     cls, methods = type(module), _METHODS[kind]
@@ -92,21 +92,21 @@ def keeps(module: Any, kind: type, *names: str) -> bool:
 
 
 def takes_cache(function: Any) -> bool:
-    """Whether a `forward`, or a model's `hidden`, has a parameter called `cache`, and so can go on with a text."""
+    """Whether a `forward`, or a model's `hidden`, has a parameter `cache`, so that it can continue a text."""
     try:
         return "cache" in inspect.signature(function).parameters
-    except (TypeError, ValueError):  # not a function of Python's
+    except (TypeError, ValueError):  # not a Python function
         return False
 
 
 def unknown_modules(module: Module) -> Iterator[tuple[str, Module]]:
-    """`(path, module)` of all inside `module` that are not known, itself left out."""
+    """`(path, module)` of every submodule that is not known."""
     for path, one in module.named_modules():
         if path and not is_known(one):
             yield path, one
 
 
 def described(module: Any) -> str:
-    """What to call a module that is not known, in a sentence."""
+    """A name for an unknown module in an error message."""
     name = type(module).__name__
     return f"{name} whose methods were replaced" if type(module) in _METHODS else name

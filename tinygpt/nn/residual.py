@@ -1,13 +1,13 @@
-"""The residual stream: x, to which every layer of a transformer adds something.
+"""The residual stream: x, to which each layer of a transformer adds its output.
 
     x = ResidualStream(x)
     x.add(attention, x.norm(ln_1), dropout)         x = x + dropout(attention(ln_1(x)))
     x.add(mlp, x.norm(ln_2), dropout)               x = x + dropout(mlp(ln_2(x)))
 
-An addition is held back until the norm that follows asks for the sum. Both are then one operation, a single pass over
-memory, together with dropout and the bias of the layer's last projection: a class of this package that has such a
-projection has a method `branch`, its `forward` without that bias, and the bias. Layers of somebody's own are called as
-they are: whatever they compute is what counts.
+An addition is deferred until the following norm asks for the sum. Both then run as one operation, in a single pass over
+memory, together with dropout and the bias of the layer's last projection. So a layer of this package that ends in a
+projection has a method `branch`, which returns its output without that bias, and the bias. A user-defined layer is
+simply called.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from .packed import with_bias
 
 
 class ResidualStream:
-    """x (B, T, C), and what is added to it next."""
+    """x (B, T, C), and the pending addition."""
 
     def __init__(self, x: Tensor) -> None:
         self.x = x
-        self.pending: tuple[Tensor, Tensor | None, Any] | None = None  # of an addition: the branch, its bias, dropout
+        self.pending: tuple[Tensor, Tensor | None, Any] | None = None  # branch, its bias, dropout
 
     def add(self, layer: Any, h: Tensor, dropout: Any, cache: KeyValueCache | None = None) -> None:
-        """x = x + dropout(layer(h)), as soon as x is asked for."""
+        """x = x + dropout(layer(h)), computed when x is next needed."""
         if hasattr(layer, "branch") and computes_as_defined(layer):
             branch, bias = layer.branch(h) if cache is None else layer.branch(h, cache)
         else:
@@ -40,7 +40,7 @@ class ResidualStream:
             self.x, self.pending = self.x[:, -1:], (branch[:, -1:], bias, dropout)
 
     def value(self) -> Tensor:
-        """x, with all that was added to it."""
+        """x, including the pending addition."""
         if self.pending is not None:
             (branch, bias, dropout), self.pending = self.pending, None
             self.x = self.x + dropout(with_bias(branch, bias))
@@ -58,7 +58,7 @@ class ResidualStream:
         return h
 
     def through(self, block: Any, cache: KeyValueCache | None = None) -> None:
-        """x = block(x). A block of this package has a method `extend`: it leaves its last addition to what follows."""
+        """x = block(x). A block of this package has a method `extend`, which leaves its last addition pending."""
         if hasattr(block, "extend") and computes_as_defined(block):
             block.extend(self, cache)
         else:
@@ -66,6 +66,6 @@ class ResidualStream:
 
 
 def call(layer: Any, x: Tensor, cache: KeyValueCache | None) -> Tensor:
-    """A layer of somebody's own, with the cache if it takes one."""
+    """Call a user-defined layer, with the cache if it takes one."""
     y: Tensor = layer(x, cache=cache) if cache is not None and takes_cache(layer.forward) else layer(x)
     return y

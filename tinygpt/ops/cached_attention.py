@@ -1,15 +1,15 @@
-"""Attention of new tokens over texts that are already there: a key-value cache.
+"""Attention with a key-value cache: new tokens attend to the tokens before them without recomputing those.
 
-Attention is causal, so the keys and values of a token do not depend on the tokens after it. A model that writes keeps
-them instead of computing them again; the new tokens' queries meet the keys of all tokens so far:
+Attention is causal, so the keys and values of a token do not depend on the tokens after it. While it generates, a model
+caches them, and the queries of the new tokens meet the keys of all tokens so far:
 
-    row b holds n = lengths[b] tokens; its T new ones stand at places n .. n + T - 1, and that is where their keys and
-    values go;  y_t = softmax(scale * q_t . k_j over all places j <= n + t) v
+    row b holds n = lengths[b] tokens; its T new tokens are at positions n .. n + T - 1, where their keys and values are
+    stored;  y_t = softmax(scale * q_t . k_j over all positions j <= n + t) v
 
-It is the last T rows of `attention.py` over the whole text, row by row, and for texts that begin here it is computed
-by that. The rows may differ in length: there is no padding, and what lies behind a row's end is never looked at.
+This equals the last T rows of `attention.py` over the whole text, and for empty rows it is computed by that. Rows may
+differ in length. There is no padding, and whatever lies beyond the end of a row is never read.
 
-Inference only: there is no gradient, and no dropout.
+Inference only: no gradient, no dropout.
 
 Letters: B texts, T new tokens of each, H heads, D = C / H. Shapes: qkv (B, T, 3C), keys and values (B, H, capacity, D).
 Source: Shazeer, "Fast Transformer Decoding: One Write-Head is All You Need", 2019, section 2.4.1.
@@ -32,9 +32,8 @@ from .softmax import softmax_forward
 class KeyValueCache:
     """The keys and values of B texts in one block, (B, H, capacity, D) each.
 
-    lengths: (B,) tokens that each text holds, on the host; `places`: the same where the keys are. The caller moves both
-    on, when all blocks have read the new tokens. last_only: whoever reads this block's result wants that of the last
-    position alone.
+    lengths: (B,) number of tokens of each text, on the host; `places`: the same on the device of the keys. The caller
+    advances both after all blocks have read the new tokens. last_only: only the result of the last position is needed.
     """
 
     def __init__(self, keys: Array, values: Array, lengths: Any, last_only: bool = False) -> None:
@@ -42,12 +41,12 @@ class KeyValueCache:
         self.lengths = self.places = lengths
 
     def row(self, b: int) -> KeyValueCache:
-        """Text b alone; it shares the memory."""
+        """Text b alone, sharing memory."""
         part = slice(b, b + 1)
         return KeyValueCache(self.keys[part], self.values[part], self.lengths[part], self.last_only)
 
     def select(self, rows: np.ndarray) -> None:
-        """Text r becomes what text rows[r] was; rows (R,), any number of times each. In place where they fit."""
+        """Replace text r by text rows[r]; rows (R,) may repeat. In place unless R > B."""
         used = int(self.lengths.max(initial=0))
         self.keys, self.values = (self._selected(array, rows, used) for array in (self.keys, self.values))
         self.lengths = self.lengths[rows]
@@ -66,9 +65,9 @@ class KeyValueCache:
 
 
 def cached_attention(qkv: Tensor, n_head: int, cache: KeyValueCache, scale: float | None = None) -> Tensor:
-    """qkv (B, T, 3C) of T new tokens of each text -> (B, T, C), or (B, 1, C) where the cache wants the last one alone.
+    """qkv (B, T, 3C) of T new tokens of each text -> (B, T, C), or (B, 1, C) if `cache.last_only`.
 
-    scale: 1 / sqrt(D) when None. The cache takes their keys and values; its `lengths` stay.
+    scale: 1 / sqrt(D) if None. Stores the new keys and values in the cache; the caller advances its `lengths`.
     """
     q, k, v = QKVAttention.heads(qkv.data, n_head)  # (B, H, T, D) each
     B, _, T, D = q.shape
