@@ -24,7 +24,7 @@ def test_bpe_as_tokens(run: Any, tmp_path: Path) -> None:
     pytest.importorskip("tokenizers", reason="needs the extra bpe: pip install -e '.[bpe]'")
     folder, text = tmp_path / "run", bpe_text(tmp_path / "text.txt")
     command = ("train", *OPTIONS, f"--data={text}", "--tokenizer=bpe", "--vocab-size=270", f"--out={folder}")
-    assert "270 different" in run(*command).out
+    assert "vocabulary of 270" in run(*command).out
     tokenizer = tinygpt.tokenizers.load(folder)
     merged = [tokenizer.decode([i]) for i in range(256, 270)]
     assert "the" in merged
@@ -48,7 +48,7 @@ def test_bpe_as_tokens(run: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--vocab-size=300"], "--vocab-size is the number of tokens of --tokenizer bpe"),
+        (["--vocab-size=300"], "--vocab-size is the vocabulary size of --tokenizer bpe"),
         (["--tokenizer=byte", "--vocab-size=300"], "of --tokenizer bpe"),
         (["--tokenizer=bpe", "--vocab-size=0"], "vocab_size must be at least 257, not 0"),
         (["--tokenizer=bpe", "--vocab-size=many"], "invalid int value"),

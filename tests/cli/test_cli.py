@@ -216,7 +216,7 @@ def test_a_run_is_never_silently_replaced(
     folder = copy_of(model, tmp_path / "copy")
     before = outcome(folder)
     answer = run("train", *OPTIONS, f"--data={text}", f"--out={folder}", "--seed=3")
-    assert_one_sentence(answer, "holds a run already: .*--resume.*--out.*--overwrite")
+    assert_one_sentence(answer, "already holds a run: .*--resume.*--out.*--overwrite")
     assert outcome(folder) == before
     answer = run("train", *OPTIONS, f"--data={text}", f"--out={folder}", "--seed=3", "--batch-size=0", "--overwrite")
     assert_one_sentence(answer, "batch_size")  # and not before the new run makes sense
@@ -268,7 +268,7 @@ def test_resume_accepts_the_options_of_the_run(run: Any, model: Path, text: Path
         (["--n-layer=2"], "n_layer is 1 there and 2 here"),
         (["--preset=tiny"], "block_size is 8 there and 64 here"),
         (["--seed=9"], "seed is 0 there and 9 here"),
-        (["--steps=11"], "is at step 12 already: steps must be at least that, not 11"),
+        (["--steps=11"], "is already at step 12: steps must be at least that, not 11"),
         (["--tokenizer=byte"], "character tokens, not byte"),
     ],
 )
@@ -283,7 +283,7 @@ def test_resume_refuses_another_text(run: Any, model: Path, tmp_path: Path) -> N
     folder = copy_of(model, tmp_path / "copy")
     (tmp_path / "other.txt").write_text("not to be\n" * 50, encoding="utf-8")
     answer = run("train", "--resume", f"--out={folder}", f"--data={tmp_path / 'other.txt'}")
-    assert_one_sentence(answer, "of another text than")
+    assert_one_sentence(answer, "uses a different text than")
 
 
 @pytest.mark.parametrize("name", ["checkpoints.json", "text.json", "tokenizer.tinygpt.json", "tokens.npy"])

@@ -26,12 +26,12 @@ def run(*options: str, cache: Path) -> subprocess.CompletedProcess[str]:
 def assert_all_is_shown(out: str, prompt: str) -> None:
     parts = re.split(r"^--- (\w+)[^\n]*\n", out, flags=re.M)
     shown = dict(zip(parts[1::2], parts[2::2], strict=True))
-    assert list(shown) == ["Streamed", "Greedy", "Three", "The", "A", "How"]
-    assert all(shown[name].startswith(prompt) for name in ("Streamed", "Greedy", "A"))
+    assert list(shown) == ["Streamed", "Greedy", "Three", "Beam", "User", "Log"]
+    assert all(shown[name].startswith(prompt) for name in ("Streamed", "Greedy", "User"))
     assert len(re.findall(r"^ *-\d+\.\d\d nats  ['\"]", shown["Three"], re.M)) == 3
-    assert len(re.findall(r"^ *-\d+\.\d\d a token  ['\"]", shown["The"], re.M)) == 2
-    assert len(re.findall(r"^ *-\d+\.\d\d nats  [It]", shown["How"], re.M)) == 2
-    assert re.search(r"^Perplexity of two lines of Hamlet: \d+\.\d\d$", shown["How"], re.M)
+    assert len(re.findall(r"^ *-\d+\.\d\d per token  ['\"]", shown["Beam"], re.M)) == 2
+    assert len(re.findall(r"^ *-\d+\.\d\d nats  [It]", shown["Log"], re.M)) == 2
+    assert re.search(r"^Perplexity of two lines of Hamlet: \d+\.\d\d$", shown["Log"], re.M)
 
 
 @pytest.mark.slow

@@ -35,7 +35,7 @@ def test_from_text_to_sample(command: list[str], tmp_path: Path) -> None:
     lines = done.stdout.splitlines()
     assert lines[0].startswith("Text:  the file ")
     assert lines[1].startswith("Model: 1 layers, 2 heads, 8 channels")
-    end = r"Loss over the whole validation text: \d\.\d{4} \(the best weights, of step 1\d\)\n\n(To be.{40})\n\Z"
+    end = r"Loss over the whole validation text: \d\.\d{4} \(the best weights, from step 1\d\)\n\n(To be.{40})\n\Z"
     sample = re.search(end, done.stdout, re.DOTALL)
     assert sample is not None, done.stdout
     assert set(sample[1]) <= set(VERSE)

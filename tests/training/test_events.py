@@ -162,7 +162,7 @@ def test_a_step_is_saved_before_anyone_is_told_of_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("step", "words"),
-    [(0, "nothing was saved: .* try again"), (9, "the checkpoint of step 8 is intact: .* go on with --resume")],
+    [(0, "nothing was saved: .* try again"), (9, "the checkpoint of step 8 is intact: .* continue with --resume")],
 )
 def test_no_room_for_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, words: str) -> None:
     """Resuming is advised where there is something to resume; the file ends with a whole line."""
@@ -260,16 +260,16 @@ def test_ids_that_the_model_lacks_are_found_before_anything_is_written(tmp_path:
     parts = {"training": TRAIN.astype(np.int64), "validation": VALIDATION.astype(np.int64)}
     parts[part][70] = bad
     model = GPT(GPTConfig(11, **SHAPE))
-    with pytest.raises(UsageError, match=rf"the {part} tokens hold the id {bad} \(at place 70\).* ids 0 \.\. 10"):
+    with pytest.raises(UsageError, match=rf"the {part} tokens contain the id {bad} \(at position 70\).* ids 0 \.\. 10"):
         Trainer(model, parts["training"], parts["validation"], TrainingConfig(), tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 def test_ids_are_looked_at_stretch_by_stretch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tinygpt.training.vocabulary._STRETCH", 64)
+    monkeypatch.setattr("tinygpt.training.vocabulary._CHUNK", 64)
     tokens = TRAIN.copy()
     tokens[499] = 300
-    with pytest.raises(UsageError, match=r"the id 300 \(at place 499\).*vocab_size of 301"):
+    with pytest.raises(UsageError, match=r"the id 300 \(at position 499\).*vocab_size of 301"):
         make_trainer(tmp_path, train=tokens)
     make_trainer(tmp_path)
 
@@ -324,7 +324,7 @@ def test_the_same_settings_with_more_steps(tmp_path: Path) -> None:
     stretched = make_trainer(tmp_path, steps=20, decay_steps=20)
     stretched.resume()
     stretched.run()
-    assert notes(stretched) == "step 15: decay_steps is 20 from here on; it was 10"
+    assert notes(stretched) == "step 15: decay_steps is 20 from now on; it was 10"
     rates = {r["step"]: r["lr"] for r in read_metrics(tmp_path / "metrics.jsonl") if "lr" in r}
     assert rates[12] == rates[15] == 1e-3 < rates[18]
 
@@ -341,7 +341,7 @@ def test_a_lower_rate_after_the_run_diverged(tmp_path: Path) -> None:
     lower = make_trainer(tmp_path, lr=2e-3, grad_clip=0.5)
     lower.resume()
     lower.run()
-    said = [f"step 8: {name} is {now} from here on; it was {before}" for name, before, now in (
+    said = [f"step 8: {name} is {now} from now on; it was {before}" for name, before, now in (
         ("lr", 0.01, 0.002), ("min_lr", 0.001, 0.0002), ("grad_clip", 1.0, 0.5))]  # fmt: skip
     assert notes(lower).splitlines() == said
     (record,) = [r for r in read_metrics(tmp_path / "metrics.jsonl") if "changed" in r]
@@ -380,7 +380,7 @@ def test_a_run_shorter_than_its_warm_up_says_so(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, steps=3, warmup_steps=99)
     trainer.run()
     assert "the warm-up of 99 steps does not end within the 3 steps of this run" in notes(trainer)
-    assert "no higher than 0.0003" in notes(trainer)
+    assert "only rises to 0.0003" in notes(trainer)
     assert trainer.optimizer.lr == pytest.approx(3e-4)
 
 
@@ -391,8 +391,8 @@ def test_resume_with_other_rates(run: Any, model: Path, tmp_path: Path) -> None:
     folder = copy_of(model, tmp_path / "copy")
     answer = run("train", "--resume", f"--out={folder}", "--steps=15", "--lr=0.002", "--decay-steps=15")
     assert answer.code == 0
-    assert "step 12: lr is 0.002 from here on; it was 0.01" in answer.err
-    assert "step 12: min_lr is 0.0002 from here on; it was 0.001" in answer.err  # it followed from lr
+    assert "step 12: lr is 0.002 from now on; it was 0.01" in answer.err
+    assert "step 12: min_lr is 0.0002 from now on; it was 0.001" in answer.err  # it followed from lr
     answer = run("train", "--resume", f"--out={folder}", "--steps=18")
     assert "steps 15 to 18 train at min_lr 0.0002; set decay_steps to 18" in answer.err
     assert "step 15: lr" not in answer.err
@@ -421,5 +421,5 @@ def test_the_loss_at_the_end_is_of_the_weights_that_are_used(run: Any, tmp_path:
     index = json.loads((tmp_path / "run" / "checkpoints.json").read_text(encoding="utf-8"))
     assert index["best"]["step"] < index["latest"]["step"]  # overfitted
     said = answer.out.partition("validation text: ")[2].split("\n")[0]
-    assert said.endswith(f"(the best weights, of step {index['best']['step']})")
+    assert said.endswith(f"(the best weights, from step {index['best']['step']})")
     assert f"loss {said.split()[0]} nats" in run("eval", f"--model={tmp_path / 'run'}").out

@@ -46,7 +46,7 @@ def test_files_of_the_users_are_in_the_way(
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / name).write_bytes(b"{}")
     answer = run("train", *OPTIONS, f"--data={text}", f"--out={tmp_path / 'mine'}", *overwrite)
-    assert_one_sentence(answer, rf"names of a run's \({name}\): choose another folder")
+    assert_one_sentence(answer, rf"names of a run's files \({name}\): choose another folder")
     assert contents(tmp_path / "mine") == {name: b"{}"}
     if name.startswith(
         ("to", "merges", "text")
@@ -78,7 +78,7 @@ def test_a_gpt2_folder_keeps_its_model(run: Any, text: Path, model: Path, tmp_pa
     command = ("train", *OPTIONS, f"--data={text}", f"--out={tmp_path / 'gpt2'}", "--overwrite")
     assert_one_sentence(run(*command), "names of a run's")
     (tmp_path / "gpt2" / "tokenizer.tinygpt.json").unlink()  # then nothing of it has a name of a run's
-    assert_one_sentence(run(*command), "holds a config.json, as the folder of a GPT-2 model does")
+    assert_one_sentence(run(*command), "holds a config.json, so a run there would be taken for a GPT-2 model")
     before.pop("tokenizer.tinygpt.json")
     assert contents(tmp_path / "gpt2") == before
 
@@ -106,14 +106,14 @@ def test_what_a_new_run_takes_away_is_what_the_old_one_wrote(run: Any, text: Pat
     assert names >= {"notes.txt", "tokenizer.tinygpt.json", "text.json", "tokens.npy", MARK}
     assert [path.name for path in folder.iterdir() if path.is_dir()] == []
     (folder / "merges.txt").write_text("mine")  # now it is not the run's, whatever the run before had
-    assert_one_sentence(run(*command, "--overwrite", "--tokenizer=bpe"), r"names of a run's \(merges.txt\)")
+    assert_one_sentence(run(*command, "--overwrite", "--tokenizer=bpe"), r"names of a run's files \(merges.txt\)")
 
 
 def test_a_run_from_before_there_was_a_mark(run: Any, model: Path, text: Path, tmp_path: Path) -> None:
     folder = copy_of(model, tmp_path / "old")
     (folder / MARK).unlink()
     assert run("sample", f"--model={folder}", "--max-new-tokens=3").code == 0
-    assert_one_sentence(run("train", *OPTIONS, f"--data={text}", f"--out={folder}"), "holds a run already")
+    assert_one_sentence(run("train", *OPTIONS, f"--data={text}", f"--out={folder}"), "already holds a run")
     assert not (folder / MARK).exists()
     assert run("train", "--resume", f"--out={folder}", "--steps=20").code == 0
     assert (folder / MARK).exists()
@@ -125,7 +125,7 @@ def test_a_run_from_before_there_was_a_mark(run: Any, model: Path, text: Path, t
 def test_a_trainer_does_not_replace_a_run(tmp_path: Path) -> None:
     make_trainer(tmp_path).run()
     before = contents(tmp_path)
-    with pytest.raises(UsageError, match=r"holds a run already: call resume\(\) before run\(\)"):
+    with pytest.raises(UsageError, match=r"already holds a run: call resume\(\) before run\(\)"):
         make_trainer(tmp_path, steps=5).run()
     assert contents(tmp_path) == before
     assert json.loads(before[MARK])["files"] == ["checkpoints.json", "loss_curve.png", "metrics.jsonl", MARK]
@@ -279,7 +279,7 @@ def test_at_every_step_of_an_exchange_the_folder_holds_one_run(
             assert run("train", "--resume", f"--out={copy}").code == 0
             assert_same_outcome(copy, folder)
         else:
-            assert_one_sentence(run(*command, f"--out={copy}"), "holds a run already")
+            assert_one_sentence(run(*command, f"--out={copy}"), "already holds a run")
             assert run(*command, f"--out={copy}", "--overwrite").code == 0
         assert not [path for path in copy.iterdir() if path.name.startswith(".")]
 
@@ -291,7 +291,7 @@ def test_at_every_step_of_a_first_run_the_next_command_works(
     command = ("train", *OPTIONS, f"--data={other_text(tmp_path)}", "--steps=4")
     for number, copy in enumerate(watch(monkeypatch, folder, lambda: run(*command, f"--out={folder}"))):
         if (copy / "checkpoints.json").exists() or (copy / ".saved" / "manifest.json").exists():
-            assert_one_sentence(run(*command, f"--out={copy}"), "holds a run already")
+            assert_one_sentence(run(*command, f"--out={copy}"), "already holds a run")
             assert run("train", "--resume", f"--out={copy}").code == 0
             assert_same_outcome(copy, folder)
         elif number % 3 == 0:
@@ -312,14 +312,14 @@ def test_a_folder_has_one_run_at_a_time(run: Any, text: Path, tmp_path: Path) ->
             answers.append(run("train", *OPTIONS, f"--data={text}", f"--out={folder}", "--overwrite"))
             if record["step"]:
                 answers.append(run("train", "--resume", f"--out={folder}"))
-            with pytest.raises(UsageError, match="another run is at work"):
+            with pytest.raises(UsageError, match="another run is using"):
                 make_trainer(folder).run()
 
     trainer.callbacks.append(start)
     assert trainer.run().step == 20
     assert len(answers) == 3
     for answer in answers:
-        assert_one_sentence(answer, rf"another run is at work in the folder .* \(process {os.getpid()} on ")
+        assert_one_sentence(answer, rf"another run is using the folder .* \(process {os.getpid()} on ")
     make_trainer(tmp_path / "alone").run()
     assert_same_outcome(folder, tmp_path / "alone")
     assert not (folder / LOCK).exists()
@@ -335,7 +335,7 @@ def test_a_lock_dies_with_its_process(run: Any, model: Path, tmp_path: Path) -> 
         assert process.stdout is not None
         process.stdout.readline()
         answer = run("train", "--resume", f"--out={folder}")
-        assert_one_sentence(answer, f"another run is at work .*process {process.pid} on")
+        assert_one_sentence(answer, f"another run is using .*process {process.pid} on")
         process.kill()
     assert (folder / LOCK).exists()  # and says nothing by being there
     assert run("train", "--resume", f"--out={folder}").code == 0
@@ -352,7 +352,7 @@ def test_a_file_system_without_locks_is_no_obstacle(
     monkeypatch.setattr(lock, "_lock", none)
     answer = run("train", "--resume", f"--out={folder}", "--steps=13")
     assert answer.code == 0
-    assert answer.err.count("can't be locked (No locks available): start no other run there meanwhile.") == 1
+    assert answer.err.count("can't be locked (No locks available): don't start another run there now.") == 1
     assert not (folder / LOCK).exists()
 
 

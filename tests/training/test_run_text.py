@@ -142,7 +142,7 @@ def test_a_text_that_changes_while_it_is_read(
     path = write_text(tmp_path / "log.txt")
     monkeypatch.setattr("tinygpt.training.text.require_memory", change)
     answer = run("train", *OPTIONS, f"--data={path}", f"--out={tmp_path / 'run'}")
-    assert_one_sentence(answer, "log.txt was changed while it was read: wait until it is written")
+    assert_one_sentence(answer, "log.txt changed while it was read: wait until it is written")
 
 
 def test_bpe_learns_from_what_the_model_is_trained_on(run: Any, tmp_path: Path) -> None:

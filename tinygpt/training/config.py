@@ -1,8 +1,8 @@
-"""What can be set about a training run, with its meaning, its default and its limits.
+"""The settings of a training run, with their meanings, defaults and limits.
 
-`TrainingConfig` is the one place where a setting is written down: the command line makes its options of the
-fields (`options.py`), a checkpoint stores them, and the loop reads them. `PRESETS` gives the values of
-three known settings of the model and the run.
+`TrainingConfig` is the only place where settings are declared: the command line derives its options from the fields
+(`options.py`), a checkpoint stores them, and the loop reads them. `PRESETS` holds three well-known combinations of
+model and training settings.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from ..checks import number, whole_number
 from ..errors import RangeError, UsageError
 from ..optim.schedules import KINDS as SCHEDULES
 
-# What a resumed run may set anew: how long it runs, how closely it is watched, how it rounds, and how far a step goes:
-# that is what a run that diverged needs. The rest says which run it is, and must be what it was.
+# What a resumed run may change: its length, its monitoring, its rounding, and the size of its steps, which a run that
+# diverged needs. The other settings define the run, and must stay the same.
 STEP_SIZE = ("lr", "min_lr", "schedule", "warmup_steps", "decay_steps", "grad_clip")
 CHANGEABLE = frozenset(
     {"steps", "eval_every", "log_every", "checkpoint_every", "patience", "dtype", "cuda_graphs", "detect_anomaly"}
@@ -32,40 +32,40 @@ def _setting(default: Any, help: str, **limits: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """The settings of a run; the defaults are nanoGPT's for a CPU. Raises RangeError with a sentence."""
+    """The settings of a run; the defaults are nanoGPT's for a CPU. Raises RangeError."""
 
-    steps: int = _setting(2000, "optimizer steps in all", at_least=1)
+    steps: int = _setting(2000, "total number of optimizer steps", at_least=1)
     batch_size: int = _setting(12, "rows in a batch", at_least=1)
-    gradient_accumulation: int = _setting(1, "batches of one step, whose loss is over all their targets", at_least=1)
+    gradient_accumulation: int = _setting(1, "batches per step; the loss is over all their targets", at_least=1)
     lr: float = _setting(1e-3, "the highest learning rate", above=0)
     min_lr: float | None = _setting(None, "the learning rate at the end of its decay; by default lr / 10", at_least=0)
-    schedule: str = _setting("cosine", "how the learning rate falls after the warm-up", choices=tuple(SCHEDULES))
-    warmup_steps: int = _setting(100, "steps in which the learning rate rises from zero", at_least=0)
+    schedule: str = _setting("cosine", "how the learning rate decays after the warm-up", choices=tuple(SCHEDULES))
+    warmup_steps: int = _setting(100, "steps over which the learning rate rises from zero", at_least=0)
     decay_steps: int | None = _setting(None, "step at which min_lr is reached; by default the last", at_least=1)
     weight_decay: float = _setting(0.1, "decoupled decay of the weight matrices", at_least=0)
     beta1: float = _setting(0.9, "AdamW: decay of the mean gradient", at_least=0, below=1)
     beta2: float = _setting(0.99, "AdamW: decay of the mean squared gradient", at_least=0, below=1)
-    grad_clip: float = _setting(1.0, "largest norm of all gradients together; 0: no limit", at_least=0)
-    validation_fraction: float = _setting(0.1, "the last part of the text, not trained on", above=0, below=1)
+    grad_clip: float = _setting(1.0, "maximum norm of the whole gradient; 0: no limit", at_least=0)
+    validation_fraction: float = _setting(0.1, "fraction of the text, at its end, for validation", above=0, below=1)
     eval_every: int = _setting(250, "steps between evaluations", at_least=1)
-    eval_batches: int = _setting(20, "validation batches in an evaluation, always the same; 0: all of them", at_least=0)
-    patience: int = _setting(0, "stop after so many evaluations without a new best; 0: never", at_least=0)
+    eval_batches: int = _setting(20, "validation batches per evaluation, always the same; 0: whole text", at_least=0)
+    patience: int = _setting(0, "stop after this many evaluations without a new best; 0: never", at_least=0)
     log_every: int = _setting(10, "steps between lines of the metrics file", at_least=1)
     checkpoint_every: int = _setting(250, "steps between checkpoints", at_least=1)
     dtype: str = _setting(
         "float32",
-        "of activations and matrix products; 16 bits need a GPU, and leave weights and sums in float32",
+        "dtype of activations and matrix products; 16 bits need a GPU; weights and sums stay float32",
         choices=DTYPES,
     )
     cuda_graphs: str = _setting(
         "auto",
-        "on a GPU: the launches of a step recorded once and replayed as one; auto: where that works",
+        "on a GPU: record the kernel launches of a step once, then replay them as one; auto: if possible",
         choices=MODES,
     )
-    seed: int = _setting(0, "of the weights, the batches and the dropout masks", at_least=0)
-    detect_anomaly: bool = _setting(False, "look at every array for NaN and infinity: slow, names the operation")
+    seed: int = _setting(0, "seed of the weights, the batches and the dropout masks", at_least=0)
+    detect_anomaly: bool = _setting(False, "check every array for NaN and infinity and name the operation: slow")
 
-    followed: ClassVar[frozenset[str]] = frozenset()  # the settings that were not given, but follow from others
+    followed: ClassVar[frozenset[str]] = frozenset()  # the settings that were not given but derived from others
 
     def __post_init__(self) -> None:
         for setting in dataclasses.fields(self):
@@ -86,17 +86,17 @@ class TrainingConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainingConfig:
-        """Of the values that `dataclasses.asdict` gave."""
+        """The config with these values, as returned by `dataclasses.asdict`."""
         unknown = sorted(set(values) - {setting.name for setting in dataclasses.fields(cls)})
         if unknown:
             raise UsageError(f"TrainingConfig has no setting {', '.join(unknown)}: was it made by another version?")
         return cls(**values)
 
     def resumed(self, stored: Mapping[str, Any]) -> TrainingConfig:
-        """These settings for a run that is resumed from `stored` ones: what was not given is what it was there.
+        """These settings for a run resumed from `stored` ones: derived values that were not given are the stored ones.
 
-        So the decay of the learning rate ends where it did, however many steps there are now, unless `decay_steps` says
-        otherwise.
+        So the decay of the learning rate ends at the same step as before, however many steps there are now, unless
+        `decay_steps` is given.
         """
         kept = {"decay_steps"} | ({"min_lr"} if self.lr == stored.get("lr") else set())
         names = sorted(kept & self.followed & set(stored))
@@ -104,22 +104,22 @@ class TrainingConfig:
 
 
 def resumed_settings(stored: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a run that is resumed: those stored in its checkpoint but for those given.
+    """The settings of a resumed run: those stored in its checkpoint, overridden by those given.
 
-    A min_lr that followed from lr follows from a new lr as well.
+    A min_lr that was derived from lr is derived from the new lr.
     """
     follows = "lr" in given and stored.get("min_lr") == stored.get("lr", 0.0) / 10
     return {name: value for name, value in stored.items() if not (follows and name == "min_lr")} | dict(given)
 
 
 def changed_step_size(stored: Mapping[str, Any], config: TrainingConfig) -> dict[str, tuple[Any, Any]]:
-    """The settings of `STEP_SIZE` that are not what they were: (before, now), by their names."""
+    """The settings of `STEP_SIZE` that have changed: name -> (before, now)."""
     found = {name: (stored[name], getattr(config, name)) for name in STEP_SIZE if name in stored}
     return {name: pair for name, pair in found.items() if pair[0] != pair[1]}
 
 
 def schedule_notes(config: TrainingConfig, step: int) -> list[str]:
-    """What is to be known of the learning rates of the steps from `step` on; raises UsageError if all of them are 0."""
+    """Warnings about the learning rates from `step` on. Raises UsageError if all of them are 0."""
     if step >= config.steps:
         return []
     notes = []
@@ -127,7 +127,7 @@ def schedule_notes(config: TrainingConfig, step: int) -> list[str]:
         highest = config.lr * config.steps / (config.warmup_steps + 1)
         notes.append(
             f"the warm-up of {config.warmup_steps} steps does not end within the {config.steps} steps of this run: the "
-            f"learning rate gets no higher than {highest:.3g}, not to {config.lr:g}; set a smaller warmup_steps"
+            f"learning rate only rises to {highest:.3g}, not to {config.lr:g}; set a smaller warmup_steps"
         )
     end = config.decay_steps or config.steps
     if config.schedule != "constant" and end < config.steps:

@@ -1,18 +1,18 @@
-"""The folder of a run: what in it belongs to the run, who may write there, and how a new run takes an old one's place.
+"""The folder of a run: which files belong to the run, who may write there, and how a new run replaces an old one.
 
     with RunFolder("out/run") as folder:
-        place = folder.begin(overwrite=True)     # an empty folder inside it, for the files of a new run
+        place = folder.begin(overwrite=True)     # an empty staging folder inside it, for the files of a new run
         ...                                      # text, tokens, tokenizer, the first checkpoint
-        folder.publish()                         # they take their places, and the old run's files go
+        folder.publish()                         # moves them into place and removes the old run's files
 
-**Whose files.** A run marks its folder with `tinygpt-run.json`, which lists what the run writes. Nothing else is ever
-replaced or removed: where a file has the name of a run's and the mark does not list it, a new run is refused. Runs
-from before there was a mark are known by a sound `checkpoints.json` or `text.json`.
+**Ownership.** A run marks its folder with `tinygpt-run.json`, which lists the files that the run writes. No other file
+is ever replaced or removed: if a file has the name of a run file and the mark does not list it, a new run is refused.
+Runs that are older than the mark are recognized by a valid `checkpoints.json` or `text.json`.
 
-**When.** A new run is made aside, in `.tinygpt-new-xxxxxxxx.tmp`. It takes its place when it has evaluated and saved
-its first checkpoint, all of it in one moment (`exchange.py`). Until then the old run is whole, whatever happens.
+**Replacement.** A new run is staged in `.tinygpt-new-xxxxxxxx.tmp`. When it has evaluated and saved its first
+checkpoint, all its files are moved into place atomically (`exchange.py`). Until then the old run stays intact.
 
-**Who.** A run holds `.tinygpt-lock` (`lock.py`), which dies with its process. Reading needs no lock.
+**Locking.** A run holds `.tinygpt-lock` (`lock.py`), which is released when its process ends. Reading needs no lock.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ MARK, LOCK = "tinygpt-run.json", ".tinygpt-lock"
 TEXT, TOKENS, METRICS, PICTURE = "text.json", "tokens.npy", "metrics.jsonl", "loss_curve.png"
 _OF_THE_LOOP = frozenset({MARK, INDEX, METRICS, PICTURE})
 _OF_THE_TEXT = frozenset({TEXT, TOKENS, FILE_NAME, *BPE_FILES})
-_GPT2_CONFIG = "config.json"  # makes a folder one of a GPT-2 model to whoever loads from it
+_GPT2_CONFIG = "config.json"  # loaders take a folder with this file for a GPT-2 model
 _STAGING = re.compile(r"\.tinygpt-new-[0-9a-f]{8}\.tmp")
 _FORMAT = "tinygpt-run"
 
@@ -52,14 +52,14 @@ def is_run_file(name: str) -> bool:
 
 
 class RunFolder:
-    """The folder of one run, which exists or will. As a context it gives back what it holds, and clears up."""
+    """The folder of one run, which need not exist yet. Leaving its context releases the lock and cleans up."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path).expanduser()
         self._lock: Lock | None = None
         self._staging: Path | None = None
-        self._made: list[Path] = []  # folders that were not there before
-        self._lockless = False  # the file system has no locks, and that was said
+        self._made: list[Path] = []  # folders that this object created
+        self._lockless = False  # the file system has no locks, and the user was warned
 
     def __str__(self) -> str:
         return shown(self.path)
@@ -75,7 +75,7 @@ class RunFolder:
 
     @property
     def place(self) -> Path:
-        """Where the run's files are written: aside until it is published."""
+        """Where the run's files are written: the staging folder until `publish`."""
         return self.path if self._staging is None else self._staging
 
     @property
@@ -84,19 +84,19 @@ class RunFolder:
 
     @property
     def replaces(self) -> bool:
-        """Whether a new run that was not published yet would take the place of another."""
+        """Whether this is an unpublished new run that will replace another one."""
         return self.staged and self.holds_run()
 
     def holds_run(self) -> bool:
         """Whether a run has saved something here."""
         return (self.path / INDEX).exists() and INDEX in self._owned()
 
-    # One at a time ------------------------------------------------------------------------------------
+    # Locking ------------------------------------------------------------------------------------------
 
     def lock(self) -> None:
-        """Keep others from writing here until `release`, and finish or remove what killed processes have left.
+        """Keep others from writing here until `release`, and finish or remove what killed processes left behind.
 
-        Raises UsageError where another run is at work in the folder, or nothing can be written there.
+        Raises UsageError if another run is using the folder or it is not writable.
         """
         if self._lock is not None or self._lockless:
             return
@@ -104,15 +104,15 @@ class RunFolder:
         try:
             if not lock.take():
                 raise UsageError(
-                    f"another run is at work in the folder {self} ({lock.holder()}): wait for it, stop it, or choose "
+                    f"another run is using the folder {self} ({lock.holder()}): wait for it, stop it, or choose "
                     "another folder"
                 )
         except NoLocksError as error:
-            # Then it is the user's to see to. What seems left over may be another's at work, and stays.
+            # The user must prevent a second run. Files that look left over may belong to a live run, so they stay.
             self._lockless = True
             with contextlib.suppress(OSError, ValueError, AttributeError):
                 why = error.strerror or error
-                sys.stderr.write(f"The folder {self} can't be locked ({why}): start no other run there meanwhile.\n")
+                sys.stderr.write(f"The folder {self} can't be locked ({why}): don't start another run there now.\n")
             exchange.finish(self.path, is_run_file)
             return
         except OSError as error:
@@ -126,7 +126,7 @@ class RunFolder:
             raise
 
     def release(self) -> None:
-        """Give the lock back; a new run that was not published is gone."""
+        """Release the lock and delete an unpublished new run."""
         staging, self._staging = self._staging, None
         if staging is not None:
             shutil.rmtree(staging, ignore_errors=True)
@@ -134,7 +134,7 @@ class RunFolder:
         if lock is not None:
             lock.give_back()
         for folder in self._made:
-            with contextlib.suppress(OSError):  # there is a run in it now
+            with contextlib.suppress(OSError):  # not empty: it holds a run now
                 folder.rmdir()
         self._made = []
 
@@ -147,9 +147,9 @@ class RunFolder:
 
     @contextlib.contextmanager
     def held(self, resumed: bool) -> Iterator[None]:
-        """For as long as a run writes: locked, and marked as the run's own. resumed: it goes on with what is there.
+        """Hold the lock while a run writes, and mark the folder. resumed: the run continues the one that is there.
 
-        Raises UsageError where the folder is not this run's to write to.
+        Raises UsageError if this run may not write to the folder.
         """
         mine = self._lock is None
         self.lock()
@@ -158,7 +158,7 @@ class RunFolder:
                 owned = self._owned()
                 if not resumed and INDEX in owned:
                     raise UsageError(
-                        f"the folder {self} holds a run already: call resume() before run() to go on with it, or "
+                        f"the folder {self} already holds a run: call resume() before run() to continue it, or "
                         "choose another folder"
                     )
                 if not resumed:
@@ -170,23 +170,23 @@ class RunFolder:
             if mine:
                 self.release()
 
-    # What is whose ------------------------------------------------------------------------------------
+    # Ownership ----------------------------------------------------------------------------------------
 
     def require_free(self, overwrite: bool = False) -> None:
-        """Raise UsageError where a run or other files are in the way of a command's new run. Changes nothing."""
-        if not self.path.is_dir() or exchange.pending(self.path):  # then `begin` finishes it first, and asks again
+        """Raise UsageError if a run or other files are in the way of a new run. Changes nothing."""
+        if not self.path.is_dir() or exchange.pending(self.path):  # `begin` finishes the exchange, then checks again
             return
         owned = self._owned()
         if not overwrite and INDEX in owned:
             raise UsageError(
-                f"the folder {self} holds a run already: go on with it with --resume, keep it and choose another "
+                f"the folder {self} already holds a run: continue it with --resume, keep it and choose another "
                 "--out, or replace it with --overwrite"
             )
         self._require_free_of(_OF_THE_LOOP | _OF_THE_TEXT, owned)
         if (self.path / _GPT2_CONFIG).exists():
             raise UsageError(
-                f"the folder {self} holds a {_GPT2_CONFIG}, as the folder of a GPT-2 model does, which a run would be "
-                "taken for: choose another folder"
+                f"the folder {self} holds a {_GPT2_CONFIG}, so a run there would be taken for a GPT-2 model: choose "
+                "another folder"
             )
 
     def _require_free_of(self, names: frozenset[str], owned: set[str]) -> None:
@@ -194,12 +194,12 @@ class RunFolder:
         foreign = sorted(name for name in there if name not in owned)
         if foreign:
             raise UsageError(
-                f"the folder {self} holds files that are not of a run but have the names of a run's "
+                f"the folder {self} holds files that no run has written, but that have the names of a run's files "
                 f"({', '.join(map(shown, foreign))}): choose another folder, or move them elsewhere"
             )
 
     def require_not_among(self, path: Path) -> None:
-        """Refuse `path`, the text of a new run, where the new run would replace it."""
+        """Raise UsageError if `path`, the text of a new run, is a file that the new run would replace."""
         for name in self._owned() if self.path.is_dir() else ():
             with contextlib.suppress(OSError):
                 if os.path.samefile(self.path / name, path):
@@ -209,12 +209,12 @@ class RunFolder:
                     )
 
     def _owned(self) -> set[str]:
-        """The names of the files that are the run's, of those that are there."""
+        """The names of the existing files that belong to the run."""
         try:
             names = {name for name in os.listdir(self.path) if is_run_file(name)}
         except OSError:
             return set()
-        there = {name for name in names if not (self.path / name).is_dir()}  # a run makes no folder
+        there = {name for name in names if not (self.path / name).is_dir()}  # a run creates no folders
         listed = self._listed(there)
         return {name for name in there if name in listed or (listed and CHECKPOINT.fullmatch(name))}
 
@@ -226,8 +226,8 @@ class RunFolder:
                     return {MARK, *(name for name in mark["files"] if isinstance(name, str))}
             except (OSError, ValueError, KeyError, TypeError, RecursionError):
                 pass
-            return set()  # it is not ours, or can't be told from one that is not
-        listed: set[str] = set()  # a run from before there was a mark
+            return set()  # not our mark, or too damaged to tell
+        listed: set[str] = set()  # no mark: perhaps a run that is older than the mark
         if INDEX in there:
             with contextlib.suppress(CheckpointError):
                 if "latest" in read_index(self.path / INDEX):
@@ -246,9 +246,9 @@ class RunFolder:
     # A new run ----------------------------------------------------------------------------------------
 
     def begin(self, overwrite: bool = False) -> Path:
-        """Lock the folder, which is made where it is missing; an empty folder inside it for the files of a new run.
+        """Create the folder if missing, lock it, and return an empty staging folder inside it for a new run's files.
 
-        Raises UsageError where the folder is not free.
+        Raises UsageError if the folder is not free.
         """
         self._make()
         self.lock()
@@ -270,18 +270,18 @@ class RunFolder:
         self._made = missing
 
     def publish(self) -> Path:
-        """Let the new run take its place, and the old one's if there is one; the folder. Raises OSError, UsageError.
+        """Move the new run's files into place, replacing an old run. Returns the folder. Raises OSError, UsageError.
 
-        Its files must be on the disk and closed.
+        The files must be closed and flushed to disk.
         """
         staging = self._staging
         assert staging is not None, "there is nothing to publish"
         owned, files = self._owned(), {*os.listdir(staging), MARK}
         self._write_mark(staging, files)
         foreign = sorted(name for name in files - owned if os.path.lexists(self.path / name))
-        if foreign:  # put there since the run began
-            raise OSError(errno.EEXIST, f"there is a file {foreign[0]} now, which is not of a run")
-        # First what says whose the files are, last what says that there is a run.
+        if foreign:  # created since the run began
+            raise OSError(errno.EEXIST, f"there is a file {foreign[0]} now, which was not written by a run")
+        # The mark first, because it says who owns the files; the index last, because it makes the folder a run.
         order = sorted(files, key=lambda name: (name == INDEX, name != MARK, name))
         exchange.commit(staging, self.path, order, owned)
         self._staging = None

@@ -1,24 +1,24 @@
 """The training loop.
 
     trainer = Trainer(model, train_tokens, validation_tokens, TrainingConfig(steps=2000), folder)
-    trainer.resume()            # only to go on from the folder's latest checkpoint
+    trainer.resume()            # only to continue from the folder's latest checkpoint
     result = trainer.run()
 
-One step: draw a batch, forward, backward, clip, AdamW. Everything that decides its outcome is either a function of
-the step's number (the batch, the learning rate) or in the checkpoint (weights, optimizer state, the random state of
-dropout). So a run that was interrupted, killed or copied to another place goes on bit for bit as if nothing had been.
+One step: draw a batch, forward, backward, clip, AdamW. Everything that affects its result is either a function of the
+step index (the batch, the learning rate) or in the checkpoint (weights, optimizer state, the random state of dropout).
+So a run that was interrupted, killed or copied elsewhere resumes bit for bit as if it had never stopped.
 
-With `dtype` "bfloat16" or "float16" steps and evaluations are computed in 16 bits (`GPT.compute_in`). Weights, their
-gradients, the optimizer and checkpoints are in float32 as ever: a run can be moved from one dtype to another. In
-float16 the loss is scaled, and a step that this makes infinite is left out (`loss_scale.py`).
+With `dtype` "bfloat16" or "float16", steps and evaluations are computed in 16 bits (`GPT.compute_in`). Weights, their
+gradients, the optimizer and checkpoints stay in float32, so a run can switch dtype when it is resumed. In float16 the
+loss is scaled, and a step in which this overflows is skipped (`loss_scale.py`).
 
-The loss is read at every step, because an update from a loss that is no number would ruin the weights. That costs
-nothing: the norm of the gradients, read just before, has waited for the same results.
+The loss is read at every step, because an update from a NaN loss would ruin the weights. That costs nothing: the norm
+of the gradients, read at the same time, waits for the same results.
 
-A step's checkpoint is saved before anyone is told of the step (`reporting.py`). That nobody reads the progress is no
-reason to stop. A callback that raises is one: the run ends with CallbackError, its latest state saved.
+A step's checkpoint is saved before the step is reported (`reporting.py`). A closed output stream does not stop a run.
+A callback that raises does: the run ends with CallbackError after saving its latest state.
 
-Over 300 lines: one class, whose parts that stand alone are in the files beside it; what is left here all turns on the
+Over 300 lines: one class. Its independent parts are in the other files of this package; the rest all works on the
 state of the run.
 """
 
@@ -57,19 +57,19 @@ from .vocabulary import check_vocabulary
 
 
 class _Stopped(Exception):
-    """Leaves an evaluation when the user asks to stop."""
+    """Raised to leave an evaluation when the user asks to stop."""
 
 
 class Trainer:
-    """Trains `model` on `train_tokens` and keeps checkpoints and metrics in `folder`, which must exist.
+    """Trains `model` on `train_tokens` and saves checkpoints and metrics in `folder`, which must exist.
 
-    A folder that holds a run already, or other files with the names of a run's, is refused by `run`, unless `resume`
-    came before it; so is one in which another run is at work.
+    Without a `resume` before it, `run` refuses a folder that already holds a run or other files with the names of a
+    run's files. It always refuses a folder that another run is using.
 
     train_tokens, validation_tokens: integers, shape (N,), memory-mapped or not. callbacks: called with every record of
-    the metrics file; one that raises ends the run with CallbackError. stream: where the progress is shown: anything
-    with `write`, by default sys.stderr.
-    Raises UsageError when a text is shorter than the block, RangeError when it has an id that the model lacks.
+    the metrics file; one that raises ends the run with CallbackError. stream: where to show progress: any object with
+    a `write` method, by default sys.stderr.
+    Raises UsageError if a text is shorter than the block, RangeError if it has an id outside the model's vocabulary.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Trainer:
             model.named_parameters(), config.lr, (config.beta1, config.beta2), weight_decay=config.weight_decay
         )
         self.use(config)
-        activation_dtype(config.dtype, self.parameters[0].backend)  # refused now, not at the first step
+        activation_dtype(config.dtype, self.parameters[0].backend)  # raises now rather than at the first step
         self.loss_scale = LossScale(config.dtype)
         self.graphed_step = GraphedStep(model, partial(forward_and_backward, model), config.cuda_graphs)
         self.state = TrainState()
@@ -108,11 +108,11 @@ class Trainer:
         self.callbacks = self.report.callbacks
         self.stream = stream
         self.saved_at = -1
-        self.changed: dict[str, tuple[Any, Any]] = {}  # by a resume: what a setting was, and what it is now
-        self.grad_norm: float | None = 0.0  # of the last step; None when it was left out
+        self.changed: dict[str, tuple[Any, Any]] = {}  # settings that `resume` changed: name -> (before, now)
+        self.grad_norm: float | None = 0.0  # of the last step; None if that was skipped
 
     def use(self, config: TrainingConfig) -> None:
-        """Take these settings, and the learning rates that they say."""
+        """Use these settings and their learning rate schedule."""
         self.config = config
         self.schedule = schedules.make(
             config.schedule, config.lr, config.min_lr or 0.0, config.warmup_steps, config.decay_steps or config.steps
@@ -121,12 +121,12 @@ class Trainer:
     # The loop -------------------------------------------------------------------------------------
 
     def run(self) -> TrainingResult:
-        """Train until the last step, early stopping or a signal. The folder then holds the result's checkpoint.
+        """Train until the last step, early stopping or a signal. The folder then holds a checkpoint of the result.
 
-        The model trains in training mode, but for parts that are in eval mode while the model as a whole is not: those
-        stay so. Afterwards each part is in the mode that it was in. Raises DivergedError, with the last good checkpoint
-        kept; CallbackError, with the latest state saved; UsageError where the folder can't be written, or when no step
-        could change anything.
+        The model is put in training mode, except modules that are in eval mode while the model itself is not: they are
+        frozen and stay so. Afterwards every module is back in its previous mode. Raises DivergedError, after which the
+        last good checkpoint is still there; CallbackError, after saving the latest state; UsageError if the folder
+        can't be written, or if the learning rate of all remaining steps is 0.
         """
         config, state = self.config, self.state
         notes = [*self._changes(), *schedule_notes(config, state.step)]
@@ -144,14 +144,14 @@ class Trainer:
                     progress.line(begin, f"step {begin}: {words}")
                 self._train(stop, progress, tokens_per_step)
             except DivergedError:
-                with contextlib.suppress(CallbackError):  # the first error is the one to see
-                    self.report.tell(progress)  # of the last steps that went well
+                with contextlib.suppress(CallbackError):  # DivergedError is the more important one
+                    self.report.tell(progress)  # the last good steps
                 raise
             finally:
-                with contextlib.suppress(OSError):  # every line of it has been written
+                with contextlib.suppress(OSError):  # all lines have been written already
                     self.report.metrics.close()
                 progress.close()
-        return self._result(begin, stop.signal)  # no signal is held back any more: what takes time now can be stopped
+        return self._result(begin, stop.signal)  # signals are no longer caught, so Ctrl-C can interrupt the drawing
 
     def _train(self, stop: StopRequest, progress: Progress, tokens_per_step: int) -> None:
         config, state = self.config, self.state
@@ -160,14 +160,14 @@ class Trainer:
             state.seconds = time.perf_counter() - begin
             improved = self._evaluation_due() and self._evaluate(stop)
             ended = state.step >= config.steps or 0 < config.patience <= state.without_improvement or stop.requested
-            if stop.requested and self.run_folder.replaces:  # before it could begin: the older run stays
+            if stop.requested and self.run_folder.replaces:  # before the first checkpoint: the older run stays
                 raise KeyboardInterrupt
             if improved or ended or (state.step % config.checkpoint_every == 0 and self.saved_at != state.step):
                 self.save(best=improved)
             self._tell(progress)
             if ended:
                 return
-            if stop.requested:  # while it was told
+            if stop.requested:  # during the callbacks
                 return self._save_once()
             loss = self._step()
             progress.update(state.step, loss)
@@ -176,7 +176,7 @@ class Trainer:
                 self._log_training(tokens_per_step)
 
     def _changes(self) -> list[str]:
-        return [f"{name} is {now} from here on; it was {before}" for name, (before, now) in self.changed.items()]
+        return [f"{name} is {now} from now on; it was {before}" for name, (before, now) in self.changed.items()]
 
     def _step(self) -> float:
         """One update of the weights; returns the loss before it."""
@@ -187,7 +187,7 @@ class Trainer:
                 loss, norm = self._gradients()
         except NonFiniteError as error:
             raise diverged(self, str(error)) from error
-        except Exception:  # of the data, of memory: the weights are still those of the last step
+        except Exception:  # such as MemoryError: the weights are still those of the last step
             self._save_as_before(random_state)
             raise
         self.optimizer.lr = self.schedule(state.step)
@@ -205,7 +205,7 @@ class Trainer:
         return loss
 
     def _save_as_before(self, random_state: Any) -> None:
-        """Keep what the steps before this one have learnt. That it can't be kept is not to hide why the step failed."""
+        """Save the state before this step. A failure to save is ignored, so as not to hide why the step failed."""
         self.optimizer.zero_grad()
         self.model.generator.load_state_dict(random_state)
         if self.state.step > 0:
@@ -213,7 +213,7 @@ class Trainer:
                 self._save_once()
 
     def _update(self, norm: float) -> None:
-        """Clip and change the weights; norm: of the mean of the batches' gradients."""
+        """Clip the gradient and update the weights. norm: of the mean of the batches' gradients."""
         scale = 1.0 / (self.config.gradient_accumulation * self.loss_scale.scale)
         if self.config.grad_clip > 0:
             scale *= clip_coefficient(norm, self.config.grad_clip)
@@ -221,14 +221,14 @@ class Trainer:
         self.loss_scale.raise_after_good_step()
 
     def _gradients(self) -> tuple[float, float]:
-        """Add up the gradients of the step's batches, times their number and the loss scale.
+        """Accumulate the gradients of the step's batches, which scales them by (number of batches) * (loss scale).
 
-        Returns the loss over the step's targets and the norm of its gradient.
+        Returns the loss over the step's targets and the norm of its gradient, without these factors.
         """
         count, scale = self.config.gradient_accumulation, self.loss_scale.scale
 
         def work(inputs: np.ndarray, targets: np.ndarray, weight: float) -> Tensor:
-            # A graph would be of this very weight, which does not come again: such a batch runs as usual.
+            # A graph is recorded for one weight. Any other than 1 hardly occurs twice, so such a batch is not recorded.
             return (self.graphed_step if weight == 1.0 else self.graphed_step.work)(inputs, targets, scale * weight)
 
         batches = [self.batches.batch(self.state.step * count + index) for index in range(count)]
@@ -243,7 +243,7 @@ class Trainer:
         return due and state.evaluated_at != state.step
 
     def _evaluate(self, stop: StopRequest) -> bool:
-        """Whether the validation loss is the best so far."""
+        """Evaluate and record the validation loss; return whether it is the best so far."""
 
         def until_stopped() -> Iterator[tuple[np.ndarray, np.ndarray]]:
             for batch in self.validation:
@@ -299,15 +299,15 @@ class Trainer:
     # Checkpoints ----------------------------------------------------------------------------------
 
     def save(self, best: bool = False) -> None:
-        """Make the present state the folder's latest checkpoint, and the best one if so told."""
+        """Save the current state as the folder's latest checkpoint and, with best=True, as its best one."""
         checkpoint = checkpoint_of(self)
         for name, array in checkpoint.model.items():
-            if not np.isfinite(array).all():  # never in place of a good checkpoint
+            if not np.isfinite(array).all():  # must not replace a good checkpoint
                 raise diverged(self, f"the weights {name} are not finite")
         with writing(self):
             self.report.metrics.sync()
             self.checkpoints.save(checkpoint, best)
-            if self.run_folder.staged:  # a new run that can begin: it takes its place, and an older one's
+            if self.run_folder.staged:  # the first checkpoint of a new run: move it into place, replacing an older run
                 self.report.metrics.close()
                 self.folder = self.run_folder.publish()
                 self.checkpoints = CheckpointFolder(self.folder)
@@ -319,16 +319,16 @@ class Trainer:
             self.save()
 
     def resume(self, checkpoint: Checkpoint | None = None) -> None:
-        """Go back to the folder's latest checkpoint, or the one given.
+        """Restore the folder's latest checkpoint, or the one given.
 
-        What a setting follows from others (`decay_steps` from `steps`) is what it was in the checkpoint.
-        Raises CheckpointError when there is none, when it is damaged, or when it is of another run: another model,
-        another text, or settings that differ in more than `CHANGEABLE`.
+        A setting that is derived from others by default (`decay_steps` from `steps`) keeps its value from the
+        checkpoint. Raises CheckpointError if there is no checkpoint, if it is damaged, or if it is from a different
+        run: another model, another text, or other settings besides `CHANGEABLE` ones.
         """
         restore(self, checkpoint if checkpoint is not None else self.checkpoints.load("latest"))
 
     def load_best(self) -> int:
-        """Give the model the weights of the best evaluation, those that `tinygpt sample` uses; the step they are of."""
+        """Load the weights of the best evaluation, which `tinygpt sample` uses; return their step."""
         step = int(self.checkpoints.entry("best")["step"])
         if step != self.state.step:
             self.model.load_state_dict(self.checkpoints.load("best").model)

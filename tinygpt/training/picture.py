@@ -1,4 +1,4 @@
-"""The loss curve as a picture, for those who have matplotlib."""
+"""The loss curve as a picture. Needs matplotlib."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .metrics import read_metrics
 
 
 def require_matplotlib() -> None:
-    """Raise MissingExtraError where it is not installed."""
+    """Raise MissingExtraError if matplotlib is not installed."""
     try:
         import matplotlib
     except ModuleNotFoundError as error:
@@ -19,7 +19,7 @@ def require_matplotlib() -> None:
 
 
 def draw_loss_curve(metrics: Path, picture: Path) -> None:
-    """Draw the training and the validation loss of a metrics file into a PNG file.
+    """Draw the training and validation loss from a metrics file as a PNG file.
 
     Raises MissingExtraError without matplotlib, CheckpointError for damaged metrics, OSError.
     """

@@ -1,6 +1,6 @@
-"""What a person sees while a run goes on: a bar on a terminal, a few plain lines in a log file.
+"""Progress of a run: a bar on a terminal, a few plain lines in a log file.
 
-Nobody may be there to see it (`tinygpt/console.py`): that is no reason for a run to end.
+A closed or broken output stream does not stop the run (`tinygpt/console.py`).
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from tqdm import tqdm
 
 from ..console import Lenient
 
-_REFRESH = 0.1  # seconds between drawings: drawing at each step would cost more than a small model's step
-_LINE = 30.0  # seconds between lines of a log file
+_REFRESH = 0.1  # seconds between redraws: redrawing at every step would cost more than a small model's step
+_LINE = 30.0  # seconds between lines in a log file
 _LAYOUT = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
 
 
 class Progress:
-    """Steps done, loss, tokens/s and time left, on `stream`: sys.stderr, or anything with `write`."""
+    """Shows steps done, loss, tokens/s and time left on `stream`: sys.stderr, or any object with a `write` method."""
 
     def __init__(self, total: int, done: int, tokens_per_step: int, stream: Any = None) -> None:
         self.stream = Lenient(stream if stream is not None else sys.stderr)
@@ -28,16 +28,16 @@ class Progress:
         self._shown, self._time, self._rate = done, time.perf_counter(), 0.0
         self._last: tuple[int, float] | None = None
         self._last_line = self._time
-        # The bar takes what the words leave of the line: on a narrow terminal it shrinks before they are cut.
-        size = shutil.get_terminal_size()  # has a guess where the terminal does not say
-        # miniters huge: we say when to draw. leave: the finished bar stays on the screen.
+        # The bar fills what the text leaves of the line: on a narrow terminal it shrinks before the text is cut off.
+        size = shutil.get_terminal_size()  # 80 x 24 if unknown
+        # A huge miniters keeps tqdm from redrawing by itself. leave=True: the finished bar stays on the screen.
         self._bar = tqdm(
             total=total, initial=done, file=self.stream, bar_format=_LAYOUT, mininterval=0, miniters=1 << 62,
             disable=not self.stream.isatty(), leave=True, ncols=size.columns, nrows=size.lines,
         )  # fmt: skip
 
     def update(self, step: int, loss: float) -> None:
-        """After each step; draws now and then."""
+        """Call after each step; redraws at most every `_REFRESH` seconds."""
         self._last = step, loss
         now = time.perf_counter()
         elapsed = now - self._time
@@ -61,11 +61,11 @@ class Progress:
         return f"loss {loss:.3f}, {self._rate:,.0f} tokens/s"
 
     def line(self, step: int, text: str) -> None:
-        """A line of text above the bar; in a log file, just a line."""
+        """Print a line of text, above the bar if there is one."""
         self._bar.n = step
         tqdm.write(text, file=self.stream)
         self.stream.flush()
-        self._shown, self._time = step, time.perf_counter()  # an evaluation's time is not the steps'
+        self._shown, self._time = step, time.perf_counter()  # evaluation time must not count in tokens/s
         self._last_line = self._time
 
     def close(self) -> None:

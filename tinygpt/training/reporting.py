@@ -1,7 +1,7 @@
-"""What a run writes down and tells: lines of metrics, calls of the callbacks, lines of progress, the loss curve.
+"""The output of a run: the metrics file, callbacks, progress lines, the loss curve.
 
-A line of metrics is written at once, for a checkpoint that counts on it. Callbacks and onlookers hear of it later, when
-the state that it is about is safe (`Report.tell`): then nobody has been told of what a crash can undo.
+A metrics record is written at once, because the checkpoint of the same step relies on it. Callbacks and progress lines
+follow after that checkpoint is saved (`Report.tell`), so that they never report a step that a crash could undo.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from .progress import Progress
 
 
 class Report:
-    """metrics, picture: the files. callbacks: called with every record of the metrics."""
+    """metrics, picture: paths of the files. callbacks: called with every metrics record."""
 
     def __init__(self, metrics: Path, picture: Path, callbacks: Sequence[Callable[[dict[str, Any]], None]]) -> None:
         self.metrics, self.picture, self.callbacks = MetricsFile(metrics), picture, list(callbacks)
         self.untold: list[tuple[dict[str, Any], str]] = []
 
     def move_to(self, metrics: Path, picture: Path) -> None:
-        """Go on in these files; the metrics must be closed."""
+        """Continue in these files. The metrics file must be closed."""
         self.metrics.path, self.picture = metrics, picture
 
     def record(self, record: dict[str, Any], words: str = "") -> None:
-        """Write a line of metrics; `words`: the line of progress that goes with it. Raises OSError."""
+        """Write a metrics record. words: its progress line, if any, for `tell`. Raises OSError."""
         self.metrics.append(record)
         self.untold.append((record, words))
 
     def tell(self, progress: Progress) -> None:
-        """Tell of all records since the last call. Raises CallbackError."""
+        """Report all records since the last call to the progress output and the callbacks. Raises CallbackError."""
         untold, self.untold = self.untold, []
         for record, words in untold:
             if words:
@@ -46,11 +46,11 @@ class Report:
                     name = getattr(callback, "__qualname__", type(callback).__qualname__)
                     raise CallbackError(
                         f"the callback {name} failed at step {record['step']} ({type(error).__name__}: {error}); the "
-                        f"run is saved in {self.picture.parent} as it was then: mend the callback and resume the run"
+                        f"run's state was saved in {self.picture.parent}: fix the callback and resume the run"
                     ) from error
 
     def draw(self) -> str:
-        """Draw the loss curve; a sentence about it. The run is done and saved: no picture is no error of it."""
+        """Draw the loss curve; return a message about it. A failure is no error, because the run itself is saved."""
         try:
             draw_loss_curve(self.metrics.path, self.picture)
         except UsageError as error:  # no matplotlib, a damaged line of metrics

@@ -1,4 +1,4 @@
-"""One run, from a model and its text to the loss of its best weights: what `tinygpt train` and the example share.
+"""One training run, from a model and a text to the loss of the best weights: shared by `tinygpt train` and the example.
 
     settings = choose_settings(options)                         # settings.py
     with settings.folder:                                       # folder.py
@@ -7,12 +7,12 @@
         model = GPT(GPTConfig(vocab_size=text.tokenizer.vocab_size, **settings.model), seed=settings.training.seed)
         trainer = make_trainer(settings, model, train_tokens, validation_tokens)
         print(describe_run(settings, text, model))
-        code = train_and_evaluate(trainer, validation_tokens, "the command that goes on after Ctrl-C")
+        code = train_and_evaluate(trainer, validation_tokens, "the command that resumes after Ctrl-C")
 
-A run's folder holds `tinygpt-run.json` (what in it is the run's, see `folder.py`), `text.json` (which text it was), the
-tokenizer (`tokenizer.tinygpt.json`, or `tokenizer.json` and its kin, see `tokenizers/bpe_files.py`), `tokens.npy`, the
-checkpoints (see `tinygpt/checkpoint.py`), `metrics.jsonl` and `loss_curve.png`. `tinygpt.interop.load` makes a model
-and a tokenizer of it again.
+A run's folder holds `tinygpt-run.json` (the list of the run's files, see `folder.py`), `text.json` (which text it was),
+the tokenizer (`tokenizer.tinygpt.json`, or `tokenizer.json` and its companions, see `tokenizers/bpe_files.py`),
+`tokens.npy`, the checkpoints (see `tinygpt/checkpoint.py`), `metrics.jsonl` and `loss_curve.png`.
+`tinygpt.interop.load` loads the model and the tokenizer from it.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from .text import Text
 
 
 def make_trainer(settings: Settings, model: GPT, train_tokens: np.ndarray, validation_tokens: np.ndarray) -> Trainer:
-    """The trainer of a run. One that is resumed stands where its checkpoint was saved; one that is to replace an older
-    run has shown that it can make a step, since the older one is lost from its first checkpoint on."""
+    """The trainer of a run. A resumed run is restored from its checkpoint. A run that will replace an older one first
+    tries a step, because its first checkpoint removes the older run."""
     trainer = Trainer(model, train_tokens, validation_tokens, settings.training, settings.folder)
     if settings.checkpoint is not None:
         trainer.resume(settings.checkpoint)
@@ -40,9 +40,9 @@ def make_trainer(settings: Settings, model: GPT, train_tokens: np.ndarray, valid
 
 
 def rehearse(trainer: Trainer) -> None:
-    """One forward and backward pass of the first batch, which changes nothing: what a step needs is there.
+    """Run the first batch forward and backward without changing anything, to see that there is enough memory.
 
-    For a new run that is to replace an older one, before it does.
+    For a new run that will replace an older one.
     """
     model, state = trainer.model, trainer.model.generator.state_dict()
     with model.compute_in(trainer.config.dtype):
@@ -52,35 +52,35 @@ def rehearse(trainer: Trainer) -> None:
 
 
 def describe_run(settings: Settings, text: Text, model: GPT) -> str:
-    """What is about to run, and on what: a few lines to print before training."""
+    """A summary of the run in a few lines, to print before training."""
     config, training = model.config, settings.training
     in_dtype = "" if training.dtype == "float32" else f", activations in {training.dtype}"
     begin = settings.checkpoint.step if settings.checkpoint is not None else 0
     lines = {
-        "Text": f"{text.description}; {len(text.tokens):,} tokens, {text.tokenizer.vocab_size} different, the last "
+        "Text": f"{text.description}; {len(text.tokens):,} tokens, vocabulary of {text.tokenizer.vocab_size}, the last "
         f"{training.validation_fraction:.0%} for validation",
         "Model": f"{config.n_layer} layers, {config.n_head} heads, {config.n_embd} channels, block "
         f"{config.block_size}, dropout {config.dropout:g}, {'with' if config.bias else 'no'} biases: "
         f"{model.num_parameters():,} parameters",
         "Run": f"steps {begin} to {training.steps}, each {training.gradient_accumulation} x {training.batch_size} x "
-        f"{config.block_size} tokens{in_dtype}; kept in {settings.folder}",
+        f"{config.block_size} tokens{in_dtype}; saved in {settings.folder}",
         "On": kernel.describe(settings.backend),
     }
     return "\n".join(f"{name + ':':<7}{line}" for name, line in lines.items())
 
 
-def train_and_evaluate(trainer: Trainer, validation_tokens: np.ndarray, go_on: str) -> int:
-    """Train to the end, then say how good the best weights are, which the model has from then on.
+def train_and_evaluate(trainer: Trainer, validation_tokens: np.ndarray, resume_command: str) -> int:
+    """Train to the end, then load the best weights and print their loss over the whole validation text.
 
-    go_on: the command that resumes the run. Returns an exit code: 0, or 128 + the signal that stopped it, where all is
-    saved and nothing was evaluated.
+    resume_command: printed if a signal stops the run. Returns an exit code: 0, or 128 + the signal; then the run was
+    saved but not evaluated.
     """
     result = trainer.run()
     if result.signal is not None:
-        say(f"Saved at step {result.step}. Go on with:\n    {go_on}")
+        say(f"Saved at step {result.step}. Resume with:\n    {resume_command}")
         return 128 + result.signal
     say(result.summary())
     step = trainer.load_best()
     loss = evaluate(trainer.model, validation_tokens, trainer.config.batch_size, progress=True)
-    say(f"Loss over the whole validation text: {loss:.4f} (the best weights, of step {step})")
+    say(f"Loss over the whole validation text: {loss:.4f} (the best weights, from step {step})")
     return 0

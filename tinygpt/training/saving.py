@@ -1,4 +1,4 @@
-"""All of a run's state as a checkpoint, and back."""
+"""Saves the complete state of a run as a checkpoint, and restores it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def checkpoint_of(trainer: Trainer) -> Checkpoint:
-    """The present state of a run."""
+    """The current state of a run."""
     model = {name: backends.move(array, "numpy") for name, array in trainer.model.state_dict().items()}
     kinds = trainer.optimizer.state_dict()
     steps = kinds.pop("step")
@@ -43,7 +43,7 @@ def checkpoint_of(trainer: Trainer) -> Checkpoint:
 
 
 def restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
-    """Bring a trainer to the state of a checkpoint. Raises CheckpointError when it is of another run, or damaged."""
+    """Restore a trainer from a checkpoint. Raises CheckpointError if it is from a different run, or damaged."""
     state = checkpoint.state
     where = f"the checkpoint of step {checkpoint.step} in {trainer.run_folder}"
     check_state(checkpoint, where, TrainState)
@@ -51,7 +51,7 @@ def restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
     require_same(where, state["model_config"], trainer.model.config.to_dict())
     require_same(where, state["training_config"], dataclasses.asdict(config), CHANGEABLE)
     if state["text"] != trainer.text:
-        raise CheckpointError(f"{where} is of another text: the tokens are not those that it was trained on")
+        raise CheckpointError(f"{where} is of another text: these are not the tokens that it was trained on")
     optimizer: dict[str, dict[str, Any]] = {"step": state["optimizer_steps"]}
     for name, array in checkpoint.optimizer.items():
         kind, _, parameter = name.partition(".")
@@ -71,21 +71,21 @@ def restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
 
 @contextlib.contextmanager
 def writing(trainer: Trainer) -> Iterator[None]:
-    """Around what writes into a run's folder, and nothing else: other OSErrors are not the folder's fault."""
+    """Explains OSErrors. Wrap only code that writes to a run's folder: other OSErrors are not the folder's fault."""
     try:
         yield
     except OSError as error:
         what = f"cannot write to the folder {trainer.run_folder}: {error.strerror or error}"
         if trainer.saved_at >= 0 and not trainer.run_folder.staged:
-            kept, then = f"the checkpoint of step {trainer.saved_at} is intact", "go on with --resume"
+            saved, then = f"the checkpoint of step {trainer.saved_at} is intact", "continue with --resume"
         else:
-            kept, then = "nothing was saved", "try again"
-        raise UsageError(f"{what}; {kept}: make room there, or allow writing, and {then}") from error
+            saved, then = "nothing was saved", "try again"
+        raise UsageError(f"{what}; {saved}: make room there, or allow writing, and {then}") from error
 
 
 @contextlib.contextmanager
 def holding(trainer: Trainer) -> Iterator[None]:
-    """Around a run: nobody else writes into its folder meanwhile. Raises UsageError where the folder is not its own."""
+    """Holds the folder's lock during a run. Raises UsageError if the run may not write to the folder."""
     with contextlib.ExitStack() as held:
         with writing(trainer):
             held.enter_context(trainer.run_folder.held(resumed=trainer.saved_at >= 0))

@@ -1,14 +1,15 @@
 """The settings of a run: from a command line or, with `--resume`, from the checkpoint of the run itself.
 
     settings = choose_settings(options)
-    with settings.folder:                                     # given back at the end; a run that failed leaves nothing
+    with settings.folder:                                     # unlocks it at the end and removes a new run that failed
         ...
 
-`--resume` takes everything from the checkpoint. Options that only say how long a run goes on and how it is watched
-(`CHANGEABLE`: --steps, --dtype, --eval-every, ...) may be set anew, so may --backend, and so may what decides how far a
-step goes (--lr, --decay-steps, --grad-clip, ...: the run says so, and its metrics keep it); any other must be what it
-was, or is refused. More steps do not stretch the learning rate's decay: it stays at min_lr. "Bit for bit" holds for the
-same backend, dtype, kernels and versions of the libraries: they may round differently from one another.
+`--resume` takes all settings from the checkpoint. Some may be changed (`CHANGEABLE`): the length and the monitoring of
+the run (--steps, --dtype, --eval-every, ...) and the size of its steps (--lr, --decay-steps, --grad-clip, ...), which
+is printed and recorded in the metrics. --backend may change too. Any other option must have the value in the
+checkpoint. More steps do not stretch the learning rate's decay: it stays at min_lr. A resumed run is bit-identical to
+an uninterrupted one only with the same backend, dtype, kernels and library versions, because these may round
+differently.
 """
 
 from __future__ import annotations
@@ -35,30 +36,30 @@ from .picture import require_matplotlib
 from .state import check_state
 
 TOKENIZERS = ("character", "byte", "bpe")
-VOCAB_SIZE = 2048  # of --tokenizer bpe: Shakespeare's plays in a third of the tokens that they have characters
+VOCAB_SIZE = 2048  # of --tokenizer bpe: about three characters of Shakespeare's plays per token
 MODEL_HELP = {
     "block_size": "the longest sequence, in tokens",
-    "n_layer": "blocks, one after the other",
-    "n_head": "heads of attention in each",
-    "n_embd": "channels; a multiple of n_head",
-    "dropout": "share of the activations set to zero in training",
-    "bias": "biases in the linear layers and in LayerNorm",
+    "n_layer": "number of transformer blocks",
+    "n_head": "attention heads per block",
+    "n_embd": "embedding channels; a multiple of n_head",
+    "dropout": "fraction of activations set to zero in training",
+    "bias": "use biases in the linear layers and in LayerNorm",
     "layer_norm_epsilon": "added to the variance in LayerNorm",
 }
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run is to be. model: GPTConfig's values but for vocab_size, which the text decides.
+    """The settings of a run. model: the values of GPTConfig except vocab_size, which depends on the text.
 
-    folder: a context, which gives the folder back for others and clears up.
+    folder: a context manager that unlocks the folder and cleans up.
     """
 
     folder: RunFolder
     backend: str
     model: dict[str, Any]
     training: TrainingConfig
-    checkpoint: Checkpoint | None  # what to go on from
+    checkpoint: Checkpoint | None  # to resume from
     data: str | None
     tokenizer: str | None
     vocab_size: int | None = None
@@ -70,21 +71,21 @@ class Settings:
 
 
 def add_run_options(parser: argparse.ArgumentParser, out: str) -> None:
-    """All options of a training run; `out` is the default folder, in which `{preset}` stands for the preset."""
+    """Add all options of a training run. out: the default folder, where `{preset}` stands for the preset's name."""
     group = parser.add_argument_group("the run")
     presets = "; ".join(f"{name}: {preset.description}" for name, preset in PRESETS.items())
     group.add_argument("--backend", choices=backends.NAMES, help="CPU or GPU (default: numpy)")
     group.add_argument("--preset", choices=tuple(PRESETS), help=f"{presets} (default: tiny; baby on a GPU)")
     group.add_argument(
-        "--data", metavar="FILE", help="a UTF-8 text to train on; - is the standard input (default: Shakespeare)"
+        "--data", metavar="FILE", help="UTF-8 text to train on; - is standard input (default: Shakespeare)"
     )
-    group.add_argument("--tokenizer", choices=TOKENIZERS, help="what a token is (default: character)")
-    words = f"tokens of --tokenizer bpe, which is trained on the training part (default: {VOCAB_SIZE})"
+    group.add_argument("--tokenizer", choices=TOKENIZERS, help="the kind of token (default: character)")
+    words = f"vocabulary size of --tokenizer bpe, which is trained on the training part (default: {VOCAB_SIZE})"
     group.add_argument("--vocab-size", dest="bpe_vocab_size", type=int, metavar="N", help=words)
-    group.add_argument("--out", metavar="FOLDER", help=f"where everything is kept (default: {out})")
+    group.add_argument("--out", metavar="FOLDER", help=f"folder for all files of the run (default: {out})")
     either = group.add_mutually_exclusive_group()
-    either.add_argument("--resume", action="store_true", help="go on from the latest checkpoint in --out")
-    either.add_argument("--overwrite", action="store_true", help="replace the run in --out by a new one")
+    either.add_argument("--resume", action="store_true", help="continue from the latest checkpoint in --out")
+    either.add_argument("--overwrite", action="store_true", help="replace the run in --out with a new one")
     parser.set_defaults(default_out=out)
     add_options(parser, TrainingConfig, "training", {name: preset.training for name, preset in PRESETS.items()})
     models = {name: preset.model for name, preset in PRESETS.items()}
@@ -92,10 +93,10 @@ def add_run_options(parser: argparse.ArgumentParser, out: str) -> None:
 
 
 def choose_settings(options: argparse.Namespace) -> Settings:
-    """The settings of a new run or, with --resume, of the one in the folder, which is then locked. Writes nothing else.
+    """The settings of a new run or, with --resume, of the run in the folder, which is then locked. Writes nothing else.
 
-    Raises UsageError for settings without sense and for a folder that holds a run already or other files in its way,
-    CheckpointError when there is nothing to resume or the options contradict it.
+    Raises UsageError for invalid settings, and for a folder that already holds a run or other files in its way;
+    CheckpointError if there is nothing to resume or the options contradict the checkpoint.
     """
     name = options.preset or ("baby" if options.backend == "cupy" else "tiny")
     folder = RunFolder(options.out or options.default_out.format(preset=name))
@@ -123,7 +124,7 @@ def _new(options: argparse.Namespace, folder: RunFolder, name: str) -> Settings:
 
 def _resumed(options: argparse.Namespace, folder: RunFolder) -> Settings:
     if folder.path.is_dir():
-        folder.lock()  # another process must not train on from here meanwhile
+        folder.lock()  # so that no other process resumes the same run
     checkpoint = CheckpointFolder(folder).load("latest")
     state, where = checkpoint.state, f"the checkpoint of step {checkpoint.step} in {folder}"
     check_state(checkpoint, where, TrainState)
@@ -135,7 +136,7 @@ def _resumed(options: argparse.Namespace, folder: RunFolder) -> Settings:
     model = {key: value for key, value in state["model_config"].items() if key != "vocab_size"}
     if config.steps < checkpoint.step:
         raise UsageError(
-            f"the run in {folder} is at step {checkpoint.step} already: steps must be at least that, not {config.steps}"
+            f"the run in {folder} is already at step {checkpoint.step}: steps must be at least that, not {config.steps}"
         )
     backend = options.backend or state.get("backend", "numpy")
     settings = Settings(
@@ -146,7 +147,7 @@ def _resumed(options: argparse.Namespace, folder: RunFolder) -> Settings:
 
 
 def _check(settings: Settings) -> None:
-    """Raise UsageError for what can be refused before the text is read."""
+    """Raise UsageError for mistakes that can be found before the text is read."""
     config = settings.training
     bpe = settings.tokenizer == "bpe" or (settings.resume and (settings.folder.path / TOKENIZER).exists())
     require_together(
@@ -157,6 +158,6 @@ def _check(settings: Settings) -> None:
     )
     Generator(config.seed)
     if settings.vocab_size is not None and settings.tokenizer != "bpe":
-        raise UsageError("--vocab-size is the number of tokens of --tokenizer bpe: give both, or neither")
+        raise UsageError("--vocab-size is the vocabulary size of --tokenizer bpe: give both, or neither")
     vocab_size = max(1, settings.vocab_size or 1)
     require_memory(GPTConfig(vocab_size=vocab_size, **settings.model), config.batch_size, settings.backend)

@@ -1,7 +1,7 @@
-"""The state in a checkpoint, looked through before a run goes on from it.
+"""Validates the state in a checkpoint before a run is resumed from it.
 
-A file may be damaged, made by another version or forged, with a sound SHA-256: what is not as this version writes it is
-refused with a sentence that names the entry, before anything is built of it.
+A file with a correct SHA-256 may still be damaged, from another version, or forged. So every entry is checked before it
+is used, and one that this version would not have written raises an error that names it.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from .config import TrainingConfig
 
 
 def check_state(checkpoint: Checkpoint, where: str, progression: type) -> None:
-    """Raise CheckpointError unless a run can go on from the checkpoint.
+    """Raise CheckpointError unless a run can be resumed from the checkpoint.
 
-    where: the checkpoint, for the sentence. progression: the dataclass that state["progression"] is made into.
+    where: the checkpoint, for error messages. progression: the dataclass that is built from state["progression"].
     """
     state = checkpoint.state
     try:
@@ -42,7 +42,7 @@ def check_state(checkpoint: Checkpoint, where: str, progression: type) -> None:
 
 
 def training_config(state: dict[str, Any], where: str) -> TrainingConfig:
-    """The run's settings in a checkpoint's state. Raises CheckpointError."""
+    """The training settings in a checkpoint's state. Raises CheckpointError."""
     config: TrainingConfig = made_of(TrainingConfig.from_dict, state, "training_config", where)
     return config
 
@@ -51,7 +51,7 @@ def _check_progression(state: dict[str, Any], hints: dict[str, Any]) -> None:
     values = state["progression"]
     for name, value in values.items():
         if name not in hints:
-            raise ValueError(f"there is an entry {name!r} in progression that this version does not know")
+            raise ValueError(f"progression has an entry {name!r} that this version does not know")
         kinds = typing.get_args(hints[name]) if typing.get_origin(hints[name]) is not list else ()
         kinds = kinds or (hints[name],)
         if value is None and type(None) in kinds:
@@ -65,9 +65,9 @@ def _check_progression(state: dict[str, Any], hints: dict[str, Any]) -> None:
         elif int in kinds:
             require_kind(name, value, int)
     if values.get("step") != state["step"]:
-        raise ValueError(f"the step is {state['step']} and in progression {short(values.get('step'))}")
+        raise ValueError(f"the step is {state['step']}, but in progression it is {short(values.get('step'))}")
 
 
 def _is_number(name: str, value: Any) -> None:
     if type(value) not in (int, float) or not math.isfinite(value):
-        raise ValueError(f"{name} is {short(value)}, which is no number")
+        raise ValueError(f"{name} is {short(value)}, which is not a number")

@@ -1,11 +1,11 @@
-"""The text of a run: from a file, a pipe or Shakespeare to a tokenizer and to ids on the disk.
+"""The text of a run: from a file, a pipe or Shakespeare to a tokenizer and a token file.
 
-The text is encoded once, and hashed while it is. A file is read twice where the tokenizer is made of it (characters,
-BPE); a pipe, whose text is there only once, is kept in a file for that long.
+The text is encoded once, and hashed in the same pass. A file is read twice if the tokenizer is built from it
+(characters, BPE). A pipe can be read only once, so its text is copied to a temporary file.
 
-BPE learns its merges from the part that the model is trained on, and from nothing else: what is common in the
-validation text must not be known. How many tokens that part has depends on the merges, so it is measured in bytes; the
-token file keeps what it came to, for `tinygpt.data.split`.
+BPE learns its merges from the training part only, so that the tokenizer knows nothing of the validation text. How many
+tokens that part has depends on the merges, so it is measured in bytes; the token file stores the resulting number of
+tokens for `tinygpt.data.split`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _SPOOL = "text.spool"
 
 @dataclass(frozen=True)
 class Text:
-    """The text of a run: how it is read (tokenizer), its ids (N,), and a sentence that says which text it is."""
+    """The text of a run: its tokenizer, its ids (N,), and a description of where it came from."""
 
     tokenizer: Tokenizer
     tokens: np.ndarray
@@ -53,12 +53,12 @@ class Text:
 
 
 def prepare_text(settings: Settings, check: Callable[[Tokenizer], object] | None = None) -> Text:
-    """Tokenizer and tokens of a run, made of the text, or with --resume opened again.
+    """Tokenizer and tokens of a run: built from the text, or reopened with --resume.
 
-    A new run's are made aside: an older run stays as it is until the new one has saved its first checkpoint.
-    check: called with the tokenizer as soon as it is known; what it raises ends the preparation.
+    Those of a new run are staged: an older run stays as it is until the new one has saved its first checkpoint.
+    check: called with the tokenizer as soon as it is known, to raise errors before the text is encoded.
     Raises UsageError for a text that can't be read, is empty or too short, and for a folder that is not free;
-    CheckpointError when a resumed run is given another text or when its files are gone.
+    CheckpointError if a resumed run is given a different text or its files are missing.
     """
     if settings.resume:
         _require_same_text(settings)
@@ -70,11 +70,11 @@ def prepare_text(settings: Settings, check: Callable[[Tokenizer], object] | None
     return Text(tokenizers.load(place), open_tokens(place / TOKENS), read_facts(place)["description"])
 
 
-# A new run's ------------------------------------------------------------------------------------------
+# The text of a new run --------------------------------------------------------------------------------
 
 
 def _make_text(settings: Settings, check: Callable[[Tokenizer], object] | None) -> Path:
-    """Write the files of the text of a new run aside, and return where."""
+    """Write the text's files to the staging folder of a new run, and return the folder."""
     if settings.data is None:
         corpus = shakespeare()
         source, description = corpus.path, corpus.description
@@ -99,7 +99,7 @@ def _write_text(
     if kind == "bpe":
         vocab_size = VOCAB_SIZE if settings.vocab_size is None else settings.vocab_size
         tokenizer, length = _bpe(path, name, vocab_size, fraction)
-        facts["vocab_size"] = str(vocab_size)  # as asked for; a short text gives fewer
+        facts["vocab_size"] = str(vocab_size)  # as requested; a short text gives fewer tokens
     else:
         tokenizer = ByteTokenizer() if kind == "byte" else _characters(path, name)
     if check is not None:
@@ -115,7 +115,7 @@ def _write_text(
         else:
             write_token_parts(_divided(pieces, length), tokenizer, place / TOKENS, name, fraction)
     except UnknownCharacterError as error:
-        raise UsageError(f"{name} was changed while it was read: wait until it is written, and start again") from error
+        raise UsageError(f"{name} changed while it was read: wait until it is written, and start again") from error
     _refuse_short_text(name, *split(open_tokens(place / TOKENS), fraction), settings.model["block_size"])
     facts["sha256"] = digest.hexdigest()
     tokenizer.save(place)
@@ -144,7 +144,7 @@ def _characters(path: Path, name: str) -> CharTokenizer:
 
 
 def _bpe(path: Path, name: str, vocab_size: int, validation_fraction: float) -> tuple[BPETokenizer, int]:
-    """A tokenizer made of the training part alone, and how many characters that has."""
+    """A tokenizer trained on the training part only, and that part's length in characters."""
     with explain_os_errors("read", path):
         size = path.stat().st_size
     pieces = _beginning(path, round((1 - validation_fraction) * size))
@@ -163,7 +163,7 @@ def _bpe(path: Path, name: str, vocab_size: int, validation_fraction: float) -> 
 
 
 def _beginning(path: Path, room: int) -> Iterator[str]:
-    """The first `room` bytes of a text, without a character that is cut at the end."""
+    """The first `room` bytes of a text, without a character that is incomplete at the end."""
     for piece in read_text(path):
         data = piece.encode("utf-8")
         part = piece if len(data) <= room else data[:room].decode("utf-8", errors="ignore")
@@ -175,7 +175,7 @@ def _beginning(path: Path, room: int) -> Iterator[str]:
 
 
 def _divided(pieces: Iterator[str], length: int) -> list[Iterator[str]]:
-    """The first `length` characters, and the rest, which is to be read after them."""
+    """The first `length` characters, and the rest, which must be read after them."""
     rest: list[str] = []
 
     def first() -> Iterator[str]:
@@ -192,11 +192,11 @@ def _empty(name: str) -> UsageError:
     return UsageError(f"{name} is empty: there is nothing to train on")
 
 
-# Where it comes from ----------------------------------------------------------------------------------
+# The source of the text -------------------------------------------------------------------------------
 
 
 def _source(data: str) -> tuple[Path, str]:
-    """Where a text is to be read, and what to call it. Raises UsageError where there is none."""
+    """The path to read a text from, and its description. Raises UsageError if it can't be read."""
     if data == STDIN:
         return Path(STDIN), "the standard input"
     path = Path(data)
@@ -225,12 +225,12 @@ def _opened(source: Path) -> Iterator[IO[bytes]]:
 
 @contextlib.contextmanager
 def _readable(source: Path, place: Path) -> Iterator[Path]:
-    """A file with the text of `source` that can be read more than once: a pipe's is kept in `place` meanwhile."""
+    """A file with the text of `source` that can be read more than once: a pipe is copied to `place` temporarily."""
     if source != Path(STDIN) and source.is_file():
         yield source
         return
     spool = place / _SPOOL
-    with explain_os_errors("keep the text of a pipe in", spool), _opened(source) as file, open(spool, "wb") as copy:
+    with explain_os_errors("copy the text of a pipe to", spool), _opened(source) as file, open(spool, "wb") as copy:
         shutil.copyfileobj(file, copy, 1 << 20)
     try:
         yield spool
@@ -238,26 +238,26 @@ def _readable(source: Path, place: Path) -> Iterator[Path]:
         spool.unlink(missing_ok=True)
 
 
-# A run's that is gone on with -------------------------------------------------------------------------
+# The text of a resumed run ----------------------------------------------------------------------------
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
-    """The content of a run's text.json. Raises CheckpointError where it is missing or not as a run writes it."""
+    """The content of a run's text.json. Raises CheckpointError if it is missing or invalid."""
     try:
         facts = json.loads((folder / TEXT).read_bytes().decode("utf-8"))
         for key in ("description", "tokenizer", "sha256"):
             if not isinstance(facts[key], str):
-                raise ValueError(f"{key} is {facts[key]!r:.40}, not a text")
+                raise ValueError(f"{key} is {facts[key]!r:.40}, not a string")
         if facts["tokenizer"] not in TOKENIZERS:
-            raise ValueError(f"there are no tokens of the kind {facts['tokenizer']!r:.40}")
+            raise ValueError(f"there is no tokenizer {facts['tokenizer']!r:.40}")
     except OSError as error:
         raise CheckpointError(
-            f"{shown(folder / TEXT)} can't be read: {error.strerror or error}: restore it from a copy, or start the "
-            "run anew"
+            f"{shown(folder / TEXT)} can't be read: {error.strerror or error}: restore it from a copy, or start a "
+            "new run"
         ) from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(
-            f"{shown(folder / TEXT)} is damaged ({error}): restore it from a copy, or start the run anew"
+            f"{shown(folder / TEXT)} is damaged ({error}): restore it from a copy, or start a new run"
         ) from error
     return dict(facts)
 
@@ -271,7 +271,9 @@ def _require_same_text(settings: Settings) -> None:
             while data := file.read(1 << 20):
                 digest.update(data)
         if digest.hexdigest() != facts["sha256"]:
-            raise CheckpointError(f"the run in {folder} is of another text than {name}: {facts['description']}")
+            raise CheckpointError(
+                f"the run in {folder} uses a different text than {name}: {facts['description']}; leave --data out"
+            )
     if settings.tokenizer not in (None, facts["tokenizer"]):
         raise CheckpointError(f"the run in {folder} has {facts['tokenizer']} tokens, not {settings.tokenizer}")
     if settings.vocab_size is not None and str(settings.vocab_size) != str(facts.get("vocab_size")):
