@@ -64,7 +64,7 @@ def test_shards_and_revisions_in_the_cache(cache: Path) -> None:
     assert_same_model(GPT.from_pretrained("some/model", revision="pr/1"), old)
     assert_same_model(GPT.from_pretrained("some/model", revision=OLDER), old)
     for revision in ("../main", "", 3, "a/../b", "c" * 40, "other"):
-        with pytest.raises(UsageError, match=r"a revision is a branch|no model 'some/model' in the cache"):
+        with pytest.raises(UsageError, match=r"revision must be a branch|no model 'some/model' in the cache"):
             GPT.from_pretrained("some/model", revision=revision)
 
 
@@ -204,16 +204,14 @@ def test_shards_and_the_older_tokenizers_files_are_fetched(hub: Hub) -> None:
 
 def test_a_model_of_another_kind_is_refused_before_its_weights_come(hub: Hub) -> None:
     change_json(hub.files / CONFIG, model_type="llama")
-    with pytest.raises(CheckpointError, match="of a model of type 'llama'"):
+    with pytest.raises(CheckpointError, match="model_type is 'llama'"):
         GPT.from_pretrained("some/model")
     assert [name for name, _ in hub.fetched] == [CONFIG]
 
 
 def test_a_model_without_safetensors_says_how_to_convert_it(hub: Hub) -> None:
     (hub.files / WEIGHTS).rename(hub.files / "pytorch_model.bin")
-    with pytest.raises(
-        CheckpointError, match=r"has no weights as safetensors on the hub.*from_pretrained\('some/model'"
-    ):
+    with pytest.raises(CheckpointError, match=r"has no safetensors weights on the hub.*from_pretrained\('some/model'"):
         GPT.from_pretrained("some/model")
     (hub.files / CONFIG).unlink()
     with pytest.raises(
@@ -225,13 +223,13 @@ def test_a_model_without_safetensors_says_how_to_convert_it(hub: Hub) -> None:
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        ("LocalEntryNotFoundError", r"cannot fetch config.json of the model 'some/model': the hub can't be reached"),
-        ("RepositoryNotFoundError", "there is neither a folder some/model nor a model of this name on the hub"),
-        ("GatedRepoError", "its owner gives it to users who asked for it; log in"),
+        ("LocalEntryNotFoundError", r"cannot download config.json of the model 'some/model': the hub can't be reached"),
+        ("RepositoryNotFoundError", "there is neither a folder some/model nor a model of that name on the hub"),
+        ("GatedRepoError", "access needs its owner's approval: .* log in"),
         ("RevisionNotFoundError", "there is no revision 'main'"),
-        (OSError(28, "No space left on device"), r"cannot fetch config.json.*: \[Errno 28\] No space left on device$"),
-        (RuntimeError("first line\nand a page of advice"), "cannot fetch config.json .*: first line$"),
-        (RuntimeError(), "cannot fetch config.json of the model 'some/model': RuntimeError$"),
+        (OSError(28, "No space left on device"), r"cannot download .*: \[Errno 28\] No space left on device$"),
+        (RuntimeError("first line\nand a page of advice"), "cannot download config.json .*: first line$"),
+        (RuntimeError(), "cannot download config.json of the model 'some/model': RuntimeError$"),
     ],
 )  # fmt: skip
 def test_failures_of_the_hub_are_one_sentence(hub: Hub, error: str | Exception, words: str) -> None:

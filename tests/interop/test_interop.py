@@ -278,7 +278,7 @@ def test_convert_makes_a_directory_of_a_run(run: Path, tmp_path: Path) -> None:
     convert(run, tmp_path / "latest", checkpoint="latest")
     latest = CheckpointFolder(run).load("latest").model
     np.testing.assert_array_equal(load(tmp_path / "latest").wte.weight.data, latest["wte.weight"])
-    with pytest.raises(UsageError, match="holds a training run, which has files of its own"):
+    with pytest.raises(UsageError, match="contains a training run: choose another"):
         convert(target, run)
 
 

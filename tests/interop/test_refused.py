@@ -32,15 +32,21 @@ def load(folder: Path, **options: Any) -> GPT:
 # config.json ----------------------------------------------------------------------------------------
 
 REFUSED: dict[str, Any] = {
-    "model_type": ("llama", "of a model of type 'llama'; tinygpt loads those of type 'gpt2'"),
-    "n_inner": (100, r"'h.0.mlp.c_fc.weight' of shape \(12, 48\); config.json says \(12, 100\)"),
-    "activation_function": ("quick_gelu", "activation_function is 'quick_gelu'; this model's is 'gelu_new' or 'gelu_p"),
-    "scale_attn_weights": ("no", "scale_attn_weights is 'no'; this model's is True or False"),
-    "scale_attn_by_inverse_layer_idx": (1, "scale_attn_by_inverse_layer_idx is 1; this model's is False or True"),
+    "model_type": ("llama", "model_type is 'llama', but tinygpt loads only 'gpt2'"),
+    "n_inner": (100, r"'h.0.mlp.c_fc.weight' of shape \(12, 48\), but config.json implies \(12, 100\)"),
+    "activation_function": (
+        "quick_gelu",
+        "activation_function is 'quick_gelu', but tinygpt supports only 'gelu_new' or 'gelu_p",
+    ),
+    "scale_attn_weights": ("no", "scale_attn_weights is 'no', but tinygpt supports only True or False"),
+    "scale_attn_by_inverse_layer_idx": (
+        1,
+        "scale_attn_by_inverse_layer_idx is 1, but tinygpt supports only False or True",
+    ),
     "add_cross_attention": (True, "add_cross_attention is True"),
-    "tie_word_embeddings": (False, "lack 'lm_head.weight', and config.json says tie_word_embeddings=false"),
-    "num_hidden_layers": (3, "says n_layer 2 and num_hidden_layers 3, two names of one setting"),
-    "hidden_size": ("12", "says n_embd 12 and hidden_size '12', two names of one setting"),
+    "tie_word_embeddings": (False, "lack 'lm_head.weight', which is required because config.json says tie_word"),
+    "num_hidden_layers": (3, "n_layer is 2 and num_hidden_layers is 3, but both name the same setting"),
+    "hidden_size": ("12", "n_embd is 12 and hidden_size is '12', but both name the same setting"),
     "quantization_config": ({"bits": 8}, "quantization_config is"),
 }
 
@@ -80,7 +86,7 @@ def test_what_changes_nothing_is_passed_over(tmp_path: Path, changes: dict[str, 
     [
         ({"n_embd": ...}, "lacks n_embd"),
         ({"n_layer": ..., "vocab_size": ...}, "lacks vocab_size, n_layer"),
-        ({"model_type": ...}, "names no model_type"),
+        ({"model_type": ...}, "has no model_type"),
         ({"n_embd": "12"}, "n_embd must be a whole number, not '12'"),
         ({"n_head": 2.0}, "n_head must be a whole number, not 2.0"),
         ({"n_layer": True}, "n_layer must be a whole number, not True"),
@@ -97,9 +103,9 @@ def test_what_changes_nothing_is_passed_over(tmp_path: Path, changes: dict[str, 
         ({"activation_function": ["relu"]}, r"activation_function is \['relu'\]"),
         ({"n_layer": 10**9}, "28 arrays, too few for the 1000000000 layers"),
         ({"n_layer": 3}, "lack 'h.2.attn.c_attn.bias', 'h.2.attn.c_attn.weight', .* and 9 more"),
-        ({"n_layer": 1}, "have 'h.1.attn.c_attn.bias', .* and 9 more, which is no part of a GPT-2"),
-        ({"vocab_size": 10**15}, r"'wte.weight' of shape \(11, 12\); config.json says \(1000000000000000, 12\)"),
-        ({"n_positions": 9}, r"'wpe.weight' of shape \(8, 12\); config.json says \(9, 12\)"),
+        ({"n_layer": 1}, "have 'h.1.attn.c_attn.bias', .* and 9 more, which a GPT-2 does not have"),
+        ({"vocab_size": 10**15}, r"'wte.weight' of shape \(11, 12\), but config.json implies \(1000000000000000, 12\)"),
+        ({"n_positions": 9}, r"'wpe.weight' of shape \(8, 12\), but config.json implies \(9, 12\)"),
         ({"eos_token_id": "end"}, "eos_token_id must be a whole number, not 'end'"),
         ({"bos_token_id": [1, 2]}, r"bos_token_id must be a whole number, not \[1, 2\]"),
     ],
@@ -123,7 +129,7 @@ def test_a_damaged_json_file_is_one_sentence(tmp_path: Path, name: str, content:
 def test_dropouts_that_differ_are_told_and_may_be_chosen(tmp_path: Path) -> None:
     saved(tmp_path, make(dropout=0.3))
     change_json(tmp_path / CONFIG, attn_pdrop=0.1)
-    with pytest.warns(UserWarning, match="resid_pdrop 0.3, embd_pdrop 0.3, attn_pdrop 0.1; this model has one") as told:
+    with pytest.warns(UserWarning, match="attn_pdrop 0.1, but tinygpt has a single dropout and uses 0.3") as told:
         assert load(tmp_path).config.dropout == 0.3
     assert told[0].filename == __file__  # the caller's line
     assert load(tmp_path, dropout=0.2).config.dropout == 0.2
@@ -143,17 +149,17 @@ def renamed(old: str, new: str) -> Any:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda arrays: {k: v for k, v in arrays.items() if "wpe" not in k}, "lack 'wpe.weight', that"),
-        (replaced("score.weight", np.zeros((2, 12), "f4")), "have 'score.weight', which is no part of a GPT-2"),
+        (lambda arrays: {k: v for k, v in arrays.items() if "wpe" not in k}, "lack 'wpe.weight', which its config"),
+        (replaced("score.weight", np.zeros((2, 12), "f4")), "have 'score.weight', which a GPT-2 does not have"),
         (
             replaced("transformer.ln_f.bias", np.zeros(13, "f4")),
-            r"'ln_f.bias' of shape \(13,\); config.json says \(12,",
+            r"'ln_f.bias' of shape \(13,\), but config.json implies \(12,",
         ),
-        (replaced("transformer.ln_f.bias", np.zeros(12, "i1")), "'ln_f.bias' as I8; tinygpt loads F32"),
-        (replaced("ln_f.bias", np.zeros(12, "f4")), "hold 'ln_f.bias' twice"),
+        (replaced("transformer.ln_f.bias", np.zeros(12, "i1")), "'ln_f.bias' as I8, but tinygpt loads only F32"),
+        (replaced("ln_f.bias", np.zeros(12, "f4")), "contain 'ln_f.bias' twice"),
         (renamed("transformer.wte.weight", "score.weight"), "lack 'wte.weight'"),
         (renamed("transformer.wpe.weight", "transformer.position_ids"), "lack 'wpe.weight'"),
-        (replaced("transformer.position_ids", np.arange(8)), "have 'position_ids', which is no part of a GPT-2"),
+        (replaced("transformer.position_ids", np.arange(8)), "have 'position_ids', which a GPT-2 does not have"),
         (
             replaced("transformer.h.0.crossattention.c_attn.weight", np.zeros((12, 24), "f4")),
             "have 'h.0.crossattention.c_attn.weight'",
@@ -196,9 +202,9 @@ def test_shards_that_contradict_their_index(tmp_path: Path) -> None:
     saved(tmp_path / "outside")
     for file in ("../outside/model.safetensors", "/etc/passwd", 3, None, "a\0.safetensors", "pytorch_model.bin"):
         refused("must be in a .safetensors file of the same folder", weight_map=places | {name: file})
-    refused(f"says that {second} holds '{name}', which it does not", weight_map=places | {name: second})
-    refused("which it does not", weight_map=places | {"transformer.more": first})
-    refused(f"holds '{name}', which", weight_map={n: f for n, f in places.items() if n != name})
+    refused(f"says that {second} contains '{name}', but it does not", weight_map=places | {name: second})
+    refused("but it does not", weight_map=places | {"transformer.more": first})
+    refused(f"contains '{name}', but", weight_map={n: f for n, f in places.items() if n != name})
     refused("has no weight_map", weight_map=[])
     refused("has no weight_map", weight_map={})
     refused("there is no file .*model-7.safetensors", weight_map=places | {name: "model-7.safetensors"})
@@ -226,7 +232,7 @@ def test_a_folder_without_weights_says_what_to_do(tmp_path: Path) -> None:
         load(tmp_path)
     (tmp_path / "pytorch_model.bin").write_bytes(b"never read")
     with pytest.raises(
-        CheckpointError, match=r"pytorch_model.bin only, a pickle.*convert it with: python -c "
+        CheckpointError, match=r"only as pytorch_model.bin, a pickle.*convert it with: python -c "
     ) as caught:
         load(tmp_path)
     program = str(caught.value).partition('python -c "')[2].partition('"')[0]
@@ -260,5 +266,5 @@ def test_weights_in_eight_bit_floats_are_called_so(tmp_path: Path, code: str) ->
     entry |= {"dtype": code, "data_offsets": [begin, begin + 12]}
     text = json.dumps(header).encode()
     (tmp_path / WEIGHTS).write_bytes(len(text).to_bytes(8, "little") + text + data[: begin + 12])
-    with pytest.raises(CheckpointError, match=f"'ln_f.bias' as {code}; .* take the model's version that is not quant"):
+    with pytest.raises(CheckpointError, match=f"'ln_f.bias' as {code}, .* use a version of the model"):
         load(tmp_path)

@@ -253,11 +253,14 @@ def test_a_new_tokenizer_takes_the_place_of_the_old(tmp_path: Path) -> None:
     ("options", "words"),
     [
         ({"dtype": "int8"}, "dtype must be one of float32, bfloat16, float16, float64, not 'int8'"),
-        ({"max_shard_size": 0}, "max_shard_size must be a number of bytes or like '200MB', not 0"),
+        ({"max_shard_size": 0}, "max_shard_size must be a number of bytes or e.g. '200MB', not 0"),
         ({"max_shard_size": "2 elephants"}, "not '2 elephants'"),
         ({"max_shard_size": True}, "not True"),
         ({"max_shard_size": 1e6}, "not 1000000.0"),
-        ({"tokenizer": CharTokenizer.from_text("abcdefghijkl")}, "the tokenizer has 12 tokens and the model 11"),
+        (
+            {"tokenizer": CharTokenizer.from_text("abcdefghijkl")},
+            "has 12 tokens, but the model has only 11",
+        ),
     ],
 )
 def test_bad_options_are_one_sentence_and_write_nothing(tmp_path: Path, options: dict[str, Any], words: str) -> None:
@@ -278,7 +281,7 @@ def test_a_model_with_other_parameters_is_refused(tmp_path: Path) -> None:
     model = make()
     model.h[0].mlp.c_fc.scale = nn.Parameter(np.ones(3, np.float32))
     for other, words in (
-        (model, r"there is a parameter h\.0\.mlp\.c_fc\.scale, and the files of a GPT-2 can.t say so"),
+        (model, r"there is a parameter h\.0\.mlp\.c_fc\.scale, which the GPT-2 format can.t represent"),
         (make().pack("int8"), "packed into int8 can't be"),
     ):
         with pytest.raises(UsageError, match=words):

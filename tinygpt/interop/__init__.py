@@ -1,17 +1,18 @@
-"""Models in and out: GPT-2 directories of the Hugging Face format.
+"""Load and save models as GPT-2 directories in the Hugging Face format.
 
-model = tinygpt.GPT.from_pretrained("gpt2")                  # a name, or the folder of a directory or a training run
-model, tokenizer = tinygpt.interop.load(folder)              # with its tokenizer, which must belong to it
-model.save_pretrained(folder, tokenizer=tokenizer)           # a directory that transformers loads
-tinygpt.interop.convert(run_folder, folder, dtype="float16") # the same from folder to folder, tokenizer included
-folder = tinygpt.interop.find_model("gpt2")                  # where its files are; fetched if need be
+model = tinygpt.GPT.from_pretrained("gpt2")                  # a name, a GPT-2 directory or a training run's folder
+model, tokenizer = tinygpt.interop.load(folder)              # with the tokenizer in the same folder
+model.save_pretrained(folder, tokenizer=tokenizer)           # a directory that transformers can load
+tinygpt.interop.convert(run_folder, folder, dtype="float16") # from folder to folder, including the tokenizer
+folder = tinygpt.interop.find_model("gpt2")                  # the folder of its files, downloaded if necessary
 
-| file | what is in it |
+| file | contents |
 |---|---|
 | `config.py` | config.json and generation_config.json |
 | `weights.py` | names and shapes of the arrays; one file or shards |
-| `loading.py`, `saving.py`, `convert.py` | the ways in, out and through |
-| `hub.py` | names: the cache and the hub |
+| `loading.py`, `saving.py`, `convert.py` | loading, saving and converting models |
+| `plain_gpt.py` | whether a model can be saved as GPT-2 |
+| `hub.py` | finding models by name: the local cache and the hub |
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From one folder to another: a training run or a GPT-2 directory becomes a GPT-2 directory."""
+"""Convert a training run or a GPT-2 directory to a GPT-2 directory."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ def convert(
     checkpoint: str = "best",
     revision: str = "main",
 ) -> Path:
-    """Write the model of `source` to the folder `target` as a GPT-2 directory; returns `target`.
+    """Write the model in `source` to the folder `target` as a GPT-2 directory. Returns `target`.
 
-    source: the folder of a training run (whose "best" or "latest" checkpoint is taken), a GPT-2 directory, or a name.
-    dtype, max_shard_size: as `GPT.save_pretrained` has them. The tokenizer's files are copied as they are: those of a
-    BPE tokenizer are read by transformers too, tokenizer.tinygpt.json (characters, bytes) by tinygpt alone.
-    Raises UsageError; `target` then holds what it held before.
+    source: the folder of a training run, a GPT-2 directory, or a model's name. checkpoint: "best" or "latest", for a
+    training run. dtype, max_shard_size: see `GPT.save_pretrained`. The tokenizer's files are copied unchanged:
+    transformers can read those of a BPE tokenizer, but not tokenizer.tinygpt.json (characters, bytes).
+    Raises UsageError, and then leaves `target` unchanged.
     """
     with whole(find_model(source, revision)) as folder:
         model = from_pretrained(folder, dtype="float64" if dtype == "float64" else "float32", checkpoint=checkpoint)
-        # Now, not when it is written: `target` may be the same folder.
+        # Read the tokenizer before writing anything, because `target` may be the same folder.
         tokenizer = {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).exists()}
 
     def write_tokenizer(staging: Path) -> None:

@@ -1,12 +1,12 @@
-"""From a name such as `gpt2` or `owner/name` to a folder: the local Hugging Face cache, then the hub.
+"""Find the folder of a model by name, such as `gpt2` or `owner/name`, in the local Hugging Face cache or on the hub.
 
-`find_model` looks in this order: a folder of that name; the cache that all programs of Hugging Face share (its layout
-is simple: models--owner--name/refs/main names a commit, snapshots/COMMIT holds its files), for which no library is
-needed; the hub itself, through `huggingface_hub` (extra `hub`). What is in the cache is used as it is, without asking
-the network whether there is a newer one. Environment variables:
+`find_model` tries, in this order: a local folder of that name; the cache shared by all Hugging Face programs, which
+needs no library to read (models--owner--name/refs/main contains a commit hash, and snapshots/COMMIT its files); and the
+hub, through `huggingface_hub` (extra `hub`). A cached model is used without checking the hub for a newer version.
+Environment variables:
 
-    TINYGPT_OFFLINE=1, HF_HUB_OFFLINE=1     never try the network
-    HF_HUB_CACHE, HF_HOME, XDG_CACHE_HOME   where the cache is, as for Hugging Face's own programs
+    TINYGPT_OFFLINE=1, HF_HUB_OFFLINE=1     never use the network
+    HF_HUB_CACHE, HF_HOME, XDG_CACHE_HOME   location of the cache, as for Hugging Face's own programs
 """
 
 from __future__ import annotations
@@ -20,39 +20,39 @@ from ..errors import CheckpointError, UsageError, missing_extra
 from .config import CONFIG, GENERATION, read_config
 from .weights import HOW_TO_CONVERT, INDEX, SINGLE, shards_of
 
-# The first models were there before names had owners; the hub still knows both names.
+# The first models predate owners in names; the hub still accepts both forms.
 _OWNERS = {
     "gpt2": "openai-community", "gpt2-medium": "openai-community", "gpt2-large": "openai-community",
     "gpt2-xl": "openai-community", "distilgpt2": "distilbert",
 }  # fmt: skip
 _NAME = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?", re.ASCII)
-_REVISION = re.compile(r"\w[\w-]*([./]\w[\w-]*)*", re.ASCII)  # a branch, a tag or a commit: never a path upwards
+_REVISION = re.compile(r"\w[\w-]*([./]\w[\w-]*)*", re.ASCII)  # a branch, tag or commit; never contains ".."
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def find_model(folder_or_name: str | os.PathLike[str], revision: str = "main") -> Path:
-    """The folder with the model's files. revision: a branch, a tag or a commit, for names.
+    """The folder with the model's files. revision: a branch, tag or commit, if the model is given by name.
 
-    Raises UsageError where there is none, MissingExtraError where it could be fetched with `huggingface_hub`.
+    Raises UsageError if the model is not found, and MissingExtraError if downloading it needs `huggingface_hub`.
     """
     path = find_here(folder_or_name, revision)
     return _fetch(os.fspath(folder_or_name), revision) if path is None else path
 
 
 def find_here(folder_or_name: str | os.PathLike[str], revision: str = "main") -> Path | None:
-    """As `find_model`, but None for what has to be fetched; MissingExtraError where that is not possible."""
+    """As `find_model`, but returns None if the model must be downloaded. Raises MissingExtraError if it can't be."""
     text = os.fspath(folder_or_name)
     if not isinstance(text, str) or not text:
-        raise UsageError(f"a model is given by its folder or its name, not by {folder_or_name!r}")
+        raise UsageError(f"a model must be given by its folder or its name, not {folder_or_name!r}")
     path = Path(text).expanduser()
     if path.is_dir():
         return path
     if path.exists():
-        raise UsageError(f"{path} is a file: give the folder that holds config.json and the weights")
+        raise UsageError(f"{path} is a file: give the folder that contains config.json and the weights")
     if not _NAME.fullmatch(text):
-        raise UsageError(f"there is no folder {path}, and a model's name is like gpt2 or owner/name")
+        raise UsageError(f"there is no folder {path}, and it is not a model name such as gpt2 or owner/name")
     if not isinstance(revision, str) or not _REVISION.fullmatch(revision):
-        raise UsageError(f"a revision is a branch, a tag or a commit, not {revision!r}")
+        raise UsageError(f"revision must be a branch, tag or commit, not {revision!r}")
     found = _in_cache(text, revision)
     if found is not None:
         return found
@@ -60,7 +60,7 @@ def find_here(folder_or_name: str | os.PathLike[str], revision: str = "main") ->
         if os.environ.get(variable, "").upper() not in ("", "0", "OFF", "NO", "FALSE"):
             raise UsageError(
                 f"there is no folder {path} and no model {text!r} in the cache {cache_folder()}, and {variable} "
-                "forbids to fetch it"
+                "forbids downloading it: unset it, or give a folder"
             )
     _Hub(text, revision)
     return None
@@ -70,7 +70,7 @@ def find_here(folder_or_name: str | os.PathLike[str], revision: str = "main") ->
 
 
 def cache_folder() -> Path:
-    """Where Hugging Face's programs keep what they fetch."""
+    """The download cache of Hugging Face's programs."""
     for variable in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
         if chosen := os.environ.get(variable):
             return Path(os.path.expandvars(chosen)).expanduser()
@@ -80,25 +80,25 @@ def cache_folder() -> Path:
 
 
 def _in_cache(name: str, revision: str) -> Path | None:
-    """The cached snapshot of a model, if all that is needed of it is there."""
+    """The cached snapshot of a model, or None if any of its files are missing."""
     owner, _, short = name.rpartition("/")
     names = [name]
     if not owner and name in _OWNERS:
         names.append(f"{_OWNERS[name]}/{name}")
     elif owner and _OWNERS.get(short) == owner:
         names.append(short)
-    for one in names:
-        folder = cache_folder() / f"models--{one.replace('/', '--')}"
+    for candidate in names:
+        folder = cache_folder() / f"models--{candidate.replace('/', '--')}"
         commit = revision
         with contextlib.suppress(OSError, ValueError):
             commit = (folder / "refs" / revision).read_text(encoding="ascii").strip()
         snapshot = folder / "snapshots" / commit
-        if _COMMIT.fullmatch(commit) and _is_whole(snapshot):
+        if _COMMIT.fullmatch(commit) and _is_complete(snapshot):
             return snapshot
     return None
 
 
-def _is_whole(snapshot: Path) -> bool:
+def _is_complete(snapshot: Path) -> bool:
     if not (snapshot / CONFIG).exists():
         return False
     if (snapshot / SINGLE).exists():
@@ -113,12 +113,12 @@ def _is_whole(snapshot: Path) -> bool:
 
 
 def _fetch(name: str, revision: str) -> Path:
-    """Fetch what is needed of a model, and nothing else, into the cache; its folder there."""
+    """Download only the needed files of a model into the cache. Returns its folder there."""
     hub = _Hub(name, revision)
     folder = hub.get(CONFIG).parent
     if _COMMIT.fullmatch(folder.name):
-        hub.revision = folder.name  # the rest from the same commit, whatever happens to the branch meanwhile
-    read_config(folder, dropout=0.0)  # a model that is none of ours is refused before its weights come
+        hub.revision = folder.name  # take all files from the same commit, even if the branch moves meanwhile
+    read_config(folder, dropout=0.0)  # refuse an unsupported model before downloading its weights
     for optional in (GENERATION, "tokenizer_config.json", "special_tokens_map.json"):
         hub.get_if_there(optional)
     if not hub.get_if_there("tokenizer.json"):
@@ -127,7 +127,7 @@ def _fetch(name: str, revision: str) -> Path:
     if not hub.get_if_there(SINGLE):
         if not hub.get_if_there(INDEX):
             raise CheckpointError(
-                f"the model {name!r} has no weights as safetensors on the hub, neither {SINGLE} nor {INDEX}: "
+                f"the model {name!r} has no safetensors weights on the hub, neither {SINGLE} nor {INDEX}: "
                 + HOW_TO_CONVERT.format(name)
             )
         for shard in sorted(set(shards_of(folder).values())):
@@ -136,7 +136,7 @@ def _fetch(name: str, revision: str) -> Path:
 
 
 class _Hub:
-    """One model on the hub. Every failure becomes a sentence."""
+    """One model on the hub. Every failure raises a UsageError."""
 
     def __init__(self, name: str, revision: str) -> None:
         try:
@@ -144,34 +144,34 @@ class _Hub:
             from huggingface_hub import errors
         except ImportError as error:
             raise missing_extra(
-                "huggingface_hub", f"there is no folder {name} and no such model in the cache; fetching {name!r}"
+                "huggingface_hub", f"there is no folder {name} and no such model in the cache; downloading {name!r}"
             ) from error
         self.hub, self.errors, self.name, self.revision = huggingface_hub, errors, name, revision
 
     def get(self, file: str) -> Path:
-        """The file in the cache, fetched if need be."""
+        """The path of the file in the cache, downloaded if necessary."""
         path = self.get_if_there(file)
         if path is None:
             raise CheckpointError(f"the model {self.name!r} on the hub has no {file} at revision {self.revision!r}")
         return path
 
     def get_if_there(self, file: str) -> Path | None:
-        """As `get`; None where the model has no such file."""
-        errors, what = self.errors, f"cannot fetch {file} of the model {self.name!r}"
+        """As `get`, but None if the model has no such file."""
+        errors, what = self.errors, f"cannot download {file} of the model {self.name!r}"
         try:
             return Path(self.hub.hf_hub_download(self.name, file, revision=self.revision))
-        except errors.LocalEntryNotFoundError as error:  # a kind of EntryNotFoundError: so it comes before
+        except errors.LocalEntryNotFoundError as error:  # must come first: a subclass of EntryNotFoundError
             raise UsageError(f"{what}: the hub can't be reached, and the file is not in the cache") from error
         except errors.EntryNotFoundError:
             return None
         except errors.GatedRepoError as error:
             raise UsageError(
-                f"{what}: its owner gives it to users who asked for it; log in with `hf auth login`"
+                f"{what}: access needs its owner's approval: request it on the hub, then log in with `hf auth login`"
             ) from error
         except errors.RevisionNotFoundError as error:
             raise UsageError(f"{what}: there is no revision {self.revision!r}") from error
         except errors.RepositoryNotFoundError as error:
-            raise UsageError(f"there is neither a folder {self.name} nor a model of this name on the hub") from error
-        except Exception as error:  # the library, its transport and the disk have many more
+            raise UsageError(f"there is neither a folder {self.name} nor a model of that name on the hub") from error
+        except Exception as error:  # the library, the network and the disk can fail in many more ways
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UsageError(f"{what}: {first}") from error

@@ -1,9 +1,9 @@
-"""From a GPT-2 directory, or the folder of a training run, to a model.
+"""Load a model from a GPT-2 directory or the folder of a training run.
 
-The order: the small files are read and checked, then the headers of the weights against them, and only then is memory
-taken: for the model, whose parameters are made without initial weights and filled straight from the file. So a model
-takes no more memory while it is loaded than afterwards, and nothing that a file merely claims is believed. A model that
-is packed on the way takes one matrix more: each is read, packed and let go before the next.
+First the small files are read and checked, and then the headers of the weights are checked against them. Only then is
+the model allocated, with uninitialized parameters that are read straight from the file. So a file with false sizes is
+refused before any memory is allocated for it, and loading takes no more memory than the model itself. Packing needs
+memory for one more matrix: each matrix is read, packed and freed before the next.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from .weights import HEAD, Weights, open_weights
 
 Make = Callable[[GPTConfig, Weights], GPT]
 
-RUN = "checkpoints.json"  # what makes a folder that of a training run
+RUN = "checkpoints.json"  # the file by which the folder of a training run is recognised
 
 
 def from_pretrained(
@@ -46,15 +46,15 @@ def from_pretrained(
     checkpoint: str = "best",
     model_class: type[GPT] = GPT,
 ) -> GPT:
-    """What `GPT.from_pretrained` does; see there. model_class: GPT or a subclass."""
-    held, packed = _formats(dtype, quantize)
+    """See `GPT.from_pretrained`. model_class: GPT or a subclass."""
+    parameter_dtype, packed = _formats(dtype, quantize)
     if not issubclass(model_class, GPT):
-        raise UsageError(f"from_pretrained: a GPT-2 directory makes a GPT, and {model_class.__name__} is no kind of it")
+        raise UsageError(f"from_pretrained: model_class must be GPT or a subclass of it, not {model_class.__name__}")
     if dropout is not None:
         dropout = number("from_pretrained", "dropout", dropout, at_least=0, below=1)
 
     def make(config: GPTConfig, weights: Weights) -> GPT:
-        return _filled(model_class, config, seed, held, weights, packed)
+        return _filled(model_class, config, seed, parameter_dtype, weights, packed)
 
     def read(folder: Path) -> GPT:
         if is_run(folder):
@@ -69,10 +69,10 @@ def from_pretrained(
 
 
 def load(folder_or_name: str | os.PathLike[str], *, revision: str = "main", **options: Any) -> tuple[GPT, Tokenizer]:
-    """`from_pretrained`, which takes the options, with the tokenizer of the same folder.
+    """Load a model as `from_pretrained` does, with the same options, and the tokenizer in the same folder.
 
-    Both are of one moment, also where another model takes their place meanwhile. Raises what `from_pretrained` raises,
-    and CheckpointError where the tokenizer belongs to another model.
+    The two always belong together, even if another model is saved to the folder meanwhile. Raises the errors of
+    `from_pretrained`, and CheckpointError if the tokenizer belongs to another model.
     """
     require_libraries(folder_or_name, revision)
     folder = find_model(folder_or_name, revision)
@@ -82,7 +82,7 @@ def load(folder_or_name: str | os.PathLike[str], *, revision: str = "main", **op
         tokens, ids = tokenizer.vocab_size, model.config.vocab_size
         if tokenizer.ids_of_texts > ids or (is_run(place) and tokens != ids):
             raise CheckpointError(
-                f"the tokenizer in {folder} has {tokens} tokens and the model {ids}: they do not belong together"
+                f"the tokenizer in {folder} has {tokens} tokens, but the model has {ids}: they do not belong together"
             )
         return model, tokenizer
 
@@ -92,9 +92,9 @@ def load(folder_or_name: str | os.PathLike[str], *, revision: str = "main", **op
 def require_libraries(
     folder_or_name: str | os.PathLike[str], revision: str = "main", backend: str | None = None
 ) -> None:
-    """Raise one MissingExtraError for all libraries that this model, its tokenizer and the backend need and lack.
+    """Raise one MissingExtraError that names all missing libraries for this model, its tokenizer and the backend.
 
-    What has to be fetched is taken to have GPT-2's tokenizer where something else is missing as well.
+    A model that must be downloaded is assumed to have GPT-2's tokenizer if another library is missing as well.
     """
     here = list[Path | None]()
     require_together(
@@ -106,12 +106,12 @@ def require_libraries(
 
 
 def is_run(folder: Path) -> bool:
-    """Whether `folder` is that of a training run; one that has a config.json too is a GPT-2 directory."""
+    """Whether `folder` holds a training run. A folder that also has a config.json counts as a GPT-2 directory."""
     return (folder / RUN).exists() and not (folder / CONFIG).exists()
 
 
 def _formats(dtype: Any, quantize: Any) -> tuple[str, str | None]:
-    """`(dtype of the parameters, what they are packed into)`."""
+    """`(dtype of the parameters, packed format or None)`."""
     names = {np.float32: "float32", np.float64: "float64"}
     dtype = dtype if isinstance(dtype, str) else names.get(dtype, dtype)
     if dtype not in ("float32", "float64", "bfloat16"):
@@ -120,24 +120,24 @@ def _formats(dtype: Any, quantize: Any) -> tuple[str, str | None]:
         raise UsageError(f"from_pretrained: quantize must be None or 'int8', not {quantize!r}")
     if quantize is not None and dtype != "float32":
         raise UsageError(
-            f"from_pretrained: dtype={dtype!r} and quantize={quantize!r} contradict each other: leave one out"
+            f"from_pretrained: dtype={dtype!r} and quantize={quantize!r} contradict each other: remove one"
         )
     return ("float32", "bfloat16") if dtype == "bfloat16" else (dtype, quantize)
 
 
 def _load_directory(folder: Path, make: Make, dropout: float | None) -> GPT:
-    config, marked = read_config(folder, dropout)
+    config, without_bias = read_config(folder, dropout)
     generation = read_generation(folder, config.vocab_size)
     with open_weights(folder) as weights:
         weights.check(config)
         if weights.take_other_head():
             warnings.warn(
                 f"{folder} has a {HEAD} that differs from the token embedding, though its config.json ties them: the "
-                "model is loaded with a head of its own, as transformers does it (tie_word_embeddings=False)",
+                "model is loaded with an untied head, as in transformers (tie_word_embeddings=False)",
                 stacklevel=8,
             )
             config = dataclasses.replace(config, tie_word_embeddings=False)
-        if marked and weights.drop_zero_biases():  # else it was trained on elsewhere, and has them now
+        if without_bias and weights.drop_zero_biases():  # nonzero if it was trained further in another program
             config = dataclasses.replace(config, bias=False)
         model = make(config, weights)
     model.generation_config = generation
@@ -145,7 +145,7 @@ def _load_directory(folder: Path, make: Make, dropout: float | None) -> GPT:
 
 
 def _load_run(folder: Path, which: str, make: Make, dropout: float | None) -> GPT:
-    """Of the checkpoint only the weights are read: the optimizer's state is twice as large."""
+    """Load the model from a checkpoint. Skips the optimizer's state, which is twice as large as the weights."""
     where = f"the {which} checkpoint in {folder}"
 
     def read(path: Path) -> GPT:
@@ -158,7 +158,7 @@ def _load_run(folder: Path, which: str, make: Make, dropout: float | None) -> GP
                     config = dataclasses.replace(config, dropout=dropout)
                 return make(config, weights)
         except (UsageError, TypeError, KeyError) as error:
-            raise CheckpointError(f"{where} makes no model: {error}") from error
+            raise CheckpointError(f"{where} is not a valid model: {error}") from error
 
     model = CheckpointFolder(folder).load(which, read)
     model.generation_config = token_ids(tokenizers.load(folder))
@@ -168,8 +168,8 @@ def _load_run(folder: Path, which: str, make: Make, dropout: float | None) -> GP
 def _filled(
     model_class: type[GPT], config: GPTConfig, seed: int, dtype: str, weights: Weights, packed: str | None
 ) -> GPT:
-    """A model with these weights. Where it is packed, its matrices never all exist in float32."""
-    # A class of somebody's own may do anything with its weights while it is made, so they must be there.
+    """A model with these weights. If it is packed, its float32 matrices never all exist at once."""
+    # The constructor of a user-defined class may use its weights, so they must be allocated.
     absent = packed is not None and model_class.__init__ is GPT.__init__
     with nn.uninitialized(without_matrices=absent):
         model = model_class(config, seed, dtype)

@@ -1,7 +1,7 @@
-"""Whether a model is the GPT-2 that its configuration says, and nothing else.
+"""Check that a model is exactly the GPT-2 that its configuration describes.
 
-The files of a GPT-2 directory hold weights and sizes and no code, so whoever writes them asks here first. What the
-answer names is something that a user has changed, and that the files would lose without a word.
+A GPT-2 directory stores weights and sizes, but no code. So this runs before saving: it finds what a user has changed in
+a model and what would be lost silently.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from ..nn.known import described, is_known, keeps
 from ..nn.packed import PackedEmbedding, PackedLinear
 
 _LINEAR, _EMBEDDING = (Linear, PackedLinear), (Embedding, PackedEmbedding)
-_Place = tuple[str, tuple[type, ...], tuple[int, ...]]  # path, the classes that may stand there, the weight's shape
+_Expected = tuple[str, tuple[type, ...], tuple[int, ...]]  # path of a module, its allowed classes, its weight's shape
 
 
 def difference_from_gpt2(model: Any) -> str | None:
-    """What in `model` is not as in a GPT-2 of its configuration, as the end of a sentence; None where nothing is."""
+    """The first difference from a GPT-2 of this configuration, as a clause for an error message; None if none."""
     if not isinstance(model, GPT) or not keeps(model, GPT):
-        return f"the class {type(model).__name__} has a forward, hidden or head of its own"
+        return f"the class {type(model).__name__} overrides forward, hidden or head"
     if len(model.h) != model.config.n_layer:
-        return f"there are {len(model.h)} blocks, and n_layer is {model.config.n_layer}"
-    for path, kinds, shape in _places(model.config):
+        return f"there are {len(model.h)} blocks, but n_layer is {model.config.n_layer}"
+    for path, kinds, shape in _expected_modules(model.config):
         module = _at(model, path)
         if not is_known(module, *kinds):
             return f"{path} is a {described(module)}"
@@ -33,12 +33,12 @@ def difference_from_gpt2(model: Any) -> str | None:
             return f"{path} has {difference}"
     for i, block in enumerate(model.h):
         if block.attn.scale != attention_scale(model.config, i):
-            return f"h.{i}.attn has the scale {block.attn.scale}, which the configuration does not say"
+            return f"h.{i}.attn has the scale {block.attn.scale}, which differs from the configuration's"
     return None
 
 
-def _places(config: GPTConfig) -> Iterator[_Place]:
-    """All modules of a model of this size, from the outside inwards."""
+def _expected_modules(config: GPTConfig) -> Iterator[_Expected]:
+    """All modules of a model with this configuration, outer ones before inner ones."""
     C = config.n_embd
     yield from (("wte", _EMBEDDING, (config.vocab_size, C)), ("wpe", (Embedding,), (config.block_size, C)))
     yield from (("dropout", (Dropout,), ()), ("ln_f", (LayerNorm,), (C,)))
@@ -63,20 +63,20 @@ def _at(model: GPT, path: str) -> Any:
 
 
 def _difference(model: GPT, module: Any, shape: tuple[int, ...]) -> str | None:
-    """What a known module has that is not as the configuration says."""
+    """How a module of a known class differs from the configuration; None if it does not."""
     config = model.config
     if isinstance(module, Attention) and module.n_head != config.n_head:
-        return f"{module.n_head} heads, and n_head is {config.n_head}"
+        return f"{module.n_head} heads, but n_head is {config.n_head}"
     if isinstance(module, MLP) and module.activation != config.activation_function:
-        return f"the activation {module.activation}, and activation_function is {config.activation_function}"
+        return f"the activation {module.activation}, but activation_function is {config.activation_function}"
     if isinstance(module, LayerNorm) and module.eps != config.layer_norm_epsilon:
-        return f"the eps {module.eps}, and layer_norm_epsilon is {config.layer_norm_epsilon}"
+        return f"the eps {module.eps}, but layer_norm_epsilon is {config.layer_norm_epsilon}"
     if not shape:
         return None
     weight = module.matrix.data if isinstance(module, (*_LINEAR, *_EMBEDDING)) else module.weight.data
     if weight.shape != shape:
-        return f"a weight of the shape {weight.shape}, and the configuration makes it {shape}"
+        return f"a weight of shape {weight.shape}, but the configuration needs {shape}"
     packed = isinstance(module, (PackedLinear, PackedEmbedding))
     if not packed and weight.dtype != model.wpe.weight.dtype:
-        return f"a weight in {weight.dtype}, and wpe's is in {model.wpe.weight.dtype}"
+        return f"a weight in {weight.dtype}, but that of wpe is in {model.wpe.weight.dtype}"
     return None

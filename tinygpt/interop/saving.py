@@ -1,10 +1,11 @@
-"""From a model to a GPT-2 directory that transformers loads, of which there is never half.
+"""Save a model atomically as a GPT-2 directory that transformers can load.
 
-A directory is several files that belong together: they change at once, as `exchange.py` has it. Killed at any moment,
-the folder holds the old or the new model, whole. `from_pretrained` sees the one that counts and changes nothing; the
-next `save_pretrained` finishes what was interrupted. Another program that reads in the milliseconds of the moves may
-see some files of either; where a model is saved again with the same configuration, as after more training, its one
-file of weights changes in one rename for it too.
+The directory consists of several files that must match, so they are replaced together (see `exchange.py`). If the
+process is killed at any moment, the folder contains either the complete old model or the complete new one.
+`from_pretrained` reads the right one without modifying the folder, and the next `save_pretrained` finishes an
+interrupted save. Another program that reads during the few milliseconds of the moves may see a mix of both models. If
+the configuration has not changed, as after more training, only the one file of weights differs, and it is replaced by a
+single rename.
 """
 
 from __future__ import annotations
@@ -49,19 +50,19 @@ def save_pretrained(
     max_shard_size: int | str | None = None,
     tokenizer: Any = None,
 ) -> None:
-    """What `GPT.save_pretrained` does; see there."""
+    """See `GPT.save_pretrained`."""
     if tokenizer is None:
         return save(model, folder, dtype, max_shard_size, None)
     if tokenizer.vocab_size > model.config.vocab_size:
         raise UsageError(
-            f"save_pretrained: the tokenizer has {tokenizer.vocab_size} tokens and the model "
+            f"save_pretrained: the tokenizer has {tokenizer.vocab_size} tokens, but the model has only "
             f"{model.config.vocab_size}: they do not belong together"
         )
     save(model, folder, dtype, max_shard_size, tokenizer.save, token_ids(tokenizer))
 
 
 def token_ids(tokenizer: Any) -> dict[str, Any]:
-    """The ids of the special tokens that a tokenizer has, by the names of generation_config.json."""
+    """The ids of a tokenizer's special tokens, under their names in generation_config.json."""
     return {name: getattr(tokenizer, name) for name in TOKEN_IDS if getattr(tokenizer, name) is not None}
 
 
@@ -73,9 +74,9 @@ def save(
     write_tokenizer: Callable[[Path], None] | None,
     special_tokens: Mapping[str, Any] | None = None,
 ) -> None:
-    """As `save_pretrained`, but the tokenizer's files are written by a function that gets a folder.
+    """As `save_pretrained`, but with a function that writes the tokenizer's files into a given folder.
 
-    special_tokens: instead of those in the model's generation_config.
+    special_tokens: replace those in the model's generation_config.
     """
     if dtype not in FORMATS:
         raise UsageError(f"save_pretrained: dtype must be one of {', '.join(FORMATS)}, not {dtype!r}")
@@ -83,7 +84,7 @@ def save(
     generation = _generation(model, special_tokens)
     folder = folder_made(Path(folder).expanduser())
     if (folder / "checkpoints.json").exists():
-        raise UsageError(f"save_pretrained: {folder} holds a training run, which has files of its own: choose another")
+        raise UsageError(f"save_pretrained: {folder} contains a training run: choose another folder")
     finish_save(folder)
     with explain_os_errors("save the model to", folder):
         staging = folder / f".saving-{secrets.token_hex(4)}.tmp"
@@ -103,24 +104,24 @@ def save(
 
 
 def _arrays(model: GPT) -> dict[str, Any]:
-    """Stored name -> array of every parameter; biases that the model doesn't have are zeros."""
-    own = model.state_dict()
+    """Stored name -> array of every parameter. For a model without biases they are zeros."""
+    state = model.state_dict()
     _refuse(difference_from_gpt2(model))
     shapes = dict(parameter_shapes(model.config))
     expected = {name for name in shapes if model.config.bias or not name.endswith(".bias")}
-    if own.keys() != expected:
-        name = min(own.keys() ^ expected)
-        _refuse(f"there is {'a' if name in own else 'no'} parameter {name}")
+    if state.keys() != expected:
+        name = min(state.keys() ^ expected)
+        _refuse(f"there is {'a' if name in state else 'no'} parameter {name}")
     stored = {name: name if name == HEAD else PREFIX + name for name in shapes}  # the head is not inside `transformer`
-    return {stored[name]: own[name] if name in own else np.zeros(shape, "f4") for name, shape in shapes.items()}
+    return {stored[name]: state[name] if name in state else np.zeros(shape, "f4") for name, shape in shapes.items()}
 
 
 def _refuse(difference: str | None) -> None:
-    """Raise UsageError where the files, which are sizes and weights and no code, would make another model than this."""
+    """Raise UsageError if there is a difference, which the files, sizes and weights without code, would lose."""
     if difference is not None:
         raise UsageError(
-            f"save_pretrained: {difference}, and the files of a GPT-2 can't say so: put what it does into plain layers "
-            "first, or save model.state_dict() in a format of your own"
+            f"save_pretrained: {difference}, which the GPT-2 format can't represent: use plain layers instead, or save "
+            "model.state_dict() in a format of your own"
         )
 
 
@@ -142,13 +143,13 @@ def _generation(model: GPT, special_tokens: Mapping[str, Any] | None) -> dict[st
 
 
 def _shard_size(size: int | str | None) -> int | None:
-    """Bytes, from a number or a text such as "200MB"."""
+    """Bytes, from a number or a string such as "200MB"."""
     if size is None:
         return None
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]i?B)?", size) if isinstance(size, str) else None
     count = size if type(size) is int else found and int(float(found[1]) * _UNITS[found[2] or ""])
     if not count or count < 1:
-        raise UsageError(f"save_pretrained: max_shard_size must be a number of bytes or like '200MB', not {size!r}")
+        raise UsageError(f"save_pretrained: max_shard_size must be a number of bytes or e.g. '200MB', not {size!r}")
     return count
 
 
@@ -171,12 +172,12 @@ def _write_weights(folder: Path, arrays: dict[str, Any], dtype: str, limit: int 
     for name, shard in zip(names, shards, strict=True):
         _write_file(folder / name, {stored: arrays[stored] for stored in shard}, dtype)
     size = sum(array.size for array in arrays.values()) * itemsize
-    place = {stored: name for name, shard in zip(names, shards, strict=True) for stored in shard}
-    _write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": place})
+    file_of = {stored: name for name, shard in zip(names, shards, strict=True) for stored in shard}
+    _write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": file_of})
 
 
 def _shards(arrays: dict[str, Any], itemsize: int, limit: int | None) -> list[list[str]]:
-    """The arrays in their order, cut into parts of at most `limit` bytes; a larger array is a part by itself."""
+    """Split the arrays, in order, into shards of at most `limit` bytes. A larger array gets a shard of its own."""
     shards: list[list[str]] = [[]]
     room = limit
     for name, array in arrays.items():
@@ -196,13 +197,13 @@ def _write_file(path: Path, arrays: dict[str, Any], dtype: str) -> None:
         os.fsync(file.fileno())
 
 
-# From the folder beside to the places of the files ----------------------------------------------------
+# Moving the files from the staging folder into place --------------------------------------------------
 
 
 def _files(folder: Path, staging: Path) -> tuple[list[str], list[str]]:
-    """The new model's files, in the order in which they are moved, and the old model's that must go."""
+    """The new model's files, in the order in which they are moved, and the old model's files to remove."""
     names = sorted(os.listdir(staging), key=lambda name: (name in (SINGLE, INDEX), name))
-    # Of the tokenizer only if the new model brings one: else the folder keeps what it has.
+    # Remove the old tokenizer only if the new model has one.
     kinds = TOKENIZER_FILES if TOKENIZER_FILES.intersection(names) else frozenset()
     old = [name for name in os.listdir(folder) if name in kinds or _is_weights(name)]
     return names, old
@@ -213,12 +214,12 @@ def _is_weights(name: str) -> bool:
 
 
 def finish_save(folder: Path) -> None:
-    """Finish the moves of a save that was interrupted after it counted. For whoever saves there next."""
+    """Finish the moves of a save that was interrupted after its commit. Call this before saving to the folder again."""
     exchange.finish(folder, lambda name: name in TOKENIZER_FILES or name in (CONFIG, GENERATION) or _is_weights(name))
 
 
 def _remove_left_over(folder: Path) -> None:
-    """What killed processes have left half-written."""
+    """Remove the staging folders of killed processes."""
     for path in folder.glob(".saving-*.tmp"):
         if _STAGING.fullmatch(path.name):
             shutil.rmtree(path, ignore_errors=True)

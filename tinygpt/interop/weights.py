@@ -1,14 +1,14 @@
-"""The arrays of a GPT-2 directory: their names and shapes, and the way from the file into a model.
+"""The arrays of a GPT-2 directory: their names and shapes, and reading them into a model.
 
     with open_weights(folder) as weights:       # model.safetensors, or model.safetensors.index.json and its shards
-        weights.check(config)                   # all there, nothing else, of the right shapes
-        weights.fill(model)                     # and pack it, matrix by matrix: fill(model, "int8")
+        weights.check(config)                   # exactly the expected arrays, with the right shapes
+        weights.fill(model)                     # to pack it as well, matrix by matrix: fill(model, "int8")
 
-Names are those of this model's parameters, with the prefix `transformer.` where the file is of a model with a head
-and without it where it is of the model alone. Three kinds of arrays are no parameters: `attn.bias` and
-`attn.masked_bias`, which older versions of transformers kept and which are the causal mask, and `lm_head.weight` where
-it is the token embedding once more. Of the two names of that one matrix the file may have the head's alone: it is what
-`safetensors.torch.save_model` keeps. A head of its own (tie_word_embeddings=False) is a parameter like the others.
+The names are those of this model's parameters. Files saved from a model with a head have the prefix `transformer.`;
+files of the bare transformer don't. Three kinds of arrays are not parameters: `attn.bias` and `attn.masked_bias`, the
+causal mask that older versions of transformers stored, and `lm_head.weight` if it is tied to the token embedding. A
+file may contain that tied matrix only as `lm_head.weight`, the name that `safetensors.torch.save_model` keeps. An
+untied head (tie_word_embeddings=False) is a parameter like the others.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ from .config import read_json
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PREFIX = "transformer."
 HOW_TO_CONVERT = (
-    'where transformers and PyTorch are installed, convert it with: python -c "from transformers import '
+    'if transformers and PyTorch are installed, convert it with: python -c "from transformers import '
     "AutoModelForCausalLM as M; M.from_pretrained('{}').save_pretrained('NEW_FOLDER')\""
 )
-RUN = "model."  # before each name in a checkpoint of a training run
+RUN = "model."  # the prefix of each name in the checkpoint of a training run
 HEAD, _EMBEDDING = "lm_head.weight", "wte.weight"
 _MASK = re.compile(r"h\.\d+\.attn\.(masked_)?bias")
 _FILE_NAME = re.compile(r"[^/\\:\0]+\.safetensors")
 
 
 def parameter_shapes(config: GPTConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Name and shape of every array of a GPT-2 of this size, biases included, in the model's order."""
+    """Name and shape of every array in a GPT-2 of this size, including biases, in the model's order."""
     V, T, C, inner = config.vocab_size, config.block_size, config.n_embd, config.inner
     yield from (("wte.weight", (V, C)), ("wpe.weight", (T, C)))
     for layer in range(config.n_layer):
@@ -58,7 +58,7 @@ def parameter_shapes(config: GPTConfig) -> Iterator[tuple[str, tuple[int, ...]]]
 
 
 class Weights:
-    """The arrays of one model, in one file or several: `place` says where each parameter is."""
+    """The arrays of one model, in one or several files. `place` maps each parameter to its file and stored name."""
 
     def __init__(self, folder: Path, files: list[SafetensorsFile], prefix: str = PREFIX) -> None:
         self.folder = folder
@@ -67,57 +67,57 @@ class Weights:
             for stored in file.arrays:
                 name = stored.removeprefix(prefix)
                 if name in self.place:
-                    raise CheckpointError(f"the weights in {folder} hold {name!r} twice")
+                    raise CheckpointError(f"the weights in {folder} contain {name!r} twice")
                 if not _MASK.fullmatch(name):
                     self.place[name] = (file, stored)
         self.head = self.place.pop(HEAD, None)
 
     @classmethod
     def of_run(cls, path: Path, file: SafetensorsFile) -> Weights:
-        """Those of the model in a checkpoint, which holds more."""
+        """The model's weights in a checkpoint, which contains other arrays too."""
         weights = cls(path, [])
         weights.place = {name.removeprefix(RUN): (file, name) for name in file.arrays if name.startswith(RUN)}
         return weights
 
     @property
     def count(self) -> int:
-        """How many numbers they are."""
+        """The total number of elements."""
         return sum(math.prod(file.arrays[name].shape) for file, name in self.place.values())
 
     def check_model(self, model: GPT) -> None:
-        """Raise CheckpointError unless these are the parameters of `model`, which may be of a subclass."""
+        """Raise CheckpointError unless these are exactly the parameters of `model`, which may be a subclass of GPT."""
         shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
         for what, names in (("lack", shapes.keys() - self.place.keys()), ("have", self.place.keys() - shapes.keys())):
             if names:
-                why = f"which a {type(model).__name__} of this configuration {'has' if what == 'lack' else 'has not'}"
+                why = f"which a {type(model).__name__} of this configuration {'has' if what == 'lack' else 'lacks'}"
                 raise CheckpointError(f"the weights in {self.folder} {what} {_listed(names)}, {why}")
         for name, shape in shapes.items():
             self._check_array(name, self.place[name], shape)
 
     def check(self, config: GPTConfig) -> None:
-        """Raise CheckpointError unless these are the arrays of a model of this size. Reads none of them.
+        """Raise CheckpointError unless these are exactly the arrays of a model of this size. Reads only headers.
 
-        Where the head's matrix is the embedding's, either name will do for both. Otherwise both must be there.
+        If the head is tied to the embedding, one of the two names is enough. Otherwise both must be present.
         """
         if not config.tie_word_embeddings:
             if self.head is None:
                 raise CheckpointError(
-                    f"the weights in {self.folder} lack {HEAD!r}, and config.json says tie_word_embeddings=false: "
-                    "without it the model has no head"
+                    f"the weights in {self.folder} lack {HEAD!r}, which is required because config.json says "
+                    "tie_word_embeddings=false"
                 )
             self.place[HEAD], self.head = self.head, None
         elif _EMBEDDING not in self.place and self.head is not None:
             self.place[_EMBEDDING], self.head = self.head, None
-        # First of all, before names are made for a billion layers that somebody claims.
+        # Check this first: a malicious config.json could claim a billion layers.
         if config.n_layer > len(self.place):
             raise CheckpointError(
-                f"the weights in {self.folder} are {len(self.place)} arrays, too few for the {config.n_layer} layers "
-                "of its config.json"
+                f"the weights in {self.folder} are only {len(self.place)} arrays, too few for the {config.n_layer} "
+                "layers in config.json"
             )
         shapes = dict(parameter_shapes(config))
         for what, names in (("lack", shapes.keys() - self.place.keys()), ("have", self.place.keys() - shapes.keys())):
             if names:
-                why = "that this model's config.json asks for" if what == "lack" else "which is no part of a GPT-2"
+                why = "which its config.json requires" if what == "lack" else "which a GPT-2 does not have"
                 raise CheckpointError(f"the weights in {self.folder} {what} {_listed(names)}, {why}")
         for name, shape in shapes.items():
             self._check_array(name, self.place[name], shape)
@@ -128,16 +128,16 @@ class Weights:
         info = place[0].arrays[place[1]]
         if info.shape != shape:
             raise CheckpointError(
-                f"the weights in {self.folder} have {name!r} of shape {info.shape}; config.json says {shape}"
+                f"the weights in {self.folder} have {name!r} of shape {info.shape}, but config.json implies {shape}"
             )
         if info.code not in ("F32", "F16", "BF16", "F64"):
             raise CheckpointError(
-                f"the weights in {self.folder} have {name!r} as {info.code}; tinygpt loads F32, F16, BF16 and F64: "
-                "take the model's version that is not quantized"
+                f"the weights in {self.folder} have {name!r} as {info.code}, but tinygpt loads only F32, F16, BF16 and "
+                "F64: use a version of the model that is not quantized"
             )
 
     def drop_zero_biases(self) -> bool:
-        """Leave all biases out, if every one is zero; whether it was so."""
+        """Drop all biases if every one is zero. Returns whether it did."""
         biases = [name for name in self.place if name.endswith(".bias")]
         if any(file.read(stored).any() for file, stored in map(self.place.__getitem__, biases)):
             return False
@@ -146,10 +146,11 @@ class Weights:
         return True
 
     def fill(self, model: GPT, format: str | None = None) -> None:
-        """Read every parameter of `model`, which lives on NumPy; `check_model` has passed. Raises CheckpointError.
+        """Read every parameter of `model`, a NumPy model that passed `check_model`. Raises CheckpointError.
 
-        format: pack the model into it, each matrix as soon as it is read. Those that are packed need no memory before
-        (`nn.uninitialized(without_matrices=True)`), so there is never more than one of them unpacked.
+        format: pack the model into this format, each matrix as soon as it is read. With
+        `nn.uninitialized(without_matrices=True)` its matrices are allocated only when they are read, so no more than
+        one is unpacked at a time.
         """
         if format is not None:
             pack_model(model, format, fill=self._fill_layer)
@@ -157,20 +158,20 @@ class Weights:
             self._read(name, parameter)
 
     def _fill_layer(self, path: str, layer: Any) -> None:
-        """Read the weight of a layer that is packed next."""
+        """Read the weight of the layer that is about to be packed."""
         self._read(f"{path}.weight", layer.weight)
         require_finite(layer.weight.data, f"{path}.weight")
 
     def _read(self, name: str, parameter: Any) -> None:
-        if not parameter.data.flags.c_contiguous:  # made without memory of its own
+        if not parameter.data.flags.c_contiguous:  # a placeholder without memory
             parameter.data = np.empty(parameter.shape, parameter.dtype)
         file, stored = self.place[name]
         file.read_into(stored, parameter.data)
 
     def take_other_head(self) -> bool:
-        """Whether there is a head that differs from the token embedding, though the configuration ties them.
+        """If there is a head that differs from the token embedding, though the configuration ties them, untie it.
 
-        It then is a parameter like the others, as transformers has it.
+        It then becomes a parameter like the others, as in transformers. Returns whether it did.
         """
         if self.head is None:
             return False
@@ -185,7 +186,7 @@ class Weights:
 
 @contextlib.contextmanager
 def open_weights(folder: Path) -> Iterator[Weights]:
-    """The weights in `folder`; where both are there, model.safetensors comes before the index, as in transformers."""
+    """The weights in `folder`. model.safetensors takes precedence over an index, as in transformers."""
     with contextlib.ExitStack() as stack:
         if (folder / SINGLE).exists():
             files = [stack.enter_context(SafetensorsFile(folder / SINGLE))]
@@ -199,11 +200,11 @@ def open_weights(folder: Path) -> Iterator[Weights]:
 
 
 def shards_of(folder: Path) -> dict[str, str]:
-    """Name of an array -> name of the file that holds it, of the index in `folder`."""
+    """The index in `folder`: name of each array -> name of the file that contains it."""
     path = folder / INDEX
     shards = read_json(path).get("weight_map")
     if not isinstance(shards, dict) or not shards:
-        raise CheckpointError(f"{path} has no weight_map that says which file holds which array")
+        raise CheckpointError(f"{path} has no weight_map, the table of which file contains which array")
     for name, file in shards.items():
         if not isinstance(file, str) or not _FILE_NAME.fullmatch(file):
             raise CheckpointError(f"{path}: {name!r} must be in a .safetensors file of the same folder, not {file!r}")
@@ -211,27 +212,27 @@ def shards_of(folder: Path) -> dict[str, str]:
 
 
 def _listed(names: Iterable[str]) -> str:
-    """The first few names, and how many more there are."""
+    """The first few names, and the number of the others."""
     found = sorted(names)
     return ", ".join(repr(name) for name in found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
 
 
 def _check_index(folder: Path, shards: dict[str, str], files: list[SafetensorsFile]) -> None:
-    """Each array must be in the file that the index gives, and nowhere else."""
+    """Raise CheckpointError unless each array is in the file that the index names, and nowhere else."""
     held = {(file.path.name, name) for file in files for name in file.arrays}
     named = {(file, name) for name, file in shards.items()}
     for file, name in sorted(named - held)[:1]:
-        raise CheckpointError(f"{folder / INDEX} says that {file} holds {name!r}, which it does not")
+        raise CheckpointError(f"{folder / INDEX} says that {file} contains {name!r}, but it does not")
     for file, name in sorted(held - named)[:1]:
-        raise CheckpointError(f"{folder / file} holds {name!r}, which {INDEX} does not say")
+        raise CheckpointError(f"{folder / file} contains {name!r}, but {INDEX} does not say so")
 
 
 def _no_weights(folder: Path) -> str:
-    """What to say where there are none in our format."""
+    """The error message for a folder without safetensors weights."""
     if any(folder.glob("pytorch_model*.bin")):
         return (
-            f"{folder} has its weights as pytorch_model.bin only, a pickle, which can run any code when it is read and "
-            "is not loaded here: " + HOW_TO_CONVERT.format(folder)
+            f"{folder} has its weights only as pytorch_model.bin, a pickle, which tinygpt does not load because that "
+            "can run arbitrary code: " + HOW_TO_CONVERT.format(folder)
         )
     others = [name for name in ("tf_model.h5", "flax_model.msgpack") if (folder / name).exists()]
     found = f", only {others[0]}, which tinygpt does not read" if others else ""
