@@ -127,6 +127,9 @@ def around_bodies(wrapped: Callable[..., Any]) -> Iterator[None]:
         yield
 
 
+FEW = 40  # examples
+
+
 class Reached:
     """Counts how many examples came to the fast body. An example that it declines, or that the dispatcher gives to the
     reference, compares the reference with itself: it is right, and shows nothing."""
@@ -150,4 +153,6 @@ class Reached:
         return got
 
     def assert_half(self) -> None:
-        assert 2 * self.reached >= self.examples > 0, f"{self.reached} of {self.examples} examples came to the body"
+        """A quarter when there are few examples (`pytest --fast`): chance alone may leave fewer than half."""
+        wanted = self.examples / (2 if self.examples >= FEW else 4)
+        assert self.reached >= wanted > 0, f"{self.reached} of {self.examples} examples came to the body"
