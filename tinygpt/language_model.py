@@ -1,7 +1,7 @@
-"""What any language model can do, whatever is inside: loss, load, save, pack, generate, compute in 16 bits.
+"""The base class of language models: loss, load, save, pack, generate, compute in 16 bits.
 
-A model is a subclass that says what is inside (`tinygpt/gpt.py` is one; a second architecture, or another head on the
-same blocks, is a file beside it):
+A subclass defines the architecture (`tinygpt/gpt.py` is one; another architecture, or another head on the same blocks,
+is another file beside it):
 
     config                    with vocab_size and block_size; `config_class` is its class
     wte                       the token embedding
@@ -10,8 +10,8 @@ same blocks, is a file beside it):
 
 and, to generate with a cache, `hidden(idx, cache)` and `new_cache(B, capacity)`: see `GPT`.
 
-Loading, saving and generating are rooms above this one. Their facades, `from_pretrained`, `save_pretrained` and
-`generate`, are the only places of the core that reach up, and they stand here together.
+Loading, saving and generating are implemented in higher layers. The methods `from_pretrained`, `save_pretrained` and
+`generate` here are the only code of the core that imports from there.
 """
 
 from __future__ import annotations
@@ -37,24 +37,24 @@ _Model = TypeVar("_Model", bound="LanguageModel")
 
 @known("forward", "head")
 class LanguageModel(nn.Module):
-    """A model of token ids; see above for what a subclass gives."""
+    """A model of token ids; the module's docstring says what a subclass must define."""
 
     config: Any
     config_class: Any
     wte: Any
-    _copy_checks: int | None = 3  # how many losses more are looked at for targets that are the input; None: warned
+    _copy_checks: int | None = 3  # in how many more losses to check for targets that equal the input; None: has warned
 
     def __init__(self, config: Any, generator: Generator) -> None:
         self.config, self.generator = config, generator
         self.packed: str | None = None  # the format of `pack`
-        self.activations: Any = None  # their dtype inside `compute_in`; None: the parameters' own
-        self.generation_config: Any = {}  # what `generate` starts from: a loaded model's eos_token_id and the like
+        self.activations: Any = None  # the dtype of activations inside `compute_in`; None: that of the parameters
+        self.generation_config: Any = {}  # defaults for `generate`, such as a loaded model's eos_token_id
 
-    # What a subclass gives ------------------------------------------------------------------------
+    # For subclasses to define ---------------------------------------------------------------------
 
     def hidden(self, idx: Any) -> Tensor:
-        """idx (B, T) -> (B, T, C), what the head reads."""
-        raise NotImplementedError(f"{type(self).__name__} defines no hidden")
+        """idx (B, T) -> (B, T, C), the input of the head."""
+        raise NotImplementedError(f"{type(self).__name__} does not define hidden")
 
     def head(self, h: Tensor) -> Tensor:
         """h (..., C) -> logits (..., V)."""
@@ -68,11 +68,11 @@ class LanguageModel(nn.Module):
 
     @classmethod
     def from_config(cls: type[_Model], config: Any, seed: int = 0, dtype: Any = np.float32) -> _Model:
-        """A fresh model from a configuration (`GPTConfig` for a GPT) or from its `to_dict()`."""
+        """A new model from a configuration (`GPTConfig` for a GPT) or from its `to_dict()`."""
         make: Any = cls
         return make(cls.config_class.from_dict(config) if isinstance(config, Mapping) else config, seed, dtype)
 
-    # What it computes -----------------------------------------------------------------------------
+    # Computing ------------------------------------------------------------------------------------
 
     def forward(self, idx: Any) -> Tensor:
         """idx (B, T) integers -> logits (B, T, V). Raises ShapeError, DtypeError, RangeError."""
@@ -85,17 +85,17 @@ class LanguageModel(nn.Module):
         return self.head(self.hidden(idx)[:, -1])
 
     def loss(self, idx: Any, targets: Any = None, *, labels: Any = None) -> Tensor:
-        """Mean cross-entropy of the tokens that follow, given in one of two ways; -100 is left out of the mean.
+        """Mean cross-entropy of the next tokens, given as either targets or labels; -100 is ignored.
 
-        targets (B, T): of each position the token after it. labels (B, T): the tokens themselves, as transformers has
-        it, so that `model.loss(ids, labels=ids)` is the loss of a text; they are shifted here. `model.loss(ids, ids)`
-        would train a model that repeats its input, and warns.
+        targets (B, T): the token after each position. labels (B, T): the tokens themselves, as in transformers, which
+        are shifted here, so that `model.loss(ids, labels=ids)` is the loss of a text. `model.loss(ids, ids)` would
+        train a model to repeat its input, and warns.
 
-        The same as cross_entropy(self(idx), targets), but the logits of all positions never exist at once.
+        Equals cross_entropy(self(idx), targets), but the logits of all positions never exist at once.
         """
         if (targets is None) == (labels is None):
             raise UsageError("GPT.loss: give either targets, the tokens that follow, or labels, which are shifted here")
-        parts = keeps(self, LanguageModel, "forward")  # else logits come from a forward of a subclass
+        parts = keeps(self, LanguageModel, "forward")  # otherwise a subclass's forward computes the logits
         h = self.hidden(idx) if parts else checked_logits(self, idx)
         chosen = targets_of(h.shape[:2], targets, labels)
         if labels is None and self._copy_checks is not None and (self._copy_checks or targets is idx):
@@ -106,54 +106,54 @@ class LanguageModel(nn.Module):
         return ops.cross_entropy(self.head(h) if parts else h, chosen, ignore_index=IGNORE_INDEX)
 
     def check_ids(self, idx: Any, any_length: bool = False) -> Any:
-        """idx as an integer array (B, T) that this model can read, or a sentence."""
+        """idx as an integer array (B, T), valid for this model. Raises ShapeError, DtypeError, RangeError."""
         return check_ids(idx, self.config.vocab_size, None if any_length else self.config.block_size)
 
     # Modes and weights ----------------------------------------------------------------------------
 
     def pack(self: _Model, format: str, group: int | None = None) -> _Model:
-        """Hold the large matrices (linear layers, token embedding) in 16 or 8 bits, for faster inference.
+        """Store the large matrices (linear layers, token embedding) in 16 or 8 bits, for faster inference.
 
         format: "bfloat16" or "int8"; group: how many terms of a sum share a scale in int8, a multiple of 8; None means
-        one scale for each output. See `tinygpt.ops.packed`. The model can then run, generate and be scored, but not be
-        trained or saved. Only for float32 models, and only where every layer inside is one of this package's: of
-        another, whose weights may not be all of it, the sentence names the place. Returns the model. Raises UsageError.
+        one scale per output. See `tinygpt.ops.packed`. The model can then run, generate and score, but not be trained
+        or saved. Only for float32 models whose layers are all of this package: a user-defined layer may depend on more
+        than its weights, and the error names it. Returns the model. Raises UsageError.
         """
         pack_model(self, format, group)
         return self.eval()
 
     def compute_in(self, dtype: str) -> contextlib.AbstractContextManager[None]:
-        """`with model.compute_in("bfloat16"):` activations and matrix products in 16 bits there, on a GPU.
+        """`with model.compute_in("bfloat16"):` computes activations and matrix products in 16 bits, on a GPU.
 
-        dtype: "bfloat16"; "float16", which needs `tinygpt.training.LossScale`; "float32", the parameters' own. Weights,
-        their gradients, statistics, losses, generation and scoring stay in float32. Raises UsageError.
+        dtype: "bfloat16"; "float16", which needs `tinygpt.training.LossScale`; "float32", no change. Weights, their
+        gradients, statistics, losses, generation and scoring stay in float32. Raises UsageError.
         """
         return compute_in(self, dtype)
 
     def train(self: _Model, mode: bool = True) -> _Model:
-        """Set the training mode on the model and all inside it. A packed model has none."""
+        """Set the training mode of the model and all its modules. Raises UsageError for a packed model."""
         if mode and self.packed:
-            raise UsageError(f"a model packed into {self.packed} can't be trained: load it anew without packing")
+            raise UsageError(f"a model packed into {self.packed} can't be trained: load it again without packing")
         super().train(mode)
         return self
 
     def eval(self: _Model) -> _Model:
-        """Leave the training mode. Returns the model."""
+        """Set evaluation mode. Returns the model."""
         return self.train(False)
 
     def state_dict(self) -> dict[str, Any]:
-        """Name -> array, for every parameter. A packed model no longer has them all."""
+        """Name -> array, for every parameter. Raises UsageError for a packed model, which no longer has them all."""
         if self.packed:
             raise UsageError(f"a model packed into {self.packed} can't be saved: save it before it is packed")
         return super().state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
-        """Copy arrays, found by name, into the parameters: see `Module.load_state_dict`. Not for a packed model."""
+        """Copy arrays into the parameters of the same names: see `Module.load_state_dict`. Not for a packed model."""
         if self.packed:
             raise UsageError(f"a model packed into {self.packed} can't take weights: load them before it is packed")
         super().load_state_dict(state, strict)
 
-    # Facades of the layers above, which know models: imported when they are called ---------------
+    # Facades of the layers above, which are imported when called -----------------------------------
 
     @classmethod
     def from_pretrained(
@@ -173,8 +173,8 @@ class LanguageModel(nn.Module):
         Hugging Face cache and then fetched at `revision` (extra `hub`).
         dtype: "float32" or "float64" for the parameters, whatever the file has (float32, float16, bfloat16, float64);
         dtype="bfloat16" and quantize="int8" pack the matrices into 16 and 8 bits, for inference only.
-        dropout: instead of the file's; seed: of the dropout masks. Both matter in training only.
-        Raises UsageError with a sentence: a missing, damaged or foreign file, a model that this one can't represent.
+        dropout: overrides the file's; seed: of the dropout masks. Both matter only in training.
+        Raises UsageError for missing or damaged files, other formats, and models that this class can't represent.
         """
         from .interop import from_pretrained  # the layer above
 
@@ -191,26 +191,26 @@ class LanguageModel(nn.Module):
         max_shard_size: int | str | None = None,
         tokenizer: Any = None,
     ) -> None:
-        """Write a GPT-2 directory that `from_pretrained` and transformers load, replacing the model that is there.
+        """Write a GPT-2 directory that `from_pretrained` and transformers load, replacing a model that is there.
 
-        dtype: "float32", "bfloat16", "float16" or "float64", of the weights in the file. max_shard_size: bytes, or text
-        such as "200MB": larger models become several files. tokenizer: its files are written too.
-        GPT-2 always has biases: a model with bias=False is written with zeros, which computes the same, and a mark, by
-        which `from_pretrained` makes it a model without biases again.
-        A crash or a full disk leaves the old model or the new one, whole. Raises UsageError.
+        dtype: "float32", "bfloat16", "float16" or "float64", of the weights in the file. max_shard_size: bytes, or a
+        string such as "200MB": larger models are split into several files. tokenizer: also write its files.
+        GPT-2 always has biases, so a model with bias=False is written with biases of zero, which computes the same, and
+        a flag that makes `from_pretrained` load it without biases.
+        A crash or a full disk leaves either the old model or the new one intact. Raises UsageError.
         """
         from .interop import save_pretrained
 
         save_pretrained(self, folder, dtype=dtype, max_shard_size=max_shard_size, tokenizer=tokenizer)
 
     def generate(self: Any, idx: Any, max_new_tokens: int | None = None, **options: Any) -> Any:
-        """idx (B, T) -> (B, T + max_new_tokens) int64: the prompt and what follows it, as a NumPy array.
+        """idx (B, T) -> (B, T + max_new_tokens) int64: the prompt and its continuation, as a NumPy array.
 
         model.generate(idx, max_new_tokens=100, temperature=0.8, top_k=50, top_p=0.95, seed=0)
 
         Arguments and options are those of `tinygpt.generation.generate`: attention_mask, config, logits_processor,
         tokenizer, return_details, and the fields of `tinygpt.generation.GenerationConfig`.
         """
-        from .generation import generate  # the layer above: it knows models, the model needn't know it
+        from .generation import generate  # the layer above
 
         return generate(self, idx, max_new_tokens, **options)

@@ -1,7 +1,7 @@
-"""How much memory a run takes at the least: settings without sense are refused before anything is built or written.
+"""A lower bound of the memory a run needs, to refuse impossible settings before anything is built or written.
 
-A lower bound, from the shapes alone: what exceeds all the memory that the machine has can't be run, and asking for it
-would end in minutes of swapping or in a killed process rather than in a sentence.
+The bound follows from the shapes alone. A run that needs more than the machine's whole memory can't work; starting it
+would end in minutes of swapping or a killed process instead of an error message.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from .errors import UsageError
 from .gpt import GPTConfig
 
 _FLOAT = 4
-_COPIES = 4  # of each parameter: its value, its gradient, AdamW's two moments
-_ACTIVATIONS = 8  # channels that each block keeps for its backward pass, as multiples of n_embd; it keeps more
+_COPIES = 4  # per parameter: its value, its gradient, AdamW's two moments
+_ACTIVATIONS = 8  # floats per token that each block stores for backward, in multiples of n_embd; in fact it stores more
 _LAYER = 6 << 10  # bytes of a block's Python objects
 _CGROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
@@ -30,40 +30,40 @@ def parameter_count(config: GPTConfig) -> int:
 
 
 def require_memory(config: GPTConfig, batch_size: int, backend: str = "numpy", training: bool = True) -> None:
-    """Raise UsageError where a model, or a batch for it, takes more memory than there is.
+    """Raise UsageError if a model, or a batch for it, takes more memory than there is.
 
-    training: with gradients, the optimizer's moments and what the backward pass needs.
+    training: include gradients, the optimizer's moments and the activations for the backward pass.
     """
     limit, count = memory_limit(backend), parameter_count(config)
     copies = _COPIES if training else 1
     model = _FLOAT * count * copies + config.n_layer * _LAYER
     if model > limit:
         words = " with their gradients and AdamW's moments" if training else ""
-        vocabulary = f"vocab_size {config.vocab_size}, " if config.vocab_size > 1 else ""  # else not known yet
+        vocabulary = f"vocab_size {config.vocab_size}, " if config.vocab_size > 1 else ""  # 1: not known yet
         raise UsageError(
             f"a model of {vocabulary}block_size {config.block_size}, n_layer {config.n_layer} and "
-            f"n_embd {config.n_embd} has {number_of(count)} parameters, which take {_size(model)}{words}, and there "
-            f"are {_size(limit)} of memory: take a smaller model"
+            f"n_embd {config.n_embd} has {number_of(count)} parameters, which take {_size(model)}{words}, but there "
+            f"is only {_size(limit)} of memory: use a smaller model"
         )
     tokens = batch_size * config.block_size
     channels = config.n_embd * (2 + (config.n_layer * _ACTIVATIONS if training else 0))
-    floats = 2 if backend == "cupy" else _FLOAT  # they may have 16 bits there
-    batch = tokens * (16 + floats * channels)  # 16: input and target
+    floats = 2 if backend == "cupy" else _FLOAT  # on a GPU activations may have 16 bits
+    batch = tokens * (16 + floats * channels)  # 16: the ids of input and target, in int64
     if model + batch > limit:
         raise UsageError(
-            f"a batch of batch_size {batch_size} and block_size {config.block_size} takes {_size(batch)} at the least, "
-            f"and there are {_size(limit)} of memory: take a smaller batch or a smaller model"
+            f"a batch of batch_size {batch_size} and block_size {config.block_size} takes at least {_size(batch)}, "
+            f"but there is only {_size(limit)} of memory: use a smaller batch or a smaller model"
         )
 
 
 def memory_limit(backend: str = "numpy") -> int:
-    """Bytes that a process can have at most: the machine's, or what it is allowed of it."""
+    """The most bytes that a process can have: the machine's memory and swap, or a lower limit set for the process."""
     if backend == "cupy":
         return int(backends.get("cupy").memory().total)
     limits = [1 << 62]
     try:
         physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        limits.append(physical + (physical if sys.platform == "darwin" else _swap()))  # macOS takes swap as it needs
+        limits.append(physical + (physical if sys.platform == "darwin" else _swap()))  # macOS grows its swap as needed
     except (AttributeError, OSError, ValueError):  # Windows has no sysconf
         limits.append(1 << 44)
     try:
@@ -98,5 +98,5 @@ def _size(count: int) -> str:
 
 
 def number_of(count: int) -> str:
-    """`count` in words, however long it is: it comes from a product of settings."""
+    """`count` for an error message, short even if the settings multiply to an absurdly large number."""
     return f"{count:,}" if count < 10**18 else "more than 10^18"

@@ -154,7 +154,7 @@ def test_a_file_cut_short_is_noticed(saved: Path, tmp_path_factory: pytest.TempP
     folder = damaged(saved, tmp_path_factory.mktemp("cut"), FILE, content[: int(share * len(content))])
     with pytest.raises(CheckpointError, match="damaged or cut short"):
         folder.load()
-    with pytest.raises(CheckpointError, match="not a whole checkpoint"):
+    with pytest.raises(CheckpointError, match="not a complete checkpoint"):
         read_checkpoint(folder.folder / FILE)  # even without the SHA-256
 
 

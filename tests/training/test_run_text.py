@@ -210,9 +210,9 @@ def test_all_bytes_of_a_text_are_seen(tmp_path: Path) -> None:
         ),
         (["--n-embd=1000000000000", "--n-head=1"], "has more than 10.18 parameters"),
         (["--block-size=99999999999999999999"], "block_size 99999999999999999999"),
-        ([f"--block-size={10**4000}"], "take a smaller model"),
+        ([f"--block-size={10**4000}"], "use a smaller model"),
         (["--tokenizer=bpe", "--vocab-size=99999999999999"], "vocab_size 99999999999999"),
-        (["--batch-size=1000000000"], r"a batch of batch_size 1000000000 and block_size 8 takes 2,\d+ GB at the least"),
+        (["--batch-size=1000000000"], r"a batch of batch_size 1000000000 and block_size 8 takes at least 2,\d+ GB"),
         (["--seed=18446744073709551616"], r"a seed is an integer from 0 to 2\*\*64 - 1"),
         (["--seed=99999999999999999999999999999"], "a seed is an integer"),
     ],
@@ -240,7 +240,7 @@ def test_a_vocabulary_that_the_text_brings_counts(run: Any, tmp_path: Path, monk
     (tmp_path / "text.txt").write_text("".join(map(chr, range(0x4E00, 0x9E00))) * 2, encoding="utf-8")
     monkeypatch.setattr(memory, "memory_limit", lambda backend: 2 << 20)
     answer = run("train", *OPTIONS, f"--data={tmp_path / 'text.txt'}", f"--out={tmp_path / 'run'}")
-    assert_one_sentence(answer, "vocab_size 20480, .*: take a smaller model")
+    assert_one_sentence(answer, "vocab_size 20480, .*: use a smaller model")
     assert not (tmp_path / "run").exists()
 
 

@@ -45,7 +45,7 @@ class TrainState:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingResult:
-    """How a run ended. signal: the one that interrupted it, or None. picture: a sentence about the loss curve.
+    """How a run ended. signal: the one that interrupted it, or None. picture: a message about the loss curve.
 
     begin: the step at which `Trainer.run` started; equal to `step` if there was nothing left to do.
     """
@@ -62,7 +62,7 @@ class TrainingResult:
     picture: str
 
     def summary(self) -> str:
-        """A sentence to print at the end of a run."""
+        """A message to print at the end of a run."""
         facts = [self._end()]
         if self.best_loss is not None:
             facts.append(f"the best validation loss was {self.best_loss:.4f} at step {self.best_step}")

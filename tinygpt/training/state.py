@@ -70,4 +70,4 @@ def _check_progression(state: dict[str, Any], hints: dict[str, Any]) -> None:
 
 def _is_number(name: str, value: Any) -> None:
     if type(value) not in (int, float) or not math.isfinite(value):
-        raise ValueError(f"{name} is {short(value)}, which is not a number")
+        raise ValueError(f"{name} is {short(value)}, not a finite number")
