@@ -209,7 +209,7 @@ def test_shards_that_contradict_their_index(tmp_path: Path) -> None:
     refused("has no weight_map", weight_map={})
     refused("there is no file .*model-7.safetensors", weight_map=places | {name: "model-7.safetensors"})
     save_file(load_file(folder / first) | load_file(folder / second), folder / first)
-    refused("holds 'transformer[^ ]*, which")
+    refused("contains 'transformer[^ ]*, but")
     (folder / second).unlink()
     refused(f"there is no file .*{second}")
 
