@@ -2,23 +2,24 @@
 
     idx (B, T) integers
      |
-     x = wte[idx] + wpe[0 .. T-1]                    what the token is, and where it stands
+     x = wte[idx] + wpe[0 .. T-1]                    token embedding + position embedding
      |
      |   for each of n_layer blocks:
-     |       x = x + attention(ln_1(x))              look at the tokens before, and bring something back
-     |       x = x + mlp(ln_2(x))                    think about it, each position for itself
+     |       x = x + attention(ln_1(x))              gather information from earlier tokens
+     |       x = x + mlp(ln_2(x))                    process each position independently
      |
      logits = ln_f(x) @ wte.T                        (B, T, V): scores of the next token; untied, @ lm_head.T
 
-Each addition is followed by a norm. `ResidualStream` (`tinygpt/nn/residual.py`) holds the addition back until that norm
-asks for the sum, and does both in a single pass over memory, together with dropout and the bias before it.
+Each addition is followed by a norm. `ResidualStream` (`tinygpt/nn/residual.py`) defers the addition until that norm
+needs the sum, and computes both in a single pass over memory, together with the dropout and bias before them.
 
-To generate, the same blocks run with a `cache`: the keys and values of the tokens before, so that only the new tokens
+To generate, the same blocks run with a `cache` of the keys and values of earlier tokens, so that only the new tokens
 are computed (`tinygpt/ops/cached_attention.py`).
 
 The parameters have the names and shapes of GPT-2's checkpoints in the Hugging Face format, without the prefix
-`transformer.`. The head shares its matrix with the token embedding (`wte`). In mixed precision (`compute_in`) x has 16
-bits from the embeddings on, and so has all that is made of it; the float32 parameters are rounded where they meet it.
+`transformer.`. The head shares its matrix with the token embedding (`wte`), unless the configuration unties them. In
+mixed precision (`compute_in`) x has 16 bits from the embeddings on, and so has everything computed from it; the float32
+parameters are rounded where they are used.
 
 Letters: B batch, T time, C channels (n_embd), H heads, V vocabulary.
 Source: Radford et al., "Language Models are Unsupervised Multitask Learners", 2019, section 2.3; Vaswani et al.,
@@ -56,22 +57,22 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """The shape of a model. Impossible settings raise UsageError with a sentence."""
+    """The hyperparameters of a model. Raises UsageError for impossible values."""
 
     vocab_size: int
-    block_size: int  # the longest sequence: there are this many position embeddings
+    block_size: int  # maximum sequence length, the number of position embeddings
     n_layer: int
     n_head: int
     n_embd: int
     dropout: float = 0.0
     bias: bool = True  # in the linear layers and in LayerNorm
     layer_norm_epsilon: float = 1e-5
-    # Where models differ that call themselves GPT-2, by the names of their configurations:
-    activation_function: str = "gelu_new"  # or "gelu", with erf; "relu"; "silu"
+    # Variants of GPT-2, under the names of transformers' configuration:
+    activation_function: str = "gelu_new"  # or "gelu" (with erf), "relu" or "silu"
     n_inner: int | None = None  # channels between the MLP's two layers; None: 4 n_embd
     scale_attn_weights: bool = True  # scores / sqrt(D)
-    scale_attn_by_inverse_layer_idx: bool = False  # and / (number of the layer, from 1)
-    tie_word_embeddings: bool = True  # the head's matrix is that of the token embedding
+    scale_attn_by_inverse_layer_idx: bool = False  # also divide the scores by the layer number, starting at 1
+    tie_word_embeddings: bool = True  # the head uses the matrix of the token embedding
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
@@ -91,7 +92,7 @@ class GPTConfig:
             )
         if self.n_embd % self.n_head:
             raise UsageError(
-                f"GPTConfig: n_embd must be a multiple of n_head, so that the heads share it evenly: "
+                f"GPTConfig: n_embd must be a multiple of n_head, so that it splits evenly into heads: "
                 f"{self.n_embd} is not a multiple of {self.n_head}"
             )
 
@@ -101,16 +102,16 @@ class GPTConfig:
         return 4 * self.n_embd if self.n_inner is None else self.n_inner
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings as plain numbers, for JSON."""
+        """The settings as a dict of JSON-serializable values."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> GPTConfig:
-        """The inverse of `to_dict`. Unknown and missing settings are refused by name."""
+        """The inverse of `to_dict`. Raises UsageError naming any unknown or missing setting."""
         known = {field.name: field for field in fields(cls)}
         unknown = sorted(set(settings) - set(known))
         if unknown:
-            raise UsageError(f"GPTConfig: there is no setting {unknown[0]!r}: there are {', '.join(known)}")
+            raise UsageError(f"GPTConfig: there is no setting {unknown[0]!r}: the settings are {', '.join(known)}")
         missing = [name for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd") if name not in settings]
         if missing:
             raise UsageError(f"GPTConfig: the settings lack {', '.join(missing)}")
@@ -119,7 +120,7 @@ class GPTConfig:
 
 @known("forward", "branch")
 class Attention(nn.Module):
-    """Causal self-attention of H heads."""
+    """Causal self-attention with H heads."""
 
     def __init__(self, config: GPTConfig, layer: int, generator: Generator, dtype: Any) -> None:
         C, bias = config.n_embd, config.bias
@@ -129,11 +130,11 @@ class Attention(nn.Module):
         self.c_proj = nn.Linear(C, C, bias, std=residual_std(config), generator=generator, dtype=dtype)
 
     def forward(self, h: Tensor, cache: KeyValueCache | None = None) -> Tensor:
-        """h (B, T, C) -> (B, T, C). cache: the tokens before h, which are seen too; h joins them."""
+        """h (B, T, C) -> (B, T, C). cache: keys and values of earlier tokens; those of h are appended."""
         return with_bias(*self.branch(h, cache))
 
     def branch(self, h: Tensor, cache: KeyValueCache | None = None) -> tuple[Tensor, Tensor | None]:
-        """`forward` without the bias of `c_proj`, and that bias."""
+        """The result of `forward` before the bias of `c_proj` is added, and that bias."""
         qkv = self.c_attn(h)  # (B, T, 3C)
         if cache is not None:
             y = cached_attention(qkv, self.n_head, cache, self.scale)
@@ -145,7 +146,7 @@ class Attention(nn.Module):
 
 @known("forward", "branch")
 class MLP(nn.Module):
-    """Two linear layers with a GELU between, or another activation."""
+    """Two linear layers with a GELU or another activation in between."""
 
     def __init__(self, config: GPTConfig, generator: Generator, dtype: Any) -> None:
         C, bias, self.inner, self.activation = config.n_embd, config.bias, config.inner, config.activation_function
@@ -157,8 +158,8 @@ class MLP(nn.Module):
         return with_bias(*self.branch(h))
 
     def branch(self, h: Tensor) -> tuple[Tensor, Tensor | None]:
-        """`forward` without the bias of `c_proj`, and that bias."""
-        z, bias = product_and_bias(self.c_fc, h)  # (B, T, inner), 4C unless the configuration has another
+        """The result of `forward` before the bias of `c_proj` is added, and that bias."""
+        z, bias = product_and_bias(self.c_fc, h)  # (B, T, inner), where inner is 4C unless n_inner is set
         if bias is not None and self.activation == "gelu_new":
             y = ops.bias_gelu(z, ops.in_dtype_of(z, bias))
         else:
@@ -184,13 +185,13 @@ class Block(nn.Module):
         return stream.value()
 
     def extend(self, x: ResidualStream, cache: KeyValueCache | None = None) -> None:
-        """`forward` on a stream that goes on: its last addition is left to the norm of the next block."""
+        """`forward` on a residual stream. Its last addition is left to the norm of the next block."""
         x.add(self.attn, x.norm(self.ln_1), self.dropout, cache)
         x.add(self.mlp, x.norm(self.ln_2), self.dropout)
 
 
 def attention_scale(config: GPTConfig, layer: int) -> float | None:
-    """What multiplies the scores of attention in block number `layer`; None: 1 / sqrt(D)."""
+    """The scale of the attention scores in block `layer`, counted from 0; None: 1 / sqrt(D)."""
     if config.scale_attn_weights and not config.scale_attn_by_inverse_layer_idx:
         return None
     scale = math.sqrt(config.n_head / config.n_embd) if config.scale_attn_weights else 1.0
@@ -198,16 +199,16 @@ def attention_scale(config: GPTConfig, layer: int) -> float | None:
 
 
 def residual_std(config: GPTConfig) -> float:
-    """Of the projections that add to the residual stream: 2 n_layer of them, so that their sum stays at 0.02."""
+    """Initial std of the 2 n_layer projections that add to the residual stream, so that their sum keeps std 0.02."""
     return 0.02 / math.sqrt(2 * config.n_layer)
 
 
 @known("forward", "hidden", "head")
 class GPT(LanguageModel):
-    """A GPT-2 of the shape `config`, with initial weights from `seed`.
+    """A GPT-2 with the hyperparameters `config`, initialized from `seed`.
 
-    `generator` is the source of all random numbers of the model: first the weights, then the dropout masks. Its
-    `state_dict()` is part of the state of a training run.
+    `generator` produces all random numbers of the model: first the weights, then the dropout masks. Its `state_dict()`
+    is part of the state of a training run.
     """
 
     config_class = GPTConfig
@@ -235,13 +236,13 @@ class GPT(LanguageModel):
     def hidden(self, idx: Any, cache: Sequence[KeyValueCache] | None = None) -> Tensor:
         """idx (B, T) -> ln_f of the residual stream after the last block, (B, T, C).
 
-        cache: of `new_cache`, one for each block: idx goes on with its texts, and the result is that of the last
-        position alone, (B, 1, C). Whoever calls moves its `lengths` on.
+        cache: from `new_cache`, one entry per block. Then idx continues the cached texts, and only the result for the
+        last position is returned, (B, 1, C). The caller must advance the `lengths` of the cache.
         """
         idx = self.check_ids(idx)
-        places = np.arange(idx.shape[1])  # (T,)
-        places = places if cache is None else cache[0].lengths[:, None] + places  # (B, T)
-        x = self.wte(idx) + self.wpe(places)  # (B, T, C)
+        positions = np.arange(idx.shape[1])  # (T,)
+        positions = positions if cache is None else cache[0].lengths[:, None] + positions  # (B, T)
+        x = self.wte(idx) + self.wpe(positions)  # (B, T, C)
         x = x if self.activations is None else ops.cast(x, self.activations)
         stream = ResidualStream(self.dropout(x))
         for i, block in enumerate(self.h):
@@ -249,7 +250,7 @@ class GPT(LanguageModel):
         return stream.norm(self.ln_f)
 
     def new_cache(self, B: int, capacity: int) -> list[KeyValueCache]:
-        """Room for the keys and values of B texts of at most `capacity` tokens, for each block."""
+        """One empty cache per block, for the keys and values of B texts of at most `capacity` tokens."""
         like, C, caches = self.wpe.weight.data, self.config.n_embd, []
         for block in self.h:
             H = getattr(block.attn, "n_head", self.config.n_head)
@@ -258,10 +259,10 @@ class GPT(LanguageModel):
         return caches
 
     def flops_per_token(self, length: int | None = None) -> int:
-        """Floating-point operations of a training step (forward and backward) for each token: 6 N + 12 L C T.
+        """Floating-point operations per token in a training step (forward and backward): 6 N + 12 L C T.
 
-        N counts every parameter that is multiplied with: all but `wpe`, and but `wte` where the head has a matrix of
-        its own. The second term is attention over a sequence of T = `length` tokens (block_size unless given).
+        N is the number of parameters used in matrix products: all but `wpe`, and, if the head is untied, all but `wte`.
+        The second term is attention over a sequence of T = `length` tokens (default: block_size).
         """
         config = self.config
         T = config.block_size if length is None else whole_number("flops_per_token", "length", length)

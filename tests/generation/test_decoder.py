@@ -239,7 +239,7 @@ def test_a_row_may_be_filled_to_its_last_place(capacity: int | None) -> None:
     assert (
         np.abs(decoder.prefill(prompts_of([size])) - SlowDecoder(model, size).prefill(prompts_of([size]))).max() < 1e-5
     )
-    with pytest.raises(tg.UsageError, match=f"row 0 is full: it holds {size} tokens"):
+    with pytest.raises(tg.UsageError, match=f"row 0 is full: it has {size} tokens"):
         decoder.step([1])
 
 
@@ -258,8 +258,8 @@ def test_a_capacity_that_does_not_fit_is_refused(capacity: Any, sentence: str) -
 
 
 MISTAKES: dict[str, tuple[Callable[[Decoder], Any], str]] = {
-    "step: too few": (lambda d: d.step([1, 2]), "Decoder.step: ids must be 3, one for each row, not 2"),
-    "step: none": (lambda d: d.step([]), "Decoder.step: ids must be 3, one for each row, not 0"),
+    "step: too few": (lambda d: d.step([1, 2]), "Decoder.step: expected 3 ids, one for each row, not 2"),
+    "step: none": (lambda d: d.step([]), "Decoder.step: expected 3 ids, one for each row, not 0"),
     "step: two axes": (lambda d: d.step([[1, 2, 3]]), r"Decoder.step: ids must be .*, not int64 \(1, 3\)"),
     "step: a number": (lambda d: d.step(1), r"Decoder.step: ids must be .* \(N,\), not int64 \(\)"),
     "step: floats": (lambda d: d.step([1.0, 2.0, 3.0]), "Decoder.step: ids must be .*, not float64"),
@@ -303,7 +303,7 @@ def test_a_full_row_stops_all_and_changes_nothing() -> None:
     decoder = ready(model, [3, 23], 24)
     logits = decoder.step([1, 2]).copy()
     for _ in range(2):
-        with pytest.raises(tg.UsageError, match=r"^Decoder.step: row 1 is full: it holds 24 tokens$"):
+        with pytest.raises(tg.UsageError, match=r"^Decoder.step: row 1 is full: it has 24 tokens$"):
             decoder.step([3, 4])
     assert list(decoder.lengths) == [4, 24]
     decoder.select([0])  # the other goes on
@@ -320,7 +320,7 @@ def test_a_prefill_that_is_broken_off_leaves_no_rows(monkeypatch: pytest.MonkeyP
     with pytest.raises(KeyboardInterrupt):
         decoder.prefill(prompts_of([2]))
     assert len(decoder.lengths) == 0
-    with pytest.raises(tg.UsageError, match=r"ids must be 0, one for each row, not 4"):
+    with pytest.raises(tg.UsageError, match=r"expected 0 ids, one for each row, not 4"):
         decoder.step([1, 2, 3, 4])
 
 

@@ -393,9 +393,9 @@ def test_what_a_stepper_refuses() -> None:
     assert stepper.lengths.tolist() == [2, 1]
     for act, words in (
         (lambda: stepper.prefill([[1, 2, 3, 4]]), "a prompt of 4 tokens is longer than the capacity, 3"),
-        (lambda: stepper.step([1]), "ids must be 2, one for each row, not 1"),
+        (lambda: stepper.step([1]), "expected 2 ids, one for each row, not 1"),
         (lambda: stepper.select([2]), r"rows must be in 0 \.\. 1, not 2 \.\. 2"),
-        (lambda: [stepper.step([1, 1]), stepper.step([1, 1])], "row 0 is full: it holds 3 tokens"),
+        (lambda: [stepper.step([1, 1]), stepper.step([1, 1])], "row 0 is full: it has 3 tokens"),
     ):
         with pytest.raises(UsageError, match=words):
             act()

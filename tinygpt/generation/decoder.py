@@ -1,23 +1,23 @@
-"""The model at work: texts that grow token by token, with the keys and values of their earlier tokens kept.
+"""Decoding one token at a time, with a cache of the keys and values of earlier tokens.
 
-    decoder = Decoder(model, capacity=200)          # capacity: the most tokens that a row may come to hold
+    decoder = Decoder(model, capacity=200)          # capacity: the maximum number of tokens in a row
     logits = decoder.prefill(prompts)               # B arrays of ids, of any lengths -> (B, V)
     logits = decoder.step(ids)                      # the next token of each row, (B,) -> (B, V)
-    decoder.select([0, 0, 1])                       # rows copied, reordered, dropped: for beams, for several samples
+    decoder.select([0, 0, 1])                       # copy, reorder or drop rows, for beams or several samples
 
-Both are `model.hidden(idx, cache)`: `prefill` over each prompt by itself, `step` over one token of all rows, for which
-a plain GPT has a compiled pass (`one_pass`). With the compiled kernels, in float32, row b of that pass has the same
-bits whatever the other rows are; with the reference bodies the same but for rounding. There is no padding: a row is its
-tokens 0 .. lengths[b] - 1.
+Both call `model.hidden(idx, cache)`: `prefill` on each prompt separately, and `step` on one token of every row, for
+which a plain GPT has a compiled fast path (`one_pass`). With the compiled kernels, in float32, row b of that path does
+not depend on the other rows, bit for bit; with the reference kernels it is the same up to rounding. There is no
+padding: row b is its tokens 0 .. lengths[b] - 1.
 
-Positions are learned, one for each place up to block_size, so nothing can be kept of a window that slides: a full row
-is an error here, and whoever wants to go on starts anew with the end of the text.
+Position embeddings are learned, for positions below block_size only, so nothing in the cache is valid after the window
+slides. A step on a full row is an error; to continue, prefill with the end of the text.
 
-A layer of somebody's own may need all of a text and not the new token alone. Unless it says otherwise (`cache` is a
-parameter of its `forward`, or it is `positionwise`), `decoder_for` takes a decoder of the same interface that calls the
-model on whole texts instead (`stepper`).
+A user-defined layer may need the whole text and not only the new token. Unless it says otherwise (`cache` is a
+parameter of its `forward`, or it is `positionwise`), `decoder_for` returns a decoder with the same interface that calls
+the model on whole texts (`stepper`).
 
-Memory: 2 n_layer n_embd numbers for each row and each token of the capacity, so ask for what the texts need.
+Memory: 2 n_layer n_embd numbers for each row and each token of capacity, so give a capacity no larger than needed.
 """
 
 from __future__ import annotations
@@ -44,24 +44,24 @@ if TYPE_CHECKING:
 
 
 class Decoder:
-    """B texts under one model. The model's weights are shared, not copied: a later change of them is seen.
+    """Decodes B texts in parallel. It shares the model's weights, so later changes to them take effect.
 
-    Raises UsageError for a model that can't go on with a text; `decoder_for` takes another decoder there.
+    Raises UsageError for a model that does not support a cache; use `decoder_for` if it may not.
     """
 
     def __init__(self, model: GPT, capacity: int | None = None) -> None:
         self.model, self.capacity = model, _checked_capacity(model, capacity)
-        self.lengths = np.zeros(0, np.int64)  # (B,) tokens that each row holds
+        self.lengths = np.zeros(0, np.int64)  # (B,) number of tokens in each row
         self._start()
 
     def _start(self) -> None:
         obstacle = obstacle_to_a_cache(self.model)
         if obstacle is not None:
-            raise UsageError(f"Decoder: {obstacle}, which may need the whole of a text at each step: take decoder_for")
+            raise UsageError(f"Decoder: {obstacle}, which may need the whole text at each step: use decoder_for")
         self._make_room(0)
 
     def prefill(self, prompts: Sequence[Any]) -> Any:
-        """Begin anew with `prompts`, B arrays of ids (T_b,), T_b at least 1 and at most the capacity -> logits (B, V).
+        """Replace all rows by `prompts`, B arrays of ids (T_b,) with 1 <= T_b <= capacity -> logits (B, V).
 
         Raises ShapeError, DtypeError, RangeError before anything changes.
         """
@@ -71,31 +71,31 @@ class Decoder:
             raise ShapeError(
                 f"Decoder.prefill: a prompt of {lengths.max()} tokens is longer than the capacity, {self.capacity}"
             )
-        self.lengths = np.zeros(0, np.int64)  # no rows, should this be broken off
+        self.lengths = np.zeros(0, np.int64)  # if this is interrupted, the decoder has no rows
         logits = self._begin(rows)
         self.lengths = lengths
         return logits
 
     def step(self, ids: Any) -> Any:
-        """The next token of each row, (B,) integers -> logits (B, V) of the token after it.
+        """Append ids (B,), one token to each row -> logits (B, V) of the token after it.
 
-        The array is overwritten by the next step. Raises UsageError when a row is full, ShapeError, RangeError.
+        The next step overwrites the returned array. Raises UsageError if a row is full, ShapeError, RangeError.
         """
         ids = _integers("Decoder.step: ids", ids)
         if len(ids) != len(self.lengths):
-            raise ShapeError(f"Decoder.step: ids must be {len(self.lengths)}, one for each row, not {len(ids)}")
+            raise ShapeError(f"Decoder.step: expected {len(self.lengths)} ids, one for each row, not {len(ids)}")
         if len(ids):
             V = self.model.config.vocab_size
             if ids.min() < 0 or ids.max() >= V:
                 raise RangeError(f"Decoder.step: ids must be in 0 .. {V - 1}, not {ids.min()} .. {ids.max()}")
             if self.lengths.max() >= self.capacity:
-                raise UsageError(f"Decoder.step: row {self.lengths.argmax()} is full: it holds {self.capacity} tokens")
+                raise UsageError(f"Decoder.step: row {self.lengths.argmax()} is full: it has {self.capacity} tokens")
         logits = self._extend(ids)
         self.lengths = self.lengths + 1
         return logits
 
     def select(self, rows: Any) -> None:
-        """Row r becomes what row rows[r] was; rows: (R,) integers below B, any number of times each.
+        """Row r becomes a copy of old row rows[r]. rows: (R,) integers below B, in any order, with repeats.
 
         Raises ShapeError, RangeError before anything changes.
         """
@@ -133,7 +133,7 @@ class Decoder:
             return self._head(self.model.hidden(ids[:, None], self.cache).data[:, -1])
 
     def _head(self, rows: Any) -> Any:
-        """(B, C) after the last LayerNorm, or a list of its rows -> logits (B, V)."""
+        """The output of the last LayerNorm, (B, C) or a list of its rows -> logits (B, V)."""
         if not len(rows):
             return self.logits
         h = backends.array_module(self.like).stack(rows) if isinstance(rows, list) else rows
@@ -153,9 +153,9 @@ class Decoder:
 
 
 def obstacle_to_a_cache(model: Any) -> str | None:
-    """What in `model` may need the whole of a text, where it stands and what it is; None where nothing does."""
+    """The first part of `model` that may need the whole text, as a clause for an error message; None if none does."""
     if not keeps(model, LanguageModel, "forward") or not takes_cache(model.hidden):
-        return f"the class {type(model).__name__} has a forward or hidden of its own"
+        return f"the class {type(model).__name__} overrides forward or hidden"
     for path, module in unknown_modules(model):
         if not (module.positionwise or takes_cache(module.forward)):
             return f"{path} is a {described(module)}"
@@ -171,5 +171,5 @@ def _checked_capacity(model: GPT, capacity: int | None) -> int:
 
 
 def _integers(what: str, values: Any) -> np.ndarray:
-    """A list or an array (N,) of integers as an array of NumPy, or a sentence."""
+    """A list or an array (N,) of integers, as a NumPy array. Raises ShapeError or DtypeError for anything else."""
     return backends.move(integer_array(what, values, flat=True), "numpy")
