@@ -24,8 +24,6 @@ parameters are rounded where they are used.
 Letters: B batch, T time, C channels (n_embd), H heads, V vocabulary.
 Source: Radford et al., "Language Models are Unsupervised Multitask Learners", 2019, section 2.3; Vaswani et al.,
 "Attention Is All You Need", 2017; Press, Wolf, "Using the Output Embedding to Improve Language Models", 2017.
-
-Over 300 lines: the configuration and every part of the model, which is read from top to bottom here and nowhere else.
 """
 
 from __future__ import annotations
@@ -261,7 +259,7 @@ class GPT(LanguageModel):
     def flops_per_token(self, length: int | None = None) -> int:
         """Floating-point operations per token in a training step (forward and backward): 6 N + 12 L C T.
 
-        N is the number of parameters used in matrix products: all but `wpe`, and, if the head is untied, all but `wte`.
+        N is the number of parameters used in matrix products: all but `wpe` and, if the head is untied, `wte`.
         The second term is attention over a sequence of T = `length` tokens (default: block_size).
         """
         config = self.config
