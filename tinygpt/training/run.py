@@ -69,15 +69,15 @@ def describe_run(settings: Settings, text: Text, model: GPT) -> str:
     return "\n".join(f"{name + ':':<7}{line}" for name, line in lines.items())
 
 
-def train_and_evaluate(trainer: Trainer, validation_tokens: np.ndarray, resume_command: str) -> int:
+def train_and_evaluate(trainer: Trainer, validation_tokens: np.ndarray, go_on: str) -> int:
     """Train to the end, then load the best weights and print their loss over the whole validation text.
 
-    resume_command: printed if a signal stops the run. Returns an exit code: 0, or 128 + the signal; then the run was
-    saved but not evaluated.
+    go_on: the command that resumes the run, printed if a signal stops it. Returns an exit code: 0, or 128 + the signal;
+    then the run was saved but not evaluated.
     """
     result = trainer.run()
     if result.signal is not None:
-        say(f"Saved at step {result.step}. Resume with:\n    {resume_command}")
+        say(f"Saved at step {result.step}. Resume with:\n    {go_on}")
         return 128 + result.signal
     say(result.summary())
     step = trainer.load_best()
