@@ -94,11 +94,13 @@ def about() -> str:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def heard_interrupts() -> None:
-    """A script's background jobs ignore SIGINT, and training then does so too: the tests, and the processes that they
-    start, take it as in a terminal however they were started."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+def heard_signals() -> None:
+    """A script's background jobs ignore SIGINT, and those of nohup SIGHUP; training then ignores them too. The tests,
+    and the processes that they start, take them as in a terminal, however the tests were started."""
+    for name, handler in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL)):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        if number is not None and signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 @pytest.fixture

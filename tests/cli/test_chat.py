@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import select
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 
 import tinygpt as tg
 from tests.cli.helpers import assert_one_sentence
+from tests.processes import Process
 from tests.training.helpers import ENVIRONMENT
 from tinygpt.cli import chat
 from tinygpt.cli.dialogue import PRESETS, Dialogue, Template, encode, read_template
@@ -171,9 +171,7 @@ def test_in_a_pseudo_terminal(talker: Path) -> None:
 
     master, slave = pty.openpty()
     command = [sys.executable, "-m", "tinygpt", "chat", f"--model={talker}", "--greedy"]
-    with subprocess.Popen(
-        command, stdin=slave, stdout=slave, stderr=slave, env=ENVIRONMENT | {"TERM": "dumb"}
-    ) as process:
+    with Process(command, stdin=slave, stdout=slave, stderr=slave, env=ENVIRONMENT | {"TERM": "dumb"}) as process:
         os.close(slave)
         read_until(master, b"> ")
         os.write(master, b"a\n")

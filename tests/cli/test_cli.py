@@ -17,6 +17,7 @@ import pytest
 
 import tinygpt
 from tests.cli.helpers import assert_one_sentence, copy_of
+from tests.processes import Process
 from tests.training.helpers import ENVIRONMENT, OPTIONS, VERSE, outcome
 from tinygpt import cli
 from tinygpt.training import PRESETS, Preset, TrainingConfig, add_run_options
@@ -335,7 +336,7 @@ def test_no_room_for_a_checkpoint(model: Path, tmp_path: Path) -> None:
 
 def test_a_reader_that_goes_away_is_no_error(model: Path) -> None:
     command = [sys.executable, "-m", "tinygpt", "sample", f"--model={model}", "--max-new-tokens=300"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT) as process:
+    with Process(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         process.stdout.read(10)

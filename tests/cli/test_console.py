@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests.processes import Process
 from tests.training.helpers import ENVIRONMENT, OPTIONS, make_trainer
 from tinygpt import console
 from tinygpt.training import CheckpointFolder
@@ -143,7 +144,7 @@ def test_what_is_for_stderr_goes_into_no_other_file(text: Path, tmp_path: Path) 
     folder = tmp_path / "run"
     options = [*OPTIONS, "--steps=1000000", "--log-every=1", "--eval-every=1000000", "--checkpoint-every=1000000"]
     command = ["sh", "-c", 'exec "$@" 2>&-', "sh", *TINYGPT, "train", *options, f"--data={text}", f"--out={folder}"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=ENVIRONMENT) as process:
+    with Process(command, stdout=subprocess.DEVNULL, env=ENVIRONMENT) as process:
         wait_for(folder / "metrics.jsonl", process)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 128 + signal.SIGTERM
@@ -178,7 +179,7 @@ def test_a_closed_terminal_saves_the_run_unless_that_is_ignored(text: Path, tmp_
     options = [*OPTIONS, "--steps=1000000", "--eval-every=1000000", "--checkpoint-every=1000000"]
     start = ["sh", "-c", 'trap "" HUP; exec "$@"', "sh"] if ignored else []
     command = [*start, *TINYGPT, "train", *options, f"--data={text}", f"--out={folder}"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENVIRONMENT) as process:
+    with Process(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENVIRONMENT) as process:
         wait_for(folder / "metrics.jsonl", process)
         for _ in range(2):
             process.send_signal(signal.SIGHUP)

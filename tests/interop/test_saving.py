@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 from tests.interop.helpers import CONFIG, GENERATION, INDEX, WEIGHTS, assert_same_model, make, saved, snapshot
+from tests.processes import Process
 from tests.training.helpers import ENVIRONMENT
 from tinygpt import GPT, UsageError, nn, tokenizers
 from tinygpt.errors import CheckpointError
@@ -173,7 +174,7 @@ def test_killed_while_saving(tmp_path: Path) -> None:
     }
     for _ in range(8):
         command = [sys.executable, "-c", SAVE_AGAIN_AND_AGAIN, str(folder)]
-        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        with Process(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
             for _ in range(dice.randint(1, 8)):
                 process.stdout.readline()

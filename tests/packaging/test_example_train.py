@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import Process
 from tests.training.helpers import ENVIRONMENT, OPTIONS, VERSE, assert_same_outcome, write_text
 
 pytestmark = pytest.mark.slow
@@ -67,7 +68,7 @@ def test_a_mistake_found_late_does_not_cost_the_older_run(command: list[str], tm
 def test_stopped_and_gone_on_with_as_it_says(command: list[str], tmp_path: Path, number: int, code: int) -> None:
     command = [*command, "--steps=1200", "--checkpoint-every=100", "--eval-every=100"]
     stopped = tmp_path / "stopped"
-    with subprocess.Popen(
+    with Process(
         [*command, f"--out={stopped}"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
     ) as process:
         while not (stopped / "checkpoints.json").exists() and process.poll() is None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import Process
 from tests.training.helpers import ENVIRONMENT, OPTIONS, assert_same_outcome, write_text
 from tinygpt.interop import load
 from tinygpt.training import CheckpointFolder
@@ -87,9 +88,7 @@ def test_killed_while_a_new_run_takes_the_place(tmp_path: Path) -> None:
     number = 0
     for kill in range(4):
         command = [sys.executable, "-c", OVERWRITE_AGAIN_AND_AGAIN, str(folder), str(tmp_path), str(number), *options]
-        with subprocess.Popen(
-            command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        ) as process:
+        with Process(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
             assert process.stdout is not None
             for line in process.stdout:
                 if line.startswith("done "):

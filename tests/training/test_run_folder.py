@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from tests.cli.helpers import assert_one_sentence, copy_of
+from tests.processes import Process
 from tests.training.helpers import ENVIRONMENT, OPTIONS, assert_same_outcome, make_trainer, write_text
 from tinygpt import GPT, Tensor, checkpoint, interop, lock, tokenizers
 from tinygpt.errors import UsageError
@@ -331,7 +332,7 @@ HOLD = "import sys; from tinygpt.training import RunFolder; RunFolder(sys.argv[1
 def test_a_lock_dies_with_its_process(run: Any, model: Path, tmp_path: Path) -> None:
     folder = copy_of(model, tmp_path / "copy")
     command = [sys.executable, "-c", HOLD, str(folder)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=ENVIRONMENT) as process:
+    with Process(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=ENVIRONMENT) as process:
         assert process.stdout is not None
         process.stdout.readline()
         answer = run("train", "--resume", f"--out={folder}")
