@@ -113,7 +113,9 @@ def mean_composed(x: Tensor, axis: Any, keepdims: bool) -> Tensor:
 def var_composed(x: Tensor, axis: Any, keepdims: bool, correction: float) -> Tensor:
     centered = x - x.mean(axis=axis, keepdims=True)
     squares = (centered * centered).mean(axis=axis, keepdims=keepdims)
-    n = max(x.size, 1) / max(squares.size, 1)
+    if x.size == 0:
+        return squares
+    n = x.size / squares.size
     return squares * (n / (n - correction))
 
 
