@@ -113,6 +113,9 @@ class Decoder:
         self.like = model.parameters()[0].data
         self.logits = backends.array_module(self.like).empty((B, model.config.vocab_size), self.like.dtype)
         self.one_pass = one_pass(model)
+        embedding, self.head_matrix = model.output_embedding, None  # None: the head is called
+        if keeps(model, LanguageModel, "head") and is_known(embedding, Embedding, PackedEmbedding):
+            self.head_matrix = embedding.matrix
 
     def _begin(self, rows: list[Any]) -> Any:
         self._make_room(len(rows))
@@ -137,12 +140,11 @@ class Decoder:
         if not len(rows):
             return self.logits
         h = backends.array_module(self.like).stack(rows) if isinstance(rows, list) else rows
-        embedding = self.model.output_embedding
-        if keeps(self.model, LanguageModel, "head") and is_known(embedding, Embedding, PackedEmbedding):
-            if len(self.logits) != len(h):
-                self.logits = backends.array_module(h).empty((len(h), self.model.config.vocab_size), h.dtype)
-            return few_rows_product_transposed(h, embedding.matrix, self.logits)
-        return self.model.head(Tensor(h)).data
+        if self.head_matrix is None:
+            return self.model.head(Tensor(h)).data
+        if len(self.logits) != len(h):
+            self.logits = backends.array_module(h).empty((len(h), self.model.config.vocab_size), h.dtype)
+        return few_rows_product_transposed(h, self.head_matrix, self.logits)
 
     def _reorder(self, rows: np.ndarray) -> None:
         for layer in self.cache:
