@@ -22,6 +22,7 @@ loss = evaluate(model, validation_tokens)           # over the whole text
 
 from __future__ import annotations
 
+from .. import checkpoint
 from ..checkpoint import Checkpoint, CheckpointFolder, read_checkpoint
 from .config import CHANGEABLE, PRESETS, Preset, TrainingConfig
 from .divergence import DivergedError
@@ -40,6 +41,6 @@ from .text import Text, prepare_text
 __all__ = [
     "CHANGEABLE", "PRESETS", "CallbackError", "Checkpoint", "CheckpointFolder", "DivergedError", "FixedBatches",
     "LossScale", "MetricsFile", "Preset", "RunFolder", "Settings", "StopRequest", "Text", "Trainer", "TrainingConfig",
-    "TrainingResult", "add_run_options", "choose_settings", "describe_run", "draw_loss_curve", "evaluate",
+    "TrainingResult", "add_run_options", "checkpoint", "choose_settings", "describe_run", "draw_loss_curve", "evaluate",
     "make_trainer", "mean_loss", "prepare_text", "read_checkpoint", "read_metrics", "rehearse", "train_and_evaluate",
 ]  # fmt: skip
