@@ -17,7 +17,8 @@ Contracting with dnorm:
 
     dx = rstd * (dnorm - norm * mean(dnorm * norm))
 
-In words: take from dnorm what a stretch of the row would undo. LayerNorm's gradient also takes away what a shift would.
+In words: normalisation undoes any stretch of the row, so we take out of dnorm the part that would only stretch it.
+LayerNorm's gradient also takes out the part that would shift it.
 
 Saved: x, weight and rstd, one number a row; `norm` is recomputed from them with one product. y can be recomputed from x
 and weight (`recompute`), so the products that read it need not keep it either.

@@ -17,10 +17,10 @@ from . import (
     real_of,
     row_threads,
 )
+from .layer_norm import BLOCKS
 from .linear import add_up
 
 EXPRESSIONS = ("rms_norm_forward<{real}, {width}>", "rms_norm_backward<{real}, {width}>")
-BLOCKS = 512  # maximum number of blocks of a backward pass; each writes one row of partial sums
 
 
 @launcher
