@@ -6,20 +6,25 @@ write_tokens(corpus.path, tokenizer, "tokens.npy")
 train, validation = split(open_tokens("tokens.npy"))
 inputs, targets = RandomBatches(train, batch_size=12, block_size=64, seed=0).batch(step)
 for inputs, targets in SequentialBatches(validation, batch_size=12, block_size=64): ...
+for row in read_rows("reviews.csv.gz"): row.values["text"], row.where       # tables, row by row
 """
 
 from __future__ import annotations
 
 from .batches import RandomBatches, SequentialBatches
 from .corpora import Corpus, cache_folder, shakespeare
+from .rows import BadRows, Row, read_rows
 from .tokens import open_tokens, read_text, split, write_tokens
 
 __all__ = [
+    "BadRows",
     "Corpus",
     "RandomBatches",
+    "Row",
     "SequentialBatches",
     "cache_folder",
     "open_tokens",
+    "read_rows",
     "read_text",
     "shakespeare",
     "split",

@@ -1,0 +1,230 @@
+"""Rows of data with named columns: JSON lines, CSV, TSV, each plain or compressed.
+
+    for row in read_rows(["reviews.csv", "more.jsonl.gz"], columns=("text", "label")):
+        row.values["text"], row.where            # "Loved it.", "reviews.csv, line 2"
+
+    bad = BadRows()
+    for row in read_rows("reviews.csv", skip_bad=bad): ...
+    bad.count, bad.sentences                     # what was left out, and why
+
+JSON lines: an object a line; values are what JSON has. Lines end at a line feed only: U+2028 and its like may stand in
+a JSON string as they are, and other readers that split there have broken good files. CSV and TSV: the first row names
+the columns, and values are strings; a field in quotation marks may hold line breaks, a quotation mark in it is doubled.
+
+One row is in memory at a time, and rows of more than `LONGEST_ROW` characters are refused: a file that is all one line
+is not a table.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import UsageError
+from ..files import shown
+from .opening import STDIN, check_encoding, decoded, described, opened, suffix
+
+JSON_LINES = (".jsonl", ".ndjson", ".json")
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+SUFFIXES = (*JSON_LINES, *DELIMITERS)
+LONGEST_ROW = 1 << 26  # characters
+_CHUNK = 1 << 18
+_LINE_FEED = re.compile("\n")
+_ANY_LINE_BREAK = re.compile(r"\r\n|\n|\r(?!\Z)")  # a \r at the end of a chunk may be half of \r\n
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row's values by column, and where it stands: "reviews.csv, line 2", the line in which the row begins."""
+
+    values: dict[str, Any]
+    where: str
+
+
+@dataclass
+class BadRows:
+    """Counts the rows that were left out, and keeps a sentence about each of the first `keep`."""
+
+    count: int = 0
+    sentences: list[str] = field(default_factory=list)
+    keep: int = 5
+
+    def add(self, sentence: str) -> None:
+        self.count += 1
+        if len(self.sentences) < self.keep:
+            self.sentences.append(sentence)
+
+
+def read_rows(
+    paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+    encoding: str = "utf-8",
+    columns: Sequence[str] = (),
+    skip_bad: BadRows | None = None,
+) -> Iterator[Row]:
+    """The rows of one file or of several, in order; the kind of a file is read off its name, "-" is JSON lines.
+
+    columns: those that every row must have. skip_bad: counts the rows that can't be read and goes on behind them.
+    Raises UsageError, with file and line, for a line that is not a JSON object, a row with too many or too few fields
+    and a column that is missing; also for a file that can't be read or decoded, or is no table, which `skip_bad` does
+    not forgive.
+    """
+    encoding = check_encoding(encoding)
+    for path in [paths] if isinstance(paths, (str, os.PathLike)) else paths:
+        yield from _rows_of(path, encoding, columns, skip_bad)
+
+
+def _rows_of(
+    path: str | os.PathLike[str], encoding: str, columns: Sequence[str], skip_bad: BadRows | None
+) -> Iterator[Row]:
+    name, kind = shown(path) if os.fspath(path) != STDIN else described(path), suffix(path)
+    json_lines = kind in JSON_LINES or os.fspath(path) == STDIN
+    if not json_lines and kind not in DELIMITERS:
+        raise UsageError(
+            f"{name} is no table that can be read: expected a name that ends in {', '.join(SUFFIXES)}, or in one of "
+            "these and .gz, .xz or .zst"
+        )
+
+    def refuse(line: int, what: str) -> None:
+        sentence = f"{name}, line {line}: {what}"
+        if skip_bad is None:
+            raise UsageError(sentence)
+        skip_bad.add(sentence)
+
+    with opened(path) as file:
+        text = decoded(file, encoding, name, _CHUNK)
+        if json_lines:
+            found = _json_rows(_lines(text, _LINE_FEED, name), columns, refuse)
+        else:
+            found = _table_rows(_lines(text, _ANY_LINE_BREAK, name), DELIMITERS[kind], columns, refuse, name)
+        for line, values in found:
+            yield Row(values, f"{name}, line {line}")
+
+
+def _lines(chunks: Iterable[str], line_break: re.Pattern[str], name: str) -> Iterator[str]:
+    """The lines of a text with their ends, whatever the chunks it comes in."""
+    held: list[str] = []  # a line that has not ended yet
+    length, count = 0, 1
+    for chunk in chunks:
+        if held and held[-1].endswith("\r"):
+            chunk = held.pop() + chunk
+        position = 0
+        for match in line_break.finditer(chunk):
+            yield "".join([*held, chunk[position : match.end()]])
+            held, length, count, position = [], 0, count + 1, match.end()
+        held.append(chunk[position:])
+        length += len(chunk) - position
+        if length > LONGEST_ROW:
+            raise _too_long(name, count)
+    if rest := "".join(held):
+        yield rest
+
+
+def _too_long(name: str, line: int) -> UsageError:
+    return UsageError(
+        f"{name}, line {line}: the row has more than {LONGEST_ROW:,} characters: is it a table with a row a line, and "
+        "does every quotation mark that opens a field close it?"
+    )
+
+
+# JSON lines -------------------------------------------------------------------------------------------
+
+Refuse = Callable[[int, str], None]
+
+
+def _json_rows(lines: Iterable[str], columns: Sequence[str], refuse: Refuse) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            values = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            if number == 1 and line.lstrip()[:1] == "[":
+                refuse(number, "a JSON array begins here, not one object a line (`jq -c '.[]'` converts it)")
+            else:
+                refuse(number, f"this is not JSON: {_reason(error)}")
+            continue
+        wrong = _wrong_values(values, line, columns)
+        if wrong:
+            refuse(number, wrong)
+        else:
+            yield number, values
+
+
+def _wrong_values(values: Any, line: str, columns: Sequence[str]) -> str:
+    """What is wrong with a line of JSON; nothing if it is a row."""
+    if not isinstance(values, dict):
+        kind = {list: "an array", str: "a string", bool: "a truth value", type(None): "null"}
+        return f"expected a JSON object with named columns, not {kind.get(type(values), 'a number')}"
+    missing = [column for column in columns if column not in values]
+    if missing:
+        return _missing(missing, values)
+    if "\\u" in line:  # an escape may be half of a surrogate pair, which no encoding can write
+        try:
+            json.dumps(values, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError as error:
+            return f"the escape \\u{ord(error.object[error.start]):04x} is half of a surrogate pair, not a character"
+    return ""
+
+
+def _missing(missing: Sequence[str], found: Iterable[str]) -> str:
+    there = ", ".join(map(repr, found)) or "none"
+    return f"the column{'s' if len(missing) > 1 else ''} {', '.join(map(repr, missing))} is missing; there is {there}"
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} (character {error.pos + 1})"
+    return "too deeply nested" if isinstance(error, RecursionError) else str(error).split(":")[0]
+
+
+# CSV and TSV ------------------------------------------------------------------------------------------
+
+
+def _table_rows(
+    lines: Iterable[str], delimiter: str, columns: Sequence[str], refuse: Refuse, name: str
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    # The module's own limit, of 131,072 characters for a field, is one for the whole process: it is only ever raised.
+    csv.field_size_limit(max(csv.field_size_limit(), LONGEST_ROW))
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    try:
+        names = next((row for row in reader if row), None)
+    except csv.Error as error:
+        raise UsageError(f"{name}, line {reader.line_num}: the names of the columns can't be read: {error}") from error
+    _check_names(names, columns, f"{name}, line {reader.line_num}", name)
+    assert names is not None
+    while True:
+        begin = reader.line_num + 1
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            refuse(begin, _csv_reason(error, begin, reader.line_num))
+            continue
+        if row is None:
+            return
+        if len(row) == len(names):
+            yield begin, dict(zip(names, row, strict=True))
+        elif row:  # an empty line is no row
+            refuse(begin, f"expected {len(names)} fields, as many as columns ({', '.join(names)}), not {len(row)}")
+
+
+def _check_names(names: list[str] | None, columns: Sequence[str], where: str, name: str) -> None:
+    """Raise UsageError where the first row doesn't name the columns."""
+    if names is None:
+        raise UsageError(f"{name} is empty: expected the names of its columns in the first line")
+    twice = sorted({column for column in names if names.count(column) > 1})
+    if twice:
+        raise UsageError(f"{where}: two columns have the name {twice[0]!r}: give each a name of its own")
+    missing = [column for column in columns if column not in names]
+    if missing:
+        raise UsageError(f"{where}: {_missing(missing, names)}: the first line must name the columns")
+
+
+def _csv_reason(error: csv.Error, begin: int, end: int) -> str:
+    if "unexpected end of data" in str(error):
+        return f"a quotation mark opens a field that has not ended at the end of the file, in line {end}: close it"
+    return f"this is no row: {error}{f' (in line {end})' if end > begin else ''}"
