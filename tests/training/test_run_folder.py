@@ -21,7 +21,7 @@ from tests.training.helpers import ENVIRONMENT, OPTIONS, assert_same_outcome, ma
 from tinygpt import GPT, Tensor, checkpoint, interop, lock, tokenizers
 from tinygpt.errors import UsageError
 from tinygpt.files import remove_left_overs, sync_folder
-from tinygpt.training import CheckpointFolder, RunFolder, loop
+from tinygpt.training import CheckpointFolder, RunFolder, objective
 from tinygpt.training.folder import LOCK, MARK
 
 pytestmark = pytest.mark.usefixtures("without_picture")
@@ -187,7 +187,7 @@ def test_a_new_run_that_can_not_begin_keeps_the_old_one(
 
     owner, name = {
         "encode": (tokenizers.CharTokenizer, "encode"), "model": (GPT, "__init__"), "step": (Tensor, "backward"),
-        "evaluate": (loop, "mean_loss"), "save": (checkpoint, "write_safetensors"),
+        "evaluate": (objective, "mean_loss"), "save": (checkpoint, "write_safetensors"),
     }[where]  # fmt: skip
     monkeypatch.setattr(owner, name, fail)
     answer = run("train", *OPTIONS, f"--data={text}", f"--out={folder}", "--overwrite")
@@ -207,13 +207,13 @@ def test_stopped_in_the_first_evaluation_the_old_run_stays(
 ) -> None:
     folder = copy_of(model, tmp_path / "copy")
     before = contents(folder)
-    real = loop.mean_loss
+    real = objective.mean_loss
 
     def stopped(*arguments: Any) -> float:
         signal.raise_signal(number)
         return real(*arguments)
 
-    monkeypatch.setattr(loop, "mean_loss", stopped)
+    monkeypatch.setattr(objective, "mean_loss", stopped)
     answer = run("train", *OPTIONS, f"--data={text}", f"--out={folder}", "--overwrite", "--seed=4")
     assert answer.code == 130
     assert contents(folder) == before

@@ -30,6 +30,7 @@ from tinygpt.training import (
     read_metrics,
 )
 from tinygpt.training import loop as loop_module
+from tinygpt.training import objective as objective_module
 
 
 def raise_signal_at(step: int, key: str, number: int = signal.SIGINT) -> Any:
@@ -153,7 +154,7 @@ def test_eval_batches_0_is_the_whole_validation_text(tmp_path: Path) -> None:
 
 def test_early_stopping_keeps_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     losses = iter([3.0, 2.0, 2.5, 2.4, 2.3, 1.0])
-    monkeypatch.setattr(loop_module, "mean_loss", lambda model, batches: next(losses))
+    monkeypatch.setattr(objective_module, "mean_loss", lambda *arguments: next(losses))
     result = make_trainer(tmp_path, steps=100, patience=3).run()
     assert result.stopped_early
     assert (result.step, result.best_step, result.best_loss) == (20, 5, 2.0)

@@ -8,6 +8,7 @@ loss = evaluate(model, validation_tokens)           # over the whole text
 | file | what is in it |
 |---|---|
 | `loop` | the training loop |
+| `objective`, `freezing` | what a run learns: batches, loss, evaluation; parameters that it leaves as they are |
 | `settings`, `config`, `options` | the settings of a run, from the command line or its checkpoint |
 | `text` | the text of a run: its tokenizer and its token file |
 | `run` | trains from there to the loss of the best weights |
@@ -28,10 +29,12 @@ from .config import CHANGEABLE, PRESETS, Preset, TrainingConfig
 from .divergence import DivergedError
 from .evaluation import FixedBatches, evaluate, mean_loss
 from .folder import RunFolder
+from .freezing import freeze
 from .interrupt import StopRequest
 from .loop import Trainer
 from .loss_scale import LossScale
 from .metrics import MetricsFile, read_metrics
+from .objective import Objective, TextObjective
 from .outcome import CallbackError, TrainingResult
 from .picture import draw_loss_curve
 from .run import describe_run, make_trainer, rehearse, train_and_evaluate
@@ -40,7 +43,8 @@ from .text import Text, prepare_text
 
 __all__ = [
     "CHANGEABLE", "PRESETS", "CallbackError", "Checkpoint", "CheckpointFolder", "DivergedError", "FixedBatches",
-    "LossScale", "MetricsFile", "Preset", "RunFolder", "Settings", "StopRequest", "Text", "Trainer", "TrainingConfig",
-    "TrainingResult", "add_run_options", "checkpoint", "choose_settings", "describe_run", "draw_loss_curve", "evaluate",
-    "make_trainer", "mean_loss", "prepare_text", "read_checkpoint", "read_metrics", "rehearse", "train_and_evaluate",
+    "LossScale", "MetricsFile", "Objective", "Preset", "RunFolder", "Settings", "StopRequest", "Text", "TextObjective",
+    "Trainer", "TrainingConfig", "TrainingResult", "add_run_options", "checkpoint", "choose_settings", "describe_run",
+    "draw_loss_curve", "evaluate", "freeze", "make_trainer", "mean_loss", "prepare_text", "read_checkpoint",
+    "read_metrics", "rehearse", "train_and_evaluate",
 ]  # fmt: skip

@@ -28,29 +28,30 @@ def count_targets(targets: Any) -> int:
     return int((targets != IGNORE_INDEX).sum())
 
 
-def batch_weights(where: str, targets: Sequence[Any]) -> list[float]:
+def batch_weights(where: str, targets: Sequence[Any], count: Callable[[Any], float] = count_targets) -> list[float]:
     """The weights of a step's batches, from the targets of each, (B, T). Their mean is 1.
 
-    A batch without targets has weight 0 and must be skipped. Raises UsageError if no batch has a target: such a step
-    has no loss.
+    count: how many targets each has. A batch without targets has weight 0 and must be skipped. Raises UsageError if no
+    batch has a target: such a step has no loss.
     """
-    counts = [count_targets(batch) for batch in targets]
+    counts = [count(batch) for batch in targets]
     total = sum(counts)
     if total == 0:
         raise UsageError(
             f"{where}: there is no target to learn from: all are {IGNORE_INDEX}, which the loss ignores; remove such "
             "rows from the data"
         )
-    return [len(counts) * count / total for count in counts]
+    return [len(counts) * number / total for number in counts]
 
 
-def accumulate(where: str, batches: Sequence[tuple[Any, Any]], work: Callable[[Any, Any, float], Any]) -> float:
-    """Call `work(inputs, targets, weight)` for each batch of a step; return the mean loss over all its targets.
+def accumulate(
+    where: str, batches: Sequence[Any], work: Callable[[Any, float], Any], count: Callable[[Any], float]
+) -> float:
+    """Call `work(batch, weight)` for each batch of a step; return the mean loss over all its targets.
 
     work: adds the gradients of weight * loss to the parameters' and returns the loss, a tensor. The losses are read
-    after everything is launched, so that the host does not wait for a GPU in between.
+    after everything is launched, so that the host does not wait for a GPU in between. count: the targets of a batch.
     """
-    weights = batch_weights(where, [targets for _, targets in batches])
-    weighted = [(weight, *batch) for weight, batch in zip(weights, batches, strict=True) if weight]
-    losses = [(weight, work(inputs, targets, weight)) for weight, inputs, targets in weighted]
+    weights = batch_weights(where, batches, count)
+    losses = [(weight, work(batch, weight)) for weight, batch in zip(weights, batches, strict=True) if weight]
     return sum(weight * float(loss.item()) for weight, loss in losses) / len(batches)

@@ -62,6 +62,7 @@ class TrainingConfig:
         "on a GPU: record the kernel launches of a step once, then replay them as one; auto: if possible",
         choices=MODES,
     )
+    freeze: str | None = _setting(None, "parameters to leave as they are, such as wte,wpe,h.0-5 or h.*.mlp")
     seed: int = _setting(0, "seed of the weights, the batches and the dropout masks", at_least=0)
     detect_anomaly: bool = _setting(False, "check every array for NaN and infinity and name the operation: slow")
 
@@ -148,6 +149,9 @@ def _check(setting: dataclasses.Field[Any], value: Any) -> None:
     if "choices" in limits:
         if value not in limits["choices"]:
             raise RangeError(f"training: {name} must be one of {', '.join(limits['choices'])}, not {value!r}")
+    elif setting.type.startswith("str"):
+        if not isinstance(value, str) or not value:
+            raise RangeError(f"training: {name} must be a text, not {value!r}")
     elif setting.type == "bool":
         if not isinstance(value, bool):
             raise RangeError(f"training: {name} must be True or False, not {value!r}")

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 
 from .. import console
 from ..data import RandomBatches, SequentialBatches
 from ..errors import UsageError
-from ..gpt import GPT
 from ..graph import no_grad
+from ..language_model import LanguageModel
 from .accumulation import count_targets
 
-Batches = Iterable[tuple[np.ndarray, np.ndarray]]
+Batches = Iterable[tuple[np.ndarray, ...]]
 
 # Fixed, not the run's seed: runs of the same batch size evaluate on the same windows, so their losses are comparable.
 _SEED = 1488
@@ -33,24 +34,27 @@ class FixedBatches:
         return (self.batches.batch(index) for index in range(self.count))
 
 
-def mean_loss(model: GPT, batches: Batches) -> float:
+def mean_loss(
+    model: Any, batches: Batches, loss: Callable[..., Any] | None = None, count: Callable[[Any], float] | None = None
+) -> float:
     """The mean cross-entropy over all targets of all batches, without dropout. Targets of -100 are ignored.
 
-    Raises UsageError if there are no other targets.
+    loss, count: those of another objective (`objective.py`). Raises UsageError if there are no other targets.
     """
-    total, count = 0.0, 0
+    total, targets = 0.0, 0.0
     with model.evaluating(), no_grad():
-        for inputs, targets in batches:
-            number = count_targets(targets)
+        for batch in batches:
+            number = count_targets(batch[1]) if count is None else count(batch)
             if number:
-                total += number * float(model.loss(inputs, targets).item())
-                count += number
-    if count == 0:
+                value = model.loss(*batch) if loss is None else loss(model, *batch)
+                total += number * float(value.item())
+                targets += number
+    if targets == 0:
         raise UsageError("mean_loss: there is no target to take the mean over: all are -100, or there are no batches")
-    return total / count
+    return total / targets
 
 
-def evaluate(model: GPT, tokens: np.ndarray, batch_size: int = 12, progress: bool = False) -> float:
+def evaluate(model: LanguageModel, tokens: np.ndarray, batch_size: int = 12, progress: bool = False) -> float:
     """The loss over all of `tokens`, shape (N,): each token except the first is predicted once.
 
     The text is split into consecutive windows of block_size tokens, and a token is predicted from those before it in

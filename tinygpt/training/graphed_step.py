@@ -1,6 +1,6 @@
 """The forward and backward pass of one batch, as a CUDA graph where possible.
 
-    step = GraphedStep(model, forward_and_backward, "auto", say)
+    step = GraphedStep(model, partial(forward_and_backward, model.loss), "auto", say)
     loss = step(inputs, targets)                      # the gradients are in the parameters, as after backward()
 
 On a GPU, Python takes longer to launch a small model's step than the GPU to compute it. The launches are the same at
@@ -28,7 +28,6 @@ import numpy as np
 from .. import backends
 from ..backends.cupy_graph import CaptureError, Recorder
 from ..errors import UsageError
-from ..gpt import GPT
 from ..graph import mode
 from ..ops.cross_entropy import IGNORE_INDEX
 from ..tensor import Tensor
@@ -49,9 +48,10 @@ class Recorded:
     checked: bool = False  # whether a replay was compared
 
 
-def forward_and_backward(model: GPT, inputs: np.ndarray, targets: np.ndarray, scale: float) -> Tensor:
-    """Return the loss of one batch, and add its gradients, times `scale`, to the parameters'."""
-    loss = model.loss(inputs, targets)
+def forward_and_backward(loss_of: Callable[..., Tensor], *batch_and_scale: Any) -> Tensor:
+    """Return the loss of one batch, and add its gradients, times the last argument, to the parameters'."""
+    *batch, scale = batch_and_scale
+    loss = loss_of(*batch)
     loss.backward(scale)
     return loss
 
@@ -66,10 +66,10 @@ class GraphedStep:
     """
 
     def __init__(
-        self, model: GPT, work: Callable[..., Tensor], mode: str = "auto", say: Callable[[str], None] = print
+        self, model: Any, work: Callable[..., Tensor], mode: str = "auto", say: Callable[[str], None] = print
     ) -> None:
         self.model, self.work, self.mode, self.say = model, work, mode, say
-        self.parameters = list(model.parameters())
+        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.recorder: Any = None
         self.kinds: dict[Hashable, Recorded] = {}
         self.replays = 0

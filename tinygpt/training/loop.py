@@ -4,9 +4,10 @@
     trainer.resume()            # only to continue from the folder's latest checkpoint
     result = trainer.run()
 
-One step: draw a batch, forward, backward, clip, AdamW. Everything that affects its result is either a function of the
-step index (the batch, the learning rate) or in the checkpoint (weights, optimizer state, the random state of dropout).
-So a run that was interrupted, killed or copied elsewhere resumes bit for bit as if it had never stopped.
+One step: draw a batch, forward, backward, clip, AdamW. The batches, their loss and the evaluation are the objective's
+(`objective.py`), by default those of a text. Everything that affects a step's result is either a function of the step
+index (the batch, the learning rate) or in the checkpoint (weights, optimizer state, the random state of dropout). So a
+run that was interrupted, killed or copied elsewhere resumes bit for bit as if it had never stopped.
 
 With `dtype` "bfloat16" or "float16", steps and evaluations are computed in 16 bits (`GPT.compute_in`). Weights, their
 gradients, the optimizer and checkpoints stay in float32, so a run can switch dtype when it is resumed. In float16 the
@@ -35,73 +36,82 @@ from typing import Any
 import numpy as np
 
 from ..backends.precision import activation_dtype
-from ..checkpoint import Checkpoint, CheckpointFolder, fingerprint
-from ..data import RandomBatches, SequentialBatches
-from ..gpt import GPT
+from ..checkpoint import Checkpoint, CheckpointFolder
+from ..errors import UsageError
 from ..graph import NonFiniteError, detect_anomaly
+from ..language_model import LanguageModel
 from ..optim import AdamW, clip_coefficient, grad_norm, schedules
 from ..tensor import Tensor
 from .accumulation import accumulate
 from .config import TrainingConfig, schedule_notes
 from .divergence import DivergedError, diverged, first_cause
-from .evaluation import Batches, FixedBatches, mean_loss
 from .folder import METRICS, PICTURE, RunFolder
+from .freezing import freeze
 from .graphed_step import GraphedStep, forward_and_backward
 from .interrupt import StopRequest
 from .loss_scale import LossScale
+from .objective import Batch, Objective, TextObjective
 from .outcome import CallbackError, TrainingResult, TrainState
 from .progress import Progress
 from .reporting import Report
 from .saving import checkpoint_of, holding, restore, writing
-from .vocabulary import check_vocabulary
 
 
 class _Stopped(Exception):
     """Raised to leave an evaluation when the user asks to stop."""
 
 
+def _objective(
+    model: Any, train_tokens: Any, validation_tokens: Any, config: TrainingConfig, given: Objective | None
+) -> Objective:
+    """The objective given, or that of a text. Raises UsageError unless exactly one of them is given."""
+    texts = [tokens for tokens in (train_tokens, validation_tokens) if tokens is not None]
+    if len(texts) != (2 if given is None else 0):
+        raise UsageError(
+            "Trainer: give either train_tokens and validation_tokens, or an objective with None for both of them"
+        )
+    return given if given is not None else TextObjective(model, train_tokens, validation_tokens, config)
+
+
 class Trainer:
-    """Trains `model` on `train_tokens` and saves checkpoints and metrics in `folder`, which must exist.
+    """Trains `model` on `train_tokens`, or on what `objective` says, and saves checkpoints and metrics in `folder`.
+
+    The folder must exist. Parameters that are frozen (`requires_grad = False`, or `config.freeze`) stay as they are.
 
     Without a `resume` before it, `run` refuses a folder that already holds a run or other files with the names of a
     run's files. It always refuses a folder that another run is using.
 
-    train_tokens, validation_tokens: integers, shape (N,), memory-mapped or not. callbacks: called with every record of
-    the metrics file; one that raises ends the run with CallbackError. stream: where to show progress: any object with
-    a `write` method, by default sys.stderr.
+    train_tokens, validation_tokens: integers, shape (N,), memory-mapped or not; None with an objective. callbacks:
+    called with every record of the metrics file; one that raises ends the run with CallbackError. stream: where to show
+    progress: any object with a `write` method, by default sys.stderr.
     Raises UsageError if a text is shorter than the block, RangeError if it has an id outside the model's vocabulary.
     """
 
     def __init__(
         self,
-        model: GPT,
-        train_tokens: np.ndarray,
-        validation_tokens: np.ndarray,
+        model: LanguageModel,
+        train_tokens: np.ndarray | None,
+        validation_tokens: np.ndarray | None,
         config: TrainingConfig,
         folder: str | Path | RunFolder,
         callbacks: Sequence[Callable[[dict[str, Any]], None]] = (),
         stream: Any = None,
+        *,
+        objective: Objective | None = None,
     ) -> None:
         self.run_folder = folder if isinstance(folder, RunFolder) else RunFolder(folder)
         self.model, self.config, self.folder = model, config, self.run_folder.place
-        self.text = {"train": fingerprint(train_tokens), "validation": fingerprint(validation_tokens)}
-        block_size = model.config.block_size
-        self.batches = RandomBatches(train_tokens, config.batch_size, block_size, config.seed)
-        self.validation: Batches
-        if config.eval_batches:
-            self.validation = FixedBatches(validation_tokens, config.batch_size, block_size, config.eval_batches)
-        else:
-            self.validation = SequentialBatches(validation_tokens, config.batch_size, block_size)
-        check_vocabulary("training", self.batches.tokens, model.config.vocab_size)
-        check_vocabulary("validation", validation_tokens, model.config.vocab_size)
-        self.parameters = list(model.parameters())
-        self.optimizer = AdamW(
-            model.named_parameters(), config.lr, (config.beta1, config.beta2), weight_decay=config.weight_decay
-        )
+        self.objective = _objective(model, train_tokens, validation_tokens, config, objective)
+        self.batches, self.validation = self.objective.batches, self.objective.validation
+        freeze(model, config.freeze)
+        trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+        self.parameters = [parameter for _, parameter in trained]
+        self.optimizer = AdamW(trained, config.lr, (config.beta1, config.beta2), weight_decay=config.weight_decay)
         self.use(config)
         activation_dtype(config.dtype, self.parameters[0].backend)  # raises now rather than at the first step
         self.loss_scale = LossScale(config.dtype)
-        self.graphed_step = GraphedStep(model, partial(forward_and_backward, model), config.cuda_graphs)
+        work = partial(forward_and_backward, partial(self.objective.loss, model))
+        self.graphed_step = GraphedStep(model, work, config.cuda_graphs)
         self.state = TrainState()
         self.checkpoints = CheckpointFolder(self.folder)
         self.report = Report(self.folder / METRICS, self.folder / PICTURE, callbacks)
@@ -130,7 +140,7 @@ class Trainer:
         """
         config, state = self.config, self.state
         notes = [*self._changes(), *schedule_notes(config, state.step)]
-        begin, tokens_per_step = state.step, config.batch_size * config.gradient_accumulation * self.batches.block_size
+        begin, tokens_per_step = state.step, config.gradient_accumulation * self.objective.tokens
         progress = Progress(config.steps, begin, tokens_per_step, self.stream)
         self.graphed_step.say = lambda words: progress.line(state.step, words)
         with self.model.in_mode(True), StopRequest() as stop, holding(self), self.model.compute_in(config.dtype):
@@ -227,12 +237,13 @@ class Trainer:
         """
         count, scale = self.config.gradient_accumulation, self.loss_scale.scale
 
-        def work(inputs: np.ndarray, targets: np.ndarray, weight: float) -> Tensor:
+        def work(batch: Batch, weight: float) -> Tensor:
             # A graph is recorded for one weight. Any other than 1 hardly occurs twice, so such a batch is not recorded.
-            return (self.graphed_step if weight == 1.0 else self.graphed_step.work)(inputs, targets, scale * weight)
+            graphed = self.objective.same_shapes and weight == 1.0
+            return (self.graphed_step if graphed else self.graphed_step.work)(*batch, scale * weight)
 
         batches = [self.batches.batch(self.state.step * count + index) for index in range(count)]
-        loss = accumulate(f"step {self.state.step}", batches, work)
+        loss = accumulate(f"step {self.state.step}", batches, work, self.objective.count)
         return loss, grad_norm(self.parameters) / (count * scale)
 
     # Evaluation and metrics -----------------------------------------------------------------------
@@ -245,7 +256,7 @@ class Trainer:
     def _evaluate(self, stop: StopRequest) -> bool:
         """Evaluate and record the validation loss; return whether it is the best so far."""
 
-        def until_stopped() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        def until_stopped() -> Iterator[Batch]:
             for batch in self.validation:
                 if stop.requested:
                     raise _Stopped
@@ -253,17 +264,19 @@ class Trainer:
 
         random_state = self.model.generator.state_dict()
         try:
-            loss = mean_loss(self.model, until_stopped())
+            figures = self.objective.evaluate(self.model, until_stopped())
         except _Stopped:  # a resumed run evaluates at this step again
             return False
         except Exception:
             self._save_as_before(random_state)
             raise
+        loss = figures["validation_loss"]
         if not math.isfinite(loss):
             raise diverged(self, f"the validation loss is {loss}")
         state, improved = self.state, self.state.take(loss)
-        words = f"step {state.step}: validation loss {loss:.4f}{' (best so far)' if improved else ''}"
-        self._record({"step": state.step, "validation_loss": loss}, words)
+        named = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in figures.items())
+        words = f"step {state.step}: {named}{' (best so far)' if improved else ''}"
+        self._record({"step": state.step, **figures}, words)
         return improved
 
     def _log_training(self, tokens_per_step: int) -> None:

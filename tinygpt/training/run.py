@@ -46,7 +46,7 @@ def rehearse(trainer: Trainer) -> None:
     """
     model, state = trainer.model, trainer.model.generator.state_dict()
     with model.compute_in(trainer.config.dtype):
-        model.loss(*trainer.batches.batch(0)).backward()
+        trainer.objective.loss(model, *trainer.batches.batch(0)).backward()
     trainer.optimizer.zero_grad()
     model.generator.load_state_dict(state)
 

@@ -35,7 +35,7 @@ def checkpoint_of(trainer: Trainer) -> Checkpoint:
         "optimizer_steps": steps,
         "model_config": trainer.model.config.to_dict(),
         "training_config": dataclasses.asdict(trainer.config),
-        "text": trainer.text,
+        "text": trainer.objective.data,
         "loss_scale": trainer.loss_scale.state_dict(),
         "backend": trainer.parameters[0].backend,
     }
@@ -50,8 +50,8 @@ def restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
     config = trainer.config.resumed(state["training_config"])
     require_same(where, state["model_config"], trainer.model.config.to_dict())
     require_same(where, state["training_config"], dataclasses.asdict(config), CHANGEABLE)
-    if state["text"] != trainer.text:
-        raise CheckpointError(f"{where} is of another text: these are not the tokens that it was trained on")
+    if state["text"] != trainer.objective.data:
+        raise CheckpointError(f"{where} is of {trainer.objective.other_data}")
     optimizer: dict[str, dict[str, Any]] = {"step": state["optimizer_steps"]}
     for name, array in checkpoint.optimizer.items():
         kind, _, parameter = name.partition(".")

@@ -1,0 +1,87 @@
+"""What a run learns, apart from how it learns it: its batches, the loss of a batch, and how the model is evaluated.
+
+    Trainer(model, train_tokens, validation_tokens, config, folder)          # TextObjective: the next token of a text
+    Trainer(model, None, None, config, folder, objective=objective)          # any other
+
+The loop knows nothing of texts, rows or labels. It asks the objective for batches, which are tuples of arrays, and
+gives them back to it: to count their targets, to compute their loss, to evaluate. Everything random about a batch must
+follow from its index, because a resumed run asks for the remaining batches only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..checkpoint import fingerprint
+from ..data import RandomBatches, SequentialBatches
+from ..tensor import Tensor
+from .accumulation import count_targets
+from .config import TrainingConfig
+from .evaluation import FixedBatches, mean_loss
+from .vocabulary import check_vocabulary
+
+Batch = tuple[np.ndarray, ...]
+
+
+class TrainingBatches(Protocol):
+    """The training data as batches: step s consists of batches s * k to s * k + k - 1, k = gradient_accumulation."""
+
+    def batch(self, index: int) -> Batch: ...
+
+
+class Objective:
+    """The base class. As it stands, a batch is `(inputs, targets)`, and its loss that of a language model.
+
+    batches: for training. validation: the batches of an evaluation. tokens: how many tokens a batch has, about, for the
+    speed that is shown. data: identifies the data in a checkpoint; JSON values, which a resumed run must have too.
+    """
+
+    same_shapes = False  # all batches have the same shapes and all targets count: a GPU may record a step once
+    other_data = "other data: these are not the rows that it was trained on"  # "the checkpoint is of ..."
+
+    def __init__(
+        self, batches: TrainingBatches, validation: Iterable[Any], tokens: int, data: Mapping[str, Any]
+    ) -> None:
+        self.batches, self.validation, self.tokens, self.data = batches, validation, tokens, dict(data)
+
+    def count(self, batch: Batch) -> float:
+        """How many targets a batch has: the weight of its loss among the batches of a step or an evaluation."""
+        return count_targets(batch[1])
+
+    def loss(self, model: Any, *batch: np.ndarray) -> Tensor:
+        """The mean loss over the targets of a batch."""
+        loss: Tensor = model.loss(*batch)
+        return loss
+
+    def evaluate(self, model: Any, batches: Iterable[Batch]) -> dict[str, float]:
+        """The figures of an evaluation, for the metrics file. The best weights have the lowest "validation_loss"."""
+        return {"validation_loss": mean_loss(model, batches, self.loss, self.count)}
+
+
+class TextObjective(Objective):
+    """The next token, at every position of random windows of a text.
+
+    train_tokens, validation_tokens: integers, (N,). Raises UsageError if a text is shorter than the block, RangeError
+    if it has an id outside the model's vocabulary.
+    """
+
+    same_shapes = True
+    other_data = "another text: these are not the tokens that it was trained on"
+
+    def __init__(
+        self, model: Any, train_tokens: np.ndarray, validation_tokens: np.ndarray, config: TrainingConfig
+    ) -> None:
+        data = {"train": fingerprint(train_tokens), "validation": fingerprint(validation_tokens)}
+        T, rows = model.config.block_size, config.batch_size
+        batches = RandomBatches(train_tokens, rows, T, config.seed)
+        validation: Iterable[Batch]
+        if config.eval_batches:
+            validation = FixedBatches(validation_tokens, rows, T, config.eval_batches)
+        else:
+            validation = SequentialBatches(validation_tokens, rows, T)
+        check_vocabulary("training", batches.tokens, model.config.vocab_size)
+        check_vocabulary("validation", validation_tokens, model.config.vocab_size)
+        super().__init__(batches, validation, rows * T, data)
