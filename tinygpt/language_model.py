@@ -131,8 +131,11 @@ class LanguageModel(nn.Module):
         return compute_in(self, dtype)
 
     def train(self: _Model, mode: bool = True) -> _Model:
-        """Set the training mode of the model and all its modules. Raises UsageError for a packed model."""
-        if mode and self.packed:
+        """Set the training mode of the model and all its modules.
+
+        Raises UsageError for a packed model without trainable parameters, such as those of `nn.add_lora`.
+        """
+        if mode and self.packed and not any(parameter.requires_grad for parameter in self.parameters()):
             raise UsageError(f"a model packed into {self.packed} can't be trained: load it again without packing")
         super().train(mode)
         return self

@@ -21,6 +21,8 @@ from tinygpt.generation import log_likelihood, stream
 from tinygpt.generation.decoder import Decoder
 from tinygpt.generation.stepper import Stepper, decoder_for
 from tinygpt.gpt import MLP, Attention, Block
+from tinygpt.nn.lora import lora_layers
+from tinygpt.training.evaluation import mean_loss
 
 PROMPT = np.array([[1, 2, 3], [4, 5, 6]])
 
@@ -181,6 +183,17 @@ def setting(value: Any, name: str, *path: str) -> Callable[[GPT], None]:
     return change
 
 
+def with_lora(model: GPT, **settings: Any) -> None:
+    """Not a user's own layers, but layers that stand where others were, too."""
+    for layer in lora_layers(nn.add_lora(model, **settings)).values():
+        layer.lora_B.data[...] = np.random.default_rng(0).standard_normal(layer.lora_B.shape)
+
+
+def lora_beside_ones_own(model: GPT) -> None:
+    of_class(Doubled, "h", 1, "mlp", "c_proj")(model)
+    with_lora(model, targets=("c_proj",))
+
+
 CHANGES: dict[str, Callable[[GPT], None]] = {
     "a Linear for queries": of_class(Doubled, "h", 0, "attn", "c_attn"),
     "a Linear after attention": of_class(Doubled, "h", 0, "attn", "c_proj"),
@@ -216,6 +229,9 @@ CHANGES: dict[str, Callable[[GPT], None]] = {
     "a Block with a cache": of_class(BlockWithCache, "h", 0),
     "the last Block with a cache": of_class(BlockWithCache, "h", 1),
     "a hidden with a cache": of_class(HiddenWithCache),
+    "an adapter": with_lora,
+    "an adapter everywhere, with dropout": lambda model: with_lora(model, targets="all-linear", dropout=0.5),
+    "an adapter beside a Linear of one's own": lora_beside_ones_own,
     "a block fewer": lambda model: model.h.pop() and None,
 }
 every_change = pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
@@ -247,6 +263,8 @@ def test_generation_and_scoring_see_what_the_model_computes(change: Callable[[GP
             np.testing.assert_allclose(log_probs, expected(model, row)[2:], rtol=0, atol=1e-10)
     row = found.sequences[0][:6]
     np.testing.assert_allclose(log_likelihood(model, row).log_probs, expected(model, row), rtol=0, atol=1e-10)
+    likelihood = -mean_loss(model, [(row[None, :-1], row[None, 1:])])  # what `tinygpt eval` computes
+    assert likelihood == pytest.approx(expected(model, row).mean(), abs=1e-10)
     streamed = np.stack(list(stream(model, PROMPT, 5, seed=0)), axis=1)
     assert np.array_equal(streamed, model.generate(PROMPT, 5, seed=0)[:, 3:])
 
@@ -349,6 +367,7 @@ def test_the_decoder_with_a_cache_is_for_what_it_knows() -> None:
 
 WITH_A_CACHE = [name for name in CHANGES if "positionwise" in name or "a cache" in name] + [
     "the model's head", "an untied head", "the number of heads", "the epsilon of one norm", "a block fewer",
+    "an adapter", "an adapter everywhere, with dropout",
 ]  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from ..gpt import GPT, MLP, Attention, Block
 from ..kernel import work_size
 from ..nn import Embedding, LayerNorm, Linear
 from ..nn.known import is_known, keeps
+from ..nn.lora import without_lora
 from ..nn.packed import PackedEmbedding, PackedLinear
 from ..ops.cached_attention import KeyValueCache
 from ..ops.decode_block import decode_block
@@ -54,9 +55,14 @@ class OnePass:
 
 
 def one_pass(model: Any) -> OnePass | None:
-    """The fast path for `model`, or None if any part of it is user-defined."""
+    """The fast path for `model`, or None if any part of it is user-defined.
+
+    It reads the sums of an adapter's updates and their weights, which it computes once. With packed weights there is no
+    such sum without rounding them again, so an adapter beside these has no fast path.
+    """
     if not isinstance(model, GPT) or not keeps(model, GPT):
         return None
+    model = without_lora(model)
     return OnePass(model) if all(is_known(module, *kinds) for module, kinds in _places(model)) else None
 
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from .layers import Dropout, Embedding, LayerNorm, Linear, RMSNorm, uninitialized
+from .lora import LoRA, LoRALinear, add_lora, merge_lora
 from .module import Module, Parameter
 
-__all__ = ["Dropout", "Embedding", "LayerNorm", "Linear", "Module", "Parameter", "RMSNorm", "uninitialized"]
+__all__ = [
+    "Dropout", "Embedding", "LayerNorm", "Linear", "LoRA", "LoRALinear", "Module", "Parameter", "RMSNorm", "add_lora",
+    "merge_lora", "uninitialized",
+]  # fmt: skip

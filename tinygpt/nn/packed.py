@@ -1,6 +1,7 @@
-"""Layers with weights packed into 16 or 8 bits, for inference only (`tinygpt.ops.packed` describes the formats).
+"""Layers with weights packed into 16 or 8 bits (`tinygpt.ops.packed` describes the formats).
 
-`GPT.pack` puts them in place of a model's Linear and Embedding layers. Their matrices are not parameters.
+`GPT.pack` puts them in place of a model's Linear and Embedding layers. Their matrices are not parameters and can't be
+trained, but gradients pass through them to what is: the update of a LoRA adapter.
 """
 
 from __future__ import annotations
@@ -16,13 +17,12 @@ from ..ops.packed import (
     Matrix,
     check_format,
     pack,
-    packed_product,
-    packed_product_transposed,
     require_finite,
     rows_of,
 )
+from ..ops.packed_linear import PackedProduct, PackedProductTransposed
 from ..tensor import Tensor
-from .known import computes_as, described, known, unknown_modules
+from .known import computes_as_defined, described, known, unknown_modules
 from .layers import Embedding, Linear
 from .module import Module
 
@@ -52,8 +52,7 @@ class PackedLinear(Module):
             raise ShapeError(f"PackedLinear: the last axis of x must have {features} elements, x has shape {x.shape}")
         if x.backend != backends.name_of(self.matrix.data):
             raise backends.different_backends("PackedLinear", x.data, self.matrix.data)
-        y = packed_product(x.data.reshape(-1, x.shape[-1]), self.matrix)
-        return Tensor(y.reshape(*x.shape[:-1], y.shape[1]))
+        return PackedProduct.apply(x, matrix=self.matrix)
 
     def move_packed(self, backend: str) -> None:
         self.matrix = _moved(self.matrix, backend)
@@ -77,8 +76,7 @@ class PackedEmbedding(Module):
 
     def project(self, h: Tensor) -> Tensor:
         """h (..., features) -> (..., count)."""
-        y = packed_product_transposed(h.data.reshape(-1, h.shape[-1]), self.matrix)
-        return Tensor(y.reshape(*h.shape[:-1], y.shape[1]))
+        return PackedProductTransposed.apply(h, matrix=self.matrix)
 
     def move_packed(self, backend: str) -> None:
         self.matrix = _moved(self.matrix, backend)
@@ -86,7 +84,7 @@ class PackedEmbedding(Module):
 
 def product_and_bias(layer: Any, x: Tensor) -> tuple[Tensor, Tensor | None]:
     """layer(x) as (product, bias): the next operation adds the bias, or it is None if the product includes it."""
-    if computes_as(layer, Linear) or computes_as(layer, PackedLinear):
+    if hasattr(layer, "product") and computes_as_defined(layer):
         return layer.product(x), layer.bias
     return layer(x), None
 
