@@ -33,21 +33,24 @@ _HOME = {
     "UsageError": "errors",
     "GPT": "gpt",
     "GPTConfig": "gpt",
+    "GPTForSequenceClassification": "classifier",
 }
 _MODULES = ("data", "errors", "generation", "interop", "nn", "optim", "random", "testing", "tokenizers", "training")
 
 if TYPE_CHECKING:
     from . import data, errors, generation, interop, nn, optim, random, testing, tokenizers, training
     from .backends.numpy import get_num_threads, set_num_threads
+    from .classifier import GPTForSequenceClassification
     from .errors import UsageError
     from .gpt import GPT, GPTConfig
     from .kernel import use_kernels
     from .random import Generator, manual_seed
 
 __all__ = [
-    "GPT", "Function", "GPTConfig", "Generator", "Tensor", "UsageError", "__version__", "data", "detect_anomaly",
-    "errors", "generation", "get_num_threads", "interop", "manual_seed", "nn", "no_grad", "ops", "optim", "random",
-    "set_num_threads", "tensor", "testing", "tokenizers", "training", "use_backend", "use_kernels",
+    "GPT", "Function", "GPTConfig", "GPTForSequenceClassification", "Generator", "Tensor", "UsageError", "__version__",
+    "data", "detect_anomaly", "errors", "generation", "get_num_threads", "interop", "manual_seed", "nn", "no_grad",
+    "ops", "optim", "random", "set_num_threads", "tensor", "testing", "tokenizers", "training", "use_backend",
+    "use_kernels",
 ]  # fmt: skip
 
 

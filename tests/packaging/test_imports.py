@@ -29,15 +29,15 @@ LAYERS = [
     ["ops"],
     ["nn", "optim", "testing"],
     ["tokenizers", "data"],
-    ["token_ids", "language_model", "gpt"],
+    ["token_ids", "labels", "language_model", "gpt", "classifier"],
     ["memory", "checkpoint", "generation", "interop"],
     ["training"],
     ["cli", "kernel.__main__", "__main__"],
 ]
 
 # Facades: what a user wants to call on a model (`generate`, `from_pretrained`, ...) is a method that hands over to a
-# room above it. The imports stand in functions of this one file, and nothing below reads them.
-FACADES = {("language_model", "generation"), ("language_model", "interop")}
+# room above it. The imports stand in functions of these two files, and nothing below reads them.
+FACADES = {("language_model", "generation"), ("language_model", "interop"), ("classifier", "interop")}
 
 # Said to type checkers alone: the methods of Tensor are the functions that ops binds to it, and `typing` names Tensor.
 DECLARED = {("tensor", "ops"), ("typing", "tensor")}

@@ -45,8 +45,13 @@ def from_pretrained(
     revision: str = "main",
     checkpoint: str = "best",
     model_class: type[GPT] = GPT,
+    body_only: bool = False,
 ) -> GPT:
-    """See `GPT.from_pretrained`. model_class: GPT or a subclass."""
+    """See `GPT.from_pretrained`. model_class: GPT or a subclass.
+
+    body_only: for a classifier, which needs no more than `hidden`: leave out the heads in the file, `lm_head` and
+    `score`. The model then has a tied head, whatever the file has.
+    """
     parameter_dtype, packed = _formats(dtype, quantize)
     if not issubclass(model_class, GPT):
         raise UsageError(f"from_pretrained: model_class must be GPT or a subclass of it, not {model_class.__name__}")
@@ -58,8 +63,8 @@ def from_pretrained(
 
     def read(folder: Path) -> GPT:
         if is_run(folder):
-            return _load_run(folder, checkpoint, make, dropout)
-        return _load_directory(folder, make, dropout)
+            return _without_head(_load_run(folder, checkpoint, make, dropout), body_only)
+        return _load_directory(folder, make, dropout, body_only)
 
     with backends.use_backend("numpy"):
         model = read_whole(find_model(folder_or_name, revision), read)
@@ -125,12 +130,13 @@ def _formats(dtype: Any, quantize: Any) -> tuple[str, str | None]:
     return ("float32", "bfloat16") if dtype == "bfloat16" else (dtype, quantize)
 
 
-def _load_directory(folder: Path, make: Make, dropout: float | None) -> GPT:
+def _load_directory(folder: Path, make: Make, dropout: float | None, body_only: bool) -> GPT:
     config, without_bias = read_config(folder, dropout)
     generation = read_generation(folder, config.vocab_size)
     with open_weights(folder) as weights:
+        config = weights.drop_heads(config) if body_only else config
         weights.check(config)
-        if weights.take_other_head():
+        if not body_only and weights.take_other_head():
             warnings.warn(
                 f"{folder} has a {HEAD} that differs from the token embedding, though its config.json ties them: the "
                 "model is loaded with an untied head, as in transformers (tie_word_embeddings=False)",
@@ -141,6 +147,14 @@ def _load_directory(folder: Path, make: Make, dropout: float | None) -> GPT:
             config = dataclasses.replace(config, bias=False)
         model = make(config, weights)
     model.generation_config = generation
+    return model
+
+
+def _without_head(model: GPT, body_only: bool) -> GPT:
+    """The model of a run, without an untied head if it is only to compute `hidden`."""
+    if body_only and not model.config.tie_word_embeddings:
+        model.config = dataclasses.replace(model.config, tie_word_embeddings=True)
+        del model.lm_head
     return model
 
 

@@ -17,7 +17,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -78,10 +78,25 @@ def save(
 
     special_tokens: replace those in the model's generation_config.
     """
-    if dtype not in FORMATS:
-        raise UsageError(f"save_pretrained: dtype must be one of {', '.join(FORMATS)}, not {dtype!r}")
-    limit, arrays = _shard_size(max_shard_size), _arrays(model)
-    generation = _generation(model, special_tokens)
+    _check_format(dtype)
+    arrays, generation = arrays_of(model), generation_of(model, special_tokens)
+    settings = config_json(model.config, dtype, generation)
+    write_folder(folder, Folder(settings, generation, arrays, write_tokenizer), dtype, max_shard_size)
+
+
+class Folder(NamedTuple):
+    """What a model's folder is to hold."""
+
+    settings: Mapping[str, Any]  # of config.json
+    generation: Mapping[str, Any]  # of generation_config.json
+    arrays: dict[str, Any]  # stored name -> array
+    write_tokenizer: Callable[[Path], None] | None
+
+
+def write_folder(folder: str | os.PathLike[str], content: Folder, dtype: str, max_shard_size: int | str | None) -> None:
+    """Write a model's files, replacing those of another model together. Raises UsageError."""
+    _check_format(dtype)
+    limit = _shard_size(max_shard_size)
     folder = folder_made(Path(folder).expanduser())
     if (folder / "checkpoints.json").exists():
         raise UsageError(f"save_pretrained: {folder} contains a training run: choose another folder")
@@ -91,11 +106,11 @@ def save(
         _remove_left_over(folder)
         staging.mkdir()
         try:
-            _write_json(staging / CONFIG, config_json(model.config, dtype, generation))
-            _write_json(staging / GENERATION, generation)
-            if write_tokenizer is not None:
-                write_tokenizer(staging)
-            _write_weights(staging, arrays, dtype, limit)
+            _write_json(staging / CONFIG, content.settings)
+            _write_json(staging / GENERATION, content.generation)
+            if content.write_tokenizer is not None:
+                content.write_tokenizer(staging)
+            _write_weights(staging, content.arrays, dtype, limit)
             exchange.commit(staging, folder, *_files(folder, staging))
         except BaseException:
             shutil.rmtree(staging, ignore_errors=True)
@@ -103,7 +118,12 @@ def save(
     finish_save(folder)
 
 
-def _arrays(model: GPT) -> dict[str, Any]:
+def _check_format(dtype: str) -> None:
+    if dtype not in FORMATS:
+        raise UsageError(f"save_pretrained: dtype must be one of {', '.join(FORMATS)}, not {dtype!r}")
+
+
+def arrays_of(model: GPT) -> dict[str, Any]:
     """Stored name -> array of every parameter. For a model without biases they are zeros."""
     state = model.state_dict()
     _refuse(difference_from_gpt2(model))
@@ -125,7 +145,7 @@ def _refuse(difference: str | None) -> None:
         )
 
 
-def _generation(model: GPT, special_tokens: Mapping[str, Any] | None) -> dict[str, Any]:
+def generation_of(model: GPT, special_tokens: Mapping[str, Any] | None) -> dict[str, Any]:
     """The content of generation_config.json."""
     settings: Any = model.generation_config
     if not isinstance(settings, Mapping):

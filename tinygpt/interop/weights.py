@@ -14,6 +14,7 @@ untied head (tie_word_embeddings=False) is a parameter like the others.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import re
 from collections.abc import Iterable, Iterator
@@ -36,7 +37,7 @@ HOW_TO_CONVERT = (
     "AutoModelForCausalLM as M; M.from_pretrained('{}').save_pretrained('NEW_FOLDER')\""
 )
 RUN = "model."  # the prefix of each name in the checkpoint of a training run
-HEAD, _EMBEDDING = "lm_head.weight", "wte.weight"
+HEAD, SCORE, _EMBEDDING = "lm_head.weight", "score.weight", "wte.weight"  # SCORE: the head of a classifier
 _MASK = re.compile(r"h\.\d+\.attn\.(masked_)?bias")
 _FILE_NAME = re.compile(r"[^/\\:\0]+\.safetensors")
 
@@ -71,6 +72,7 @@ class Weights:
                 if not _MASK.fullmatch(name):
                     self.place[name] = (file, stored)
         self.head = self.place.pop(HEAD, None)
+        self.score = self.place.pop(SCORE, None)
 
     @classmethod
     def of_run(cls, path: Path, file: SafetensorsFile) -> Weights:
@@ -94,11 +96,23 @@ class Weights:
         for name, shape in shapes.items():
             self._check_array(name, self.place[name], shape)
 
+    def drop_heads(self, config: GPTConfig) -> GPTConfig:
+        """Leave out what a classifier or the language model has beyond `hidden`. Returns the configuration without."""
+        self.score = None
+        if not config.tie_word_embeddings:
+            self.head = None
+        return dataclasses.replace(config, tie_word_embeddings=True)
+
     def check(self, config: GPTConfig) -> None:
         """Raise CheckpointError unless these are exactly the arrays of a model of this size. Reads only headers.
 
         If the head is tied to the embedding, one of the two names is enough. Otherwise both must be present.
         """
+        if self.score is not None:
+            raise CheckpointError(
+                f"{self.folder} holds a classifier, as {SCORE!r} says, not a language model: load it with "
+                "GPTForSequenceClassification.from_pretrained"
+            )
         if not config.tie_word_embeddings:
             if self.head is None:
                 raise CheckpointError(

@@ -1,0 +1,169 @@
+"""Load and save classifiers in transformers' layout: a GPT-2 directory with `score.weight` and the names of the labels.
+
+| config.json | GPTForSequenceClassification |
+|---|---|
+| architectures | ["GPT2ForSequenceClassification"] |
+| id2label, label2id | label_names; transformers leaves them out for two labels without names |
+| problem_type | problem_type |
+
+The number of labels is that of the rows of score.weight: the file of weights can't be wrong about it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .. import backends
+from ..errors import CheckpointError, UsageError
+from ..exchange import read_whole
+from ..labels import PROBLEM_TYPES, checked_names
+from .config import CONFIG, config_json, read_json
+from .hub import find_model
+from .loading import from_pretrained, is_run
+from .saving import Folder, arrays_of, generation_of, token_ids, write_folder
+from .weights import HEAD, SCORE, open_weights
+
+ARCHITECTURE = "GPT2ForSequenceClassification"
+
+
+class Head(NamedTuple):
+    """What a folder says of its classifier's head."""
+
+    weight: np.ndarray  # (K, C)
+    names: list[str] | None  # None: the file has none but LABEL_0 ...
+    problem_type: str | None
+
+
+def load_classifier(
+    cls: Any,
+    folder_or_name: str | os.PathLike[str],
+    num_labels: int | None,
+    label_names: Sequence[str] | None,
+    problem_type: str | None,
+    *,
+    revision: str,
+    checkpoint: str,
+    **options: Any,
+) -> Any:
+    """See `GPTForSequenceClassification.from_pretrained`. options: of `interop.from_pretrained`."""
+    folder = find_model(folder_or_name, revision)
+    with backends.use_backend("numpy"):
+
+        def read(place: Path) -> tuple[Any, Head | None]:
+            head = None if is_run(place) else read_head(place)
+            return from_pretrained(place, checkpoint=checkpoint, body_only=True, **options), head
+
+        body, head = read_whole(folder, read)
+        if head is None:
+            clf = _with_new_head(cls, body, folder, num_labels, label_names, problem_type)
+        else:
+            clf = _with_head(cls, body, folder, head, num_labels, label_names, problem_type)
+    clf.eval()
+    return clf.to(backends.current())
+
+
+def is_classifier(folder: Path) -> bool:
+    """Whether the weights in a model's folder have the head of a classifier."""
+    if not (folder / CONFIG).exists():
+        return False
+    with open_weights(folder) as weights:
+        return weights.score is not None
+
+
+def read_head(folder: Path) -> Head | None:
+    """The head in a GPT-2 directory, or None if there is none. Raises CheckpointError."""
+    with open_weights(folder) as weights:
+        if weights.score is None:
+            return None
+        file, stored = weights.score
+        shape, settings = file.arrays[stored].shape, read_json(folder / CONFIG)
+        if len(shape) != 2 or shape[0] < 1:
+            raise CheckpointError(f"the weights in {folder} have {SCORE!r} of shape {shape}, which is no (K, C) matrix")
+        weight = np.asarray(file.read(stored))
+    problem = settings.get("problem_type")
+    if problem not in (None, *PROBLEM_TYPES):
+        raise CheckpointError(
+            f"{folder / CONFIG}: problem_type must be one of {', '.join(PROBLEM_TYPES)}, not {problem!r}"
+        )
+    return Head(weight, _names(folder / CONFIG, settings, shape[0]), problem)
+
+
+def _names(path: Path, settings: Mapping[str, Any], K: int) -> list[str] | None:
+    """The names in id2label, {"0": name, ...}; None if they are transformers' own."""
+    table = settings.get("id2label")
+    if table is None:
+        return None
+    if not isinstance(table, dict) or sorted(table) != sorted(str(i) for i in range(K)):
+        raise CheckpointError(
+            f'{path}: id2label must name the labels "0" to "{K - 1}" of the {K} rows of {SCORE}, not {table!r}'
+        )
+    try:
+        names = checked_names(str(path), [table[str(i)] for i in range(K)], K)
+    except UsageError as error:
+        raise CheckpointError(str(error)) from error
+    return None if names == checked_names("", None, K) else names
+
+
+def _with_new_head(cls: Any, body: Any, folder: Path, K: int | None, names: Any, problem: str | None) -> Any:
+    if K is None and names is None:
+        raise UsageError(
+            f"{cls.__name__}.from_pretrained: {folder} holds a language model without a classifier's head: say which "
+            "head it gets, with num_labels=2 or label_names=['neg', 'pos']"
+        )
+    return cls(body, len(names) if K is None else K, problem, label_names=names)
+
+
+def _with_head(
+    cls: Any, body: Any, folder: Path, head: Head, K: int | None, names: Sequence[str] | None, problem: str | None
+) -> Any:
+    found, C = head.weight.shape
+    where = f"{cls.__name__}.from_pretrained: {folder}"
+    if K is not None and found != K:
+        raise UsageError(f"{where} holds a classifier of {found} labels, not num_labels={K}: leave num_labels out")
+    if names is not None and head.names is not None and list(names) != head.names:
+        raise UsageError(f"{where} holds a classifier of the labels {head.names}, not {list(names)}: leave them out")
+    if problem is not None and head.problem_type not in (None, problem):
+        raise UsageError(f"{where} holds a classifier for {head.problem_type}, not {problem}: leave problem_type out")
+    if body.config.n_embd != C:
+        raise CheckpointError(
+            f"the weights in {folder} have {SCORE!r} of shape {head.weight.shape}, but config.json implies "
+            f"{(found, body.config.n_embd)}"
+        )
+    clf = cls(body, found, head.problem_type or problem, label_names=names if head.names is None else head.names)
+    clf.score.weight.data[...] = head.weight
+    return clf
+
+
+def save_classifier(
+    clf: Any, folder: str | os.PathLike[str], *, dtype: str, max_shard_size: int | str | None, tokenizer: Any
+) -> None:
+    """See `GPTForSequenceClassification.save_pretrained`."""
+    where = "save_pretrained"
+    if tokenizer is not None and tokenizer.vocab_size > clf.config.vocab_size:
+        raise UsageError(
+            f"{where}: the tokenizer has {tokenizer.vocab_size} tokens, but the model has only "
+            f"{clf.config.vocab_size}: they do not belong together"
+        )
+    arrays = arrays_of(clf.transformer)
+    arrays.pop(HEAD, None)  # of an untied language model: a classifier has none
+    arrays[SCORE] = clf.state_dict()[SCORE]
+    generation = generation_of(clf.transformer, None if tokenizer is None else token_ids(tokenizer))
+    config = dataclasses.replace(clf.config, tie_word_embeddings=True)
+    settings = config_json(config, dtype, generation) | label_settings(clf)
+    write = None if tokenizer is None else tokenizer.save
+    write_folder(folder, Folder(settings, generation, arrays, write), dtype, max_shard_size)
+
+
+def label_settings(clf: Any) -> dict[str, Any]:
+    """What config.json says of the head."""
+    return {
+        "architectures": [ARCHITECTURE], "problem_type": clf.problem_type,
+        "id2label": {str(i): name for i, name in enumerate(clf.label_names)},
+        "label2id": {name: i for i, name in enumerate(clf.label_names)},
+    }  # fmt: skip
