@@ -191,7 +191,7 @@ def callers() -> dict[str, tuple[int, list[tuple[Row, Example]]]]:
 
 
 # Optimizers are no operations, and the product of a kernel's own is of float32, which no difference can check.
-WITHOUT_OPERATION = ("adamw_update", "sum_of_squares", "matmul_into")
+WITHOUT_OPERATION = ("adamw_update", "lion_update", "newton_schulz", "sum_of_squares", "matmul_into")
 
 
 @pytest.mark.parametrize("row", [row for row in KERNEL_ROWS if row.name not in WITHOUT_OPERATION], ids=lambda r: r.name)

@@ -8,7 +8,18 @@ import pytest
 from tinygpt import UsageError, optim, tensor
 from tinygpt.graph import NonFiniteError
 from tinygpt.kernel import REGISTRY
-from tinygpt.optim import SGD, AdamW, clip_coefficient, clip_grad_norm, grad_norm, regularization, schedules
+from tinygpt.optim import (
+    SGD,
+    Adam,
+    AdamW,
+    Lion,
+    Muon,
+    clip_coefficient,
+    clip_grad_norm,
+    grad_norm,
+    regularization,
+    schedules,
+)
 from tinygpt.testing import check_gradients
 
 SHAPES = [(3, 4), (7,), (2, 3, 5), (1, 1), ()]
@@ -68,6 +79,9 @@ def test_adamw_first_step_is_lr_in_the_direction_of_the_sign():
     [
         lambda p: AdamW(p, lr=0.1, weight_decay=0.2),
         lambda p: SGD(p, lr=0.1, momentum=0.9, weight_decay=0.2),
+        lambda p: Adam(p, lr=0.1, weight_decay=0.2),
+        lambda p: Lion(p, lr=0.1, weight_decay=0.2),
+        lambda p: Muon([{"params": p, "use_muon": True}], lr=0.1, weight_decay=0.2),
     ],
 )
 def test_updates_reach_an_array_that_is_not_contiguous(make):
@@ -122,7 +136,7 @@ def test_a_parameter_without_gradient_is_passed_over():
     assert moved.grad is None
 
 
-@pytest.mark.parametrize("kind", [AdamW, SGD])
+@pytest.mark.parametrize("kind", [AdamW, SGD, Lion])
 def test_groups_scale_the_rate_and_state_their_decay(kind):
     p, q, b = (tensor(np.ones(shape), requires_grad=True) for shape in ((2, 2), (2, 2), (2,)))
     groups = [{"params": [p], "lr_scale": 10.0}, {"params": [q, b], "weight_decay": 2.0}]
@@ -135,10 +149,21 @@ def test_groups_scale_the_rate_and_state_their_decay(kind):
     np.testing.assert_allclose(b.data, 1 - 0.01 * 2.0)  # a vector too, as the group says so
 
 
-@pytest.mark.parametrize("kind", [AdamW, SGD])
-def test_state_dict_continues_bit_for_bit(kind):
+def with_muon(parameters, **options):
+    groups = [{"params": [p], "use_muon": p.ndim == 2} for p in parameters]
+    return Muon(groups, **options)
+
+
+def every_other_with_momentum(parameters, **options):
+    groups = [{"params": [p], "momentum": 0.9 * (i % 2)} for i, p in enumerate(parameters)]
+    return SGD(groups, **options)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("kind", [AdamW, SGD, Adam, Lion, with_muon, every_other_with_momentum])
+def test_state_dict_continues_bit_for_bit(kind, dtype):
     options = {"lr": 0.1, "weight_decay": 0.1} | ({"momentum": 0.9} if kind is SGD else {})
-    parameters, gradients = parameters_and_gradients(np.float32)
+    parameters, gradients = parameters_and_gradients(dtype)
     copies = [tensor(p.data.copy(), requires_grad=True) for p in parameters]
     whole = kind(parameters, **options)
     run(whole, parameters, gradients)
@@ -197,6 +222,16 @@ def test_load_state_dict_refuses_what_does_not_fit_and_changes_nothing():
         (lambda p: AdamW([tensor(np.arange(3))]), "must be float32 or float64, not int64"),
         (lambda p: AdamW([tensor(np.broadcast_to(1.0, (3,)))]), "read-only"),
         (lambda p: AdamW([{"params": [p], "learning_rate": 1}]), "a group is a dictionary"),
+        (lambda p: AdamW([{"params": [p], "momentum": 0.9}]), "optionally, lr_scale, lr, .* betas, eps, not"),
+        (lambda p: AdamW([{"params": [p], "betas": (0.9, 2)}]), "AdamW: beta2 must be at least 0 and below 1, not 2"),
+        (lambda p: AdamW([{"params": [p], "lr": 1.0, "lr_scale": 1.0}]), "states both lr and lr_scale"),
+        (lambda p: AdamW([{"params": [p], "lr": 1.0}], lr=0), "optimizer's lr is 0: give the group lr_scale"),
+        (lambda p: AdamW([{"params": [p], "lr": -1.0}]), "lr of a group must be at least 0"),
+        (lambda p: AdamW([p], l1=-1), "AdamW: l1 must be at least 0, not -1"),
+        (lambda p: Adam([p], l2=math.nan), "Adam: l2 must be at least 0, not nan"),
+        (lambda p: Lion([p], betas=0.9), "Lion: betas must be a pair"),
+        (lambda p: SGD([{"params": [p], "nesterov": True}], lr=0.1), "nesterov=True needs a momentum"),
+        (lambda p: SGD([{"params": [p], "momentum": 1}], lr=0.1), "SGD: momentum must be at least 0 and below 1"),
         (lambda p: AdamW([p]).step(grad_scale=math.nan), "grad_scale must be at least 0, not nan"),
         (lambda p: clip_grad_norm([p], 0), "max_norm must be above 0"),
         (lambda p: regularization.l1([p], -1), "strength must be at least 0"),
@@ -340,6 +375,26 @@ def test_linear_and_constant():
     assert [constant(step) for step in (0, 1, 2, 3, 1000)] == [0.25, 0.5, 0.75, 1.0, 1.0]
 
 
+def test_inverse_square_root():
+    schedule = schedules.make("inverse_sqrt", 1.0, 0.1, 3)
+    assert [schedule(step) for step in (0, 2, 3, 15)] == [0.25, 0.75, 1.0, 0.5]
+    assert schedule(10**6) == 0.1
+    with pytest.raises(UsageError, match="InverseSquareRoot: step must be at least 0"):
+        schedule(-1)
+
+
+def test_warm_up_stable_decay():
+    schedule = schedules.make("wsd", 1.0, 0.5, 2, 12, 0.4)
+    assert [schedule(step) for step in (0, 1, 2, 8, 9, 10, 12, 99)] == pytest.approx(
+        [1 / 3, 2 / 3, 1.0, 1.0, 0.875, 0.75, 0.5, 0.5]
+    )
+    assert schedules.WarmupStableDecay(lr=1.0, total_steps=10)(9) == pytest.approx(0.5)  # the default: the last fifth
+    with pytest.raises(UsageError, match="decay_fraction must be above 0 and at most 1, not 0"):
+        schedules.make("wsd", 1.0, total_steps=10, decay_fraction=0)
+    with pytest.raises(UsageError, match="WarmupStableDecay: total_steps"):
+        schedules.make("wsd", 1.0)
+
+
 def test_a_run_that_is_all_warmup():
     schedule = schedules.Cosine(lr=1.0, min_lr=0.1, warmup_steps=5, total_steps=5)
     assert [schedule(step) for step in (4, 5)] == [pytest.approx(5 / 6), 0.1]
@@ -371,7 +426,7 @@ def test_l1_has_gradient_zero_at_zero():
 
 
 def test_optim_exports():
-    for name in ("AdamW", "SGD", "clip_grad_norm", "grad_norm", "schedules"):
+    for name in ("EMA", "SGD", "Adam", "AdamW", "Lion", "Muon", "clip_grad_norm", "grad_norm", "schedules"):
         assert hasattr(optim, name)
 
 

@@ -1,4 +1,4 @@
-"""Optimizers, gradient clipping and learning-rate schedules.
+"""Optimizers, groups of parameters, gradient clipping, learning-rate schedules, averaged weights.
 
 A training step with gradient clipping that needs no extra pass over the gradients:
 
@@ -11,18 +11,29 @@ A training step with gradient clipping that needs no extra pass over the gradien
 from __future__ import annotations
 
 from . import regularization, schedules
+from .adam import Adam
 from .adamw import AdamW
 from .clip import clip_coefficient, clip_grad_norm, grad_norm
+from .ema import EMA
+from .groups import by_name, layer_decay
+from .lion import Lion
+from .muon import Muon
 from .optimizer import Optimizer
 from .sgd import SGD
 
 __all__ = [
+    "EMA",
     "SGD",
+    "Adam",
     "AdamW",
+    "Lion",
+    "Muon",
     "Optimizer",
+    "by_name",
     "clip_coefficient",
     "clip_grad_norm",
     "grad_norm",
+    "layer_decay",
     "regularization",
     "schedules",
 ]

@@ -21,7 +21,7 @@ algorithm 2, with the schedule multiplier folded into lr and the decay scaled by
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..backends import array_module
 from ..checks import number
@@ -64,10 +64,12 @@ class AdamW(Optimizer):
     """AdamW over `parameters` (tensors, (name, tensor) pairs or groups: see `tinygpt.optim.optimizer`).
 
     lr: the learning rate; set `optimizer.lr` to change it between steps. betas: the two decay rates, in [0, 1). eps:
-    keeps the division finite. weight_decay: acts on matrices only. Raises UsageError and DtypeError.
+    keeps the division finite. weight_decay, l1, l2: act on matrices only. A group may state betas and eps of its own.
+    Raises UsageError and DtypeError.
     """
 
     state_names = ("m", "v")
+    group_settings = ("betas", "eps")
 
     def __init__(
         self,
@@ -76,23 +78,33 @@ class AdamW(Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.01,
+        *,
+        l1: float = 0.0,
+        l2: float = 0.0,
     ) -> None:
-        super().__init__(parameters, lr, weight_decay)
-        if not isinstance(betas, (tuple, list)) or len(betas) != 2:
-            raise DtypeError(f"AdamW: betas must be a pair of numbers, not {betas!r}")
-        self.betas = (
-            number("AdamW", "beta1", betas[0], at_least=0, below=1),
-            number("AdamW", "beta2", betas[1], at_least=0, below=1),
-        )
-        self.eps = number("AdamW", "eps", eps, above=0)
+        super().__init__(parameters, lr, weight_decay, l1, l2)
+        self.betas: tuple[float, float] = self._check_setting("betas", betas)
+        self.eps: float = self._check_setting("eps", eps)
 
-    def _update_all(self, ready: list[tuple[Slot, Array]], grad_scale: float) -> None:
+    def _check_setting(self, name: str, value: Any) -> Any:
+        return check_betas(self.where, value) if name == "betas" else number(self.where, name, value, above=0)
+
+    def _update_all(self, ready: list[tuple[Slot, Array, float]]) -> None:
         adamw_update.each(
             [
                 (
-                    slot.parameter.data, grad, slot.state["m"], slot.state["v"],
-                    self.lr * slot.lr_scale, *self.betas, self.eps, slot.weight_decay, slot.step, grad_scale,
+                    slot.parameter.data, grad, slot.state["m"], slot.state["v"], self.lr * slot.lr_scale,
+                    *self._setting(slot, "betas"), self._setting(slot, "eps"),
+                    0.0 if self.coupled_decay else slot.weight_decay, slot.step, grad_scale,
                 )
-                for slot, grad in ready
+                for slot, grad, grad_scale in ready
             ]
         )  # fmt: skip
+
+
+def check_betas(where: str, betas: Any) -> tuple[float, float]:
+    """A pair of decay rates in [0, 1). Raises UsageError, DtypeError."""
+    if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+        raise DtypeError(f"{where}: betas must be a pair of numbers, not {betas!r}")
+    first, second = (number(where, f"beta{i}", beta, at_least=0, below=1) for i, beta in enumerate(betas, start=1))
+    return first, second

@@ -6,11 +6,20 @@ An optimizer takes tensors, `(name, tensor)` pairs, or groups:
     AdamW(model.named_parameters(), lr=1e-3)        # the state is named after the parameters: use this for checkpoints
     AdamW([{"params": head, "lr_scale": 10.0}, {"params": body, "weight_decay": 0.0}], lr=1e-3)
 
-There is one learning rate, `optimizer.lr`, which a schedule sets before each step; a group may scale it.
+There is one learning rate, `optimizer.lr`, which a schedule sets before each step. A group scales it with `lr_scale`,
+or states its own `lr`, as in PyTorch: this fixes the ratio, so a schedule acts on all groups alike. A group may also
+state `weight_decay`, `l1`, `l2` and whatever the optimizer names in `group_settings`, such as AdamW's `betas`.
+`groups.py` makes groups from the parameters' names.
 
 Weight decay acts on matrices only (parameters with two or more axes). There is no reason for biases and LayerNorm's
 scales to be small, and GPT-2, GPT-3 and nanoGPT do not decay them. If a group sets its own `weight_decay`, it applies
-to everything in the group.
+to everything in the group. The same goes for the penalties `l1` and `l2` (`regularization.py` has their formulas),
+whose gradients are added to the clipped gradient:
+
+    g = grad_scale * gradient + l1 * sign(p) + l2 * p
+
+So the loss that a training loop reports stays that of the text. In SGD and Adam weight decay is the same as `l2`, as in
+PyTorch; in AdamW, Lion and Muon it is decoupled: p = p - lr * weight_decay * p.
 """
 
 from __future__ import annotations
@@ -28,6 +37,8 @@ from ..errors import DtypeError, ShapeError, UsageError
 from ..tensor import Tensor
 from ..typing import Array
 
+ACTING_ON_MATRICES = ("weight_decay", "l1", "l2")
+
 if TYPE_CHECKING:
     # model.parameters(), model.named_parameters(), or groups: {"params": either of them, "lr_scale": ..., ...}
     Parameters: TypeAlias = Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[Mapping[str, Any]]
@@ -40,7 +51,10 @@ class Slot:
     name: str
     parameter: Tensor
     lr_scale: float
-    weight_decay: float
+    weight_decay: float = 0.0
+    l1: float = 0.0
+    l2: float = 0.0
+    settings: dict[str, Any] = field(default_factory=dict)  # those that its group states, of `group_settings`
     step: int = 0  # how many updates it has had; a step in which it has no gradient does not count
     state: dict[str, Array] = field(default_factory=dict)  # arrays of the parameter's shape
 
@@ -49,15 +63,20 @@ class Optimizer:
     """Base class. A subclass names its state arrays and defines `_update(slot, grad, grad_scale)`."""
 
     state_names: tuple[str, ...] = ()
+    group_settings: tuple[str, ...] = ()  # attributes that a group may override; `_check_setting` checks them
+    coupled_decay = False  # whether weight decay is a part of the gradient
 
-    def __init__(self, parameters: Parameters, lr: float, weight_decay: float) -> None:
+    def __init__(
+        self, parameters: Parameters, lr: float, weight_decay: float, l1: float = 0.0, l2: float = 0.0
+    ) -> None:
         self.where = type(self).__name__
         self.lr = lr
         self.weight_decay = number(self.where, "weight_decay", weight_decay, at_least=0)
+        self.l1, self.l2 = number(self.where, "l1", l1, at_least=0), number(self.where, "l2", l2, at_least=0)
         self.slots = self._make_slots(parameters)
         for slot in self.slots:
             zeros_like = array_module(slot.parameter.data).zeros_like
-            slot.state = {kind: zeros_like(slot.parameter.data, order="C") for kind in self.state_names}
+            slot.state = {kind: zeros_like(slot.parameter.data, order="C") for kind in self._state_names(slot)}
 
     @property
     def lr(self) -> float:
@@ -91,16 +110,41 @@ class Optimizer:
             slot.step += 1
         note_change([slot.parameter.data for slot, _ in ready])
         with np.errstate(all="ignore"):  # infinities raise no warnings, as in the compiled bodies
-            self._update_all(ready, grad_scale)
+            self._update_all([(slot, *self._with_penalties(slot, grad, grad_scale)) for slot, grad in ready])
 
-    def _update_all(self, ready: list[tuple[Slot, Array]], grad_scale: float) -> None:
-        """Update the slots' parameters with these gradients, one by one. A subclass may do them all in one call."""
-        for slot, grad in ready:
+    def _with_penalties(self, slot: Slot, grad: Array, grad_scale: float) -> tuple[Array, float]:
+        """The gradient with those of the penalties, and the factor that it still needs."""
+        l2 = slot.l2 + (slot.weight_decay if self.coupled_decay else 0.0)
+        if slot.l1 == l2 == 0:
+            return grad, grad_scale
+        grad, param = grad * grad_scale, slot.parameter.data
+        if l2:
+            grad += l2 * param
+        if slot.l1:
+            grad += slot.l1 * array_module(param).sign(param)
+        return grad, 1.0
+
+    def _update_all(self, ready: list[tuple[Slot, Array, float]]) -> None:
+        """Update the parameters of slots, each with its gradient and a factor for that, one by one. A subclass may do
+        them all in one call."""
+        for slot, grad, grad_scale in ready:
             self._update(slot, grad, grad_scale)
 
     def _update(self, slot: Slot, grad: Array, grad_scale: float) -> None:
         """Change `slot.parameter.data` and `slot.state` in place."""
         raise NotImplementedError(f"{type(self).__name__} defines no _update")
+
+    def _state_names(self, slot: Slot) -> tuple[str, ...]:
+        """The names of the slot's state arrays."""
+        return self.state_names
+
+    def _setting(self, slot: Slot, name: str) -> Any:
+        """One of `group_settings`: the group's, or else the optimizer's."""
+        return slot.settings.get(name, getattr(self, name))
+
+    def _check_setting(self, name: str, value: Any) -> Any:
+        """The value of one of `group_settings`, checked. Raises UsageError, DtypeError."""
+        raise NotImplementedError(f"{type(self).__name__} defines no _check_setting")
 
     def zero_grad(self) -> None:
         """Set the gradients of all parameters to None."""
@@ -110,14 +154,15 @@ class Optimizer:
     # Checkpoints ----------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
-        """`{"step": {name: int}, kind: {name: array}, ...}`, with one `kind` for each of `state_names`.
+        """`{"step": {name: int}, kind: {name: array}, ...}`, with one `kind` for each name of a state array.
 
         The arrays are the optimizer's own, not copies. Hyperparameters are not included: they belong to the run's
         configuration.
         """
         state: dict[str, dict[str, Any]] = {"step": {slot.name: slot.step for slot in self.slots}}
-        for kind in self.state_names:
-            state[kind] = {slot.name: slot.state[kind] for slot in self.slots}
+        for slot in self.slots:
+            for kind, array in slot.state.items():
+                state.setdefault(kind, {})[slot.name] = array
         return state
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
@@ -126,11 +171,10 @@ class Optimizer:
         Raises UsageError, ShapeError.
         """
         where = f"{self.where}.load_state_dict"
-        kinds = ("step", *self.state_names)
-        if set(state) != set(kinds):
-            raise UsageError(f"{where}: expected the entries {sorted(kinds)}, got {sorted(state)}")
-        names = [slot.name for slot in self.slots]
-        for kind in kinds:
+        own = self.state_dict()
+        if set(state) != set(own):
+            raise UsageError(f"{where}: expected the entries {sorted(own)}, got {sorted(state)}")
+        for kind, names in own.items():
             if set(state[kind]) != set(names):
                 missing = sorted(set(names) - set(state[kind])) or "none"
                 unexpected = sorted(set(state[kind]) - set(names)) or "none"
@@ -138,9 +182,9 @@ class Optimizer:
                     f"{where}: the names in {kind!r} are not those of this optimizer's parameters "
                     f"(missing: {missing}; unexpected: {unexpected})"
                 )
-        steps = [whole_number(where, f"step of {name!r}", state["step"][name], at_least=0) for name in names]
+        steps = [whole_number(where, f"step of {name!r}", state["step"][name], at_least=0) for name in own["step"]]
         for slot in self.slots:
-            for kind in self.state_names:
+            for kind in slot.state:
                 array = state[kind][slot.name]
                 shape = tuple(array.shape) if is_array(array) else np.shape(array)
                 if shape != slot.parameter.shape:
@@ -151,7 +195,7 @@ class Optimizer:
         for slot, step in zip(self.slots, steps, strict=True):
             slot.step = step
             self._follow(slot)
-            for kind in self.state_names:
+            for kind in slot.state:
                 slot.state[kind][...] = move(state[kind][slot.name], slot.parameter.backend)
 
     def _follow(self, slot: Slot) -> None:
@@ -185,21 +229,34 @@ class Optimizer:
         return slots
 
     def _add_group(self, group: Any, slots: list[Slot]) -> None:
-        known = {"params", "lr_scale", "weight_decay"}
-        if not isinstance(group, Mapping) or "params" not in group or not set(group) <= known:
+        optional = ("lr_scale", "lr", "weight_decay", "l1", "l2", *self.group_settings)
+        if not isinstance(group, Mapping) or "params" not in group or not set(group) <= {"params", *optional}:
             raise UsageError(
-                f"{self.where}: a group is a dictionary with 'params' and, optionally, 'lr_scale' and 'weight_decay', "
+                f"{self.where}: a group is a dictionary with 'params' and, optionally, {', '.join(optional)}, "
                 f"not {sorted(group) if isinstance(group, Mapping) else type(group).__name__}"
             )
-        lr_scale = number(self.where, "lr_scale", group.get("lr_scale", 1.0), at_least=0)
-        own_decay = group.get("weight_decay")
-        if own_decay is not None:
-            own_decay = number(self.where, "weight_decay", own_decay, at_least=0)
+        lr_scale = self._lr_scale(group)
+        given = [name for name in ACTING_ON_MATRICES if group.get(name) is not None]
+        own = {name: number(self.where, name, group[name], at_least=0) for name in given}
+        settings = {name: self._check_setting(name, group[name]) for name in self.group_settings if name in group}
         for entry in group["params"]:
             name, parameter = entry if isinstance(entry, tuple) and len(entry) == 2 else (str(len(slots)), entry)
             self._check_parameter(name, parameter)
-            decay = own_decay if own_decay is not None else self.weight_decay if parameter.ndim >= 2 else 0.0
-            slots.append(Slot(name, parameter, lr_scale, decay))
+            common = {name: getattr(self, name) if parameter.ndim >= 2 else 0.0 for name in ACTING_ON_MATRICES}
+            slot = Slot(name, parameter, lr_scale, settings=dict(settings))
+            slot.weight_decay, slot.l1, slot.l2 = (common | own).values()
+            slots.append(slot)
+
+    def _lr_scale(self, group: Mapping[str, Any]) -> float:
+        """The group's factor for `optimizer.lr`, from its `lr_scale` or its `lr`."""
+        if "lr" not in group:
+            return number(self.where, "lr_scale", group.get("lr_scale", 1.0), at_least=0)
+        lr = number(self.where, "lr of a group", group["lr"], at_least=0)
+        if "lr_scale" in group:
+            raise UsageError(f"{self.where}: a group states both lr and lr_scale: remove one")
+        if self.lr == 0:
+            raise UsageError(f"{self.where}: a group states lr, but the optimizer's lr is 0: give the group lr_scale")
+        return lr / self.lr
 
     def _check_parameter(self, name: Any, parameter: Any) -> None:
         if not isinstance(name, str) or not isinstance(parameter, Tensor):

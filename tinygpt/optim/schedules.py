@@ -8,14 +8,21 @@ convention is nanoGPT's: the warm-up rises linearly, and its first rate is not 0
 
     lr * (step + 1) / (warmup_steps + 1)                       step < warmup_steps
 
-Then `progress` goes from 0 to 1 as the step goes from warmup_steps to total_steps, and stays at 1. Only `Constant`
-works without total_steps: the others would not know how fast to fall.
+Then `progress` goes from 0 to 1 as the step goes from warmup_steps to total_steps, and stays at 1. `Constant` and
+`InverseSquareRoot` work without total_steps: the others would not know how fast to fall.
 
-    Constant    lr
-    Linear      min_lr + (lr - min_lr) * (1 - progress)
-    Cosine      min_lr + (lr - min_lr) * (1 + cos(pi * progress)) / 2
+    Constant             lr
+    Linear               min_lr + (lr - min_lr) * (1 - progress)
+    Cosine               min_lr + (lr - min_lr) * (1 + cos(pi * progress)) / 2
+    WarmupStableDecay    lr until progress = 1 - decay_fraction, then a straight line to min_lr
+    InverseSquareRoot    lr * sqrt((warmup_steps + 1) / (step + 1)), at least min_lr
 
-Source of the cosine: Loshchilov, Hutter, "SGDR", 2017, equation 5, without restarts.
+A run with `WarmupStableDecay` can be resumed before its decay and trained for longer than was planned, which a cosine
+does not allow.
+
+Sources: Loshchilov, Hutter, "SGDR", 2017, equation 5, for the cosine, here without restarts; Hu et al., "MiniCPM",
+2024, section 4, for warm-up, stable, decay; Vaswani et al., "Attention Is All You Need", 2017, equation 3, for the
+inverse square root, here with lr, its highest value, as a parameter.
 """
 
 from __future__ import annotations
@@ -93,11 +100,56 @@ class Cosine(Schedule):
         return 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
-KINDS: dict[str, type[Schedule]] = {"constant": Constant, "linear": Linear, "cosine": Cosine}
+class InverseSquareRoot(Schedule):
+    """The warm-up, then a decay with the square root of the step, which never ends; total_steps has no effect."""
+
+    needs_total_steps = False
+
+    def __call__(self, step: int) -> float:
+        """The learning rate for `step`, counted from 0."""
+        if step < self.warmup_steps:
+            return super().__call__(step)
+        step = whole_number(type(self).__name__, "step", step, at_least=0)
+        return max(self.min_lr, self.lr * math.sqrt((self.warmup_steps + 1) / (step + 1)))
 
 
-def make(kind: str, lr: float, min_lr: float = 0.0, warmup_steps: int = 0, total_steps: int | None = None) -> Schedule:
-    """Make a schedule by name: "constant", "linear" or "cosine"."""
+@dataclass(frozen=True)
+class WarmupStableDecay(Schedule):
+    """The warm-up, `lr` for most of the run, then a straight line to `min_lr` at `total_steps`.
+
+    decay_fraction: the fraction of the steps after the warm-up that the decay takes.
+    """
+
+    decay_fraction: float = 0.2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        number(type(self).__name__, "decay_fraction", self.decay_fraction, above=0, at_most=1)
+
+    def share(self, progress: float) -> float:
+        return min(1.0, (1.0 - progress) / self.decay_fraction)
+
+
+KINDS: dict[str, type[Schedule]] = {
+    "constant": Constant,
+    "linear": Linear,
+    "cosine": Cosine,
+    "inverse_sqrt": InverseSquareRoot,
+    "wsd": WarmupStableDecay,
+}
+
+
+def make(
+    kind: str,
+    lr: float,
+    min_lr: float = 0.0,
+    warmup_steps: int = 0,
+    total_steps: int | None = None,
+    decay_fraction: float = 0.2,
+) -> Schedule:
+    """Make a schedule by name: a key of `KINDS`. decay_fraction: for "wsd"."""
     if kind not in KINDS:
         raise UsageError(f"there is no schedule {kind!r}: choose one of {', '.join(KINDS)}")
+    if kind == "wsd":
+        return WarmupStableDecay(lr, min_lr, warmup_steps, total_steps, decay_fraction)
     return KINDS[kind](lr, min_lr, warmup_steps, total_steps)

@@ -14,7 +14,7 @@ section 2, with lr outside the velocity, as in PyTorch, so that a change of lr t
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..checks import number
 from ..errors import UsageError
@@ -28,8 +28,12 @@ from .optimizer import Optimizer, Slot
 class SGD(Optimizer):
     """SGD over `parameters` (tensors, (name, tensor) pairs or groups: see `tinygpt.optim.optimizer`).
 
-    momentum: in [0, 1). nesterov: needs momentum above 0. weight_decay: acts on matrices only.
+    momentum: in [0, 1). nesterov: needs momentum above 0. weight_decay, l1, l2: act on matrices only. A group may state
+    momentum and nesterov of its own.
     """
+
+    group_settings = ("momentum", "nesterov")
+    coupled_decay = True
 
     def __init__(
         self,
@@ -38,20 +42,34 @@ class SGD(Optimizer):
         momentum: float = 0.0,
         weight_decay: float = 0.0,
         nesterov: bool = False,
+        *,
+        l1: float = 0.0,
+        l2: float = 0.0,
     ) -> None:
-        self.momentum = number("SGD", "momentum", momentum, at_least=0, below=1)
-        self.nesterov = bool(nesterov)
-        if self.nesterov and self.momentum == 0:
-            raise UsageError("SGD: nesterov=True needs a momentum above 0")
-        self.state_names = ("velocity",) if self.momentum else ()
-        super().__init__(parameters, lr, weight_decay)
+        self.where = "SGD"
+        self.momentum: float = self._check_setting("momentum", momentum)
+        self.nesterov: bool = self._check_setting("nesterov", nesterov)
+        super().__init__(parameters, lr, weight_decay, l1, l2)
+        for momentum, nesterov in [(self.momentum, self.nesterov), *map(self._momentum, self.slots)]:
+            if nesterov and momentum == 0:
+                raise UsageError("SGD: nesterov=True needs a momentum above 0")
+
+    def _check_setting(self, name: str, value: Any) -> Any:
+        return bool(value) if name == "nesterov" else number(self.where, name, value, at_least=0, below=1)
+
+    def _momentum(self, slot: Slot) -> tuple[float, bool]:
+        return self._setting(slot, "momentum"), self._setting(slot, "nesterov")
+
+    def _state_names(self, slot: Slot) -> tuple[str, ...]:
+        return ("velocity",) if self._setting(slot, "momentum") else ()
 
     def _update(self, slot: Slot, grad: Array, grad_scale: float) -> None:
         param = slot.parameter.data
-        grad = grad * grad_scale + slot.weight_decay * param
-        if self.momentum:
+        grad = grad * grad_scale
+        momentum, nesterov = self._momentum(slot)
+        if momentum:
             velocity = slot.state["velocity"]
-            velocity *= self.momentum
+            velocity *= momentum
             velocity += grad
-            grad = grad + self.momentum * velocity if self.nesterov else velocity
+            grad = grad + momentum * velocity if nesterov else velocity
         param -= (self.lr * slot.lr_scale) * grad

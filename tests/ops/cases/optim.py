@@ -54,6 +54,22 @@ def adamw_update_examples(draw: Any, size: Any = reduced) -> Example:
 
 
 @st.composite
+def lion_update_examples(draw: Any) -> Example:
+    """The direction is a sign: it must not hang on a rounding, so the gradient outweighs the momentum."""
+    shape = tuple(draw(st.lists(reduced, max_size=2)))
+    layout = draw(st.sampled_from(["C", "C", "F", "negative"]))  # param and m are written
+    param, m = (Input(shape, layout, draw(seeds), values) for values in (normal, positive))
+    rates = (1e-2, 0.9, 0.99, draw(st.sampled_from([0.0, 0.1])), draw(st.sampled_from([1.0, 0.3])))
+    return Example((param, draw(inputs(shape, positive)), m, *rates))
+
+
+@st.composite
+def newton_schulz_examples(draw: Any) -> Example:
+    rows, more = draw(reduced), draw(st.sampled_from([0, 1, 7]))
+    return Example((draw(inputs((draw(leading), rows, rows + more))), draw(st.integers(1, 5))))
+
+
+@st.composite
 def sum_of_squares_examples(draw: Any, size: Any = reduced) -> Example:
     return Example((draw(inputs((draw(leading), draw(size), draw(size)))),))
 
@@ -71,6 +87,8 @@ KERNEL_ROWS = [
         large=[sizes.adamw(20001)],
         wide=adamw_update_examples(size=large_sizes),
     ),
+    KernelRow("lion_update", lion_update_examples(), writes=(0, 2)),
+    KernelRow("newton_schulz", newton_schulz_examples()),
     KernelRow(
         "sum_of_squares",
         sum_of_squares_examples(),
