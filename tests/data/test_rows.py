@@ -46,7 +46,9 @@ def test_any_table_in_any_chunks(tmp_path_factory, kind: str, table: list[tuple[
         assert [row.values for row in read_rows(path)] == [{"a": a, "b": b} for a, b in table]
 
 
-def test_lines_are_those_where_rows_begin(tmp_path: Path) -> None:
+@pytest.mark.parametrize("chunk", [1, 7, 1 << 18])
+def test_lines_are_those_where_rows_begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    monkeypatch.setattr(tinygpt.data.rows, "_CHUNK", chunk)
     path = write(tmp_path, "t.csv", b'\xef\xbb\xbftext,label\r\n"a ""q""\nb, c",1\r\n\r\nx,2\ry,3\r')
     assert rows(path, "label", "text") == [
         ({"text": 'a "q"\nb, c', "label": "1"}, "line 2"),

@@ -7,18 +7,22 @@ train, validation = split(open_tokens("tokens.npy"))
 inputs, targets = RandomBatches(train, batch_size=12, block_size=64, seed=0).batch(step)
 for inputs, targets in SequentialBatches(validation, batch_size=12, block_size=64): ...
 for row in read_rows("reviews.csv.gz"): row.values["text"], row.where       # tables, row by row
+for piece in Documents(["books/", "more.jsonl"]): piece.text, piece.last     # what a corpus is made of
 """
 
 from __future__ import annotations
 
 from .batches import RandomBatches, SequentialBatches
 from .corpora import Corpus, cache_folder, shakespeare
+from .documents import Documents, Piece
 from .rows import BadRows, Row, read_rows
 from .tokens import open_tokens, read_text, split, write_tokens
 
 __all__ = [
     "BadRows",
     "Corpus",
+    "Documents",
+    "Piece",
     "RandomBatches",
     "Row",
     "SequentialBatches",

@@ -135,7 +135,7 @@ def decoded(
     name: what error messages call the file. see: called with the bytes, chunk by chunk; a hash's `update`.
     Raises UsageError where the bytes are not text in this encoding; it names the byte and the line.
     """
-    begin = _beginning(file, chunk_bytes)
+    begin = file.read(max(chunk_bytes, _LONGEST_MARK))
     mark, encoding = next((found for found in _MARKS if begin.startswith(found[0])), (b"", encoding))
     decoder = codecs.getincrementaldecoder(encoding)()
     offset, line = len(mark), 1
@@ -153,14 +153,6 @@ def decoded(
         line += text.count("\n")
         if text:
             yield text
-
-
-def _beginning(file: IO[bytes], chunk_bytes: int) -> bytes:
-    """The first chunk, with at least as many bytes as a byte order mark has if the file has them."""
-    begin = file.read(max(chunk_bytes, _LONGEST_MARK))
-    while 0 < len(begin) < _LONGEST_MARK and (more := file.read(_LONGEST_MARK - len(begin))):
-        begin += more
-    return begin
 
 
 def _chunks(file: IO[bytes], begin: bytes, chunk_bytes: int) -> Iterator[bytes]:

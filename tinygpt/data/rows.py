@@ -65,21 +65,27 @@ def read_rows(
     encoding: str = "utf-8",
     columns: Sequence[str] = (),
     skip_bad: BadRows | None = None,
+    see: Callable[[bytes], object] | None = None,
 ) -> Iterator[Row]:
     """The rows of one file or of several, in order; the kind of a file is read off its name, "-" is JSON lines.
 
     columns: those that every row must have. skip_bad: counts the rows that can't be read and goes on behind them.
+    see: called with the bytes of the files, chunk by chunk; a hash's `update`, for instance.
     Raises UsageError, with file and line, for a line that is not a JSON object, a row with too many or too few fields
     and a column that is missing; also for a file that can't be read or decoded, or is no table, which `skip_bad` does
     not forgive.
     """
     encoding = check_encoding(encoding)
     for path in [paths] if isinstance(paths, (str, os.PathLike)) else paths:
-        yield from _rows_of(path, encoding, columns, skip_bad)
+        yield from _rows_of(path, encoding, columns, skip_bad, see)
 
 
 def _rows_of(
-    path: str | os.PathLike[str], encoding: str, columns: Sequence[str], skip_bad: BadRows | None
+    path: str | os.PathLike[str],
+    encoding: str,
+    columns: Sequence[str],
+    skip_bad: BadRows | None,
+    see: Callable[[bytes], object] | None,
 ) -> Iterator[Row]:
     name, kind = shown(path) if os.fspath(path) != STDIN else described(path), suffix(path)
     json_lines = kind in JSON_LINES or os.fspath(path) == STDIN
@@ -96,7 +102,7 @@ def _rows_of(
         skip_bad.add(sentence)
 
     with opened(path) as file:
-        text = decoded(file, encoding, name, _CHUNK)
+        text = decoded(file, encoding, name, _CHUNK, see)
         if json_lines:
             found = _json_rows(_lines(text, _LINE_FEED, name), columns, refuse)
         else:

@@ -12,7 +12,6 @@ exception is a byte-order mark at the very beginning, which is not part of the t
 
 from __future__ import annotations
 
-import codecs
 import os
 import re
 import struct
@@ -25,8 +24,8 @@ from ..checks import check_tokens
 from ..errors import CheckpointError, RangeError, UsageError
 from ..files import atomic_write, explain_os_errors, shown
 from ..tokenizers import Tokenizer, UnknownCharacterError
+from .opening import CHUNK_BYTES, check_encoding, decoded, described, opened
 
-CHUNK_BYTES = 1 << 20
 # The end of a line that ends in a letter or a digit: a natural place to split. BPE tokenizers, which merge
 # characters, make sure themselves that no token is split (Tokenizer.whole_pieces).
 _GOOD_SPLIT = re.compile(r"\w(?=\r?\n)")
@@ -36,36 +35,25 @@ _NAME, _VERSION = b"tinygpt-divided", 1
 
 
 def read_text(
-    path: str | os.PathLike[str], chunk_bytes: int = CHUNK_BYTES, see: Callable[[bytes], object] | None = None
+    path: str | os.PathLike[str],
+    chunk_bytes: int = CHUNK_BYTES,
+    see: Callable[[bytes], object] | None = None,
+    encoding: str = "utf-8",
 ) -> Iterator[str]:
-    """Yield the text of a UTF-8 file in pieces of about `chunk_bytes`, split at line ends where possible.
+    """Yield the text of a file in pieces of about `chunk_bytes`, split at line ends where possible.
 
-    see: called with the bytes of the file, chunk by chunk; a hash's `update`, for instance.
-    Raises UsageError if the file can't be opened or is not UTF-8; the message names the byte.
+    The file may be compressed, by its name (.gz, .xz, .zst); a byte order mark says which encoding it really has.
+    see: called with the bytes of the file, decompressed, chunk by chunk; a hash's `update`, for instance.
+    Raises UsageError if the file can't be opened or is not text in this encoding; the message names the byte.
     """
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    rest, offset, start = "", 0, True
-    with explain_os_errors("read", path), open(path, "rb") as file:
-        while True:
-            data = file.read(chunk_bytes)
-            if see is not None:
-                see(data)
-            held = len(decoder.getstate()[0])  # bytes of an incomplete character, before `offset`
-            try:
-                text = decoder.decode(data, final=not data)
-            except UnicodeDecodeError as error:
-                raise UsageError(
-                    f"the file {shown(path)} is not UTF-8 text: byte {offset - held + error.start} "
-                    f"(0x{error.object[error.start]:02x}) is invalid ({error.reason}); save the file as UTF-8"
-                ) from error
-            offset += len(data)
-            if start and text:
-                text, start = text.removeprefix("\ufeff"), False
-            piece, rest = _split_piece(rest + text) if data else (rest + text, "")
+    rest = ""
+    with opened(path) as file:
+        for text in decoded(file, check_encoding(encoding), described(path), chunk_bytes, see):
+            piece, rest = _split_piece(rest + text)
             if piece:
                 yield piece
-            if not data:
-                return
+    if rest:
+        yield rest
 
 
 def _split_piece(text: str) -> tuple[str, str]:
