@@ -61,7 +61,7 @@ def test_any_layout_of_memory_is_written(tmp_path: Path) -> None:
 
 
 def test_reading_converts_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tinygpt.safetensors_io._PIECE", 7)
+    monkeypatch.setattr("tinygpt.array_file.PIECE", 7)
     written(tmp_path / "file", ARRAYS)
     with SafetensorsFile(tmp_path / "file") as file:
         for name in ("f4", "f8", "f2", "number", "none"):

@@ -295,18 +295,6 @@ def test_what_is_no_model_of_ours_is_refused_by_name(settings: dict[str, Any], n
         GPT.from_pretrained(tmp_path)
 
 
-def test_a_pickle_is_refused_with_a_way_that_works(tmp_path: Path) -> None:
-    theirs = make_theirs()
-    theirs.save_pretrained(tmp_path / "old")
-    torch.save(theirs.state_dict(), tmp_path / "old" / "pytorch_model.bin")
-    (tmp_path / "old" / "model.safetensors").unlink()
-    with pytest.raises(UsageError, match="pickle") as error:
-        GPT.from_pretrained(tmp_path / "old")
-    _, _, command = str(error.value).partition('python -c "')
-    exec(command.rstrip('"').replace("NEW_FOLDER", str(tmp_path / "new")), {})
-    assert_same_logits(GPT.from_pretrained(tmp_path / "new"), theirs)
-
-
 def test_on_purpose_one_dropout_for_their_three(tmp_path: Path) -> None:
     make_theirs(resid_pdrop=0.1, embd_pdrop=0.2, attn_pdrop=0.3).save_pretrained(tmp_path)
     with pytest.warns(UserWarning, match="dropout"):

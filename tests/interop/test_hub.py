@@ -8,7 +8,9 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from safetensors.numpy import load_file
 
+from tests.interop import torch_writer
 from tests.interop.helpers import CONFIG, GENERATION, INDEX, WEIGHTS, assert_same_model, change_json, make, saved
 from tinygpt import GPT, UsageError
 from tinygpt.errors import CheckpointError, MissingExtraError
@@ -209,9 +211,18 @@ def test_a_model_of_another_kind_is_refused_before_its_weights_come(hub: Hub) ->
     assert [name for name, _ in hub.fetched] == [CONFIG]
 
 
-def test_a_model_without_safetensors_says_how_to_convert_it(hub: Hub) -> None:
-    (hub.files / WEIGHTS).rename(hub.files / "pytorch_model.bin")
-    with pytest.raises(CheckpointError, match=r"has no safetensors weights on the hub.*from_pretrained\('some/model'"):
+def test_an_older_model_is_fetched_as_pytorch_model_bin(hub: Hub) -> None:
+    torch_writer.write(hub.files / "pytorch_model.bin", load_file(hub.files / WEIGHTS))
+    (hub.files / WEIGHTS).unlink()
+    assert_same_model(GPT.from_pretrained("some/model"), make())
+    assert "pytorch_model.bin" in {name for name, _ in hub.fetched}
+
+
+def test_a_model_without_weights_is_refused(hub: Hub) -> None:
+    (hub.files / WEIGHTS).rename(hub.files / "tf_model.h5")
+    with pytest.raises(
+        CheckpointError, match=r"has no weights on the hub that tinygpt reads: none of model.safetensors,"
+    ):
         GPT.from_pretrained("some/model")
     (hub.files / CONFIG).unlink()
     with pytest.raises(

@@ -225,19 +225,11 @@ def test_a_single_file_comes_before_shards(tmp_path: Path) -> None:
 def test_a_folder_without_weights_says_what_to_do(tmp_path: Path) -> None:
     saved(tmp_path)
     (tmp_path / WEIGHTS).unlink()
-    with pytest.raises(CheckpointError, match=r"there are no weights in .*: neither model.safetensors nor .*json$"):
+    with pytest.raises(CheckpointError, match=r"there are no weights in .*: none of model.safetensors, .*.json$"):
         load(tmp_path)
     (tmp_path / "tf_model.h5").touch()
     with pytest.raises(CheckpointError, match=r"only tf_model.h5, which tinygpt does not read"):
         load(tmp_path)
-    (tmp_path / "pytorch_model.bin").write_bytes(b"never read")
-    with pytest.raises(
-        CheckpointError, match=r"only as pytorch_model.bin, a pickle.*convert it with: python -c "
-    ) as caught:
-        load(tmp_path)
-    program = str(caught.value).partition('python -c "')[2].partition('"')[0]
-    assert str(tmp_path) in program
-    compile(program, "program", "exec")  # what is advised is Python
 
 
 def test_places_that_hold_no_model(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ LAYERS = [
     ["checks", "console", "files", "lock", "random"],
     ["exchange", "_ext"],
     ["backends"],
-    ["kernel", "safetensors_io"],
+    ["kernel", "array_file", "safetensors_io"],
     ["graph", "changes", "engine", "tensor", "function"],
     ["ops"],
     ["nn", "optim", "testing"],

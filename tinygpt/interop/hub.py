@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ..errors import CheckpointError, UsageError, missing_extra
 from .config import CONFIG, GENERATION, read_config
-from .weights import HOW_TO_CONVERT, INDEX, SINGLE, shards_of
+from .weights import INDEXES, ORDER, WHOLE, shards_of, weights_file
 
 # The first models predate owners in names; the hub still accepts both forms.
 _OWNERS = {
@@ -101,11 +101,12 @@ def _in_cache(name: str, revision: str) -> Path | None:
 def _is_complete(snapshot: Path) -> bool:
     if not (snapshot / CONFIG).exists():
         return False
-    if (snapshot / SINGLE).exists():
-        return True
+    found = weights_file(snapshot)
+    if found is None or found in WHOLE:
+        return found is not None
     try:
-        return all((snapshot / name).exists() for name in shards_of(snapshot).values())
-    except CheckpointError:  # no index, or a damaged one
+        return all((snapshot / name).exists() for name in shards_of(snapshot, found).values())
+    except CheckpointError:  # a damaged index
         return False
 
 
@@ -124,14 +125,13 @@ def _fetch(name: str, revision: str) -> Path:
     if not hub.get_if_there("tokenizer.json"):
         for part in ("vocab.json", "merges.txt", "tokenizer.tinygpt.json"):
             hub.get_if_there(part)
-    if not hub.get_if_there(SINGLE):
-        if not hub.get_if_there(INDEX):
-            raise CheckpointError(
-                f"the model {name!r} has no safetensors weights on the hub, neither {SINGLE} nor {INDEX}: "
-                + HOW_TO_CONVERT.format(name)
-            )
-        for shard in sorted(set(shards_of(folder).values())):
-            hub.get(shard)
+    weights = next((file for file in ORDER if hub.get_if_there(file)), None)
+    if weights is None:
+        raise CheckpointError(
+            f"the model {name!r} has no weights on the hub that tinygpt reads: none of {', '.join(ORDER)}"
+        )
+    for shard in sorted(set(shards_of(folder, weights).values())) if weights in INDEXES else ():
+        hub.get(shard)
     return folder
 
 

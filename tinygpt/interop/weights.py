@@ -1,6 +1,6 @@
 """The arrays of a GPT-2 directory: their names and shapes, and reading them into a model.
 
-    with open_weights(folder) as weights:       # model.safetensors, or model.safetensors.index.json and its shards
+    with open_weights(folder) as weights:       # the first of `WHOLE` that is there, or an index and its shards
         weights.check(config)                   # exactly the expected arrays, with the right shapes
         weights.fill(model)                     # to pack it as well, matrix by matrix: fill(model, "int8")
 
@@ -9,6 +9,9 @@ files of the bare transformer don't. Three kinds of arrays are not parameters: `
 causal mask that older versions of transformers stored, and `lm_head.weight` if it is tied to the token embedding. A
 file may contain that tied matrix only as `lm_head.weight`, the name that `safetensors.torch.save_model` keeps. An
 untied head (tie_word_embeddings=False) is a parameter like the others.
+
+Older folders hold pytorch_model.bin, a pickle, in the place of model.safetensors. It is read without executing anything
+(torch_file.py).
 """
 
 from __future__ import annotations
@@ -17,29 +20,32 @@ import contextlib
 import dataclasses
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..array_file import ArrayFile
 from ..errors import CheckpointError
 from ..gpt import GPT, GPTConfig
 from ..nn.packed import pack_model
 from ..ops.packed import require_finite
 from ..safetensors_io import SafetensorsFile
 from .config import read_json
+from .torch_file import TorchFile
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+TORCH, TORCH_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+# In the order of transformers: safetensors first, one file before an index of several.
+WHOLE: dict[str, type[ArrayFile]] = {SINGLE: SafetensorsFile, TORCH: TorchFile}
+INDEXES: dict[str, type[ArrayFile]] = {INDEX: SafetensorsFile, TORCH_INDEX: TorchFile}
+ORDER = (SINGLE, INDEX, TORCH, TORCH_INDEX)
 PREFIX = "transformer."
-HOW_TO_CONVERT = (
-    'if transformers and PyTorch are installed, convert it with: python -c "from transformers import '
-    "AutoModelForCausalLM as M; M.from_pretrained('{}').save_pretrained('NEW_FOLDER')\""
-)
 RUN = "model."  # the prefix of each name in the checkpoint of a training run
 HEAD, SCORE, _EMBEDDING = "lm_head.weight", "score.weight", "wte.weight"  # SCORE: the head of a classifier
 _MASK = re.compile(r"h\.\d+\.attn\.(masked_)?bias")
-_FILE_NAME = re.compile(r"[^/\\:\0]+\.safetensors")
+_FILE_NAME = re.compile(r"[^/\\:\0]+\.(safetensors|bin)")
 
 
 def parameter_shapes(config: GPTConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -61,9 +67,9 @@ def parameter_shapes(config: GPTConfig) -> Iterator[tuple[str, tuple[int, ...]]]
 class Weights:
     """The arrays of one model, in one or several files. `place` maps each parameter to its file and stored name."""
 
-    def __init__(self, folder: Path, files: list[SafetensorsFile], prefix: str = PREFIX) -> None:
+    def __init__(self, folder: Path, files: Sequence[ArrayFile], prefix: str = PREFIX) -> None:
         self.folder = folder
-        self.place: dict[str, tuple[SafetensorsFile, str]] = {}
+        self.place: dict[str, tuple[ArrayFile, str]] = {}
         for file in files:
             for stored in file.arrays:
                 name = stored.removeprefix(prefix)
@@ -75,7 +81,7 @@ class Weights:
         self.score = self.place.pop(SCORE, None)
 
     @classmethod
-    def of_run(cls, path: Path, file: SafetensorsFile) -> Weights:
+    def of_run(cls, path: Path, file: ArrayFile) -> Weights:
         """The model's weights in a checkpoint, which contains other arrays too."""
         weights = cls(path, [])
         weights.place = {name.removeprefix(RUN): (file, name) for name in file.arrays if name.startswith(RUN)}
@@ -138,7 +144,7 @@ class Weights:
         if self.head is not None:
             self._check_array(HEAD, self.head, shapes["wte.weight"])
 
-    def _check_array(self, name: str, place: tuple[SafetensorsFile, str], shape: tuple[int, ...]) -> None:
+    def _check_array(self, name: str, place: tuple[ArrayFile, str], shape: tuple[int, ...]) -> None:
         info = place[0].arrays[place[1]]
         if info.shape != shape:
             raise CheckpointError(
@@ -200,28 +206,34 @@ class Weights:
 
 @contextlib.contextmanager
 def open_weights(folder: Path) -> Iterator[Weights]:
-    """The weights in `folder`. model.safetensors takes precedence over an index, as in transformers."""
+    """The weights in `folder`: those of the first file of `ORDER` that is there."""
+    found = weights_file(folder)
+    if found is None:
+        raise CheckpointError(_no_weights(folder))
     with contextlib.ExitStack() as stack:
-        if (folder / SINGLE).exists():
-            files = [stack.enter_context(SafetensorsFile(folder / SINGLE))]
-        elif (folder / INDEX).exists():
-            shards = shards_of(folder)
-            files = [stack.enter_context(SafetensorsFile(folder / name)) for name in sorted(set(shards.values()))]
-            _check_index(folder, shards, files)
+        if found in WHOLE:
+            files = [stack.enter_context(WHOLE[found](folder / found))]
         else:
-            raise CheckpointError(_no_weights(folder))
+            shards = shards_of(folder, found)
+            files = [stack.enter_context(INDEXES[found](folder / name)) for name in sorted(set(shards.values()))]
+            _check_index(folder, found, shards, files)
         yield Weights(folder, files)
 
 
-def shards_of(folder: Path) -> dict[str, str]:
+def weights_file(folder: Path) -> str | None:
+    """The file of weights, or their index, that is read in `folder`."""
+    return next((name for name in ORDER if (folder / name).exists()), None)
+
+
+def shards_of(folder: Path, index: str = INDEX) -> dict[str, str]:
     """The index in `folder`: name of each array -> name of the file that contains it."""
-    path = folder / INDEX
+    path, ending = folder / index, ".safetensors" if index == INDEX else ".bin"
     shards = read_json(path).get("weight_map")
     if not isinstance(shards, dict) or not shards:
         raise CheckpointError(f"{path} has no weight_map, the table of which file contains which array")
     for name, file in shards.items():
-        if not isinstance(file, str) or not _FILE_NAME.fullmatch(file):
-            raise CheckpointError(f"{path}: {name!r} must be in a .safetensors file of the same folder, not {file!r}")
+        if not isinstance(file, str) or not _FILE_NAME.fullmatch(file) or not file.endswith(ending):
+            raise CheckpointError(f"{path}: {name!r} must be in a {ending} file of the same folder, not {file!r}")
     return shards
 
 
@@ -231,23 +243,18 @@ def _listed(names: Iterable[str]) -> str:
     return ", ".join(repr(name) for name in found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
 
 
-def _check_index(folder: Path, shards: dict[str, str], files: list[SafetensorsFile]) -> None:
+def _check_index(folder: Path, index: str, shards: dict[str, str], files: Sequence[ArrayFile]) -> None:
     """Raise CheckpointError unless each array is in the file that the index names, and nowhere else."""
     held = {(file.path.name, name) for file in files for name in file.arrays}
     named = {(file, name) for name, file in shards.items()}
     for file, name in sorted(named - held)[:1]:
-        raise CheckpointError(f"{folder / INDEX} says that {file} contains {name!r}, but it does not")
+        raise CheckpointError(f"{folder / index} says that {file} contains {name!r}, but it does not")
     for file, name in sorted(held - named)[:1]:
-        raise CheckpointError(f"{folder / file} contains {name!r}, but {INDEX} does not say so")
+        raise CheckpointError(f"{folder / file} contains {name!r}, but {index} does not say so")
 
 
 def _no_weights(folder: Path) -> str:
-    """The error message for a folder without safetensors weights."""
-    if any(folder.glob("pytorch_model*.bin")):
-        return (
-            f"{folder} has its weights only as pytorch_model.bin, a pickle, which tinygpt does not load because that "
-            "can run arbitrary code: " + HOW_TO_CONVERT.format(folder)
-        )
+    """The error message for a folder without weights."""
     others = [name for name in ("tf_model.h5", "flax_model.msgpack") if (folder / name).exists()]
     found = f", only {others[0]}, which tinygpt does not read" if others else ""
-    return f"there are no weights in {folder}: neither {SINGLE} nor {INDEX}{found}"
+    return f"there are no weights in {folder}: none of {', '.join(ORDER)}{found}"
