@@ -37,6 +37,7 @@ from .memory import number_of, parameter_count
 from .safetensors_io import SafetensorsFile, write_safetensors
 
 INDEX = "checkpoints.json"
+MARK, MARK_FORMAT = "tinygpt-run.json", "tinygpt-run"  # the list of a run's files (`training/folder.py`)
 FORMAT = "tinygpt-checkpoint"
 VERSION = 1
 CHECKPOINT = re.compile(r"checkpoint-\d{8,}(-[bc])?\.safetensors")  # other files called checkpoint-... are not ours
@@ -157,6 +158,17 @@ def read_index(path: Path) -> dict[str, dict[str, Any]]:
             f"{path} is damaged ({error}): restore it from a copy, or delete it and start a new run"
         ) from error
     return index
+
+
+def marked_files(folder: Path) -> set[str]:
+    """The files that the mark of the run in `folder` lists: none without a mark, or if it is damaged or not ours."""
+    try:
+        mark = json.loads((folder / MARK).read_bytes())
+        if mark["format"] == MARK_FORMAT:
+            return {MARK, *(name for name in mark["files"] if isinstance(name, str))}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        pass
+    return set()
 
 
 def _unused_name(step: int, used: set[str]) -> str:

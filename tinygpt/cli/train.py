@@ -7,12 +7,13 @@ import argparse
 from .. import backends
 from ..console import say
 from ..data import split
-from ..gpt import GPT, GPTConfig
 from ..training import (
     Settings,
     add_run_options,
+    add_start_options,
     choose_settings,
     describe_run,
+    make_model,
     make_trainer,
     prepare_text,
     train_and_evaluate,
@@ -24,6 +25,7 @@ ABOUT = "Train a GPT on a text. Ctrl-C saves and stops; --resume continues with 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     add_run_options(parser, out="out/{preset}")
+    add_start_options(parser)
     parser.set_defaults(run=train)
 
 
@@ -38,8 +40,8 @@ def _train(settings: Settings) -> int:
     backends.use_backend(settings.backend)
     text = prepare_text(settings)
     train_tokens, validation_tokens = split(text.tokens, settings.training.validation_fraction)
-    model = GPT(GPTConfig(vocab_size=text.tokenizer.vocab_size, **settings.model), seed=settings.training.seed)
-    trainer = make_trainer(settings, model, train_tokens, validation_tokens)
+    model = make_model(settings, text.tokenizer)
+    trainer = make_trainer(settings, model, train_tokens, validation_tokens, text.tokenizer)
     say(describe_run(settings, text, model))
     folder = str(settings.folder)
     code = train_and_evaluate(trainer, validation_tokens, again("train", "--resume", "--out", folder))

@@ -200,7 +200,7 @@ def read_generation(folder: Path, vocab_size: int) -> dict[str, Any]:
     """
     settings = read_json(folder / GENERATION) if (folder / GENERATION).exists() else {}
     found = {name: value for name, value in settings.items() if name[:1] != "_" and name != "transformers_version"}
-    model_settings = read_json(folder / CONFIG)
+    model_settings = read_json(folder / CONFIG) if (folder / CONFIG).exists() else {}
     for name in TOKEN_IDS:
         value = found.pop(name, None)
         ids = _token_ids(folder, name, model_settings.get(name) if value is None else value, vocab_size)

@@ -18,14 +18,14 @@ from typing import Any
 import numpy as np
 
 from .. import backends, nn, tokenizers
-from ..checkpoint import CheckpointFolder, model_config, read_checkpoint
+from ..checkpoint import CheckpointFolder, marked_files, model_config, read_checkpoint
 from ..checks import number
 from ..errors import CheckpointError, UsageError, require_together
 from ..exchange import read_whole
 from ..gpt import GPT, GPTConfig
 from ..safetensors_io import SafetensorsFile
 from ..tokenizers import Tokenizer, hf_tokenizers
-from .config import CONFIG, read_config, read_generation
+from .config import CONFIG, GENERATION, read_config, read_generation
 from .hub import find_here, find_model
 from .saving import token_ids
 from .weights import HEAD, Weights, open_weights
@@ -85,7 +85,8 @@ def load(folder_or_name: str | os.PathLike[str], *, revision: str = "main", **op
     def read(place: Path) -> tuple[GPT, Tokenizer]:
         model, tokenizer = from_pretrained(place, **options), tokenizers.load(place)
         tokens, ids = tokenizer.vocab_size, model.config.vocab_size
-        if tokenizer.ids_of_texts > ids or (is_run(place) and tokens != ids):
+        own = is_run(place) and not (place / GENERATION).exists()  # made for this run, not taken from another model
+        if tokenizer.ids_of_texts > ids or (own and tokens != ids):
             raise CheckpointError(
                 f"the tokenizer in {folder} has {tokens} tokens, but the model has {ids}: they do not belong together"
             )
@@ -111,8 +112,8 @@ def require_libraries(
 
 
 def is_run(folder: Path) -> bool:
-    """Whether `folder` holds a training run. A folder that also has a config.json counts as a GPT-2 directory."""
-    return (folder / RUN).exists() and not (folder / CONFIG).exists()
+    """Whether `folder` holds a training run. With a config.json that is not the run's, it is a GPT-2 directory."""
+    return (folder / RUN).exists() and (not (folder / CONFIG).exists() or CONFIG in marked_files(folder))
 
 
 def _formats(dtype: Any, quantize: Any) -> tuple[str, str | None]:
@@ -175,7 +176,10 @@ def _load_run(folder: Path, which: str, make: Make, dropout: float | None) -> GP
             raise CheckpointError(f"{where} is not a valid model: {error}") from error
 
     model = CheckpointFolder(folder).load(which, read)
-    model.generation_config = token_ids(tokenizers.load(folder))
+    if (folder / GENERATION).exists():
+        model.generation_config = read_generation(folder, model.config.vocab_size)
+    else:
+        model.generation_config = token_ids(tokenizers.load(folder))
     return model
 
 

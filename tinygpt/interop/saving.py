@@ -73,15 +73,18 @@ def save(
     max_shard_size: int | str | None,
     write_tokenizer: Callable[[Path], None] | None,
     special_tokens: Mapping[str, Any] | None = None,
+    best: Mapping[str, Any] | None = None,
 ) -> None:
     """As `save_pretrained`, but with a function that writes the tokenizer's files into a given folder.
 
-    special_tokens: replace those in the model's generation_config.
+    special_tokens: replace those in the model's generation_config. best: weights to write instead of the model's own,
+    those of the best checkpoint of the run in the folder, which is then allowed to hold one.
     """
     _check_format(dtype)
-    arrays, generation = arrays_of(model), generation_of(model, special_tokens)
+    arrays, generation = arrays_of(model, best), generation_of(model, special_tokens)
     settings = config_json(model.config, dtype, generation)
-    write_folder(folder, Folder(settings, generation, arrays, write_tokenizer), dtype, max_shard_size)
+    content = Folder(settings, generation, arrays, write_tokenizer)
+    write_folder(folder, content, dtype, max_shard_size, of_run=best is not None)
 
 
 class Folder(NamedTuple):
@@ -93,12 +96,17 @@ class Folder(NamedTuple):
     write_tokenizer: Callable[[Path], None] | None
 
 
-def write_folder(folder: str | os.PathLike[str], content: Folder, dtype: str, max_shard_size: int | str | None) -> None:
-    """Write a model's files, replacing those of another model together. Raises UsageError."""
+def write_folder(
+    folder: str | os.PathLike[str], content: Folder, dtype: str, max_shard_size: int | str | None, of_run: bool = False
+) -> None:
+    """Write a model's files, replacing those of another model together. of_run: it is that of the run in the folder.
+
+    Raises UsageError.
+    """
     _check_format(dtype)
     limit = _shard_size(max_shard_size)
     folder = folder_made(Path(folder).expanduser())
-    if (folder / "checkpoints.json").exists():
+    if not of_run and (folder / "checkpoints.json").exists():
         raise UsageError(f"save_pretrained: {folder} contains a training run: choose another folder")
     finish_save(folder)
     with explain_os_errors("save the model to", folder):
@@ -106,8 +114,8 @@ def write_folder(folder: str | os.PathLike[str], content: Folder, dtype: str, ma
         _remove_left_over(folder)
         staging.mkdir()
         try:
-            _write_json(staging / CONFIG, content.settings)
-            _write_json(staging / GENERATION, content.generation)
+            write_json(staging / CONFIG, content.settings)
+            write_json(staging / GENERATION, content.generation)
             if content.write_tokenizer is not None:
                 content.write_tokenizer(staging)
             _write_weights(staging, content.arrays, dtype, limit)
@@ -123,9 +131,9 @@ def _check_format(dtype: str) -> None:
         raise UsageError(f"save_pretrained: dtype must be one of {', '.join(FORMATS)}, not {dtype!r}")
 
 
-def arrays_of(model: GPT) -> dict[str, Any]:
-    """Stored name -> array of every parameter. For a model without biases they are zeros."""
-    state = model.state_dict()
+def arrays_of(model: GPT, best: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Stored name -> array of every parameter. For a model without biases they are zeros. best: instead of its own."""
+    state = model.state_dict() if best is None else best
     _refuse(difference_from_gpt2(model))
     shapes = dict(parameter_shapes(model.config))
     expected = {name for name in shapes if model.config.bias or not name.endswith(".bias")}
@@ -145,7 +153,7 @@ def _refuse(difference: str | None) -> None:
         )
 
 
-def generation_of(model: GPT, special_tokens: Mapping[str, Any] | None) -> dict[str, Any]:
+def generation_of(model: GPT, special_tokens: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The content of generation_config.json."""
     settings: Any = model.generation_config
     if not isinstance(settings, Mapping):
@@ -176,7 +184,7 @@ def _shard_size(size: int | str | None) -> int | None:
 # Writing ----------------------------------------------------------------------------------------------
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
     with open(path, "wb") as file:
         file.write(json.dumps(content, indent=2, sort_keys=True).encode("utf-8") + b"\n")
         file.flush()
@@ -193,7 +201,7 @@ def _write_weights(folder: Path, arrays: dict[str, Any], dtype: str, limit: int 
         _write_file(folder / name, {stored: arrays[stored] for stored in shard}, dtype)
     size = sum(array.size for array in arrays.values()) * itemsize
     file_of = {stored: name for name, shard in zip(names, shards, strict=True) for stored in shard}
-    _write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": file_of})
+    write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": file_of})
 
 
 def _shards(arrays: dict[str, Any], itemsize: int, limit: int | None) -> list[list[str]]:

@@ -70,6 +70,12 @@ class Tokenizer(ABC):
     def from_config(cls, config: dict[str, Any]) -> Self:
         """Rebuild a tokenizer from what its `config()` returned."""
 
+    def with_tokens(self, tokens: Sequence[str]) -> Tokenizer:
+        """A tokenizer that also has these tokens, with the next ids. Raises UsageError for one that it can't add."""
+        raise UsageError(
+            f"a tokenizer of type {self.type} has a fixed vocabulary, so {', '.join(map(repr, tokens))} can't be added"
+        )
+
     def whole_pieces(self, pieces: Iterable[str]) -> Iterator[str]:
         """Re-split the text so that encoding the pieces separately yields the same ids as encoding the whole text.
 

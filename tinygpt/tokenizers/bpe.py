@@ -166,6 +166,18 @@ class BPETokenizer(Tokenizer):
             ids = [np.array(self._begin, dtype=np.int64), *ids, np.array(self._end, dtype=np.int64)]
         return ids[0] if len(ids) == 1 else np.concatenate(ids)
 
+    def with_tokens(self, tokens: Sequence[str]) -> BPETokenizer:
+        """Also recognize these texts as one token each, wherever they occur: they are no special tokens."""
+        description = self._description | {"added_tokens": list(self._description["added_tokens"])}
+        there = {entry["content"] for entry in description["added_tokens"]} | description["model"]["vocab"].keys()
+        for token_id, token in enumerate(tokens, self.vocab_size):
+            if not text_bytes(token, "utf-8") or token in there:
+                problem = "is in the vocabulary already" if token else "is empty"
+                raise UsageError(f"the token {token!r} can't be added, because it {problem}")
+            there.add(token)
+            description["added_tokens"].append(added_token(token, token_id) | {"special": False})
+        return BPETokenizer(description, self._settings)
+
     def whole_pieces(self, pieces: Iterable[str]) -> Iterator[str]:
         if self._splittable:
             return recut(pieces)

@@ -13,7 +13,7 @@ Encoding and decoding are each one table lookup for the whole text: in UTF-32 ev
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -96,6 +96,17 @@ class CharTokenizer(Tokenizer):
     @property
     def vocab_size(self) -> int:
         return len(self.characters)
+
+    def with_tokens(self, tokens: Sequence[str]) -> CharTokenizer:
+        for token in tokens:
+            if len(token) != 1:
+                raise UsageError(
+                    f"the tokens of this vocabulary are single characters, so {token!r} can't be added to it: give one "
+                    "character, or start from a model with BPE"
+                )
+            if token in self.characters or tokens.count(token) > 1:
+                raise UsageError(f"the character {token!r} is in the vocabulary already: don't add it")
+        return CharTokenizer(self.characters + "".join(tokens), self.unknown, self.replacement)
 
     def encode(self, text: str) -> np.ndarray:
         """Return int64, shape (T,); T is `len(text)`, or less if unknown="skip" drops characters.

@@ -12,6 +12,7 @@ loss = evaluate(model, validation_tokens)           # over the whole text
 | `settings`, `config`, `options` | the settings of a run, from the command line or its checkpoint |
 | `text` | the text of a run: its tokenizer and its token file |
 | `run` | trains from there to the loss of the best weights |
+| `starting`, `leaving` | starting from a model; leaving one that everything loads |
 | `folder` | the run's folder, and which files it may touch |
 | `accumulation`, `graphed_step`, `loss_scale` | gradient accumulation; CUDA graphs; loss scaling for float16 |
 | `divergence`, `vocabulary` | non-finite numbers; ids outside the vocabulary |
@@ -37,14 +38,16 @@ from .metrics import MetricsFile, read_metrics
 from .objective import Objective, TextObjective
 from .outcome import CallbackError, TrainingResult
 from .picture import draw_loss_curve
-from .run import describe_run, make_trainer, rehearse, train_and_evaluate
-from .settings import Settings, add_run_options, choose_settings
+from .run import describe_run, make_model, make_trainer, rehearse, train_and_evaluate
+from .settings import Settings, add_run_options, add_start_options, choose_settings
+from .starting import Start, start_from
 from .text import Text, prepare_text
 
 __all__ = [
     "CHANGEABLE", "PRESETS", "CallbackError", "Checkpoint", "CheckpointFolder", "DivergedError", "FixedBatches",
-    "LossScale", "MetricsFile", "Objective", "Preset", "RunFolder", "Settings", "StopRequest", "Text", "TextObjective",
-    "Trainer", "TrainingConfig", "TrainingResult", "add_run_options", "checkpoint", "choose_settings", "describe_run",
-    "draw_loss_curve", "evaluate", "freeze", "make_trainer", "mean_loss", "prepare_text", "read_checkpoint",
-    "read_metrics", "rehearse", "train_and_evaluate",
+    "LossScale", "MetricsFile", "Objective", "Preset", "RunFolder", "Settings", "Start", "StopRequest", "Text",
+    "TextObjective", "Trainer", "TrainingConfig", "TrainingResult", "add_run_options", "add_start_options",
+    "checkpoint", "choose_settings", "describe_run", "draw_loss_curve", "evaluate", "freeze", "make_model",
+    "make_trainer", "mean_loss", "prepare_text", "read_checkpoint", "read_metrics", "rehearse", "start_from",
+    "train_and_evaluate",
 ]  # fmt: skip

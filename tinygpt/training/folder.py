@@ -30,25 +30,27 @@ from pathlib import Path
 from typing import Any
 
 from .. import exchange
-from ..checkpoint import CHECKPOINT, INDEX, read_index
+from ..checkpoint import CHECKPOINT, INDEX, MARK, MARK_FORMAT, marked_files, read_index
 from ..errors import CheckpointError, UsageError
 from ..files import atomic_write, remove_left_overs, shown
+from ..interop.config import CONFIG, GENERATION
+from ..interop.weights import SINGLE
 from ..lock import Lock, NoLocksError
 from ..tokenizers import FILE_NAME
 from ..tokenizers.bpe_files import FILES as BPE_FILES
 
-MARK, LOCK = "tinygpt-run.json", ".tinygpt-lock"
+LOCK = ".tinygpt-lock"
+TEMPLATE = "template.toml"
 TEXT, TOKENS, METRICS, PICTURE = "text.json", "tokens.npy", "metrics.jsonl", "loss_curve.png"
 _OF_THE_LOOP = frozenset({MARK, INDEX, METRICS, PICTURE})
 _OF_THE_TEXT = frozenset({TEXT, TOKENS, FILE_NAME, *BPE_FILES})
-_GPT2_CONFIG = "config.json"  # loaders take a folder with this file for a GPT-2 model
+_OF_THE_MODEL = frozenset({CONFIG, GENERATION, SINGLE, TEMPLATE, *_OF_THE_TEXT})  # for other programs (`leaving.py`)
 _STAGING = re.compile(r"\.tinygpt-new-[0-9a-f]{8}\.tmp")
-_FORMAT = "tinygpt-run"
 
 
 def is_run_file(name: str) -> bool:
     """Whether a run may write a file of this name."""
-    return name in _OF_THE_LOOP or name in _OF_THE_TEXT or CHECKPOINT.fullmatch(name) is not None
+    return name in _OF_THE_LOOP or name in _OF_THE_MODEL or CHECKPOINT.fullmatch(name) is not None
 
 
 class RunFolder:
@@ -60,6 +62,7 @@ class RunFolder:
         self._staging: Path | None = None
         self._made: list[Path] = []  # folders that this object created
         self._lockless = False  # the file system has no locks, and the user was warned
+        self.leaves_model = False  # whether the run also writes the files of _OF_THE_MODEL
 
     def __str__(self) -> str:
         return shown(self.path)
@@ -162,8 +165,8 @@ class RunFolder:
                         "choose another folder"
                     )
                 if not resumed:
-                    self._require_free_of(_OF_THE_LOOP, owned)
-                if not os.path.lexists(self.path / MARK):
+                    self._require_free_of(self._to_write(), owned)
+                if not os.path.lexists(self.path / MARK) or not self._to_write() <= marked_files(self.path):
                     self._write_mark(self.path, owned)
             yield
         finally:
@@ -182,12 +185,16 @@ class RunFolder:
                 f"the folder {self} already holds a run: continue it with --resume, keep it and choose another "
                 "--out, or replace it with --overwrite"
             )
-        self._require_free_of(_OF_THE_LOOP | _OF_THE_TEXT, owned)
-        if (self.path / _GPT2_CONFIG).exists():
+        self._require_free_of(self._to_write() | _OF_THE_TEXT, owned)
+        if CONFIG not in owned and (self.path / CONFIG).exists():
             raise UsageError(
-                f"the folder {self} holds a {_GPT2_CONFIG}, so a run there would be taken for a GPT-2 model: choose "
-                "another folder"
+                f"the folder {self} holds a {CONFIG}, so a run there would be taken for a GPT-2 model: choose another "
+                "folder"
             )
+
+    def _to_write(self) -> frozenset[str]:
+        """The files of a run besides checkpoints and those of its text."""
+        return _OF_THE_LOOP | _OF_THE_MODEL if self.leaves_model else _OF_THE_LOOP
 
     def _require_free_of(self, names: frozenset[str], owned: set[str]) -> None:
         there = (name for name in os.listdir(self.path) if name in names or CHECKPOINT.fullmatch(name))
@@ -220,13 +227,7 @@ class RunFolder:
 
     def _listed(self, there: set[str]) -> set[str]:
         if MARK in there:
-            try:
-                mark = json.loads((self.path / MARK).read_bytes())
-                if mark["format"] == _FORMAT:
-                    return {MARK, *(name for name in mark["files"] if isinstance(name, str))}
-            except (OSError, ValueError, KeyError, TypeError, RecursionError):
-                pass
-            return set()  # not our mark, or too damaged to tell
+            return marked_files(self.path)
         listed: set[str] = set()  # no mark: perhaps a run that is older than the mark
         if INDEX in there:
             with contextlib.suppress(CheckpointError):
@@ -237,10 +238,12 @@ class RunFolder:
         return listed
 
     def _write_mark(self, place: Path, files: set[str]) -> None:
-        names = sorted({name for name in files if not CHECKPOINT.fullmatch(name)} | _OF_THE_LOOP)
+        names = sorted({name for name in files if not CHECKPOINT.fullmatch(name)} | self._to_write())
         with atomic_write(place / MARK, "w") as file:
             about = "the files of a training run of tinygpt, with its checkpoint-*.safetensors"
-            json.dump({"format": _FORMAT, "about": about, "run": secrets.token_hex(8), "files": names}, file, indent=1)
+            json.dump(
+                {"format": MARK_FORMAT, "about": about, "run": secrets.token_hex(8), "files": names}, file, indent=1
+            )
             file.write("\n")
 
     # A new run ----------------------------------------------------------------------------------------

@@ -42,6 +42,8 @@ from ..graph import NonFiniteError, detect_anomaly
 from ..language_model import LanguageModel
 from ..optim import AdamW, clip_coefficient, grad_norm, schedules
 from ..tensor import Tensor
+from ..tokenizers import Tokenizer
+from . import leaving
 from .accumulation import accumulate
 from .config import TrainingConfig, schedule_notes
 from .divergence import DivergedError, diverged, first_cause
@@ -83,7 +85,8 @@ class Trainer:
 
     train_tokens, validation_tokens: integers, shape (N,), memory-mapped or not; None with an objective. callbacks:
     called with every record of the metrics file; one that raises ends the run with CallbackError. stream: where to show
-    progress: any object with a `write` method, by default sys.stderr.
+    progress: any object with a `write` method, by default sys.stderr. tokenizer: the folder is then a model that
+    everything loads: tinygpt as soon as it holds a checkpoint, and at the end transformers (`leaving.py`).
     Raises UsageError if a text is shorter than the block, RangeError if it has an id outside the model's vocabulary.
     """
 
@@ -98,11 +101,15 @@ class Trainer:
         stream: Any = None,
         *,
         objective: Objective | None = None,
+        tokenizer: Tokenizer | None = None,
     ) -> None:
         self.run_folder = folder if isinstance(folder, RunFolder) else RunFolder(folder)
         self.model, self.config, self.folder = model, config, self.run_folder.place
         self.objective = _objective(model, train_tokens, validation_tokens, config, objective)
         self.batches, self.validation = self.objective.batches, self.objective.validation
+        self.tokenizer = tokenizer
+        if tokenizer is not None:
+            leaving.prepare(model, tokenizer, self.run_folder)
         freeze(model, config.freeze)
         trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
         self.parameters = [parameter for _, parameter in trained]
@@ -147,12 +154,16 @@ class Trainer:
             try:
                 with writing(self):
                     state.metrics_lines = self.report.metrics.restart(state.metrics_lines)
+                    if self.tokenizer is not None:
+                        leaving.write_tokenizer(self)
                 if self.changed:
                     self._record({"step": begin, "changed": {name: list(pair) for name, pair in self.changed.items()}})
                     self.changed = {}
                 for words in notes:
                     progress.line(begin, f"step {begin}: {words}")
                 self._train(stop, progress, tokens_per_step)
+                if self.tokenizer is not None and stop.signal is None:
+                    leaving.write_model(self, progress)
             except DivergedError:
                 with contextlib.suppress(CallbackError):  # DivergedError is the more important one
                     self.report.tell(progress)  # the last good steps

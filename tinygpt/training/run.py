@@ -4,8 +4,8 @@
     with settings.folder:                                       # folder.py
         text = prepare_text(settings)                           # text.py: a tokenizer and memory-mapped tokens
         train_tokens, validation_tokens = tinygpt.data.split(text.tokens, settings.training.validation_fraction)
-        model = GPT(GPTConfig(vocab_size=text.tokenizer.vocab_size, **settings.model), seed=settings.training.seed)
-        trainer = make_trainer(settings, model, train_tokens, validation_tokens)
+        model = make_model(settings, text.tokenizer)
+        trainer = make_trainer(settings, model, train_tokens, validation_tokens, text.tokenizer)
         print(describe_run(settings, text, model))
         code = train_and_evaluate(trainer, validation_tokens, "the command that resumes after Ctrl-C")
 
@@ -21,17 +21,39 @@ import numpy as np
 
 from .. import kernel
 from ..console import say
-from ..gpt import GPT
+from ..gpt import GPT, GPTConfig
+from ..interop.config import read_generation
+from ..tokenizers import Tokenizer
 from .evaluation import evaluate
 from .loop import Trainer
 from .settings import Settings
 from .text import Text
 
 
-def make_trainer(settings: Settings, model: GPT, train_tokens: np.ndarray, validation_tokens: np.ndarray) -> Trainer:
+def make_model(settings: Settings, tokenizer: Tokenizer) -> GPT:
+    """The model of a run: the one that it starts from, or a new one, which a resumed run fills from its checkpoint."""
+    if settings.start is not None:
+        settings.start.model.to(settings.backend)
+        return settings.start.model
+    config = GPTConfig(vocab_size=tokenizer.vocab_size, **settings.model)
+    if settings.checkpoint is not None:  # a model that was started from may have more rows than there are tokens
+        config = GPTConfig.from_dict(settings.checkpoint.state["model_config"])
+    model = GPT(config, seed=settings.training.seed)
+    if settings.leaves_model:
+        model.generation_config = read_generation(settings.folder.path, config.vocab_size)
+    return model
+
+
+def make_trainer(
+    settings: Settings, model: GPT, train_tokens: np.ndarray, validation_tokens: np.ndarray,
+    tokenizer: Tokenizer | None = None,
+) -> Trainer:  # fmt: skip
     """The trainer of a run. A resumed run is restored from its checkpoint. A run that will replace an older one first
-    tries a step, because its first checkpoint removes the older run."""
-    trainer = Trainer(model, train_tokens, validation_tokens, settings.training, settings.folder)
+    tries a step, because its first checkpoint removes the older run. tokenizer: used if the run leaves a model."""
+    trainer = Trainer(
+        model, train_tokens, validation_tokens, settings.training, settings.folder,
+        tokenizer=tokenizer if settings.leaves_model else None,
+    )  # fmt: skip
     if settings.checkpoint is not None:
         trainer.resume(settings.checkpoint)
     elif settings.folder.replaces:
@@ -56,7 +78,8 @@ def describe_run(settings: Settings, text: Text, model: GPT) -> str:
     config, training = model.config, settings.training
     in_dtype = "" if training.dtype == "float32" else f", activations in {training.dtype}"
     begin = settings.checkpoint.step if settings.checkpoint is not None else 0
-    lines = {
+    lines = {} if settings.start is None else {"From": f"the model {settings.start.name}"}
+    lines |= {
         "Text": f"{text.description}; {len(text.tokens):,} tokens, vocabulary of {text.tokenizer.vocab_size}, the last "
         f"{training.validation_fraction:.0%} for validation",
         "Model": f"{config.n_layer} layers, {config.n_head} heads, {config.n_embd} channels, block "

@@ -24,6 +24,7 @@ from ..checkpoint import Checkpoint, CheckpointFolder, require_same
 from ..data import shakespeare
 from ..errors import UsageError, require_together
 from ..gpt import GPTConfig
+from ..interop.config import GENERATION
 from ..memory import require_memory
 from ..random import Generator
 from ..tokenizers import hf_tokenizers
@@ -33,6 +34,7 @@ from .folder import RunFolder
 from .options import add_options, given_options
 from .outcome import TrainState
 from .picture import require_matplotlib
+from .starting import Start, start_from
 from .state import check_state
 
 TOKENIZERS = ("character", "byte", "bpe")
@@ -64,10 +66,16 @@ class Settings:
     tokenizer: str | None
     vocab_size: int | None = None
     overwrite: bool = False
+    start: Start | None = None  # the model to start from
 
     @property
     def resume(self) -> bool:
         return self.checkpoint is not None
+
+    @property
+    def leaves_model(self) -> bool:
+        """Whether the run started from a model, and leaves one that everything loads (`leaving.py`)."""
+        return self.start is not None or (self.resume and (self.folder.path / GENERATION).exists())
 
 
 def add_run_options(parser: argparse.ArgumentParser, out: str) -> None:
@@ -92,6 +100,18 @@ def add_run_options(parser: argparse.ArgumentParser, out: str) -> None:
     add_options(parser, GPTConfig, "the model", models, MODEL_HELP, skip=("vocab_size",))
 
 
+def add_start_options(parser: argparse.ArgumentParser) -> None:
+    """Options for a run that starts from a model."""
+    group = parser.add_argument_group("start from a model, instead of from random weights")
+    words = (
+        "a training run, a GPT-2 directory, or a name such as gpt2: weights, tokenizer and generation settings come "
+        "from there; --block-size may be shorter, and --lr is a tenth of the preset's by default"
+    )
+    group.add_argument("--init-from", metavar="MODEL", help=words)
+    words = "add a token to its vocabulary, with the mean of the other embeddings (may be given several times)"
+    group.add_argument("--add-token", action="append", metavar="TEXT", help=words)
+
+
 def choose_settings(options: argparse.Namespace) -> Settings:
     """The settings of a new run or, with --resume, of the run in the folder, which is then locked. Writes nothing else.
 
@@ -110,19 +130,39 @@ def choose_settings(options: argparse.Namespace) -> Settings:
 
 
 def _new(options: argparse.Namespace, folder: RunFolder, name: str) -> Settings:
-    preset = PRESETS[name]
-    model = preset.model | given_options(options, GPTConfig)
-    config = TrainingConfig.from_dict(preset.training | given_options(options, TrainingConfig))
+    preset, given, start = PRESETS[name], given_options(options, TrainingConfig), None
+    if getattr(options, "init_from", None) is not None:
+        start = _start(options, given.get("seed", TrainingConfig.seed))
+        model = {key: value for key, value in start.model.config.to_dict().items() if key != "vocab_size"}
+        given = {"lr": preset.training.get("lr", TrainingConfig.lr) / 10} | given
+        folder.leaves_model = True
+    elif getattr(options, "add_token", None):
+        raise UsageError("--add-token adds to the vocabulary of the model in --init-from: give both, or neither")
+    else:
+        model = preset.model | given_options(options, GPTConfig)
+    config = TrainingConfig.from_dict(preset.training | given)
     settings = Settings(
         folder, options.backend or "numpy", model, config, None, options.data, options.tokenizer,
-        options.bpe_vocab_size, options.overwrite,
+        options.bpe_vocab_size, options.overwrite, start,
     )  # fmt: skip
     _check(settings)
     folder.require_free(options.overwrite)
     return settings
 
 
+def _start(options: argparse.Namespace, seed: int) -> Start:
+    given = given_options(options, GPTConfig)
+    fixed = [f"--{name.replace('_', '-')}" for name in given if name not in ("block_size", "dropout")]
+    others = {"--tokenizer": options.tokenizer, "--vocab-size": options.bpe_vocab_size}
+    fixed += [name for name, value in others.items() if value is not None]
+    if fixed:
+        raise UsageError(f"with --init-from the model is that of {options.init_from}: leave out {fixed[0]}")
+    return start_from(options.init_from, **given, add_tokens=options.add_token or (), seed=seed)
+
+
 def _resumed(options: argparse.Namespace, folder: RunFolder) -> Settings:
+    if getattr(options, "init_from", None) is not None or getattr(options, "add_token", None):
+        raise UsageError("--resume goes on from the run's own checkpoint: leave out --init-from and --add-token")
     if folder.path.is_dir():
         folder.lock()  # so that no other process resumes the same run
     checkpoint = CheckpointFolder(folder).load("latest")

@@ -92,11 +92,14 @@ def _write_text(
     settings: Settings, path: Path, name: str, description: str, place: Path,
     check: Callable[[Tokenizer], object] | None,
 ) -> None:  # fmt: skip
-    kind, fraction = settings.tokenizer or "character", settings.training.validation_fraction
+    start, fraction = settings.start, settings.training.validation_fraction
+    kind = start.tokenizer.type if start is not None else settings.tokenizer or "character"
     facts: dict[str, Any] = {"description": description, "tokenizer": kind}
     tokenizer: Tokenizer
     length = None  # of the training text, in characters
-    if kind == "bpe":
+    if start is not None:
+        tokenizer, facts["start"] = start.tokenizer, start.name
+    elif kind == "bpe":
         vocab_size = VOCAB_SIZE if settings.vocab_size is None else settings.vocab_size
         tokenizer, length = _bpe(path, name, vocab_size, fraction)
         facts["vocab_size"] = str(vocab_size)  # as requested; a short text gives fewer tokens
@@ -104,7 +107,7 @@ def _write_text(
         tokenizer = ByteTokenizer() if kind == "byte" else _characters(path, name)
     if check is not None:
         check(tokenizer)
-    config = GPTConfig(vocab_size=tokenizer.vocab_size, **settings.model)
+    config = GPTConfig(vocab_size=tokenizer.vocab_size, **settings.model) if start is None else start.model.config
     require_memory(config, settings.training.batch_size, settings.backend)
 
     digest = hashlib.sha256()
@@ -115,6 +118,11 @@ def _write_text(
         else:
             write_token_parts(_divided(pieces, length), tokenizer, place / TOKENS, name, fraction)
     except UnknownCharacterError as error:
+        if start is not None:
+            raise UsageError(
+                f"the character {error.character!r} at position {error.position} of {name} is not in the vocabulary of "
+                f"the model {start.name}: remove it, or add it with --add-token {error.character}"
+            ) from error
         raise UsageError(f"{name} changed while it was read: wait until it is written, and start again") from error
     _refuse_short_text(name, *split(open_tokens(place / TOKENS), fraction), settings.model["block_size"])
     facts["sha256"] = digest.hexdigest()
@@ -248,7 +256,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
         for key in ("description", "tokenizer", "sha256"):
             if not isinstance(facts[key], str):
                 raise ValueError(f"{key} is {facts[key]!r:.40}, not a string")
-        if facts["tokenizer"] not in TOKENIZERS:
+        if facts["tokenizer"] not in TOKENIZERS and "start" not in facts:
             raise ValueError(f"there is no tokenizer {facts['tokenizer']!r:.40}")
     except OSError as error:
         raise CheckpointError(

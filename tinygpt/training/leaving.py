@@ -1,0 +1,49 @@
+"""What makes the folder of a run a model for everyone: transformers and other programs load it, too.
+
+A trainer that is given the tokenizer writes its files and generation_config.json when it begins, so that `tinygpt`
+loads the folder while the run goes on. At the end it writes the best weights as model.safetensors with a config.json:
+a GPT-2 directory in the folder of the run. `tinygpt` goes on reading the checkpoints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from ..errors import UsageError
+from ..interop.config import GENERATION
+from ..interop.saving import generation_of, save, token_ids, write_json
+from ..tokenizers import Tokenizer
+from .folder import RunFolder
+from .progress import Progress
+
+if TYPE_CHECKING:
+    from .loop import Trainer
+
+
+def prepare(model: Any, tokenizer: Tokenizer, folder: RunFolder) -> None:
+    """Let a run leave a model with this tokenizer. Raises UsageError if the model's vocabulary is too small for it."""
+    if tokenizer.ids_of_texts > model.config.vocab_size:
+        raise UsageError(
+            f"Trainer: the tokenizer has {tokenizer.ids_of_texts} tokens, but the model has only "
+            f"{model.config.vocab_size}: they do not belong together"
+        )
+    folder.leaves_model = True
+    if isinstance(model.generation_config, Mapping):
+        model.generation_config = token_ids(tokenizer) | dict(model.generation_config)
+
+
+def write_tokenizer(trainer: Trainer) -> None:
+    """Write what a loader needs besides the checkpoints. Raises OSError, UsageError."""
+    assert trainer.tokenizer is not None
+    trainer.tokenizer.save(trainer.folder)
+    write_json(trainer.folder / GENERATION, generation_of(trainer.model))  # type: ignore[arg-type]
+
+
+def write_model(trainer: Trainer, progress: Progress) -> None:
+    """Write the best weights for other programs. A model that their format can't hold is said, and is no error."""
+    try:
+        best = trainer.checkpoints.load("best").model
+        save(trainer.model, trainer.folder, "float32", None, None, best=best)  # type: ignore[arg-type]
+    except UsageError as error:
+        progress.line(trainer.state.step, f"only tinygpt can load the model of this run: {error}")

@@ -1,0 +1,94 @@
+"""Start a run from a model that was trained before, instead of from random weights.
+
+    start = start_from("gpt2", block_size=256, add_tokens=["<gene>"])
+    start.model, start.tokenizer, start.name
+
+Weights, tokenizer and generation settings are the model's: of a training run's best checkpoint, of a GPT-2 directory or
+of a name. Unchanged, it computes what it did there, so the first evaluation of the run is that of the model.
+
+A shorter block keeps the first position embeddings. A new token's embedding is the mean of the others: a likely point
+of their distribution, where a random one would be far out and win or lose every prediction at first.
+Source: Hewitt, "Initializing New Word Embeddings for Pretrained Language Models", 2021.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .. import backends, interop
+from ..backends import array_module
+from ..checks import whole_number
+from ..errors import UsageError
+from ..gpt import GPT
+from ..nn import Parameter
+from ..tokenizers import Tokenizer
+
+
+@dataclass(frozen=True)
+class Start:
+    """A model to train further, its tokenizer, and the folder or name that it came from."""
+
+    model: GPT
+    tokenizer: Tokenizer
+    name: str
+
+
+def start_from(
+    folder_or_name: str,
+    *,
+    block_size: int | None = None,
+    dropout: float | None = None,
+    add_tokens: Sequence[str] = (),
+    seed: int = 0,
+    revision: str = "main",
+) -> Start:
+    """The model in a run's folder, in a GPT-2 directory or of that name, ready to be trained, in main memory.
+
+    block_size: at most the model's. dropout: instead of the model's own. add_tokens: texts that become one token each.
+    seed: of the dropout masks. Raises UsageError.
+    """
+    with backends.use_backend("numpy"):
+        model, tokenizer = interop.load(folder_or_name, revision=revision, dropout=dropout, seed=seed)
+    if block_size is not None:
+        shorten(model, block_size)
+    known = tokenizer.vocab_size
+    if add_tokens:
+        tokenizer = tokenizer.with_tokens(add_tokens)
+        add_rows(model, known, tokenizer.vocab_size)
+    return Start(model.train(), tokenizer, folder_or_name)
+
+
+def shorten(model: GPT, block_size: int) -> None:
+    """Cut the model's block to its first `block_size` positions."""
+    block_size, longest = whole_number("training", "block_size", block_size), model.config.block_size
+    if block_size > longest:
+        raise UsageError(
+            f"the model that the run starts from has a block of {longest} tokens and knows no later positions: "
+            f"block_size can be shorter, not {block_size}"
+        )
+    model.wpe.weight = Parameter(model.wpe.weight.data[:block_size].copy())
+    model.config = dataclasses.replace(model.config, block_size=block_size)
+
+
+def add_rows(model: GPT, known: int, vocab_size: int) -> None:
+    """Give the tokens known .. vocab_size - 1 the mean of the rows of those before them, in the embedding and the head.
+
+    A vocabulary that was padded with rows that no token has is filled first, and grows only when they are used up.
+    """
+    for table in {id(table): table for table in (model.wte, model.output_embedding)}.values():
+        table.weight = Parameter(_with_mean_rows(table.weight.data, known, vocab_size))
+    model.config = dataclasses.replace(model.config, vocab_size=len(model.wte.weight.data))
+
+
+def _with_mean_rows(weight: Any, known: int, vocab_size: int) -> Any:
+    """weight (V, C) -> (max(V, vocab_size), C)."""
+    mean = weight[:known].mean(axis=0, dtype=np.float64)  # (C,)
+    grown = array_module(weight).empty((max(len(weight), vocab_size), weight.shape[1]), weight.dtype)
+    grown[: len(weight)] = weight
+    grown[min(known, len(weight)) : vocab_size] = mean
+    return grown
