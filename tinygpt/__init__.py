@@ -35,10 +35,22 @@ _HOME = {
     "GPTConfig": "gpt",
     "GPTForSequenceClassification": "classifier",
 }
-_MODULES = ("data", "errors", "generation", "interop", "nn", "optim", "random", "testing", "tokenizers", "training")
+_MODULES = (
+    "data",
+    "errors",
+    "generation",
+    "interop",
+    "metrics",
+    "nn",
+    "optim",
+    "random",
+    "testing",
+    "tokenizers",
+    "training",
+)
 
 if TYPE_CHECKING:
-    from . import data, errors, generation, interop, nn, optim, random, testing, tokenizers, training
+    from . import data, errors, generation, interop, metrics, nn, optim, random, testing, tokenizers, training
     from .backends.numpy import get_num_threads, set_num_threads
     from .classifier import GPTForSequenceClassification
     from .errors import UsageError
@@ -48,9 +60,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "GPT", "Function", "GPTConfig", "GPTForSequenceClassification", "Generator", "Tensor", "UsageError", "__version__",
-    "data", "detect_anomaly", "errors", "generation", "get_num_threads", "interop", "manual_seed", "nn", "no_grad",
-    "ops", "optim", "random", "set_num_threads", "tensor", "testing", "tokenizers", "training", "use_backend",
-    "use_kernels",
+    "data", "detect_anomaly", "errors", "generation", "get_num_threads", "interop", "manual_seed", "metrics", "nn",
+    "no_grad", "ops", "optim", "random", "set_num_threads", "tensor", "testing", "tokenizers", "training",
+    "use_backend", "use_kernels",
 ]  # fmt: skip
 
 

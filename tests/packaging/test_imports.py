@@ -30,7 +30,7 @@ LAYERS = [
     ["nn", "optim", "testing"],
     ["tokenizers", "data"],
     ["token_ids", "labels", "language_model", "gpt", "classifier"],
-    ["memory", "checkpoint", "generation", "interop"],
+    ["memory", "checkpoint", "generation", "metrics", "interop"],
     ["training"],
     ["cli", "kernel.__main__", "__main__"],
 ]

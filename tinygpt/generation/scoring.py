@@ -36,9 +36,13 @@ from ..token_ids import checked_logits
 
 @dataclass(frozen=True)
 class LogLikelihood:
-    """log_probs (N,) float64: the natural logarithm of each token's probability, given all those before it."""
+    """log_probs (N,) float64: the natural logarithm of each token's probability, given all those before it.
+
+    greedy (N,): whether each token was the likeliest one, so that greedy decoding would write it; None: not asked for.
+    """
 
     log_probs: np.ndarray
+    greedy: np.ndarray | None = None
 
     @property
     def total(self) -> float:
@@ -67,12 +71,14 @@ class TextScore:
         return float(np.exp(self.loss))
 
 
-def log_likelihood(model: LanguageModel, ids: Any, context: Any = (), stride: int | None = None) -> LogLikelihood:
+def log_likelihood(
+    model: LanguageModel, ids: Any, context: Any = (), stride: int | None = None, greedy: bool = False
+) -> LogLikelihood:
     """The log-probability of each token of `ids`, (N,) integers, given `context`, (M,) integers, and the ids before it.
 
     Without a context, the first token can't be predicted, so there are N - 1 log-probabilities.
     If the two do not fit in the block, only the last tokens of the context are read, and `ids` longer than the block
-    are scored in windows with this `stride` (default: half the block).
+    are scored in windows with this `stride` (default: half the block). greedy: also tell which tokens are likeliest.
     Raises UsageError if there is nothing to score, and RangeError, ShapeError or DtypeError for invalid ids.
     """
     where, window = "log_likelihood", model.config.block_size
@@ -84,8 +90,9 @@ def log_likelihood(model: LanguageModel, ids: Any, context: Any = (), stride: in
     model.check_ids(text[None], any_length=True)
     step = _stride(where, max(1, window // 2) if stride is None else stride, window)
     text = text[-(window + (1 if count <= window else count)) :]  # if count <= window, it fits in one window
-    parts = [_log_probs(model, inputs, targets) for inputs, targets in Windows(text, window, step, batch_size=1)]
-    return LogLikelihood(np.concatenate(parts)[-count:])
+    hits: list[np.ndarray] | None = [] if greedy else None
+    parts = [_log_probs(model, inputs, targets, hits) for inputs, targets in Windows(text, window, step, batch_size=1)]
+    return LogLikelihood(np.concatenate(parts)[-count:], None if hits is None else np.concatenate(hits)[-count:])
 
 
 def score(
@@ -159,8 +166,13 @@ def _stride(where: str, stride: int | None, window: int) -> int:
     return step
 
 
-def _log_probs(model: LanguageModel, inputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """inputs, targets (B, T) -> (N,) float64, the log-probabilities of the scored targets, in row order."""
+def _log_probs(
+    model: LanguageModel, inputs: np.ndarray, targets: np.ndarray, hits: list[np.ndarray] | None = None
+) -> np.ndarray:
+    """inputs, targets (B, T) -> (N,) float64, the log-probabilities of the scored targets, in row order.
+
+    hits: if given, is extended by whether each of these targets has the largest logit.
+    """
     positions = np.flatnonzero(targets.reshape(-1) != IGNORE_INDEX)  # (N,)
     scored = targets.reshape(-1)[positions]  # (N,)
     model.check_ids(scored[None], any_length=True)  # `hidden` checks the inputs
@@ -172,6 +184,8 @@ def _log_probs(model: LanguageModel, inputs: np.ndarray, targets: np.ndarray) ->
             part_targets = backends.move(scored[part], backends.name_of(logits))
             losses, _ = cross_entropy_forward(logits, part_targets, IGNORE_INDEX)
             found.append(backends.move(losses, "numpy").astype(np.float64))
+            if hits is not None:
+                hits.append(backends.move(logits.argmax(axis=1), "numpy") == scored[part])
     return -np.concatenate(found)
 
 

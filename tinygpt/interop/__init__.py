@@ -13,6 +13,7 @@ folder = tinygpt.interop.find_model("gpt2")                  # the folder of its
 | `loading.py`, `saving.py`, `convert.py` | loading, saving and converting models |
 | `plain_gpt.py` | whether a model can be saved as GPT-2 |
 | `classifier.py` | the same for classifiers |
+| `harness.py` | a model in lm-evaluation-harness |
 | `hub.py` | finding models by name: the local cache and the hub |
 """
 

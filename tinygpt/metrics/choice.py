@@ -1,0 +1,102 @@
+"""Multiple choice by log-likelihood: which continuation does the model find most likely?
+
+HellaSwag's form: a context and several endings. `total` is the log-likelihood of an ending; long endings have more
+factors below 1, so `per_character` divides it by the ending's characters (the `acc` and `acc_norm` of
+lm-evaluation-harness).
+LAMBADA's form: a text whose last word follows from all of it. It is right if each of its tokens is the model's first
+choice, which is what greedy decoding would write.
+
+The context and what follows are encoded together, because a tokenizer may join them otherwise; spaces at the end of the
+context go to what follows, because tokenizers like GPT-2's put a space before a word into the word's token.
+
+Source: Zellers et al., "HellaSwag", 2019; Paperno et al., "The LAMBADA dataset", 2016; Gao et al.,
+"lm-evaluation-harness", `_encode_pair`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..errors import DtypeError, UsageError
+from ..generation import log_likelihood
+
+
+@dataclass(frozen=True)
+class Choice:
+    """total (K,): log-likelihoods of the choices, in nats; per_character (K,): divided by the length of the text."""
+
+    total: np.ndarray
+    per_character: np.ndarray
+
+    @property
+    def best(self) -> int:
+        """The choice with the highest log-likelihood."""
+        return int(self.total.argmax())
+
+    @property
+    def best_per_character(self) -> int:
+        """The choice with the highest log-likelihood per character."""
+        return int(self.per_character.argmax())
+
+
+def multiple_choice(model: Any, tokenizer: Any, context: str, choices: Sequence[str]) -> Choice:
+    """The log-likelihood of each of `choices` after `context`. The choices begin as they follow: " a dog", "Hund".
+
+    A context longer than the block is cut on the left. Raises UsageError.
+    """
+    where = "multiple_choice"
+    if isinstance(choices, str) or not len(choices) or not all(isinstance(one, str) and one for one in choices):
+        raise DtypeError(f"{where}: choices must be a list of texts, none of them empty, not {choices!r:.80}")
+    totals = np.array([continuation(model, tokenizer, context, one)[0] for one in choices])
+    return Choice(totals, totals / np.array([len(one) for one in choices]))
+
+
+def last_words(model: Any, tokenizer: Any, texts: Sequence[str]) -> dict[str, float]:
+    """LAMBADA: how often the last word is the model's first choice, and the perplexity of the last words.
+
+    A word goes from the last space on; a text without spaces has none to predict. Raises UsageError.
+    """
+    scores = []
+    for i, text in enumerate(texts):
+        context, space, word = text.rstrip().rpartition(" ")
+        if not context.strip() or not word:
+            raise UsageError(f"last_words: text {i} must have two words or more with spaces between, not {text!r:.80}")
+        scores.append(continuation(model, tokenizer, context, space + word))
+    if not scores:
+        raise UsageError("last_words: there is nothing to measure: no texts")
+    totals = np.array([total for total, _ in scores])
+    return {
+        "accuracy": float(np.mean([greedy for _, greedy in scores])),
+        "perplexity": float(np.exp(-totals.mean())),  # of a word, as LAMBADA is reported, not of a token
+    }
+
+
+def continuation(model: Any, tokenizer: Any, context: str, text: str) -> tuple[float, bool]:
+    """The log-likelihood of `text` after `context`, and whether greedy decoding would write it."""
+    before, ids = encode_pair(tokenizer, context, text)
+    found = log_likelihood(model, ids, context=before, greedy=True)
+    assert found.greedy is not None
+    return found.total, bool(found.greedy.all())
+
+
+def encode_pair(tokenizer: Any, context: str, text: str) -> tuple[np.ndarray, np.ndarray]:
+    """The tokens of `context`, and those of `text` after it. Without a context it is the token that begins a text.
+
+    Raises UsageError if nothing is left to predict.
+    """
+    bare = context.rstrip()
+    context, text = bare, context[len(bare) :] + text
+    begin = list(tokenizer.start_ids)
+    if context:
+        before = np.asarray(tokenizer.encode(context))
+        ids = np.asarray(tokenizer.encode(context + text))[len(before) :]
+    else:
+        first = [id for id in (tokenizer.bos_token_id, tokenizer.eos_token_id) if id is not None][:1]
+        begin, before, ids = begin or first, np.zeros(0, np.int64), np.asarray(tokenizer.encode(text))
+    if not len(ids):
+        raise UsageError(f"log-likelihood: {text!r:.80} has no tokens of its own after the context: nothing to predict")
+    return np.concatenate([np.asarray(begin, np.int64), before]), ids

@@ -1,0 +1,42 @@
+"""Regression: the mean errors, and Pearson's correlation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from ..errors import DtypeError
+from .pairs import paired
+
+
+def mean_absolute_error(predictions: Iterable[float], references: Iterable[float]) -> float:
+    """The mean of |prediction - reference|."""
+    found, right = _numbers("mean_absolute_error", predictions, references)
+    return float(np.abs(found - right).mean())
+
+
+def mean_squared_error(predictions: Iterable[float], references: Iterable[float]) -> float:
+    """The mean of (prediction - reference)^2."""
+    found, right = _numbers("mean_squared_error", predictions, references)
+    return float(((found - right) ** 2).mean())
+
+
+def correlation(predictions: Iterable[float], references: Iterable[float]) -> float:
+    """Pearson's r, from -1 to 1; 0 if all numbers of one side are equal, which tell nothing of the other side."""
+    found, right = _numbers("correlation", predictions, references)
+    x, y = found - found.mean(), right - right.mean()
+    size = float(np.sqrt((x * x).sum() * (y * y).sum()))
+    return float((x * y).sum()) / size if size else 0.0
+
+
+def _numbers(metric: str, predictions: Iterable[float], references: Iterable[float]) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) float64 each. Raises ShapeError, UsageError, DtypeError."""
+    sides = paired(metric, predictions, references)
+    try:
+        found, right = (np.asarray(side, np.float64) for side in sides)
+    except (TypeError, ValueError):
+        raise DtypeError(f"{metric}: predictions and references must be numbers") from None
+    if found.ndim != 1 or right.ndim != 1:
+        raise DtypeError(f"{metric}: there must be one number for each example, not {found.shape} and {right.shape}")
+    return found, right
