@@ -8,6 +8,7 @@ inputs, targets = RandomBatches(train, batch_size=12, block_size=64, seed=0).bat
 for inputs, targets in SequentialBatches(validation, batch_size=12, block_size=64): ...
 for row in read_rows("reviews.csv.gz"): row.values["text"], row.where       # tables, row by row
 for piece in Documents(["books/", "more.jsonl"]): piece.text, piece.last     # what a corpus is made of
+write_documents(Documents("books/"), tokenizer, "tokens.npy", "the books", validation_fraction=0.1)
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from .batches import RandomBatches, SequentialBatches
 from .corpora import Corpus, cache_folder, shakespeare
 from .documents import Documents, Piece
 from .rows import BadRows, Row, read_rows
+from .token_writer import CharacterVocabulary, write_documents
 from .tokens import open_tokens, read_text, split, write_tokens
 
 __all__ = [
     "BadRows",
+    "CharacterVocabulary",
     "Corpus",
     "Documents",
     "Piece",
@@ -32,5 +35,6 @@ __all__ = [
     "read_text",
     "shakespeare",
     "split",
+    "write_documents",
     "write_tokens",
 ]

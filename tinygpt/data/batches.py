@@ -2,6 +2,9 @@
 
 `RandomBatches` draws windows at random positions, for training. `SequentialBatches` covers the text once, for
 the loss over a whole validation text. Both read only the windows they return from a memory-mapped file.
+
+A text that is made of documents has the id of the token that ends them: `tokens.end_token`, as `open_tokens` and
+`split` set it, or given as `end_token`. No window then reaches from one document into another (`windows.py`).
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from ..checks import check_tokens, whole_number
 from ..errors import RangeError, UsageError
 from ..ops.cross_entropy import IGNORE_INDEX
 from ..random import Generator
+from .windows import DocumentWindows
 
 # Batch `step` draws from stream 2**63 + step. Initial weights and dropout masks use streams from 0 up, so a run
 # that uses one seed for everything never draws the same random words twice.
@@ -24,18 +28,25 @@ class RandomBatches:
     """Windows at independent, uniformly random positions. The batch of a step depends only on the seed and the step.
 
     So there is no state to save: a resumed run gets the same batches as an uninterrupted one.
+    padded: whether rows may have targets of -100 at their end, because documents are shorter than the block.
     """
 
-    def __init__(self, tokens: np.ndarray, batch_size: int, block_size: int, seed: int = 0) -> None:
+    def __init__(
+        self, tokens: np.ndarray, batch_size: int, block_size: int, seed: int = 0, end_token: int | None = None
+    ) -> None:
         self.tokens = check_tokens(tokens)
         self.batch_size = whole_number("batches", "batch_size", batch_size)
         self.block_size = whole_number("batches", "block_size", block_size)
         self.seed = Generator(seed).seed
-        _check_length(self.tokens, self.block_size)
+        self.windows = _windows(self.tokens, self.block_size, end_token)
+        self.padded = self.windows is not None and self.windows.padded
 
     def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """`(inputs, targets)`: int64, shapes (B, T) and (B, T); `targets[b, t]` follows `inputs[b, t]`."""
         generator = Generator(self.seed, stream=_FIRST_STREAM + whole_number("batches", "step", step, at_least=0))
+        if self.windows is not None:
+            drawn = generator.uniform((2, self.batch_size))
+            return self.windows.random((drawn[0] * self.windows.count).astype(np.int64), drawn[1])
         starts = generator.integers(len(self.tokens) - self.block_size, (self.batch_size,))  # (B,)
         positions = starts[:, None] + np.arange(self.block_size + 1)  # (B, T+1)
         windows = np.asarray(self.tokens[positions]).astype(np.int64)  # (B, T+1)
@@ -47,17 +58,19 @@ class SequentialBatches:
 
     Rows are consecutive windows of `block_size` tokens. All batches have the same shape; the last one is padded
     with inputs 0 and targets -100, which the loss ignores. So to average over the text, weight each batch by
-    its number of targets, `target_count` in total.
+    its number of targets, `target_count` in total. Windows of documents are padded in the same way.
     """
 
-    def __init__(self, tokens: np.ndarray, batch_size: int, block_size: int) -> None:
+    def __init__(self, tokens: np.ndarray, batch_size: int, block_size: int, end_token: int | None = None) -> None:
         self.tokens = check_tokens(tokens)
         self.batch_size = whole_number("batches", "batch_size", batch_size)
         self.block_size = whole_number("batches", "block_size", block_size)
-        _check_length(self.tokens, self.block_size)
-        self.target_count = len(self.tokens) - 1
+        self.windows = _windows(self.tokens, self.block_size, end_token)
+        self.target_count = len(self.tokens) - 1 if self.windows is None else self.windows.target_count
 
     def __len__(self) -> int:
+        if self.windows is not None:
+            return -(-self.windows.count // self.batch_size)
         return -(-self.target_count // (self.batch_size * self.block_size))
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -68,12 +81,30 @@ class SequentialBatches:
         if not 0 <= index < len(self):
             raise RangeError(f"the batch index must be in 0 .. {len(self) - 1}, not {index}")
         shape = (self.batch_size, self.block_size)
+        if self.windows is not None:
+            return self._windows_of_documents(self.windows, index)
         begin = index * self.batch_size * self.block_size
         window = np.asarray(self.tokens[begin : begin + self.batch_size * self.block_size + 1])
         inputs, targets = np.zeros(shape, np.int64), np.full(shape, IGNORE_INDEX, np.int64)
         inputs.reshape(-1)[: len(window) - 1] = window[:-1]
         targets.reshape(-1)[: len(window) - 1] = window[1:]
         return inputs, targets
+
+    def _windows_of_documents(self, windows: DocumentWindows, index: int) -> tuple[np.ndarray, np.ndarray]:
+        shape = (self.batch_size, self.block_size)
+        inputs, targets = np.zeros(shape, np.int64), np.full(shape, IGNORE_INDEX, np.int64)
+        numbers = np.arange(index * self.batch_size, min((index + 1) * self.batch_size, windows.count))
+        inputs[: len(numbers)], targets[: len(numbers)] = windows.sequential(numbers)
+        return inputs, targets
+
+
+def _windows(tokens: np.ndarray, block_size: int, end_token: int | None) -> DocumentWindows | None:
+    """The windows of a text that is made of documents. Raises UsageError for a text that is too short for one."""
+    end_token = getattr(tokens, "end_token", None) if end_token is None else end_token
+    if end_token is not None:
+        return DocumentWindows(tokens, end_token, block_size)
+    _check_length(tokens, block_size)
+    return None
 
 
 def _check_length(tokens: np.ndarray, block_size: int) -> None:

@@ -4,7 +4,8 @@ A token file is an ordinary one-dimensional `.npy` array, uint16 if the ids fit 
 `numpy.load(path, mmap_mode="r")` opens it anywhere. We memory-map it rather than read it: the operating
 system caches and evicts the pages that training touches, so a corpus may be larger than memory. (Tools that
 report a process's size count those pages, although they can be reclaimed at any time.) After the array, where
-readers of `.npy` don't look, the file may store where its validation text begins; `split` uses that.
+readers of `.npy` don't look, the file may store where its validation text begins, which `split` uses, and the id of the
+token that ends a document, which batches use.
 
 The text is encoded unchanged: line breaks are not translated, nothing is stripped or normalised. The one
 exception is a byte-order mark at the very beginning, which is not part of the text.
@@ -30,8 +31,9 @@ from .opening import CHUNK_BYTES, check_encoding, decoded, described, opened
 # characters, make sure themselves that no token is split (Tokenizer.whole_pieces).
 _GOOD_SPLIT = re.compile(r"\w(?=\r?\n)")
 _SPLIT_WINDOW = 1 << 16  # characters at the end of a piece to search for it
-_DIVISION = struct.Struct("<15sBdQ")  # after the array: name, version, validation_fraction, training tokens
-_NAME, _VERSION = b"tinygpt-divided", 1
+# After the array: name, version, validation_fraction, training tokens; and the id of the end token, if there is one.
+_DIVISION, _END = struct.Struct("<15sBdQ"), struct.Struct("<Q")
+_NAME, _VERSION, _WITH_END = b"tinygpt-divided", 1, 2
 
 
 def read_text(
@@ -93,7 +95,7 @@ def write_token_parts(
 
     def rows() -> Iterator[np.ndarray]:
         for index, part in enumerate(parts):
-            for ids in _encoded(part, tokenizer, name):
+            for ids in encoded(part, tokenizer, name):
                 counts[index] += len(ids)
                 yield ids
 
@@ -105,11 +107,18 @@ def write_token_parts(
             )
         if validation_fraction is not None:
             file.seek(0, os.SEEK_END)
-            file.write(_DIVISION.pack(_NAME, _VERSION, validation_fraction, counts[0]))
+            file.write(division_bytes(validation_fraction, counts[0], None))
     return counts
 
 
-def _encoded(pieces: Iterable[str], tokenizer: Tokenizer, name: str) -> Iterator[np.ndarray]:
+def division_bytes(validation_fraction: float, train_count: int, end_token: int | None) -> bytes:
+    """What a token file has after its array. validation_fraction: 0 if only the end token is to be stored."""
+    version = _VERSION if end_token is None else _WITH_END
+    end = b"" if end_token is None else _END.pack(end_token)
+    return _DIVISION.pack(_NAME, version, validation_fraction, train_count) + end
+
+
+def encoded(pieces: Iterable[str], tokenizer: Tokenizer, name: str) -> Iterator[np.ndarray]:
     position = 0  # in characters, from the beginning of the text
     for piece in tokenizer.whole_pieces(pieces):
         try:
@@ -132,27 +141,29 @@ def _write_array(file: IO[bytes], rows: Iterable[np.ndarray], dtype: np.dtype[An
     NumPy pads the header so that its size does not depend on the number of digits of the length; this lets us
     overwrite it at the end.
     """
-    _write_header(file, 0, dtype)
+    write_header(file, 0, dtype)
     begin, count = file.tell(), 0
     for ids in rows:
         file.write(ids.astype(dtype).tobytes())
         count += len(ids)
     file.seek(0)
-    _write_header(file, count, dtype)
+    write_header(file, count, dtype)
     if file.tell() != begin:
         raise RuntimeError(f"the .npy header grew from {begin} to {file.tell()} bytes")
     return count
 
 
-def _write_header(file: IO[bytes], count: int, dtype: np.dtype[Any]) -> None:
+def write_header(file: IO[bytes], count: int, dtype: np.dtype[Any]) -> None:
     header = {"descr": dtype.str, "fortran_order": False, "shape": (count,)}
     np.lib.format.write_array_header_1_0(file, header)
 
 
 class TokenFile(np.memmap):  # type: ignore[type-arg, unused-ignore]
-    """A token file. division: `(validation_fraction, training tokens)` if the file has them; None for slices."""
+    """A token file. division: `(validation_fraction, training tokens)` if the file has them; end_token: the id that
+    ends a document. None for slices, but `split` passes the end token on."""
 
     division: tuple[float, int] | None = None
+    end_token: int | None = None
 
 
 def open_tokens(path: str | os.PathLike[str]) -> np.ndarray:
@@ -173,33 +184,37 @@ def open_tokens(path: str | os.PathLike[str]) -> np.ndarray:
             f"{shown(path)} is not a token file: it holds {tokens.dtype} of shape {tokens.shape}, "
             "not integers of shape (N,)"
         )
-    tokens.division = _division(path, tokens)
+    tokens.division, tokens.end_token = _division(path, tokens)
     return tokens
 
 
-def _division(path: str | os.PathLike[str], tokens: TokenFile) -> tuple[float, int] | None:
+def _division(path: str | os.PathLike[str], tokens: TokenFile) -> tuple[tuple[float, int] | None, int | None]:
     with explain_os_errors("read", path), open(path, "rb") as file:
         file.seek(tokens.offset + tokens.nbytes)
-        content = file.read(_DIVISION.size + 1)
+        content = file.read(_DIVISION.size + _END.size + 1)
     if not content:
-        return None
+        return None, None
     try:
-        name, version, fraction, count = _DIVISION.unpack(content)
-        if (name, version) != (_NAME, _VERSION) or not 0 < fraction < 1 or count > len(tokens):
+        name, version, fraction, count = _DIVISION.unpack(content[: _DIVISION.size])
+        end = _END.unpack(content[_DIVISION.size :])[0] if version == _WITH_END else None
+        if end is None and (version != _VERSION or len(content) != _DIVISION.size):
+            raise ValueError
+        if name != _NAME or not 0 <= fraction < 1 or (end is None and fraction == 0) or count > len(tokens):
             raise ValueError
     except (struct.error, ValueError):
         raise CheckpointError(
             f"the token file {shown(path)} is damaged: the {len(content)} or more bytes after its array were not "
             "written by tinygpt; write it again"
         ) from None
-    return fraction, count
+    return (fraction, count) if fraction else None, end
 
 
 def split(tokens: np.ndarray, validation_fraction: float = 0.1) -> tuple[np.ndarray, np.ndarray]:
     """`(train, validation)`: views of the first `int((1 - validation_fraction) * N)` tokens and of the rest.
 
     If the token file stores where its validation text begins for this fraction, that position is used. A run with BPE
-    stores it, because its tokenizer was trained on the training text alone.
+    stores it, because its tokenizer was trained on the training text alone, and one on documents, because those are not
+    cut. Both parts have the file's `end_token`.
     """
     if not 0.0 <= validation_fraction < 1.0:  # false for nan too
         raise RangeError(f"validation_fraction must be at least 0 and less than 1, not {validation_fraction}")
@@ -208,4 +223,8 @@ def split(tokens: np.ndarray, validation_fraction: float = 0.1) -> tuple[np.ndar
     division = getattr(tokens, "division", None)
     if division is not None and division[0] == validation_fraction:
         boundary = division[1]
-    return tokens[:boundary], tokens[boundary:]
+    parts = tokens[:boundary], tokens[boundary:]
+    for part in parts:
+        if isinstance(part, TokenFile):
+            part.end_token = getattr(tokens, "end_token", None)
+    return parts

@@ -12,7 +12,7 @@ import codecs
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -24,6 +24,7 @@ from ..files import atomic_write
 
 # Not "tokenizer.json": that name belongs to the Hugging Face format, and one folder may hold both.
 FILE_NAME = "tokenizer.tinygpt.json"
+END_OF_TEXT = "<|endoftext|>"  # how the end token is shown, as GPT-2's is
 
 
 class Tokenizer(ABC):
@@ -195,6 +196,17 @@ def check_ids(ids: Sequence[int] | np.ndarray, vocab_size: int) -> np.ndarray:
             f"from 0 to {vocab_size - 1}: check that the model was trained with this tokenizer"
         )
     return array
+
+
+def bytes_around(
+    ids: np.ndarray, end_id: int | None, inside: Callable[[np.ndarray], bytes], encoding: str = "utf-8"
+) -> bytes:
+    """The bytes of `ids` (T,), where those that are not `end_id` have their bytes from `inside`, run by run."""
+    ends = np.flatnonzero(ids == end_id) if end_id is not None else ()
+    if len(ends) == 0:
+        return inside(ids)
+    runs = np.split(ids, ends)
+    return END_OF_TEXT.encode(encoding).join([inside(runs[0]), *(inside(run[1:]) for run in runs[1:])])
 
 
 def text_bytes(text: str, encoding: str) -> bytes:

@@ -19,7 +19,7 @@ from typing import Any, Self
 import numpy as np
 
 from ..errors import RangeError, UsageError
-from .base import Tokenizer, check_ids, text_bytes
+from .base import Tokenizer, bytes_around, check_ids, text_bytes
 
 POLICIES = ("error", "skip", "replace")
 
@@ -40,11 +40,16 @@ class UnknownCharacterError(RangeError):
 
 
 class CharTokenizer(Tokenizer):
-    """The id of a character is its index in `characters`."""
+    """The id of a character is its index in `characters`.
+
+    end_token: the next id ends a document. No text encodes to it.
+    """
 
     type = "character"
 
-    def __init__(self, characters: str, unknown: str = "error", replacement: str | None = None) -> None:
+    def __init__(
+        self, characters: str, unknown: str = "error", replacement: str | None = None, end_token: bool = False
+    ) -> None:
         self._codes = _code_points(characters)  # (V,) id -> code point
         if not characters:
             raise UsageError("a CharTokenizer needs at least one character, but the text is empty")
@@ -56,6 +61,8 @@ class CharTokenizer(Tokenizer):
         self.unknown = unknown
         self.replacement = replacement
         self._check_policy()
+        if end_token:
+            self.eos_token_id, self.special_ids = len(characters), frozenset({len(characters)})
         # One extra entry after the largest code point: every larger code point is clipped to it and gets -1.
         self._ids = np.full(int(self._codes.max()) + 2, -1, dtype=np.int32)
         self._ids[self._codes] = np.arange(len(characters), dtype=np.int32)
@@ -91,11 +98,13 @@ class CharTokenizer(Tokenizer):
         policy = f", unknown={self.unknown!r}" if self.unknown != "error" else ""
         if self.replacement is not None:
             policy += f", replacement={self.replacement!r}"
+        if self.special_ids:
+            policy += ", end_token=True"
         return f"CharTokenizer({self.characters!r}{policy})"
 
     @property
     def vocab_size(self) -> int:
-        return len(self.characters)
+        return len(self.characters) + len(self.special_ids)
 
     def with_tokens(self, tokens: Sequence[str]) -> CharTokenizer:
         for token in tokens:
@@ -126,18 +135,23 @@ class CharTokenizer(Tokenizer):
         raise UnknownCharacterError(text[position], position, self.vocab_size)
 
     def decode(self, ids: Any, skip_special_tokens: bool = False) -> str:
-        codes = self._codes[check_ids(self._without_special(ids, skip_special_tokens), self.vocab_size)]  # (T,)
-        return codes.astype("<u4").tobytes().decode("utf-32-le")
+        ids = check_ids(self._without_special(ids, skip_special_tokens), self.vocab_size)
+        return bytes_around(ids, self.eos_token_id, self._in_utf32, "utf-32-le").decode("utf-32-le")
 
     def token_bytes(self, ids: Any) -> bytes:
         return self.decode(ids).encode("utf-8")
 
+    def _in_utf32(self, ids: np.ndarray) -> bytes:
+        """The characters with these ids (T,)."""
+        return self._codes[ids].astype("<u4").tobytes()
+
     def config(self) -> dict[str, Any]:
-        return {"characters": self.characters, "unknown": self.unknown, "replacement": self.replacement}
+        found = {"characters": self.characters, "unknown": self.unknown, "replacement": self.replacement}
+        return found | ({"end_token": True} if self.special_ids else {})
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
-        return cls(config["characters"], config["unknown"], config["replacement"])
+        return cls(config["characters"], config["unknown"], config["replacement"], bool(config.get("end_token")))
 
 
 def _code_points(text: str) -> np.ndarray:

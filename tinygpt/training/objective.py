@@ -85,3 +85,4 @@ class TextObjective(Objective):
         check_vocabulary("training", batches.tokens, model.config.vocab_size)
         check_vocabulary("validation", validation_tokens, model.config.vocab_size)
         super().__init__(batches, validation, rows * T, data)
+        self.same_shapes = not batches.padded

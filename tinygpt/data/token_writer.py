@@ -1,0 +1,253 @@
+"""From documents to a token file in one pass: encode, count, put some documents aside for validation.
+
+    written = write_documents(Documents("books/"), tokenizer, "tokens.npy", "the books", validation_fraction=0.1)
+
+The training documents come first in the file, each with the end token behind it, then those for validation. Documents
+are chosen for validation by chance, in the proportion of their lengths, as they come (`divided`), so that nothing needs
+to be read twice. A character vocabulary is known only when everything has been read: `CharacterVocabulary` numbers the
+characters as they come, and the ids are put in order in the finished file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import IO
+
+import numpy as np
+
+from ..errors import UsageError
+from ..files import atomic_write, explain_os_errors
+from ..tokenizers import CharTokenizer, Tokenizer
+from ..tokenizers.base import text_bytes
+from .documents import Piece
+from .tokens import division_bytes, encoded, token_dtype, write_header
+
+_HELD = 1 << 20  # characters of a document that are read before it is decided what it is for
+_CHUNK = 1 << 22  # ids that are put in order at a time
+
+
+@dataclass
+class Written:
+    """What a token file got: [for training, for validation]."""
+
+    tokens: list[int]
+    documents: list[int]
+
+
+class CharacterVocabulary:
+    """Encodes text in characters that are numbered as they come; `tokenizer` then has them in code-point order."""
+
+    def __init__(self, end_token: bool) -> None:
+        self.end_token = end_token
+        self._ids = np.full(0x110000, -1, np.int32)  # code point -> id as they come; the end token is 0 if there is one
+        self._codes: list[int] = []
+
+    @property
+    def vocab_size(self) -> int:
+        """So far."""
+        return len(self._codes) + self.end_token
+
+    def encode(self, text: str) -> np.ndarray:
+        """The ids of a text, as they come: int32, shape (T,)."""
+        codes = np.frombuffer(text_bytes(text, "utf-32-le"), "<u4")
+        ids: np.ndarray = self._ids[codes]
+        if ids.size and ids.min() < 0:
+            new = np.unique(codes[ids < 0])
+            self._ids[new] = self.vocab_size + np.arange(len(new))
+            self._codes += new.tolist()
+            ids = self._ids[codes]
+        return ids
+
+    def tokenizer(self) -> CharTokenizer:
+        return CharTokenizer("".join(map(chr, sorted(self._codes))), end_token=self.end_token)
+
+    def order(self) -> np.ndarray:
+        """The tokenizer's id of each id that was given: (V,)."""
+        codes = np.array(self._codes, np.int64)
+        ranks = np.empty(len(codes), np.int64)
+        ranks[np.argsort(codes)] = np.arange(len(codes))
+        return np.concatenate([np.full(int(self.end_token), len(codes), np.int64), ranks])
+
+
+def write_documents(
+    pieces: Iterable[Piece],
+    tokenizer: Tokenizer | CharacterVocabulary,
+    path: str | os.PathLike[str],
+    name: str,
+    validation_fraction: float | None = None,
+    cross_documents: bool = False,
+) -> Written:
+    """Encode documents into the token file `path`, atomically.
+
+    validation_fraction: the share of the documents to put aside; each document then has the tokenizer's end token
+    behind it. None: the text is one, so it has no end tokens, and `split` cuts it. cross_documents: don't store the id
+    of the end token, so that windows are drawn as if the text were one. name: what error messages call the text.
+    Raises UsageError if there are no tokens or the tokenizer has no end token, and as `write_tokens` does.
+    """
+    one = validation_fraction is None
+    end = None if one else _end_id(tokenizer)
+    if end is None and not one and not cross_documents:
+        raise UsageError(
+            f"the tokenizer has no end token to keep the documents of {name} apart: use another tokenizer, or join the "
+            "documents with --cross-documents"
+        )
+    written = Written([0, 0], [0, 0])
+    parts = ((0, piece) for piece in pieces) if validation_fraction is None else divided(pieces, validation_fraction)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(explain_os_errors("write", path))
+        file = stack.enter_context(atomic_write(path, "w+b"))
+        sink = _Sink(file, stack.enter_context(tempfile.TemporaryFile(dir=os.path.dirname(os.path.abspath(path)))))
+        for part, document in _documents(parts):
+            for ids in _encoded(document, tokenizer, name, written):
+                sink.fit(tokenizer)
+                written.tokens[part] += sink.write(part, ids)
+            written.documents[part] += 1
+            written.tokens[part] += sink.write(part, np.full(1, end)) if end is not None else 0
+        if sum(written.tokens) == 0:  # the exception removes the temporary file
+            raise UsageError(
+                f"{name} is empty, or the tokenizer knows none of its characters: there are no tokens to write"
+            )
+        sink.join()
+        if isinstance(tokenizer, CharacterVocabulary):
+            sink.put_in_order(tokenizer.order())
+            end = tokenizer.tokenizer().eos_token_id
+        sink.finish()
+        if validation_fraction is not None:
+            boundary = _boundary(written, validation_fraction)
+            file.write(division_bytes(validation_fraction, boundary, None if cross_documents else end))
+    return written
+
+
+def _end_id(tokenizer: Tokenizer | CharacterVocabulary) -> int | None:
+    """The id that the end token has while the text is encoded."""
+    if isinstance(tokenizer, CharacterVocabulary):
+        return 0 if tokenizer.end_token else None
+    return tokenizer.eos_token_id
+
+
+def _boundary(written: Written, fraction: float) -> int:
+    """The number of training tokens. Where too few documents could be put aside, the text's end is for validation."""
+    train, validation = written.tokens
+    if validation < 0.5 * fraction * (train + validation):  # there are a few long documents: one of them is cut
+        return int((1.0 - fraction) * (train + validation))
+    return train
+
+
+def _documents(parts: Iterable[tuple[int, Piece]]) -> Iterator[tuple[int, Iterator[str]]]:
+    """The texts of each document, which must be read before the next document is asked for."""
+    source = iter(parts)
+    for part, first in source:
+        yield part, _texts(first, source)
+
+
+def _texts(piece: Piece, rest: Iterator[tuple[int, Piece]]) -> Iterator[str]:
+    yield piece.text
+    while not piece.last:
+        piece = next(rest)[1]
+        yield piece.text
+
+
+def _encoded(
+    texts: Iterator[str], tokenizer: Tokenizer | CharacterVocabulary, name: str, written: Written
+) -> Iterator[np.ndarray]:
+    if isinstance(tokenizer, CharacterVocabulary):
+        yield from map(tokenizer.encode, texts)
+    else:
+        number = sum(written.documents) + 1
+        yield from encoded(texts, tokenizer, name if number == 1 else f"document {number} of {name}")
+
+
+class _Sink:
+    """The array of a token file, while it is written: training tokens to `file`, those for validation beside it."""
+
+    def __init__(self, file: IO[bytes], aside: IO[bytes]) -> None:
+        self.files, self.counts, self.dtype = (file, aside), [0, 0], token_dtype(1)
+        write_header(file, 0, self.dtype)
+        self.begins = [file.tell(), 0]
+
+    def fit(self, tokenizer: Tokenizer | CharacterVocabulary) -> None:
+        """Take the dtype that the tokenizer's ids need. A character vocabulary may outgrow what is written already."""
+        dtype = token_dtype(tokenizer.vocab_size)
+        if dtype != self.dtype:
+            for file, begin, count in zip(self.files, self.begins, self.counts, strict=True):
+                for start in reversed(range(0, count, _CHUNK)):  # from the end, so that nothing unread is overwritten
+                    wide = self._read(file, begin, start, count).astype(dtype)
+                    file.seek(begin + start * dtype.itemsize)
+                    file.write(wide.tobytes())
+                file.seek(0, os.SEEK_END)
+            self.dtype = dtype
+
+    def _read(self, file: IO[bytes], begin: int, start: int, count: int) -> np.ndarray:
+        file.seek(begin + start * self.dtype.itemsize)
+        return np.frombuffer(file.read(min(_CHUNK, count - start) * self.dtype.itemsize), self.dtype)
+
+    def write(self, part: int, ids: np.ndarray) -> int:
+        self.files[part].write(ids.astype(self.dtype).tobytes())
+        self.counts[part] += len(ids)
+        return len(ids)
+
+    def join(self) -> None:
+        """Put the validation tokens behind the training tokens."""
+        self.files[1].seek(0)
+        shutil.copyfileobj(self.files[1], self.files[0], 1 << 20)
+        self.counts = [sum(self.counts), 0]
+
+    def put_in_order(self, order: np.ndarray) -> None:
+        """Replace each id by order[id]."""
+        if (order == np.arange(len(order))).all():
+            return
+        (file, _), (count, _), (begin, _) = self.files, self.counts, self.begins
+        for start in range(0, count, _CHUNK):
+            ids = order[self._read(file, begin, start, count)]
+            file.seek(begin + start * self.dtype.itemsize)
+            file.write(ids.astype(self.dtype).tobytes())
+
+    def finish(self) -> None:
+        """Write the header, whose length does not depend on the count, and go to the end of the file."""
+        self.files[0].seek(0)
+        write_header(self.files[0], self.counts[0], self.dtype)
+        self.files[0].seek(0, os.SEEK_END)
+
+
+# Which documents are for validation -------------------------------------------------------------------
+
+
+def divided(pieces: Iterable[Piece], fraction: float) -> Iterator[tuple[int, Piece]]:
+    """Each piece with what its document is for: 0 training, 1 validation.
+
+    A document may be put aside if the characters put aside stay within `fraction` of those read so far, and then draws:
+    its chance is 2 * fraction, and more the more is lacking. So the share is kept, documents from all over the text are
+    among them, and no period in their order decides. A document of more than 2**20 characters is for training. It draws
+    by its hash, so a second pass divides the documents in the same way.
+    """
+    total, aside = 0, 0
+    held: list[Piece] = []
+    length, long = 0, False
+    for piece in pieces:
+        if long:  # the rest of a document that has been given away
+            yield 0, piece
+            total, long = total + len(piece.text), not piece.last
+            continue
+        held.append(piece)
+        length += len(piece.text)
+        if not piece.last and length <= _HELD:
+            continue
+        lacking = fraction * (total + length) - aside
+        part = int(length <= min(lacking, _HELD) and _chance(held) * length < 2 * fraction * lacking)
+        yield from ((part, piece) for piece in held)
+        total, aside, long = total + length, aside + length * part, not piece.last
+        held, length = [], 0
+
+
+def _chance(document: list[Piece]) -> float:
+    """A number in [0, 1) that a document draws, from its hash."""
+    digest = hashlib.blake2b(digest_size=4)
+    for piece in document:
+        digest.update(piece.text.encode("utf-8", "surrogatepass"))
+    return int.from_bytes(digest.digest(), "big") / 2**32
