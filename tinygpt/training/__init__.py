@@ -16,6 +16,7 @@ loss = evaluate(model, validation_tokens)           # over the whole text
 | `folder` | the run's folder, and which files it may touch |
 | `accumulation`, `graphed_step`, `loss_scale` | gradient accumulation; CUDA graphs; loss scaling for float16 |
 | `divergence`, `vocabulary` | non-finite numbers; ids outside the vocabulary |
+| `optimizers` | the optimizer, its schedule and the average of the weights, from the settings |
 | `evaluation` | the validation loss |
 | `saving`, `state` | saving a run as a checkpoint (`tinygpt/checkpoint.py`); checking and restoring it |
 | `reporting`, `metrics`, `picture`, `progress` | output lines, the metrics file, the loss curve, the progress bar |

@@ -1,7 +1,7 @@
 """The settings of a training run, with their meanings, defaults and limits.
 
 `TrainingConfig` is the only place where settings are declared: the command line derives its options from the fields
-(`options.py`), a checkpoint stores them, and the loop reads them. `PRESETS` holds three well-known combinations of
+(`options.py`), a checkpoint stores them, and the loop reads them. `PRESETS` holds well-known combinations of
 model and training settings.
 """
 
@@ -20,10 +20,15 @@ from ..optim.schedules import KINDS as SCHEDULES
 
 # What a resumed run may change: its length, its monitoring, its rounding, and the size of its steps, which a run that
 # diverged needs. The other settings define the run, and must stay the same.
-STEP_SIZE = ("lr", "min_lr", "schedule", "warmup_steps", "decay_steps", "grad_clip")
+STEP_SIZE = (
+    "lr", "adamw_lr", "min_lr", "schedule", "warmup_steps", "decay_steps", "decay_fraction", "grad_clip",
+)  # fmt: skip
 CHANGEABLE = frozenset(
     {"steps", "eval_every", "log_every", "checkpoint_every", "patience", "dtype", "cuda_graphs", "detect_anomaly"}
 ) | frozenset(STEP_SIZE)
+
+LEARNING_RATES = {"adamw": 1e-3, "adam": 1e-3, "sgd": 0.1, "lion": 2e-4, "muon": 0.02}  # the highest, if not given
+ONLY_OF = {"momentum": ("sgd", "muon"), "nesterov": ("sgd", "muon"), "adamw_lr": ("muon",)}  # setting -> optimizers
 
 
 def _setting(default: Any, help: str, **limits: Any) -> Any:
@@ -37,14 +42,50 @@ class TrainingConfig:
     steps: int = _setting(2000, "total number of optimizer steps", at_least=1)
     batch_size: int = _setting(12, "rows in a batch", at_least=1)
     gradient_accumulation: int = _setting(1, "batches per step; the loss is over all their targets", at_least=1)
-    lr: float = _setting(1e-3, "the highest learning rate", above=0)
+    optimizer: str = _setting(
+        "adamw", "muon: for the matrices of the blocks, with adamw for the rest", choices=tuple(LEARNING_RATES)
+    )
+    lr: float = _setting(
+        None,
+        "the highest learning rate; by default "
+        + ", ".join(f"{lr:g} for {name}" for name, lr in LEARNING_RATES.items()),
+        above=0,
+    )
+    adamw_lr: float | None = _setting(
+        None, "muon: the highest learning rate of what adamw trains; by default 0.001", above=0
+    )
     min_lr: float | None = _setting(None, "the learning rate at the end of its decay; by default lr / 10", at_least=0)
     schedule: str = _setting("cosine", "how the learning rate decays after the warm-up", choices=tuple(SCHEDULES))
     warmup_steps: int = _setting(100, "steps over which the learning rate rises from zero", at_least=0)
     decay_steps: int | None = _setting(None, "step at which min_lr is reached; by default the last", at_least=1)
-    weight_decay: float = _setting(0.1, "decoupled decay of the weight matrices", at_least=0)
-    beta1: float = _setting(0.9, "AdamW: decay of the mean gradient", at_least=0, below=1)
-    beta2: float = _setting(0.99, "AdamW: decay of the mean squared gradient", at_least=0, below=1)
+    decay_fraction: float = _setting(
+        0.2, "wsd: the fraction of the steps after the warm-up in which the learning rate falls", above=0, at_most=1
+    )
+    weight_decay: float = _setting(
+        0.1, "decay of the weight matrices: decoupled, but with sgd and adam the same as l2", at_least=0
+    )
+    l1: float = _setting(0.0, "penalty l1 * sum |p| over the weight matrices", at_least=0)
+    l2: float = _setting(0.0, "penalty l2 / 2 * sum p^2 over the weight matrices", at_least=0)
+    beta1: float = _setting(0.9, "adam, adamw, lion: decay of the mean gradient", at_least=0, below=1)
+    beta2: float = _setting(
+        0.99,
+        "adam, adamw: decay of the mean squared gradient; lion: of the mean gradient that is kept",
+        at_least=0,
+        below=1,
+    )
+    momentum: float | None = _setting(
+        None, "sgd, muon: decay of the mean gradient; by default 0.9 and 0.95", at_least=0, below=1
+    )
+    nesterov: bool | None = _setting(None, "sgd, muon: look one step ahead along the momentum; by default muon does")
+    layer_decay: float = _setting(
+        1.0, "factor for the learning rate from each block to the one below it, for fine-tuning", above=0, at_most=1
+    )
+    ema: float = _setting(
+        0.0,
+        "evaluate and save an exponential moving average of the weights with this decay; 0: none",
+        at_least=0,
+        below=1,
+    )
     grad_clip: float = _setting(1.0, "maximum norm of the whole gradient; 0: no limit", at_least=0)
     validation_fraction: float = _setting(0.1, "fraction of the text, at its end, for validation", above=0, below=1)
     eval_every: int = _setting(250, "steps between evaluations", at_least=1)
@@ -71,6 +112,14 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         for setting in dataclasses.fields(self):
             _check(setting, getattr(self, setting.name))
+        for name, optimizers in ONLY_OF.items():
+            if getattr(self, name) is not None and self.optimizer not in optimizers:
+                raise RangeError(
+                    f"training: {name} is a setting of {' and '.join(optimizers)}, and the optimizer is "
+                    f"{self.optimizer}: leave out {name}, or choose another optimizer"
+                )
+        if self.lr is None:
+            object.__setattr__(self, "lr", LEARNING_RATES[self.optimizer])
         followed = frozenset(name for name in ("min_lr", "decay_steps") if getattr(self, name) is None)
         object.__setattr__(self, "followed", followed)
         if self.min_lr is None:
@@ -102,6 +151,16 @@ class TrainingConfig:
         kept = {"decay_steps"} | ({"min_lr"} if self.lr == stored.get("lr") else set())
         names = sorted(kept & self.followed & set(stored))
         return dataclasses.replace(self, **{name: stored[name] for name in names})
+
+
+def new_settings(preset: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a new run: the preset's, overridden by those given.
+
+    With another optimizer than the preset's, its learning rates don't count.
+    """
+    other = given.get("optimizer", preset.get("optimizer", "adamw")) != preset.get("optimizer", "adamw")
+    left_out = {"lr", "min_lr", *ONLY_OF} if other else set()
+    return {name: value for name, value in preset.items() if name not in left_out} | dict(given)
 
 
 def resumed_settings(stored: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -152,7 +211,7 @@ def _check(setting: dataclasses.Field[Any], value: Any) -> None:
     elif setting.type.startswith("str"):
         if not isinstance(value, str) or not value:
             raise RangeError(f"training: {name} must be a text, not {value!r}")
-    elif setting.type == "bool":
+    elif setting.type.startswith("bool"):
         if not isinstance(value, bool):
             raise RangeError(f"training: {name} must be True or False, not {value!r}")
     elif setting.type.startswith("float"):

@@ -4,10 +4,11 @@
     trainer.resume()            # only to continue from the folder's latest checkpoint
     result = trainer.run()
 
-One step: draw a batch, forward, backward, clip, AdamW. The batches, their loss and the evaluation are the objective's
-(`objective.py`), by default those of a text. Everything that affects a step's result is either a function of the step
-index (the batch, the learning rate) or in the checkpoint (weights, optimizer state, the random state of dropout). So a
-run that was interrupted, killed or copied elsewhere resumes bit for bit as if it had never stopped.
+One step: draw a batch, forward, backward, clip, optimizer (`optimizers.py`). The batches, their loss and the evaluation
+are the objective's (`objective.py`), by default those of a text. Everything that affects a step's result is either a
+function of the step index (the batch, the learning rate) or in the checkpoint (weights, optimizer state, the random
+state of dropout). So a run that was interrupted, killed or copied elsewhere resumes bit for bit as if it had never
+stopped.
 
 With `dtype` "bfloat16" or "float16", steps and evaluations are computed in 16 bits (`GPT.compute_in`). Weights, their
 gradients, the optimizer and checkpoints stay in float32, so a run can switch dtype when it is resumed. In float16 the
@@ -40,7 +41,7 @@ from ..checkpoint import Checkpoint, CheckpointFolder
 from ..errors import UsageError
 from ..graph import NonFiniteError, detect_anomaly
 from ..language_model import LanguageModel
-from ..optim import AdamW, clip_coefficient, grad_norm, schedules
+from ..optim import clip_coefficient, grad_norm
 from ..tensor import Tensor
 from ..tokenizers import Tokenizer
 from . import leaving
@@ -53,6 +54,7 @@ from .graphed_step import GraphedStep, forward_and_backward
 from .interrupt import StopRequest
 from .loss_scale import LossScale
 from .objective import Batch, Objective, TextObjective
+from .optimizers import averaged, make_average, make_optimizer, make_schedule
 from .outcome import CallbackError, TrainingResult, TrainState
 from .progress import Progress
 from .reporting import Report
@@ -113,7 +115,7 @@ class Trainer:
         freeze(model, config.freeze)
         trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
         self.parameters = [parameter for _, parameter in trained]
-        self.optimizer = AdamW(trained, config.lr, (config.beta1, config.beta2), weight_decay=config.weight_decay)
+        self.optimizer, self.average = make_optimizer(config, trained), make_average(config, trained)
         self.use(config)
         activation_dtype(config.dtype, self.parameters[0].backend)  # raises now rather than at the first step
         self.loss_scale = LossScale(config.dtype)
@@ -131,9 +133,7 @@ class Trainer:
     def use(self, config: TrainingConfig) -> None:
         """Use these settings and their learning rate schedule."""
         self.config = config
-        self.schedule = schedules.make(
-            config.schedule, config.lr, config.min_lr or 0.0, config.warmup_steps, config.decay_steps or config.steps
-        )
+        self.schedule = make_schedule(config)
 
     # The loop -------------------------------------------------------------------------------------
 
@@ -239,6 +239,8 @@ class Trainer:
         if self.config.grad_clip > 0:
             scale *= clip_coefficient(norm, self.config.grad_clip)
         self.optimizer.step(grad_scale=scale)
+        if self.average is not None:
+            self.average.update()
         self.loss_scale.raise_after_good_step()
 
     def _gradients(self) -> tuple[float, float]:
@@ -275,7 +277,8 @@ class Trainer:
 
         random_state = self.model.generator.state_dict()
         try:
-            figures = self.objective.evaluate(self.model, until_stopped())
+            with averaged(self.average):
+                figures = self.objective.evaluate(self.model, until_stopped())
         except _Stopped:  # a resumed run evaluates at this step again
             return False
         except Exception:
@@ -354,6 +357,6 @@ class Trainer:
     def load_best(self) -> int:
         """Load the weights of the best evaluation, which `tinygpt sample` uses; return their step."""
         step = int(self.checkpoints.entry("best")["step"])
-        if step != self.state.step:
+        if step != self.state.step or self.average is not None:  # the model has the weights, not their average
             self.model.load_state_dict(self.checkpoints.load("best").model)
         return step

@@ -12,10 +12,12 @@ from ..checkpoint import Checkpoint, require_same
 from ..errors import CheckpointError, UsageError
 from .config import CHANGEABLE, changed_step_size
 from .outcome import TrainState
-from .state import check_state
+from .state import check_state, training_config
 
 if TYPE_CHECKING:
     from .loop import Trainer
+
+WEIGHTS = "weights"  # kind of the optimizer's arrays: what training continues from, if the model has the average
 
 
 def checkpoint_of(trainer: Trainer) -> Checkpoint:
@@ -28,6 +30,9 @@ def checkpoint_of(trainer: Trainer) -> Checkpoint:
         for kind, arrays in kinds.items()
         for name, array in arrays.items()
     }
+    if trainer.average is not None:
+        optimizer |= {f"{WEIGHTS}.{name}": model[name] for name in trainer.average.average}
+        model |= {name: backends.move(array, "numpy") for name, array in trainer.average.average.items()}
     state = {
         "step": trainer.state.step,
         "progression": dataclasses.asdict(trainer.state),
@@ -37,6 +42,7 @@ def checkpoint_of(trainer: Trainer) -> Checkpoint:
         "training_config": dataclasses.asdict(trainer.config),
         "text": trainer.objective.data,
         "loss_scale": trainer.loss_scale.state_dict(),
+        "ema_steps": 0 if trainer.average is None else trainer.average.steps,
         "backend": trainer.parameters[0].backend,
     }
     return Checkpoint(model, optimizer, state)
@@ -49,15 +55,20 @@ def restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
     check_state(checkpoint, where, TrainState)
     config = trainer.config.resumed(state["training_config"])
     require_same(where, state["model_config"], trainer.model.config.to_dict())
-    require_same(where, state["training_config"], dataclasses.asdict(config), CHANGEABLE)
+    stored = dataclasses.asdict(training_config(state, where))  # with defaults for settings that are newer than the run
+    require_same(where, stored, dataclasses.asdict(config), CHANGEABLE)
     if state["text"] != trainer.objective.data:
         raise CheckpointError(f"{where} is of {trainer.objective.other_data}")
     optimizer: dict[str, dict[str, Any]] = {"step": state["optimizer_steps"]}
     for name, array in checkpoint.optimizer.items():
         kind, _, parameter = name.partition(".")
         optimizer.setdefault(kind, {})[parameter] = array
+    weights = optimizer.pop(WEIGHTS, {}) if trainer.average is not None else {}
     try:
-        trainer.model.load_state_dict(checkpoint.model)
+        trainer.model.load_state_dict(checkpoint.model | weights)
+        if trainer.average is not None:
+            average = {name: checkpoint.model[name] for name in weights}
+            trainer.average.load_state_dict({"steps": state["ema_steps"], "average": average})
         trainer.optimizer.load_state_dict(optimizer)
         trainer.model.generator.load_state_dict(state["generator"])
         trainer.loss_scale.load_state_dict(state.get("loss_scale", {}))  # older checkpoints have none
@@ -65,7 +76,7 @@ def restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
     except (UsageError, TypeError, KeyError) as error:
         raise CheckpointError(f"{where} does not fit this version's model: {error}") from error
     trainer.use(config)
-    trainer.changed = changed_step_size(state["training_config"], config)
+    trainer.changed = changed_step_size(stored, config)
     trainer.saved_at = trainer.state.step
 
 

@@ -15,6 +15,7 @@ differently.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,13 +30,13 @@ from ..memory import require_memory
 from ..random import Generator
 from ..tokenizers import hf_tokenizers
 from ..tokenizers.bpe_files import TOKENIZER
-from .config import CHANGEABLE, PRESETS, TrainingConfig, resumed_settings
+from .config import CHANGEABLE, PRESETS, TrainingConfig, new_settings, resumed_settings
 from .folder import RunFolder
 from .options import add_options, given_options
 from .outcome import TrainState
 from .picture import require_matplotlib
 from .starting import Start, start_from
-from .state import check_state
+from .state import check_state, training_config
 
 TOKENIZERS = ("character", "byte", "bpe")
 VOCAB_SIZE = 2048  # of --tokenizer bpe: about three characters of Shakespeare's plays per token
@@ -134,13 +135,13 @@ def _new(options: argparse.Namespace, folder: RunFolder, name: str) -> Settings:
     if getattr(options, "init_from", None) is not None:
         start = _start(options, given.get("seed", TrainingConfig.seed))
         model = {key: value for key, value in start.model.config.to_dict().items() if key != "vocab_size"}
-        given = {"lr": preset.training.get("lr", TrainingConfig.lr) / 10} | given
+        given = {"lr": TrainingConfig.from_dict(new_settings(preset.training, given)).lr / 10} | given
         folder.leaves_model = True
     elif getattr(options, "add_token", None):
         raise UsageError("--add-token adds to the vocabulary of the model in --init-from: give both, or neither")
     else:
         model = preset.model | given_options(options, GPTConfig)
-    config = TrainingConfig.from_dict(preset.training | given)
+    config = TrainingConfig.from_dict(new_settings(preset.training, given))
     settings = Settings(
         folder, options.backend or "numpy", model, config, None, options.data, options.tokenizer,
         options.bpe_vocab_size, options.overwrite, start,
@@ -171,8 +172,9 @@ def _resumed(options: argparse.Namespace, folder: RunFolder) -> Settings:
     preset = PRESETS[options.preset] if options.preset else None
     given = given_options(options, TrainingConfig)
     require_same(where, state["model_config"], (preset.model if preset else {}) | given_options(options, GPTConfig))
-    require_same(where, state["training_config"], (preset.training if preset else {}) | given, CHANGEABLE)
-    config = TrainingConfig.from_dict(resumed_settings(state["training_config"], given))
+    stored = dataclasses.asdict(training_config(state, where))  # with defaults for settings that are newer than the run
+    require_same(where, stored, (preset.training if preset else {}) | given, CHANGEABLE)
+    config = TrainingConfig.from_dict(resumed_settings(stored, given))
     model = {key: value for key, value in state["model_config"].items() if key != "vocab_size"}
     if config.steps < checkpoint.step:
         raise UsageError(

@@ -29,6 +29,7 @@ def check_state(checkpoint: Checkpoint, where: str, progression: type) -> None:
         for name, kind in (("text", dict), ("optimizer_steps", dict), ("generator", dict), ("progression", dict)):
             require_kind(name, entry(state, name), kind)
         require_kind("loss_scale", state.get("loss_scale", {}), dict)  # older checkpoints have none
+        require_kind("ema_steps", state.get("ema_steps", 0), int)
         if state.get("backend", "numpy") not in backends.NAMES:
             raise ValueError(f"backend is {state['backend']!r}, not one of {', '.join(backends.NAMES)}")
         for name, step in state["optimizer_steps"].items():
