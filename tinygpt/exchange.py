@@ -29,7 +29,8 @@ from .errors import CheckpointError, UsageError
 from .files import shown, sync_folder
 
 SAVED, MANIFEST = ".saved", "manifest.json"
-_CHANGED_FILES = ("tinygpt-run.json", "config.json", f"{SAVED}/{MANIFEST}")  # every swap changes at least one of these
+# Every swap changes at least one of these.
+_CHANGED_FILES = ("tinygpt-run.json", "config.json", "adapter_config.json", f"{SAVED}/{MANIFEST}")
 _TRIES, _PAUSE = 50, 0.02
 
 T = TypeVar("T")

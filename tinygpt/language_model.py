@@ -48,6 +48,7 @@ class LanguageModel(nn.Module):
         self.config, self.generator = config, generator
         self.packed: str | None = None  # the format of `pack`
         self.activations: Any = None  # the dtype of activations inside `compute_in`; None: that of the parameters
+        self.source: str | None = None  # the folder or the name that it was loaded from
         self.generation_config: Any = {}  # defaults for `generate`, such as a loaded model's eos_token_id
 
     # For subclasses to define ---------------------------------------------------------------------
@@ -172,8 +173,9 @@ class LanguageModel(nn.Module):
         """The model in a GPT-2 directory of the Hugging Face format, in evaluation mode.
 
         folder_or_name: a directory with config.json and model.safetensors (or an index and its shards); the folder of a
-        training run, whose best checkpoint is taken; or a name such as "gpt2" or "owner/name", looked up in the local
-        Hugging Face cache and then fetched at `revision` (extra `hub`).
+        training run, whose best checkpoint is taken; a LoRA adapter of PEFT, which names its base model; or a name such
+        as "gpt2" or "owner/name", looked up in the local Hugging Face cache and then fetched at `revision` (extra
+        `hub`).
         dtype: "float32" or "float64" for the parameters, whatever the file has (float32, float16, bfloat16, float64);
         dtype="bfloat16" and quantize="int8" pack the matrices into 16 and 8 bits, for inference only.
         dropout: overrides the file's; seed: of the dropout masks. Both matter only in training.

@@ -10,7 +10,7 @@ ABOUT = (
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    words = "a training run, a GPT-2 directory, or a name such as gpt2"
+    words = "a training run, a GPT-2 directory, a LoRA adapter of PEFT, or a name such as gpt2"
     parser.add_argument("source", metavar="SOURCE", help=words)
     parser.add_argument("target", metavar="TARGET", help="the folder to write; a model already there is replaced")
     formats = ("float32", "bfloat16", "float16", "float64")
@@ -19,6 +19,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-shard-size", metavar="SIZE", help=words)
     words = "of a training run (default: best)"
     parser.add_argument("--checkpoint", choices=("best", "latest"), default="best", help=words)
+    words = "add the LoRA adapter to the weights and write the whole model (default: write the adapter alone, for PEFT)"
+    parser.add_argument("--merge-lora", action="store_true", help=words)
     parser.add_argument("--revision", default="main", metavar="REV", help="of a name: branch, tag or commit")
     parser.set_defaults(run=convert)
 
@@ -32,10 +34,11 @@ def convert(options: argparse.Namespace) -> int:
         size = int(size)
     target = interop.convert(
         options.source, options.target, dtype=options.dtype, max_shard_size=size,
-        checkpoint=options.checkpoint, revision=options.revision,
+        checkpoint=options.checkpoint, revision=options.revision, merge_lora=options.merge_lora,
     )  # fmt: skip
     files = sorted(path for path in target.iterdir() if path.is_file())
-    print(f"{target} holds the model in {options.dtype}:")
+    what = "LoRA adapter" if (target / "adapter_config.json").exists() else "model"
+    print(f"{target} holds the {what} in {options.dtype}:")
     for path in files:
         print(f"    {path.name:<34}{path.stat().st_size:>15,} bytes")
     return 0

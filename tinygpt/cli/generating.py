@@ -68,7 +68,9 @@ HOW_MANY = [
 def add_model_options(parser: Any) -> None:
     """Options for the model, its format and the device."""
     group = parser.add_argument_group("the model")
-    words = "a training run, a GPT-2 directory of the Hugging Face format, or a name such as gpt2"
+    words = (
+        "a training run, a GPT-2 directory of the Hugging Face format, a LoRA adapter of PEFT, or a name such as gpt2"
+    )
     group.add_argument("--model", required=True, metavar="FOLDER_OR_NAME", help=words)
     group.add_argument("--checkpoint", choices=("best", "latest"), help="of a training run (default: best)")
     group.add_argument("--revision", default="main", metavar="REV", help="of a name: branch, tag or commit")
@@ -85,14 +87,16 @@ def load(options: argparse.Namespace) -> tuple[GPT, Tokenizer, Path]:
     from ..exchange import read_whole
     from ..interop.config import CONFIG
     from ..interop.loading import RUN, is_run, require_libraries
+    from ..interop.peft import is_adapter
 
     require_libraries(options.model, options.revision, options.backend)
     backends.use_backend(options.backend)
     folder = interop.find_model(options.model, options.revision)
-    run, directory = read_whole(folder, lambda place: (is_run(place), (place / CONFIG).exists()))
+    run, directory = read_whole(folder, lambda place: (is_run(place), (place / CONFIG).exists() or is_adapter(place)))
     if not run and not directory:
         raise CheckpointError(
-            f"there is no model in {folder}: neither the {RUN} of a training run nor the {CONFIG} of a GPT-2 directory"
+            f"there is no model in {folder}: neither the {RUN} of a training run, the {CONFIG} of a GPT-2 directory "
+            "nor an adapter"
         )
     if options.checkpoint is not None and not run:
         raise UsageError(f"--checkpoint applies to training runs, but {folder} is a GPT-2 directory: leave it out")

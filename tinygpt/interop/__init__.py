@@ -4,6 +4,7 @@ model = tinygpt.GPT.from_pretrained("gpt2")                  # a name, a GPT-2 d
 model, tokenizer = tinygpt.interop.load(folder)              # with the tokenizer in the same folder
 model.save_pretrained(folder, tokenizer=tokenizer)           # a directory that transformers can load
 tinygpt.interop.convert(run_folder, folder, dtype="float16") # from folder to folder, including the tokenizer
+tinygpt.interop.save_adapter(model, folder)                  # the LoRA adapter alone, in PEFT's format
 folder = tinygpt.interop.find_model("gpt2")                  # the folder of its files, downloaded if necessary
 
 | file | contents |
@@ -14,6 +15,7 @@ folder = tinygpt.interop.find_model("gpt2")                  # the folder of its
 | `plain_gpt.py` | whether a model can be saved as GPT-2 |
 | `classifier.py` | the same for classifiers |
 | `harness.py` | a model in lm-evaluation-harness |
+| `peft.py`, `peft_config.py` | LoRA adapters: their arrays and their configuration |
 | `hub.py` | finding models by name: the local cache and the hub |
 """
 
@@ -22,6 +24,10 @@ from __future__ import annotations
 from .convert import convert
 from .hub import cache_folder, find_model
 from .loading import from_pretrained, load
+from .peft import load_adapter, save_adapter
 from .saving import save_pretrained
 
-__all__ = ["cache_folder", "convert", "find_model", "from_pretrained", "load", "save_pretrained"]
+__all__ = [
+    "cache_folder", "convert", "find_model", "from_pretrained", "load", "load_adapter", "save_adapter",
+    "save_pretrained",
+]  # fmt: skip

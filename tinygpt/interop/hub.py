@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ..errors import CheckpointError, UsageError, missing_extra
 from .config import CONFIG, GENERATION, read_config
-from .weights import INDEXES, ORDER, WHOLE, shards_of, weights_file
+from .weights import ADAPTER, ADAPTER_CONFIG, INDEXES, ORDER, TORCH_ADAPTER, WHOLE, shards_of, weights_file
 
 # The first models predate owners in names; the hub still accepts both forms.
 _OWNERS = {
@@ -99,6 +99,8 @@ def _in_cache(name: str, revision: str) -> Path | None:
 
 
 def _is_complete(snapshot: Path) -> bool:
+    if (snapshot / ADAPTER_CONFIG).exists() and any((snapshot / name).exists() for name in (ADAPTER, TORCH_ADAPTER)):
+        return True
     if not (snapshot / CONFIG).exists():
         return False
     found = weights_file(snapshot)
@@ -116,6 +118,11 @@ def _is_complete(snapshot: Path) -> bool:
 def _fetch(name: str, revision: str) -> Path:
     """Download only the needed files of a model into the cache. Returns its folder there."""
     hub = _Hub(name, revision)
+    adapter = None if hub.get_if_there(CONFIG) else hub.get_if_there(ADAPTER_CONFIG)
+    if adapter is not None:
+        if not hub.get_if_there(ADAPTER):
+            hub.get(TORCH_ADAPTER)
+        return adapter.parent
     folder = hub.get(CONFIG).parent
     if _COMMIT.fullmatch(folder.name):
         hub.revision = folder.name  # take all files from the same commit, even if the branch moves meanwhile

@@ -18,19 +18,21 @@ from typing import Any
 import numpy as np
 
 from .. import backends, nn, tokenizers
-from ..checkpoint import CheckpointFolder, marked_files, model_config, read_checkpoint
+from ..checkpoint import CheckpointFolder, made_of, marked_files, model_config, read_checkpoint
 from ..checks import number
 from ..errors import CheckpointError, UsageError, require_together
 from ..exchange import read_whole
 from ..gpt import GPT, GPTConfig
+from ..nn.lora import LoRA, insert_lora, lora_of
 from ..safetensors_io import SafetensorsFile
 from ..tokenizers import Tokenizer, hf_tokenizers
 from .config import CONFIG, GENERATION, read_config, read_generation
 from .hub import find_here, find_model
-from .saving import token_ids
+from .peft import base_of, is_adapter, load_adapter
+from .saving import TOKENIZER_FILES, token_ids
 from .weights import HEAD, Weights, open_weights
 
-Make = Callable[[GPTConfig, Weights], GPT]
+Make = Callable[..., GPT]  # of a GPTConfig, Weights and, optionally, the LoRA adapter among them
 
 RUN = "checkpoints.json"  # the file by which the folder of a training run is recognised
 
@@ -58,18 +60,24 @@ def from_pretrained(
     if dropout is not None:
         dropout = number("from_pretrained", "dropout", dropout, at_least=0, below=1)
 
-    def make(config: GPTConfig, weights: Weights) -> GPT:
-        return _filled(model_class, config, seed, parameter_dtype, weights, packed)
+    def make(config: GPTConfig, weights: Weights, lora: LoRA | None = None) -> GPT:
+        return _filled(model_class, config, seed, parameter_dtype, weights, packed, lora)
 
     def read(folder: Path) -> GPT:
         if is_run(folder):
             return _without_head(_load_run(folder, checkpoint, make, dropout), body_only)
+        if is_adapter(folder):
+            options = {"dtype": dtype, "quantize": quantize, "dropout": dropout, "seed": seed, "body_only": body_only}
+            base, of = base_of(folder)
+            return load_adapter(from_pretrained(base, revision=of, model_class=model_class, **options), folder)
         return _load_directory(folder, make, dropout, body_only)
 
     with backends.use_backend("numpy"):
         model = read_whole(find_model(folder_or_name, revision), read)
     model.eval()
     model.to(backends.current())
+    if lora_of(model) is None:  # otherwise it is that of the base model
+        model.source = os.fspath(folder_or_name)
     return model
 
 
@@ -83,7 +91,8 @@ def load(folder_or_name: str | os.PathLike[str], *, revision: str = "main", **op
     folder = find_model(folder_or_name, revision)
 
     def read(place: Path) -> tuple[GPT, Tokenizer]:
-        model, tokenizer = from_pretrained(place, **options), tokenizers.load(place)
+        model, tokenizer = from_pretrained(place, **options), tokenizers.load(with_tokenizer(place))
+        model.source = os.fspath(folder_or_name) if model.source == os.fspath(place) else model.source
         tokens, ids = tokenizer.vocab_size, model.config.vocab_size
         own = is_run(place) and not (place / GENERATION).exists()  # made for this run, not taken from another model
         if tokenizer.ids_of_texts > ids or (own and tokens != ids):
@@ -106,9 +115,15 @@ def require_libraries(
     require_together(
         *([lambda: backends.get(backend)] if backend is not None else []),
         lambda: here.append(find_here(folder_or_name, revision)),
-        lambda: tokenizers.require_library(here[0]) if here and here[0] else None,
+        lambda: tokenizers.require_library(with_tokenizer(here[0])) if here and here[0] else None,
         wanted=[lambda: None if here and here[0] else hf_tokenizers.tokenizers()],
     )
+
+
+def with_tokenizer(folder: Path) -> Path:
+    """The folder whose tokenizer belongs to the model in `folder`: that of the base, for an adapter without its own."""
+    own = any((folder / name).exists() for name in TOKENIZER_FILES)
+    return folder if own or not is_adapter(folder) else find_model(*base_of(folder))
 
 
 def is_run(folder: Path) -> bool:
@@ -171,7 +186,11 @@ def _load_run(folder: Path, which: str, make: Make, dropout: float | None) -> GP
                 config = model_config(state, weights.count, where)
                 if dropout is not None:
                     config = dataclasses.replace(config, dropout=dropout)
-                return make(config, weights)
+                lora = made_of(LoRA.from_dict, state, "lora", where) if state.get("lora") is not None else None
+                model = make(config, weights, lora)
+                base = state.get("base_model")
+                model.source = base if isinstance(base, str) else None
+                return model
         except (UsageError, TypeError, KeyError) as error:
             raise CheckpointError(f"{where} is not a valid model: {error}") from error
 
@@ -184,13 +203,22 @@ def _load_run(folder: Path, which: str, make: Make, dropout: float | None) -> GP
 
 
 def _filled(
-    model_class: type[GPT], config: GPTConfig, seed: int, dtype: str, weights: Weights, packed: str | None
+    model_class: type[GPT],
+    config: GPTConfig,
+    seed: int,
+    dtype: str,
+    weights: Weights,
+    packed: str | None,
+    lora: LoRA | None,
 ) -> GPT:
     """A model with these weights. If it is packed, its float32 matrices never all exist at once."""
     # The constructor of a user-defined class may use its weights, so they must be allocated.
     absent = packed is not None and model_class.__init__ is GPT.__init__
     with nn.uninitialized(without_matrices=absent):
         model = model_class(config, seed, dtype)
+        if lora is not None:
+            weights.check_rank(lora.rank)
+            insert_lora(model, lora)
     weights.check_model(model)
     weights.fill(model, packed if absent else None)
     return model if packed is None or absent else model.pack(packed)

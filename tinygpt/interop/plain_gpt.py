@@ -12,9 +12,11 @@ from typing import Any
 from ..gpt import GPT, MLP, Attention, Block, GPTConfig, attention_scale
 from ..nn import Dropout, Embedding, LayerNorm, Linear
 from ..nn.known import described, is_known, keeps
+from ..nn.lora import LoRALinear
 from ..nn.packed import PackedEmbedding, PackedLinear
 
 _LINEAR, _EMBEDDING = (Linear, PackedLinear), (Embedding, PackedEmbedding)
+_TO_DO = {LoRALinear: " (merge_lora makes it a plain layer, and tinygpt.interop.save_adapter saves the adapter alone)"}
 _Expected = tuple[str, tuple[type, ...], tuple[int, ...]]  # path of a module, its allowed classes, its weight's shape
 
 
@@ -27,7 +29,7 @@ def difference_from_gpt2(model: Any) -> str | None:
     for path, kinds, shape in _expected_modules(model.config):
         module = _at(model, path)
         if not is_known(module, *kinds):
-            return f"{path} is a {described(module)}"
+            return f"{path} is a {described(module)}{_TO_DO.get(type(module), '')}"
         difference = _difference(model, module, shape)
         if difference:
             return f"{path} has {difference}"

@@ -28,7 +28,7 @@ from ..gpt import GPT
 from ..safetensors_io import CODES, DTYPES, write_safetensors
 from .config import CONFIG, GENERATION, TOKEN_IDS, config_json
 from .plain_gpt import difference_from_gpt2
-from .weights import HEAD, INDEX, PREFIX, SINGLE, parameter_shapes
+from .weights import ADAPTER, ADAPTER_CONFIG, HEAD, INDEX, PREFIX, SINGLE, parameter_shapes
 
 FORMATS = ("float32", "bfloat16", "float16", "float64")
 TOKENIZER_FILES = frozenset(
@@ -108,10 +108,12 @@ def write_folder(
     folder = folder_made(Path(folder).expanduser())
     if not of_run and (folder / "checkpoints.json").exists():
         raise UsageError(f"save_pretrained: {folder} contains a training run: choose another folder")
+    if (folder / ADAPTER_CONFIG).exists():
+        raise UsageError(f"save_pretrained: {folder} contains an adapter: choose another folder")
     finish_save(folder)
     with explain_os_errors("save the model to", folder):
         staging = folder / f".saving-{secrets.token_hex(4)}.tmp"
-        _remove_left_over(folder)
+        remove_left_over(folder)
         staging.mkdir()
         try:
             write_json(staging / CONFIG, content.settings)
@@ -243,10 +245,11 @@ def _is_weights(name: str) -> bool:
 
 def finish_save(folder: Path) -> None:
     """Finish the moves of a save that was interrupted after its commit. Call this before saving to the folder again."""
-    exchange.finish(folder, lambda name: name in TOKENIZER_FILES or name in (CONFIG, GENERATION) or _is_weights(name))
+    files = {*TOKENIZER_FILES, CONFIG, GENERATION, ADAPTER, ADAPTER_CONFIG}
+    exchange.finish(folder, lambda name: name in files or _is_weights(name))
 
 
-def _remove_left_over(folder: Path) -> None:
+def remove_left_over(folder: Path) -> None:
     """Remove the staging folders of killed processes."""
     for path in folder.glob(".saving-*.tmp"):
         if _STAGING.fullmatch(path.name):

@@ -41,6 +41,8 @@ TORCH, TORCH_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 WHOLE: dict[str, type[ArrayFile]] = {SINGLE: SafetensorsFile, TORCH: TorchFile}
 INDEXES: dict[str, type[ArrayFile]] = {INDEX: SafetensorsFile, TORCH_INDEX: TorchFile}
 ORDER = (SINGLE, INDEX, TORCH, TORCH_INDEX)
+# Of a LoRA adapter (`peft.py`).
+ADAPTER, TORCH_ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_model.bin", "adapter_config.json"
 PREFIX = "transformer."
 RUN = "model."  # the prefix of each name in the checkpoint of a training run
 HEAD, SCORE, _EMBEDDING = "lm_head.weight", "score.weight", "wte.weight"  # SCORE: the head of a classifier
@@ -108,6 +110,14 @@ class Weights:
         if not config.tie_word_embeddings:
             self.head = None
         return dataclasses.replace(config, tie_word_embeddings=True)
+
+    def check_rank(self, rank: int) -> None:
+        """Raise CheckpointError unless there is a LoRA adapter of this rank: a forged one could claim any."""
+        ranks = {
+            file.arrays[stored].shape[:1] for name, (file, stored) in self.place.items() if name.endswith(".lora_A")
+        }
+        if ranks != {(rank,)}:
+            raise CheckpointError(f"the weights in {self.folder} have no LoRA adapter of rank {rank}")
 
     def check(self, config: GPTConfig) -> None:
         """Raise CheckpointError unless these are exactly the arrays of a model of this size. Reads only headers.

@@ -107,6 +107,6 @@ def unknown_modules(module: Module) -> Iterator[tuple[str, Module]]:
 
 
 def described(module: Any) -> str:
-    """A name for an unknown module in an error message."""
+    """A name for a module in an error message, which says so if its methods were replaced."""
     name = type(module).__name__
-    return f"{name} whose methods were replaced" if type(module) in _METHODS else name
+    return f"{name} whose methods were replaced" if type(module) in _METHODS and not is_known(module) else name

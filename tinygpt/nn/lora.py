@@ -186,10 +186,16 @@ def insert_lora(model: Any, lora: LoRA, seed: int = 0) -> Any:
     return model
 
 
+def linear_paths(model: Any) -> dict[str, tuple[int, int]]:
+    """Path -> (in, out) of every linear layer, packed or not, in the model's order."""
+    found = [(path, module) for path, module in model.named_modules() if isinstance(module, (Linear, PackedLinear))]
+    return {path: module.matrix.data.shape for path, module in found}
+
+
 def _target_paths(model: Any, lora: LoRA) -> list[str]:
     """The paths of the layers to adapt, in the model's order. Raises UsageError unless each target names some."""
     modules = {path: module for path, module in model.named_modules() if path}
-    linear = [path for path, module in modules.items() if isinstance(module, (Linear, PackedLinear))]
+    linear = linear_paths(model)
     for target in lora.targets:
         if target == ALL_LINEAR or any(path == target or path.endswith(f".{target}") for path in linear):
             continue
@@ -245,6 +251,18 @@ def without_lora(model: Any) -> Any:
     """
     plain = {path: layer.plain() if is_known(layer) else None for path, layer in lora_layers(model).items()}
     return _copied(model, "", plain) if plain and None not in plain.values() else model
+
+
+def merged_state(state: Mapping[str, Any], lora: LoRA) -> dict[str, Any]:
+    """A `state_dict` with an adapter -> that of the merged model."""
+    merged = {}
+    for name, array in state.items():
+        path, _, kind = name.rpartition(".base_layer.")
+        if path and kind == "weight":
+            array = _merged(array, state[f"{path}.lora_A"], state[f"{path}.lora_B"], lora.scale)
+        if not name.endswith((".lora_A", ".lora_B")):
+            merged[f"{path}.{kind}" if path else name] = array
+    return merged
 
 
 def _copied(module: Any, path: str, replacements: Mapping[str, Any]) -> Any:

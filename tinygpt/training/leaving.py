@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import UsageError
 from ..interop.config import GENERATION
 from ..interop.saving import generation_of, save, token_ids, write_json
+from ..nn.lora import lora_of, merged_state, without_lora
 from ..tokenizers import Tokenizer
 from .folder import RunFolder
 from .progress import Progress
@@ -43,7 +44,9 @@ def write_tokenizer(trainer: Trainer) -> None:
 def write_model(trainer: Trainer, progress: Progress) -> None:
     """Write the best weights for other programs. A model that their format can't hold is said, and is no error."""
     try:
-        best = trainer.checkpoints.load("best").model
-        save(trainer.model, trainer.folder, "float32", None, None, best=best)  # type: ignore[arg-type]
+        best, lora = trainer.checkpoints.load("best").model, lora_of(trainer.model)
+        if lora is not None:
+            best = merged_state(best, lora)
+        save(without_lora(trainer.model), trainer.folder, "float32", None, None, best=best)
     except UsageError as error:
         progress.line(trainer.state.step, f"only tinygpt can load the model of this run: {error}")

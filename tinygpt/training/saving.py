@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .. import backends
 from ..checkpoint import Checkpoint, require_same
 from ..errors import CheckpointError, UsageError
+from ..nn.lora import lora_of
 from .config import CHANGEABLE, changed_step_size
 from .outcome import TrainState
 from .state import check_state, training_config
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from .loop import Trainer
 
 WEIGHTS = "weights"  # kind of the optimizer's arrays: what training continues from, if the model has the average
+_NO_ADAPTER: dict[str, Any] = {"rank": None}  # a model without LoRA
 
 
 def checkpoint_of(trainer: Trainer) -> Checkpoint:
@@ -39,6 +41,8 @@ def checkpoint_of(trainer: Trainer) -> Checkpoint:
         "generator": trainer.model.generator.state_dict(),
         "optimizer_steps": steps,
         "model_config": trainer.model.config.to_dict(),
+        **({"lora": _adapter(trainer.model)} if lora_of(trainer.model) else {}),
+        "base_model": getattr(trainer.model, "source", None),
         "training_config": dataclasses.asdict(trainer.config),
         "text": trainer.objective.data,
         "loss_scale": trainer.loss_scale.state_dict(),
@@ -48,6 +52,12 @@ def checkpoint_of(trainer: Trainer) -> Checkpoint:
     return Checkpoint(model, optimizer, state)
 
 
+def _adapter(model: Any) -> dict[str, Any]:
+    """The settings of the model's LoRA adapter, as JSON values."""
+    lora = lora_of(model)
+    return _NO_ADAPTER if lora is None else lora.to_dict()
+
+
 def restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
     """Restore a trainer from a checkpoint. Raises CheckpointError if it is from a different run, or damaged."""
     state = checkpoint.state
@@ -55,6 +65,7 @@ def restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
     check_state(checkpoint, where, TrainState)
     config = trainer.config.resumed(state["training_config"])
     require_same(where, state["model_config"], trainer.model.config.to_dict())
+    require_same(f"{where}, with its LoRA adapter,", state.get("lora") or _NO_ADAPTER, _adapter(trainer.model))
     stored = dataclasses.asdict(training_config(state, where))  # with defaults for settings that are newer than the run
     require_same(where, stored, dataclasses.asdict(config), CHANGEABLE)
     if state["text"] != trainer.objective.data:
@@ -70,6 +81,8 @@ def restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
             average = {name: checkpoint.model[name] for name in weights}
             trainer.average.load_state_dict({"steps": state["ema_steps"], "average": average})
         trainer.optimizer.load_state_dict(optimizer)
+        if getattr(trainer.model, "source", None) is None:
+            trainer.model.source = state.get("base_model")
         trainer.model.generator.load_state_dict(state["generator"])
         trainer.loss_scale.load_state_dict(state.get("loss_scale", {}))  # older checkpoints have none
         trainer.state = TrainState(**state["progression"])
