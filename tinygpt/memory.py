@@ -29,16 +29,19 @@ def parameter_count(config: GPTConfig) -> int:
     return tables * C + config.n_layer * block + C + (C if bias else 0)
 
 
-def require_memory(config: GPTConfig, batch_size: int, backend: str = "numpy", training: bool = True) -> None:
+def require_memory(
+    config: GPTConfig, batch_size: int, backend: str = "numpy", training: bool = True, frozen: bool = False
+) -> None:
     """Raise UsageError if a model, or a batch for it, takes more memory than there is.
 
-    training: include gradients, the optimizer's moments and the activations for the backward pass.
+    training: include gradients, the optimizer's moments and the activations for the backward pass. frozen: nearly all
+    parameters are, so they have no gradients and no moments.
     """
     limit, count = memory_limit(backend), parameter_count(config)
-    copies = _COPIES if training else 1
+    copies = _COPIES if training and not frozen else 1
     model = _FLOAT * count * copies + config.n_layer * _LAYER
     if model > limit:
-        words = " with their gradients and AdamW's moments" if training else ""
+        words = " with their gradients and AdamW's moments" if training and not frozen else ""
         vocabulary = f"vocab_size {config.vocab_size}, " if config.vocab_size > 1 else ""  # 1: not known yet
         raise UsageError(
             f"a model of {vocabulary}block_size {config.block_size}, n_layer {config.n_layer} and "

@@ -12,9 +12,9 @@ from safetensors.numpy import load_file
 
 from tests.interop import torch_writer
 from tests.interop.helpers import CONFIG, GENERATION, INDEX, WEIGHTS, assert_same_model, change_json, make, saved
-from tinygpt import GPT, UsageError
+from tinygpt import GPT, UsageError, nn
 from tinygpt.errors import CheckpointError, MissingExtraError
-from tinygpt.interop import cache_folder, find_model
+from tinygpt.interop import cache_folder, find_model, save_adapter
 
 COMMIT, OLDER = "a" * 40, "b" * 40
 
@@ -202,6 +202,20 @@ def test_shards_and_the_older_tokenizers_files_are_fetched(hub: Hub) -> None:
     assert_same_model(GPT.from_pretrained("some/model", revision="v1.0"), make())
     assert hub.fetched[0] == (CONFIG, "v1.0")
     assert {name for name, _ in hub.fetched} == {path.name for path in hub.files.iterdir()}
+
+
+def test_an_adapter_is_fetched_and_so_is_its_base(hub: Hub, cache: Path) -> None:
+    base, model = cached(cache, "some/base", make().eval()), nn.add_lora(make().eval())
+    model.h[0].attn.c_attn.lora_B.data[...] = 0.5
+    for path in hub.files.iterdir():
+        path.unlink()
+    save_adapter(model, hub.files, base="some/base")
+    (hub.files / "tokenizer.json").write_text("x")
+    assert base.is_dir()
+    found = GPT.from_pretrained("some/model")
+    ids = [[1, 2, 3]]
+    assert found(ids).data.tobytes() == model(ids).data.tobytes()
+    assert hub.fetched == [("adapter_config.json", "main"), ("adapter_model.safetensors", COMMIT)]
 
 
 def test_a_model_of_another_kind_is_refused_before_its_weights_come(hub: Hub) -> None:

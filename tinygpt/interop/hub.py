@@ -118,14 +118,15 @@ def _is_complete(snapshot: Path) -> bool:
 def _fetch(name: str, revision: str) -> Path:
     """Download only the needed files of a model into the cache. Returns its folder there."""
     hub = _Hub(name, revision)
-    adapter = None if hub.get_if_there(CONFIG) else hub.get_if_there(ADAPTER_CONFIG)
+    config = hub.get_if_there(CONFIG)
+    adapter = hub.get_if_there(ADAPTER_CONFIG) if config is None else None
+    folder = (config or adapter or hub.get(CONFIG)).parent
+    if _COMMIT.fullmatch(folder.name):
+        hub.revision = folder.name  # take all files from the same commit, even if the branch moves meanwhile
     if adapter is not None:
         if not hub.get_if_there(ADAPTER):
             hub.get(TORCH_ADAPTER)
-        return adapter.parent
-    folder = hub.get(CONFIG).parent
-    if _COMMIT.fullmatch(folder.name):
-        hub.revision = folder.name  # take all files from the same commit, even if the branch moves meanwhile
+        return folder
     read_config(folder, dropout=0.0)  # refuse an unsupported model before downloading its weights
     for optional in (GENERATION, "tokenizer_config.json", "special_tokens_map.json"):
         hub.get_if_there(optional)

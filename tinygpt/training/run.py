@@ -23,7 +23,9 @@ from .. import kernel
 from ..console import say
 from ..gpt import GPT, GPTConfig
 from ..interop.config import read_generation
+from ..nn.lora import insert_lora, lora_of
 from ..tokenizers import Tokenizer
+from .adapters import lora_of_checkpoint
 from .evaluation import evaluate
 from .loop import Trainer
 from .settings import Settings
@@ -39,6 +41,9 @@ def make_model(settings: Settings, tokenizer: Tokenizer) -> GPT:
     if settings.checkpoint is not None:  # a model that was started from may have more rows than there are tokens
         config = GPTConfig.from_dict(settings.checkpoint.state["model_config"])
     model = GPT(config, seed=settings.training.seed)
+    if settings.checkpoint is not None:
+        lora = lora_of_checkpoint(settings.checkpoint, f"the latest checkpoint in {settings.folder}")
+        model = model if lora is None else insert_lora(model, lora)
     if settings.leaves_model:
         model.generation_config = read_generation(settings.folder.path, config.vocab_size)
     return model
@@ -73,6 +78,15 @@ def rehearse(trainer: Trainer) -> None:
     model.generator.load_state_dict(state)
 
 
+def _adapter_line(model: GPT) -> dict[str, str]:
+    lora = lora_of(model)
+    if lora is None:
+        return {}
+    trained = sum(parameter.size for parameter in model.parameters() if parameter.requires_grad)
+    words = f"rank {lora.rank}, alpha {lora.alpha:g}, dropout {lora.dropout:g}, on {', '.join(lora.targets)}"
+    return {"LoRA": f"{words}: {trained:,} parameters are trained, the others are frozen"}
+
+
 def describe_run(settings: Settings, text: Text, model: GPT) -> str:
     """A summary of the run in a few lines, to print before training."""
     config, training = model.config, settings.training
@@ -85,6 +99,7 @@ def describe_run(settings: Settings, text: Text, model: GPT) -> str:
         "Model": f"{config.n_layer} layers, {config.n_head} heads, {config.n_embd} channels, block "
         f"{config.block_size}, dropout {config.dropout:g}, {'with' if config.bias else 'no'} biases: "
         f"{model.num_parameters():,} parameters",
+        **_adapter_line(model),
         "Run": f"steps {begin} to {training.steps}, each {training.gradient_accumulation} x {training.batch_size} x "
         f"{config.block_size} tokens{in_dtype}; saved in {settings.folder}",
         "On": kernel.describe(settings.backend),

@@ -27,9 +27,11 @@ from ..errors import UsageError, require_together
 from ..gpt import GPTConfig
 from ..interop.config import GENERATION
 from ..memory import require_memory
+from ..nn.lora import LoRA, insert_lora, lora_of
 from ..random import Generator
 from ..tokenizers import hf_tokenizers
 from ..tokenizers.bpe_files import TOKENIZER
+from .adapters import add_lora_options, lora_of_options
 from .config import CHANGEABLE, PRESETS, TrainingConfig, new_settings, resumed_settings
 from .folder import RunFolder
 from .options import add_options, given_options
@@ -74,6 +76,13 @@ class Settings:
         return self.checkpoint is not None
 
     @property
+    def has_adapter(self) -> bool:
+        """Whether the run trains a LoRA adapter, and not the whole model."""
+        if self.checkpoint is not None:
+            return self.checkpoint.state.get("lora") is not None
+        return self.start is not None and lora_of(self.start.model) is not None
+
+    @property
     def leaves_model(self) -> bool:
         """Whether the run started from a model, and leaves one that everything loads (`leaving.py`)."""
         return self.start is not None or (self.resume and (self.folder.path / GENERATION).exists())
@@ -111,6 +120,7 @@ def add_start_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--init-from", metavar="MODEL", help=words)
     words = "add a token to its vocabulary, with the mean of the other embeddings (may be given several times)"
     group.add_argument("--add-token", action="append", metavar="TEXT", help=words)
+    add_lora_options(parser)
 
 
 def choose_settings(options: argparse.Namespace) -> Settings:
@@ -132,11 +142,15 @@ def choose_settings(options: argparse.Namespace) -> Settings:
 
 def _new(options: argparse.Namespace, folder: RunFolder, name: str) -> Settings:
     preset, given, start = PRESETS[name], given_options(options, TrainingConfig), None
+    lora = lora_of_options(options)
     if getattr(options, "init_from", None) is not None:
-        start = _start(options, given.get("seed", TrainingConfig.seed))
+        start = _start(options, lora, given.get("seed", TrainingConfig.seed))
         model = {key: value for key, value in start.model.config.to_dict().items() if key != "vocab_size"}
-        given = {"lr": TrainingConfig.from_dict(new_settings(preset.training, given)).lr / 10} | given
+        lr = TrainingConfig.from_dict(new_settings(preset.training, given)).lr
+        given = {"lr": lr / 10 if lora is None else lr} | given
         folder.leaves_model = True
+    elif lora is not None:
+        raise UsageError("--lora-rank trains an adapter of the model in --init-from: give both, or neither")
     elif getattr(options, "add_token", None):
         raise UsageError("--add-token adds to the vocabulary of the model in --init-from: give both, or neither")
     else:
@@ -151,19 +165,29 @@ def _new(options: argparse.Namespace, folder: RunFolder, name: str) -> Settings:
     return settings
 
 
-def _start(options: argparse.Namespace, seed: int) -> Start:
+def _start(options: argparse.Namespace, lora: LoRA | None, seed: int) -> Start:
     given = given_options(options, GPTConfig)
     fixed = [f"--{name.replace('_', '-')}" for name in given if name not in ("block_size", "dropout")]
     others = {"--tokenizer": options.tokenizer, "--vocab-size": options.bpe_vocab_size}
     fixed += [name for name, value in others.items() if value is not None]
     if fixed:
         raise UsageError(f"with --init-from the model is that of {options.init_from}: leave out {fixed[0]}")
-    return start_from(options.init_from, **given, add_tokens=options.add_token or (), seed=seed)
+    if lora is not None and options.add_token:
+        raise UsageError(
+            "--add-token adds embeddings, which have to be learned, but with --lora-rank all embeddings are frozen: "
+            "leave out one of them"
+        )
+    start = start_from(options.init_from, **given, add_tokens=options.add_token or (), seed=seed)
+    if lora is not None:
+        insert_lora(start.model, lora, seed)
+    return start
 
 
 def _resumed(options: argparse.Namespace, folder: RunFolder) -> Settings:
     if getattr(options, "init_from", None) is not None or getattr(options, "add_token", None):
         raise UsageError("--resume goes on from the run's own checkpoint: leave out --init-from and --add-token")
+    if lora_of_options(options) is not None:
+        raise UsageError("--resume goes on with the run's own LoRA adapter: leave out --lora-rank and its settings")
     if folder.path.is_dir():
         folder.lock()  # so that no other process resumes the same run
     checkpoint = CheckpointFolder(folder).load("latest")
@@ -202,4 +226,5 @@ def _check(settings: Settings) -> None:
     if settings.vocab_size is not None and settings.tokenizer != "bpe":
         raise UsageError("--vocab-size is the vocabulary size of --tokenizer bpe: give both, or neither")
     vocab_size = max(1, settings.vocab_size or 1)
-    require_memory(GPTConfig(vocab_size=vocab_size, **settings.model), config.batch_size, settings.backend)
+    model = GPTConfig(vocab_size=vocab_size, **settings.model)
+    require_memory(model, config.batch_size, settings.backend, frozen=settings.has_adapter)

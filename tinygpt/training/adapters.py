@@ -1,0 +1,50 @@
+"""A run that trains a LoRA adapter: its command-line options, and the adapter that a resumed run goes on with."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from ..checkpoint import Checkpoint, made_of
+from ..errors import CheckpointError, UsageError
+from ..nn.lora import LoRA
+
+_OPTIONS = {"rank": "lora_rank", "alpha": "lora_alpha", "dropout": "lora_dropout", "targets": "lora_targets"}
+
+
+def add_lora_options(parser: argparse.ArgumentParser) -> None:
+    """Options for training an adapter instead of the whole model."""
+    group = parser.add_argument_group("LoRA: freeze the model and train a small adapter beside its linear layers")
+    words = "its rank, such as 8; --lr is then the preset's, without the division by ten"
+    group.add_argument("--lora-rank", type=int, metavar="N", help=words)
+    words = f"its updates are scaled by X / rank (default: {LoRA.alpha})"
+    group.add_argument("--lora-alpha", type=float, metavar="X", help=words)
+    words = f"dropout on the input of its updates (default: {LoRA.dropout:g})"
+    group.add_argument("--lora-dropout", type=float, metavar="X", help=words)
+    words = f"which layers, such as c_attn,c_proj,c_fc or all-linear (default: {','.join(LoRA.targets)})"
+    group.add_argument("--lora-targets", metavar="NAMES", help=words)
+
+
+def lora_of_options(options: argparse.Namespace) -> LoRA | None:
+    """The adapter that the options ask for; None if they do not. Raises UsageError."""
+    given = {name: getattr(options, option, None) for name, option in _OPTIONS.items()}
+    values: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if not values:
+        return None
+    if "rank" not in values:
+        option = _OPTIONS[next(iter(values))].replace("_", "-")
+        raise UsageError(f"--{option} is a setting of a LoRA adapter: add --lora-rank, or leave it out")
+    if "targets" in values:
+        values["targets"] = tuple(name.strip() for name in values["targets"].split(",") if name.strip())
+    return LoRA(**values)
+
+
+def lora_of_checkpoint(checkpoint: Checkpoint, where: str) -> LoRA | None:
+    """The adapter in a checkpoint; None if it has none. Raises CheckpointError for one that its arrays contradict."""
+    if checkpoint.state.get("lora") is None:
+        return None
+    lora: LoRA = made_of(LoRA.from_dict, checkpoint.state, "lora", where)
+    ranks = {array.shape[:1] for name, array in checkpoint.model.items() if name.endswith(".lora_A")}
+    if ranks != {(lora.rank,)}:  # a forged rank would allocate any amount of memory
+        raise CheckpointError(f"{where} is damaged: it holds no LoRA adapter of rank {lora.rank}")
+    return lora
