@@ -15,10 +15,11 @@ import pytest
 
 import tinygpt as tg
 from tinygpt.backends import get
+from tinygpt.optim.muon import newton_schulz
 
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"
-SCRIPTS = ("all", "generate", "ops", "profile_step", "scaling", "train_step")
+SCRIPTS = ("all", "generate", "ops", "optimizers", "profile_step", "scaling", "train_step")
 COMPARED = (
     "layer_norm_forward", "layer_norm_backward", "residual_layer_norm_backward", "gelu_backward", "gelu_erf_forward",
     "bias_gelu_backward", "softmax_backward", "log_softmax_forward", "cross_entropy_backward", "attention_forward",
@@ -150,3 +151,58 @@ def test_a_step_of_a_model_of_one_s_own_is_profiled(tmp_path: Path) -> None:
     assert "B = 2, T = 9" in printed
     for operation in ("QKVAttention backward", "Linear forward", "AdamW", "between the operations"):
         assert f"| {operation} |" in printed
+
+
+@pytest.mark.slow
+def test_optimizers_take_turns_on_a_text(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("To be, or not to be, that is the question. " * 60)
+    lines = run("optimizers", "--data", str(text), "--steps=8", "--seeds", "0", "1", "--only", "adamw", "muon").split(
+        "\n"
+    )
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith(("| adamw |", "| muon |"))
+    ]
+    table, curves = rows[:2], rows[2:]
+    assert [row[:3] for row in table] == [["adamw", "8", "12"], ["muon", "8", "12"]]
+    assert table[0][5] == "1.00"
+    assert [row[-1] for row in table] == ["0%", "37%"]
+    assert [len(row) for row in curves] == [9, 9]
+    assert all(row[-1].startswith(f"{float(line[6]):.3f} at ") for row, line in zip(curves, table, strict=True))
+
+
+def test_the_flops_of_muon_are_its_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted where they are made."""
+    counted = []
+
+    def product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        counted.append(2 * a.shape[0] * a.shape[1] * a.shape[2] * b.shape[2])
+        return a @ b
+
+    monkeypatch.setattr("tinygpt.optim.muon.matmul_arrays", product)
+    for m, n in ((8, 8), (8, 15), (8, 16), (8, 32)):
+        for steps in (1, 3, 5):
+            counted.clear()
+            newton_schulz(np.ones((1, m, n)), steps)
+            assert sum(counted) == script("optimizers").newton_schulz_flops(n, m, steps)
+
+
+def test_the_fast_preset_is_judged_by_loss_and_time() -> None:
+    module = script("optimizers")
+
+    def contender(name: str, seconds: float, loss: float) -> Any:
+        made = module.Contender.__new__(module.Contender)
+        made.name, made.seconds, made.curve = name, seconds, [(seconds, loss)]
+        return made
+
+    def said(*runs: tuple[str, float, float]) -> list[str]:
+        return module.verdicts([[contender(*run) for run in runs]] * 2)
+
+    first = ("adamw", 10.0, 1.9)
+    assert said(first, ("fast", 5.0, 1.9), ("fast-long", 10.0, 1.85)) == [
+        "- met: fast: 1.9000 (aim 1.9000) in 0.50 of the time (aim 0.5)",
+        "- met: fast-long: 1.8500 (aim 1.8500) in 1.00 of the time (aim 1.0)",
+    ]
+    assert said(first, ("fast", 5.1, 1.8))[0].startswith("- not met: fast")
+    assert said(first, ("fast", 4.0, 1.91), ("fast-long", 9.0, 1.86))[1].startswith("- not met: fast-long")
+    assert said(first) == []
