@@ -281,7 +281,10 @@ def written(name: str, content: bytes) -> Callable[[Path], object]:
         (written("tokenizer.json", b'{"a": "\\ud800"}'), "surrogates"),
         (written("tokenizer_config.json", b"nonsense"), "tokenizer_config.json is damaged"),
         (edited("tokenizer.json", lambda c: c.pop("model")), "its model is None, not BPE"),
-        (edited("tokenizer.json", lambda c: c["model"].update(type="WordPiece")), "'WordPiece', not BPE"),
+        (
+            edited("tokenizer.json", lambda c: c["model"].update(type="WordPiece")),
+            "is 'GPT2Tokenizer', not one of BERT's",
+        ),
         (edited("tokenizer.json", lambda c: c.update(pre_tokenizer=None)), "not ByteLevel"),
         (edited("tokenizer.json", lambda c: c["model"].update(end_of_word_suffix="</w>")), "'</w>'"),
         (edited("tokenizer.json", lambda c: c["model"].update(vocab=[])), "not a JSON object that maps tokens"),

@@ -21,7 +21,7 @@ import numpy as np
 
 from ..errors import UsageError
 from ..files import explain_os_errors
-from ..tokenizers import BPETokenizer, Tokenizer
+from ..tokenizers import Tokenizer
 from .generating import with_start
 
 Part = tuple[str, bool]  # text, and whether special tokens in it count: yes in the template, no in a user's message
@@ -138,14 +138,14 @@ def encode(tokenizer: Tokenizer, parts: list[Part]) -> np.ndarray:
 
     All other text is encoded across the boundaries of parts, so that it gets the ids it would have in any text.
     """
-    if not isinstance(tokenizer, BPETokenizer):
+    if not tokenizer.knows_special:
         return tokenizer.encode("".join(part for part, _ in parts))
     special = {tokenizer.decode([number]): number for number in tokenizer.special_ids}
     either = "|".join(map(re.escape, sorted(special, key=len, reverse=True))) or r"(?!)"
     if not _written_by_others(
         re.compile(f"(?=({either}))"), parts
     ):  # as the tokenizer finds them, blanks around included
-        return tokenizer.encode("".join(part for part, _ in parts), allow_special=True, add_special_tokens=False)
+        return tokenizer.encode_special("".join(part for part, _ in parts))
     pattern = re.compile(either)
     found: list[np.ndarray] = []
     text = ""

@@ -265,14 +265,14 @@ def read_stdin() -> str:
 
 
 def _encode(tokenizer: Tokenizer, text: str, where: str, allow_special: bool = False) -> np.ndarray:
-    from ..tokenizers import BPETokenizer, UnknownCharacterError
+    from ..tokenizers import UnknownCharacterError
 
     if allow_special:
-        if not isinstance(tokenizer, BPETokenizer):
+        if not tokenizer.knows_special:
             raise UsageError(
                 f"--allow-special: a tokenizer of type {tokenizer.type} has no special tokens: leave it out"
             )
-        return tokenizer.encode(text, allow_special=True, add_special_tokens=False)
+        return tokenizer.encode_special(text)
     try:
         return tokenizer.encode(text)
     except UnknownCharacterError as error:

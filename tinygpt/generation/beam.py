@@ -35,7 +35,7 @@ from .options import WHERE
 from .processors import Processor, Rows
 from .request import Generated, Request
 from .row_decoder import RowDecoder
-from .stopping import DEAD_END
+from .stopping import DEAD_END, Held
 from .token_sampler import Uniforms, check_finite, inverse_cdf, log_softmax, unnormalized_probs
 from .truncation import truncations
 
@@ -47,7 +47,7 @@ class Hypothesis(NamedTuple):
     tokens: tuple[int, ...] = ()
     log_probs: tuple[float, ...] = ()
     processed: tuple[float, ...] = ()
-    held: bytes = b""  # the state of the stop-string search
+    held: Held = Held()  # the state of the stop-string search
     reason: str | None = None
 
 

@@ -8,7 +8,7 @@ the last of the row. In UTF-8 no character starts inside another, so a match of 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -54,6 +54,13 @@ class StopStrings:
         return b""
 
 
+class Held(NamedTuple):
+    """The state of a row: the bytes held back, and its last token."""
+
+    text: bytes = b""
+    last: int | None = None
+
+
 class Stopping:
     """Decides after each chosen token whether its row ends, and why."""
 
@@ -64,21 +71,32 @@ class Stopping:
         if config.stops and tokenizer is None:
             raise UsageError(f"{WHERE}: stop_strings need a tokenizer, to turn tokens into text: give tokenizer=...")
 
-    def begin(self, prompt: np.ndarray) -> bytes:
+    def begin(self, prompt: np.ndarray) -> Held:
         """The state of a row before its first new token."""
         if not self.strings.stops:
-            return b""
+            return Held()
         known = prompt[prompt < self.tokenizer.vocab_size]
-        return self.strings.begin(self.tokenizer.token_bytes(known))
+        last = int(known[-1]) if len(known) else None
+        return Held(self.strings.begin(self.tokenizer.token_bytes(known)), last)
 
-    def feed(self, held: bytes, token: int) -> tuple[bytes, str | None]:
+    def feed(self, held: Held, token: int) -> tuple[Held, str | None]:
         """The new state of a row after `token`, and the reason if it ends there."""
         found = False
         if self.strings.stops:
-            _, held, found = self.strings.feed(held, self.tokenizer.token_bytes(np.array([token])))
+            new = bytes_after(self.tokenizer, held.last, np.array([token]))
+            _, text, found = self.strings.feed(held.text, new)
+            held = Held(text, token)
         if token in self.eos:
             return held, EOS
         return held, STOP_STRING if found else None
+
+
+def bytes_after(tokenizer: Any, before: int | None, ids: np.ndarray) -> bytes:
+    """`tokenizer.bytes_after`; a tokenizer of one's own may lack it: then the bytes don't depend on `before`."""
+    found: bytes = (
+        tokenizer.bytes_after(before, ids) if hasattr(tokenizer, "bytes_after") else tokenizer.token_bytes(ids)
+    )
+    return found
 
 
 def check_tokenizer(tokenizer: Any) -> None:

@@ -12,7 +12,7 @@ from ..errors import DtypeError, UsageError
 from .options import WHERE, GenerationConfig
 from .request import prepare
 from .sampler import stream_request
-from .stopping import StopStrings, check_tokenizer
+from .stopping import StopStrings, bytes_after, check_tokenizer
 
 if TYPE_CHECKING:
     from ..gpt import GPT
@@ -47,31 +47,31 @@ def stream_text(
     request = prepare(model, ids[None], mask, config, logits_processor, tokenizer, options)
     if request.copies != 1:
         raise UsageError(f"{WHERE}: stream_text yields one text: num_return_sequences can't be above 1")
-    return _pieces(stream_request(request), tokenizer, tokenizer.token_bytes(ids), request.config, skip_special_tokens)
+    return _pieces(stream_request(request), tokenizer, ids, request.config, skip_special_tokens)
 
 
 def text_of(new: np.ndarray, tokenizer: Tokenizer, prompt: np.ndarray, config: GenerationConfig) -> str:
     """The text that `stream_text` would yield for the generated tokens `new` (N,) after `prompt` (T,)."""
-    before = tokenizer.token_bytes(prompt)
-    return "".join(_pieces(iter(new[:, None]), tokenizer, before, config, skip_special_tokens=True))
+    return "".join(_pieces(iter(new[:, None]), tokenizer, prompt, config, skip_special_tokens=True))
 
 
 def _pieces(
     tokens: Iterator[np.ndarray],
     tokenizer: Any,
-    prompt: bytes,
+    prompt: np.ndarray,
     config: GenerationConfig,
     skip_special_tokens: bool,
 ) -> Iterator[str]:
     """Decode tokens (1,) after the prompt, up to a stop string. Yield each piece once it can't be part of one."""
     hidden = {*config.eos_ids, *getattr(tokenizer, "special_ids", ())} if skip_special_tokens else set()
     stops, utf8 = StopStrings(config.stops), codecs.getincrementaldecoder("utf-8")(errors="replace")
-    held = stops.begin(prompt)
+    held, before = stops.begin(tokenizer.token_bytes(prompt)), int(prompt[-1])
     of_prompt = len(held)  # held-back bytes of the prompt, which are not part of the output
     for ids in tokens:
         if int(ids[0]) in hidden:
             continue
-        shown, held, _ = stops.feed(held, tokenizer.token_bytes(ids))
+        shown, held, _ = stops.feed(held, bytes_after(tokenizer, before, ids))
+        before = int(ids[0])
         new, of_prompt = shown[of_prompt:], max(0, of_prompt - len(shown))
         if text := utf8.decode(new):
             yield text

@@ -131,7 +131,7 @@ def _fetch(name: str, revision: str) -> Path:
     for optional in (GENERATION, "tokenizer_config.json", "special_tokens_map.json"):
         hub.get_if_there(optional)
     if not hub.get_if_there("tokenizer.json"):
-        for part in ("vocab.json", "merges.txt", "tokenizer.tinygpt.json"):
+        for part in ("vocab.json", "merges.txt", "vocab.txt", "tokenizer.tinygpt.json"):
             hub.get_if_there(part)
     weights = next((file for file in ORDER if hub.get_if_there(file)), None)
     if weights is None:

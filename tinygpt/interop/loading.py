@@ -25,7 +25,7 @@ from ..exchange import read_whole
 from ..gpt import GPT, GPTConfig
 from ..nn.lora import LoRA, insert_lora, lora_of
 from ..safetensors_io import SafetensorsFile
-from ..tokenizers import Tokenizer, hf_tokenizers
+from ..tokenizers import Tokenizer, WordPieceTokenizer, hf_tokenizers
 from .config import CONFIG, GENERATION, read_config, read_generation
 from .hub import find_here, find_model
 from .peft import base_of, is_adapter, load_adapter
@@ -99,6 +99,8 @@ def load(folder_or_name: str | os.PathLike[str], *, revision: str = "main", **op
             raise CheckpointError(
                 f"the tokenizer in {folder} has {tokens} tokens, but the model has {ids}: they do not belong together"
             )
+        if isinstance(tokenizer, WordPieceTokenizer):  # whose folders often name GPT-2's end, an id they don't have
+            model.generation_config = token_ids(tokenizer) | dict(model.generation_config)
         return model, tokenizer
 
     return read_whole(folder, read)

@@ -1,9 +1,9 @@
-"""Text to token ids and back: byte, character and GPT-2 byte-level BPE tokenizers.
+"""Text to token ids and back: bytes, characters, GPT-2's byte-level BPE, BERT's WordPiece.
 
 tokenizer = CharTokenizer.from_text(text)      # or ByteTokenizer(), or BPETokenizer.train(text, vocab_size=4096)
 ids = tokenizer.encode("To be")                # int64, shape (T,)
 tokenizer.decode(ids)                          # "To be"
-tokenizer.save(folder)                         # folder/tokenizer.tinygpt.json; for BPE, the Hugging Face files
+tokenizer.save(folder)                         # folder/tokenizer.tinygpt.json; for BPE and BERT, Hugging Face's files
 tokenizer = tinygpt.tokenizers.load(folder)    # picks the right class
 """
 
@@ -20,6 +20,9 @@ from .bpe import BPETokenizer
 from .bpe_files import TOKENIZER, VOCAB
 from .byte import ByteTokenizer
 from .char import CharTokenizer, UnknownCharacterError
+from .wordpiece import WordPieceTokenizer
+from .wordpiece_files import VOCAB as WORDPIECE_VOCAB
+from .wordpiece_files import is_wordpiece
 
 __all__ = [
     "FILE_NAME",
@@ -29,6 +32,7 @@ __all__ = [
     "StreamDecoder",
     "Tokenizer",
     "UnknownCharacterError",
+    "WordPieceTokenizer",
     "load",
 ]
 
@@ -38,24 +42,27 @@ _CLASSES: dict[str, type[Tokenizer]] = {cls.type: cls for cls in (ByteTokenizer,
 def load(folder: str | os.PathLike[str]) -> Tokenizer:
     """Load the tokenizer saved in `folder`, whatever its class. Raises CheckpointError if it can't be read.
 
-    Looks for tokenizer.tinygpt.json first, then for GPT-2's files: tokenizer.json, or vocab.json and merges.txt.
+    Looks for tokenizer.tinygpt.json first, then for the files of GPT-2 or BERT: tokenizer.json, or vocab.json and
+    merges.txt, or vocab.txt.
     """
     return read_whole(Path(folder), _load)
 
 
 def require_library(folder: str | os.PathLike[str]) -> None:
     """Raise MissingExtraError where the tokenizer in `folder` needs a library that is not installed."""
-    if not (Path(folder) / FILE_NAME).exists() and any((Path(folder) / name).exists() for name in (TOKENIZER, VOCAB)):
+    path = Path(folder)
+    bpe = not (path / FILE_NAME).exists() and any((path / name).exists() for name in (TOKENIZER, VOCAB))
+    if bpe and not is_wordpiece(path):
         hf_tokenizers.tokenizers()
 
 
 def _load(path: Path) -> Tokenizer:
     if not (path / FILE_NAME).exists():
-        if not any((path / name).exists() for name in (TOKENIZER, VOCAB)):
-            raise CheckpointError(
-                f"cannot read the tokenizer in {path}: found none of {FILE_NAME}, {TOKENIZER} and {VOCAB}"
-            )
-        return BPETokenizer.load(path)
+        names = (TOKENIZER, VOCAB, WORDPIECE_VOCAB)
+        if not any((path / name).exists() for name in names):
+            others = ", ".join([FILE_NAME, *names[:-1]])
+            raise CheckpointError(f"cannot read the tokenizer in {path}: found none of {others} and {names[-1]}")
+        return WordPieceTokenizer.load(path) if is_wordpiece(path) else BPETokenizer.load(path)
     config = read_config(path)
     cls = _CLASSES.get(config["type"])
     if cls is None:

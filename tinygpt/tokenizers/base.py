@@ -31,6 +31,7 @@ class Tokenizer(ABC):
     """Text to ids and back. Two tokenizers with equal configurations are equal."""
 
     type: ClassVar[str]  # identifies the class in the saved file
+    knows_special: ClassVar[bool] = False  # whether `encode_special` differs from `encode`
     special_ids: frozenset[int] = frozenset()  # tokens such as end-of-text that represent no text
     bos_token_id: int | None = None  # beginning of text, end of text, padding
     eos_token_id: int | None = None
@@ -61,6 +62,18 @@ class Tokenizer(ABC):
     @abstractmethod
     def token_bytes(self, ids: Any) -> bytes:
         """Return the UTF-8 bytes of `ids`, which may begin or end in the middle of a character."""
+
+    def bytes_after(self, before: int | None, ids: Any) -> bytes:
+        """The bytes that `ids` add to a text whose last token is `before`; None: to an empty one.
+
+        Where words are joined by spaces that are not tokens, a token's bytes depend on the one before it. Here they
+        don't.
+        """
+        return self.token_bytes(ids)
+
+    def encode_special(self, text: str) -> np.ndarray:
+        """As `encode`, but special tokens that are written in `text` become one id each: only for trusted text."""
+        return self.encode(text)
 
     @abstractmethod
     def config(self) -> dict[str, Any]:
@@ -158,16 +171,21 @@ class StreamDecoder:
         self._tokenizer = tokenizer
         self._skip = skip_special_tokens
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._before: int | None = None  # the last token of the text so far
 
     def feed(self, ids: Any) -> str:
         """Return the characters completed by one id or by ids of shape (T,); often the empty string."""
         ids = self._tokenizer._without_special(np.atleast_1d(ids), self._skip)
-        return self._utf8.decode(self._tokenizer.token_bytes(ids))
+        text = self._utf8.decode(self._tokenizer.bytes_after(self._before, ids))
+        if len(ids):
+            self._before = int(ids[-1])
+        return text
 
     def finish(self) -> str:
         """Return U+FFFD if the text ends in an incomplete character, else "". Resets the decoder for another text."""
         rest = self._utf8.decode(b"", final=True)
         self._utf8.reset()
+        self._before = None
         return rest
 
 

@@ -49,6 +49,7 @@ class BPETokenizer(Tokenizer):
     """
 
     type = "bpe"
+    knows_special = True
 
     def __init__(self, description: dict[str, Any], settings: dict[str, Any] | None = None) -> None:
         self._build(Folder(description, settings or {}), "the description")
@@ -177,6 +178,9 @@ class BPETokenizer(Tokenizer):
             there.add(token)
             description["added_tokens"].append(added_token(token, token_id) | {"special": False})
         return BPETokenizer(description, self._settings)
+
+    def encode_special(self, text: str) -> np.ndarray:
+        return self.encode(text, allow_special=True, add_special_tokens=False)
 
     def whole_pieces(self, pieces: Iterable[str]) -> Iterator[str]:
         if self._splittable:

@@ -1,0 +1,161 @@
+"""BERT's tokenizer, as Chinese GPT-2 models have it: vocab.txt with WordPiece or with characters alone.
+
+    tokenizer = tinygpt.tokenizers.load(folder)  # a folder with vocab.txt, or a tokenizer.json of that kind
+    ids = tokenizer.encode("我爱北京")    # those of transformers' BertTokenizer, without [CLS] and [SEP]
+    tokenizer.decode(ids)                # "我爱北京", without spaces between Chinese characters
+
+A text is cleaned (control characters go; every white space is a space), each Chinese character and each punctuation
+mark becomes a word of its own, accents and capitals go if the model is uncased, and the text is split at spaces. A word
+is cut from the left into the longest pieces of the vocabulary; pieces that continue a word begin with "##". A word
+without such pieces, or of more than 100 characters, is [UNK]. So texts do not come back as they were: white space,
+accents, capitals and unknown words are lost. What `decode` writes is encoded to the same ids again, unless it has
+[UNK]; where it puts spaces around punctuation is a guess from the two tokens beside them ("3.5" becomes "3. 5").
+
+[CLS] and [SEP] are not put around a text, since a GPT would see them at the end of every prompt. [SEP] ends a text, as
+in the models of uer, unless the model's config.json names another token; [CLS] begins one.
+
+Source: Devlin et al., "BERT", 2019, and its tokenization.py; Wu et al., "Google's Neural Machine Translation System",
+2016, section 4.1, for word pieces.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from .base import FILE_NAME, Tokenizer, check_ids, text_bytes
+from .pieces import recut
+from .wordpiece_files import Vocabulary, read_folder, write_folder
+from .wordpiece_text import NO_SPACE_AFTER, NO_SPACE_BEFORE, Cleaner, is_chinese
+
+_LONGEST_WORD = 100  # characters
+_MOST_CACHED = 1 << 17  # words whose pieces are remembered
+_CONTINUES = "##"
+
+
+class WordPieceTokenizer(Tokenizer):
+    """See the module. Usually made by `tinygpt.tokenizers.load`."""
+
+    type = "wordpiece"
+    knows_special = True
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.vocabulary = vocabulary
+        tokens = vocabulary.tokens
+        self._ids = {token: number for number, token in enumerate(tokens)}
+        special = {name: self._ids[token] for name, token in vocabulary.special.items()}
+        self._unknown = special["unk_token"]
+        self.special_ids = frozenset(special.values()) | {self._ids[token] for token in vocabulary.extra}
+        self.bos_token_id = special.get("bos_token", special.get("cls_token"))
+        self.eos_token_id = special.get("eos_token", special.get("sep_token"))
+        self.pad_token_id = special.get("pad_token")
+        self._cleaner = Cleaner(vocabulary.lowercase, vocabulary.removes_accents, vocabulary.chinese)
+        self._cache: dict[str, list[int]] = {}
+        names = sorted((tokens[number] for number in self.special_ids), key=len, reverse=True)
+        self._special = re.compile("(" + "|".join(map(re.escape, names)) + ")")
+        self._spacing = [self._spaces(number, token) for number, token in enumerate(tokens)]
+        self._bytes = [self._shown(number, token).encode("utf-8") for number, token in enumerate(tokens)]
+
+    def __repr__(self) -> str:
+        return f"<WordPieceTokenizer of {self.vocab_size} tokens>"
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self._bytes)
+
+    # Encoding -----------------------------------------------------------------------------------------
+
+    def encode(self, text: str, allow_special: bool = False) -> np.ndarray:
+        """Return int64, shape (T,). allow_special: [SEP] and other special tokens in `text` become one id each."""
+        text_bytes(text, "utf-8")  # raises UsageError for a text that can't be encoded
+        ids: list[int] = []
+        for number, part in enumerate(self._special.split(text) if allow_special else [text]):
+            if number % 2:  # what the expression matched
+                ids.append(self._ids[part])
+                continue
+            for word in self._cleaner(part).split():
+                ids += self._cache.get(word) or self._pieces(word)
+        return np.array(ids, dtype=np.int64)
+
+    def encode_special(self, text: str) -> np.ndarray:
+        return self.encode(text, allow_special=True)
+
+    def _pieces(self, word: str) -> list[int]:
+        """The longest pieces of a word, from the left."""
+        found: list[int] = []
+        begin = 0 if len(word) <= _LONGEST_WORD else len(word)
+        while begin < len(word):
+            prefix = _CONTINUES if begin else ""
+            for end in range(len(word), begin, -1):
+                number = self._ids.get(prefix + word[begin:end])
+                if number is not None:
+                    found.append(number)
+                    begin = end
+                    break
+            else:
+                found = []
+                break
+        found = found or [self._unknown]
+        if len(self._cache) >= _MOST_CACHED:
+            self._cache.clear()
+        self._cache[word] = found
+        return found
+
+    def whole_pieces(self, pieces: Iterable[str]) -> Iterator[str]:
+        return recut(pieces)
+
+    # Decoding -----------------------------------------------------------------------------------------
+
+    def token_bytes(self, ids: Any) -> bytes:
+        return self.bytes_after(None, ids)
+
+    def bytes_after(self, before: int | None, ids: Any) -> bytes:
+        """As `token_bytes`, with a space before the first token if it and the id `before` are words that need one."""
+        found = []
+        for number in check_ids(ids, self.vocab_size).tolist():
+            if before is not None and self._spacing[before][1] and self._spacing[number][0]:
+                found.append(b" ")
+            found.append(self._bytes[number])
+            before = number
+        return b"".join(found)
+
+    def _shown(self, number: int, token: str) -> str:
+        continues = token.startswith(_CONTINUES) and len(token) > len(_CONTINUES) and number not in self.special_ids
+        return token[len(_CONTINUES) :] if continues else token
+
+    def _spaces(self, number: int, token: str) -> tuple[bool, bool]:
+        """Whether a space may stand before, and after, this token. It stands where both of two tokens allow it."""
+        if number in self.special_ids and number != self._unknown:
+            return False, False
+        shown = self._shown(number, token)
+        if not shown:
+            return False, False
+        before, after = shown[0] not in NO_SPACE_BEFORE, shown[-1] not in NO_SPACE_AFTER
+        if self.vocabulary.chinese:  # otherwise a space between two Chinese words is one of the text
+            before, after = before and not is_chinese(shown[0]), after and not is_chinese(shown[-1])
+        return before and shown == token, after
+
+    # Saving -------------------------------------------------------------------------------------------
+
+    def config(self) -> dict[str, Any]:
+        return asdict(self.vocabulary)
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        return cls(Vocabulary(**config))
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> Self:
+        """Load a folder with vocab.txt, or with a tokenizer.json of this kind. Raises CheckpointError."""
+        return cls(read_folder(Path(folder)))
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write vocab.txt and the two files with its settings, which transformers reads. Raises UsageError."""
+        write_folder(Path(folder), self.vocabulary)
+        (Path(folder) / FILE_NAME).unlink(missing_ok=True)
