@@ -85,6 +85,22 @@ def test_chat_and_eval(run: Run, model: str, tmp_path: Path, monkeypatch: pytest
     assert "perplexity" in answer.out.lower()
 
 
+def test_training_goes_on_from_it_and_keeps_its_vocabulary(run: Run, model: str, tmp_path: Path) -> None:
+    text, out = tmp_path / "text.txt", tmp_path / "run"
+    text.write_text("我爱北京市长江水。<User>\n" * 100, encoding="utf-8")
+    options = ("--data", str(text), "--steps", "2", "--eval-every", "2", "--batch-size", "2", "--out", str(out))
+    answer = run("train", "--init-from", model, "--add-token", "<User>", *options)
+    assert answer.code == 0, answer.err
+    found, tokenizer = interop.load(out)
+    assert tokenizer.vocab_size == found.config.vocab_size == len(VOCABULARY) + 1
+    assert tokenizer.decode(tokenizer.encode("我爱<User>")) == "我爱<User>"
+    assert (found.generation_config["eos_token_id"], found.generation_config["bos_token_id"]) == (3, 2)
+    answer = run("sample", "--model", str(out), "--prompt", "我爱", "--max-new-tokens", "3", "--seed", "1")
+    assert answer.out.startswith("我爱")
+    answer = run("train", "--resume", "--out", str(out), "--steps", "3")
+    assert answer.code == 0, answer.err
+
+
 def test_converting_keeps_the_vocabulary(run: Run, model: str, tmp_path: Path) -> None:
     answer = run("convert", model, str(tmp_path / "new"))
     assert answer.code == 0, answer.err

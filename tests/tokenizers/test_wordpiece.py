@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tinygpt import tokenizers
-from tinygpt.errors import CheckpointError, RangeError
+from tinygpt.errors import CheckpointError, RangeError, UsageError
 from tinygpt.tokenizers import StreamDecoder, WordPieceTokenizer
 from tinygpt.tokenizers.pieces import recut
 
@@ -202,11 +202,27 @@ def test_added_tokens_follow_the_vocabulary(tmp_path: Path) -> None:
     (folder / "added_tokens.json").write_text(json.dumps({"<b>": size + 1, "<a>": size}))
     found = tokenizers.load(folder)
     assert found.vocab_size == size + 2
-    assert {size, size + 1} <= found.special_ids
+    assert found.special_ids & {size, size + 1} == {size + 1}  # <b> is listed as special
     assert found.encode_special("a<b>").tolist() == [5, size + 1]
+    assert found.encode("a<a>").tolist() == [5, size]
+    assert size + 1 not in found.encode("a<b>")
     (folder / "added_tokens.json").write_text(json.dumps({"<b>": size + 1}))
     with pytest.raises(CheckpointError, match=f"leave a gap after the {size} tokens"):
         tokenizers.load(folder)
+
+
+def test_tokens_can_be_added(tokenizer: WordPieceTokenizer, tmp_path: Path) -> None:
+    more = tokenizer.with_tokens(["<User>", "新 词"])
+    ids = more.encode("a<User>b 新 词我")
+    assert ids.tolist() == [5, len(VOCABULARY), 6, len(VOCABULARY) + 1, VOCABULARY.index("我")]
+    assert more.decode(ids) == "a<User>b新 词我"
+    assert more.special_ids == tokenizer.special_ids
+    assert list(more.whole_pieces(["a 新", " 词 b"])) == ["a 新 词 b"]
+    more.save(tmp_path)
+    assert tokenizers.load(tmp_path) == more
+    for token, words in (("我", "is in the vocabulary already"), ("", "is empty"), ("a\nb", "has a line break")):
+        with pytest.raises(UsageError, match=words):
+            tokenizer.with_tokens([token])
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {

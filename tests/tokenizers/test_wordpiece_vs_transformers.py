@@ -98,11 +98,11 @@ def test_each_character_is_cleaned_as_theirs_is(lowercase: bool) -> None:
 
 
 def test_what_we_save_transformers_loads(tmp_path: Path) -> None:
-    tokenizer = ours.load(folder_of(tmp_path / "x", do_lower_case=False))
+    tokenizer = ours.load(folder_of(tmp_path / "x", do_lower_case=False)).with_tokens(["<User>"])
     model = make_ours(vocab_size=tokenizer.vocab_size)
     model.save_pretrained(tmp_path / "y", tokenizer=tokenizer)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "y")
-    for text in TEXTS:
+    for text in [*TEXTS, "a<User>b <User>"]:
         assert (
             theirs.encode(text, add_special_tokens=False, split_special_tokens=True) == tokenizer.encode(text).tolist()
         )

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..errors import CheckpointError
 from ..exchange import read_whole
-from . import hf_tokenizers
+from . import bpe_files, hf_tokenizers, wordpiece_files
 from .base import FILE_NAME, StreamDecoder, Tokenizer, read_config
 from .bpe import BPETokenizer
 from .bpe_files import TOKENIZER, VOCAB
@@ -25,6 +25,7 @@ from .wordpiece_files import VOCAB as WORDPIECE_VOCAB
 from .wordpiece_files import is_wordpiece
 
 __all__ = [
+    "FILES",
     "FILE_NAME",
     "BPETokenizer",
     "ByteTokenizer",
@@ -36,6 +37,7 @@ __all__ = [
     "load",
 ]
 
+FILES = frozenset({FILE_NAME, *bpe_files.FILES, *wordpiece_files.FILES})  # what any of them may save in a folder
 _CLASSES: dict[str, type[Tokenizer]] = {cls.type: cls for cls in (ByteTokenizer, CharTokenizer)}
 
 

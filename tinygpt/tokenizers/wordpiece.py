@@ -22,15 +22,16 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
+from ..errors import UsageError
 from .base import FILE_NAME, Tokenizer, check_ids, text_bytes
-from .pieces import recut
+from .pieces import BOUNDARY, recut
 from .wordpiece_files import Vocabulary, read_folder, write_folder
 from .wordpiece_text import NO_SPACE_AFTER, NO_SPACE_BEFORE, Cleaner, is_chinese
 
@@ -52,13 +53,15 @@ class WordPieceTokenizer(Tokenizer):
         special = {name: self._ids[token] for name, token in vocabulary.special.items()}
         self._unknown = special["unk_token"]
         self.special_ids = frozenset(special.values()) | {self._ids[token] for token in vocabulary.extra}
+        self._whole = self.special_ids | {self._ids[token] for token in vocabulary.added}
         self.bos_token_id = special.get("bos_token", special.get("cls_token"))
         self.eos_token_id = special.get("eos_token", special.get("sep_token"))
         self.pad_token_id = special.get("pad_token")
         self._cleaner = Cleaner(vocabulary.lowercase, vocabulary.removes_accents, vocabulary.chinese)
         self._cache: dict[str, list[int]] = {}
-        names = sorted((tokens[number] for number in self.special_ids), key=len, reverse=True)
-        self._special = re.compile("(" + "|".join(map(re.escape, names)) + ")")
+        self._added = _one_of(vocabulary.added)
+        self._added_or_special = _one_of([tokens[number] for number in self._whole])
+        self._splittable = not any(BOUNDARY.search(f"x{token}") for token in vocabulary.added)
         self._spacing = [self._spaces(number, token) for number, token in enumerate(tokens)]
         self._bytes = [self._shown(number, token).encode("utf-8") for number, token in enumerate(tokens)]
 
@@ -75,7 +78,7 @@ class WordPieceTokenizer(Tokenizer):
         """Return int64, shape (T,). allow_special: [SEP] and other special tokens in `text` become one id each."""
         text_bytes(text, "utf-8")  # raises UsageError for a text that can't be encoded
         ids: list[int] = []
-        for number, part in enumerate(self._special.split(text) if allow_special else [text]):
+        for number, part in enumerate((self._added_or_special if allow_special else self._added).split(text)):
             if number % 2:  # what the expression matched
                 ids.append(self._ids[part])
                 continue
@@ -108,7 +111,18 @@ class WordPieceTokenizer(Tokenizer):
         return found
 
     def whole_pieces(self, pieces: Iterable[str]) -> Iterator[str]:
-        return recut(pieces)
+        return recut(pieces) if self._splittable else filter(None, ["".join(pieces)])
+
+    def with_tokens(self, tokens: Sequence[str]) -> WordPieceTokenizer:
+        """Also recognize these texts as one token each, wherever they occur: they are no special tokens."""
+        there = set(self.vocabulary.tokens)
+        for token in tokens:
+            if not text_bytes(token, "utf-8") or token in there or "\n" in token:
+                problem = "is in the vocabulary already" if token in there else "is empty or has a line break"
+                raise UsageError(f"the token {token!r} can't be added, because it {problem}")
+            there.add(token)
+        old = self.vocabulary
+        return WordPieceTokenizer(replace(old, tokens=[*old.tokens, *tokens], added=[*old.added, *tokens]))
 
     # Decoding -----------------------------------------------------------------------------------------
 
@@ -126,12 +140,12 @@ class WordPieceTokenizer(Tokenizer):
         return b"".join(found)
 
     def _shown(self, number: int, token: str) -> str:
-        continues = token.startswith(_CONTINUES) and len(token) > len(_CONTINUES) and number not in self.special_ids
+        continues = token.startswith(_CONTINUES) and len(token) > len(_CONTINUES) and number not in self._whole
         return token[len(_CONTINUES) :] if continues else token
 
     def _spaces(self, number: int, token: str) -> tuple[bool, bool]:
         """Whether a space may stand before, and after, this token. It stands where both of two tokens allow it."""
-        if number in self.special_ids and number != self._unknown:
+        if number in self._whole and number != self._unknown:
             return False, False
         shown = self._shown(number, token)
         if not shown:
@@ -159,3 +173,9 @@ class WordPieceTokenizer(Tokenizer):
         """Write vocab.txt and the two files with its settings, which transformers reads. Raises UsageError."""
         write_folder(Path(folder), self.vocabulary)
         (Path(folder) / FILE_NAME).unlink(missing_ok=True)
+
+
+def _one_of(tokens: Iterable[str]) -> re.Pattern[str]:
+    """Matches each of these texts, the longest first; its only group is the match, for `split`."""
+    names = sorted(tokens, key=lambda token: (-len(token), token))
+    return re.compile("(" + "|".join(map(re.escape, names)) + ")" if names else "((?!))")

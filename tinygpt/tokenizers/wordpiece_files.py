@@ -20,7 +20,7 @@ from typing import Any
 from ..errors import CheckpointError, UsageError
 from ..files import atomic_write
 from . import bpe_files
-from .bpe_files import ADDED, CONFIG, MODEL, SPECIAL, TOKENIZER, read_json
+from .bpe_files import ADDED, CONFIG, MODEL, SPECIAL, TOKENIZER, added_token, read_json
 
 VOCAB = "vocab.txt"
 FILES = (VOCAB, CONFIG, SPECIAL)
@@ -39,7 +39,11 @@ _LONGEST = 100_000_000  # bytes of a vocab.txt; BERT's largest has 1,000,000
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What a tokenizer is made of. special: unk_token and others -> the token; extra: other special tokens."""
+    """What a tokenizer is made of.
+
+    special: unk_token and others -> the token; extra: other special tokens; added: texts that are one token wherever
+    they occur.
+    """
 
     tokens: list[str]
     lowercase: bool = True
@@ -47,14 +51,15 @@ class Vocabulary:
     chinese: bool = True
     special: dict[str, str] = field(default_factory=dict)
     extra: list[str] = field(default_factory=list)
+    added: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         known = set(self.tokens)
         if "unk_token" not in self.special:
             raise UsageError("it has no token for unknown words: [UNK] must be in the vocabulary")
-        for token in (*self.special.values(), *self.extra):
+        for token in (*self.special.values(), *self.extra, *self.added):
             if token not in known or not token:
-                raise UsageError(f"its special token {token[:40]!r} is not in the vocabulary")
+                raise UsageError(f"its token {token[:40]!r} is not in the vocabulary")
 
     @property
     def removes_accents(self) -> bool:
@@ -131,7 +136,8 @@ def _read_tokenizer(content: Mapping[str, Any], settings: dict[str, Any]) -> tup
         raise ValueError("its normalizer is not BertNormalizer with clean_text")
     if (content.get("pre_tokenizer") or {}).get("type") != "BertPreTokenizer":
         raise ValueError("its pre_tokenizer is not BertPreTokenizer")
-    added = {entry["content"]: entry["id"] for entry in content.get("added_tokens", [])}
+    entries = content.get("added_tokens", [])
+    added = {entry["content"]: entry["id"] for entry in entries}
     ids = {**model["vocab"], **added}
     tokens = [token for token, _ in sorted(ids.items(), key=lambda item: item[1])]
     if sorted(ids.values()) != list(range(len(ids))):
@@ -139,13 +145,13 @@ def _read_tokenizer(content: Mapping[str, Any], settings: dict[str, Any]) -> tup
     return tokens, settings | {
         "do_lower_case": normalizer.get("lowercase", True), "strip_accents": normalizer.get("strip_accents"),
         "tokenize_chinese_chars": normalizer.get("handle_chinese_chars", True), "unk_token": model.get("unk_token"),
-        "extra_special_tokens": list(added),
+        "extra_special_tokens": [entry["content"] for entry in entries if entry.get("special")],
+        "added_tokens_decoder": {entry["id"]: entry for entry in entries},
     }  # fmt: skip
 
 
 def _vocabulary(folder: Path, tokens: list[str], settings: Mapping[str, Any]) -> Vocabulary:
-    added = _added(folder, settings, len(tokens))
-    tokens = tokens + added
+    tokens = tokens + _beyond(folder, settings, len(tokens))
     known = set(tokens)
     special = {}
     for name, default in _NAMES.items():
@@ -157,14 +163,15 @@ def _vocabulary(folder: Path, tokens: list[str], settings: Mapping[str, Any]) ->
         token = tokens[number] if number is not None else _content(settings.get(name) or "")
         if token in known and token and token != special.get(_INSTEAD[name]):
             special[name] = token
-    others = [_content(token) for token in _listed(settings)] + added
+    others = [_content(token) for token in _listed(settings)]
     flags = {name: settings.get(name) for name in ("do_lower_case", "tokenize_chinese_chars", "strip_accents")}
     for name, value in flags.items():
         if value not in (True, False, None):
             raise ValueError(f"its setting {name} is {str(value)[:40]!r}, neither true nor false")
     extra = sorted({token for token in others if token in known} - set(special.values()))
     lowercase, chinese = (flags[name] is not False for name in ("do_lower_case", "tokenize_chinese_chars"))
-    return Vocabulary(tokens, lowercase, flags["strip_accents"], chinese, special, extra)
+    added = sorted(_added(folder, settings).keys() - set(special.values()) - set(extra))
+    return Vocabulary(tokens, lowercase, flags["strip_accents"], chinese, special, extra, added)
 
 
 def _listed(settings: Mapping[str, Any]) -> list[Any]:
@@ -181,12 +188,16 @@ def _content(token: Any) -> str:
     return found
 
 
-def _added(folder: Path, settings: Mapping[str, Any], size: int) -> list[str]:
-    """Tokens beyond vocab.txt, in the order of their ids."""
+def _added(folder: Path, settings: Mapping[str, Any]) -> dict[str, int]:
+    """Texts that are one token each, with their ids."""
     found = read_json(folder / ADDED) if (folder / ADDED).exists() else {}
     decoder = settings.get("added_tokens_decoder") or {}
-    found = found | {_content(token): int(number) for number, token in decoder.items()}
-    beyond = sorted((number, token) for token, number in found.items() if number >= size)
+    return found | {_content(token): int(number) for number, token in decoder.items()}
+
+
+def _beyond(folder: Path, settings: Mapping[str, Any], size: int) -> list[str]:
+    """Tokens that are not in vocab.txt, in the order of their ids."""
+    beyond = sorted((number, token) for token, number in _added(folder, settings).items() if number >= size)
     if [number for number, _ in beyond] != list(range(size, size + len(beyond))):
         raise ValueError(f"its added tokens leave a gap after the {size} tokens of the vocabulary")
     return [token for _, token in beyond]
@@ -208,11 +219,19 @@ def _of_model(folder: Path, name: str, size: int) -> int | None:
 
 def write_folder(folder: Path, vocabulary: Vocabulary) -> None:
     """Write the files, each atomically, and remove those of other tokenizers. Raises UsageError."""
-    settings = {
+    settings: dict[str, Any] = {
         "tokenizer_class": "BertTokenizer", "do_lower_case": vocabulary.lowercase,
         "strip_accents": vocabulary.strip_accents, "tokenize_chinese_chars": vocabulary.chinese,
         **vocabulary.special,
-    } | ({"extra_special_tokens": vocabulary.extra} if vocabulary.extra else {})  # fmt: skip
+    }  # fmt: skip
+    if vocabulary.extra:
+        settings["extra_special_tokens"] = vocabulary.extra
+    if vocabulary.added:
+        numbers = {token: number for number, token in enumerate(vocabulary.tokens)}
+        plain = {"special": False, "normalized": False}  # matched in the text as it was written
+        settings["added_tokens_decoder"] = {
+            str(numbers[token]): added_token(token, numbers[token]) | plain for token in vocabulary.added
+        }
     contents = {
         VOCAB: "".join(f"{token}\n" for token in vocabulary.tokens), CONFIG: _json(settings),
         SPECIAL: _json(vocabulary.special),

@@ -36,15 +36,13 @@ from ..files import atomic_write, remove_left_overs, shown
 from ..interop.config import CONFIG, GENERATION
 from ..interop.weights import SINGLE
 from ..lock import Lock, NoLocksError
-from ..tokenizers import FILE_NAME
-from ..tokenizers.bpe_files import FILES as BPE_FILES
-from ..tokenizers.wordpiece_files import FILES as WORDPIECE_FILES
+from ..tokenizers import FILES as TOKENIZER_FILES
 
 LOCK = ".tinygpt-lock"
 TEMPLATE = "template.toml"
 TEXT, TOKENS, METRICS, PICTURE = "text.json", "tokens.npy", "metrics.jsonl", "loss_curve.png"
 _OF_THE_LOOP = frozenset({MARK, INDEX, METRICS, PICTURE})
-_OF_THE_TEXT = frozenset({TEXT, TOKENS, FILE_NAME, *BPE_FILES, *WORDPIECE_FILES})
+_OF_THE_TEXT = frozenset({TEXT, TOKENS, *TOKENIZER_FILES})
 _OF_THE_MODEL = frozenset({CONFIG, GENERATION, SINGLE, TEMPLATE, *_OF_THE_TEXT})  # for other programs (`leaving.py`)
 _STAGING = re.compile(r"\.tinygpt-new-[0-9a-f]{8}\.tmp")
 
