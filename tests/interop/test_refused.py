@@ -150,14 +150,14 @@ def renamed(old: str, new: str) -> Any:
     ("change", "words"),
     [
         (lambda arrays: {k: v for k, v in arrays.items() if "wpe" not in k}, "lack 'wpe.weight', which its config"),
-        (replaced("score.weight", np.zeros((2, 12), "f4")), "have 'score.weight', which a GPT-2 does not have"),
+        (replaced("score.weight", np.zeros((2, 12), "f4")), "holds a classifier, as 'score.weight' says, not a l"),
         (
             replaced("transformer.ln_f.bias", np.zeros(13, "f4")),
             r"'ln_f.bias' of shape \(13,\), but config.json implies \(12,",
         ),
         (replaced("transformer.ln_f.bias", np.zeros(12, "i1")), "'ln_f.bias' as I8, but tinygpt loads only F32"),
         (replaced("ln_f.bias", np.zeros(12, "f4")), "contain 'ln_f.bias' twice"),
-        (renamed("transformer.wte.weight", "score.weight"), "lack 'wte.weight'"),
+        (renamed("transformer.wte.weight", "transformer.we"), "lack 'wte.weight'"),
         (renamed("transformer.wpe.weight", "transformer.position_ids"), "lack 'wpe.weight'"),
         (replaced("transformer.position_ids", np.arange(8)), "have 'position_ids', which a GPT-2 does not have"),
         (

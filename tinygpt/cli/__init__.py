@@ -1,9 +1,10 @@
-"""The command line: `tinygpt train | sample | chat | eval | convert | doctor`.
+"""The command line: `tinygpt train | sample | chat | eval | predict | convert | doctor`.
 
     tinygpt train --data FILE --out FOLDER
     tinygpt sample --model FOLDER --prompt "ROMEO:"
     tinygpt chat --model gpt2
     tinygpt eval --model FOLDER --data FILE
+    tinygpt predict --model FOLDER --data FILE --out FILE.jsonl
     tinygpt convert FOLDER TARGET
     tinygpt doctor
 
@@ -14,8 +15,10 @@ SIGTERM, 129 by SIGHUP (the terminal was closed): a training run saves its state
 |---|---|
 | `process` | exit codes; a usage error becomes a one-line message |
 | `parser` | adds a command's options only when it is called, so that `tinygpt --help` imports little |
+| `rows` | rows of a file for `evaluate` and `predict`, and what is written about them |
 | `generating` | the options for model, prompt and sampling; generating the text |
 | `train`, `sample`, `chat`, `evaluate`, `convert`, `doctor` | the commands; `dialogue`: chat templates |
+| `predict`, `evaluate_rows` | the commands on rows |
 """
 
 from __future__ import annotations
@@ -36,7 +39,8 @@ COMMANDS = {
     "train": "train a GPT on a text",
     "sample": "generate text",
     "chat": "chat with a model in the terminal",
-    "eval": "compute the loss of a model on a text",
+    "eval": "compute the loss of a model on a text, or the accuracy of a classifier",
+    "predict": "label the texts in a file",
     "convert": "convert a training run or a GPT-2 directory to the Hugging Face format",
     "doctor": "report what tinygpt finds on this machine, and what to install",
 }

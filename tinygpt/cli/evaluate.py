@@ -1,4 +1,4 @@
-"""`tinygpt eval`: the loss of a model on a whole text."""
+"""`tinygpt eval`: the loss of a model on a whole text, or the figures of a classifier on labelled texts."""
 
 from __future__ import annotations
 
@@ -12,18 +12,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import UsageError
-from .generating import add_model_options, load
+from .evaluate_rows import evaluate_classifier
+from .generating import add_model_options
+from .rows import add_row_options, check_targets, load_model, write_json
 
 if TYPE_CHECKING:
     from ..tokenizers import Tokenizer
 
-ABOUT = """The mean cross-entropy of a model on a whole text in nats per token, its perplexity, and bits per byte, which
-is comparable between tokenizers."""
+ABOUT = """A language model on a text: the mean cross-entropy in nats per token, its perplexity, and bits per byte,
+which is comparable between tokenizers. A classifier on rows with the columns `text` and `label`, in JSON lines, CSV or
+TSV: accuracy, macro F1, the confusion matrix."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     add_model_options(parser)
-    words = "a UTF-8 text (default: the training run's own validation text)"
+    words = "a UTF-8 text (default: the training run's own validation text); for a classifier rows: .jsonl, .csv, .tsv"
     parser.add_argument("--data", metavar="FILE", help=words)
     parser.add_argument("--batch-size", type=int, default=12, metavar="N", help="rows per batch (default: 12)")
     words = (
@@ -31,10 +34,27 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "block_size - N + 1 tokens, and it takes block_size / N times as long (default: block_size, no overlap)"
     )
     parser.add_argument("--stride", type=int, metavar="N", help=words)
-    parser.set_defaults(run=evaluate_text)
+    parser.add_argument("--json", metavar="FILE", help="also write the figures to a file, as JSON")
+    words = "also write a line of JSON for each row: its columns and what the model says"
+    parser.add_argument("--predictions", metavar="FILE.jsonl", help=words)
+    add_row_options(parser)
+    parser.set_defaults(run=evaluate_model)
 
 
-def evaluate_text(options: argparse.Namespace) -> int:
+def evaluate_model(options: argparse.Namespace) -> int:
+    """Evaluate what the model is for."""
+    check_targets(options.data, options.json, options.predictions)
+    model, tokenizer, folder, is_classifier = load_model(options)
+    if is_classifier:
+        if options.stride is not None:
+            raise UsageError(f"--stride is for texts, but {folder} holds a classifier: leave it out")
+        return evaluate_classifier(options, model, tokenizer, folder)
+    if options.predictions is not None:
+        raise UsageError("--predictions is for rows with labels or answers: a loss on a text predicts none")
+    return evaluate_text(options, model, tokenizer, folder)
+
+
+def evaluate_text(options: argparse.Namespace, model: Any, tokenizer: Tokenizer, folder: Path) -> int:
     """Print one line: loss, number of tokens, perplexity, bits per byte."""
     from ..data import open_tokens
     from ..generation import score
@@ -42,7 +62,6 @@ def evaluate_text(options: argparse.Namespace) -> int:
     from ..training import evaluate
     from ..training.folder import TOKENS
 
-    model, tokenizer, folder = load(options)
     require_memory(model.config, options.batch_size, options.backend, training=False)
     with contextlib.ExitStack() as stack:
         if options.data is None:
@@ -56,8 +75,12 @@ def evaluate_text(options: argparse.Namespace) -> int:
         else:
             loss = score(model, tokens, options.stride, batch_size=options.batch_size, progress=True).loss
         count, size = len(tokens) - 1, _size(tokenizer, tokens[1:])
-        bits = f"; {loss / math.log(2) * count / size:.3f} bits per byte" if size else ""
-        print(f"loss {loss:.4f} nats per token over {count} tokens (perplexity {np.exp(loss):.2f}){bits}")
+        bits = loss / math.log(2) * count / size if size else None
+        words = "" if bits is None else f"; {bits:.3f} bits per byte"
+        print(f"loss {loss:.4f} nats per token over {count} tokens (perplexity {np.exp(loss):.2f}){words}")
+        if options.json:
+            figures = {"loss": loss, "tokens": count, "perplexity": float(np.exp(loss)), "bits_per_byte": bits}
+            write_json(options.json, {"task": "text", "data": options.data} | figures)
         del tokens  # Windows can't remove a file that is mapped
     return 0
 

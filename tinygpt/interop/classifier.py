@@ -14,20 +14,25 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import backends
+from .. import backends, tokenizers
+from ..checkpoint import CheckpointFolder
+from ..classifier import GPTForSequenceClassification
 from ..errors import CheckpointError, UsageError
 from ..exchange import read_whole
 from ..labels import PROBLEM_TYPES, checked_names
+from ..safetensors_io import SafetensorsFile
+from ..tokenizers import Tokenizer
 from .config import CONFIG, config_json, read_json
 from .hub import find_model
 from .loading import from_pretrained, is_run
 from .saving import Folder, arrays_of, generation_of, token_ids, write_folder
-from .weights import HEAD, SCORE, open_weights
+from .weights import HEAD, SCORE, Weights, open_weights
 
 ARCHITECTURE = "GPT2ForSequenceClassification"
 
@@ -56,8 +61,10 @@ def load_classifier(
     with backends.use_backend("numpy"):
 
         def read(place: Path) -> tuple[Any, Head | None]:
-            head = None if is_run(place) else read_head(place)
-            return from_pretrained(place, checkpoint=checkpoint, body_only=True, **options), head
+            found: list[Head | None] = []
+            take = partial(_take_head, found)
+            body = from_pretrained(place, checkpoint=checkpoint, heads=take, **options)
+            return body, found[-1]
 
         body, head = read_whole(folder, read)
         if head is None:
@@ -68,24 +75,48 @@ def load_classifier(
     return clf.to(backends.current())
 
 
-def is_classifier(folder: Path) -> bool:
-    """Whether the weights in a model's folder have the head of a classifier."""
+def load_with_tokenizer(folder_or_name: str | os.PathLike[str], **options: Any) -> tuple[Any, Tokenizer]:
+    """A classifier and the tokenizer in the same folder: `GPTForSequenceClassification.from_pretrained`'s options."""
+
+    def read(place: Path) -> tuple[Any, Tokenizer]:
+        clf, tokenizer = GPTForSequenceClassification.from_pretrained(place, **options), tokenizers.load(place)
+        if tokenizer.ids_of_texts > clf.config.vocab_size:
+            raise CheckpointError(
+                f"the tokenizer in {folder} has {tokenizer.vocab_size} tokens, but the model has "
+                f"{clf.config.vocab_size}: they do not belong together"
+            )
+        return clf, tokenizer
+
+    folder = find_model(folder_or_name, options.pop("revision", "main"))
+    return read_whole(folder, read)
+
+
+def _take_head(found: list[Head | None], weights: Weights) -> None:
+    found.append(read_head(weights))
+
+
+def is_classifier(folder: Path, checkpoint: str = "best") -> bool:
+    """Whether the weights in a model's folder, or in a run's checkpoint, have the head of a classifier."""
+    if is_run(folder):
+        path = folder / CheckpointFolder(folder).entry(checkpoint)["file"]
+        with SafetensorsFile(path) as file:
+            return Weights.of_run(path, file).score is not None
     if not (folder / CONFIG).exists():
         return False
     with open_weights(folder) as weights:
         return weights.score is not None
 
 
-def read_head(folder: Path) -> Head | None:
-    """The head in a GPT-2 directory, or None if there is none. Raises CheckpointError."""
-    with open_weights(folder) as weights:
-        if weights.score is None:
-            return None
-        file, stored = weights.score
-        shape, settings = file.arrays[stored].shape, read_json(folder / CONFIG)
-        if len(shape) != 2 or shape[0] < 1:
-            raise CheckpointError(f"the weights in {folder} have {SCORE!r} of shape {shape}, which is no (K, C) matrix")
-        weight = np.asarray(file.read(stored))
+def read_head(weights: Weights) -> Head | None:
+    """The head among a folder's weights, or None if there is none. Raises CheckpointError."""
+    if weights.score is None:
+        return None
+    folder = weights.folder if weights.folder.is_dir() else weights.folder.parent  # a run's are in a file
+    file, stored = weights.score
+    shape, settings = file.arrays[stored].shape, read_json(folder / CONFIG)
+    if len(shape) != 2 or shape[0] < 1:
+        raise CheckpointError(f"the weights in {folder} have {SCORE!r} of shape {shape}, which is no (K, C) matrix")
+    weight = np.asarray(file.read(stored))
     problem = settings.get("problem_type")
     if problem not in (None, *PROBLEM_TYPES):
         raise CheckpointError(

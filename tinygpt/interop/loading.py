@@ -33,6 +33,7 @@ from .saving import TOKENIZER_FILES, token_ids
 from .weights import HEAD, Weights, open_weights
 
 Make = Callable[..., GPT]  # of a GPTConfig, Weights and, optionally, the LoRA adapter among them
+Heads = Callable[[Weights], None] | None
 
 RUN = "checkpoints.json"  # the file by which the folder of a training run is recognised
 
@@ -47,12 +48,12 @@ def from_pretrained(
     revision: str = "main",
     checkpoint: str = "best",
     model_class: type[GPT] = GPT,
-    body_only: bool = False,
+    heads: Heads = None,
 ) -> GPT:
     """See `GPT.from_pretrained`. model_class: GPT or a subclass.
 
-    body_only: for a classifier, which needs no more than `hidden`: leave out the heads in the file, `lm_head` and
-    `score`. The model then has a tied head, whatever the file has.
+    heads: for a classifier, which needs no more than `hidden`. It is called with the weights, to read its own head, and
+    the heads in the file are left out. The model then has a tied one, whatever the file has.
     """
     parameter_dtype, packed = _formats(dtype, quantize)
     if not issubclass(model_class, GPT):
@@ -65,12 +66,12 @@ def from_pretrained(
 
     def read(folder: Path) -> GPT:
         if is_run(folder):
-            return _without_head(_load_run(folder, checkpoint, make, dropout), body_only)
+            return _load_run(folder, checkpoint, make, dropout, heads)
         if is_adapter(folder):
-            options = {"dtype": dtype, "quantize": quantize, "dropout": dropout, "seed": seed, "body_only": body_only}
+            options = {"dtype": dtype, "quantize": quantize, "dropout": dropout, "seed": seed, "heads": heads}
             base, of = base_of(folder)
             return load_adapter(from_pretrained(base, revision=of, model_class=model_class, **options), folder)
-        return _load_directory(folder, make, dropout, body_only)
+        return _load_directory(folder, make, dropout, heads)
 
     with backends.use_backend("numpy"):
         model = read_whole(find_model(folder_or_name, revision), read)
@@ -148,13 +149,15 @@ def _formats(dtype: Any, quantize: Any) -> tuple[str, str | None]:
     return ("float32", "bfloat16") if dtype == "bfloat16" else (dtype, quantize)
 
 
-def _load_directory(folder: Path, make: Make, dropout: float | None, body_only: bool) -> GPT:
+def _load_directory(folder: Path, make: Make, dropout: float | None, heads: Heads) -> GPT:
     config, without_bias = read_config(folder, dropout)
     generation = read_generation(folder, config.vocab_size)
     with open_weights(folder) as weights:
-        config = weights.drop_heads(config) if body_only else config
+        if heads is not None:
+            heads(weights)
+            config = weights.drop_heads(config)
         weights.check(config)
-        if not body_only and weights.take_other_head():
+        if heads is None and weights.take_other_head():
             warnings.warn(
                 f"{folder} has a {HEAD} that differs from the token embedding, though its config.json ties them: the "
                 "model is loaded with an untied head, as in transformers (tie_word_embeddings=False)",
@@ -168,15 +171,7 @@ def _load_directory(folder: Path, make: Make, dropout: float | None, body_only: 
     return model
 
 
-def _without_head(model: GPT, body_only: bool) -> GPT:
-    """The model of a run, without an untied head if it is only to compute `hidden`."""
-    if body_only and not model.config.tie_word_embeddings:
-        model.config = dataclasses.replace(model.config, tie_word_embeddings=True)
-        del model.lm_head
-    return model
-
-
-def _load_run(folder: Path, which: str, make: Make, dropout: float | None) -> GPT:
+def _load_run(folder: Path, which: str, make: Make, dropout: float | None, heads: Heads) -> GPT:
     """Load the model from a checkpoint. Skips the optimizer's state, which is twice as large as the weights."""
     where = f"the {which} checkpoint in {folder}"
 
@@ -186,6 +181,11 @@ def _load_run(folder: Path, which: str, make: Make, dropout: float | None) -> GP
             with SafetensorsFile(path) as file:
                 weights = Weights.of_run(path, file)
                 config = model_config(state, weights.count, where)
+                if heads is None:
+                    weights.refuse_classifier()
+                else:
+                    heads(weights)
+                    config = weights.drop_heads(config)
                 if dropout is not None:
                     config = dataclasses.replace(config, dropout=dropout)
                 lora = made_of(LoRA.from_dict, state, "lora", where) if state.get("lora") is not None else None

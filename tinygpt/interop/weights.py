@@ -86,7 +86,9 @@ class Weights:
     def of_run(cls, path: Path, file: ArrayFile) -> Weights:
         """The model's weights in a checkpoint, which contains other arrays too."""
         weights = cls(path, [])
-        weights.place = {name.removeprefix(RUN): (file, name) for name in file.arrays if name.startswith(RUN)}
+        names = (name for name in file.arrays if name.startswith(RUN))
+        weights.place = {name.removeprefix(RUN).removeprefix(PREFIX): (file, name) for name in names}
+        weights.score = weights.place.pop(SCORE, None)
         return weights
 
     @property
@@ -107,6 +109,7 @@ class Weights:
     def drop_heads(self, config: GPTConfig) -> GPTConfig:
         """Leave out what a classifier or the language model has beyond `hidden`. Returns the configuration without."""
         self.score = None
+        self.place.pop(HEAD, None)  # where a run's checkpoint has it
         if not config.tie_word_embeddings:
             self.head = None
         return dataclasses.replace(config, tie_word_embeddings=True)
@@ -119,16 +122,20 @@ class Weights:
         if ranks != {(rank,)}:
             raise CheckpointError(f"the weights in {self.folder} have no LoRA adapter of rank {rank}")
 
-    def check(self, config: GPTConfig) -> None:
-        """Raise CheckpointError unless these are exactly the arrays of a model of this size. Reads only headers.
-
-        If the head is tied to the embedding, one of the two names is enough. Otherwise both must be present.
-        """
+    def refuse_classifier(self) -> None:
+        """Raise CheckpointError if there is a classifier's head, which a language model would lose."""
         if self.score is not None:
             raise CheckpointError(
                 f"{self.folder} holds a classifier, as {SCORE!r} says, not a language model: load it with "
                 "GPTForSequenceClassification.from_pretrained"
             )
+
+    def check(self, config: GPTConfig) -> None:
+        """Raise CheckpointError unless these are exactly the arrays of a model of this size. Reads only headers.
+
+        If the head is tied to the embedding, one of the two names is enough. Otherwise both must be present.
+        """
+        self.refuse_classifier()
         if not config.tie_word_embeddings:
             if self.head is None:
                 raise CheckpointError(

@@ -1,0 +1,48 @@
+"""k-fold cross-validation: every text is tested once, by a model that has never seen it.
+
+    for train, test in folds(texts, 5, labels=labels): ...        # indices of rows
+
+Equal texts (but for white space) are in one fold, so that none is learned by heart and then tested. Folds have about
+the same number of rows, and of each label about the same share: groups of equal texts are shuffled, brought in the
+order of their labels, and dealt one after another to the fold with the fewest rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+
+from ..checks import whole_number
+from ..errors import ShapeError, UsageError
+from ..random import Generator
+
+
+def folds(
+    texts: Sequence[str], k: int, *, labels: Sequence[Hashable] | None = None, seed: int = 0
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """k pairs of indices, int64, in rising order: those to train on, and those to test on.
+
+    Raises UsageError if there are fewer than k different texts, ShapeError if there are not as many labels as texts.
+    """
+    k = whole_number("folds", "folds", k, at_least=2)
+    if labels is not None and len(labels) != len(texts):
+        raise ShapeError(f"folds: there are {len(texts)} texts, but {len(labels)} labels")
+    groups: dict[str, list[int]] = {}
+    for index, text in enumerate(texts):
+        groups.setdefault(" ".join(text.split()), []).append(index)
+    if len(groups) < k:
+        raise UsageError(
+            f"folds: {k} folds need at least {k} different texts, but there are only {len(groups)} in {len(texts)} rows"
+        )
+    members = list(groups.values())
+    order = np.argsort(Generator(seed).uniform(len(members)), kind="stable")
+    shuffled = [members[i] for i in order]
+    if labels is not None:
+        number = {label: i for i, label in enumerate(dict.fromkeys(labels))}
+        shuffled.sort(key=lambda group: number[labels[group[0]]])  # stable: shuffled among equals
+    tests: list[list[int]] = [[] for _ in range(k)]
+    for group in shuffled:
+        min(tests, key=len).extend(group)
+    everything = np.arange(len(texts))
+    return [(np.setdiff1d(everything, test), np.sort(np.array(test, np.int64))) for test in tests]

@@ -1,0 +1,160 @@
+"""Texts with labels: rows become token ids and numbers, and batches of rows of different lengths.
+
+    names = label_names(rows)                                     # ["neg", "pos"], from the rows for training
+    maker = LabelledExamples(tokenizer, block_size, names)
+    ids, labels, lengths = collate_labelled([maker.make(row) for row in rows])
+
+A label is one of the names; a number counts as its digits, so that 1 in JSON and "1" in a CSV file are the same. For a
+regression it is a number, and for several labels a text a list of names, or a text with | between them.
+
+A text is cut after the block: its beginning is kept. Rows of a batch are padded on the right, and their lengths say
+where they end.
+
+Letters: B batch, T time (the longest row), n tokens of a text, K labels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..errors import UsageError
+from ..tokenizers import Tokenizer, UnknownCharacterError
+from .rows import Row
+
+TEXT, LABEL = "text", "label"
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledExample:
+    """ids: (n,) tokens. label: what `GPTForSequenceClassification.loss` takes, None without one. key: the text; equal
+    ones belong on the same side of a split. truncated: whether the text was longer."""
+
+    ids: np.ndarray
+    label: Any
+    key: str
+    truncated: bool
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class LabelledExamples:
+    """Makes examples of rows. names: of the labels; kind: "single", "multi" or "number".
+
+    labelled: whether the rows have labels; without, the column is not read.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, block_size: int, names: Sequence[str], kind: str = "single", labelled: bool = True
+    ) -> None:
+        self.tokenizer, self.block_size, self.names, self.kind = tokenizer, block_size, list(names), kind
+        self.labelled = labelled
+        self.place = {name: i for i, name in enumerate(self.names)}
+        # A head whose labels have no names of their own takes the numbers 0 .. K - 1.
+        if self.names == [f"LABEL_{i}" for i in range(len(names))]:
+            self.place |= {str(i): i for i in range(len(names))}
+
+    def make(self, row: Row) -> LabelledExample:
+        """The row's example. Raises UsageError with the row's file and line."""
+        text = text_in(row)
+        ids, truncated = self._encoded(text, row)
+        return LabelledExample(ids, self._label(row) if self.labelled else None, text, truncated)
+
+    def _encoded(self, text: str, row: Row) -> tuple[np.ndarray, bool]:
+        try:
+            ids = np.asarray(self.tokenizer.encode(text), np.int64)
+        except UnknownCharacterError as error:
+            raise UsageError(
+                f"{row.where}: the character {error.character!r} is not in the model's vocabulary: remove it, or leave "
+                "such rows out with --skip-bad-rows"
+            ) from error
+        start = self.tokenizer.start_ids
+        if start and ids[: len(start)].tolist() != start:
+            ids = np.concatenate([np.asarray(start, np.int64), ids])
+        if not len(ids):
+            raise UsageError(f"{row.where}: the text {text!r:.40} has no tokens")
+        return ids[: self.block_size].astype(np.int32), len(ids) > self.block_size
+
+    def _label(self, row: Row) -> Any:
+        value = label_in(row)
+        if self.kind == "number":
+            return _number(row, value)
+        if self.kind == "single":
+            return self._index(row, value)
+        names = value if isinstance(value, list) else [name for name in str(value).split("|") if name]
+        chosen = np.zeros(len(self.names), np.float32)  # (K,)
+        chosen[[self._index(row, name) for name in names]] = 1
+        return chosen
+
+    def _index(self, row: Row, value: Any) -> int:
+        name = label_text(row, value)
+        if name not in self.place:
+            known = ", ".join(repr(one) for one in self.names[:10]) + (" ..." if len(self.names) > 10 else "")
+            raise UsageError(f"{row.where}: the label {name!r} is not one of the model's {len(self.names)}: {known}")
+        return self.place[name]
+
+
+def text_in(row: Row) -> str:
+    """The row's text. Raises UsageError if there is none or it is blank."""
+    value = row.values.get(TEXT)
+    if not isinstance(value, str) or not value.strip():
+        what = "missing" if value is None else "empty" if isinstance(value, str) else f"{value!r:.40}, not text"
+        raise UsageError(f"{row.where}: the column {TEXT!r} is {what}: every row needs a text")
+    return value
+
+
+def label_in(row: Row) -> Any:
+    """The row's label. Raises UsageError if there is none."""
+    value = row.values.get(LABEL)
+    if value is None or (isinstance(value, str) and not value.strip()):
+        raise UsageError(f"{row.where}: the column {LABEL!r} is {'missing' if value is None else 'empty'}")
+    return value
+
+
+def label_text(row: Row, value: Any) -> str:
+    """A label as its name. Raises UsageError for what is neither text nor a whole number."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, (str, int)):
+        return str(value).strip()
+    raise UsageError(f"{row.where}: a label must be a text or a whole number, not {value!r:.40}")
+
+
+def label_names(rows: Iterable[Row]) -> list[str]:
+    """The different labels of the rows: numbers in their order, otherwise by the alphabet.
+
+    Raises UsageError if there are fewer than two, from which nothing can be learned.
+    """
+    found = {label_text(row, label_in(row)) for row in rows}
+    if len(found) < 2:
+        there = f"only {min(found)!r}" if found else "none"
+        raise UsageError(f"classification needs rows of at least two labels in the column {LABEL!r}; there is {there}")
+    numbers = all(name.lstrip("-").isdecimal() for name in found)
+    return sorted(found, key=int) if numbers else sorted(found)
+
+
+def collate_labelled(examples: Sequence[LabelledExample]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """ids (B, T), padded on the right; labels (B,) or (B, K); lengths (B,)."""
+    lengths = np.array([len(example) for example in examples], np.int64)  # (B,)
+    ids = np.zeros((len(examples), lengths.max(initial=0)), np.int64)  # (B, T)
+    for row, example in zip(ids, examples, strict=True):
+        row[: len(example)] = example.ids
+    labels = np.array([np.nan if example.label is None else example.label for example in examples])
+    return ids, labels, lengths
+
+
+def _number(row: Row, value: Any) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if isinstance(value, bool) or not math.isfinite(number):
+        raise UsageError(f"{row.where}: the label of a regression must be a number, not {value!r:.40}")
+    return number
