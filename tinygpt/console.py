@@ -71,6 +71,22 @@ def bar(items: Iterable[Any], description: str, shown: bool = True) -> Any:
     )  # fmt: skip
 
 
+def byte_bar(total: int | None, description: str) -> Any:
+    """A bar for reading `total` bytes, None if their number is not known, on stderr if that is a terminal.
+
+    It appears after two seconds. Call `update(count)`, and `close()` at the end.
+    """
+    import shutil
+
+    from tqdm import tqdm
+
+    stream, size = Lenient(sys.stderr), shutil.get_terminal_size()
+    return tqdm(
+        total=total, desc=description, leave=False, file=stream, disable=not stream.isatty(), delay=2, unit="B",
+        unit_scale=True, ncols=size.columns, nrows=size.lines,
+    )  # fmt: skip
+
+
 def say(words: object) -> None:
     """Print a line on stdout, or carry on without it if that fails (closed pipe or terminal, full disk)."""
     try:

@@ -155,7 +155,9 @@ def test_mistakes_in_training_are_one_sentence(
     [
         (b"", "is empty"),
         (b"\xef\xbb\xbf", "is empty"),
-        (b"\xff\xfe\x00", "is not UTF-8 text"),
+        (b"\xff\x00", "is not UTF-8 text"),
+        (b"\xff\xfe\x00", "is not utf-16-le text"),  # as its byte order mark says
+        (b"a\0b", "there is a NUL character"),
         (b"short", "needs at least 9"),
     ],
 )

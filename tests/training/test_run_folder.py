@@ -19,6 +19,7 @@ from tests.cli.helpers import assert_one_sentence, copy_of
 from tests.processes import Process
 from tests.training.helpers import ENVIRONMENT, OPTIONS, assert_same_outcome, make_trainer, write_text
 from tinygpt import GPT, Tensor, checkpoint, interop, lock, tokenizers
+from tinygpt.data import CharacterVocabulary
 from tinygpt.errors import UsageError
 from tinygpt.files import remove_left_overs, sync_folder
 from tinygpt.training import CheckpointFolder, RunFolder, objective
@@ -186,7 +187,7 @@ def test_a_new_run_that_can_not_begin_keeps_the_old_one(
         raise KeyboardInterrupt if where == "encode" else MemoryError("8 TB")
 
     owner, name = {
-        "encode": (tokenizers.CharTokenizer, "encode"), "model": (GPT, "__init__"), "step": (Tensor, "backward"),
+        "encode": (CharacterVocabulary, "encode"), "model": (GPT, "__init__"), "step": (Tensor, "backward"),
         "evaluate": (objective, "mean_loss"), "save": (checkpoint, "write_safetensors"),
     }[where]  # fmt: skip
     monkeypatch.setattr(owner, name, fail)

@@ -23,7 +23,7 @@ from tinygpt.data import open_tokens, read_text, split
 from tinygpt.data.tokens import write_token_parts
 from tinygpt.errors import CheckpointError, UsageError
 from tinygpt.files import shown
-from tinygpt.tokenizers import ByteTokenizer, CharTokenizer
+from tinygpt.tokenizers import ByteTokenizer
 
 pytestmark = pytest.mark.usefixtures("without_picture")
 posix = pytest.mark.skipif(os.name == "nt", reason="Windows has no such files")
@@ -121,28 +121,33 @@ def test_a_text_that_is_empty_or_too_short_is_named(run: Any, tmp_path: Path, ki
 # What is learnt from it -------------------------------------------------------------------------
 
 
-def test_the_text_is_encoded_once(run: Any, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, seen = CharTokenizer.encode, []
-
-    def encode(self: CharTokenizer, piece: str) -> np.ndarray:
-        seen.append(piece)
-        return real(self, piece)
-
-    monkeypatch.setattr(CharTokenizer, "encode", encode)
-    assert run("train", *OPTIONS, f"--data={text}", f"--out={tmp_path / 'run'}").code == 0
-    assert "".join(seen) == text.read_text(encoding="utf-8")
-
-
-def test_a_text_that_changes_while_it_is_read(
-    run: Any, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("kind", ["character", "byte"])
+def test_the_text_is_read_once(
+    run: Any, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    def change(*arguments: Any) -> None:  # after the characters were collected, before they are encoded
-        path.write_text("§" + text.read_text(), encoding="utf-8")
+    real, seen = tinygpt.data.tokens.opened, []
+
+    def opened(path: Any) -> Any:
+        seen.append(Path(path))
+        return real(path)
+
+    monkeypatch.setattr(tinygpt.data.tokens, "opened", opened)
+    assert run("train", *OPTIONS, f"--data={text}", f"--tokenizer={kind}", f"--out={tmp_path / 'run'}").code == 0
+    assert seen == [text]
+
+
+def test_texts_that_change_while_they_are_read(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """BPE reads documents twice, to learn and to encode."""
+    pytest.importorskip("tokenizers", reason="needs the extra bpe: pip install -e '.[bpe]'")
+
+    def change(*arguments: Any) -> None:  # after the merges were learnt, before the texts are encoded
+        path.write_text("§" + path.read_text(encoding="utf-8"), encoding="utf-8")
 
     path = write_text(tmp_path / "log.txt")
+    write_text(tmp_path / "other.txt")
     monkeypatch.setattr("tinygpt.training.text.require_memory", change)
-    answer = run("train", *OPTIONS, f"--data={path}", f"--out={tmp_path / 'run'}")
-    assert_one_sentence(answer, "log.txt changed while it was read: wait until it is written")
+    answer = run("train", str(tmp_path), *OPTIONS, "--tokenizer=bpe", "--vocab-size=300", f"--out={tmp_path / 'run'}")
+    assert_one_sentence(answer, r"the folder .* \(2 files\) changed while it was read: wait until it is written")
 
 
 def test_bpe_learns_from_what_the_model_is_trained_on(run: Any, tmp_path: Path) -> None:

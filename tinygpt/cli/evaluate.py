@@ -56,7 +56,7 @@ def evaluate_model(options: argparse.Namespace) -> int:
 
 def evaluate_text(options: argparse.Namespace, model: Any, tokenizer: Tokenizer, folder: Path) -> int:
     """Print one line: loss, number of tokens, perplexity, bits per byte."""
-    from ..data import open_tokens
+    from ..data import SequentialBatches, open_tokens
     from ..generation import score
     from ..memory import require_memory
     from ..training import evaluate
@@ -74,7 +74,8 @@ def evaluate_text(options: argparse.Namespace, model: Any, tokenizer: Tokenizer,
             loss = evaluate(model, tokens, options.batch_size, progress=True)
         else:
             loss = score(model, tokens, options.stride, batch_size=options.batch_size, progress=True).loss
-        count, size = len(tokens) - 1, _size(tokenizer, tokens[1:])
+        count = SequentialBatches(tokens, 1, model.config.block_size).target_count
+        size = _size(tokenizer, tokens[1:])
         bits = loss / math.log(2) * count / size if size else None
         words = "" if bits is None else f"; {bits:.3f} bits per byte"
         print(f"loss {loss:.4f} nats per token over {count} tokens (perplexity {np.exp(loss):.2f}){words}")
@@ -120,6 +121,7 @@ def _validation_tokens(folder: Path, which: str) -> np.ndarray:
 
 
 def _size(tokenizer: Any, tokens: np.ndarray, step: int = 1 << 20) -> int:
-    """The number of bytes that the tokens decode to."""
+    """The number of bytes that the tokens decode to, special tokens left out: they are no text."""
     parts = (np.asarray(tokens[begin : begin + step]) for begin in range(0, len(tokens), step))
-    return sum(len(tokenizer.token_bytes(part)) for part in parts)
+    special = list(tokenizer.special_ids)
+    return sum(len(tokenizer.token_bytes(part[~np.isin(part, special)] if special else part)) for part in parts)

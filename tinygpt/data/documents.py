@@ -65,11 +65,6 @@ class Documents:
         """Whether this is one plain text: a file, or the standard input."""
         return len(self.files) == 1 and not _is_table(self.files[0])
 
-    def __str__(self) -> str:
-        if len(self.files) == 1:
-            return described(self.files[0])
-        return f"the {len(self.files)} files from {described(self.files[0])} on"
-
     def __iter__(self) -> Iterator[Piece]:
         self.bad = BadRows()
         for number, path in enumerate(self.files):

@@ -34,10 +34,11 @@ _CHUNK = 1 << 22  # ids that are put in order at a time
 
 @dataclass
 class Written:
-    """What a token file got: [for training, for validation]."""
+    """What a token file got: [for training, for validation]. cut: the end of the text is for validation instead."""
 
     tokens: list[int]
     documents: list[int]
+    cut: bool = False
 
 
 class CharacterVocabulary:
@@ -135,6 +136,7 @@ def _boundary(written: Written, fraction: float) -> int:
     """The number of training tokens. Where too few documents could be put aside, the text's end is for validation."""
     train, validation = written.tokens
     if validation < 0.5 * fraction * (train + validation):  # there are a few long documents: one of them is cut
+        written.cut = True
         return int((1.0 - fraction) * (train + validation))
     return train
 

@@ -107,6 +107,8 @@ class CharTokenizer(Tokenizer):
         return len(self.characters) + len(self.special_ids)
 
     def with_tokens(self, tokens: Sequence[str]) -> CharTokenizer:
+        if self.special_ids:
+            raise UsageError("a vocabulary of characters whose last id is an end token can't be added to")
         for token in tokens:
             if len(token) != 1:
                 raise UsageError(

@@ -92,10 +92,12 @@ def describe_run(settings: Settings, text: Text, model: GPT) -> str:
     config, training = model.config, settings.training
     in_dtype = "" if training.dtype == "float32" else f", activations in {training.dtype}"
     begin = settings.checkpoint.step if settings.checkpoint is not None else 0
+    aside = f"the last {training.validation_fraction:.0%} for validation"
+    if text.documents is not None:
+        aside = f"{text.documents[1]:,} of {sum(text.documents):,} documents for validation"
     lines = {} if settings.start is None else {"From": f"the model {settings.start.name}"}
     lines |= {
-        "Text": f"{text.description}; {len(text.tokens):,} tokens, vocabulary of {text.tokenizer.vocab_size}, the last "
-        f"{training.validation_fraction:.0%} for validation",
+        "Text": f"{text.description}; {len(text.tokens):,} tokens, vocabulary of {text.tokenizer.vocab_size}, {aside}",
         "Model": f"{config.n_layer} layers, {config.n_head} heads, {config.n_embd} channels, block "
         f"{config.block_size}, dropout {config.dropout:g}, {'with' if config.bias else 'no'} biases: "
         f"{model.num_parameters():,} parameters",

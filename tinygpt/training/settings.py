@@ -16,10 +16,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from .. import backends
+from .. import backends, tokenizers
 from ..backends.precision import activation_dtype
 from ..checkpoint import Checkpoint, CheckpointFolder, require_same
 from ..data import shakespeare
@@ -33,6 +35,7 @@ from ..tokenizers import hf_tokenizers
 from ..tokenizers.bpe_files import TOKENIZER
 from .adapters import add_lora_options, lora_of_options
 from .config import CHANGEABLE, PRESETS, TrainingConfig, new_settings, resumed_settings
+from .corpus import TextOptions, add_text_options, given_text
 from .folder import RunFolder
 from .options import add_options, given_options
 from .outcome import TrainState
@@ -65,11 +68,13 @@ class Settings:
     model: dict[str, Any]
     training: TrainingConfig
     checkpoint: Checkpoint | None  # to resume from
-    data: str | None
+    data: tuple[str, ...] | None
     tokenizer: str | None
     vocab_size: int | None = None
     overwrite: bool = False
     start: Start | None = None  # the model to start from
+    text: TextOptions = field(default_factory=TextOptions)
+    given_text: Mapping[str, Any] = field(default_factory=dict)  # the options of the text that were given
 
     @property
     def resume(self) -> bool:
@@ -94,10 +99,9 @@ def add_run_options(parser: argparse.ArgumentParser, out: str) -> None:
     presets = "; ".join(f"{name}: {preset.description}" for name, preset in PRESETS.items())
     group.add_argument("--backend", choices=backends.NAMES, help="CPU or GPU (default: numpy)")
     group.add_argument("--preset", choices=tuple(PRESETS), help=f"{presets} (default: tiny; baby on a GPU)")
-    group.add_argument(
-        "--data", metavar="FILE", help="UTF-8 text to train on; - is standard input (default: Shakespeare)"
-    )
-    group.add_argument("--tokenizer", choices=TOKENIZERS, help="the kind of token (default: character)")
+    add_text_options(group)
+    words = f"the kind of token: {', '.join(TOKENIZERS)}, or a folder with a tokenizer (default: character)"
+    group.add_argument("--tokenizer", metavar="KIND", help=words)
     words = f"vocabulary size of --tokenizer bpe, which is trained on the training part (default: {VOCAB_SIZE})"
     group.add_argument("--vocab-size", dest="bpe_vocab_size", type=int, metavar="N", help=words)
     group.add_argument("--out", metavar="FOLDER", help=f"folder for all files of the run (default: {out})")
@@ -143,6 +147,7 @@ def choose_settings(options: argparse.Namespace) -> Settings:
 def _new(options: argparse.Namespace, folder: RunFolder, name: str) -> Settings:
     preset, given, start = PRESETS[name], given_options(options, TrainingConfig), None
     lora = lora_of_options(options)
+    data, text = given_text(options)
     if getattr(options, "init_from", None) is not None:
         start = _start(options, lora, given.get("seed", TrainingConfig.seed))
         model = {key: value for key, value in start.model.config.to_dict().items() if key != "vocab_size"}
@@ -157,8 +162,8 @@ def _new(options: argparse.Namespace, folder: RunFolder, name: str) -> Settings:
         model = preset.model | given_options(options, GPTConfig)
     config = TrainingConfig.from_dict(new_settings(preset.training, given))
     settings = Settings(
-        folder, options.backend or "numpy", model, config, None, options.data, options.tokenizer,
-        options.bpe_vocab_size, options.overwrite, start,
+        folder, options.backend or "numpy", model, config, None, data, options.tokenizer,
+        options.bpe_vocab_size, options.overwrite, start, TextOptions(**text), text,
     )  # fmt: skip
     _check(settings)
     folder.require_free(options.overwrite)
@@ -205,8 +210,9 @@ def _resumed(options: argparse.Namespace, folder: RunFolder) -> Settings:
             f"the run in {folder} is already at step {checkpoint.step}: steps must be at least that, not {config.steps}"
         )
     backend = options.backend or state.get("backend", "numpy")
+    data, text = given_text(options)
     settings = Settings(
-        folder, backend, model, config, checkpoint, options.data, options.tokenizer, options.bpe_vocab_size
+        folder, backend, model, config, checkpoint, data, options.tokenizer, options.bpe_vocab_size, given_text=text
     )
     _check(settings)
     return settings
@@ -223,8 +229,20 @@ def _check(settings: Settings) -> None:
         wanted=[*([shakespeare] if settings.data is None and not settings.resume else []), require_matplotlib],
     )
     Generator(config.seed)
+    if settings.tokenizer not in (None, *TOKENIZERS) and not settings.resume:
+        _check_tokenizer(settings.tokenizer)
     if settings.vocab_size is not None and settings.tokenizer != "bpe":
         raise UsageError("--vocab-size is the vocabulary size of --tokenizer bpe: give both, or neither")
     vocab_size = max(1, settings.vocab_size or 1)
     model = GPTConfig(vocab_size=vocab_size, **settings.model)
     require_memory(model, config.batch_size, settings.backend, frozen=settings.has_adapter)
+
+
+def _check_tokenizer(name: str) -> None:
+    """Raise UsageError unless `name` is a folder that a tokenizer can be loaded from."""
+    if not Path(name).expanduser().is_dir():
+        raise UsageError(
+            f"there is no tokenizer {name!r}: give {', '.join(TOKENIZERS)} or a folder that holds a tokenizer, such as "
+            "a run's"
+        )
+    tokenizers.load(Path(name).expanduser())
