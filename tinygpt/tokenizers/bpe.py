@@ -37,6 +37,7 @@ from .bpe_training import check_training, checked, train
 from .byte_characters import bytes_of_token
 from .hf_tokenizers import explain, tokenizers
 from .pieces import chunks, recut
+from .word_cache import WordCache
 
 _CHUNK = 1 << 14  # characters; longer texts are encoded in chunks of this size by several threads
 
@@ -71,6 +72,8 @@ class BPETokenizer(Tokenizer):
         except (ValueError, RecursionError) as error:
             raise CheckpointError(f"{source} is not a valid byte-level BPE tokenizer: {error}") from error
         self._splittable = is_gpt2_scheme(self._description)
+        all_special = all(entry["special"] for entry in self._description["added_tokens"])
+        self._words = WordCache(self._library) if self._splittable and all_special else None
         self._with_special: Any = None  # a copy that recognizes special tokens in the text; made on first use
         added = {entry["id"]: entry for entry in self._description["added_tokens"]}
         self._bytes = [
@@ -160,6 +163,8 @@ class BPETokenizer(Tokenizer):
         with explain("the tokenizer can't encode this text: "):
             if len(text) < 2 * _CHUNK or not self._splittable:
                 encodings = [library.encode(text, add_special_tokens=False)]
+            elif self._words is not None and not allow_special:
+                return self._words.encode(text)
             else:
                 encodings = library.encode_batch_fast(chunks(text, _CHUNK), add_special_tokens=False)
         ids = [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
