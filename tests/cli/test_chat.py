@@ -18,7 +18,7 @@ from tests.cli.helpers import assert_one_sentence
 from tests.processes import Process
 from tests.training.helpers import ENVIRONMENT
 from tinygpt.cli import chat
-from tinygpt.cli.dialogue import PRESETS, Dialogue, Template, encode, read_template
+from tinygpt.data.dialogue import PRESETS, Dialogue, Template, encode, read_template
 from tinygpt.errors import UsageError
 from tinygpt.tokenizers import ByteTokenizer
 

@@ -12,7 +12,7 @@ import pytest
 import tinygpt as tg
 from tests.cli.helpers import assert_one_sentence
 from tests.tokenizers.texts import ENGLISH
-from tinygpt.cli.dialogue import PRESETS, Dialogue, encode
+from tinygpt.data.dialogue import PRESETS, Dialogue, encode
 from tinygpt.tokenizers import BPETokenizer, CharTokenizer
 
 pytest.importorskip("tokenizers", reason="needs the extra bpe: pip install -e '.[bpe]'")

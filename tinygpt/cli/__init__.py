@@ -1,6 +1,7 @@
-"""The command line: `tinygpt train | sample | chat | eval | predict | convert | doctor`.
+"""The command line: `tinygpt train | finetune | sample | chat | eval | predict | convert | doctor`.
 
     tinygpt train --data FILE --out FOLDER
+    tinygpt finetune --model FOLDER --data FILE.jsonl --out FOLDER
     tinygpt sample --model FOLDER --prompt "ROMEO:"
     tinygpt chat --model gpt2
     tinygpt eval --model FOLDER --data FILE
@@ -17,7 +18,7 @@ SIGTERM, 129 by SIGHUP (the terminal was closed): a training run saves its state
 | `parser` | adds a command's options only when it is called, so that `tinygpt --help` imports little |
 | `rows` | rows of a file for `evaluate` and `predict`, and what is written about them |
 | `generating` | the options for model, prompt and sampling; generating the text |
-| `train`, `sample`, `chat`, `evaluate`, `convert`, `doctor` | the commands; `dialogue`: chat templates |
+| `train`, `finetune`, `sample`, `chat`, `evaluate`, `convert`, `doctor` | the commands |
 | `predict`, `evaluate_rows` | the commands on rows |
 """
 
@@ -37,6 +38,7 @@ __all__ = [
 
 COMMANDS = {
     "train": "train a GPT on a text",
+    "finetune": "train a model for a task, on rows of data",
     "sample": "generate text",
     "chat": "chat with a model in the terminal",
     "eval": "compute the loss of a model on a text, or the accuracy of a classifier",

@@ -37,8 +37,10 @@ HELP = "/reset clears the dialogue, /quit or Ctrl-D quits, Ctrl-C stops an answe
 def add_options(parser: argparse.ArgumentParser) -> None:
     add_model_options(parser)
     group = parser.add_argument_group("the dialogue")
-    words = "plain (User: ... Assistant: ...), lines, play, chatml, or a TOML file (default: plain)"
-    group.add_argument("--template", default="plain", metavar="NAME_OR_FILE", help=words)
+    words = (
+        "plain (User: ... Assistant: ...), lines, play, chatml, raw, or a TOML file (default: the model's, else plain)"
+    )
+    group.add_argument("--template", metavar="NAME_OR_FILE", help=words)
     group.add_argument("--system", default="", metavar="TEXT", help="text before the dialogue, never dropped")
     words = f"maximum length of an answer in tokens (default: {NEW_TOKENS})"
     how_long = [option._replace(help=words) if option.name == "max_new_tokens" else option for option in HOW_LONG]
@@ -50,10 +52,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def chat(options: argparse.Namespace) -> int:
     """Answer until the input ends."""
-    from .dialogue import Dialogue, read_template
+    from ..data.dialogue import TEMPLATE, Dialogue, read_template
 
-    template = read_template(options.template)
-    model, tokenizer, _ = load(options)
+    template = None if options.template is None else read_template(options.template)
+    model, tokenizer, folder = load(options)
+    if template is None:
+        template = read_template(str(folder / TEMPLATE) if (folder / TEMPLATE).exists() else "plain")
     options.stop_strings = [*(options.stop_strings or []), *template.stops]
     conversation = Conversation(model, tokenizer, Dialogue(template, options.system), options)
     for message in messages():

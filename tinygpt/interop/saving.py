@@ -34,7 +34,7 @@ FORMATS = ("float32", "bfloat16", "float16", "float64")
 TOKENIZER_FILES = frozenset(
     {
         "tokenizer.tinygpt.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json",
-        "merges.txt", "vocab.txt", "added_tokens.json", "chat_template.jinja",
+        "merges.txt", "vocab.txt", "added_tokens.json", "chat_template.jinja", "template.toml",
     }
 )  # fmt: skip
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")

@@ -31,6 +31,7 @@ from typing import Any
 
 from .. import exchange
 from ..checkpoint import CHECKPOINT, INDEX, MARK, MARK_FORMAT, marked_files, read_index
+from ..data.dialogue import TEMPLATE
 from ..errors import CheckpointError, UsageError
 from ..files import atomic_write, remove_left_overs, shown
 from ..interop.config import CONFIG, GENERATION
@@ -39,11 +40,10 @@ from ..lock import Lock, NoLocksError
 from ..tokenizers import FILES as TOKENIZER_FILES
 
 LOCK = ".tinygpt-lock"
-TEMPLATE = "template.toml"
-TEXT, TOKENS, METRICS, PICTURE = "text.json", "tokens.npy", "metrics.jsonl", "loss_curve.png"
+TEXT, TOKENS, DATA, METRICS, PICTURE = "text.json", "tokens.npy", "data.json", "metrics.jsonl", "loss_curve.png"
 _OF_THE_LOOP = frozenset({MARK, INDEX, METRICS, PICTURE})
 _OF_THE_TEXT = frozenset({TEXT, TOKENS, *TOKENIZER_FILES})
-_OF_THE_MODEL = frozenset({CONFIG, GENERATION, SINGLE, TEMPLATE, *_OF_THE_TEXT})  # for other programs (`leaving.py`)
+_OF_THE_MODEL = frozenset({CONFIG, GENERATION, SINGLE, TEMPLATE, DATA, *_OF_THE_TEXT})  # `leaving.py`
 _STAGING = re.compile(r"\.tinygpt-new-[0-9a-f]{8}\.tmp")
 
 
@@ -240,9 +240,8 @@ class RunFolder:
         names = sorted({name for name in files if not CHECKPOINT.fullmatch(name)} | self._to_write())
         with atomic_write(place / MARK, "w") as file:
             about = "the files of a training run of tinygpt, with its checkpoint-*.safetensors"
-            json.dump(
-                {"format": MARK_FORMAT, "about": about, "run": secrets.token_hex(8), "files": names}, file, indent=1
-            )
+            mark = {"format": MARK_FORMAT, "about": about, "run": secrets.token_hex(8), "files": names}
+            json.dump(mark, file, indent=1)
             file.write("\n")
 
     # A new run ----------------------------------------------------------------------------------------

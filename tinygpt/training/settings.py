@@ -165,7 +165,7 @@ def _new(options: argparse.Namespace, folder: RunFolder, name: str) -> Settings:
         folder, options.backend or "numpy", model, config, None, data, options.tokenizer,
         options.bpe_vocab_size, options.overwrite, start, TextOptions(**text), text,
     )  # fmt: skip
-    _check(settings)
+    check_settings(settings)
     folder.require_free(options.overwrite)
     return settings
 
@@ -214,11 +214,11 @@ def _resumed(options: argparse.Namespace, folder: RunFolder) -> Settings:
     settings = Settings(
         folder, backend, model, config, checkpoint, data, options.tokenizer, options.bpe_vocab_size, given_text=text
     )
-    _check(settings)
+    check_settings(settings)
     return settings
 
 
-def _check(settings: Settings) -> None:
+def check_settings(settings: Settings) -> None:
     """Raise UsageError for mistakes that can be found before the text is read."""
     config = settings.training
     bpe = settings.tokenizer == "bpe" or (settings.resume and (settings.folder.path / TOKENIZER).exists())

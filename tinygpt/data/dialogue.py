@@ -2,15 +2,18 @@
 
 A template is the text around what user and assistant say. It is one of `PRESETS`, or a TOML file:
 
-    system = "{system}\\n\\n"                              # comes first if there is a --system text
+    system = "{system}\\n\\n"                              # comes first if there is a system text
     turn = "User: {user}\\nAssistant: {assistant}\\n"      # one turn; the prompt ends at the last {assistant}
-    stop = ["\\nUser:"]                                   # ends an answer (default: the beginning of the next turn)
+    stop = ["\\nUser:"]                                   # ends an answer (default: the beginning of the next turn);
+                                                         # []: only the end-of-text token does
 
-A model has no notion of roles: it continues text. One trained on dialogues needs the template they were written in.
+A model has no notion of roles: it continues text. One trained on dialogues needs the template they were written in, so
+`tinygpt finetune` leaves it in the model's folder, as template.toml, where `chat` finds it.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from dataclasses import dataclass, field
@@ -22,18 +25,18 @@ import numpy as np
 from ..errors import UsageError
 from ..files import explain_os_errors
 from ..tokenizers import Tokenizer
-from .generating import with_start
 
+TEMPLATE = "template.toml"  # in the folder of a model: the template that it was trained with
 Part = tuple[str, bool]  # text, and whether special tokens in it count: yes in the template, no in a user's message
 
 
 @dataclass(frozen=True)
 class Template:
-    """The text around the messages; `stop`: the texts that end an answer."""
+    """The text around the messages; `stop`: the texts that end an answer, None for the beginning of the next turn."""
 
     turn: str
     system: str = "{system}\n\n"
-    stop: tuple[str, ...] = ()
+    stop: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[^{]*\{user\}[^{]*\{assistant\}[^{]*", self.turn):
@@ -42,7 +45,7 @@ class Template:
             )
         if self.system.count("{system}") != 1:
             raise UsageError(f"a template's system text must contain {{system}} once, unlike {self.system!r}")
-        if not self.stops:
+        if self.stop is None and not self.stops:
             raise UsageError(
                 "a template needs `stop`, the texts that end an answer: its turns have no text around them"
             )
@@ -58,7 +61,47 @@ class Template:
     def stops(self) -> tuple[str, ...]:
         """The texts that end an answer: `stop`, or else the end of its turn plus the beginning of the next."""
         before, _, after = self.pieces
-        return self.stop or tuple(filter(None, [after + before.rstrip()]))
+        return tuple(filter(None, [after + before.rstrip()])) if self.stop is None else self.stop
+
+    @property
+    def ending(self) -> str:
+        """What a model must write after its answer to end it: all up to the first of `stops`, if there is one."""
+        _, _, after = self.pieces
+        if not self.stops:
+            return after
+        stop = self.stops[0]
+        if stop.startswith(after):
+            return stop
+        return after[: after.index(stop) + len(stop)] if stop in after else after + stop
+
+    @property
+    def closing(self) -> str:
+        """What comes between an answer and the end-of-text token: a mark such as <|im_end|>, or nothing."""
+        return self.pieces[2].rstrip()
+
+    def opening(self, system: str, user: str, first: bool = True) -> list[Part]:
+        """The text up to where the answer to `user` begins. first: the system text comes before it, if there is one."""
+        before, between, _ = self.pieces
+        parts: list[Part] = []
+        if system and first:
+            above, _, below = self.system.partition("{system}")
+            parts += [(above, True), (system, False), (below, True)]
+        # A space before the answer belongs to the answer's first token.
+        return [*parts, (before, True), (user, False), (between.rstrip(" "), True)]
+
+    @property
+    def gap(self) -> str:
+        """The spaces before an answer, which `opening` leaves out."""
+        between = self.pieces[1]
+        return between[len(between.rstrip(" ")) :]
+
+    def to_toml(self) -> str:
+        """The content of a template's file. JSON's strings are TOML's."""
+        lines = {"turn": self.turn, "system": self.system}
+        found = {name: json.dumps(text) for name, text in lines.items()}
+        if self.stop is not None:
+            found["stop"] = json.dumps(list(self.stop))
+        return "".join(f"{name} = {text}\n" for name, text in found.items())
 
 
 PRESETS = {
@@ -70,6 +113,7 @@ PRESETS = {
         system="<|im_start|>system\n{system}<|im_end|>\n",
         stop=("<|im_end|>",),
     ),
+    "raw": Template("{user}{assistant}", system="{system}", stop=()),
 }
 
 
@@ -93,7 +137,7 @@ def read_template(name_or_file: str) -> Template:
         raise UsageError(
             f"the template {path} must have the texts turn and, if need be, system, and a list stop: {found}"
         )
-    return Template(content["turn"], content.get("system", Template.system), tuple(stop))
+    return Template(content["turn"], content.get("system", Template.system), tuple(stop) if "stop" in content else None)
 
 
 @dataclass
@@ -122,15 +166,19 @@ class Dialogue:
             dropped += 1
 
     def _parts(self, user: str) -> list[Part]:
-        before, between, after = self.template.pieces
+        template = self.template
+        after = template.pieces[2]
         parts: list[Part] = []
-        if self.system:
-            first, _, second = self.template.system.partition("{system}")
-            parts += [(first, True), (self.system, False), (second, True)]
-        for said, answered in self.turns:
-            parts += [(before, True), (said, False), (between, True), (answered, False), (after, True)]
-        # A space before the answer belongs to the answer's first token.
-        return [*parts, (before, True), (user, False), (between.rstrip(" "), True)]
+        for number, (said, answered) in enumerate(self.turns):
+            parts += template.opening(self.system, said, first=number == 0)
+            parts += [(template.gap, True), (answered, False), (after, True)]
+        return [*parts, *template.opening(self.system, user, first=not self.turns)]
+
+
+def with_start(tokenizer: Tokenizer, ids: np.ndarray) -> np.ndarray:
+    """Prepend the tokenizer's `start_ids` to `ids` (T,), unless they are already there."""
+    start = tokenizer.start_ids
+    return ids if ids[: len(start)].tolist() == start else np.concatenate([np.array(start, dtype=np.int64), ids])
 
 
 def encode(tokenizer: Tokenizer, parts: list[Part]) -> np.ndarray:

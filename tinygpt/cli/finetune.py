@@ -1,0 +1,111 @@
+"""`tinygpt finetune`: train a model for a task, on rows of data."""
+
+from __future__ import annotations
+
+import argparse
+
+from .. import backends, kernel
+from ..console import say
+from ..data.dialogue import PRESETS, TEMPLATE
+from ..training import TrainingConfig
+from ..training.adapters import add_lora_options
+from ..training.finetuning import DEFAULTS, EPOCHS, Finetuning, begin_finetuning
+from ..training.options import add_options as add_config_options
+from ..training.tasks import LOSS_ON, TASKS
+from .process import again
+
+ABOUT = """Fine-tune a model on rows of JSON lines, CSV or TSV. The columns say what for: `text`; `prompt` and
+`completion`, `question` and `answer`, or `instruction`, `input` and `output`; `messages` with role and content."""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("the run")
+    words = "the model to start from: a training run, a GPT-2 directory, or a name such as gpt2"
+    group.add_argument("--model", metavar="MODEL", help=words)
+    words = "folder for all files of the run (default: %(default)s)"
+    group.add_argument("--out", metavar="FOLDER", default="out/finetuned", help=words)
+    group.add_argument("--backend", choices=backends.NAMES, help="CPU or GPU (default: numpy)")
+    either = group.add_mutually_exclusive_group()
+    either.add_argument("--resume", action="store_true", help="continue from the latest checkpoint in --out")
+    either.add_argument("--overwrite", action="store_true", help="replace the run in --out with a new one")
+    _add_data_options(parser.add_argument_group("the data"))
+    group = parser.add_argument_group("the model")
+    missing, words = argparse.SUPPRESS, "shorter than the model's own: less memory, faster"
+    group.add_argument("--block-size", type=int, metavar="N", default=missing, help=words)
+    words = "fraction of activations set to zero in training (default: the model's own)"
+    group.add_argument("--dropout", type=float, metavar="X", default=missing, help=words)
+    words = "add a token to the vocabulary, with the mean of the other embeddings (may be given several times)"
+    group.add_argument("--add-token", action="append", metavar="TEXT", help=words)
+    words = f"how often each row is trained on, in place of --steps (default: {EPOCHS})"
+    parser.add_argument("--epochs", type=float, metavar="X", help=words)
+    add_config_options(parser, TrainingConfig, "training", {"finetune": DEFAULTS}, HELP)
+    add_lora_options(parser)
+    parser.set_defaults(run=finetune, preset=None, tokenizer=None, bpe_vocab_size=None)
+
+
+HELP = {
+    "steps": "total number of optimizer steps, in place of --epochs",
+    "validation_fraction": "fraction of the rows for validation, without --valid",
+    "warmup_steps": "steps over which the learning rate rises from zero (default: a tenth of all)",
+    "eval_every": "steps between evaluations (default: an epoch)",
+    "checkpoint_every": "steps between checkpoints (default: an epoch)",
+}
+
+
+def _add_data_options(group: argparse._ArgumentGroup) -> None:
+    words = "rows to train on: .jsonl, .csv or .tsv, plain, .gz, .xz or .zst"
+    group.add_argument("--data", metavar="FILE", help=words)
+    words = "rows to evaluate on (default: a part of --data, with equal texts or prompts on one side)"
+    group.add_argument("--valid", metavar="FILE", help=words)
+    group.add_argument("--task", choices=tuple(TASKS), help="what for (default: read off the columns)")
+    words = (
+        f"the text around prompt and answer: {', '.join(PRESETS)}, or a TOML file (default: raw for prompt and "
+        "completion if the model has an end-of-text token, otherwise lines; plain for the others)"
+    )
+    group.add_argument("--template", metavar="NAME_OR_FILE", help=words)
+    group.add_argument("--loss-on", choices=LOSS_ON, help="learn the answers, or the prompts as well (default: answer)")
+    group.add_argument("--skip-bad-rows", action="store_true", help="leave out rows that can't be used, and count them")
+
+
+def finetune(options: argparse.Namespace) -> int:
+    """Fine-tune, and report the best evaluation."""
+    with begin_finetuning(options) as run:
+        say(_description(run))
+        result = run.trainer.run()
+        if result.signal is not None:
+            resume = again("finetune", "--resume", "--out", str(run.settings.folder))
+            say(f"Saved at step {result.step}. Resume with:\n    {resume}")
+            return 128 + result.signal
+        say(result.summary())
+        say(_what_next(run, result.best_step))
+    return 0
+
+
+def _description(run: Finetuning) -> str:
+    settings, model = run.settings, run.trainer.model
+    training, batches = settings.training, run.trainer.batches
+    begin = settings.checkpoint.step if settings.checkpoint is not None else 0
+    rows = len(batches.examples)  # type: ignore[attr-defined]
+    rows_a_step = f"{training.gradient_accumulation} x {training.batch_size}"
+    lines = {
+        "Task": f"{run.task.name}, {rows:,} rows to train on" + "".join(f";\n       {note}" for note in run.notes),
+        "Model": f"{settings.start.name if settings.start is not None else settings.folder}, block "
+        f"{model.config.block_size}: {model.num_parameters():,} parameters, "
+        f"{sum(parameter.size for parameter in run.trainer.parameters):,} of them trained",
+        "Run": f"steps {begin} to {training.steps}, each of {rows_a_step} rows; saved in {settings.folder}",
+        "On": kernel.describe(settings.backend),
+    }
+    return "\n".join(f"{name + ':':<7}{line}" for name, line in lines.items())
+
+
+def _what_next(run: Finetuning, best_step: int) -> str:
+    folder = str(run.settings.folder)
+    words = "the weights that it started with" if best_step == 0 else f"those of step {best_step}"
+    lines = [f"The best weights are {words}. Try them with:"]
+    if run.task.template is None:
+        lines.append(f"    {again('sample', '--model', folder)}")
+    else:
+        lines.append(f"    {again('chat', '--model', folder)}")
+        template = f"{folder}/{TEMPLATE}"
+        lines.append(f"    {again('sample', '--model', folder, '--template', template, '--prompt', '...')}")
+    return "\n".join(lines)

@@ -1,0 +1,113 @@
+"""Batches of rows of different lengths, and the split of rows into training and validation.
+
+In an epoch each row occurs once. Rows are shuffled, sorted by length within pools of some batches, cut into steps, and
+the steps shuffled: so rows of like length share a batch, which has little padding, and the order stays random. The rows
+of a step follow from the seed and the index of the step. They are the same however many batches a step is cut into.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..checks import number, whole_number
+from ..errors import UsageError
+from ..random import Generator
+
+# Streams of random numbers that nothing else of a run uses (`batches.py`): one for each epoch, one for the split.
+_FIRST_STREAM, _SPLIT_STREAM = 1 << 63, (1 << 64) - 1
+_POOL = 32  # steps whose rows are sorted by length together
+
+Collate = Callable[[Sequence[Any]], tuple[np.ndarray, ...]]
+
+
+class RowBatches:
+    """Batch i is part i % parts of step i // parts; a step has batch_size * parts rows, or fewer at an epoch's end.
+
+    examples: anything with a length, (N,). collate: makes arrays of some of them. Raises UsageError without examples.
+    """
+
+    def __init__(self, examples: Sequence[Any], batch_size: int, parts: int, seed: int, collate: Collate) -> None:
+        if not examples:
+            raise UsageError("there are no rows to train on")
+        self.examples, self.collate = examples, collate
+        self.parts, self.seed = whole_number("batches", "parts", parts), Generator(seed).seed
+        rows = whole_number("batches", "batch_size", batch_size) * self.parts
+        self.steps_per_epoch = -(-len(examples) // rows)
+        self.lengths = np.array([len(example) for example in examples])  # (N,)
+        self._epoch, self._steps = -1, list[np.ndarray]()
+
+    def batch(self, index: int) -> tuple[np.ndarray, ...]:
+        """The arrays of batch `index`. It has no rows if a step has fewer rows than parts."""
+        step, part = divmod(whole_number("batches", "index", index, at_least=0), self.parts)
+        epoch, position = divmod(step, self.steps_per_epoch)
+        if epoch != self._epoch:
+            self._epoch, self._steps = epoch, self._order(epoch)
+        rows = np.array_split(self._steps[position], self.parts)[part]
+        return self.collate([self.examples[row] for row in rows])
+
+    def _order(self, epoch: int) -> list[np.ndarray]:
+        """The rows of each step of an epoch."""
+        generator, N = Generator(self.seed, _FIRST_STREAM + epoch), len(self.examples)
+        shuffled = np.argsort(generator.uniform(N), kind="stable")  # (N,)
+        pool = -(-N * _POOL // self.steps_per_epoch)
+        by_length = [
+            part[np.argsort(self.lengths[part], kind="stable")]
+            for part in (shuffled[begin : begin + pool] for begin in range(0, N, pool))
+        ]
+        steps = np.array_split(np.concatenate(by_length), self.steps_per_epoch)
+        return [steps[i] for i in np.argsort(generator.uniform(len(steps)), kind="stable")]
+
+
+class AllRows:
+    """Every row once, in batches of rows of like length. count: so many batches of rows drawn once, 0 for all rows."""
+
+    def __init__(self, examples: Sequence[Any], batch_size: int, collate: Collate, count: int = 0) -> None:
+        if not examples:
+            raise UsageError("there are no rows to evaluate on")
+        if count:
+            chosen = np.argsort(Generator(0, _SPLIT_STREAM).uniform(len(examples)), kind="stable")[: count * batch_size]
+            examples = [examples[i] for i in sorted(chosen)]
+        self.examples = sorted(examples, key=len)
+        self.batch_size, self.collate = batch_size, collate
+
+    def __len__(self) -> int:
+        return -(-len(self.examples) // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, ...]]:
+        for begin in range(0, len(self.examples), self.batch_size):
+            yield self.collate(self.examples[begin : begin + self.batch_size])
+
+
+def same_key(key: str) -> str:
+    """What two keys must share to count as equal: all but the amount of white space."""
+    return " ".join(key.split())
+
+
+def split_rows(keys: Sequence[str], fraction: float, seed: int) -> tuple[list[int], list[int]]:
+    """The indices of the rows for training and of about `fraction` of them for validation, in order.
+
+    Rows with equal keys are on the same side: otherwise a model would be evaluated on what it has learned by heart.
+    Raises UsageError if all keys are equal.
+    """
+    fraction = number("split_rows", "fraction", fraction, above=0, below=1)
+    groups: dict[str, list[int]] = {}
+    for index, key in enumerate(keys):
+        groups.setdefault(same_key(key), []).append(index)
+    if len(groups) < 2:
+        raise UsageError(
+            f"{len(keys)} row{'s' * (len(keys) != 1)} with fewer than two different texts or prompts can't be split "
+            "into training and validation: give validation rows of their own with --valid FILE"
+        )
+    members = list(groups.values())
+    order = np.argsort(Generator(seed, _SPLIT_STREAM).uniform(len(members)), kind="stable")
+    wanted = max(1, round(fraction * len(keys)))
+    chosen: list[int] = []
+    for group in (members[i] for i in order):
+        if len(chosen) + len(group) <= wanted:
+            chosen += group
+    smallest = min(members, key=len)
+    validation = set(chosen or smallest)
+    return [i for i in range(len(keys)) if i not in validation], sorted(validation)

@@ -1,0 +1,286 @@
+"""A run of `tinygpt finetune`: from a model and rows of data to a trainer.
+
+    with begin_finetuning(options) as run:
+        run.trainer.run()
+
+Nothing of an older run in the folder is touched before the rows are read and a new run's first checkpoint is saved. A
+resumed run reads its rows again, and is refused if they are no longer those that it was trained on.
+
+`data.json` in the run's folder says where the rows came from and what they were read for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from .. import backends, tokenizers
+from ..data.columns import find_columns
+from ..data.dialogue import TEMPLATE
+from ..data.examples import Example, make_examples
+from ..data.row_batches import same_key, split_rows
+from ..data.rows import BadRows, Row, read_rows
+from ..errors import CheckpointError, UsageError
+from ..files import atomic_write, shown
+from ..gpt import GPT, GPTConfig
+from ..nn.lora import insert_lora
+from ..tokenizers import Tokenizer
+from .adapters import lora_of_options
+from .config import TrainingConfig, new_settings
+from .folder import DATA, RunFolder
+from .loop import Trainer
+from .options import given_options
+from .run import make_model, rehearse
+from .settings import Settings, check_settings, choose_settings
+from .starting import start_from
+from .tasks import TASKS, Request
+
+EPOCHS = 3
+_EITHER = "give either --epochs or --steps, not both"
+DEFAULTS: dict[str, Any] = {"batch_size": 8, "lr": 1e-4, "weight_decay": 0.01, "eval_batches": 0}
+
+
+@dataclass
+class Rows:
+    """The examples of one part, the rows that were left out, and what identifies the rows that were read."""
+
+    examples: list[Example]
+    bad: BadRows
+    sha256: str
+
+
+@dataclass
+class Finetuning:
+    """A run that is ready to begin. notes: what its user should know of the data."""
+
+    settings: Settings
+    trainer: Trainer
+    tokenizer: Tokenizer
+    task: Any
+    notes: list[str] = field(default_factory=list)
+
+
+@contextlib.contextmanager
+def begin_finetuning(options: argparse.Namespace) -> Iterator[Finetuning]:
+    """The run that the command line describes; afterwards its folder is unlocked.
+
+    Raises UsageError for a mistake in the options or the data, CheckpointError for a run that can't be resumed.
+    """
+    if options.resume:
+        settings = choose_settings(options)
+        with settings.folder:
+            yield _resumed(options, settings)
+    else:
+        with RunFolder(options.out) as folder:
+            yield _new(options, folder)
+
+
+def _new(options: argparse.Namespace, folder: RunFolder) -> Finetuning:
+    if options.model is None or options.data is None:
+        raise UsageError("a new run needs a model to start from and rows to learn: give --model MODEL and --data FILE")
+    lora = lora_of_options(options)
+    if lora is not None and options.add_token:
+        raise UsageError("--lora-rank freezes all embeddings, and --add-token adds some to be learned: leave one out")
+    folder.leaves_model = True
+    folder.require_free(options.overwrite)
+    given = given_options(options, TrainingConfig)
+    facts = {
+        "model": options.model, "data": _absolute(options.data), "valid": _absolute(options.valid),
+        "task": options.task, "template": options.template, "loss_on": options.loss_on,
+        "skip_bad_rows": options.skip_bad_rows,
+    }  # fmt: skip
+    seed = given.get("seed", TrainingConfig.seed)
+    start = start_from(
+        options.model, **given_options(options, GPTConfig), add_tokens=options.add_token or (), seed=seed
+    )
+    if lora is not None:
+        insert_lora(start.model, lora, seed)
+        given = {"lr": 10 * DEFAULTS["lr"]} | given
+    named = facts | {"data": options.data, "valid": options.valid}  # in messages as the user wrote them
+    prepared = _prepare(named, start.model, start.tokenizer, given | {"seed": seed})
+    config = _config(given, options.epochs, len(prepared.train.examples))
+    model_settings = {key: value for key, value in start.model.config.to_dict().items() if key != "vocab_size"}
+    settings = Settings(
+        folder, options.backend or "numpy", model_settings, config, None, (options.data,), None, start=start
+    )
+    check_settings(settings)
+    place = folder.begin(options.overwrite)
+    _write_facts(place, facts | {"task": prepared.task.name, "sha256": prepared.sha256})
+    return _finetuning(settings, prepared, start.tokenizer)
+
+
+def _resumed(options: argparse.Namespace, settings: Settings) -> Finetuning:
+    folder = settings.folder
+    facts = read_data_facts(folder)
+    for name in ("model", "data", "valid", "task", "template", "loss_on"):
+        value = getattr(options, name)
+        value = _absolute(value) if name in ("data", "valid") else value
+        if value not in (None, facts[name]):
+            raise CheckpointError(f"the run in {folder} has the {name} {facts[name]}, not {value}: leave it out")
+    tokenizer = tokenizers.load(folder.path)
+    model = make_model(settings, tokenizer)
+    if (folder.path / TEMPLATE).exists() and facts["template"] is not None:
+        facts["template"] = str(folder.path / TEMPLATE)  # the file that was given may have changed
+    prepared = _prepare(facts, model, tokenizer, dataclasses.asdict(settings.training))
+    for part, path in (("train", facts["data"]), ("validation", facts["valid"])):
+        if path is not None and prepared.sha256[part] != facts["sha256"].get(part):
+            raise CheckpointError(
+                f"the file {shown(path)} has changed since the run in {folder} began: restore it, or start a new run"
+            )
+    if options.epochs is not None and "steps" in given_options(options, TrainingConfig):
+        raise UsageError(_EITHER)
+    if options.epochs is not None:
+        steps = _config({}, options.epochs, len(prepared.train.examples), settings.training).steps
+        settings = dataclasses.replace(settings, training=dataclasses.replace(settings.training, steps=steps))
+    return _finetuning(settings, prepared, tokenizer, model)
+
+
+# The data ---------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Prepared:
+    """The task with its training and validation examples."""
+
+    task: Any
+    train: Rows
+    validation: Rows
+    sha256: dict[str, str]
+    notes: list[str]
+
+
+def _prepare(facts: dict[str, Any], model: GPT, tokenizer: Tokenizer, config: dict[str, Any]) -> Prepared:
+    skip = facts["skip_bad_rows"]
+    task_name, columns = _columns_of(facts["data"], facts["task"])
+    task = TASKS[task_name](Request(columns, facts["template"], facts["loss_on"]), model, tokenizer)
+    rows = _read(facts["data"], columns, task, skip)
+    notes = _notes_of(rows, facts["data"], model.config.block_size)
+    if facts["valid"] is not None:
+        validation = _read(facts["valid"], columns, task, skip)
+        notes += _notes_of(validation, facts["valid"], model.config.block_size)
+        both = {same_key(example.key) for example in rows.examples}
+        common = sum(same_key(example.key) in both for example in validation.examples)
+        if common:
+            notes.append(f"{common} validation rows have a text or prompt that training rows have too")
+        sha256 = {"train": rows.sha256, "validation": validation.sha256}
+    else:
+        fraction = config.get("validation_fraction", TrainingConfig.validation_fraction)
+        sha256 = {"train": rows.sha256}
+        first, second = split_rows([example.key for example in rows.examples], fraction, config["seed"])
+        validation = Rows([rows.examples[i] for i in second], BadRows(), "")
+        rows = Rows([rows.examples[i] for i in first], rows.bad, rows.sha256)
+        notes.append(f"{len(second)} of {len(first) + len(second)} rows are for validation; equal texts or prompts are "
+                     "on one side")  # fmt: skip
+    return Prepared(task, rows, validation, sha256, notes)
+
+
+def _columns_of(path: str, task: str | None) -> tuple[str, tuple[str, ...]]:
+    """The task and its columns, from the first row that can be read."""
+    bad = BadRows()
+    for row in read_rows(path, skip_bad=bad):
+        return find_columns(list(row.values), task, row.where)
+    if bad.sentences:
+        raise UsageError(bad.sentences[0])
+    raise UsageError(f"there are no rows in {shown(path)}: a table with named columns is needed, one row a line")
+
+
+def _read(path: str, columns: tuple[str, ...], task: Any, skip: bool) -> Rows:
+    """The examples of a file. Raises UsageError for the first row that is no example, unless they are skipped."""
+    bad, found = BadRows(), hashlib.sha256()
+
+    def seen() -> Iterator[Row]:
+        for row in read_rows(path, columns=columns, skip_bad=bad if skip else None):
+            found.update(json.dumps(row.values, sort_keys=True).encode() + b"\n")
+            yield row
+
+    examples = make_examples(task.maker, seen(), bad if skip else None)
+    if not examples:
+        why = f": {bad.sentences[0]}" if bad.sentences else ""
+        raise UsageError(f"there is no row in {shown(path)} to learn from{why}")
+    return Rows(examples, bad, found.hexdigest())
+
+
+def _notes_of(rows: Rows, path: str, block_size: int) -> list[str]:
+    """What should be known of the rows of a file: those left out, cut off and repeated."""
+    examples, name, notes = rows.examples, shown(path), list[str]()
+    if rows.bad.count:
+        notes.append(f"{rows.bad.count} rows of {name} were left out, such as {rows.bad.sentences[0]}")
+    if cut := sum(example.truncated for example in examples):
+        notes.append(f"{cut} of {len(examples)} rows of {name} were cut to the {block_size} tokens of the block")
+    if twice := len(examples) - len({(example.ids.tobytes(), example.learned.tobytes()) for example in examples}):
+        notes.append(f"{twice} of {len(examples)} rows of {name} are repeated")
+    return notes
+
+
+# The run ----------------------------------------------------------------------------------------------
+
+
+def _config(
+    given: dict[str, Any], epochs: float | None, rows: int, base: TrainingConfig | None = None
+) -> TrainingConfig:
+    """The settings of a run over `rows` rows: by default an evaluation and a checkpoint an epoch."""
+    values = (dataclasses.asdict(base) if base is not None else DEFAULTS) | given
+    accumulation = values.get("gradient_accumulation", TrainingConfig.gradient_accumulation)
+    per_epoch = -(-rows // (values["batch_size"] * accumulation))
+    if epochs is not None and "steps" in given:
+        raise UsageError(_EITHER)
+    if epochs is not None and not 0 < epochs < 1e6:
+        raise UsageError(f"epochs must be above 0, not {epochs:g}")
+    steps = given.get("steps", max(1, round((EPOCHS if epochs is None else epochs) * per_epoch)))
+    if base is not None:
+        return dataclasses.replace(base, steps=steps)
+    often = {"warmup_steps": steps // 10, "eval_every": per_epoch, "checkpoint_every": per_epoch}
+    return TrainingConfig.from_dict(new_settings(often | DEFAULTS, given) | {"steps": steps})
+
+
+def _finetuning(settings: Settings, prepared: Prepared, tokenizer: Tokenizer, model: GPT | None = None) -> Finetuning:
+    folder, task = settings.folder, prepared.task
+    backends.use_backend(settings.backend)
+    model = make_model(settings, tokenizer) if model is None else model
+    model.to(settings.backend)
+    if task.template is not None and settings.start is not None:
+        with atomic_write(folder.place / TEMPLATE, "w") as file:
+            file.write(task.template.to_toml())
+    objective = task.objective(prepared.train.examples, prepared.validation.examples, settings.training)
+    trainer = Trainer(model, None, None, settings.training, folder, objective=objective, tokenizer=tokenizer)
+    if settings.checkpoint is not None:
+        trainer.resume(settings.checkpoint)
+    elif folder.replaces:
+        rehearse(trainer)
+    return Finetuning(settings, trainer, tokenizer, task, prepared.notes)
+
+
+def _absolute(path: str | None) -> str | None:
+    return None if path is None else os.path.abspath(os.path.expanduser(path))
+
+
+def _write_facts(place: Any, facts: dict[str, Any]) -> None:
+    with atomic_write(place / DATA, "w") as file:
+        json.dump(facts, file, indent=1, ensure_ascii=False)
+
+
+def read_data_facts(folder: RunFolder) -> dict[str, Any]:
+    """The content of a run's data.json. Raises CheckpointError if it is missing or damaged."""
+    path = folder.path / DATA
+    try:
+        facts = json.loads(path.read_bytes().decode("utf-8"))
+        if facts["task"] not in TASKS or not isinstance(facts["data"], str) or not isinstance(facts["sha256"], dict):
+            raise ValueError("it names no task and data that this version knows")
+        return {name: facts[name] for name in (
+            "model", "data", "valid", "task", "template", "loss_on", "skip_bad_rows", "sha256"
+        )}  # fmt: skip
+    except OSError as error:
+        raise CheckpointError(
+            f"{shown(path)} can't be read, so the run in {folder} is none of `finetune`: {error.strerror or error}"
+        ) from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(
+            f"{shown(path)} is damaged ({error}): restore it from a copy, or start a new run"
+        ) from error

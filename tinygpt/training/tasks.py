@@ -1,0 +1,99 @@
+"""What `tinygpt finetune` can train for: rows become examples, and examples an objective.
+
+| task | a row | learned |
+|---|---|---|
+| text | a text | all of it |
+| sft | a dialogue, a question, an instruction | the answers, or all of it (`loss_on`) |
+
+A further task is a class here and its columns in `tinygpt/data/columns.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from ..data.dialogue import Template, read_template
+from ..data.examples import AnswerExamples, Example, TextExamples, collate
+from ..data.row_batches import AllRows, RowBatches
+from ..errors import UsageError
+from ..gpt import GPT
+from ..tokenizers import Tokenizer
+from .config import TrainingConfig
+from .objective import Objective
+
+LOSS_ON = ("answer", "all")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a task is asked for: its columns, and the options of the command line that concern it."""
+
+    columns: tuple[str, ...]
+    template: str | None = None
+    loss_on: str | None = None
+
+
+class TextTask:
+    """A text a row."""
+
+    name: ClassVar[str] = "text"
+    template: Template | None = None
+
+    def __init__(self, request: Request, model: GPT, tokenizer: Tokenizer) -> None:
+        for option, value in (("--template", request.template), ("--loss-on", request.loss_on)):
+            if value is not None:
+                raise UsageError(
+                    f"{option} is for dialogues and prompts with answers, not for the task text: leave it out"
+                )
+        self.maker = TextExamples(tokenizer, model.config.block_size, end_of_text(model, tokenizer))
+
+    def objective(self, train: Sequence[Example], validation: Sequence[Example], config: TrainingConfig) -> Objective:
+        """What the run learns."""
+        batches = RowBatches(train, config.batch_size, config.gradient_accumulation, config.seed, collate)
+        count = batches.steps_per_epoch * config.gradient_accumulation
+        tokens = -(-sum(len(example) - 1 for example in train) // count)
+        rows = AllRows(validation, config.batch_size, collate, config.eval_batches)
+        return Objective(batches, rows, tokens, {"train": digest(train), "validation": digest(validation)})
+
+
+class AnswerTask(TextTask):
+    """Supervised fine-tuning: an answer, or several, a row."""
+
+    name = "sft"
+
+    def __init__(self, request: Request, model: GPT, tokenizer: Tokenizer) -> None:
+        end = end_of_text(model, tokenizer)
+        self.template = read_template(request.template or _default_template(request.columns, end))
+        loss_on = request.loss_on or LOSS_ON[0]
+        self.maker = AnswerExamples(tokenizer, model.config.block_size, end, request.columns, self.template, loss_on)
+        if end is None:  # generation stops at the text that the model has learned to end its answers with
+            model.generation_config = dict(model.generation_config) | {"stop_strings": list(self.template.stops)}
+
+
+TASKS: dict[str, Any] = {task.name: task for task in (TextTask, AnswerTask)}
+
+
+def _default_template(columns: tuple[str, ...], end: int | None) -> str:
+    """Prompts and completions follow each other as they are, if a token can end them; the others need words between."""
+    if columns != ("prompt", "completion"):
+        return "plain"
+    return "raw" if end is not None else "lines"
+
+
+def end_of_text(model: GPT, tokenizer: Tokenizer) -> int | None:
+    """The token at which generation stops: of the model's settings, or else of the tokenizer."""
+    ids: Any = dict(model.generation_config).get("eos_token_id")
+    ids = ids if isinstance(ids, list) else [] if ids is None else [ids]
+    return next((number for number in ids if number < model.config.vocab_size), tokenizer.eos_token_id)
+
+
+def digest(examples: Sequence[Example]) -> str:
+    """Identifies examples: what they say and what is learned of it."""
+    found = hashlib.sha256(str(len(examples)).encode())
+    for example in examples:
+        for array in (example.ids, example.learned):
+            found.update(len(array).to_bytes(8, "little") + array.tobytes())
+    return found.hexdigest()
