@@ -46,6 +46,8 @@ AIM = 1.85
 # name: (preset, fraction of the steps, settings besides the preset's)
 CONTENDERS: dict[str, tuple[str, float, dict[str, Any]]] = {
     "adamw": ("tiny", 1.0, {}),
+    "fast": ("fast", PRESETS["fast"].training["steps"] / PRESETS["tiny"].training["steps"], {}),
+    "fast-long": ("fast", 0.7, {}),
     "adamw-4e-3": ("tiny", 1.0, {"lr": 4e-3}),
     "adam": ("tiny", 1.0, {"optimizer": "adam", "lr": 4e-3, "weight_decay": 0.0}),
     "lion": ("tiny", 1.0, {"optimizer": "lion", "lr": 5e-4, "weight_decay": 0.5}),
@@ -108,8 +110,12 @@ class Contender:
         model += 12 * config.n_layer * config.n_embd * config.block_size
         if not isinstance(self.optimizer, Muon):
             return 0.0
-        shapes = [slot.parameter.shape for slot in self.optimizer.slots if "momentum" in slot.state]
-        return sum(newton_schulz_flops(*shape) for shape in shapes) / (model * tokens)
+        total = 0
+        for slot in self.optimizer.slots:
+            if "momentum" in slot.state:
+                (m, n), parts = slot.parameter.shape, self.optimizer.parts_of(slot)
+                total += parts * newton_schulz_flops(m, n // parts)
+        return total / (model * tokens)
 
 
 def make(name: str, steps: int, seed: int, vocab_size: int, train: np.ndarray) -> Contender:

@@ -186,7 +186,13 @@ def test_parts_of_a_matrix_are_made_orthogonal_one_by_one() -> None:
     whole.grad = rng.standard_normal((4, 9))
     for part, grad in zip(parts, np.split(whole.grad, 3, axis=1), strict=True):
         part.grad = grad.copy()
+    named, by_hand = (tensor(np.zeros((4, 9)), requires_grad=True) for _ in range(2))
+    named.grad, by_hand.grad = whole.grad.copy(), whole.grad.copy()
+    Muon([("h.0.attn.c_attn.weight", named)]).step()
+    Muon([{"params": [("h.0.attn.c_attn.weight", by_hand)], "parts": 1}]).step()
     Muon([{"params": [whole], "use_muon": True, "parts": 3}]).step()
+    assert np.array_equal(named.data, whole.data)  # q, k and v by default
+    assert not np.allclose(by_hand.data, whole.data)
     Muon([{"params": parts, "use_muon": True}]).step()
     np.testing.assert_allclose(whole.data, np.concatenate([p.data for p in parts], axis=1), rtol=1e-12)
 

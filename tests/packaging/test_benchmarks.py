@@ -166,7 +166,7 @@ def test_optimizers_take_turns_on_a_text(tmp_path: Path) -> None:
     table, curves = rows[:2], rows[2:]
     assert [row[:3] for row in table] == [["adamw", "8", "12"], ["muon", "8", "12"]]
     assert table[0][5] == "1.00"
-    assert [row[-1] for row in table] == ["0%", "37%"]
+    assert [row[-1] for row in table] == ["0%", "46%"]
     assert [len(row) for row in curves] == [9, 9]
     assert all(row[-1].startswith(f"{float(line[6]):.3f} at ") for row, line in zip(curves, table, strict=True))
 

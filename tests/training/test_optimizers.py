@@ -15,7 +15,7 @@ from tinygpt import UsageError
 from tinygpt.cli import main
 from tinygpt.errors import CheckpointError, RangeError
 from tinygpt.optim import SGD, Adam, AdamW, Lion, Muon
-from tinygpt.training import CheckpointFolder, TrainingConfig, add_run_options, choose_settings, evaluation
+from tinygpt.training import PRESETS, CheckpointFolder, TrainingConfig, add_run_options, choose_settings, evaluation
 from tinygpt.training.config import LEARNING_RATES, new_settings
 from tinygpt.training.optimizers import MAKERS, make_schedule
 
@@ -73,6 +73,14 @@ def test_the_learning_rate_that_is_not_given_is_the_optimizers() -> None:
     assert new_settings(preset, {"optimizer": "muon", "lr": 1.0}) == {"steps": 5, "optimizer": "muon", "lr": 1.0}
     fast = {"optimizer": "muon", "momentum": 0.9, "adamw_lr": 1e-3}
     assert new_settings(fast, {"optimizer": "adamw"}) == {"optimizer": "adamw"}
+    assert TrainingConfig(**new_settings(PRESETS["fast"].training, {"optimizer": "sgd"})).lr == LEARNING_RATES["sgd"]
+
+
+def test_the_preset_fast_is_tiny_with_another_training() -> None:
+    """A figure of one beside the other compares the training alone."""
+    assert PRESETS["fast"].model == PRESETS["tiny"].model
+    assert TrainingConfig(**PRESETS["fast"].training).optimizer == "muon"
+    assert TrainingConfig(**PRESETS["tiny"].training).optimizer == "adamw"
 
 
 def test_the_decay_fraction_reaches_the_schedule() -> None:

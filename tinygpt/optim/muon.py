@@ -22,13 +22,14 @@ has more rows than columns, so that X X^T is the smaller of the two possible pro
 
 Which parameters: the matrices in numbered blocks, such as `h.0.mlp.c_fc.weight`. Embeddings, the head, biases and norms
 get AdamW. A group can decide for itself (`use_muon`), and must where parameters have no names. A matrix that consists
-of several, side by side, like the one that makes q, k and v (`parts=3`), is better split: each part is made orthogonal
-by itself.
+of several, side by side, is split, and each part made orthogonal by itself: `c_attn.weight`, which makes q, k and v,
+into 3 parts, others if their group says so (`parts`). The sources keep q, k and v in matrices of their own.
 
 The factor sqrt(max(1, out / in)) is that of the sources below, for a layer from `in` to `out` channels. They store
 weights as (out, in); here they are (in, out).
 
 Saved between steps: m for a matrix; AdamW's m and v for the rest.
+
 In float32 the result for a wide matrix differs by up to 7e-4 of its size from that in float64 (measured in a run of
 `tiny`), less than what the sources lose to bfloat16.
 
@@ -55,6 +56,7 @@ from .adamw import adamw_update, check_betas
 from .optimizer import Optimizer, Slot
 
 A, B, C = 3.4445, -4.7750, 2.0315
+QUERY_KEY_VALUE = re.compile(r"(^|\.)c_attn\.weight$")
 IN_A_BLOCK = re.compile(r"(^|\.)\d+\..")  # a number among the parts of a name: "h.3.attn.c_proj.weight"
 
 
@@ -103,12 +105,12 @@ class Muon(Optimizer):
     proportion. momentum: in [0, 1). steps: of the Newton-Schulz iteration. betas, eps: AdamW's. weight_decay, l1, l2:
     act on matrices only. A group may state momentum, nesterov, betas and eps of its own; use_muon: whether its
     parameters, which must then be matrices, get Muon or AdamW; parts: of how many matrices, side by side, each of them
-    consists. Raises UsageError, ShapeError and DtypeError.
+    consists, by default 3 for `c_attn.weight`, else 1. Raises UsageError, ShapeError and DtypeError.
     """
 
     group_settings = ("momentum", "nesterov", "betas", "eps", "use_muon", "parts")
     use_muon: bool | None = None  # by default the name decides
-    parts = 1
+    parts: int | None = None
 
     def __init__(
         self,
@@ -149,7 +151,7 @@ class Muon(Optimizer):
 
     def _is_matrix(self, slot: Slot) -> bool:
         """Whether a parameter gets Muon. Raises UsageError if nothing decides it, ShapeError if it can't."""
-        wanted, shape, parts = self._setting(slot, "use_muon"), slot.parameter.shape, self._setting(slot, "parts")
+        wanted, shape, parts = self._setting(slot, "use_muon"), slot.parameter.shape, self.parts_of(slot)
         if wanted is None:
             if len(shape) == 2 and slot.name.isdecimal():
                 raise UsageError(
@@ -163,6 +165,11 @@ class Muon(Optimizer):
                 f"but has shape {shape}: give it a group with 'use_muon': False"
             )
         return bool(wanted)
+
+    def parts_of(self, slot: Slot) -> int:
+        """Of how many matrices, side by side, a matrix consists."""
+        own: int | None = self._setting(slot, "parts")
+        return own if own is not None else 3 if QUERY_KEY_VALUE.search(slot.name) else 1
 
     def _update_all(self, ready: list[tuple[Slot, Array, float]]) -> None:
         adamw_update.each(
@@ -193,7 +200,7 @@ class Muon(Optimizer):
         for slot, direction in directions:
             param = slot.parameter.data
             param *= 1 - self.lr * slot.lr_scale * slot.weight_decay
-            width = param.shape[1] // self._setting(slot, "parts")
+            width = param.shape[1] // self.parts_of(slot)
             scale = self.lr * slot.lr_scale * math.sqrt(max(1.0, width / max(1, param.shape[0])))
             for begin in range(0, param.shape[1], max(1, width)):
                 pair = param[:, begin : begin + width], direction[:, begin : begin + width]

@@ -51,7 +51,8 @@ def add_options(
 def _defaults(setting: dataclasses.Field[Any], presets: Mapping[str, Mapping[str, Any]]) -> str:
     values = {name: preset.get(setting.name, setting.default) for name, preset in presets.items()}
     if len(set(map(repr, values.values()))) > 1:
-        return " (default: " + ", ".join(f"{value} for {name}" for name, value in values.items()) + ")"
+        given = {name: value for name, value in values.items() if value is not None}
+        return " (default: " + ", ".join(f"{value} for {name}" for name, value in given.items()) + ")"
     default = next(iter(values.values()), setting.default)
     return "" if default is None else f" (default: {default})"  # None: the help text explains the default
 
