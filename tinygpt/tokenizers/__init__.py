@@ -1,4 +1,4 @@
-"""Text to token ids and back: bytes, characters, GPT-2's byte-level BPE, BERT's WordPiece.
+"""Text to token ids and back: bytes, characters, words, GPT-2's byte-level BPE, BERT's WordPiece.
 
 tokenizer = CharTokenizer.from_text(text)      # or ByteTokenizer(), or BPETokenizer.train(text, vocab_size=4096)
 ids = tokenizer.encode("To be")                # int64, shape (T,)
@@ -20,6 +20,7 @@ from .bpe import BPETokenizer
 from .bpe_files import TOKENIZER, VOCAB
 from .byte import ByteTokenizer
 from .char import CharTokenizer, UnknownCharacterError
+from .word import WordTokenizer
 from .wordpiece import WordPieceTokenizer
 from .wordpiece_files import VOCAB as WORDPIECE_VOCAB
 from .wordpiece_files import is_wordpiece
@@ -34,11 +35,12 @@ __all__ = [
     "Tokenizer",
     "UnknownCharacterError",
     "WordPieceTokenizer",
+    "WordTokenizer",
     "load",
 ]
 
 FILES = frozenset({FILE_NAME, *bpe_files.FILES, *wordpiece_files.FILES})  # what any of them may save in a folder
-_CLASSES: dict[str, type[Tokenizer]] = {cls.type: cls for cls in (ByteTokenizer, CharTokenizer)}
+_CLASSES: dict[str, type[Tokenizer]] = {cls.type: cls for cls in (ByteTokenizer, CharTokenizer, WordTokenizer)}
 
 
 def load(folder: str | os.PathLike[str]) -> Tokenizer:

@@ -27,8 +27,8 @@ BOUNDARY = re.compile(rf"(?<=\S)[\t-\r \u3000]|(?<=[\u4e00-\u9fa5])[{PAUSES}]")
 _WINDOW = 1 << 12  # search the end of the text first: it nearly always has a boundary
 
 
-def recut(pieces: Iterable[str]) -> Iterator[str]:
-    """Re-split a text at safe boundaries only.
+def recut(pieces: Iterable[str], boundary: re.Pattern[str] = BOUNDARY) -> Iterator[str]:
+    """Re-split a text at safe boundaries only. boundary: those of another tokenizer, one character long.
 
     The text after a piece's last boundary is held back until the next boundary arrives, so a text without any comes
     out as one piece.
@@ -36,7 +36,7 @@ def recut(pieces: Iterable[str]) -> Iterator[str]:
     held: list[str] = []  # joined, they contain no boundary except at the very beginning
     last = ""  # the character before `piece`
     for piece in pieces:
-        position = _last_boundary(last + piece) - len(last)
+        position = _last_boundary(last + piece, boundary) - len(last)
         if position < 0:
             held.append(piece)
         else:
@@ -56,10 +56,10 @@ def chunks(text: str, size: int) -> list[str]:
     return [text[begin:end] for begin, end in zip(positions, [*positions[1:], len(text)], strict=True)]
 
 
-def _last_boundary(text: str) -> int:
+def _last_boundary(text: str, boundary: re.Pattern[str]) -> int:
     """Position of the last safe boundary (at least 1), or -1 if there is none."""
     for begin in (max(0, len(text) - _WINDOW), 0):
-        positions = [match.start() for match in BOUNDARY.finditer(text, begin)]
+        positions = [match.start() for match in boundary.finditer(text, begin)]
         if positions:
             return positions[-1]
     return -1

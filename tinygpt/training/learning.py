@@ -1,4 +1,7 @@
-"""Learn a BPE vocabulary from the training part of a text, which must be found before there are tokens to count."""
+"""Learn a vocabulary, of BPE or of words, from the training part of a text.
+
+That part must be found before there are tokens to count.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +14,18 @@ from ..data.documents import Piece
 from ..data.token_writer import divided
 from ..errors import UsageError
 from ..files import explain_os_errors
-from ..tokenizers import BPETokenizer
+from ..tokenizers import BPETokenizer, Tokenizer, WordTokenizer
 from ..tokenizers.pieces import recut
 
 
-def learn(pieces: Iterable[Piece], name: str, vocab_size: int, validation_fraction: float) -> BPETokenizer:
-    """A tokenizer trained on the documents that are not for validation."""
+def learn(kind: str, pieces: Iterable[Piece], name: str, vocab_size: int, validation_fraction: float) -> Tokenizer:
+    """A tokenizer of this kind, "bpe" or "word", trained on the documents that are not for validation."""
     documents = ((part, piece) for part, piece in divided(pieces, validation_fraction))
     texts = nonempty((piece for part, piece in documents if part == 0), name)
-    return BPETokenizer.train(itertools.chain.from_iterable(map(recut, _grouped(texts))), vocab_size)
+    parts = itertools.chain.from_iterable(map(recut, _grouped(texts)))
+    if kind == "word":
+        return WordTokenizer.train(parts, vocab_size, end_token=True)
+    return BPETokenizer.train(parts, vocab_size)
 
 
 def nonempty(pieces: Iterator[Piece], name: str) -> Iterator[Piece]:
@@ -43,8 +49,10 @@ def _until_last(piece: Piece, rest: Iterator[Piece]) -> Iterator[str]:
         yield piece.text
 
 
-def learn_from_one(path: Path, name: str, vocab_size: int, validation_fraction: float) -> tuple[BPETokenizer, int]:
-    """A tokenizer trained on the training part of one text in UTF-8, and that part's length in characters."""
+def learn_from_one(
+    kind: str, path: Path, name: str, vocab_size: int, validation_fraction: float
+) -> tuple[Tokenizer, int]:
+    """A tokenizer of this kind for the training part of one text in UTF-8, and that part's length in characters."""
     with explain_os_errors("read", path):
         size = path.stat().st_size
     pieces = _beginning(path, round((1 - validation_fraction) * size))
@@ -61,7 +69,8 @@ def learn_from_one(path: Path, name: str, vocab_size: int, validation_fraction: 
             length += len(piece)
             yield piece
 
-    return BPETokenizer.train(recut(counted()), vocab_size), length
+    train = WordTokenizer.train if kind == "word" else BPETokenizer.train
+    return train(recut(counted()), vocab_size), length
 
 
 def _beginning(path: Path, room: int) -> Iterator[str]:

@@ -24,7 +24,7 @@ from ..console import say
 from ..gpt import GPT, GPTConfig
 from ..interop.config import read_generation
 from ..nn.lora import insert_lora, lora_of
-from ..tokenizers import Tokenizer
+from ..tokenizers import Tokenizer, WordTokenizer
 from .adapters import lora_of_checkpoint
 from .evaluation import evaluate
 from .loop import Trainer
@@ -97,7 +97,8 @@ def describe_run(settings: Settings, text: Text, model: GPT) -> str:
         aside = f"{text.documents[1]:,} of {sum(text.documents):,} documents for validation"
     lines = {} if settings.start is None else {"From": f"the model {settings.start.name}"}
     lines |= {
-        "Text": f"{text.description}; {len(text.tokens):,} tokens, vocabulary of {text.tokenizer.vocab_size}, {aside}",
+        "Text": f"{text.description}; {len(text.tokens):,} tokens{_unknown(text)}, vocabulary of "
+        f"{text.tokenizer.vocab_size}, {aside}",
         "Model": f"{config.n_layer} layers, {config.n_head} heads, {config.n_embd} channels, block "
         f"{config.block_size}, dropout {config.dropout:g}, {'with' if config.bias else 'no'} biases: "
         f"{model.num_parameters():,} parameters",
@@ -107,6 +108,15 @@ def describe_run(settings: Settings, text: Text, model: GPT) -> str:
         "On": kernel.describe(settings.backend),
     }
     return "\n".join(f"{name + ':':<7}{line}" for name, line in lines.items())
+
+
+def _unknown(text: Text) -> str:
+    """How many tokens stand for words that the tokenizer does not know."""
+    if not isinstance(text.tokenizer, WordTokenizer):
+        return ""
+    chunks = (text.tokens[begin : begin + (1 << 20)] for begin in range(0, len(text.tokens), 1 << 20))
+    count = sum(map(text.tokenizer.unknown_count, chunks))
+    return f", {count:,} of them unknown words ({count / len(text.tokens):.1%})"
 
 
 def train_and_evaluate(trainer: Trainer, validation_tokens: np.ndarray, go_on: str) -> int:

@@ -1,8 +1,8 @@
 """The text of a run: from files, pipes or Shakespeare to a tokenizer and a token file.
 
-The text is read once: one pass encodes, counts, hashes it and puts documents aside for validation. Only BPE reads it
-before, to learn its merges, from the training part alone, so that the tokenizer knows nothing of the validation text;
-a pipe is then copied to a temporary file.
+The text is read once: one pass encodes, counts, hashes it and puts documents aside for validation. Only BPE and a
+vocabulary of words read it before, to be learned from the training part alone, so that the tokenizer knows nothing of
+the validation text; a pipe is then copied to a temporary file.
 
 A single plain text is one document, and its end is for validation. How many tokens its training part has depends on the
 merges, so with BPE it is measured in bytes; the token file stores the resulting number of tokens for
@@ -34,10 +34,10 @@ from ..tokenizers import ByteTokenizer, Tokenizer, UnknownCharacterError
 from .corpus import Corpus, TextOptions
 from .folder import TEXT, TOKENS
 from .learning import divided_text, learn, learn_from_one, nonempty
-from .settings import TOKENIZERS, VOCAB_SIZE, Settings
+from .settings import TOKENIZERS, VOCAB_SIZES, Settings
 
 # Bytes in the token file for a byte of text, about, to see beforehand whether the disk has room.
-_ROOM = {"byte": 2.0, "character": 2.0 / 3, "bpe": 0.5}
+_ROOM = {"byte": 2.0, "character": 2.0 / 3, "word": 0.6, "bpe": 0.5}
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def _make_text(settings: Settings, check: Callable[[Tokenizer], object] | None) 
     place = settings.folder.begin(settings.overwrite)
     kind = settings.start.tokenizer.type if settings.start is not None else settings.tokenizer or "character"
     corpus.require_room(place, _ROOM.get(kind, _ROOM["bpe"]))
-    learns = settings.start is None and kind == "bpe"
+    learns = settings.start is None and kind in VOCAB_SIZES
     with corpus.twice(place) if learns and not corpus.single else contextlib.nullcontext(corpus) as readable:
         facts = _write_text(settings, readable, kind, place, check)
     if corpus.left_out or readable.left_out:
@@ -108,14 +108,14 @@ def _write_text(
     """Write the token file and the tokenizer. Returns what text.json says about them."""
     facts: dict[str, Any] = {}
     fraction, digest = settings.training.validation_fraction, hashlib.sha256()
-    if settings.start is None and kind == "bpe":
-        vocab_size = VOCAB_SIZE if settings.vocab_size is None else settings.vocab_size
+    if settings.start is None and kind in VOCAB_SIZES:
+        vocab_size = VOCAB_SIZES[kind] if settings.vocab_size is None else settings.vocab_size
         facts["vocab_size"] = str(vocab_size)  # as requested; a short text gives fewer tokens
         if corpus.single:
-            tokenizer = _write_with_bpe(settings, corpus, vocab_size, place, check, digest)
+            tokenizer = _write_learned(settings, corpus, kind, vocab_size, place, check, digest)
         else:
             before = hashlib.sha256()
-            tokenizer = learn(corpus.documents(before.update, "learning"), corpus.name, vocab_size, fraction)
+            tokenizer = learn(kind, corpus.documents(before.update, "learning"), corpus.name, vocab_size, fraction)
             _accept(settings, tokenizer, check)
             facts |= _write(settings, corpus, tokenizer, place, digest)
             if before.digest() != digest.digest():
@@ -190,18 +190,19 @@ def _write(
     return {} if corpus.single else {"documents": written.documents, "cut": written.cut}
 
 
-def _write_with_bpe(
+def _write_learned(
     settings: Settings,
     corpus: Corpus,
+    kind: str,
     vocab_size: int,
     place: Path,
     check: Callable[[Tokenizer], object] | None,
     digest: Any,
 ) -> Tokenizer:
-    """Learn BPE from the training part of a single text, and encode both parts."""
+    """Learn BPE or words from the training part of a single text, and encode both parts."""
     fraction = settings.training.validation_fraction
     with corpus.as_utf8(place, digest.update) as path:
-        tokenizer, length = learn_from_one(path, corpus.name, vocab_size, fraction)
+        tokenizer, length = learn_from_one(kind, path, corpus.name, vocab_size, fraction)
         _accept(settings, tokenizer, check)
         copied = str(path) != corpus.files[0]
         pieces = read_text(path) if copied else corpus.texts(digest.update)
