@@ -3,12 +3,15 @@
 The Cython sources in `tinygpt/_ext/cpu` are translated to C once. That C is compiled once per level of vector
 instructions, together with the thread pool of `tinygpt/_ext/threads`, into the modules `tinygpt._ext.baseline`, `.avx2`
 and `.avx512`. At run time `tinygpt._ext.load()` imports the best one that the processor can run, so a single wheel runs
-on every processor, at its full speed.
+on every processor, at its full speed. An editable install (`pip install -e .`) stays on this machine, so it compiles
+only the best level that this processor can run.
 
 Environment variables:
 TINYGPT_EXT=require|auto|off   require: a failed build is an error. auto (default): a level that cannot be compiled is
                                left out, and if there is none, the NumPy reference is used; the build says so (pip shows
                                it with -v), and so does every training run. off: build nothing.
+TINYGPT_LEVELS=here|all|...    the levels to build: this processor's best, all of them, or those named (avx2,baseline).
+                               Default: here for an editable install, else all.
 TINYGPT_MARCH=native|...       build one level only, with -march=<value>, for this machine.
 TINYGPT_SANITIZE=1             debug build: AddressSanitizer and UBSan watch every access (see `make test-debug`).
 TINYGPT_ANNOTATE=1             Cython also writes its annotated sources, as HTML (see `make annotate`).
@@ -18,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import os
 import platform
 import re
@@ -25,6 +29,7 @@ import shlex
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -65,9 +70,32 @@ def levels() -> dict[str, list[str]]:
     march = os.environ.get("TINYGPT_MARCH")
     if march:
         return {"native": [f"-march={march}"] + ["-mprefer-vector-width=512"] * (platform.machine() == "x86_64")}
-    if platform.machine().lower() in ("x86_64", "amd64"):
-        return LEVEL_FLAGS
-    return {"baseline": []}
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return {"baseline": []}
+    chosen = os.environ.get("TINYGPT_LEVELS") or ("here" if "editable_wheel" in sys.argv else "all")
+    names = list(LEVEL_FLAGS) if chosen == "all" else best_here() if chosen == "here" else chosen.split(",")
+    if unknown := set(names) - set(LEVEL_FLAGS):
+        sys.exit(f"TINYGPT_LEVELS has {sorted(unknown)[0]!r}: set it to here, all, or some of {','.join(LEVEL_FLAGS)}")
+    return {level: flags for level, flags in LEVEL_FLAGS.items() if level in names}
+
+
+@functools.cache
+def best_here() -> list[str]:
+    """The best level that this processor can run, by the test that is made at run time; all if it can't be made."""
+    test = '#include "levels.h"\nint main(void) { return tg_has_avx512() ? 3 : tg_has_avx2() ? 2 : 1; }\n'
+    with tempfile.TemporaryDirectory() as folder:
+        program = os.path.join(folder, "test")
+        command = [*compiler(), "-I", FOLDER, "-x", "c", "-", "-o", program]
+        try:
+            subprocess.run(command, input=test, capture_output=True, text=True, check=True)
+            found = subprocess.run([program]).returncode
+        except (OSError, subprocess.CalledProcessError):
+            return list(LEVEL_FLAGS)
+    return {3: ["avx512"], 2: ["avx2"], 1: ["baseline"]}.get(found, list(LEVEL_FLAGS))
+
+
+def compiler() -> list[str]:
+    return shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")
 
 
 def translate() -> list[Extension]:
@@ -132,6 +160,8 @@ def extensions() -> list[Extension]:
     ]
     levels_module.depends = [stamp("levels", [native := native_features()])]
     levels_module.define_macros = [("TG_NATIVE", native)]
+    levels_module.include_dirs = [FOLDER]
+    levels_module.depends.append(f"{FOLDER}/levels.h")
     return [*made, levels_module]
 
 
@@ -140,8 +170,7 @@ def native_features() -> str:
     flags = levels().get("native")
     if flags is None or platform.machine().lower() not in ("x86_64", "amd64"):
         return "1"
-    compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")
-    command = [*compiler, *flags, "-dM", "-E", "-x", "c", os.devnull]
+    command = [*compiler(), *flags, "-dM", "-E", "-x", "c", os.devnull]
     defined = set(
         re.findall(r"__(\w+)__ 1$", subprocess.run(command, capture_output=True, text=True).stdout, re.MULTILINE)
     )

@@ -22,13 +22,15 @@ def load() -> ModuleType | None:
 
     The environment variable `TINYGPT_LEVEL` selects another level, for tests and comparisons. Raises UsageError if that
     level does not exist, was not built, or is not supported by this processor, which would otherwise crash the process,
-    and if the kernels were built with TINYGPT_MARCH for another processor.
+    and if the kernels were built for a processor with more instructions.
     """
     wanted, possible = os.environ.get("TINYGPT_LEVEL"), available()
-    if not possible and built("native") and built("levels"):
+    there = [level for level in LEVELS if built(level)]
+    if there and not possible and built("levels"):
         raise UsageError(
-            "the compiled kernels were built with TINYGPT_MARCH for a processor whose instructions this one lacks: "
-            "TINYGPT_EXT=require pip install -e . in a clone of tinygpt, without TINYGPT_MARCH, builds them for all"
+            f"the compiled kernels were built for a processor with other instructions ({', '.join(there)}) than this "
+            "one: pip install -e . in a clone of tinygpt builds them for this one, and TINYGPT_LEVELS=all before it "
+            "for every processor"
         )
     if wanted and wanted not in possible:
         raise UsageError(_refusal(wanted, possible))
@@ -58,5 +60,8 @@ def _refusal(wanted: str, possible: list[str]) -> str:
     if wanted not in LEVELS:
         return f"TINYGPT_LEVEL is {wanted!r}, which is not a level of the compiled kernels: {to_do}"
     if not built(wanted):
-        return f"TINYGPT_LEVEL is {wanted!r}, a level that was not built: {to_do}"
+        return (
+            f"TINYGPT_LEVEL is {wanted!r}, a level that was not built: {to_do}; "
+            "TINYGPT_LEVELS=all pip install -e . builds all levels"
+        )
     return f"TINYGPT_LEVEL is {wanted!r}, whose instructions this processor lacks: {to_do}"
