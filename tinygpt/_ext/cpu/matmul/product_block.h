@@ -140,6 +140,14 @@ static void tg_pack_strips(const struct tg_gemm *g, float *out, ptrdiff_t size, 
 
 /* Multiplying ----------------------------------------------------------------------------------------------- */
 
+/* Store the first `columns` columns of a block. Not inlined, and its rows not unrolled: only the last panel of a matrix
+ * comes here, but its code would be most of each block's. */
+static __attribute__((noinline)) void tg_store_columns(int rows, const float *restrict block, float *restrict c,
+                                                       ptrdiff_t c_row, ptrdiff_t columns, int add) {
+    for (int i = 0; i < rows; i++, block += PRODUCT_COLUMNS, c += c_row)
+        for (ptrdiff_t j = 0; j < columns; j++) c[j] = add ? c[j] + block[j] : block[j];
+}
+
 /* One block of C, at most 32 columns. The number of rows and the strip's strides are compile-time constants. */
 static inline __attribute__((always_inline)) void tg_multiply_block(const int rows, ptrdiff_t depth, const float *restrict strip,
                                                            const ptrdiff_t row_stride, const ptrdiff_t k_stride,
@@ -174,13 +182,13 @@ static inline __attribute__((always_inline)) void tg_multiply_block(const int ro
         }
         return;
     }
+    float block[PRODUCT_ROWS * PRODUCT_COLUMNS] __attribute__((aligned(64)));
 #pragma GCC unroll 14
     for (int i = 0; i < rows; i++) {
-        float row[PRODUCT_COLUMNS];
-        *(tg_vec_float *)row = left[i];
-        *(tg_vec_float *)(row + PRODUCT_LANES) = right[i];
-        for (ptrdiff_t j = 0; j < columns; j++) c[i * c_row + j] = add ? c[i * c_row + j] + row[j] : row[j];
+        *(tg_vec_float *)(block + i * PRODUCT_COLUMNS) = left[i];
+        *(tg_vec_float *)(block + i * PRODUCT_COLUMNS + PRODUCT_LANES) = right[i];
     }
+    tg_store_columns(rows, block, c, c_row, columns, add);
 }
 
 /* The strip of PRODUCT_ROWS rows that will be copied next. */
