@@ -9,7 +9,7 @@ in place, and the operation that receives it may overwrite it; `owned` records t
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,13 +18,14 @@ from .backends.precision import is_16_bit, is_floating
 from .changes import check_unchanged, memory_of
 from .errors import DtypeError, GraphFreedError, ShapeError, UsageError
 from .graph import as_array, check_finite, grad_lock, mode
+from .typing import Array
 
 if TYPE_CHECKING:
     from .function import Function
     from .tensor import Tensor
 
 
-def backward_pass(root: Function, output: int, grad: Any, retain_graph: bool) -> None:
+def backward_pass(root: Function, output: int, grad: Array, retain_graph: bool) -> None:
     """Backpropagate `grad`, the gradient of an output of `root`, and add to the `.grad` of every leaf it depends on."""
     nodes = _reachable(root)
     for node in nodes:
@@ -34,7 +35,7 @@ def backward_pass(root: Function, output: int, grad: Any, retain_graph: bool) ->
                 "run the forward pass again, or call the earlier backward(retain_graph=True)"
             )
     check_unchanged(nodes)
-    pending: dict[Function, list[Any]] = {root: [None] * len(root.outputs)}
+    pending: dict[Function, list[Array | None]] = {root: [None] * len(root.outputs)}
     pending[root][output] = grad
     owned: set[tuple[Function, int]] = set()  # slots whose array nothing else references: it may be modified
     with np.errstate(all="ignore"):
@@ -60,7 +61,10 @@ def _reachable(root: Function) -> list[Function]:
 
 
 def _step(
-    node: Function, received: list[Any], pending: dict[Function, list[Any]], owned: set[tuple[Function, int]]
+    node: Function,
+    received: list[Array | None],
+    pending: dict[Function, list[Array | None]],
+    owned: set[tuple[Function, int]],
 ) -> None:
     """Run one node's backward and pass the gradients to its parents (nodes and leaves)."""
     mine = [(node, i) in owned for i, grad in enumerate(received) if grad is not None]
@@ -80,7 +84,7 @@ def _step(
             _add_pending(parent, output, grad, alone, pending, owned)
 
 
-def _gradients(node: Function, received: list[Any], owned: bool) -> tuple[Any, ...]:
+def _gradients(node: Function, received: list[Array | None], owned: bool) -> tuple[Array | None, ...]:
     """Call the node's backward: one gradient for each input. owned: nothing else references the received arrays."""
     unused = [i for i, grad in enumerate(received) if grad is None] if len(received) > 1 else []
     if unused and node.zeros_for_unused:
@@ -109,7 +113,7 @@ def _gradients(node: Function, received: list[Any], owned: bool) -> tuple[Any, .
     return grads
 
 
-def _as_gradient(node: Function, i: int, grad: Any) -> Any:
+def _as_gradient(node: Function, i: int, grad: object) -> Array | None:
     """Convert what a backward returned for input i, if not a NumPy array: numbers become arrays. Raises DtypeError."""
     if isinstance(grad, (bool, int, float, np.generic)):
         return np.asarray(grad)
@@ -121,7 +125,7 @@ def _as_gradient(node: Function, i: int, grad: Any) -> Any:
     )
 
 
-def _wrong_gradient(node: Function, i: int, grad: Any, shape: tuple[int, ...]) -> UsageError:
+def _wrong_gradient(node: Function, i: int, grad: Array | None, shape: tuple[int, ...]) -> UsageError:
     """The error for a gradient that is missing or whose shape differs from its input's."""
     if grad is None:
         return UsageError(f"{node.name}.backward returned no gradient for input {i}, which needs one")
@@ -134,9 +138,9 @@ def _wrong_gradient(node: Function, i: int, grad: Any, shape: tuple[int, ...]) -
 def _add_pending(
     parent: Function,
     output: int,
-    grad: Any,
+    grad: Array,
     alone: bool,
-    pending: dict[Function, list[Any]],
+    pending: dict[Function, list[Array | None]],
     owned: set[tuple[Function, int]],
 ) -> None:
     """Add a gradient to those that a node will receive. alone: nothing else references this array."""
@@ -156,7 +160,7 @@ def _add_pending(
         owned.add((parent, output))
 
 
-def accumulate(leaf: Tensor, grad: Any, fresh: bool) -> None:
+def accumulate(leaf: Tensor, grad: Array, fresh: bool) -> None:
     """Add to a leaf's gradient. fresh: nothing else references this array, so it can be stored without a copy."""
     with grad_lock:
         if leaf.grad is grad:

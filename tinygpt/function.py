@@ -48,6 +48,7 @@ from .changes import clock
 from .errors import DtypeError, UsageError
 from .graph import as_array, check_finite, grad_lock, mode
 from .tensor import Tensor
+from .typing import Array, DType, Shape
 
 
 class Recomputed(NamedTuple):
@@ -67,7 +68,7 @@ class Function:
     recomputable: tuple[int, ...] = ()  # the outputs that `recompute` can return
     may_overwrite: bool = False  # in backward: nobody else holds the gradients given to it
     zeros_for_unused: bool = False  # in backward: the gradient of an unused output is zeros, not None
-    outputs: tuple[tuple[tuple[int, ...], Any], ...] = ()  # (shape, dtype) of each output
+    outputs: tuple[tuple[Shape, DType], ...] = ()  # (shape, dtype) of each output
     order: int = -1
     is_leaf = False  # a parent is a node, like this one, or a leaf: a tensor that no operation made
 
@@ -79,7 +80,7 @@ class Function:
         """The gradient of each output in, the gradient of each input out."""
         raise NotImplementedError(f"{type(self).__name__} defines no backward")
 
-    def recompute(self, output: int) -> Any:
+    def recompute(self, output: int) -> Array:
         """Recompute an output listed in `recomputable` from the saved arrays: a new array, bit-identical."""
         raise NotImplementedError(f"{type(self).__name__} defines no recompute")
 
@@ -105,7 +106,7 @@ class Function:
             self.kept = tuple([references.get(id(array), array) for array in self.kept])
 
     @contextlib.contextmanager
-    def present_gradient(self, i: int) -> Iterator[Any]:
+    def present_gradient(self, i: int) -> Iterator[Array | None]:
         """In backward: the gradient that input i already has if it is a leaf, or None. Inside the block no other thread
         adds to it, so `backward` may add to it in place and return it."""
         with grad_lock:
@@ -157,7 +158,7 @@ class Function:
         return made if several else made[0]
 
 
-def _no_tensors(name: str, inputs: Sequence[Any]) -> UsageError:
+def _no_tensors(name: str, inputs: Sequence[object]) -> UsageError:
     """The error for inputs that are not tensors."""
     for i, value in enumerate(inputs):
         if not isinstance(value, Tensor):
@@ -168,7 +169,7 @@ def _no_tensors(name: str, inputs: Sequence[Any]) -> UsageError:
     return UsageError(f"{name}.apply: needs at least one tensor, got none")
 
 
-def _as_output(name: str, value: Any, inputs: Sequence[Any], several: bool) -> Any:
+def _as_output(name: str, value: Any, inputs: Sequence[Array], several: bool) -> Array:
     """Convert a Python number that `forward` returned to an array. Raises DtypeError unless the result is an array."""
     if isinstance(value, (bool, int, float)) and not several:
         dtype = next((array.dtype for array in inputs if is_floating(array.dtype)), None)

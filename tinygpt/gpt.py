@@ -47,6 +47,7 @@ from .nn.residual import ResidualStream
 from .ops.cached_attention import KeyValueCache, cached_attention
 from .random import Generator
 from .tensor import Tensor
+from .typing import DTypeLike, Ids
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_new": ops.gelu, "gelu": partial(ops.gelu, approximate="none"), "relu": ops.relu, "silu": ops.silu,
@@ -120,7 +121,7 @@ class GPTConfig:
 class Attention(nn.Module):
     """Causal self-attention with H heads."""
 
-    def __init__(self, config: GPTConfig, layer: int, generator: Generator, dtype: Any) -> None:
+    def __init__(self, config: GPTConfig, layer: int, generator: Generator, dtype: DTypeLike) -> None:
         C, bias = config.n_embd, config.bias
         self.n_head, self.dropout, self.generator = config.n_head, config.dropout, generator
         self.scale = attention_scale(config, layer)
@@ -146,7 +147,7 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     """Two linear layers with a GELU or another activation in between."""
 
-    def __init__(self, config: GPTConfig, generator: Generator, dtype: Any) -> None:
+    def __init__(self, config: GPTConfig, generator: Generator, dtype: DTypeLike) -> None:
         C, bias, self.inner, self.activation = config.n_embd, config.bias, config.inner, config.activation_function
         self.c_fc = nn.Linear(C, self.inner, bias, std=0.02, generator=generator, dtype=dtype)
         self.c_proj = nn.Linear(self.inner, C, bias, std=residual_std(config), generator=generator, dtype=dtype)
@@ -169,7 +170,7 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """x = x + attention(ln_1(x)); x = x + mlp(ln_2(x))."""
 
-    def __init__(self, config: GPTConfig, layer: int, generator: Generator, dtype: Any) -> None:
+    def __init__(self, config: GPTConfig, layer: int, generator: Generator, dtype: DTypeLike) -> None:
         self.ln_1 = nn.LayerNorm(config.n_embd, config.bias, config.layer_norm_epsilon, dtype=dtype)
         self.attn = Attention(config, layer, generator, dtype)
         self.ln_2 = nn.LayerNorm(config.n_embd, config.bias, config.layer_norm_epsilon, dtype=dtype)
@@ -211,7 +212,7 @@ class GPT(LanguageModel):
 
     config_class = GPTConfig
 
-    def __init__(self, config: GPTConfig, seed: int = 0, dtype: Any = np.float32) -> None:
+    def __init__(self, config: GPTConfig, seed: int = 0, dtype: DTypeLike = np.float32) -> None:
         if not isinstance(config, GPTConfig):
             raise DtypeError(f"GPT: config must be a GPTConfig, not {type(config).__name__}")
         if dtype not in (np.float32, np.float64, "float32", "float64"):
@@ -231,7 +232,7 @@ class GPT(LanguageModel):
         """The matrix of the head, (V, C)."""
         return self.wte if self.config.tie_word_embeddings else self.lm_head
 
-    def hidden(self, idx: Any, cache: Sequence[KeyValueCache] | None = None) -> Tensor:
+    def hidden(self, idx: Ids, cache: Sequence[KeyValueCache] | None = None) -> Tensor:
         """idx (B, T) -> ln_f of the residual stream after the last block, (B, T, C).
 
         cache: from `new_cache`, one entry per block. Then idx continues the cached texts, and only the result for the

@@ -19,7 +19,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import numpy as np
 
@@ -31,6 +31,11 @@ from .nn.precision import compute_in
 from .random import Generator
 from .tensor import Tensor
 from .token_ids import IGNORE_INDEX, check_ids, checked_logits, targets_of, warn_if_copied
+from .typing import Array, DType, DTypeLike, Ids
+
+if TYPE_CHECKING:
+    from .generation import Generated
+    from .tokenizers import Tokenizer
 
 _Model = TypeVar("_Model", bound="LanguageModel")
 
@@ -47,13 +52,13 @@ class LanguageModel(nn.Module):
     def __init__(self, config: Any, generator: Generator) -> None:
         self.config, self.generator = config, generator
         self.packed: str | None = None  # the format of `pack`
-        self.activations: Any = None  # the dtype of activations inside `compute_in`; None: that of the parameters
+        self.activations: DType | None = None  # of `compute_in`; None: the dtype of the parameters
         self.source: str | None = None  # the folder or the name that it was loaded from
-        self.generation_config: Any = {}  # defaults for `generate`, such as a loaded model's eos_token_id
+        self.generation_config: Any = {}  # a dict or a GenerationConfig: defaults for `generate`, such as eos_token_id
 
     # For subclasses to define ---------------------------------------------------------------------
 
-    def hidden(self, idx: Any) -> Tensor:
+    def hidden(self, idx: Ids) -> Tensor:
         """idx (B, T) -> (B, T, C), the input of the head."""
         raise NotImplementedError(f"{type(self).__name__} does not define hidden")
 
@@ -68,24 +73,24 @@ class LanguageModel(nn.Module):
         return self.wte
 
     @classmethod
-    def from_config(cls: type[_Model], config: Any, seed: int = 0, dtype: Any = np.float32) -> _Model:
+    def from_config(cls: type[_Model], config: Any, seed: int = 0, dtype: DTypeLike = np.float32) -> _Model:
         """A new model from a configuration (`GPTConfig` for a GPT) or from its `to_dict()`."""
         make: Any = cls
         return make(cls.config_class.from_dict(config) if isinstance(config, Mapping) else config, seed, dtype)
 
     # Computing ------------------------------------------------------------------------------------
 
-    def forward(self, idx: Any) -> Tensor:
+    def forward(self, idx: Ids) -> Tensor:
         """idx (B, T) integers -> logits (B, T, V). Raises ShapeError, DtypeError, RangeError."""
         return self.head(self.hidden(idx))
 
-    def next_logits(self, idx: Any) -> Tensor:
+    def next_logits(self, idx: Ids) -> Tensor:
         """idx (B, T) integers -> logits (B, V) of the token after the last: the head is applied to one position."""
         if not keeps(self, LanguageModel, "forward"):
             return checked_logits(self, idx)[:, -1]
         return self.head(self.hidden(idx)[:, -1])
 
-    def loss(self, idx: Any, targets: Any = None, *, labels: Any = None) -> Tensor:
+    def loss(self, idx: Ids, targets: Ids | None = None, *, labels: Ids | None = None) -> Tensor:
         """Mean cross-entropy of the next tokens, given as either targets or labels; -100 is ignored.
 
         targets (B, T): the token after each position. labels (B, T): the tokens themselves, as in transformers, which
@@ -106,7 +111,7 @@ class LanguageModel(nn.Module):
             return ops.linear_cross_entropy(h, weight, chosen, ignore_index=IGNORE_INDEX)
         return ops.cross_entropy(self.head(h) if parts else h, chosen, ignore_index=IGNORE_INDEX)
 
-    def check_ids(self, idx: Any, any_length: bool = False) -> Any:
+    def check_ids(self, idx: Ids, any_length: bool = False) -> Array:
         """idx as an integer array (B, T), valid for this model. Raises ShapeError, DtypeError, RangeError."""
         return check_ids(idx, self.config.vocab_size, None if any_length else self.config.block_size)
 
@@ -161,15 +166,15 @@ class LanguageModel(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls: Any,
+        cls: type[_Model],
         folder_or_name: str | os.PathLike[str],
         *,
-        dtype: Any = "float32",
+        dtype: DTypeLike = "float32",
         quantize: str | None = None,
         dropout: float | None = None,
         seed: int = 0,
         revision: str = "main",
-    ) -> Any:
+    ) -> _Model:
         """The model in a GPT-2 directory of the Hugging Face format, in evaluation mode.
 
         folder_or_name: a directory with config.json and model.safetensors (or an index and its shards); the folder of a
@@ -183,18 +188,20 @@ class LanguageModel(nn.Module):
         """
         from .interop import from_pretrained  # the layer above
 
-        return from_pretrained(
+        model_class: Any = cls
+        model: Any = from_pretrained(
             folder_or_name, dtype=dtype, quantize=quantize, dropout=dropout, seed=seed, revision=revision,
-            model_class=cls,
+            model_class=model_class,
         )  # fmt: skip
+        return model
 
     def save_pretrained(
-        self: Any,
+        self,
         folder: str | os.PathLike[str],
         *,
         dtype: str = "float32",
         max_shard_size: int | str | None = None,
-        tokenizer: Any = None,
+        tokenizer: Tokenizer | None = None,
     ) -> None:
         """Write a GPT-2 directory that `from_pretrained` and transformers load, replacing a model that is there.
 
@@ -206,9 +213,18 @@ class LanguageModel(nn.Module):
         """
         from .interop import save_pretrained
 
-        save_pretrained(self, folder, dtype=dtype, max_shard_size=max_shard_size, tokenizer=tokenizer)
+        model: Any = self
+        save_pretrained(model, folder, dtype=dtype, max_shard_size=max_shard_size, tokenizer=tokenizer)
 
-    def generate(self: Any, idx: Any, max_new_tokens: int | None = None, **options: Any) -> Any:
+    @overload
+    def generate(
+        self, idx: Ids, max_new_tokens: int | None = ..., *, return_details: Literal[True], **options: Any
+    ) -> Generated: ...
+
+    @overload
+    def generate(self, idx: Ids, max_new_tokens: int | None = ..., **options: Any) -> np.ndarray: ...
+
+    def generate(self, idx: Ids, max_new_tokens: int | None = None, **options: Any) -> np.ndarray | Generated:
         """idx (B, T) -> (B, T + max_new_tokens) int64: the prompt and its continuation, as a NumPy array.
 
         model.generate(idx, max_new_tokens=100, temperature=0.8, top_k=50, top_p=0.95, seed=0)
@@ -218,4 +234,5 @@ class LanguageModel(nn.Module):
         """
         from .generation import generate  # the layer above
 
-        return generate(self, idx, max_new_tokens, **options)
+        model: Any = self
+        return generate(model, idx, max_new_tokens, **options)

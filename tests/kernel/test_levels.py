@@ -129,6 +129,7 @@ def test_the_best_level_of_those_that_are_possible_is_taken(
     monkeypatch.delenv("TINYGPT_LEVEL", raising=False)
     monkeypatch.setattr(levels, "supported", lambda: supported)
     monkeypatch.setattr("tinygpt._ext.built", lambda name: True)
-    monkeypatch.setattr("importlib.import_module", lambda name: levels if name.endswith(".levels") else ModuleType(name))
+    found = {"tinygpt._ext.levels": levels}
+    monkeypatch.setattr("importlib.import_module", lambda name: found.get(name) or ModuleType(name))
     best = next(level for level in LEVELS if level in supported)
     assert load().__name__ == f"tinygpt._ext.{best}"  # type: ignore[union-attr]
