@@ -19,6 +19,7 @@ HERE = Path(__file__).parent
 # name: (title, commands: each a script and its arguments)
 PARTS: dict[str, tuple[str, list[list[str]]]] = {
     "step": ("A training step", [["train_step.py", "--compile", "--no-reference", "--rounds", "5"]]),
+    "lora": ("A LoRA step", [["lora_step.py", "--presets", "tiny", "gpt2"]]),
     "ops": ("Each operation", [["ops.py", "--rounds", "3"]]),
     "profile": (
         "Where a step's time goes",

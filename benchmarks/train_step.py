@@ -92,7 +92,7 @@ def resident() -> float:
 
 
 def work(contender: str, preset: str, weights: str) -> None:
-    """The loop of a contender's process: for each line on standard input, run a burst and print a line of figures."""
+    """What a contender's process does."""
     config, _, _, steps = PRESETS[preset]
     idx, targets = batch(preset)
     if contender.startswith("torch"):
@@ -109,22 +109,28 @@ def work(contender: str, preset: str, weights: str) -> None:
     else:
         before = resident()
         step = tinygpt_step(config)
+    bursts(step, idx, targets, steps, before)
+
+
+def bursts(step: Any, idx: np.ndarray, targets: np.ndarray, steps: int, before: float, clock: Any = None) -> None:
+    """Print the first loss; then, for each line on standard input, a step's seconds and the memory since `before`."""
+    clock = clock or time.perf_counter
     print(f"{step(idx, targets):.9f}", flush=True)
     step(idx, targets)
     for _ in sys.stdin:
-        start = time.perf_counter()
+        start = clock()
         for _ in range(steps):
             step(idx, targets)
-        print((time.perf_counter() - start) / steps, resident_peak() - before, flush=True)
+        print((clock() - start) / steps, resident_peak() - before, flush=True)
 
 
 class Contender:
-    def __init__(self, name: str, preset: str, weights: str) -> None:
+    def __init__(self, name: str, preset: str, weights: str, script: str = __file__, *more: str) -> None:
         self.name = name
         environment = dict(os.environ)
         if name == "reference":
             environment["TINYGPT_KERNELS"] = "reference"
-        command = [sys.executable, __file__, "--work", name, "--presets", preset, "--weights", weights]
+        command = [sys.executable, script, "--work", name, "--presets", preset, "--weights", weights, *more]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )

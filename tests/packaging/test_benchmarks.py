@@ -19,7 +19,7 @@ from tinygpt.optim.muon import newton_schulz
 
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"
-SCRIPTS = ("all", "generate", "ops", "optimizers", "profile_step", "scaling", "train_step")
+SCRIPTS = ("all", "generate", "lora_step", "ops", "optimizers", "profile_step", "scaling", "train_step")
 COMPARED = (
     "layer_norm_forward", "layer_norm_backward", "residual_layer_norm_backward", "gelu_backward", "gelu_erf_forward",
     "bias_gelu_backward", "softmax_backward", "log_softmax_forward", "cross_entropy_backward", "attention_forward",
@@ -131,6 +131,30 @@ def test_what_a_target_misses_is_bounded() -> None:
     assert "50% of the multiply-add peak" in share
     assert "were all else free, 100% would be the most" in share
     assert memory.startswith("- not met: tiny: 0.50 of PyTorch's memory")
+
+
+def test_a_lora_step_is_judged_beside_a_full_one() -> None:
+    module = script("lora_step")
+
+    def contender(name: str, seconds: float, memory: float) -> Any:
+        made = module.Contender.__new__(module.Contender)
+        made.name, made.times, made.memory = f"{name},8,c_attn", [seconds], memory
+        return made
+
+    contenders = [contender("full", 2, 100), contender("lora", 1.6, 40), contender("peft", 2.4, 80)]
+    lines, said = module.report("tiny", contenders)
+    assert lines[1] == "| tiny | lora | 1600 | 40 | 0.80 | 0.40 |"
+    assert said[0].startswith("- not met: tiny: 0.80 of a full step's time (aim: 0.75)")
+    assert said[1].startswith("- met: tiny: 0.40 of its memory (aim: 0.5)")
+    assert said[2].startswith("- met: tiny: 0.67 of PEFT's time, 0.50 of its memory")
+
+
+@pytest.mark.slow
+def test_a_lora_step_s_contenders_begin_with_the_same_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`measure` ends with a message otherwise."""
+    module = script("lora_step")
+    found = module.measure("tiny", ["full", "lora"], 1, "2,c_attn")
+    assert all(one.times[0] > 0 for one in found)
 
 
 @needs_extension

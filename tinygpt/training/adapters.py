@@ -15,7 +15,7 @@ _OPTIONS = {"rank": "lora_rank", "alpha": "lora_alpha", "dropout": "lora_dropout
 def add_lora_options(parser: argparse.ArgumentParser) -> None:
     """Options for training an adapter instead of the whole model."""
     group = parser.add_argument_group("LoRA: freeze the model and train a small adapter beside its linear layers")
-    words = "its rank, such as 8; --lr is then the preset's, without the division by ten"
+    words = "its rank, such as 8; --lr is then ten times as high by default"
     group.add_argument("--lora-rank", type=int, metavar="N", help=words)
     words = f"its updates are scaled by X / rank (default: {LoRA.alpha})"
     group.add_argument("--lora-alpha", type=float, metavar="X", help=words)
