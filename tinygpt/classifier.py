@@ -196,6 +196,18 @@ class GPTForSequenceClassification(nn.Module):
     def generation_config(self) -> Any:
         return self.transformer.generation_config
 
+    @generation_config.setter
+    def generation_config(self, settings: Any) -> None:
+        self.transformer.generation_config = settings
+
+    @property
+    def source(self) -> str | None:
+        return self.transformer.source
+
+    @source.setter
+    def source(self, folder_or_name: str | None) -> None:
+        self.transformer.source = folder_or_name
+
     @property
     def packed(self) -> str | None:
         return self.transformer.packed

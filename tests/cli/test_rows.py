@@ -162,7 +162,7 @@ def test_commands_that_are_wrong(run: Any, folder: Path, model: Path, text: Path
         run("predict", "--model", folder, "--data", data, "--out", tmp_path / "no" / "x"), "there is no folder"
     )
     assert data.read_bytes() == before
-    assert_one_sentence(run("predict", "--model", model, "--data", data), "holds a language model, which has no labels")
+    assert_one_sentence(run("predict", "--model", model, "--data", data), "there is no prompt.* not a classifier")
     assert_one_sentence(
         run("eval", "--model", model, "--data", text, "--predictions", tmp_path / "x"), "--predictions is for rows"
     )

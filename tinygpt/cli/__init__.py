@@ -42,7 +42,7 @@ COMMANDS = {
     "sample": "generate text",
     "chat": "chat with a model in the terminal",
     "eval": "compute the loss of a model on a text, or the accuracy of a classifier",
-    "predict": "label the texts in a file",
+    "predict": "label the texts in a file, or answer its prompts",
     "convert": "convert a training run or a GPT-2 directory to the Hugging Face format",
     "doctor": "report what tinygpt finds on this machine, and what to install",
 }

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import UsageError
-from .evaluate_rows import evaluate_classifier
+from .answers import METRICS, add_answer_options
+from .evaluate_rows import evaluate_classifier, evaluate_language_model
 from .generating import add_model_options
-from .rows import add_row_options, check_targets, load_model, write_json
+from .rows import add_row_options, check_targets, is_table, load_model, write_json
 
 if TYPE_CHECKING:
     from ..tokenizers import Tokenizer
@@ -37,6 +38,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", metavar="FILE", help="also write the figures to a file, as JSON")
     words = "also write a line of JSON for each row: its columns and what the model says"
     parser.add_argument("--predictions", metavar="FILE.jsonl", help=words)
+    words = "of rows with prompts and answers: also these, which need the extra metrics"
+    parser.add_argument("--metrics", nargs="+", choices=METRICS, help=words)
+    add_answer_options(parser)
     add_row_options(parser)
     parser.set_defaults(run=evaluate_model)
 
@@ -49,6 +53,10 @@ def evaluate_model(options: argparse.Namespace) -> int:
         if options.stride is not None:
             raise UsageError(f"--stride is for texts, but {folder} holds a classifier: leave it out")
         return evaluate_classifier(options, model, tokenizer, folder)
+    if options.data is not None and is_table(options.data):
+        if options.stride is not None:
+            raise UsageError("--stride is for a whole text, not for rows: leave it out")
+        return evaluate_language_model(options, model, tokenizer, folder)
     if options.predictions is not None:
         raise UsageError("--predictions is for rows with labels or answers: a loss on a text predicts none")
     return evaluate_text(options, model, tokenizer, folder)

@@ -1,10 +1,12 @@
-"""`tinygpt eval` on rows: the figures of a classifier on labelled texts."""
+"""`tinygpt eval` on rows: a classifier on labelled texts, a language model on texts, or on prompts with answers."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ..errors import UsageError
 from ..files import shown
@@ -35,3 +37,57 @@ def evaluate_classifier(options: argparse.Namespace, clf: Any, tokenizer: Any, f
     if options.predictions:
         write_predictions(options.predictions, rows, class_predictions(clf, scores))
     return 0
+
+
+def evaluate_language_model(options: argparse.Namespace, model: Any, tokenizer: Any, folder: Path) -> int:
+    """Print the loss on the texts or answers of the rows, and how good the model's own answers are."""
+    from ..data import BadRows
+    from ..data.columns import dialogue_of
+    from ..data.examples import collate
+    from ..data.row_batches import AllRows
+    from ..training import mean_loss
+    from ..training.tasks import AnswerTask, Request, TextTask
+    from .answers import Answers, answer_report, columns_of, template_name
+
+    bad = BadRows() if options.skip_bad_rows else None
+    all_rows = list(rows_in(options.data, (), bad))
+    if not all_rows:
+        raise UsageError(f"there are no rows in {shown(options.data)}")
+    task, columns = columns_of(all_rows)
+    if task == "classify":
+        raise UsageError(
+            f"{folder} holds a language model, but {shown(options.data)} has labels: make a classifier of it with "
+            "`tinygpt finetune`"
+        )
+    if task == "text" and options.predictions:
+        raise UsageError("--predictions is for rows with labels or answers: a loss on a text predicts none")
+    request = Request(columns, template_name(options, folder) if task == "sft" else options.template)
+    asked = (AnswerTask if task == "sft" else TextTask)(request, model, tokenizer)
+    rows, examples = make_all(asked.maker.make, all_rows, bad)
+    if not rows:
+        raise UsageError(f"there is no row in {shown(options.data)} to evaluate on: {bad and bad.sentences[0]}")
+    loss = mean_loss(model, AllRows(examples, options.batch_size, collate))
+    targets = int(sum(example.learned[1:].sum() for example in examples))
+    report: dict[str, Any] = {
+        "rows": len(rows), "loss": loss, "tokens": targets, "perplexity": float(np.exp(loss))
+    }  # fmt: skip
+    cut = sum(example.truncated for example in examples)
+    print(notes(options.data, len(rows), cut, bad, model.config.block_size))
+    print(f"loss {loss:.4f} nats per token over {targets} tokens (perplexity {report['perplexity']:.2f})")
+    answers: list[str] = []
+    if task == "sft":
+        assert asked.template is not None
+        answers = Answers(model, tokenizer, asked.template, options.max_new_tokens).to_all(rows, columns)
+        right = [dialogue_of(row, columns).turns[-1][1].strip() for row in rows]
+        figures = answer_report(answers, right, tuple(options.metrics or ()))
+        report |= figures
+        print("  ".join(f"{name.replace('_', ' ')} {_shown(value)}" for name, value in figures.items()))
+    if options.json:
+        write_json(options.json, {"task": task, "data": options.data, "truncated": cut} | report)
+    if options.predictions:
+        write_predictions(options.predictions, rows, ({"prediction": answer} for answer in answers))
+    return 0
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value)

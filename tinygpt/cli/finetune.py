@@ -10,12 +10,14 @@ from ..data.dialogue import PRESETS, TEMPLATE
 from ..training import TrainingConfig
 from ..training.adapters import add_lora_options
 from ..training.finetuning import DEFAULTS, EPOCHS, Finetuning, begin_finetuning
+from ..training.label_task import BALANCED
 from ..training.options import add_options as add_config_options
 from ..training.tasks import LOSS_ON, TASKS
 from .process import again
 
 ABOUT = """Fine-tune a model on rows of JSON lines, CSV or TSV. The columns say what for: `text`; `prompt` and
-`completion`, `question` and `answer`, or `instruction`, `input` and `output`; `messages` with role and content."""
+`completion`, `question` and `answer`, or `instruction`, `input` and `output`; `messages` with role and content; `text`
+and `label`, for a classifier."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -29,6 +31,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     either.add_argument("--resume", action="store_true", help="continue from the latest checkpoint in --out")
     either.add_argument("--overwrite", action="store_true", help="replace the run in --out with a new one")
     _add_data_options(parser.add_argument_group("the data"))
+    _add_label_options(parser.add_argument_group("classification"))
     group = parser.add_argument_group("the model")
     missing, words = argparse.SUPPRESS, "shorter than the model's own: less memory, faster"
     group.add_argument("--block-size", type=int, metavar="N", default=missing, help=words)
@@ -40,7 +43,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epochs", type=float, metavar="X", help=words)
     add_config_options(parser, TrainingConfig, "training", {"finetune": DEFAULTS}, HELP)
     add_lora_options(parser)
-    parser.set_defaults(run=finetune, preset=None, tokenizer=None, bpe_vocab_size=None)
+    parser.set_defaults(run=finetune, fold=None, preset=None, tokenizer=None, bpe_vocab_size=None)
 
 
 HELP = {
@@ -67,8 +70,21 @@ def _add_data_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--skip-bad-rows", action="store_true", help="leave out rows that can't be used, and count them")
 
 
+def _add_label_options(group: argparse._ArgumentGroup) -> None:
+    words = "spread this share of a label evenly over all labels, against overconfidence (default: 0)"
+    group.add_argument("--label-smoothing", type=float, metavar="X", help=words)
+    words = "balanced: every label counts the same, however rare it is (default: every row does)"
+    group.add_argument("--class-weights", choices=(BALANCED,), help=words)
+    words = "cross-validation: train and test K classifiers, each on its own part of the rows, by distinct text"
+    group.add_argument("--folds", type=int, metavar="K", help=words)
+
+
 def finetune(options: argparse.Namespace) -> int:
     """Fine-tune, and report the best evaluation."""
+    if options.folds is not None:
+        from .cross_validation import cross_validate
+
+        return cross_validate(options)
     with begin_finetuning(options) as run:
         say(_description(run))
         result = run.trainer.run()
@@ -102,7 +118,10 @@ def _what_next(run: Finetuning, best_step: int) -> str:
     folder = str(run.settings.folder)
     words = "the weights that it started with" if best_step == 0 else f"those of step {best_step}"
     lines = [f"The best weights are {words}. Try them with:"]
-    if run.task.template is None:
+    if run.task.name == "classify":
+        lines.append(f"    {again('eval', '--model', folder, '--data', 'FILE')}")
+        lines.append(f"    {again('predict', '--model', folder, '--data', 'FILE')}")
+    elif run.task.template is None:
         lines.append(f"    {again('sample', '--model', folder)}")
     else:
         lines.append(f"    {again('chat', '--model', folder)}")

@@ -1,16 +1,21 @@
-"""`tinygpt predict`: the labels of all texts in a file."""
+"""`tinygpt predict`: the labels of texts, or the answers to prompts, for a whole file."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ..console import say
 from ..errors import UsageError
+from .answers import add_answer_options
 from .generating import add_model_options
 from .rows import (
     add_row_options,
     check_targets,
     class_predictions,
+    is_table,
     label_kind,
     load_model,
     make_all,
@@ -19,8 +24,14 @@ from .rows import (
     write_predictions,
 )
 
-ABOUT = """Label the texts in a file. A classifier reads the column `text` of JSON lines, CSV or TSV, or the lines of
-any other file. A line of JSON is written for each row: its columns, `prediction`, `score`, `scores`."""
+if TYPE_CHECKING:
+    from ..data import BadRows, Row
+
+    Found = tuple[list[Row], int, Iterable[dict[str, Any]]]  # the rows, how many were cut, what is predicted
+
+ABOUT = """Label the texts in a file, or answer its prompts. A classifier reads the column `text` of JSON lines, CSV or
+TSV, a language model `prompt`, `question`, `instruction` or `messages`; both read the lines of any other file. A line
+of JSON is written for each row: its columns and `prediction`; of a classifier also `score` and `scores`."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -28,6 +39,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", metavar="FILE", required=True, help="rows: .jsonl, .csv, .tsv; or a text a line")
     parser.add_argument("--out", metavar="FILE.jsonl", default="-", help="(default: the standard output)")
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="rows per batch (default: 16)")
+    add_answer_options(parser)
     add_row_options(parser)
     parser.set_defaults(run=predict)
 
@@ -35,21 +47,46 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def predict(options: argparse.Namespace) -> int:
     """Write a prediction for each row, in the order of the file."""
     from ..data import BadRows
-    from ..data.labelled import TEXT, LabelledExamples
-    from ..metrics.labelling import label_scores
 
     check_targets(options.data, options.out)
     model, tokenizer, folder, is_classifier = load_model(options)
-    if not is_classifier:
-        raise UsageError(f"{folder} holds a language model, which has no labels to give: use a classifier")
     bad = BadRows() if options.skip_bad_rows else None
-    maker = LabelledExamples(tokenizer, model.config.block_size, model.label_names, label_kind(model), labelled=False)
+    if is_classifier:
+        rows, cut, predictions = _labels(options, model, tokenizer, bad)
+    else:
+        rows, cut, predictions = _answers(options, model, tokenizer, folder, bad)
+    write_predictions(options.out, rows, predictions)
+    if options.out != "-":
+        say(f"{notes(options.data, len(rows), cut, bad, model.config.block_size)}; written to {options.out}")
+    return 0
+
+
+def _labels(options: argparse.Namespace, clf: Any, tokenizer: Any, bad: BadRows | None) -> Found:
+    from ..data.labelled import TEXT, LabelledExamples
+    from ..metrics.labelling import label_scores
+
+    maker = LabelledExamples(tokenizer, clf.config.block_size, clf.label_names, label_kind(clf), labelled=False)
     rows, examples = make_all(maker.make, rows_in(options.data, (TEXT,), bad), bad)
     if not rows:
         raise UsageError(f"there is no text in {options.data} to label")
-    scores = label_scores(model, examples, options.batch_size, progress=True)
-    write_predictions(options.out, rows, class_predictions(model, scores))
-    if options.out != "-":
-        cut = sum(example.truncated for example in examples)
-        say(f"{notes(options.data, len(rows), cut, bad, model.config.block_size)}; written to {options.out}")
-    return 0
+    scores = label_scores(clf, examples, options.batch_size, progress=True)
+    return rows, sum(example.truncated for example in examples), class_predictions(clf, scores)
+
+
+def _answers(options: argparse.Namespace, model: Any, tokenizer: Any, folder: Path, bad: BadRows | None) -> Found:
+    from ..data import Row
+    from ..training.tasks import AnswerTask, Request
+    from .answers import Answers, asked, prompt_columns, template_name
+
+    given = rows_in(options.data, (), bad)
+    if not is_table(options.data):  # a prompt a line
+        given = (Row({"prompt": row.values["text"]}, row.where) for row in given)
+    every = list(given)
+    if not every:
+        raise UsageError(f"there is no prompt in {options.data} to answer")
+    columns = prompt_columns(every[0])
+    rows, _ = make_all(lambda row: asked(row, columns), every, bad)
+    template = AnswerTask(Request(columns, template_name(options, folder)), model, tokenizer).template
+    assert template is not None
+    answers = Answers(model, tokenizer, template, options.max_new_tokens).to_all(rows, columns)
+    return rows, 0, ({"prediction": answer} for answer in answers)

@@ -15,6 +15,7 @@ Letters: B batch, T time (the longest row), n tokens of a text, K labels.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -130,9 +131,13 @@ def label_text(row: Row, value: Any) -> str:
 def label_names(rows: Iterable[Row]) -> list[str]:
     """The different labels of the rows: numbers in their order, otherwise by the alphabet.
 
-    Raises UsageError if there are fewer than two, from which nothing can be learned.
+    Rows without a usable label are passed over here: `LabelledExamples` names them. Raises UsageError if there are
+    fewer than two labels, from which nothing can be learned.
     """
-    found = {label_text(row, label_in(row)) for row in rows}
+    found = set()
+    for row in rows:
+        with contextlib.suppress(UsageError):
+            found.add(label_text(row, label_in(row)))
     if len(found) < 2:
         there = f"only {min(found)!r}" if found else "none"
         raise UsageError(f"classification needs rows of at least two labels in the column {LABEL!r}; there is {there}")

@@ -32,7 +32,7 @@ from .config import CONFIG, config_json, read_json
 from .hub import find_model
 from .loading import from_pretrained, is_run
 from .saving import Folder, arrays_of, generation_of, token_ids, write_folder
-from .weights import HEAD, SCORE, Weights, open_weights
+from .weights import HEAD, PREFIX, SCORE, Weights, open_weights
 
 ARCHITECTURE = "GPT2ForSequenceClassification"
 
@@ -172,28 +172,36 @@ def _with_head(
 
 
 def save_classifier(
-    clf: Any, folder: str | os.PathLike[str], *, dtype: str, max_shard_size: int | str | None, tokenizer: Any
+    clf: Any,
+    folder: str | os.PathLike[str],
+    *,
+    dtype: str = "float32",
+    max_shard_size: int | str | None = None,
+    tokenizer: Any = None,
+    best: Mapping[str, Any] | None = None,
 ) -> None:
-    """See `GPTForSequenceClassification.save_pretrained`."""
+    """See `GPTForSequenceClassification.save_pretrained`. best: weights instead of its own, as in `saving.save`."""
     where = "save_pretrained"
     if tokenizer is not None and tokenizer.vocab_size > clf.config.vocab_size:
         raise UsageError(
             f"{where}: the tokenizer has {tokenizer.vocab_size} tokens, but the model has only "
             f"{clf.config.vocab_size}: they do not belong together"
         )
-    arrays = arrays_of(clf.transformer)
+    state = clf.state_dict() if best is None else best
+    body = {name.removeprefix(PREFIX): array for name, array in state.items() if name != SCORE}
+    arrays = arrays_of(clf.transformer, body)
     arrays.pop(HEAD, None)  # of an untied language model: a classifier has none
-    arrays[SCORE] = clf.state_dict()[SCORE]
+    arrays[SCORE] = state[SCORE]
     generation = generation_of(clf.transformer, None if tokenizer is None else token_ids(tokenizer))
-    config = dataclasses.replace(clf.config, tie_word_embeddings=True)
-    settings = config_json(config, dtype, generation) | label_settings(clf)
     write = None if tokenizer is None else tokenizer.save
-    write_folder(folder, Folder(settings, generation, arrays, write), dtype, max_shard_size)
+    content = Folder(settings_of(clf, dtype, generation), generation, arrays, write)
+    write_folder(folder, content, dtype, max_shard_size, of_run=best is not None)
 
 
-def label_settings(clf: Any) -> dict[str, Any]:
-    """What config.json says of the head."""
-    return {
+def settings_of(clf: Any, dtype: str, generation: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a classifier's config.json."""
+    config = dataclasses.replace(clf.config, tie_word_embeddings=True)
+    return config_json(config, dtype, generation) | {
         "architectures": [ARCHITECTURE], "problem_type": clf.problem_type,
         "id2label": {str(i): name for i, name in enumerate(clf.label_names)},
         "label2id": {name: i for i, name in enumerate(clf.label_names)},

@@ -17,14 +17,16 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from .. import backends, tokenizers
 from ..data.columns import find_columns
 from ..data.dialogue import TEMPLATE
 from ..data.examples import Example, make_examples
+from ..data.folds import folds
 from ..data.row_batches import same_key, split_rows
 from ..data.rows import BadRows, Row, read_rows
 from ..errors import CheckpointError, UsageError
@@ -94,7 +96,8 @@ def _new(options: argparse.Namespace, folder: RunFolder) -> Finetuning:
     facts = {
         "model": options.model, "data": _absolute(options.data), "valid": _absolute(options.valid),
         "task": options.task, "template": options.template, "loss_on": options.loss_on,
-        "skip_bad_rows": options.skip_bad_rows,
+        "skip_bad_rows": options.skip_bad_rows, "label_smoothing": options.label_smoothing,
+        "class_weights": options.class_weights, "labels": None, "fold": options.fold,
     }  # fmt: skip
     seed = given.get("seed", TrainingConfig.seed)
     start = start_from(
@@ -112,14 +115,14 @@ def _new(options: argparse.Namespace, folder: RunFolder) -> Finetuning:
     )
     check_settings(settings)
     place = folder.begin(options.overwrite)
-    _write_facts(place, facts | {"task": prepared.task.name, "sha256": prepared.sha256})
+    _write_facts(place, facts | {"task": prepared.task.name, "labels": prepared.task.labels, "sha256": prepared.sha256})
     return _finetuning(settings, prepared, start.tokenizer)
 
 
 def _resumed(options: argparse.Namespace, settings: Settings) -> Finetuning:
     folder = settings.folder
     facts = read_data_facts(folder)
-    for name in ("model", "data", "valid", "task", "template", "loss_on"):
+    for name in ("model", "data", "valid", "task", "template", "loss_on", "label_smoothing", "class_weights"):
         value = getattr(options, name)
         value = _absolute(value) if name in ("data", "valid") else value
         if value not in (None, facts[name]):
@@ -159,7 +162,12 @@ class Prepared:
 def _prepare(facts: dict[str, Any], model: GPT, tokenizer: Tokenizer, config: dict[str, Any]) -> Prepared:
     skip = facts["skip_bad_rows"]
     task_name, columns = _columns_of(facts["data"], facts["task"])
-    task = TASKS[task_name](Request(columns, facts["template"], facts["loss_on"]), model, tokenizer)
+    request = Request(
+        columns, facts["template"], facts["loss_on"],
+        partial(read_rows, facts["data"], columns=columns, skip_bad=BadRows() if skip else None),
+        facts["labels"], facts["label_smoothing"], facts["class_weights"],
+    )  # fmt: skip
+    task = TASKS[task_name](request, model, tokenizer)
     rows = _read(facts["data"], columns, task, skip)
     notes = _notes_of(rows, facts["data"], model.config.block_size)
     if facts["valid"] is not None:
@@ -171,14 +179,26 @@ def _prepare(facts: dict[str, Any], model: GPT, tokenizer: Tokenizer, config: di
             notes.append(f"{common} validation rows have a text or prompt that training rows have too")
         sha256 = {"train": rows.sha256, "validation": validation.sha256}
     else:
-        fraction = config.get("validation_fraction", TrainingConfig.validation_fraction)
         sha256 = {"train": rows.sha256}
-        first, second = split_rows([example.key for example in rows.examples], fraction, config["seed"])
+        first, second = _split(rows.examples, facts["fold"], config)
         validation = Rows([rows.examples[i] for i in second], BadRows(), "")
         rows = Rows([rows.examples[i] for i in first], rows.bad, rows.sha256)
         notes.append(f"{len(second)} of {len(first) + len(second)} rows are for validation; equal texts or prompts are "
                      "on one side")  # fmt: skip
     return Prepared(task, rows, validation, sha256, notes)
+
+
+def _split(
+    examples: list[Any], fold: Sequence[int] | None, config: dict[str, Any]
+) -> tuple[Sequence[int], Sequence[int]]:
+    """The indices of the rows to train on and of those to evaluate on: a part of them, or fold [i, k]."""
+    keys = [example.key for example in examples]
+    if fold is None:
+        return split_rows(keys, config.get("validation_fraction", TrainingConfig.validation_fraction), config["seed"])
+    labels = [getattr(example, "label", None) for example in examples]
+    number, count = fold
+    first, second = folds(keys, count, labels=labels, seed=config["seed"])[number]
+    return first.tolist(), second.tolist()
 
 
 def _columns_of(path: str, task: str | None) -> tuple[str, tuple[str, ...]]:
@@ -214,9 +234,15 @@ def _notes_of(rows: Rows, path: str, block_size: int) -> list[str]:
         notes.append(f"{rows.bad.count} rows of {name} were left out, such as {rows.bad.sentences[0]}")
     if cut := sum(example.truncated for example in examples):
         notes.append(f"{cut} of {len(examples)} rows of {name} were cut to the {block_size} tokens of the block")
-    if twice := len(examples) - len({(example.ids.tobytes(), example.learned.tobytes()) for example in examples}):
+    if twice := len(examples) - len({_content(example) for example in examples}):
         notes.append(f"{twice} of {len(examples)} rows of {name} are repeated")
     return notes
+
+
+def _content(example: Any) -> tuple[Any, ...]:
+    """What makes two examples the same."""
+    learned = getattr(example, "learned", None)
+    return example.ids.tobytes(), example.label if learned is None else learned.tobytes()
 
 
 # The run ----------------------------------------------------------------------------------------------
@@ -243,7 +269,7 @@ def _config(
 def _finetuning(settings: Settings, prepared: Prepared, tokenizer: Tokenizer, model: GPT | None = None) -> Finetuning:
     folder, task = settings.folder, prepared.task
     backends.use_backend(settings.backend)
-    model = make_model(settings, tokenizer) if model is None else model
+    model = task.model_on(make_model(settings, tokenizer) if model is None else model)
     model.to(settings.backend)
     if task.template is not None and settings.start is not None:
         with atomic_write(folder.place / TEMPLATE, "w") as file:
@@ -275,6 +301,8 @@ def read_data_facts(folder: RunFolder) -> dict[str, Any]:
             raise ValueError("it names no task and data that this version knows")
         return {name: facts[name] for name in (
             "model", "data", "valid", "task", "template", "loss_on", "skip_bad_rows", "sha256"
+        )} | {name: facts.get(name) for name in (
+            "label_smoothing", "class_weights", "labels", "fold"
         )}  # fmt: skip
     except OSError as error:
         raise CheckpointError(

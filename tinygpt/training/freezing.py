@@ -14,6 +14,8 @@ from typing import Any
 
 from ..errors import UsageError
 
+_BODY = "transformer."  # of a classifier's parameters: patterns mean the same there as in the language model inside
+
 
 def freeze(model: Any, patterns: str | None) -> None:
     """Stop the training of the parameters that match one of the patterns, which commas separate.
@@ -22,11 +24,11 @@ def freeze(model: Any, patterns: str | None) -> None:
     """
     parameters = model.named_parameters()
     for pattern in [part.strip() for part in patterns.split(",")] if patterns else []:
-        found = [parameter for name, parameter in parameters if _matches(pattern, name)]
+        found = [parameter for name, parameter in parameters if _matches(pattern, name.removeprefix(_BODY))]
         if not found:
             raise UsageError(
                 f"freeze: {pattern!r} matches none of the model's parameters: give names such as "
-                f"{', '.join(_examples([name for name, _ in parameters]))}"
+                f"{', '.join(_examples([name.removeprefix(_BODY) for name, _ in parameters]))}"
             )
         for parameter in found:
             parameter.requires_grad = False

@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from ..classifier import GPTForSequenceClassification
 from ..errors import UsageError
-from ..interop.config import GENERATION
+from ..interop.classifier import save_classifier, settings_of
+from ..interop.config import CONFIG, GENERATION
 from ..interop.saving import generation_of, save, token_ids, write_json
 from ..nn.lora import lora_of, merged_state, without_lora
 from ..tokenizers import Tokenizer
@@ -38,7 +40,10 @@ def write_tokenizer(trainer: Trainer) -> None:
     """Write what a loader needs besides the checkpoints. Raises OSError, UsageError."""
     assert trainer.tokenizer is not None
     trainer.tokenizer.save(trainer.folder)
-    write_json(trainer.folder / GENERATION, generation_of(trainer.model))  # type: ignore[arg-type]
+    generation = generation_of(trainer.model)  # type: ignore[arg-type]
+    write_json(trainer.folder / GENERATION, generation)
+    if isinstance(trainer.model, GPTForSequenceClassification):  # its checkpoints don't hold the names of its labels
+        write_json(trainer.folder / CONFIG, settings_of(trainer.model, "float32", generation))
 
 
 def write_model(trainer: Trainer, progress: Progress) -> None:
@@ -47,6 +52,10 @@ def write_model(trainer: Trainer, progress: Progress) -> None:
         best, lora = trainer.checkpoints.load("best").model, lora_of(trainer.model)
         if lora is not None:
             best = merged_state(best, lora)
-        save(without_lora(trainer.model), trainer.folder, "float32", None, None, best=best)
+        plain: Any = without_lora(trainer.model)
+        if isinstance(plain, GPTForSequenceClassification):
+            save_classifier(plain, trainer.folder, best=best)
+        else:
+            save(plain, trainer.folder, "float32", None, None, best=best)
     except UsageError as error:
         progress.line(trainer.state.step, f"only tinygpt can load the model of this run: {error}")

@@ -4,6 +4,7 @@
 |---|---|---|
 | text | a text | all of it |
 | sft | a dialogue, a question, an instruction | the answers, or all of it (`loss_on`) |
+| classify | a text and a label | the label (`label_task.py`) |
 
 A further task is a class here and its columns in `tinygpt/data/columns.py`.
 """
@@ -11,17 +12,19 @@ A further task is a class here and its columns in `tinygpt/data/columns.py`.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ..data.dialogue import Template, read_template
 from ..data.examples import AnswerExamples, Example, TextExamples, collate
 from ..data.row_batches import AllRows, RowBatches
+from ..data.rows import Row
 from ..errors import UsageError
 from ..gpt import GPT
 from ..tokenizers import Tokenizer
 from .config import TrainingConfig
+from .label_task import LabelTask
 from .objective import Objective
 
 LOSS_ON = ("answer", "all")
@@ -34,6 +37,10 @@ class Request:
     columns: tuple[str, ...]
     template: str | None = None
     loss_on: str | None = None
+    rows: Callable[[], Iterable[Row]] = tuple  # the rows to train on, for a task that must know them to begin
+    labels: Sequence[str] | None = None  # those of the run that is resumed
+    label_smoothing: float | None = None
+    class_weights: str | None = None
 
 
 class TextTask:
@@ -41,6 +48,7 @@ class TextTask:
 
     name: ClassVar[str] = "text"
     template: Template | None = None
+    labels: Sequence[str] | None = None
 
     def __init__(self, request: Request, model: GPT, tokenizer: Tokenizer) -> None:
         for option, value in (("--template", request.template), ("--loss-on", request.loss_on)):
@@ -48,7 +56,12 @@ class TextTask:
                 raise UsageError(
                     f"{option} is for dialogues and prompts with answers, not for the task text: leave it out"
                 )
+        _refuse_label_options(self.name, request)
         self.maker = TextExamples(tokenizer, model.config.block_size, end_of_text(model, tokenizer))
+
+    def model_on(self, body: GPT) -> Any:
+        """The model to train, on the one that the run starts from: that one."""
+        return body
 
     def objective(self, train: Sequence[Example], validation: Sequence[Example], config: TrainingConfig) -> Objective:
         """What the run learns."""
@@ -65,6 +78,7 @@ class AnswerTask(TextTask):
     name = "sft"
 
     def __init__(self, request: Request, model: GPT, tokenizer: Tokenizer) -> None:
+        _refuse_label_options(self.name, request)
         end = end_of_text(model, tokenizer)
         self.template = read_template(request.template or _default_template(request.columns, end))
         loss_on = request.loss_on or LOSS_ON[0]
@@ -73,7 +87,15 @@ class AnswerTask(TextTask):
             model.generation_config = dict(model.generation_config) | {"stop_strings": list(self.template.stops)}
 
 
-TASKS: dict[str, Any] = {task.name: task for task in (TextTask, AnswerTask)}
+TASKS: dict[str, Any] = {task.name: task for task in (TextTask, AnswerTask, LabelTask)}
+
+
+def _refuse_label_options(task: str, request: Request) -> None:
+    for option, value in (
+        ("--label-smoothing", request.label_smoothing), ("--class-weights", request.class_weights),
+    ):  # fmt: skip
+        if value is not None:
+            raise UsageError(f"{option} is for the task classify, not for the task {task}: leave it out")
 
 
 def _default_template(columns: tuple[str, ...], end: int | None) -> str:

@@ -1,0 +1,136 @@
+"""The task of labelling texts: rows with a text and a label become a classifier.
+
+The labels are those of the training rows, in the order of numbers or of the alphabet. A resumed run keeps those that it
+began with. Each evaluation also tells the accuracy and macro F1, and the best weights are those of the lowest loss.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ..checks import number
+from ..classifier import GPTForSequenceClassification
+from ..data.labelled import LabelledExample, LabelledExamples, collate_labelled, label_names
+from ..data.row_batches import AllRows, RowBatches
+from ..errors import UsageError
+from ..graph import no_grad
+from ..labels import SINGLE
+from ..metrics.classification import accuracy, f1
+from ..nn.losses import classification_loss
+from ..tensor import Tensor
+from ..tokenizers import Tokenizer
+from .config import TrainingConfig
+from .objective import Batch, Objective
+
+BALANCED = "balanced"
+
+
+class LabelObjective(Objective):
+    """The label of each text. A batch is ids (B, T), labels (B,), lengths (B,).
+
+    class_weights: (K,) or None; label_smoothing: see `tinygpt/nn/losses.py`. Evaluation is without smoothing.
+    """
+
+    def __init__(
+        self, batches: Any, validation: Iterable[Batch], tokens: int, data: dict[str, Any],
+        label_smoothing: float = 0.0, class_weights: np.ndarray | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(batches, validation, tokens, data)
+        self.label_smoothing, self.class_weights = label_smoothing, class_weights
+
+    def count(self, batch: Batch) -> float:
+        """The weight of a batch: the class weights of its labels."""
+        labels = batch[1]
+        return float(len(labels) if self.class_weights is None else self.class_weights[labels].sum())
+
+    def loss(self, model: Any, *batch: np.ndarray) -> Tensor:
+        ids, labels, lengths = batch
+        loss: Tensor = model.loss(
+            ids, labels, lengths, label_smoothing=self.label_smoothing, class_weights=self.class_weights
+        )
+        return loss
+
+    def evaluate(self, model: Any, batches: Iterable[Batch]) -> dict[str, float]:
+        total, found, right = 0.0, list[int](), list[int]()
+        with model.evaluating(), no_grad():
+            for ids, labels, lengths in batches:
+                logits = model(ids, lengths)
+                total += len(labels) * float(classification_loss(logits, labels).item())
+                found += logits.numpy().argmax(axis=1).tolist()
+                right += labels.tolist()
+        return {
+            "validation_loss": total / len(right), "accuracy": accuracy(found, right), "macro_f1": f1(found, right)
+        }  # fmt: skip
+
+
+class LabelTask:
+    """A text and a label a row. model: the classifier on the model that the run starts from.
+
+    Raises UsageError if there are fewer than two labels.
+    """
+
+    name: ClassVar[str] = "classify"
+    template = None
+
+    def __init__(self, request: Any, model: Any, tokenizer: Tokenizer) -> None:
+        for option, value in (("--template", request.template), ("--loss-on", request.loss_on)):
+            if value is not None:
+                raise UsageError(f"{option} is for prompts with answers, not for the task classify: leave it out")
+        self.labels = request.labels or label_names(request.rows())
+        smoothing = request.label_smoothing or 0.0
+        self.smoothing = number("classify", "label_smoothing", smoothing, at_least=0, below=1)
+        self.balanced = request.class_weights == BALANCED
+        self.maker = LabelledExamples(tokenizer, model.config.block_size, self.labels)
+
+    def model_on(self, body: Any) -> GPTForSequenceClassification:
+        """The model to train: a new head on the one that the run starts from."""
+        return GPTForSequenceClassification(body, len(self.labels), SINGLE, label_names=self.labels)
+
+    def objective(
+        self, train: Sequence[LabelledExample], validation: Sequence[LabelledExample], config: TrainingConfig
+    ) -> Objective:
+        """What the run learns. Raises UsageError if a label has no rows to train on, or validation has only one."""
+        weights = class_weights(train, self.labels)
+        if len({example.label for example in validation}) < 2:
+            raise UsageError(
+                f"the {len(validation)} validation rows are all of the label {self.labels[validation[0].label]!r}, so "
+                "they tell nothing of the others: give rows of several labels with --valid FILE, or a larger "
+                "--validation-fraction"
+            )
+        batches = RowBatches(train, config.batch_size, config.gradient_accumulation, config.seed, collate_labelled)
+        count = batches.steps_per_epoch * config.gradient_accumulation
+        rows = AllRows(validation, config.batch_size, collate_labelled, config.eval_batches)
+        data = {
+            "train": digest(train), "validation": digest(validation), "labels": self.labels,
+            "label_smoothing": self.smoothing, "balanced": self.balanced,
+        }  # fmt: skip
+        return LabelObjective(
+            batches, rows, -(-sum(map(len, train)) // count), data, self.smoothing, weights if self.balanced else None
+        )
+
+
+def class_weights(examples: Sequence[LabelledExample], names: Sequence[str]) -> np.ndarray:
+    """(K,): N / (K n_k), so that every label counts the same however rare it is.
+
+    Raises UsageError for a label without rows.
+    """
+    counts = Counter(example.label for example in examples)
+    for k, name in enumerate(names):
+        if not counts[k]:
+            raise UsageError(
+                f"the label {name!r} has no rows to train on, only for validation: add rows of it, or leave them out"
+            )
+    return np.array([len(examples) / (len(names) * counts[k]) for k in range(len(names))])
+
+
+def digest(examples: Sequence[LabelledExample]) -> str:
+    """Identifies examples: their tokens and labels."""
+    found = hashlib.sha256(str(len(examples)).encode())
+    for example in examples:
+        found.update(len(example).to_bytes(8, "little") + example.ids.tobytes() + str(example.label).encode())
+    return found.hexdigest()
