@@ -192,7 +192,11 @@ def test_mistakes(run: Any, base: Path, data: Path, tmp_path: Path) -> None:
         assert not (tmp_path / "out" / "checkpoints.json").exists()
 
     refused("--template is for prompts with answers", "--template=plain")
-    refused("25 folds need at least 25 different texts", "--folds=25", file=write_csv(tmp_path / "f.csv", rows(24)))
+    refused(
+        "f.csv: folds: 25 folds need at least 25 different texts",
+        "--folds=25",
+        file=write_csv(tmp_path / "f.csv", rows(24)),
+    )
     refused("folds must be at least 2", "--folds=1")
     refused("--folds makes validation rows", "--folds=2", "--valid", data)
     refused("label_smoothing must be at least 0 and below 1", "--label-smoothing=1")

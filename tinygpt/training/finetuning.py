@@ -14,21 +14,17 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from .. import backends, tokenizers
-from ..data.columns import find_columns
 from ..data.dialogue import TEMPLATE
-from ..data.examples import Example, make_examples
-from ..data.folds import folds
-from ..data.row_batches import same_key, split_rows
-from ..data.rows import BadRows, Row, read_rows
+from ..data.row_batches import same_key
+from ..data.rows import BadRows, read_rows
 from ..errors import CheckpointError, UsageError
 from ..files import atomic_write, shown
 from ..gpt import GPT, GPTConfig
@@ -36,6 +32,7 @@ from ..nn.lora import insert_lora
 from ..tokenizers import Tokenizer
 from .adapters import lora_of_options
 from .config import TrainingConfig, new_settings
+from .example_rows import Rows, columns_of, notes_of, read_examples, split_examples
 from .folder import DATA, RunFolder
 from .loop import Trainer
 from .options import given_options
@@ -47,15 +44,6 @@ from .tasks import TASKS, Request
 EPOCHS = 3
 _EITHER = "give either --epochs or --steps, not both"
 DEFAULTS: dict[str, Any] = {"batch_size": 8, "lr": 1e-4, "weight_decay": 0.01, "eval_batches": 0}
-
-
-@dataclass
-class Rows:
-    """The examples of one part, the rows that were left out, and what identifies the rows that were read."""
-
-    examples: list[Example]
-    bad: BadRows
-    sha256: str
 
 
 @dataclass
@@ -161,18 +149,18 @@ class Prepared:
 
 def _prepare(facts: dict[str, Any], model: GPT, tokenizer: Tokenizer, config: dict[str, Any]) -> Prepared:
     skip = facts["skip_bad_rows"]
-    task_name, columns = _columns_of(facts["data"], facts["task"])
+    task_name, columns = columns_of(facts["data"], facts["task"])
     request = Request(
         columns, facts["template"], facts["loss_on"],
         partial(read_rows, facts["data"], columns=columns, skip_bad=BadRows() if skip else None),
         facts["labels"], facts["label_smoothing"], facts["class_weights"],
     )  # fmt: skip
     task = TASKS[task_name](request, model, tokenizer)
-    rows = _read(facts["data"], columns, task, skip)
-    notes = _notes_of(rows, facts["data"], model.config.block_size)
+    rows = read_examples(facts["data"], columns, task, skip)
+    notes = notes_of(rows, facts["data"], model.config.block_size)
     if facts["valid"] is not None:
-        validation = _read(facts["valid"], columns, task, skip)
-        notes += _notes_of(validation, facts["valid"], model.config.block_size)
+        validation = read_examples(facts["valid"], columns, task, skip)
+        notes += notes_of(validation, facts["valid"], model.config.block_size)
         both = {same_key(example.key) for example in rows.examples}
         common = sum(same_key(example.key) in both for example in validation.examples)
         if common:
@@ -180,69 +168,12 @@ def _prepare(facts: dict[str, Any], model: GPT, tokenizer: Tokenizer, config: di
         sha256 = {"train": rows.sha256, "validation": validation.sha256}
     else:
         sha256 = {"train": rows.sha256}
-        first, second = _split(rows.examples, facts["fold"], config)
+        first, second = split_examples(rows.examples, facts["data"], facts["fold"], config)
         validation = Rows([rows.examples[i] for i in second], BadRows(), "")
         rows = Rows([rows.examples[i] for i in first], rows.bad, rows.sha256)
         notes.append(f"{len(second)} of {len(first) + len(second)} rows are for validation; equal texts or prompts are "
                      "on one side")  # fmt: skip
     return Prepared(task, rows, validation, sha256, notes)
-
-
-def _split(
-    examples: list[Any], fold: Sequence[int] | None, config: dict[str, Any]
-) -> tuple[Sequence[int], Sequence[int]]:
-    """The indices of the rows to train on and of those to evaluate on: a part of them, or fold [i, k]."""
-    keys = [example.key for example in examples]
-    if fold is None:
-        return split_rows(keys, config.get("validation_fraction", TrainingConfig.validation_fraction), config["seed"])
-    labels = [getattr(example, "label", None) for example in examples]
-    number, count = fold
-    first, second = folds(keys, count, labels=labels, seed=config["seed"])[number]
-    return first.tolist(), second.tolist()
-
-
-def _columns_of(path: str, task: str | None) -> tuple[str, tuple[str, ...]]:
-    """The task and its columns, from the first row that can be read."""
-    bad = BadRows()
-    for row in read_rows(path, skip_bad=bad):
-        return find_columns(list(row.values), task, row.where)
-    if bad.sentences:
-        raise UsageError(bad.sentences[0])
-    raise UsageError(f"there are no rows in {shown(path)}: a table with named columns is needed, one row a line")
-
-
-def _read(path: str, columns: tuple[str, ...], task: Any, skip: bool) -> Rows:
-    """The examples of a file. Raises UsageError for the first row that is no example, unless they are skipped."""
-    bad, found = BadRows(), hashlib.sha256()
-
-    def seen() -> Iterator[Row]:
-        for row in read_rows(path, columns=columns, skip_bad=bad if skip else None):
-            found.update(json.dumps(row.values, sort_keys=True).encode() + b"\n")
-            yield row
-
-    examples = make_examples(task.maker, seen(), bad if skip else None)
-    if not examples:
-        why = f": {bad.sentences[0]}" if bad.sentences else ""
-        raise UsageError(f"there is no row in {shown(path)} to learn from{why}")
-    return Rows(examples, bad, found.hexdigest())
-
-
-def _notes_of(rows: Rows, path: str, block_size: int) -> list[str]:
-    """What should be known of the rows of a file: those left out, cut off and repeated."""
-    examples, name, notes = rows.examples, shown(path), list[str]()
-    if rows.bad.count:
-        notes.append(f"{rows.bad.count} rows of {name} were left out, such as {rows.bad.sentences[0]}")
-    if cut := sum(example.truncated for example in examples):
-        notes.append(f"{cut} of {len(examples)} rows of {name} were cut to the {block_size} tokens of the block")
-    if twice := len(examples) - len({_content(example) for example in examples}):
-        notes.append(f"{twice} of {len(examples)} rows of {name} are repeated")
-    return notes
-
-
-def _content(example: Any) -> tuple[Any, ...]:
-    """What makes two examples the same."""
-    learned = getattr(example, "learned", None)
-    return example.ids.tobytes(), example.label if learned is None else learned.tobytes()
 
 
 # The run ----------------------------------------------------------------------------------------------
