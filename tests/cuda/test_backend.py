@@ -184,10 +184,18 @@ def test_an_index_beyond_its_axis(key: Any) -> None:
 # The model ----------------------------------------------------------------------------------------
 
 
-def steps(backend: str) -> list[Any]:
-    """Losses, norms of the gradients, and the weights in the end."""
+OPTIMIZERS: dict[str, Callable[[Any], Any]] = {
+    "adamw": lambda p: tg.optim.AdamW(p, lr=1e-2),
+    "adam": lambda p: tg.optim.Adam(p, lr=1e-2, weight_decay=0.1, l1=0.1),
+    "lion": lambda p: tg.optim.Lion(tg.optim.layer_decay(p, 0.5), lr=1e-2, weight_decay=0.1),
+    "muon": lambda p: tg.optim.Muon(p, lr=1e-2, weight_decay=0.1),
+}
+
+
+def steps(backend: str, make: Callable[[Any], Any]) -> list[Any]:
+    """Losses, norms of the gradients, and the weights and their average in the end."""
     model = model_on(backend)
-    optimizer = tg.optim.AdamW(model.named_parameters(), lr=1e-2)
+    optimizer, average = make(model.named_parameters()), tg.optim.EMA(model.named_parameters(), 0.5)
     found: list[Any] = []
     for _ in range(4):
         loss = model.loss(IDS, TARGETS)
@@ -195,14 +203,18 @@ def steps(backend: str) -> list[Any]:
         found += [loss.item(), tg.optim.clip_grad_norm(model.parameters(), 0.5)]
         optimizer.step()
         optimizer.zero_grad()
-    return found + [host(parameter.data).tobytes() for parameter in model.parameters()]
+        average.update()
+    weights = [host(parameter.data).tobytes() for parameter in model.parameters()]
+    with average.applied():
+        return found + weights + [host(parameter.data).tobytes() for parameter in model.parameters()]
 
 
-def test_training_steps_are_the_same() -> None:
-    assert steps("cupy") == steps("numpy")
+@pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_training_steps_are_the_same(make: Callable[[Any], Any]) -> None:
+    assert steps("cupy", make) == steps("numpy", make)
 
 
-@pytest.mark.parametrize("optimizer", [tg.optim.SGD, tg.optim.AdamW])
+@pytest.mark.parametrize("optimizer", [tg.optim.SGD, tg.optim.AdamW, tg.optim.Lion, tg.optim.Muon])
 def test_state_of_optimizers(optimizer: Any) -> None:
     """Moved along with the model, saved and loaded across backends."""
     model = model_on("numpy")
