@@ -1,7 +1,8 @@
-"""The command line: `tinygpt train | finetune | sample | chat | eval | predict | convert | doctor`.
+"""The command line: `tinygpt train | finetune | sample | chat | tokenize | eval | predict | convert | doctor`.
 
     tinygpt train --data FILE --out FOLDER
     tinygpt finetune --model FOLDER --data FILE.jsonl --out FOLDER
+    tinygpt tokenize FILE --out FOLDER
     tinygpt sample --model FOLDER --prompt "ROMEO:"
     tinygpt chat --model gpt2
     tinygpt eval --model FOLDER --data FILE
@@ -18,7 +19,7 @@ SIGTERM, 129 by SIGHUP (the terminal was closed): a training run saves its state
 | `parser` | adds a command's options only when it is called, so that `tinygpt --help` imports little |
 | `rows` | rows of a file for `evaluate` and `predict`, and what is written about them |
 | `generating` | the options for model, prompt and sampling; generating the text |
-| `train`, `finetune`, `sample`, `chat`, `evaluate`, `convert`, `doctor` | the commands |
+| `train`, `finetune`, `sample`, `chat`, `tokenize`, `evaluate`, `convert`, `doctor` | the commands |
 | `predict`, `evaluate_rows` | the commands on rows |
 """
 
@@ -41,6 +42,7 @@ COMMANDS = {
     "finetune": "train a model for a task, on rows of data",
     "sample": "generate text",
     "chat": "chat with a model in the terminal",
+    "tokenize": "encode texts into token files ahead of training, or convert those of nanoGPT and llm.c",
     "eval": "compute the loss of a model on a text, or the accuracy of a classifier",
     "predict": "label the texts in a file, or answer its prompts",
     "convert": "convert a training run or a GPT-2 directory to the Hugging Face format",

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,17 +24,18 @@ import numpy as np
 from .. import tokenizers
 from ..console import say
 from ..data import CharacterVocabulary, open_tokens, read_text, shakespeare, split, write_documents
-from ..data.opening import opened
+from ..data.token_bins import check_range
 from ..data.tokens import write_token_parts
-from ..errors import CheckpointError, UsageError
-from ..files import atomic_write, explain_os_errors, shown
+from ..errors import UsageError
+from ..files import explain_os_errors, shown
 from ..gpt import GPTConfig
 from ..memory import require_memory
 from ..tokenizers import ByteTokenizer, Tokenizer, UnknownCharacterError
-from .corpus import Corpus, TextOptions
-from .folder import TEXT, TOKENS
+from .corpus import Corpus
+from .folder import TOKENS
 from .learning import divided_text, learn, learn_from_one, nonempty
 from .settings import TOKENIZERS, VOCAB_SIZES, Settings
+from .text_facts import documents_of, made_ahead, read_facts, require_same_text, save_facts
 
 # Bytes in the token file for a byte of text, about, to see beforehand whether the disk has room.
 _ROOM = {"byte": 2.0, "character": 2.0 / 3, "word": 0.6, "bpe": 0.5}
@@ -62,21 +63,23 @@ def prepare_text(settings: Settings, check: Callable[[Tokenizer], object] | None
     CheckpointError if a resumed run is given a different text or its files are missing.
     """
     if settings.resume:
-        _require_same_text(settings)
+        require_same_text(settings)
         if check is not None:
             check(tokenizers.load(settings.folder.path))
         place = settings.folder.path
     else:
-        place = _make_text(settings, check)
+        place = make_text(settings, check)
     facts = read_facts(place)
-    return Text(tokenizers.load(place), open_tokens(place / TOKENS), facts["description"], _documents(facts))
+    return Text(tokenizers.load(place), open_tokens(place / TOKENS), facts["description"], documents_of(facts))
 
 
 # The text of a new run --------------------------------------------------------------------------------
 
 
-def _make_text(settings: Settings, check: Callable[[Tokenizer], object] | None) -> Path:
+def make_text(settings: Settings, check: Callable[[Tokenizer], object] | None = None) -> Path:
     """Write the text's files to the staging folder of a new run, and return the folder."""
+    if (ahead := made_ahead(settings.data)) is not None:
+        return _take(settings, ahead, check)
     if settings.data is None:
         found = shakespeare()
         corpus, description = (
@@ -97,8 +100,29 @@ def _make_text(settings: Settings, check: Callable[[Tokenizer], object] | None) 
     if corpus.left_out or readable.left_out:
         say(readable.left_out or corpus.left_out)
     facts = {"description": description, "tokenizer": kind} | facts | settings.text.changed()
-    with explain_os_errors("write", place / TEXT), atomic_write(place / TEXT, "w") as file:
-        json.dump(facts, file, indent=1, ensure_ascii=False)
+    save_facts(place, facts)
+    return place
+
+
+def _take(settings: Settings, ahead: Path, check: Callable[[Tokenizer], object] | None) -> Path:
+    """Copy a token file that was made ahead, with its tokenizer, to the staging folder of a new run."""
+    given = ["tokenizer"] if settings.tokenizer is not None else list(settings.given_text)
+    if given or settings.start is not None:
+        raise UsageError(
+            f"the texts in {shown(ahead)} are encoded already, with a tokenizer of their own: leave out "
+            f"--{given[0].replace('_', '-') if given else 'init-from'}"
+        )
+    settings.folder.require_not_among(ahead / TOKENS)
+    facts, tokenizer, tokens = read_facts(ahead), tokenizers.load(ahead), open_tokens(ahead / TOKENS)
+    _accept(settings, tokenizer, check)
+    check_range(tokens, tokenizer.vocab_size, f"the token file {shown(ahead / TOKENS)}")
+    fraction, name = settings.training.validation_fraction, f"the token file {shown(ahead / TOKENS)}"
+    _refuse_short_text(name, *split(tokens, fraction), settings.model["block_size"])
+    place = settings.folder.begin(settings.overwrite)
+    with explain_os_errors("copy the token file to", place):
+        shutil.copyfile(ahead / TOKENS, place / TOKENS)
+    tokenizer.save(place)
+    save_facts(place, facts)
     return place
 
 
@@ -224,68 +248,3 @@ def _refuse_short_text(name: str, train: np.ndarray, validation: np.ndarray, blo
 
 def _changed(name: str) -> UsageError:
     return UsageError(f"{name} changed while it was read: wait until it is written, and start again")
-
-
-# The text of a resumed run ----------------------------------------------------------------------------
-
-
-def read_facts(folder: Path) -> dict[str, Any]:
-    """The content of a run's text.json. Raises CheckpointError if it is missing or invalid."""
-    try:
-        facts = json.loads((folder / TEXT).read_bytes().decode("utf-8"))
-        for key in ("description", "tokenizer", "sha256"):
-            if not isinstance(facts[key], str):
-                raise ValueError(f"{key} is {facts[key]!r:.40}, not a string")
-        if facts["tokenizer"] not in TOKENIZERS and not {"start", "tokenizer_from"} & facts.keys():
-            raise ValueError(f"there is no tokenizer {facts['tokenizer']!r:.40}")
-    except OSError as error:
-        raise CheckpointError(
-            f"{shown(folder / TEXT)} can't be read: {error.strerror or error}: restore it from a copy, or start a "
-            "new run"
-        ) from error
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(
-            f"{shown(folder / TEXT)} is damaged ({error}): restore it from a copy, or start a new run"
-        ) from error
-    return dict(facts)
-
-
-def _documents(facts: dict[str, Any]) -> tuple[int, int] | None:
-    found = facts.get("documents")
-    return (int(found[0]), int(found[1])) if isinstance(found, list) and not facts.get("cut") else None
-
-
-def _require_same_text(settings: Settings) -> None:
-    folder, facts = settings.folder, read_facts(settings.folder.path)
-    stored = {name: facts.get(name, getattr(TextOptions, name)) for name in settings.given_text}
-    for name, value in settings.given_text.items():
-        if value != stored[name]:
-            option = f"--{name.replace('_', '-')}"
-            raise CheckpointError(f"the run in {folder} has {option} {stored[name]}, not {value}: leave {option} out")
-    if settings.data is not None:
-        corpus = Corpus(settings.data, TextOptions(**{k: facts[k] for k in TextOptions().__dict__ if k in facts}))
-        if _sha256(corpus) != facts["sha256"]:
-            raise CheckpointError(
-                f"the run in {folder} uses a different text than {corpus.name}: {facts['description']}; leave "
-                "--data out"
-            )
-    if settings.tokenizer not in (None, facts["tokenizer"], facts.get("tokenizer_from")):
-        raise CheckpointError(f"the run in {folder} has {facts['tokenizer']} tokens, not {settings.tokenizer}")
-    if settings.vocab_size is not None and str(settings.vocab_size) != str(facts.get("vocab_size")):
-        raise CheckpointError(
-            f"the run in {folder} was given --vocab-size {facts.get('vocab_size')}, not {settings.vocab_size}"
-        )
-
-
-def _sha256(corpus: Corpus) -> str:
-    """The hash of what a pass over the corpus reads."""
-    digest = hashlib.sha256()
-    if corpus.options.skip_bad_files:  # which files are left out shows when they are decoded
-        for _ in corpus.documents(digest.update):
-            pass
-    else:
-        for path in corpus.files:
-            with opened(path) as file:
-                while data := file.read(1 << 20):
-                    digest.update(data)
-    return digest.hexdigest()
