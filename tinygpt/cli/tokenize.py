@@ -22,7 +22,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     from ..training.corpus import add_text_options
 
     add_text_options(parser)
-    words = "character, byte, word or bpe (learnt from the training part), or a folder with a tokenizer (default: character)"
+    words = "character, byte, word or bpe (both learnt), or a folder with a tokenizer (default: character)"
     parser.add_argument("--tokenizer", metavar="KIND", help=words)
     words = "of --tokenizer bpe or word, or of a .bin"
     parser.add_argument("--vocab-size", type=int, metavar="N", help=words)
