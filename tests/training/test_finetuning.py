@@ -271,6 +271,7 @@ def test_a_resumed_run_reads_the_same_rows(run: Any, base: Path, rows: Path, tmp
     assert_one_sentence(run(*again, "--epochs=3", "--steps=99"), "give either --epochs or --steps")
     assert_one_sentence(run(*again, "--freeze=wte"), "freeze is None there and 'wte' here")
     assert_one_sentence(run(*again, "--add-token=x"), "leave out --init-from and --add-token")
+    assert_one_sentence(run(*again, "--epochs=1"), "is already at step 10: 1 epochs would end at step 5, so give more")
     content = rows.read_text(encoding="utf-8")
     rows.write_text(content.replace("18", "19"), encoding="utf-8")
     assert_one_sentence(run(*again, "--epochs=3"), rf"the file {rows} has changed since the run in .* began")
@@ -282,7 +283,9 @@ def test_a_resumed_run_reads_the_same_rows(run: Any, base: Path, rows: Path, tmp
     assert_one_sentence(run(*again), r"data\.json is damaged")
     (folder / "data.json").unlink()
     assert_one_sentence(run(*again), r"data\.json can't be read, so the run in .* is none of `finetune`")
-    assert_one_sentence(run("finetune", f"--out={tmp_path / 'new'}"), "give --model MODEL and --data FILE")
+    new = ["finetune", f"--out={tmp_path / 'new'}"]
+    assert_one_sentence(run(*new), "give --model MODEL and --data FILE")
+    assert_one_sentence(run(*new, f"--model={base}", "--data=-"), "can't come from a pipe")
 
 
 def test_rows_of_a_step_are_those_of_the_whole() -> None:

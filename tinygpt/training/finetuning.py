@@ -23,6 +23,7 @@ from typing import Any
 
 from .. import backends, tokenizers
 from ..data.dialogue import TEMPLATE
+from ..data.opening import STDIN
 from ..data.row_batches import same_key
 from ..data.rows import BadRows, read_rows
 from ..errors import CheckpointError, UsageError
@@ -75,6 +76,10 @@ def begin_finetuning(options: argparse.Namespace) -> Iterator[Finetuning]:
 def _new(options: argparse.Namespace, folder: RunFolder) -> Finetuning:
     if options.model is None or options.data is None:
         raise UsageError("a new run needs a model to start from and rows to learn: give --model MODEL and --data FILE")
+    if STDIN in (options.data, options.valid):
+        raise UsageError(
+            "rows are read more than once, so they can't come from a pipe: save them in a file ending in .jsonl"
+        )
     lora = lora_of_options(options)
     if lora is not None and options.add_token:
         raise UsageError("--lora-rank freezes all embeddings, and --add-token adds some to be learned: leave one out")
@@ -129,6 +134,12 @@ def _resumed(options: argparse.Namespace, settings: Settings) -> Finetuning:
         raise UsageError(_EITHER)
     if options.epochs is not None:
         steps = _config({}, options.epochs, len(prepared.train.examples), settings.training).steps
+        assert settings.checkpoint is not None
+        if steps < settings.checkpoint.step:
+            raise UsageError(
+                f"the run in {folder} is already at step {settings.checkpoint.step}: {options.epochs:g} epochs would "
+                f"end at step {steps}, so give more"
+            )
         settings = dataclasses.replace(settings, training=dataclasses.replace(settings.training, steps=steps))
     return _finetuning(settings, prepared, tokenizer, model)
 
