@@ -49,6 +49,23 @@ def test_documents_end_with_a_token_of_their_own(run: Run, tmp_path: Path) -> No
     assert (open_tokens(out / "tokens.npy") == 11).sum() == 9
 
 
+def test_a_run_that_begins_with_word_vectors(run: Run, tmp_path: Path) -> None:
+    text, vectors, out = tmp_path / "text.txt", tmp_path / "vectors.txt", tmp_path / "run"
+    text.write_text("The cat sat on the mat, and the dog sat on the cat.\n" * 30, encoding="utf-8")
+    vectors.write_text("2 4\ncat 1 2 3 4\nthe 5 6 7 8\n")
+    train = ("train", f"--data={text}", f"--out={out}", "--tokenizer=word", *SIZES, f"--word-vectors={vectors}")
+    assert_one_sentence(run(*train, "--steps=1"), "have 4 numbers, and the model has 8 channels: project them")
+    assert_one_sentence(run(*train[:-1], "--project"), "--project is for the vectors of --word-vectors")
+    assert not out.exists() or not any(out.iterdir())
+    answer = run(*train, "--project", "--steps=1", "--lr=1e-9", "--min-lr=0")
+    assert answer.code == 0, answer.err
+    assert "Vectors: 3 of 10 words have a vector (30.0%), 1 of them in lower case" in answer.out
+    model, tokenizer = interop.load(out)
+    (number,) = tokenizer.encode("cat")
+    assert model.wte.weight.data[number, :4].round(4).tolist() == [1, 2, 3, 4]
+    assert_one_sentence(run("train", "--resume", f"--out={out}", f"--word-vectors={vectors}"), "begins a new model")
+
+
 def test_mistakes(run: Run, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("a b c d e f " * 3 + "x" * 100)

@@ -7,6 +7,8 @@ import argparse
 from .. import backends
 from ..console import say
 from ..data import split
+from ..errors import UsageError
+from ..interop import load_word_vectors
 from ..training import (
     Settings,
     add_run_options,
@@ -26,23 +28,36 @@ ABOUT = "Train a GPT on a text. Ctrl-C saves and stops; --resume continues with 
 def add_options(parser: argparse.ArgumentParser) -> None:
     add_run_options(parser, out="out/{preset}")
     add_start_options(parser)
+    group = parser.add_argument_group("word vectors")
+    words = "word2vec's, fastText's or GloVe's vectors, copied to the embeddings of the tokens that are their words"
+    group.add_argument("--word-vectors", metavar="FILE", help=words)
+    words = "vectors of another width than --n-embd are projected, or fill its first channels"
+    group.add_argument("--project", action="store_true", help=words)
     parser.set_defaults(run=train)
 
 
 def train(options: argparse.Namespace) -> int:
     """Train, and report the loss of the best weights."""
+    if options.word_vectors is None and options.project:
+        raise UsageError("--project is for the vectors of --word-vectors: give both, or neither")
+    if options.word_vectors is not None and (options.resume or options.init_from is not None):
+        raise UsageError("--word-vectors begins a new model: leave it out with --resume and --init-from")
     settings = choose_settings(options)
     with settings.folder:
-        return _train(settings)
+        return _train(settings, options.word_vectors, options.project)
 
 
-def _train(settings: Settings) -> int:
+def _train(settings: Settings, word_vectors: str | None, project: bool) -> int:
     backends.use_backend(settings.backend)
     text = prepare_text(settings)
     train_tokens, validation_tokens = split(text.tokens, settings.training.validation_fraction)
     model = make_model(settings, text.tokenizer)
+    if word_vectors is not None:
+        found = load_word_vectors(model, text.tokenizer, word_vectors, project=project)
     trainer = make_trainer(settings, model, train_tokens, validation_tokens, text.tokenizer)
     say(describe_run(settings, text, model))
+    if word_vectors is not None:
+        say(f"Vectors: {found}")
     folder = str(settings.folder)
     code = train_and_evaluate(trainer, validation_tokens, again("train", "--resume", "--out", folder))
     if code == 0:

@@ -5,6 +5,7 @@ model, tokenizer = tinygpt.interop.load(folder)              # with the tokenize
 model.save_pretrained(folder, tokenizer=tokenizer)           # a directory that transformers can load
 tinygpt.interop.convert(run_folder, folder, dtype="float16") # from folder to folder, including the tokenizer
 tinygpt.interop.save_adapter(model, folder)                  # the LoRA adapter alone, in PEFT's format
+tinygpt.interop.load_word_vectors(model, tokenizer, file)    # word2vec's or fastText's vectors as token embeddings
 folder = tinygpt.interop.find_model("gpt2")                  # the folder of its files, downloaded if necessary
 
 | file | contents |
@@ -16,6 +17,8 @@ folder = tinygpt.interop.find_model("gpt2")                  # the folder of its
 | `classifier.py` | the same for classifiers |
 | `harness.py` | a model in lm-evaluation-harness |
 | `peft.py`, `peft_config.py` | LoRA adapters: their arrays and their configuration |
+| `torch_file.py`, `torch_pickle.py`, `torch_tensors.py` | pytorch_model.bin, read without executing anything |
+| `word_vectors.py`, `vector_files.py` | word2vec's and fastText's vectors as token embeddings, and their files |
 | `hub.py` | finding models by name: the local cache and the hub |
 """
 
@@ -26,8 +29,9 @@ from .hub import cache_folder, find_model
 from .loading import from_pretrained, load
 from .peft import load_adapter, save_adapter
 from .saving import save_pretrained
+from .word_vectors import WordVectors, load_word_vectors
 
 __all__ = [
-    "cache_folder", "convert", "find_model", "from_pretrained", "load", "load_adapter", "save_adapter",
-    "save_pretrained",
+    "WordVectors", "cache_folder", "convert", "find_model", "from_pretrained", "load", "load_adapter",
+    "load_word_vectors", "save_adapter", "save_pretrained",
 ]  # fmt: skip
