@@ -47,7 +47,7 @@ AIM = 1.85
 CONTENDERS: dict[str, tuple[str, float, dict[str, Any]]] = {
     "adamw": ("tiny", 1.0, {}),
     "fast": ("fast", PRESETS["fast"].training["steps"] / PRESETS["tiny"].training["steps"], {}),
-    "fast-long": ("fast", 0.7, {}),
+    "fast-long": ("fast", 0.55, {}),
     "adamw-4e-3": ("tiny", 1.0, {"lr": 4e-3}),
     "adam": ("tiny", 1.0, {"optimizer": "adam", "lr": 4e-3, "weight_decay": 0.0}),
     "lion": ("tiny", 1.0, {"optimizer": "lion", "lr": 5e-4, "weight_decay": 0.5}),
