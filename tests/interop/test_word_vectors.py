@@ -220,8 +220,9 @@ def test_pieces_of_bpe_that_begin_with_a_space_are_words(tmp_path: Path) -> None
     pytest.importorskip("tokenizers", reason="needs the extra bpe: pip install -e '.[bpe]'")
     from tinygpt.tokenizers import BPETokenizer
 
-    tokenizer = BPETokenizer.train("the cat the cat thecat the cat " * 9, 290)
-    (tmp_path / "vectors").write_bytes(text())
+    tokenizer = BPETokenizer.train("the cat, thecat xcat the cat " * 9, 290)
+    assert "cat" in {tokenizer.decode([number]) for number in range(tokenizer.vocab_size)}  # a part of xcat
+    (tmp_path / "vectors").write_bytes(text(["the", "cat", "at", "he"], VECTORS[:4]))
     found = load_word_vectors(model(vocab_size=tokenizer.vocab_size), tokenizer, tmp_path / "vectors")
     assert {tokenizer.decode([number]) for number in found.ids} == {" the", " cat"}
 

@@ -61,6 +61,16 @@ def test_a_text_of_known_words_comes_back(text: str) -> None:
         assert np.concatenate([np.empty(0, np.int64), *parts]).tolist() == ids.tolist()
 
 
+def test_a_text_in_pieces_has_the_same_ids() -> None:
+    """The space before a word is expected only if the token before it is known, so texts are cut at line breaks."""
+    tokenizer = WordTokenizer.train(TEXT, 1000)
+    for size in (1, 3, 20):
+        parts = [TEXT[begin : begin + size] for begin in range(0, len(TEXT), size)]
+        found = [tokenizer.encode(part) for part in tokenizer.whole_pieces(parts)]
+        assert len(found) > 1
+        assert np.concatenate(found).tolist() == tokenizer.encode(TEXT).tolist()
+
+
 def test_most_random_texts_have_no_unknown_words() -> None:
     """Or the test above would test nothing."""
     tokenizer = WordTokenizer.train(f"{TEXT} {TEXT} x", 10_000, min_frequency=1)
