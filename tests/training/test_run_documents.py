@@ -174,3 +174,21 @@ def test_mistakes(run: Any, rows: Path, tmp_path: Path, monkeypatch: pytest.Monk
     answer = run("train", str(rows), *OPTIONS, f"--out={tmp_path / 'full'}")
     assert_one_sentence(answer, r"the token file of the file .*rows\.jsonl takes about \d+ MB, but only 0 MB are free")
     assert not (tmp_path / "full").exists()
+
+
+@pytest.mark.parametrize("kind", ["character", "bpe"])
+def test_cleaning_is_said_and_kept(run: Any, rows: Path, tmp_path: Path, kind: str) -> None:
+    if kind == "bpe":
+        pytest.importorskip("tokenizers", reason="needs the extra bpe: pip install -e '.[bpe]'")
+    command = ("train", *OPTIONS, f"--tokenizer={kind}", *(["--vocab-size=300"] if kind == "bpe" else []))
+    lines = rows.read_text(encoding="utf-8")
+    dirty = tmp_path / "dirty.jsonl"
+    dirty.write_text(lines.replace("question", "ques\\u0000tion", 1) + lines.splitlines()[3] + "\n", encoding="utf-8")
+    answer = run(*command, str(dirty), "--clean=control,duplicates", f"--out={tmp_path / 'run'}")
+    assert answer.code == 0, answer.err
+    assert "Cleaned: 1 control characters removed, 1 exact duplicates left out\n" in answer.out
+    assert run(*command, str(rows), f"--out={tmp_path / 'clean'}").code == 0
+    assert_same_outcome(tmp_path / "run", tmp_path / "clean")
+    assert run("train", "--resume", str(dirty), f"--out={tmp_path / 'run'}").code == 0
+    assert_one_sentence(run("train", "--resume", "--clean=nfc", f"--out={tmp_path / 'run'}"), "has --clean control,dup")
+    assert_one_sentence(run(*command, str(dirty), "--clean=html", f"--out={tmp_path / 'x'}"), "no cleaning 'html'")

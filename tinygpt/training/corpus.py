@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import console
+from ..data.cleaning import KINDS, Cleaning
 from ..data.documents import NEWLINES, Documents, Piece
 from ..data.opening import COMPRESSED, STDIN, described, opened, suffix
 from ..errors import UsageError
@@ -35,6 +36,7 @@ class TextOptions:
     newlines: str = "keep"
     cross_documents: bool = False
     skip_bad_files: bool = False
+    clean: str = ""  # some of `cleaning.KINDS`, with commas between them
 
     def changed(self) -> dict[str, Any]:
         """The options that differ from the defaults."""
@@ -55,6 +57,8 @@ def add_text_options(group: Any) -> None:
     group.add_argument("--newlines", choices=NEWLINES, help=words)
     words = "draw windows across the borders of documents (default: none reaches into the next document)"
     group.add_argument("--cross-documents", action="store_true", default=None, help=words)
+    words = f"clean the documents, and say how often: some of {', '.join(KINDS)}, with commas between them"
+    group.add_argument("--clean", metavar="KINDS", help=words)
     words = "leave out, and count, files and rows that can't be read (default: stop, and name them)"
     group.add_argument("--skip-bad-files", action="store_true", default=None, help=words)
 
@@ -75,7 +79,14 @@ class Corpus:
 
     def __init__(self, names: tuple[str, ...], options: TextOptions, name: str = "") -> None:
         self.options = options
-        self._documents = Documents(names, options.encoding, options.newlines, options.skip_bad_files)
+        self._cleaning = Cleaning(options.clean.split(",")) if options.clean else None
+        self._documents = Documents(
+            names,
+            options.encoding,
+            options.newlines,
+            options.skip_bad_files,
+            keep_nul=self._cleaning is not None and "control" in self._cleaning.kinds,
+        )
         self.single = self._documents.single
         self.name = name or _named(names, self._documents.files)
 
@@ -84,13 +95,14 @@ class Corpus:
         return self._documents.files
 
     @property
-    def left_out(self) -> str:
-        """A sentence on what could not be read in the last pass; nothing if all could."""
-        bad = self._documents.bad
+    def report(self) -> str:
+        """What was left out and cleaned in the last pass; nothing if nothing was."""
+        bad, cleaned = self._documents.bad, "" if self._cleaning is None else f"Cleaned: {self._cleaning}"
         if bad.count == 0:
-            return ""
+            return cleaned
         more = f"; and {bad.count - len(bad.sentences)} more" if bad.count > len(bad.sentences) else ""
-        return f"{bad.count} files or rows were left out: {'; '.join(bad.sentences)}{more}"
+        words = f"{bad.count} files or rows were left out: {'; '.join(bad.sentences)}{more}"
+        return f"{words}\n{cleaned}" if cleaned else words
 
     def documents(
         self, see: Callable[[bytes], object] | None = None, doing: str = "reading"
@@ -104,7 +116,7 @@ class Corpus:
                     see(data)
 
             self._documents.see = seen
-            yield from self._documents
+            yield from self._documents if self._cleaning is None else self._cleaning(self._documents)
 
     def texts(self, see: Callable[[bytes], object]) -> Iterator[str]:
         """The texts of a single document."""

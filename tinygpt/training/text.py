@@ -97,8 +97,8 @@ def make_text(settings: Settings, check: Callable[[Tokenizer], object] | None = 
     learns = settings.start is None and kind in VOCAB_SIZES
     with corpus.twice(place) if learns and not corpus.single else contextlib.nullcontext(corpus) as readable:
         facts = _write_text(settings, readable, kind, place, check)
-    if corpus.left_out or readable.left_out:
-        say(readable.left_out or corpus.left_out)
+    if report := readable.report:
+        say(report)
     facts = {"description": description, "tokenizer": kind} | facts | settings.text.changed()
     save_facts(place, facts)
     return place
