@@ -63,6 +63,7 @@ def test_near_duplicates() -> None:
     assert cleaned([*chinese, chinese[0][:50] + "。" + chinese[0][50:]], "near-duplicates")[0] == chinese
 
 
+@pytest.mark.slow
 def test_signatures_estimate_what_is_common() -> None:
     dice = random.Random(4)
     words = [f"w{number}" for number in range(4000)]

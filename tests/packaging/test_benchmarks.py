@@ -19,7 +19,7 @@ from tinygpt.optim.muon import newton_schulz
 
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"
-SCRIPTS = ("all", "generate", "lora_step", "ops", "optimizers", "profile_step", "scaling", "train_step")
+SCRIPTS = ("all", "data", "generate", "lora_step", "ops", "optimizers", "profile_step", "scaling", "train_step")
 COMPARED = (
     "layer_norm_forward", "layer_norm_backward", "residual_layer_norm_backward", "gelu_backward", "gelu_erf_forward",
     "bias_gelu_backward", "softmax_backward", "log_softmax_forward", "cross_entropy_backward", "attention_forward",
@@ -230,3 +230,14 @@ def test_the_fast_preset_is_judged_by_loss_and_time() -> None:
     assert said(first, ("fast", 5.1, 1.8))[0].startswith("- not met: fast")
     assert said(first, ("fast", 4.0, 1.91), ("fast-long", 9.0, 1.86))[1].startswith("- not met: fast-long")
     assert said(first) == []
+
+
+@pytest.mark.slow
+def test_encoding_is_measured() -> None:
+    """All ways find the same tokens."""
+    pytest.importorskip("tokenizers", reason="needs the extra bpe: pip install -e '.[bpe]'")
+    rows = [line.split(" | ") for line in run("data", "--size=0.3", "--vocab-size=400").splitlines() if line[:1] == "|"]
+    figures = {row[0].removeprefix("| "): row[1:] for row in rows[2:]}
+    assert list(figures) == list(script("data").WAYS)
+    counts = {row[-1] for way, row in figures.items() if "characters" not in way and "not measured" not in row[0]}
+    assert len(counts) == 1

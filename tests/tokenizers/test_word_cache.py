@@ -36,14 +36,19 @@ def whole(tokenizer: BPETokenizer, text: str) -> list[int]:
 
 
 @settings(deadline=None, max_examples=400)
-@given(texts=st.lists(TEXT, max_size=4), chunk=st.integers(1, 30), new=st.sampled_from([0.0, 0.5, 1.0]))
-def test_the_ids_are_those_of_the_library(tokenizer: BPETokenizer, texts: list[str], chunk: int, new: float) -> None:
+@given(
+    texts=st.lists(TEXT, max_size=4), chunk=st.integers(1, 30), new=st.sampled_from([0.0, 0.5]), many=st.integers(-1, 9)
+)
+def test_the_ids_are_those_of_the_library(
+    tokenizer: BPETokenizer, texts: list[str], chunk: int, new: float, many: int
+) -> None:
     cache = WordCache(tokenizer._library)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(word_cache, "_CHUNK", chunk)
         patch.setattr(word_cache, "_NEW", new)
+        patch.setattr(word_cache, "_MANY", many)
         patch.setattr(word_cache, "_LONGEST_WORD", 5)
-        patch.setattr(word_cache, "_MOST_WORDS", 6)
+        patch.setattr(word_cache, "_MOST_WORDS", 12)
         for text in texts:
             assert cache.encode(text).tolist() == whole(tokenizer, text)
 
@@ -57,7 +62,7 @@ def test_every_character_between_letters_and_digits(tokenizer: BPETokenizer) -> 
         easy = [c for c in characters[begin : begin + (1 << 14)] if not awkward().match(c)]
         text = "".join(f"a{c}b {c}1{c} " for c in easy)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(word_cache, "_NEW", 1.0)
+            patch.setattr(word_cache, "_MANY", 1 << 30)
             assert cache.encode(text).tolist() == whole(tokenizer, text)
 
 

@@ -23,9 +23,11 @@ import numpy as np
 from .pieces import chunks
 
 _CHUNK = 1 << 14  # characters: what goes to the library for one awkward character
-_MOST_WORDS = 1 << 17  # words kept, about 20 MB
+_MOST_WORDS = 1 << 18  # words kept, about 40 MB
 _LONGEST_WORD = 64  # characters: longer ones hardly come again
-_NEW = 0.5  # of the words of a part: where more differ, as in Chinese, whose "words" are clauses, the library is faster
+# Where more than half of the words of a part are new although many are known, the library is faster on the whole part:
+# in Chinese, whose "words" are clauses.
+_NEW, _MANY = 0.5, 1 << 15
 _WORD = re.compile(r"'s|'t|'re|'ve|'m|'ll|'d| ?[^\W\d_]+| ?\d+| ?(?:[^\s\w]|_)+|\s+(?!\S)|\s+")
 _AWKWARD_ASCII = re.compile("[\x1c-\x1f]")
 
@@ -60,21 +62,29 @@ class WordCache:
             self._ids = {}
         known = self._ids  # another thread may begin a new one
         parts = [(part, self._words(part)) for part in chunks(text, _CHUNK)]
-        new = [word for word in dict.fromkeys(word for _, words in parts for word in words) if word not in known]
+        new = list(set[str]().union(*(words for _, words in parts)).difference(known))
         whole = [part for part, words in parts if not words]
         encodings = self._library.encode_batch_fast([*new, *whole], add_special_tokens=False)
         ids = [np.array(encoding.ids, "<i4").tobytes() for encoding in encodings]
-        fresh = dict(zip(new, ids, strict=False))
+        found = dict(zip(new, ids, strict=False))
+        known.update((word, its) for word, its in found.items() if len(word) <= _LONGEST_WORD)
+        long = {word: its for word, its in found.items() if len(word) > _LONGEST_WORD}
         rest = iter(ids[len(new) :])
-        known.update((word, found) for word, found in fresh.items() if len(word) <= _LONGEST_WORD)
-        fresh = {word: found for word, found in fresh.items() if len(word) > _LONGEST_WORD}
-        look_up = known.__getitem__ if not fresh else lambda word: known.get(word) or fresh[word]
-        found = [b"".join(map(look_up, words)) if words else next(rest) for _, words in parts]
-        return np.frombuffer(b"".join(found), "<i4").astype(np.int64)
+        joined = [_joined(words, known, long) if words else next(rest) for _, words in parts]
+        return np.frombuffer(b"".join(joined), "<i4").astype(np.int64)
 
     def _words(self, text: str) -> list[str]:
         """The words of a text; none if the library should split it."""
         if (_AWKWARD_ASCII if text.isascii() else awkward()).search(text):
             return []
         words = _WORD.findall(text)
-        return words if len(set(words)) <= _NEW * len(words) else []
+        if len(self._ids) > _MANY and len(set(words).difference(self._ids)) > _NEW * len(words):
+            return []
+        return words
+
+
+def _joined(words: list[str], known: dict[str, bytes], long: dict[str, bytes]) -> bytes:
+    """The ids of the words, one after the other."""
+    if long.keys().isdisjoint(words):
+        return b"".join(map(known.__getitem__, words))
+    return b"".join(long[word] if word in long else known[word] for word in words)
