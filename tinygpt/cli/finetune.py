@@ -9,6 +9,7 @@ from ..console import say
 from ..data.dialogue import PRESETS, TEMPLATE
 from ..training import TrainingConfig
 from ..training.adapters import add_lora_options
+from ..training.configuration import add_config_option
 from ..training.finetuning import DEFAULTS, EPOCHS, Finetuning, begin_finetuning
 from ..training.label_task import BALANCED
 from ..training.options import add_options as add_config_options
@@ -43,6 +44,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epochs", type=float, metavar="X", help=words)
     add_config_options(parser, TrainingConfig, "training", {"finetune": DEFAULTS}, HELP)
     add_lora_options(parser)
+    add_config_option(parser)
     parser.set_defaults(run=finetune, fold=None, preset=None, tokenizer=None, bpe_vocab_size=None)
 
 

@@ -20,6 +20,7 @@ from ..training import (
     prepare_text,
     train_and_evaluate,
 )
+from ..training.configuration import add_config_option, write_configuration
 from .process import again
 
 ABOUT = "Train a GPT on a text. Ctrl-C saves and stops; --resume continues with exactly the same bits."
@@ -33,6 +34,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--word-vectors", metavar="FILE", help=words)
     words = "vectors of another width than --n-embd are projected, or fill its first channels"
     group.add_argument("--project", action="store_true", help=words)
+    add_config_option(parser)
     parser.set_defaults(run=train)
 
 
@@ -44,12 +46,15 @@ def train(options: argparse.Namespace) -> int:
         raise UsageError("--word-vectors begins a new model: leave it out with --resume and --init-from")
     settings = choose_settings(options)
     with settings.folder:
-        return _train(settings, options.word_vectors, options.project)
+        return _train(settings, options)
 
 
-def _train(settings: Settings, word_vectors: str | None, project: bool) -> int:
+def _train(settings: Settings, options: argparse.Namespace) -> int:
     backends.use_backend(settings.backend)
+    word_vectors, project = options.word_vectors, options.project
     text = prepare_text(settings)
+    if not settings.resume:
+        write_configuration(options, settings, settings.folder.place)
     train_tokens, validation_tokens = split(text.tokens, settings.training.validation_fraction)
     model = make_model(settings, text.tokenizer)
     if word_vectors is not None:

@@ -10,6 +10,7 @@ loss = evaluate(model, validation_tokens)           # over the whole text
 | `loop` | the training loop |
 | `objective`, `freezing` | what a run learns: batches, loss, evaluation; parameters that it leaves as they are |
 | `settings`, `config`, `options` | the settings of a run, from the command line or its checkpoint |
+| `configuration` | the same as a file: --config, and config.toml beside a run |
 | `text` | the text of a run: its tokenizer and its token file |
 | `run` | trains from there to the loss of the best weights |
 | `starting`, `leaving` | starting from a model; leaving one that everything loads |

@@ -33,6 +33,7 @@ from ..nn.lora import insert_lora
 from ..tokenizers import Tokenizer
 from .adapters import lora_of_options
 from .config import TrainingConfig, new_settings
+from .configuration import write_configuration
 from .example_rows import Rows, columns_of, notes_of, read_examples, split_examples
 from .folder import DATA, RunFolder
 from .loop import Trainer
@@ -108,6 +109,7 @@ def _new(options: argparse.Namespace, folder: RunFolder) -> Finetuning:
     )
     check_settings(settings)
     place = folder.begin(options.overwrite)
+    write_configuration(options, settings, place)
     _write_facts(place, facts | {"task": prepared.task.name, "labels": prepared.task.labels, "sha256": prepared.sha256})
     return _finetuning(settings, prepared, start.tokenizer)
 

@@ -41,8 +41,9 @@ from ..tokenizers import FILES as TOKENIZER_FILES
 
 LOCK = ".tinygpt-lock"
 TEXT, TOKENS, DATA, METRICS, PICTURE = "text.json", "tokens.npy", "data.json", "metrics.jsonl", "loss_curve.png"
+CONFIGURATION = "config.toml"
 _OF_THE_LOOP = frozenset({MARK, INDEX, METRICS, PICTURE})
-_OF_THE_TEXT = frozenset({TEXT, TOKENS, *TOKENIZER_FILES})
+_OF_THE_TEXT = frozenset({TEXT, TOKENS, CONFIGURATION, *TOKENIZER_FILES})
 _OF_THE_MODEL = frozenset({CONFIG, GENERATION, SINGLE, TEMPLATE, DATA, *_OF_THE_TEXT})  # `leaving.py`
 _STAGING = re.compile(r"\.tinygpt-new-[0-9a-f]{8}\.tmp")
 

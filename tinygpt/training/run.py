@@ -10,8 +10,9 @@
         code = train_and_evaluate(trainer, validation_tokens, "the command that resumes after Ctrl-C")
 
 A run's folder holds `tinygpt-run.json` (the list of the run's files, see `folder.py`), `text.json` (which text it was),
-the tokenizer (`tokenizer.tinygpt.json`, or `tokenizer.json` and its companions, see `tokenizers/bpe_files.py`),
-`tokens.npy`, the checkpoints (see `tinygpt/checkpoint.py`), `metrics.jsonl` and `loss_curve.png`.
+`config.toml` (how it was started), the tokenizer (`tokenizer.tinygpt.json`, or `tokenizer.json` and its companions, see
+`tokenizers/bpe_files.py`), `tokens.npy`, the checkpoints (see `tinygpt/checkpoint.py`), `metrics.jsonl`
+and `loss_curve.png`.
 `tinygpt.interop.load` loads the model and the tokenizer from it.
 """
 

@@ -1,0 +1,208 @@
+"""The settings of a command as a TOML file: read by --config, and written beside every run as config.toml.
+
+    tinygpt train --config run.toml --lr 3e-4          # options go before the file
+    tinygpt train --config out/run/config.toml         # the same run again, bit for bit, in another folder
+
+A key is the name of an option, with _ for -; tables may group keys under any heading, and mean nothing. Values are
+checked as the options are. The file of a run holds all settings, those by default too, so that a later version with
+other defaults repeats it. It leaves out --out, --overwrite and --resume: where a run goes is no part of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import json
+import os
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from ..errors import RangeError, UsageError
+from ..files import atomic_write, explain_os_errors, shown
+from ..gpt import GPTConfig
+from .folder import CONFIGURATION
+from .settings import VOCAB_SIZES, Settings
+
+_NOT_KEYS = frozenset({"help", "config", "resume"})
+_NOT_WRITTEN = frozenset({"out", "overwrite"})
+_PATHS = frozenset({"files", "data", "valid", "init_from", "model", "template", "tokenizer", "word_vectors"})
+_EITHER = ({"files", "data"}, {"steps", "epochs"})  # an option takes the place of the other's key as well
+# What other programs call a setting, nanoGPT first.
+_ELSEWHERE = {
+    "learning_rate": "lr", "max_iters": "steps", "max_steps": "steps", "out_dir": "out", "output_dir": "out",
+    "eval_interval": "eval_every", "eval_iters": "eval_batches", "log_interval": "log_every", "device": "backend",
+    "warmup_iters": "warmup_steps", "lr_decay_iters": "decay_steps", "num_train_epochs": "epochs",
+    "gradient_accumulation_steps": "gradient_accumulation", "max_grad_norm": "grad_clip",
+}  # fmt: skip
+
+
+def add_config_option(parser: argparse.ArgumentParser, group: Any = None) -> None:
+    """Add --config. Call it when the parser has all its options: they are the keys. The parser is an `OptionParser`."""
+    words = "a TOML file with any of these options, written as block_size = 64; options go before it"
+    (group or parser).add_argument("--config", metavar="FILE.toml", help=words)
+    parser.set_defaults(keys=[(group.title or "", _keys_of(group)) for group in parser._action_groups])
+
+
+def _keys_of(group: Any) -> dict[str, argparse.Action]:
+    """The options of a group that a file may set, by their keys."""
+    found = {}
+    for action in group._group_actions:
+        names = [name[2:].replace("-", "_") for name in action.option_strings if name.startswith("--")]
+        name = names[0] if names else action.dest
+        if name not in _NOT_KEYS:
+            found[name] = action
+    return found
+
+
+# Reading ----------------------------------------------------------------------------------------------
+
+
+def defaults_from(given: argparse.Namespace) -> dict[str, Any]:
+    """What the file in --config sets, by destination, without what options have set.
+
+    given: what the command line alone came to. Raises UsageError, with the file and the line.
+    """
+    path = Path(given.config).expanduser()
+    keys = {name: action for _, group in given.keys for name, action in group.items()}
+    with explain_os_errors("read the configuration", path):
+        content = path.read_bytes()
+    try:
+        text = content.decode("utf-8-sig")
+        values = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UsageError(f"{shown(path)} is no TOML file: {error}") from error
+    found: dict[str, Any] = {}
+    for key, value in _flat(values):
+        name, where = key.replace("-", "_"), f"{shown(path)}{_line(text, key)}"
+        if name not in keys:
+            raise UsageError(f"{where}: {_unknown(key, keys)}")
+        action = keys[name]
+        if action.dest in found:
+            raise UsageError(f"{where}: {key} is set twice in this file")
+        found[action.dest] = _value(action, name, value, where)
+    overridden = {name for name in found if _is_given(given, name) and isinstance(found[name], list)}
+    for pair in _EITHER:
+        if any(_is_given(given, name) for name in pair):
+            overridden |= pair
+    return {name: value for name, value in found.items() if name not in overridden}
+
+
+def _is_given(given: argparse.Namespace, name: str) -> bool:
+    return bool(getattr(given, name, None))
+
+
+def _flat(values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value)
+        else:
+            yield key, value
+
+
+def _line(text: str, key: str) -> str:
+    """Where a key is set, as far as that can be seen without parsing."""
+    for number, line in enumerate(text.splitlines(), 1):
+        if re.match(rf"\s*[\"']?{re.escape(key)}[\"']?\s*=", line):
+            return f", line {number}"
+    return ""
+
+
+def _unknown(key: str, keys: dict[str, Any]) -> str:
+    name = key.lower().replace("-", "_")
+    if name in _NOT_KEYS:
+        return f"{key} is for the command line alone"
+    near = [_ELSEWHERE[name]] if _ELSEWHERE.get(name) in keys else difflib.get_close_matches(name, keys, 1, 0.6)
+    advice = f"did you mean {near[0]}?" if near else "the command's --help lists all settings"
+    return f"there is no setting {key}: {advice}"
+
+
+def _value(action: argparse.Action, name: str, value: Any, where: str) -> Any:
+    """A value of the file as the option would have it. Raises UsageError."""
+    many = action.nargs == "*" or isinstance(action, argparse._AppendAction)
+    if many and not (isinstance(value, list) and all(isinstance(part, str) for part in value)):
+        value = [_value_of(str, name, value, where)]
+    if many:
+        return value
+    if action.nargs == 0:  # a switch, --overwrite, or one with a --no- form
+        return _value_of(bool, name, value, where)
+    value = _value_of(action.type or str, name, value, where)
+    if action.choices is not None and value not in action.choices:
+        raise RangeError(f"{where}: {name} must be one of {', '.join(action.choices)}, not {value!r}")
+    return value
+
+
+def _value_of(kind: Any, name: str, value: Any, where: str) -> Any:
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text in quotes"}[kind]
+    kinds = (int, float) if kind is float else (kind,)
+    if type(value) not in kinds:
+        plain = isinstance(value, (str, int, float))
+        said = json.dumps(value, ensure_ascii=False) if plain else f"a {type(value).__name__}"
+        raise UsageError(f"{where}: {name} must be {words}, not {said}")
+    return kind(value)
+
+
+# Writing ----------------------------------------------------------------------------------------------
+
+
+def write_configuration(options: argparse.Namespace, settings: Settings, place: Path) -> None:
+    """Write the whole configuration of a new run into the folder `place`, if the command has --config."""
+    groups = getattr(options, "keys", None)
+    if groups is None:
+        return
+    values = _values(options, settings)
+    lines = [
+        f"# The configuration of a run of tinygpt {__version__}; the option --config with this file repeats the run.",
+        "# What --resume changed later is not here but in metrics.jsonl.",
+    ]
+    for title, keys in groups:
+        there = {name: values.get(action.dest) for name, action in keys.items() if name not in _NOT_WRITTEN}
+        there = {name: _located(name, value) for name, value in there.items() if value is not None}
+        if there:
+            lines += ["", f"# {title}", *(f"{name} = {to_toml(value)}" for name, value in there.items())]
+    with explain_os_errors("write", place / CONFIGURATION), atomic_write(place / CONFIGURATION, "w") as file:
+        file.write("\n".join(lines) + "\n")
+
+
+def _values(options: argparse.Namespace, settings: Settings) -> dict[str, Any]:
+    """All settings by destination, those that were not given too; None for what is not set.
+
+    What follows from another setting (min_lr from lr) is left out, so that it follows when that is changed.
+    """
+    values = {name: None if value is False or value == [] else value for name, value in vars(options).items()}
+    training = dataclasses.asdict(settings.training)
+    values |= {name: None if name in settings.training.followed else value for name, value in training.items()}
+    if settings.start is None:
+        values |= {name: value for name, value in settings.model.items() if name in GPTConfig.__dataclass_fields__}
+        kind = settings.tokenizer or "character"
+        values |= {"tokenizer": kind, "bpe_vocab_size": settings.vocab_size or VOCAB_SIZES.get(kind)}
+    values["backend"] = settings.backend
+    if values.get("data") is not None and "files" in values:
+        values |= {"files": [values["data"]], "data": None}
+    if values.get("epochs") is not None:
+        values["steps"] = None
+    return values
+
+
+def _located(name: str, value: Any) -> Any:
+    """`value`, and the name of a file or folder so that it is found from anywhere."""
+    if name not in _PATHS:
+        return value
+    if isinstance(value, list):
+        return [_located(name, part) for part in value]
+    path = os.path.expanduser(value)
+    pattern = name in ("files", "data", "valid") and value != "-"
+    return os.path.abspath(path) if pattern or os.path.exists(path) else value
+
+
+def to_toml(value: Any) -> str:
+    """A text, a number, a truth value or a list of these, as TOML has it."""
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(to_toml, value))}]"
+    if isinstance(value, str):
+        return json.dumps(shown(value), ensure_ascii=False).replace("\x7f", "\\u007f")
+    return json.dumps(value)
