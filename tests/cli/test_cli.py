@@ -102,7 +102,7 @@ def test_every_setting_is_an_option_with_its_default() -> None:
     words = " ".join(parser.format_help().split())
     for name in ("--lr", "--batch-size", "--no-bias", "--eval-batches", "--layer-norm-epsilon", "--detect-anomaly"):
         assert name in words
-    assert "rows in a batch (default: 12 for tiny, 12 for fast, 64 for baby, 4 for gpt2)" in words
+    assert "rows in a batch (default: 12 for tiny, 12 for fast, 64 for baby, 4 for gpt2, 4 for gpt2-medium, " in words
     for preset in PRESETS.values():
         TrainingConfig(**preset.training)
 

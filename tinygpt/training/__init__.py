@@ -9,7 +9,7 @@ loss = evaluate(model, validation_tokens)           # over the whole text
 |---|---|
 | `loop` | the training loop |
 | `objective`, `freezing` | what a run learns: batches, loss, evaluation; parameters that it leaves as they are |
-| `settings`, `config`, `options` | the settings of a run, from the command line or its checkpoint |
+| `settings`, `config`, `presets`, `options` | the settings of a run, from the command line or its checkpoint |
 | `configuration` | the same as a file: --config, and config.toml beside a run |
 | `text` | the text of a run: its tokenizer and its token file |
 | `run` | trains from there to the loss of the best weights |
@@ -28,7 +28,7 @@ from __future__ import annotations
 
 from .. import checkpoint
 from ..checkpoint import Checkpoint, CheckpointFolder, read_checkpoint
-from .config import CHANGEABLE, PRESETS, Preset, TrainingConfig
+from .config import CHANGEABLE, TrainingConfig
 from .divergence import DivergedError
 from .evaluation import FixedBatches, evaluate, mean_loss
 from .folder import RunFolder
@@ -40,6 +40,7 @@ from .metrics import MetricsFile, read_metrics
 from .objective import Objective, TextObjective
 from .outcome import CallbackError, TrainingResult
 from .picture import draw_loss_curve
+from .presets import PRESETS, Preset
 from .run import describe_run, make_model, make_trainer, rehearse, train_and_evaluate
 from .settings import Settings, add_run_options, add_start_options, choose_settings
 from .starting import Start, start_from

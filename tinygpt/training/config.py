@@ -1,8 +1,8 @@
 """The settings of a training run, with their meanings, defaults and limits.
 
 `TrainingConfig` is the only place where settings are declared: the command line derives its options from the fields
-(`options.py`), a checkpoint stores them, and the loop reads them. `PRESETS` holds well-known combinations of
-model and training settings.
+(`options.py`), a checkpoint stores them, and the loop reads them. `presets.py` holds well-known combinations of model
+and training settings.
 """
 
 from __future__ import annotations
@@ -218,43 +218,3 @@ def _check(setting: dataclasses.Field[Any], value: Any) -> None:
         number("training", name, value, **limits)
     else:
         whole_number("training", name, value, **limits)
-
-
-@dataclass(frozen=True)
-class Preset:
-    """Values of `GPTConfig` and `TrainingConfig` that belong together."""
-
-    description: str
-    model: dict[str, Any]
-    training: dict[str, Any]
-
-
-PRESETS = {
-    "tiny": Preset(
-        "nanoGPT's setting for a CPU: minutes",
-        {"n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 64, "dropout": 0.0, "bias": False},
-        {"batch_size": 12, "steps": 2000, "eval_batches": 20},
-    ),
-    "fast": Preset(
-        "tiny's model, trained by Muon in fewer steps",
-        {"n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 64, "dropout": 0.0, "bias": False},
-        {
-            "batch_size": 12, "steps": 500, "eval_batches": 20, "optimizer": "muon", "lr": 0.02, "adamw_lr": 3e-3,
-            "momentum": 0.9, "weight_decay": 0.0, "warmup_steps": 10, "schedule": "wsd", "decay_fraction": 0.5,
-            "min_lr": 0.0,
-        },
-    ),
-    "baby": Preset(
-        "nanoGPT's setting for a GPU: hours on a CPU",
-        {"n_layer": 6, "n_head": 6, "n_embd": 384, "block_size": 256, "dropout": 0.2, "bias": False},
-        {"batch_size": 64, "steps": 5000, "eval_batches": 200},
-    ),
-    "gpt2": Preset(
-        "GPT-2's smallest size, with a short block: days on a CPU",
-        {"n_layer": 12, "n_head": 12, "n_embd": 768, "block_size": 256, "dropout": 0.0, "bias": True},
-        {
-            "batch_size": 4, "gradient_accumulation": 8, "steps": 5000, "lr": 6e-4,
-            "warmup_steps": 200, "beta2": 0.95, "eval_batches": 20,
-        },
-    ),
-}  # fmt: skip

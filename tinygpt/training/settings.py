@@ -34,12 +34,13 @@ from ..random import Generator
 from ..tokenizers import hf_tokenizers
 from ..tokenizers.bpe_files import TOKENIZER
 from .adapters import add_lora_options, lora_of_options
-from .config import CHANGEABLE, PRESETS, TrainingConfig, new_settings, resumed_settings
+from .config import CHANGEABLE, TrainingConfig, new_settings, resumed_settings
 from .corpus import TextOptions, add_text_options, given_text
 from .folder import RunFolder
 from .options import add_options, given_options
 from .outcome import TrainState
 from .picture import require_matplotlib
+from .presets import PRESETS
 from .starting import Start, start_from
 from .state import check_state, training_config
 
