@@ -34,6 +34,8 @@ _HOME = {
     "GPT": "gpt",
     "GPTConfig": "gpt",
     "GPTForSequenceClassification": "classifier",
+    "Trainer": "training",
+    "TrainingConfig": "training",
 }
 _MODULES = (
     "data",
@@ -57,12 +59,13 @@ if TYPE_CHECKING:
     from .gpt import GPT, GPTConfig
     from .kernel import use_kernels
     from .random import Generator, manual_seed
+    from .training import Trainer, TrainingConfig
 
 __all__ = [
-    "GPT", "Function", "GPTConfig", "GPTForSequenceClassification", "Generator", "Tensor", "UsageError", "__version__",
-    "data", "detect_anomaly", "errors", "generation", "get_num_threads", "interop", "manual_seed", "metrics", "nn",
-    "no_grad", "ops", "optim", "random", "set_num_threads", "tensor", "testing", "tokenizers", "training",
-    "use_backend", "use_kernels",
+    "GPT", "Function", "GPTConfig", "GPTForSequenceClassification", "Generator", "Tensor", "Trainer", "TrainingConfig",
+    "UsageError", "__version__", "data", "detect_anomaly", "errors", "generation", "get_num_threads", "interop",
+    "manual_seed", "metrics", "nn", "no_grad", "ops", "optim", "random", "set_num_threads", "tensor", "testing",
+    "tokenizers", "training", "use_backend", "use_kernels",
 ]  # fmt: skip
 
 

@@ -4,7 +4,7 @@ The reader of a pipe may exit (`| head`), the terminal may be closed, the disk o
 program has no standard streams at all. None of this should end hours of training:
 
     Lenient(sys.stderr)      a stream for progress output, which drops what can't be written
-    bar(batches, "scoring")  tqdm's progress bar on such a stream
+    bar(batches, "scoring")  tqdm's progress bar on such a stream, or in the output of a notebook's cell
     say("...")               print, for a command whose main result is not what it prints
 
 `tinygpt/__init__.py` imports this module first, so that Ctrl-C works from the very start (`quick_interrupt`). So this
@@ -58,33 +58,41 @@ class Lenient:
             return None
 
 
+def in_notebook() -> bool:
+    """Whether what is written to stderr appears below a cell in Jupyter or Colab.
+
+    Their kernel puts a stream of its own in place of stderr, which is no terminal. Inside `%%capture` or
+    `contextlib.redirect_stderr` it is another one again.
+    """
+    return type(sys.stderr).__module__.partition(".")[0] == "ipykernel"
+
+
 def bar(items: Iterable[Any], description: str, shown: bool = True) -> Any:
-    """Wrap `items` in a progress bar on stderr, if that is a terminal."""
+    """Wrap `items` in a progress bar: on stderr, if that is a terminal, or in a notebook."""
+    return _bar(shown, iterable=items, desc=description)
+
+
+def byte_bar(total: int | None, description: str) -> Any:
+    """A bar for reading `total` bytes, None if their number is not known: on stderr, if that is a terminal, or in a
+    notebook.
+
+    It appears after two seconds. Call `update(count)`, and `close()` at the end.
+    """
+    return _bar(True, total=total, desc=description, delay=2, unit="B", unit_scale=True)
+
+
+def _bar(shown: bool, **options: Any) -> Any:
+    if shown and in_notebook():
+        from .notebook import NotebookBar
+
+        return NotebookBar(leave=False, **options)
     import shutil
 
     from tqdm import tqdm
 
     stream, size = Lenient(sys.stderr), shutil.get_terminal_size()
     hidden = not (shown and stream.isatty())
-    return tqdm(
-        items, desc=description, leave=False, file=stream, disable=hidden, ncols=size.columns, nrows=size.lines
-    )  # fmt: skip
-
-
-def byte_bar(total: int | None, description: str) -> Any:
-    """A bar for reading `total` bytes, None if their number is not known, on stderr if that is a terminal.
-
-    It appears after two seconds. Call `update(count)`, and `close()` at the end.
-    """
-    import shutil
-
-    from tqdm import tqdm
-
-    stream, size = Lenient(sys.stderr), shutil.get_terminal_size()
-    return tqdm(
-        total=total, desc=description, leave=False, file=stream, disable=not stream.isatty(), delay=2, unit="B",
-        unit_scale=True, ncols=size.columns, nrows=size.lines,
-    )  # fmt: skip
+    return tqdm(leave=False, file=stream, disable=hidden, ncols=size.columns, nrows=size.lines, **options)
 
 
 def say(words: object) -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tinygpt import UsageError, nn, ops, tensor
+from tinygpt import GPT, GPTConfig, UsageError, nn, ops, tensor
 from tinygpt.random import Generator
 
 
@@ -209,3 +209,42 @@ def test_uninitialized_draws_nothing_and_leaves_the_generator_as_drawing_does():
     assert (layer.weight.shape, table.weight.shape) == ((4, 5), (7, 3))
     assert undrawn.state_dict() == drawn.state_dict()
     assert nn.Linear(4, 5, generator=drawn).weight.data.any()  # afterwards, weights are drawn again
+
+
+def test_what_a_model_looks_like():
+    model = GPT(GPTConfig(vocab_size=11, block_size=8, n_layer=3, n_head=2, n_embd=4, dropout=0.1, bias=False))
+    assert repr(model) == (
+        "GPT: 680 parameters\n"
+        "  wte: Embedding(weight (11, 4))\n"
+        "  wpe: Embedding(weight (8, 4))\n"
+        "  h.0 ... h.2: Block\n"
+        "    ln_1: LayerNorm(eps=1e-05, weight (4,))\n"
+        "    attn: Attention(n_head=2, dropout=0.1)\n"
+        "      c_attn: Linear(weight (4, 12))\n"
+        "      c_proj: Linear(weight (4, 4))\n"
+        "    ln_2: LayerNorm(eps=1e-05, weight (4,))\n"
+        "    mlp: MLP(inner=16, activation='gelu_new')\n"
+        "      c_fc: Linear(weight (4, 16))\n"
+        "      c_proj: Linear(weight (16, 4))\n"
+        "    dropout: Dropout(p=0.1)\n"
+        "  ln_f: LayerNorm(eps=1e-05, weight (4,))\n"
+        "  dropout: Dropout(p=0.1)"
+    )
+    model.h[1].mlp.c_fc.weight.requires_grad = False
+    assert "  h.0: Block\n" in repr(model)
+    assert "  h.1: Block\n" in repr(model)
+    assert "Linear(weight (4, 16) frozen)" in repr(model)
+    assert repr(nn.Linear(2, 3)) == "Linear(weight (2, 3), bias (3,))"
+    model.pack("int8")
+    assert "PackedLinear(64 packed weights)" in repr(model)
+
+
+def test_equal_parts_with_names_of_their_own_are_all_shown():
+    class Two(nn.Module):
+        def __init__(self):
+            self.first, self.second = nn.Dropout(0.5), nn.Dropout(0.5)
+            self.many, self.more = [nn.Dropout(0.5)], [nn.Dropout(0.5)]
+
+    dropout = "Dropout(p=0.5)"
+    expected = ["Two: 0 parameters", *(f"  {name}: {dropout}" for name in ("first", "second", "many.0", "more.0"))]
+    assert repr(Two()) == "\n".join(expected)

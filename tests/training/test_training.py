@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import signal
 import sys
@@ -24,6 +25,7 @@ from tinygpt.training import (
     DivergedError,
     FixedBatches,
     StopRequest,
+    Trainer,
     TrainingConfig,
     evaluate,
     mean_loss,
@@ -377,6 +379,9 @@ def test_the_loss_curve_is_drawn(tmp_path: Path) -> None:
     result = make_trainer(tmp_path, steps=5).run()
     assert (tmp_path / "loss_curve.png").read_bytes().startswith(b"\x89PNG")
     assert "loss_curve.png" in result.picture
+    assert result._repr_png_() == (tmp_path / "loss_curve.png").read_bytes()
+    (tmp_path / "loss_curve.png").unlink()
+    assert result._repr_png_() is None
 
 
 def test_without_matplotlib_one_sentence_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -386,6 +391,21 @@ def test_without_matplotlib_one_sentence_says_so(tmp_path: Path, monkeypatch: py
     result = make_trainer(tmp_path, steps=5).run()
     assert result.step == 5
     assert "pip install matplotlib" in result.picture
+    assert result._repr_png_() is None
+
+
+@pytest.mark.usefixtures("without_picture")
+def test_a_folder_that_is_missing_is_made_when_the_run_begins(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path)
+    folder = tmp_path / "out" / "run"
+    trainer = Trainer(trainer.model, TRAIN, VALIDATION, trainer.config, folder, stream=io.StringIO())
+    assert not folder.parent.exists()
+    trainer.run()
+    assert (folder / "metrics.jsonl").exists()
+    (tmp_path / "file").write_text("")
+    trainer = Trainer(trainer.model, TRAIN, VALIDATION, trainer.config, tmp_path / "file" / "run")
+    with pytest.raises(UsageError, match=r"^cannot create the folder .*file.run: Not a directory$"):
+        trainer.run()
 
 
 def test_every_line_of_the_metrics_is_json(undisturbed: Path) -> None:

@@ -112,6 +112,40 @@ class Module:
         packed = sum(module.packed_size() for module in self.modules())
         return sum(parameter.size for parameter in self.parameters()) + packed
 
+    # How it looks ---------------------------------------------------------------------------------
+
+    def __repr__(self) -> str:
+        """The tree of modules, each with its parameters' shapes and its numbers; equal neighbours in a list once."""
+        lines = self._outline()
+        if len(lines) > 1:
+            lines[0] += f": {self.num_parameters():,} parameters"
+        return "\n".join(lines)
+
+    def _outline(self) -> list[str]:
+        parts: list[tuple[str, str, list[str]]] = []  # the first and the last name of equal modules, their outline
+        for name, child in self.children():
+            outline, own_list = child._outline(), name.rpartition(".")[0]
+            first = name
+            if parts and own_list and parts[-1][1].rpartition(".")[0] == own_list and parts[-1][2] == outline:
+                first = parts.pop()[0]
+            parts.append((first, name, outline))
+        lines = [self._facts()]
+        for first, last, (head, *rest) in parts:
+            names = first if first == last else f"{first} ... {last}"
+            lines += [f"  {names}: {head}", *(f"  {line}" for line in rest)]
+        return lines
+
+    def _facts(self) -> str:
+        facts = []
+        for name, value in vars(self).items():
+            if isinstance(value, Parameter):
+                facts.append(f"{name} {value.shape}{'' if value.requires_grad else ' frozen'}")
+            elif isinstance(value, (int, float, str)) and not isinstance(value, bool) and not name.startswith("_"):
+                facts.append(f"{name}={value!r}")
+        if self.packed_size():
+            facts.append(f"{self.packed_size():,} packed weights")
+        return f"{type(self).__name__}({', '.join(facts)})" if facts else type(self).__name__
+
     # Modes and places -----------------------------------------------------------------------------
 
     def train(self, mode: bool = True) -> Module:

@@ -150,11 +150,12 @@ class RunFolder:
 
     @contextlib.contextmanager
     def held(self, resumed: bool) -> Iterator[None]:
-        """Hold the lock while a run writes, and mark the folder. resumed: the run continues the one that is there.
+        """Hold the lock while a run writes; make and mark the folder. resumed: the run continues the one that is there.
 
         Raises UsageError if this run may not write to the folder.
         """
         mine = self._lock is None
+        self._make()
         self.lock()
         try:
             if self._staging is None:
@@ -269,7 +270,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(f"cannot create the folder {self}: {error.strerror or error}") from error
-        self._made = missing
+        self._made += missing
 
     def publish(self) -> Path:
         """Move the new run's files into place, replacing an old run. Returns the folder. Raises OSError, UsageError.

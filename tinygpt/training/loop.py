@@ -80,15 +80,18 @@ def _objective(
 class Trainer:
     """Trains `model` on `train_tokens`, or on what `objective` says, and saves checkpoints and metrics in `folder`.
 
-    The folder must exist. Parameters that are frozen (`requires_grad = False`, or `config.freeze`) stay as they are.
+    `run` makes the folder if there is none. Parameters that are frozen (`requires_grad = False`, or `config.freeze`)
+    stay as they are.
 
     Without a `resume` before it, `run` refuses a folder that already holds a run or other files with the names of a
     run's files. It always refuses a folder that another run is using.
 
     train_tokens, validation_tokens: integers, shape (N,), memory-mapped or not; None with an objective. callbacks:
-    called with every record of the metrics file; one that raises ends the run with CallbackError. stream: where to show
-    progress: any object with a `write` method, by default sys.stderr. tokenizer: the folder is then a model that
-    everything loads: tinygpt as soon as it holds a checkpoint, and at the end transformers (`leaving.py`).
+    called with every record of the metrics file, a dictionary: {"step", "loss", "lr", "grad_norm", "tokens", "seconds"}
+    every `log_every` steps, {"step", "validation_loss"} after an evaluation. One that raises ends the run with
+    CallbackError. stream: where to show progress, any object with a `write` method; by default sys.stderr or, in a
+    notebook, the cell. tokenizer: the folder is then a model that everything loads: tinygpt as soon as it holds a
+    checkpoint, and at the end transformers (`leaving.py`).
     Raises UsageError if a text is shorter than the block, RangeError if it has an id outside the model's vocabulary.
     """
 
@@ -317,10 +320,11 @@ class Trainer:
 
     def _result(self, begin: int, signal: int | None) -> TrainingResult:
         state, early = self.state, signal is None and self.state.step < self.config.steps
+        words, picture = self.report.draw() if signal is None else ("", None)
         return TrainingResult(
             step=state.step, begin=begin, validation_loss=state.validation_loss, best_loss=state.best_loss,
             best_step=state.best_step, seconds=state.seconds, stopped_early=early, patience=self.config.patience,
-            signal=signal, picture=self.report.draw() if signal is None else "",
+            signal=signal, picture=words, picture_file=picture,
         )  # fmt: skip
 
     # Checkpoints ----------------------------------------------------------------------------------

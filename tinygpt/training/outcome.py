@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 
 from ..errors import UsageError
 
@@ -45,9 +47,11 @@ class TrainState:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingResult:
-    """How a run ended. signal: the one that interrupted it, or None. picture: a message about the loss curve.
+    """How a run ended. A notebook shows it as the loss curve.
 
-    begin: the step at which `Trainer.run` started; equal to `step` if there was nothing left to do.
+    signal: the one that interrupted the run, or None. picture: a message about the loss curve; picture_file: its file,
+    or None if none was drawn. begin: the step at which `Trainer.run` started; equal to `step` if there was nothing left
+    to do.
     """
 
     step: int
@@ -60,6 +64,14 @@ class TrainingResult:
     patience: int
     signal: int | None
     picture: str
+    picture_file: Path | None = None
+
+    def _repr_png_(self) -> bytes | None:
+        """The loss curve, for Jupyter: the one that is in the run's folder now, or None."""
+        if self.picture_file is not None:
+            with contextlib.suppress(OSError):  # the folder was moved or removed
+                return self.picture_file.read_bytes()
+        return None
 
     def summary(self) -> str:
         """A message to print at the end of a run."""

@@ -49,12 +49,15 @@ class Report:
                         f"run's state was saved in {self.picture.parent}: fix the callback and resume the run"
                     ) from error
 
-    def draw(self) -> str:
-        """Draw the loss curve; return a message about it. A failure is no error, because the run itself is saved."""
+    def draw(self) -> tuple[str, Path | None]:
+        """Draw the loss curve; return a message about it, and its file if it was drawn.
+
+        A failure is no error, because the run itself is saved.
+        """
         try:
             draw_loss_curve(self.metrics.path, self.picture)
         except UsageError as error:  # no matplotlib, a damaged line of metrics
-            return f"no picture of the loss curve was drawn: {error}"
+            return f"no picture of the loss curve was drawn: {error}", None
         except Exception as error:  # a full disk, whatever matplotlib raises
-            return f"no picture of the loss curve was drawn ({type(error).__name__}: {error})"
-        return f"the loss curve is in {self.picture}"
+            return f"no picture of the loss curve was drawn ({type(error).__name__}: {error})", None
+        return f"the loss curve is in {self.picture}", self.picture
