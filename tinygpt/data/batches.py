@@ -1,7 +1,8 @@
 """Batches: windows of the token sequence as inputs, with the following tokens as targets.
 
-`RandomBatches` draws windows at random positions, for training. `SequentialBatches` covers the text once, for
-the loss over a whole validation text. Both read only the windows they return from a memory-mapped file.
+`RandomBatches` draws windows at random positions, for training; `DataLoader` (`loader.py`) has each of them once an
+epoch. `SequentialBatches` covers the text once, for the loss over a whole validation text. All of them read only the
+windows they return from a memory-mapped file.
 
 A text that is made of documents has the id of the token that ends them: `tokens.end_token`, as `open_tokens` and
 `split` set it, or given as `end_token`. No window then reaches from one document into another (`windows.py`).
@@ -17,33 +18,36 @@ from ..checks import check_tokens, whole_number
 from ..errors import RangeError, UsageError
 from ..ops.cross_entropy import IGNORE_INDEX
 from ..random import Generator
+from .packing import PackedRows
 from .windows import DocumentWindows
 
 # Batch `step` draws from stream 2**63 + step. Initial weights and dropout masks use streams from 0 up, so a run
 # that uses one seed for everything never draws the same random words twice.
-_FIRST_STREAM = 1 << 63
+FIRST_STREAM = 1 << 63
 
 
 class RandomBatches:
     """Windows at independent, uniformly random positions. The batch of a step depends only on the seed and the step.
 
     So there is no state to save: a resumed run gets the same batches as an uninterrupted one.
-    padded: whether rows may have targets of -100 at their end, because documents are shorter than the block.
+    padded: whether rows may have targets of -100 at their end, because documents are shorter than the block. pack:
+    draw among rows of several documents (`packing.py`).
     """
 
     def __init__(
-        self, tokens: np.ndarray, batch_size: int, block_size: int, seed: int = 0, end_token: int | None = None
-    ) -> None:
+        self, tokens: np.ndarray, batch_size: int, block_size: int, seed: int = 0, end_token: int | None = None,
+        *, pack: bool = False,
+    ) -> None:  # fmt: skip
         self.tokens = check_tokens(tokens)
         self.batch_size = whole_number("batches", "batch_size", batch_size)
         self.block_size = whole_number("batches", "block_size", block_size)
         self.seed = Generator(seed).seed
-        self.windows = _windows(self.tokens, self.block_size, end_token)
+        self.windows = windows_of(self.tokens, self.block_size, end_token, pack)
         self.padded = self.windows is not None and self.windows.padded
 
     def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """`(inputs, targets)`: int64, shapes (B, T) and (B, T); `targets[b, t]` follows `inputs[b, t]`."""
-        generator = Generator(self.seed, stream=_FIRST_STREAM + whole_number("batches", "step", step, at_least=0))
+        generator = Generator(self.seed, stream=FIRST_STREAM + whole_number("batches", "step", step, at_least=0))
         if self.windows is not None:
             drawn = generator.uniform((2, self.batch_size))
             return self.windows.random((drawn[0] * self.windows.count).astype(np.int64), drawn[1])
@@ -65,7 +69,7 @@ class SequentialBatches:
         self.tokens = check_tokens(tokens)
         self.batch_size = whole_number("batches", "batch_size", batch_size)
         self.block_size = whole_number("batches", "block_size", block_size)
-        self.windows = _windows(self.tokens, self.block_size, end_token)
+        self.windows = windows_of(self.tokens, self.block_size, end_token)
         self.target_count = len(self.tokens) - 1 if self.windows is None else self.windows.target_count
 
     def __len__(self) -> int:
@@ -98,11 +102,21 @@ class SequentialBatches:
         return inputs, targets
 
 
-def _windows(tokens: np.ndarray, block_size: int, end_token: int | None) -> DocumentWindows | None:
-    """The windows of a text that is made of documents. Raises UsageError for a text that is too short for one."""
+def windows_of(
+    tokens: np.ndarray, block_size: int, end_token: int | None, pack: bool = False
+) -> DocumentWindows | None:
+    """The windows of a text that is made of documents, packed or not; None for any other text.
+
+    Raises UsageError for a text that is too short for a window, and for one that can't be packed.
+    """
     end_token = getattr(tokens, "end_token", None) if end_token is None else end_token
     if end_token is not None:
-        return DocumentWindows(tokens, end_token, block_size)
+        return (PackedRows if pack else DocumentWindows)(tokens, end_token, block_size)
+    if pack:
+        raise UsageError(
+            "pack puts several documents into a row, and this text is not made of documents that an end token keeps "
+            "apart: leave pack out"
+        )
     _check_length(tokens, block_size)
     return None
 
