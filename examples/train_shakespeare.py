@@ -28,11 +28,13 @@ from tinygpt.console import say
 from tinygpt.training import (
     Settings,
     add_run_options,
+    ask_for_epochs,
     choose_settings,
     describe_run,
     make_trainer,
     prepare_text,
     train_and_evaluate,
+    with_epochs,
 )
 
 
@@ -48,6 +50,7 @@ def main() -> int:
 
     # The settings: from the preset and the command line or, with --resume, from the checkpoint. Until the end of the
     # block no other run can use the folder.
+    ask_for_epochs(options)
     settings = choose_settings(options)
     with settings.folder:
         return train(settings, options)
@@ -61,6 +64,7 @@ def train(settings: Settings, options: argparse.Namespace) -> int:
     # options now, not after the training.
     text = prepare_text(settings, check=lambda tokenizer: check_sampling_options(tokenizer, options))
     train_tokens, validation_tokens = tg.data.split(text.tokens, config.validation_fraction)
+    settings = with_epochs(settings, options.epochs, train_tokens)  # with --epochs the number of steps follows
 
     # The model, with random weights from the seed.
     model = tg.GPT(tg.GPTConfig(vocab_size=text.tokenizer.vocab_size, **settings.model), seed=config.seed)
@@ -70,7 +74,8 @@ def train(settings: Settings, options: argparse.Namespace) -> int:
     # over the whole validation text is printed.
     trainer = make_trainer(settings, model, train_tokens, validation_tokens)
     say(describe_run(settings, text, model))
-    code = train_and_evaluate(trainer, validation_tokens, again("--resume", "--out", str(settings.folder)))
+    go_on = again("--resume", "--out", str(settings.folder))
+    code = train_and_evaluate(trainer, validation_tokens, go_on, options.final_eval)
     if code != 0:
         return code  # Ctrl-C: the run was saved
 

@@ -42,7 +42,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--add-token", action="append", metavar="TEXT", help=words)
     words = f"how often each row is trained on, in place of --steps (default: {EPOCHS})"
     parser.add_argument("--epochs", type=float, metavar="X", help=words)
-    add_config_options(parser, TrainingConfig, "training", {"finetune": DEFAULTS}, HELP)
+    add_config_options(parser, TrainingConfig, "training", {"finetune": DEFAULTS}, HELP, skip=("order", "pack"))
     add_lora_options(parser)
     add_config_option(parser)
     parser.set_defaults(run=finetune, fold=None, preset=None, tokenizer=None, bpe_vocab_size=None)

@@ -13,12 +13,15 @@ from ..training import (
     Settings,
     add_run_options,
     add_start_options,
+    ask_for_epochs,
     choose_settings,
+    describe_batches,
     describe_run,
     make_model,
     make_trainer,
     prepare_text,
     train_and_evaluate,
+    with_epochs,
 )
 from ..training.configuration import add_config_option, write_configuration
 from .process import again
@@ -44,6 +47,7 @@ def train(options: argparse.Namespace) -> int:
         raise UsageError("--project is for the vectors of --word-vectors: give both, or neither")
     if options.word_vectors is not None and (options.resume or options.init_from is not None):
         raise UsageError("--word-vectors begins a new model: leave it out with --resume and --init-from")
+    ask_for_epochs(options)
     settings = choose_settings(options)
     with settings.folder:
         return _train(settings, options)
@@ -56,15 +60,19 @@ def _train(settings: Settings, options: argparse.Namespace) -> int:
     if not settings.resume:
         write_configuration(options, settings, settings.folder.place)
     train_tokens, validation_tokens = split(text.tokens, settings.training.validation_fraction)
+    settings = with_epochs(settings, options.epochs, train_tokens)
     model = make_model(settings, text.tokenizer)
     if word_vectors is not None:
         found = load_word_vectors(model, text.tokenizer, word_vectors, project=project)
     trainer = make_trainer(settings, model, train_tokens, validation_tokens, text.tokenizer)
     say(describe_run(settings, text, model))
+    if rows := describe_batches(trainer):
+        say(rows)
     if word_vectors is not None:
         say(f"Vectors: {found}")
     folder = str(settings.folder)
-    code = train_and_evaluate(trainer, validation_tokens, again("train", "--resume", "--out", folder))
+    go_on = again("train", "--resume", "--out", folder)
+    code = train_and_evaluate(trainer, validation_tokens, go_on, options.final_eval)
     if code == 0:
         say(f"Let it write with:\n    {again('sample', '--model', folder)}")
     return code

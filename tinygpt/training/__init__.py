@@ -18,7 +18,8 @@ loss = evaluate(model, validation_tokens)           # over the whole text
 | `accumulation`, `graphed_step`, `loss_scale` | gradient accumulation; CUDA graphs; loss scaling for float16 |
 | `divergence`, `vocabulary` | non-finite numbers; ids outside the vocabulary |
 | `optimizers` | the optimizer, its schedule and the average of the weights, from the settings |
-| `evaluation` | the validation loss |
+| `epochs` | runs over each window so many times; padding and packed rows, said |
+| `evaluation`, `final` | the validation loss; that of the best weights at the end |
 | `saving`, `state` | saving a run as a checkpoint (`tinygpt/checkpoint.py`); checking and restoring it |
 | `reporting`, `metrics`, `picture`, `progress` | output lines, the metrics file, the loss curve, the progress bar |
 | `interrupt`, `outcome` | signals; the state and the result of a run |
@@ -30,6 +31,7 @@ from .. import checkpoint
 from ..checkpoint import Checkpoint, CheckpointFolder, read_checkpoint
 from .config import CHANGEABLE, TrainingConfig
 from .divergence import DivergedError
+from .epochs import ask_for_epochs, describe_batches, with_epochs
 from .evaluation import FixedBatches, evaluate, mean_loss
 from .folder import RunFolder
 from .freezing import freeze
@@ -50,7 +52,8 @@ __all__ = [
     "CHANGEABLE", "PRESETS", "CallbackError", "Checkpoint", "CheckpointFolder", "DivergedError", "FixedBatches",
     "LossScale", "MetricsFile", "Objective", "Preset", "RunFolder", "Settings", "Start", "StopRequest", "Text",
     "TextObjective", "Trainer", "TrainingConfig", "TrainingResult", "add_run_options", "add_start_options",
-    "checkpoint", "choose_settings", "describe_run", "draw_loss_curve", "evaluate", "freeze", "make_model",
-    "make_trainer", "mean_loss", "prepare_text", "read_checkpoint", "read_metrics", "rehearse", "start_from",
-    "train_and_evaluate",
+    "ask_for_epochs", "checkpoint", "choose_settings", "describe_batches", "describe_run",
+    "draw_loss_curve", "evaluate", "freeze", "make_model", "make_trainer", "mean_loss",
+    "prepare_text", "read_checkpoint", "read_metrics", "rehearse", "start_from",
+    "train_and_evaluate", "with_epochs",
 ]  # fmt: skip

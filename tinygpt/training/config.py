@@ -41,6 +41,12 @@ class TrainingConfig:
 
     steps: int = _setting(2000, "total number of optimizer steps", at_least=1)
     batch_size: int = _setting(12, "rows in a batch", at_least=1)
+    order: str = _setting(
+        "random",
+        "windows of the text at random positions; epochs: each window once, shuffled, before any comes again",
+        choices=("random", "epochs"),
+    )
+    pack: bool = _setting(False, "several short documents in a row, whole ones as far as they fit")
     gradient_accumulation: int = _setting(1, "batches per step; the loss is over all their targets", at_least=1)
     optimizer: str = _setting(
         "adamw", "muon: for the matrices of the blocks, with adamw for the rest", choices=tuple(LEARNING_RATES)

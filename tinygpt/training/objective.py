@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..checkpoint import fingerprint
-from ..data import RandomBatches, SequentialBatches
+from ..data import DataLoader, RandomBatches, SequentialBatches
 from ..tensor import Tensor
 from .accumulation import count_targets
 from .config import TrainingConfig
@@ -62,7 +62,7 @@ class Objective:
 
 
 class TextObjective(Objective):
-    """The next token, at every position of random windows of a text.
+    """The next token, at every position of windows of a text: random ones, or all of them once an epoch.
 
     train_tokens, validation_tokens: integers, (N,). Raises UsageError if a text is shorter than the block, RangeError
     if it has an id outside the model's vocabulary.
@@ -76,7 +76,8 @@ class TextObjective(Objective):
     ) -> None:
         data = {"train": fingerprint(train_tokens), "validation": fingerprint(validation_tokens)}
         T, rows = model.config.block_size, config.batch_size
-        batches = RandomBatches(train_tokens, rows, T, config.seed)
+        make = DataLoader if config.order == "epochs" else RandomBatches
+        batches = make(train_tokens, rows, T, config.seed, pack=config.pack)
         validation: Iterable[Batch]
         if config.eval_batches:
             validation = FixedBatches(validation_tokens, rows, T, config.eval_batches)

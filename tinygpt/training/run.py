@@ -27,7 +27,7 @@ from ..interop.config import read_generation
 from ..nn.lora import insert_lora, lora_of
 from ..tokenizers import Tokenizer, WordTokenizer
 from .adapters import lora_of_checkpoint
-from .evaluation import evaluate
+from .final import WHOLE, report_best
 from .loop import Trainer
 from .settings import Settings
 from .text import Text
@@ -120,18 +120,15 @@ def _unknown(text: Text) -> str:
     return f", {count:,} of them unknown words ({count / len(text.tokens):.1%})"
 
 
-def train_and_evaluate(trainer: Trainer, validation_tokens: np.ndarray, go_on: str) -> int:
+def train_and_evaluate(trainer: Trainer, validation_tokens: np.ndarray, go_on: str, final_eval: str = WHOLE) -> int:
     """Train to the end, then load the best weights and print their loss over the whole validation text.
 
-    go_on: the command that resumes the run, printed if a signal stops it. Returns an exit code: 0, or 128 + the signal;
-    then the run was saved but not evaluated.
+    go_on: the command that resumes the run, printed if a signal stops it. final_eval: "whole", "none" or a number of
+    batches. Returns an exit code: 0, or 128 + the signal that stopped training or evaluation; the run was saved then.
     """
     result = trainer.run()
     if result.signal is not None:
         say(f"Saved at step {result.step}. Resume with:\n    {go_on}")
         return 128 + result.signal
     say(result.summary())
-    step = trainer.load_best()
-    loss = evaluate(trainer.model, validation_tokens, trainer.config.batch_size, progress=True)
-    say(f"Loss over the whole validation text: {loss:.4f} (the best weights, from step {step})")
-    return 0
+    return report_best(trainer, validation_tokens, final_eval)

@@ -36,6 +36,8 @@ from ..tokenizers.bpe_files import TOKENIZER
 from .adapters import add_lora_options, lora_of_options
 from .config import CHANGEABLE, TrainingConfig, new_settings, resumed_settings
 from .corpus import TextOptions, add_text_options, given_text
+from .epochs import add_epoch_options
+from .final import WHOLE, add_final_options, check_final
 from .folder import RunFolder
 from .options import add_options, given_options
 from .outcome import TrainState
@@ -113,6 +115,8 @@ def add_run_options(parser: argparse.ArgumentParser, out: str) -> None:
     either.add_argument("--resume", action="store_true", help="continue from the latest checkpoint in --out")
     either.add_argument("--overwrite", action="store_true", help="replace the run in --out with a new one")
     parser.set_defaults(default_out=out)
+    add_epoch_options(parser)
+    add_final_options(parser)
     add_options(parser, TrainingConfig, "training", {name: preset.training for name, preset in PRESETS.items()})
     models = {name: preset.model for name, preset in PRESETS.items()}
     add_options(parser, GPTConfig, "the model", models, MODEL_HELP, skip=("vocab_size",))
@@ -137,6 +141,7 @@ def choose_settings(options: argparse.Namespace) -> Settings:
     Raises UsageError for invalid settings, and for a folder that already holds a run or other files in its way;
     CheckpointError if there is nothing to resume or the options contradict the checkpoint.
     """
+    check_final(getattr(options, "final_eval", WHOLE))
     name = options.preset or ("baby" if options.backend == "cupy" else "tiny")
     folder = RunFolder(options.out or options.default_out.format(preset=name))
     if not options.resume:
