@@ -1,10 +1,11 @@
 """Naive Bayes on characters or words: the baseline of the recipes that label texts.
 
-log p(label | text) = log p(label) + sum over the grams of the text of log p(gram | label) + constant
+log p(label | text) = log p(label) + sum over the different grams of the text of log p(gram | label) + constant
 
 p(gram | label) = (count + 1) / (all counts + number of known grams): every gram is counted once more than it was seen,
 so that one which a label has never had does not rule it out. Grams that were never seen in training are passed over.
-Source: Manning, Raghavan, Schuetze, "Introduction to Information Retrieval", 2008, section 13.2.
+A gram counts once a text: for opinions that is better than counting each of its occurrences.
+Source: Jurafsky and Martin, "Speech and Language Processing", chapter "Naive Bayes", on binary naive Bayes.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 
 _WORD = re.compile(r"\w+|[^\w\s]")
@@ -36,13 +37,13 @@ def naive_bayes(
     labels = sorted({label for _, label in train})
     counts = {label: Counter[str]() for label in labels}
     for text, label in train:
-        counts[label].update(grams(text))
+        counts[label].update(set(grams(text)))
     known = set().union(*counts.values())
     prior = Counter(label for _, label in train)
     total = {label: math.log(sum(counts[label].values()) + len(known)) for label in labels}
 
-    def score(found: list[str], label: str) -> float:
+    def score(found: Iterable[str], label: str) -> float:
         return math.log(prior[label]) + sum(math.log(counts[label][gram] + 1) - total[label] for gram in found)
 
-    each = ([gram for gram in grams(text) if gram in known] for text in texts)
+    each = ([gram for gram in sorted(set(grams(text))) if gram in known] for text in texts)
     return [max(labels, key=lambda label: score(found, label)) for found in each]

@@ -63,6 +63,7 @@ REGULARIZERS: dict[str, dict[str, Any]] = {
     "L1 term 1e-6": {"weight_decay": 0, "l1": 1e-6},
     "dropout 0.1": {"weight_decay": 0, "dropout": 0.1},
     "label smoothing 0.1": {"weight_decay": 0, "label_smoothing": 0.1},
+    "augmentation": {"weight_decay": 0, "augment": "deletion=0.1,swap=0.1"},
     "frozen embeddings": {"weight_decay": 0, "freeze": "wte,wpe"},
 }
 
@@ -163,8 +164,9 @@ def _regularizers(out: Path, parts: dict[str, Path], sizes: Sizes, models: dict[
 
 
 def _baseline(parts: dict[str, Path], grams: Callable[[str], list[str]]) -> dict[str, float]:
-    """Naive Bayes, which has no settings to choose, learns from the training part."""
-    train, test = ([(row["text"], row["label"]) for row in read_rows(parts[name])] for name in ("train", "test"))
+    """Naive Bayes, which has no settings to choose, learns from the validation part as well."""
+    rows = {name: [(row["text"], row["label"]) for row in read_rows(path)] for name, path in parts.items()}
+    train, test = rows["train"] + rows["validation"], rows["test"]
     found, right = naive_bayes(train, [text for text, _ in test], grams), [label for _, label in test]
     return {"accuracy": accuracy(found, right), "macro_f1": f1(found, right)}
 

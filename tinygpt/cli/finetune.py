@@ -77,6 +77,11 @@ def _add_label_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--label-smoothing", type=float, metavar="X", help=words)
     words = "balanced: every label counts the same, however rare it is (default: every row does)"
     group.add_argument("--class-weights", choices=(BALANCED,), help=words)
+    words = (
+        "change the texts to train on at random, in each epoch anew: deletion=0.1,swap=0.1,synonyms=FILE; a line of "
+        "FILE has words that mean the same"
+    )
+    group.add_argument("--augment", metavar="WHAT", help=words)
     words = "cross-validation: train and test K classifiers, each on its own part of the rows, by distinct text"
     group.add_argument("--folds", type=int, metavar="K", help=words)
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -63,22 +63,28 @@ class LabelledExamples:
     def make(self, row: Row) -> LabelledExample:
         """The row's example. Raises UsageError with the row's file and line."""
         text = text_in(row)
-        ids, truncated = self._encoded(text, row)
+        ids, truncated = self._encoded(text, row.where)
         return LabelledExample(ids, self._label(row) if self.labelled else None, text, truncated)
 
-    def _encoded(self, text: str, row: Row) -> tuple[np.ndarray, bool]:
+    def with_text(self, example: LabelledExample, text: str) -> LabelledExample:
+        """The example with another text; as it was if that text has no tokens. Raises UsageError."""
+        if not len(self.tokenizer.encode(text)):
+            return example
+        return replace(example, ids=self._encoded(text, "a changed text")[0])
+
+    def _encoded(self, text: str, where: str) -> tuple[np.ndarray, bool]:
         try:
             ids = np.asarray(self.tokenizer.encode(text), np.int64)
         except UnknownCharacterError as error:
             raise UsageError(
-                f"{row.where}: the character {error.character!r} is not in the model's vocabulary: remove it, or leave "
+                f"{where}: the character {error.character!r} is not in the model's vocabulary: remove it, or leave "
                 "such rows out with --skip-bad-rows"
             ) from error
         start = self.tokenizer.start_ids
         if start and ids[: len(start)].tolist() != start:
             ids = np.concatenate([np.asarray(start, np.int64), ids])
         if not len(ids):
-            raise UsageError(f"{row.where}: the text {text!r:.40} has no tokens")
+            raise UsageError(f"{where}: the text {text!r:.40} has no tokens")
         return ids[: self.block_size].astype(np.int32), len(ids) > self.block_size
 
     def _label(self, row: Row) -> Any:

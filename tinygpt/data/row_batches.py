@@ -26,13 +26,18 @@ Collate = Callable[[Sequence[Any]], tuple[np.ndarray, ...]]
 class RowBatches:
     """Batch i is part i % parts of step i // parts; a step has batch_size * parts rows, or fewer at an epoch's end.
 
-    examples: anything with a length, (N,). collate: makes arrays of some of them. Raises UsageError without examples.
+    examples: anything with a length, (N,). collate: makes arrays of some of them. varied: the example to take in place
+    of `examples[row]` in an epoch, of about the same length; it must follow from row and epoch. Raises UsageError
+    without examples.
     """
 
-    def __init__(self, examples: Sequence[Any], batch_size: int, parts: int, seed: int, collate: Collate) -> None:
+    def __init__(
+        self, examples: Sequence[Any], batch_size: int, parts: int, seed: int, collate: Collate,
+        varied: Callable[[int, int], Any] | None = None,
+    ) -> None:  # fmt: skip
         if not examples:
             raise UsageError("there are no rows to train on")
-        self.examples, self.collate = examples, collate
+        self.examples, self.collate, self.varied = examples, collate, varied
         self.parts, self.seed = whole_number("batches", "parts", parts), Generator(seed).seed
         rows = whole_number("batches", "batch_size", batch_size) * self.parts
         self.steps_per_epoch = -(-len(examples) // rows)
@@ -46,6 +51,8 @@ class RowBatches:
         if epoch != self._epoch:
             self._epoch, self._steps = epoch, self._order(epoch)
         rows = np.array_split(self._steps[position], self.parts)[part]
+        if self.varied is not None:
+            return self.collate([self.varied(int(row), epoch) for row in rows])
         return self.collate([self.examples[row] for row in rows])
 
     def _order(self, epoch: int) -> list[np.ndarray]:

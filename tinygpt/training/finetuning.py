@@ -22,6 +22,7 @@ from functools import partial
 from typing import Any
 
 from .. import backends, tokenizers
+from ..data.augment import synonyms_in, with_absolute_path
 from ..data.dialogue import TEMPLATE
 from ..data.opening import STDIN
 from ..data.row_batches import same_key
@@ -77,6 +78,8 @@ def begin_finetuning(options: argparse.Namespace) -> Iterator[Finetuning]:
 def _new(options: argparse.Namespace, folder: RunFolder) -> Finetuning:
     if options.model is None or options.data is None:
         raise UsageError("a new run needs a model to start from and rows to learn: give --model MODEL and --data FILE")
+    if options.augment is not None:
+        options = argparse.Namespace(**vars(options) | {"augment": with_absolute_path(options.augment)})
     if STDIN in (options.data, options.valid):
         raise UsageError(
             "rows are read more than once, so they can't come from a pipe: save them in a file ending in .jsonl"
@@ -91,7 +94,7 @@ def _new(options: argparse.Namespace, folder: RunFolder) -> Finetuning:
         "model": options.model, "data": _absolute(options.data), "valid": _absolute(options.valid),
         "task": options.task, "template": options.template, "loss_on": options.loss_on,
         "skip_bad_rows": options.skip_bad_rows, "label_smoothing": options.label_smoothing,
-        "class_weights": options.class_weights, "labels": None, "fold": options.fold,
+        "class_weights": options.class_weights, "labels": None, "fold": options.fold, "augment": options.augment,
     }  # fmt: skip
     seed = given.get("seed", TrainingConfig.seed)
     start = start_from(
@@ -117,9 +120,11 @@ def _new(options: argparse.Namespace, folder: RunFolder) -> Finetuning:
 def _resumed(options: argparse.Namespace, settings: Settings) -> Finetuning:
     folder = settings.folder
     facts = read_data_facts(folder)
-    for name in ("model", "data", "valid", "task", "template", "loss_on", "label_smoothing", "class_weights"):
+    names = ("model", "data", "valid", "task", "template", "loss_on", "label_smoothing", "class_weights", "augment")
+    for name in names:
         value = getattr(options, name)
         value = _absolute(value) if name in ("data", "valid") else value
+        value = with_absolute_path(value) if name == "augment" and value is not None else value
         if value not in (None, facts[name]):
             raise CheckpointError(f"the run in {folder} has the {name} {facts[name]}, not {value}: leave it out")
     tokenizer = tokenizers.load(folder.path)
@@ -127,7 +132,8 @@ def _resumed(options: argparse.Namespace, settings: Settings) -> Finetuning:
     if (folder.path / TEMPLATE).exists() and facts["template"] is not None:
         facts["template"] = str(folder.path / TEMPLATE)  # the file that was given may have changed
     prepared = _prepare(facts, model, tokenizer, dataclasses.asdict(settings.training))
-    for part, path in (("train", facts["data"]), ("validation", facts["valid"])):
+    paths = {"train": facts["data"], "validation": facts["valid"], "synonyms": synonyms_in(facts["augment"])}
+    for part, path in paths.items():
         if path is not None and prepared.sha256[part] != facts["sha256"].get(part):
             raise CheckpointError(
                 f"the file {shown(path)} has changed since the run in {folder} began: restore it, or start a new run"
@@ -166,7 +172,7 @@ def _prepare(facts: dict[str, Any], model: GPT, tokenizer: Tokenizer, config: di
     request = Request(
         columns, facts["template"], facts["loss_on"],
         partial(read_rows, facts["data"], columns=columns, skip_bad=BadRows() if skip else None),
-        facts["labels"], facts["label_smoothing"], facts["class_weights"],
+        facts["labels"], facts["label_smoothing"], facts["class_weights"], facts["augment"],
     )  # fmt: skip
     task = TASKS[task_name](request, model, tokenizer)
     rows = read_examples(facts["data"], columns, task, skip)
@@ -186,6 +192,8 @@ def _prepare(facts: dict[str, Any], model: GPT, tokenizer: Tokenizer, config: di
         rows = Rows([rows.examples[i] for i in first], rows.bad, rows.sha256)
         notes.append(f"{len(second)} of {len(first) + len(second)} rows are for validation; equal texts or prompts are "
                      "on one side")  # fmt: skip
+    if task.synonyms_sha256 is not None:
+        sha256["synonyms"] = task.synonyms_sha256
     return Prepared(task, rows, validation, sha256, notes)
 
 
@@ -246,7 +254,7 @@ def read_data_facts(folder: RunFolder) -> dict[str, Any]:
         return {name: facts[name] for name in (
             "model", "data", "valid", "task", "template", "loss_on", "skip_bad_rows", "sha256"
         )} | {name: facts.get(name) for name in (
-            "label_smoothing", "class_weights", "labels", "fold"
+            "label_smoothing", "class_weights", "labels", "fold", "augment"
         )}  # fmt: skip
     except OSError as error:
         raise CheckpointError(

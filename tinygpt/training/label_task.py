@@ -8,22 +8,25 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 
 from ..checks import number
 from ..classifier import GPTForSequenceClassification
+from ..data.augment import Augmentation, read_augmentation, stream_of
 from ..data.labelled import LabelledExample, LabelledExamples, collate_labelled, label_names
 from ..data.row_batches import AllRows, RowBatches
 from ..errors import UsageError
+from ..files import shown
 from ..graph import no_grad
 from ..labels import SINGLE
 from ..metrics.classification import accuracy, f1
 from ..nn.losses import classification_loss
+from ..random import Generator
 from ..tensor import Tensor
-from ..tokenizers import Tokenizer
+from ..tokenizers import Tokenizer, UnknownCharacterError
 from .config import TrainingConfig
 from .objective import Batch, Objective
 
@@ -86,6 +89,25 @@ class LabelTask:
         self.smoothing = number("classify", "label_smoothing", smoothing, at_least=0, below=1)
         self.balanced = request.class_weights == BALANCED
         self.maker = LabelledExamples(tokenizer, model.config.block_size, self.labels)
+        self.augmentation = read_augmentation(request.augment) if request.augment else None
+        if self.augmentation is not None:
+            self._check_synonyms(self.augmentation)
+
+    @property
+    def synonyms_sha256(self) -> str | None:
+        """Identifies the file of synonyms, if there is one."""
+        return None if self.augmentation is None else self.augmentation.sha256
+
+    def _check_synonyms(self, augmentation: Augmentation) -> None:
+        """Raise UsageError for a synonym that a row could not have, before training comes upon it."""
+        for word in augmentation.synonyms:
+            try:
+                self.maker.tokenizer.encode(word)
+            except UnknownCharacterError as error:
+                raise UsageError(
+                    f"the character {error.character!r} of the synonym {word!r} in {shown(augmentation.path or '')} is "
+                    "not in the model's vocabulary: leave the synonym out"
+                ) from error
 
     def model_on(self, body: Any) -> GPTForSequenceClassification:
         """The model to train: a new head on the one that the run starts from."""
@@ -102,16 +124,34 @@ class LabelTask:
                 "they tell nothing of the others: give rows of several labels with --valid FILE, or a larger "
                 "--validation-fraction"
             )
-        batches = RowBatches(train, config.batch_size, config.gradient_accumulation, config.seed, collate_labelled)
+        batches = RowBatches(
+            train, config.batch_size, config.gradient_accumulation, config.seed, collate_labelled,
+            self._varied(train, config.seed),
+        )  # fmt: skip
         count = batches.steps_per_epoch * config.gradient_accumulation
         rows = AllRows(validation, config.batch_size, collate_labelled, config.eval_batches)
         data = {
             "train": digest(train), "validation": digest(validation), "labels": self.labels,
             "label_smoothing": self.smoothing, "balanced": self.balanced,
         }  # fmt: skip
+        if self.augmentation is not None:
+            data["augmentation"] = self.augmentation.facts()
         return LabelObjective(
             batches, rows, -(-sum(map(len, train)) // count), data, self.smoothing, weights if self.balanced else None
         )
+
+    def _varied(self, train: Sequence[LabelledExample], seed: int) -> Callable[[int, int], LabelledExample] | None:
+        """The example of a row in an epoch, its text changed; None without augmentation."""
+        augmentation = self.augmentation
+        if augmentation is None:
+            return None
+
+        def varied(row: int, epoch: int) -> LabelledExample:
+            example = train[row]
+            text = augmentation(example.key, Generator(seed, stream_of(row, epoch)))
+            return self.maker.with_text(example, text)
+
+        return varied
 
 
 def class_weights(examples: Sequence[LabelledExample], names: Sequence[str]) -> np.ndarray:

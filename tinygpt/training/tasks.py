@@ -41,6 +41,7 @@ class Request:
     labels: Sequence[str] | None = None  # those of the run that is resumed
     label_smoothing: float | None = None
     class_weights: str | None = None
+    augment: str | None = None
 
 
 class TextTask:
@@ -49,6 +50,7 @@ class TextTask:
     name: ClassVar[str] = "text"
     template: Template | None = None
     labels: Sequence[str] | None = None
+    synonyms_sha256: str | None = None
 
     def __init__(self, request: Request, model: GPT, tokenizer: Tokenizer) -> None:
         for option, value in (("--template", request.template), ("--loss-on", request.loss_on)):
@@ -93,6 +95,7 @@ TASKS: dict[str, Any] = {task.name: task for task in (TextTask, AnswerTask, Labe
 def _refuse_label_options(task: str, request: Request) -> None:
     for option, value in (
         ("--label-smoothing", request.label_smoothing), ("--class-weights", request.class_weights),
+        ("--augment", request.augment),
     ):  # fmt: skip
         if value is not None:
             raise UsageError(f"{option} is for the task classify, not for the task {task}: leave it out")
