@@ -13,7 +13,7 @@ import numpy as np
 import tinygpt
 from tinygpt.backends import get
 from tinygpt.gpt import GPT, GPTConfig
-from tinygpt.training import CheckpointFolder, Trainer, TrainingConfig, read_metrics
+from tinygpt.training import MEASURED, CheckpointFolder, Trainer, TrainingConfig, read_metrics
 
 SHAPE = {"block_size": 8, "n_layer": 2, "n_head": 2, "n_embd": 8, "dropout": 0.1, "bias": True}
 TOKENS = np.random.default_rng(5).integers(0, 11, size=600).astype(np.uint16)
@@ -48,7 +48,7 @@ def write_text(path: Path, lines: int = 40) -> Path:
 
 
 def outcome(folder: Path) -> dict[str, Any]:
-    """All that a run leaves behind, but for the seconds it took: the bytes of arrays, states and metrics."""
+    """All that a run leaves behind, but for times and the like: the bytes of arrays, states and metrics."""
     result: dict[str, Any] = {}
     for which in ("latest", "best"):
         checkpoint = CheckpointFolder(folder).load(which)
@@ -57,7 +57,8 @@ def outcome(folder: Path) -> dict[str, Any]:
                 result[f"{which} {part} {name}"] = (array.dtype.str, array.shape, array.tobytes())
         checkpoint.state["progression"].pop("seconds")
         result[f"{which} state"] = json.dumps(checkpoint.state, sort_keys=True)
-    result["metrics"] = [{k: v for k, v in r.items() if k != "seconds"} for r in read_metrics(folder / "metrics.jsonl")]
+    records = read_metrics(folder / "metrics.jsonl")
+    result["metrics"] = [{k: v for k, v in r.items() if k not in MEASURED} for r in records]
     return result
 
 

@@ -107,7 +107,7 @@ def test_a_tokenizer_from_a_folder(run: Any, rows: Path, tmp_path: Path) -> None
     assert run("train", "--resume", f"--tokenizer={tmp_path / 'first'}", f"--out={tmp_path / 'second'}").code == 0
     assert_one_sentence(run("train", "--resume", "--tokenizer=byte", f"--out={tmp_path / 'second'}"), "not byte")
     assert_one_sentence(
-        run("train", *OPTIONS, "--tokenizer=word"), "there is no tokenizer 'word': give character, byte"
+        run("train", *OPTIONS, "--tokenizer=sign"), "there is no tokenizer 'sign': give character, byte"
     )
     assert_one_sentence(run("train", *OPTIONS, f"--tokenizer={tmp_path}"), "cannot read the tokenizer")
     rows.write_text('{"text": "ж"}', encoding="utf-8")

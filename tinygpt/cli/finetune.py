@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from .. import backends, kernel
 from ..console import say
@@ -11,6 +12,7 @@ from ..training import TrainingConfig
 from ..training.adapters import add_lora_options
 from ..training.configuration import add_config_option
 from ..training.finetuning import DEFAULTS, EPOCHS, Finetuning, begin_finetuning
+from ..training.following import add_following_options, choose_following, follow
 from ..training.label_task import BALANCED
 from ..training.options import add_options as add_config_options
 from ..training.tasks import LOSS_ON, TASKS
@@ -44,6 +46,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epochs", type=float, metavar="X", help=words)
     add_config_options(parser, TrainingConfig, "training", {"finetune": DEFAULTS}, HELP, skip=("order", "pack"))
     add_lora_options(parser)
+    add_following_options(parser)
     add_config_option(parser)
     parser.set_defaults(run=finetune, fold=None, preset=None, tokenizer=None, bpe_vocab_size=None)
 
@@ -92,7 +95,9 @@ def finetune(options: argparse.Namespace) -> int:
         from .cross_validation import cross_validate
 
         return cross_validate(options)
+    following = choose_following(options, Path(options.out).expanduser())
     with begin_finetuning(options) as run:
+        follow(run.trainer, following, run.tokenizer, run.task.template)
         say(_description(run))
         result = run.trainer.run()
         if result.signal is not None:

@@ -24,6 +24,7 @@ from ..training import (
     with_epochs,
 )
 from ..training.configuration import add_config_option, write_configuration
+from ..training.following import Following, add_following_options, choose_following, follow
 from .process import again
 
 ABOUT = "Train a GPT on a text. Ctrl-C saves and stops; --resume continues with exactly the same bits."
@@ -37,6 +38,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--word-vectors", metavar="FILE", help=words)
     words = "vectors of another width than --n-embd are projected, or fill its first channels"
     group.add_argument("--project", action="store_true", help=words)
+    add_following_options(parser)
     add_config_option(parser)
     parser.set_defaults(run=train)
 
@@ -50,10 +52,10 @@ def train(options: argparse.Namespace) -> int:
     ask_for_epochs(options)
     settings = choose_settings(options)
     with settings.folder:
-        return _train(settings, options)
+        return _train(settings, options, choose_following(options, settings.folder.path))
 
 
-def _train(settings: Settings, options: argparse.Namespace) -> int:
+def _train(settings: Settings, options: argparse.Namespace, following: Following) -> int:
     backends.use_backend(settings.backend)
     word_vectors, project = options.word_vectors, options.project
     text = prepare_text(settings)
@@ -65,6 +67,7 @@ def _train(settings: Settings, options: argparse.Namespace) -> int:
     if word_vectors is not None:
         found = load_word_vectors(model, text.tokenizer, word_vectors, project=project)
     trainer = make_trainer(settings, model, train_tokens, validation_tokens, text.tokenizer)
+    follow(trainer, following, text.tokenizer)
     say(describe_run(settings, text, model))
     if rows := describe_batches(trainer):
         say(rows)

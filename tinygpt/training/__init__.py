@@ -22,6 +22,7 @@ loss = evaluate(model, validation_tokens)           # over the whole text
 | `evaluation`, `final` | the validation loss; that of the best weights at the end |
 | `saving`, `state` | saving a run as a checkpoint (`tinygpt/checkpoint.py`); checking and restoring it |
 | `reporting`, `metrics`, `picture`, `progress` | output lines, the metrics file, the loss curve, the progress bar |
+| `watch`, `following`, `estimate`, `energy` | following a run: samples, speed and peak, energy, a limit of time |
 | `interrupt`, `outcome` | signals; the state and the result of a run |
 """
 
@@ -38,7 +39,7 @@ from .freezing import freeze
 from .interrupt import StopRequest
 from .loop import Trainer
 from .loss_scale import LossScale
-from .metrics import MetricsFile, read_metrics
+from .metrics import MEASURED, MetricsFile, read_metrics
 from .objective import Objective, TextObjective
 from .outcome import CallbackError, TrainingResult
 from .picture import draw_loss_curve
@@ -49,11 +50,10 @@ from .starting import Start, start_from
 from .text import Text, prepare_text
 
 __all__ = [
-    "CHANGEABLE", "PRESETS", "CallbackError", "Checkpoint", "CheckpointFolder", "DivergedError", "FixedBatches",
-    "LossScale", "MetricsFile", "Objective", "Preset", "RunFolder", "Settings", "Start", "StopRequest", "Text",
-    "TextObjective", "Trainer", "TrainingConfig", "TrainingResult", "add_run_options", "add_start_options",
-    "ask_for_epochs", "checkpoint", "choose_settings", "describe_batches", "describe_run",
-    "draw_loss_curve", "evaluate", "freeze", "make_model", "make_trainer", "mean_loss",
-    "prepare_text", "read_checkpoint", "read_metrics", "rehearse", "start_from",
-    "train_and_evaluate", "with_epochs",
+    "CHANGEABLE", "MEASURED", "PRESETS", "CallbackError", "Checkpoint", "CheckpointFolder", "DivergedError",
+    "FixedBatches", "LossScale", "MetricsFile", "Objective", "Preset", "RunFolder", "Settings", "Start",
+    "StopRequest", "Text", "TextObjective", "Trainer", "TrainingConfig", "TrainingResult", "add_run_options",
+    "add_start_options", "ask_for_epochs", "checkpoint", "choose_settings", "describe_batches", "describe_run",
+    "draw_loss_curve", "evaluate", "freeze", "make_model", "make_trainer", "mean_loss", "prepare_text",
+    "read_checkpoint", "read_metrics", "rehearse", "start_from", "train_and_evaluate", "with_epochs",
 ]  # fmt: skip

@@ -31,7 +31,7 @@ LEARNING_RATES = {"adamw": 1e-3, "adam": 1e-3, "sgd": 0.1, "lion": 2e-4, "muon":
 ONLY_OF = {"momentum": ("sgd", "muon"), "nesterov": ("sgd", "muon"), "adamw_lr": ("muon",)}  # setting -> optimizers
 
 
-def _setting(default: Any, help: str, **limits: Any) -> Any:
+def declare(default: Any, help: str, **limits: Any) -> Any:
     return field(default=default, metadata={"help": help, **limits})
 
 
@@ -39,85 +39,85 @@ def _setting(default: Any, help: str, **limits: Any) -> Any:
 class TrainingConfig:
     """The settings of a run; the defaults are nanoGPT's for a CPU. Raises RangeError."""
 
-    steps: int = _setting(2000, "total number of optimizer steps", at_least=1)
-    batch_size: int = _setting(12, "rows in a batch", at_least=1)
-    order: str = _setting(
+    steps: int = declare(2000, "total number of optimizer steps", at_least=1)
+    batch_size: int = declare(12, "rows in a batch", at_least=1)
+    order: str = declare(
         "random",
         "windows of the text at random positions; epochs: each window once, shuffled, before any comes again",
         choices=("random", "epochs"),
     )
-    pack: bool = _setting(False, "several short documents in a row, whole ones as far as they fit")
-    gradient_accumulation: int = _setting(1, "batches per step; the loss is over all their targets", at_least=1)
-    optimizer: str = _setting(
+    pack: bool = declare(False, "several short documents in a row, whole ones as far as they fit")
+    gradient_accumulation: int = declare(1, "batches per step; the loss is over all their targets", at_least=1)
+    optimizer: str = declare(
         "adamw", "muon: for the matrices of the blocks, with adamw for the rest", choices=tuple(LEARNING_RATES)
     )
-    lr: float = _setting(
+    lr: float = declare(
         None,
         "the highest learning rate; by default "
         + ", ".join(f"{lr:g} for {name}" for name, lr in LEARNING_RATES.items()),
         above=0,
     )
-    adamw_lr: float | None = _setting(
+    adamw_lr: float | None = declare(
         None, "muon: the highest learning rate of what adamw trains; by default 0.001", above=0
     )
-    min_lr: float | None = _setting(None, "the learning rate at the end of its decay; by default lr / 10", at_least=0)
-    schedule: str = _setting("cosine", "how the learning rate decays after the warm-up", choices=tuple(SCHEDULES))
-    warmup_steps: int = _setting(100, "steps over which the learning rate rises from zero", at_least=0)
-    decay_steps: int | None = _setting(None, "step at which min_lr is reached; by default the last", at_least=1)
-    decay_fraction: float = _setting(
+    min_lr: float | None = declare(None, "the learning rate at the end of its decay; by default lr / 10", at_least=0)
+    schedule: str = declare("cosine", "how the learning rate decays after the warm-up", choices=tuple(SCHEDULES))
+    warmup_steps: int = declare(100, "steps over which the learning rate rises from zero", at_least=0)
+    decay_steps: int | None = declare(None, "step at which min_lr is reached; by default the last", at_least=1)
+    decay_fraction: float = declare(
         0.2, "wsd: the fraction of the steps after the warm-up in which the learning rate falls", above=0, at_most=1
     )
-    weight_decay: float = _setting(
+    weight_decay: float = declare(
         0.1, "decay of the weight matrices: decoupled, but with sgd and adam the same as l2", at_least=0
     )
-    l1: float = _setting(0.0, "penalty l1 * sum |p| over the weight matrices", at_least=0)
-    l2: float = _setting(0.0, "penalty l2 / 2 * sum p^2 over the weight matrices", at_least=0)
-    beta1: float = _setting(0.9, "adam, adamw, lion: decay of the mean gradient", at_least=0, below=1)
-    beta2: float = _setting(
+    l1: float = declare(0.0, "penalty l1 * sum |p| over the weight matrices", at_least=0)
+    l2: float = declare(0.0, "penalty l2 / 2 * sum p^2 over the weight matrices", at_least=0)
+    beta1: float = declare(0.9, "adam, adamw, lion: decay of the mean gradient", at_least=0, below=1)
+    beta2: float = declare(
         0.99,
         "adam, adamw: decay of the mean squared gradient; lion: of the mean gradient that is kept",
         at_least=0,
         below=1,
     )
-    momentum: float | None = _setting(
+    momentum: float | None = declare(
         None, "sgd, muon: decay of the mean gradient; by default 0.9 and 0.95", at_least=0, below=1
     )
-    nesterov: bool | None = _setting(None, "sgd, muon: look one step ahead along the momentum; by default muon does")
-    layer_decay: float = _setting(
+    nesterov: bool | None = declare(None, "sgd, muon: look one step ahead along the momentum; by default muon does")
+    layer_decay: float = declare(
         1.0, "factor for the learning rate from each block to the one below it, for fine-tuning", above=0, at_most=1
     )
-    ema: float = _setting(
+    ema: float = declare(
         0.0,
         "evaluate and save an exponential moving average of the weights with this decay; 0: none",
         at_least=0,
         below=1,
     )
-    grad_clip: float = _setting(1.0, "maximum norm of the whole gradient; 0: no limit", at_least=0)
-    validation_fraction: float = _setting(0.1, "fraction of the text, at its end, for validation", above=0, below=1)
-    eval_every: int = _setting(250, "steps between evaluations", at_least=1)
-    eval_batches: int = _setting(20, "validation batches per evaluation, always the same; 0: whole text", at_least=0)
-    patience: int = _setting(0, "stop after this many evaluations without a new best; 0: never", at_least=0)
-    log_every: int = _setting(10, "steps between lines of the metrics file", at_least=1)
-    checkpoint_every: int = _setting(250, "steps between checkpoints", at_least=1)
-    dtype: str = _setting(
+    grad_clip: float = declare(1.0, "maximum norm of the whole gradient; 0: no limit", at_least=0)
+    validation_fraction: float = declare(0.1, "fraction of the text, at its end, for validation", above=0, below=1)
+    eval_every: int = declare(250, "steps between evaluations", at_least=1)
+    eval_batches: int = declare(20, "validation batches per evaluation, always the same; 0: whole text", at_least=0)
+    patience: int = declare(0, "stop after this many evaluations without a new best; 0: never", at_least=0)
+    log_every: int = declare(10, "steps between lines of the metrics file", at_least=1)
+    checkpoint_every: int = declare(250, "steps between checkpoints", at_least=1)
+    dtype: str = declare(
         "float32",
         "dtype of activations and matrix products; 16 bits need a GPU; weights and sums stay float32",
         choices=DTYPES,
     )
-    cuda_graphs: str = _setting(
+    cuda_graphs: str = declare(
         "auto",
         "on a GPU: record the kernel launches of a step once, then replay them as one; auto: if possible",
         choices=MODES,
     )
-    freeze: str | None = _setting(None, "parameters to leave as they are, such as wte,wpe,h.0-5 or h.*.mlp")
-    seed: int = _setting(0, "seed of the weights, the batches and the dropout masks", at_least=0)
-    detect_anomaly: bool = _setting(False, "check every array for NaN and infinity and name the operation: slow")
+    freeze: str | None = declare(None, "parameters to leave as they are, such as wte,wpe,h.0-5 or h.*.mlp")
+    seed: int = declare(0, "seed of the weights, the batches and the dropout masks", at_least=0)
+    detect_anomaly: bool = declare(False, "check every array for NaN and infinity and name the operation: slow")
 
     followed: ClassVar[frozenset[str]] = frozenset()  # the settings that were not given but derived from others
 
     def __post_init__(self) -> None:
         for setting in dataclasses.fields(self):
-            _check(setting, getattr(self, setting.name))
+            check_setting("training", setting, getattr(self, setting.name))
         for name, optimizers in ONLY_OF.items():
             if getattr(self, name) is not None and self.optimizer not in optimizers:
                 raise RangeError(
@@ -206,21 +206,22 @@ def schedule_notes(config: TrainingConfig, step: int) -> list[str]:
     return notes
 
 
-def _check(setting: dataclasses.Field[Any], value: Any) -> None:
+def check_setting(where: str, setting: dataclasses.Field[Any], value: Any) -> None:
+    """Raise UsageError for a value that the setting's type, choices and limits don't allow. where: for the message."""
     limits, name = dict(setting.metadata), setting.name
     limits.pop("help")
     if value is None and setting.default is None:
         return
     if "choices" in limits:
         if value not in limits["choices"]:
-            raise RangeError(f"training: {name} must be one of {', '.join(limits['choices'])}, not {value!r}")
+            raise RangeError(f"{where}: {name} must be one of {', '.join(limits['choices'])}, not {value!r}")
     elif setting.type.startswith("str"):
         if not isinstance(value, str) or not value:
-            raise RangeError(f"training: {name} must be a text, not {value!r}")
+            raise RangeError(f"{where}: {name} must be a text, not {value!r}")
     elif setting.type.startswith("bool"):
         if not isinstance(value, bool):
-            raise RangeError(f"training: {name} must be True or False, not {value!r}")
+            raise RangeError(f"{where}: {name} must be True or False, not {value!r}")
     elif setting.type.startswith("float"):
-        number("training", name, value, **limits)
+        number(where, name, value, **limits)
     else:
-        whole_number("training", name, value, **limits)
+        whole_number(where, name, value, **limits)

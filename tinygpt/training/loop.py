@@ -59,6 +59,7 @@ from .outcome import CallbackError, TrainingResult, TrainState
 from .progress import Progress
 from .reporting import Report
 from .saving import checkpoint_of, holding, restore, writing
+from .watch import Watch
 
 
 class _Stopped(Exception):
@@ -129,6 +130,7 @@ class Trainer:
         self.report = Report(self.folder / METRICS, self.folder / PICTURE, callbacks)
         self.callbacks = self.report.callbacks
         self.stream = stream
+        self.watch = Watch()  # what follows the run
         self.saved_at = -1
         self.changed: dict[str, tuple[Any, Any]] = {}  # settings that `resume` changed: name -> (before, now)
         self.grad_norm: float | None = 0.0  # of the last step; None if that was skipped
@@ -164,7 +166,9 @@ class Trainer:
                     self.changed = {}
                 for words in notes:
                     progress.line(begin, f"step {begin}: {words}")
+                self.watch.begin(self, progress)
                 self._train(stop, progress, tokens_per_step)
+                self.watch.end(self, progress)
                 if self.tokenizer is not None and stop.signal is None:
                     leaving.write_model(self, progress)
             except DivergedError:
@@ -182,8 +186,10 @@ class Trainer:
         begin = time.perf_counter() - state.seconds
         while True:
             state.seconds = time.perf_counter() - begin
-            improved = self._evaluation_due() and self._evaluate(stop)
+            over = self.watch.over
+            improved = self._evaluation_due(bool(over)) and self._evaluate(stop)
             ended = state.step >= config.steps or 0 < config.patience <= state.without_improvement or stop.requested
+            ended = ended or bool(over)
             if stop.requested and self.run_folder.replaces:  # before the first checkpoint: the older run stays
                 raise KeyboardInterrupt
             if improved or ended or (state.step % config.checkpoint_every == 0 and self.saved_at != state.step):
@@ -193,11 +199,15 @@ class Trainer:
                 return
             if stop.requested:  # during the callbacks
                 return self._save_once()
+            self.watch.before_step()
             loss = self._step()
+            found = self.watch.after_step(self)
             progress.update(state.step, loss)
             if state.step % config.log_every == 0:
                 state.seconds = time.perf_counter() - begin
                 self._log_training(tokens_per_step)
+            for record, words in found:
+                self._record(record, words)
 
     def _changes(self) -> list[str]:
         return [f"{name} is {now} from now on; it was {before}" for name, (before, now) in self.changed.items()]
@@ -264,9 +274,9 @@ class Trainer:
 
     # Evaluation and metrics -----------------------------------------------------------------------
 
-    def _evaluation_due(self) -> bool:
+    def _evaluation_due(self, over: bool) -> bool:
         state = self.state
-        due = state.step % self.config.eval_every == 0 or state.step >= self.config.steps
+        due = state.step % self.config.eval_every == 0 or state.step >= self.config.steps or over
         return due and state.evaluated_at != state.step
 
     def _evaluate(self, stop: StopRequest) -> bool:
@@ -304,7 +314,7 @@ class Trainer:
         }  # fmt: skip
         if self.loss_scale.active:
             record["loss_scale"] = self.loss_scale.scale
-        self._record(record)
+        self._record(record | self.watch.figures(self))
 
     def _record(self, record: dict[str, Any], words: str = "") -> None:
         with writing(self):
@@ -320,11 +330,12 @@ class Trainer:
 
     def _result(self, begin: int, signal: int | None) -> TrainingResult:
         state, early = self.state, signal is None and self.state.step < self.config.steps
+        over = self.watch.over if early else ""
         words, picture = self.report.draw() if signal is None else ("", None)
         return TrainingResult(
             step=state.step, begin=begin, validation_loss=state.validation_loss, best_loss=state.best_loss,
-            best_step=state.best_step, seconds=state.seconds, stopped_early=early, patience=self.config.patience,
-            signal=signal, picture=words, picture_file=picture,
+            best_step=state.best_step, seconds=state.seconds, stopped_early=early and not over, over=over,
+            patience=self.config.patience, signal=signal, picture=words, picture_file=picture,
         )  # fmt: skip
 
     # Checkpoints ----------------------------------------------------------------------------------

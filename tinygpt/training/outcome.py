@@ -51,7 +51,7 @@ class TrainingResult:
 
     signal: the one that interrupted the run, or None. picture: a message about the loss curve; picture_file: its file,
     or None if none was drawn. begin: the step at which `Trainer.run` started; equal to `step` if there was nothing left
-    to do.
+    to do. over: why it ended although it had steps left, if not for patience or a signal.
     """
 
     step: int
@@ -65,6 +65,7 @@ class TrainingResult:
     signal: int | None
     picture: str
     picture_file: Path | None = None
+    over: str = ""
 
     def _repr_png_(self) -> bytes | None:
         """The loss curve, for Jupyter: the one that is in the run's folder now, or None."""
@@ -82,6 +83,8 @@ class TrainingResult:
 
     def _end(self) -> str:
         seconds = f"at step {self.step} after {self.seconds:.0f} s"
+        if self.over:
+            return f"Training ended {self.over} {seconds}"
         if self.begin < self.step:
             early = f"stopped early, with no better result in the last {self.patience} evaluations,"
             return f"Training {early if self.stopped_early else 'finished'} {seconds}"

@@ -1,0 +1,94 @@
+"""The energy that a run uses: from counters of the machine where they can be read, else an estimate, and named so.
+
+| part | counter | without it |
+|---|---|---|
+| processor | RAPL, /sys/class/powercap: packages and memory, whatever runs there | processor time x `watts` |
+| GPU | NVML: the whole board | not counted |
+
+RAPL's files belong to root on most machines (chmod a+r makes them readable). A counter wraps around at
+max_energy_range_uj, after minutes to hours under load; it is read oftener than that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+POWERCAP = Path("/sys/class/powercap")
+NVML = "libnvidia-ml.so.1"
+WATTS = 10.0  # of one busy core with its share of the memory; servers' processors have 2 to 4, desktops' 10 to 20
+_JOULES_PER_WH = 3600.0
+
+
+class Counter:
+    """Joules since it was made, from a function that tells a total. wrap: where the total begins anew, 0: never."""
+
+    def __init__(self, total: Callable[[], float], wrap: float = 0.0) -> None:
+        self._total, self._wrap = total, wrap
+        self._last, self._sum = total(), 0.0
+
+    def joules(self) -> float:
+        """Since the beginning. A counter that can't be read any more stands still."""
+        with contextlib.suppress(OSError, ValueError):
+            now = self._total()
+            step = now - self._last
+            self._sum += step + self._wrap if step < 0 else step
+            self._last = now
+        return self._sum
+
+
+class EnergyMeter:
+    """Measures from when it is made. watts: of one busy core, for the estimate. before: Wh used earlier."""
+
+    def __init__(self, backend: str, watts: float = WATTS, before: float = 0.0) -> None:
+        self.before = before
+        rapl, gpu = rapl_counters(), nvml_counters() if backend == "cupy" else []
+        self.is_estimate = not rapl
+        self._counters = [*(rapl or [Counter(lambda: time.process_time() * watts)]), *gpu]
+        what = "RAPL's counters" if rapl else f"an estimate: processor time x {watts:g} W a core"
+        if backend == "cupy":
+            what += ", and the GPU's counter" if gpu else ", without the GPU, whose counter can't be read"
+        self.source = what
+
+    @property
+    def name(self) -> str:
+        """What the metrics file calls the figure."""
+        return "energy_wh_estimate" if self.is_estimate else "energy_wh"
+
+    def watt_hours(self) -> float:
+        return self.before + sum(counter.joules() for counter in self._counters) / _JOULES_PER_WH
+
+
+def rapl_counters() -> list[Counter]:
+    """A counter for each package, and for its memory where that is counted apart. None if they can't be read."""
+    found = []
+    for zone in sorted(POWERCAP.glob("intel-rapl:*")):  # AMD's processors have them under the same name
+        with contextlib.suppress(OSError, ValueError):
+            if (zone / "name").read_text().strip().partition("-")[0] in ("package", "dram"):
+                wrap = int((zone / "max_energy_range_uj").read_text()) / 1e6
+                found.append(Counter(lambda path=zone / "energy_uj": int(path.read_text()) / 1e6, wrap))  # type: ignore[misc]
+    return found
+
+
+def nvml_counters() -> list[Counter]:
+    """The counter of the GPU in use: the first that CUDA_VISIBLE_DEVICES names. None without NVIDIA's driver."""
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
+    try:
+        library, device = ctypes.CDLL(NVML), ctypes.c_void_p()
+        by_index = library.nvmlDeviceGetHandleByIndex_v2
+        if library.nvmlInit_v2() or by_index(int(first) if first.isdecimal() else 0, ctypes.byref(device)):
+            return []
+
+        def total() -> float:
+            millijoules = ctypes.c_ulonglong()
+            if library.nvmlDeviceGetTotalEnergyConsumption(device, ctypes.byref(millijoules)):
+                raise OSError("NVML has no energy counter for this GPU")
+            return millijoules.value / 1e3
+
+        return [Counter(total)]
+    except (OSError, AttributeError):  # no driver, or one that is older than the counter
+        return []
