@@ -118,6 +118,16 @@ def test_a_finetuning_run_is_repeated_too(run: Any, model: Path, tmp_path: Path)
     assert run(*command, f"--out={tmp_path / 'third'}", "--steps=1").code == 0
 
 
+def test_a_run_of_epochs_is_repeated_too(run: Any, text: Path, tmp_path: Path) -> None:
+    options = [option for option in OPTIONS if not option.startswith("--steps")]
+    assert run("train", *options, "--epochs=0.1", f"--data={text}", f"--out={tmp_path / 'first'}").code == 0
+    written = tomllib.loads((tmp_path / "first" / "config.toml").read_text(encoding="utf-8"))
+    assert (written["epochs"], written["order"]) == (0.1, "epochs")
+    command = ("train", "--config", tmp_path / "first" / "config.toml", f"--out={tmp_path / 'second'}")
+    assert run(*command).code == 0
+    assert_same_outcome(tmp_path / "second", tmp_path / "first")
+
+
 def test_what_is_written_is_read_again() -> None:
     texts = ["plain", 'quotes " and \\', "lines\n\t\x7f\x00", "文 é 🙂", ""]
     for value in (*texts, True, False, 3, 1e-05, 1e16, 0.1, texts, []):
