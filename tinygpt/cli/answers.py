@@ -7,13 +7,15 @@ greedy: the same model gives the same ones.
 from __future__ import annotations
 
 import argparse
+import contextlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from .. import console
-from ..data.columns import COLUMNS, dialogue_of, find_columns
+from ..data.columns import COLUMNS, dialogue_of, find_columns, is_conversation
 from ..data.columns import Dialogue as Turns
 from ..data.dialogue import TEMPLATE, Dialogue, Template
 from ..data.rows import Row
@@ -21,6 +23,7 @@ from ..errors import UsageError
 from ..generation import config_from_dict, stream_text
 
 NEW_TOKENS = 100
+_T = TypeVar("_T")
 METRICS = ("bleu", "chrf", "rouge")  # those that need a library; exact match and token F1 are always told
 
 
@@ -58,7 +61,7 @@ def asked(row: Row, columns: tuple[str, ...]) -> Turns:
         said = said[:-1] if isinstance(said, list) and said and _role(said[-1]) == "assistant" else said
         values["messages"] = [*said, {"role": "assistant", "content": "-"}] if isinstance(said, list) else said
     else:
-        values[columns[1]] = "-"
+        values[columns[1]] = [{"role": "assistant", "content": "-"}] if is_conversation(row, columns) else "-"
     return dialogue_of(Row(values, row.where), columns)
 
 
@@ -85,7 +88,7 @@ class Answers:
 
     def to(self, row: Row, columns: tuple[str, ...]) -> str:
         """The answer to a row, without white space around it. Raises UsageError with the row's line."""
-        system, turns = asked(row, columns)
+        system, turns, _ = asked(row, columns)
         try:
             ids, _ = Dialogue(self.template, system, list(turns[:-1])).prompt(self.tokenizer, turns[-1][0], self.room)
         except UsageError as error:
@@ -109,6 +112,17 @@ def answer_report(answers: list[str], right: list[str], wanted: tuple[str, ...])
     return report | (rouge(answers, right) if "rouge" in wanted else {})
 
 
-def columns_of(rows: list[Row]) -> tuple[str, tuple[str, ...]]:
-    """The task of the rows and its columns: those of the first. Raises UsageError."""
-    return find_columns(list(rows[0].values), None, rows[0].where)
+def columns_of(rows: list[Row], skip: bool) -> tuple[str, tuple[str, ...]]:
+    """The task of the rows and its columns. skip, errors: see `first_that`."""
+    return first_that(rows, skip, lambda row: find_columns(list(row.values), None, row.where))
+
+
+def first_that(rows: list[Row], skip: bool, find: Callable[[Row], _T]) -> _T:
+    """What `find` finds in the first row or, with `skip`, in the first in which it finds something.
+
+    Raises the first row's UsageError.
+    """
+    for row in rows if skip else ():
+        with contextlib.suppress(UsageError):
+            return find(row)
+    return find(rows[0])

@@ -53,7 +53,7 @@ def evaluate_language_model(options: argparse.Namespace, model: Any, tokenizer: 
     all_rows = list(rows_in(options.data, (), bad))
     if not all_rows:
         raise UsageError(f"there are no rows in {shown(options.data)}")
-    task, columns = columns_of(all_rows)
+    task, columns = columns_of(all_rows, options.skip_bad_rows)
     if task == "classify":
         raise UsageError(
             f"{folder} holds a language model, but {shown(options.data)} has labels: make a classifier of it with "
@@ -61,7 +61,8 @@ def evaluate_language_model(options: argparse.Namespace, model: Any, tokenizer: 
         )
     if task == "text" and options.predictions:
         raise UsageError("--predictions is for rows with labels or answers: a loss on a text predicts none")
-    request = Request(columns, template_name(options, folder) if task == "sft" else options.template)
+    name = template_name(options, folder) if task == "sft" else options.template
+    request = Request(columns, name, rows=lambda: all_rows)
     asked = (AnswerTask if task == "sft" else TextTask)(request, model, tokenizer)
     rows, examples = make_all(asked.maker.make, all_rows, bad)
     if not rows:

@@ -76,7 +76,7 @@ def _labels(options: argparse.Namespace, clf: Any, tokenizer: Any, bad: BadRows 
 def _answers(options: argparse.Namespace, model: Any, tokenizer: Any, folder: Path, bad: BadRows | None) -> Found:
     from ..data import Row
     from ..training.tasks import AnswerTask, Request
-    from .answers import Answers, asked, prompt_columns, template_name
+    from .answers import Answers, asked, first_that, prompt_columns, template_name
 
     given = rows_in(options.data, (), bad)
     if not is_table(options.data):  # a prompt a line
@@ -84,9 +84,10 @@ def _answers(options: argparse.Namespace, model: Any, tokenizer: Any, folder: Pa
     every = list(given)
     if not every:
         raise UsageError(f"there is no prompt in {options.data} to answer")
-    columns = prompt_columns(every[0])
+    columns = first_that(every, options.skip_bad_rows, prompt_columns)
     rows, _ = make_all(lambda row: asked(row, columns), every, bad)
-    template = AnswerTask(Request(columns, template_name(options, folder)), model, tokenizer).template
+    request = Request(columns, template_name(options, folder), rows=lambda: rows)
+    template = AnswerTask(request, model, tokenizer).template
     assert template is not None
     answers = Answers(model, tokenizer, template, options.max_new_tokens).to_all(rows, columns)
     return rows, 0, ({"prediction": answer} for answer in answers)

@@ -3,7 +3,7 @@
 | columns | task |
 |---|---|
 | `messages`: a list of {"role": "system", "user" or "assistant", "content": text} | sft |
-| `prompt`, `completion` | sft |
+| `prompt`, `completion`: texts, or lists of messages of which the completion's answers are learned | sft |
 | `question`, `answer` | sft |
 | `instruction`, `input` (may be empty or missing), `output` | sft |
 | `text`, `label` | classify |
@@ -29,10 +29,11 @@ VERBATIM = ("prompt", "completion")  # the texts follow each other as they are; 
 
 
 class Dialogue(NamedTuple):
-    """A system text, or "", and turns: what the user said, and the answer."""
+    """A system text, or "", and turns: what the user said, and the answer. given: turns that belong to the prompt."""
 
     system: str
     turns: list[tuple[str, str]]
+    given: int = 0
 
 
 def find_columns(found: Iterable[str], task: str | None, where: str) -> tuple[str, tuple[str, ...]]:
@@ -66,7 +67,11 @@ def _kind(value: Any) -> str:
 def dialogue_of(row: Row, columns: tuple[str, ...]) -> Dialogue:
     """The dialogue in a row with these columns. Raises UsageError with the row's line."""
     if columns == ("messages",):
-        return _messages(row)
+        return _dialogue(row, _messages(row, "messages"))
+    if is_conversation(row, columns):
+        prompt, completion = _messages(row, "prompt"), _messages(row, "completion")
+        given = sum(isinstance(message, dict) and message.get("role") == "assistant" for message in prompt)
+        return _dialogue(row, [*prompt, *completion])._replace(given=given)
     said, answer = (text_of(row, column) for column in columns)
     if columns[0] == "instruction" and (given := row.values.get("input")):
         if not isinstance(given, str):
@@ -75,10 +80,19 @@ def dialogue_of(row: Row, columns: tuple[str, ...]) -> Dialogue:
     return Dialogue("", [(said, answer)])
 
 
-def _messages(row: Row) -> Dialogue:
-    messages: Any = row.values["messages"]
+def is_conversation(row: Row, columns: tuple[str, ...]) -> bool:
+    """Whether prompt and completion are lists of messages, TRL's "conversational" form, and not texts."""
+    return columns == VERBATIM and isinstance(row.values.get(columns[0]), list)
+
+
+def _messages(row: Row, column: str) -> list[Any]:
+    messages: Any = row.values.get(column)
     if not isinstance(messages, list) or not messages:
-        raise UsageError(f"{row.where}: the column 'messages' must be a list of messages with role and content")
+        raise UsageError(f"{row.where}: the column {column!r} must be a list of messages with role and content")
+    return messages
+
+
+def _dialogue(row: Row, messages: list[Any]) -> Dialogue:
     system, said = "", list[tuple[str, str]]()
     for number, message in enumerate(messages, 1):
         role, content = _role_and_content(row, number, message)

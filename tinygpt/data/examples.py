@@ -90,7 +90,7 @@ class AnswerExamples(TextExamples):
             )
 
     def make(self, row: Row) -> Example:
-        system, turns = dialogue_of(row, self.columns)
+        system, turns, given = dialogue_of(row, self.columns)
         before, between, after = self.template.pieces
         following, ending = after + before, self.template.ending
         ending = ending if following.startswith(ending) else after  # of an answer with another turn after it
@@ -101,7 +101,8 @@ class AnswerExamples(TextExamples):
                 opening = [(following[len(ending) :], True), (said, False), (between.rstrip(" "), True)]
             prompt = encoded(self.tokenizer, opening, row)
             pieces.append((with_start(self.tokenizer, prompt) if number == 0 else prompt, self.loss_on == "all"))
-            pieces.append((encoded(self.tokenizer, self._answer(answer, number == len(turns) - 1, ending), row), True))
+            ids = encoded(self.tokenizer, self._answer(answer, number == len(turns) - 1, ending), row)
+            pieces.append((ids, number >= given or self.loss_on == "all"))
         return self.cut(row, "\n".join([system, *(said for said, _ in turns)]), pieces)
 
     def _answer(self, answer: str, last: bool, ending: str) -> list[Part]:

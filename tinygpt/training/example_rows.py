@@ -27,11 +27,16 @@ class Rows:
     sha256: str
 
 
-def columns_of(path: str, task: str | None) -> tuple[str, tuple[str, ...]]:
-    """The task and its columns, from the first row that can be read."""
+def columns_of(path: str, task: str | None, skip: bool = False) -> tuple[str, tuple[str, ...]]:
+    """The task and its columns, from the first row that can be read; with `skip`, from the first that has them."""
     bad = BadRows()
     for row in read_rows(path, skip_bad=bad):
-        return find_columns(list(row.values), task, row.where)
+        try:
+            return find_columns(list(row.values), task, row.where)
+        except UsageError as error:
+            if not skip:
+                raise
+            bad.add(str(error))
     if bad.sentences:
         raise UsageError(bad.sentences[0])
     raise UsageError(f"there are no rows in {shown(path)}: a table with named columns is needed, one row a line")

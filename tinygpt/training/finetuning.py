@@ -98,13 +98,14 @@ def _new(options: argparse.Namespace, folder: RunFolder) -> Finetuning:
     }  # fmt: skip
     seed = given.get("seed", TrainingConfig.seed)
     start = start_from(
-        options.model, **given_options(options, GPTConfig), add_tokens=options.add_token or (), seed=seed
-    )
+        options.model, **given_options(options, GPTConfig), add_tokens=options.add_token or (), seed=seed,
+        revision=options.revision or "main", classifiers=True,
+    )  # fmt: skip
     if lora is not None:
         insert_lora(start.model, lora, seed)
         given = {"lr": 10 * DEFAULTS["lr"]} | given
     named = facts | {"data": options.data, "valid": options.valid}  # in messages as the user wrote them
-    prepared = _prepare(named, start.model, start.tokenizer, given | {"seed": seed})
+    prepared = _prepare(named, start.model, start.tokenizer, given | {"seed": seed}, start.classifier)
     config = _config(given, options.epochs, len(prepared.train.examples))
     model_settings = {key: value for key, value in start.model.config.to_dict().items() if key != "vocab_size"}
     settings = Settings(
@@ -166,13 +167,16 @@ class Prepared:
     notes: list[str]
 
 
-def _prepare(facts: dict[str, Any], model: GPT, tokenizer: Tokenizer, config: dict[str, Any]) -> Prepared:
+def _prepare(
+    facts: dict[str, Any], model: GPT, tokenizer: Tokenizer, config: dict[str, Any], classifier: Any = None
+) -> Prepared:
     skip = facts["skip_bad_rows"]
-    task_name, columns = columns_of(facts["data"], facts["task"])
+    task_name, columns = columns_of(facts["data"], facts["task"], skip)
     request = Request(
         columns, facts["template"], facts["loss_on"],
         partial(read_rows, facts["data"], columns=columns, skip_bad=BadRows() if skip else None),
         facts["labels"], facts["label_smoothing"], facts["class_weights"], facts["augment"],
+        classifier,
     )  # fmt: skip
     task = TASKS[task_name](request, model, tokenizer)
     rows = read_examples(facts["data"], columns, task, skip)

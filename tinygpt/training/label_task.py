@@ -72,7 +72,7 @@ class LabelObjective(Objective):
 
 
 class LabelTask:
-    """A text and a label a row. model: the classifier on the model that the run starts from.
+    """A text and a label a row. A run that starts from a classifier goes on with its head and its labels.
 
     Raises UsageError if there are fewer than two labels.
     """
@@ -84,7 +84,16 @@ class LabelTask:
         for option, value in (("--template", request.template), ("--loss-on", request.loss_on)):
             if value is not None:
                 raise UsageError(f"{option} is for prompts with answers, not for the task classify: leave it out")
-        self.labels = request.labels or label_names(request.rows())
+        self.classifier = request.classifier
+        if self.classifier is not None:
+            if self.classifier.problem_type not in (None, SINGLE):
+                raise UsageError(
+                    f"the model is a classifier for {self.classifier.problem_type}, and the task classify is for "
+                    "single labels: start from another model"
+                )
+            self.labels = list(self.classifier.label_names)
+        else:
+            self.labels = list(request.labels or label_names(request.rows()))
         smoothing = request.label_smoothing or 0.0
         self.smoothing = number("classify", "label_smoothing", smoothing, at_least=0, below=1)
         self.balanced = request.class_weights == BALANCED
@@ -110,14 +119,19 @@ class LabelTask:
                 ) from error
 
     def model_on(self, body: Any) -> GPTForSequenceClassification:
-        """The model to train: a new head on the one that the run starts from."""
+        """The model to train: a new head on the one that the run starts from, unless that has one."""
+        if self.classifier is not None:
+            clf: GPTForSequenceClassification = self.classifier
+            return clf
         return GPTForSequenceClassification(body, len(self.labels), SINGLE, label_names=self.labels)
 
     def objective(
         self, train: Sequence[LabelledExample], validation: Sequence[LabelledExample], config: TrainingConfig
     ) -> Objective:
         """What the run learns. Raises UsageError if a label has no rows to train on, or validation has only one."""
-        weights = class_weights(train, self.labels)
+        weights = None
+        if self.classifier is None or self.balanced:  # a classifier may go on with rows of some of its labels
+            weights = class_weights(train, self.labels)
         if len({example.label for example in validation}) < 2:
             raise UsageError(
                 f"the {len(validation)} validation rows are all of the label {self.labels[validation[0].label]!r}, so "

@@ -8,6 +8,7 @@ a GPT-2 directory in the folder of the run. `tinygpt` goes on reading the checkp
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..classifier import GPTForSequenceClassification
@@ -15,6 +16,7 @@ from ..errors import UsageError
 from ..interop.classifier import save_classifier, settings_of
 from ..interop.config import CONFIG, GENERATION
 from ..interop.saving import generation_of, save, token_ids, write_json
+from ..interop.weights import SINGLE
 from ..nn.lora import lora_of, merged_state, without_lora
 from ..tokenizers import Tokenizer
 from .folder import RunFolder
@@ -44,6 +46,11 @@ def write_tokenizer(trainer: Trainer) -> None:
     write_json(trainer.folder / GENERATION, generation)
     if isinstance(trainer.model, GPTForSequenceClassification):  # its checkpoints don't hold the names of its labels
         write_json(trainer.folder / CONFIG, settings_of(trainer.model, "float32", generation))
+
+
+def remove_model(folder: Path) -> None:
+    """Remove the best weights of before, which are no longer the best: a run that is stopped now leaves no others."""
+    (folder / SINGLE).unlink(missing_ok=True)
 
 
 def write_model(trainer: Trainer, progress: Progress) -> None:

@@ -348,6 +348,8 @@ class Trainer:
                 raise diverged(self, f"the weights {name} are not finite")
         with writing(self):
             self.report.metrics.sync()
+            if best and self.tokenizer is not None:
+                leaving.remove_model(self.folder)
             self.checkpoints.save(checkpoint, best)
             if self.run_folder.staged:  # the first checkpoint of a new run: move it into place, replacing an older run
                 self.report.metrics.close()

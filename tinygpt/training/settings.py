@@ -130,6 +130,7 @@ def add_start_options(parser: argparse.ArgumentParser) -> None:
         "from there; --block-size may be shorter, and --lr is a tenth of the preset's by default"
     )
     group.add_argument("--init-from", metavar="MODEL", help=words)
+    group.add_argument("--revision", metavar="REV", help="of a name: the branch, tag or commit (default: main)")
     words = "add a token to its vocabulary, with the mean of the other embeddings (may be given several times)"
     group.add_argument("--add-token", action="append", metavar="TEXT", help=words)
     add_lora_options(parser)
@@ -163,6 +164,8 @@ def _new(options: argparse.Namespace, folder: RunFolder, name: str) -> Settings:
         lr = TrainingConfig.from_dict(new_settings(preset.training, given)).lr
         given = {"lr": lr / 10 if lora is None else lr} | given
         folder.leaves_model = True
+    elif getattr(options, "revision", None) is not None:
+        raise UsageError("--revision is of the model in --init-from: give both, or neither")
     elif lora is not None:
         raise UsageError("--lora-rank trains an adapter of the model in --init-from: give both, or neither")
     elif getattr(options, "add_token", None):
@@ -191,7 +194,9 @@ def _start(options: argparse.Namespace, lora: LoRA | None, seed: int) -> Start:
             "--add-token adds embeddings, which have to be learned, but with --lora-rank all embeddings are frozen: "
             "leave out one of them"
         )
-    start = start_from(options.init_from, **given, add_tokens=options.add_token or (), seed=seed)
+    start = start_from(
+        options.init_from, **given, add_tokens=options.add_token or (), seed=seed, revision=options.revision or "main"
+    )
     if lora is not None:
         insert_lora(start.model, lora, seed)
     return start
@@ -200,6 +205,8 @@ def _start(options: argparse.Namespace, lora: LoRA | None, seed: int) -> Start:
 def _resumed(options: argparse.Namespace, folder: RunFolder) -> Settings:
     if getattr(options, "init_from", None) is not None or getattr(options, "add_token", None):
         raise UsageError("--resume goes on from the run's own checkpoint: leave out --init-from and --add-token")
+    if getattr(options, "revision", None) is not None:
+        raise UsageError("--resume goes on from the run's own checkpoint: leave out --revision")
     if lora_of_options(options) is not None:
         raise UsageError("--resume goes on with the run's own LoRA adapter: leave out --lora-rank and its settings")
     if folder.path.is_dir():

@@ -23,19 +23,26 @@ import numpy as np
 from .. import backends, interop
 from ..backends import array_module
 from ..checks import whole_number
+from ..classifier import GPTForSequenceClassification
 from ..errors import UsageError
+from ..exchange import read_whole
 from ..gpt import GPT
+from ..interop.classifier import is_classifier, load_with_tokenizer
 from ..nn import Parameter
 from ..tokenizers import Tokenizer
 
 
 @dataclass(frozen=True)
 class Start:
-    """A model to train further, its tokenizer, and the folder or name that it came from."""
+    """A model to train further, its tokenizer, and the folder or name that it came from.
+
+    classifier: the one that the model is part of, if it came with a head.
+    """
 
     model: GPT
     tokenizer: Tokenizer
     name: str
+    classifier: GPTForSequenceClassification | None = None
 
 
 def start_from(
@@ -46,21 +53,34 @@ def start_from(
     add_tokens: Sequence[str] = (),
     seed: int = 0,
     revision: str = "main",
+    classifiers: bool = False,
 ) -> Start:
     """The model in a run's folder, in a GPT-2 directory or of that name, ready to be trained, in main memory.
 
     block_size: at most the model's. dropout: instead of the model's own. add_tokens: texts that become one token each.
-    seed: of the dropout masks. Raises UsageError.
+    seed: of the dropout masks. classifiers: take a classifier, too. Raises UsageError.
     """
     with backends.use_backend("numpy"):
-        model, tokenizer = interop.load(folder_or_name, revision=revision, dropout=dropout, seed=seed)
+        options: dict[str, Any] = {"revision": revision, "dropout": dropout, "seed": seed}
+        clf = None
+        if classifiers and _is_classifier(folder_or_name, revision):
+            clf, tokenizer = load_with_tokenizer(folder_or_name, **options)
+            model = clf.transformer
+        else:
+            model, tokenizer = interop.load(folder_or_name, **options)
     if block_size is not None:
         shorten(model, block_size)
     known = tokenizer.vocab_size
     if add_tokens:
         tokenizer = tokenizer.with_tokens(add_tokens)
         add_rows(model, known, tokenizer.vocab_size)
-    return Start(model.train(), tokenizer, folder_or_name)
+    (model if clf is None else clf).train()
+    return Start(model, tokenizer, folder_or_name, clf)
+
+
+def _is_classifier(folder_or_name: str, revision: str) -> bool:
+    interop.loading.require_libraries(folder_or_name, revision)
+    return read_whole(interop.find_model(folder_or_name, revision), is_classifier)
 
 
 def shorten(model: GPT, block_size: int) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from ..data.columns import VERBATIM, is_conversation
 from ..data.dialogue import Template, read_template
 from ..data.examples import AnswerExamples, Example, TextExamples, collate
 from ..data.row_batches import AllRows, RowBatches
@@ -42,6 +43,7 @@ class Request:
     label_smoothing: float | None = None
     class_weights: str | None = None
     augment: str | None = None
+    classifier: Any = None  # the one that the run starts from
 
 
 class TextTask:
@@ -82,7 +84,9 @@ class AnswerTask(TextTask):
     def __init__(self, request: Request, model: GPT, tokenizer: Tokenizer) -> None:
         _refuse_label_options(self.name, request)
         end = end_of_text(model, tokenizer)
-        self.template = read_template(request.template or _default_template(request.columns, end))
+        first = next(iter(request.rows()), None) if request.template is None else None
+        conversation = first is not None and is_conversation(first, request.columns)
+        self.template = read_template(request.template or _default_template(request.columns, end, conversation))
         loss_on = request.loss_on or LOSS_ON[0]
         self.maker = AnswerExamples(tokenizer, model.config.block_size, end, request.columns, self.template, loss_on)
         if end is None:  # generation stops at the text that the model has learned to end its answers with
@@ -93,6 +97,11 @@ TASKS: dict[str, Any] = {task.name: task for task in (TextTask, AnswerTask, Labe
 
 
 def _refuse_label_options(task: str, request: Request) -> None:
+    if request.classifier is not None:
+        raise UsageError(
+            f"the model is a classifier, which has no head for the task {task}: give rows with the columns text and "
+            "label, or start from a language model"
+        )
     for option, value in (
         ("--label-smoothing", request.label_smoothing), ("--class-weights", request.class_weights),
         ("--augment", request.augment),
@@ -101,9 +110,9 @@ def _refuse_label_options(task: str, request: Request) -> None:
             raise UsageError(f"{option} is for the task classify, not for the task {task}: leave it out")
 
 
-def _default_template(columns: tuple[str, ...], end: int | None) -> str:
+def _default_template(columns: tuple[str, ...], end: int | None, conversation: bool) -> str:
     """Prompts and completions follow each other as they are, if a token can end them; the others need words between."""
-    if columns != ("prompt", "completion"):
+    if columns != VERBATIM or conversation:
         return "plain"
     return "raw" if end is not None else "lines"
 
