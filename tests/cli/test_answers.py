@@ -93,6 +93,7 @@ def test_predict_answers_prompts_in_every_form(run: Any, base: Path, tmp_path: P
         [{"question": row["question"]} for row in ROWS],
         [{"instruction": row["question"], "output": "not read"} for row in ROWS],
         [{"messages": [{"role": "user", "content": row["question"]}]} for row in ROWS],
+        [{"prompt": [{"role": "user", "content": row["question"]}]} for row in ROWS],
         [
             {
                 "messages": [
@@ -115,6 +116,53 @@ def test_predict_answers_prompts_in_every_form(run: Any, base: Path, tmp_path: P
     text.write_text("\n".join(row["question"] for row in ROWS), encoding="utf-8")
     answer = run("predict", "--model", base, "--data", text, "--template=plain", "--max-new-tokens=12")
     assert [json.loads(line)["prediction"] for line in answer.out.splitlines()] == answers
+
+
+def test_conversations_in_every_command(run: Any, base: Path, tmp_path: Path) -> None:
+    talk = [
+        {"prompt": [{"role": "user", "content": row["question"]}],
+         "completion": [{"role": "assistant", "content": row["answer"]}]}
+        for row in ROWS
+    ]  # fmt: skip
+    data, same = write(tmp_path / "talk.jsonl", talk), write(tmp_path / "qa.jsonl", ROWS)
+    figures = []
+    for path in (data, same):
+        report = tmp_path / "r.json"
+        answer = run("eval", "--model", base, "--data", path, "--max-new-tokens=12", "--json", report)
+        assert answer.code == 0, answer.err
+        figures.append(json.loads(report.read_text()) | {"data": None})
+    assert figures[0] == figures[1]
+    quick = ["--steps=2", "--batch-size=2", "--valid", data, "--template", "plain"]
+    for number, options in enumerate((quick, quick[:-2])):  # by default in the same template
+        answer = run("finetune", "--model", base, "--data", data, *options, "--out", tmp_path / f"run-{number}")
+        assert answer.code == 0, answer.err
+    first, second = ((tmp_path / f"run-{number}" / "template.toml").read_text() for number in (0, 1))
+    assert first == second
+    answer = run("predict", "--model", tmp_path / "run-1", "--data", data, "--max-new-tokens=4")
+    assert len(answer.out.splitlines()) == 3
+
+
+def test_a_first_row_that_is_bad(run: Any, base: Path, tmp_path: Path) -> None:
+    bad = [{"note": "no prompt"}, {"question": 3, "answer": "4"}]
+    data, good = write(tmp_path / "bad.jsonl", bad + ROWS), write(tmp_path / "good.jsonl", ROWS)
+    data.write_text("no JSON\n" + data.read_text(encoding="utf-8"), encoding="utf-8")
+    for command in (("predict", "--max-new-tokens=4"), ("eval", "--max-new-tokens=4"), ("finetune", "--steps=1")):
+        outs = []
+        for path, more in ((data, ("--skip-bad-rows",)), (good, ())):
+            kept = {"predict": "--out", "eval": "--predictions", "finetune": "--out"}[command[0]]
+            out = tmp_path / f"{command[0]}-{path.stem}"
+            answer = run(*command, "--model", base, "--data", path, *more, kept, out)
+            assert answer.code == 0, answer.err
+            outs.append(out.read_text() if command[0] != "finetune" else "")
+            assert "3 rows" in answer.out or command[0] == "finetune"
+        assert outs[0] == outs[1]
+        answer = run(*command, "--model", base, "--data", data, kept, tmp_path / "x")
+        assert_one_sentence(answer, r"bad\.jsonl, line 1: this is not JSON")
+    only = write(tmp_path / "only.jsonl", bad[:1])
+    for name in ("predict", "eval", "finetune"):
+        answer = run(name, "--model", base, "--data", only, "--skip-bad-rows")
+        assert answer.code == 2
+        assert "only.jsonl, line 1:" in answer.err
 
 
 def test_what_is_wrong(run: Any, base: Path, tmp_path: Path) -> None:

@@ -79,6 +79,15 @@ def test_every_answer_is_learned_with_what_ends_it(template: Any, end: int | Non
     assert answers({"messages": MESSAGES}, template, end) == expected
 
 
+def test_of_a_conversation_the_completion_is_learned() -> None:
+    """TRL's conversational prompt and completion: the answers in the prompt are context."""
+    talk = {"prompt": MESSAGES[:4], "completion": MESSAGES[4:]}
+    assert answers(talk) == "Be brief.\n\nUser: hi\nAssistant: hello\nUser: bye\nAssistant:[ ciao$]"
+    assert answers(talk, loss_on="all") == f"[{answers(talk).translate({91: None, 93: None})}]"
+    both = {"prompt": MESSAGES[:2], "completion": MESSAGES[2:]}
+    assert answers(both) == answers({"messages": MESSAGES})
+
+
 def test_the_marks_of_chatml_are_learned() -> None:
     found = answers({"messages": MESSAGES}, "chatml")
     assert found.endswith("<|im_start|>assistant\n[ciao<|im_end|>$]")
@@ -167,6 +176,12 @@ def test_columns_that_will_not_do() -> None:
         ({"messages": [MESSAGES[1], MESSAGES[1]]}, "message 2 is of the role 'user', but assistant is next"),
         ({"messages": [{"role": "user"}]}, "message 1 must be an object with the texts role and content"),
         ({"messages": [MESSAGES[1], {"role": "assistant", "content": ""}]}, "message 2, an answer, is empty"),
+        ({"prompt": MESSAGES[1:2], "completion": "hello"}, "the column 'completion' must be a list of messages"),
+        ({"prompt": [], "completion": MESSAGES[2:3]}, "the column 'prompt' must be a list of messages"),
+        ({"prompt": MESSAGES[1:3], "completion": MESSAGES[2:3]}, "message 3 is of the role 'assistant', but user is"),
+        ({"prompt": MESSAGES[1:2], "completion": MESSAGES[3:4]}, "message 2 is of the role 'user', but assistant is"),
+        ({"prompt": ["hi"], "completion": MESSAGES[2:3]}, "message 1 must be an object with the texts role and"),
+        ({"prompt": "hi", "completion": MESSAGES[2:3]}, "the column 'completion' is an array, not text"),
         ({"prompt": "p" * 40, "completion": "c"}, "the prompt takes 40 tokens, and the block has 20"),
     ],
 )
@@ -197,7 +212,7 @@ def test_a_long_row_is_cut() -> None:
 
 
 def test_dialogue_of_a_row_keeps_its_texts() -> None:
-    assert dialogue_of(row(messages=MESSAGES), ("messages",)) == ("Be brief.", [("hi", "hello"), ("bye", "ciao")])
+    assert dialogue_of(row(messages=MESSAGES), ("messages",)) == ("Be brief.", [("hi", "hello"), ("bye", "ciao")], 0)
 
 
 # Batches --------------------------------------------------------------------------------------------

@@ -189,7 +189,7 @@ def assert_exported_best(out: Path) -> None:
         np.testing.assert_array_equal(array, found[name], err_msg=name)
 
 
-class stopping_at(pytest.MonkeyPatch):  # noqa: N801  used as a block
+class stopping_at(pytest.MonkeyPatch):
     """Ctrl-C before the batch of this step."""
 
     def __init__(self, step: int) -> None:

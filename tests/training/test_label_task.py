@@ -177,7 +177,8 @@ def test_folds(run: Any, base: Path, tmp_path: Path) -> None:
 
 
 def test_a_label_that_only_validation_has_is_an_error() -> None:
-    request = Request(("text", "label"), labels=["neg", "pos", "rare"])
+    labelled = [Row({"text": "x", "label": name}, "") for name in ("neg", "pos", "rare")]
+    request = Request(("text", "label"), rows=lambda: labelled)
     task = LabelTask(request, tg.GPT(tg.GPTConfig(256, 16, 1, 2, 16)), ByteTokenizer())
     train = [task.maker.make(Row(row, "")) for row in rows(6)]
     other = task.maker.make(Row({"text": "x", "label": "rare"}, ""))

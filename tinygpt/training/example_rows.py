@@ -30,7 +30,7 @@ class Rows:
 def columns_of(path: str, task: str | None, skip: bool = False) -> tuple[str, tuple[str, ...]]:
     """The task and its columns, from the first row that can be read; with `skip`, from the first that has them."""
     bad = BadRows()
-    for row in read_rows(path, skip_bad=bad):
+    for row in read_rows(path, skip_bad=bad if skip else None):
         try:
             return find_columns(list(row.values), task, row.where)
         except UsageError as error:

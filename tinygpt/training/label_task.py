@@ -85,6 +85,7 @@ class LabelTask:
             if value is not None:
                 raise UsageError(f"{option} is for prompts with answers, not for the task classify: leave it out")
         self.classifier = request.classifier
+        self.new = self.classifier is None and request.labels is None
         if self.classifier is not None:
             if self.classifier.problem_type not in (None, SINGLE):
                 raise UsageError(
@@ -130,7 +131,7 @@ class LabelTask:
     ) -> Objective:
         """What the run learns. Raises UsageError if a label has no rows to train on, or validation has only one."""
         weights = None
-        if self.classifier is None or self.balanced:  # a classifier may go on with rows of some of its labels
+        if self.new or self.balanced:  # a classifier may go on with rows of some of its labels
             weights = class_weights(train, self.labels)
         if len({example.label for example in validation}) < 2:
             raise UsageError(
