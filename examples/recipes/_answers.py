@@ -1,0 +1,172 @@
+"""A model that answers, in four commands: pre-train on the texts for training, fine-tune on the answers, test once.
+
+`answer` makes train.jsonl, validation.jsonl and test.jsonl of rows with `question`, `answer` and, where several are
+right, `answers`; runs the commands; and compares the model's answers with those of a baseline that is computed here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from _recipe import (
+    compared,
+    divide,
+    five,
+    options_of,
+    read_json,
+    read_rows,
+    require_rows,
+    small,
+    tinygpt,
+    write_result,
+    write_rows,
+)
+
+from tinygpt.console import say
+from tinygpt.metrics import exact_match, token_f1
+
+Row = dict[str, Any]
+Figures = Callable[[Sequence[str], Sequence[Row]], dict[str, float]]  # of answers to rows
+_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]|[^\W\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]+")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Settings of the commands. rows, test_rows: at most so many; 0: all. new_tokens: of the longest answer."""
+
+    pretraining: dict[str, Any]
+    finetuning: dict[str, Any]
+    new_tokens: int
+    rows: int = 0
+    test_rows: int = 0
+
+
+def sliced(sizes: Sizes, block_size: int = 64, rows: int = 300) -> Sizes:
+    """The same settings for a model that is too small, on rows that are too few, to see that all works."""
+    pretraining = {name: sizes.pretraining[name] for name in ("tokenizer", "vocab_size") if name in sizes.pretraining}
+    pretraining |= {
+        "n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": block_size, "batch_size": 8, "steps": 30,
+        "warmup_steps": 5, "eval_every": 30, "eval_batches": 5,
+    }  # fmt: skip
+    return Sizes(pretraining, {"batch_size": 8, "epochs": 1, "lr": 1e-3}, min(sizes.new_tokens, 16), rows, 20)
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """name: as it stands in the conclusion; answers: to the rows of the test part, from those for training."""
+
+    name: str
+    answers: Callable[[Sequence[Row], Sequence[Row]], list[str]]
+
+
+def references(row: Row) -> list[str]:
+    """All answers that count as right."""
+    return row.get("answers") or [row["answer"]]
+
+
+def usual_figures(answers: Sequence[str], rows: Sequence[Row]) -> dict[str, float]:
+    """Exact match and token F1; of several right answers the best counts."""
+    right = [references(row) for row in rows]
+    return {"exact match": exact_match(answers, right), "token F1": token_f1(answers, right)}
+
+
+def answer(
+    rows: Sequence[Row], keys: Sequence[str], options: Any, whole: Sizes, baseline: Baseline, metric: str,
+    figures: Figures = usual_figures, more: Callable[[list[Row]], list[Row]] | None = None, texts: Iterable[str] = (),
+    block_size: int = 64, template: str = "lines",
+) -> None:  # fmt: skip
+    """The recipe. keys: rows with equal ones are in one part; metric: of `figures`, by which the model is judged.
+
+    more: makes further rows to train on of those for training; texts: further ones to pre-train on. block_size: of a
+    slice's model. template: "lines", or "raw" for answers of several lines; then a question ends with a line feed.
+    """
+    require_rows(rows, "questions with answers")
+    sizes, out = sliced(whole, block_size) if options.slice else whole, Path(options.out)
+    chosen = small(list(zip(rows, keys, strict=True)), options, sizes.rows)
+    parts = [[chosen[i][0] for i in part] for part in divide([key for _, key in chosen])]
+    train, validation, test = parts
+    if sizes.test_rows and len(test) > sizes.test_rows:
+        test = [test[i * len(test) // sizes.test_rows] for i in range(sizes.test_rows)]
+    if more is not None:
+        train = small(more(train), options, sizes.rows)
+    paths = {
+        name: write_rows(out / f"{name}.jsonl", part)
+        for name, part in (("train", train), ("validation", validation), ("test", test))
+    }
+    say(f"{len(rows):,} rows: {len(train):,} for training, {len(validation):,} for validation, {len(test):,} for the "
+        f"test.")  # fmt: skip
+    start = options.model or _pretrained(out, train, texts, sizes)
+    model = out / "model"
+    learn = ["--data", paths["train"], "--valid", paths["validation"], "--template", template, "--skip-bad-rows"]
+    tinygpt("finetune", "--model", start, *learn, *options_of(sizes.finetuning), "--out", model, "--overwrite")
+    tinygpt("eval", "--model", model, "--data", paths["test"], "--max-new-tokens", sizes.new_tokens, "--skip-bad-rows",
+            "--json", model / "report.json", "--predictions", model / "predictions.jsonl")  # fmt: skip
+    _conclude(out, model, train + validation, baseline, metric, figures)
+
+
+def _pretrained(out: Path, train: Sequence[Row], texts: Iterable[str], sizes: Sizes) -> Path:
+    """A language model of the training part's questions and answers, and of the other texts."""
+    documents = ["{}\n{}".format(row["question"].rstrip("\n"), row["answer"]) for row in train] + list(texts)
+    path = write_rows(out / "texts.jsonl", ({"text": text} for text in documents))
+    start = out / "language-model"
+    tinygpt("train", "--data", path, *options_of(sizes.pretraining), "--out", start, "--overwrite")
+    return start
+
+
+def _conclude(out: Path, model: Path, train: Sequence[Row], baseline: Baseline, metric: str, figures: Figures) -> None:
+    test = read_rows(model / "predictions.jsonl")  # the rows of the test part that the model could read
+    ours = figures([row["prediction"] for row in test], test)
+    theirs = figures(baseline.answers(train, test), test)
+    say("\nFive examples of the test part:")
+    for row in five(test):
+        say(f"  {_line(row['question'])[-70:]}\n    model:  {_line(row['prediction'])[:70]}\n    right:  "
+            f"{_line(references(row)[0])[:70]}")  # fmt: skip
+    say("")
+    for name, found in (("The model", ours), (f"The baseline, {baseline.name}", theirs)):
+        say(f"{name}: {'  '.join(f'{figure} {value:.4f}' for figure, value in found.items())}")
+    conclusion = compared(metric, ours[metric], baseline.name, theirs[metric])
+    say(conclusion)
+    report = read_json(model / "report.json")
+    write_result(out, {
+        "rows": {"train": len(train), "test": len(test)}, "model": ours, "baseline": theirs, "loss": report["loss"],
+        "metric": metric, "conclusion": conclusion,
+    })  # fmt: skip
+
+
+def _line(text: str) -> str:
+    return text.replace("\n", " | ")
+
+
+# Baselines --------------------------------------------------------------------------------------------
+
+
+def words_of(text: str) -> set[str]:
+    """The words of a text, in lower case; each Chinese character is one."""
+    return set(_WORD.findall(text.lower()))
+
+
+def most_similar(train: Sequence[Row], test: Sequence[Row]) -> list[str]:
+    """The answer to the question for training that shares most with the one asked (Jaccard's index of words)."""
+    known = [(words_of(row["question"]), row["answer"]) for row in train]
+
+    def similarity(words: set[str], others: set[str]) -> float:
+        return len(words & others) / max(1, len(words | others))
+
+    found = []
+    for row in test:
+        words = words_of(row["question"])
+        found.append(max(known, key=lambda pair: similarity(words, pair[0]))[1])
+    return found
+
+
+def most_frequent(train: Sequence[Row], test: Sequence[Row]) -> list[str]:
+    """The most frequent answer to questions of the same kind."""
+    counts: dict[str, Counter[str]] = {}
+    for row in train:
+        counts.setdefault(row["kind"], Counter())[row["answer"]] += 1
+    return [counts[row["kind"]].most_common(1)[0][0] if row["kind"] in counts else "" for row in test]
