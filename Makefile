@@ -2,7 +2,7 @@
 PYTHON ?= python
 DEBUG := build/test-debug
 
-.PHONY: build check test test-debug mutants bench lint annotate clean
+.PHONY: build check test test-debug mutants bench lint annotate notebooks clean
 
 build:
 	TINYGPT_EXT=require $(PYTHON) setup.py build_ext --inplace
@@ -44,6 +44,10 @@ lint:
 	ruff check .
 	ruff format --check .
 	mypy
+
+# The notebooks, from their text beside them. Needs the extra notebooks.
+notebooks:
+	jupytext --to ipynb --update examples/quickstart.py examples/backward_by_hand.py
 
 annotate:
 	TINYGPT_EXT=require TINYGPT_ANNOTATE=1 $(PYTHON) setup.py build_ext --inplace
