@@ -15,7 +15,7 @@
 # # tinygpt: a first look
 #
 # This notebook trains a small GPT on Shakespeare, lets it write, and then looks at what makes the training work: the
-# backward pass. It takes about two minutes on two cores; no GPU is needed.
+# backward pass. It takes a minute or two on two cores; no GPU is needed.
 #
 # tinygpt is not on PyPI. In a clone of its repository it is installed by
 #
@@ -37,7 +37,7 @@ import numpy as np
 import tinygpt as tg
 
 # %% tags=["parameters"]
-STEPS = 500  # about a minute on two cores
+STEPS = 500  # about a minute
 OUT = Path("out")  # runs are saved in folders below this one
 
 # %% [markdown]

@@ -196,6 +196,7 @@ def test_interrupted_and_resumed_is_undisturbed(
     assert (result.signal, result.step) == (number, step), (
         f"{trainer.config}, {trainer.state}, handlers were {handlers}"
     )
+    assert result.summary().startswith(f"Training was interrupted at step {step} after ")
     assert CheckpointFolder(tmp_path).load().step == step
     again = make_trainer(tmp_path, gradient_accumulation=2)
     again.resume()

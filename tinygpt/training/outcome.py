@@ -85,6 +85,8 @@ class TrainingResult:
         seconds = f"at step {self.step} after {self.seconds:.0f} s"
         if self.over:
             return f"Training ended {self.over} {seconds}"
+        if self.signal is not None:
+            return f"Training was interrupted {seconds}, and saved: resume it to continue"
         if self.begin < self.step:
             early = f"stopped early, with no better result in the last {self.patience} evaluations,"
             return f"Training {early if self.stopped_early else 'finished'} {seconds}"
