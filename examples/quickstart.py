@@ -86,9 +86,9 @@ print(write("ROMEO:\n", 100))
 # ## Training
 #
 # `Trainer` draws batches, steps the optimizer, evaluates, and saves checkpoints and metrics in a folder. A **callback**
-# is any function that takes a dictionary: it gets every record of the metrics, `{"step", "loss", "lr", "grad_norm",
-# "tokens", "seconds"}` every `log_every` steps and `{"step", "validation_loss"}` after each evaluation. This one lets
-# the model write a line whenever it was evaluated. The button that stops a cell saves the run first.
+# is any function that takes a dictionary. It gets every record of the metrics: one with `step`, `loss`, `lr`,
+# `grad_norm` and more every `log_every` steps, and one with `step` and `validation_loss` after each evaluation. This
+# one lets the model write a line whenever it was evaluated. The button that stops a cell saves the run first.
 
 # %%
 norms = []

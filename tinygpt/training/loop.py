@@ -88,11 +88,11 @@ class Trainer:
     run's files. It always refuses a folder that another run is using.
 
     train_tokens, validation_tokens: integers, shape (N,), memory-mapped or not; None with an objective. callbacks:
-    called with every record of the metrics file, a dictionary: {"step", "loss", "lr", "grad_norm", "tokens", "seconds"}
-    every `log_every` steps, {"step", "validation_loss"} after an evaluation. One that raises ends the run with
-    CallbackError. stream: where to show progress, any object with a `write` method; by default sys.stderr or, in a
-    notebook, the cell. tokenizer: the folder is then a model that everything loads: tinygpt as soon as it holds a
-    checkpoint, and at the end transformers (`leaving.py`).
+    called with every record of the metrics file, a dictionary: with "step", "loss", "lr", "grad_norm" and more
+    (`metrics.py`) every `log_every` steps, with "step" and "validation_loss" after an evaluation. One that raises ends
+    the run with CallbackError. stream: where to show progress, any object with a `write` method; by default sys.stderr
+    or, in a notebook, the cell. tokenizer: the folder is then a model that everything loads: tinygpt as soon as it
+    holds a checkpoint, and at the end transformers (`leaving.py`).
     Raises UsageError if a text is shorter than the block, RangeError if it has an id outside the model's vocabulary.
     """
 
