@@ -190,7 +190,7 @@ def test_convert_merges_or_writes_the_adapter(folder: Path, tmp_path: Path) -> N
 
 SETTINGS: dict[str, tuple[Any, str]] = {
     "peft_type": ("LOHA", "peft_type is 'LOHA', but tinygpt supports only 'LORA'"),
-    "task_type": ("SEQ_CLS", "task_type is 'SEQ_CLS', but tinygpt supports only 'CAUSAL_LM' or"),
+    "task_type": ("SEQ_2_SEQ_LM", "task_type is 'SEQ_2_SEQ_LM', but tinygpt supports only 'CAUSAL_LM' or"),
     "bias": ("lora_only", "bias is 'lora_only', but tinygpt supports only 'none'"),
     "init_lora_weights": ("pissa", "init_lora_weights is 'pissa', but tinygpt supports only True or"),
     "use_dora": (True, "use_dora is True, which tinygpt does not support"),

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.compat import EXTRA, load_ours, load_theirs, make_theirs, torch
-from tinygpt import GPT, interop, nn
+from tests.compat import EXTRA, load_ours, load_theirs, make_theirs, torch, transformers
+from tinygpt import GPT, GPTForSequenceClassification, interop, nn
 from tinygpt.errors import CheckpointError
 from tinygpt.nn.lora import lora_layers, lora_of
 
@@ -186,3 +186,44 @@ def test_another_base_of_theirs(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"is for another model: .* needs \(2, 24\)"):
         interop.load_adapter(other, tmp_path / "adapter")
     assert lora_of(other) is None
+
+
+# Classifiers ----------------------------------------------------------------------------------------
+
+
+def their_classifier(base: Path) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the head is new
+        model = transformers.GPT2ForSequenceClassification.from_pretrained(base, num_labels=3, dtype=torch.float32)
+    model.config.pad_token_id = 0
+    return model.eval()
+
+
+def test_a_classifier_of_theirs(tmp_path: Path) -> None:
+    """PEFT saves the head beside the adapter, and its names of what it saves are the same for all models."""
+    base = base_folder(tmp_path)
+    theirs = with_adapter(their_classifier(base), task_type="SEQ_CLS", target_modules=["c_attn"])
+    theirs.save_pretrained(tmp_path / "adapter")
+    ours = GPTForSequenceClassification.from_pretrained(tmp_path / "adapter", dropout=0.0)
+    ids = IDS % 30 + 1  # none of them padding
+    with torch.no_grad():
+        expected = theirs(torch.tensor(ids)).logits.numpy()
+    np.testing.assert_allclose(ours(ids).data, expected, rtol=0, atol=2e-5)
+
+
+def test_a_classifier_of_ours(tmp_path: Path) -> None:
+    base, rng = base_folder(tmp_path), np.random.default_rng(1)
+    body = nn.add_lora(GPT.from_pretrained(base, dropout=0.0))
+    for layer in lora_layers(body).values():
+        layer.lora_B.data[...] = 0.3 * rng.standard_normal(layer.lora_B.shape)
+    ours = GPTForSequenceClassification(body, 3, "single_label_classification").eval()
+    ours.score.weight.data[...] = rng.standard_normal(ours.score.weight.shape)
+    interop.save_adapter(ours, tmp_path / "adapter")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.simplefilter("ignore", FutureWarning)
+        theirs = peft.PeftModel.from_pretrained(their_classifier(base), tmp_path / "adapter").eval()
+    ids = IDS % 30 + 1
+    with torch.no_grad():
+        found = theirs(torch.tensor(ids)).logits.numpy()
+    np.testing.assert_allclose(found, ours(ids).data, rtol=0, atol=2e-5)

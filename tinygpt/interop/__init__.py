@@ -16,7 +16,7 @@ folder = tinygpt.interop.find_model("gpt2")                  # the folder of its
 | `plain_gpt.py` | whether a model can be saved as GPT-2 |
 | `classifier.py` | the same for classifiers |
 | `harness.py` | a model in lm-evaluation-harness |
-| `peft.py`, `peft_config.py` | LoRA adapters: their arrays and their configuration |
+| `peft.py`, `peft_config.py`, `peft_head.py` | LoRA adapters: arrays, configuration, a classifier's head |
 | `torch_file.py`, `torch_pickle.py`, `torch_tensors.py` | pytorch_model.bin, read without executing anything |
 | `word_vectors.py`, `vector_files.py` | word2vec's and fastText's vectors as token embeddings, and their files |
 | `hub.py` | finding models by name: the local cache and the hub |

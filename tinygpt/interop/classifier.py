@@ -30,7 +30,9 @@ from ..safetensors_io import SafetensorsFile
 from ..tokenizers import Tokenizer
 from .config import CONFIG, config_json, read_json
 from .hub import find_model
-from .loading import from_pretrained, is_run
+from .loading import from_pretrained, is_run, with_tokenizer
+from .peft import base_of, is_adapter, load_adapter, open_adapter
+from .peft_head import head_in, is_for_classifier, labels_in
 from .saving import Folder, arrays_of, generation_of, token_ids, write_folder
 from .weights import HEAD, PREFIX, SCORE, Weights, open_weights
 
@@ -58,6 +60,9 @@ def load_classifier(
 ) -> Any:
     """See `GPTForSequenceClassification.from_pretrained`. options: of `interop.from_pretrained`."""
     folder = find_model(folder_or_name, revision)
+    if is_adapter(folder):
+        return read_whole(folder, partial(_with_adapter, cls, K=num_labels, names=label_names, problem=problem_type,
+                                          **options))  # fmt: skip
     with backends.use_backend("numpy"):
 
         def read(place: Path) -> tuple[Any, Head | None]:
@@ -75,11 +80,28 @@ def load_classifier(
     return clf.to(backends.current())
 
 
+def _with_adapter(
+    cls: Any, folder: Path, K: int | None, names: Sequence[str] | None, problem: str | None, **options: Any
+) -> Any:
+    """The classifier of an adapter: on its base's body, or on the base itself if that is one."""
+    base, revision = base_of(folder)
+    if is_for_classifier(folder):
+        with open_adapter(folder) as file:
+            rows = head_in(file)[0]
+            found, its_problem = labels_in(file)
+            K = rows if K is None else K
+            names, problem = names or found, problem or its_problem
+    clf = load_classifier(cls, base, K, names, problem, revision=revision, checkpoint="best", **options)
+    load_adapter(clf, folder)
+    return clf.eval()
+
+
 def load_with_tokenizer(folder_or_name: str | os.PathLike[str], **options: Any) -> tuple[Any, Tokenizer]:
     """A classifier and the tokenizer in the same folder: `GPTForSequenceClassification.from_pretrained`'s options."""
 
     def read(place: Path) -> tuple[Any, Tokenizer]:
-        clf, tokenizer = GPTForSequenceClassification.from_pretrained(place, **options), tokenizers.load(place)
+        clf, tokenizer = GPTForSequenceClassification.from_pretrained(place, **options), tokenizers.load(
+            with_tokenizer(place))  # fmt: skip
         if tokenizer.ids_of_texts > clf.config.vocab_size:
             raise CheckpointError(
                 f"the tokenizer in {folder} has {tokenizer.vocab_size} tokens, but the model has "
@@ -101,6 +123,8 @@ def is_classifier(folder: Path, checkpoint: str = "best") -> bool:
         path = folder / CheckpointFolder(folder).entry(checkpoint)["file"]
         with SafetensorsFile(path) as file:
             return Weights.of_run(path, file).score is not None
+    if is_adapter(folder):
+        return is_for_classifier(folder)
     if not (folder / CONFIG).exists():
         return False
     with open_weights(folder) as weights:

@@ -37,6 +37,7 @@ from ..safetensors_io import SafetensorsFile, write_safetensors
 from .config import read_json
 from .hub import find_here
 from .peft_config import config_json, settings_of
+from .peft_head import ARRAY, TASK, body_of, head_content, head_in, put_head, without_head
 from .saving import FORMATS, finish_save, remove_left_over
 from .torch_file import TorchFile
 from .weights import ADAPTER, ADAPTER_CONFIG, ORDER, TORCH_ADAPTER
@@ -118,17 +119,17 @@ def write_adapter(
 
 
 def _write(folder: Path, model: Any, content: Mapping[str, Any], dtype: str) -> None:
-    arrays = {}
-    for path, layer in lora_layers(model).items():
+    settings, arrays, metadata = head_content(model)
+    for path, layer in lora_layers(body_of(model)).items():
         for letter, parameter in (("A", layer.lora_A), ("B", layer.lora_B)):
             arrays[f"{_PREFIX}{_BODY}{path}.lora_{letter}.weight"] = backends.move(parameter.data, "numpy")
     base = {name: getattr(model.config, name) for name in _OF_THE_BASE}
     with open(folder / ADAPTER, "wb") as file:
-        write_safetensors(file, arrays, {"format": "pt", _BASE: json.dumps(base)}, dtype)
+        write_safetensors(file, arrays, {"format": "pt", _BASE: json.dumps(base), **metadata}, dtype)
         file.flush()
         os.fsync(file.fileno())
     with open(folder / ADAPTER_CONFIG, "wb") as file:
-        file.write(json.dumps(content, indent=2, sort_keys=True).encode("utf-8") + b"\n")
+        file.write(json.dumps({**content, **settings}, indent=2, sort_keys=True).encode("utf-8") + b"\n")
         file.flush()
         os.fsync(file.fileno())
 
@@ -167,6 +168,7 @@ def base_of(folder: Path) -> tuple[str, str]:
 def load_adapter(model: Any, folder: str | os.PathLike[str]) -> Any:
     """Add the adapter in `folder` to `model`, its base, which is frozen. Returns the model.
 
+    An adapter of a classifier (PEFT's SEQ_CLS) is for a `GPTForSequenceClassification`, which gets its head, too.
     The adapter may have been written by PEFT. Raises CheckpointError if it is damaged, made for another model, or uses
     what this package lacks; the model is then unchanged.
     """
@@ -178,19 +180,35 @@ def _load(model: Any, folder: Path) -> Any:
         raise UsageError("load_adapter: this model has an adapter already: merge it first (tinygpt.nn.merge_lora)")
     path = folder / ADAPTER_CONFIG
     content = read_json(path)
-    lora = settings_of(path, content)
-    torch_file = not (folder / ADAPTER).exists() and (folder / TORCH_ADAPTER).exists()
-    with TorchFile(folder / TORCH_ADAPTER) if torch_file else SafetensorsFile(folder / ADAPTER) as file:
-        _check_base(model, file)
-        found = _paths(model, file, lora)
-        targets = _targets(folder, content, found, linear_paths(model))
+    lora = settings_of(path, without_head(content))
+    body, head = body_of(model), None
+    if content.get("task_type") == TASK and body is model:
+        raise CheckpointError(
+            f"the adapter in {folder} is for a classifier: load it with GPTForSequenceClassification.from_pretrained, "
+            "or onto such a model"
+        )
+    with open_adapter(folder) as file:
+        _check_base(body, file)
+        if content.get("task_type") == TASK:
+            head_in(file, *model.score.weight.shape)
+            head = file.read(ARRAY)
+        found = _paths(body, file, lora, head is not None)
+        targets = _targets(folder, content, found, linear_paths(body))
         arrays = {name: file.read(name) for names in found.values() for name in names}
-    insert_lora(model, LoRA(lora.rank, lora.alpha, lora.dropout, targets, lora.rslora))
-    for layer_path, layer in lora_layers(model).items():
+    insert_lora(body, LoRA(lora.rank, lora.alpha, lora.dropout, targets, lora.rslora))
+    if head is not None:
+        put_head(model, head)
+    for layer_path, layer in lora_layers(body).items():
         for parameter, name in zip((layer.lora_A, layer.lora_B), found[layer_path], strict=True):
             parameter.data[...] = backends.move(arrays[name].astype(parameter.dtype), parameter.backend)
             parameter.mark_changed()
     return model
+
+
+def open_adapter(folder: Path) -> ArrayFile:
+    """The file of an adapter's arrays: a context manager."""
+    torch_file = not (folder / ADAPTER).exists() and (folder / TORCH_ADAPTER).exists()
+    return TorchFile(folder / TORCH_ADAPTER) if torch_file else SafetensorsFile(folder / ADAPTER)
 
 
 def _check_base(model: Any, file: ArrayFile) -> None:
@@ -208,11 +226,16 @@ def _check_base(model: Any, file: ArrayFile) -> None:
         )
 
 
-def _paths(model: Any, file: ArrayFile, lora: LoRA) -> dict[str, list[str]]:
-    """Path of a layer -> the names of its A and B. Raises CheckpointError unless all fit this model."""
+def _paths(model: Any, file: ArrayFile, lora: LoRA, head: bool) -> dict[str, list[str]]:
+    """Path of a layer -> the names of its A and B. head: a classifier's may be there as well.
+
+    Raises CheckpointError unless all fit this model.
+    """
     shapes = linear_paths(model)
     found: dict[str, dict[str, str]] = {}
     for name, info in file.arrays.items():
+        if head and name == ARRAY:
+            continue
         match = _ARRAY.fullmatch(name)
         if match is None:
             raise CheckpointError(
