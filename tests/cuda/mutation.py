@@ -244,14 +244,14 @@ def ends_caught(file: str, program: Program, version: str, all_cases: list[Case]
     return status != 0
 
 
-def run(source: str, numbers: Sequence[int]) -> list[int]:
+def run(source: str, numbers: Sequence[int], thorough: bool) -> list[int]:
     """Those of the mutants of a source, by number, that no case notices.
 
     At first only the instances for packs are broken, of attention those for small heads; most mutants do not survive
     that, and the others need not be compiled.
     """
     file = SOURCES[source]
-    all_cases = cases(file, thorough=len(numbers) == len(mutants(source)))
+    all_cases = cases(file, thorough)
     small = [
         e
         for e in instances(file)
@@ -280,9 +280,9 @@ def missed_of(source: str, numbers: list[int], chosen: Sequence[str], all_cases:
     return [i for i in numbers if not ends_caught(SOURCES[source], program, f"v{i}", all_cases)]
 
 
-def survivors(source: str, numbers: Sequence[int]) -> list[str]:
-    """The changes that no case notices, of these mutants."""
-    command = [sys.executable, "-P", "-m", "tests.cuda.mutation", source, *map(str, numbers)]
+def survivors(source: str, numbers: Sequence[int], thorough: bool) -> list[str]:
+    """The changes that no case notices, of these mutants. thorough: of more cases."""
+    command = [sys.executable, "-P", "-m", "tests.cuda.mutation", source, str(int(thorough)), *map(str, numbers)]
     home = str(Path(tinygpt.__file__).parent.parent)  # the tinygpt under test, installed or not
     search = os.pathsep.join(filter(None, [home, str(ROOT), os.environ.get("PYTHONPATH")]))
     environment = os.environ | {"PYTHONPATH": search, "OPENBLAS_NUM_THREADS": "1"}
@@ -292,4 +292,5 @@ def survivors(source: str, numbers: Sequence[int]) -> list[str]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(run(sys.argv[1], [int(number) for number in sys.argv[2:]])))
+    source, thorough, *numbers = sys.argv[1:]
+    print(json.dumps(run(source, [int(number) for number in numbers], thorough == "1")))

@@ -35,6 +35,7 @@ LONG = (
     "clip.cu",
     "gelu.cu",
 )
+PART = 50
 IN_ORDER = (*LONG, *(source for source in SOURCES if source not in LONG))  # so that no worker is left alone with them
 
 
@@ -149,15 +150,26 @@ EQUIVALENT: dict[str, list[str]] = {
 LISTED = {change for table in (EQUIVALENT, cases.EQUIVALENT) for changes in table.values() for change in changes}
 
 
-@pytest.mark.parametrize("source", IN_ORDER)
-def test_every_broken_place_fails(source: str, request: pytest.FixtureRequest) -> None:
-    """But for those that make no difference, which are listed; and the list holds no other."""
-    if not request.config.getoption("--exhaustive"):
-        assert survivors(source, sample(source, LISTED)) == []
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """The mutants of a source: a sample of them or, with --exhaustive, all, in parts that the workers share."""
+    if "numbers" not in metafunc.fixturenames:
         return
-    passed = set(survivors(source, range(len(mutants(source)))))
+    if metafunc.config.getoption("--exhaustive"):
+        starts = [(source, start) for source in IN_ORDER for start in range(0, len(mutants(source)), PART)]
+        chosen = [(source, range(start, min(start + PART, len(mutants(source))))) for source, start in starts]
+        metafunc.parametrize(("source", "numbers"), chosen, ids=[f"{source}-{start}" for source, start in starts])
+    else:
+        metafunc.parametrize(("source", "numbers"), [(source, None) for source in IN_ORDER], ids=IN_ORDER)
+
+
+def test_every_broken_place_fails(source: str, numbers: range | None) -> None:
+    """But for those that make no difference, which are listed; and the list holds no other."""
+    if numbers is None:
+        assert survivors(source, sample(source, LISTED), thorough=False) == []
+        return
+    passed = set(survivors(source, numbers, thorough=True))
     assert sorted(passed - LISTED) == []
-    assert sorted(LISTED & {mutant.change for mutant in mutants(source)} - passed) == []
+    assert sorted(LISTED & {mutants(source)[i].change for i in numbers} - passed) == []
 
 
 def test_the_list_names_changes_that_are_made() -> None:
