@@ -89,6 +89,31 @@ def on_tensor_cores(device: Device, dtype: Any, size: Any) -> None:
         assert (off <= 1.2 * bound + 1e-6).all(), f"{name} is off by {np.nanmax(off / (bound + 1e-9)):.3g} bounds"
 
 
-CHECKS: tuple[Callable[[Device], None], ...] = tuple(
-    partial(on_tensor_cores, dtype=np.float16, size=size) for size in SIZES[:6]
+def far_from_zero(device: Device, is_causal: bool) -> None:
+    """Scores of 2**18 and a little, exact in float32, over three tiles: results are those of the same scores near zero.
+
+    A float32 lse of that size is off by up to 0.02, so its second part shows in 16 bits too.
+    """
+    rng = np.random.default_rng(0)
+    q, k = (2 * rng.integers(-2, 3, (1, 2, 130, 8)).astype(np.float16) for _ in range(2))
+    v, dy = (rng.standard_normal((1, 2, 130, 8)).astype(np.float16) for _ in range(2))
+    results = []
+    for far in (0, 2**11):
+        q[..., 0], k[..., 0] = far, far
+        options = (is_causal, 2.0**-4, 0.0, 0, 0)
+        y, lse = attention.attention_forward(device, q, k, v, *options)
+        gradients = [device.empty(q.shape, np.float16) for _ in range(3)]
+        attention.attention_backward(device, dy, q, k, v, y, lse, *options, *gradients)
+        dq, dk, dv = (gradient.astype(np.float32) for gradient in gradients)
+        results.append([y.astype(np.float32), dq[..., 1:], dk[..., 1:], dv])
+    assert {file for file, _ in device.launched} == {"attention_mma", "attention"}
+    for name, near, got in zip(("y", "dq", "dk", "dv"), *results, strict=True):
+        off = np.abs(near - got).max() / np.abs(near).max()
+        assert off <= 2 * UNITS["float16"], f"{name} far from zero is off by {off:.2g} of its greatest number"
+
+
+CHECKS: tuple[Callable[[Device], None], ...] = (
+    *(partial(on_tensor_cores, dtype=np.float16, size=size) for size in SIZES[:6]),
+    partial(far_from_zero, is_causal=True),
+    partial(far_from_zero, is_causal=False),
 )

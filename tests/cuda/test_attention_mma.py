@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.cuda.attention_mma import SIZES, drawn, on_tensor_cores, results_of
+from tests.cuda.attention_mma import SIZES, drawn, far_from_zero, on_tensor_cores, results_of
 from tests.cuda.emulator import COMPILER, Device
 from tinygpt._ext.cuda import attention, attention_mma
 
@@ -24,6 +24,11 @@ BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_results_are_within_the_roundings_to_16_bits(size: Any, dtype: Any) -> None:
     on_tensor_cores(Device(), dtype, size)
+
+
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_scores_far_from_zero(is_causal: bool) -> None:
+    far_from_zero(Device(), is_causal)
 
 
 @pytest.mark.parametrize("size", [SIZES[0], SIZES[4]], ids=str)

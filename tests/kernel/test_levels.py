@@ -68,9 +68,9 @@ lacking = sys.argv[1]
 if lacking == "instructions":
     from tinygpt._ext import levels
     levels.supported = lambda: ["native", "baseline"]
+    _ext.built = lambda name: True
 elif lacking != "nothing":
-    really = _ext.built
-    _ext.built = lambda name: lacking == "one level" and name != "avx512" and really(name)
+    _ext.built = lambda name: lacking == "one level" and name != "avx512"
 try:
     tg.tensor(np.ones((2, 3), np.float32)).gelu()
 except tg.UsageError as error:

@@ -295,7 +295,7 @@ __global__ void __launch_bounds__(WARPS *WARP)
     copy_rows<HEAD>(k, k_layout.row, 0, problem.Tk, problem.D, tiles);
     copy_rows<HEAD>(v, k_layout.row, 0, problem.Tk, problem.D, tiles + TILE);
     end_group();
-    float sums[HEAD / 8][4], top[2] = {lowest, lowest}, total[2] = {0, 0};
+    float sums[HEAD / 8][4], top[2] = {lowest, lowest}, power[2] = {lowest, lowest}, total[2] = {0, 0};
     clear(sums);
     const real *k_tile = tiles, *v_tile = tiles + TILE;
     for (int first_key = 0; first_key < stop; first_key += SIZE) {
@@ -323,13 +323,16 @@ __global__ void __launch_bounds__(WARPS *WARP)
                 if (!whole && !is_allowed(problem, query, key)) s[n][i] = lowest;
                 most[i / 2] = fmaxf(most[i / 2], s[n][i]);
             }
+        // `power`: the greatest score as a power of two, rounded. All sums are relative to it, so the same rounded
+        // number must be subtracted everywhere, and a product with it must not be fused into an fma where it is not.
         float shift[2];
 #pragma unroll
         for (int h = 0; h < 2; h++) {
-            most[h] = row_max(most[h]);
-            shift[h] = most[h] == lowest ? 0 : most[h] * scale;  // no key allowed so far: 2^(-inf - 0) = 0
-            const float fade = power_of_two(top[h] * scale - shift[h]);
-            top[h] = most[h];
+            top[h] = row_max(most[h]);
+            const float before = power[h];
+            power[h] = top[h] * scale;
+            shift[h] = top[h] == lowest ? 0 : power[h];  // no key allowed so far: 2^(-inf - 0) = 0
+            const float fade = power_of_two(before - shift[h]);
             total[h] *= fade;
 #pragma unroll
             for (int d = 0; d < HEAD / 8; d++) {
@@ -341,7 +344,7 @@ __global__ void __launch_bounds__(WARPS *WARP)
         for (int n = 0; n < SIZE / 8; n++)
 #pragma unroll
             for (int i = 0; i < 4; i++) {
-                s[n][i] = power_of_two(s[n][i] * scale - shift[i / 2]);
+                s[n][i] = power_of_two(fmaf(s[n][i], scale, -shift[i / 2]));
                 total[i / 2] += s[n][i];
             }
         if (problem.threshold)
@@ -371,7 +374,7 @@ __global__ void __launch_bounds__(WARPS *WARP)
         const int query = first_row + g + 8 * h;
         factors[h] = 1 / all;
         if (query < problem.Tq && t == 0)
-            store_lse(top[h] * scale, log(all), lse + ((long long)blockIdx.x * problem.Tq + query) * 2);
+            store_lse(power[h], log(all), lse + ((long long)blockIdx.x * problem.Tq + query) * 2);
     }
     store_rows<HEAD>(head_of(y, y_layout, problem), y_layout.row, sums, factors, first, problem.Tq, problem.D);
 }
@@ -387,7 +390,7 @@ __device__ inline void score_gradients(float (&s)[4], const float (&da)[4], floa
                                        const Delta &delta) {
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-        const float p = allowed(i) ? power_of_two(s[i] * (scale * LOG2_E) - near(i) - rest(i)) : 0;
+        const float p = allowed(i) ? power_of_two(fmaf(s[i], scale * LOG2_E, -near(i)) - rest(i)) : 0;
         const float m = kept(i) ? keep : 0;
         a[i] = p * m;
         s[i] = p == 0 ? 0 : p * (da[i] * m - delta(i)) * scale;
