@@ -15,7 +15,7 @@ A model of 2 layers and 64 channels reads the conversations for training, and is
 is a word or a Chinese character. The metric is the F1 of words (in Chinese: characters). The baseline is the answer to
 the most similar thing said in training.
 
-Needs PyYAML: pip install 'tinygpt[examples]'.
+Needs PyYAML: pip install -e '.[examples]'.
 """
 
 from __future__ import annotations

