@@ -156,6 +156,7 @@ def test_packed_documents(run: Any, rows: Path, tmp_path: Path) -> None:
         places = loader.windows_per_epoch * 16
         waste = places - loader.target_count
         assert f"epochs of {loader.windows_per_epoch} windows" in answer.out
+        assert f"steps 0 to {-(-2 * loader.windows_per_epoch // 3)}, each 1 x 3" in answer.out
         assert f"{waste} of {places} positions ({waste / places:.1%}) are padding" in answer.out
         assert ("--pack puts several documents into a row" in answer.out) == (not pack)
         assert settings_of(tmp_path / name)["pack"] is pack
