@@ -22,7 +22,8 @@ loss = evaluate(model, validation_tokens)           # over the whole text
 | `evaluation`, `final` | the validation loss; that of the best weights at the end |
 | `saving`, `state` | saving a run as a checkpoint (`tinygpt/checkpoint.py`); checking and restoring it |
 | `reporting`, `metrics`, `picture`, `progress` | output lines, the metrics file, the loss curve, the progress bar |
-| `watch`, `following`, `estimate`, `energy` | following a run: samples, speed and peak, energy, a limit of time |
+| `watch`, `following`, `loggers` | following a run: samples, a limit of time, TensorBoard and others |
+| `estimate`, `energy` | speed and the processor's peak; the energy used |
 | `interrupt`, `outcome` | signals; the state and the result of a run |
 """
 

@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import time
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ from .config import check_setting, declare
 from .energy import WATTS, EnergyMeter
 from .estimate import flops_per_token, measured_peak
 from .folder import CONFIGURATION
+from .loggers import LOGS, Logger, logger_names, require_loggers
 from .metrics import read_metrics
 from .optimizers import averaged
 from .options import add_options, given_options
@@ -47,11 +49,13 @@ class Following:
     sample_every: int | None = declare(None, "steps between samples, on the screen and in metrics.jsonl", at_least=1)
     sample_prompt: str | None = declare(None, "what samples begin with (default: a line break, or a text's start)")
     sample_tokens: int = declare(100, "tokens in a sample", at_least=1)
+    log_to: str | None = declare(None, f"loggers, besides metrics.jsonl, separated by commas: {', '.join(LOGS)}")
     watts: float = declare(WATTS, "power of a busy core, for the estimate of energy without RAPL's counters", above=0)
 
     def __post_init__(self) -> None:
         for setting in dataclasses.fields(self):
             check_setting("following", setting, getattr(self, setting.name))
+        logger_names(self.log_to)
         if self.sample_prompt is not None and self.sample_every is None:
             raise UsageError("--sample-prompt is what the samples of --sample-every begin with: give both, or neither")
 
@@ -68,7 +72,9 @@ def choose_following(options: argparse.Namespace, folder: Path) -> Following:
         with contextlib.suppress(OSError, ValueError):  # an older run has no such file
             values = tomllib.loads((folder / CONFIGURATION).read_text(encoding="utf-8"))
             stored = {name: value for name, value in values.items() if name in names}
-    return Following(**stored | given_options(options, Following))
+    following = Following(**stored | given_options(options, Following))
+    require_loggers(logger_names(following.log_to))
+    return following
 
 
 def follow(trainer: Trainer, following: Following, tokenizer: Tokenizer, template: Template | None = None) -> None:
@@ -78,7 +84,9 @@ def follow(trainer: Trainer, following: Following, tokenizer: Tokenizer, templat
         if not hasattr(trainer.model, "generate"):
             raise UsageError("--sample-every is for models that write text, and this one doesn't: leave it out")
         prompt = _prompt(following.sample_prompt, tokenizer, template)
-    trainer.watch = Follower(following, tokenizer, prompt)
+    loggers = [Logger(name, trainer) for name in logger_names(following.log_to)]
+    trainer.callbacks += loggers
+    trainer.watch = Follower(following, tokenizer, prompt, loggers)
 
 
 def _prompt(text: str | None, tokenizer: Tokenizer, template: Template | None) -> np.ndarray:
@@ -101,8 +109,14 @@ def _prompt(text: str | None, tokenizer: Tokenizer, template: Template | None) -
 class Follower(Watch):
     """Measures speed and energy, writes samples, and ends the run when its time is over."""
 
-    def __init__(self, following: Following, tokenizer: Tokenizer, prompt: np.ndarray | None) -> None:
-        self.following, self.tokenizer, self.prompt = following, tokenizer, prompt
+    def __init__(
+        self,
+        following: Following,
+        tokenizer: Tokenizer,
+        prompt: np.ndarray | None = None,
+        loggers: Sequence[Logger] = (),
+    ) -> None:
+        self.following, self.tokenizer, self.prompt, self.loggers = following, tokenizer, prompt, loggers
         self.peak = 0.0
         self._end = float("inf")
         self._step_begin = self._step_time = 0.0  # seconds in steps since the last record
@@ -113,6 +127,8 @@ class Follower(Watch):
         config, model = trainer.config, trainer.model
         backend = trainer.parameters[0].backend
         self._begin, self._first = time.monotonic(), trainer.state.step
+        for logger in self.loggers:
+            logger.begin = self._first
         if self.following.max_minutes is not None:
             self._end = self._begin + 60 * self.following.max_minutes
         self._tokens = config.gradient_accumulation * trainer.objective.tokens
@@ -175,6 +191,10 @@ class Follower(Watch):
             words += f", {share:.0%} of the peak of {self.peak / 1e9:,.0f} GFLOP/s measured in a matrix product"
         words += f"; {self.meter.watt_hours():.3g} Wh ({self.meter.source})"
         progress.line(trainer.state.step, words)
+
+    def close(self) -> None:
+        for logger in self.loggers:
+            logger.close()
 
 
 def _energy_before(metrics: Path, name: str) -> float:

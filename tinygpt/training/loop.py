@@ -178,6 +178,7 @@ class Trainer:
             finally:
                 with contextlib.suppress(OSError):  # all lines have been written already
                     self.report.metrics.close()
+                self.watch.close()
                 progress.close()
         return self._result(begin, stop.signal)  # signals are no longer caught, so Ctrl-C can interrupt the drawing
 

@@ -39,3 +39,6 @@ class Watch:
 
     def end(self, trainer: Trainer, progress: Progress) -> None:
         """After the last step of this session; not after an error."""
+
+    def close(self) -> None:
+        """When the session is over, after an error as well."""
