@@ -101,6 +101,14 @@ def shown(path: str | os.PathLike[str]) -> str:
     return os.fsencode(path).decode("utf-8", errors="replace")
 
 
+def user_path(path: str | os.PathLike[str]) -> Path:
+    """The path with a leading ~ or ~name replaced by that home folder; a name that nobody has stays as it is.
+
+    `Path.expanduser` raises RuntimeError for such a name. Left as it is, opening it says that there is no such file.
+    """
+    return Path(os.path.expanduser(path))
+
+
 @contextlib.contextmanager
 def explain_os_errors(verb: str, path: str | os.PathLike[str]) -> Iterator[None]:
     """Turn an OSError (no such file, no permission, disk full) into a one-line UsageError."""

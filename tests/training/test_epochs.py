@@ -218,7 +218,7 @@ def test_ctrl_c_in_the_last_evaluation(run: Any, tmp_path: Path, monkeypatch: py
     said = answer.out.splitlines()
     result = next(number for number, line in enumerate(said) if line.startswith("Training finished at step 12"))
     assert said[result + 1].startswith("Stopped after 2 of ")
-    assert f"tinygpt eval --model {tmp_path / 'run'}" in said[result + 1]
+    assert f" eval --model {tmp_path / 'run'}" in said[result + 1]
     assert "Traceback" not in answer.err
     monkeypatch.undo()
     assert run("eval", f"--model={tmp_path / 'run'}").code == 0

@@ -137,7 +137,7 @@ def test_the_folder_is_a_model_with_its_template(run: Any, base: Path, rows: Pat
     answer = run("finetune", f"--model={base}", f"--data={rows}", f"--out={folder}", *QUICK, "--freeze=wte,wpe")
     assert answer.code == 0, answer.err
     assert "18 rows to train on;\n       2 of 20 rows are for validation" in answer.out
-    assert f"tinygpt chat --model {folder}" in answer.out
+    assert f"chat --model {folder}" in answer.out
     assert f"--template {folder / 'template.toml'}" in answer.out
     for name in ("config.json", "model.safetensors", "generation_config.json", "tokenizer.tinygpt.json"):
         assert (folder / name).exists()

@@ -54,7 +54,7 @@ def test_two_commands_from_a_csv_to_a_confusion_matrix(run: Any, base: Path, dat
     answer = run("finetune", "--model", base, "--data", data, "--out", out, *QUICK, "--steps=60", "--lr=0.01")
     assert answer.code == 0, answer.err
     assert "classify, 36 rows to train on" in answer.out
-    assert "tinygpt eval" in answer.out
+    assert f" eval --model {out}" in answer.out
     records = [record for record in read_metrics(out / "metrics.jsonl") if "validation_loss" in record]
     assert records[-1]["accuracy"] == 1.0
     assert records[-1]["macro_f1"] == 1.0

@@ -11,14 +11,13 @@ import argparse
 import copy
 import math
 import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..console import say
 from ..errors import UsageError
-from ..files import folder_made
+from ..files import folder_made, user_path
 from ..metrics.labelling import label_report, label_scores, label_table
 from ..training.finetuning import begin_finetuning
 from .rows import write_json
@@ -51,7 +50,7 @@ def cross_validate(options: argparse.Namespace) -> int:
             labels += right
     whole = label_report(clf, np.concatenate(scores), labels)
     summary = {name: spread([report[name] for report in reports]) for name in FIGURES}
-    place = folder_made(Path(options.out).expanduser()) / REPORT
+    place = folder_made(user_path(options.out)) / REPORT
     write_json(str(place), {**summary, "folds": reports, "all_rows": whole})
     print(f"{whole['rows']} rows, each tested once in {options.folds} folds; mean and standard deviation of the folds:")
     print("  ".join(f"{name.replace('_', ' ')} {mean:.4f} +- {std:.4f}" for name, (mean, std) in summary.items()))

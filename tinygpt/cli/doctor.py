@@ -36,7 +36,15 @@ EXTRAS = {
     "hub": ("models by their name, from the Hugging Face hub", ("huggingface_hub",)),
     "metrics": ("BLEU, chrF and ROUGE", ("sacrebleu", "rouge-score")),
     "notebooks": ("the notebooks in examples/", ("ipykernel", "jupytext", "nbclient")),
+    "tensorboard": ("--log-to tensorboard", ("tensorboardX",)),
+    "wandb": ("--log-to wandb", ("wandb",)),
+    "mlflow": ("--log-to mlflow", ("mlflow-skinny", "sqlalchemy", "alembic", "sqlparse")),
 }
+MODULES = {
+    "pyyaml": "yaml",
+    "rouge-score": "rouge_score",
+    "mlflow-skinny": "mlflow",
+}  # named otherwise than the package
 CUPY = ("cupy-cuda13x", "cupy-cuda12x", "cupy-cuda11x", "cupy")  # the names that CuPy is distributed under
 
 
@@ -200,9 +208,9 @@ def _sixteen_bits() -> str:
 
 
 def _extra(extra: str) -> str:
-    purpose, modules = EXTRAS[extra]
-    missing = [module for module in modules if not _is_there(module)]
-    there = ", ".join(f"{module} {_version(module) or ''}".rstrip() for module in modules)
+    purpose, packages = EXTRAS[extra]
+    missing = [package for package in packages if not _is_there(MODULES.get(package, package))]
+    there = ", ".join(f"{package} {_version(package) or ''}".rstrip() for package in packages)
     to_do = f"missing {', '.join(missing)}: pip install {' '.join(missing)}"
     return f"{to_do if missing else there} ({purpose})"
 

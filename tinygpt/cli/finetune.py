@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from .. import backends, kernel
 from ..console import say
 from ..data.dialogue import PRESETS, TEMPLATE
+from ..files import user_path
 from ..training import TrainingConfig
 from ..training.adapters import add_lora_options
 from ..training.configuration import add_config_option
@@ -96,7 +96,7 @@ def finetune(options: argparse.Namespace) -> int:
         from .cross_validation import cross_validate
 
         return cross_validate(options)
-    following = choose_following(options, Path(options.out).expanduser())
+    following = choose_following(options, user_path(options.out))
     with begin_finetuning(options) as run:
         follow(run.trainer, following, run.tokenizer, run.task.template)
         say(_description(run))

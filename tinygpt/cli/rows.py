@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import backends
 from ..errors import UsageError
-from ..files import atomic_write, explain_os_errors, shown
+from ..files import atomic_write, explain_os_errors, shown, user_path
 from .generating import load
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def check_targets(data: str | None, *paths: str | None) -> None:
             continue
         if data is not None and os.path.exists(path) and os.path.samefile(path, data):
             raise UsageError(f"{shown(path)} is the data itself: write to another file")
-        folder = Path(path).expanduser().parent
+        folder = user_path(path).parent
         if not folder.is_dir():
             raise UsageError(f"cannot write {shown(path)}: there is no folder {folder}")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UsageError
+from ..files import user_path
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,7 +47,7 @@ def tokenize(options: argparse.Namespace) -> int:
     names, given = given_text(options)
     if names is None:
         raise UsageError("tokenize needs texts: give files, folders, patterns or - (standard input)")
-    out = Path(options.out).expanduser()
+    out = user_path(options.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} is there already and not empty: choose another --out")
     if all(Path(name).suffix == ".bin" for name in names):
@@ -72,12 +73,12 @@ def _convert(options: argparse.Namespace, names: tuple[str, ...], out: Path) -> 
 
     if len(names) > 2:
         raise UsageError(f"tokenize takes one .bin, or one for training and one for validation, not {len(names)}")
-    tokenizer = tokenizers.load(Path(options.tokenizer).expanduser()) if options.tokenizer is not None else None
+    tokenizer = tokenizers.load(user_path(options.tokenizer)) if options.tokenizer is not None else None
     size = options.vocab_size
     if tokenizer is not None and size not in (None, tokenizer.vocab_size):
         raise UsageError(f"the tokenizer in {options.tokenizer} has {tokenizer.vocab_size} tokens, not {size}")
     size = size if tokenizer is None else tokenizer.vocab_size
-    parts = [open_bin(Path(name).expanduser(), size) for name in names]
+    parts = [open_bin(user_path(name), size) for name in names]
     folder_made(out)
     if options.format == "npy":
         end = None if tokenizer is None or options.cross_documents else tokenizer.eos_token_id

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import MissingExtraError
-from ..files import atomic_write, explain_os_errors, folder_made, remove_left_overs
+from ..files import atomic_write, explain_os_errors, folder_made, remove_left_overs, user_path
 from .downloads import download, is_intact, is_offline
 from .plays import find_plays, layout
 
@@ -38,7 +38,7 @@ class Corpus:
 def cache_folder() -> Path:
     """Where corpora are cached: `TINYGPT_CACHE`, or `tinygpt` in the platform's cache folder."""
     if chosen := os.environ.get("TINYGPT_CACHE"):
-        return Path(chosen).expanduser()
+        return user_path(chosen)
     if sys.platform == "win32":
         return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "tinygpt" / "Cache"
     if sys.platform == "darwin":

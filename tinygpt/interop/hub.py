@@ -17,6 +17,7 @@ import re
 from pathlib import Path
 
 from ..errors import CheckpointError, UsageError, missing_extra
+from ..files import user_path
 from .config import CONFIG, GENERATION, read_config
 from .weights import ADAPTER, ADAPTER_CONFIG, INDEXES, ORDER, TORCH_ADAPTER, WHOLE, shards_of, weights_file
 
@@ -44,7 +45,7 @@ def find_here(folder_or_name: str | os.PathLike[str], revision: str = "main") ->
     text = os.fspath(folder_or_name)
     if not isinstance(text, str) or not text:
         raise UsageError(f"a model must be given by its folder or its name, not {folder_or_name!r}")
-    path = Path(text).expanduser()
+    path = user_path(text)
     if path.is_dir():
         return path
     if path.exists():
@@ -73,10 +74,10 @@ def cache_folder() -> Path:
     """The download cache of Hugging Face's programs."""
     for variable in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
         if chosen := os.environ.get(variable):
-            return Path(os.path.expandvars(chosen)).expanduser()
+            return user_path(os.path.expandvars(chosen))
     if home := os.environ.get("HF_HOME"):
-        return Path(os.path.expandvars(home)).expanduser() / "hub"
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "huggingface" / "hub"
+        return user_path(os.path.expandvars(home)) / "hub"
+    return user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface" / "hub"
 
 
 def _in_cache(name: str, revision: str) -> Path | None:

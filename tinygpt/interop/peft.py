@@ -31,7 +31,7 @@ from typing import Any
 from .. import backends, exchange
 from ..array_file import ArrayFile
 from ..errors import CheckpointError, MissingExtraError, UsageError
-from ..files import explain_os_errors, folder_made
+from ..files import explain_os_errors, folder_made, user_path
 from ..nn.lora import LoRA, insert_lora, linear_paths, lora_layers, lora_of
 from ..safetensors_io import SafetensorsFile, write_safetensors
 from .config import read_json
@@ -96,9 +96,9 @@ def write_adapter(
         raise UsageError("save_adapter: this model has no adapter: add one with tinygpt.nn.add_lora, or save the model")
     if dtype not in FORMATS:
         raise UsageError(f"save_adapter: dtype must be one of {', '.join(FORMATS)}, not {dtype!r}")
-    if base is not None and Path(base).expanduser().is_dir():
-        base = str(Path(base).expanduser().resolve())  # found from any other folder, too
-    folder = folder_made(Path(folder).expanduser())
+    if base is not None and user_path(base).is_dir():
+        base = str(user_path(base).resolve())  # found from any other folder, too
+    folder = folder_made(user_path(folder))
     for name in (*ORDER, "checkpoints.json"):
         if (folder / name).exists():
             raise UsageError(f"save_adapter: {folder} contains a model ({name}): choose another folder")
@@ -152,7 +152,7 @@ def base_of(folder: Path) -> tuple[str, str]:
     )
     if not isinstance(name, str) or not name:
         raise CheckpointError(f"the adapter in {folder} does not say which model it is for: {to_do}")
-    if not Path(name).expanduser().is_dir() and (folder / name).is_dir():  # a path relative to the adapter
+    if not user_path(name).is_dir() and (folder / name).is_dir():  # a path relative to the adapter
         name = str(folder / name)
     try:
         found = find_here(name, revision)
@@ -172,7 +172,7 @@ def load_adapter(model: Any, folder: str | os.PathLike[str]) -> Any:
     The adapter may have been written by PEFT. Raises CheckpointError if it is damaged, made for another model, or uses
     what this package lacks; the model is then unchanged.
     """
-    return exchange.read_whole(Path(folder).expanduser(), lambda place: _load(model, place))
+    return exchange.read_whole(user_path(folder), lambda place: _load(model, place))
 
 
 def _load(model: Any, folder: Path) -> Any:

@@ -23,7 +23,7 @@ import numpy as np
 
 from .. import exchange
 from ..errors import UsageError
-from ..files import explain_os_errors, folder_made
+from ..files import explain_os_errors, folder_made, user_path
 from ..gpt import GPT
 from ..safetensors_io import CODES, DTYPES, write_safetensors
 from .config import CONFIG, GENERATION, TOKEN_IDS, config_json
@@ -105,7 +105,7 @@ def write_folder(
     """
     _check_format(dtype)
     limit = _shard_size(max_shard_size)
-    folder = folder_made(Path(folder).expanduser())
+    folder = folder_made(user_path(folder))
     if not of_run and (folder / "checkpoints.json").exists():
         raise UsageError(f"save_pretrained: {folder} contains a training run: choose another folder")
     if (folder / ADAPTER_CONFIG).exists():

@@ -23,7 +23,7 @@ from typing import Any
 
 from .. import __version__
 from ..errors import RangeError, UsageError
-from ..files import atomic_write, explain_os_errors, shown
+from ..files import atomic_write, explain_os_errors, shown, user_path
 from ..gpt import GPTConfig
 from .folder import CONFIGURATION
 from .settings import VOCAB_SIZES, Settings
@@ -67,7 +67,7 @@ def defaults_from(given: argparse.Namespace) -> dict[str, Any]:
 
     given: what the command line alone came to. Raises UsageError, with the file and the line.
     """
-    path = Path(given.config).expanduser()
+    path = user_path(given.config)
     keys = {name: action for _, group in given.keys for name, action in group.items()}
     with explain_os_errors("read the configuration", path):
         content = path.read_bytes()

@@ -33,7 +33,7 @@ from .. import exchange
 from ..checkpoint import CHECKPOINT, INDEX, MARK, MARK_FORMAT, marked_files, read_index
 from ..data.dialogue import TEMPLATE
 from ..errors import CheckpointError, UsageError
-from ..files import atomic_write, remove_left_overs, shown
+from ..files import atomic_write, remove_left_overs, shown, user_path
 from ..interop.config import CONFIG, GENERATION
 from ..interop.weights import SINGLE
 from ..lock import Lock, NoLocksError
@@ -57,7 +57,7 @@ class RunFolder:
     """The folder of one run, which need not exist yet. Leaving its context releases the lock and cleans up."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path).expanduser()
+        self.path = user_path(path)
         self._lock: Lock | None = None
         self._staging: Path | None = None
         self._made: list[Path] = []  # folders that this object created

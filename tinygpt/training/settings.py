@@ -18,7 +18,6 @@ import argparse
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from .. import backends, tokenizers
@@ -26,6 +25,7 @@ from ..backends.precision import activation_dtype
 from ..checkpoint import Checkpoint, CheckpointFolder, require_same
 from ..data import shakespeare
 from ..errors import UsageError, require_together
+from ..files import user_path
 from ..gpt import GPTConfig
 from ..interop.config import GENERATION
 from ..memory import require_memory
@@ -256,9 +256,9 @@ def check_settings(settings: Settings) -> None:
 
 def _check_tokenizer(name: str) -> None:
     """Raise UsageError unless `name` is a folder that a tokenizer can be loaded from."""
-    if not Path(name).expanduser().is_dir():
+    if not user_path(name).is_dir():
         raise UsageError(
             f"there is no tokenizer {name!r}: give {', '.join(TOKENIZERS)} or a folder that holds a tokenizer, such as "
             "a run's"
         )
-    tokenizers.load(Path(name).expanduser())
+    tokenizers.load(user_path(name))

@@ -27,7 +27,7 @@ from ..data import CharacterVocabulary, open_tokens, read_text, shakespeare, spl
 from ..data.token_bins import check_range
 from ..data.tokens import write_token_parts
 from ..errors import UsageError
-from ..files import explain_os_errors, shown
+from ..files import explain_os_errors, shown, user_path
 from ..gpt import GPTConfig
 from ..memory import require_memory
 from ..tokenizers import ByteTokenizer, Tokenizer, UnknownCharacterError
@@ -167,7 +167,7 @@ def _tokenizer(settings: Settings, kind: str, single: bool) -> Tokenizer | Chara
         return ByteTokenizer(end_token=not single)
     if kind == "character":
         return CharacterVocabulary(end_token=not single)
-    return tokenizers.load(Path(kind).expanduser())
+    return tokenizers.load(user_path(kind))
 
 
 def _origin(settings: Settings, tokenizer: Tokenizer) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..data.opening import opened
 from ..errors import CheckpointError
-from ..files import atomic_write, explain_os_errors, shown
+from ..files import atomic_write, explain_os_errors, shown, user_path
 from .corpus import Corpus, TextOptions
 from .folder import TEXT, TOKENS
 from .settings import TOKENIZERS, Settings
@@ -19,7 +19,7 @@ def made_ahead(names: tuple[str, ...] | None) -> Path | None:
     """The folder with a token file, of `tinygpt tokenize` or of a run, if that is what the text is."""
     if names is None or len(names) != 1:
         return None
-    folder = Path(names[0]).expanduser()
+    folder = user_path(names[0])
     return folder if (folder / TOKENS).is_file() and (folder / TEXT).is_file() else None
 
 
