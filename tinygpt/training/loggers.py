@@ -66,7 +66,9 @@ class TensorBoardLog(Log):
     def __init__(self, folder: Path, run: str, step: int, config: dict[str, Any]) -> None:
         from tensorboardX import SummaryWriter
 
-        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else 0)
+        place, first = str(folder / "tensorboard"), step + 1 if step else 0
+        # A file is named by the second it is made in: with the step, a run resumed within it doesn't overwrite it.
+        self.writer = SummaryWriter(place, purge_step=first, filename_suffix=f".{step}")
         if not step:
             self.writer.add_text("config", "\n\n".join(f"{name} = {value}" for name, value in config.items()), 0)
 
