@@ -22,7 +22,7 @@ import pytest
 import tinygpt as tg
 from tests.cuda import emulator, standin
 from tests.ops.cases import ROWS
-from tests.ops.drawing import Example, Row, some_examples
+from tests.ops.drawing import Example, Row, options_on, some_examples
 from tests.training.helpers import OPTIONS, SHAPE, make_trainer, outcome
 from tinygpt import ops
 from tinygpt._ext import cuda
@@ -57,7 +57,7 @@ def model_on(backend: str, **shape: Any) -> tg.GPT:
 def results(row: Row, example: Example, arrays: list[np.ndarray], put: Callable[[Any], Any]) -> list[Any]:
     """Outputs and gradients of an operation whose inputs `put` has put somewhere, as NumPy arrays."""
     tensors = [Tensor(put(a), requires_grad=a.dtype.kind == "f") for a in arrays]
-    made = row.function(*tensors, **example.options)
+    made = row.function(*tensors, **options_on(example.options, put))
     outputs = made if isinstance(made, (tuple, list)) else (made,)
     rng = np.random.default_rng(3)
     for y in outputs:

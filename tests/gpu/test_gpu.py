@@ -16,7 +16,7 @@ import pytest
 
 import tinygpt as tg
 from tests.ops.cases import ROWS
-from tests.ops.drawing import Row, some_examples
+from tests.ops.drawing import Row, options_on, some_examples
 from tests.training.helpers import SHAPE, make_trainer
 from tinygpt import backends
 from tinygpt.errors import OutOfMemoryError, UsageError
@@ -45,7 +45,7 @@ def to_host(array: Any) -> Any:
 
 def results(row: Row, options: Any, arrays: list[np.ndarray], backend: str) -> list[Any]:
     tensors = [tg.tensor(a, requires_grad=a.dtype.kind == "f", backend=backend) for a in arrays]
-    made = row.function(*tensors, **options)
+    made = row.function(*tensors, **options_on(options, lambda array: backends.move(array, backend)))
     outputs: tuple[Tensor, ...] = made if isinstance(made, tuple) else (made,)
     rng = np.random.default_rng(3)
     for y in outputs:

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from tinygpt.function import Function
+from tinygpt.ops.packed import Matrix
 
 # Sizes around the widths of vector registers, where loops over tails go wrong.
 reduced = st.sampled_from([1, 2, 3, 7, 8, 9, 15, 16, 17, 33])
@@ -25,6 +26,16 @@ seeds = st.integers(0, 2**32 - 1)
 one_in_eight = st.sampled_from([False, False, False, True, False, False, False, False])
 
 # Values ------------------------------------------------------------------------------------------
+
+
+def options_on(options: Mapping[str, Any], put: Callable[[Any], Any]) -> dict[str, Any]:
+    """The options of an example, with the arrays of their packed matrices where `put` puts an array."""
+    return {
+        name: Matrix(*[put(part) if isinstance(part, np.ndarray) else part for part in value])
+        if isinstance(value, Matrix)
+        else value
+        for name, value in options.items()
+    }
 
 
 def normal(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:

@@ -124,9 +124,23 @@ def usable_examples(row: Row) -> list[Example]:
 
 @pytest.fixture(autouse=True)
 def reference_kernels() -> Iterator[None]:
-    """Mutants are made from the references: what is around them is left as it is."""
-    with use_kernels("reference"):
+    """Mutants are made from the references: what is around them is left as it is.
+
+    New memory is full of NaN: what a wrong backward leaves unwritten would otherwise hold, often enough, the right numbers
+    of an array freed before.
+    """
+    with use_kernels("reference"), patch.object(np, "empty", full_of_nan(np.empty)):
         yield
+
+
+def full_of_nan(empty: Any) -> Callable[..., np.ndarray]:
+    def made(*arguments: Any, **options: Any) -> np.ndarray:
+        array = empty(*arguments, **options)
+        if array.dtype.kind == "f":
+            array.fill(np.nan)
+        return array
+
+    return made
 
 
 @pytest.fixture(scope="module")

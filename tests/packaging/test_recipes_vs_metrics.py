@@ -9,6 +9,9 @@ import pytest
 from tests.packaging.test_recipes import assert_answered, result_of, run, wheel
 from tinygpt.metrics import bleu, rouge
 
+EXTRA = "needs the extra metrics: pip install -e '.[metrics]'"
+pytest.importorskip("sacrebleu", reason=EXTRA)
+pytest.importorskip("rouge_score", reason=EXTRA)
 pytestmark = pytest.mark.slow
 
 

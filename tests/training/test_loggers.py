@@ -49,6 +49,7 @@ class Kept(Log):
 def kept(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     monkeypatch.setattr(Kept, "opened", [])
     monkeypatch.setitem(LOGS, "tensorboard", Kept)
+    monkeypatch.setattr("tinygpt.training.loggers._is_there", lambda module: True)
     return Kept.opened
 
 
