@@ -92,6 +92,16 @@ constexpr size_t STACK = 128 * 1024, CANARY = 64;
 
 enum State { READY, AT_BARRIER, AT_SHUFFLE, DONE };
 
+struct Copy {
+    unsigned char *to;
+    const unsigned char *from;  // nullptr: zeros are written
+    int bytes;
+
+    void finish() const {
+        for (int i = 0; i < bytes; i++) to[i] = from ? from[i] : 0;
+    }
+};
+
 struct Thread {
     jmp_buf at;
     ucontext_t entry;
@@ -102,6 +112,7 @@ struct Thread {
     int shuffles = 0;
     Index index;
     unsigned char slot[2][16];  // what it offers in a shuffle; two, since a neighbour may be one shuffle ahead
+    std::vector<std::vector<Copy>> groups;  // of asynchronous copies, the oldest first; to the last one copies are added
 };
 
 struct Shared {
@@ -223,6 +234,7 @@ static void check_shared() {
 static void run_fiber() {
     for (;;) {
         poison_stack();
+        current->groups.assign(1, {});
         call(call_arguments);
         leave(DONE, 0);
     }
@@ -384,8 +396,9 @@ static const char *launch(const Entry &kernel, const unsigned *grid, const unsig
     return nullptr;
 }
 
-// The tensor cores' instructions and asynchronous copies (attention_mma.cu), which are done at once here. Which thread
-// has which number of a block is as NVIDIA's "PTX ISA" says; what another thread has comes by shuffles.
+// The tensor cores' instructions and asynchronous copies (attention_mma.cu). Which thread has which number of a block is
+// as NVIDIA's "PTX ISA" says; what another thread has comes by shuffles. A copy may happen at any time until its group is
+// waited for: here at once (schedule 0), as late as that (schedule 1), or at one of the two by chance.
 
 template <typename real>
 static inline float half_of(unsigned two, int which) {
@@ -425,13 +438,23 @@ template <int bytes>
 static inline void copy_async(void *to, const void *from, bool there) {
     unsigned char *place = (unsigned char *)__builtin_assume_aligned(to, bytes);
     const unsigned char *source = (const unsigned char *)__builtin_assume_aligned(from, bytes);
-    for (int i = 0; i < bytes; i++) place[i] = there ? source[i] : 0;
+    const Copy copy = {place, there ? source : nullptr, bytes};
+    if (schedule == 0 || (schedule > 1 && random_below(2)))
+        copy.finish();
+    else
+        current->groups.back().push_back(copy);
 }
 
-static inline void end_group() {}
+static inline void end_group() { current->groups.emplace_back(); }
 
 template <int pending>
-static inline void wait_for_groups() {}
+static inline void wait_for_groups() {
+    std::vector<std::vector<Copy>> &groups = current->groups;
+    while ((int)groups.size() - 1 > pending) {  // the last one is still open
+        for (const Copy &copy : groups.front()) copy.finish();
+        groups.erase(groups.begin());
+    }
+}
 
 static inline float power_of_two(float x) { return exp2f(x); }
 

@@ -126,8 +126,8 @@ def usable_examples(row: Row) -> list[Example]:
 def reference_kernels() -> Iterator[None]:
     """Mutants are made from the references: what is around them is left as it is.
 
-    New memory is full of NaN: what a wrong backward leaves unwritten would otherwise hold, often enough, the right numbers
-    of an array freed before.
+    New memory is full of NaN: what a wrong backward leaves unwritten would otherwise hold, often enough, the right
+    numbers of an array freed before.
     """
     with use_kernels("reference"), patch.object(np, "empty", full_of_nan(np.empty)):
         yield
