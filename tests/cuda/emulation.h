@@ -233,8 +233,8 @@ static void check_shared() {
 
 static void run_fiber() {
     for (;;) {
-        poison_stack();
         current->groups.assign(1, {});
+        poison_stack();  // last, so that the kernel finds nothing else there
         call(call_arguments);
         leave(DONE, 0);
     }
