@@ -15,7 +15,8 @@ from types import ModuleType
 
 import pytest
 
-from tinygpt._ext import LEVELS, built, load
+from tests.kernel.at_level import NAMED, output_at
+from tinygpt._ext import LEVELS, load
 from tinygpt.errors import UsageError
 
 ROOT = Path(__file__).parents[2]
@@ -41,21 +42,9 @@ print(len(KERNEL_ROWS), "kernels are right")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("level", [level for level in LEVELS if level != "native"])
+@pytest.mark.parametrize("level", NAMED)
 def test_the_kernels_of_each_level(level: str) -> None:
-    if load() is None:
-        pytest.skip("extension not built")
-    from tinygpt._ext import levels
-
-    if level not in levels.supported():
-        pytest.skip(f"this processor lacks {level}")
-    if not built(level):
-        pytest.skip(f"the level {level} was not built: TINYGPT_LEVELS=all builds all")
-    environment = {**os.environ, "TINYGPT_LEVEL": level, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", CHECK, level]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "kernels are right" in done.stdout
+    assert "kernels are right" in output_at(level, CHECK)
 
 
 # A processor that has only what every processor has, a build without one of the levels, or without any.

@@ -7,21 +7,16 @@ are known beforehand.
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 import tinygpt as tg
+from tests.kernel.at_level import NAMED, output_at
 from tinygpt import ops
-from tinygpt._ext import LEVELS, built, load
 from tinygpt.kernel import REGISTRY, use_kernels
 
-ROOT = Path(__file__).parents[2]
 CHECK = """
 import sys
 from tests.ops.extremes import compiled_against_reference, compiled_not_finite
@@ -56,22 +51,10 @@ def exp_is_off_by(allowed: float) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("level", [level for level in LEVELS if level != "native"])
+@pytest.mark.parametrize("level", NAMED)
 def test_every_operation_at_every_level(level: str) -> None:
     """The error of compiled bodies is at most twice the reference's, and what is not finite comes out alike."""
-    if load() is None:
-        pytest.skip("extension not built")
-    from tinygpt._ext import levels
-
-    if level not in levels.supported():
-        pytest.skip(f"this processor lacks {level}")
-    if not built(level):
-        pytest.skip(f"the level {level} was not built: TINYGPT_LEVELS=all builds all")
-    environment = {**os.environ, "TINYGPT_LEVEL": level, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", CHECK, level]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ["the rule was checked"]
+    assert output_at(level, CHECK).splitlines() == ["the rule was checked"]
 
 
 def leaf(array: Any, dtype: Any = np.float32) -> tg.Tensor:
