@@ -9,7 +9,7 @@ from ..console import say
 from ..data.dialogue import PRESETS, TEMPLATE
 from ..files import user_path
 from ..training import TrainingConfig
-from ..training.adapters import add_lora_options
+from ..training.adapters import add_lora_options, add_quantize_option
 from ..training.configuration import add_config_option
 from ..training.finetuning import DEFAULTS, EPOCHS, Finetuning, begin_finetuning
 from ..training.following import add_following_options, choose_following, follow
@@ -46,7 +46,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     words = f"how often each row is trained on, in place of --steps (default: {EPOCHS})"
     parser.add_argument("--epochs", type=float, metavar="X", help=words)
     add_config_options(parser, TrainingConfig, "training", {"finetune": DEFAULTS}, HELP, skip=("order", "pack"))
-    add_lora_options(parser)
+    add_quantize_option(add_lora_options(parser))
     add_following_options(parser)
     add_config_option(parser)
     parser.set_defaults(run=finetune, fold=None, preset=None, tokenizer=None, bpe_vocab_size=None)

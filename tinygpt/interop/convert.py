@@ -40,6 +40,8 @@ def convert(
         # Read the tokenizer before writing anything, because `target` may be the same folder.
         own = with_tokenizer(folder)
         tokenizer = {name: (own / name).read_bytes() for name in TOKENIZER_FILES if (own / name).exists()}
+    if merge_lora and model.packed:  # the sum is to be rounded once, from the base's own weights
+        model = from_pretrained(source, dtype="float64", checkpoint=checkpoint, revision=revision)
     if merge_lora:
         nn.merge_lora(model)
 

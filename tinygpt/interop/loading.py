@@ -12,6 +12,7 @@ import dataclasses
 import os
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from ..safetensors_io import SafetensorsFile
 from ..tokenizers import Tokenizer, WordPieceTokenizer, hf_tokenizers
 from .config import CONFIG, GENERATION, read_config, read_generation
 from .hub import find_here, find_model
+from .packed_run import on_its_base, packed_base
 from .peft import base_of, is_adapter, load_adapter
 from .saving import TOKENIZER_FILES, token_ids
 from .weights import HEAD, Weights, open_weights
@@ -64,9 +66,16 @@ def from_pretrained(
     def make(config: GPTConfig, weights: Weights, lora: LoRA | None = None) -> GPT:
         return _filled(model_class, config, seed, parameter_dtype, weights, packed, lora)
 
+    def load_base(name: str, format: str, dropout: float) -> GPT:
+        formats = {"dtype": dtype, "quantize": quantize}
+        if (parameter_dtype, packed) == ("float32", None):  # the default: the format that the adapter was trained in
+            formats = {"dtype": "bfloat16"} if format == "bfloat16" else {"quantize": format}
+        without = None if heads is None else lambda weights: None  # the run has its own head
+        return from_pretrained(name, **formats, dropout=dropout, seed=seed, model_class=model_class, heads=without)
+
     def read(folder: Path) -> GPT:
         if is_run(folder):
-            return _load_run(folder, checkpoint, make, dropout, heads)
+            return _load_run(folder, checkpoint, make, dropout, heads, load_base)
         if is_adapter(folder):
             options = {"dtype": dtype, "quantize": quantize, "dropout": dropout, "seed": seed, "heads": heads}
             base, of = base_of(folder)
@@ -171,7 +180,9 @@ def _load_directory(folder: Path, make: Make, dropout: float | None, heads: Head
     return model
 
 
-def _load_run(folder: Path, which: str, make: Make, dropout: float | None, heads: Heads) -> GPT:
+def _load_run(
+    folder: Path, which: str, make: Make, dropout: float | None, heads: Heads, load_base: Callable[..., GPT]
+) -> GPT:
     """Load the model from a checkpoint. Skips the optimizer's state, which is twice as large as the weights."""
     where = f"the {which} checkpoint in {folder}"
 
@@ -179,7 +190,13 @@ def _load_run(folder: Path, which: str, make: Make, dropout: float | None, heads
         state = read_checkpoint(path, arrays_too=False).state
         try:
             with SafetensorsFile(path) as file:
-                weights = Weights.of_run(path, file)
+                weights, on = Weights.of_run(path, file), packed_base(state, where)
+                if on is not None:
+                    (Weights.refuse_classifier if heads is None else heads)(weights)
+                    weights.score = None
+                    model = on_its_base(partial(load_base, *on), weights, state, dropout, where, heads is not None)
+                    model.source = on[0]
+                    return model
                 config = model_config(state, weights.count, where)
                 if heads is None:
                     weights.refuse_classifier()

@@ -16,7 +16,8 @@ adapter changes nothing, bit for bit. A starts uniform in +-1/sqrt(in), as in PE
 What it costs: a full step computes three products for each matrix, y, dx and dW. A frozen matrix needs only the first
 two, and its input need not be kept for dW. The products with A and B have rank / out and rank / in of that size.
 
-A packed base (`GPT.pack`) stays packed: pack first, then `add_lora`, and only the updates are trained.
+A packed base (`GPT.pack`) stays packed: pack first, then `add_lora`, and only the updates are trained. A checkpoint of
+such a run holds nothing else (`packed_base.py`).
 
 Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021, section 4.1. rslora (scale = alpha /
 sqrt(rank)): Kalajdzievski, "A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA", 2023, section 3.

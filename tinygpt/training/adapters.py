@@ -7,13 +7,15 @@ from typing import Any
 
 from ..checkpoint import Checkpoint, made_of
 from ..errors import CheckpointError, UsageError
-from ..nn.lora import LoRA
+from ..interop.packed_run import FORMATS
+from ..nn.lora import LoRA, lora_of
+from ..nn.packed_base import is_packed
 
 _OPTIONS = {"rank": "lora_rank", "alpha": "lora_alpha", "dropout": "lora_dropout", "targets": "lora_targets"}
 
 
-def add_lora_options(parser: argparse.ArgumentParser) -> None:
-    """Options for training an adapter instead of the whole model."""
+def add_lora_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Options for training an adapter instead of the whole model. Returns their group."""
     group = parser.add_argument_group("LoRA: freeze the model and train a small adapter beside its linear layers")
     words = "its rank, such as 8; --lr is then ten times as high by default"
     group.add_argument("--lora-rank", type=int, metavar="N", help=words)
@@ -23,6 +25,41 @@ def add_lora_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--lora-dropout", type=float, metavar="X", help=words)
     words = f"which layers, such as c_attn,c_proj,c_fc or all-linear (default: {','.join(LoRA.targets)})"
     group.add_argument("--lora-targets", metavar="NAMES", help=words)
+    return group
+
+
+def add_quantize_option(group: argparse._ArgumentGroup) -> None:
+    """The option for a packed base."""
+    words = (
+        "keep the frozen model in 8 or 16 bits while its adapter is trained (with --lora-rank): less memory; the run's "
+        "folder then holds the adapter, and needs the model where it is"
+    )
+    group.add_argument("--quantize", choices=FORMATS, help=words)
+
+
+def check_quantize(options: argparse.Namespace, lora: LoRA | None) -> None:
+    """Raise UsageError for a packed base without an adapter, or one that could not be found again."""
+    if options.quantize is None:
+        return
+    if lora is None:
+        raise UsageError(
+            f"--quantize {options.quantize} keeps the model's weights as they are, so it needs an adapter to train: "
+            "add --lora-rank, or leave it out"
+        )
+    if options.revision is not None:
+        raise UsageError(
+            "--quantize leaves a run that finds its model by name, without --revision: save that revision in a folder "
+            "(tinygpt convert), and give the folder"
+        )
+
+
+def require_adapter(model: Any) -> None:
+    """Raise UsageError for a packed model without an adapter: its matrices can't be trained."""
+    if is_packed(model) and lora_of(model) is None:
+        raise UsageError(
+            f"Trainer: a model packed into {model.packed} can be trained through an adapter only: add one with "
+            "tinygpt.nn.add_lora, or load the model without packing"
+        )
 
 
 def lora_of_options(options: argparse.Namespace) -> LoRA | None:

@@ -32,7 +32,7 @@ from ..files import atomic_write, shown
 from ..gpt import GPT, GPTConfig
 from ..nn.lora import insert_lora
 from ..tokenizers import Tokenizer
-from .adapters import lora_of_options
+from .adapters import check_quantize, lora_of_options
 from .config import TrainingConfig, new_settings
 from .configuration import write_configuration
 from .example_rows import Rows, columns_of, notes_of, read_examples, split_examples
@@ -85,6 +85,7 @@ def _new(options: argparse.Namespace, folder: RunFolder) -> Finetuning:
             "rows are read more than once, so they can't come from a pipe: save them in a file ending in .jsonl"
         )
     lora = lora_of_options(options)
+    check_quantize(options, lora)
     if lora is not None and options.add_token:
         raise UsageError("--lora-rank freezes all embeddings, and --add-token adds some to be learned: leave one out")
     folder.leaves_model = True
@@ -95,14 +96,16 @@ def _new(options: argparse.Namespace, folder: RunFolder) -> Finetuning:
         "task": options.task, "template": options.template, "loss_on": options.loss_on,
         "skip_bad_rows": options.skip_bad_rows, "label_smoothing": options.label_smoothing,
         "class_weights": options.class_weights, "labels": None, "fold": options.fold, "augment": options.augment,
+        "quantize": options.quantize,
     }  # fmt: skip
     seed = given.get("seed", TrainingConfig.seed)
     start = start_from(
         options.model, **given_options(options, GPTConfig), add_tokens=options.add_token or (), seed=seed,
-        revision=options.revision or "main", classifiers=True,
+        revision=options.revision or "main", classifiers=True, packed=options.quantize,
     )  # fmt: skip
     if lora is not None:
         insert_lora(start.model, lora, seed)
+        (start.classifier or start.model).train()
         given = {"lr": 10 * DEFAULTS["lr"]} | given
     named = facts | {"data": options.data, "valid": options.valid}  # in messages as the user wrote them
     prepared = _prepare(named, start.model, start.tokenizer, given | {"seed": seed}, start.classifier)
@@ -121,13 +124,14 @@ def _new(options: argparse.Namespace, folder: RunFolder) -> Finetuning:
 def _resumed(options: argparse.Namespace, settings: Settings) -> Finetuning:
     folder = settings.folder
     facts = read_data_facts(folder)
-    names = ("model", "data", "valid", "task", "template", "loss_on", "label_smoothing", "class_weights", "augment")
+    names = ("model", "data", "valid", "task", "template", "loss_on", "label_smoothing", "class_weights", "augment",
+             "quantize")  # fmt: skip
     for name in names:
         value = getattr(options, name)
         value = _absolute(value) if name in ("data", "valid") else value
         value = with_absolute_path(value) if name == "augment" and value is not None else value
-        if value not in (None, facts[name]):
-            raise CheckpointError(f"the run in {folder} has the {name} {facts[name]}, not {value}: leave it out")
+        if value not in (None, facts.get(name)):  # older runs have fewer
+            raise CheckpointError(f"the run in {folder} has the {name} {facts.get(name)}, not {value}: leave it out")
     tokenizer = tokenizers.load(folder.path)
     model = make_model(settings, tokenizer)
     if (folder.path / TEMPLATE).exists() and facts["template"] is not None:

@@ -18,6 +18,7 @@ from ..interop.config import CONFIG, GENERATION
 from ..interop.saving import generation_of, save, token_ids, write_json
 from ..interop.weights import SINGLE
 from ..nn.lora import lora_of, merged_state, without_lora
+from ..nn.packed_base import is_packed
 from ..tokenizers import Tokenizer
 from .folder import RunFolder
 from .progress import Progress
@@ -55,6 +56,12 @@ def remove_model(folder: Path) -> None:
 
 def write_model(trainer: Trainer, progress: Progress) -> None:
     """Write the best weights for other programs. A model that their format can't hold is said, and is no error."""
+    if is_packed(trainer.model):
+        base = trainer.model.source or "its base"
+        progress.line(
+            trainer.state.step, f"the run holds its adapter, for {base}: `tinygpt convert` writes it for PEFT"
+        )
+        return
     try:
         best, lora = trainer.checkpoints.load("best").model, lora_of(trainer.model)
         if lora is not None:

@@ -41,11 +41,13 @@ from ..checkpoint import Checkpoint, CheckpointFolder
 from ..errors import UsageError
 from ..graph import NonFiniteError, detect_anomaly
 from ..language_model import LanguageModel
+from ..nn.packed_base import base_facts, is_packed, load_weights
 from ..optim import clip_coefficient, grad_norm
 from ..tensor import Tensor
 from ..tokenizers import Tokenizer
 from . import leaving
 from .accumulation import accumulate
+from .adapters import require_adapter
 from .config import TrainingConfig, schedule_notes
 from .divergence import DivergedError, diverged, first_cause
 from .folder import METRICS, PICTURE, RunFolder
@@ -82,7 +84,7 @@ class Trainer:
     """Trains `model` on `train_tokens`, or on what `objective` says, and saves checkpoints and metrics in `folder`.
 
     `run` makes the folder if there is none. Parameters that are frozen (`requires_grad = False`, or `config.freeze`)
-    stay as they are.
+    stay as they are. On a packed model an adapter is trained, and checkpoints hold what is trained alone.
 
     Without a `resume` before it, `run` refuses a folder that already holds a run or other files with the names of a
     run's files. It always refuses a folder that another run is using.
@@ -116,7 +118,9 @@ class Trainer:
         self.tokenizer = tokenizer
         if tokenizer is not None:
             leaving.prepare(model, tokenizer, self.run_folder)
+        require_adapter(model)
         freeze(model, config.freeze)
+        self.packed_base = base_facts(model) if is_packed(model) else None
         trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
         self.parameters = [parameter for _, parameter in trained]
         self.optimizer, self.average = make_optimizer(config, trained), make_average(config, trained)
@@ -376,5 +380,5 @@ class Trainer:
         """Load the weights of the best evaluation, which `tinygpt sample` uses; return their step."""
         step = int(self.checkpoints.entry("best")["step"])
         if step != self.state.step or self.average is not None:  # the model has the weights, not their average
-            self.model.load_state_dict(self.checkpoints.load("best").model)
+            load_weights(self.model, self.checkpoints.load("best").model)
         return step

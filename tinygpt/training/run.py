@@ -22,14 +22,17 @@ import numpy as np
 
 from .. import kernel
 from ..console import say
+from ..errors import CheckpointError, UsageError
 from ..gpt import GPT, GPTConfig
 from ..interop.config import read_generation
+from ..interop.packed_run import packed_base
 from ..nn.lora import insert_lora, lora_of
 from ..tokenizers import Tokenizer, WordTokenizer
 from .adapters import lora_of_checkpoint
 from .final import WHOLE, report_best
 from .loop import Trainer
 from .settings import Settings
+from .starting import start_from
 from .text import Text
 
 
@@ -41,13 +44,30 @@ def make_model(settings: Settings, tokenizer: Tokenizer) -> GPT:
     config = GPTConfig(vocab_size=tokenizer.vocab_size, **settings.model)
     if settings.checkpoint is not None:  # a model that was started from may have more rows than there are tokens
         config = GPTConfig.from_dict(settings.checkpoint.state["model_config"])
-    model = GPT(config, seed=settings.training.seed)
+    packed = _packed_base(settings, config)
+    model = GPT(config, seed=settings.training.seed) if packed is None else packed
     if settings.checkpoint is not None:
         lora = lora_of_checkpoint(settings.checkpoint, f"the latest checkpoint in {settings.folder}")
         model = model if lora is None else insert_lora(model, lora)
     if settings.leaves_model:
         model.generation_config = read_generation(settings.folder.path, config.vocab_size)
     return model
+
+
+def _packed_base(settings: Settings, config: GPTConfig) -> GPT | None:
+    """The base of a resumed run whose checkpoint holds an adapter alone."""
+    where = f"the latest checkpoint in {settings.folder}"
+    found = packed_base(settings.checkpoint.state, where) if settings.checkpoint is not None else None
+    if found is None:
+        return None
+    try:
+        start = start_from(
+            found[0], block_size=config.block_size, dropout=config.dropout, seed=settings.training.seed,
+            classifiers=True, packed=found[1],
+        )  # fmt: skip
+    except UsageError as error:
+        raise CheckpointError(f"{where} needs its base, the model {found[0]!r}, but {error}") from error
+    return start.model
 
 
 def make_trainer(

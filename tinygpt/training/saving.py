@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Any
 from .. import backends
 from ..checkpoint import Checkpoint, require_same
 from ..errors import CheckpointError, UsageError
+from ..files import user_path
+from ..interop.packed_run import require_base
 from ..nn.lora import lora_of
+from ..nn.packed_base import is_packed, load_weights, weights_of
 from .config import CHANGEABLE, changed_step_size
 from .outcome import TrainState
 from .state import check_state, training_config
@@ -24,7 +27,7 @@ _NO_ADAPTER: dict[str, Any] = {"rank": None}  # a model without LoRA
 
 def checkpoint_of(trainer: Trainer) -> Checkpoint:
     """The current state of a run."""
-    model = {name: backends.move(array, "numpy") for name, array in trainer.model.state_dict().items()}
+    model = {name: backends.move(array, "numpy") for name, array in weights_of(trainer.model).items()}
     kinds = trainer.optimizer.state_dict()
     steps = kinds.pop("step")
     optimizer = {
@@ -42,7 +45,8 @@ def checkpoint_of(trainer: Trainer) -> Checkpoint:
         "optimizer_steps": steps,
         "model_config": trainer.model.config.to_dict(),
         **({"lora": _adapter(trainer.model)} if lora_of(trainer.model) else {}),
-        "base_model": getattr(trainer.model, "source", None),
+        "base_model": _source(trainer.model),
+        **({"packed_base": trainer.packed_base} if is_packed(trainer.model) else {}),
         "training_config": dataclasses.asdict(trainer.config),
         "text": trainer.objective.data,
         "loss_scale": trainer.loss_scale.state_dict(),
@@ -50,6 +54,14 @@ def checkpoint_of(trainer: Trainer) -> Checkpoint:
         "backend": trainer.parameters[0].backend,
     }
     return Checkpoint(model, optimizer, state)
+
+
+def _source(model: Any) -> str | None:
+    """Where the model came from. A packed base is needed again, from any other folder, too."""
+    source: str | None = getattr(model, "source", None)
+    if source is not None and is_packed(model) and user_path(source).is_dir():
+        return str(user_path(source).resolve())
+    return source
 
 
 def _adapter(model: Any) -> dict[str, Any]:
@@ -66,6 +78,7 @@ def restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
     config = trainer.config.resumed(state["training_config"])
     require_same(where, state["model_config"], trainer.model.config.to_dict())
     require_same(f"{where}, with its LoRA adapter,", state.get("lora") or _NO_ADAPTER, _adapter(trainer.model))
+    _require_same_base(trainer, state, where)
     stored = dataclasses.asdict(training_config(state, where))  # with defaults for settings that are newer than the run
     require_same(where, stored, dataclasses.asdict(config), CHANGEABLE)
     if state["text"] != trainer.objective.data:
@@ -76,7 +89,7 @@ def restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
         optimizer.setdefault(kind, {})[parameter] = array
     weights = optimizer.pop(WEIGHTS, {}) if trainer.average is not None else {}
     try:
-        trainer.model.load_state_dict(checkpoint.model | weights)
+        load_weights(trainer.model, checkpoint.model | weights)
         if trainer.average is not None:
             average = {name: checkpoint.model[name] for name in weights}
             trainer.average.load_state_dict({"steps": state["ema_steps"], "average": average})
@@ -91,6 +104,13 @@ def restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
     trainer.use(config)
     trainer.changed = changed_step_size(stored, config)
     trainer.saved_at = trainer.state.step
+
+
+def _require_same_base(trainer: Trainer, state: dict[str, Any], where: str) -> None:
+    there, here = ((facts or {}).get("format") for facts in (state.get("packed_base"), trainer.packed_base))
+    require_same(f"{where}, with its packed base,", {"format": there}, {"format": here})
+    if there is not None:
+        require_base(trainer.model, state["packed_base"], where)
 
 
 @contextlib.contextmanager

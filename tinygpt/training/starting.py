@@ -22,12 +22,11 @@ import numpy as np
 
 from .. import backends, interop
 from ..backends import array_module
-from ..checks import whole_number
 from ..classifier import GPTForSequenceClassification
-from ..errors import UsageError
 from ..exchange import read_whole
 from ..gpt import GPT
 from ..interop.classifier import is_classifier, load_with_tokenizer
+from ..interop.packed_run import shorten
 from ..nn import Parameter
 from ..tokenizers import Tokenizer
 
@@ -54,14 +53,18 @@ def start_from(
     seed: int = 0,
     revision: str = "main",
     classifiers: bool = False,
+    packed: str | None = None,
 ) -> Start:
     """The model in a run's folder, in a GPT-2 directory or of that name, ready to be trained, in main memory.
 
     block_size: at most the model's. dropout: instead of the model's own. add_tokens: texts that become one token each.
-    seed: of the dropout masks. classifiers: take a classifier, too. Raises UsageError.
+    seed: of the dropout masks. classifiers: take a classifier, too. packed: "int8" or "bfloat16", for a base that is
+    trained through an adapter; it is left in evaluation mode until it has one. Raises UsageError.
     """
     with backends.use_backend("numpy"):
         options: dict[str, Any] = {"revision": revision, "dropout": dropout, "seed": seed}
+        if packed is not None:
+            options |= {"dtype": packed} if packed == "bfloat16" else {"quantize": packed}
         clf = None
         if classifiers and _is_classifier(folder_or_name, revision):
             clf, tokenizer = load_with_tokenizer(folder_or_name, **options)
@@ -74,25 +77,14 @@ def start_from(
     if add_tokens:
         tokenizer = tokenizer.with_tokens(add_tokens)
         add_rows(model, known, tokenizer.vocab_size)
-    (model if clf is None else clf).train()
+    if packed is None:
+        (model if clf is None else clf).train()
     return Start(model, tokenizer, folder_or_name, clf)
 
 
 def _is_classifier(folder_or_name: str, revision: str) -> bool:
     interop.loading.require_libraries(folder_or_name, revision)
     return read_whole(interop.find_model(folder_or_name, revision), is_classifier)
-
-
-def shorten(model: GPT, block_size: int) -> None:
-    """Cut the model's block to its first `block_size` positions."""
-    block_size, longest = whole_number("training", "block_size", block_size), model.config.block_size
-    if block_size > longest:
-        raise UsageError(
-            f"the model that the run starts from has a block of {longest} tokens and knows no later positions: "
-            f"block_size can be shorter, not {block_size}"
-        )
-    model.wpe.weight = Parameter(model.wpe.weight.data[:block_size].copy())
-    model.config = dataclasses.replace(model.config, block_size=block_size)
 
 
 def add_rows(model: GPT, known: int, vocab_size: int) -> None:

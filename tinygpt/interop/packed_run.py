@@ -1,0 +1,113 @@
+"""A run that trained an adapter on a packed base: its checkpoint holds what was trained, and names the base.
+
+The base is loaded from where the run found it, and must be what it was: of the same shape, and, in the same format, of
+the same bits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from .. import backends
+from ..checkpoint import made_of, require_same
+from ..checks import whole_number
+from ..errors import CheckpointError, UsageError
+from ..gpt import GPT, GPTConfig
+from ..nn import Parameter
+from ..nn.lora import LoRA, insert_lora
+from ..nn.packed_base import base_facts, is_packed
+from .weights import Weights
+
+FORMATS = ("int8", "bfloat16")
+_OWN = frozenset({"block_size", "dropout"})  # a run may have its own, beside the base's other settings
+
+
+def shorten(model: GPT, block_size: int) -> None:
+    """Cut the model's block to its first `block_size` positions."""
+    block_size, longest = whole_number("training", "block_size", block_size), model.config.block_size
+    if block_size > longest:
+        raise UsageError(
+            f"the model that the run starts from has a block of {longest} tokens and knows no later positions: "
+            f"block_size can be shorter, not {block_size}"
+        )
+    model.wpe.weight = Parameter(model.wpe.weight.data[:block_size].copy())
+    model.config = dataclasses.replace(model.config, block_size=block_size)
+
+
+def packed_facts(state: Mapping[str, Any], where: str) -> dict[str, Any] | None:
+    """What identifies the packed base of the run with this state; None for a run with all its weights."""
+    facts: Any = state.get("packed_base")
+    if facts is None:
+        return None
+    if not isinstance(facts, dict) or facts.get("format") not in FORMATS or not isinstance(facts.get("sha256"), str):
+        raise CheckpointError(f"{where} is damaged: its packed_base names no format, one of {', '.join(FORMATS)}")
+    return facts
+
+
+def packed_base(state: Mapping[str, Any], where: str) -> tuple[str, str] | None:
+    """The base of the run with this state, and its format; None for a run with all its weights.
+
+    Raises CheckpointError for a base that can't be found again.
+    """
+    facts = packed_facts(state, where)
+    if facts is None:
+        return None
+    base = state.get("base_model")
+    if not isinstance(base, str) or not base:
+        raise CheckpointError(
+            f"{where} holds an adapter without its base, which was a model without a folder or name: load the base, "
+            "add the adapter with tinygpt.nn.add_lora, and resume or read the checkpoint onto it"
+        )
+    return base, facts["format"]
+
+
+def on_its_base(
+    load_base: Callable[[float], GPT], weights: Weights, state: dict[str, Any], dropout: float | None, where: str,
+    classifier: bool,
+) -> GPT:  # fmt: skip
+    """The model of a checkpoint: its base, which `load_base` loads with this dropout, and what was trained beside it.
+
+    classifier: whether it is the one inside a classifier, whose head is not read here. Raises CheckpointError.
+    """
+    config = made_of(GPTConfig.from_dict, state, "model_config", where)
+    lora = made_of(LoRA.from_dict, state, "lora", where)
+    weights.check_rank(lora.rank)
+    try:
+        model = load_base(config.dropout if dropout is None else dropout)
+    except UsageError as error:
+        raise CheckpointError(f"{where} needs its base, the model {state['base_model']!r}, but {error}") from error
+    shape = {name: value for name, value in model.config.to_dict().items() if name != "tie_word_embeddings"}
+    require_same(f"{where}, for the model {state['base_model']!r},", config.to_dict(), shape, _OWN)
+    if config.block_size != model.config.block_size:
+        shorten(model, config.block_size)
+    insert_lora(model, lora)
+    _fill(model, weights, where)
+    if is_packed(model) and model.packed == state["packed_base"]["format"]:
+        require_base(model, state["packed_base"], where, not classifier)
+    return model
+
+
+def require_base(model: Any, stored: Mapping[str, Any], where: str, with_head: bool = True) -> None:
+    """Raise CheckpointError unless the model's packed base is the one that the adapter was trained on."""
+    if base_facts(model, with_head) != dict(stored):
+        raise CheckpointError(
+            f"{where} was trained on other weights than its base has now: restore that model, or start a new run"
+        )
+
+
+def _fill(model: GPT, weights: Weights, where: str | Path) -> None:
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if trained.keys() != weights.place.keys():
+        name = sorted(trained.keys() ^ weights.place.keys())[0]
+        raise CheckpointError(f"{where} {'lacks' if name in trained else 'has'} {name!r}, against its LoRA settings")
+    for name, parameter in trained.items():
+        file, stored = weights.place[name]
+        if file.arrays[stored].shape != parameter.shape:
+            raise CheckpointError(
+                f"{where} has {name!r} of shape {file.arrays[stored].shape}, and its base needs {parameter.shape}"
+            )
+        parameter.data[...] = backends.move(file.read(stored).astype(parameter.dtype), parameter.backend)
+        parameter.mark_changed()
