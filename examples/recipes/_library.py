@@ -30,7 +30,7 @@ class Function:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of the recipes on functions."""
     words = "read the Python files in this folder, in place of the standard library"
-    parser.add_argument("--library", metavar="FOLDER", help=words)
+    parser.add_argument("--library", dest="folder", metavar="FOLDER", help=words)
 
 
 def functions(folder: str | None = None) -> Iterator[Function]:

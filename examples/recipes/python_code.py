@@ -63,7 +63,7 @@ def figures(answers: Sequence[str], rows: Sequence[Row]) -> dict[str, float]:
 
 def main() -> int:
     options = parse(__doc__, "python-code", add_options, package=False)
-    found = list(rows(options.library))
+    found = list(rows(options.folder))
     baseline = Baseline("the most similar function's", most_similar)
     answer([row for _, row in found], [file for file, _ in found], options, WHOLE, baseline, "token F1", figures,
            block_size=256, template="raw")  # fmt: skip

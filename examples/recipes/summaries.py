@@ -59,7 +59,7 @@ def figures(answers: Sequence[str], rows: Sequence[Row]) -> dict[str, float]:
 def main() -> int:
     options = parse(__doc__, "summaries", add_options, package=False)
     require_rouge()
-    found = list(summaries(options.library))
+    found = list(summaries(options.folder))
     baseline = Baseline("the first sentence", first_sentence)
     answer([row for _, row in found], [file for file, _ in found], options, WHOLE, baseline, "ROUGE-L", figures,
            block_size=192)  # fmt: skip

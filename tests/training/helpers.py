@@ -12,6 +12,7 @@ import numpy as np
 
 import tinygpt
 from tinygpt.backends import get
+from tinygpt.checkpoint import Checkpoint
 from tinygpt.gpt import GPT, GPTConfig
 from tinygpt.training import MEASURED, CheckpointFolder, Trainer, TrainingConfig, read_metrics
 
@@ -68,6 +69,13 @@ def assert_same_outcome(folder: Path, other: Path) -> None:
     names = [name for name in expected if found[name] != expected[name]]
     differing = [f"{name} ({difference(found[name], expected[name])})" for name in names]
     assert not differing, f"{folder} and {other} differ in {'; '.join(differing)}; {get('numpy').describe()}"
+
+
+def assert_same_arrays(found: Checkpoint, expected: Checkpoint) -> None:
+    """Two checkpoints hold the same weights and the same state of the optimizer, bit for bit."""
+    for part in ("model", "optimizer"):
+        for name, array in getattr(expected, part).items():
+            assert getattr(found, part)[name].tobytes() == array.tobytes(), name
 
 
 def difference(found: Any, expected: Any) -> str:

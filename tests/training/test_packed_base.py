@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.cli.helpers import assert_one_sentence
-from tests.training.helpers import QUICK, SHAPE, TRAIN, VALIDATION
+from tests.training.helpers import QUICK, SHAPE, TRAIN, VALIDATION, assert_same_arrays
 from tinygpt import GPTForSequenceClassification, interop, nn
 from tinygpt.errors import CheckpointError, UsageError
 from tinygpt.gpt import GPT, GPTConfig
@@ -83,10 +83,7 @@ def test_a_run_goes_on_bit_for_bit(tmp_path: Path, stop: int) -> None:
     again = trainer_of(tmp_path / "parts", packed("int8", dropout=0.5, seed=5), decay_steps=QUICK["steps"])
     again.resume()
     again.run()
-    whole, parts = (CheckpointFolder(tmp_path / name).load() for name in ("whole", "parts"))
-    for part in ("model", "optimizer"):
-        for name, array in getattr(whole, part).items():
-            assert getattr(parts, part)[name].tobytes() == array.tobytes(), name
+    assert_same_arrays(*(CheckpointFolder(tmp_path / name).load() for name in ("parts", "whole")))
     step = again.load_best()
     assert step == CheckpointFolder(tmp_path / "parts").entry("best")["step"]
 
