@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 
 from .. import backends, kernel
 from ..console import say
 from ..data.dialogue import PRESETS, TEMPLATE
+from ..errors import UsageError
 from ..files import user_path
 from ..training import TrainingConfig
 from ..training.adapters import add_lora_options, add_quantize_option
 from ..training.configuration import add_config_option
 from ..training.finetuning import DEFAULTS, EPOCHS, Finetuning, begin_finetuning
+from ..training.folder import RunFolder
 from ..training.following import add_following_options, choose_following, follow
 from ..training.label_task import BALANCED
 from ..training.options import add_options as add_config_options
 from ..training.tasks import LOSS_ON, TASKS
 from .process import again
+from .trying import add_trying_options, built_elsewhere, require_free, try_out
 
 ABOUT = """Fine-tune a model on rows of JSON lines, CSV or TSV. The columns say what for: `text`; `prompt` and
 `completion`, `question` and `answer`, or `instruction`, `input` and `output`; `messages` with role and content; `text`
@@ -49,6 +53,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_quantize_option(add_lora_options(parser))
     add_following_options(parser)
     add_config_option(parser)
+    add_trying_options(parser)
     parser.set_defaults(run=finetune, fold=None, preset=None, tokenizer=None, bpe_vocab_size=None)
 
 
@@ -93,9 +98,13 @@ def _add_label_options(group: argparse._ArgumentGroup) -> None:
 def finetune(options: argparse.Namespace) -> int:
     """Fine-tune, and report the best evaluation."""
     if options.folds is not None:
+        if options.dry_run or options.lr_find:
+            raise UsageError("--folds makes runs of its own: leave out --dry-run and --lr-find")
         from .cross_validation import cross_validate
 
         return cross_validate(options)
+    if options.dry_run or options.lr_find:
+        return _try(options)
     following = choose_following(options, user_path(options.out))
     with begin_finetuning(options) as run:
         follow(run.trainer, following, run.tokenizer, run.task.template)
@@ -108,6 +117,19 @@ def finetune(options: argparse.Namespace) -> int:
         say(result.summary())
         say(_what_next(run, result.best_step))
     return 0
+
+
+def _try(options: argparse.Namespace) -> int:
+    """--dry-run and --lr-find: the run is built in a temporary folder."""
+    with built_elsewhere(options, options.out) as there:
+        folder = RunFolder(options.out)
+        folder.leaves_model = True
+        require_free(folder, options, [path for path in (options.data, options.valid) if path is not None])
+        following = choose_following(there, user_path(there.out))
+        with begin_finetuning(there) as run:
+            follow(run.trainer, following, run.tokenizer, run.task.template)
+            run.settings = dataclasses.replace(run.settings, folder=folder)
+            return try_out(run.trainer, options, options.out, _description(run))
 
 
 def _description(run: Finetuning) -> str:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+
+import numpy as np
 
 from .. import backends
 from ..console import say
-from ..data import split
+from ..data import SequentialBatches, split
 from ..errors import UsageError
 from ..interop import load_word_vectors
 from ..training import (
@@ -20,12 +23,16 @@ from ..training import (
     make_model,
     make_trainer,
     prepare_text,
+    run_folder,
     train_and_evaluate,
     with_epochs,
 )
 from ..training.configuration import add_config_option, write_configuration
+from ..training.final import NONE, WHOLE
+from ..training.folder import RunFolder
 from ..training.following import Following, add_following_options, choose_following, follow
 from .process import again
+from .trying import add_trying_options, built_elsewhere, require_free, try_out
 
 ABOUT = "Train a GPT on a text. Ctrl-C saves and stops; --resume continues with exactly the same bits."
 
@@ -40,6 +47,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--project", action="store_true", help=words)
     add_following_options(parser)
     add_config_option(parser)
+    add_trying_options(parser)
     parser.set_defaults(run=train)
 
 
@@ -50,12 +58,29 @@ def train(options: argparse.Namespace) -> int:
     if options.word_vectors is not None and (options.resume or options.init_from is not None):
         raise UsageError("--word-vectors begins a new model: leave it out with --resume and --init-from")
     ask_for_epochs(options)
+    if options.dry_run or options.lr_find:
+        return _try(options)
     settings = choose_settings(options)
     with settings.folder:
         return _train(settings, options, choose_following(options, settings.folder.path))
 
 
-def _train(settings: Settings, options: argparse.Namespace, following: Following) -> int:
+def _try(options: argparse.Namespace) -> int:
+    """--dry-run and --lr-find: the run is built in a temporary folder."""
+    out = run_folder(options)
+    with built_elsewhere(options, out) as there:
+        settings = choose_settings(there)
+        folder = RunFolder(out)
+        folder.leaves_model = settings.leaves_model
+        require_free(folder, options, list(settings.data or ()))
+        with settings.folder:
+            return _train(settings, there, choose_following(there, settings.folder.path), folder)
+
+
+def _train(
+    settings: Settings, options: argparse.Namespace, following: Following, try_for: RunFolder | None = None
+) -> int:
+    """try_for: the folder that the run would have, if it is only tried."""
     backends.use_backend(settings.backend)
     word_vectors, project = options.word_vectors, options.project
     text = prepare_text(settings)
@@ -68,6 +93,10 @@ def _train(settings: Settings, options: argparse.Namespace, following: Following
         found = load_word_vectors(model, text.tokenizer, word_vectors, project=project)
     trainer = make_trainer(settings, model, train_tokens, validation_tokens, text.tokenizer)
     follow(trainer, following, text.tokenizer)
+    if try_for is not None:
+        described = describe_run(dataclasses.replace(settings, folder=try_for), text, model)
+        final = _final_batches(options.final_eval, settings, validation_tokens)
+        return try_out(trainer, options, str(try_for), described, final)
     say(describe_run(settings, text, model))
     if rows := describe_batches(trainer):
         say(rows)
@@ -79,3 +108,11 @@ def _train(settings: Settings, options: argparse.Namespace, following: Following
     if code == 0:
         say(f"Let it write with:\n    {again('sample', '--model', folder)}")
     return code
+
+
+def _final_batches(how_much: str, settings: Settings, validation_tokens: np.ndarray) -> int:
+    if how_much == NONE:
+        return 0
+    rows, T = settings.training.batch_size, settings.model["block_size"]
+    whole = len(SequentialBatches(validation_tokens, rows, T))
+    return whole if how_much == WHOLE else min(whole, int(how_much))

@@ -22,6 +22,7 @@ loss = evaluate(model, validation_tokens)           # over the whole text
 | `evaluation`, `final` | the validation loss; that of the best weights at the end |
 | `saving`, `state` | saving a run as a checkpoint (`tinygpt/checkpoint.py`); checking and restoring it |
 | `reporting`, `metrics`, `picture`, `progress` | output lines, the metrics file, the loss curve, the progress bar |
+| `trial`, `dry_run`, `lr_find` | steps on trial: what a run takes, and the learning-rate range test |
 | `watch`, `following`, `loggers` | following a run: samples, a limit of time, TensorBoard and others |
 | `estimate`, `energy` | speed and the processor's peak; the energy used |
 | `interrupt`, `outcome` | signals; the state and the result of a run |
@@ -46,7 +47,7 @@ from .outcome import CallbackError, TrainingResult
 from .picture import draw_loss_curve
 from .presets import PRESETS, Preset
 from .run import describe_run, make_model, make_trainer, rehearse, train_and_evaluate
-from .settings import Settings, add_run_options, add_start_options, choose_settings
+from .settings import Settings, add_run_options, add_start_options, choose_settings, run_folder
 from .starting import Start, start_from
 from .text import Text, prepare_text
 
@@ -56,5 +57,5 @@ __all__ = [
     "StopRequest", "Text", "TextObjective", "Trainer", "TrainingConfig", "TrainingResult", "add_run_options",
     "add_start_options", "ask_for_epochs", "checkpoint", "choose_settings", "describe_batches", "describe_run",
     "draw_loss_curve", "evaluate", "freeze", "make_model", "make_trainer", "mean_loss", "prepare_text",
-    "read_checkpoint", "read_metrics", "rehearse", "start_from", "train_and_evaluate", "with_epochs",
+    "read_checkpoint", "read_metrics", "rehearse", "run_folder", "start_from", "train_and_evaluate", "with_epochs",
 ]  # fmt: skip

@@ -143,8 +143,8 @@ def choose_settings(options: argparse.Namespace) -> Settings:
     CheckpointError if there is nothing to resume or the options contradict the checkpoint.
     """
     check_final(getattr(options, "final_eval", WHOLE))
-    name = options.preset or ("baby" if options.backend == "cupy" else "tiny")
-    folder = RunFolder(options.out or options.default_out.format(preset=name))
+    name = _preset(options)
+    folder = RunFolder(run_folder(options))
     if not options.resume:
         return _new(options, folder, name)
     try:
@@ -152,6 +152,15 @@ def choose_settings(options: argparse.Namespace) -> Settings:
     except BaseException:
         folder.release()
         raise
+
+
+def run_folder(options: argparse.Namespace) -> str:
+    """The folder of the run, as the user names it."""
+    return str(options.out or options.default_out.format(preset=_preset(options)))
+
+
+def _preset(options: argparse.Namespace) -> str:
+    return options.preset or ("baby" if options.backend == "cupy" else "tiny")
 
 
 def _new(options: argparse.Namespace, folder: RunFolder, name: str) -> Settings:

@@ -1,0 +1,85 @@
+"""Trying a run before it begins: `--dry-run` and `--lr-find`.
+
+Both build the run in a temporary folder, take a few steps there, and leave nothing behind but the picture of
+`--lr-find`. They are for the command line alone, and no part of a configuration file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..console import say
+from ..errors import UsageError
+from ..files import folder_made, shown, user_path
+from ..training import Trainer
+from ..training.dry_run import rehearsed, require_disk, size
+from ..training.folder import TOKENS, RunFolder
+from ..training.lr_find import PICTURE, find_lr
+from ..training.picture import require_matplotlib
+
+
+def add_trying_options(parser: argparse.ArgumentParser) -> None:
+    """Call it after `add_config_option`, so that the options are no keys."""
+    group = parser.add_argument_group("before the run")
+    either = group.add_mutually_exclusive_group()
+    words = "check everything, take three steps, say how much memory, time and disk the run takes, and write nothing"
+    either.add_argument("--dry-run", action="store_true", help=words)
+    words = f"a learning-rate range test of some steps: says a rate to start from, and draws {PICTURE} in --out"
+    either.add_argument("--lr-find", action="store_true", help=words)
+
+
+@contextlib.contextmanager
+def built_elsewhere(options: argparse.Namespace, out: str) -> Iterator[argparse.Namespace]:
+    """The options with a temporary folder in place of --out. Raises UsageError if no run could begin in --out."""
+    what = "--dry-run" if options.dry_run else "--lr-find"
+    if options.resume:
+        raise UsageError(f"{what} is for a run that is to begin: leave out --resume")
+    if options.lr_find:
+        require_matplotlib()
+    else:
+        _require_writable(user_path(out))
+    with tempfile.TemporaryDirectory(prefix="tinygpt-") as place:
+        changed = {"out": os.path.join(place, "run"), "overwrite": False}
+        yield argparse.Namespace(**vars(options) | changed)
+
+
+def require_free(folder: RunFolder, options: argparse.Namespace, texts: list[str]) -> None:
+    """Raise UsageError if a run could not begin in its folder."""
+    if options.dry_run:
+        folder.require_free(options.overwrite)
+        for path in texts:
+            folder.require_not_among(Path(path))
+
+
+def _require_writable(folder: Path) -> None:
+    there = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        why = "no permission" if there.is_dir() else "it is a file"
+        raise UsageError(f"cannot write to the folder {shown(there)} ({why}): choose another --out")
+
+
+def try_out(trainer: Trainer, options: argparse.Namespace, out: str, about: str, final: int = 0) -> int:
+    """Do what --dry-run or --lr-find asks for, with a trainer that was built elsewhere.
+
+    final: batches of the evaluation at the end.
+    """
+    say(about)
+    folder = user_path(out)
+    if options.dry_run:
+        tokens = trainer.folder / TOKENS
+        found = rehearsed(trainer, final, tokens.stat().st_size if tokens.exists() else 0)
+        say(found.describe())
+        free = require_disk(found.disk, folder)
+        say(f"{size(free)} are free for {shown(folder)}. This was a dry run: nothing was written.")
+        return 0
+    test = find_lr(trainer)
+    say(test.summary())
+    picture = folder_made(folder) / PICTURE
+    test.draw(picture)
+    say(f"The picture is {shown(picture)}; nothing else was written.")
+    return 0
