@@ -136,6 +136,12 @@ def test_what_a_dry_run_counts(tmp_path: Path) -> None:
     assert found.disk == 3 * found.checkpoint + 1000
 
 
+def test_the_peak_leaves_out_the_copy_that_the_trial_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tinygpt.training.dry_run._peak", lambda backend: 10**6)
+    found = rehearsed(make_trainer(tmp_path / "run"))
+    assert found.peak == 10**6 - found.checkpoint
+
+
 def test_a_disk_without_room_is_said(tmp_path: Path) -> None:
     assert require_disk(1, tmp_path / "not" / "there") > 1
     with pytest.raises(UsageError, match="GB on the disk, but only"):
