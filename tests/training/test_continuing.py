@@ -93,8 +93,8 @@ def test_what_a_classifier_is_not_for(run: Any, classifier: Path, data: Path, tm
     clf = GPTForSequenceClassification.from_pretrained(classifier)
     clf.problem_type = "multi_label_classification"
     clf.save_pretrained(tmp_path / "multi", tokenizer=ByteTokenizer())
-    answer = run("finetune", "--model", tmp_path / "multi", "--data", data, *QUICK, *out)
-    assert_one_sentence(answer, "a classifier for multi_label_classification, and the task classify is for single")
+    answer = run("finetune", "--model", tmp_path / "multi", "--data", data, *QUICK, *out, "--label-kind=single")
+    assert_one_sentence(answer, "a classifier for multi_label_classification, which reads labels as multi: leave out")
     answer = run("train", "--init-from", classifier, "--data", texts, *out)
     assert_one_sentence(answer, "holds a classifier")
     assert not (tmp_path / "run").exists()

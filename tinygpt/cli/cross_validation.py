@@ -22,7 +22,7 @@ from ..metrics.labelling import label_report, label_scores, label_table
 from ..training.finetuning import begin_finetuning
 from .rows import write_json
 
-FIGURES = ("accuracy", "macro_f1", "loss")
+FIGURES = ("accuracy", "micro_f1", "macro_f1", "root_mean_squared_error", "correlation", "rank_correlation", "loss")
 REPORT = "folds.json"
 
 
@@ -49,7 +49,7 @@ def cross_validate(options: argparse.Namespace) -> int:
             scores.append(found)
             labels += right
     whole = label_report(clf, np.concatenate(scores), labels)
-    summary = {name: spread([report[name] for report in reports]) for name in FIGURES}
+    summary = {name: spread([report[name] for report in reports]) for name in FIGURES if name in whole}
     place = folder_made(user_path(options.out)) / REPORT
     write_json(str(place), {**summary, "folds": reports, "all_rows": whole})
     print(f"{whole['rows']} rows, each tested once in {options.folds} folds; mean and standard deviation of the folds:")

@@ -16,7 +16,7 @@ from ..training.configuration import add_config_option
 from ..training.finetuning import DEFAULTS, EPOCHS, Finetuning, begin_finetuning
 from ..training.folder import RunFolder
 from ..training.following import add_following_options, choose_following, follow
-from ..training.label_task import BALANCED
+from ..training.label_task import BALANCED, KINDS
 from ..training.options import add_options as add_config_options
 from ..training.tasks import LOSS_ON, TASKS
 from .process import again
@@ -82,6 +82,11 @@ def _add_data_options(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_label_options(group: argparse._ArgumentGroup) -> None:
+    words = (
+        "single: a label a text; multi: a list of labels in JSON, or labels with | between them in any file, each "
+        "learned by itself; number: a regression (default: multi for lists, otherwise single)"
+    )
+    group.add_argument("--label-kind", choices=tuple(KINDS), help=words)
     words = "spread this share of a label evenly over all labels, against overconfidence (default: 0)"
     group.add_argument("--label-smoothing", type=float, metavar="X", help=words)
     words = "balanced: every label counts the same, however rare it is (default: every row does)"

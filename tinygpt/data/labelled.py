@@ -93,7 +93,7 @@ class LabelledExamples:
             return _number(row, value)
         if self.kind == "single":
             return self._index(row, value)
-        names = value if isinstance(value, list) else [name for name in str(value).split("|") if name]
+        names = names_in(row, value)
         chosen = np.zeros(len(self.names), np.float32)  # (K,)
         chosen[[self._index(row, name) for name in names]] = 1
         return chosen
@@ -134,8 +134,20 @@ def label_text(row: Row, value: Any) -> str:
     raise UsageError(f"{row.where}: a label must be a text or a whole number, not {value!r:.40}")
 
 
-def label_names(rows: Iterable[Row]) -> list[str]:
-    """The different labels of the rows: numbers in their order, otherwise by the alphabet.
+def names_in(row: Row, value: Any) -> list[Any]:
+    """The labels of a text that has several: those of a list, or of a text with | between them."""
+    if isinstance(value, list):
+        return value
+    return [name for name in label_text(row, value).split("|") if name.strip()]
+
+
+def kind_of(row: Row | None) -> str:
+    """How the labels are to be read, from a row: "multi" if it has a list of them. Other kinds have to be asked for."""
+    return "multi" if row is not None and isinstance(row.values.get(LABEL), list) else "single"
+
+
+def label_names(rows: Iterable[Row], several: bool = False) -> list[str]:
+    """The different labels of the rows, which have one or `several`: numbers in their order, otherwise by the alphabet.
 
     Rows without a usable label are passed over here: `LabelledExamples` names them. Raises UsageError if there are
     fewer than two labels, from which nothing can be learned.
@@ -143,7 +155,8 @@ def label_names(rows: Iterable[Row]) -> list[str]:
     found = set()
     for row in rows:
         with contextlib.suppress(UsageError):
-            found.add(label_text(row, label_in(row)))
+            value = label_in(row)
+            found |= {label_text(row, one) for one in (names_in(row, value) if several else [value])}
     if len(found) < 2:
         there = f"only {min(found)!r}" if found else "none"
         raise UsageError(f"classification needs rows of at least two labels in the column {LABEL!r}; there is {there}")

@@ -18,7 +18,7 @@ from ..checks import whole_number
 from ..data.labelled import LabelledExample, collate_labelled
 from ..labels import MULTI, REGRESSION
 from .classification import accuracy, confusion_matrix, f1, f1_scores
-from .regression import correlation, mean_absolute_error, mean_squared_error
+from .regression import correlation, mean_absolute_error, mean_squared_error, rank_correlation
 
 _WIDEST = 20  # labels in a confusion matrix on the screen
 
@@ -60,9 +60,11 @@ def label_report(clf: Any, scores: np.ndarray, labels: Sequence[Any]) -> dict[st
 def label_table(report: dict[str, Any]) -> str:
     """The report for the screen."""
     if "confusion_matrix" not in report:
-        return "  ".join(
+        line = "  ".join(
             f"{name.replace('_', ' ')} {value:.4f}" for name, value in report.items() if isinstance(value, float)
         )
+        each = "  ".join(f"{name} {value:.4f}" for name, value in report.get("f1", {}).items())
+        return f"{line}\nF1 of each label: {each}" if each else line
     names, matrix = report["labels"], np.array(report["confusion_matrix"])
     lines = [
         f"accuracy {report['accuracy']:.4f}  macro F1 {report['macro_f1']:.4f}  loss {report['loss']:.4f}  "
@@ -85,9 +87,11 @@ def label_table(report: dict[str, Any]) -> str:
 
 def _of_numbers(scores: np.ndarray, right: np.ndarray) -> dict[str, Any]:
     found, true = scores.reshape(-1), right.reshape(-1)
+    loss = mean_squared_error(found, true)
     return {
-        "rows": len(scores), "loss": mean_squared_error(found, true),
+        "rows": len(scores), "loss": loss, "root_mean_squared_error": loss**0.5,
         "mean_absolute_error": mean_absolute_error(found, true), "correlation": correlation(found, true),
+        "rank_correlation": rank_correlation(found, true),
     }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Regression: the mean errors, and Pearson's correlation."""
+"""Regression: the mean errors, and the correlations of Pearson and Spearman."""
 
 from __future__ import annotations
 
@@ -28,6 +28,19 @@ def correlation(predictions: Iterable[float], references: Iterable[float]) -> fl
     x, y = found - found.mean(), right - right.mean()
     size = float(np.sqrt((x * x).sum() * (y * y).sum()))
     return float((x * y).sum()) / size if size else 0.0
+
+
+def rank_correlation(predictions: Iterable[float], references: Iterable[float]) -> float:
+    """Spearman's rho: Pearson's r of the ranks, equal numbers having the mean of theirs."""
+    found, right = _numbers("rank_correlation", predictions, references)
+    return correlation(_ranks(found), _ranks(right))
+
+
+def _ranks(numbers: np.ndarray) -> np.ndarray:
+    """(N,) -> (N,): 0 for the smallest; equal numbers have the mean of their ranks."""
+    _, place, counts = np.unique(numbers, return_inverse=True, return_counts=True)
+    mean = counts.cumsum() - (counts + 1) / 2
+    return np.asarray(mean[place.reshape(-1)], np.float64)
 
 
 def _numbers(metric: str, predictions: Iterable[float], references: Iterable[float]) -> tuple[np.ndarray, np.ndarray]:

@@ -65,7 +65,7 @@ def split_examples(
     keys = [example.key for example in examples]
     if fold is None:
         return split_rows(keys, config.get("validation_fraction", TrainingConfig.validation_fraction), config["seed"])
-    labels = [getattr(example, "label", None) for example in examples]
+    labels = [_hashable(getattr(example, "label", None)) for example in examples]
     number, count = fold
     try:
         first, second = folds(keys, count, labels=labels, seed=config["seed"])[number]
@@ -89,4 +89,8 @@ def notes_of(rows: Rows, path: str, block_size: int) -> list[str]:
 def _content(example: Any) -> tuple[Any, ...]:
     """What makes two examples the same."""
     learned = getattr(example, "learned", None)
-    return example.ids.tobytes(), example.label if learned is None else learned.tobytes()
+    return example.ids.tobytes(), _hashable(example.label) if learned is None else learned.tobytes()
+
+
+def _hashable(label: Any) -> Any:
+    return label.tobytes() if hasattr(label, "tobytes") else label

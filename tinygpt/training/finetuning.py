@@ -37,6 +37,7 @@ from .config import TrainingConfig, new_settings
 from .configuration import write_configuration
 from .example_rows import Rows, columns_of, notes_of, read_examples, split_examples
 from .folder import DATA, RunFolder
+from .label_task import KINDS
 from .loop import Trainer
 from .options import given_options
 from .run import make_model, rehearse
@@ -96,7 +97,7 @@ def _new(options: argparse.Namespace, folder: RunFolder) -> Finetuning:
         "task": options.task, "template": options.template, "loss_on": options.loss_on,
         "skip_bad_rows": options.skip_bad_rows, "label_smoothing": options.label_smoothing,
         "class_weights": options.class_weights, "labels": None, "fold": options.fold, "augment": options.augment,
-        "quantize": options.quantize,
+        "quantize": options.quantize, "label_kind": options.label_kind,
     }  # fmt: skip
     seed = given.get("seed", TrainingConfig.seed)
     start = start_from(
@@ -117,7 +118,16 @@ def _new(options: argparse.Namespace, folder: RunFolder) -> Finetuning:
     check_settings(settings)
     place = folder.begin(options.overwrite)
     write_configuration(options, settings, place)
-    _write_facts(place, facts | {"task": prepared.task.name, "labels": prepared.task.labels, "sha256": prepared.sha256})
+    _write_facts(
+        place,
+        facts
+        | {
+            "task": prepared.task.name,
+            "labels": prepared.task.labels,
+            "label_kind": getattr(prepared.task, "kind", None),
+            "sha256": prepared.sha256,
+        },
+    )
     return _finetuning(settings, prepared, start.tokenizer)
 
 
@@ -125,7 +135,7 @@ def _resumed(options: argparse.Namespace, settings: Settings) -> Finetuning:
     folder = settings.folder
     facts = read_data_facts(folder)
     names = ("model", "data", "valid", "task", "template", "loss_on", "label_smoothing", "class_weights", "augment",
-             "quantize")  # fmt: skip
+             "quantize", "label_kind")  # fmt: skip
     for name in names:
         value = getattr(options, name)
         value = _absolute(value) if name in ("data", "valid") else value
@@ -180,7 +190,7 @@ def _prepare(
         columns, facts["template"], facts["loss_on"],
         partial(read_rows, facts["data"], columns=columns, skip_bad=BadRows() if skip else None),
         facts["labels"], facts["label_smoothing"], facts["class_weights"], facts["augment"],
-        classifier,
+        classifier, facts.get("label_kind"),
     )  # fmt: skip
     task = TASKS[task_name](request, model, tokenizer)
     rows = read_examples(facts["data"], columns, task, skip)
@@ -259,10 +269,12 @@ def read_data_facts(folder: RunFolder) -> dict[str, Any]:
         facts = json.loads(path.read_bytes().decode("utf-8"))
         if facts["task"] not in TASKS or not isinstance(facts["data"], str) or not isinstance(facts["sha256"], dict):
             raise ValueError("it names no task and data that this version knows")
+        if facts.get("label_kind") not in (None, *KINDS):
+            raise ValueError(f"label_kind is none of {', '.join(KINDS)}")
         return {name: facts[name] for name in (
             "model", "data", "valid", "task", "template", "loss_on", "skip_bad_rows", "sha256"
         )} | {name: facts.get(name) for name in (
-            "label_smoothing", "class_weights", "labels", "fold", "augment"
+            "label_smoothing", "class_weights", "labels", "fold", "augment", "quantize", "label_kind"
         )}  # fmt: skip
     except OSError as error:
         raise CheckpointError(

@@ -2,6 +2,12 @@
 
 The labels are those of the training rows, in the order of numbers or of the alphabet. A resumed run keeps those that it
 began with. Each evaluation also tells the accuracy and macro F1, and the best weights are those of the lowest loss.
+
+| kind | the column `label` | evaluation |
+|---|---|---|
+| single | a name | accuracy, macro F1 |
+| multi | a list of names, or names with a bar between them; none at all in an empty list | all labels right, F1 |
+| number | a number | RMSE, correlations of Pearson and Spearman |
 """
 
 from __future__ import annotations
@@ -16,13 +22,14 @@ import numpy as np
 from ..checks import number
 from ..classifier import GPTForSequenceClassification
 from ..data.augment import Augmentation, read_augmentation, stream_of
-from ..data.labelled import LabelledExample, LabelledExamples, collate_labelled, label_names
+from ..data.labelled import LabelledExample, LabelledExamples, collate_labelled, kind_of, label_names
 from ..data.row_batches import AllRows, RowBatches
 from ..errors import UsageError
 from ..files import shown
 from ..graph import no_grad
-from ..labels import SINGLE
+from ..labels import MULTI, REGRESSION, SINGLE
 from ..metrics.classification import accuracy, f1
+from ..metrics.labelling import label_report
 from ..nn.losses import classification_loss
 from ..random import Generator
 from ..tensor import Tensor
@@ -31,6 +38,8 @@ from .config import TrainingConfig
 from .objective import Batch, Objective
 
 BALANCED = "balanced"
+KINDS = {"single": SINGLE, "multi": MULTI, "number": REGRESSION}
+_FIGURES = ("accuracy", "micro_f1", "macro_f1", "root_mean_squared_error", "correlation", "rank_correlation")
 
 
 class LabelObjective(Objective):
@@ -59,6 +68,8 @@ class LabelObjective(Objective):
         return loss
 
     def evaluate(self, model: Any, batches: Iterable[Batch]) -> dict[str, float]:
+        if model.problem_type != SINGLE:
+            return self._evaluate_others(model, batches)
         total, found, right = 0.0, list[int](), list[int]()
         with model.evaluating(), no_grad():
             for ids, labels, lengths in batches:
@@ -69,6 +80,18 @@ class LabelObjective(Objective):
         return {
             "validation_loss": total / len(right), "accuracy": accuracy(found, right), "macro_f1": f1(found, right)
         }  # fmt: skip
+
+    def _evaluate_others(self, model: Any, batches: Iterable[Batch]) -> dict[str, float]:
+        """Of several labels a text, or of numbers."""
+        total, scores, right = 0.0, list[np.ndarray](), list[np.ndarray]()
+        with model.evaluating(), no_grad():
+            for ids, labels, lengths in batches:
+                total += len(labels) * float(model.loss(ids, labels, lengths).item())
+                scores.append(model.scores(ids, lengths))
+                right.append(labels)
+        labels = np.concatenate(right)
+        report = label_report(model, np.concatenate(scores), labels)  # type: ignore[arg-type]
+        return {"validation_loss": total / len(labels)} | {name: report[name] for name in _FIGURES if name in report}
 
 
 class LabelTask:
@@ -86,22 +109,40 @@ class LabelTask:
                 raise UsageError(f"{option} is for prompts with answers, not for the task classify: leave it out")
         self.classifier = request.classifier
         self.new = self.classifier is None and request.labels is None
+        self.kind = self._kind(request)
+        for option, value in (("label-smoothing", request.label_smoothing), ("class-weights", request.class_weights)):
+            if value is not None and self.kind != "single":
+                raise UsageError(f"--{option} is for one label a text, not for --label-kind {self.kind}: leave it out")
         if self.classifier is not None:
-            if self.classifier.problem_type not in (None, SINGLE):
-                raise UsageError(
-                    f"the model is a classifier for {self.classifier.problem_type}, and the task classify is for "
-                    "single labels: start from another model"
-                )
             self.labels = list(self.classifier.label_names)
+        elif self.kind == "number":
+            self.labels = ["LABEL_0"]  # transformers' name for the only output
         else:
-            self.labels = list(request.labels or label_names(request.rows()))
+            self.labels = list(request.labels or label_names(request.rows(), self.kind == "multi"))
         smoothing = request.label_smoothing or 0.0
         self.smoothing = number("classify", "label_smoothing", smoothing, at_least=0, below=1)
         self.balanced = request.class_weights == BALANCED
-        self.maker = LabelledExamples(tokenizer, model.config.block_size, self.labels)
+        self.maker = LabelledExamples(tokenizer, model.config.block_size, self.labels, self.kind)
         self.augmentation = read_augmentation(request.augment) if request.augment else None
         if self.augmentation is not None:
             self._check_synonyms(self.augmentation)
+
+    def _kind(self, request: Any) -> str:
+        """How the labels are read: as asked, as the classifier that is trained further has them, or as a list says."""
+        kind: str | None = request.label_kind
+        if self.classifier is None or self.classifier.problem_type is None:
+            return kind or kind_of(next(iter(request.rows()), None))
+        its = next(name for name, problem in KINDS.items() if problem == self.classifier.problem_type)
+        if kind not in (None, its):
+            raise UsageError(
+                f"the model is a classifier for {self.classifier.problem_type}, which reads labels as {its}: leave out "
+                f"--label-kind {kind}, or start from another model"
+            )
+        if its == "number" and self.classifier.num_labels != 1:
+            raise UsageError(
+                "the model predicts several numbers for a text, and finetune learns one: start from another"
+            )
+        return its
 
     @property
     def synonyms_sha256(self) -> str | None:
@@ -124,16 +165,18 @@ class LabelTask:
         if self.classifier is not None:
             clf: GPTForSequenceClassification = self.classifier
             return clf
-        return GPTForSequenceClassification(body, len(self.labels), SINGLE, label_names=self.labels)
+        return GPTForSequenceClassification(body, len(self.labels), KINDS[self.kind], label_names=self.labels)
 
     def objective(
         self, train: Sequence[LabelledExample], validation: Sequence[LabelledExample], config: TrainingConfig
     ) -> Objective:
         """What the run learns. Raises UsageError if a label has no rows to train on, or validation has only one."""
         weights = None
-        if self.new or self.balanced:  # a classifier may go on with rows of some of its labels
+        if self.kind == "multi" and self.new:
+            _require_rows(train, self.labels)
+        if self.kind == "single" and (self.new or self.balanced):  # a classifier may go on with some of its labels
             weights = class_weights(train, self.labels)
-        if len({example.label for example in validation}) < 2:
+        if self.kind == "single" and len({example.label for example in validation}) < 2:
             raise UsageError(
                 f"the {len(validation)} validation rows are all of the label {self.labels[validation[0].label]!r}, so "
                 "they tell nothing of the others: give rows of several labels with --valid FILE, or a larger "
@@ -149,6 +192,8 @@ class LabelTask:
             "train": digest(train), "validation": digest(validation), "labels": self.labels,
             "label_smoothing": self.smoothing, "balanced": self.balanced,
         }  # fmt: skip
+        if self.kind != "single":
+            data["label_kind"] = self.kind
         if self.augmentation is not None:
             data["augmentation"] = self.augmentation.facts()
         return LabelObjective(
@@ -169,6 +214,15 @@ class LabelTask:
         return varied
 
 
+def _require_rows(examples: Sequence[LabelledExample], names: Sequence[str]) -> None:
+    """Raise UsageError for a label that no text has."""
+    for name, count in zip(names, np.sum([example.label for example in examples], axis=0), strict=True):
+        if not count:
+            raise UsageError(
+                f"the label {name!r} has no rows to train on, only for validation: add rows of it, or leave them out"
+            )
+
+
 def class_weights(examples: Sequence[LabelledExample], names: Sequence[str]) -> np.ndarray:
     """(K,): N / (K n_k), so that every label counts the same however rare it is.
 
@@ -187,5 +241,9 @@ def digest(examples: Sequence[LabelledExample]) -> str:
     """Identifies examples: their tokens and labels."""
     found = hashlib.sha256(str(len(examples)).encode())
     for example in examples:
-        found.update(len(example).to_bytes(8, "little") + example.ids.tobytes() + str(example.label).encode())
+        found.update(len(example).to_bytes(8, "little") + example.ids.tobytes() + _bytes(example.label))
     return found.hexdigest()
+
+
+def _bytes(label: Any) -> bytes:
+    return label.tobytes() if isinstance(label, np.ndarray) else str(label).encode()

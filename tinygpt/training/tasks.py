@@ -44,6 +44,7 @@ class Request:
     class_weights: str | None = None
     augment: str | None = None
     classifier: Any = None  # the one that the run starts from
+    label_kind: str | None = None
 
 
 class TextTask:
@@ -104,7 +105,7 @@ def _refuse_label_options(task: str, request: Request) -> None:
         )
     for option, value in (
         ("--label-smoothing", request.label_smoothing), ("--class-weights", request.class_weights),
-        ("--augment", request.augment),
+        ("--augment", request.augment), ("--label-kind", request.label_kind),
     ):  # fmt: skip
         if value is not None:
             raise UsageError(f"{option} is for the task classify, not for the task {task}: leave it out")

@@ -1,0 +1,159 @@
+"""`tinygpt finetune --label-kind`: several labels a text, and numbers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tinygpt as tg
+from tests.cli.helpers import assert_one_sentence
+from tinygpt import GPTForSequenceClassification, metrics
+from tinygpt.tokenizers import ByteTokenizer
+from tinygpt.training import CheckpointFolder, read_metrics
+
+QUICK = ["--steps=80", "--batch-size=8", "--lr=0.02", "--log-every=40", "--eval-every=40", "--checkpoint-every=40",
+         "--warmup-steps=2"]  # fmt: skip
+NAMES = ["big", "old", "red"]
+
+pytestmark = pytest.mark.usefixtures("without_picture")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    config = tg.GPTConfig(256, block_size=16, n_layer=1, n_head=2, n_embd=16)
+    tg.GPT(config, seed=1).save_pretrained(folder, tokenizer=ByteTokenizer())
+    return folder
+
+
+def several() -> list[dict[str, Any]]:
+    """Texts that are their labels' initials, in all combinations; a text has none of them, too."""
+    chosen = [[name for k, name in enumerate(NAMES) if i >> k & 1] for i in range(8)]
+    return [{"text": f"{''.join(n[0] for n in names)}-{i}", "label": names} for i in range(5) for names in chosen]
+
+
+def numbers() -> list[dict[str, Any]]:
+    return [{"text": f"{'+' if i % 2 else '-'}{i}", "label": 1.5 if i % 2 else -0.5} for i in range(40)]
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def last_evaluation(folder: Path) -> dict[str, Any]:
+    return [record for record in read_metrics(folder / "metrics.jsonl") if "validation_loss" in record][-1]
+
+
+def test_several_labels_are_learned_and_told(run: Any, base: Path, tmp_path: Path) -> None:
+    data, out = write(tmp_path / "rows.jsonl", several()), tmp_path / "clf"
+    answer = run(
+        "finetune", f"--model={base}", f"--data={data}", f"--valid={data}", f"--out={out}", *QUICK, "--steps=160"
+    )
+    assert answer.code == 0, answer.err
+    figures = last_evaluation(out)
+    assert figures["micro_f1"] > 0.8  # all labels for every text: 2/3
+    assert figures["validation_loss"] < 0.4 < np.log(2)
+    settings = json.loads((out / "config.json").read_text())
+    assert settings["problem_type"] == "multi_label_classification"
+    assert settings["id2label"] == {"0": "big", "1": "old", "2": "red"}
+    answer = run("eval", f"--model={out}", f"--data={data}", f"--json={tmp_path / 'report.json'}")
+    report = json.loads((tmp_path / "report.json").read_text())
+    best = min(record["validation_loss"] for record in read_metrics(out / "metrics.jsonl") if "accuracy" in record)
+    assert report["loss"] == pytest.approx(best, rel=1e-4)
+    assert f"micro f1 {report['micro_f1']:.4f}" in answer.out
+    assert f"F1 of each label: big {report['f1']['big']:.4f}" in answer.out
+    assert run("predict", f"--model={out}", f"--data={data}", f"--out={tmp_path / 'p.jsonl'}").code == 0
+    written = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
+    same = [line["prediction"] == line["label"] for line in written]
+    assert np.mean(same) == report["accuracy"]
+
+
+def test_names_with_a_bar_between_them(run: Any, base: Path, tmp_path: Path) -> None:
+    rows = [{**row, "label": "|".join(row["label"]) or "big"} for row in several()]
+    data, out = tmp_path / "rows.csv", tmp_path / "clf"
+    data.write_text("text,label\n" + "".join(f"{row['text']},{row['label']}\n" for row in rows), encoding="utf-8")
+    command = ["finetune", f"--model={base}", f"--data={data}", f"--out={out}", *QUICK, "--steps=2"]
+    assert run(*command, "--label-kind=multi").code == 0
+    assert GPTForSequenceClassification.from_pretrained(out).label_names == NAMES
+    assert run(*command, "--overwrite").code == 0  # without the option each combination is a label
+    assert len(GPTForSequenceClassification.from_pretrained(out).label_names) == 7
+
+
+def test_numbers_are_learned_and_told(run: Any, base: Path, tmp_path: Path) -> None:
+    data, out = write(tmp_path / "rows.jsonl", numbers()), tmp_path / "clf"
+    command = ["finetune", f"--model={base}", f"--data={data}", f"--valid={data}", "--label-kind=number", *QUICK]
+    answer = run(*command, f"--out={out}")
+    assert answer.code == 0, answer.err
+    figures = last_evaluation(out)
+    assert figures["root_mean_squared_error"] == pytest.approx(figures["validation_loss"] ** 0.5, rel=1e-4)
+    assert figures["root_mean_squared_error"] < 0.5  # of the mean: 1
+    assert figures["correlation"] > 0.9
+    assert json.loads((out / "config.json").read_text())["problem_type"] == "regression"
+    answer = run("eval", f"--model={out}", f"--data={data}")
+    assert "rank correlation" in answer.out
+    assert GPTForSequenceClassification.from_pretrained(out).num_labels == 1
+    assert run("finetune", f"--model={out}", *command[2:], f"--out={tmp_path / 'on'}", "--steps=2").code == 0
+    words = "a classifier for regression, which reads labels as number: leave out --label-kind multi"
+    again = ["finetune", f"--model={out}", f"--data={data}", f"--out={tmp_path / 'no'}", "--label-kind=multi"]
+    assert_one_sentence(run(*again), words)
+
+
+@pytest.mark.parametrize(("kind", "rows"), [("multi", several), ("number", numbers)])
+def test_a_resumed_run_comes_to_the_same_weights(kind: str, rows: Any, run: Any, base: Path, tmp_path: Path) -> None:
+    data = write(tmp_path / "rows.jsonl", rows())
+    options = [f"--model={base}", f"--data={data}", *QUICK, f"--label-kind={kind}", "--checkpoint-every=2"]
+    assert run("finetune", *options, "--steps=4", f"--out={tmp_path / 'whole'}").code == 0
+    assert run("finetune", *options, "--steps=2", "--decay-steps=4", f"--out={tmp_path / 'parts'}").code == 0
+    answer = run("finetune", "--resume", f"--out={tmp_path / 'parts'}", "--steps=4")
+    assert answer.code == 0, answer.err
+    whole, parts = (CheckpointFolder(tmp_path / name).load("latest").model for name in ("whole", "parts"))
+    for name, array in whole.items():
+        np.testing.assert_array_equal(array, parts[name], err_msg=name)
+    other = run("finetune", "--resume", f"--out={tmp_path / 'parts'}", "--label-kind=single")
+    assert_one_sentence(other, f"has the label_kind {kind}, not single")
+
+
+@pytest.mark.parametrize(("kind", "rows", "figure"), [("multi", several, "micro f1"), ("number", numbers, "root mean")])
+def test_folds(kind: str, rows: Any, figure: str, run: Any, base: Path, tmp_path: Path) -> None:
+    data = write(tmp_path / "rows.jsonl", rows())
+    command = ["finetune", f"--model={base}", f"--data={data}", *QUICK, "--steps=2", "--folds=2"]
+    answer = run(*command, f"--label-kind={kind}", f"--out={tmp_path / 'cv'}")
+    assert answer.code == 0, answer.err
+    assert figure in answer.out
+
+
+def test_a_kind_that_nobody_knows(run: Any, base: Path, tmp_path: Path) -> None:
+    data, out = write(tmp_path / "rows.jsonl", numbers()), tmp_path / "run"
+    command = ["finetune", f"--model={base}", f"--data={data}", f"--out={out}", "--label-kind=number", *QUICK]
+    assert run(*command, "--steps=2").code == 0
+    facts = json.loads((out / "data.json").read_text())
+    (out / "data.json").write_text(json.dumps(facts | {"label_kind": "many"}))
+    answer = run("finetune", "--resume", f"--out={out}", "--steps=4")
+    assert_one_sentence(answer, r"data.json is damaged \(label_kind is none of single, multi, number\)")
+
+
+def test_mistakes_are_one_sentence(run: Any, base: Path, tmp_path: Path) -> None:
+    def answer(rows: list[dict[str, Any]], *more: str) -> Any:
+        data = write(tmp_path / "rows.jsonl", rows)
+        return run("finetune", f"--model={base}", f"--data={data}", f"--out={tmp_path / 'run'}", *QUICK, *more)
+
+    wrong = [*numbers(), {"text": "much", "label": "a lot"}]
+    assert_one_sentence(answer(wrong, "--label-kind=number"), "line 41: the label of a regression must be a number")
+    words = "--class-weights is for one label a text, not for --label-kind multi"
+    assert_one_sentence(answer(several(), "--class-weights=balanced"), words)
+    words = "line 41: a label must be a text or a whole number"
+    assert_one_sentence(answer([*several(), {"text": "no", "label": [{}]}]), words)
+    texts = [{"text": row["text"]} for row in numbers()]
+    assert_one_sentence(answer(texts, "--label-kind=multi"), "--label-kind is for the task classify")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_correlation_of_ranks() -> None:
+    assert metrics.rank_correlation([1, 2, 30], [2, 4, 5]) == pytest.approx(1)
+    assert metrics.rank_correlation([1, 2, 2, 3], [1, 2, 3, 4]) == pytest.approx(0.9486832980505138)  # scipy's
+    assert metrics.rank_correlation([1, 1], [2, 3]) == 0
