@@ -95,6 +95,9 @@ def test_what_a_classifier_is_not_for(run: Any, classifier: Path, data: Path, tm
     clf.save_pretrained(tmp_path / "multi", tokenizer=ByteTokenizer())
     answer = run("finetune", "--model", tmp_path / "multi", "--data", data, *QUICK, *out, "--label-kind=single")
     assert_one_sentence(answer, "a classifier for multi_label_classification, which reads labels as multi: leave out")
+    answer = run("finetune", "--model", tmp_path / "multi", "--data", data, *QUICK, "--out", tmp_path / "goes on")
+    assert answer.code == 0, answer.err  # its labels are one name each, which is a list of one
+    assert GPTForSequenceClassification.from_pretrained(tmp_path / "goes on").problem_type == clf.problem_type
     answer = run("train", "--init-from", classifier, "--data", texts, *out)
     assert_one_sentence(answer, "holds a classifier")
     assert not (tmp_path / "run").exists()

@@ -30,14 +30,16 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def several() -> list[dict[str, Any]]:
+def several(endings: str = "01234") -> list[dict[str, Any]]:
     """Texts that are their labels' initials, in all combinations; a text has none of them, too."""
     chosen = [[name for k, name in enumerate(NAMES) if i >> k & 1] for i in range(8)]
-    return [{"text": f"{''.join(n[0] for n in names)}-{i}", "label": names} for i in range(5) for names in chosen]
+    return [{"text": f"{''.join(n[0] for n in names)}-{end}", "label": names} for end in endings for names in chosen]
 
 
-def numbers() -> list[dict[str, Any]]:
-    return [{"text": f"{'+' if i % 2 else '-'}{i}", "label": 1.5 if i % 2 else -0.5} for i in range(40)]
+def numbers(begin: int = 0) -> list[dict[str, Any]]:
+    """Texts whose sign alone says the number."""
+    signs = (("+", 1.5), ("-", -0.5))
+    return [{"text": f"{sign}{i}", "label": label} for i in range(begin, begin + 20) for sign, label in signs]
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -51,23 +53,25 @@ def last_evaluation(folder: Path) -> dict[str, Any]:
 
 def test_several_labels_are_learned_and_told(run: Any, base: Path, tmp_path: Path) -> None:
     data, out = write(tmp_path / "rows.jsonl", several()), tmp_path / "clf"
+    valid = write(tmp_path / "valid.jsonl", several("567"))
     answer = run(
-        "finetune", f"--model={base}", f"--data={data}", f"--valid={data}", f"--out={out}", *QUICK, "--steps=160"
+        "finetune", f"--model={base}", f"--data={data}", f"--valid={valid}", f"--out={out}", *QUICK, "--steps=160"
     )
     assert answer.code == 0, answer.err
     figures = last_evaluation(out)
-    assert figures["micro_f1"] > 0.8  # all labels for every text: 2/3
+    # Over five seeds at least 0.917; all labels for every text: 2/3; learned from shuffled labels: 0.36.
+    assert figures["micro_f1"] > 0.8
     assert figures["validation_loss"] < 0.4 < np.log(2)
     settings = json.loads((out / "config.json").read_text())
     assert settings["problem_type"] == "multi_label_classification"
     assert settings["id2label"] == {"0": "big", "1": "old", "2": "red"}
-    answer = run("eval", f"--model={out}", f"--data={data}", f"--json={tmp_path / 'report.json'}")
+    answer = run("eval", f"--model={out}", f"--data={valid}", f"--json={tmp_path / 'report.json'}")
     report = json.loads((tmp_path / "report.json").read_text())
     best = min(record["validation_loss"] for record in read_metrics(out / "metrics.jsonl") if "accuracy" in record)
     assert report["loss"] == pytest.approx(best, rel=1e-4)
     assert f"micro f1 {report['micro_f1']:.4f}" in answer.out
     assert f"F1 of each label: big {report['f1']['big']:.4f}" in answer.out
-    assert run("predict", f"--model={out}", f"--data={data}", f"--out={tmp_path / 'p.jsonl'}").code == 0
+    assert run("predict", f"--model={out}", f"--data={valid}", f"--out={tmp_path / 'p.jsonl'}").code == 0
     written = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
     same = [line["prediction"] == line["label"] for line in written]
     assert np.mean(same) == report["accuracy"]
@@ -86,12 +90,13 @@ def test_names_with_a_bar_between_them(run: Any, base: Path, tmp_path: Path) -> 
 
 def test_numbers_are_learned_and_told(run: Any, base: Path, tmp_path: Path) -> None:
     data, out = write(tmp_path / "rows.jsonl", numbers()), tmp_path / "clf"
-    command = ["finetune", f"--model={base}", f"--data={data}", f"--valid={data}", "--label-kind=number", *QUICK]
+    valid = write(tmp_path / "valid.jsonl", numbers(20))
+    command = ["finetune", f"--model={base}", f"--data={data}", f"--valid={valid}", "--label-kind=number", *QUICK]
     answer = run(*command, f"--out={out}")
     assert answer.code == 0, answer.err
     figures = last_evaluation(out)
     assert figures["root_mean_squared_error"] == pytest.approx(figures["validation_loss"] ** 0.5, rel=1e-4)
-    assert figures["root_mean_squared_error"] < 0.5  # of the mean: 1
+    assert figures["root_mean_squared_error"] < 0.5  # over five seeds at most 0.03; of the mean: 1; untrained: 1.1
     assert figures["correlation"] > 0.9
     assert json.loads((out / "config.json").read_text())["problem_type"] == "regression"
     answer = run("eval", f"--model={out}", f"--data={data}")
@@ -148,6 +153,8 @@ def test_mistakes_are_one_sentence(run: Any, base: Path, tmp_path: Path) -> None
     assert_one_sentence(answer(several(), "--class-weights=balanced"), words)
     words = "line 41: a label must be a text or a whole number"
     assert_one_sentence(answer([*several(), {"text": "no", "label": [{}]}]), words)
+    zeros_and_ones = [{"text": row["text"], "label": [int(n in row["label"]) for n in NAMES]} for row in several()]
+    assert_one_sentence(answer(zeros_and_ones), "line 1: the label '0' stands twice: give the names of the text's")
     texts = [{"text": row["text"]} for row in numbers()]
     assert_one_sentence(answer(texts, "--label-kind=multi"), "--label-kind is for the task classify")
     assert not (tmp_path / "run").exists()

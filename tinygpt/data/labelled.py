@@ -93,9 +93,15 @@ class LabelledExamples:
             return _number(row, value)
         if self.kind == "single":
             return self._index(row, value)
-        names = names_in(row, value)
         chosen = np.zeros(len(self.names), np.float32)  # (K,)
-        chosen[[self._index(row, name) for name in names]] = 1
+        for name in names_in(row, value):
+            place = self._index(row, name)
+            if chosen[place]:  # as in [1, 0, 1], whose numbers would be taken for names
+                raise UsageError(
+                    f"{row.where}: the label {self.names[place]!r} stands twice: give the names of the text's labels, "
+                    "not 0 or 1 for each label"
+                )
+            chosen[place] = 1
         return chosen
 
     def _index(self, row: Row, value: Any) -> int:
