@@ -78,35 +78,49 @@ def usual_figures(answers: Sequence[str], rows: Sequence[Row]) -> dict[str, floa
 def answer(
     rows: Sequence[Row], keys: Sequence[str], options: Any, whole: Sizes, baseline: Baseline, metric: str,
     figures: Figures = usual_figures, more: Callable[[list[Row]], list[Row]] | None = None, texts: Iterable[str] = (),
-    block_size: int = 64, template: str = "lines",
+    block_size: int = 64, template: str = "lines", part: Sizes | None = None,
 ) -> None:  # fmt: skip
     """The recipe. keys: rows with equal ones are in one part; metric: of `figures`, by which the model is judged.
 
+    The other arguments are those of `fine_tuned`.
+    """
+    model, train, validation = fine_tuned(rows, keys, options, whole, more, texts, block_size, template, part)
+    _conclude(Path(options.out), model, train + validation, baseline, metric, figures)
+
+
+def fine_tuned(
+    rows: Sequence[Row], keys: Sequence[str], options: Any, whole: Sizes,
+    more: Callable[[list[Row]], list[Row]] | None = None, texts: Iterable[str] = (), block_size: int = 64,
+    template: str = "lines", part: Sizes | None = None,
+) -> tuple[Path, list[Row], list[Row]]:  # fmt: skip
+    """The model's folder, with report.json and predictions.jsonl of the test part, and the rows for training and for
+    validation, without those that were made.
+
     more: makes further rows to train on of those for training; texts: further ones to pre-train on. block_size: of a
     slice's model. template: "lines", or "raw" for answers of several lines; then a question ends with a line feed.
+    part: the settings for a slice, if the usual ones would show nothing.
     """
     require_rows(rows, "questions with answers")
-    sizes, out = sliced(whole, block_size) if options.slice else whole, Path(options.out)
+    sizes, out = (part or sliced(whole, block_size)) if options.slice else whole, Path(options.out)
     chosen = small(list(zip(rows, keys, strict=True)), options, sizes.rows)
     parts = [[chosen[i][0] for i in part] for part in divide([key for _, key in chosen])]
     train, validation, test = parts
     if sizes.test_rows and len(test) > sizes.test_rows:
         test = [test[i * len(test) // sizes.test_rows] for i in range(sizes.test_rows)]
-    if more is not None:
-        train = small(more(train), options, sizes.rows)
+    rows_to_learn = train if more is None else small(more(train), options, sizes.rows)
     paths = {
         name: write_rows(out / f"{name}.jsonl", part)
-        for name, part in (("train", train), ("validation", validation), ("test", test))
+        for name, part in (("train", rows_to_learn), ("validation", validation), ("test", test))
     }
-    say(f"{len(rows):,} rows: {len(train):,} for training, {len(validation):,} for validation, {len(test):,} for the "
-        f"test.")  # fmt: skip
-    start = options.model or _pretrained(out, train, texts, sizes)
+    say(f"{len(rows):,} rows: {len(rows_to_learn):,} for training, {len(validation):,} for validation, "
+        f"{len(test):,} for the test.")  # fmt: skip
+    start = options.model or _pretrained(out, rows_to_learn, texts, sizes)
     model = out / "model"
     learn = ["--data", paths["train"], "--valid", paths["validation"], "--template", template, "--skip-bad-rows"]
     tinygpt("finetune", "--model", start, *learn, *options_of(sizes.finetuning), "--out", model, "--overwrite")
     tinygpt("eval", "--model", model, "--data", paths["test"], "--max-new-tokens", sizes.new_tokens, "--skip-bad-rows",
             "--json", model / "report.json", "--predictions", model / "predictions.jsonl")  # fmt: skip
-    _conclude(out, model, train + validation, baseline, metric, figures)
+    return model, train, validation
 
 
 def _pretrained(out: Path, train: Sequence[Row], texts: Iterable[str], sizes: Sizes) -> Path:
@@ -122,11 +136,7 @@ def _conclude(out: Path, model: Path, train: Sequence[Row], baseline: Baseline, 
     test = read_rows(model / "predictions.jsonl")  # the rows of the test part that the model could read
     ours = figures([row["prediction"] for row in test], test)
     theirs = figures(baseline.answers(train, test), test)
-    say("\nFive examples of the test part:")
-    for row in five(test):
-        say(f"  {_line(row['question'])[-70:]}\n    model:  {_line(row['prediction'])[:70]}\n    right:  "
-            f"{_line(references(row)[0])[:70]}")  # fmt: skip
-    say("")
+    show_five(test)
     for name, found in (("The model", ours), (f"The baseline, {baseline.name}", theirs)):
         say(f"{name}: {'  '.join(f'{figure} {value:.4f}' for figure, value in found.items())}")
     conclusion = compared(metric, ours[metric], baseline.name, theirs[metric])
@@ -136,6 +146,15 @@ def _conclude(out: Path, model: Path, train: Sequence[Row], baseline: Baseline, 
         "rows": {"train": len(train), "test": len(test)}, "model": ours, "baseline": theirs, "loss": report["loss"],
         "metric": metric, "conclusion": conclusion,
     })  # fmt: skip
+
+
+def show_five(test: Sequence[Row]) -> None:
+    """Questions of the test part, each with the model's answer and a right one."""
+    say("\nFive examples of the test part:")
+    for row in five(test):
+        say(f"  {_line(row['question'])[-70:]}\n    model:  {_line(row['prediction'])[:70]}\n    right:  "
+            f"{_line(references(row)[0])[:70]}")  # fmt: skip
+    say("")
 
 
 def _line(text: str) -> str:

@@ -7,6 +7,8 @@ Nothing is installed and nothing of the package is run: the archive is read with
 SHA-256 was found right. It is cached in TINYGPT_CACHE (default: the platform's cache folder) under `packages/`. With
 TINYGPT_OFFLINE=1, or without a network, a sentence says which file to put there.
 
+A package of npm is fetched by `npm pack`, which only downloads; its archive is read in the same way.
+
 Which index: that of pip's settings (pip.conf, PIP_INDEX_URL, PIP_EXTRA_INDEX_URL), or else pip's own default; its page
 of the package is read as JSON (PEP 691) or HTML (PEP 503).
 """
@@ -15,15 +17,18 @@ from __future__ import annotations
 
 import ast
 import base64
+import hashlib
 import html.parser
 import http.client
 import json
 import os
 import re
+import shutil
 import ssl
 import subprocess
 import sys
 import tarfile
+import tempfile
 import urllib.parse
 import urllib.request
 import zipfile
@@ -43,12 +48,13 @@ _ACCEPT = "application/vnd.pypi.simple.v1+json, text/html;q=0.5"
 
 @dataclass(frozen=True)
 class Package:
-    """One archive of a package: a wheel or an sdist, and its SHA-256."""
+    """One archive of a package: a wheel or an sdist, and its SHA-256. npm: it is one of npm's, not of pip's index."""
 
     name: str
     version: str
     filename: str
     sha256: str
+    npm: bool = False
 
 
 class Archive:
@@ -119,6 +125,11 @@ def _content(package: Package, path: Path, timeout: float) -> bytes:
     )
     if is_offline():
         raise UsageError(f"{package.filename} is not in the cache, and TINYGPT_OFFLINE is set: {remedy}")
+    if package.npm:
+        try:
+            return _from_npm(package, timeout)
+        except (OSError, ValueError, subprocess.TimeoutExpired) as error:
+            raise UsageError(f"{package.filename} could not be downloaded ({error}): {remedy}") from error
     reasons = []
     settings = pip_settings()
     for index in index_urls(settings):
@@ -144,6 +155,24 @@ def _from_index(package: Package, index: str, settings: dict[str, str], timeout:
     say(f"Downloading {package.filename} ...")
     request = urllib.request.Request(url, headers=header if same_host else {})  # the login is for the index alone
     return download(request, package.sha256, timeout, _LARGEST_FILE, opener)
+
+
+def _from_npm(package: Package, timeout: float) -> bytes:
+    npm = shutil.which("npm")
+    if npm is None:
+        raise ValueError("it is a package of npm, and there is no npm on the PATH")
+    say(f"Downloading {package.filename} ...")
+    with tempfile.TemporaryDirectory() as folder:
+        command = [npm, "pack", f"{package.name}@{package.version}", "--ignore-scripts", "--pack-destination", folder]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout, cwd=folder)
+        if done.returncode:
+            reasons = [line for line in done.stderr.splitlines() if line.strip()]
+            raise ValueError(reasons[0] if reasons else f"npm pack ended with {done.returncode}")
+        content = Path(folder, package.filename).read_bytes()
+    found = hashlib.sha256(content).hexdigest()
+    if found != package.sha256:
+        raise ValueError(f"the {len(content)} bytes from npm have the wrong checksum ({found[:12]}...)")
+    return content
 
 
 def _normal(name: str) -> str:

@@ -196,6 +196,51 @@ def test_a_login_goes_to_the_index_alone_and_no_message_shows_it(
             assert "cret" not in str(caught.value)
 
 
+NPM = """import pathlib, sys
+assert sys.argv[1:4] == ["pack", "some-words@1.0", "--ignore-scripts"], sys.argv
+sys.exit("npm ERR! 404 Not Found") if "{fails}" else None
+pathlib.Path(sys.argv[5], "some-words-1.0.tgz").write_bytes(bytes.fromhex("{content}"))
+"""
+
+
+@pytest.fixture
+def npm(data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Makes a command npm that packs CONTENT, or fails; gives the package."""
+    monkeypatch.setenv("TINYGPT_CACHE", str(tmp_path / "cache"))
+    own = data.subprocess.run
+    monkeypatch.setattr(data.shutil, "which", lambda name: f"/usr/bin/{name}")
+
+    def make(content: bytes, fails: bool = False) -> Any:
+        script = tmp_path / "npm.py"
+        script.write_text(NPM.format(fails="yes" if fails else "", content=content.hex()))
+
+        def run(command: list[str], **settings: Any) -> Any:
+            assert command[0] == "/usr/bin/npm"
+            return own([sys.executable, str(script), *command[1:]], **settings)
+
+        monkeypatch.setattr(data.subprocess, "run", run)
+        sha256 = hashlib.sha256(CONTENT).hexdigest()
+        return data.Package("some-words", "1.0", "some-words-1.0.tgz", sha256, npm=True)
+
+    return make
+
+
+def test_a_package_of_npm_is_packed_and_checked(
+    data: Any, npm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UsageError, match=r"from npm have the wrong checksum .*: fetch the file some-words-1\.0\.tgz"):
+        data.fetch(npm(CONTENT[::-1]))
+    with pytest.raises(UsageError, match=r"could not be downloaded \(npm ERR! 404 Not Found\): fetch the file"):
+        data.fetch(npm(CONTENT, fails=True))
+    assert not list(tmp_path.glob("cache/**/*.tgz"))
+    assert data.fetch(npm(CONTENT)).read("words/a.txt") == b"alpha"
+    monkeypatch.setattr(data.shutil, "which", lambda name: None)
+    assert data.fetch(npm(CONTENT)).read("words/b.txt") == b"beta"
+    (tmp_path / "cache" / "packages" / "some-words-1.0.tgz").unlink()
+    with pytest.raises(UsageError, match="there is no npm on the PATH"):
+        data.fetch(npm(CONTENT))
+
+
 def test_pips_settings_are_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """From pip's own files, which environment variables override."""
     monkeypatch.syspath_prepend(str(RECIPES))
