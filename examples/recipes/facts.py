@@ -1,7 +1,7 @@
 """Question answering: facts on a country are given, and a question is to be answered from them.
 
     python examples/recipes/facts.py                     # minutes
-    python examples/recipes/facts.py --slice             # seconds, to see that it works
+    python examples/recipes/facts.py --slice             # half a minute: three short facts on each country
 
     Its capital is Nairobi. It lies in Sub-Saharan Africa. Its people are called Kenyan. It pays in KES. ...
     Which city is the capital?
@@ -15,7 +15,8 @@ there are also made-up countries, each with facts of several countries of the tr
 heart is then of no use.
 
 A model of 2 layers and 64 channels, with bytes for tokens, reads these texts, and is then fine-tuned on the answers.
-The metric is exact match. The baseline is the most frequent answer to that question.
+The metric is exact match. The baseline is the most frequent answer to that question, counted over the real countries
+for training.
 """
 
 from __future__ import annotations
@@ -50,6 +51,13 @@ WHOLE = Sizes(
     {"batch_size": 16, "epochs": 4, "lr": 1e-3, "weight_decay": 0.1},
     new_tokens=40,
 )  # fmt: skip
+# Looking an answer up is learned late, and the sooner the shorter the text: a slice has three facts on each country.
+SLICE_KINDS = ("currencies", "callingCodes", "tld")
+SLICE = Sizes(
+    {"tokenizer": "byte", "n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 112, "batch_size": 16, "steps": 1200,
+     "warmup_steps": 50, "eval_every": 300, "eval_batches": 5, "lr": 5e-3},
+    {"batch_size": 16, "epochs": 3, "lr": 3e-3}, new_tokens=16, rows=4000, test_rows=60,
+)  # fmt: skip
 
 Facts = dict[str, str]  # kind -> fact
 
@@ -70,18 +78,19 @@ def countries(archive: Archive) -> Iterator[tuple[str, Facts]]:
 
 def row(facts: Facts, kind: str, draw: np.random.Generator) -> Row:
     """A question of this kind. The facts stand in any order."""
-    text = " ".join(KINDS[name][0].format(facts[name]) for name in draw.permutation(list(KINDS)))
+    text = " ".join(KINDS[name][0].format(facts[name]) for name in draw.permutation(list(facts)))
     return {"question": f"{text}\n{KINDS[kind][1]}", "answer": facts[kind], "kind": kind}
 
 
 def made_up(rows: list[Row]) -> list[Row]:
     """The rows, and others on countries of which each fact is that of a country drawn anew."""
     draw = np.random.default_rng(1)
-    known = {kind: sorted({row["answer"] for row in rows if row["kind"] == kind}) for kind in KINDS}
+    kinds = [kind for kind in KINDS if any(row["kind"] == kind for row in rows)]
+    known = {kind: sorted({row["answer"] for row in rows if row["kind"] == kind}) for kind in kinds}
     others = []
     for _ in range(MADE_UP):
         facts = {kind: str(draw.choice(values)) for kind, values in known.items()}
-        others.append(row(facts, str(draw.choice(list(KINDS))), draw))
+        others.append(row(facts, str(draw.choice(kinds)), draw))
     return rows + others
 
 
@@ -89,11 +98,13 @@ def main() -> int:
     options = parse(__doc__, "facts")
     draw = np.random.default_rng(0)
     rows, names = [], []
-    for name, facts in countries(fetch(PACKAGE, options.package)):
-        rows += [row(facts, kind, draw) for kind in KINDS]
-        names += [name] * len(KINDS)
+    kinds = SLICE_KINDS if options.slice else tuple(KINDS)
+    for name, all_facts in countries(fetch(PACKAGE, options.package)):
+        facts = {kind: all_facts[kind] for kind in kinds}
+        rows += [row(facts, kind, draw) for kind in kinds]
+        names += [name] * len(kinds)
     baseline = Baseline("the most frequent answer", most_frequent)
-    answer(rows, names, options, WHOLE, baseline, "exact match", more=made_up, block_size=256)
+    answer(rows, names, options, WHOLE, baseline, "exact match", more=made_up, part=SLICE)
     return 0
 
 
