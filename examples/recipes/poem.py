@@ -54,8 +54,8 @@ WHOLE = Sizes(
     new_tokens=32,
 )  # fmt: skip
 SLICE = Sizes(
-    {"tokenizer": "word", "vocab_size": 2000, "n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 96,
-     "batch_size": 16, "steps": 300, "warmup_steps": 20, "eval_every": 150, "eval_batches": 5, "lr": 5e-3},
+    {"tokenizer": "word", "vocab_size": 5000, "n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 96,
+     "batch_size": 16, "steps": 500, "warmup_steps": 20, "eval_every": 250, "eval_batches": 5, "lr": 5e-3},
     {"batch_size": 16, "epochs": 2, "lr": 2e-3}, new_tokens=32, rows=1500, test_rows=40,
 )  # fmt: skip
 _HAN = re.compile(r"[\u3400-\u9fff]+")
