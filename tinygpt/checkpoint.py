@@ -22,7 +22,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -191,13 +191,13 @@ def _verify(path: Path, sha256: str) -> None:
         )
 
 
-def read_checkpoint(path: Path, arrays_too: bool = True) -> Checkpoint:
-    """Read a checkpoint file; only its state if not arrays_too. Raises CheckpointError if it is not a checkpoint."""
+def read_checkpoint(path: Path, parts: Collection[str] = ("model", "optimizer")) -> Checkpoint:
+    """Read a checkpoint file: its state, and the arrays of these parts. Raises CheckpointError if it is none."""
     try:
         with SafetensorsFile(path) as file:
             found = f"{file.metadata.get('format')} {file.metadata.get('version')}"
             if found == f"{FORMAT} {VERSION}":
-                arrays = {name: file.read(name) for name in file.arrays if arrays_too}
+                arrays = {name: file.read(name) for name in file.arrays if name.partition(".")[0] in parts}
                 state = json.loads(file.metadata["state"])
     except OSError as error:
         raise CheckpointError(f"the checkpoint {path} can't be read: {error.strerror or error}") from error
@@ -210,6 +210,11 @@ def read_checkpoint(path: Path, arrays_too: bool = True) -> Checkpoint:
     model = {name.removeprefix("model."): a for name, a in arrays.items() if name.startswith("model.")}
     optimizer = {name.removeprefix("optimizer."): a for name, a in arrays.items() if name.startswith("optimizer.")}
     return Checkpoint(model, optimizer, state)
+
+
+def read_weights(path: Path) -> Checkpoint:
+    """A checkpoint without the optimizer's arrays, which take more memory than the model's."""
+    return read_checkpoint(path, ("model",))
 
 
 def fingerprint(tokens: np.ndarray) -> str:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,7 @@ import numpy as np
 import pytest
 
 from tests.cli.helpers import assert_one_sentence
-from tests.training.helpers import OPTIONS, assert_same_outcome, make_trainer
+from tests.training.helpers import ENVIRONMENT, OPTIONS, assert_same_outcome, make_trainer
 from tinygpt.errors import RangeError, UsageError
 from tinygpt.training import CheckpointFolder
 from tinygpt.training.dry_run import duration, rehearsed, require_disk, size
@@ -19,6 +22,11 @@ from tinygpt.training.lr_find import RangeTest, find_lr, suggestion
 from tinygpt.training.trial import on_trial, trial_step
 
 pytestmark = pytest.mark.usefixtures("without_picture")
+
+
+@pytest.fixture(autouse=True)
+def without_rehearsed_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tinygpt.training.dry_run.draw_losses", lambda records, file: None)
 
 
 @pytest.mark.parametrize("settings", [{}, {"ema": 0.5, "optimizer": "muon", "gradient_accumulation": 2}])
@@ -140,6 +148,53 @@ def test_the_peak_leaves_out_the_copy_that_the_trial_holds(tmp_path: Path, monke
     monkeypatch.setattr("tinygpt.training.dry_run._peak", lambda backend: 10**6)
     found = rehearsed(make_trainer(tmp_path / "run"))
     assert found.peak == 10**6 - found.checkpoint
+
+
+def test_the_peak_of_building_the_run_counts(tmp_path: Path) -> None:
+    assert rehearsed(make_trainer(tmp_path / "run"), so_far=10**12).peak == 10**12
+
+
+# A process says at its end the most memory that it had. (A child's resource usage counts what its parent had.)
+MEASURED = """
+import atexit, sys
+from tinygpt import cli
+def tell():
+    line = next(line for line in open("/proc/self/status") if line.startswith("VmHWM:"))
+    print("VmHWM", 1024 * int(line.split()[1]) / 1e6)
+atexit.register(tell)
+cli.main(sys.argv[1:])
+"""
+
+
+def measured(*arguments: Any) -> tuple[str, float]:
+    """The output of a command, and the most memory that its process had, in MB."""
+    command = [sys.executable, "-c", MEASURED, *map(str, arguments)]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=True)
+    return done.stdout, float(done.stdout.split("VmHWM")[1])
+
+
+@pytest.fixture(scope="module")
+def heavy(text: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path, float]:
+    """A run whose memory is that of its model: its command, its folder, and the most memory that it had."""
+    shape = ["--block-size=32", "--n-layer=3", "--n-head=2", "--n-embd=320", "--batch-size=2", "--steps=2", "--lr=0.3"]
+    command = ["train", *shape, "--eval-every=1", "--eval-batches=1", "--final-eval=1", f"--data={text}"]
+    folder = tmp_path_factory.mktemp("heavy") / "run"
+    return command, folder, measured(*command, "--out", folder)[1]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="a part of a process has a peak on Linux only")
+@pytest.mark.parametrize("options", [None, [], ["--lora-rank=2"]])
+def test_the_peak_is_that_of_the_run(heavy: Any, tmp_path: Path, options: list[str] | None) -> None:
+    command, folder, peak = heavy
+    if options is not None:
+        (tmp_path / "rows.csv").write_text("text\n" + "".join(f"{'To ' * n}be\n" for n in range(1, 9)))
+        command = ["finetune", f"--model={folder}", f"--data={tmp_path / 'rows.csv'}", "--batch-size=2", *options]
+        command += ["--steps=2", "--eval-every=1"]
+        peak = measured(*command, "--out", tmp_path / "run")[1]
+    said = re.search(r"Peak: +([0-9.]+) MB", measured(*command, "--out", tmp_path / "other", "--dry-run")[0])
+    assert said is not None
+    assert float(said[1]) == pytest.approx(peak, rel=0.1)
 
 
 def test_a_disk_without_room_is_said(tmp_path: Path) -> None:

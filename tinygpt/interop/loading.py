@@ -187,7 +187,7 @@ def _load_run(
     where = f"the {which} checkpoint in {folder}"
 
     def read(path: Path) -> GPT:
-        state = read_checkpoint(path, arrays_too=False).state
+        state = read_checkpoint(path, parts=()).state
         try:
             with SafetensorsFile(path) as file:
                 weights, on = Weights.of_run(path, file), packed_base(state, where)

@@ -4,11 +4,18 @@
 
 The steps are those of the run, with its batches. Steps before them don't count: threads start in them, and a GPU's
 kernels are compiled and recorded.
+
+The peak of memory is measured and not computed. A formula would have to follow what each operation keeps for its
+backward pass and frees, in every kernel, layer and objective, and what Python, NumPy and matplotlib take; it would be
+wrong as soon as one of them changes, and for every layer of a user's own. The measured peak has all of it, because the
+trial does what the run does: it builds the model, takes steps, evaluates, draws the picture, and holds the best weights
+once more, as the end of the run does.
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
 import itertools
 import math
 import shutil
@@ -22,10 +29,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import backends
-from ..errors import UsageError
+from ..errors import MissingExtraError, UsageError
 from ..files import shown
+from ..nn.packed_base import is_packed
 from .graphed_step import WARM_UP
+from .leaving import merged
 from .optimizers import averaged
+from .picture import draw_losses
 from .saving import checkpoint_of
 from .trial import on_trial, trial_step
 
@@ -40,7 +50,7 @@ _CHECKPOINTS = 3  # the latest, the best, and the one that is being written
 class DryRun:
     """What a run will take. Bytes and seconds.
 
-    peak: memory of the whole process (on a GPU: of its arrays) in the steps, measured. step: the median of three.
+    peak: memory of the whole process (on a GPU: of its arrays), measured. step: the median of three.
     evaluation: of one evaluation. final: of the one over the whole validation text at the end. checkpoint: its size.
     data: of the token file.
     """
@@ -71,7 +81,7 @@ class DryRun:
         evaluations = f"{self.evaluations:,} evaluations of {duration(self.evaluation)}"
         final = f" and {duration(self.final)} for the one at the end" if self.final else ""
         lines = {
-            "Peak": f"{size(self.peak)} of memory in a step, measured: {size(self.weights)} of weights, "
+            "Peak": f"{size(self.peak)} of memory, measured; in it {size(self.weights)} of weights, "
             f"{size(self.gradients)} of gradients, {size(self.optimizer)} of the optimizer",
             "Time": f"{duration(self.step)} a step, the median of {TIMED} ({self.tokens / self.step:,.0f} tokens/s); "
             f"about {duration(self.seconds)} for the run, with {evaluations}{final}",
@@ -81,11 +91,12 @@ class DryRun:
         return "\n".join(f"{name + ':':<7}{line}" for name, line in lines.items())
 
 
-def rehearsed(trainer: Trainer, final_batches: int = 0, data: int = 0) -> DryRun:
+def rehearsed(trainer: Trainer, final_batches: int = 0, data: int = 0, so_far: int = 0) -> DryRun:
     """Take a few steps and one batch of an evaluation, and measure them. Nothing of the run changes.
 
-    final_batches: of the evaluation at the end. data: bytes that the run writes besides its checkpoints. Raises
-    UsageError if the loss of a step is not finite.
+    final_batches: of the evaluation at the end. data: bytes that the run writes besides its checkpoints. so_far: the
+    peak of memory until now (`peak_so_far`), if that was of this run. Raises UsageError if the loss of a step is not
+    finite.
     """
     config, now = trainer.config, checkpoint_of(trainer)
     backend = trainer.parameters[0].backend
@@ -109,12 +120,16 @@ def rehearsed(trainer: Trainer, final_batches: int = 0, data: int = 0) -> DryRun
         with averaged(trainer.average):
             trainer.objective.evaluate(trainer.model, itertools.islice(iter(trainer.validation), 1))
         batch = time.perf_counter() - begin
-        peak = _peak(backend) - (checkpoint if backend == "numpy" else 0)  # without the copy that the trial holds
+        if backend == "numpy":
+            _hold_what_the_end_holds(trainer)
+            peak = _peak(backend) - checkpoint  # without the copy that the trial holds
+        else:
+            peak = _peak(backend)
     left = config.steps - trainer.state.step
     return DryRun(
         weights=sum(p.data.nbytes for p in trainer.model.parameters()),
         gradients=sum(p.data.nbytes for p in trainer.parameters),
-        optimizer=optimizer, peak=peak, step=statistics.median(times[-TIMED:]), steps=left,
+        optimizer=optimizer, peak=max(peak, so_far), step=statistics.median(times[-TIMED:]), steps=left,
         evaluation=batch * _length(trainer.validation), evaluations=1 + -(-left // config.eval_every),
         final=batch * final_batches, checkpoint=checkpoint, data=data,
         tokens=config.gradient_accumulation * trainer.objective.tokens,
@@ -144,6 +159,20 @@ def _wait(trainer: Trainer) -> None:
 
 
 # Memory -----------------------------------------------------------------------------------------------
+
+
+def _hold_what_the_end_holds(trainer: Trainer) -> None:
+    """Draw a picture, and make the arrays that reading the best weights makes."""
+    with contextlib.suppress(MissingExtraError):
+        draw_losses([{"step": 0, "loss": 1.0, "validation_loss": 1.0}], io.BytesIO())
+    weights = {name: np.array(array) for name, array in checkpoint_of(trainer).model.items()}
+    if trainer.tokenizer is not None and not is_packed(trainer.model):
+        merged(trainer, weights)
+
+
+def peak_so_far() -> int:
+    """The most memory that this process had, in bytes; 0 where that is not known."""
+    return _peak("numpy")
 
 
 def _reset_peak(backend: str) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..checkpoint import read_weights
 from ..classifier import GPTForSequenceClassification
 from ..errors import UsageError
 from ..interop.classifier import save_classifier, settings_of
@@ -63,9 +64,7 @@ def write_model(trainer: Trainer, progress: Progress) -> None:
         )
         return
     try:
-        best, lora = trainer.checkpoints.load("best").model, lora_of(trainer.model)
-        if lora is not None:
-            best = merged_state(best, lora)
+        best = merged(trainer, trainer.checkpoints.load("best", read_weights).model)
         plain: Any = without_lora(trainer.model)
         if isinstance(plain, GPTForSequenceClassification):
             save_classifier(plain, trainer.folder, best=best)
@@ -73,3 +72,9 @@ def write_model(trainer: Trainer, progress: Progress) -> None:
             save(plain, trainer.folder, "float32", None, None, best=best)
     except UsageError as error:
         progress.line(trainer.state.step, f"only tinygpt can load the model of this run: {error}")
+
+
+def merged(trainer: Trainer, weights: dict[str, Any]) -> dict[str, Any]:
+    """A run's weights for programs that know no adapter."""
+    lora = lora_of(trainer.model)
+    return weights if lora is None else merged_state(weights, lora)

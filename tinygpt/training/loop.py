@@ -37,7 +37,7 @@ from typing import Any
 import numpy as np
 
 from ..backends.precision import activation_dtype
-from ..checkpoint import Checkpoint, CheckpointFolder
+from ..checkpoint import Checkpoint, CheckpointFolder, read_weights
 from ..errors import UsageError
 from ..graph import NonFiniteError, detect_anomaly
 from ..language_model import LanguageModel
@@ -380,5 +380,5 @@ class Trainer:
         """Load the weights of the best evaluation, which `tinygpt sample` uses; return their step."""
         step = int(self.checkpoints.entry("best")["step"])
         if step != self.state.step or self.average is not None:  # the model has the weights, not their average
-            load_weights(self.model, self.checkpoints.load("best").model)
+            load_weights(self.model, self.checkpoints.load("best", read_weights).model)
         return step

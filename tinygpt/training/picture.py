@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import IO, Any
 
 from ..errors import missing_extra
 from ..files import atomic_write
@@ -23,13 +24,19 @@ def draw_loss_curve(metrics: Path, picture: Path) -> None:
 
     Raises MissingExtraError without matplotlib, CheckpointError for damaged metrics, OSError.
     """
+    records = list(read_metrics(metrics))
+    with atomic_write(picture) as file:
+        draw_losses(records, file)
+
+
+def draw_losses(records: list[dict[str, Any]], file: IO[bytes]) -> None:
+    """Draw records of a metrics file into an open PNG file. Raises MissingExtraError, OSError."""
     require_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5), layout="constrained")  # no pyplot: no window, no global state
     axes = figure.add_subplot()
-    records = list(read_metrics(metrics))
     for key, label, style in (
         ("loss", "training", {"linewidth": 1.0, "alpha": 0.7}),
         ("validation_loss", "validation", {"linewidth": 2.0, "marker": "o", "markersize": 4}),
@@ -43,5 +50,4 @@ def draw_loss_curve(metrics: Path, picture: Path) -> None:
     axes.grid(alpha=0.3)
     if axes.lines:
         axes.legend()
-    with atomic_write(picture) as file:
-        FigureCanvasAgg(figure).print_png(file)
+    FigureCanvasAgg(figure).print_png(file)
