@@ -155,6 +155,10 @@ def test_columns_that_will_not_do() -> None:
         UsageError, match=r"here: fine-tuning needs the columns messages, or prompt and completion, or "
     ):
         find_columns(["prompt", "answer"], None, "here")
+    with pytest.raises(UsageError, match=r"there is 'review', 'sentiment': name them so, in CSV and TSV in the first"):
+        find_columns(["review", "sentiment"], None, "here")
+    with pytest.raises(UsageError, match=r"there is 'text;label': its fields seem to be separated by ';'"):
+        find_columns(["text;label"], None, "here")
     with pytest.raises(UsageError, match=r"the task classify needs the columns text and label; there is 'text'"):
         find_columns(["text"], "classify", "here")
 
@@ -306,3 +310,39 @@ def test_the_split_has_about_its_fraction() -> None:
         str(i) for i in range(50)
     ]  # a large group is not torn, and doesn't fill the validation part
     assert len(split_rows(keys, 0.1, 0)[1]) == 10
+
+
+@pytest.mark.parametrize("rare", [2, 5, 15])
+def test_the_validation_part_of_a_classifier_has_two_labels(rare: int) -> None:
+    """Chance alone would give it one label in many of these draws, and all rows of the rare one in some."""
+    keys = [str(i) for i in range(30)]
+    labels = [int(i < rare) for i in range(30)]
+    kept = changed = 0
+    for seed in range(40):
+        chance = split_rows(keys, 0.1, seed)
+        train, validation = split_rows(keys, 0.1, seed, labels)
+        assert sorted(train + validation) == list(range(30))
+        assert len(validation) == 3
+        for part in (train, validation):
+            assert {labels[i] for i in part} == {0, 1}
+        fair = all({labels[i] for i in part} == {0, 1} for part in chance)
+        kept, changed = kept + fair, changed + (not fair)
+        assert ((train, validation) == chance) == fair
+    assert kept
+    assert changed
+
+
+@given(
+    rows=st.lists(st.tuples(st.sampled_from("abcdefghij"), st.integers(0, 2)), min_size=2, max_size=30),
+    fraction=st.sampled_from([0.05, 0.3, 0.999]),
+    seed=st.integers(0, 3),
+)
+def test_a_split_by_labels_tears_no_text(rows: list[tuple[str, int]], fraction: float, seed: int) -> None:
+    keys, labels = [key for key, _ in rows], [label for _, label in rows]
+    if len(set(keys)) < 2:
+        return
+    train, validation = split_rows(keys, fraction, seed, labels)
+    assert train
+    assert validation
+    assert sorted(train + validation) == list(range(len(rows)))
+    assert not {keys[i] for i in train} & {keys[i] for i in validation}

@@ -133,7 +133,10 @@ def test_bad_rows_are_left_out_and_counted(tmp_path: Path) -> None:
         ("t.csv", "", r"t\.csv is empty: expected the names of its columns"),
         ("t.csv", "\r\n\r\n", r"t\.csv is empty"),
         ("t.csv", "\na,a\n", r"t\.csv, line 2: two columns have the name 'a'"),
-        ("t.tsv", "text,n\n", r"t\.tsv, line 1: the column 'text' is missing; there is 'text,n': the first line must"),
+        ("t.tsv", "text,n\n", r"t\.tsv, line 1: the column 'text' is missing; there is 'text,n': .* separated by ','"),
+        ("t.csv", "text;n\n", r"there is 'text;n': its fields seem to be separated by ';', but \.csv has commas"),
+        ("t.csv", "text\tn\n", r"there is 'text\\tn': its fields seem to be separated by '\\t', but \.csv has"),
+        ("t.csv", "good film,pos\n", r"there is 'good film', 'pos': the first line must name the columns"),
         ("t.csv", '"text', "line 1: the names of the columns can't be read"),
         ("t.txt", "a", r"t\.txt is no table that can be read: expected a name that ends in \.jsonl"),
         ("t.csv", b"text\nab\n\xff\n", r"t\.csv is not UTF-8 text: byte 8 \(0xff\) in line 3 is invalid"),
@@ -149,6 +152,19 @@ def test_files_that_are_no_tables(tmp_path: Path, name: str, content: str | byte
         list(read_rows(tmp_path / "absent.csv"))
     with pytest.raises(UsageError, match="there is no encoding 'base64'"):
         list(read_rows(path, encoding="base64"))
+
+
+def test_blanks_around_the_name_of_a_column_are_no_part_of_it(tmp_path: Path) -> None:
+    (row,) = read_rows(write(tmp_path, "t.csv", "text, label \n a ,b\n"), columns=["text", "label"])
+    assert row.values == {"text": " a ", "label": "b"}
+    with pytest.raises(UsageError, match="two columns have the name 'text'"):
+        list(read_rows(write(tmp_path, "t.csv", "text, text\n")))
+
+
+@pytest.mark.parametrize("content", ['[{"text": "a"}, {"text": "b"}]', '[\n{"text": "a"}\n]'])
+def test_a_json_array_of_objects_is_told_from_json_lines(tmp_path: Path, content: str) -> None:
+    with pytest.raises(UsageError, match=r"line 1: .*one object a line \(`jq -c '\.\[\]'` converts it\)"):
+        list(read_rows(write(tmp_path, "t.json", content)))
 
 
 @pytest.mark.parametrize(("name", "content"), [("t.jsonl", '"' + "x" * 99), ("t.csv", 'text\n"' + "x\n" * 99)])

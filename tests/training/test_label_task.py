@@ -176,6 +176,26 @@ def test_folds(run: Any, base: Path, tmp_path: Path) -> None:
     assert load_with_tokenizer(out / "fold-3")[0].label_names == ["neg", "pos"]
 
 
+def test_what_stands_in_the_columns_is_said(run: Any, base: Path, tmp_path: Path) -> None:
+    """A label written in two ways, a text with two labels, a column that nobody reads."""
+    content = [*rows(20), {"text": "Bad number 0", "label": "Neg"}, {"text": "bad  number 0", "label": "pos"}]
+    data = write_csv(tmp_path / "reviews.csv", content)
+    answer = run("finetune", "--model", base, "--data", data, "--out", tmp_path / "a", *QUICK)
+    assert answer.code == 0, answer.err
+    assert "labels: 'Neg' 1, 'neg' 7, 'pos' 14;\n       1 text has more than one label;" in answer.out
+    data.write_text(data.read_text(encoding="utf-8").replace("text,label", "text,sentiment"), encoding="utf-8")
+    answer = run("finetune", "--model", base, "--data", data, "--out", tmp_path / "b", *QUICK)
+    assert "text, 20 rows to train on;\n       not read: the column 'sentiment'; labels are read from" in answer.out
+
+
+def test_a_small_file_is_split_so_that_both_parts_have_both_labels(run: Any, base: Path, tmp_path: Path) -> None:
+    content = [{"text": f"{'good' if i % 2 else 'bad'} {i}", "label": "pn"[i % 2]} for i in range(30)]
+    data = write_csv(tmp_path / "reviews.csv", content)
+    for seed in range(3):
+        options = ["--out", tmp_path / f"{seed}", f"--seed={seed}", *QUICK]
+        assert run("finetune", "--model", base, "--data", data, *options).code == 0
+
+
 def test_a_label_that_only_validation_has_is_an_error() -> None:
     labelled = [Row({"text": "x", "label": name}, "") for name in ("neg", "pos", "rare")]
     request = Request(("text", "label"), rows=lambda: labelled)
@@ -199,6 +219,12 @@ def test_mistakes(run: Any, base: Path, data: Path, tmp_path: Path) -> None:
         file=write_csv(tmp_path / "f.csv", rows(24)),
     )
     refused("folds must be at least 2", "--folds=1")
+    refused("finetune: folds must be at least 2, not 0", "--folds=0")
+    refused("f.csv: one of 20 folds has 1 rows, all of one label", "--folds=20", file=tmp_path / "f.csv")
+    once = write_csv(tmp_path / "once.csv", [*rows(12), {"text": "x", "label": "rare"}])
+    refused("once.csv: one of 3 folds has all rows of a label", "--folds=3", file=once)
+    assert not (tmp_path / "out" / "fold-1").exists()
+    refused("finetune: validation_fraction must be above 0", "--validation-fraction=0")
     refused("--folds makes validation rows", "--folds=2", "--valid", data)
     refused("label_smoothing must be at least 0 and below 1", "--label-smoothing=1")
     one = write_csv(tmp_path / "one.csv", [row for row in rows() if row["label"] == "pos"])

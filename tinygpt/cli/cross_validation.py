@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from ..checks import whole_number
 from ..console import say
 from ..errors import UsageError
 from ..files import folder_made, user_path
@@ -31,6 +32,7 @@ def cross_validate(options: argparse.Namespace) -> int:
     for name in ("valid", "resume"):
         if getattr(options, name):
             raise UsageError(f"--folds makes validation rows and runs of its own: leave --{name} out")
+    whole_number("finetune", "folds", options.folds, at_least=2)
     reports, scores, labels = [], [], []
     for number in range(options.folds):
         fold = copy.copy(options)

@@ -15,11 +15,11 @@ there, unless it is given.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from ..errors import UsageError
-from .rows import Row
+from .rows import Row, separator_hint
 
 COLUMNS: dict[tuple[str, ...], str] = {
     ("messages",): "sft", ("prompt", "completion"): "sft", ("question", "answer"): "sft",
@@ -36,7 +36,7 @@ class Dialogue(NamedTuple):
     given: int = 0
 
 
-def find_columns(found: Iterable[str], task: str | None, where: str) -> tuple[str, tuple[str, ...]]:
+def find_columns(found: Sequence[str], task: str | None, where: str) -> tuple[str, tuple[str, ...]]:
     """The task and the columns that it reads, from the columns that there are. Raises UsageError if none will do."""
     there = set(found)
     for columns, its_task in COLUMNS.items():
@@ -46,6 +46,7 @@ def find_columns(found: Iterable[str], task: str | None, where: str) -> tuple[st
     purpose = f"the task {task}" if task else "fine-tuning"
     raise UsageError(
         f"{where}: {purpose} needs the columns {', or '.join(wanted)}; there is {', '.join(map(repr, found)) or 'none'}"
+        f"{separator_hint(found) or ': name them so, in CSV and TSV in the first line'}"
     )
 
 

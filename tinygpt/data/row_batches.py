@@ -7,7 +7,8 @@ of a step follow from the seed and the index of the step. They are the same howe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -93,10 +94,14 @@ def same_key(key: str) -> str:
     return " ".join(key.split())
 
 
-def split_rows(keys: Sequence[str], fraction: float, seed: int) -> tuple[list[int], list[int]]:
+def split_rows(
+    keys: Sequence[str], fraction: float, seed: int, labels: Sequence[Hashable] | None = None
+) -> tuple[list[int], list[int]]:
     """The indices of the rows for training and of about `fraction` of them for validation, in order.
 
     Rows with equal keys are on the same side: otherwise a model would be evaluated on what it has learned by heart.
+    labels: of a classifier. If chance gives validation a single label, or all rows of a label, the rows are drawn with
+    care: two labels come first, and each label keeps a row for training.
     Raises UsageError if all keys are equal.
     """
     fraction = number("split_rows", "fraction", fraction, above=0, below=1)
@@ -110,11 +115,39 @@ def split_rows(keys: Sequence[str], fraction: float, seed: int) -> tuple[list[in
         )
     members = list(groups.values())
     order = np.argsort(Generator(seed, _SPLIT_STREAM).uniform(len(members)), kind="stable")
-    wanted = max(1, round(fraction * len(keys)))
+    drawn = [members[i] for i in order]
+    wanted = min(max(1, round(fraction * len(keys))), len(keys) - 1)
     chosen: list[int] = []
-    for group in (members[i] for i in order):
+    for group in drawn:
         if len(chosen) + len(group) <= wanted:
             chosen += group
     smallest = min(members, key=len)
     validation = set(chosen or smallest)
+    if labels is not None and _one_sided(labels, validation):
+        validation = _drawn_with_care(drawn, max(2, wanted), labels) or validation
     return [i for i in range(len(keys)) if i not in validation], sorted(validation)
+
+
+def _one_sided(labels: Sequence[Hashable], validation: set[int]) -> bool:
+    """Whether validation has a single label, or all rows of one."""
+    learned = {label for i, label in enumerate(labels) if i not in validation}
+    return len({labels[i] for i in validation}) < 2 or len(learned) < len(set(labels))
+
+
+def _drawn_with_care(drawn: Sequence[list[int]], wanted: int, labels: Sequence[Hashable]) -> set[int]:
+    """At most `wanted` rows: a group of one label and a group of another, then more in the order in which they came."""
+    left, chosen = Counter(labels), set[int]()
+
+    def take(group: list[int]) -> bool:
+        its = Counter(labels[i] for i in group)
+        if chosen.issuperset(group) or len(chosen) + len(group) > wanted or any(left[k] <= its[k] for k in its):
+            return False
+        chosen.update(group)
+        left.subtract(its)
+        return True
+
+    first = next((group for group in drawn if take(group)), [])
+    next((group for group in drawn if {labels[i] for i in group} - {labels[i] for i in first} and take(group)), None)
+    for group in drawn:
+        take(group)
+    return chosen

@@ -35,6 +35,7 @@ SUFFIXES = (*JSON_LINES, *DELIMITERS)
 LONGEST_ROW = 1 << 26  # characters
 _CHUNK = 1 << 18
 _LINE_FEED = re.compile("\n")
+_CONVERT = "`jq -c '.[]'` converts it"
 _ANY_LINE_BREAK = re.compile(r"\r\n|\n|\r(?!\Z)")  # a \r at the end of a chunk may be half of \r\n
 
 
@@ -150,7 +151,7 @@ def _json_rows(lines: Iterable[str], columns: Sequence[str], refuse: Refuse) -> 
             values = json.loads(line)
         except (ValueError, RecursionError) as error:
             if number == 1 and line.lstrip()[:1] == "[":
-                refuse(number, "a JSON array begins here, not one object a line (`jq -c '.[]'` converts it)")
+                refuse(number, f"a JSON array begins here, not one object a line ({_CONVERT})")
             else:
                 refuse(number, f"this is not JSON: {_reason(error)}")
             continue
@@ -165,7 +166,9 @@ def _wrong_values(values: Any, line: str, columns: Sequence[str]) -> str:
     """What is wrong with a line of JSON; nothing if it is a row."""
     if not isinstance(values, dict):
         kind = {list: "an array", str: "a string", bool: "a truth value", type(None): "null"}
-        return f"expected a JSON object with named columns, not {kind.get(type(values), 'a number')}"
+        objects = isinstance(values, list) and values and all(isinstance(value, dict) for value in values)
+        hint = f": write one object a line ({_CONVERT})" if objects else ""
+        return f"expected a JSON object with named columns, not {kind.get(type(values), 'a number')}{hint}"
     missing = [column for column in columns if column not in values]
     if missing:
         return _missing(missing, values)
@@ -201,8 +204,8 @@ def _table_rows(
         names = next((row for row in reader if row), None)
     except csv.Error as error:
         raise UsageError(f"{name}, line {reader.line_num}: the names of the columns can't be read: {error}") from error
+    names = [column.strip() for column in names or ()]  # "text, label" names the column label
     _check_names(names, columns, f"{name}, line {reader.line_num}", name)
-    assert names is not None
     while True:
         begin = reader.line_num + 1
         try:
@@ -218,16 +221,25 @@ def _table_rows(
             refuse(begin, f"expected {len(names)} fields, as many as columns ({', '.join(names)}), not {len(row)}")
 
 
-def _check_names(names: list[str] | None, columns: Sequence[str], where: str, name: str) -> None:
+def _check_names(names: list[str], columns: Sequence[str], where: str, name: str) -> None:
     """Raise UsageError where the first row doesn't name the columns."""
-    if names is None:
+    if not names:
         raise UsageError(f"{name} is empty: expected the names of its columns in the first line")
     twice = sorted({column for column in names if names.count(column) > 1})
     if twice:
         raise UsageError(f"{where}: two columns have the name {twice[0]!r}: give each a name of its own")
     missing = [column for column in columns if column not in names]
     if missing:
-        raise UsageError(f"{where}: {_missing(missing, names)}: the first line must name the columns")
+        hint = separator_hint(names) or ": the first line must name the columns"
+        raise UsageError(f"{where}: {_missing(missing, names)}{hint}")
+
+
+def separator_hint(names: Sequence[str]) -> str:
+    """What to do if the only column is a whole line, as the end of a sentence; nothing for any other table."""
+    separator = next((one for one in ";\t|," if len(names) == 1 and one in names[0]), None)
+    if separator is None:
+        return ""
+    return f": its fields seem to be separated by {separator!r}, but .csv has commas between them, and .tsv has tabs"
 
 
 def _csv_reason(error: csv.Error, begin: int, end: int) -> str:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..checks import number
 from ..data.columns import find_columns
 from ..data.examples import Example, make_examples
 from ..data.folds import folds
-from ..data.row_batches import split_rows
+from ..data.row_batches import same_key, split_rows
 from ..data.rows import BadRows, Row, read_rows
 from ..errors import UsageError
 from ..files import shown
@@ -27,12 +29,14 @@ class Rows:
     sha256: str
 
 
-def columns_of(path: str, task: str | None, skip: bool = False) -> tuple[str, tuple[str, ...]]:
-    """The task and its columns, from the first row that can be read; with `skip`, from the first that has them."""
+def columns_of(path: str, task: str | None, skip: bool = False) -> tuple[str, tuple[str, ...], list[str]]:
+    """The task, its columns, and the others, from the first row that can be read; with `skip`, that has them."""
     bad = BadRows()
     for row in read_rows(path, skip_bad=bad if skip else None):
         try:
-            return find_columns(list(row.values), task, row.where)
+            name, columns = find_columns(list(row.values), task, row.where)
+            read = {*columns, "input"} if columns[0] == "instruction" else {*columns}
+            return name, columns, [column for column in row.values if column not in read]
         except UsageError as error:
             if not skip:
                 raise
@@ -63,15 +67,33 @@ def split_examples(
 ) -> tuple[Sequence[int], Sequence[int]]:
     """The indices of the rows to train on and of those to evaluate on: a part of them, or fold [i, k]."""
     keys = [example.key for example in examples]
-    if fold is None:
-        return split_rows(keys, config.get("validation_fraction", TrainingConfig.validation_fraction), config["seed"])
     labels = [_hashable(getattr(example, "label", None)) for example in examples]
-    number, count = fold
+    names = labels if all(isinstance(label, int) for label in labels) else None  # one label a text
+    if fold is None:
+        fraction = config.get("validation_fraction", TrainingConfig.validation_fraction)
+        number("finetune", "validation_fraction", fraction, above=0, below=1)
+        return split_rows(keys, fraction, config["seed"], names)
+    part, count = fold
     try:
-        first, second = folds(keys, count, labels=labels, seed=config["seed"])[number]
+        parts = folds(keys, count, labels=labels, seed=config["seed"])
     except UsageError as error:
         raise UsageError(f"{shown(path)}: {error}") from error
+    if names is not None:
+        _check_folds(parts, names, path)
+    first, second = parts[part]
     return first.tolist(), second.tolist()
+
+
+def _check_folds(parts: Sequence[tuple[Any, Any]], labels: Sequence[int], path: str) -> None:
+    """Raise UsageError, before the first fold is trained, if one of them could not be learned or tested."""
+    for train, test in parts:
+        found, learned = {labels[i] for i in test}, {labels[i] for i in train}
+        if len(found) < 2 or not learned.issuperset(labels):
+            what = "has all rows of a label" if len(found) > 1 else f"has {len(test)} rows, all of one label"
+            raise UsageError(
+                f"{shown(path)}: one of {len(parts)} folds {what}, so it tells nothing: give fewer --folds, or "
+                "rows with more different texts of the rarest label"
+            )
 
 
 def notes_of(rows: Rows, path: str, block_size: int) -> list[str]:
@@ -84,6 +106,29 @@ def notes_of(rows: Rows, path: str, block_size: int) -> list[str]:
     if twice := len(examples) - len({_content(example) for example in examples}):
         notes.append(f"{twice} of {len(examples)} rows of {name} are repeated")
     return notes
+
+
+def columns_note(task: str, others: Sequence[str]) -> list[str]:
+    """The columns that are not read: one of them may hold what its user meant to be learned."""
+    if not others:
+        return []
+    named = ", ".join(repr(column) for column in others[:5]) + (" ..." if len(others) > 5 else "")
+    hint = "; labels are read from the column 'label'" if task == "text" else ""
+    return [f"not read: the column{'s' * (len(others) > 1)} {named}{hint}"]
+
+
+def labels_note(examples: Sequence[Any], names: Sequence[str]) -> list[str]:
+    """How many rows have each label, which shows those written in two ways; and the texts that have several."""
+    if not all(isinstance(getattr(example, "label", None), int) for example in examples):
+        return []
+    counts, of_text = Counter[int](), dict[str, set[int]]()
+    for example in examples:
+        counts[example.label] += 1
+        of_text.setdefault(same_key(example.key), set()).add(example.label)
+    each = ", ".join(f"{names[k]!r} {counts[k]}" for k in range(len(names))[:20]) + (" ..." if len(names) > 20 else "")
+    several = sum(len(labels) > 1 for labels in of_text.values())
+    texts = [f"{several} text{'s have' if several > 1 else ' has'} more than one label"] if several else []
+    return [f"labels: {each}", *texts]
 
 
 def _content(example: Any) -> tuple[Any, ...]:

@@ -35,7 +35,7 @@ from ..tokenizers import Tokenizer
 from .adapters import check_quantize, lora_of_options
 from .config import TrainingConfig, new_settings
 from .configuration import write_configuration
-from .example_rows import Rows, columns_of, notes_of, read_examples, split_examples
+from .example_rows import Rows, columns_note, columns_of, labels_note, notes_of, read_examples, split_examples
 from .folder import DATA, RunFolder
 from .label_task import KINDS
 from .loop import Trainer
@@ -185,7 +185,7 @@ def _prepare(
     facts: dict[str, Any], model: GPT, tokenizer: Tokenizer, config: dict[str, Any], classifier: Any = None
 ) -> Prepared:
     skip = facts["skip_bad_rows"]
-    task_name, columns = columns_of(facts["data"], facts["task"], skip)
+    task_name, columns, others = columns_of(facts["data"], facts["task"], skip)
     request = Request(
         columns, facts["template"], facts["loss_on"],
         partial(read_rows, facts["data"], columns=columns, skip_bad=BadRows() if skip else None),
@@ -194,7 +194,8 @@ def _prepare(
     )  # fmt: skip
     task = TASKS[task_name](request, model, tokenizer)
     rows = read_examples(facts["data"], columns, task, skip)
-    notes = notes_of(rows, facts["data"], model.config.block_size)
+    notes = columns_note(task_name, others) + notes_of(rows, facts["data"], model.config.block_size)
+    notes += labels_note(rows.examples, task.labels or ())
     if facts["valid"] is not None:
         validation = read_examples(facts["valid"], columns, task, skip)
         notes += notes_of(validation, facts["valid"], model.config.block_size)
