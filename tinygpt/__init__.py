@@ -42,6 +42,7 @@ _MODULES = (
     "errors",
     "generation",
     "interop",
+    "interpret",
     "metrics",
     "nn",
     "optim",
@@ -52,7 +53,20 @@ _MODULES = (
 )
 
 if TYPE_CHECKING:
-    from . import data, errors, generation, interop, metrics, nn, optim, random, testing, tokenizers, training
+    from . import (
+        data,
+        errors,
+        generation,
+        interop,
+        interpret,
+        metrics,
+        nn,
+        optim,
+        random,
+        testing,
+        tokenizers,
+        training,
+    )
     from .backends.numpy import get_num_threads, set_num_threads
     from .classifier import GPTForSequenceClassification
     from .errors import UsageError
@@ -64,8 +78,8 @@ if TYPE_CHECKING:
 __all__ = [
     "GPT", "Function", "GPTConfig", "GPTForSequenceClassification", "Generator", "Tensor", "Trainer", "TrainingConfig",
     "UsageError", "__version__", "data", "detect_anomaly", "errors", "generation", "get_num_threads", "interop",
-    "manual_seed", "metrics", "nn", "no_grad", "ops", "optim", "random", "set_num_threads", "tensor", "testing",
-    "tokenizers", "training", "use_backend", "use_kernels",
+    "interpret", "manual_seed", "metrics", "nn", "no_grad", "ops", "optim", "random", "set_num_threads", "tensor",
+    "testing", "tokenizers", "training", "use_backend", "use_kernels",
 ]  # fmt: skip
 
 

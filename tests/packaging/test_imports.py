@@ -31,6 +31,7 @@ LAYERS = [
     ["tokenizers", "data"],
     ["token_ids", "labels", "language_model", "gpt", "classifier"],
     ["memory", "checkpoint", "generation", "metrics", "interop"],
+    ["interpret"],
     ["training"],
     ["cli", "kernel.__main__", "__main__"],
 ]
