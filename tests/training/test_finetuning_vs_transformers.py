@@ -11,7 +11,7 @@ import pytest
 
 from tests.compat import load_ours, make_theirs, torch, transformers
 from tests.training.helpers import OPTIONS
-from tinygpt import interop
+from tinygpt import GPTForSequenceClassification, interop
 from tinygpt.data.dialogue import PRESETS
 from tinygpt.data.examples import AnswerExamples, collate
 from tinygpt.data.rows import Row
@@ -61,3 +61,32 @@ def test_transformers_answers_as_the_fine_tuned_model_does(
     assert found[-1] == tokenizer.eos_token_id  # it has learned where an answer ends
     assert tokenizer.decode(found[:-1]) == "say that: be, or not"
     assert ours.generate(ids["input_ids"].numpy(), max_new_tokens=12, do_sample=False)[0].tolist() == found
+
+
+@pytest.mark.parametrize(
+    ("kind", "labels", "problem"),
+    [
+        ("multi", [["a"], ["b", "c"], [], ["a", "c"]], "multi_label_classification"),
+        ("number", [0.5, -1.5, 2, 0], "regression"),
+    ],
+)
+def test_transformers_labels_as_the_classifier_of_a_run_does(
+    kind: str, labels: list[Any], problem: str, run: Any, tmp_path: Path, without_picture: None
+) -> None:
+    base, data, folder = tmp_path / "base", tmp_path / "rows.jsonl", tmp_path / "run"
+    load_ours(make_theirs(vocab_size=256), tmp_path / "theirs").save_pretrained(base, tokenizer=ByteTokenizer())
+    rows = [{"text": f"t{i}", "label": label} for i, label in enumerate(labels * 3)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    command = ["finetune", f"--model={base}", f"--data={data}", f"--out={folder}", f"--label-kind={kind}"]
+    answer = run(*command, "--steps=3", "--batch-size=4", "--lr=0.01")
+    assert answer.code == 0, answer.err
+    theirs = transformers.GPT2ForSequenceClassification.from_pretrained(folder).eval()
+    assert theirs.config.problem_type == problem
+    assert list(theirs.config.id2label.values()) == (["a", "b", "c"] if kind == "multi" else ["LABEL_0"])
+    ids = np.asarray(ByteTokenizer().encode("t7"))
+    target = torch.tensor([[1.0, 0, 1]] if kind == "multi" else [0.3])
+    with torch.no_grad():
+        found = theirs(torch.tensor(ids)[None], labels=target)
+    ours = GPTForSequenceClassification.from_pretrained(folder)
+    np.testing.assert_allclose(ours(ids[None]).data, found.logits.numpy(), rtol=0, atol=2e-5)
+    assert ours.loss(ids[None], target.numpy()).item() == pytest.approx(found.loss.item(), abs=2e-5)

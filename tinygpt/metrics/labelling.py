@@ -18,7 +18,7 @@ from ..checks import whole_number
 from ..data.labelled import LabelledExample, collate_labelled
 from ..labels import MULTI, REGRESSION
 from .classification import accuracy, confusion_matrix, f1, f1_scores
-from .regression import correlation, mean_absolute_error, mean_squared_error, rank_correlation
+from .regression import correlation, mean_absolute_error, mean_squared_error, r2, rank_correlation
 
 _WIDEST = 20  # labels in a confusion matrix on the screen
 
@@ -90,8 +90,8 @@ def _of_numbers(scores: np.ndarray, right: np.ndarray) -> dict[str, Any]:
     loss = mean_squared_error(found, true)
     return {
         "rows": len(scores), "loss": loss, "root_mean_squared_error": loss**0.5,
-        "mean_absolute_error": mean_absolute_error(found, true), "correlation": correlation(found, true),
-        "rank_correlation": rank_correlation(found, true),
+        "mean_absolute_error": mean_absolute_error(found, true), "r2": r2(found, true),
+        "correlation": correlation(found, true), "rank_correlation": rank_correlation(found, true),
     }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Regression: the mean errors, and the correlations of Pearson and Spearman."""
+"""Regression: the mean errors, the share of the variance explained, and the correlations of Pearson and Spearman."""
 
 from __future__ import annotations
 
@@ -20,6 +20,16 @@ def mean_squared_error(predictions: Iterable[float], references: Iterable[float]
     """The mean of (prediction - reference)^2."""
     found, right = _numbers("mean_squared_error", predictions, references)
     return float(((found - right) ** 2).mean())
+
+
+def r2(predictions: Iterable[float], references: Iterable[float]) -> float:
+    """1 - (squared error) / (that of the references' mean): 1 is perfect, 0 as good as the mean, below 0 worse.
+
+    If all references are equal: 1 if all predictions are right, otherwise 0, as in scikit-learn.
+    """
+    found, right = _numbers("r2", predictions, references)
+    error, total = float(((found - right) ** 2).sum()), float(((right - right.mean()) ** 2).sum())
+    return 1 - error / total if total else float(error == 0)
 
 
 def correlation(predictions: Iterable[float], references: Iterable[float]) -> float:
