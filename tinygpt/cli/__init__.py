@@ -46,7 +46,7 @@ COMMANDS = {
     "tokenize": "encode texts into token files ahead of training, or convert those of nanoGPT and llm.c",
     "eval": "compute the loss of a model on a text, or the accuracy of a classifier",
     "predict": "label the texts in a file, or answer its prompts",
-    "convert": "convert a training run or a GPT-2 directory to the Hugging Face format",
+    "convert": "convert a training run, a GPT-2 directory or nanoGPT's ckpt.pt to the Hugging Face format",
     "doctor": "report what tinygpt finds on this machine, and what to install",
 }
 

@@ -1,4 +1,4 @@
-"""`tinygpt convert`: write a training run or a GPT-2 directory in the Hugging Face format."""
+"""`tinygpt convert`: write a training run, a GPT-2 directory or nanoGPT's ckpt.pt in the Hugging Face format."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ ABOUT = (
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    words = "a training run, a GPT-2 directory, a LoRA adapter of PEFT, or a name such as gpt2"
+    words = "a training run, a GPT-2 directory, a LoRA adapter of PEFT, nanoGPT's ckpt.pt, or a name such as gpt2"
     parser.add_argument("source", metavar="SOURCE", help=words)
     parser.add_argument("target", metavar="TARGET", help="the folder to write; a model already there is replaced")
     formats = ("float32", "bfloat16", "float16", "float64")
@@ -21,6 +21,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", choices=("best", "latest"), default="best", help=words)
     words = "add the LoRA adapter to the weights and write the whole model (default: write the adapter alone, for PEFT)"
     parser.add_argument("--merge-lora", action="store_true", help=words)
+    words = "take the tokenizer from this folder, or from nanoGPT's meta.pkl (default: the model's)"
+    parser.add_argument("--tokenizer", metavar="FOLDER_OR_FILE", help=words)
     parser.add_argument("--revision", default="main", metavar="REV", help="of a name: branch, tag or commit")
     parser.set_defaults(run=convert)
 
@@ -28,6 +30,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def convert(options: argparse.Namespace) -> int:
     """Write the directory and list its files."""
     from .. import interop
+    from ..tokenizers import FILES
 
     size = options.max_shard_size
     if size is not None and size.isdigit():
@@ -35,10 +38,13 @@ def convert(options: argparse.Namespace) -> int:
     target = interop.convert(
         options.source, options.target, dtype=options.dtype, max_shard_size=size,
         checkpoint=options.checkpoint, revision=options.revision, merge_lora=options.merge_lora,
+        tokenizer=options.tokenizer,
     )  # fmt: skip
     files = sorted(path for path in target.iterdir() if path.is_file())
     what = "LoRA adapter" if (target / "adapter_config.json").exists() else "model"
     print(f"{target} holds the {what} in {options.dtype}:")
     for path in files:
         print(f"    {path.name:<34}{path.stat().st_size:>15,} bytes")
+    if not any((target / name).exists() for name in FILES):
+        print("It has no tokenizer, which the commands need to read text: give one with --tokenizer")
     return 0

@@ -29,7 +29,7 @@ and `label`, for a classifier."""
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the run")
-    words = "the model to start from: a training run, a GPT-2 directory, or a name such as gpt2"
+    words = "the model to start from: a training run, a GPT-2 directory, nanoGPT's ckpt.pt, or a name such as gpt2"
     group.add_argument("--model", metavar="MODEL", help=words)
     group.add_argument("--revision", metavar="REV", help="of a name: the branch, tag or commit (default: main)")
     words = "folder for all files of the run (default: %(default)s)"

@@ -69,7 +69,8 @@ def add_model_options(parser: Any) -> None:
     """Options for the model, its format and the device."""
     group = parser.add_argument_group("the model")
     words = (
-        "a training run, a GPT-2 directory of the Hugging Face format, a LoRA adapter of PEFT, or a name such as gpt2"
+        "a training run, a GPT-2 directory of the Hugging Face format, a LoRA adapter of PEFT, nanoGPT's ckpt.pt, or a "
+        "name such as gpt2"
     )
     group.add_argument("--model", required=True, metavar="FOLDER_OR_NAME", help=words)
     group.add_argument("--checkpoint", choices=("best", "latest"), help="of a training run (default: best)")
@@ -93,13 +94,13 @@ def load(options: argparse.Namespace) -> tuple[GPT, Tokenizer, Path]:
     backends.use_backend(options.backend)
     folder = interop.find_model(options.model, options.revision)
     run, directory = read_whole(folder, lambda place: (is_run(place), (place / CONFIG).exists() or is_adapter(place)))
-    if not run and not directory:
+    if not run and not directory and folder.is_dir():
         raise CheckpointError(
             f"there is no model in {folder}: neither the {RUN} of a training run, the {CONFIG} of a GPT-2 directory "
             "nor an adapter"
         )
     if options.checkpoint is not None and not run:
-        raise UsageError(f"--checkpoint applies to training runs, but {folder} is a GPT-2 directory: leave it out")
+        raise UsageError(f"--checkpoint applies to training runs, but {folder} holds one model: leave it out")
     which = options.checkpoint or "best"
     model, tokenizer = interop.load(folder, dtype=options.dtype, quantize=options.quantize, checkpoint=which)
     return model, tokenizer, folder

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import backends, tokenizers
+from .. import backends
 from ..checkpoint import CheckpointFolder
 from ..classifier import GPTForSequenceClassification
 from ..errors import CheckpointError, UsageError
@@ -30,7 +30,7 @@ from ..safetensors_io import SafetensorsFile
 from ..tokenizers import Tokenizer
 from .config import CONFIG, config_json, read_json
 from .hub import find_model
-from .loading import from_pretrained, is_run, with_tokenizer
+from .loading import from_pretrained, is_run, tokenizer_of
 from .peft import base_of, is_adapter, load_adapter, open_adapter
 from .peft_head import head_in, is_for_classifier, labels_in
 from .saving import Folder, arrays_of, generation_of, token_ids, write_folder
@@ -100,8 +100,7 @@ def load_with_tokenizer(folder_or_name: str | os.PathLike[str], **options: Any) 
     """A classifier and the tokenizer in the same folder: `GPTForSequenceClassification.from_pretrained`'s options."""
 
     def read(place: Path) -> tuple[Any, Tokenizer]:
-        clf, tokenizer = GPTForSequenceClassification.from_pretrained(place, **options), tokenizers.load(
-            with_tokenizer(place))  # fmt: skip
+        clf, tokenizer = GPTForSequenceClassification.from_pretrained(place, **options), tokenizer_of(place)
         if tokenizer.ids_of_texts > clf.config.vocab_size:
             raise CheckpointError(
                 f"the tokenizer in {folder} has {tokenizer.vocab_size} tokens, but the model has "

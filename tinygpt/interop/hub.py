@@ -1,8 +1,9 @@
 """Find the folder of a model by name, such as `gpt2` or `owner/name`, in the local Hugging Face cache or on the hub.
 
-`find_model` tries, in this order: a local folder of that name; the cache shared by all Hugging Face programs, which
-needs no library to read (models--owner--name/refs/main contains a commit hash, and snapshots/COMMIT its files); and the
-hub, through `huggingface_hub` (extra `hub`). A cached model is used without checking the hub for a newer version.
+`find_model` tries, in this order: a local folder of that name, or a checkpoint of nanoGPT, which is a file; the cache
+shared by all Hugging Face programs, which needs no library to read (models--owner--name/refs/main contains a commit
+hash, and snapshots/COMMIT its files); and the hub, through `huggingface_hub` (extra `hub`). A cached model is used
+without checking the hub for a newer version.
 Environment variables:
 
     TINYGPT_OFFLINE=1, HF_HUB_OFFLINE=1     never use the network
@@ -19,6 +20,7 @@ from pathlib import Path
 from ..errors import CheckpointError, UsageError, missing_extra
 from ..files import user_path
 from .config import CONFIG, GENERATION, read_config
+from .nanogpt import SUFFIXES, checkpoint_in
 from .weights import ADAPTER, ADAPTER_CONFIG, INDEXES, ORDER, TORCH_ADAPTER, WHOLE, shards_of, weights_file
 
 # The first models predate owners in names; the hub still accepts both forms.
@@ -32,8 +34,9 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def find_model(folder_or_name: str | os.PathLike[str], revision: str = "main") -> Path:
-    """The folder with the model's files. revision: a branch, tag or commit, if the model is given by name.
+    """The folder with the model's files, or nanoGPT's file.
 
+    revision: a branch, tag or commit, if the model is given by name.
     Raises UsageError if the model is not found, and MissingExtraError if downloading it needs `huggingface_hub`.
     """
     path = find_here(folder_or_name, revision)
@@ -47,8 +50,10 @@ def find_here(folder_or_name: str | os.PathLike[str], revision: str = "main") ->
         raise UsageError(f"a model must be given by its folder or its name, not {folder_or_name!r}")
     path = user_path(text)
     if path.is_dir():
-        return path
+        return checkpoint_in(path)
     if path.exists():
+        if path.suffix in SUFFIXES:
+            return path
         raise UsageError(f"{path} is a file: give the folder that contains config.json and the weights")
     if not _NAME.fullmatch(text):
         raise UsageError(f"there is no folder {path}, and it is not a model name such as gpt2 or owner/name")

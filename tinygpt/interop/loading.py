@@ -1,4 +1,4 @@
-"""Load a model from a GPT-2 directory or the folder of a training run.
+"""Load a model from a GPT-2 directory, the folder of a training run or a checkpoint of nanoGPT.
 
 First the small files are read and checked, and then the headers of the weights are checked against them. Only then is
 the model allocated, with uninitialized parameters that are read straight from the file. So a file with false sizes is
@@ -29,6 +29,7 @@ from ..safetensors_io import SafetensorsFile
 from ..tokenizers import Tokenizer, WordPieceTokenizer, hf_tokenizers
 from .config import CONFIG, GENERATION, read_config, read_generation
 from .hub import find_here, find_model
+from .nanogpt import NanoGPTFile, tokenizer_beside
 from .packed_run import on_its_base, packed_base
 from .peft import base_of, is_adapter, load_adapter
 from .saving import TOKENIZER_FILES, token_ids
@@ -74,6 +75,8 @@ def from_pretrained(
         return from_pretrained(name, **formats, dropout=dropout, seed=seed, model_class=model_class, heads=without)
 
     def read(folder: Path) -> GPT:
+        if folder.is_file():
+            return _load_nanogpt(folder, make, dropout, heads)
         if is_run(folder):
             return _load_run(folder, checkpoint, make, dropout, heads, load_base)
         if is_adapter(folder):
@@ -101,7 +104,7 @@ def load(folder_or_name: str | os.PathLike[str], *, revision: str = "main", **op
     folder = find_model(folder_or_name, revision)
 
     def read(place: Path) -> tuple[GPT, Tokenizer]:
-        model, tokenizer = from_pretrained(place, **options), tokenizers.load(with_tokenizer(place))
+        model, tokenizer = from_pretrained(place, **options), tokenizer_of(place)
         model.source = os.fspath(folder_or_name) if model.source == os.fspath(place) else model.source
         tokens, ids = tokenizer.vocab_size, model.config.vocab_size
         own = is_run(place) and not (place / GENERATION).exists()  # made for this run, not taken from another model
@@ -111,6 +114,8 @@ def load(folder_or_name: str | os.PathLike[str], *, revision: str = "main", **op
             )
         if isinstance(tokenizer, WordPieceTokenizer):  # whose folders often name GPT-2's end, an id they don't have
             model.generation_config = token_ids(tokenizer) | dict(model.generation_config)
+        if place.is_file():
+            model.generation_config = token_ids(tokenizer)
         return model, tokenizer
 
     return read_whole(folder, read)
@@ -127,7 +132,7 @@ def require_libraries(
     require_together(
         *([lambda: backends.get(backend)] if backend is not None else []),
         lambda: here.append(find_here(folder_or_name, revision)),
-        lambda: tokenizers.require_library(with_tokenizer(here[0])) if here and here[0] else None,
+        lambda: tokenizers.require_library(_folder(with_tokenizer(here[0]))) if here and here[0] else None,
         wanted=[lambda: None if here and here[0] else hf_tokenizers.tokenizers()],
     )
 
@@ -136,6 +141,16 @@ def with_tokenizer(folder: Path) -> Path:
     """The folder whose tokenizer belongs to the model in `folder`: that of the base, for an adapter without its own."""
     own = any((folder / name).exists() for name in TOKENIZER_FILES)
     return folder if own or not is_adapter(folder) else find_model(*base_of(folder))
+
+
+def tokenizer_of(folder: Path) -> Tokenizer:
+    """The tokenizer that belongs to the model in `folder`, which may be nanoGPT's file. Raises CheckpointError."""
+    place = with_tokenizer(folder)
+    return tokenizer_beside(place) if place.is_file() else tokenizers.load(place)
+
+
+def _folder(place: Path) -> Path:
+    return place.parent if place.is_file() else place
 
 
 def is_run(folder: Path) -> bool:
@@ -178,6 +193,20 @@ def _load_directory(folder: Path, make: Make, dropout: float | None, heads: Head
         model = make(config, weights)
     model.generation_config = generation
     return model
+
+
+def _load_nanogpt(path: Path, make: Make, dropout: float | None, heads: Heads) -> GPT:
+    with NanoGPTFile(path) as file:
+        config, weights = file.config, Weights(path, [file], settings="model_args")
+        if dropout is not None:
+            config = dataclasses.replace(config, dropout=dropout)
+        if heads is not None:
+            heads(weights)
+            config = weights.drop_heads(config)
+        weights.check(config)
+        if heads is None and weights.take_other_head():
+            config = dataclasses.replace(config, tie_word_embeddings=False)
+        return make(config, weights)
 
 
 def _load_run(

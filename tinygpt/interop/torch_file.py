@@ -51,13 +51,17 @@ class TorchFile(ArrayFile):
     def _read_header(self) -> None:
         try:
             value, locate = self._content()
-            self.arrays = {name: self._placed(tensor, locate) for name, tensor in _tensors(value).items()}
+            self.arrays = {name: self._placed(tensor, locate) for name, tensor in self._tensors(value).items()}
         except Refused as error:
             raise self._invalid(str(error)) from error
         held = os.fstat(self._file.fileno()).st_size
         used = sum(math.prod(info.shape) * np.dtype(DTYPES[info.code]).itemsize for info in self.arrays.values())
         if used > _MOST_SHARING * held:
             raise self._invalid(f"its tensors have {used} bytes, but the file only {held}")
+
+    def _tensors(self, value: Any) -> dict[str, Tensor]:
+        """The tensors to offer, from the value of the pickle. Raises Refused."""
+        return tensors_in(value)
 
     def _content(self) -> tuple[Any, Locate]:
         """The value of the pickle, and a function that says where a storage begins in the file."""
@@ -151,7 +155,7 @@ class TorchFile(ArrayFile):
         if facts.get("little_endian") is not True:
             raise Refused("its numbers are not little-endian: save it again on another machine")
         storages = dict[str, Storage]()
-        for tensor in _tensors(value, whole=False).values():
+        for tensor in tensors_in(value, whole=False).values():
             if storages.setdefault(tensor.storage.key, tensor.storage) != tensor.storage:
                 raise Refused(f"storage {tensor.storage.key[:60]!r} has two sizes or types")
         places = self._legacy_places(storages, keys, position, size)
@@ -222,7 +226,7 @@ class TorchFile(ArrayFile):
             raise self._invalid(f"{name!r} holds numbers beyond the range of {out.dtype}") from None
 
 
-def _tensors(value: Any, whole: bool = True) -> dict[str, Tensor]:
+def tensors_in(value: Any, whole: bool = True) -> dict[str, Tensor]:
     """The tensors of a state_dict. whole: raise Refused for anything else in it."""
     if type(value) is not dict:
         raise Refused(f"it holds a {type(value).__name__}, not a dictionary of tensors")

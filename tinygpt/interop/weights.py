@@ -67,10 +67,15 @@ def parameter_shapes(config: GPTConfig) -> Iterator[tuple[str, tuple[int, ...]]]
 
 
 class Weights:
-    """The arrays of one model, in one or several files. `place` maps each parameter to its file and stored name."""
+    """The arrays of one model, in one or several files. `place` maps each parameter to its file and stored name.
 
-    def __init__(self, folder: Path, files: Sequence[ArrayFile], prefix: str = PREFIX) -> None:
-        self.folder = folder
+    settings: what an error message calls the place of the configuration that they must match.
+    """
+
+    def __init__(
+        self, folder: Path, files: Sequence[ArrayFile], prefix: str = PREFIX, settings: str = "config.json"
+    ) -> None:
+        self.folder, self.settings = folder, settings
         self.place: dict[str, tuple[ArrayFile, str]] = {}
         for file in files:
             for stored in file.arrays:
@@ -139,7 +144,7 @@ class Weights:
         if not config.tie_word_embeddings:
             if self.head is None:
                 raise CheckpointError(
-                    f"the weights in {self.folder} lack {HEAD!r}, which is required because config.json says "
+                    f"the weights in {self.folder} lack {HEAD!r}, which is required because {self.settings} says "
                     "tie_word_embeddings=false"
                 )
             self.place[HEAD], self.head = self.head, None
@@ -149,12 +154,12 @@ class Weights:
         if config.n_layer > len(self.place):
             raise CheckpointError(
                 f"the weights in {self.folder} are only {len(self.place)} arrays, too few for the {config.n_layer} "
-                "layers in config.json"
+                f"layers in {self.settings}"
             )
-        shapes = dict(parameter_shapes(config))
+        shapes = {name: shape for name, shape in parameter_shapes(config) if config.bias or not name.endswith(".bias")}
         for what, names in (("lack", shapes.keys() - self.place.keys()), ("have", self.place.keys() - shapes.keys())):
             if names:
-                why = "which its config.json requires" if what == "lack" else "which a GPT-2 does not have"
+                why = f"which its {self.settings} requires" if what == "lack" else "which a GPT-2 does not have"
                 raise CheckpointError(f"the weights in {self.folder} {what} {_listed(names)}, {why}")
         for name, shape in shapes.items():
             self._check_array(name, self.place[name], shape)
@@ -165,7 +170,7 @@ class Weights:
         info = place[0].arrays[place[1]]
         if info.shape != shape:
             raise CheckpointError(
-                f"the weights in {self.folder} have {name!r} of shape {info.shape}, but config.json implies {shape}"
+                f"the weights in {self.folder} have {name!r} of shape {info.shape}, but {self.settings} implies {shape}"
             )
         if info.code not in ("F32", "F16", "BF16", "F64"):
             raise CheckpointError(

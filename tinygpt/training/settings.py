@@ -126,8 +126,9 @@ def add_start_options(parser: argparse.ArgumentParser) -> None:
     """Options for a run that starts from a model."""
     group = parser.add_argument_group("start from a model, instead of from random weights")
     words = (
-        "a training run, a GPT-2 directory, or a name such as gpt2: weights, tokenizer and generation settings come "
-        "from there; --block-size may be shorter, and --lr is a tenth of the preset's by default"
+        "a training run, a GPT-2 directory, nanoGPT's ckpt.pt, or a name such as gpt2: weights, tokenizer and "
+        "generation settings come from there; --block-size may be shorter, and --lr is by default a tenth of the "
+        "preset's"
     )
     group.add_argument("--init-from", metavar="MODEL", help=words)
     group.add_argument("--revision", metavar="REV", help="of a name: the branch, tag or commit (default: main)")
