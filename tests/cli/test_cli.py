@@ -21,7 +21,7 @@ from tests.processes import Process
 from tests.training.helpers import ENVIRONMENT, OPTIONS, VERSE, outcome
 from tinygpt import cli
 from tinygpt.training import PRESETS, Preset, TrainingConfig, add_run_options
-from tinygpt.training.options import add_options, given_options
+from tinygpt.training.options import add_field_options, given_options
 
 # Train, sample, eval ----------------------------------------------------------------------------
 
@@ -109,7 +109,7 @@ def test_every_setting_is_an_option_with_its_default() -> None:
 
 def test_options_that_were_not_given_are_absent() -> None:
     parser = argparse.ArgumentParser()
-    add_options(parser, TrainingConfig, "training")
+    add_field_options(parser, TrainingConfig, "training")
     given = given_options(
         parser.parse_args(["--lr", "0.5", "--no-detect-anomaly", "--decay-steps", "7"]), TrainingConfig
     )

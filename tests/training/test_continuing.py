@@ -18,7 +18,7 @@ from tinygpt import GPTForSequenceClassification
 from tinygpt.interop.classifier import load_with_tokenizer
 from tinygpt.nn.lora import lora_of
 from tinygpt.tokenizers import ByteTokenizer
-from tinygpt.training import CheckpointFolder, read_metrics, starting
+from tinygpt.training import CheckpointFolder, pretrained, read_metrics
 
 pytestmark = pytest.mark.usefixtures("without_picture")
 WEIGHTS = "model.safetensors"
@@ -220,15 +220,15 @@ class stopping_at(pytest.MonkeyPatch):
 
 def test_the_revision_of_a_name(run: Any, base: Path, data: Path, tmp_path: Path, monkeypatch: Any) -> None:
     asked: list[tuple[str, str]] = []
-    find = starting.interop.find_model
+    find = pretrained.interop.find_model
 
     def found(name: Any, revision: str = "main") -> Path:
         asked.append((str(name), revision))
         return Path(find(base if str(name) == "some/model" else name, "main"))
 
-    for module in (starting.interop, starting.interop.loading, starting.interop.classifier):
+    for module in (pretrained.interop, pretrained.interop.loading, pretrained.interop.classifier):
         monkeypatch.setattr(module, "find_model", found)
-    monkeypatch.setattr(starting.interop.loading, "find_here", lambda name, revision: base)
+    monkeypatch.setattr(pretrained.interop.loading, "find_here", lambda name, revision: base)
     text = tmp_path / "text.txt"
     text.write_text("some words of a text\n" * 40, encoding="utf-8")
     name, quick = ("some/model", "--revision", "v2"), ("--steps=2", "--batch-size=2", "--eval-batches=1")

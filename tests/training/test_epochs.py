@@ -14,7 +14,7 @@ import pytest
 from tests.cli.helpers import assert_one_sentence
 from tests.training.helpers import OPTIONS, TRAIN, VERSE, assert_same_outcome, make_trainer, outcome, write_text
 from tinygpt.data import DataLoader, RandomBatches, open_tokens, split
-from tinygpt.training import CheckpointFolder, final
+from tinygpt.training import CheckpointFolder, final_evaluation
 
 pytestmark = pytest.mark.usefixtures("without_picture")
 BY_EPOCHS = [option for option in OPTIONS if not option.startswith("--steps")]
@@ -205,14 +205,14 @@ def test_the_last_evaluation_is_bounded_or_left_out(run: Any, tmp_path: Path) ->
 
 def test_ctrl_c_in_the_last_evaluation(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = str(write_text(tmp_path / "text.txt"))
-    batch = final.SequentialBatches.batch
+    batch = final_evaluation.SequentialBatches.batch
 
     def stop(self: Any, index: int) -> Any:
         if index == 2:
             os.kill(os.getpid(), signal.SIGINT)
         return batch(self, index)
 
-    monkeypatch.setattr(final.SequentialBatches, "batch", stop)
+    monkeypatch.setattr(final_evaluation.SequentialBatches, "batch", stop)
     answer = run("train", text, *OPTIONS, f"--out={tmp_path / 'run'}")
     assert answer.code == 130
     said = answer.out.splitlines()
@@ -226,6 +226,6 @@ def test_ctrl_c_in_the_last_evaluation(run: Any, tmp_path: Path, monkeypatch: py
 
 
 def test_the_last_evaluation_tells_how_far_it_is(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(final, "_LINE", 0.0)
+    monkeypatch.setattr(final_evaluation, "_LINE", 0.0)
     answer = run("train", str(write_text(tmp_path / "text.txt")), *OPTIONS, f"--out={tmp_path / 'run'}")
     assert "evaluating the whole validation text: 1 of " in answer.err

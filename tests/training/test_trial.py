@@ -17,7 +17,7 @@ from tests.cli.helpers import assert_one_sentence
 from tests.training.helpers import ENVIRONMENT, OPTIONS, assert_same_outcome, make_trainer
 from tinygpt.errors import RangeError, UsageError
 from tinygpt.training import CheckpointFolder
-from tinygpt.training.dry_run import duration, rehearsed, require_disk, size
+from tinygpt.training.dry_run import duration, measure_run, require_disk, size
 from tinygpt.training.lr_find import RangeTest, find_lr, suggestion
 from tinygpt.training.trial import on_trial, trial_step
 
@@ -34,7 +34,7 @@ def test_a_trial_changes_no_bit_of_the_run(tmp_path: Path, settings: dict[str, A
     make_trainer(tmp_path / "plain", **settings).run()
     trainer = make_trainer(tmp_path / "tried", **settings)
     find_lr(trainer, steps=12, shown=False)
-    rehearsed(trainer)
+    measure_run(trainer)
     assert not list((tmp_path / "tried").iterdir())
     trainer.run()
     assert_same_outcome(tmp_path / "tried", tmp_path / "plain")
@@ -117,7 +117,7 @@ def test_a_first_loss_that_is_not_finite_is_said(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="not finite before any step"):
         find_lr(trainer, shown=False)
     with pytest.raises(UsageError, match="at step 0 already"):
-        rehearsed(trainer)
+        measure_run(trainer)
 
 
 @pytest.mark.parametrize("wrong", [{"first": 0.0}, {"first": 1.0, "last": 0.1}, {"last": math.inf}, {"steps": 9}])
@@ -131,7 +131,7 @@ def test_a_range_that_is_none_is_refused(tmp_path: Path, wrong: dict[str, Any]) 
 
 def test_what_a_dry_run_counts(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path / "run", ema=0.5, freeze="wte")
-    found = rehearsed(trainer, final_batches=3, data=1000)
+    found = measure_run(trainer, final_batches=3, data=1000)
     weights = 4 * trainer.model.num_parameters()
     frozen = trainer.model.wte.weight.data.nbytes  # type: ignore[attr-defined]
     assert (found.weights, found.gradients) == (weights, weights - frozen)
@@ -146,12 +146,12 @@ def test_what_a_dry_run_counts(tmp_path: Path) -> None:
 
 def test_the_peak_leaves_out_the_copy_that_the_trial_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tinygpt.training.dry_run._peak", lambda backend: 10**6)
-    found = rehearsed(make_trainer(tmp_path / "run"))
+    found = measure_run(make_trainer(tmp_path / "run"))
     assert found.peak == 10**6 - found.checkpoint
 
 
 def test_the_peak_of_building_the_run_counts(tmp_path: Path) -> None:
-    assert rehearsed(make_trainer(tmp_path / "run"), so_far=10**12).peak == 10**12
+    assert measure_run(make_trainer(tmp_path / "run"), so_far=10**12).peak == 10**12
 
 
 # A process says at its end the most memory that it had. (A child's resource usage counts what its parent had.)

@@ -17,7 +17,7 @@ from ..training.finetuning import DEFAULTS, EPOCHS, Finetuning, begin_finetuning
 from ..training.folder import RunFolder
 from ..training.following import add_following_options, choose_following, follow
 from ..training.label_task import BALANCED, KINDS
-from ..training.options import add_options as add_config_options
+from ..training.options import add_field_options
 from ..training.tasks import LOSS_ON, TASKS
 from .process import again
 from .trying import add_trying_options, built_elsewhere, require_free, try_out
@@ -49,12 +49,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--add-token", action="append", metavar="TEXT", help=words)
     words = f"how often each row is trained on, in place of --steps (default: {EPOCHS})"
     parser.add_argument("--epochs", type=float, metavar="X", help=words)
-    add_config_options(parser, TrainingConfig, "training", {"finetune": DEFAULTS}, HELP, skip=("order", "pack"))
+    add_field_options(parser, TrainingConfig, "training", {"finetune": DEFAULTS}, HELP, skip=("order", "pack"))
     add_quantize_option(add_lora_options(parser))
     add_following_options(parser)
     add_config_option(parser)
     add_trying_options(parser)
-    parser.set_defaults(run=finetune, fold=None, preset=None, tokenizer=None, bpe_vocab_size=None)
+    parser.set_defaults(run=finetune, fold=None, preset=None, tokenizer=None, tokenizer_size=None)
 
 
 HELP = {
@@ -128,7 +128,7 @@ def _try(options: argparse.Namespace) -> int:
     """--dry-run and --lr-find: the run is built in a temporary folder."""
     with built_elsewhere(options, options.out) as there:
         folder = RunFolder(options.out)
-        folder.leaves_model = True
+        folder.exports_model = True
         require_free(folder, options, [path for path in (options.data, options.valid) if path is not None])
         following = choose_following(there, user_path(there.out))
         with begin_finetuning(there) as run:

@@ -39,9 +39,9 @@ def tokenize(options: argparse.Namespace) -> int:
     """Write the files, and say what is in them."""
     from ..checks import number
     from ..data import open_tokens, split
-    from ..training.ahead import make_ahead
     from ..training.corpus import given_text
     from ..training.folder import TOKENS, RunFolder
+    from ..training.token_folder import make_token_folder
 
     number("tokenize", "validation_fraction", options.validation_fraction, above=0, below=1)
     names, given = given_text(options)
@@ -53,7 +53,9 @@ def tokenize(options: argparse.Namespace) -> int:
     if all(Path(name).suffix == ".bin" for name in names):
         return _convert(options, names, out)
     with RunFolder(out) as folder:
-        tokenizer = make_ahead(folder, names, given, options.tokenizer, options.vocab_size, options.validation_fraction)
+        tokenizer = make_token_folder(
+            folder, names, given, options.tokenizer, options.vocab_size, options.validation_fraction
+        )
         parts = split(open_tokens(out / TOKENS), options.validation_fraction)
         if options.format != "npy":
             _write_bins(out, parts, options.format)

@@ -28,7 +28,7 @@ from ..training import (
     with_epochs,
 )
 from ..training.configuration import add_config_option, write_configuration
-from ..training.final import NONE, WHOLE
+from ..training.final_evaluation import NONE, WHOLE
 from ..training.folder import RunFolder
 from ..training.following import Following, add_following_options, choose_following, follow
 from .process import again
@@ -71,7 +71,7 @@ def _try(options: argparse.Namespace) -> int:
     with built_elsewhere(options, out) as there:
         settings = choose_settings(there)
         folder = RunFolder(out)
-        folder.leaves_model = settings.leaves_model
+        folder.exports_model = settings.exports_model
         require_free(folder, options, list(settings.data or ()))
         with settings.folder:
             return _train(settings, there, choose_following(there, settings.folder.path), folder)

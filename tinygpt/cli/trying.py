@@ -17,7 +17,7 @@ from ..console import say
 from ..errors import UsageError
 from ..files import folder_made, shown, user_path
 from ..training import Trainer
-from ..training.dry_run import peak_so_far, rehearsed, require_disk, size
+from ..training.dry_run import measure_run, peak_so_far, require_disk, size
 from ..training.folder import TOKENS, RunFolder
 from ..training.lr_find import PICTURE, find_lr
 from ..training.picture import require_matplotlib
@@ -73,7 +73,7 @@ def try_out(trainer: Trainer, options: argparse.Namespace, out: str, about: str,
     if options.dry_run:
         tokens = trainer.folder / TOKENS
         data = tokens.stat().st_size if tokens.exists() else 0
-        found = rehearsed(trainer, final, data, peak_so_far() if trainer.parameters[0].backend == "numpy" else 0)
+        found = measure_run(trainer, final, data, peak_so_far() if trainer.parameters[0].backend == "numpy" else 0)
         say(found.describe())
         free = require_disk(found.disk, folder)
         say(f"{size(free)} are free for {shown(folder)}. This was a dry run: nothing was written.")

@@ -5,27 +5,30 @@ trainer = Trainer(model, train_tokens, validation_tokens, config, "out/run")
 result = trainer.run()                              # progress bar, metrics.jsonl, checkpoints, loss_curve.png
 loss = evaluate(model, validation_tokens)           # over the whole text
 
-| file | what is in it |
+| file | contents |
 |---|---|
 | `loop` | the training loop |
-| `objective`, `freezing` | what a run learns: batches, loss, evaluation; parameters that it leaves as they are |
+| `objective`, `freezing` | what a run learns: its batches, loss and evaluation; frozen parameters |
 | `settings`, `config`, `presets`, `options` | the settings of a run, from the command line or its checkpoint |
-| `configuration` | the same as a file: --config, and config.toml beside a run |
-| `text` | the text of a run: its tokenizer and its token file |
-| `run` | trains from there to the loss of the best weights |
-| `starting`, `leaving` | starting from a model; leaving one that everything loads |
+| `configuration` | the settings as a TOML file: --config, and the config.toml of each run |
+| `text`, `corpus`, `text_facts` | the text of a run: its tokenizer and token file; its files; text.json |
+| `tokenizer_training`, `token_folder` | training a BPE or word tokenizer; text that was tokenized ahead |
+| `run` | the parts of a run of `tinygpt train`: model, trainer, summary, final loss |
+| `finetuning`, `example_rows` | a run of `tinygpt finetune`; its rows |
+| `tasks`, `label_task`, `adapters` | what a model is fine-tuned for; classification; LoRA |
+| `pretrained`, `export` | starting from a pretrained model; exporting the model for other programs |
 | `folder` | the run's folder, and which files it may touch |
 | `accumulation`, `graphed_step`, `loss_scale` | gradient accumulation; CUDA graphs; loss scaling for float16 |
 | `divergence`, `vocabulary` | non-finite numbers; ids outside the vocabulary |
 | `optimizers` | the optimizer, its schedule and the average of the weights, from the settings |
-| `epochs` | runs over each window so many times; padding and packed rows, said |
-| `evaluation`, `final` | the validation loss; that of the best weights at the end |
-| `saving`, `state` | saving a run as a checkpoint (`tinygpt/checkpoint.py`); checking and restoring it |
+| `epochs` | --epochs, and the report on padding and packed rows |
+| `evaluation`, `final_evaluation` | the validation loss; that of the best weights at the end |
+| `saving`, `state` | saving and restoring a checkpoint (`tinygpt/checkpoint.py`); its progress, checked |
 | `reporting`, `metrics`, `picture`, `progress` | output lines, the metrics file, the loss curve, the progress bar |
 | `trial`, `dry_run`, `lr_find` | steps on trial: what a run takes, and the learning-rate range test |
-| `watch`, `following`, `loggers` | following a run: samples, a limit of time, TensorBoard and others |
-| `estimate`, `energy` | speed and the processor's peak; the energy used |
-| `interrupt`, `outcome` | signals; the state and the result of a run |
+| `watch`, `following`, `loggers` | monitoring a run: samples, a time limit, TensorBoard and other loggers |
+| `estimate`, `energy` | FLOPs and the processor's peak; energy use |
+| `interrupt`, `result` | signals; how a run ended |
 """
 
 from __future__ import annotations
@@ -43,12 +46,12 @@ from .loop import Trainer
 from .loss_scale import LossScale
 from .metrics import MEASURED, MetricsFile, read_metrics
 from .objective import Objective, TextObjective
-from .outcome import CallbackError, TrainingResult
 from .picture import draw_loss_curve
 from .presets import PRESETS, Preset
+from .pretrained import Start, start_from
+from .result import CallbackError, TrainingResult
 from .run import describe_run, make_model, make_trainer, rehearse, train_and_evaluate
 from .settings import Settings, add_run_options, add_start_options, choose_settings, run_folder
-from .starting import Start, start_from
 from .text import Text, prepare_text
 
 __all__ = [

@@ -179,7 +179,7 @@ def _values(options: argparse.Namespace, settings: Settings) -> dict[str, Any]:
     if settings.start is None:
         values |= {name: value for name, value in settings.model.items() if name in GPTConfig.__dataclass_fields__}
         kind = settings.tokenizer or "character"
-        values |= {"tokenizer": kind, "bpe_vocab_size": settings.vocab_size or VOCAB_SIZES.get(kind)}
+        values |= {"tokenizer": kind, "tokenizer_size": settings.vocab_size or VOCAB_SIZES.get(kind)}
     values["backend"] = settings.backend
     if values.get("data") is not None and "files" in values:
         values |= {"files": [values["data"]], "data": None}

@@ -1,6 +1,6 @@
 """What a run will take, told by three steps of it: memory, time and disk.
 
-    print(rehearsed(trainer).describe())        # the trainer is afterwards as it was
+    print(measure_run(trainer).describe())        # the trainer is afterwards as it was
 
 The steps are those of the run, with its batches. Steps before them don't count: threads start in them, and a GPU's
 kernels are compiled and recorded.
@@ -32,8 +32,8 @@ from .. import backends
 from ..errors import MissingExtraError, UsageError
 from ..files import shown
 from ..nn.packed_base import is_packed
+from .export import merged
 from .graphed_step import WARM_UP
-from .leaving import merged
 from .optimizers import averaged
 from .picture import draw_losses
 from .saving import checkpoint_of
@@ -91,7 +91,7 @@ class DryRun:
         return "\n".join(f"{name + ':':<7}{line}" for name, line in lines.items())
 
 
-def rehearsed(trainer: Trainer, final_batches: int = 0, data: int = 0, so_far: int = 0) -> DryRun:
+def measure_run(trainer: Trainer, final_batches: int = 0, data: int = 0, so_far: int = 0) -> DryRun:
     """Take a few steps and one batch of an evaluation, and measure them. Nothing of the run changes.
 
     final_batches: of the evaluation at the end. data: bytes that the run writes besides its checkpoints. so_far: the

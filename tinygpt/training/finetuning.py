@@ -40,9 +40,9 @@ from .folder import DATA, RunFolder
 from .label_task import KINDS
 from .loop import Trainer
 from .options import given_options
+from .pretrained import start_from
 from .run import make_model, rehearse
 from .settings import Settings, check_settings, choose_settings
-from .starting import start_from
 from .tasks import TASKS, Request
 
 EPOCHS = 3
@@ -89,7 +89,7 @@ def _new(options: argparse.Namespace, folder: RunFolder) -> Finetuning:
     check_quantize(options, lora)
     if lora is not None and options.add_token:
         raise UsageError("--lora-rank freezes all embeddings, and --add-token adds some to be learned: leave one out")
-    folder.leaves_model = True
+    folder.exports_model = True
     folder.require_free(options.overwrite)
     given = given_options(options, TrainingConfig)
     facts = {

@@ -44,7 +44,7 @@ TEXT, TOKENS, DATA, METRICS, PICTURE = "text.json", "tokens.npy", "data.json", "
 CONFIGURATION = "config.toml"
 _OF_THE_LOOP = frozenset({MARK, INDEX, METRICS, PICTURE})
 _OF_THE_TEXT = frozenset({TEXT, TOKENS, CONFIGURATION, *TOKENIZER_FILES})
-_OF_THE_MODEL = frozenset({CONFIG, GENERATION, SINGLE, TEMPLATE, DATA, *_OF_THE_TEXT})  # `leaving.py`
+_OF_THE_MODEL = frozenset({CONFIG, GENERATION, SINGLE, TEMPLATE, DATA, *_OF_THE_TEXT})  # `export.py`
 _STAGING = re.compile(r"\.tinygpt-new-[0-9a-f]{8}\.tmp")
 
 
@@ -62,7 +62,7 @@ class RunFolder:
         self._staging: Path | None = None
         self._made: list[Path] = []  # folders that this object created
         self._lockless = False  # the file system has no locks, and the user was warned
-        self.leaves_model = False  # whether the run also writes the files of _OF_THE_MODEL
+        self.exports_model = False  # whether the run also writes the files of _OF_THE_MODEL
 
     def __str__(self) -> str:
         return shown(self.path)
@@ -195,7 +195,7 @@ class RunFolder:
 
     def _to_write(self) -> frozenset[str]:
         """The files of a run besides checkpoints and those of its text."""
-        return _OF_THE_LOOP | _OF_THE_MODEL if self.leaves_model else _OF_THE_LOOP
+        return _OF_THE_LOOP | _OF_THE_MODEL if self.exports_model else _OF_THE_LOOP
 
     def _require_free_of(self, names: frozenset[str], owned: set[str]) -> None:
         there = (name for name in os.listdir(self.path) if name in names or CHECKPOINT.fullmatch(name))

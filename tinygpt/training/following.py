@@ -33,7 +33,7 @@ from .folder import CONFIGURATION
 from .loggers import LOGS, Logger, logger_names, require_loggers
 from .metrics import read_metrics
 from .optimizers import averaged
-from .options import add_options, given_options
+from .options import add_field_options, given_options
 from .watch import Watch
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class Following:
 
 def add_following_options(parser: argparse.ArgumentParser) -> None:
     """The options of `Following`."""
-    add_options(parser, Following, "following the run")
+    add_field_options(parser, Following, "following the run")
 
 
 def choose_following(options: argparse.Namespace, folder: Path) -> Following:

@@ -45,7 +45,7 @@ from ..nn.packed_base import base_facts, is_packed, load_weights
 from ..optim import clip_coefficient, grad_norm
 from ..tensor import Tensor
 from ..tokenizers import Tokenizer
-from . import leaving
+from . import export
 from .accumulation import accumulate
 from .adapters import require_adapter
 from .config import TrainingConfig, schedule_notes
@@ -57,10 +57,11 @@ from .interrupt import StopRequest
 from .loss_scale import LossScale
 from .objective import Batch, Objective, TextObjective
 from .optimizers import averaged, make_average, make_optimizer, make_schedule
-from .outcome import CallbackError, TrainingResult, TrainState
 from .progress import Progress
 from .reporting import Report
+from .result import CallbackError, TrainingResult
 from .saving import checkpoint_of, holding, restore, writing
+from .state import TrainState
 from .watch import Watch
 
 
@@ -94,7 +95,7 @@ class Trainer:
     (`metrics.py`) every `log_every` steps, with "step" and "validation_loss" after an evaluation. One that raises ends
     the run with CallbackError. stream: where to show progress, any object with a `write` method; by default sys.stderr
     or, in a notebook, the cell. tokenizer: the folder is then a model that everything loads: tinygpt as soon as it
-    holds a checkpoint, and at the end transformers (`leaving.py`).
+    holds a checkpoint, and at the end transformers (`export.py`).
     Raises UsageError if a text is shorter than the block, RangeError if it has an id outside the model's vocabulary.
     """
 
@@ -117,7 +118,7 @@ class Trainer:
         self.batches, self.validation = self.objective.batches, self.objective.validation
         self.tokenizer = tokenizer
         if tokenizer is not None:
-            leaving.prepare(model, tokenizer, self.run_folder)
+            export.prepare(model, tokenizer, self.run_folder)
         require_adapter(model)
         freeze(model, config.freeze)
         self.packed_base = base_facts(model) if is_packed(model) else None
@@ -164,7 +165,7 @@ class Trainer:
                 with writing(self):
                     state.metrics_lines = self.report.metrics.restart(state.metrics_lines)
                     if self.tokenizer is not None:
-                        leaving.write_tokenizer(self)
+                        export.write_tokenizer(self)
                 if self.changed:
                     self._record({"step": begin, "changed": {name: list(pair) for name, pair in self.changed.items()}})
                     self.changed = {}
@@ -174,7 +175,7 @@ class Trainer:
                 self._train(stop, progress, tokens_per_step)
                 self.watch.end(self, progress)
                 if self.tokenizer is not None and stop.signal is None:
-                    leaving.write_model(self, progress)
+                    export.write_model(self, progress)
             except DivergedError:
                 with contextlib.suppress(CallbackError):  # DivergedError is the more important one
                     self.report.tell(progress)  # the last good steps
@@ -354,7 +355,7 @@ class Trainer:
         with writing(self):
             self.report.metrics.sync()
             if best and self.tokenizer is not None:
-                leaving.remove_model(self.folder)
+                export.remove_model(self.folder)
             self.checkpoints.save(checkpoint, best)
             if self.run_folder.staged:  # the first checkpoint of a new run: move it into place, replacing an older run
                 self.report.metrics.close()

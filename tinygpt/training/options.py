@@ -1,7 +1,7 @@
 """Command-line options derived from dataclasses, so that no setting is declared twice.
 
-    add_options(parser, TrainingConfig, "training")      # --lr, --batch-size, --no-detect-anomaly, ...
-    given_options(parser.parse_args(), TrainingConfig)   # {"lr": 0.001}: only what the user gave
+    add_field_options(parser, TrainingConfig, "training")      # --lr, --batch-size, --no-detect-anomaly, ...
+    given_options(parser.parse_args(), TrainingConfig)         # {"lr": 0.001}: only what the user gave
 
 A field's type gives the option's type; its `metadata` has the help text ("help") and the choices ("choices"). An option
 that was not given is absent from the result: its value comes from the preset, the dataclass or, in a resumed run, the
@@ -17,7 +17,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 
-def add_options(
+def add_field_options(
     parser: argparse.ArgumentParser,
     config_class: type,
     title: str,

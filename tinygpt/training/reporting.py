@@ -12,9 +12,9 @@ from typing import Any
 
 from ..errors import UsageError
 from .metrics import MetricsFile
-from .outcome import CallbackError
 from .picture import draw_loss_curve
 from .progress import Progress
+from .result import CallbackError
 
 
 class Report:

@@ -29,10 +29,10 @@ from ..interop.packed_run import packed_base
 from ..nn.lora import insert_lora, lora_of
 from ..tokenizers import Tokenizer, WordTokenizer
 from .adapters import lora_of_checkpoint
-from .final import WHOLE, report_best
+from .final_evaluation import WHOLE, report_best
 from .loop import Trainer
+from .pretrained import start_from
 from .settings import Settings
-from .starting import start_from
 from .text import Text
 
 
@@ -49,7 +49,7 @@ def make_model(settings: Settings, tokenizer: Tokenizer) -> GPT:
     if settings.checkpoint is not None:
         lora = lora_of_checkpoint(settings.checkpoint, f"the latest checkpoint in {settings.folder}")
         model = model if lora is None else insert_lora(model, lora)
-    if settings.leaves_model:
+    if settings.exports_model:
         model.generation_config = read_generation(settings.folder.path, config.vocab_size)
     return model
 
@@ -78,7 +78,7 @@ def make_trainer(
     tries a step, because its first checkpoint removes the older run. tokenizer: used if the run leaves a model."""
     trainer = Trainer(
         model, train_tokens, validation_tokens, settings.training, settings.folder,
-        tokenizer=tokenizer if settings.leaves_model else None,
+        tokenizer=tokenizer if settings.exports_model else None,
     )  # fmt: skip
     if settings.checkpoint is not None:
         trainer.resume(settings.checkpoint)

@@ -15,8 +15,7 @@ from ..interop.packed_run import require_base
 from ..nn.lora import lora_of
 from ..nn.packed_base import is_packed, load_weights, weights_of
 from .config import CHANGEABLE, changed_step_size
-from .outcome import TrainState
-from .state import check_state, training_config
+from .state import TrainState, check_state, training_config
 
 if TYPE_CHECKING:
     from .loop import Trainer
@@ -74,7 +73,7 @@ def restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
     """Restore a trainer from a checkpoint. Raises CheckpointError if it is from a different run, or damaged."""
     state = checkpoint.state
     where = f"the checkpoint of step {checkpoint.step} in {trainer.run_folder}"
-    check_state(checkpoint, where, TrainState)
+    check_state(checkpoint, where)
     config = trainer.config.resumed(state["training_config"])
     require_same(where, state["model_config"], trainer.model.config.to_dict())
     require_same(f"{where}, with its LoRA adapter,", state.get("lora") or _NO_ADAPTER, _adapter(trainer.model))

@@ -37,13 +37,12 @@ from .adapters import add_lora_options, lora_of_options
 from .config import CHANGEABLE, TrainingConfig, new_settings, resumed_settings
 from .corpus import TextOptions, add_text_options, given_text
 from .epochs import add_epoch_options
-from .final import WHOLE, add_final_options, check_final
+from .final_evaluation import WHOLE, add_final_options, check_final
 from .folder import RunFolder
-from .options import add_options, given_options
-from .outcome import TrainState
+from .options import add_field_options, given_options
 from .picture import require_matplotlib
 from .presets import PRESETS
-from .starting import Start, start_from
+from .pretrained import Start, start_from
 from .state import check_state, training_config
 
 TOKENIZERS = ("character", "byte", "word", "bpe")
@@ -93,8 +92,8 @@ class Settings:
         return self.start is not None and lora_of(self.start.model) is not None
 
     @property
-    def leaves_model(self) -> bool:
-        """Whether the run started from a model, and leaves one that everything loads (`leaving.py`)."""
+    def exports_model(self) -> bool:
+        """Whether the run started from a model, and leaves one that everything loads (`export.py`)."""
         return self.start is not None or (self.resume and (self.folder.path / GENERATION).exists())
 
 
@@ -109,7 +108,7 @@ def add_run_options(parser: argparse.ArgumentParser, out: str) -> None:
     group.add_argument("--tokenizer", metavar="KIND", help=words)
     sizes = ", ".join(f"{size} for {kind}" for kind, size in VOCAB_SIZES.items())
     words = f"vocabulary size of --tokenizer bpe or word, which are made from the training part (default: {sizes})"
-    group.add_argument("--vocab-size", dest="bpe_vocab_size", type=int, metavar="N", help=words)
+    group.add_argument("--vocab-size", dest="tokenizer_size", type=int, metavar="N", help=words)
     group.add_argument("--out", metavar="FOLDER", help=f"folder for all files of the run (default: {out})")
     either = group.add_mutually_exclusive_group()
     either.add_argument("--resume", action="store_true", help="continue from the latest checkpoint in --out")
@@ -117,9 +116,9 @@ def add_run_options(parser: argparse.ArgumentParser, out: str) -> None:
     parser.set_defaults(default_out=out)
     add_epoch_options(parser)
     add_final_options(parser)
-    add_options(parser, TrainingConfig, "training", {name: preset.training for name, preset in PRESETS.items()})
+    add_field_options(parser, TrainingConfig, "training", {name: preset.training for name, preset in PRESETS.items()})
     models = {name: preset.model for name, preset in PRESETS.items()}
-    add_options(parser, GPTConfig, "the model", models, MODEL_HELP, skip=("vocab_size",))
+    add_field_options(parser, GPTConfig, "the model", models, MODEL_HELP, skip=("vocab_size",))
 
 
 def add_start_options(parser: argparse.ArgumentParser) -> None:
@@ -173,7 +172,7 @@ def _new(options: argparse.Namespace, folder: RunFolder, name: str) -> Settings:
         model = {key: value for key, value in start.model.config.to_dict().items() if key != "vocab_size"}
         lr = TrainingConfig.from_dict(new_settings(preset.training, given)).lr
         given = {"lr": lr / 10 if lora is None else lr} | given
-        folder.leaves_model = True
+        folder.exports_model = True
     elif getattr(options, "revision", None) is not None:
         raise UsageError("--revision is of the model in --init-from: give both, or neither")
     elif lora is not None:
@@ -185,7 +184,7 @@ def _new(options: argparse.Namespace, folder: RunFolder, name: str) -> Settings:
     config = TrainingConfig.from_dict(new_settings(preset.training, given))
     settings = Settings(
         folder, options.backend or "numpy", model, config, None, data, options.tokenizer,
-        options.bpe_vocab_size, options.overwrite, start, TextOptions(**text), text,
+        options.tokenizer_size, options.overwrite, start, TextOptions(**text), text,
     )  # fmt: skip
     check_settings(settings)
     folder.require_free(options.overwrite)
@@ -195,7 +194,7 @@ def _new(options: argparse.Namespace, folder: RunFolder, name: str) -> Settings:
 def _start(options: argparse.Namespace, lora: LoRA | None, seed: int) -> Start:
     given = given_options(options, GPTConfig)
     fixed = [f"--{name.replace('_', '-')}" for name in given if name not in ("block_size", "dropout")]
-    others = {"--tokenizer": options.tokenizer, "--vocab-size": options.bpe_vocab_size}
+    others = {"--tokenizer": options.tokenizer, "--vocab-size": options.tokenizer_size}
     fixed += [name for name, value in others.items() if value is not None]
     if fixed:
         raise UsageError(f"with --init-from the model is that of {options.init_from}: leave out {fixed[0]}")
@@ -223,7 +222,7 @@ def _resumed(options: argparse.Namespace, folder: RunFolder) -> Settings:
         folder.lock()  # so that no other process resumes the same run
     checkpoint = CheckpointFolder(folder).load("latest")
     state, where = checkpoint.state, f"the checkpoint of step {checkpoint.step} in {folder}"
-    check_state(checkpoint, where, TrainState)
+    check_state(checkpoint, where)
     preset = PRESETS[options.preset] if options.preset else None
     given = given_options(options, TrainingConfig)
     require_same(where, state["model_config"], (preset.model if preset else {}) | given_options(options, GPTConfig))
@@ -238,7 +237,7 @@ def _resumed(options: argparse.Namespace, folder: RunFolder) -> Settings:
     backend = options.backend or state.get("backend", "numpy")
     data, text = given_text(options)
     settings = Settings(
-        folder, backend, model, config, checkpoint, data, options.tokenizer, options.bpe_vocab_size, given_text=text
+        folder, backend, model, config, checkpoint, data, options.tokenizer, options.tokenizer_size, given_text=text
     )
     check_settings(settings)
     return settings

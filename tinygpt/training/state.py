@@ -1,4 +1,4 @@
-"""Validates the state in a checkpoint before a run is resumed from it.
+"""The progress of a run, and the check of all state in a checkpoint before a run is resumed from it.
 
 A file with a correct SHA-256 may still be damaged, from another version, or forged. So every entry is checked before it
 is used, and one that this version would not have written raises an error that names it.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import typing
+from dataclasses import dataclass, field
 from typing import Any
 
 from .. import backends
@@ -18,10 +19,41 @@ from ..random import Generator
 from .config import TrainingConfig
 
 
-def check_state(checkpoint: Checkpoint, where: str, progression: type) -> None:
+@dataclass
+class TrainState:
+    """The progress of a run: what a checkpoint stores besides arrays and random state."""
+
+    step: int = 0  # updates so far; also the index of the next batch
+    evaluated_at: int = -1  # the step of the last evaluation
+    validation_loss: float | None = None  # its result
+    best_loss: float | None = None
+    best_step: int = -1
+    without_improvement: int = 0  # evaluations since the best
+    losses: list[float] = field(default_factory=list)  # of the steps since the last metrics line
+    metrics_lines: int = 0
+    seconds: float = 0.0  # spent training, over all sessions
+
+    def take(self, validation_loss: float) -> bool:
+        """Record the validation loss at this step; return whether it is the best so far."""
+        self.evaluated_at, self.validation_loss = self.step, validation_loss
+        improved = self.best_loss is None or validation_loss < self.best_loss
+        if improved:
+            self.best_loss, self.best_step, self.without_improvement = validation_loss, self.step, 0
+        else:
+            self.without_improvement += 1
+        return improved
+
+    def mean_loss(self) -> float:
+        """Of the steps since the last call."""
+        mean = sum(self.losses) / len(self.losses)
+        self.losses.clear()
+        return mean
+
+
+def check_state(checkpoint: Checkpoint, where: str) -> None:
     """Raise CheckpointError unless a run can be resumed from the checkpoint.
 
-    where: the checkpoint, for error messages. progression: the dataclass that is built from state["progression"].
+    where: the checkpoint, for error messages.
     """
     state = checkpoint.state
     try:
@@ -37,7 +69,7 @@ def check_state(checkpoint: Checkpoint, where: str, progression: type) -> None:
         for name, step in state["optimizer_steps"].items():
             require_kind(f"optimizer_steps of {name}", step, int)
         Generator(entry(state["generator"], "seed"), entry(state["generator"], "stream"))
-        _check_progression(state, typing.get_type_hints(progression))
+        _check_progression(state, typing.get_type_hints(TrainState))
     except CheckpointError:
         raise
     except (ValueError, TypeError) as error:

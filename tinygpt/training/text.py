@@ -33,9 +33,9 @@ from ..memory import require_memory
 from ..tokenizers import ByteTokenizer, Tokenizer, UnknownCharacterError
 from .corpus import Corpus
 from .folder import TOKENS
-from .learning import divided_text, learn, learn_from_one, nonempty
 from .settings import TOKENIZERS, VOCAB_SIZES, Settings
-from .text_facts import documents_of, made_ahead, read_facts, require_same_text, save_facts
+from .text_facts import documents_of, read_facts, require_same_text, save_facts, token_folder_in
+from .tokenizer_training import divided_text, learn, learn_from_one, nonempty
 
 # Bytes in the token file for a byte of text, about, to see beforehand whether the disk has room.
 _ROOM = {"byte": 2.0, "character": 2.0 / 3, "word": 0.6, "bpe": 0.5}
@@ -78,7 +78,7 @@ def prepare_text(settings: Settings, check: Callable[[Tokenizer], object] | None
 
 def make_text(settings: Settings, check: Callable[[Tokenizer], object] | None = None) -> Path:
     """Write the text's files to the staging folder of a new run, and return the folder."""
-    if (ahead := made_ahead(settings.data)) is not None:
+    if (ahead := token_folder_in(settings.data)) is not None:
         return _take(settings, ahead, check)
     if settings.data is None:
         found = shakespeare()

@@ -15,7 +15,7 @@ from .folder import TEXT, TOKENS
 from .settings import TOKENIZERS, Settings
 
 
-def made_ahead(names: tuple[str, ...] | None) -> Path | None:
+def token_folder_in(names: tuple[str, ...] | None) -> Path | None:
     """The folder with a token file, of `tinygpt tokenize` or of a run, if that is what the text is."""
     if names is None or len(names) != 1:
         return None
@@ -62,7 +62,7 @@ def require_same_text(settings: Settings) -> None:
         if value != stored[name]:
             option = f"--{name.replace('_', '-')}"
             raise CheckpointError(f"the run in {folder} has {option} {stored[name]}, not {value}: leave {option} out")
-    ahead = made_ahead(settings.data)
+    ahead = token_folder_in(settings.data)
     if ahead is not None and read_facts(ahead)["sha256"] != facts["sha256"]:
         raise CheckpointError(f"the run in {folder} uses a different text than {shown(ahead)}: leave it out")
     if settings.data is not None and ahead is None:

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..checkpoint import Checkpoint
-from .outcome import TrainState
 from .saving import checkpoint_of, restore
+from .state import TrainState
 
 if TYPE_CHECKING:
     from .loop import Trainer

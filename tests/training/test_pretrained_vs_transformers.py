@@ -10,7 +10,7 @@ import pytest
 
 from tests.compat import torch, transformers
 from tests.training.helpers import OPTIONS
-from tests.training.test_starting import MORE
+from tests.training.test_pretrained import MORE
 from tinygpt import interop
 
 

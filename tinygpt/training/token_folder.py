@@ -22,7 +22,7 @@ from .text import make_text
 _ANY_MODEL = {"block_size": 1, "n_layer": 1, "n_head": 1, "n_embd": 1}
 
 
-def make_ahead(
+def make_token_folder(
     folder: RunFolder,
     names: tuple[str, ...],
     given: Mapping[str, Any],

@@ -190,7 +190,7 @@ def test_a_text_with_unknown_characters(run: Any, model: Path, more: Path, tmp_p
 # What a run leaves ----------------------------------------------------------------------------------
 
 
-def leaving_trainer(folder: Path, **settings: Any) -> Trainer:
+def exporting_trainer(folder: Path, **settings: Any) -> Trainer:
     folder.mkdir(exist_ok=True)
     made = GPT(GPTConfig(12, block_size=8, n_layer=1, n_head=2, n_embd=8), seed=7)
     config = TrainingConfig(**(QUICK | settings))
@@ -198,7 +198,7 @@ def leaving_trainer(folder: Path, **settings: Any) -> Trainer:
 
 
 def test_a_trainer_with_a_tokenizer_leaves_a_model(tmp_path: Path, run: Any) -> None:
-    trainer = leaving_trainer(tmp_path)
+    trainer = exporting_trainer(tmp_path)
     trainer.run()
     assert {path.name for path in tmp_path.iterdir()} >= MODEL_FILES | {"tokenizer.tinygpt.json"}
     trainer.load_best()
@@ -224,7 +224,7 @@ def exported(folder: Path, to: Path) -> Path:
 
 
 def test_it_is_a_model_from_the_first_checkpoint_on(tmp_path: Path) -> None:
-    trainer = leaving_trainer(tmp_path)
+    trainer = exporting_trainer(tmp_path)
     seen = []
     trainer.callbacks.append(lambda record: seen.append(interop.load(tmp_path)[1].vocab_size))
     trainer.run()
@@ -232,10 +232,10 @@ def test_it_is_a_model_from_the_first_checkpoint_on(tmp_path: Path) -> None:
 
 
 def test_a_resumed_run_replaces_the_model_that_it_left(tmp_path: Path) -> None:
-    leaving_trainer(tmp_path / "whole").run()
-    leaving_trainer(tmp_path / "parts", steps=10, decay_steps=20).run()
+    exporting_trainer(tmp_path / "whole").run()
+    exporting_trainer(tmp_path / "parts", steps=10, decay_steps=20).run()
     before = (tmp_path / "parts" / "model.safetensors").read_bytes()
-    again = leaving_trainer(tmp_path / "parts")
+    again = exporting_trainer(tmp_path / "parts")
     again.resume()
     again.run()
     after = (tmp_path / "parts" / "model.safetensors").read_bytes()
@@ -245,7 +245,7 @@ def test_a_resumed_run_replaces_the_model_that_it_left(tmp_path: Path) -> None:
 def test_a_foreign_model_is_in_the_way(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"mine")
     with pytest.raises(UsageError, match=r"files that no run has written.*model\.safetensors"):
-        leaving_trainer(tmp_path).run()
+        exporting_trainer(tmp_path).run()
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
     make_trainer(tmp_path).run()  # without a tokenizer it writes no such file
 
@@ -261,7 +261,7 @@ def test_a_model_that_others_can_t_load_is_said(tmp_path: Path, capsys: pytest.C
         def forward(self, ids: Any) -> Any:
             return super().forward(ids) * 2.0
 
-    trainer = leaving_trainer(tmp_path)
+    trainer = exporting_trainer(tmp_path)
     trainer.model.wte.__class__ = Scaled
     trainer.run()
     assert "only tinygpt can load the model of this run" in capsys.readouterr().err

@@ -35,7 +35,7 @@ def prepare(model: Any, tokenizer: Tokenizer, folder: RunFolder) -> None:
             f"Trainer: the tokenizer has {tokenizer.ids_of_texts} tokens, but the model has only "
             f"{model.config.vocab_size}: they do not belong together"
         )
-    folder.leaves_model = True
+    folder.exports_model = True
     if isinstance(model.generation_config, Mapping):
         model.generation_config = token_ids(tokenizer) | dict(model.generation_config)
 

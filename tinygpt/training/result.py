@@ -1,9 +1,8 @@
-"""The state of a run, its result, and the error of a failing callback."""
+"""How a run ended, and the error of a callback that failed."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,37 +11,6 @@ from ..errors import UsageError
 
 class CallbackError(UsageError, RuntimeError):
     """A callback raised an exception, which is `__cause__`. The run's latest state was saved."""
-
-
-@dataclass
-class TrainState:
-    """The progress of a run: what a checkpoint stores besides arrays and random state."""
-
-    step: int = 0  # updates so far; also the index of the next batch
-    evaluated_at: int = -1  # the step of the last evaluation
-    validation_loss: float | None = None  # its result
-    best_loss: float | None = None
-    best_step: int = -1
-    without_improvement: int = 0  # evaluations since the best
-    losses: list[float] = dataclasses.field(default_factory=list)  # of the steps since the last metrics line
-    metrics_lines: int = 0
-    seconds: float = 0.0  # spent training, over all sessions
-
-    def take(self, validation_loss: float) -> bool:
-        """Record the validation loss at this step; return whether it is the best so far."""
-        self.evaluated_at, self.validation_loss = self.step, validation_loss
-        improved = self.best_loss is None or validation_loss < self.best_loss
-        if improved:
-            self.best_loss, self.best_step, self.without_improvement = validation_loss, self.step, 0
-        else:
-            self.without_improvement += 1
-        return improved
-
-    def mean_loss(self) -> float:
-        """Of the steps since the last call."""
-        mean = sum(self.losses) / len(self.losses)
-        self.losses.clear()
-        return mean
 
 
 @dataclass(frozen=True, kw_only=True)
