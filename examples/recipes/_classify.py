@@ -37,6 +37,7 @@ from tinygpt.console import say
 from tinygpt.metrics import accuracy, f1
 
 Labelled = tuple[str, str]  # a text and its label
+FIGURES = {"accuracy": "accuracy", "macro_f1": "macro F1"}  # in a report, and on the screen
 
 
 @dataclass(frozen=True)
@@ -90,9 +91,13 @@ def distinct(rows: Sequence[Labelled]) -> list[Labelled]:
 
 
 def classify(
-    rows: Sequence[Labelled], options: Any, whole: Sizes, grams: Callable[[str], list[str]], keys: Sequence[str] = ()
-) -> None:
-    """The recipe, on distinct texts. grams: what naive Bayes counts. keys: rows with equal ones are in one part."""
+    rows: Sequence[Labelled], options: Any, whole: Sizes, grams: Callable[[str], list[str]], keys: Sequence[str] = (),
+    metric: str = "accuracy",
+) -> None:  # fmt: skip
+    """The recipe, on distinct texts. grams: what naive Bayes counts. keys: rows with equal ones are in one part.
+
+    metric: of `FIGURES`, by which the model is judged.
+    """
     require_rows(rows, "labelled texts")
     count, sizes, out = at_least_one("--seeds", options.seeds), SLICE if options.slice else whole, Path(options.out)
     chosen = small(list(zip(rows, keys or [text for text, _ in rows], strict=True)), options, sizes.rows)
@@ -110,7 +115,7 @@ def classify(
         reports = {name: _test(folder, parts["test"]) for name, folder in models.items() if name != "start"}
         result["seeds"].append({"seed": seed} | reports)
     result["naive_bayes"] = _baseline(parts, grams)
-    _conclude(out, seeds[0]["pretrained"], result)
+    _conclude(seeds[0]["pretrained"], result, metric)
     write_result(out, result)
 
 
@@ -171,21 +176,24 @@ def _baseline(parts: dict[str, Path], grams: Callable[[str], list[str]]) -> dict
     return {"accuracy": accuracy(found, right), "macro_f1": f1(found, right)}
 
 
-def _conclude(out: Path, model: Path, result: dict[str, Any]) -> None:
+def _conclude(model: Path, result: dict[str, Any], metric: str) -> None:
     say("\nFive examples of the test part:")
     for row in five(read_rows(model / "predictions.jsonl")):
         mark = "right" if row["prediction"] == row["label"] else "wrong"
         say(f"  {row['prediction']} ({row['score']:.2f}, {mark}): {row['text']:.60}")
-    bayes, seeds = result["naive_bayes"], result["seeds"]
-    say(f"\nNaive Bayes: accuracy {bayes['accuracy']:.4f}  macro F1 {bayes['macro_f1']:.4f}")
+    say("")
+    bayes, seeds, word = result["naive_bayes"], result["seeds"], FIGURES[metric]
     if len(seeds) > 1:
-        differences = [each["pretrained"]["accuracy"] - each["scratch"]["accuracy"] for each in seeds]
+        differences = [each["pretrained"][metric] - each["scratch"][metric] for each in seeds]
         for each, difference in zip(seeds, differences, strict=True):
-            say(f"Seed {each['seed']}: accuracy {each['pretrained']['accuracy']:.4f} pre-trained, "
-                f"{each['scratch']['accuracy']:.4f} from random weights ({difference:+.4f})")  # fmt: skip
+            say(f"Seed {each['seed']}: {word} {each['pretrained'][metric]:.4f} pre-trained, "
+                f"{each['scratch'][metric]:.4f} from random weights ({difference:+.4f})")  # fmt: skip
         mean, spread = statistics.mean(differences), statistics.stdev(differences)
         result["pretraining_is_worth"] = {"mean": mean, "standard_deviation": spread}
-        say(f"Pre-training is worth {100 * mean:+.2f} points of accuracy (standard deviation {100 * spread:.2f}).")
-    ours = statistics.mean(each["pretrained"]["accuracy"] for each in seeds)
-    result["conclusion"] = compared("accuracy", ours, "naive Bayes", bayes["accuracy"])
+        say(f"Pre-training is worth {100 * mean:+.2f} points of {word} (standard deviation {100 * spread:.2f}).")
+    ours = {name: statistics.mean(each["pretrained"][name] for each in seeds) for name in FIGURES}
+    for name, found in (("The model", ours), ("Naive Bayes", bayes)):
+        say(f"{name}: {'  '.join(f'{FIGURES[figure]} {value:.4f}' for figure, value in found.items())}")
+    result["metric"] = metric
+    result["conclusion"] = compared(word, ours[metric], "naive Bayes", bayes[metric])
     say(result["conclusion"])

