@@ -12,6 +12,10 @@ the texts are for training, 10 % for validation, 20 % for the test.
 A model of 2 layers and 64 channels reads the texts for training, without their labels; then it is fine-tuned with
 them. A token is a word or a punctuation mark. The metric is accuracy. The baseline is naive Bayes on words and pairs of
 words.
+
+Seen with the first command (2,550 texts to test, seed 0, 2 minutes of one core): accuracy 0.7314, macro F1 0.7295;
+naive Bayes 0.7510 and 0.7372. The model does not beat the baseline, by 1.96 points. Its best weights were those after
+two of the four epochs; later it knew the texts for training by heart.
 """
 
 from __future__ import annotations
