@@ -105,6 +105,7 @@ def fine_tuned(
     chosen = small(list(zip(rows, keys, strict=True)), options, sizes.rows)
     parts = [[chosen[i][0] for i in part] for part in divide([key for _, key in chosen])]
     train, validation, test = parts
+    test = list({row["question"]: row for row in test}.values())  # one with many right answers is asked once
     if sizes.test_rows and len(test) > sizes.test_rows:
         test = [test[i * len(test) // sizes.test_rows] for i in range(sizes.test_rows)]
     rows_to_learn = train if more is None else small(more(train), options, sizes.rows)

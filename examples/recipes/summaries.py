@@ -8,10 +8,10 @@ characters. Nothing is downloaded. All docstrings of a file are in one part: 70 
 20 % for the test.
 
 A model of 2 layers and 64 channels reads the docstrings for training, and is then fine-tuned to write the first line
-from the first 80 words of the rest. A token is a word. The metric is ROUGE-L. The baseline is the first sentence of the
-rest.
+from the first 80 words of the rest. Tokens are pieces of words (BPE): of whole words, too many would be unknown. The
+metric is ROUGE-L. The baseline is the first sentence of the rest.
 
-Needs rouge-score: pip install -e '.[metrics]'.
+Needs rouge-score and tokenizers: pip install -e '.[metrics,bpe]'.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from tinygpt.metrics.summaries import require_rouge
 
 WORDS = 80
 WHOLE = Sizes(
-    {"tokenizer": "word", "vocab_size": 4000, "n_layer": 2, "n_head": 4, "n_embd": 64, "block_size": 192,
+    {"tokenizer": "bpe", "vocab_size": 2000, "n_layer": 2, "n_head": 4, "n_embd": 64, "block_size": 192,
      "batch_size": 8, "steps": 1000, "eval_every": 200, "lr": 2e-3, "dropout": 0.1},
     {"batch_size": 8, "epochs": 6, "lr": 1e-3, "weight_decay": 0.1, "dropout": 0.1},
-    new_tokens=30,
+    new_tokens=40,
 )  # fmt: skip
 
 

@@ -256,6 +256,9 @@ def test_facts(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("language", ["english", "chinese"])
 def test_dialogue(tmp_path: Path, language: str) -> None:
+    """Something said twice, with two answers, is in one part, and asked once."""
+    for package in ("yaml", "tokenizers"):
+        pytest.importorskip(package, reason="needs the extras examples and bpe: pip install -e '.[examples,bpe]'")
     hello, answers = "Hello number", ("Hi {}", "Good day {}")
     if language == "chinese":
         hello, answers = "你好", ("您好{}", "早上好{}")
@@ -264,13 +267,15 @@ def test_dialogue(tmp_path: Path, language: str) -> None:
         for text in answers:
             lines += [f"- - {hello} {i}", f"  - {text.format(i)}"]
     name = f"chatterbot_corpus/data/{language}/greetings.yml"
-    package = wheel(tmp_path / "chatterbot_corpus-1.3.3-py2.py3-none-any.whl", {name: "\n".join(lines)})
+    archive = wheel(tmp_path / "chatterbot_corpus-1.3.3-py2.py3-none-any.whl", {name: "\n".join(lines)})
     out = tmp_path / "out"
-    result = result_of(run("dialogue", package, out, f"--language={language}"), out)
+    result = result_of(run("dialogue", archive, out, f"--language={language}"), out)
     assert_answered(result, out, token_f1)
     rows = [row for part in ("train", "validation", "test") for row in rows_in(out / f"{part}.jsonl")]
     assert {len(row["answers"]) for row in rows if row["question"] != "42"} == {2}
     assert len({row["question"] for row in rows}) == 41
+    test = [row["question"] for row in rows_in(out / "test.jsonl")]
+    assert len(test) == len(set(test)) > 1
 
 
 def test_code(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ def test_translation(tmp_path: Path) -> None:
 
 def test_summaries(tmp_path: Path) -> None:
     """The baseline, the first sentence of the text, is the summary itself where that is repeated."""
+    pytest.importorskip("tokenizers", reason="needs the extra bpe: pip install -e '.[bpe]'")
     library = tmp_path / "library"
     library.mkdir()
     for i in range(40):
