@@ -237,6 +237,12 @@ def work_size(name: str, like: Any, *sizes: int) -> int:
     return 0 if extension is None else int(getattr(extension, name)(*sizes))
 
 
+def compiled_part(name: str) -> Any:
+    """What the compiled extension has beside kernels, such as a class; None without it, and where references are
+    forced."""
+    return None if _choice.kind == "reference" else numpy_backend.native_body(name)
+
+
 def describe(backend: str) -> str:
     """One line about a backend on this machine, and the kind of body that is forced, if any."""
     forced = forced_kind()

@@ -73,7 +73,7 @@ class BPETokenizer(Tokenizer):
             raise CheckpointError(f"{source} is not a valid byte-level BPE tokenizer: {error}") from error
         self._splittable = is_gpt2_scheme(self._description)
         all_special = all(entry["special"] for entry in self._description["added_tokens"])
-        self._words = WordCache(self._library) if self._splittable and all_special else None
+        self._words = WordCache(self._library, self._description["model"]) if self._splittable and all_special else None
         self._with_special: Any = None  # a copy that recognizes special tokens in the text; made on first use
         added = {entry["id"]: entry for entry in self._description["added_tokens"]}
         self._bytes = [
