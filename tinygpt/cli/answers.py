@@ -112,9 +112,9 @@ def answer_report(answers: list[str], right: list[str], wanted: tuple[str, ...])
     return report | (rouge(answers, right) if "rouge" in wanted else {})
 
 
-def columns_of(rows: list[Row], skip: bool) -> tuple[str, tuple[str, ...]]:
-    """The task of the rows and its columns. skip, errors: see `first_that`."""
-    return first_that(rows, skip, lambda row: find_columns(list(row.values), None, row.where))
+def columns_of(rows: list[Row], skip: bool, task: str | None = None) -> tuple[str, tuple[str, ...]]:
+    """The task of the rows, unless it is given, and its columns. skip, errors: see `first_that`."""
+    return first_that(rows, skip, lambda row: find_columns(list(row.values), task, row.where))
 
 
 def first_that(rows: list[Row], skip: bool, find: Callable[[Row], _T]) -> _T:

@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 ABOUT = """A language model on a text: the mean cross-entropy in nats per token, its perplexity, and bits per byte,
 which is comparable between tokenizers. A classifier on rows with the columns `text` and `label`, in JSON lines, CSV or
-TSV: accuracy, macro F1, the confusion matrix."""
+TSV: accuracy, macro F1, the confusion matrix. Without --data: what the training run validated on."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     add_model_options(parser)
-    words = "a UTF-8 text (default: the training run's own validation text); for a classifier rows: .jsonl, .csv, .tsv"
+    words = "a text, or rows: .jsonl, .csv, .tsv (default: the training run's own validation text or rows)"
     parser.add_argument("--data", metavar="FILE", help=words)
     parser.add_argument("--batch-size", type=int, default=12, metavar="N", help="rows per batch (default: 12)")
     words = (
@@ -47,13 +47,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def evaluate_model(options: argparse.Namespace) -> int:
     """Evaluate what the model is for."""
+    from ..training.folder import DATA
+
     check_targets(options.data, options.json, options.predictions)
     model, tokenizer, folder, is_classifier = load_model(options)
     if is_classifier:
         if options.stride is not None:
             raise UsageError(f"--stride is for texts, but {folder} holds a classifier: leave it out")
         return evaluate_classifier(options, model, tokenizer, folder)
-    if options.data is not None and is_table(options.data):
+    if is_table(options.data) if options.data is not None else (folder / DATA).exists():
         if options.stride is not None:
             raise UsageError("--stride is for a whole text, not for rows: leave it out")
         return evaluate_language_model(options, model, tokenizer, folder)
@@ -76,7 +78,7 @@ def evaluate_text(options: argparse.Namespace, model: Any, tokenizer: Tokenizer,
             tokens = _validation_tokens(folder, options.checkpoint or "best")
         else:
             temporary = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
-            _write_tokens(options.data, tokenizer, Path(temporary) / TOKENS)
+            _write_tokens(options.data, options.encoding, tokenizer, Path(temporary) / TOKENS)
             tokens = open_tokens(Path(temporary) / TOKENS)
         if options.stride is None:
             loss = evaluate(model, tokens, options.batch_size, progress=True)
@@ -94,13 +96,13 @@ def evaluate_text(options: argparse.Namespace, model: Any, tokenizer: Tokenizer,
     return 0
 
 
-def _write_tokens(data: str, tokenizer: Tokenizer, path: Path) -> None:
-    from ..data import write_tokens
+def _write_tokens(data: str, encoding: str, tokenizer: Tokenizer, path: Path) -> None:
+    from ..data.tokens import read_text, write_token_parts
     from ..files import shown
     from ..tokenizers import UnknownCharacterError
 
     try:
-        write_tokens(data, tokenizer, path)
+        write_token_parts([read_text(data, encoding=encoding)], tokenizer, path, f"the file {shown(data)}")
     except UnknownCharacterError as error:
         raise UsageError(
             f"the character {error.character!r} at position {error.position} of {shown(data)} is not in the text that "

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import UsageError
+from ..exchange import read_whole
 from ..files import shown
 from .rows import class_predictions, label_kind, make_all, notes, rows_in, write_json, write_predictions
+
+if TYPE_CHECKING:
+    from ..data import Row
 
 
 def evaluate_classifier(options: argparse.Namespace, clf: Any, tokenizer: Any, folder: Path) -> int:
@@ -18,22 +22,26 @@ def evaluate_classifier(options: argparse.Namespace, clf: Any, tokenizer: Any, f
     from ..data import BadRows
     from ..data.labelled import LABEL, TEXT, LabelledExamples
     from ..metrics.labelling import label_report, label_scores, label_table
+    from ..training.folder import DATA
+    from ..training.held_out import validation_file
 
-    if options.data is None:
+    if options.data is None and not (folder / DATA).exists():
         raise UsageError(f"{folder} holds a classifier: give rows with a text and a label, with --data FILE")
     bad = BadRows() if options.skip_bad_rows else None
     maker = LabelledExamples(tokenizer, clf.config.block_size, clf.label_names, label_kind(clf))
-    rows, examples = make_all(maker.make, rows_in(options.data, (TEXT, LABEL), bad), bad)
+    path = validation_file(folder).path if options.data is None else options.data
+    every = rows_in(path, (TEXT, LABEL), bad, options.encoding)
+    rows, examples = make_all(maker.make, _held_out(options, folder, maker) if options.data is None else every, bad)
     if not rows:
         why = f": {bad.sentences[0]}" if bad is not None and bad.sentences else ""
-        raise UsageError(f"there is no row in {shown(options.data)} to evaluate on{why}")
+        raise UsageError(f"there is no row in {shown(path)} to evaluate on{why}")
     scores = label_scores(clf, examples, options.batch_size, progress=True)
     report = label_report(clf, scores, [example.label for example in examples])
     cut = sum(example.truncated for example in examples)
-    print(notes(options.data, len(rows), cut, bad, clf.config.block_size))
+    print(notes(path, len(rows), cut, bad, clf.config.block_size) + _learned(options, folder))
     print(label_table(report))
     if options.json:
-        write_json(options.json, {"task": "classify", "data": options.data, "truncated": cut} | report)
+        write_json(options.json, {"task": "classify", "data": path, "truncated": cut} | report)
     if options.predictions:
         write_predictions(options.predictions, rows, class_predictions(clf, scores))
     return 0
@@ -46,17 +54,21 @@ def evaluate_language_model(options: argparse.Namespace, model: Any, tokenizer: 
     from ..data.examples import collate
     from ..data.row_batches import AllRows
     from ..training import mean_loss
+    from ..training.held_out import validation_file
     from ..training.tasks import AnswerTask, Request, TextTask
     from .answers import Answers, answer_report, columns_of, template_name
 
-    bad = BadRows() if options.skip_bad_rows else None
-    all_rows = list(rows_in(options.data, (), bad))
+    path, encoding, skip, its = options.data, options.encoding, options.skip_bad_rows, None
+    if path is None:
+        path, _, encoding, skip, its = validation_file(folder)
+    bad = BadRows() if skip else None
+    all_rows = list(rows_in(path, (), bad, encoding))
     if not all_rows:
-        raise UsageError(f"there are no rows in {shown(options.data)}")
-    task, columns = columns_of(all_rows, options.skip_bad_rows)
+        raise UsageError(f"there are no rows in {shown(path)}")
+    task, columns = columns_of(all_rows, skip, its)
     if task == "classify":
         raise UsageError(
-            f"{folder} holds a language model, but {shown(options.data)} has labels: make a classifier of it with "
+            f"{folder} holds a language model, but {shown(path)} has labels: make a classifier of it with "
             "`tinygpt finetune`"
         )
     if task == "text" and options.predictions:
@@ -64,16 +76,18 @@ def evaluate_language_model(options: argparse.Namespace, model: Any, tokenizer: 
     name = template_name(options, folder) if task == "sft" else options.template
     request = Request(columns, name, rows=lambda: all_rows)
     asked = (AnswerTask if task == "sft" else TextTask)(request, model, tokenizer)
+    if options.data is None:
+        all_rows, bad = _held_out(options, folder, asked.maker), None
     rows, examples = make_all(asked.maker.make, all_rows, bad)
     if not rows:
-        raise UsageError(f"there is no row in {shown(options.data)} to evaluate on: {bad and bad.sentences[0]}")
+        raise UsageError(f"there is no row in {shown(path)} to evaluate on: {bad and bad.sentences[0]}")
     loss = mean_loss(model, AllRows(examples, options.batch_size, collate))
     targets = int(sum(example.learned[1:].sum() for example in examples))
     report: dict[str, Any] = {
         "rows": len(rows), "loss": loss, "tokens": targets, "perplexity": float(np.exp(loss))
     }  # fmt: skip
     cut = sum(example.truncated for example in examples)
-    print(notes(options.data, len(rows), cut, bad, model.config.block_size))
+    print(notes(path, len(rows), cut, bad, model.config.block_size) + _learned(options, folder))
     print(f"loss {loss:.4f} nats per token over {targets} tokens (perplexity {report['perplexity']:.2f})")
     answers: list[str] = []
     if task == "sft":
@@ -84,10 +98,27 @@ def evaluate_language_model(options: argparse.Namespace, model: Any, tokenizer: 
         report |= figures
         print("  ".join(f"{name.replace('_', ' ')} {_shown(value)}" for name, value in figures.items()))
     if options.json:
-        write_json(options.json, {"task": task, "data": options.data, "truncated": cut} | report)
+        write_json(options.json, {"task": task, "data": path, "truncated": cut} | report)
     if options.predictions:
         write_predictions(options.predictions, rows, ({"prediction": answer} for answer in answers))
     return 0
+
+
+def _held_out(options: argparse.Namespace, folder: Path, maker: Any) -> list[Row]:
+    from ..training.held_out import held_out_rows
+
+    return read_whole(folder, lambda place: held_out_rows(place, options.checkpoint or "best", maker))
+
+
+def _learned(options: argparse.Namespace, folder: Path) -> str:
+    """What the run in the folder has to do with the rows."""
+    from ..training.held_out import learned_from
+
+    if options.data is None:
+        return ", from which the run did not learn"
+    if learned_from(folder, options.data):
+        return "; the run learned from rows of this file: leave --data out to evaluate it on the others"
+    return ""
 
 
 def _shown(value: Any) -> str:

@@ -78,6 +78,8 @@ def _add_data_options(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--template", metavar="NAME_OR_FILE", help=words)
     group.add_argument("--loss-on", choices=LOSS_ON, help="learn the answers, or the prompts as well (default: answer)")
+    words = "of --data and --valid: utf-8, gb18030, latin-1 ...; a byte order mark is honoured (default: utf-8)"
+    group.add_argument("--encoding", metavar="NAME", help=words)
     group.add_argument("--skip-bad-rows", action="store_true", help="leave out rows that can't be used, and count them")
 
 
@@ -159,7 +161,7 @@ def _what_next(run: Finetuning, best_step: int) -> str:
     words = "the weights that it started with" if best_step == 0 else f"those of step {best_step}"
     lines = [f"The best weights are {words}. Try them with:"]
     if run.task.name == "classify":
-        lines.append(f"    {again('eval', '--model', folder, '--data', 'FILE')}")
+        lines.append(f"    {again('eval', '--model', folder)}")
         lines.append(f"    {again('predict', '--model', folder, '--data', 'FILE')}")
     elif run.task.template is None:
         lines.append(f"    {again('sample', '--model', folder)}")

@@ -66,7 +66,7 @@ def _labels(options: argparse.Namespace, clf: Any, tokenizer: Any, bad: BadRows 
     from ..metrics.labelling import label_scores
 
     maker = LabelledExamples(tokenizer, clf.config.block_size, clf.label_names, label_kind(clf), labelled=False)
-    rows, examples = make_all(maker.make, rows_in(options.data, (TEXT,), bad), bad)
+    rows, examples = make_all(maker.make, rows_in(options.data, (TEXT,), bad, options.encoding), bad)
     if not rows:
         raise UsageError(f"there is no text in {options.data} to label")
     scores = label_scores(clf, examples, options.batch_size, progress=True)
@@ -78,7 +78,7 @@ def _answers(options: argparse.Namespace, model: Any, tokenizer: Any, folder: Pa
     from ..training.tasks import AnswerTask, Request
     from .answers import Answers, asked, first_that, prompt_columns, template_name
 
-    given = rows_in(options.data, (), bad)
+    given = rows_in(options.data, (), bad, options.encoding)
     if not is_table(options.data):  # a prompt a line
         given = (Row({"prompt": row.values["text"]}, row.where) for row in given)
     every = list(given)

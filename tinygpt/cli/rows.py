@@ -26,6 +26,8 @@ def add_row_options(parser: Any) -> None:
     """Options for rows of a table."""
     words = "leave out rows that can't be used, and count them"
     parser.add_argument("--skip-bad-rows", action="store_true", help=words)
+    words = "of --data: utf-8, gb18030, latin-1 ...; a byte order mark is honoured (default: utf-8)"
+    parser.add_argument("--encoding", metavar="NAME", default="utf-8", help=words)
 
 
 def load_model(options: argparse.Namespace) -> tuple[Any, Tokenizer, Path, bool]:
@@ -53,14 +55,14 @@ def is_table(path: str) -> bool:
     return suffix(path) in SUFFIXES
 
 
-def rows_in(path: str, columns: Sequence[str], bad: BadRows | None) -> Iterator[Row]:
+def rows_in(path: str, columns: Sequence[str], bad: BadRows | None, encoding: str = "utf-8") -> Iterator[Row]:
     """The rows of a table; of any other file the lines, as texts."""
     from ..data import Row, read_rows, read_text
 
     if is_table(path):
-        yield from read_rows(path, columns=columns, skip_bad=bad)
+        yield from read_rows(path, encoding, columns, bad)
         return
-    for number, line in enumerate("".join(read_text(path)).split("\n"), 1):
+    for number, line in enumerate("".join(read_text(path, encoding=encoding)).split("\n"), 1):
         if line.strip():
             yield Row({"text": line.strip()}, f"{shown(path)}, line {number}")
 

@@ -182,7 +182,9 @@ def _wrong_values(values: Any, line: str, columns: Sequence[str]) -> str:
 
 def _missing(missing: Sequence[str], found: Iterable[str]) -> str:
     there = ", ".join(map(repr, found)) or "none"
-    return f"the column{'s' if len(missing) > 1 else ''} {', '.join(map(repr, missing))} is missing; there is {there}"
+    several = "s" if len(missing) > 1 else ""
+    be = "are" if several else "is"
+    return f"the column{several} {', '.join(map(repr, missing))} {be} missing; there is {there}"
 
 
 def _reason(error: Exception) -> str:

@@ -29,10 +29,12 @@ class Rows:
     sha256: str
 
 
-def columns_of(path: str, task: str | None, skip: bool = False) -> tuple[str, tuple[str, ...], list[str]]:
+def columns_of(
+    path: str, task: str | None, skip: bool = False, encoding: str = "utf-8"
+) -> tuple[str, tuple[str, ...], list[str]]:
     """The task, its columns, and the others, from the first row that can be read; with `skip`, that has them."""
     bad = BadRows()
-    for row in read_rows(path, skip_bad=bad if skip else None):
+    for row in read_rows(path, encoding, skip_bad=bad if skip else None):
         try:
             name, columns = find_columns(list(row.values), task, row.where)
             read = {*columns, "input"} if columns[0] == "instruction" else {*columns}
@@ -46,12 +48,12 @@ def columns_of(path: str, task: str | None, skip: bool = False) -> tuple[str, tu
     raise UsageError(f"there are no rows in {shown(path)}: a table with named columns is needed, one row a line")
 
 
-def read_examples(path: str, columns: tuple[str, ...], task: Any, skip: bool) -> Rows:
+def read_examples(path: str, columns: tuple[str, ...], task: Any, skip: bool, encoding: str = "utf-8") -> Rows:
     """The examples of a file. Raises UsageError for the first row that is no example, unless they are skipped."""
     bad, found = BadRows(), hashlib.sha256()
 
     def seen() -> Iterator[Row]:
-        for row in read_rows(path, columns=columns, skip_bad=bad if skip else None):
+        for row in read_rows(path, encoding, columns, bad if skip else None):
             found.update(json.dumps(row.values, sort_keys=True).encode() + b"\n")
             yield row
 

@@ -5,8 +5,6 @@
 
 Nothing of an older run in the folder is touched before the rows are read and a new run's first checkpoint is saved. A
 resumed run reads its rows again, and is refused if they are no longer those that it was trained on.
-
-`data.json` in the run's folder says where the rows came from and what they were read for.
 """
 
 from __future__ import annotations
@@ -14,7 +12,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -36,8 +33,8 @@ from .adapters import check_quantize, lora_of_options
 from .config import TrainingConfig, new_settings
 from .configuration import write_configuration
 from .example_rows import Rows, columns_note, columns_of, labels_note, notes_of, read_examples, split_examples
-from .folder import DATA, RunFolder
-from .label_task import KINDS
+from .folder import RunFolder
+from .held_out import UTF_8, read_data_facts, write_data_facts
 from .loop import Trainer
 from .options import given_options
 from .pretrained import start_from
@@ -97,7 +94,7 @@ def _new(options: argparse.Namespace, folder: RunFolder) -> Finetuning:
         "task": options.task, "template": options.template, "loss_on": options.loss_on,
         "skip_bad_rows": options.skip_bad_rows, "label_smoothing": options.label_smoothing,
         "class_weights": options.class_weights, "labels": None, "fold": options.fold, "augment": options.augment,
-        "quantize": options.quantize, "label_kind": options.label_kind,
+        "quantize": options.quantize, "label_kind": options.label_kind, "encoding": options.encoding,
     }  # fmt: skip
     seed = given.get("seed", TrainingConfig.seed)
     start = start_from(
@@ -118,7 +115,7 @@ def _new(options: argparse.Namespace, folder: RunFolder) -> Finetuning:
     check_settings(settings)
     place = folder.begin(options.overwrite)
     write_configuration(options, settings, place)
-    _write_facts(
+    write_data_facts(
         place,
         facts
         | {
@@ -133,9 +130,9 @@ def _new(options: argparse.Namespace, folder: RunFolder) -> Finetuning:
 
 def _resumed(options: argparse.Namespace, settings: Settings) -> Finetuning:
     folder = settings.folder
-    facts = read_data_facts(folder)
+    facts = read_data_facts(folder.path)
     names = ("model", "data", "valid", "task", "template", "loss_on", "label_smoothing", "class_weights", "augment",
-             "quantize", "label_kind")  # fmt: skip
+             "quantize", "label_kind", "encoding")  # fmt: skip
     for name in names:
         value = getattr(options, name)
         value = _absolute(value) if name in ("data", "valid") else value
@@ -184,20 +181,20 @@ class Prepared:
 def _prepare(
     facts: dict[str, Any], model: GPT, tokenizer: Tokenizer, config: dict[str, Any], classifier: Any = None
 ) -> Prepared:
-    skip = facts["skip_bad_rows"]
-    task_name, columns, others = columns_of(facts["data"], facts["task"], skip)
+    skip, encoding = facts["skip_bad_rows"], facts["encoding"] or UTF_8
+    task_name, columns, others = columns_of(facts["data"], facts["task"], skip, encoding)
     request = Request(
         columns, facts["template"], facts["loss_on"],
-        partial(read_rows, facts["data"], columns=columns, skip_bad=BadRows() if skip else None),
+        partial(read_rows, facts["data"], encoding, columns, BadRows() if skip else None),
         facts["labels"], facts["label_smoothing"], facts["class_weights"], facts["augment"],
         classifier, facts.get("label_kind"),
     )  # fmt: skip
     task = TASKS[task_name](request, model, tokenizer)
-    rows = read_examples(facts["data"], columns, task, skip)
+    rows = read_examples(facts["data"], columns, task, skip, encoding)
     notes = columns_note(task_name, others) + notes_of(rows, facts["data"], model.config.block_size)
     notes += labels_note(rows.examples, task.labels or ())
     if facts["valid"] is not None:
-        validation = read_examples(facts["valid"], columns, task, skip)
+        validation = read_examples(facts["valid"], columns, task, skip, encoding)
         notes += notes_of(validation, facts["valid"], model.config.block_size)
         both = {same_key(example.key) for example in rows.examples}
         common = sum(same_key(example.key) in both for example in validation.examples)
@@ -256,32 +253,3 @@ def _finetuning(settings: Settings, prepared: Prepared, tokenizer: Tokenizer, mo
 
 def _absolute(path: str | None) -> str | None:
     return None if path is None else os.path.abspath(os.path.expanduser(path))
-
-
-def _write_facts(place: Any, facts: dict[str, Any]) -> None:
-    with atomic_write(place / DATA, "w") as file:
-        json.dump(facts, file, indent=1, ensure_ascii=False)
-
-
-def read_data_facts(folder: RunFolder) -> dict[str, Any]:
-    """The content of a run's data.json. Raises CheckpointError if it is missing or damaged."""
-    path = folder.path / DATA
-    try:
-        facts = json.loads(path.read_bytes().decode("utf-8"))
-        if facts["task"] not in TASKS or not isinstance(facts["data"], str) or not isinstance(facts["sha256"], dict):
-            raise ValueError("it names no task and data that this version knows")
-        if facts.get("label_kind") not in (None, *KINDS):
-            raise ValueError(f"label_kind is none of {', '.join(KINDS)}")
-        return {name: facts[name] for name in (
-            "model", "data", "valid", "task", "template", "loss_on", "skip_bad_rows", "sha256"
-        )} | {name: facts.get(name) for name in (
-            "label_smoothing", "class_weights", "labels", "fold", "augment", "quantize", "label_kind"
-        )}  # fmt: skip
-    except OSError as error:
-        raise CheckpointError(
-            f"{shown(path)} can't be read, so the run in {folder} is none of `finetune`: {error.strerror or error}"
-        ) from error
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(
-            f"{shown(path)} is damaged ({error}): restore it from a copy, or start a new run"
-        ) from error
