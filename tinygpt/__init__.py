@@ -34,6 +34,7 @@ _HOME = {
     "GPT": "gpt",
     "GPTConfig": "gpt",
     "GPTForSequenceClassification": "classifier",
+    "draw": "interpret",
     "Trainer": "training",
     "TrainingConfig": "training",
 }
@@ -71,13 +72,14 @@ if TYPE_CHECKING:
     from .classifier import GPTForSequenceClassification
     from .errors import UsageError
     from .gpt import GPT, GPTConfig
+    from .interpret import draw
     from .kernel import use_kernels
     from .random import Generator, manual_seed
     from .training import Trainer, TrainingConfig
 
 __all__ = [
     "GPT", "Function", "GPTConfig", "GPTForSequenceClassification", "Generator", "Tensor", "Trainer", "TrainingConfig",
-    "UsageError", "__version__", "data", "detect_anomaly", "errors", "generation", "get_num_threads", "interop",
+    "UsageError", "__version__", "data", "detect_anomaly", "draw", "errors", "generation", "get_num_threads", "interop",
     "interpret", "manual_seed", "metrics", "nn", "no_grad", "ops", "optim", "random", "set_num_threads", "tensor",
     "testing", "tokenizers", "training", "use_backend", "use_kernels",
 ]  # fmt: skip

@@ -38,11 +38,14 @@ def backward_pass(root: Function, output: int, grad: Array, retain_graph: bool) 
     pending: dict[Function, list[Array | None]] = {root: [None] * len(root.outputs)}
     pending[root][output] = grad
     owned: set[tuple[Function, int]] = set()  # slots whose array nothing else references: it may be modified
+    see = mode.see_gradients
     with np.errstate(all="ignore"):
         while nodes:
             node = nodes.pop()
             received = pending.pop(node, None)
             if received is not None:
+                if see is not None:
+                    see(node, received)
                 _step(node, received, pending, owned)
             if not retain_graph:
                 node.free()

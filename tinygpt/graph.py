@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,9 @@ from .errors import UsageError
 class _Mode(threading.local):
     grad_enabled = True
     detect_anomaly = False
+    see_gradients: Callable[[Any, list[Any]], None] | None = (
+        None  # called in backward(): a node, its outputs' gradients
+    )
 
 
 mode = _Mode()

@@ -22,6 +22,7 @@ def test_the_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert names["parts"].shape == (5,)
     assert {name: array.shape for name, array in names["found"].items()} == {"h.0.attn": (5, 32), "h.1": (5, 32)}
     assert list(names["layers"]) == ["h.0.input", "h.0", "h.1"]
+    assert "h.0.attn.c_attn.weight" in names["picture"].svg
     assert len(capsys.readouterr().out.splitlines()) == 2
 
 

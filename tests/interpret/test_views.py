@@ -11,6 +11,7 @@ import tinygpt as tg
 from tests.interpret.helpers import IDS, logits, make_model, with_adapter
 from tinygpt import nn
 from tinygpt.errors import DtypeError, RangeError, ShapeError, UsageError
+from tinygpt.generation.decoder import obstacle_to_a_cache
 from tinygpt.interpret import ablate, activations, attention_maps, layer_statistics, logit_lens
 from tinygpt.ops.attention import attention_composed
 
@@ -117,6 +118,17 @@ def test_a_block_is_left_out() -> None:
         del model.h[layer]
         np.testing.assert_allclose(found, logits(model), rtol=1e-12)
         assert np.array_equal(texts, model.generate([IDS], 5, do_sample=False))
+
+
+def test_the_cache_is_kept() -> None:
+    """What is switched off is so for each position, and the last block still cuts the stream to the last one."""
+    model = make_model().eval()
+    with tg.no_grad(), ablate(model, heads=[(0, 1)], layers=[0, 2]):
+        assert obstacle_to_a_cache(model) is None
+        cache = model.new_cache(1, 12)
+        h = model.hidden([IDS], cache).data
+        assert h.shape == (1, 1, 16)
+        np.testing.assert_allclose(h[0, -1], model.hidden([IDS]).data[0, -1], rtol=1e-10)
 
 
 def test_all_heads_and_a_classifier() -> None:

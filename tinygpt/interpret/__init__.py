@@ -16,6 +16,10 @@
     with tg.interpret.hooked(model, {"h.0": lambda x: x * 0.5}):        # sees, and may replace, what flows there
         print(model.loss([ids], labels=[ids]).item())
 
+    with tg.interpret.record_gradients() as record:
+        model.loss([ids], labels=[ids]).backward()
+    picture = tg.draw(record, model)                                    # an SVG: picture.save("graph.svg")
+
 | file | what is there |
 |---|---|
 | `hooks.py` | `hooked`: watch or replace what goes into and comes out of any module; `activations` |
@@ -24,6 +28,7 @@
 | `saliency.py` | gradient x input, integrated gradients |
 | `ablation.py` | `ablate`: heads and blocks switched off |
 | `layer_statistics.py` | size and spread of activations and their gradients |
+| `drawing.py` | `tinygpt.draw`: the graph of a computation as SVG; `graph_facts.py`: `record_gradients`; `layout.py` |
 | `text.py` | what they share: one text of ids, the blocks of a model |
 
 `model` is a GPT, another LanguageModel with blocks `h` and a final norm `ln_f`, or a classifier on one. It may have an
@@ -35,12 +40,14 @@ from __future__ import annotations
 
 from .ablation import ablate
 from .attention_maps import attention_maps
+from .drawing import Picture, draw
+from .graph_facts import record_gradients
 from .hooks import activations, hooked
 from .layer_statistics import LayerStatistics, Summary, layer_statistics
 from .logit_lens import logit_lens
 from .saliency import saliency
 
 __all__ = [
-    "LayerStatistics", "Summary", "ablate", "activations", "attention_maps", "hooked", "layer_statistics",
-    "logit_lens", "saliency",
+    "LayerStatistics", "Picture", "Summary", "ablate", "activations", "attention_maps", "draw", "hooked",
+    "layer_statistics", "logit_lens", "record_gradients", "saliency",
 ]  # fmt: skip
