@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from tinygpt.data import open_tokens, split, write_tokens
 from tinygpt.data.documents import Piece
 from tinygpt.data.token_writer import CharacterVocabulary, divided, write_documents
 from tinygpt.errors import UsageError
-from tinygpt.tokenizers import ByteTokenizer, CharTokenizer, UnknownCharacterError
+from tinygpt.kernel import use_kernels
+from tinygpt.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer, UnknownCharacterError
 
 DOCUMENTS = st.lists(st.text(st.sampled_from("zaé𝄞 \n"), min_size=1, max_size=12), min_size=1, max_size=12)
 
@@ -115,6 +117,26 @@ def test_long_documents_are_for_training(monkeypatch: pytest.MonkeyPatch) -> Non
     assert sorted(wanted[0] + wanted[1]) == sorted(documents)
 
 
+@pytest.mark.parametrize("together", [1, 16, 1 << 20])
+@pytest.mark.parametrize("bodies", ["auto", "reference"])
+def test_documents_of_bpe_are_encoded_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, together: int, bodies: str
+) -> None:
+    """Alone or together with others, whole or in pieces, and whatever stands at an end: its ids are its own."""
+    pytest.importorskip("tokenizers", reason="needs the extra bpe: pip install -e '.[bpe]'")
+    ends = ["", " ", "\n\n", "'l", "<|endoftext|>", "<|endof", "\u4e2d\u3002", "\u4e2d", "\x1c", "\xbd", "'", "a" * 70]
+    documents = [f"{a}the foxes{b}" for a in ends for b in ends] + ["they'll " * 40, "\u4e2d\u6587" * 200, " ", "."]
+    tokenizer = BPETokenizer.train("they'll see the foxes <|endoftext|> \u4e2d\u6587\u3002 " * 3, 300)
+    monkeypatch.setattr(tinygpt.data.token_writer, "_TOGETHER", together)
+    path, wanted = tmp_path / "t.npy", parts_of(documents, 0.2)
+    with use_kernels(bodies):
+        written = write_documents(pieces_of(documents, 30), tokenizer, path, "the text", 0.2)
+    ids = [[*tokenizer._library.encode(document).ids, tokenizer.eos_token_id] for part in wanted for document in part]
+    assert open_tokens(path).tolist() == list(itertools.chain.from_iterable(ids))
+    assert written.documents == [len(part) for part in wanted]
+    assert [written.tokens[1], *written.documents] == [sum(map(len, ids[len(wanted[0]) :])), *map(len, wanted)]
+
+
 def test_what_can_not_be_written(tmp_path: Path) -> None:
     path = tmp_path / "t.npy"
     with pytest.raises(UsageError, match="the books is empty, or the tokenizer knows none"):
@@ -123,6 +145,9 @@ def test_what_can_not_be_written(tmp_path: Path) -> None:
         write_documents(pieces_of(["a"]), ByteTokenizer(), path, "the books", 0.1)
     with pytest.raises(UnknownCharacterError, match=r"'é'.* at position 5 of document 2 of the books"):
         write_documents(pieces_of(["ab", "ababaé"]), CharTokenizer("ab", end_token=True), path, "the books", 0.1)
+    words = pieces_of(["a" * 5, "b", "ab" * 4 + "é"])
+    with pytest.raises(UnknownCharacterError, match=r"'é'.* at position 8 of document 3 of the books"):
+        write_documents(words, CharTokenizer("ab", end_token=True), path, "the books", 0.1)
     assert not list(tmp_path.iterdir())
     write_documents(pieces_of(["ab", "b"]), CharTokenizer("ab"), path, "the books", 0.1, cross_documents=True)
     assert open_tokens(path).tolist() == [0, 1, 1]  # joined

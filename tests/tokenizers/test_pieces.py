@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from tests.tokenizers.texts import CHINESE, ENGLISH, TEXT
 from tinygpt.data import open_tokens, write_tokens
+from tinygpt.errors import UsageError
 from tinygpt.tokenizers import BPETokenizer
 from tinygpt.tokenizers.pieces import PAUSES, chunks, recut
 
@@ -87,3 +88,12 @@ def test_token_files_do_not_depend_on_the_pieces(tokenizer: BPETokenizer, tmp_pa
 
 def test_an_unfinished_line_does_not_take_quadratic_time() -> None:
     assert "".join(recut("a" for _ in range(200_000))) == "a" * 200_000
+
+
+def test_a_word_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tinygpt.tokenizers.pieces.LONGEST", 50)
+    lines = ["x" * 20 + "\n"] * 20
+    assert "".join(recut(lines)) == "".join(lines)
+    for text in ("acgt" * 40, " " * 160):
+        with pytest.raises(UsageError, match=r"50 characters in a row without a border between words, from '(ac|  )"):
+            list(recut(itertools.repeat(text[:9], 20)))

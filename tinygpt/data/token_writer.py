@@ -17,18 +17,19 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import IO
+from typing import IO, NamedTuple
 
 import numpy as np
 
 from ..errors import UsageError
 from ..files import atomic_write, explain_os_errors
-from ..tokenizers import CharTokenizer, Tokenizer
+from ..tokenizers import CharTokenizer, Tokenizer, UnknownCharacterError
 from ..tokenizers.base import text_bytes
 from .documents import Piece
-from .tokens import division_bytes, encoded, token_dtype, write_header
+from .tokens import division_bytes, token_dtype, write_header
 
 _HELD = 1 << 20  # characters of a document that are read before it is decided what it is for
+_TOGETHER = 1 << 20  # characters of short documents that are encoded together
 _CHUNK = 1 << 22  # ids that are put in order at a time
 
 
@@ -64,6 +65,9 @@ class CharacterVocabulary:
             self._codes += new.tolist()
             ids = self._ids[codes]
         return ids
+
+    def batch_encode(self, texts: Iterable[str]) -> list[np.ndarray]:
+        return [self.encode(text) for text in texts]
 
     def tokenizer(self) -> CharTokenizer:
         return CharTokenizer("".join(map(chr, sorted(self._codes))), end_token=self.end_token)
@@ -104,12 +108,12 @@ def write_documents(
         stack.enter_context(explain_os_errors("write", path))
         file = stack.enter_context(atomic_write(path, "w+b"))
         sink = _Sink(file, stack.enter_context(tempfile.TemporaryFile(dir=os.path.dirname(os.path.abspath(path)))))
-        for part, document in _documents(parts):
-            for ids in _encoded(document, tokenizer, name, written):
-                sink.fit(tokenizer)
-                written.tokens[part] += sink.write(part, ids)
-            written.documents[part] += 1
-            written.tokens[part] += sink.write(part, np.full(1, end)) if end is not None else 0
+        for part, ids, last in _encoded(parts, tokenizer, name):
+            sink.fit(tokenizer)
+            written.tokens[part] += sink.write(part, ids)
+            if last:
+                written.documents[part] += 1
+                written.tokens[part] += sink.write(part, np.full(1, end)) if end is not None else 0
         if sum(written.tokens) == 0:  # the exception removes the temporary file
             raise UsageError(
                 f"{name} is empty, or the tokenizer knows none of its characters: there are no tokens to write"
@@ -141,14 +145,30 @@ def _boundary(written: Written, fraction: float) -> int:
     return train
 
 
-def _documents(parts: Iterable[tuple[int, Piece]]) -> Iterator[tuple[int, Iterator[str]]]:
-    """The texts of each document, which must be read before the next document is asked for."""
+class _Text(NamedTuple):
+    """What is encoded by itself: a part of a document."""
+
+    part: int  # what its document is for
+    text: str
+    last: bool
+    number: int  # of its document, from 1
+    position: int  # its first character's, in the document
+
+
+def _texts(parts: Iterable[tuple[int, Piece]], tokenizer: Tokenizer | CharacterVocabulary) -> Iterator[_Text]:
+    """The documents in pieces that the tokenizer may encode separately."""
     source = iter(parts)
-    for part, first in source:
-        yield part, _texts(first, source)
+    for number, (part, first) in enumerate(source, 1):
+        pieces = _until_last(first, source)
+        position, before = 0, ""
+        for text in pieces if isinstance(tokenizer, CharacterVocabulary) else tokenizer.whole_pieces(pieces):
+            if before:
+                yield _Text(part, before, False, number, position)
+            position, before = position + len(before), text
+        yield _Text(part, before, True, number, position)
 
 
-def _texts(piece: Piece, rest: Iterator[tuple[int, Piece]]) -> Iterator[str]:
+def _until_last(piece: Piece, rest: Iterator[tuple[int, Piece]]) -> Iterator[str]:
     yield piece.text
     while not piece.last:
         piece = next(rest)[1]
@@ -156,13 +176,42 @@ def _texts(piece: Piece, rest: Iterator[tuple[int, Piece]]) -> Iterator[str]:
 
 
 def _encoded(
-    texts: Iterator[str], tokenizer: Tokenizer | CharacterVocabulary, name: str, written: Written
-) -> Iterator[np.ndarray]:
-    if isinstance(tokenizer, CharacterVocabulary):
-        yield from map(tokenizer.encode, texts)
-    else:
-        number = sum(written.documents) + 1
-        yield from encoded(texts, tokenizer, name if number == 1 else f"document {number} of {name}")
+    parts: Iterable[tuple[int, Piece]], tokenizer: Tokenizer | CharacterVocabulary, name: str
+) -> Iterator[tuple[int, np.ndarray, bool]]:
+    """What each piece is for, its ids, and whether its document ends with it. Short documents are encoded together."""
+    for texts in _together(_texts(parts, tokenizer)):
+        try:
+            rows = tokenizer.batch_encode([piece.text for piece in texts])
+        except UnknownCharacterError as error:
+            raise _unknown_character(texts, tokenizer, name) or error from None
+        for piece, ids in zip(texts, rows, strict=True):
+            yield piece.part, ids, piece.last
+
+
+def _together(texts: Iterable[_Text]) -> Iterator[list[_Text]]:
+    held: list[_Text] = []
+    size = 0
+    for piece in texts:
+        held.append(piece)
+        size += len(piece.text)
+        if size >= _TOGETHER or len(held) >= _TOGETHER >> 4:
+            yield held
+            held, size = [], 0
+    if held:
+        yield held
+
+
+def _unknown_character(
+    texts: list[_Text], tokenizer: Tokenizer | CharacterVocabulary, name: str
+) -> UnknownCharacterError | None:
+    """The error of the first text with an unknown character, with its place in the document."""
+    for piece in texts:
+        try:
+            tokenizer.encode(piece.text)
+        except UnknownCharacterError as error:
+            where = name if piece.number == 1 else f"document {piece.number} of {name}"
+            return UnknownCharacterError(error.character, piece.position + error.position, tokenizer.vocab_size, where)
+    return None
 
 
 class _Sink:

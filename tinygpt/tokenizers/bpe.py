@@ -172,6 +172,17 @@ class BPETokenizer(Tokenizer):
             ids = [np.array(self._begin, dtype=np.int64), *ids, np.array(self._end, dtype=np.int64)]
         return ids[0] if len(ids) == 1 else np.concatenate(ids)
 
+    def batch_encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        for text in texts:
+            text_bytes(text, "utf-8")
+        if len(texts) == 0:
+            return []
+        with explain("the tokenizer can't encode these texts: "):
+            if self._words is not None:
+                return self._words.encode_batch(texts)
+            encodings = self._library.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
+
     def with_tokens(self, tokens: Sequence[str]) -> BPETokenizer:
         """Also recognize these texts as one token each, wherever they occur: they are no special tokens."""
         description = self._description | {"added_tokens": list(self._description["added_tokens"])}

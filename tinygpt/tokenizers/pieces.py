@@ -22,8 +22,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
+from ..errors import UsageError
+
 PAUSES = "\u3001\u3002\uff01\uff0c\uff1a\uff1b\uff1f"  # Chinese and Japanese comma, full stop and similar
 BOUNDARY = re.compile(rf"(?<=\S)[\t-\r \u3000]|(?<=[\u4e00-\u9fa5])[{PAUSES}]")
+LONGEST = 1 << 22  # characters of a word
 _WINDOW = 1 << 12  # search the end of the text first: it nearly always has a boundary
 
 
@@ -31,18 +34,25 @@ def recut(pieces: Iterable[str], boundary: re.Pattern[str] = BOUNDARY) -> Iterat
     """Re-split a text at safe boundaries only. boundary: those of another tokenizer, one character long.
 
     The text after a piece's last boundary is held back until the next boundary arrives, so a text without any comes
-    out as one piece.
+    out as one piece. Raises UsageError where none comes: as one word, the text would take 170 bytes of memory for each
+    character, and longer than anyone waits.
     """
     held: list[str] = []  # joined, they contain no boundary except at the very beginning
-    last = ""  # the character before `piece`
+    last, size = "", 0  # the character before `piece`; how many are held
     for piece in pieces:
+        if size > LONGEST:
+            raise UsageError(
+                f"the text has {LONGEST:,} characters in a row without a border between words, from {held[0][:20]!r} "
+                "on, and this tokenizer takes them for one: break the lines, or use the tokenizer character or byte"
+            )
         position = _last_boundary(last + piece, boundary) - len(last)
         if position < 0:
             held.append(piece)
+            size += len(piece)
         else:
             if text := "".join([*held, piece[:position]]):
                 yield text
-            held = [piece[position:]]
+            held, size = [piece[position:]], len(piece) - position
         last = piece[-1:] or last
     if text := "".join(held):
         yield text
