@@ -20,7 +20,7 @@ SIGTERM, 129 by SIGHUP (the terminal was closed): a training run saves its state
 | `rows` | rows of a file for `evaluate` and `predict`, and what is written about them |
 | `generating` | the options for model, prompt and sampling; generating the text |
 | `train`, `finetune`, `sample`, `chat`, `tokenize`, `evaluate`, `convert`, `doctor` | the commands |
-| `trying` | trying a run before it begins: `--dry-run`, `--lr-find` |
+| `trying`, `sweep` | trying a run before it begins: `--dry-run`, `--lr-find`; searching over settings: `--sweep` |
 | `predict`, `evaluate_rows` | the commands on rows |
 """
 

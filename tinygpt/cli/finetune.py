@@ -13,13 +13,14 @@ from ..files import user_path
 from ..training import TrainingConfig
 from ..training.adapters import add_lora_options, add_quantize_option
 from ..training.configuration import add_config_option
-from ..training.finetuning import DEFAULTS, EPOCHS, Finetuning, begin_finetuning
+from ..training.finetuning import DEFAULTS, EPOCHS, Finetuning, begin_finetuning, checked_options
 from ..training.folder import RunFolder
 from ..training.following import add_following_options, choose_following, follow
 from ..training.label_task import BALANCED, KINDS
 from ..training.options import add_field_options
 from ..training.tasks import LOSS_ON, TASKS
 from .process import again
+from .sweep import Command, sweep
 from .trying import add_trying_options, built_elsewhere, require_free, try_out
 
 ABOUT = """Fine-tune a model on rows of JSON lines, CSV or TSV. The columns say what for: `text`; `prompt` and
@@ -105,11 +106,13 @@ def _add_label_options(group: argparse._ArgumentGroup) -> None:
 def finetune(options: argparse.Namespace) -> int:
     """Fine-tune, and report the best evaluation."""
     if options.folds is not None:
-        if options.dry_run or options.lr_find:
-            raise UsageError("--folds makes runs of its own: leave out --dry-run and --lr-find")
+        if options.dry_run or options.lr_find or options.sweep is not None:
+            raise UsageError("--folds makes runs of its own: leave out --dry-run, --lr-find and --sweep")
         from .cross_validation import cross_validate
 
         return cross_validate(options)
+    if options.sweep is not None:
+        return sweep(options, Command("finetune", finetune, checked_options), options.out)
     if options.dry_run or options.lr_find:
         return _try(options)
     following = choose_following(options, user_path(options.out))

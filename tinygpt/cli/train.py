@@ -14,6 +14,7 @@ from ..errors import UsageError
 from ..interop import load_word_vectors
 from ..training import (
     Settings,
+    TrainingConfig,
     add_run_options,
     add_start_options,
     ask_for_epochs,
@@ -32,6 +33,7 @@ from ..training.final_evaluation import NONE, WHOLE
 from ..training.folder import RunFolder
 from ..training.following import Following, add_following_options, choose_following, follow
 from .process import again
+from .sweep import Command, sweep
 from .trying import add_trying_options, built_elsewhere, require_free, try_out
 
 ABOUT = "Train a GPT on a text. Ctrl-C saves and stops; --resume continues with exactly the same bits."
@@ -53,16 +55,29 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def train(options: argparse.Namespace) -> int:
     """Train, and report the loss of the best weights."""
-    if options.word_vectors is None and options.project:
-        raise UsageError("--project is for the vectors of --word-vectors: give both, or neither")
-    if options.word_vectors is not None and (options.resume or options.init_from is not None):
-        raise UsageError("--word-vectors begins a new model: leave it out with --resume and --init-from")
-    ask_for_epochs(options)
+    if options.sweep is not None:
+        out = run_folder(options) if options.out is not None else f"{run_folder(options)}-sweep"
+        return sweep(options, Command("train", train, _checked), out)
+    _require_consistent(options)
     if options.dry_run or options.lr_find:
         return _try(options)
     settings = choose_settings(options)
     with settings.folder:
         return _train(settings, options, choose_following(options, settings.folder.path))
+
+
+def _require_consistent(options: argparse.Namespace) -> None:
+    if options.word_vectors is None and options.project:
+        raise UsageError("--project is for the vectors of --word-vectors: give both, or neither")
+    if options.word_vectors is not None and (options.resume or options.init_from is not None):
+        raise UsageError("--word-vectors begins a new model: leave it out with --resume and --init-from")
+    ask_for_epochs(options)
+
+
+def _checked(options: argparse.Namespace) -> TrainingConfig:
+    """The settings of a run of --sweep, before the text is read."""
+    _require_consistent(options)
+    return choose_settings(options).training
 
 
 def _try(options: argparse.Namespace) -> int:

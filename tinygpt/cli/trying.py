@@ -1,6 +1,6 @@
-"""Trying a run before it begins: `--dry-run` and `--lr-find`.
+"""Trying a run before it begins: `--dry-run` and `--lr-find`; `--sweep` (`sweep.py`) has its option here.
 
-Both build the run in a temporary folder, take a few steps there, and leave nothing behind but the picture of
+The two build the run in a temporary folder, take a few steps there, and leave nothing behind but the picture of
 `--lr-find`. They are for the command line alone, and no part of a configuration file.
 """
 
@@ -21,16 +21,18 @@ from ..training.dry_run import measure_run, peak_so_far, require_disk, size
 from ..training.folder import TOKENS, RunFolder
 from ..training.lr_find import PICTURE, find_lr
 from ..training.picture import require_matplotlib
+from .sweep import add_sweep_option
 
 
 def add_trying_options(parser: argparse.ArgumentParser) -> None:
     """Call it after `add_config_option`, so that the options are no keys."""
-    group = parser.add_argument_group("before the run")
+    group = parser.add_argument_group("trying settings")
     either = group.add_mutually_exclusive_group()
     words = "check everything, take three steps, say how much memory, time and disk the run takes, and write nothing"
     either.add_argument("--dry-run", action="store_true", help=words)
     words = f"a learning-rate range test of some steps: says a rate to start from, and draws {PICTURE} in --out"
     either.add_argument("--lr-find", action="store_true", help=words)
+    add_sweep_option(either)
 
 
 @contextlib.contextmanager

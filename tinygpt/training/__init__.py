@@ -26,6 +26,7 @@ loss = evaluate(model, validation_tokens)           # over the whole text
 | `saving`, `state` | saving and restoring a checkpoint (`tinygpt/checkpoint.py`); its progress, checked |
 | `reporting`, `metrics`, `picture`, `progress` | output lines, the metrics file, the loss curve, the progress bar |
 | `trial`, `dry_run`, `lr_find` | steps on trial: what a run takes, and the learning-rate range test |
+| `sweep` | a search over settings: what to try, and how far it is |
 | `watch`, `following`, `loggers` | monitoring a run: samples, a time limit, TensorBoard and other loggers |
 | `estimate`, `energy` | FLOPs and the processor's peak; energy use |
 | `interrupt`, `result` | signals; how a run ended |

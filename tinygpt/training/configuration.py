@@ -11,13 +11,14 @@ other defaults repeats it. It leaves out --out, --overwrite and --resume: where 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import difflib
 import json
 import os
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ def defaults_from(given: argparse.Namespace) -> dict[str, Any]:
     given: what the command line alone came to. Raises UsageError, with the file and the line.
     """
     path = user_path(given.config)
-    keys = {name: action for _, group in given.keys for name, action in group.items()}
+    keys = keys_of(given)
     with explain_os_errors("read the configuration", path):
         content = path.read_bytes()
     try:
@@ -78,9 +79,8 @@ def defaults_from(given: argparse.Namespace) -> dict[str, Any]:
         raise UsageError(f"{shown(path)} is no TOML file: {error}") from error
     found: dict[str, Any] = {}
     for key, value in _flat(values):
-        name, where = key.replace("-", "_"), f"{shown(path)}{_line(text, key)}"
-        if name not in keys:
-            raise UsageError(f"{where}: {_unknown(key, keys)}")
+        where = f"{shown(path)}{_line(text, key)}"
+        name = known_key(key, keys, where)
         action = keys[name]
         if action.dest in found:
             raise UsageError(f"{where}: {key} is set twice in this file")
@@ -112,7 +112,20 @@ def _line(text: str, key: str) -> str:
     return ""
 
 
-def _unknown(key: str, keys: dict[str, Any]) -> str:
+def keys_of(options: argparse.Namespace) -> dict[str, argparse.Action]:
+    """The options that a file may set, by their keys, of a command that has --config."""
+    return {name: action for _, group in options.keys for name, action in group.items()}
+
+
+def known_key(key: str, keys: Mapping[str, argparse.Action], where: str) -> str:
+    """The key as it stands in `keys`. Raises UsageError, with the nearest one, if it is not there."""
+    name = key.replace("-", "_")
+    if name not in keys:
+        raise UsageError(f"{where}: {_unknown(key, keys)}")
+    return name
+
+
+def _unknown(key: str, keys: Mapping[str, Any]) -> str:
     name = key.lower().replace("-", "_")
     if name in _NOT_KEYS:
         return f"{key} is for the command line alone"
@@ -146,6 +159,30 @@ def _value_of(kind: Any, name: str, value: Any, where: str) -> Any:
     return kind(value)
 
 
+def value_of_text(action: argparse.Action, name: str, text: str, where: str) -> Any:
+    """A value as it is written on a command line: 1e-4, true, adamw. Raises UsageError."""
+    value: Any = text
+    if action.nargs == 0:
+        value = {"true": True, "false": False}.get(text.lower(), text)
+    elif action.type in (int, float):
+        for kind in (int, float):
+            with contextlib.suppress(ValueError):
+                value = kind(text)
+                break
+    return _value(action, name, value, where)
+
+
+def given_settings(options: argparse.Namespace, fresh: argparse.Namespace) -> dict[str, Any]:
+    """The settings that were given, by key. fresh: the options of the command when none is given."""
+    values, default = vars(options), vars(fresh)
+    dests = {name: action.dest for name, action in keys_of(options).items()}
+    return {
+        name: values[dest]
+        for name, dest in dests.items()
+        if values.get(dest) is not None and values[dest] != default.get(dest)
+    }
+
+
 # Writing ----------------------------------------------------------------------------------------------
 
 
@@ -161,7 +198,7 @@ def write_configuration(options: argparse.Namespace, settings: Settings, place: 
     ]
     for title, keys in groups:
         there = {name: values.get(action.dest) for name, action in keys.items() if name not in _NOT_WRITTEN}
-        there = {name: _located(name, value) for name, value in there.items() if value is not None}
+        there = {name: located(name, value) for name, value in there.items() if value is not None}
         if there:
             lines += ["", f"# {title}", *(f"{name} = {to_toml(value)}" for name, value in there.items())]
     with explain_os_errors("write", place / CONFIGURATION), atomic_write(place / CONFIGURATION, "w") as file:
@@ -188,12 +225,12 @@ def _values(options: argparse.Namespace, settings: Settings) -> dict[str, Any]:
     return values
 
 
-def _located(name: str, value: Any) -> Any:
-    """`value`, and the name of a file or folder so that it is found from anywhere."""
+def located(name: str, value: Any) -> Any:
+    """`value` of the key `name`, and the name of a file or folder so that it is found from anywhere."""
     if name not in _PATHS:
         return value
     if isinstance(value, list):
-        return [_located(name, part) for part in value]
+        return [located(name, part) for part in value]
     path = os.path.expanduser(value)
     pattern = name in ("files", "data", "valid") and value != "-"
     return os.path.abspath(path) if pattern or os.path.exists(path) else value

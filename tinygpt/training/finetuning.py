@@ -73,6 +73,15 @@ def begin_finetuning(options: argparse.Namespace) -> Iterator[Finetuning]:
             yield _new(options, folder)
 
 
+def checked_options(options: argparse.Namespace) -> TrainingConfig:
+    """The settings of a new run as far as they are known before its rows are read. Raises UsageError."""
+    check_quantize(options, lora_of_options(options))
+    GPTConfig(
+        **{"vocab_size": 1, "block_size": 1, "n_layer": 1, "n_head": 1, "n_embd": 1} | given_options(options, GPTConfig)
+    )
+    return _config(given_options(options, TrainingConfig), options.epochs, 1)
+
+
 def _new(options: argparse.Namespace, folder: RunFolder) -> Finetuning:
     if options.model is None or options.data is None:
         raise UsageError("a new run needs a model to start from and rows to learn: give --model MODEL and --data FILE")
