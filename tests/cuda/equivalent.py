@@ -64,9 +64,6 @@ EQUIVALENT: dict[str, list[str]] = {
         "  ->  const int place = width % 4 == 0 ? i % 4 : (j - i) % 4;",
     ],
     "the second part of lse then makes up for the first": [
-        "attention_mma.cu: const float top = shift * LN_2, lost = fmaf(shift, LN_2, -top) + shift * LN_2_REST;"
-        "  ->  const float top = shift, lost = fmaf(shift, LN_2, -top) + shift * LN_2_REST;",
-        "attention_mma.cu: const float two = near * LOG2_E;  ->  const float two = near;",
         "attention_mma.cu: const float near = top + log_total;  ->  const float near = top - log_total;",
     ],
     "a tile of which all is allowed is then looked through key by key": [
