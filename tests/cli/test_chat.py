@@ -221,8 +221,8 @@ def test_a_template_of_one_s_own(tmp_path: Path) -> None:
         ("turn = '{user}{user}{assistant}'", "once each"),
         ("turn = '{user} {assistant}'", "needs `stop`"),
         ("turn = '{user} {assistant};'\nsystem = 'x'", "{system} once"),
-        ("turn", "is no TOML file"),
-        ("turn = '\udc80'", "is no TOML file"),
+        ("turn", "is not a TOML file"),
+        ("turn = '\udc80'", "is not a TOML file"),
     ],
 )
 def test_mistakes_in_templates(tmp_path: Path, content: str, sentence: str) -> None:

@@ -66,7 +66,7 @@ def test_options_go_before_the_file(run: Any, settings: Path, tmp_path: Path) ->
     [
         ("warmup_step = 3", r"run.toml, line 2: there is no setting warmup_step: did you mean warmup_steps\?"),
         ("learning_rate = 3", r"line 2: there is no setting learning_rate: did you mean lr\?"),
-        ("resume = true", "line 2: resume is for the command line alone"),
+        ("resume = true", "line 2: resume can be given on the command line only"),
         ("xyzzy = 3", "there is no setting xyzzy: the command's --help lists all settings"),
         ('steps = "3"', 'line 2: steps must be a whole number, not "3"'),
         ("steps = 3.0", "line 2: steps must be a whole number, not 3.0"),
@@ -77,8 +77,8 @@ def test_options_go_before_the_file(run: Any, settings: Path, tmp_path: Path) ->
         ('optimizer = "adamv"', "line 2: optimizer must be one of adamw, .*, not 'adamv'"),
         ("batch-size = 2\nbatch_size = 3", "line 3: batch_size is set twice"),
         ("lr = 0.0", "lr must be above 0, not 0.0"),
-        ("lr =", "run.toml is no TOML file: .*line 2"),
-        ("lr = 1e-3\nlr = 1e-2", "run.toml is no TOML file: .*line 3"),
+        ("lr =", "run.toml is not a TOML file: .*line 2"),
+        ("lr = 1e-3\nlr = 1e-2", "run.toml is not a TOML file: .*line 3"),
     ],
 )
 def test_mistakes_in_the_file(run: Any, text: Path, tmp_path: Path, line: str, words: str) -> None:

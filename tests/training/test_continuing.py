@@ -238,6 +238,6 @@ def test_the_revision_of_a_name(run: Any, base: Path, data: Path, tmp_path: Path
     answer = run("finetune", "--resume", "--revision=v2", "--out", tmp_path / "a")
     assert_one_sentence(answer, "leave out --revision")
     answer = run("train", str(text), "--revision=v2", "--out", tmp_path / "c")
-    assert_one_sentence(answer, "--revision is of the model in --init-from: give both, or neither")
+    assert_one_sentence(answer, "--revision selects a version of the model in --init-from: give both, or neither")
     answer = run("train", "--resume", "--revision=v2", "--out", tmp_path / "b")
     assert_one_sentence(answer, "leave out --revision")

@@ -196,7 +196,7 @@ def test_what_is_cut_repeated_and_left_out_is_said(run: Any, base: Path, tmp_pat
     assert f"3 rows of {data} were left out, such as {data}, line 10: this is not JSON" in answer.out
     assert f"1 of 9 rows of {data} were cut to the 32 tokens of the block" in answer.out
     assert f"2 of 9 rows of {data} are repeated" in answer.out
-    assert "1 validation rows have a text or prompt that training rows have too" in answer.out
+    assert "1 validation rows have a text or prompt that also occurs in the training rows" in answer.out
 
 
 MISTAKES: list[tuple[list[str], Any, str]] = [
@@ -282,7 +282,7 @@ def test_a_resumed_run_reads_the_same_rows(run: Any, base: Path, rows: Path, tmp
     (folder / "data.json").write_text("{")
     assert_one_sentence(run(*again), r"data\.json is damaged")
     (folder / "data.json").unlink()
-    assert_one_sentence(run(*again), r"data\.json can't be read, so the run in .* is none of `finetune`")
+    assert_one_sentence(run(*again), r"data\.json can't be read, so the run in .* was not made by `finetune`")
     new = ["finetune", f"--out={tmp_path / 'new'}"]
     assert_one_sentence(run(*new), "give --model MODEL and --data FILE")
     assert_one_sentence(run(*new, f"--model={base}", "--data=-"), "can't come from a pipe")

@@ -25,7 +25,7 @@ from .sweep import add_sweep_option
 
 
 def add_trying_options(parser: argparse.ArgumentParser) -> None:
-    """Call it after `add_config_option`, so that the options are no keys."""
+    """Call it after `add_config_option`, so that these options are not keys of the file."""
     group = parser.add_argument_group("trying settings")
     either = group.add_mutually_exclusive_group()
     words = "check everything, take three steps, say how much memory, time and disk the run takes, and write nothing"

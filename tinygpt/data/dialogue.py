@@ -128,7 +128,7 @@ def read_template(name_or_file: str) -> Template:
         with explain_os_errors("read", path):
             content: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # not TOML, or not UTF-8
-        raise UsageError(f"the template {path} is no TOML file: {error}") from error
+        raise UsageError(f"the template {path} is not a TOML file: {error}") from error
     stop = content.get("stop", [])
     texts = [content.get("turn"), content.get("system", ""), *(stop if isinstance(stop, list) else [None])]
     unknown = sorted(content.keys() - {"turn", "system", "stop"})

@@ -1,4 +1,4 @@
-"""A run that trains a LoRA adapter: its command-line options, and the adapter that a resumed run goes on with."""
+"""A run that trains a LoRA adapter: its command-line options, and the adapter with which a resumed run continues."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _OPTIONS = {"rank": "lora_rank", "alpha": "lora_alpha", "dropout": "lora_dropout
 def add_lora_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """Options for training an adapter instead of the whole model. Returns their group."""
     group = parser.add_argument_group("LoRA: freeze the model and train a small adapter beside its linear layers")
-    words = "its rank, such as 8; --lr is then ten times as high by default"
+    words = "rank of the adapter, such as 8; the default --lr is then ten times as high"
     group.add_argument("--lora-rank", type=int, metavar="N", help=words)
-    words = f"its updates are scaled by X / rank (default: {LoRA.alpha})"
+    words = f"scale the update by X / rank (default: {LoRA.alpha})"
     group.add_argument("--lora-alpha", type=float, metavar="X", help=words)
-    words = f"dropout on the input of its updates (default: {LoRA.dropout:g})"
+    words = f"dropout on the input of the update (default: {LoRA.dropout:g})"
     group.add_argument("--lora-dropout", type=float, metavar="X", help=words)
     words = f"which layers, such as c_attn,c_proj,c_fc or all-linear (default: {','.join(LoRA.targets)})"
     group.add_argument("--lora-targets", metavar="NAMES", help=words)
@@ -29,10 +29,10 @@ def add_lora_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup
 
 
 def add_quantize_option(group: argparse._ArgumentGroup) -> None:
-    """The option for a packed base."""
+    """The option that keeps the base model packed."""
     words = (
-        "keep the frozen model in 8 or 16 bits while its adapter is trained (with --lora-rank): less memory; the run's "
-        "folder then holds the adapter, and needs the model where it is"
+        "keep the frozen model in 8 or 16 bits while its adapter is trained (with --lora-rank), to save memory; the "
+        "run's folder then holds only the adapter, so the model must stay where it is"
     )
     group.add_argument("--quantize", choices=FORMATS, help=words)
 
@@ -63,7 +63,7 @@ def require_adapter(model: Any) -> None:
 
 
 def lora_of_options(options: argparse.Namespace) -> LoRA | None:
-    """The adapter that the options ask for; None if they do not. Raises UsageError."""
+    """The adapter that the options ask for; None if they ask for none. Raises UsageError."""
     given = {name: getattr(options, option, None) for name, option in _OPTIONS.items()}
     values: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if not values:

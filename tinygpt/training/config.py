@@ -27,7 +27,7 @@ CHANGEABLE = frozenset(
     {"steps", "eval_every", "log_every", "checkpoint_every", "patience", "dtype", "cuda_graphs", "detect_anomaly"}
 ) | frozenset(STEP_SIZE)
 
-LEARNING_RATES = {"adamw": 1e-3, "adam": 1e-3, "sgd": 0.1, "lion": 2e-4, "muon": 0.02}  # the highest, if not given
+LEARNING_RATES = {"adamw": 1e-3, "adam": 1e-3, "sgd": 0.1, "lion": 2e-4, "muon": 0.02}  # peak rates, by default
 ONLY_OF = {"momentum": ("sgd", "muon"), "nesterov": ("sgd", "muon"), "adamw_lr": ("muon",)}  # setting -> optimizers
 
 
@@ -43,48 +43,48 @@ class TrainingConfig:
     batch_size: int = declare(12, "rows in a batch", at_least=1)
     order: str = declare(
         "random",
-        "windows of the text at random positions; epochs: each window once, shuffled, before any comes again",
+        "random: windows at random positions of the text; epochs: each window once per epoch, shuffled",
         choices=("random", "epochs"),
     )
-    pack: bool = declare(False, "several short documents in a row, whole ones as far as they fit")
+    pack: bool = declare(False, "pack several short documents into one row, whole ones as far as they fit")
     gradient_accumulation: int = declare(1, "batches per step; the loss is over all their targets", at_least=1)
     optimizer: str = declare(
         "adamw", "muon: for the matrices of the blocks, with adamw for the rest", choices=tuple(LEARNING_RATES)
     )
     lr: float = declare(
         None,
-        "the highest learning rate; by default "
+        "peak learning rate; by default "
         + ", ".join(f"{lr:g} for {name}" for name, lr in LEARNING_RATES.items()),
         above=0,
     )
     adamw_lr: float | None = declare(
-        None, "muon: the highest learning rate of what adamw trains; by default 0.001", above=0
+        None, "muon: peak learning rate of the parameters that adamw trains; by default 0.001", above=0
     )
-    min_lr: float | None = declare(None, "the learning rate at the end of its decay; by default lr / 10", at_least=0)
+    min_lr: float | None = declare(None, "learning rate at the end of the decay; by default lr / 10", at_least=0)
     schedule: str = declare("cosine", "how the learning rate decays after the warm-up", choices=tuple(SCHEDULES))
     warmup_steps: int = declare(100, "steps over which the learning rate rises from zero", at_least=0)
     decay_steps: int | None = declare(None, "step at which min_lr is reached; by default the last", at_least=1)
     decay_fraction: float = declare(
-        0.2, "wsd: the fraction of the steps after the warm-up in which the learning rate falls", above=0, at_most=1
+        0.2, "wsd: fraction of the steps after the warm-up over which the learning rate decays", above=0, at_most=1
     )
     weight_decay: float = declare(
-        0.1, "decay of the weight matrices: decoupled, but with sgd and adam the same as l2", at_least=0
+        0.1, "weight decay of the matrices: decoupled, except with sgd and adam, where it is the same as l2", at_least=0
     )
     l1: float = declare(0.0, "penalty l1 * sum |p| over the weight matrices", at_least=0)
     l2: float = declare(0.0, "penalty l2 / 2 * sum p^2 over the weight matrices", at_least=0)
     beta1: float = declare(0.9, "adam, adamw, lion: decay of the mean gradient", at_least=0, below=1)
     beta2: float = declare(
         0.99,
-        "adam, adamw: decay of the mean squared gradient; lion: of the mean gradient that is kept",
+        "adam, adamw: decay of the mean squared gradient; lion: of the stored mean gradient",
         at_least=0,
         below=1,
     )
     momentum: float | None = declare(
-        None, "sgd, muon: decay of the mean gradient; by default 0.9 and 0.95", at_least=0, below=1
+        None, "decay of the mean gradient; by default 0.9 for sgd, 0.95 for muon", at_least=0, below=1
     )
-    nesterov: bool | None = declare(None, "sgd, muon: look one step ahead along the momentum; by default muon does")
+    nesterov: bool | None = declare(None, "sgd, muon: Nesterov momentum; by default on for muon")
     layer_decay: float = declare(
-        1.0, "factor for the learning rate from each block to the one below it, for fine-tuning", above=0, at_most=1
+        1.0, "learning-rate factor from each block to the one below it, for fine-tuning", above=0, at_most=1
     )
     ema: float = declare(
         0.0,
@@ -109,7 +109,7 @@ class TrainingConfig:
         "on a GPU: record the kernel launches of a step once, then replay them as one; auto: if possible",
         choices=MODES,
     )
-    freeze: str | None = declare(None, "parameters to leave as they are, such as wte,wpe,h.0-5 or h.*.mlp")
+    freeze: str | None = declare(None, "parameters to freeze, such as wte,wpe,h.0-5 or h.*.mlp")
     seed: int = declare(0, "seed of the weights, the batches and the dropout masks", at_least=0)
     detect_anomaly: bool = declare(False, "check every array for NaN and infinity and name the operation: slow")
 
@@ -162,7 +162,7 @@ class TrainingConfig:
 def new_settings(preset: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a new run: the preset's, overridden by those given.
 
-    With another optimizer than the preset's, its learning rates don't count.
+    If the optimizer is not the preset's, the preset's learning rates do not apply.
     """
     other = given.get("optimizer", preset.get("optimizer", "adamw")) != preset.get("optimizer", "adamw")
     left_out = {"lr", "min_lr", *ONLY_OF} if other else set()
@@ -185,7 +185,7 @@ def changed_step_size(stored: Mapping[str, Any], config: TrainingConfig) -> dict
 
 
 def schedule_notes(config: TrainingConfig, step: int) -> list[str]:
-    """Warnings about the learning rates from `step` on. Raises UsageError if all of them are 0."""
+    """Warnings about the learning rates of the steps that are left. Raises UsageError if all of them are 0."""
     if step >= config.steps:
         return []
     notes = []

@@ -1,11 +1,11 @@
 """The settings of a command as a TOML file: read by --config, and written beside every run as config.toml.
 
-    tinygpt train --config run.toml --lr 3e-4          # options go before the file
+    tinygpt train --config run.toml --lr 3e-4          # options override the file
     tinygpt train --config out/run/config.toml         # the same run again, bit for bit, in another folder
 
-A key is the name of an option, with _ for -; tables may group keys under any heading, and mean nothing. Values are
-checked as the options are. The file of a run holds all settings, those by default too, so that a later version with
-other defaults repeats it. It leaves out --out, --overwrite and --resume: where a run goes is no part of it.
+A key is the name of an option with _ instead of -; tables may group keys under any heading, and have no meaning. Values
+are checked like the options. The file of a run holds all settings, defaults included, so that a later version with
+other defaults repeats it. It has no --out, --overwrite and --resume: where a run is stored does not define it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from .settings import VOCAB_SIZES, Settings
 _NOT_KEYS = frozenset({"help", "config", "resume"})
 _NOT_WRITTEN = frozenset({"out", "overwrite"})
 _PATHS = frozenset({"files", "data", "valid", "init_from", "model", "template", "tokenizer", "word_vectors"})
-_EITHER = ({"files", "data"}, {"steps", "epochs"})  # an option takes the place of the other's key as well
+_EITHER = ({"files", "data"}, {"steps", "epochs"})  # an option also overrides the key of the other
 # What other programs call a setting, nanoGPT first.
 _ELSEWHERE = {
     "learning_rate": "lr", "max_iters": "steps", "max_steps": "steps", "out_dir": "out", "output_dir": "out",
@@ -44,7 +44,7 @@ _ELSEWHERE = {
 
 def add_config_option(parser: argparse.ArgumentParser, group: Any = None) -> None:
     """Add --config. Call it when the parser has all its options: they are the keys. The parser is an `OptionParser`."""
-    words = "a TOML file with any of these options, written as block_size = 64; options go before it"
+    words = "a TOML file with any of these options, written as block_size = 64; the command line overrides it"
     (group or parser).add_argument("--config", metavar="FILE.toml", help=words)
     parser.set_defaults(keys=[(group.title or "", _keys_of(group)) for group in parser._action_groups])
 
@@ -64,9 +64,9 @@ def _keys_of(group: Any) -> dict[str, argparse.Action]:
 
 
 def defaults_from(given: argparse.Namespace) -> dict[str, Any]:
-    """What the file in --config sets, by destination, without what options have set.
+    """The settings of the --config file, by destination, without those that the command line overrides.
 
-    given: what the command line alone came to. Raises UsageError, with the file and the line.
+    given: the options parsed from the command line alone. Raises UsageError, with the file and the line.
     """
     path = user_path(given.config)
     keys = keys_of(given)
@@ -76,7 +76,7 @@ def defaults_from(given: argparse.Namespace) -> dict[str, Any]:
         text = content.decode("utf-8-sig")
         values = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UsageError(f"{shown(path)} is no TOML file: {error}") from error
+        raise UsageError(f"{shown(path)} is not a TOML file: {error}") from error
     found: dict[str, Any] = {}
     for key, value in _flat(values):
         where = f"{shown(path)}{_line(text, key)}"
@@ -118,7 +118,7 @@ def keys_of(options: argparse.Namespace) -> dict[str, argparse.Action]:
 
 
 def known_key(key: str, keys: Mapping[str, argparse.Action], where: str) -> str:
-    """The key as it stands in `keys`. Raises UsageError, with the nearest one, if it is not there."""
+    """The key as spelled in `keys`. Raises UsageError, with the nearest one, if it is not there."""
     name = key.replace("-", "_")
     if name not in keys:
         raise UsageError(f"{where}: {_unknown(key, keys)}")
@@ -128,7 +128,7 @@ def known_key(key: str, keys: Mapping[str, argparse.Action], where: str) -> str:
 def _unknown(key: str, keys: Mapping[str, Any]) -> str:
     name = key.lower().replace("-", "_")
     if name in _NOT_KEYS:
-        return f"{key} is for the command line alone"
+        return f"{key} can be given on the command line only"
     near = [_ELSEWHERE[name]] if _ELSEWHERE.get(name) in keys else difflib.get_close_matches(name, keys, 1, 0.6)
     advice = f"did you mean {near[0]}?" if near else "the command's --help lists all settings"
     return f"there is no setting {key}: {advice}"
@@ -206,9 +206,9 @@ def write_configuration(options: argparse.Namespace, settings: Settings, place: 
 
 
 def _values(options: argparse.Namespace, settings: Settings) -> dict[str, Any]:
-    """All settings by destination, those that were not given too; None for what is not set.
+    """All settings by destination, including those not given; None for those that are not set.
 
-    What follows from another setting (min_lr from lr) is left out, so that it follows when that is changed.
+    A setting derived from another one (min_lr from lr) is left out, so that it is derived again if that one changes.
     """
     values = {name: None if value is False or value == [] else value for name, value in vars(options).items()}
     training = dataclasses.asdict(settings.training)
@@ -226,7 +226,7 @@ def _values(options: argparse.Namespace, settings: Settings) -> dict[str, Any]:
 
 
 def located(name: str, value: Any) -> Any:
-    """`value` of the key `name`, and the name of a file or folder so that it is found from anywhere."""
+    """`value` of the key `name`; the name of a file or folder is made absolute, so that it is found from anywhere."""
     if name not in _PATHS:
         return value
     if isinstance(value, list):
@@ -237,7 +237,7 @@ def located(name: str, value: Any) -> Any:
 
 
 def to_toml(value: Any) -> str:
-    """A text, a number, a truth value or a list of these, as TOML has it."""
+    """A string, a number, a boolean or a list of these, in TOML."""
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(to_toml, value))}]"
     if isinstance(value, str):

@@ -1,4 +1,4 @@
-"""The corpus of a run: which files it is read from, how, and what a text that can be read only once needs.
+"""The corpus of a run: its files, how they are read, and how a pipe, which can be read only once, is read twice.
 
 corpus = Corpus(("books/", "more.jsonl.gz"), TextOptions(encoding="gb18030"))
 for piece in corpus.documents(): ...
@@ -24,8 +24,8 @@ from ..errors import UsageError
 from ..files import explain_os_errors, shown
 
 _SPOOL = "text.spool"
-_PACKED = 3  # about how much longer a text is than its compressed file
-_UNICODE_MARKS = (b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff", b"\x84\x31\x95\x33")  # of other encodings than UTF-8
+_PACKED = 3  # roughly how many times larger a text is than its compressed file
+_UNICODE_MARKS = (b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff", b"\x84\x31\x95\x33")  # of encodings other than UTF-8
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class TextOptions:
     newlines: str = "keep"
     cross_documents: bool = False
     skip_bad_files: bool = False
-    clean: str = ""  # some of `cleaning.KINDS`, with commas between them
+    clean: str = ""  # kinds from `cleaning.KINDS`, separated by commas
 
     def changed(self) -> dict[str, Any]:
         """The options that differ from the defaults."""
@@ -46,20 +46,21 @@ class TextOptions:
 def add_text_options(group: Any) -> None:
     """Add the options of a text. None of them has a default, so that a resumed run knows what was given."""
     words = (
-        "texts to train on: files, folders, patterns or - (standard input); a .txt, a .md or any other file is one "
-        "document, .jsonl, .csv and .tsv have one a row, in the column text; also .gz, .xz, .zst (default: Shakespeare)"
+        "texts to train on: files, folders, patterns or - (standard input). A .txt, .md or other file is one document; "
+        ".jsonl, .csv and .tsv have one document per row, in the column text; also .gz, .xz, .zst (default: "
+        "Shakespeare)"
     )
     group.add_argument("files", nargs="*", metavar="FILE", help=words)
-    group.add_argument("--data", metavar="FILE", help="the same, for one FILE")
-    words = "of the texts: utf-8, gb18030, latin-1, utf-16 ...; a byte order mark is honoured (default: utf-8)"
+    group.add_argument("--data", metavar="FILE", help="the same, for a single FILE")
+    words = "encoding of the texts: utf-8, gb18030, latin-1, utf-16 ...; a byte order mark wins (default: utf-8)"
     group.add_argument("--encoding", metavar="NAME", help=words)
-    words = "line breaks as they are, or all of them as \\n (default: keep)"
+    words = "keep line breaks as they are, or convert all of them to \\n (default: keep)"
     group.add_argument("--newlines", choices=NEWLINES, help=words)
-    words = "draw windows across the borders of documents (default: none reaches into the next document)"
+    words = "let windows cross the boundaries of documents (default: none reaches into the next document)"
     group.add_argument("--cross-documents", action="store_true", default=None, help=words)
-    words = f"clean the documents, and say how often: some of {', '.join(KINDS)}, with commas between them"
+    words = f"clean the documents, and report how often: any of {','.join(KINDS)}, separated by commas"
     group.add_argument("--clean", metavar="KINDS", help=words)
-    words = "leave out, and count, files and rows that can't be read (default: stop, and name them)"
+    words = "skip and count files and rows that can't be read (default: stop and name them)"
     group.add_argument("--skip-bad-files", action="store_true", default=None, help=words)
 
 
@@ -96,7 +97,7 @@ class Corpus:
 
     @property
     def report(self) -> str:
-        """What was left out and cleaned in the last pass; nothing if nothing was."""
+        """What the last pass skipped and cleaned; empty if nothing."""
         bad, cleaned = self._documents.bad, "" if self._cleaning is None else f"Cleaned: {self._cleaning}"
         if bad.count == 0:
             return cleaned
@@ -124,7 +125,7 @@ class Corpus:
 
     @property
     def size(self) -> int | None:
-        """The bytes of all files together; None if that is not known, as of a pipe or a compressed file."""
+        """The total size of all files in bytes; None if it is unknown, as for a pipe or a compressed file."""
         if any(path == STDIN or Path(path).suffix.lower() in COMPRESSED for path in self.files):
             return None
         found = [os.stat(path) for path in self.files]
@@ -133,7 +134,7 @@ class Corpus:
         return sum(status.st_size for status in found)
 
     def require_room(self, folder: Path, bytes_per_byte: float) -> None:
-        """Raise UsageError if the token file will not fit on the disk. bytes_per_byte: of tokens for a byte of text."""
+        """Raise UsageError if the token file will not fit on the disk. bytes_per_byte: of tokens per byte of text."""
         size = 0
         for path in self.files:
             if path != STDIN:
@@ -152,7 +153,7 @@ class Corpus:
 
     @contextlib.contextmanager
     def twice(self, place: Path) -> Iterator[Corpus]:
-        """This corpus as one that can be read twice: pipes are copied into the folder `place` for the time being."""
+        """This corpus, readable twice: pipes are copied to temporary files in the folder `place`."""
         with contextlib.ExitStack() as stack:
             names = []
             for number, path in enumerate(self.files):
@@ -173,7 +174,7 @@ class Corpus:
 
     @contextlib.contextmanager
     def as_utf8(self, place: Path, see: Callable[[bytes], object]) -> Iterator[Path]:
-        """The file of a single text, or a copy of it in UTF-8 in the folder `place` for the time being.
+        """The file of a single text, or a temporary copy of it in UTF-8 in the folder `place`.
 
         see: called with the bytes that are read to copy it.
         """
@@ -192,7 +193,7 @@ class Corpus:
 
 
 def _is_plain(path: Path) -> bool:
-    """Whether this is no compressed file and none with another encoding's mark."""
+    """Whether the file is not compressed and does not begin with another encoding's byte order mark."""
     with explain_os_errors("read", path), open(path, "rb") as file:
         return path.suffix.lower() not in COMPRESSED and not file.read(4).startswith(_UNICODE_MARKS)
 

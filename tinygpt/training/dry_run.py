@@ -1,15 +1,15 @@
-"""What a run will take, told by three steps of it: memory, time and disk.
+"""What a run will take in memory, time and disk space, measured in three of its steps.
 
-    print(measure_run(trainer).describe())        # the trainer is afterwards as it was
+    print(measure_run(trainer).describe())        # leaves the trainer as it was
 
-The steps are those of the run, with its batches. Steps before them don't count: threads start in them, and a GPU's
-kernels are compiled and recorded.
+The steps are those of the run, with its batches. The steps before them, in which threads start and a GPU's kernels are
+compiled and recorded, don't count.
 
-The peak of memory is measured and not computed. A formula would have to follow what each operation keeps for its
-backward pass and frees, in every kernel, layer and objective, and what Python, NumPy and matplotlib take; it would be
-wrong as soon as one of them changes, and for every layer of a user's own. The measured peak has all of it, because the
-trial does what the run does: it builds the model, takes steps, evaluates, draws the picture, and holds the best weights
-once more, as the end of the run does.
+The memory peak is measured, not computed. A formula would have to track what each operation saves for its backward pass
+and frees, in every kernel, layer and objective, and what Python, NumPy and matplotlib take; it would be wrong as soon
+as one of them changes, and for every user-defined layer. The measured peak includes all of that, because the trial does
+what the run does: it builds the model, takes steps, evaluates, draws the picture, and holds a second copy of the best
+weights, as the end of the run does.
 """
 
 from __future__ import annotations

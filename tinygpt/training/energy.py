@@ -1,12 +1,12 @@
-"""The energy that a run uses: from counters of the machine where they can be read, else an estimate, and named so.
+"""The energy that a run uses: read from hardware counters where possible, otherwise estimated and labelled as such.
 
 | part | counter | without it |
 |---|---|---|
-| processor | RAPL, /sys/class/powercap: packages and memory, whatever runs there | processor time x `watts` |
+| processor | RAPL, /sys/class/powercap: packages and memory, other processes included | processor time x `watts` |
 | GPU | NVML: the whole board | not counted |
 
 RAPL's files belong to root on most machines (chmod a+r makes them readable). A counter wraps around at
-max_energy_range_uj, after minutes to hours under load; it is read oftener than that.
+max_energy_range_uj, after minutes to hours under load; it is read more often than that.
 """
 
 from __future__ import annotations
@@ -20,19 +20,22 @@ from pathlib import Path
 
 POWERCAP = Path("/sys/class/powercap")
 NVML = "libnvidia-ml.so.1"
-WATTS = 10.0  # of one busy core with its share of the memory; servers' processors have 2 to 4, desktops' 10 to 20
+WATTS = 10.0  # of one busy core and its share of the memory: 2 to 4 in servers, 10 to 20 in desktop computers
 _JOULES_PER_WH = 3600.0
 
 
 class Counter:
-    """Joules since it was made, from a function that tells a total. wrap: where the total begins anew, 0: never."""
+    """Joules since its creation, from a function that returns a running total.
+
+    wrap: the value at which the total wraps around; 0: never.
+    """
 
     def __init__(self, total: Callable[[], float], wrap: float = 0.0) -> None:
         self._total, self._wrap = total, wrap
         self._last, self._sum = total(), 0.0
 
     def joules(self) -> float:
-        """Since the beginning. A counter that can't be read any more stands still."""
+        """Joules so far. If the counter can no longer be read, this stays as it is."""
         with contextlib.suppress(OSError, ValueError):
             now = self._total()
             step = now - self._last
@@ -42,7 +45,7 @@ class Counter:
 
 
 class EnergyMeter:
-    """Measures from when it is made. watts: of one busy core, for the estimate. before: Wh used earlier."""
+    """Measures from its creation. watts: of one busy core, for the estimate. before: Wh of earlier sessions."""
 
     def __init__(self, backend: str, watts: float = WATTS, before: float = 0.0) -> None:
         self.before = before
@@ -56,7 +59,7 @@ class EnergyMeter:
 
     @property
     def name(self) -> str:
-        """What the metrics file calls the figure."""
+        """Its key in the metrics file."""
         return "energy_wh_estimate" if self.is_estimate else "energy_wh"
 
     def watt_hours(self) -> float:
@@ -64,7 +67,7 @@ class EnergyMeter:
 
 
 def rapl_counters() -> list[Counter]:
-    """A counter for each package, and for its memory where that is counted apart. None if they can't be read."""
+    """A counter for each package, and for its memory where that is counted separately; empty if unreadable."""
     found = []
     for zone in sorted(POWERCAP.glob("intel-rapl:*")):  # AMD's processors have them under the same name
         with contextlib.suppress(OSError, ValueError):
@@ -75,7 +78,7 @@ def rapl_counters() -> list[Counter]:
 
 
 def nvml_counters() -> list[Counter]:
-    """The counter of the GPU in use: the first that CUDA_VISIBLE_DEVICES names. None without NVIDIA's driver."""
+    """The counter of the GPU in use, the first in CUDA_VISIBLE_DEVICES; empty without NVIDIA's driver."""
     first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
     try:
         library, device = ctypes.CDLL(NVML), ctypes.c_void_p()

@@ -1,12 +1,12 @@
-"""`tinygpt train --epochs N`: a run over every window of the text N times, in place of a number of steps.
+"""`tinygpt train --epochs N`: train on every window of the text N times, instead of for a number of steps.
 
     add_epoch_options(parser)
     ask_for_epochs(options)                                  # before the settings are chosen: the order is "epochs"
     settings = with_epochs(settings, options.epochs, train_tokens)     # when the text is known: steps follow
 
-The windows of all epochs are one sequence, cut into steps. So an epoch need not end with a step, and each step is a
-full one: the last step of an epoch also has the first windows of the next (`tinygpt/data/loader.py`), that of the run
-the first windows of an epoch that is not trained on. Nothing is left out.
+The windows of all epochs form one sequence, which is cut into steps of equal size. So the last step of an epoch may
+also contain the first windows of the next one (`tinygpt/data/loader.py`), and the last step of the run the first
+windows of one epoch more. No window is left out.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MOST = 1e6  # epochs
 
 
 def add_epoch_options(parser: argparse.ArgumentParser) -> None:
-    words = "train on every window of the text so often, in place of --steps; the order is shuffled for each epoch"
+    words = "train on every window of the text X times, instead of --steps; each epoch is shuffled anew"
     parser.add_argument("--epochs", type=float, metavar="X", help=words)
 
 
@@ -50,7 +50,7 @@ def ask_for_epochs(options: argparse.Namespace) -> None:
 def with_epochs(settings: Settings, epochs: float | None, train_tokens: np.ndarray) -> Settings:
     """The settings with as many steps as these epochs take; unchanged if `epochs` is None.
 
-    Raises UsageError if a resumed run is past its end already.
+    Raises UsageError if a resumed run is already past its end.
     """
     if epochs is None:
         return settings

@@ -1,9 +1,9 @@
-"""How much a run computes, and how much the processor could: MFU, the share of its peak.
+"""How much of the processor's peak a run uses: MFU, model FLOPs utilization.
 
-MFU is Chowdhery et al.'s model FLOPs utilization (PaLM, 2022, appendix B): the operations that the model's matrix
-products need for the tokens of a second, by the peak. Whatever else is computed counts as time alone. Their peak is the
-one that the maker states; ours is measured by a product of our own, so that it is known for any processor, with the
-threads that this run has. It is the most that the run's own products could reach.
+MFU is the number of operations per second that the model's matrix products need, divided by the peak (Chowdhery et al.,
+PaLM, 2022, appendix B). All other work counts only as time. PaLM takes the vendor's figure for the peak; here it is
+measured with a matrix product on the threads of this run, so that it is known for any processor. It is the most that
+the run's own products could reach.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _SIZES = {"numpy": 768, "cupy": 8192}
 
 
 def flops_per_token(model: Any, T: int) -> float | None:
-    """Operations of a training step for a token in a text of T: `GPT.flops_per_token`, without what freezing saves.
+    """Operations per token of a training step on texts of T tokens: `GPT.flops_per_token`, less what freezing saves.
 
-    None for a model that does not tell them. T: at most the block counts.
+    None if the model does not define it. A T above the block size counts as the block size.
     """
     body = getattr(model, "transformer", model)  # of a classifier
     if not hasattr(body, "flops_per_token"):
@@ -36,9 +36,9 @@ def flops_per_token(model: Any, T: int) -> float | None:
 
 @functools.cache
 def measured_peak(backend: str, dtype: str, threads: int, seconds: float = 0.2) -> float:
-    """Operations a second of the fastest of the matrix products that `seconds` are enough for, at least two.
+    """Operations per second of the fastest of several matrix products: as many as fit into `seconds`, at least two.
 
-    threads: those in use now. Measured once in a process.
+    threads: the number in use now. Measured once per process.
     """
     size = _SIZES[backend]
     host = np.full((size, size), 1e-3, np.float32)

@@ -1,4 +1,4 @@
-"""The rows of a fine-tuning run: read into examples, counted, split into those to learn and those to evaluate on."""
+"""The rows of a fine-tuning run: read into examples, counted, and split into training and validation rows."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .config import TrainingConfig
 
 @dataclass
 class Rows:
-    """The examples of one part, the rows that were left out, and what identifies the rows that were read."""
+    """The examples of one part, the rows that were skipped, and the SHA-256 of the rows that were read."""
 
     examples: list[Example]
     bad: BadRows
@@ -45,11 +45,11 @@ def columns_of(
             bad.add(str(error))
     if bad.sentences:
         raise UsageError(bad.sentences[0])
-    raise UsageError(f"there are no rows in {shown(path)}: a table with named columns is needed, one row a line")
+    raise UsageError(f"there are no rows in {shown(path)}: a table with named columns is needed, one row per line")
 
 
 def read_examples(path: str, columns: tuple[str, ...], task: Any, skip: bool, encoding: str = "utf-8") -> Rows:
-    """The examples of a file. Raises UsageError for the first row that is no example, unless they are skipped."""
+    """The examples of a file. Raises UsageError for the first row that can't be used, unless such rows are skipped."""
     bad, found = BadRows(), hashlib.sha256()
 
     def seen() -> Iterator[Row]:
@@ -67,7 +67,7 @@ def read_examples(path: str, columns: tuple[str, ...], task: Any, skip: bool, en
 def split_examples(
     examples: list[Any], path: str, fold: Sequence[int] | None, config: dict[str, Any]
 ) -> tuple[Sequence[int], Sequence[int]]:
-    """The indices of the rows to train on and of those to evaluate on: a part of them, or fold [i, k]."""
+    """The indices of the training and of the validation rows: a random share of them, or fold [i, k]."""
     keys = [example.key for example in examples]
     labels = [_hashable(getattr(example, "label", None)) for example in examples]
     names = labels if all(isinstance(label, int) for label in labels) else None  # one label a text
@@ -99,7 +99,7 @@ def _check_folds(parts: Sequence[tuple[Any, Any]], labels: Sequence[int], path: 
 
 
 def notes_of(rows: Rows, path: str, block_size: int) -> list[str]:
-    """What should be known of the rows of a file: those left out, cut off and repeated."""
+    """Notes for the user about the rows of a file: how many were skipped, truncated, repeated."""
     examples, name, notes = rows.examples, shown(path), list[str]()
     if rows.bad.count:
         notes.append(f"{rows.bad.count} rows of {name} were left out, such as {rows.bad.sentences[0]}")

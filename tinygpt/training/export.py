@@ -1,8 +1,8 @@
-"""What makes the folder of a run a model for everyone: transformers and other programs load it, too.
+"""Export the model of a run into the run's own folder, so that transformers and other programs can load it.
 
-A trainer that is given the tokenizer writes its files and generation_config.json when it begins, so that `tinygpt`
-loads the folder while the run goes on. At the end it writes the best weights as model.safetensors with a config.json:
-a GPT-2 directory in the folder of the run. `tinygpt` goes on reading the checkpoints.
+A trainer that is given the tokenizer writes the tokenizer's files and generation_config.json at the start, so that
+tinygpt can load the folder during the run. At the end it writes the best weights as model.safetensors with a
+config.json, which makes the folder a GPT-2 directory. tinygpt itself keeps reading the checkpoints.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def prepare(model: Any, tokenizer: Tokenizer, folder: RunFolder) -> None:
-    """Let a run leave a model with this tokenizer. Raises UsageError if the model's vocabulary is too small for it."""
+    """Prepare a run to export its model with this tokenizer. Raises UsageError if the vocabulary is too small."""
     if tokenizer.ids_of_texts > model.config.vocab_size:
         raise UsageError(
             f"Trainer: the tokenizer has {tokenizer.ids_of_texts} tokens, but the model has only "
@@ -51,12 +51,12 @@ def write_tokenizer(trainer: Trainer) -> None:
 
 
 def remove_model(folder: Path) -> None:
-    """Remove the best weights of before, which are no longer the best: a run that is stopped now leaves no others."""
+    """Remove exported weights that are no longer the best: a run that is stopped now would leave outdated ones."""
     (folder / SINGLE).unlink(missing_ok=True)
 
 
 def write_model(trainer: Trainer, progress: Progress) -> None:
-    """Write the best weights for other programs. A model that their format can't hold is said, and is no error."""
+    """Write the best weights for other programs. If their format can't hold the model, a line says so: no error."""
     if is_packed(trainer.model):
         base = trainer.model.source or "its base"
         progress.line(

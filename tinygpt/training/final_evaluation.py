@@ -1,7 +1,7 @@
-"""The end of a run of `tinygpt train`: the loss of its best weights over the whole validation text, or a part of it.
+"""The last evaluation of `tinygpt train`: the loss of the best weights over the whole validation text, or part of it.
 
-A large validation text may take longer than the training. So the run's result is on the screen before, the evaluation
-tells how far it is, `--final-eval` bounds it or leaves it out, and Ctrl-C leaves a finished run.
+On a large validation text it may take longer than the training. So the result of the run is printed first, the
+evaluation shows its progress, `--final-eval` limits or skips it, and Ctrl-C leaves a finished run.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ _LINE = 30.0  # seconds between lines where no bar can be shown
 def add_final_options(parser: argparse.ArgumentParser) -> None:
     """The option for the evaluation at the end."""
     words = (
-        f"the evaluation at the end: {WHOLE} for the whole validation text, N for so many batches of it, {NONE}. The "
-        f"result of the run is printed before; Ctrl-C leaves the finished run, with exit code {128 + signal.SIGINT} "
-        f"(default: {WHOLE})"
+        f"the last evaluation: over the {WHOLE} validation text, over N batches of it, or {NONE}. The result of the "
+        f"run is printed first; Ctrl-C then leaves the finished run, with exit code {128 + signal.SIGINT} (default: "
+        f"{WHOLE})"
     )
     parser.add_argument("--final-eval", default=WHOLE, metavar="N", help=words)
 
@@ -70,7 +70,7 @@ def report_best(trainer: Trainer, validation_tokens: np.ndarray, how_much: str) 
 
 
 class _Told:
-    """The batches, counted in `done`; a line on stderr from time to time unless a bar is shown there."""
+    """The batches, counted in `done`. Prints a line on stderr now and then, unless a progress bar is shown there."""
 
     def __init__(self, batches: Any, of_what: str) -> None:
         self.batches, self.of_what, self.done = batches, of_what, 0

@@ -3,8 +3,8 @@
     with begin_finetuning(options) as run:
         run.trainer.run()
 
-Nothing of an older run in the folder is touched before the rows are read and a new run's first checkpoint is saved. A
-resumed run reads its rows again, and is refused if they are no longer those that it was trained on.
+An older run in the folder stays untouched until the rows are read and the new run's first checkpoint is saved. A
+resumed run reads its rows again, and is refused if they are not the ones that it was trained on.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ DEFAULTS: dict[str, Any] = {"batch_size": 8, "lr": 1e-4, "weight_decay": 0.01, "
 
 @dataclass
 class Finetuning:
-    """A run that is ready to begin. notes: what its user should know of the data."""
+    """A run that is ready to start. notes: what the user should know about the data."""
 
     settings: Settings
     trainer: Trainer
@@ -208,7 +208,7 @@ def _prepare(
         both = {same_key(example.key) for example in rows.examples}
         common = sum(same_key(example.key) in both for example in validation.examples)
         if common:
-            notes.append(f"{common} validation rows have a text or prompt that training rows have too")
+            notes.append(f"{common} validation rows have a text or prompt that also occurs in the training rows")
         sha256 = {"train": rows.sha256, "validation": validation.sha256}
     else:
         sha256 = {"train": rows.sha256}
@@ -228,7 +228,7 @@ def _prepare(
 def _config(
     given: dict[str, Any], epochs: float | None, rows: int, base: TrainingConfig | None = None
 ) -> TrainingConfig:
-    """The settings of a run over `rows` rows: by default an evaluation and a checkpoint an epoch."""
+    """The settings of a run over `rows` rows: by default one evaluation and one checkpoint per epoch."""
     values = (dataclasses.asdict(base) if base is not None else DEFAULTS) | given
     accumulation = values.get("gradient_accumulation", TrainingConfig.gradient_accumulation)
     per_epoch = -(-rows // (values["batch_size"] * accumulation))

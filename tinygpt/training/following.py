@@ -1,10 +1,10 @@
-"""Following a run: samples, speed, time left, energy, a limit of time, loggers. None of it changes a bit of the run.
+"""Monitoring a run: samples, speed, time left, energy, a time limit, loggers. None of it changes a bit of the run.
 
     following = choose_following(options, folder)        # --max-minutes, --sample-every, --log-to ...
     follow(trainer, following, tokenizer)
 
-The settings are no part of the checkpoint, which holds what defines the run. A resumed run finds them in its
-config.toml; options go before it.
+These settings are not part of the checkpoint, which holds only what defines the run. A resumed run reads them from its
+config.toml; options on the command line override them.
 """
 
 from __future__ import annotations
@@ -43,30 +43,30 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Following:
-    """How a run is followed. Raises RangeError."""
+    """How a run is monitored. Raises RangeError."""
 
-    max_minutes: float | None = declare(None, "stop and save after X minutes; --resume goes on", above=0)
+    max_minutes: float | None = declare(None, "stop and save after X minutes; --resume continues", above=0)
     sample_every: int | None = declare(None, "steps between samples, on the screen and in metrics.jsonl", at_least=1)
-    sample_prompt: str | None = declare(None, "what samples begin with (default: a line break, or a text's start)")
+    sample_prompt: str | None = declare(None, "text that samples continue (default: the start token, or a line break)")
     sample_tokens: int = declare(100, "tokens in a sample", at_least=1)
     log_to: str | None = declare(None, f"loggers, besides metrics.jsonl, separated by commas: {', '.join(LOGS)}")
-    watts: float = declare(WATTS, "power of a busy core, for the estimate of energy without RAPL's counters", above=0)
+    watts: float = declare(WATTS, "power of a busy core, to estimate the energy where RAPL can't be read", above=0)
 
     def __post_init__(self) -> None:
         for setting in dataclasses.fields(self):
             check_setting("following", setting, getattr(self, setting.name))
         logger_names(self.log_to)
         if self.sample_prompt is not None and self.sample_every is None:
-            raise UsageError("--sample-prompt is what the samples of --sample-every begin with: give both, or neither")
+            raise UsageError("--sample-prompt is the text that the samples of --sample-every continue: give both")
 
 
 def add_following_options(parser: argparse.ArgumentParser) -> None:
     """The options of `Following`."""
-    add_field_options(parser, Following, "following the run")
+    add_field_options(parser, Following, "monitoring the run")
 
 
 def choose_following(options: argparse.Namespace, folder: Path) -> Following:
-    """How to follow a new run, or with --resume the one in `folder`, by the options and else as before."""
+    """How to monitor a run: by the options and, with --resume, otherwise as the run in `folder` was."""
     names, stored = {setting.name for setting in dataclasses.fields(Following)}, {}
     if options.resume:
         with contextlib.suppress(OSError, ValueError):  # an older run has no such file
@@ -78,11 +78,11 @@ def choose_following(options: argparse.Namespace, folder: Path) -> Following:
 
 
 def follow(trainer: Trainer, following: Following, tokenizer: Tokenizer, template: Template | None = None) -> None:
-    """Let a trainer be followed. template: what --sample-prompt is put into. Raises UsageError."""
+    """Attach samples, loggers and the time limit to a trainer. template: wraps --sample-prompt. Raises UsageError."""
     prompt = None
     if following.sample_every is not None:
         if not hasattr(trainer.model, "generate"):
-            raise UsageError("--sample-every is for models that write text, and this one doesn't: leave it out")
+            raise UsageError("--sample-every is for models that write text, and this one does not: leave it out")
         prompt = _prompt(following.sample_prompt, tokenizer, template)
     loggers = [Logger(name, trainer) for name in logger_names(following.log_to)]
     trainer.callbacks += loggers
@@ -90,7 +90,7 @@ def follow(trainer: Trainer, following: Following, tokenizer: Tokenizer, templat
 
 
 def _prompt(text: str | None, tokenizer: Tokenizer, template: Template | None) -> np.ndarray:
-    """What samples begin with, as ids (T,)."""
+    """The prompt of the samples, as ids (T,)."""
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     try:
         if template is not None:
@@ -107,7 +107,7 @@ def _prompt(text: str | None, tokenizer: Tokenizer, template: Template | None) -
 
 
 class Follower(Watch):
-    """Measures speed and energy, writes samples, and ends the run when its time is over."""
+    """Measures speed and energy, writes samples, and ends the run when its time is up."""
 
     def __init__(
         self,
@@ -198,7 +198,7 @@ class Follower(Watch):
 
 
 def _energy_before(metrics: Path, name: str) -> float:
-    """What the sessions before have used, by the last record that tells."""
+    """The energy that earlier sessions used, from the last record that has it."""
     found = 0.0
     with contextlib.suppress(UsageError, OSError):
         for record in read_metrics(metrics):

@@ -18,7 +18,7 @@ _BODY = "transformer."  # of a classifier's parameters: patterns mean the same t
 
 
 def freeze(model: Any, patterns: str | None) -> None:
-    """Stop the training of the parameters that match one of the patterns, which commas separate.
+    """Freeze the parameters that match one of the comma-separated patterns.
 
     Raises UsageError for a pattern that matches nothing, and if all parameters match.
     """
@@ -49,7 +49,7 @@ def _matches_part(wanted: str, part: str) -> bool:
 
 
 def _examples(names: list[str]) -> list[str]:
-    """The modules at the top, with the range of those that are numbered: wte, wpe, h.0-11, ln_f."""
+    """The top-level modules, with the range of numbered ones: wte, wpe, h.0-11, ln_f."""
     found: dict[str, list[int]] = {}
     for name in names:
         first, _, rest = name.partition(".")

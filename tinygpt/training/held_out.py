@@ -47,7 +47,7 @@ def read_data_facts(folder: Path) -> dict[str, Any]:
         )}  # fmt: skip
     except OSError as error:
         raise CheckpointError(
-            f"{shown(path)} can't be read, so the run in {folder} is none of `finetune`: {error.strerror or error}"
+            f"{shown(path)} can't be read, so the run in {folder} was not made by `finetune`: {error.strerror or error}"
         ) from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(

@@ -1,4 +1,4 @@
-"""Loggers: the records of a run for TensorBoard, Weights & Biases and MLflow, beside metrics.jsonl.
+"""Loggers: send the records of a run to TensorBoard, Weights & Biases and MLflow, in addition to metrics.jsonl.
 
     tinygpt train --log-to tensorboard,mlflow
 
@@ -8,11 +8,11 @@
 | wandb | wandb | FOLDER/wandb; online only where an API key is configured and TINYGPT_OFFLINE is not set |
 | mlflow | mlflow-skinny, and what its SQLite store needs | MLFLOW_TRACKING_URI, or mlflow.db beside FOLDER |
 
-A logger opens its log at the first record that is reported, when the run has its folder. One that fails is said once
-and left out from then on: metrics.jsonl has everything, and no logger ends a run. A resumed run continues the same log,
+A logger opens its log at the first record that is reported, when the run has its folder. If one fails, a line says so
+once and it is dropped: metrics.jsonl has everything, and no logger ends a run. A resumed run continues the same log,
 which it finds by the run's mark (`folder.py`); what a killed session logged after its last checkpoint is logged again.
 
-Both wandb and MLflow look up a host of their makers to report errors and usage, even offline: they are told not to.
+Both wandb and MLflow contact their vendors' hosts to report errors and usage, even offline; this is turned off.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ PROJECT = "tinygpt"  # of wandb; MLflow's experiment
 
 
 class Log:
-    """An open log. `step` of a record counts the steps; its other numbers are figures, its `sample` a text."""
+    """An open log. In a record, `step` is the step, `sample` a text, and every other number a metric."""
 
     def __init__(self, folder: Path, run: str, step: int, config: dict[str, Any]) -> None:
         """Open the log of a run in `folder`, or continue it after `step`. run: what identifies it."""
@@ -67,7 +67,7 @@ class TensorBoardLog(Log):
         from tensorboardX import SummaryWriter
 
         place, first = str(folder / "tensorboard"), step + 1 if step else 0
-        # A file is named by the second it is made in: with the step, a run resumed within it doesn't overwrite it.
+        # Files are named by the second: with the step in the name, a run resumed within that second overwrites nothing.
         self.writer = SummaryWriter(place, purge_step=first, filename_suffix=f".{step}")
         if not step:
             self.writer.add_text("config", "\n\n".join(f"{name} = {value}" for name, value in config.items()), 0)
@@ -108,7 +108,7 @@ class WandbLog(Log):
 
 
 class MlflowLog(Log):
-    """MLflow, by its client alone: no active run, no autologging, no thread."""
+    """MLflow, through its client only: no active run, no autologging, no thread."""
 
     def __init__(self, folder: Path, run: str, step: int, config: dict[str, Any]) -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -167,7 +167,7 @@ def logger_names(text: str | None) -> list[str]:
 
 
 def require_loggers(names: list[str]) -> None:
-    """Raise MissingExtraError for all packages that are not installed, UsageError for a log that is out of reach."""
+    """Raise MissingExtraError for all packages that are missing, UsageError for a log that can't be reached offline."""
 
     def check(name: str) -> None:
         missing = [pip for module, pip in PACKAGES[name].items() if not _is_there(module)]

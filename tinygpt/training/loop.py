@@ -82,10 +82,10 @@ def _objective(
 
 
 class Trainer:
-    """Trains `model` on `train_tokens`, or on what `objective` says, and saves checkpoints and metrics in `folder`.
+    """Trains `model` on `train_tokens`, or as `objective` defines, and saves checkpoints and metrics in `folder`.
 
     `run` makes the folder if there is none. Parameters that are frozen (`requires_grad = False`, or `config.freeze`)
-    stay as they are. On a packed model an adapter is trained, and checkpoints hold what is trained alone.
+    stay as they are. On a packed model an adapter is trained, and checkpoints hold only what is trained.
 
     Without a `resume` before it, `run` refuses a folder that already holds a run or other files with the names of a
     run's files. It always refuses a folder that another run is using.
@@ -94,8 +94,8 @@ class Trainer:
     called with every record of the metrics file, a dictionary: with "step", "loss", "lr", "grad_norm" and more
     (`metrics.py`) every `log_every` steps, with "step" and "validation_loss" after an evaluation. One that raises ends
     the run with CallbackError. stream: where to show progress, any object with a `write` method; by default sys.stderr
-    or, in a notebook, the cell. tokenizer: the folder is then a model that everything loads: tinygpt as soon as it
-    holds a checkpoint, and at the end transformers (`export.py`).
+    or, in a notebook, the cell. tokenizer: the folder then becomes a model that other programs can load: tinygpt as
+    soon as it holds a checkpoint, transformers at the end (`export.py`).
     Raises UsageError if a text is shorter than the block, RangeError if it has an id outside the model's vocabulary.
     """
 
@@ -135,7 +135,7 @@ class Trainer:
         self.report = Report(self.folder / METRICS, self.folder / PICTURE, callbacks)
         self.callbacks = self.report.callbacks
         self.stream = stream
-        self.watch = Watch()  # what follows the run
+        self.watch = Watch()  # hooks that monitor the run
         self.saved_at = -1
         self.changed: dict[str, tuple[Any, Any]] = {}  # settings that `resume` changed: name -> (before, now)
         self.grad_norm: float | None = 0.0  # of the last step; None if that was skipped

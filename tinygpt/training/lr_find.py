@@ -1,13 +1,13 @@
 """The learning-rate range test: a few steps at rates that rise exponentially, and the loss at each of them.
 
-    found = find_lr(trainer)                    # the trainer is afterwards as it was
+    found = find_lr(trainer)                    # leaves the trainer as it was
     found.suggestion, found.lrs, found.losses
     found.draw("lr_find.png")
 
 At rates that are too low the loss stays as it is, at good ones it falls, beyond them it rises. The suggestion is the
 rate at which the smoothed loss falls most steeply over the logarithm of the rate; rates beyond the lowest loss, where
 it has begun to rise, don't count. A test of single steps says little about the end of a run: it gives the order of
-magnitude, from which to go on.
+magnitude to start from.
 
 Source: Smith, "Cyclical Learning Rates for Training Neural Networks", 2017, section 3.3. The exponential rise, the
 smoothing and the steepest fall are those of Gugger, "How Do You Find A Good Learning Rate", 2018.
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
     from .loop import Trainer
 
 STEPS = 100
-_SPAN = 1000.0  # the range ends so far below and above the optimizer's usual rate
+_SPAN = 1000.0  # the range extends by this factor below and above the optimizer's usual rate
 PICTURE = "lr_find.png"
 _SMOOTHING = 0.8  # decay of the mean loss; its bias towards the first losses is corrected as Adam's is
-_DIVERGED = 4.0  # the test ends when the smoothed loss is so many times its lowest
+_DIVERGED = 4.0  # the test ends when the smoothed loss is this many times its minimum
 _FEWEST = 10  # steps
 _NOISE = 10  # first steps, whose smoothed loss is that of a few batches: their slope says nothing
 

@@ -3,8 +3,9 @@
     {"step": 10, "loss": 3.41, "lr": 0.0001, "grad_norm": 2.3, "tokens": 7680, "seconds": 0.2}
     {"step": 250, "validation_loss": 2.52}
 
-What `tinygpt train` measures besides is in the same records: "tokens_per_second", "mfu" (share of the processor's peak,
-see `estimate.py`), "seconds_left", "energy_wh" or "energy_wh_estimate" (`energy.py`). Samples are records of their own.
+Other measurements of `tinygpt train` are in the same records: "tokens_per_second", "mfu" (share of the processor's
+peak, see `estimate.py`), "seconds_left", "energy_wh" or "energy_wh_estimate" (`energy.py`). A sample is a record of its
+own.
 
 A resumed run drops the lines after its checkpoint's step, because it will write them again. So the file ends up the
 same as that of an uninterrupted run, except for what is `MEASURED`.
@@ -21,7 +22,7 @@ from typing import IO, Any
 from ..errors import CheckpointError
 from ..files import atomic_write
 
-# Figures of the machine, not of the run: "seconds" is the time spent training.
+# These depend on the machine, not only on the run. "seconds" is the time spent training.
 MEASURED = frozenset({"seconds", "tokens_per_second", "mfu", "seconds_left", "energy_wh", "energy_wh_estimate"})
 
 

@@ -33,10 +33,11 @@ class TrainingBatches(Protocol):
 
 
 class Objective:
-    """The base class. As it stands, a batch is `(inputs, targets)`, and its loss that of a language model.
+    """The base class. Unless overridden, a batch is `(inputs, targets)`, and its loss that of a language model.
 
-    batches: for training. validation: the batches of an evaluation. tokens: how many tokens a batch has, about, for the
-    speed that is shown. data: identifies the data in a checkpoint; JSON values, which a resumed run must have too.
+    batches: for training. validation: the batches of an evaluation. tokens: the approximate number of tokens in a
+    batch, for the displayed speed. data: JSON values that identify the data in a checkpoint; a resumed run must have
+    the same ones.
     """
 
     same_shapes = False  # all batches have the same shapes and all targets count: a GPU may record a step once

@@ -1,10 +1,10 @@
-"""Start a run from a model that was trained before, instead of from random weights.
+"""Start a run from a pretrained model, instead of from random weights.
 
     start = start_from("gpt2", block_size=256, add_tokens=["<gene>"])
     start.model, start.tokenizer, start.name
 
-Weights, tokenizer and generation settings are the model's: of a training run's best checkpoint, of a GPT-2 directory or
-of a name. Unchanged, it computes what it did there, so the first evaluation of the run is that of the model.
+Weights, tokenizer and generation settings come from the best checkpoint of a training run, from a GPT-2 directory or
+from a model's name. The model computes exactly what it did there, so the first evaluation of the run is its own.
 
 A shorter block keeps the first position embeddings. A new token's embedding is the mean of the others: a likely point
 of their distribution, where a random one would be far out and win or lose every prediction at first.
@@ -55,11 +55,11 @@ def start_from(
     classifiers: bool = False,
     packed: str | None = None,
 ) -> Start:
-    """The model in a run's folder, in a GPT-2 directory or of that name, ready to be trained, in main memory.
+    """The model in a run's folder or a GPT-2 directory, or of that name, ready for training, in main memory.
 
-    block_size: at most the model's. dropout: instead of the model's own. add_tokens: texts that become one token each.
-    seed: of the dropout masks. classifiers: take a classifier, too. packed: "int8" or "bfloat16", for a base that is
-    trained through an adapter; it is left in evaluation mode until it has one. Raises UsageError.
+    block_size: at most the model's. dropout: overrides the model's own. add_tokens: texts that become one token each.
+    seed: of the dropout masks. classifiers: also accept a classifier. packed: "int8" or "bfloat16", for a base that is
+    trained through an adapter; it stays in evaluation mode until it has one. Raises UsageError.
     """
     with backends.use_backend("numpy"):
         options: dict[str, Any] = {"revision": revision, "dropout": dropout, "seed": seed}
@@ -88,9 +88,9 @@ def _is_classifier(folder_or_name: str, revision: str) -> bool:
 
 
 def add_rows(model: GPT, known: int, vocab_size: int) -> None:
-    """Give the tokens known .. vocab_size - 1 the mean of the rows of those before them, in the embedding and the head.
+    """Set the rows of the tokens known .. vocab_size - 1 to the mean of the rows before them, in embedding and head.
 
-    A vocabulary that was padded with rows that no token has is filled first, and grows only when they are used up.
+    Padding rows, which belong to no token, are used first; the vocabulary grows only when they are used up.
     """
     for table in {id(table): table for table in (model.wte, model.output_embedding)}.values():
         table.weight = Parameter(_with_mean_rows(table.weight.data, known, vocab_size))

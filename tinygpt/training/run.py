@@ -42,7 +42,7 @@ def make_model(settings: Settings, tokenizer: Tokenizer) -> GPT:
         settings.start.model.to(settings.backend)
         return settings.start.model
     config = GPTConfig(vocab_size=tokenizer.vocab_size, **settings.model)
-    if settings.checkpoint is not None:  # a model that was started from may have more rows than there are tokens
+    if settings.checkpoint is not None:  # a pretrained model may have more embedding rows than there are tokens
         config = GPTConfig.from_dict(settings.checkpoint.state["model_config"])
     packed = _packed_base(settings, config)
     model = GPT(config, seed=settings.training.seed) if packed is None else packed
@@ -75,7 +75,7 @@ def make_trainer(
     tokenizer: Tokenizer | None = None,
 ) -> Trainer:  # fmt: skip
     """The trainer of a run. A resumed run is restored from its checkpoint. A run that will replace an older one first
-    tries a step, because its first checkpoint removes the older run. tokenizer: used if the run leaves a model."""
+    tries a step, because its first checkpoint removes the older run. tokenizer: used if the run exports its model."""
     trainer = Trainer(
         model, train_tokens, validation_tokens, settings.training, settings.folder,
         tokenizer=tokenizer if settings.exports_model else None,

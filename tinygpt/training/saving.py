@@ -56,7 +56,7 @@ def checkpoint_of(trainer: Trainer) -> Checkpoint:
 
 
 def _source(model: Any) -> str | None:
-    """Where the model came from. A packed base is needed again, from any other folder, too."""
+    """Where the model came from: for a packed base an absolute path, since it is needed again from any folder."""
     source: str | None = getattr(model, "source", None)
     if source is not None and is_packed(model) and user_path(source).is_dir():
         return str(user_path(source).resolve())

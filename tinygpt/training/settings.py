@@ -46,7 +46,7 @@ from .pretrained import Start, start_from
 from .state import check_state, training_config
 
 TOKENIZERS = ("character", "byte", "word", "bpe")
-# The sizes of vocabularies that are learned from the training part. bpe: about three characters of Shakespeare's plays
+# Default sizes of vocabularies learned from the training part. bpe: about three characters of Shakespeare's plays
 # per token; word: 93 % of the tokens of their validation part are known.
 VOCAB_SIZES = {"bpe": 2048, "word": 8192}
 MODEL_HELP = {
@@ -93,7 +93,7 @@ class Settings:
 
     @property
     def exports_model(self) -> bool:
-        """Whether the run started from a model, and leaves one that everything loads (`export.py`)."""
+        """Whether the run started from a model, and exports one that other programs can load (`export.py`)."""
         return self.start is not None or (self.resume and (self.folder.path / GENERATION).exists())
 
 
@@ -107,7 +107,7 @@ def add_run_options(parser: argparse.ArgumentParser, out: str) -> None:
     words = f"the kind of token: {', '.join(TOKENIZERS)}, or a folder with a tokenizer (default: character)"
     group.add_argument("--tokenizer", metavar="KIND", help=words)
     sizes = ", ".join(f"{size} for {kind}" for kind, size in VOCAB_SIZES.items())
-    words = f"vocabulary size of --tokenizer bpe or word, which are made from the training part (default: {sizes})"
+    words = f"vocabulary size of --tokenizer bpe or word, which are trained on the training part (default: {sizes})"
     group.add_argument("--vocab-size", dest="tokenizer_size", type=int, metavar="N", help=words)
     group.add_argument("--out", metavar="FOLDER", help=f"folder for all files of the run (default: {out})")
     either = group.add_mutually_exclusive_group()
@@ -130,7 +130,8 @@ def add_start_options(parser: argparse.ArgumentParser) -> None:
         "preset's"
     )
     group.add_argument("--init-from", metavar="MODEL", help=words)
-    group.add_argument("--revision", metavar="REV", help="of a name: the branch, tag or commit (default: main)")
+    words = "branch, tag or commit of a model that is given by its name (default: main)"
+    group.add_argument("--revision", metavar="REV", help=words)
     words = "add a token to its vocabulary, with the mean of the other embeddings (may be given several times)"
     group.add_argument("--add-token", action="append", metavar="TEXT", help=words)
     add_lora_options(parser)
@@ -174,7 +175,7 @@ def _new(options: argparse.Namespace, folder: RunFolder, name: str) -> Settings:
         given = {"lr": lr / 10 if lora is None else lr} | given
         folder.exports_model = True
     elif getattr(options, "revision", None) is not None:
-        raise UsageError("--revision is of the model in --init-from: give both, or neither")
+        raise UsageError("--revision selects a version of the model in --init-from: give both, or neither")
     elif lora is not None:
         raise UsageError("--lora-rank trains an adapter of the model in --init-from: give both, or neither")
     elif getattr(options, "add_token", None):
@@ -213,11 +214,11 @@ def _start(options: argparse.Namespace, lora: LoRA | None, seed: int) -> Start:
 
 def _resumed(options: argparse.Namespace, folder: RunFolder) -> Settings:
     if getattr(options, "init_from", None) is not None or getattr(options, "add_token", None):
-        raise UsageError("--resume goes on from the run's own checkpoint: leave out --init-from and --add-token")
+        raise UsageError("--resume continues from the run's own checkpoint: leave out --init-from and --add-token")
     if getattr(options, "revision", None) is not None:
-        raise UsageError("--resume goes on from the run's own checkpoint: leave out --revision")
+        raise UsageError("--resume continues from the run's own checkpoint: leave out --revision")
     if lora_of_options(options) is not None:
-        raise UsageError("--resume goes on with the run's own LoRA adapter: leave out --lora-rank and its settings")
+        raise UsageError("--resume continues with the run's own LoRA adapter: leave out --lora-rank and its settings")
     if folder.path.is_dir():
         folder.lock()  # so that no other process resumes the same run
     checkpoint = CheckpointFolder(folder).load("latest")

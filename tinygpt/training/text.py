@@ -1,8 +1,8 @@
 """The text of a run: from files, pipes or Shakespeare to a tokenizer and a token file.
 
-The text is read once: one pass encodes, counts, hashes it and puts documents aside for validation. Only BPE and a
-vocabulary of words read it before, to be learned from the training part alone, so that the tokenizer knows nothing of
-the validation text; a pipe is then copied to a temporary file.
+The text is read once: one pass encodes, counts and hashes it, and sets documents aside for validation. Only for BPE and
+word tokenizers is it read twice, because these are first trained on the training part alone, so that they know nothing
+of the validation text; a pipe is then copied to a temporary file.
 
 A single plain text is one document, and its end is for validation. How many tokens its training part has depends on the
 merges, so with BPE it is measured in bytes; the token file stores the resulting number of tokens for
@@ -37,7 +37,7 @@ from .settings import TOKENIZERS, VOCAB_SIZES, Settings
 from .text_facts import documents_of, read_facts, require_same_text, save_facts, token_folder_in
 from .tokenizer_training import divided_text, learn, learn_from_one, nonempty
 
-# Bytes in the token file for a byte of text, about, to see beforehand whether the disk has room.
+# Approximate bytes of the token file per byte of text, to check in advance whether the disk has room.
 _ROOM = {"byte": 2.0, "character": 2.0 / 3, "word": 0.6, "bpe": 0.5}
 
 
@@ -171,7 +171,7 @@ def _tokenizer(settings: Settings, kind: str, single: bool) -> Tokenizer | Chara
 
 
 def _origin(settings: Settings, tokenizer: Tokenizer) -> dict[str, Any]:
-    """What text.json says about a tokenizer that was there before."""
+    """What text.json says about a tokenizer that existed before the run."""
     if settings.start is not None:
         return {"start": settings.start.name}
     if settings.tokenizer not in (None, *TOKENIZERS):

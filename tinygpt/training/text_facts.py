@@ -16,7 +16,7 @@ from .settings import TOKENIZERS, Settings
 
 
 def token_folder_in(names: tuple[str, ...] | None) -> Path | None:
-    """The folder with a token file, of `tinygpt tokenize` or of a run, if that is what the text is."""
+    """The folder, if the text is one with a token file, made by `tinygpt tokenize` or by a run; otherwise None."""
     if names is None or len(names) != 1:
         return None
     folder = user_path(names[0])

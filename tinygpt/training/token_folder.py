@@ -1,7 +1,7 @@
-"""Token files that are made ahead of training (`tinygpt tokenize`), and runs that take them.
+"""Tokenize text ahead of training (`tinygpt tokenize`), into a folder that a run can start from.
 
-Such a folder holds what a run's folder holds of its text: tokens.npy, the tokenizer and text.json. So the folder of
-another run will do, too.
+The folder holds the same as the folder of a run does for its text: tokens.npy, the tokenizer and text.json. So the
+folder of another run works as well.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Learn a vocabulary, of BPE or of words, from the training part of a text.
+"""Train a BPE or word tokenizer on the training part of a text.
 
-That part must be found before there are tokens to count.
+That part must be determined before there are tokens to count.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def _until_last(piece: Piece, rest: Iterator[Piece]) -> Iterator[str]:
 def learn_from_one(
     kind: str, path: Path, name: str, vocab_size: int, validation_fraction: float
 ) -> tuple[Tokenizer, int]:
-    """A tokenizer of this kind for the training part of one text in UTF-8, and that part's length in characters."""
+    """A tokenizer of this kind trained on the training part of one UTF-8 text, and that part's length in characters."""
     with explain_os_errors("read", path):
         size = path.stat().st_size
     pieces = _beginning(path, round((1 - validation_fraction) * size))

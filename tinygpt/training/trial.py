@@ -1,9 +1,9 @@
-"""Steps on trial: those of a run, after which the trainer is as it was.
+"""Trial steps: steps of a run that leave the trainer as it was.
 
     with on_trial(trainer):
         loss = trial_step(trainer, lr)
 
-Weights, optimizer, average, random state, loss scale and step come back bit for bit, whatever happens in between.
+Weights, optimizer, average, random state, loss scale and step are restored bit for bit, whatever happens in between.
 Nothing is written: neither metrics nor checkpoints.
 """
 

@@ -1,9 +1,9 @@
-"""What looks on while a trainer runs: the seam for whatever follows a run without being a part of it.
+"""Hooks of a running trainer: the seam for whatever monitors a run without being part of it.
 
     trainer.watch = Follower(...)              # following.py
 
-The trainer calls these methods. They may add to the records of the metrics file and say when the run should end; they
-change nothing that the run computes.
+The trainer calls these methods. They may add to the records of the metrics file and end the run; they change nothing
+that it computes.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ if TYPE_CHECKING:
 
 
 class Watch:
-    """Follows nothing."""
+    """Hooks that do nothing."""
 
     def begin(self, trainer: Trainer, progress: Progress) -> None:
         """Before the first step of this session."""
 
     @property
     def over(self) -> str:
-        """Why the run should end now, said after "Training ended"; nothing while it may go on. Asked each step."""
+        """Why the run should end now, printed after "Training ended"; empty while it may continue. Read each step."""
         return ""
 
     def before_step(self) -> None:
         """Before each step."""
 
     def after_step(self, trainer: Trainer) -> list[tuple[dict[str, Any], str]]:
-        """After each step. Returns records for the metrics file, each with words for the screen."""
+        """After each step. Returns records for the metrics file, each with a line for the screen."""
         return []
 
     def figures(self, trainer: Trainer) -> dict[str, Any]:
