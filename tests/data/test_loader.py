@@ -178,5 +178,5 @@ def test_packing_needs_fewer_rows_and_documents() -> None:
     assert all(row in rows for row in drawn[0].tolist())
     assert len({tuple(row) for row in drawn[0].tolist()}) > 20
     for loader in (DataLoader, RandomBatches):
-        with pytest.raises(UsageError, match=r"this text is not made of documents .*: leave pack out"):
+        with pytest.raises(UsageError, match=r"this text does not consist of documents .*: leave pack out"):
             loader(np.arange(100), 4, 8, pack=True)

@@ -96,7 +96,7 @@ def test_a_field_of_any_length(tmp_path: Path) -> None:
         ("t.csv", "text,n\na,1\nb\n", r"t\.csv, line 3: expected 2 fields, as many as columns \(text, n\), not 1"),
         ("t.csv", "text,n\na,1,\n", "line 2: expected 2 fields, .* not 3"),
         ("t.csv", 'text,n\na,1\n"b,1\nc,1\n', "line 3: a quotation mark opens a field that has not ended .* in line 4"),
-        ("t.csv", 'text,n\n"a"b,1\n', "line 2: this is no row: ',' expected after '\"'"),
+        ("t.csv", 'text,n\n"a"b,1\n', "line 2: this is not a row: ',' expected after '\"'"),
     ],
 )
 def test_bad_rows(tmp_path: Path, name: str, content: str, words: str) -> None:
@@ -138,7 +138,7 @@ def test_bad_rows_are_left_out_and_counted(tmp_path: Path) -> None:
         ("t.csv", "text\tn\n", r"there is 'text\\tn': its fields seem to be separated by '\\t', but \.csv has"),
         ("t.csv", "good film,pos\n", r"there is 'good film', 'pos': the first line must name the columns"),
         ("t.csv", '"text', "line 1: the names of the columns can't be read"),
-        ("t.txt", "a", r"t\.txt is no table that can be read: expected a name that ends in \.jsonl"),
+        ("t.txt", "a", r"t\.txt is not a table that can be read: expected a name that ends in \.jsonl"),
         ("t.csv", b"text\nab\n\xff\n", r"t\.csv is not UTF-8 text: byte 8 \(0xff\) in line 3 is invalid"),
         ("t.csv.gz", b"text\n", r"t\.csv\.gz is damaged or cut short"),
     ],
@@ -174,7 +174,9 @@ def test_a_row_without_end_is_refused_before_it_fills_the_memory(
     monkeypatch.setattr(tinygpt.data.rows, "LONGEST_ROW", 50)
     monkeypatch.setattr(tinygpt.data.rows, "_CHUNK", 10)
     words = (
-        "line 1: the row has more than 50 characters" if name == "t.jsonl" else "line 2: this is no row: field larger"
+        "line 1: the row has more than 50 characters"
+        if name == "t.jsonl"
+        else "line 2: this is not a row: field larger"
     )
     limit = csv.field_size_limit(10)
     try:

@@ -118,7 +118,7 @@ def test_contradictions(run: Any, tmp_path: Path) -> None:
         (("--epochs=1", "--order=random"), "--order random contradicts it: leave one out"),
         (("--epochs=0",), "epochs must be above 0 and at most 1,000,000, not 0"),
         (("--epochs=nan",), "epochs must be above 0 and at most 1,000,000, not nan"),
-        (("--pack",), "this text is not made of documents .*: leave pack out"),
+        (("--pack",), "this text does not consist of documents .*: leave pack out"),
         (("--final-eval=some",), "must be a number of batches, whole or none, not 'some'"),
         (("--final-eval=0",), "must be a number of batches, whole or none, not '0'"),
     ):

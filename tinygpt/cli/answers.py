@@ -1,7 +1,7 @@
-"""What `eval` and `predict` do with prompts: the model's answers to the rows of a file, and how good they are.
+"""What `eval` and `predict` do with prompts: the model's answers to the rows of a file, and their quality.
 
-The template is the one that the model was fine-tuned with, which stands in its folder, or `--template`. Answers are
-greedy: the same model gives the same ones.
+The template is the one in the model's folder, which it was fine-tuned with, or `--template`. Decoding is greedy, so the
+same model always gives the same answers.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from .. import console
-from ..data.columns import COLUMNS, dialogue_of, find_columns, is_conversation
-from ..data.columns import Dialogue as Turns
+from ..data.columns import COLUMNS, Turns, dialogue_of, find_columns, is_conversation
 from ..data.dialogue import TEMPLATE, Dialogue, Template
 from ..data.rows import Row
 from ..errors import UsageError
@@ -24,14 +23,14 @@ from ..generation import config_from_dict, stream_text
 
 NEW_TOKENS = 100
 _T = TypeVar("_T")
-METRICS = ("bleu", "chrf", "rouge")  # those that need a library; exact match and token F1 are always told
+METRICS = ("bleu", "chrf", "rouge")  # those that need a library; exact match and token F1 are always reported
 
 
 def add_answer_options(parser: Any) -> None:
     """Options for rows with prompts."""
-    words = "of rows with prompts: the text around prompt and answer, as for `finetune` (default: the model's own)"
+    words = "for rows with prompts: the text around prompt and answer, as for `finetune` (default: the model's own)"
     parser.add_argument("--template", metavar="NAME_OR_FILE", help=words)
-    words = f"of rows with prompts: the longest answer, in tokens (default: {NEW_TOKENS})"
+    words = f"for rows with prompts: maximum length of an answer in tokens (default: {NEW_TOKENS})"
     parser.add_argument("--max-new-tokens", type=int, default=NEW_TOKENS, metavar="N", help=words)
 
 
@@ -43,7 +42,7 @@ def template_name(options: argparse.Namespace, folder: Path) -> str | None:
 
 
 def prompt_columns(row: Row) -> tuple[str, ...]:
-    """The columns by which a row asks for an answer; the second may be missing. Raises UsageError."""
+    """The columns of a row that asks for an answer; the answer's own may be missing. Raises UsageError."""
     for columns, task in COLUMNS.items():
         if task == "sft" and columns[0] in row.values:
             return columns
@@ -54,7 +53,7 @@ def prompt_columns(row: Row) -> tuple[str, ...]:
 
 
 def asked(row: Row, columns: tuple[str, ...]) -> Turns:
-    """The dialogue up to the last question. What the row has as its answer is not read. Raises UsageError."""
+    """The dialogue up to the last question. An answer in the row is ignored. Raises UsageError."""
     values = dict(row.values)
     if columns == ("messages",):
         said = values["messages"]
@@ -70,7 +69,7 @@ def _role(message: Any) -> Any:
 
 
 class Answers:
-    """The model's answers. Raises UsageError for a setting that generation refuses."""
+    """The model's answers. Raises UsageError for an invalid generation setting."""
 
     def __init__(self, model: Any, tokenizer: Any, template: Template, max_new_tokens: int) -> None:
         self.model, self.tokenizer, self.template = model, tokenizer, template
@@ -101,7 +100,7 @@ class Answers:
 
 
 def answer_report(answers: list[str], right: list[str], wanted: tuple[str, ...]) -> dict[str, Any]:
-    """The figures, as JSON values. wanted: some of METRICS. Raises MissingExtraError."""
+    """The metrics, as JSON values. wanted: some of METRICS. Raises MissingExtraError."""
     from ..metrics import bleu, chrf, exact_match, rouge, token_f1
 
     report: dict[str, Any] = {"exact_match": exact_match(answers, right), "token_f1": token_f1(answers, right)}

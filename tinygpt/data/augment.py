@@ -1,20 +1,21 @@
-"""Texts changed at random, for training only: a small data set becomes a little different in each epoch.
+"""Random changes to texts, for training only: a small data set becomes a little different in each epoch.
 
     augmentation = read_augmentation("deletion=0.1,swap=0.1,synonyms=words.txt")
     augmentation(text, Generator(seed, stream))
 
-    deletion=P      each word is left out with probability P; never all of them
-    swap=P          P times the number of words, two words of the text change places
-    synonyms=FILE   a word is replaced by another of its line in FILE, with probability `replacement` (default: 0.1)
+    deletion=P      each word is deleted with probability P; never all of them
+    swap=P          P times the number of words, two random words of the text change places
+    synonyms=FILE   a word is replaced by another one of its line in FILE, with probability `replacement` (default: 0.1)
 
-A word is what spaces separate; each Chinese or Japanese character is one, since these scripts have no spaces. A synonym
-may have several of them. FILE has a group of synonyms a line, separated by tabs, or without a tab by spaces.
+Words are separated by spaces; each Chinese or Japanese character is a word, since these scripts have no spaces. A
+synonym may consist of several words. Each line of FILE is a group of synonyms, separated by tabs, or by spaces if the
+line has no tab.
 
-What happens to a text follows from the generator alone: a run gives each row and epoch a stream of its own, so a
-resumed run sees the same texts.
+The changes depend only on the generator: a run gives each row and epoch a stream of its own, so a resumed run sees the
+same texts.
 
 Source: Wei and Zou, "EDA: Easy Data Augmentation Techniques for Boosting Performance on Text Classification Tasks",
-2019, section 2, but for its fourth operation, insertion.
+2019, section 2, without its fourth operation, insertion.
 """
 
 from __future__ import annotations
@@ -40,13 +41,13 @@ _PIECE = re.compile(rf"([{_ALONE}]|[^\s{_ALONE}]+)(\s*)")
 _RATES = ("deletion", "swap", "replacement")
 _FORM = "deletion=0.1,swap=0.1,synonyms=FILE"
 
-# Streams of random numbers that nothing else of a run uses (`row_batches.py`): one for each epoch and row.
+# RNG streams that nothing else in a run uses (`row_batches.py`): one for each epoch and row.
 _FIRST_STREAM, _ROW_BITS = 3 << 62, 32
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """See the module. synonyms: a word -> others that mean the same; sha256: of their file."""
+    """See the module. synonyms: a word -> its synonyms; sha256: of their file."""
 
     deletion: float = 0.0
     swap: float = 0.0
@@ -79,7 +80,7 @@ class Augmentation:
 
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
-        """Matches a word that has synonyms: the longest one, and no part of a longer word in letters."""
+        """Matches a word that has synonyms: the longest one, and never part of a longer word."""
         letter = rf"[^\W{_ALONE}]"
         return re.compile("|".join(
             (rf"(?<!{letter})" if re.match(letter, word) else "")
@@ -89,17 +90,17 @@ class Augmentation:
         ))  # fmt: skip
 
     def facts(self) -> dict[str, float | str | None]:
-        """What identifies it in a checkpoint, as JSON values."""
+        """JSON values that identify it in a checkpoint."""
         return {name: getattr(self, name) for name in (*_RATES, "sha256")}
 
 
 def stream_of(row: int, epoch: int) -> int:
-    """The stream of random numbers of a row in an epoch."""
+    """The RNG stream of a row in an epoch."""
     return _FIRST_STREAM + (epoch << _ROW_BITS) + row
 
 
 def read_augmentation(words: str) -> Augmentation:
-    """The augmentation that an option describes; its synonyms are read. Raises UsageError."""
+    """The augmentation that an option describes, with its synonyms read from their file. Raises UsageError."""
     settings = dict(_settings(words))
     rates: dict[str, Any] = {
         name: number("augment", name, _float(name, settings[name]), at_least=0, below=1)
@@ -117,7 +118,7 @@ def read_augmentation(words: str) -> Augmentation:
 
 
 def with_absolute_path(words: str) -> str:
-    """The same option with the path of the synonyms from the root, so that it holds in another folder."""
+    """The same option with the path of the synonyms made absolute, so that it is valid in any folder."""
     return ",".join(
         f"{name}={os.path.abspath(os.path.expanduser(value)) if name == 'synonyms' else value}"
         for name, value in _settings(words)
@@ -130,7 +131,7 @@ def synonyms_in(words: str | None) -> str | None:
 
 
 def read_synonyms(path: str) -> tuple[dict[str, list[str]], str]:
-    """Each word with the others that mean the same, and the SHA-256 of the file. Raises UsageError with the line."""
+    """Each word with its synonyms, and the SHA-256 of the file. Raises UsageError with the line."""
     digest, found = hashlib.sha256(), dict[str, list[str]]()
     text = "".join(read_text(path))
     digest.update(text.encode("utf-8"))
@@ -171,5 +172,5 @@ def _float(name: str, value: str) -> float:
 
 
 def _rounded(count: float, generator: Generator) -> int:
-    """count, rounded up or down at random so that its mean stays."""
+    """count, rounded up or down at random such that the mean stays the same."""
     return int(count + generator.uniform())

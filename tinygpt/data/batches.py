@@ -1,11 +1,11 @@
 """Batches: windows of the token sequence as inputs, with the following tokens as targets.
 
-`RandomBatches` draws windows at random positions, for training; `DataLoader` (`loader.py`) has each of them once an
+`RandomBatches` draws windows at random positions, for training; `DataLoader` (`loader.py`) returns each window once per
 epoch. `SequentialBatches` covers the text once, for the loss over a whole validation text. All of them read only the
 windows they return from a memory-mapped file.
 
-A text that is made of documents has the id of the token that ends them: `tokens.end_token`, as `open_tokens` and
-`split` set it, or given as `end_token`. No window then reaches from one document into another (`windows.py`).
+If a text consists of documents, `tokens.end_token`, which `open_tokens` and `split` set, or the argument `end_token` is
+the id of the token that ends each of them. No window then reaches from one document into another (`windows.py`).
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class SequentialBatches:
 def windows_of(
     tokens: np.ndarray, block_size: int, end_token: int | None, pack: bool = False
 ) -> DocumentWindows | None:
-    """The windows of a text that is made of documents, packed or not; None for any other text.
+    """The windows of a text that consists of documents, packed or not; None for any other text.
 
     Raises UsageError for a text that is too short for a window, and for one that can't be packed.
     """
@@ -114,8 +114,8 @@ def windows_of(
         return (PackedRows if pack else DocumentWindows)(tokens, end_token, block_size)
     if pack:
         raise UsageError(
-            "pack puts several documents into a row, and this text is not made of documents that an end token keeps "
-            "apart: leave pack out"
+            "pack puts several documents into a row, but this text does not consist of documents that an end token "
+            "separates: leave pack out"
         )
     _check_length(tokens, block_size)
     return None

@@ -1,12 +1,13 @@
-"""Clean documents on request, and count what was done: Unicode's NFC, control characters, exact and near duplicates.
+"""Clean documents and count the changes: Unicode NFC, control characters, exact and near duplicates.
 
     cleaning = Cleaning(("nfc", "control", "duplicates"))
     for piece in cleaning(Documents("books/")): ...
     str(cleaning)                                # "12 control characters removed, 3 exact duplicates left out"
 
-Near duplicates are found by MinHash: a document is the set of its runs of five words, and of two documents the share of
-64 hash functions whose smallest value is the same estimates what share of their runs they have in common. Candidates
-share 8 of 64 values that stand together; they are compared in all 64, and the later one is left out from 0.8 on.
+Near duplicates are found by MinHash. A document is the set of its 5-grams of words. For each of 64 hash functions, take
+the smallest value over the set: the share of the 64 values that two documents have in common estimates the Jaccard
+similarity of the sets. Candidates agree in a band of 8 adjacent values; they are compared in all 64, and if the
+similarity is at least 0.8 the later one is left out.
 Source: Broder, "On the resemblance and containment of documents", 1997; Leskovec, Rajaraman, Ullman, "Mining of Massive
 Datasets", section 3.4.
 """
@@ -25,15 +26,15 @@ from ..errors import UsageError
 from .documents import Piece
 
 KINDS = ("nfc", "control", "duplicates", "near-duplicates")
-_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")  # line breaks and tabulators are text
-_LONGEST = 1 << 24  # characters: longer documents are not held to be compared with others
+_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")  # line breaks and tabs are text
+_LONGEST = 1 << 24  # characters: longer documents are not kept in memory for comparison
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]|\w+")  # Chinese and Japanese: a character is a word
 _RUN, _HASHES, _BAND, _SIMILAR = 5, 64, 8, 0.8
 _HASH = np.random.default_rng(20240520).integers(1, 1 << 63, (2, _HASHES), dtype=np.uint64) | np.uint64(1)
 
 
 class Cleaning:
-    """Cleans documents; `counts` says how often what was done in the last pass."""
+    """Cleans documents; `counts` has the number of changes of each kind in the last pass."""
 
     def __init__(self, kinds: Iterable[str]) -> None:
         self.kinds = tuple(kinds)
@@ -102,7 +103,7 @@ class Cleaning:
 
 
 def _nonempty(pieces: Iterable[Piece]) -> Iterator[Piece]:
-    """Without empty pieces, and without documents of nothing else."""
+    """Drop empty pieces, and documents that have no others."""
     held = None
     for piece in pieces:
         if held is not None and piece.text:
@@ -117,7 +118,7 @@ def _nonempty(pieces: Iterable[Piece]) -> Iterator[Piece]:
 
 
 def _safe_end(text: str) -> int:
-    """Where a text can be cut so that its parts, composed, are the whole: before what composes with nothing."""
+    """Where a text can be cut without changing its composition: before a character that never composes."""
     for position in range(len(text) - 1, 0, -1):
         if text[position].isascii() or "\u4e00" <= text[position] <= "\u9fff":
             return position
@@ -125,7 +126,7 @@ def _safe_end(text: str) -> int:
 
 
 def _whole(pieces: Iterable[Piece]) -> Iterator[tuple[list[Piece], bool]]:
-    """The pieces of each document together, and True; those of a very long one as they come, and False."""
+    """The pieces of each document together, with True; those of a very long one as they come, with False."""
     held: list[Piece] = []
     length, long = 0, False
     for piece in pieces:
@@ -140,14 +141,14 @@ def _whole(pieces: Iterable[Piece]) -> Iterator[tuple[list[Piece], bool]]:
 
 
 class _Similar:
-    """The documents that were kept, as 64 numbers each: 256 bytes, and about as much again to find them."""
+    """The documents that were kept, as 64 numbers each: 256 bytes, and about as much again for the index."""
 
     def __init__(self) -> None:
         self._signatures: list[np.ndarray] = []
         self._bands: dict[bytes, list[int]] = {}
 
     def has(self, text: str) -> bool:
-        """Whether a document like this one was there; if not, it is remembered."""
+        """Whether a similar document was seen before; if not, this one is remembered."""
         signature = _signature(text)  # (64,) uint32
         bands = [bytes([number]) + band.tobytes() for number, band in enumerate(signature.reshape(-1, _BAND))]
         for candidate in {index for band in bands for index in self._bands.get(band, ())}:
@@ -160,7 +161,7 @@ class _Similar:
 
 
 def _signature(text: str) -> np.ndarray:
-    """The smallest value of each hash function over the runs of words: uint32, (64,)."""
+    """The smallest value of each hash function over the 5-grams of words: uint32, (64,)."""
     words = _WORD.findall(text.lower()) or [text]
     codes = {word: zlib.crc32(word.encode()) for word in set(words)}
     hashes = np.array([codes[word] for word in words], np.uint64)

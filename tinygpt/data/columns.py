@@ -1,4 +1,4 @@
-"""What a row of people's data is: a text, a labelled text, or a dialogue whose answers are to be learned.
+"""What a row of the user's data is: a text, a labelled text, or a dialogue whose answers are to be learned.
 
 | columns | task |
 |---|---|
@@ -9,8 +9,8 @@
 | `text`, `label` | classify |
 | `text` | text |
 
-These are the names that TRL and the data sets on hubs use. The task is that of the first line above whose columns are
-there, unless it is given.
+These are the names that TRL and public data sets use. Unless the task is given, it is that of the first line above
+whose columns are all present.
 """
 
 from __future__ import annotations
@@ -28,8 +28,11 @@ COLUMNS: dict[tuple[str, ...], str] = {
 VERBATIM = ("prompt", "completion")  # the texts follow each other as they are; the others need a template
 
 
-class Dialogue(NamedTuple):
-    """A system text, or "", and turns: what the user said, and the answer. given: turns that belong to the prompt."""
+class Turns(NamedTuple):
+    """A dialogue: a system text, or "", and turns, each what the user said and the answer.
+
+    given: the number of turns that belong to the prompt.
+    """
 
     system: str
     turns: list[tuple[str, str]]
@@ -37,7 +40,7 @@ class Dialogue(NamedTuple):
 
 
 def find_columns(found: Sequence[str], task: str | None, where: str) -> tuple[str, tuple[str, ...]]:
-    """The task and the columns that it reads, from the columns that there are. Raises UsageError if none will do."""
+    """The task and the columns that it reads, from the columns that were found. Raises UsageError if none fit."""
     there = set(found)
     for columns, its_task in COLUMNS.items():
         if task in (None, its_task) and there.issuperset(columns):
@@ -65,7 +68,7 @@ def _kind(value: Any) -> str:
     return kinds.get(type(value), "a number")
 
 
-def dialogue_of(row: Row, columns: tuple[str, ...]) -> Dialogue:
+def dialogue_of(row: Row, columns: tuple[str, ...]) -> Turns:
     """The dialogue in a row with these columns. Raises UsageError with the row's line."""
     if columns == ("messages",):
         return _dialogue(row, _messages(row, "messages"))
@@ -78,7 +81,7 @@ def dialogue_of(row: Row, columns: tuple[str, ...]) -> Dialogue:
         if not isinstance(given, str):
             raise UsageError(f"{row.where}: the column 'input' is {_kind(given)}, not text")
         said = f"{said}\n\n{given}" if given.strip() else said
-    return Dialogue("", [(said, answer)])
+    return Turns("", [(said, answer)])
 
 
 def is_conversation(row: Row, columns: tuple[str, ...]) -> bool:
@@ -93,7 +96,7 @@ def _messages(row: Row, column: str) -> list[Any]:
     return messages
 
 
-def _dialogue(row: Row, messages: list[Any]) -> Dialogue:
+def _dialogue(row: Row, messages: list[Any]) -> Turns:
     system, said = "", list[tuple[str, str]]()
     for number, message in enumerate(messages, 1):
         role, content = _role_and_content(row, number, message)
@@ -108,7 +111,7 @@ def _dialogue(row: Row, messages: list[Any]) -> Dialogue:
             said.append((role, content))
     if len(said) % 2 or not said:
         raise UsageError(f"{row.where}: the messages must end with an answer of the assistant, from which to learn")
-    return Dialogue(system, [(said[i][1], said[i + 1][1]) for i in range(0, len(said), 2)])
+    return Turns(system, [(said[i][1], said[i + 1][1]) for i in range(0, len(said), 2)])
 
 
 def _role_and_content(row: Row, number: int, message: Any) -> tuple[str, str]:

@@ -1,14 +1,14 @@
-"""Dialogues: turns become the prompt, and the oldest are dropped when it no longer fits the block.
+"""Dialogues: the turns become the prompt, and the oldest ones are dropped when it no longer fits into the block.
 
-A template is the text around what user and assistant say. It is one of `PRESETS`, or a TOML file:
+A template is the text around the messages of user and assistant. It is one of `PRESETS`, or a TOML file:
 
     system = "{system}\\n\\n"                              # comes first if there is a system text
     turn = "User: {user}\\nAssistant: {assistant}\\n"      # one turn; the prompt ends at the last {assistant}
     stop = ["\\nUser:"]                                   # ends an answer (default: the beginning of the next turn);
                                                          # []: only the end-of-text token does
 
-A model has no notion of roles: it continues text. One trained on dialogues needs the template they were written in, so
-`tinygpt finetune` leaves it in the model's folder, as template.toml, where `chat` finds it.
+A model has no notion of roles: it continues text. A model that was trained on dialogues needs the template they were
+written in, so `tinygpt finetune` saves it in the model's folder, as template.toml, where `chat` finds it.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Template:
 
     @property
     def ending(self) -> str:
-        """What a model must write after its answer to end it: all up to the first of `stops`, if there is one."""
+        """What a model must write after its answer to end it: everything up to the first of `stops`, if any."""
         _, _, after = self.pieces
         if not self.stops:
             return after
@@ -142,7 +142,7 @@ def read_template(name_or_file: str) -> Template:
 
 @dataclass
 class Dialogue:
-    """The turns so far, and the template that makes a prompt of them."""
+    """The turns so far, and the template that turns them into a prompt."""
 
     template: Template
     system: str = ""

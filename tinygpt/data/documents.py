@@ -3,11 +3,11 @@
     for piece in Documents(["books/", "more.jsonl.gz"]):
         piece.text, piece.last                   # a part of a document; whether the document ends with it
 
-A plain text file (.txt, .md or whatever is no table) is one document; a table (.jsonl, .csv, .tsv) has one in each row,
-in its column `text`. Every document has at least one character: empty ones are passed over.
+A plain text file (.txt, .md or any other that is not a table) is one document; a table (.jsonl, .csv, .tsv) has one in
+each row, in its column `text`. Every document has at least one character: empty ones are skipped.
 
-What can't be read is an error that names each file in question, or is left out and counted (`skip_bad`). A file that
-is left out is left out whole: with `skip_bad` each file is read once before its text is used.
+What can't be read is an error that names all such files, or is skipped and counted (`skip_bad`). A file is skipped as a
+whole: with `skip_bad` each file is read once before its text is used.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Piece(NamedTuple):
 class Documents:
     """The documents of files, folders and patterns, in order. May be iterated again, unless it is a pipe.
 
-    names: as `find_files` takes them. newlines: "unix" turns \\r\\n and \\r into \\n. skip_bad: leave out what can't be
+    names: as `find_files` takes them. newlines: "unix" turns \\r\\n and \\r into \\n. skip_bad: skip what can't be
     read; `bad` counts it. see: called with the bytes that are read; a hash's `update`. keep_nul: allow NUL characters.
     Raises UsageError, at once for names and settings, later for contents.
     """
@@ -120,7 +120,7 @@ class Documents:
         return None
 
     def _with_others(self, error: UsageError, rest: list[str]) -> UsageError:
-        """The error about a file, with the other files that can't be read either: nobody mends one after another."""
+        """The error about a file, together with the next files that can't be read, so that all can be fixed at once."""
         found = [str(error)]
         others = (self._wrong(path) for path in rest if path != STDIN and not _is_table(path))
         found += [str(wrong) for wrong in others if wrong is not None]

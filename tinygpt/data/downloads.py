@@ -1,4 +1,4 @@
-"""Files from the network: bounded in time and in size, and with the right checksum or not at all."""
+"""Downloads: bounded in time and size, and returned only if the checksum is right."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def download(
     largest: int = LARGEST,
     opener: urllib.request.OpenerDirector | None = None,
 ) -> bytes:
-    """What is at `source`, or an exception after at most `timeout` seconds.
+    """The content at `source`, or an exception after at most `timeout` seconds.
 
-    sha256: its checksum; None for a page that has none. largest: bytes. opener: instead of urllib's usual one.
+    sha256: its checksum; None for a page that has none. largest: bytes. opener: replaces urllib's default one.
     Raises OSError, http.client.HTTPException or ValueError.
 
     A socket timeout limits only each single wait for the server, and nothing limits the DNS lookup. So the

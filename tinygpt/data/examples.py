@@ -4,11 +4,11 @@
     example = maker.make(row)
     inputs, targets = collate([example, ...])
 
-An example ends with the end-of-text token, which is learned, so that the model learns where to stop. Without one the
-template's own ending is learned instead. Prompt and answer are encoded apart, as they are when the model is used: there
-the prompt is encoded before an answer exists.
+An example ends with the end-of-text token, which is a target, so that the model learns where to stop. If there is no
+such token, the template's own ending is the target instead. Prompt and answer are encoded separately, because that is
+how the model is used: the prompt is encoded before an answer exists.
 
-Rows of a batch are padded on the right. Causal attention never looks to the right, and padding is no target, so it
+Rows of a batch are padded on the right. Causal attention never looks to the right, and padding is not a target, so it
 changes nothing and needs no mask.
 
 Letters: B batch, T time (the longest row of a batch), n tokens of an example.
@@ -33,8 +33,8 @@ PAD = 0  # any id would do
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """ids: (n,) tokens. learned: (n,) bool, whether each is a target. key: its text or prompt; equal ones belong on
-    the same side of a split. truncated: whether the row was longer."""
+    """ids: (n,) tokens. learned: (n,) bool, whether each is a target. key: its text or prompt; examples with equal keys
+    belong on the same side of a split. truncated: whether the row was longer."""
 
     ids: np.ndarray
     learned: np.ndarray
@@ -46,7 +46,7 @@ class Example:
 
 
 class TextExamples:
-    """A text a row, all of it learned."""
+    """One text per row, all of it learned."""
 
     def __init__(self, tokenizer: Tokenizer, block_size: int, end: int | None) -> None:
         self.tokenizer, self.block_size, self.end = tokenizer, block_size, end
@@ -58,12 +58,12 @@ class TextExamples:
         return self.cut(row, text, [(ids, True)])
 
     def cut(self, row: Row, key: str, pieces: Sequence[tuple[np.ndarray, bool]]) -> Example:
-        """One example of pieces of ids that are learned or not, and the end; at most a block and the token after it."""
+        """One example, from pieces of ids that are learned or not, and the end token; at most block_size + 1 tokens."""
         if self.end is not None:
             pieces = [*pieces, (np.array([self.end]), True)]
         ids = np.concatenate([piece for piece, _ in pieces]).astype(np.int32)  # (n,)
         learned = np.concatenate([np.full(len(piece), flag) for piece, flag in pieces])  # (n,)
-        longest = self.block_size + 1  # a token is predicted from those before it, of which a block has room
+        longest = self.block_size + 1  # a full block of inputs, and the token that follows it
         if not learned[1:longest].any():
             raise UsageError(
                 f"{row.where}: nothing is left to learn from: the prompt takes {int(learned.argmax())} tokens, and the "
@@ -75,7 +75,7 @@ class TextExamples:
 
 
 class AnswerExamples(TextExamples):
-    """A dialogue a row, of which the answers are learned; with loss_on "all" everything."""
+    """One dialogue per row. The answers are learned or, with loss_on "all", everything."""
 
     def __init__(
         self, tokenizer: Tokenizer, block_size: int, end: int | None, columns: tuple[str, ...], template: Template,
@@ -123,7 +123,7 @@ def encoded(tokenizer: Tokenizer, parts: list[Part], row: Row) -> np.ndarray:
 
 
 def make_examples(maker: TextExamples, rows: Iterable[Row], skip_bad: BadRows | None = None) -> list[Example]:
-    """The examples of all rows. skip_bad: counts the rows that can't be used; without it the first is an error."""
+    """The examples of all rows. skip_bad: counts rows that can't be used; without it, the first one is an error."""
     examples = []
     for row in rows:
         try:

@@ -1,10 +1,10 @@
-"""k-fold cross-validation: every text is tested once, by a model that has never seen it.
+"""k-fold cross-validation: every text is tested once, with a model that has never seen it.
 
     for train, test in folds(texts, 5, labels=labels): ...        # indices of rows
 
-Equal texts (but for white space) are in one fold, so that none is learned by heart and then tested. Folds have about
-the same number of rows, and of each label about the same share: groups of equal texts are shuffled, brought in the
-order of their labels, and dealt one after another to the fold with the fewest rows.
+Texts that differ only in white space are in the same fold, so that none is both memorized and tested. Folds have about
+the same number of rows and about the same share of each label: groups of equal texts are shuffled, sorted by label, and
+dealt one after another to the fold with the fewest rows.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ import numpy as np
 from ..checks import whole_number
 from ..errors import ShapeError, UsageError
 from ..random import Generator
+from .row_batches import same_key
 
 
 def folds(
     texts: Sequence[str], k: int, *, labels: Sequence[Hashable] | None = None, seed: int = 0
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """k pairs of indices, int64, in rising order: those to train on, and those to test on.
+    """k pairs of indices, int64, in ascending order: those to train on, and those to test on.
 
     Raises UsageError if there are fewer than k different texts, ShapeError if there are not as many labels as texts.
     """
@@ -30,7 +31,7 @@ def folds(
         raise ShapeError(f"folds: there are {len(texts)} texts, but {len(labels)} labels")
     groups: dict[str, list[int]] = {}
     for index, text in enumerate(texts):
-        groups.setdefault(" ".join(text.split()), []).append(index)
+        groups.setdefault(same_key(text), []).append(index)
     if len(groups) < k:
         raise UsageError(
             f"folds: {k} folds need at least {k} different texts, but there are only {len(groups)} in {len(texts)} rows"

@@ -7,8 +7,8 @@
 A label is one of the names; a number counts as its digits, so that 1 in JSON and "1" in a CSV file are the same. For a
 regression it is a number, and for several labels a text a list of names, or a text with | between them.
 
-A text is cut after the block: its beginning is kept. Rows of a batch are padded on the right, and their lengths say
-where they end.
+A text that is longer than the block is truncated: its beginning is kept. Rows of a batch are padded on the right, and
+their lengths say where they end.
 
 Letters: B batch, T time (the longest row), n tokens of a text, K labels.
 """

@@ -1,12 +1,12 @@
-"""Epochs: every window of a text once before any comes again, in an order that is shuffled anew for each epoch.
+"""Epochs: every window of a text once per epoch, in an order that is shuffled anew for each epoch.
 
     loader = DataLoader(tokens, batch_size=12, block_size=64, seed=0)
     for epoch in range(3):
         for inputs, targets in loader.epoch(epoch): ...       # the last batch of an epoch may have fewer rows
     loader.batch(step)                                        # the epochs one after another, in full batches
 
-There is no state to save. Which windows a batch has follows from the seed and its index, and the order of an epoch is
-computed place by place (`permutation.py`), so a text of any size needs no list of its windows.
+There is no state to save. The windows of a batch depend only on the seed and the index of the batch, and the order of
+an epoch is computed position by position (`permutation.py`), so no list of windows is needed, however long the text.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from .windows import DocumentWindows
 class DataLoader:
     """Batches of windows of `tokens` (N,): inputs and targets, int64, (B, T) both, where -100 is no target.
 
-    Windows of a text that is made of documents are those of `DocumentWindows` or, with `pack`, of `PackedRows`: each
-    target comes once in an epoch. Those of any other text follow each other without overlap, and fewer than
-    `block_size` tokens at its ends are in none; each epoch draws which, so that the borders move.
+    If the text consists of documents, its windows are those of `DocumentWindows` or, with `pack`, of `PackedRows`: each
+    target occurs once per epoch. In any other text the windows follow each other without overlap, and fewer than
+    `block_size` tokens at its ends are left over; each epoch draws where the first window begins.
 
-    windows_per_epoch: how many there are. len(): the batches of an epoch, the last one perhaps with fewer rows.
+    windows_per_epoch: their number. len(): the batches of an epoch, of which the last one may have fewer rows.
     target_count: the targets of an epoch. padded: whether rows may have targets of -100 at their end. shuffle: False
     for the order of the text in every epoch. Raises UsageError for a text that is too short.
     """
@@ -60,7 +60,7 @@ class DataLoader:
         return -(-self.windows_per_epoch // self.batch_size)
 
     def batch(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Batch `index` of all epochs in a row. The first windows of the next epoch fill the last batch of an epoch."""
+        """Batch `index`, counted over all epochs. The last batch of an epoch is filled up from the next epoch."""
         begin = whole_number("batches", "index", index, at_least=0) * self.batch_size
         return self._cut(np.arange(begin, begin + self.batch_size))
 
@@ -72,7 +72,7 @@ class DataLoader:
             yield self._cut(np.arange(first, min(first + self.batch_size, end)))
 
     def _cut(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The windows at these places (B,) of all epochs."""
+        """The windows at these positions (B,), counted over all epochs."""
         epochs, numbers = np.divmod(places, self.windows_per_epoch)  # (B,)
         needed = np.unique(epochs).tolist()
         if self.shuffle:
@@ -98,7 +98,7 @@ class DataLoader:
 
 
 class StretchWindows:
-    """The windows of a text that is no documents: as many whole ones as there are. free: the targets left over."""
+    """The windows of a text without documents: as many whole ones as fit. free: the number of targets left over."""
 
     padded = False
 

@@ -1,11 +1,11 @@
-"""Files as people have them: plain or compressed, in any encoding, or on the standard input; read in bounded memory.
+"""Open text files: plain or compressed, in any encoding, or standard input; read in bounded memory.
 
     with opened("reviews.csv.gz") as file:           # by the name's last suffix: .gz, .xz, .zst
         for text in decoded(file, "utf-8", "the file reviews.csv.gz"):
             ...
 
-A byte order mark at the beginning says which encoding a file has, whatever was asked for: no text begins with one
-otherwise. It is not part of the text.
+A byte order mark at the beginning determines the encoding, whatever was asked for, since a text never begins with one
+by chance. It is not part of the text.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _LONGEST_MARK = 4
 
 
 def suffix(path: str | os.PathLike[str]) -> str:
-    """What kind of file it is, by its name: ".csv" for reviews.csv and for reviews.CSV.gz."""
+    """The kind of a file, from its name: ".csv" for reviews.csv and for reviews.CSV.gz."""
     name = PurePath(path)
     if name.suffix.lower() in COMPRESSED:
         name = name.with_suffix("")

@@ -1,14 +1,14 @@
 """Packed rows: several short documents in one row of a batch, where `DocumentWindows` pads each of them.
 
-A row is a stretch of the token file: as many whole documents as fit, with the end tokens between them. A document that
-is longer than a row is cut into several, and others follow its last part. Each target counts once, as without packing,
-and all of them stand in the document of the token before them or are its first token, after the end token.
+A row is a contiguous part of the token file: as many whole documents as fit, with the end tokens between them. A
+document that is longer than a row is cut into several, and others follow its last part. Each target counts once, as
+without packing. It belongs to the same document as the token before it, or is the first token after an end token.
 
 Attention does look back at the documents before, as in GPT-3's training: "sequences are not masked in any special way
 but instead documents within a sequence are delimited with a special end of text token, giving the language model the
 information necessary to infer that context separated by the end of text token is unrelated" (Brown et al., "Language
 Models are Few-Shot Learners", 2020, appendix B). A mask would need another attention kernel on every backend, for rows
-that are random neighbours and teach a model little else than to forget. Who wants none of it trains without packing.
+whose documents are random neighbours anyway. Without packing, no document sees another.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 from ..ops.cross_entropy import IGNORE_INDEX
 from .windows import DocumentWindows
 
-_CHUNK = 1 << 20  # windows that are put into rows at a time: memory for all of a large text would be some GB
+_CHUNK = 1 << 20  # windows that are put into rows at a time: all windows of a large text would take some GB
 
 
 class PackedRows(DocumentWindows):
@@ -40,7 +40,7 @@ class PackedRows(DocumentWindows):
         self.padded = self.wasted > 0
 
     def _rows(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Where rows begin in the tokens and how many of these count, (R,) both, some rows at a time."""
+        """Where rows begin in the tokens, and how many targets they have: (R,) each, some rows at a time."""
         first, T = 0, self.block_size
         while first < self.count:
             numbers = np.arange(first, min(first + _CHUNK + T, self.count))  # (P,) of the windows, a row has up to T
@@ -56,11 +56,11 @@ class PackedRows(DocumentWindows):
             first += place
 
     def random(self, windows: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Rows by their numbers (B,). They stay at their places."""
+        """Rows by their numbers (B,). `places` is ignored: a packed row can't be moved."""
         return self.sequential(windows)
 
     def sequential(self, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The rows of these numbers (B,): inputs and targets, (B, T) both."""
         inputs, targets = self._cut(self.begins[windows].astype(np.int64), self.lengths[windows].astype(np.int64))
-        nothing = (inputs == self.end_token) & (targets == self.end_token)  # between them stands an empty document
+        nothing = (inputs == self.end_token) & (targets == self.end_token)  # an empty document between them
         return inputs, np.where(nothing, IGNORE_INDEX, targets)

@@ -1,12 +1,12 @@
-"""A random order of any number of things, of which each place is computed by itself.
+"""A random permutation of any number of items, each position of which is computed independently.
 
-A shuffled list of the windows of a large text would take more memory than a batch of training. A Feistel network is a
-permutation of 2**(2 k) numbers however simple its round function is, so one with keys drawn from a seed is an order
-that needs no list. Of a count that is no power of four, numbers that fall outside are sent through again until they
-fall inside ("cycle walking"): less than four times on average.
+A shuffled list of the windows of a large text would take more memory than a training batch. A Feistel network permutes
+2**(2 k) numbers, however simple its round function is, so with keys drawn from a seed it gives an order without a list.
+If the count is not a power of four, numbers that fall outside are sent through again until they fall inside ("cycle
+walking"): fewer than four times on average.
 
 Source: Black, Rogaway, "Ciphers with Arbitrary Finite Domains", CT-RSA 2002, sections 3 and 4. The round function is
-the finalizer of MurmurHash3 (Appleby, 2011). It shuffles, and keeps no secrets.
+the finalizer of MurmurHash3 (Appleby, 2011). It is good enough for shuffling, not for cryptography.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Permutation:
         self._keys = words(seed, stream, 1, _ROUNDS)[0]  # (rounds,) uint32
 
     def __call__(self, places: Any) -> np.ndarray:
-        """What stands at these places: integers in 0 .. count - 1, of any shape; returns int64."""
+        """The items at these positions: integers in 0 .. count - 1, of any shape; returns int64."""
         found = self._once(np.asarray(places, np.uint64))
         outside = found >= self.count
         while outside.any():

@@ -63,7 +63,7 @@ _MISPRINTED_LINES = [
 
 @dataclass
 class _Speech:
-    name: str | None = None  # None: text that nobody speaks, such as where a scene is set
+    name: str | None = None  # None: text without a speaker, such as the setting of a scene
     lines: list[str] = field(default_factory=list)
 
 

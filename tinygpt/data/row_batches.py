@@ -1,8 +1,8 @@
 """Batches of rows of different lengths, and the split of rows into training and validation.
 
-In an epoch each row occurs once. Rows are shuffled, sorted by length within pools of some batches, cut into steps, and
-the steps shuffled: so rows of like length share a batch, which has little padding, and the order stays random. The rows
-of a step follow from the seed and the index of the step. They are the same however many batches a step is cut into.
+Each row occurs once per epoch. Rows are shuffled, sorted by length within pools of several batches, and cut into steps,
+which are shuffled too. So rows of similar length share a batch, which needs little padding, and the order stays random.
+The rows of a step depend only on the seed and the index of the step, however many batches the step is cut into.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..checks import number, whole_number
 from ..errors import UsageError
 from ..random import Generator
 
-# Streams of random numbers that nothing else of a run uses (`batches.py`): one for each epoch, one for the split.
+# RNG streams that nothing else in a run uses (`batches.py`): one for each epoch, one for the split.
 _FIRST_STREAM, _SPLIT_STREAM = 1 << 63, (1 << 64) - 1
 _POOL = 32  # steps whose rows are sorted by length together
 
@@ -27,9 +27,9 @@ Collate = Callable[[Sequence[Any]], tuple[np.ndarray, ...]]
 class RowBatches:
     """Batch i is part i % parts of step i // parts; a step has batch_size * parts rows, or fewer at an epoch's end.
 
-    examples: anything with a length, (N,). collate: makes arrays of some of them. varied: the example to take in place
-    of `examples[row]` in an epoch, of about the same length; it must follow from row and epoch. Raises UsageError
-    without examples.
+    examples: N objects that have a length. collate: turns some of them into arrays. varied: replaces `examples[row]` in
+    an epoch by an example of about the same length, which must depend only on row and epoch. Raises UsageError without
+    examples.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class RowBatches:
 
 
 class AllRows:
-    """Every row once, in batches of rows of like length. count: so many batches of rows drawn once, 0 for all rows."""
+    """Every row once, in batches of rows of similar length. count: only this many batches, drawn once; 0: all rows."""
 
     def __init__(self, examples: Sequence[Any], batch_size: int, collate: Collate, count: int = 0) -> None:
         if not examples:
@@ -90,7 +90,7 @@ class AllRows:
 
 
 def same_key(key: str) -> str:
-    """What two keys must share to count as equal: all but the amount of white space."""
+    """A form in which keys that differ only in white space are equal."""
     return " ".join(key.split())
 
 
@@ -99,9 +99,9 @@ def split_rows(
 ) -> tuple[list[int], list[int]]:
     """The indices of the rows for training and of about `fraction` of them for validation, in order.
 
-    Rows with equal keys are on the same side: otherwise a model would be evaluated on what it has learned by heart.
-    labels: of a classifier. If chance gives validation a single label, or all rows of a label, the rows are drawn with
-    care: two labels come first, and each label keeps a row for training.
+    Rows with equal keys are on the same side: otherwise a model would be evaluated on what it has memorized.
+    labels: of a classifier. If by chance validation gets only one label, or all rows of a label, the rows are drawn
+    again such that validation has two labels and each label keeps a row for training.
     Raises UsageError if all keys are equal.
     """
     fraction = number("split_rows", "fraction", fraction, above=0, below=1)

@@ -7,12 +7,12 @@
     for row in read_rows("reviews.csv", skip_bad=bad): ...
     bad.count, bad.sentences                     # what was left out, and why
 
-JSON lines: an object a line; values are what JSON has. Lines end at a line feed only: U+2028 and its like may stand in
-a JSON string as they are, and other readers that split there have broken good files. CSV and TSV: the first row names
-the columns, and values are strings; a field in quotation marks may hold line breaks, a quotation mark in it is doubled.
+JSON lines: one object per line, with any JSON values. Lines end at a line feed only: U+2028 and similar characters may
+occur in a JSON string unescaped, and readers that split there break good files. CSV and TSV: the first row names the
+columns, and values are strings; a field in quotation marks may contain line breaks, and doubled quotation marks.
 
-One row is in memory at a time, and rows of more than `LONGEST_ROW` characters are refused: a file that is all one line
-is not a table.
+One row is in memory at a time, and rows of more than `LONGEST_ROW` characters are refused: a file that consists of a
+single line is not a table.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _ANY_LINE_BREAK = re.compile(r"\r\n|\n|\r(?!\Z)")  # a \r at the end of a chunk 
 
 @dataclass(frozen=True)
 class Row:
-    """A row's values by column, and where it stands: "reviews.csv, line 2", the line in which the row begins."""
+    """A row's values by column, and where it is: "reviews.csv, line 2", the line in which the row begins."""
 
     values: dict[str, Any]
     where: str
@@ -49,7 +49,7 @@ class Row:
 
 @dataclass
 class BadRows:
-    """Counts the rows that were left out, and keeps a sentence about each of the first `keep`."""
+    """Counts the rows that were skipped, and keeps a sentence about each of the first `keep`."""
 
     count: int = 0
     sentences: list[str] = field(default_factory=list)
@@ -68,13 +68,13 @@ def read_rows(
     skip_bad: BadRows | None = None,
     see: Callable[[bytes], object] | None = None,
 ) -> Iterator[Row]:
-    """The rows of one file or of several, in order; the kind of a file is read off its name, "-" is JSON lines.
+    """The rows of one or several files, in order. The kind of a file follows from its name; "-" is JSON lines.
 
-    columns: those that every row must have. skip_bad: counts the rows that can't be read and goes on behind them.
+    columns: those that every row must have. skip_bad: counts rows that can't be read, which are then skipped.
     see: called with the bytes of the files, chunk by chunk; a hash's `update`, for instance.
     Raises UsageError, with file and line, for a line that is not a JSON object, a row with too many or too few fields
-    and a column that is missing; also for a file that can't be read or decoded, or is no table, which `skip_bad` does
-    not forgive.
+    and a column that is missing; also, even with `skip_bad`, for a file that can't be read or decoded, or is not a
+    table.
     """
     encoding = check_encoding(encoding)
     for path in [paths] if isinstance(paths, (str, os.PathLike)) else paths:
@@ -92,7 +92,7 @@ def _rows_of(
     json_lines = kind in JSON_LINES or os.fspath(path) == STDIN
     if not json_lines and kind not in DELIMITERS:
         raise UsageError(
-            f"{name} is no table that can be read: expected a name that ends in {', '.join(SUFFIXES)}, or in one of "
+            f"{name} is not a table that can be read: expected a name that ends in {', '.join(SUFFIXES)}, or in one of "
             "these and .gz, .xz or .zst"
         )
 
@@ -133,8 +133,8 @@ def _lines(chunks: Iterable[str], line_break: re.Pattern[str], name: str) -> Ite
 
 def _too_long(name: str, line: int) -> UsageError:
     return UsageError(
-        f"{name}, line {line}: the row has more than {LONGEST_ROW:,} characters: is it a table with a row a line, and "
-        "does every quotation mark that opens a field close it?"
+        f"{name}, line {line}: the row has more than {LONGEST_ROW:,} characters: is it a table with one row per line, "
+        "and is every quotation mark that opens a field closed?"
     )
 
 
@@ -163,7 +163,7 @@ def _json_rows(lines: Iterable[str], columns: Sequence[str], refuse: Refuse) -> 
 
 
 def _wrong_values(values: Any, line: str, columns: Sequence[str]) -> str:
-    """What is wrong with a line of JSON; nothing if it is a row."""
+    """What is wrong with a line of JSON; empty if it is a row."""
     if not isinstance(values, dict):
         kind = {list: "an array", str: "a string", bool: "a truth value", type(None): "null"}
         objects = isinstance(values, list) and values and all(isinstance(value, dict) for value in values)
@@ -199,7 +199,7 @@ def _reason(error: Exception) -> str:
 def _table_rows(
     lines: Iterable[str], delimiter: str, columns: Sequence[str], refuse: Refuse, name: str
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    # The module's own limit, of 131,072 characters for a field, is one for the whole process: it is only ever raised.
+    # The csv module's limit, 131,072 characters per field, is shared by the whole process, so it is only ever raised.
     csv.field_size_limit(max(csv.field_size_limit(), LONGEST_ROW))
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     try:
@@ -219,7 +219,7 @@ def _table_rows(
             return
         if len(row) == len(names):
             yield begin, dict(zip(names, row, strict=True))
-        elif row:  # an empty line is no row
+        elif row:  # an empty line is not a row
             refuse(begin, f"expected {len(names)} fields, as many as columns ({', '.join(names)}), not {len(row)}")
 
 
@@ -247,4 +247,4 @@ def separator_hint(names: Sequence[str]) -> str:
 def _csv_reason(error: csv.Error, begin: int, end: int) -> str:
     if "unexpected end of data" in str(error):
         return f"a quotation mark opens a field that has not ended at the end of the file, in line {end}: close it"
-    return f"this is no row: {error}{f' (in line {end})' if end > begin else ''}"
+    return f"this is not a row: {error}{f' (in line {end})' if end > begin else ''}"

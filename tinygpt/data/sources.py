@@ -1,4 +1,4 @@
-"""From what a user names to files: files, folders, patterns such as `books/*.txt`, and "-", the standard input."""
+"""Find the files that a user names: files, folders, patterns such as `books/*.txt`, and "-", standard input."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from ..files import explain_os_errors, shown
 from .opening import COMPRESSED, STDIN, suffix
 from .rows import DELIMITERS
 
-# What a folder is searched for. A .json there is more often somebody's settings than rows of text; named, it is read.
+# The files that count in a folder. A .json there is more often a settings file than a table; it is read if it is named.
 TEXTS = (".txt", ".md")
 IN_FOLDERS = (*TEXTS, ".jsonl", ".ndjson", *DELIMITERS)
 
 
 def find_files(names: Iterable[str | os.PathLike[str]]) -> list[str]:
-    """The files that are meant, each once, those of a folder in the order of their paths.
+    """The files, each once, those of a folder in the order of their paths.
 
-    A folder stands for the texts and tables in it and below it, hidden files left out. A file that is named may have
-    any name: what is no table is read as plain text. Raises UsageError for a name that nothing has, a folder without
-    text and a pattern that matches nothing.
+    A folder stands for all texts and tables in it and its subfolders, except hidden files. A file that is named itself
+    may have any name: if it is not a table, it is read as plain text. Raises UsageError for a name that does not exist,
+    a folder without text and a pattern that matches nothing.
     """
-    found: dict[str, str] = {}  # by where a file really is, because a folder and a pattern may both name it
+    found: dict[str, str] = {}  # by real path, because a folder and a pattern may both name a file
     for name in names:
         for path in _files_of(os.fspath(name)):
             found.setdefault(path if path == STDIN else os.path.realpath(path), path)

@@ -3,9 +3,9 @@
     tokens = open_bin("train.bin", vocab_size=50257)           # (N,), memory-mapped
     write_bin("train.bin", tokens, "llm.c")
 
-nanoGPT's are the ids alone, as uint16. Its meta.pkl, which tells the size of the vocabulary and what the ids stand for,
-is a pickle, which can run anything when it is loaded, so it is not read: the size has to be given. llm.c's begin with
-256 numbers of 32 bits: 20240520, version 1 and the number of tokens, uint16 each; or 20240801, version 7, with uint32.
+nanoGPT's contain nothing but the ids, as uint16. Its meta.pkl, which holds the vocabulary, is a pickle, which could run
+code when it is loaded, so it is not read: the vocabulary size must be given. llm.c's begin with a header of 256 32-bit
+numbers: 20240520, version 1, the number of tokens, with uint16 ids; or 20240801 and version 7, with uint32 ids.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def check_range(tokens: np.ndarray, vocab_size: int, name: str) -> None:
 
 
 def write_bin(path: str | os.PathLike[str], tokens: Any, format: str) -> None:
-    """Write ids (N,) as nanoGPT or llm.c reads them, atomically. Raises RangeError for ids that they can't hold."""
+    """Write ids (N,) in the format of nanoGPT or llm.c, atomically. Raises RangeError for ids that do not fit."""
     tokens = check_tokens(tokens)
     if format not in FORMATS:
         raise UsageError(f"the format of a .bin must be one of {', '.join(FORMATS)}, not {format!r}")

@@ -1,13 +1,12 @@
-"""Windows of a text that is made of documents: none reaches from one document into another.
+"""Windows of a text that consists of documents: none reaches from one document into another.
 
-Documents are kept apart by the end token. A window begins with the end token before its document, which is how a model
-learns to begin one, and its last target may be the end token behind it, which is how it learns to end one. Nothing in
-between is of another document, so causal attention needs no mask; a document that is shorter than the window is padded
-on the right, where attention never looks, with targets that the loss ignores.
+Documents are separated by the end token. A window begins with the end token before its document, from which a model
+learns how documents begin, and its last target may be the end token after it, from which it learns how they end.
+Nothing in between belongs to another document, so causal attention needs no mask. A document that is shorter than the
+window is padded on the right, where attention never looks, with targets that the loss ignores.
 
-A document of n targets has ceil(n / T) windows. Drawing among all windows, rather than among tokens or documents, gives
-each token about the same chance whether its document is short or long: drawing among tokens would favour those of long
-documents by their length once more.
+A document of n targets has ceil(n / T) windows. Windows are drawn uniformly, which gives each token about the same
+chance, whether its document is short or long. Drawing documents uniformly would favour the tokens of short ones.
 """
 
 from __future__ import annotations
@@ -23,10 +22,10 @@ _CHUNK = 1 << 22  # tokens searched at a time, so that a memory-mapped file is n
 
 
 class DocumentWindows:
-    """The windows of `block_size` tokens in the documents of `tokens` (N,), which `end_token` keeps apart.
+    """The windows of `block_size` tokens in the documents of `tokens` (N,), which `end_token` separates.
 
-    count: how many there are. target_count: how many targets they have, each once. padded: whether one is shorter than
-    the block. Holds 8 or 16 bytes for a document. Raises UsageError if there is none.
+    count: their number. target_count: the number of their targets, each counted once. padded: whether a document is
+    shorter than the block. Takes 8 or 16 bytes per document. Raises UsageError if there is none.
     """
 
     def __init__(self, tokens: Any, end_token: int, block_size: int) -> None:
@@ -47,7 +46,7 @@ class DocumentWindows:
         self.padded = bool((lengths[~empty] < block_size).any())
 
     def random(self, windows: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Windows by their numbers (B,), each moved to a random place in its document: places (B,), in [0, 1).
+        """Windows by their numbers (B,), each moved to a random position in its document: places (B,), in [0, 1).
 
         Returns inputs and targets, (B, T) both.
         """

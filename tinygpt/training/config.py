@@ -53,8 +53,7 @@ class TrainingConfig:
     )
     lr: float = declare(
         None,
-        "peak learning rate; by default "
-        + ", ".join(f"{lr:g} for {name}" for name, lr in LEARNING_RATES.items()),
+        "peak learning rate; by default " + ", ".join(f"{lr:g} for {name}" for name, lr in LEARNING_RATES.items()),
         above=0,
     )
     adamw_lr: float | None = declare(
