@@ -73,5 +73,5 @@ def test_mistakes(run: Any, text: Path, tmp_path: Path) -> None:
     assert_one_sentence(run("tokenize", out), "tokenize needs texts")
     assert_one_sentence(run("tokenize", str(tmp_path / "absent"), out), "cannot read .*absent")
     assert_one_sentence(run("tokenize", str(text), "--validation-fraction=1", out), "must be above 0 and below 1")
-    assert_one_sentence(run("tokenize", str(text), f"--out={text.parent}"), "is there already and not empty")
+    assert_one_sentence(run("tokenize", str(text), f"--out={text.parent}"), "already exists and is not empty")
     assert not (tmp_path / "out").exists()

@@ -90,8 +90,8 @@ def test_a_long_file_is_read_in_pieces(tmp_path: Path) -> None:
 
 
 REFUSED = {
-    "nothing": (b"", "is no file of word vectors: its first line is b''"),
-    "prose": (b"Once upon a time there was a king\n", "is no file of word vectors: its first line is b'Once upon"),
+    "nothing": (b"", "is not a file of word vectors: its first line is b''"),
+    "prose": (b"Once upon a time there was a king\n", "is not a file of word vectors: its first line is b'Once upon"),
     "no numbers": (b"6 0\n", r"has vectors of 0 numbers; they must be 1 to 65536"),
     "too wide": (b"6 99999999\n", "vectors of 99999999 numbers"),
     "cut header": (b"6 8", "is cut short: it has 0 of the 6 vectors of its first line"),

@@ -13,15 +13,17 @@
 Exit codes: 0 success; 1 training diverged; 2 a usage error, reported in one sentence; 130 interrupted by Ctrl-C, 143 by
 SIGTERM, 129 by SIGHUP (the terminal was closed): a training run saves its state first. A traceback is a bug in tinygpt.
 
-| file | what is in it |
+| file | contents |
 |---|---|
 | `process` | exit codes; a usage error becomes a one-line message |
 | `parser` | adds a command's options only when it is called, so that `tinygpt --help` imports little |
-| `rows` | rows of a file for `evaluate` and `predict`, and what is written about them |
+| `rows` | what `evaluate` and `predict` share: the rows of a file, and the file of predictions |
+| `answers` | a language model's answers to rows with prompts, and their quality |
 | `generating` | the options for model, prompt and sampling; generating the text |
 | `train`, `finetune`, `sample`, `chat`, `tokenize`, `evaluate`, `convert`, `doctor` | the commands |
 | `trying`, `sweep` | trying a run before it begins: `--dry-run`, `--lr-find`; searching over settings: `--sweep` |
 | `predict`, `evaluate_rows` | the commands on rows |
+| `cross_validation` | `finetune --folds` |
 """
 
 from __future__ import annotations

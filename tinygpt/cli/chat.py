@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from ..gpt import GPT
     from ..tokenizers import Tokenizer
 
-ABOUT = """Chat with a model. It continues the text that the template makes of the dialogue. Ctrl-C stops an answer,
-Ctrl-D quits; /reset, /help, /quit. From a pipe, each line is a message and only the answers are printed."""
+ABOUT = """Chat with a model. A template turns the dialogue into text, which the model continues. Ctrl-C stops an
+answer, Ctrl-D quits; commands: /reset, /help, /quit. From a pipe, each line is a message and only the answers are
+printed."""
 NEW_TOKENS = 200
 HELP = "/reset clears the dialogue, /quit or Ctrl-D quits, Ctrl-C stops an answer; anything else is a message."
 
@@ -70,7 +71,7 @@ def chat(options: argparse.Namespace) -> int:
         elif command.startswith("/"):
             note(HELP if command == "/help" else f"Unknown command {command}. {HELP}")
         elif command:
-            with contextlib.suppress(KeyboardInterrupt):  # one that comes before the answer begins
+            with contextlib.suppress(KeyboardInterrupt):  # before the answer has begun
                 conversation.answer(message)
     return 0
 

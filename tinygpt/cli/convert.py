@@ -15,7 +15,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("target", metavar="TARGET", help="the folder to write; a model already there is replaced")
     formats = ("float32", "bfloat16", "float16", "float64")
     parser.add_argument("--dtype", choices=formats, default="float32", help="of the weights (default: float32)")
-    words = "in bytes or as 200MB: a larger model is split into several files (default: one file)"
+    words = "in bytes, or such as 200MB: a larger model is split into several files (default: one file)"
     parser.add_argument("--max-shard-size", metavar="SIZE", help=words)
     words = "of a training run (default: best)"
     parser.add_argument("--checkpoint", choices=("best", "latest"), default="best", help=words)
@@ -23,7 +23,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--merge-lora", action="store_true", help=words)
     words = "take the tokenizer from this folder, or from nanoGPT's meta.pkl (default: the model's)"
     parser.add_argument("--tokenizer", metavar="FOLDER_OR_FILE", help=words)
-    parser.add_argument("--revision", default="main", metavar="REV", help="of a name: branch, tag or commit")
+    words = "branch, tag or commit of a model that is given by its name (default: main)"
+    parser.add_argument("--revision", default="main", metavar="REV", help=words)
     parser.set_defaults(run=convert)
 
 

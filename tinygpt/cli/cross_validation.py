@@ -1,8 +1,8 @@
-"""`tinygpt finetune --folds K`: K classifiers, each tested on the part of the rows that it has never seen.
+"""`tinygpt finetune --folds K`: K classifiers, each tested on the part of the rows that it was not trained on.
 
-Every text is tested once, and equal texts are in one fold. Each fold is a run of its own, in FOLDER/fold-1 ... fold-K,
-from the same model with the same settings. It is tested with its last weights, not with those of the best evaluation,
-which would be chosen by the very rows that they are tested on. FOLDER/folds.json holds the figures.
+Every text is tested once, and equal texts are in the same fold. Each fold is a run of its own, in FOLDER/fold-1 ...
+fold-K, from the same model and with the same settings. It is tested with its last weights, not with those of the best
+evaluation, which would have been selected on the test rows themselves. FOLDER/folds.json holds the metrics.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ REPORT = "folds.json"
 
 
 def cross_validate(options: argparse.Namespace) -> int:
-    """Train and test on each fold; print the mean of the figures and their spread."""
+    """Train and test on each fold; print the mean of the metrics and their standard deviation."""
     for name in ("valid", "resume"):
         if getattr(options, name):
             raise UsageError(f"--folds makes validation rows and runs of its own: leave --{name} out")
@@ -61,6 +61,6 @@ def cross_validate(options: argparse.Namespace) -> int:
 
 
 def spread(values: list[Any]) -> tuple[float, float]:
-    """The mean, and the standard deviation of a sample (n - 1)."""
+    """The mean, and the sample standard deviation (n - 1)."""
     mean = sum(values) / len(values)
     return mean, math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))

@@ -1,4 +1,4 @@
-"""`tinygpt eval`: the loss of a model on a whole text, or the figures of a classifier on labelled texts."""
+"""`tinygpt eval`: the loss of a model on a whole text, or the metrics of a classifier on labelled texts."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "block_size - N + 1 tokens, and it takes block_size / N times as long (default: block_size, no overlap)"
     )
     parser.add_argument("--stride", type=int, metavar="N", help=words)
-    parser.add_argument("--json", metavar="FILE", help="also write the figures to a file, as JSON")
-    words = "also write a line of JSON for each row: its columns and what the model says"
+    parser.add_argument("--json", metavar="FILE", help="also write the metrics to a file, as JSON")
+    words = "also write one line of JSON per row: its columns and the model's prediction"
     parser.add_argument("--predictions", metavar="FILE.jsonl", help=words)
-    words = "of rows with prompts and answers: also these, which need the extra metrics"
+    words = "for rows with prompts and answers: also compute these (extra: metrics)"
     parser.add_argument("--metrics", nargs="+", choices=METRICS, help=words)
     add_answer_options(parser)
     add_row_options(parser)
@@ -46,7 +46,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def evaluate_model(options: argparse.Namespace) -> int:
-    """Evaluate what the model is for."""
+    """Evaluate a model on the kind of data that it is for."""
     from ..training.folder import DATA
 
     check_targets(options.data, options.json, options.predictions)
@@ -60,7 +60,7 @@ def evaluate_model(options: argparse.Namespace) -> int:
             raise UsageError("--stride is for a whole text, not for rows: leave it out")
         return evaluate_language_model(options, model, tokenizer, folder)
     if options.predictions is not None:
-        raise UsageError("--predictions is for rows with labels or answers: a loss on a text predicts none")
+        raise UsageError("--predictions is for rows with labels or answers: on a text there is only a loss")
     return evaluate_text(options, model, tokenizer, folder)
 
 
@@ -131,7 +131,7 @@ def _validation_tokens(folder: Path, which: str) -> np.ndarray:
 
 
 def _size(tokenizer: Any, tokens: np.ndarray, step: int = 1 << 20) -> int:
-    """The number of bytes that the tokens decode to, special tokens left out: they are no text."""
+    """The number of bytes that the tokens decode to, without special tokens, which are not text."""
     parts = (np.asarray(tokens[begin : begin + step]) for begin in range(0, len(tokens), step))
     special = list(tokenizer.special_ids)
     return sum(len(tokenizer.token_bytes(part[~np.isin(part, special)] if special else part)) for part in parts)

@@ -1,4 +1,4 @@
-"""`tinygpt eval` on rows: a classifier on labelled texts, a language model on texts, or on prompts with answers."""
+"""`tinygpt eval` on rows: a classifier on labelled texts; a language model on texts or on prompts with answers."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def evaluate_classifier(options: argparse.Namespace, clf: Any, tokenizer: Any, f
 
 
 def evaluate_language_model(options: argparse.Namespace, model: Any, tokenizer: Any, folder: Path) -> int:
-    """Print the loss on the texts or answers of the rows, and how good the model's own answers are."""
+    """Print the loss on the texts or answers of the rows, and metrics of the model's own answers."""
     from ..data import BadRows
     from ..data.columns import dialogue_of
     from ..data.examples import collate
@@ -72,7 +72,7 @@ def evaluate_language_model(options: argparse.Namespace, model: Any, tokenizer: 
             "`tinygpt finetune`"
         )
     if task == "text" and options.predictions:
-        raise UsageError("--predictions is for rows with labels or answers: a loss on a text predicts none")
+        raise UsageError("--predictions is for rows with labels or answers: on a text there is only a loss")
     name = template_name(options, folder) if task == "sft" else options.template
     request = Request(columns, name, rows=lambda: all_rows)
     asked = (AnswerTask if task == "sft" else TextTask)(request, model, tokenizer)

@@ -74,7 +74,8 @@ def add_model_options(parser: Any) -> None:
     )
     group.add_argument("--model", required=True, metavar="FOLDER_OR_NAME", help=words)
     group.add_argument("--checkpoint", choices=("best", "latest"), help="of a training run (default: best)")
-    group.add_argument("--revision", default="main", metavar="REV", help="of a name: branch, tag or commit")
+    words = "branch, tag or commit of a model that is given by its name (default: main)"
+    group.add_argument("--revision", default="main", metavar="REV", help=words)
     group.add_argument(
         "--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights (default: float32)"
     )
@@ -119,7 +120,7 @@ def add_sampling_options(parser: Any) -> None:
     either.add_argument("--prompt-file", metavar="FILE", help=words)
     words = "put the prompt into this template, as a question to answer: a name or a TOML file, as for `chat`"
     group.add_argument("--template", dest="prompt_template", metavar="NAME_OR_FILE", help=words)
-    words = "read <|endoftext|> and the like in the prompt as special tokens, not as characters"
+    words = "read <|endoftext|> and other special tokens in the prompt as such, not as characters"
     group.add_argument("--allow-special", action="store_true", help=words)
     add_generation_options(parser, HOW_LONG, HOW_CHOSEN)
     _add_fields(parser.add_argument_group("several texts, and beam search"), HOW_MANY)
@@ -127,7 +128,7 @@ def add_sampling_options(parser: Any) -> None:
 
 
 def add_generation_options(parser: Any, how_long: list[Option], how_chosen: list[Option]) -> None:
-    """Options for these fields, and those whose form differs here: texts instead of tokens, --greedy."""
+    """Options for these fields, and those with another form on the command line: texts instead of tokens, --greedy."""
     group = parser.add_argument_group("length of the text")
     _add_fields(group, how_long)
     words = "stop before this text (may be given several times)"

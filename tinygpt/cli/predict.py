@@ -1,4 +1,4 @@
-"""`tinygpt predict`: the labels of texts, or the answers to prompts, for a whole file."""
+"""`tinygpt predict`: label the texts, or answer the prompts, in a file."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from .rows import (
 if TYPE_CHECKING:
     from ..data import BadRows, Row
 
-    Found = tuple[list[Row], int, Iterable[dict[str, Any]]]  # the rows, how many were cut, what is predicted
+    Found = tuple[list[Row], int, Iterable[dict[str, Any]]]  # the rows, how many were truncated, the predictions
 
 ABOUT = """Label the texts in a file, or answer its prompts. A classifier reads the column `text` of JSON lines, CSV or
 TSV, a language model `prompt`, `question`, `instruction` or `messages`; both read the lines of any other file. A line
@@ -36,7 +36,7 @@ of JSON is written for each row: its columns and `prediction`; of a classifier a
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     add_model_options(parser)
-    parser.add_argument("--data", metavar="FILE", required=True, help="rows: .jsonl, .csv, .tsv; or a text a line")
+    parser.add_argument("--data", metavar="FILE", required=True, help="rows: .jsonl, .csv, .tsv; or one text per line")
     parser.add_argument("--out", metavar="FILE.jsonl", default="-", help="(default: the standard output)")
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="rows per batch (default: 16)")
     add_answer_options(parser)
@@ -79,7 +79,7 @@ def _answers(options: argparse.Namespace, model: Any, tokenizer: Any, folder: Pa
     from .answers import Answers, asked, first_that, prompt_columns, template_name
 
     given = rows_in(options.data, (), bad, options.encoding)
-    if not is_table(options.data):  # a prompt a line
+    if not is_table(options.data):  # one prompt per line
         given = (Row({"prompt": row.values["text"]}, row.where) for row in given)
     every = list(given)
     if not every:

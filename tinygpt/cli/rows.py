@@ -1,6 +1,6 @@
-"""What `eval` and `predict` share: a model of either kind, the rows of a file, and the file of predictions.
+"""What `eval` and `predict` share: loading a model of either kind, the rows of a file, and the file of predictions.
 
-A prediction is one line of JSON: the row's own columns, then `prediction`, and for a classifier `score` and `scores`.
+A prediction is one line of JSON: the row's own columns, `prediction` and, for a classifier, `score` and `scores`.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 def add_row_options(parser: Any) -> None:
     """Options for rows of a table."""
-    words = "leave out rows that can't be used, and count them"
+    words = "skip and count rows that can't be used"
     parser.add_argument("--skip-bad-rows", action="store_true", help=words)
-    words = "of --data: utf-8, gb18030, latin-1 ...; a byte order mark is honoured (default: utf-8)"
+    words = "encoding of --data: utf-8, gb18030, latin-1 ...; a byte order mark wins (default: utf-8)"
     parser.add_argument("--encoding", metavar="NAME", default="utf-8", help=words)
 
 
@@ -56,7 +56,7 @@ def is_table(path: str) -> bool:
 
 
 def rows_in(path: str, columns: Sequence[str], bad: BadRows | None, encoding: str = "utf-8") -> Iterator[Row]:
-    """The rows of a table; of any other file the lines, as texts."""
+    """The rows of a table, or the lines of any other file, as texts."""
     from ..data import Row, read_rows, read_text
 
     if is_table(path):
@@ -84,7 +84,7 @@ def make_all(make: Any, rows: Iterable[Row], bad: BadRows | None) -> tuple[list[
 
 
 def notes(path: str, count: int, truncated: int, bad: BadRows | None, block_size: int) -> str:
-    """What should be known of the rows: how many, those cut off, those left out."""
+    """Notes for the user about the rows: how many there are, how many were truncated or skipped."""
     parts = [f"{shown(path)}: {count:,} rows"]
     if truncated:
         parts.append(f"{truncated:,} of them cut to the model's {block_size} tokens")
@@ -94,7 +94,7 @@ def notes(path: str, count: int, truncated: int, bad: BadRows | None, block_size
 
 
 def write_predictions(path: str, rows: Sequence[Row], predictions: Iterable[dict[str, Any]]) -> None:
-    """A line of JSON for each row, as a whole file or not at all; "-" is the standard output. Raises UsageError."""
+    """Write one line of JSON per row, atomically; "-" is standard output. Raises UsageError."""
     lines = (
         json.dumps(row.values | found, ensure_ascii=False) + "\n" for row, found in zip(rows, predictions, strict=True)
     )
@@ -107,7 +107,7 @@ def write_predictions(path: str, rows: Sequence[Row], predictions: Iterable[dict
 
 
 def write_json(path: str, report: dict[str, Any]) -> None:
-    """The report as JSON, as a whole file or not at all. Raises UsageError."""
+    """Write the report as JSON, atomically. Raises UsageError."""
     with explain_os_errors("write the report to", path), atomic_write(path, "w") as file:
         json.dump(report, file, ensure_ascii=False, indent=1)
         file.write("\n")
@@ -126,7 +126,7 @@ def check_targets(data: str | None, *paths: str | None) -> None:
 
 
 def class_predictions(clf: Any, scores: Any) -> Iterator[dict[str, Any]]:
-    """What a file says of each row of scores (N, K): the label, its probability, and those of all labels."""
+    """What is written for each row of scores (N, K): the label, its probability, and those of all labels."""
     from ..labels import MULTI, REGRESSION
 
     names = clf.label_names

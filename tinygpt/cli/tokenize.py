@@ -1,4 +1,4 @@
-"""`tinygpt tokenize`: make token files ahead of training, or convert those of other programs."""
+"""`tinygpt tokenize`: encode texts into token files ahead of training, or convert those of other programs."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from ..files import user_path
 if TYPE_CHECKING:
     import numpy as np
 
-ABOUT = """Encode texts into a folder with a token file and its tokenizer, which `tinygpt train FOLDER` takes, or into
-the .bin files of nanoGPT and llm.c. Token files of these two (train.bin val.bin) are taken as well."""
+ABOUT = """Encode texts into a folder with a token file and its tokenizer, for `tinygpt train FOLDER`, or into the .bin
+files of nanoGPT and llm.c. Token files of these two (train.bin val.bin) are also accepted as input."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -23,20 +23,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     from ..training.corpus import add_text_options
 
     add_text_options(parser)
-    words = "character, byte, word or bpe (both learnt), or a folder with a tokenizer (default: character)"
+    words = "character, byte, word or bpe (trained on the texts), or a folder with a tokenizer (default: character)"
     parser.add_argument("--tokenizer", metavar="KIND", help=words)
-    words = "of --tokenizer bpe or word, or of a .bin"
+    words = "vocabulary size of --tokenizer bpe or word, or of a .bin"
     parser.add_argument("--vocab-size", type=int, metavar="N", help=words)
     parser.add_argument("--out", metavar="FOLDER", required=True, help="a folder that is new or empty")
-    words = "share of the text for validation (default: 0.1)"
+    words = "fraction of the text for validation (default: 0.1)"
     parser.add_argument("--validation-fraction", type=float, default=0.1, metavar="X", help=words)
-    words = "of the token files: npy is tinygpt's, the others are train.bin and val.bin (default: npy)"
+    words = "format of the token files: npy is tinygpt's, the others write train.bin and val.bin (default: npy)"
     parser.add_argument("--format", choices=("npy", *FORMATS), default="npy", help=words)
     parser.set_defaults(run=tokenize)
 
 
 def tokenize(options: argparse.Namespace) -> int:
-    """Write the files, and say what is in them."""
+    """Write the files, and report what is in them."""
     from ..checks import number
     from ..data import open_tokens, split
     from ..training.corpus import given_text
@@ -49,7 +49,7 @@ def tokenize(options: argparse.Namespace) -> int:
         raise UsageError("tokenize needs texts: give files, folders, patterns or - (standard input)")
     out = user_path(options.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out} is there already and not empty: choose another --out")
+        raise UsageError(f"{out} already exists and is not empty: choose another --out")
     if all(Path(name).suffix == ".bin" for name in names):
         return _convert(options, names, out)
     with RunFolder(out) as folder:

@@ -43,9 +43,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_run_options(parser, out="out/{preset}")
     add_start_options(parser)
     group = parser.add_argument_group("word vectors")
-    words = "word2vec's, fastText's or GloVe's vectors, copied to the embeddings of the tokens that are their words"
+    words = "word2vec, fastText or GloVe vectors, copied to the embeddings of the tokens that are their words"
     group.add_argument("--word-vectors", metavar="FILE", help=words)
-    words = "vectors of another width than --n-embd are projected, or fill its first channels"
+    words = "also accept vectors of another width than --n-embd: project them, or fill the first channels"
     group.add_argument("--project", action="store_true", help=words)
     add_following_options(parser)
     add_config_option(parser)

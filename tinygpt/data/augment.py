@@ -34,10 +34,10 @@ from ..checks import number
 from ..errors import UsageError
 from ..files import shown
 from ..random import Generator
+from ..tokenizers.word import SINGLE
 from .tokens import read_text
 
-_ALONE = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"  # kana and ideographs
-_PIECE = re.compile(rf"([{_ALONE}]|[^\s{_ALONE}]+)(\s*)")
+_PIECE = re.compile(rf"([{SINGLE}]|[^\s{SINGLE}]+)(\s*)")
 _RATES = ("deletion", "swap", "replacement")
 _FORM = "deletion=0.1,swap=0.1,synonyms=FILE"
 
@@ -81,7 +81,7 @@ class Augmentation:
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
         """Matches a word that has synonyms: the longest one, and never part of a longer word."""
-        letter = rf"[^\W{_ALONE}]"
+        letter = rf"[^\W{SINGLE}]"
         return re.compile("|".join(
             (rf"(?<!{letter})" if re.match(letter, word) else "")
             + re.escape(word)

@@ -100,8 +100,8 @@ def split_rows(
     """The indices of the rows for training and of about `fraction` of them for validation, in order.
 
     Rows with equal keys are on the same side: otherwise a model would be evaluated on what it has memorized.
-    labels: of a classifier. If by chance validation gets only one label, or all rows of a label, the rows are drawn
-    again such that validation has two labels and each label keeps a row for training.
+    labels: of a classifier. If by chance validation gets only one label, or all rows of a label, other rows
+    are chosen, so that validation has two labels and each label keeps a row for training.
     Raises UsageError if all keys are equal.
     """
     fraction = number("split_rows", "fraction", fraction, above=0, below=1)

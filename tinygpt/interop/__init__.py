@@ -14,7 +14,8 @@ folder = tinygpt.interop.find_model("gpt2")                  # the folder of its
 | `weights.py` | names and shapes of the arrays; one file or shards |
 | `loading.py`, `saving.py`, `convert.py` | loading, saving and converting models |
 | `plain_gpt.py` | whether a model can be saved as GPT-2 |
-| `classifier.py` | the same for classifiers |
+| `classifier.py` | loading and saving classifiers |
+| `packed_run.py` | runs that trained an adapter on a packed base |
 | `harness.py` | a model in lm-evaluation-harness |
 | `peft.py`, `peft_config.py`, `peft_head.py` | LoRA adapters: arrays, configuration, a classifier's head |
 | `torch_file.py`, `torch_pickle.py`, `torch_tensors.py` | pytorch_model.bin, read without executing anything |

@@ -6,7 +6,7 @@
 | id2label, label2id | label_names; transformers leaves them out for two labels without names |
 | problem_type | problem_type |
 
-The number of labels is that of the rows of score.weight: the file of weights can't be wrong about it.
+The number of labels is the number of rows of score.weight, which is always right.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ ARCHITECTURE = "GPT2ForSequenceClassification"
 
 
 class Head(NamedTuple):
-    """What a folder says of its classifier's head."""
+    """A classifier's head in a folder, and what config.json says about it."""
 
     weight: np.ndarray  # (K, C)
-    names: list[str] | None  # None: the file has none but LABEL_0 ...
+    names: list[str] | None  # None: the file has only LABEL_0 ...
     problem_type: str | None
 
 
@@ -83,7 +83,7 @@ def load_classifier(
 def _with_adapter(
     cls: Any, folder: Path, K: int | None, names: Sequence[str] | None, problem: str | None, **options: Any
 ) -> Any:
-    """The classifier of an adapter: on its base's body, or on the base itself if that is one."""
+    """The classifier of an adapter: on its base's body, or on the base itself if that is a classifier."""
     base, revision = base_of(folder)
     if is_for_classifier(folder):
         with open_adapter(folder) as file:

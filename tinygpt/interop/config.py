@@ -136,7 +136,7 @@ def _with_our_names(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
             value = found.pop(other)
             if found.setdefault(name, value) != value:
                 raise CheckpointError(
-                    f"{path}: {name} is {_brief(found[name])} and {other} is {_brief(value)}, "
+                    f"{path}: {name} is {brief(found[name])} and {other} is {brief(value)}, "
                     "but both name the same setting: remove one"
                 )
     return found
@@ -146,23 +146,24 @@ def _refuse_other_models(path: Path, settings: Mapping[str, Any]) -> None:
     kind = settings.get("model_type")
     if kind != "gpt2":
         raise CheckpointError(
-            f"{path}: model_type is {_brief(kind)}, but tinygpt loads only 'gpt2'"
+            f"{path}: model_type is {brief(kind)}, but tinygpt loads only 'gpt2'"
             if kind is not None
             else f"{path} has no model_type: tinygpt loads only models of type 'gpt2'"
         )
     for name, values in _REPRESENTED.items():
         value = settings.get(name, values[0])
-        if not _is_any_of(value, values):
+        if not is_any_of(value, values):
             wanted = " or ".join(repr(value) for value in values)
-            raise CheckpointError(f"{path}: {name} is {_brief(value)}, but tinygpt supports only {wanted}")
+            raise CheckpointError(f"{path}: {name} is {brief(value)}, but tinygpt supports only {wanted}")
 
 
-def _is_any_of(value: Any, values: tuple[Any, ...]) -> bool:
+def is_any_of(value: Any, values: tuple[Any, ...]) -> bool:
     """Whether `values` contains `value`, of the same type: 1 is not True."""
     return any(type(value) is type(other) and value == other for other in values)
 
 
-def _brief(value: Any) -> str:
+def brief(value: Any) -> str:
+    """A value of the file for an error message, shortened."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
@@ -213,5 +214,5 @@ def _token_ids(folder: Path, name: str, value: Any, vocab_size: int) -> list[int
     """A list of no id or one id; for eos_token_id there may be several."""
     ids = value if isinstance(value, list) and name == "eos_token_id" else [] if value is None else [value]
     if not all(type(token) is int for token in ids):
-        raise CheckpointError(f"{folder}: {name} must be a whole number, not {_brief(value)}")
+        raise CheckpointError(f"{folder}: {name} must be a whole number, not {brief(value)}")
     return [token for token in ids if 0 <= token < vocab_size]

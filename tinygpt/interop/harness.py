@@ -8,8 +8,8 @@
     lm_eval.simple_evaluate(model=lm, tasks=["hellaswag", "lambada_openai"])
 
 The harness asks for three things: the log-likelihood of a text after a context and whether greedy decoding would write
-it, the log-likelihood of a whole text, and a continuation up to a stop string. `Requests` answers them and needs
-nothing of the harness; `harness_model` makes of it the class that the harness wants.
+it, the log-likelihood of a whole text, and a continuation up to a stop string. `Requests` answers them without the
+harness; `harness_model` turns it into the class that the harness expects.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ class Requests:
         return [continuation(self.model, self.tokenizer, *request.args) for request in requests]
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
-        """(text,) -> its log-likelihood, in windows of a block, the first after the token that begins a text.
+        """(text,) -> its log-likelihood, in windows of block_size tokens; the first follows the start token.
 
-        Without such a token (characters, bytes) the first token can't be predicted and isn't counted.
+        Without a start token (characters, bytes) the first token can't be predicted and is not counted.
         """
         found, begin = [], begin_of(self.tokenizer)
         for request in requests:
@@ -68,7 +68,7 @@ class Requests:
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """(context, {"until": [...], "max_gen_toks": N, "do_sample": ..., ...}) -> the continuation, without the stop.
 
-        Greedy unless do_sample. A context is cut on the left where the block has no room for it and the new tokens.
+        Greedy unless do_sample. The context is truncated on the left to leave room for the new tokens in the block.
         """
         return [self._generate(*request.args) for request in requests]
 

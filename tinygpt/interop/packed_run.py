@@ -1,7 +1,7 @@
 """A run that trained an adapter on a packed base: its checkpoint holds what was trained, and names the base.
 
-The base is loaded from where the run found it, and must be what it was: of the same shape, and, in the same format, of
-the same bits.
+The base is loaded from where the run found it, and must be unchanged: it must have the same shape and, if it is packed
+in the same format, the same bits.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ..nn.packed_base import base_facts, is_packed
 from .weights import Weights
 
 FORMATS = ("int8", "bfloat16")
-_OWN = frozenset({"block_size", "dropout"})  # a run may have its own, beside the base's other settings
+_OWN = frozenset({"block_size", "dropout"})  # settings in which a run may differ from its base
 
 
 def shorten(model: GPT, block_size: int) -> None:
@@ -38,7 +38,7 @@ def shorten(model: GPT, block_size: int) -> None:
 
 
 def packed_facts(state: Mapping[str, Any], where: str) -> dict[str, Any] | None:
-    """What identifies the packed base of the run with this state; None for a run with all its weights."""
+    """What identifies the packed base of a run with this state; None for a run that has all its weights."""
     facts: Any = state.get("packed_base")
     if facts is None:
         return None
@@ -48,7 +48,7 @@ def packed_facts(state: Mapping[str, Any], where: str) -> dict[str, Any] | None:
 
 
 def packed_base(state: Mapping[str, Any], where: str) -> tuple[str, str] | None:
-    """The base of the run with this state, and its format; None for a run with all its weights.
+    """The base of a run with this state, and its format; None for a run that has all its weights.
 
     Raises CheckpointError for a base that can't be found again.
     """
@@ -70,7 +70,7 @@ def on_its_base(
 ) -> GPT:  # fmt: skip
     """The model of a checkpoint: its base, which `load_base` loads with this dropout, and what was trained beside it.
 
-    classifier: whether it is the one inside a classifier, whose head is not read here. Raises CheckpointError.
+    classifier: whether the model is inside a classifier, whose head is not read here. Raises CheckpointError.
     """
     config = made_of(GPTConfig.from_dict, state, "model_config", where)
     lora = made_of(LoRA.from_dict, state, "lora", where)

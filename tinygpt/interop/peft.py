@@ -4,17 +4,17 @@
     model = GPT.from_pretrained("adapter")                          # finds the base by its name, and adds the adapter
     load_adapter(GPT.from_pretrained("gpt2"), "adapter")            # onto a base that is loaded already
 
-An adapter holds the updates only, a few MB. Names and shapes are this package's (`tinygpt/nn/lora.py`) under a prefix:
+An adapter holds only the updates, a few MB. Names and shapes are those of `tinygpt/nn/lora.py`, with a prefix:
 
     h.0.attn.c_attn.lora_A (rank, in)        base_model.model.transformer.h.0.attn.c_attn.lora_A.weight
     h.0.attn.c_attn.lora_B (out, rank)       base_model.model.transformer.h.0.attn.c_attn.lora_B.weight
 
-`fan_in_fan_out` says that the base stores its weights as (in, out), as GPT-2 does; A and B don't depend on it. Which
-layers are adapted follows from the arrays in the file. A setting of PEFT's that changes what the model computes, and
-that this package lacks, is refused by its name. `peft_config.py` has the table.
+`fan_in_fan_out` says that the base stores its weights as (in, out), as GPT-2 does; A and B don't depend on it. The
+arrays in the file determine which layers are adapted. A setting of PEFT that changes what the model computes, but that
+this package lacks, is an error that names it (`peft_config.py`).
 
-The file's metadata also holds the base's sizes, which PEFT ignores, so that an adapter is refused by another model of
-the same shapes, such as one with another vocabulary.
+The file's metadata also holds the base's sizes, which PEFT ignores, so that an adapter is not loaded onto a different
+model of the same shapes, such as one with another vocabulary.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ def save_adapter(
 ) -> None:
     """Write the model's adapter to `folder`, replacing an adapter that is there.
 
-    base: the folder or the name of the base model, which is written down so that the adapter can be loaded by itself;
-    by default where the model was loaded from. dtype: "float32", "bfloat16", "float16" or "float64". tokenizer: also
+    base: the folder or name of the base model, which is recorded so that the adapter can be loaded by itself; by
+    default where the model was loaded from. dtype: "float32", "bfloat16", "float16" or "float64". tokenizer: also
     write its files.
     A crash or a full disk leaves either the old adapter or the new one intact. Raises UsageError.
     """
@@ -97,7 +97,7 @@ def write_adapter(
     if dtype not in FORMATS:
         raise UsageError(f"save_adapter: dtype must be one of {', '.join(FORMATS)}, not {dtype!r}")
     if base is not None and user_path(base).is_dir():
-        base = str(user_path(base).resolve())  # found from any other folder, too
+        base = str(user_path(base).resolve())  # so that it is found from any folder
     folder = folder_made(user_path(folder))
     for name in (*ORDER, "checkpoints.json"):
         if (folder / name).exists():
@@ -138,7 +138,7 @@ def _write(folder: Path, model: Any, content: Mapping[str, Any], dtype: str) -> 
 
 
 def base_of(folder: Path) -> tuple[str, str]:
-    """The base model that the adapter in `folder` names: its folder or name, and the revision of a name.
+    """The base model that the adapter in `folder` names: its folder or name, and the revision.
 
     Raises CheckpointError if there is no such model here.
     """
@@ -168,9 +168,9 @@ def base_of(folder: Path) -> tuple[str, str]:
 def load_adapter(model: Any, folder: str | os.PathLike[str]) -> Any:
     """Add the adapter in `folder` to `model`, its base, which is frozen. Returns the model.
 
-    An adapter of a classifier (PEFT's SEQ_CLS) is for a `GPTForSequenceClassification`, which gets its head, too.
-    The adapter may have been written by PEFT. Raises CheckpointError if it is damaged, made for another model, or uses
-    what this package lacks; the model is then unchanged.
+    An adapter of a classifier (PEFT's SEQ_CLS) needs a `GPTForSequenceClassification`, which also gets its head. The
+    adapter may have been written by PEFT. Raises CheckpointError if it is damaged, made for another model, or needs
+    something that this package lacks; the model is then unchanged.
     """
     return exchange.read_whole(user_path(folder), lambda place: _load(model, place))
 
@@ -227,7 +227,7 @@ def _check_base(model: Any, file: ArrayFile) -> None:
 
 
 def _paths(model: Any, file: ArrayFile, lora: LoRA, head: bool) -> dict[str, list[str]]:
-    """Path of a layer -> the names of its A and B. head: a classifier's may be there as well.
+    """Path of a layer -> the names of its A and B. head: whether the file may also have a classifier's head.
 
     Raises CheckpointError unless all fit this model.
     """
@@ -269,9 +269,9 @@ def _paths(model: Any, file: ArrayFile, lora: LoRA, head: bool) -> dict[str, lis
 def _targets(
     folder: Path, content: Mapping[str, Any], found: Mapping[str, Any], linear: Mapping[str, Any]
 ) -> tuple[str, ...]:
-    """The targets that stand for exactly the layers in the file: those of the configuration, if it has names.
+    """The targets that match exactly the layers in the file: those of the configuration, if it has names.
 
-    With a regular expression, or layers left out, the paths themselves. Raises CheckpointError if layers are missing.
+    If it has a regular expression, or excludes layers, the paths themselves. Raises CheckpointError if any is missing.
     """
     names = content.get("target_modules")
     chosen = [content.get(name) for name in ("layers_to_transform", "exclude_modules")]

@@ -1,11 +1,11 @@
-"""The adapter_config.json of PEFT: which settings this package has, which change nothing here, and which it lacks.
+"""PEFT's adapter_config.json: which settings this package supports, ignores, or refuses.
 
 | adapter_config.json | `tinygpt.nn.lora.LoRA` |
 |---|---|
 | r, lora_alpha, lora_dropout, use_rslora | rank, alpha, dropout, rslora |
 | target_modules | targets; a regular expression, or "all-linear": see `peft.py` |
 
-Everything else must have the value that it has when nobody sets it, or must not matter for a trained adapter.
+All other settings must have their default value, or must not matter for a trained adapter.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from typing import Any
 from ..checks import number, whole_number
 from ..errors import CheckpointError
 from ..nn.lora import ALL_LINEAR, LoRA
+from .config import brief, is_any_of
 
 _OURS = {"r", "lora_alpha", "lora_dropout", "use_rslora", "target_modules"}
-# How the adapter was made or is to be found, and settings of what is refused below.
+# How the adapter was made or where it is, and details of settings that are refused below.
 _NO_MATTER = {
     "auto_mapping", "base_model_name_or_path", "revision", "inference_mode", "peft_version", "fan_in_fan_out",
     "layers_to_transform", "layers_pattern", "exclude_modules", "megatron_core", "qalora_group_size", "loftq_config",
@@ -30,7 +31,7 @@ _VALUES: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
     "task_type": ("CAUSAL_LM", "FEATURE_EXTRACTION", None),
     "bias": ("none",),
-    # Others change the weights of the base model, too.
+    # Others also change the weights of the base model.
     "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal"),
 }
 _UNSET: tuple[Any, ...] = (None, False, {}, [], "")
@@ -40,17 +41,17 @@ def settings_of(path: Path, content: Mapping[str, Any]) -> LoRA:
     """The settings in the adapter_config.json at `path`. Raises CheckpointError for one that is not supported."""
     for name, value in content.items():
         if name in _VALUES:
-            if not _is_any_of(value, _VALUES[name]):
+            if not is_any_of(value, _VALUES[name]):
                 wanted = " or ".join(repr(one) for one in _VALUES[name])
-                raise CheckpointError(f"{path}: {name} is {_brief(value)}, but tinygpt supports only {wanted}")
-        elif name not in _OURS | _NO_MATTER and not _is_any_of(value, _UNSET):
-            raise CheckpointError(f"{path}: {name} is {_brief(value)}, which tinygpt does not support")
+                raise CheckpointError(f"{path}: {name} is {brief(value)}, but tinygpt supports only {wanted}")
+        elif name not in _OURS | _NO_MATTER and not is_any_of(value, _UNSET):
+            raise CheckpointError(f"{path}: {name} is {brief(value)}, which tinygpt does not support")
     for name in ("peft_type", "r", "target_modules"):
         if name not in content:
             raise CheckpointError(f"{path} lacks {name}")
     rslora = content.get("use_rslora", False)
     if not isinstance(rslora, bool):
-        raise CheckpointError(f"{path}: use_rslora must be true or false, not {_brief(rslora)}")
+        raise CheckpointError(f"{path}: use_rslora must be true or false, not {brief(rslora)}")
     return LoRA(
         whole_number(str(path), "r", content["r"]),
         number(str(path), "lora_alpha", content.get("lora_alpha", 8), above=0),  # 8 is PEFT's default
@@ -63,7 +64,7 @@ def settings_of(path: Path, content: Mapping[str, Any]) -> LoRA:
 def _targets(path: Path, value: Any) -> tuple[str, ...]:
     names = [value] if isinstance(value, str) else value
     if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
-        raise CheckpointError(f"{path}: target_modules must be names of layers, not {_brief(value)}")
+        raise CheckpointError(f"{path}: target_modules must be names of layers, not {brief(value)}")
     return tuple(names)
 
 
@@ -76,13 +77,3 @@ def config_json(lora: LoRA, base: str | None) -> dict[str, Any]:
         "target_modules": list(targets), "fan_in_fan_out": True, "bias": "none", "inference_mode": True,
         "modules_to_save": None, "init_lora_weights": True,
     }  # fmt: skip
-
-
-def _is_any_of(value: Any, values: tuple[Any, ...]) -> bool:
-    """Whether `values` contains `value`, of the same type: 1 is not True."""
-    return any(type(value) is type(other) and value == other for other in values)
-
-
-def _brief(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

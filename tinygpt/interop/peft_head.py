@@ -1,7 +1,7 @@
 """The head of a classifier in the file of its LoRA adapter: task_type "SEQ_CLS" and modules_to_save, in PEFT's words.
 
-The head is trained whole, so it is stored whole, as `base_model.model.score.weight`. PEFT keeps no names of labels;
-they stand in the file's metadata, which it ignores.
+The head is trained as a whole, so it is stored as a whole, as `base_model.model.score.weight`. PEFT stores no label
+names; they are in the file's metadata, which PEFT ignores.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _LABELS = "tinygpt_labels"  # the entry of the metadata
 
 
 def body_of(model: Any) -> Any:
-    """The language model that is adapted: the one inside, of a classifier."""
+    """The language model that is adapted; for a classifier, the one inside."""
     return model.transformer if isinstance(model, GPTForSequenceClassification) else model
 
 
@@ -38,7 +38,7 @@ def is_for_classifier(folder: Path) -> bool:
 
 
 def head_content(model: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, str]]:
-    """What a classifier adds to adapter_config.json, to the arrays and to the metadata of its adapter's file."""
+    """What a classifier adds to adapter_config.json, and to the arrays and the metadata of its adapter's file."""
     if not isinstance(model, GPTForSequenceClassification):
         return {}, {}, {}
     labels = {"names": list(model.label_names), "problem_type": model.problem_type}
@@ -47,7 +47,7 @@ def head_content(model: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, 
 
 
 def without_head(content: Mapping[str, Any]) -> dict[str, Any]:
-    """adapter_config.json without what is said of a head that this package has."""
+    """adapter_config.json without its settings for a head that this package supports."""
     saved = content.get("modules_to_save")
     ours = content.get("task_type") == TASK and (saved is None or (isinstance(saved, list) and set(saved) <= {*SAVED}))
     return {**content, "task_type": None, "modules_to_save": None} if ours else dict(content)
@@ -68,7 +68,7 @@ def head_in(file: ArrayFile, K: int | None = None, C: int | None = None) -> tupl
 
 
 def labels_in(file: ArrayFile) -> tuple[list[str] | None, str | None]:
-    """The names of the labels and the problem type in the metadata, as far as they are there."""
+    """The label names and the problem type in the metadata; None where they are missing."""
     try:
         found = dict(json.loads(getattr(file, "metadata", {}).get(_LABELS, "{}")))
         names, problem = found.get("names"), found.get("problem_type")
@@ -82,7 +82,7 @@ def labels_in(file: ArrayFile) -> tuple[list[str] | None, str | None]:
 
 
 def put_head(model: Any, weight: np.ndarray) -> None:
-    """Take the head that was read."""
+    """Copy the head that was read into the model."""
     parameter = model.score.weight
     parameter.data[...] = backends.move(weight.astype(parameter.dtype), parameter.backend)
     parameter.mark_changed()

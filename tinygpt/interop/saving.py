@@ -99,7 +99,7 @@ class Folder(NamedTuple):
 def write_folder(
     folder: str | os.PathLike[str], content: Folder, dtype: str, max_shard_size: int | str | None, of_run: bool = False
 ) -> None:
-    """Write a model's files, replacing those of another model together. of_run: it is that of the run in the folder.
+    """Write a model's files, replacing those of an older model together. of_run: whether the folder's run made it.
 
     Raises UsageError.
     """
@@ -147,7 +147,7 @@ def arrays_of(model: GPT, best: Mapping[str, Any] | None = None) -> dict[str, An
 
 
 def _refuse(difference: str | None) -> None:
-    """Raise UsageError if there is a difference, which the files, sizes and weights without code, would lose."""
+    """Raise UsageError if there is a difference: the files hold sizes and weights, not code, so they would lose it."""
     if difference is not None:
         raise UsageError(
             f"save_pretrained: {difference}, which the GPT-2 format can't represent: use plain layers instead, or save "

@@ -7,9 +7,9 @@ machine's facts, the tensors), a fifth that lists the keys, and for each key eig
     with TorchFile(folder / "pytorch_model.bin") as file:     # as a SafetensorsFile: arrays, read_into, pieces, read
         array = file.read("wte.weight")
 
-Before anything is allocated, every tensor is known to lie within the file. A tensor may be any view of its storage
-(transposed, a slice, shared with others); one whose numbers lie in order is read straight into the model, any other
-through a buffer for the part of the storage that it spans.
+Before anything is allocated, every tensor is checked to lie within the file. A tensor may be any view of its storage
+(transposed, a slice, shared with others). A contiguous one is read straight into the model, any other through a buffer
+for the part of the storage that it spans.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Locate = Callable[[Storage], int]
 
 @dataclass(frozen=True)
 class TensorInfo(ArrayInfo):
-    """A tensor whose numbers are not in order: begin and end are of what it spans, strides count numbers."""
+    """A tensor that is not contiguous: begin and end delimit what it spans, strides are in elements."""
 
     strides: tuple[int, ...]
 

@@ -1,14 +1,14 @@
 """Read the pickle inside a PyTorch file without executing anything.
 
 A pickle is a program for a small stack machine, and two of its instructions let it run any function of Python: GLOBAL
-names an object, REDUCE calls it. `pickle.load`, and any Unpickler, carry such a program out. Here `pickletools.genops`
+names an object, REDUCE calls it. `pickle.load`, and any Unpickler, execute such a program. Here `pickletools.genops`
 only lists the instructions, and this file interprets the few that `torch.save` writes for a dictionary of tensors:
 plain values, lists, tuples, dictionaries, and the names in `ADMITTED` (torch_tensors.py), none of which is ever
 imported or called. A tensor becomes a `Tensor`, a description of where its numbers are. Everything else raises
 `Refused`, which names it.
 
-No instruction makes more than the bytes of the pickle pay for, and their number is limited, so a forged file costs
-about a second at most. What is built may refer to itself; nothing here or in torch_file.py follows values in depth.
+No instruction builds more than its own bytes contain, and the number of instructions is limited, so a forged file costs
+about a second at most. A value may contain itself; nothing here or in torch_file.py follows values recursively.
 
 Source: the opcodes are described in Python's Lib/pickletools.py, the calls in torch/_utils.py and
 torch/serialization.py.
@@ -201,12 +201,12 @@ def _dictionary(arguments: tuple[Any, ...]) -> dict[Any, Any]:
 
 
 def _kind(value: Any) -> str:
-    """What an error message calls a value, which may refer to itself and can't be shown whole."""
+    """What an error message calls a value, which may contain itself and can't be printed."""
     return value.name if isinstance(value, Name) else f"a value of type {type(value).__name__.lstrip('_')}"
 
 
 def _nothing(machine: _Machine, argument: Any) -> None:
-    """PROTO and FRAME say how the bytes are read, which genops knows."""
+    """PROTO and FRAME say how to read the bytes, which genops handles."""
 
 
 _INSTRUCTIONS: dict[str, Callable[[_Machine, Any], None]] = {

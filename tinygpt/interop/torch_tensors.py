@@ -1,8 +1,8 @@
-"""Tensors as the pickle of a PyTorch file describes them: which names it may use, and what a call of each would make.
+"""Tensors as the pickle of a PyTorch file describes them: the names that it may use, and what calling them would make.
 
-A tensor is a view of a storage: a row of numbers in the file, an offset in it, a shape, and strides. Before anything is
-allocated it is known to lie within its storage, and to have no more numbers than it: one that repeats its numbers by
-strides of 0 could claim any size.
+A tensor is a view of a storage, which is a row of numbers in the file: an offset, a shape and strides. Before anything
+is allocated, it is checked to lie within its storage and to have no more numbers than it: a tensor that repeats numbers
+with strides of 0 could claim any size.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ADMITTED = frozenset({DICTIONARY, _TENSOR, _TENSOR_V1, _PARAMETER, *STORAGES})
 
 
 class Refused(ValueError):
-    """The pickle is damaged, or has something that is not admitted. The message is a clause about the file."""
+    """The pickle is damaged, or contains something that is not admitted. The message is a clause about the file."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Storage:
 
 @dataclass(frozen=True)
 class Tensor:
-    """A view of a storage: number `i` of axis `n` lies `i * strides[n]` further on; the first one at `offset`."""
+    """A view of a storage: the element at index i is at offset + sum over the axes n of i[n] * strides[n]."""
 
     storage: Storage
     offset: int
@@ -66,7 +66,7 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Name:
-    """What GLOBAL named: one of `ADMITTED`."""
+    """A name from a GLOBAL instruction: one of `ADMITTED`."""
 
     name: str
 

@@ -4,9 +4,9 @@
         for word, stored in file: ...             # file.width numbers each
             vector = file.numbers(stored)         # float32, shape (width,)
 
-The first line says how many vectors there are and how many numbers each has; GloVe's files lack it. In the binary
-format a word ends at a space, and float32 numbers follow. Nothing is allocated for what a header claims: a megabyte or
-a row is in memory at a time. A word that is not UTF-8 is read as Latin-1, as in files of texts that were.
+The first line has the number of vectors and their width; GloVe's files lack it. In the binary format a word ends at a
+space, and float32 numbers follow. No memory is allocated on the word of a header: at most a megabyte, or one row, is in
+memory at a time. A word that is not UTF-8 is read as Latin-1, the encoding of some older files.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class VectorFile:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self.row = 0  # the rows so far
+        self.row = 0  # rows read so far
         self._raw: Any = None
         try:
             self._raw = open(self.path, "rb")  # noqa: SIM115  closed by __exit__
@@ -73,8 +73,8 @@ class VectorFile:
             self.width, self.binary, self._first = len(fields) - 1, False, first
             if self.width < 2 or not self._is_row(first):
                 raise UsageError(
-                    f"{self.path} is no file of word vectors: its first line is {first[:40]!r}, neither the number of "
-                    "vectors and of their numbers nor a word and numbers"
+                    f"{self.path} is not a file of word vectors: its first line is {first[:40]!r}, neither the number "
+                    "of vectors and their width nor a word and numbers"
                 )
         if not 1 <= self.width <= _WIDEST:
             raise UsageError(f"{self.path} has vectors of {self.width} numbers; they must be 1 to {_WIDEST}")

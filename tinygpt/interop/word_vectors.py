@@ -3,13 +3,13 @@
     found = load_word_vectors(model, tokenizer, "GoogleNews-vectors.bin", project=True)
     print(found)                           # 21,931 of 32,141 words have a vector (68.2 %), ...
 
-A token gets the vector of its word, or of its word in lower case. Words are the tokens of a WordTokenizer, those of a
-BERT vocabulary that don't continue a word, characters, and of BPE the pieces that begin with a space: another piece may
-be a part of a word, whose vector would be that of something else. All other rows stay as they were.
+A token gets the vector of its word, or of its word in lower case. The words are: the tokens of a WordTokenizer;
+characters; the tokens of a BERT vocabulary that do not continue a word; and the BPE tokens that begin with a space,
+because any other may be part of a word and have a different meaning. All other rows stay as they were.
 
-Vectors of another width need `project=True`. Wider ones are projected onto the directions in which those found are
-longest (a truncated singular value decomposition, which is PCA without subtracting the mean): of all matrices of that
-width, the result keeps the products of vectors best (Eckart and Young, 1936), and products are what an output head
+Vectors of another width need `project=True`. Wider ones are projected onto the directions of largest norm (a truncated
+singular value decomposition, which is PCA without subtracting the mean). Of all matrices of that width, the result
+preserves the inner products of the vectors best (Eckart and Young, 1936), and inner products are what an output head
 computes with embeddings. Narrower ones fill the first channels, and the others stay as they were.
 """
 
@@ -33,7 +33,7 @@ from .vector_files import VectorFile
 class WordVectors:
     """The vectors (n, width), float32, of the tokens `ids` (n,), out of `words` tokens that are words.
 
-    lowered: how many are those of the word in lower case. kept: the share of the squared length that a projection kept.
+    lowered: how many were found in lower case only. kept: the share of the squared norm that a projection kept.
     """
 
     source: Path
@@ -49,7 +49,7 @@ class WordVectors:
         return len(self.ids) / self.words
 
     def write(self, model: Any) -> None:
-        """Copy the vectors into the model's embedding; called after each step of an optimizer, they stay fixed."""
+        """Copy the vectors into the model's embedding. Call it after each optimizer step to keep them fixed."""
         array = model.wte.weight.data
         library = backends.array_module(array)
         array[library.asarray(self.ids), : self.vectors.shape[1]] = library.asarray(self.vectors, dtype=array.dtype)
@@ -71,10 +71,10 @@ def load_word_vectors(
 ) -> WordVectors:
     """Copy the vectors in a file to the rows of `model.wte` whose tokens are their words. Returns what was found.
 
-    model: None only looks. path: word2vec (binary or text), fastText's .vec, or GloVe, as it is or gzipped.
-    project: also vectors of another width, as the module says. scale: a factor of all; vectors are often longer than a
-    new model's embeddings, whose numbers have a standard deviation of 0.02.
-    freeze: no row of `wte` is trained further, those without a vector neither, nor the head if it is tied to them. To
+    model: None to look only. path: word2vec (binary or text), fastText's .vec, or GloVe, plain or gzipped.
+    project: also accept vectors of another width, as the module describes. scale: a factor for all vectors, which are
+    often longer than the embeddings of a new model, whose elements have a standard deviation of 0.02.
+    freeze: do not train any row of `wte` further, including rows without a vector, and the head if it is tied. To
     freeze only the rows found, call `write(model)` of the result after each step instead.
 
     Raises UsageError, and then leaves the model as it was.
@@ -123,7 +123,7 @@ def _check_model(model: Any, tokenizer: Tokenizer) -> None:
 
 
 def _words(tokenizer: Tokenizer) -> dict[int, str]:
-    """Token -> the word that it is, for those that are one."""
+    """Token -> its word, for the tokens that are words."""
     if isinstance(tokenizer, ByteTokenizer):
         return {}
     pieces = {
@@ -142,7 +142,7 @@ def _words(tokenizer: Tokenizer) -> dict[int, str]:
 
 
 def _read(file: VectorFile, wanted: set[str]) -> dict[str, np.ndarray]:
-    """The vectors of these words; of a word that occurs twice, the first."""
+    """The vectors of these words; for a word that occurs twice, the first one."""
     found: dict[str, np.ndarray] = {}
     for word, stored in file:
         if word in wanted and word not in found:

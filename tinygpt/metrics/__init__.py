@@ -1,21 +1,22 @@
-"""Measure predictions against references.
+"""Metrics: compare predictions with references.
 
-    tg.metrics.accuracy(predictions, references)            # predictions first, everywhere
-    tg.metrics.bleu(texts, references).signature            # what was measured, in sacrebleu's words
+    tg.metrics.accuracy(predictions, references)            # predictions always come first
+    tg.metrics.bleu(texts, references).signature            # sacrebleu's signature: what exactly was measured
     tg.metrics.multiple_choice(model, tokenizer, question, choices).best
 
 | file | metrics | scale |
 |---|---|---|
 | `classification.py` | accuracy, f1, confusion_matrix, f1_scores | 0 to 1; counts |
 | `regression.py` | mean_absolute_error, mean_squared_error, r2, correlation, rank_correlation | of the numbers; <= 1 |
-| `answers.py` | exact_match, token_f1: short answers, in SQuAD's way | 0 to 1 |
-| `translation.py` | bleu, chrf, by sacrebleu (extra `metrics`) | 0 to 100, as everybody reports them |
-| `summaries.py` | rouge, by rouge-score (extra `metrics`) | 0 to 1 |
-| `choice.py` | multiple_choice, last_words: by log-likelihood, as HellaSwag and LAMBADA | nats; 0 to 1 |
-| `words.py` | what a word is; Chinese has none between spaces, so there it is a character | |
+| `answers.py` | exact_match, token_f1: short answers, as in SQuAD | 0 to 1 |
+| `translation.py` | bleu, chrf, computed by sacrebleu (extra `metrics`) | 0 to 100, as usually reported |
+| `summaries.py` | rouge, computed by rouge-score (extra `metrics`) | 0 to 1 |
+| `choice.py` | multiple_choice, last_words: by log-likelihood, as in HellaSwag and LAMBADA | nats; 0 to 1 |
+| `labelling.py` | a classifier's scores for many texts, and the report on them | |
+| `words.py` | what a word is; in Chinese, which has no spaces, a character | |
 
-`perplexity(model, tokens)` is that of `tinygpt.generation`. Where a reference may be a list, any of the texts in it is
-a right answer, and the best counts.
+`perplexity(model, tokens)` is the one in `tinygpt.generation`. If a reference is a list, each text in it is a correct
+answer, and the best match counts.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""Short answers: exact match and token F1, in the way of SQuAD's evaluation script.
+"""Short answers: exact match and token F1, as in SQuAD's evaluation script.
 
-Normalised means: lower case; without punctuation, without the articles a, an, the; words joined by single spaces. An
-answer in Chinese (or another language without spaces) has a character for a word, and loses the punctuation of its own
-script, too. What has no such character is treated exactly as SQuAD's script treats it.
+Answers are normalised: lower case; no punctuation; no articles (a, an, the); words joined by single spaces. In Chinese
+and other languages without spaces each character is a word, and the punctuation of that script is removed as well.
+Text without such characters is treated exactly as in SQuAD's script.
 
     precision = shared / words of the prediction;  recall = shared / words of the reference;  F1 = harmonic mean
 
-Shared words are counted as often as they occur in both. If one of the two has no words left, F1 is 1 if neither has
-any and otherwise 0, as in SQuAD 2.0.
+A shared word counts as often as it occurs in both. If one of the two has no words left, F1 is 1 if the other has none
+either, and otherwise 0, as in SQuAD 2.0.
 
 Source: Rajpurkar et al., "SQuAD: 100,000+ Questions for Machine Comprehension of Text", 2016, section 6.1.
 """
@@ -29,7 +29,7 @@ _PIECES = re.compile(rf"[{UNSPACED}]|[^\s{UNSPACED}]+")
 
 
 def normalize_answer(text: str) -> str:
-    """A text as it is compared; see above."""
+    """The text in the form in which it is compared; see above."""
     text = text.lower().translate(_PUNCTUATION)
     if is_unspaced(text):
         text = "".join(c for c in text if not _is_punctuation(c))
@@ -37,7 +37,7 @@ def normalize_answer(text: str) -> str:
 
 
 def _is_punctuation(character: str) -> bool:
-    """Of any script; also what is a wide form of ASCII's, as the tilde in 3～5."""
+    """Whether this is punctuation in any script, or full-width ASCII punctuation, such as the tilde in 3～5."""
     if unicodedata.category(character).startswith("P"):
         return True
     return unicodedata.normalize("NFKC", character) in string.punctuation
@@ -51,14 +51,14 @@ def exact_match(predictions: Iterable[str], references: Iterable[str | Iterable[
 
 
 def token_f1(predictions: Iterable[str], references: Iterable[str | Iterable[str]]) -> float:
-    """The mean F1 of shared words; of several references the best counts."""
+    """The mean F1 of shared words; with several references, the best match counts."""
     texts, right = paired_texts("token_f1", predictions, references)
     best = [max(_f1(_pieces(text), _pieces(one)) for one in ones) for text, ones in zip(texts, right, strict=True)]
     return sum(best) / len(best)
 
 
 def _pieces(text: str) -> list[str]:
-    """The normalised words; where there are no spaces between words, the characters."""
+    """The normalised words; in scripts without spaces, the characters."""
     return _PIECES.findall(normalize_answer(text))
 
 

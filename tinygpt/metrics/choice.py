@@ -1,13 +1,13 @@
-"""Multiple choice by log-likelihood: which continuation does the model find most likely?
+"""Multiple choice by log-likelihood: which continuation is the most likely under the model?
 
 HellaSwag's form: a context and several endings. `total` is the log-likelihood of an ending; long endings have more
 factors below 1, so `per_character` divides it by the ending's characters (the `acc` and `acc_norm` of
 lm-evaluation-harness).
-LAMBADA's form: a text whose last word follows from all of it. It is right if each of its tokens is the model's first
-choice, which is what greedy decoding would write.
+LAMBADA's form: a text whose last word can be inferred from the rest. The answer is correct if each of its tokens is the
+model's most likely one, so that greedy decoding would produce it.
 
-The context and what follows are encoded together, because a tokenizer may join them otherwise; spaces at the end of the
-context go to what follows, because tokenizers like GPT-2's put a space before a word into the word's token.
+The context and its continuation are encoded together, because a tokenizer may merge across the boundary; spaces at the
+end of the context belong to the continuation, because tokenizers like GPT-2's attach a space to the word after it.
 
 Source: Zellers et al., "HellaSwag", 2019; Paperno et al., "The LAMBADA dataset", 2016; Gao et al.,
 "lm-evaluation-harness", `_encode_pair`.
@@ -44,9 +44,9 @@ class Choice:
 
 
 def multiple_choice(model: Any, tokenizer: Any, context: str, choices: Sequence[str]) -> Choice:
-    """The log-likelihood of each of `choices` after `context`. The choices begin as they follow: " a dog", "Hund".
+    """The log-likelihood of each of `choices` after `context`. Choices include their leading space: " a dog".
 
-    A context longer than the block is cut on the left. Raises UsageError.
+    A context longer than the block is truncated on the left. Raises UsageError.
     """
     where = "multiple_choice"
     if isinstance(choices, str) or not len(choices) or not all(isinstance(one, str) and one for one in choices):
@@ -56,9 +56,9 @@ def multiple_choice(model: Any, tokenizer: Any, context: str, choices: Sequence[
 
 
 def last_words(model: Any, tokenizer: Any, texts: Sequence[str]) -> dict[str, float]:
-    """LAMBADA: how often the last word is the model's first choice, and the perplexity of the last words.
+    """LAMBADA: how often greedy decoding produces the last word, and the perplexity of the last words.
 
-    A word goes from the last space on; a text without spaces has none to predict. Raises UsageError.
+    The last word begins at the last space; a text without spaces has none to predict. Raises UsageError.
     """
     scores = []
     for i, text in enumerate(texts):
@@ -84,7 +84,7 @@ def continuation(model: Any, tokenizer: Any, context: str, text: str) -> tuple[f
 
 
 def encode_pair(tokenizer: Any, context: str, text: str) -> tuple[np.ndarray, np.ndarray]:
-    """The tokens of `context`, and those of `text` after it. Without a context it is the token that begins a text.
+    """The tokens of `context`, and those of `text` after it. An empty context is replaced by the start token.
 
     Raises UsageError if nothing is left to predict.
     """

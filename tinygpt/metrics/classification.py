@@ -2,10 +2,10 @@
 
     F1 of a label = 2 tp / (2 tp + fp + fn)        the harmonic mean of precision and recall; 0 if nothing is right
     macro F1      = the mean over labels            every label counts the same, however rare it is
-    micro F1      = the same formula on the sums    of all labels: with one label a text, the accuracy
+    micro F1      = the same formula on the sums    over all labels; with one label per text it equals the accuracy
 
-Labels are numbers or texts. Results equal scikit-learn's with zero_division=0, whose arguments are the other way round:
-references, then predictions.
+Labels are numbers or strings. Results equal scikit-learn's with zero_division=0, whose arguments are in the opposite
+order: references, then predictions.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def confusion_matrix(
 ) -> np.ndarray:
     """(K, K) counts: row = the true label, column = the predicted one.
 
-    labels: K labels in the order of the rows; None: those that occur, sorted. Raises UsageError for a label that is not
-    among them, which would be missing from the sums.
+    labels: K labels in the order of the rows; None: those that occur, sorted. Raises UsageError for any other label,
+    which would be missing from the sums.
     """
     where = "confusion_matrix"
     found, right = paired(where, predictions, references)
@@ -64,7 +64,8 @@ def f1(
 ) -> float:
     """The macro, micro or weighted (by how often a label is true) F1. Raises UsageError.
 
-    labels: over which to average; None: those that occur in either list. A label that occurs in neither counts as 0.
+    labels: the labels to average over; None: those that occur in either list. A label that occurs in neither counts as
+    0.
     """
     if average not in AVERAGES:
         raise UsageError(f"f1: average must be one of {', '.join(AVERAGES)}, not {average!r}")

@@ -1,4 +1,4 @@
-"""How well a classifier labels texts: its scores for many of them, and the report on them.
+"""How well a classifier labels texts: its scores for many texts, and the report on them.
 
 scores = label_scores(clf, examples, batch_size=16)           # (N, K), in the order of the examples
 report = label_report(clf, scores, labels)                     # what --json writes
@@ -26,7 +26,7 @@ _WIDEST = 20  # labels in a confusion matrix on the screen
 def label_scores(
     clf: Any, examples: Sequence[LabelledExample], batch_size: int = 16, progress: bool = False
 ) -> np.ndarray:
-    """(N, K): the classifier's probabilities, or numbers, for each example. Rows of like length share a batch."""
+    """(N, K): the classifier's probabilities, or numbers, for each example. Similar lengths share a batch."""
     batch_size = whole_number("label_scores", "batch_size", batch_size)
     order = sorted(range(len(examples)), key=lambda i: len(examples[i]))
     scores = np.zeros((len(examples), clf.num_labels))
@@ -38,7 +38,7 @@ def label_scores(
 
 
 def label_report(clf: Any, scores: np.ndarray, labels: Sequence[Any]) -> dict[str, Any]:
-    """The figures, as JSON values. scores (N, K); labels: N, as `LabelledExample` has them."""
+    """The metrics, as JSON values. scores (N, K); labels: N, in the form of `LabelledExample.label`."""
     if clf.problem_type == REGRESSION:
         return _of_numbers(scores, np.asarray(labels, np.float64).reshape(len(scores), -1))
     if clf.problem_type == MULTI:
@@ -96,7 +96,7 @@ def _of_numbers(scores: np.ndarray, right: np.ndarray) -> dict[str, Any]:
 
 
 def _of_several(clf: Any, scores: np.ndarray, right: np.ndarray) -> dict[str, Any]:
-    """right (N, K) bool. Each label is a question of yes or no; `accuracy`: all labels of a text are right."""
+    """right (N, K) bool. Each label is a yes-or-no question; `accuracy` counts texts whose labels are all right."""
     found = scores > 0.5
     each = {name: f1(found[:, k], right[:, k], labels=[True]) for k, name in enumerate(clf.label_names)}
     sure = np.clip(np.where(right, scores, 1 - scores), np.finfo(np.float64).tiny, 1)
@@ -109,7 +109,7 @@ def _of_several(clf: Any, scores: np.ndarray, right: np.ndarray) -> dict[str, An
 
 
 def _aligned(rows: list[list[str]]) -> list[str]:
-    """Columns, the first one to the left and the others to the right; a Chinese character takes two places."""
+    """Align columns, the first one left and the others right; a Chinese character is two columns wide."""
     widths = [max(map(_width, column)) for column in zip(*rows, strict=True)]
     lines = []
     for first, *rest in rows:

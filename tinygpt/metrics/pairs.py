@@ -24,7 +24,7 @@ def paired(metric: str, predictions: Iterable[Any], references: Iterable[Any]) -
 def paired_texts(
     metric: str, predictions: Iterable[str], references: Iterable[str | Iterable[str]]
 ) -> tuple[list[str], list[list[str]]]:
-    """As `paired`, for texts: each reference becomes a list of one or more texts. Raises DtypeError, too."""
+    """As `paired`, for texts: each reference becomes a list of one or more texts. Also raises DtypeError."""
     texts, right = paired(metric, predictions, references)
     several = [[one] if isinstance(one, str) else list(one) if isinstance(one, Iterable) else [one] for one in right]
     for i, (text, answers) in enumerate(zip(texts, several, strict=True)):

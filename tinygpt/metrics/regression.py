@@ -33,7 +33,7 @@ def r2(predictions: Iterable[float], references: Iterable[float]) -> float:
 
 
 def correlation(predictions: Iterable[float], references: Iterable[float]) -> float:
-    """Pearson's r, from -1 to 1; 0 if all numbers of one side are equal, which tell nothing of the other side."""
+    """Pearson's r, from -1 to 1; 0 if all numbers of one side are equal, where it is undefined."""
     found, right = _numbers("correlation", predictions, references)
     x, y = found - found.mean(), right - right.mean()
     size = float(np.sqrt((x * x).sum() * (y * y).sum()))

@@ -1,8 +1,8 @@
-"""ROUGE, by rouge-score (extra `metrics`): which part of a reference's words a summary has.
+"""ROUGE, computed by rouge-score (extra `metrics`): the overlap between the words of a summary and of a reference.
 
 rouge-score's own tokenizer keeps a-z and 0-9 and drops everything else, so it gives 0 for two identical Chinese texts
-and cuts "café" to "caf". It is given another one (`words.py`): letters and digits of any language in lower case, and
-characters where a language has no spaces. On English without accents the results are the same.
+and truncates "café" to "caf". Here it is replaced (`words.py`): letters and digits of any language in lower case, and
+characters in languages without spaces. For English without accents the results are the same.
 
 Source: Lin, "ROUGE: A Package for Automatic Evaluation of Summaries", 2004.
 """
@@ -22,7 +22,8 @@ KINDS = ("rouge1", "rouge2", "rougeL")
 def rouge(predictions: Iterable[str], references: Iterable[str | Iterable[str]]) -> dict[str, float]:
     """The mean F-measures of ROUGE-1 (words), ROUGE-2 (pairs of words), ROUGE-L (the longest common sequence), 0 to 1.
 
-    Of several references the best counts, for each kind. An empty text scores 0. Raises MissingExtraError, UsageError.
+    With several references, the best one counts, for each kind. An empty text scores 0. Raises MissingExtraError,
+    UsageError.
     """
     scorer = require_rouge().RougeScorer(list(KINDS), tokenizer=_Words())
     texts, right = paired_texts("rouge", predictions, references)
@@ -40,7 +41,7 @@ def require_rouge() -> Any:
 
 
 class _Words:
-    """The tokenizer, as rouge-score wants it."""
+    """The tokenizer, with the interface that rouge-score expects."""
 
     def tokenize(self, text: str) -> list[str]:
         return words(text)

@@ -1,19 +1,19 @@
-"""BLEU and chrF, by sacrebleu (extra `metrics`), so that figures can be compared with everybody else's.
+"""BLEU and chrF, computed by sacrebleu (extra `metrics`), so that scores can be compared with published ones.
 
-sacrebleu's usual tokenizer splits at spaces and punctuation, so it gives 0 for two identical Chinese sentences. Here
-the tokenizer follows from the script of the references:
+sacrebleu's default tokenizer splits at spaces and punctuation, so it gives 0 for two identical Chinese sentences. Here
+the script of the references determines the tokenizer:
 
 | references | tokenizer |
 |---|---|
-| words between spaces | 13a, the usual one |
-| Chinese | zh: its characters apart, the rest as 13a |
-| Japanese, Thai, ... | char: sacrebleu's own for Japanese needs a dictionary |
+| words separated by spaces | 13a, the default |
+| Chinese | zh: splits Chinese characters, the rest as 13a |
+| Japanese, Thai, ... | char: sacrebleu's tokenizer for Japanese needs a dictionary |
 
-The signature says which it was: figures with different signatures can't be compared.
+The signature records the tokenizer: scores with different signatures can't be compared.
 
-BLEU multiplies the precisions of 1 to 4 words in a row. If no reference or no prediction has 4 words (names, single
-words), there is nothing to be precise about and BLEU would be 0 for a perfect result: then it goes only as far as there
-are words, which the signature calls "eff:yes".
+BLEU multiplies the precisions of n-grams of 1 to 4 words. If no reference or no prediction has 4 words (names, single
+words), BLEU would be 0 even for a perfect result. Then only the n-grams that exist count, which the signature calls
+"eff:yes".
 
 Source: Papineni et al., "BLEU", 2002; Popović, "chrF", 2015; Post, "A Call for Clarity in Reporting BLEU Scores", 2018.
 """
@@ -31,7 +31,7 @@ TOKENIZERS = {"spaced": "13a", "chinese": "zh", "unspaced": "char"}
 
 
 class CorpusScore(NamedTuple):
-    """A figure from 0 to 100, and what exactly was measured."""
+    """A score from 0 to 100, and what exactly was measured."""
 
     score: float
     signature: str
@@ -40,7 +40,7 @@ class CorpusScore(NamedTuple):
 def bleu(
     predictions: Iterable[str], references: Iterable[str | Iterable[str]], tokenize: str | None = None
 ) -> CorpusScore:
-    """Corpus BLEU. tokenize: a tokenizer of sacrebleu's; None: by the script of the references, see above.
+    """Corpus BLEU. tokenize: one of sacrebleu's tokenizers; None: by the script of the references, see above.
 
     Raises MissingExtraError, UsageError.
     """
@@ -60,7 +60,7 @@ def bleu(
 
 
 def chrf(predictions: Iterable[str], references: Iterable[str | Iterable[str]]) -> CorpusScore:
-    """chrF2: the F-score of runs of 1 to 6 characters, without spaces, in any script. Raises as `bleu`."""
+    """chrF2: the F-score of character n-grams of 1 to 6, without spaces, in any script. Raises as `bleu`."""
     library = require_sacrebleu("chrF")
     texts, right = paired_texts("chrf", predictions, references)
     metric = library.CHRF()
@@ -78,6 +78,6 @@ def require_sacrebleu(purpose: str = "BLEU") -> Any:
 
 
 def _columns(references: list[list[str]]) -> list[list[str | None]]:
-    """sacrebleu takes the first reference of all texts, then the second ...; None where a text has fewer."""
+    """References as sacrebleu expects them: the first of each text, then the second ...; None where one is missing."""
     most = max(map(len, references))
     return [[ones[i] if i < len(ones) else None for ones in references] for i in range(most)]

@@ -1,8 +1,8 @@
 """What a word is, for metrics that count words.
 
-Between spaces, where a language writes them. Chinese, Japanese, Thai, Lao, Burmese and Khmer write none: a sentence
-would be one word, and any other sentence a wrong one (BLEU's and ROUGE's usual tokenizers give 0 for two identical
-Chinese sentences). There a character is a word.
+In most languages, words are separated by spaces. Chinese, Japanese, Thai, Lao, Burmese and Khmer have no spaces: there
+a whole sentence would be one word (the default tokenizers of BLEU and ROUGE give 0 for two identical Chinese
+sentences), so each character counts as a word.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def is_unspaced(text: str) -> bool:
 
 
 def script_of(texts: list[str]) -> str:
-    """ "chinese", "unspaced" (Japanese, Thai ...) or "spaced": of which most words of the texts are."""
+    """ "chinese", "unspaced" (Japanese, Thai ...) or "spaced": the kind that most words of the texts are of."""
     unspaced = kana = han = spaced = 0
     for text in texts:
         unspaced += len(_ANY_UNSPACED.findall(text))

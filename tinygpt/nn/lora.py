@@ -8,16 +8,17 @@ A linear layer y = x W + b with W (in, out) becomes
 
     y = x W + b + scale * (dropout(x) A^T) B^T         A (rank, in), B (out, rank), scale = alpha / rank
 
-W and b are frozen: no gradient is computed for them, and an optimizer holds no state. B starts at zero, so a new
-adapter changes nothing, bit for bit. A starts uniform in +-1/sqrt(in), as in PEFT, whose names and shapes these are:
+W and b are frozen: no gradient is computed for them, and the optimizer holds no state for them. B starts at zero, so a
+new adapter changes nothing, bit for bit. A starts uniform in +-1/sqrt(in), as in PEFT. Names and shapes are PEFT's:
 `h.0.attn.c_attn.lora_A` here is `base_model.model.transformer.h.0.attn.c_attn.lora_A.weight` there
 (`tinygpt/interop/peft.py`).
 
-What it costs: a full step computes three products for each matrix, y, dx and dW. A frozen matrix needs only the first
-two, and its input need not be kept for dW. The products with A and B have rank / out and rank / in of that size.
+Cost: a full training step computes three products for each matrix, for y, dx and dW. A frozen matrix needs only the
+first two, and its input need not be saved for dW. The products with A and B are smaller by factors of rank / out and
+rank / in.
 
 A packed base (`GPT.pack`) stays packed: pack first, then `add_lora`, and only the updates are trained. A checkpoint of
-such a run holds nothing else (`packed_base.py`).
+such a run holds only the updates (`packed_base.py`).
 
 Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021, section 4.1. rslora (scale = alpha /
 sqrt(rank)): Kalajdzievski, "A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA", 2023, section 3.
@@ -44,7 +45,7 @@ from .module import Module, Parameter
 from .packed import PackedLinear, product_and_bias
 
 ALL_LINEAR = "all-linear"  # PEFT's name for a target that is every linear layer
-_SMALLEST_FREE_STREAM = 1 << 40  # of random numbers: the weights of the base model are drawn from the streams below
+_SMALLEST_FREE_STREAM = 1 << 40  # RNG stream: the weights of the base model are drawn from the streams below
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class LoRA:
 
 @known("forward", "product", "update", "plain")
 class LoRALinear(Module):
-    """A linear layer of any class, frozen, and a trainable update of low rank.
+    """A frozen linear layer of any class, and a trainable low-rank update.
 
     base_layer: computes x (..., in) -> (..., out). lora_A: (rank, in). lora_B: (out, rank).
     """
@@ -163,10 +164,10 @@ def add_lora(
     rslora: bool = False,
     seed: int = 0,
 ) -> Any:
-    """Freeze the model and put a trainable update of low rank beside its linear layers. Returns the model.
+    """Freeze the model and add a trainable low-rank update to its linear layers. Returns the model.
 
     rank: of the updates; alpha: their scale is alpha / rank or, with rslora, alpha / sqrt(rank). dropout: on the input
-    of the updates. targets: which layers, see `LoRA`. seed: of the initial A; its random numbers are not those of
+    of the updates. targets: which layers, see `LoRA`. seed: for the initial A, which is not drawn from
     `model.generator`, so the base model's dropout masks stay the same.
     Raises UsageError, and then the model is unchanged.
     """
@@ -246,7 +247,7 @@ def lora_of(model: Any) -> LoRA | None:
 
 
 def without_lora(model: Any) -> Any:
-    """A copy of `model` for inference, which shares everything but its adapted layers: these are merged.
+    """A copy of `model` for inference that shares everything except the adapted layers, which are merged.
 
     `model` itself if it has no adapter, or one that can't be merged.
     """
@@ -267,7 +268,7 @@ def merged_state(state: Mapping[str, Any], lora: LoRA) -> dict[str, Any]:
 
 
 def _copied(module: Any, path: str, replacements: Mapping[str, Any]) -> Any:
-    """`module` with some of the modules in it replaced. Only the modules on the way to these are copied."""
+    """`module` with some of its submodules replaced. Only the modules on the path to these are copied."""
     if path in replacements:
         return replacements[path]
     prefix = f"{path}." if path else ""

@@ -1,8 +1,8 @@
-"""A packed model as the base of what is trained beside it: its state is that of the trained parameters alone.
+"""A packed model as the frozen base of an adapter: the state of such a model is that of the trained parameters alone.
 
 Its matrices can't be trained and its other weights are frozen, so a checkpoint of the whole model would repeat, at each
-save, what the base's own file holds. The state of a run is therefore the adapter (and a classifier's head), and what
-identifies the base that they were trained on.
+save, what the base's own file holds. The state of a run is therefore only the adapter (and a classifier's head),
+together with a hash that identifies the base that they were trained on.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def is_packed(model: Any) -> bool:
 
 
 def weights_of(model: Any) -> dict[str, Any]:
-    """`model.state_dict()`; of a packed model, its trained parameters."""
+    """`model.state_dict()`; for a packed model, only its trained parameters."""
     if not is_packed(model):
         found: dict[str, Any] = model.state_dict()
         return found
@@ -48,7 +48,7 @@ def load_weights(model: Any, state: Mapping[str, Any]) -> None:
 def base_facts(model: Any, with_head: bool = True) -> dict[str, Any]:
     """What identifies a packed base: its format, and the SHA-256 of all that is not trained.
 
-    A classifier computes with no more than the features, so the head of the language model in it does not count.
+    A classifier does not use the head of the language model inside it, so that head does not count.
     """
     body, digest = getattr(model, "transformer", model), hashlib.sha256()
     without = (_HEAD,) if body is not model or not with_head else ()

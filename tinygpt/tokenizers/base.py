@@ -68,15 +68,15 @@ class Tokenizer(ABC):
         """Return the UTF-8 bytes of `ids`, which may begin or end in the middle of a character."""
 
     def bytes_after(self, before: int | None, ids: Any) -> bytes:
-        """The bytes that `ids` add to a text whose last token is `before`; None: to an empty one.
+        """The bytes that `ids` add to a text whose last token is `before`; None: to an empty text.
 
-        Where words are joined by spaces that are not tokens, a token's bytes depend on the one before it. Here they
-        don't.
+        In a tokenizer whose words are joined by spaces that are not tokens, a token's bytes depend on the token before
+        it. By default they don't.
         """
         return self.token_bytes(ids)
 
     def encode_special(self, text: str) -> np.ndarray:
-        """As `encode`, but special tokens that are written in `text` become one id each: only for trusted text."""
+        """As `encode`, but special tokens written out in `text` become one id each: for trusted text only."""
         return self.encode(text)
 
     @abstractmethod
@@ -223,7 +223,7 @@ def check_ids(ids: Sequence[int] | np.ndarray, vocab_size: int) -> np.ndarray:
 def bytes_around(
     ids: np.ndarray, end_id: int | None, inside: Callable[[np.ndarray], bytes], encoding: str = "utf-8"
 ) -> bytes:
-    """The bytes of `ids` (T,), where those that are not `end_id` have their bytes from `inside`, run by run."""
+    """The bytes of `ids` (T,): `inside` gives those of each run of ids between two `end_id`."""
     ends = np.flatnonzero(ids == end_id) if end_id is not None else ()
     if len(ends) == 0:
         return inside(ids)

@@ -184,7 +184,7 @@ class BPETokenizer(Tokenizer):
         return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
 
     def with_tokens(self, tokens: Sequence[str]) -> BPETokenizer:
-        """Also recognize these texts as one token each, wherever they occur: they are no special tokens."""
+        """Also recognize these texts as one token each, wherever they occur. They are not special tokens."""
         description = self._description | {"added_tokens": list(self._description["added_tokens"])}
         there = {entry["content"] for entry in description["added_tokens"]} | description["model"]["vocab"].keys()
         for token_id, token in enumerate(tokens, self.vocab_size):

@@ -4,7 +4,7 @@
 |---|---|
 | `tokenizer.json` | the complete tokenizer, as the library `tokenizers` writes it |
 | `vocab.json`, `merges.txt` | the same, for GPT-2's scheme only: tokens with their ids; merges in order |
-| `tokenizer_config.json`, `special_tokens_map.json` | which tokens are bos, eos, padding, unknown; the class |
+| `tokenizer_config.json`, `special_tokens_map.json` | the bos, eos, padding and unknown tokens; the class |
 | `added_tokens.json` | ids of tokens missing from `vocab.json`; only older folders have it |
 | `config.json` | the model's: its type implies the tokenizer class if tokenizer_config.json doesn't name one |
 

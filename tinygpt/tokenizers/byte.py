@@ -1,4 +1,4 @@
-"""A byte-level tokenizer: 256 ids, and no text has unknown tokens. One more id if documents end with a token."""
+"""A byte-level tokenizer: 256 ids, and no text has unknown tokens. With an end token, there is one more id."""
 
 from __future__ import annotations
 

@@ -3,14 +3,13 @@
     tokenizer = WordTokenizer.train(text, vocab_size=8192)
     ids = tokenizer.encode("To be, or not to be")        # To be , or not to be: seven tokens
 
-A text is cut into words, punctuation marks and white-space characters; each Chinese or Japanese character is a word,
-since these scripts have no spaces. A space between two words, or after a comma, is expected and takes no token. One
-that stands elsewhere is a token, and where an expected one is missing stands the token that joins. So a text whose
-words are all known comes back exactly. An unknown word is lost: it becomes `<unk>`, and `unknown_count` says how many
-of a text's tokens are such.
+A text is split into words, punctuation marks and white-space characters; each Chinese or Japanese character is a word,
+since these scripts have no spaces. A space between two words, or after a comma, is expected and takes no token. A space
+elsewhere is a token, and a special joining token marks where an expected space is missing. So a text whose words are
+all known is restored exactly. An unknown word is lost: it becomes `<unk>`; `unknown_count` counts these tokens.
 
-Words that the training text has only once stay out of the vocabulary (min_frequency): otherwise no unknown word
-would occur in training, and the model would never learn what stands around one.
+Words that occur only once in the training text stay out of the vocabulary (min_frequency): otherwise `<unk>` would
+never occur in training, and the model would not learn its context.
 """
 
 from __future__ import annotations
@@ -30,10 +29,10 @@ from .pieces import recut
 from .wordpiece_text import NO_SPACE_AFTER, NO_SPACE_BEFORE
 
 UNKNOWN = "<unk>"
-_SINGLE = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"  # kana and ideographs
-_PIECE = re.compile(rf"[{_SINGLE}]|[^\W{_SINGLE}]+(?:['\u2019][^\W{_SINGLE}]+)*|[^\w\s]|\s")
-_ALONE = re.compile(f"[{_SINGLE}\\s]")
-# Where a text can be cut: the first token after it is never preceded by an expected space.
+SINGLE = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"  # kana and ideographs
+_PIECE = re.compile(rf"[{SINGLE}]|[^\W{SINGLE}]+(?:['\u2019][^\W{SINGLE}]+)*|[^\w\s]|\s")
+_ALONE = re.compile(f"[{SINGLE}\\s]")
+# Where a text can be split: the first token after it is never preceded by an expected space.
 _BOUNDARY = re.compile(r"(?<=\S)[\t-\r]")
 
 
@@ -57,7 +56,7 @@ class WordTokenizer(Tokenizer):
             self.eos_token_id, self.special_ids = len(tokens), frozenset({len(tokens)})
             tokens.append("")
             self._bytes.append(b"")
-        # Whether a space is expected before, and after, each token: between two tokens, where both say so.
+        # Whether each token expects a space before and after it. Between two tokens one is expected if both do.
         self._before = [bool(token) and not _ALONE.match(token) and token[0] not in NO_SPACE_BEFORE for token in tokens]
         self._after = [bool(token) and not _ALONE.match(token) and token[-1] not in NO_SPACE_AFTER for token in tokens]
 
@@ -65,9 +64,9 @@ class WordTokenizer(Tokenizer):
     def train(
         cls, texts: str | Iterable[str], vocab_size: int, min_frequency: int = 2, end_token: bool = False
     ) -> Self:
-        """The tokenizer of at most `vocab_size` tokens that knows the most frequent words of these texts.
+        """A tokenizer of at most `vocab_size` tokens that knows the most frequent words of these texts.
 
-        Of words that are equally frequent, the first in the order of their code points is taken. Raises UsageError.
+        Equally frequent words are taken in the order of their code points. Raises UsageError.
         """
         size = whole_number("WordTokenizer.train", "vocab_size", vocab_size)
         least = whole_number("WordTokenizer.train", "min_frequency", min_frequency)
@@ -127,7 +126,7 @@ class WordTokenizer(Tokenizer):
         return self.bytes_after(None, ids)
 
     def bytes_after(self, before: int | None, ids: Any) -> bytes:
-        """As `token_bytes`, with the space that is expected between the token `before` and the first one."""
+        """As `token_bytes`, after the space, if one is expected, between the token `before` and the first one."""
         found = []
         may_follow = before is not None and self._after[before]
         for number in check_ids(ids, self.vocab_size).tolist():

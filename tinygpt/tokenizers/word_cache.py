@@ -1,17 +1,17 @@
-"""Byte-level BPE of texts, each different word encoded once.
+"""Byte-level BPE of texts, encoding each distinct word once.
 
-GPT-2's scheme splits a text into words and merges inside words only, so the ids of a text are those of its words, one
-after the other, and a text has few different words. The library encodes those that are new, on all cores; all others
-are looked up. The split is made here, by Python's `re`:
+GPT-2's scheme splits a text into words and merges only inside words, so the ids of a text are those of its words, one
+after the other, and a text has few distinct words. The library encodes new words, on all cores; all others are looked
+up. The split is made here, with Python's `re`:
 
     's|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+
 
 where `re` has no \\p{L} and \\p{N}, but `[^\\W\\d_]` and `\\d`. They agree on all characters but those of `awkward()`:
-numbers that are no digits, what Python takes for white space and the library doesn't, and letters that either side's
-version of Unicode may not know. A part of the text with one of these goes to the library whole.
+numerals that are not digits, characters that only Python regards as white space, and letters that one side's version of
+Unicode may not know. A part of the text with one of these is encoded by the library as a whole.
 
-`_ext/text/word_table.pyx` does the same in native code, ten times faster and on all cores. The text is cut into parts
-at the same places whatever the number of cores, and each part's ids are written where they belong.
+`_ext/text/word_table.pyx` does the same in native code, ten times faster and on all cores. The text is split into parts
+at the same positions whatever the number of cores, and each part's ids are written where they belong.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from .base import text_bytes
 from .byte_characters import byte_of_character
 from .pieces import chunks
 
-_CHUNK = 1 << 14  # characters: what goes to the library for one awkward character
+_CHUNK = 1 << 14  # characters: the part that the library encodes because of one awkward character
 _BLOCK = 1 << 20  # characters that are encoded together
 _MOST_WORDS = 1 << 18  # words kept, about 40 MB; compiled, 20 MB
 _MOST_CHARACTERS = 1 << 23  # in all words that are kept
-_LONGEST_WORD = 64  # characters: longer ones hardly come again
-# Where more than half of the words of a part are new although many are known, the library is faster on the whole part:
-# in Chinese, whose "words" are clauses.
+_LONGEST_WORD = 64  # characters: longer ones are unlikely to recur
+# If more than half of the words of a part are new although many are known, the library encodes the whole part faster:
+# in Chinese, for example, whose "words" are clauses.
 _NEW, _MANY = 0.5, 1 << 15
 _LETTERS, _DIGITS, _OTHERS = r"[^\W\d_]+", r"\d+", r"(?:[^\s\w]|_)+"
 _WORD = re.compile(rf"'(?:[stmd]|re|ve|ll)| ?{_LETTERS}| ?{_DIGITS}| ?{_OTHERS}|\s+(?!\S)|\s+")
@@ -50,7 +50,7 @@ _AWKWARD = 4  # the class of awkward characters
 
 @functools.cache
 def awkward() -> re.Pattern[str]:
-    """Matches a character that `_WORD` may sort differently from the library."""
+    """Matches a character that `_WORD` may classify differently from the library."""
     found = _awkward_codes()
     starts = [code for code, before in zip(found, [-2, *found], strict=False) if code != before + 1]
     ends = [code for code, after in zip(found, [*found[1:], -2], strict=True) if code + 1 != after]

@@ -4,15 +4,15 @@
     ids = tokenizer.encode("我爱北京")    # those of transformers' BertTokenizer, without [CLS] and [SEP]
     tokenizer.decode(ids)                # "我爱北京", without spaces between Chinese characters
 
-A text is cleaned (control characters go; every white space is a space), each Chinese character and each punctuation
-mark becomes a word of its own, accents and capitals go if the model is uncased, and the text is split at spaces. A word
-is cut from the left into the longest pieces of the vocabulary; pieces that continue a word begin with "##". A word
-without such pieces, or of more than 100 characters, is [UNK]. So texts do not come back as they were: white space,
-accents, capitals and unknown words are lost. What `decode` writes is encoded to the same ids again, unless it has
-[UNK]; where it puts spaces around punctuation is a guess from the two tokens beside them ("3.5" becomes "3. 5").
+A text is cleaned (control characters are removed, white space becomes spaces), each Chinese character and punctuation
+mark becomes a word, accents and capitals are removed if the model is uncased, and the text is split at spaces. Each
+word is split from the left into the longest pieces of the vocabulary; pieces that continue a word begin with "##". A
+word for which this fails, or of more than 100 characters, is [UNK]. So decoding does not restore a text: white space,
+accents, capitals and unknown words are lost. Decoded text is encoded to the same ids again, unless it contains [UNK];
+where it has spaces around punctuation is a guess from the two adjacent tokens ("3.5" becomes "3. 5").
 
-[CLS] and [SEP] are not put around a text, since a GPT would see them at the end of every prompt. [SEP] ends a text, as
-in the models of uer, unless the model's config.json names another token; [CLS] begins one.
+[CLS] and [SEP] are not added around a text, since a GPT would see them at the end of every prompt. [SEP] ends a text,
+as in the models of uer, unless the model's config.json names another token; [CLS] begins one.
 
 Source: Devlin et al., "BERT", 2019, and its tokenization.py; Wu et al., "Google's Neural Machine Translation System",
 2016, section 4.1, for word pieces.
@@ -114,7 +114,7 @@ class WordPieceTokenizer(Tokenizer):
         return recut(pieces) if self._splittable else filter(None, ["".join(pieces)])
 
     def with_tokens(self, tokens: Sequence[str]) -> WordPieceTokenizer:
-        """Also recognize these texts as one token each, wherever they occur: they are no special tokens."""
+        """Also recognize these texts as one token each, wherever they occur. They are not special tokens."""
         there = set(self.vocabulary.tokens)
         for token in tokens:
             if not text_bytes(token, "utf-8") or token in there or "\n" in token:
@@ -144,7 +144,7 @@ class WordPieceTokenizer(Tokenizer):
         return token[len(_CONTINUES) :] if continues else token
 
     def _spaces(self, number: int, token: str) -> tuple[bool, bool]:
-        """Whether a space may stand before, and after, this token. It stands where both of two tokens allow it."""
+        """Whether a space may be before, and after, this token. It is written where both neighbours allow it."""
         if number in self._whole and number != self._unknown:
             return False, False
         shown = self._shown(number, token)

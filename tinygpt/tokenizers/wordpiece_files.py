@@ -3,7 +3,7 @@
 | file | content |
 |---|---|
 | `vocab.txt` | a token per line; its id is its line, from 0 |
-| `tokenizer.json` | the complete tokenizer, as newer folders have it; it comes first, as in transformers |
+| `tokenizer.json` | the complete tokenizer, in newer folders; it takes precedence, as in transformers |
 | `tokenizer_config.json` | do_lower_case, strip_accents, tokenize_chinese_chars; special tokens |
 | `special_tokens_map.json` | special tokens, in older folders |
 | `config.json`, `generation_config.json` | the model's: eos_token_id and bos_token_id, if the vocabulary has them |
@@ -32,17 +32,17 @@ _NAMES = {
     "pad_token": "[PAD]",
     "mask_token": "[MASK]",
 }
-_INSTEAD = {"bos_token": "cls_token", "eos_token": "sep_token"}  # where nothing else is named
+_INSTEAD = {"bos_token": "cls_token", "eos_token": "sep_token"}  # unless another token is named
 _CLASSES = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer", "PreTrainedTokenizer", "TokenizersBackend")
 _LONGEST = 100_000_000  # bytes of a vocab.txt; BERT's largest has 1,000,000
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What a tokenizer is made of.
+    """The vocabulary and settings of a tokenizer.
 
-    special: unk_token and others -> the token; extra: other special tokens; added: texts that are one token wherever
-    they occur.
+    special: unk_token and so on -> the token; extra: other special tokens; added: texts that are a single token
+    wherever they occur.
     """
 
     tokens: list[str]
@@ -71,7 +71,7 @@ class Vocabulary:
 
 
 def is_wordpiece(folder: Path) -> bool:
-    """Whether the tokenizer in this folder is one of these."""
+    """Whether the tokenizer in this folder is a BERT tokenizer."""
     if (folder / TOKENIZER).exists():
         model = read_json(folder / TOKENIZER).get("model")
         return isinstance(model, dict) and model.get("type") == "WordPiece"
@@ -79,7 +79,7 @@ def is_wordpiece(folder: Path) -> bool:
 
 
 def read_folder(folder: Path) -> Vocabulary:
-    """Raises CheckpointError."""
+    """The vocabulary in a folder. Raises CheckpointError."""
     settings = _settings(folder)
     try:
         _check_class(settings)
@@ -126,7 +126,7 @@ def _read_vocab(path: Path) -> list[str]:
 
 
 def _read_tokenizer(content: Mapping[str, Any], settings: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
-    """The tokens and settings in a tokenizer.json, which come before those of tokenizer_config.json."""
+    """The tokens and settings in a tokenizer.json, which override those of tokenizer_config.json."""
     model, normalizer = content["model"], content.get("normalizer") or {}
     expected = {"continuing_subword_prefix": "##", "max_input_chars_per_word": 100}
     for name, value in expected.items():

@@ -1,7 +1,7 @@
-"""How BERT cleans a text before it is cut into pieces, and where the pieces are written without a space between them.
+"""How BERT cleans a text before it is split into pieces, and where pieces are joined without a space.
 
-The rules are those of the library `tokenizers` (BertNormalizer, BertPreTokenizer), whose tables are of an older Unicode
-than Python's: characters assigned since then, in rare scripts, may count as punctuation or accents in one of the two.
+The rules are those of the library `tokenizers` (BertNormalizer, BertPreTokenizer), whose Unicode tables are older than
+Python's: more recent characters, in rare scripts, may count as punctuation or accents in only one of the two.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _BLANK = "\t\n\r"
 
 
 def is_chinese(character: str) -> bool:
-    """Whether BERT takes this character for Chinese: an ideograph, not kana, hangul or punctuation."""
+    """Whether BERT regards this character as Chinese: an ideograph, not kana, hangul or punctuation."""
     code = ord(character)
     return any(first <= code <= last for first, last in _CHINESE)
 
@@ -26,19 +26,19 @@ def is_punctuation(character: str) -> bool:
     return character in string.punctuation or unicodedata.category(character).startswith("P")
 
 
-# Full-width punctuation fills the width of a character: it has a space on neither side.
+# Full-width punctuation is as wide as a character: it has no space on either side.
 _FULL_WIDTH = [
     character
     for character in map(chr, (*range(0x3000, 0x3040), *range(0xFF01, 0xFF61), *range(0x2010, 0x2027), 0xB7))
     if is_punctuation(character)  # with the dashes, dots and quotation marks of Chinese texts
 ]
-# All are punctuation, which is a word of its own with or without a space.
+# All are punctuation, which is a word of its own with or without spaces.
 NO_SPACE_BEFORE = frozenset([*_FULL_WIDTH, *".,!?;:)]}%'-/_@"])
 NO_SPACE_AFTER = frozenset([*_FULL_WIDTH, *"([{$#'-/_@"])
 
 
 class _Clean(dict[int, str | None]):
-    """For str.translate: control characters go, white space is a space, Chinese characters stand alone."""
+    """For str.translate: removes control characters, makes white space spaces, separates Chinese characters."""
 
     def __init__(self, chinese: bool) -> None:
         self._chinese = chinese
@@ -57,9 +57,9 @@ class _Clean(dict[int, str | None]):
 
 
 class _Split(dict[int, str | None]):
-    """For str.translate: accents and capitals go where that is wanted, punctuation stands alone.
+    """For str.translate: removes accents and capitals on request, and separates punctuation.
 
-    One character at a time, because `str.lower` writes a sigma at the end of a word in another way.
+    It works on single characters, because `str.lower` treats a sigma at the end of a word differently.
     """
 
     def __init__(self, lowercase: bool, removes_accents: bool) -> None:

@@ -1,6 +1,6 @@
 """The corpus of a run: its files, how they are read, and how a pipe, which can be read only once, is read twice.
 
-corpus = Corpus(("books/", "more.jsonl.gz"), TextOptions(encoding="gb18030"))
+corpus = RunCorpus(("books/", "more.jsonl.gz"), TextOptions(encoding="gb18030"))
 for piece in corpus.documents(): ...
 """
 
@@ -75,7 +75,7 @@ def given_text(options: argparse.Namespace) -> tuple[tuple[str, ...] | None, dic
     }
 
 
-class Corpus:
+class RunCorpus:
     """The texts of a run. name: what messages call it. Raises UsageError for files that aren't there."""
 
     def __init__(self, names: tuple[str, ...], options: TextOptions, name: str = "") -> None:
@@ -152,7 +152,7 @@ class Corpus:
     # Reading twice --------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def twice(self, place: Path) -> Iterator[Corpus]:
+    def twice(self, place: Path) -> Iterator[RunCorpus]:
         """This corpus, readable twice: pipes are copied to temporary files in the folder `place`."""
         with contextlib.ExitStack() as stack:
             names = []
@@ -168,7 +168,7 @@ class Corpus:
                         shutil.copyfileobj(file, copy, 1 << 20)
                     path = str(spool)
                 names.append(path)
-            found = Corpus(tuple(names), self.options, self.name)
+            found = RunCorpus(tuple(names), self.options, self.name)
             found.single = self.single
             yield found
 

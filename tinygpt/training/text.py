@@ -31,7 +31,7 @@ from ..files import explain_os_errors, shown, user_path
 from ..gpt import GPTConfig
 from ..memory import require_memory
 from ..tokenizers import ByteTokenizer, Tokenizer, UnknownCharacterError
-from .corpus import Corpus
+from .corpus import RunCorpus
 from .folder import TOKENS
 from .settings import TOKENIZERS, VOCAB_SIZES, Settings
 from .text_facts import documents_of, read_facts, require_same_text, save_facts, token_folder_in
@@ -83,11 +83,11 @@ def make_text(settings: Settings, check: Callable[[Tokenizer], object] | None = 
     if settings.data is None:
         found = shakespeare()
         corpus, description = (
-            Corpus((str(found.path),), settings.text, f"the text {shown(found.path)}"),
+            RunCorpus((str(found.path),), settings.text, f"the text {shown(found.path)}"),
             found.description,
         )
     else:
-        corpus = Corpus(settings.data, settings.text)
+        corpus = RunCorpus(settings.data, settings.text)
         description = corpus.name
         for path in corpus.files:
             settings.folder.require_not_among(Path(path))
@@ -127,7 +127,7 @@ def _take(settings: Settings, ahead: Path, check: Callable[[Tokenizer], object] 
 
 
 def _write_text(
-    settings: Settings, corpus: Corpus, kind: str, place: Path, check: Callable[[Tokenizer], object] | None
+    settings: Settings, corpus: RunCorpus, kind: str, place: Path, check: Callable[[Tokenizer], object] | None
 ) -> dict[str, Any]:
     """Write the token file and the tokenizer. Returns what text.json says about them."""
     facts: dict[str, Any] = {}
@@ -189,7 +189,7 @@ def _accept(settings: Settings, tokenizer: Tokenizer, check: Callable[[Tokenizer
 
 
 def _write(
-    settings: Settings, corpus: Corpus, tokenizer: Tokenizer | CharacterVocabulary, place: Path, digest: Any
+    settings: Settings, corpus: RunCorpus, tokenizer: Tokenizer | CharacterVocabulary, place: Path, digest: Any
 ) -> dict[str, Any]:
     """Encode the corpus. Returns what text.json says about its documents."""
     fraction = None if corpus.single else settings.training.validation_fraction
@@ -216,7 +216,7 @@ def _write(
 
 def _write_learned(
     settings: Settings,
-    corpus: Corpus,
+    corpus: RunCorpus,
     kind: str,
     vocab_size: int,
     place: Path,

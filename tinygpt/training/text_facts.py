@@ -10,7 +10,7 @@ from typing import Any
 from ..data.opening import opened
 from ..errors import CheckpointError
 from ..files import atomic_write, explain_os_errors, shown, user_path
-from .corpus import Corpus, TextOptions
+from .corpus import RunCorpus, TextOptions
 from .folder import TEXT, TOKENS
 from .settings import TOKENIZERS, Settings
 
@@ -66,7 +66,7 @@ def require_same_text(settings: Settings) -> None:
     if ahead is not None and read_facts(ahead)["sha256"] != facts["sha256"]:
         raise CheckpointError(f"the run in {folder} uses a different text than {shown(ahead)}: leave it out")
     if settings.data is not None and ahead is None:
-        corpus = Corpus(settings.data, TextOptions(**{k: facts[k] for k in TextOptions().__dict__ if k in facts}))
+        corpus = RunCorpus(settings.data, TextOptions(**{k: facts[k] for k in TextOptions().__dict__ if k in facts}))
         if _sha256(corpus) != facts["sha256"]:
             raise CheckpointError(
                 f"the run in {folder} uses a different text than {corpus.name}: {facts['description']}; leave "
@@ -80,7 +80,7 @@ def require_same_text(settings: Settings) -> None:
         )
 
 
-def _sha256(corpus: Corpus) -> str:
+def _sha256(corpus: RunCorpus) -> str:
     """The hash of what a pass over the corpus reads."""
     digest = hashlib.sha256()
     if corpus.options.skip_bad_files:  # which files are left out shows when they are decoded
