@@ -1,7 +1,7 @@
-"""A model that answers, in four commands: pre-train on the texts for training, fine-tune on the answers, test once.
+"""Train a model to answer: pre-train on the training texts, fine-tune on the answers, test once.
 
-`answer` makes train.jsonl, validation.jsonl and test.jsonl of rows with `question`, `answer` and, where several are
-right, `answers`; runs the commands; and compares the model's answers with those of a baseline that is computed here.
+`answer` writes train.jsonl, validation.jsonl and test.jsonl, with the columns `question`, `answer` and, if several are
+correct, `answers`; runs the commands; and compares the model's answers with those of a baseline computed here.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]|[^\W\u3040-\u30ff
 
 @dataclass(frozen=True)
 class Sizes:
-    """Settings of the commands. rows, test_rows: at most so many; 0: all. new_tokens: of the longest answer."""
+    """Settings of the commands. rows, test_rows: at most this many; 0: all. new_tokens: maximum length of an answer."""
 
     pretraining: dict[str, Any]
     finetuning: dict[str, Any]
@@ -58,19 +58,19 @@ def sliced(sizes: Sizes, block_size: int = 64, rows: int = 300) -> Sizes:
 
 @dataclass(frozen=True)
 class Baseline:
-    """name: as it stands in the conclusion; answers: to the rows of the test part, from those for training."""
+    """name: for the final sentence; answers: a function from training and test rows to answers to the test rows."""
 
     name: str
     answers: Callable[[Sequence[Row], Sequence[Row]], list[str]]
 
 
 def references(row: Row) -> list[str]:
-    """All answers that count as right."""
+    """All answers that count as correct."""
     return row.get("answers") or [row["answer"]]
 
 
 def usual_figures(answers: Sequence[str], rows: Sequence[Row]) -> dict[str, float]:
-    """Exact match and token F1; of several right answers the best counts."""
+    """Exact match and token F1; if several answers are correct, the best match counts."""
     right = [references(row) for row in rows]
     return {"exact match": exact_match(answers, right), "token F1": token_f1(answers, right)}
 
@@ -125,7 +125,7 @@ def fine_tuned(
 
 
 def _pretrained(out: Path, train: Sequence[Row], texts: Iterable[str], sizes: Sizes) -> Path:
-    """A language model of the training part's questions and answers, and of the other texts."""
+    """A language model trained on the questions and answers of the training part, and on the other texts."""
     documents = ["{}\n{}".format(row["question"].rstrip("\n"), row["answer"]) for row in train] + list(texts)
     path = write_rows(out / "texts.jsonl", ({"text": text} for text in documents))
     start = out / "language-model"
@@ -171,7 +171,7 @@ def words_of(text: str) -> set[str]:
 
 
 def most_similar(train: Sequence[Row], test: Sequence[Row]) -> list[str]:
-    """The answer to the question for training that shares most with the one asked (Jaccard's index of words)."""
+    """The answer to the most similar training question (Jaccard index of the words)."""
     known = [(words_of(row["question"]), row["answer"]) for row in train]
 
     def similarity(words: set[str], others: set[str]) -> float:

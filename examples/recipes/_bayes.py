@@ -1,10 +1,10 @@
-"""Naive Bayes on characters or words: the baseline of the recipes that label texts.
+"""Naive Bayes on characters or words: the baseline of the classification recipes.
 
-log p(label | text) = log p(label) + sum over the different grams of the text of log p(gram | label) + constant
+log p(label | text) = log p(label) + sum over the distinct grams of the text of log p(gram | label) + constant
 
-p(gram | label) = (count + 1) / (all counts + number of known grams): every gram is counted once more than it was seen,
-so that one which a label has never had does not rule it out. Grams that were never seen in training are passed over.
-A gram counts once a text: for opinions that is better than counting each of its occurrences.
+p(gram | label) = (count + 1) / (all counts + number of known grams): one is added to every count (Laplace smoothing),
+so that a gram that never occurred with a label does not rule that label out. Grams that never occurred in training are
+ignored. A gram counts once per text, which works better for sentiment than counting every occurrence.
 Source: Jurafsky and Martin, "Speech and Language Processing", chapter "Naive Bayes", on binary naive Bayes.
 """
 
@@ -20,12 +20,12 @@ _WORD = re.compile(r"\w+|[^\w\s]")
 
 
 def characters(text: str) -> list[str]:
-    """The single characters and the pairs of neighbours."""
+    """The characters and the pairs of adjacent characters."""
     return [*text, *map("".join, pairwise(text))]
 
 
 def words(text: str) -> list[str]:
-    """The single words, in lower case, and the pairs of neighbours."""
+    """The words, in lower case, and the pairs of adjacent words."""
     found = _WORD.findall(text.lower())
     return [*found, *map(" ".join, pairwise(found))]
 
@@ -33,7 +33,7 @@ def words(text: str) -> list[str]:
 def naive_bayes(
     train: Sequence[tuple[str, str]], texts: Sequence[str], grams: Callable[[str], list[str]] = characters
 ) -> list[str]:
-    """The likeliest label of each text. train: texts with their labels."""
+    """The most likely label of each text. train: texts with their labels."""
     labels = sorted({label for _, label in train})
     counts = {label: Counter[str]() for label in labels}
     for text, label in train:

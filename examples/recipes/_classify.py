@@ -1,9 +1,9 @@
-"""A classifier in four commands: pre-train on the texts for training, fine-tune with their labels, test once.
+"""Train a classifier: pre-train on the training texts, fine-tune with their labels, test once.
 
-`classify` makes train.jsonl, validation.jsonl and test.jsonl of labelled texts, runs the commands, and compares the
-result with naive Bayes. With --seeds N the whole is done N times, each time also from random weights: what pre-training
-is worth. With --regularizers the fine-tuning is repeated with one setting changed at a time, judged by the validation
-part alone.
+`classify` writes train.jsonl, validation.jsonl and test.jsonl with labelled texts, runs the commands, and compares the
+result with naive Bayes. With --seeds N everything is repeated N times, each time also from random weights, to measure
+the effect of pre-training. With --regularizers the fine-tuning is repeated with one setting changed at a time, compared
+on the validation part only.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ FIGURES = {"accuracy": "accuracy", "macro_f1": "macro F1"}  # in a report, and o
 
 @dataclass(frozen=True)
 class Sizes:
-    """Settings of the commands. rows: at most so many texts; 0: all."""
+    """Settings of the commands. rows: at most this many texts; 0: all."""
 
     pretraining: dict[str, Any]
     finetuning: dict[str, Any]
@@ -56,7 +56,7 @@ SLICE = Sizes(
     rows=600,
 )  # fmt: skip
 
-# Each changes one thing; the first is what the others are compared with.
+# Each changes one thing; the others are compared with the first.
 REGULARIZERS: dict[str, dict[str, Any]] = {
     "none": {"weight_decay": 0},
     "weight decay 0.1": {"weight_decay": 0.1},
@@ -70,15 +70,15 @@ REGULARIZERS: dict[str, dict[str, Any]] = {
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options of the recipes that label texts."""
-    words = "do all with N seeds, and from random weights as well: what pre-training is worth (default: 1, without)"
+    """The options of the classification recipes."""
+    words = "repeat with N seeds, and if N > 1 also from random weights, to measure pre-training (default: 1)"
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help=words)
     words = "also fine-tune with one setting changed at a time, and compare on the validation part"
     parser.add_argument("--regularizers", action="store_true", help=words)
 
 
 def distinct(rows: Sequence[Labelled]) -> list[Labelled]:
-    """Each text once, without those that have several labels; both are counted and said."""
+    """Each text once, without those that have several labels; both are counted and reported."""
     labels: dict[str, set[str]] = {}
     rows = [(text, label) for text, label in rows if text.strip()]
     for text, label in rows:
@@ -120,7 +120,7 @@ def classify(
 
 
 def _train(out: Path, parts: dict[str, Path], options: Any, sizes: Sizes, seed: int, paired: bool) -> dict[str, Path]:
-    """The folders of a seed's models: that to start from, the classifier on it, and one on random weights."""
+    """The folders of a seed's models: the starting model, the classifier, and one trained from random weights."""
     folder = out / f"seed-{seed}"
     start = options.model
     if start is None:
@@ -149,7 +149,7 @@ def _test(model: Path, data: Path) -> dict[str, Any]:
 
 
 def _regularizers(out: Path, parts: dict[str, Path], sizes: Sizes, models: dict[str, Any]) -> dict[str, Any]:
-    """The validation part's figures for each setting, of the best weights and of the last."""
+    """The metrics on the validation part for each setting, with the best weights and with the last."""
     found = {}
     for name, changed in REGULARIZERS.items():
         folder = out / "regularizers" / name.replace(" ", "-")
@@ -169,7 +169,7 @@ def _regularizers(out: Path, parts: dict[str, Path], sizes: Sizes, models: dict[
 
 
 def _baseline(parts: dict[str, Path], grams: Callable[[str], list[str]]) -> dict[str, float]:
-    """Naive Bayes, which has no settings to choose, learns from the validation part as well."""
+    """Naive Bayes has no settings to choose, so it also learns from the validation part."""
     rows = {name: [(row["text"], row["label"]) for row in read_rows(path)] for name, path in parts.items()}
     train, test = rows["train"] + rows["validation"], rows["test"]
     found, right = naive_bayes(train, [text for text, _ in test], grams), [label for _, label in test]
@@ -190,7 +190,7 @@ def _conclude(model: Path, result: dict[str, Any], metric: str) -> None:
                 f"{each['scratch'][metric]:.4f} from random weights ({difference:+.4f})")  # fmt: skip
         mean, spread = statistics.mean(differences), statistics.stdev(differences)
         result["pretraining_is_worth"] = {"mean": mean, "standard_deviation": spread}
-        say(f"Pre-training is worth {100 * mean:+.2f} points of {word} (standard deviation {100 * spread:.2f}).")
+        say(f"Pre-training gains {100 * mean:+.2f} points of {word} (standard deviation {100 * spread:.2f}).")
     ours = {name: statistics.mean(each["pretrained"][name] for each in seeds) for name in FIGURES}
     for name, found in (("The model", ours), ("Naive Bayes", bayes)):
         say(f"{name}: {'  '.join(f'{FIGURES[figure]} {value:.4f}' for figure, value in found.items())}")

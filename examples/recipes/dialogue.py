@@ -1,19 +1,19 @@
-"""Dialogue: a model learns to answer what is said to it, in English or Chinese.
+"""Dialogue: a model learns to answer, in English or Chinese.
 
-    python examples/recipes/dialogue.py                           # English: minutes
+    python examples/recipes/dialogue.py                           # English: takes minutes
     python examples/recipes/dialogue.py --language chinese
-    python examples/recipes/dialogue.py --slice                   # seconds, to see that it works
+    python examples/recipes/dialogue.py --slice                   # takes seconds, to see that it works
 
-    tinygpt chat --model out/dialogue/model                       # and talk to it
+    tinygpt chat --model out/dialogue/model                       # talk to the model
 
-Data: the conversations of the package chatterbot-corpus 1.3.3 (BSD), 2,026 in English, of which 898 differ, and 467 in
-Chinese: small talk, jokes, trivia. Most are one thing said and one answer; of longer ones the first two turns are
-taken. Something that is said several times, with several answers, is in one part; in the test it is said once, and each
-of its answers counts as right. (`tinygpt eval`, which the recipe runs, counts only one.)
+Data: the conversations of the package chatterbot-corpus 1.3.3 (BSD): 2,026 in English, of which 898 are distinct, and
+467 in Chinese; small talk, jokes, trivia. Most consist of one statement and one answer; of longer ones the first two
+turns are used. A statement that occurs with several answers is in one part only; in the test it occurs once, and each
+of its answers counts as correct. (`tinygpt eval`, which the recipe runs, counts only one.)
 
-A model of 2 layers and 64 channels reads the conversations for training, and is then fine-tuned on the answers. Tokens
-are pieces of words (BPE): of whole words, one in nine would be unknown. The metric is the F1 of words (in Chinese:
-characters). The baseline is the answer to the most similar thing said in training.
+A model of 2 layers and 64 channels is pre-trained on the training conversations, then fine-tuned on the answers. The
+tokenizer is BPE, because with a vocabulary of whole words one in nine would be unknown. The metric is the F1 of words
+(in Chinese: characters). The baseline is the answer to the most similar training statement.
 
 Needs PyYAML and tokenizers: pip install -e '.[examples,bpe]'.
 """

@@ -1,22 +1,22 @@
-"""Question answering: facts on a country are given, and a question is to be answered from them.
+"""Question answering: answer a question from given facts about a country.
 
-    python examples/recipes/facts.py                     # minutes
-    python examples/recipes/facts.py --slice             # half a minute: three short facts on each country
+    python examples/recipes/facts.py                     # takes minutes
+    python examples/recipes/facts.py --slice             # takes half a minute: three short facts on each country
 
     Its capital is Nairobi. It lies in Sub-Saharan Africa. Its people are called Kenyan. It pays in KES. ...
     Which city is the capital?
     Nairobi
 
 Data: capital, region, demonym, currency, calling code and internet domain of the countries in the package countryinfo
-1.0.1 (MIT). The facts are real, the sentences are templates made here: a rule of a few lines would find every answer.
-What is measured is whether a small model learns to look an answer up, letter by letter, in a text that it has never
-seen. Countries, not questions, are divided: 70 % for training, 10 % for validation, 20 % for the test. To train on
-there are also made-up countries, each with facts of several countries of the training part: learning the real ones by
-heart is then of no use.
+1.0.1 (MIT). The facts are real, but the sentences are made from templates, so a rule of a few lines would find every
+answer. The recipe measures whether a small model learns to copy an answer, letter by letter, from a text that it has
+never seen. The split is by country, not by question: 70 % for training, 10 % for validation and 20 % for testing. The
+training part is extended with made-up countries, each with facts from several real ones, so that memorizing does not
+help.
 
-A model of 2 layers and 64 channels, with bytes for tokens, reads these texts, and is then fine-tuned on the answers.
-The metric is exact match. The baseline is the most frequent answer to that question, counted over the real countries
-for training.
+A model of 2 layers and 64 channels, with bytes as tokens, is pre-trained on these texts, then fine-tuned on the
+answers. The metric is exact match. The baseline is the most frequent answer to that question, counted over the real
+training countries.
 """
 
 from __future__ import annotations

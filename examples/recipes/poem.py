@@ -1,6 +1,6 @@
-"""Chinese poems: a model goes on with a quatrain, given its title and its first line.
+"""Chinese poems: a model continues a quatrain, given its title and its first line.
 
-    python examples/recipes/poem.py                     # tens of minutes
+    python examples/recipes/poem.py                     # takes tens of minutes
     python examples/recipes/poem.py --slice             # to see that it works
 
     鹿柴
@@ -8,16 +8,16 @@
     但聞人語響。返景入深林，復照青苔上。
 
 Data: the Tang poems of the npm package chinese-poetry 2.0.1 (MIT; 85 MB, which `npm pack` downloads), in traditional
-characters. Quatrains have four lines of five or of seven characters. Those with the same first line are in one part:
-70 % for training, 10 % for validation, 20 % for the test.
+characters. Quatrains have four lines of five or seven characters. Those with the same first line are in the same part:
+70 % for training, 10 % for validation and 20 % for testing.
 
-A model of 2 layers and 64 channels reads the quatrains for training, and poems of eight lines that share no line with
-any quatrain; then it is fine-tuned to go on with a quatrain. A token is a character. The metric is the log-likelihood
-per token of what the poet wrote, and the baseline a model of counted trigrams of the same texts.
+A model of 2 layers and 64 channels is pre-trained on the training quatrains, and on poems of eight lines that share no
+line with any quatrain, then fine-tuned to continue a quatrain. A token is a character. The metric is the log-likelihood
+per token of the poet's own lines; the baseline is a trigram model counted on the same texts.
 
-What they write, by the most probable token each time, is measured in three ways. Form: three lines, each as long as the
-one given. Rhyme: the second and the fourth line end in different characters that end lines with a rhyme in one of the
-poems for training. Copied: the share of lines that stand in those poems. The poets' own lines give the scale.
+The lines that both models write with greedy decoding are measured in three ways. Form: three lines, each as long as the
+given one. Rhyme: the second and fourth line end in different characters that rhyme in one of the training poems.
+Copied: the share of lines that occur in those poems. The poets' own lines give the scale.
 """
 
 # ruff: noqa: RUF001

@@ -1,15 +1,15 @@
-"""Code: the body of a function from its head and its docstring.
+"""Code: write the body of a function, given its head and its docstring.
 
-    python examples/recipes/python_code.py                     # minutes
-    python examples/recipes/python_code.py --slice             # seconds, to see that it works
+    python examples/recipes/python_code.py                     # takes minutes
+    python examples/recipes/python_code.py --slice             # takes seconds, to see that it works
 
-Data: the functions of Python's own standard library (PSF licence) that have a docstring and a body of at most 200
-characters, about 2,600. Nothing is downloaded. All functions of a file are in one part: 70 % for training, 10 % for
-validation, 20 % for the test.
+Data: the functions of Python's standard library (PSF licence) that have a docstring and a body of at most 200
+characters, about 2,600. Nothing is downloaded. All functions of a file are in the same part: 70 % for training, 10 %
+for validation and 20 % for testing.
 
-A model of 2 layers and 64 channels, with bytes for tokens, reads the functions for training, and is then fine-tuned to
-write the body. The metric is the F1 of words; how many bodies parse as Python is told as well, but `pass` parses, too.
-The baseline is the body of the most similar function for training, which always parses.
+A model of 2 layers and 64 channels, with bytes as tokens, is pre-trained on the training functions, then fine-tuned to
+write the body. The metric is the F1 of words. The share of bodies that parse as Python is reported too, but `pass` also
+parses. The baseline is the body of the most similar training function, which always parses.
 """
 
 from __future__ import annotations

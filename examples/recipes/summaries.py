@@ -1,15 +1,15 @@
-"""Summaries: the first line of a docstring, which says what a function does, from the rest of it.
+"""Summaries: write the first line of a docstring, which says what a function does, given the rest.
 
-    python examples/recipes/summaries.py                     # minutes
-    python examples/recipes/summaries.py --slice             # seconds, to see that it works
+    python examples/recipes/summaries.py                     # takes minutes
+    python examples/recipes/summaries.py --slice             # takes seconds, to see that it works
 
-Data: the docstrings of Python's own standard library (PSF licence) that have a first line and then at least 100
-characters. Nothing is downloaded. All docstrings of a file are in one part: 70 % for training, 10 % for validation,
-20 % for the test.
+Data: the docstrings of Python's standard library (PSF licence) that have a first line followed by at least 100
+characters. Nothing is downloaded. All docstrings of a file are in the same part: 70 % for training, 10 % for validation
+and 20 % for testing.
 
-A model of 2 layers and 64 channels reads the docstrings for training, and is then fine-tuned to write the first line
-from the first 80 words of the rest. Tokens are pieces of words (BPE): of whole words, too many would be unknown. The
-metric is ROUGE-L. The baseline is the first sentence of the rest.
+A model of 2 layers and 64 channels is pre-trained on the training docstrings, then fine-tuned to write the first line
+from the first 80 words of the rest. The tokenizer is BPE, because with a vocabulary of whole words too many would be
+unknown. The metric is ROUGE-L. The baseline is the first sentence of the rest.
 
 Needs rouge-score and tokenizers: pip install -e '.[metrics,bpe]'.
 """

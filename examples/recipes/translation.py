@@ -1,17 +1,17 @@
-"""Translation: the messages of a program from English into Chinese, with their placeholders.
+"""Translation: the messages of a program from English into Chinese, including placeholders.
 
-    python examples/recipes/translation.py                     # minutes
-    python examples/recipes/translation.py --slice             # seconds, to see that it works
+    python examples/recipes/translation.py                     # takes minutes
+    python examples/recipes/translation.py --slice             # takes seconds, to see that it works
 
     Please enter a correct %(username)s and password.  ->  请输入正确的 %(username)s 和密码。
 
-Data: the message catalogues zh_Hans of the package Django 5.2.19 (BSD-3), about 800 different pairs, of one line each.
-70 % are for training, 10 % for validation, 20 % for the test.
+Data: the zh_Hans message catalogues of the package Django 5.2.19 (BSD-3), about 800 distinct pairs of one line each.
+70 % are used for training, 10 % for validation and 20 % for testing.
 
-A model of 2 layers and 64 channels, with bytes for tokens, reads the pairs for training, and is then fine-tuned on the
-translations. The metric is BLEU, of characters. How many messages with placeholders such as %(name)s still have all of
-them is told as well: a program fails without. The baseline is a translation memory: the translation of the most similar
-message for training.
+A model of 2 layers and 64 channels, with bytes as tokens, is pre-trained on the training pairs, then fine-tuned on the
+translations. The metric is BLEU on characters. The share of messages that keep all their placeholders, such as
+%(name)s, is reported too, since a program fails without them. The baseline is a translation memory: the translation of
+the most similar training message.
 
 Needs sacrebleu: pip install -e '.[metrics]'.
 """

@@ -149,7 +149,7 @@ def test_mistakes_are_one_sentence(run: Any, base: Path, tmp_path: Path) -> None
 
     wrong = [*numbers(), {"text": "much", "label": "a lot"}]
     assert_one_sentence(answer(wrong, "--label-kind=number"), "line 41: the label of a regression must be a number")
-    words = "--class-weights is for one label a text, not for --label-kind multi"
+    words = "--class-weights is for one label per text, not for --label-kind multi"
     assert_one_sentence(answer(several(), "--class-weights=balanced"), words)
     words = "line 41: a label must be a text or a whole number"
     assert_one_sentence(answer([*several(), {"text": "no", "label": [{}]}]), words)

@@ -230,7 +230,7 @@ def test_mistakes(run: Any, base: Path, data: Path, tmp_path: Path) -> None:
     one = write_csv(tmp_path / "one.csv", [row for row in rows() if row["label"] == "pos"])
     refused("needs rows of at least two labels in the column 'label'; there is only 'pos'", file=one)
     valid = write_csv(tmp_path / "valid.csv", [row for row in rows(9) if row["label"] == "pos"])
-    refused("the 6 validation rows are all of the label 'pos'", "--valid", valid)
+    refused("the 6 validation rows all have the label 'pos'", "--valid", valid)
     other = write_csv(tmp_path / "other.csv", [*rows(3), {"text": "x", "label": "unsure"}])
     refused("other.csv, line 5: the label 'unsure' is not one of the model's 2", "--valid", other)
     empty = write_csv(tmp_path / "empty.csv", [*rows(3), {"text": "x", "label": ""}])

@@ -23,7 +23,7 @@ from .process import again
 from .sweep import Command, sweep
 from .trying import add_trying_options, built_elsewhere, require_free, try_out
 
-ABOUT = """Fine-tune a model on rows of JSON lines, CSV or TSV. The columns say what for: `text`; `prompt` and
+ABOUT = """Fine-tune a model on rows of JSON lines, CSV or TSV. The columns determine the task: `text`; `prompt` and
 `completion`, `question` and `answer`, or `instruction`, `input` and `output`; `messages` with role and content; `text`
 and `label`, for a classifier."""
 
@@ -32,7 +32,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the run")
     words = "the model to start from: a training run, a GPT-2 directory, nanoGPT's ckpt.pt, or a name such as gpt2"
     group.add_argument("--model", metavar="MODEL", help=words)
-    group.add_argument("--revision", metavar="REV", help="of a name: the branch, tag or commit (default: main)")
+    words = "branch, tag or commit of a model that is given by its name (default: main)"
+    group.add_argument("--revision", metavar="REV", help=words)
     words = "folder for all files of the run (default: %(default)s)"
     group.add_argument("--out", metavar="FOLDER", default="out/finetuned", help=words)
     group.add_argument("--backend", choices=backends.NAMES, help="CPU or GPU (default: numpy)")
@@ -42,13 +43,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     _add_data_options(parser.add_argument_group("the data"))
     _add_label_options(parser.add_argument_group("classification"))
     group = parser.add_argument_group("the model")
-    missing, words = argparse.SUPPRESS, "shorter than the model's own: less memory, faster"
+    missing, words = argparse.SUPPRESS, "block size, at most the model's own; a shorter block is faster"
     group.add_argument("--block-size", type=int, metavar="N", default=missing, help=words)
     words = "fraction of activations set to zero in training (default: the model's own)"
     group.add_argument("--dropout", type=float, metavar="X", default=missing, help=words)
     words = "add a token to the vocabulary, with the mean of the other embeddings (may be given several times)"
     group.add_argument("--add-token", action="append", metavar="TEXT", help=words)
-    words = f"how often each row is trained on, in place of --steps (default: {EPOCHS})"
+    words = f"train on each row X times, instead of --steps (default: {EPOCHS})"
     parser.add_argument("--epochs", type=float, metavar="X", help=words)
     add_field_options(parser, TrainingConfig, "training", {"finetune": DEFAULTS}, HELP, skip=("order", "pack"))
     add_quantize_option(add_lora_options(parser))
@@ -59,47 +60,48 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 HELP = {
-    "steps": "total number of optimizer steps, in place of --epochs",
+    "steps": "total number of optimizer steps, instead of --epochs",
     "validation_fraction": "fraction of the rows for validation, without --valid",
     "warmup_steps": "steps over which the learning rate rises from zero (default: a tenth of all)",
-    "eval_every": "steps between evaluations (default: an epoch)",
-    "checkpoint_every": "steps between checkpoints (default: an epoch)",
+    "eval_every": "steps between evaluations (default: one epoch)",
+    "checkpoint_every": "steps between checkpoints (default: one epoch)",
 }
 
 
 def _add_data_options(group: argparse._ArgumentGroup) -> None:
     words = "rows to train on: .jsonl, .csv or .tsv, plain, .gz, .xz or .zst"
     group.add_argument("--data", metavar="FILE", help=words)
-    words = "rows to evaluate on (default: a part of --data, with equal texts or prompts on one side)"
+    words = "rows to evaluate on (default: part of --data; rows with equal texts or prompts stay together)"
     group.add_argument("--valid", metavar="FILE", help=words)
-    group.add_argument("--task", choices=tuple(TASKS), help="what for (default: read off the columns)")
+    group.add_argument("--task", choices=tuple(TASKS), help="what to learn (default: from the columns)")
     words = (
-        f"the text around prompt and answer: {', '.join(PRESETS)}, or a TOML file (default: raw for prompt and "
-        "completion if the model has an end-of-text token, otherwise lines; plain for the others)"
+        f"the text around prompt and answer: {', '.join(PRESETS)}, or a TOML file (default: for prompt and completion "
+        "raw, or lines if the model has no end-of-text token; plain for other columns)"
     )
     group.add_argument("--template", metavar="NAME_OR_FILE", help=words)
-    group.add_argument("--loss-on", choices=LOSS_ON, help="learn the answers, or the prompts as well (default: answer)")
-    words = "of --data and --valid: utf-8, gb18030, latin-1 ...; a byte order mark is honoured (default: utf-8)"
+    words = "learn the answers only, or the prompts as well (default: answer)"
+    group.add_argument("--loss-on", choices=LOSS_ON, help=words)
+    words = "encoding of --data and --valid: utf-8, gb18030, latin-1 ...; a byte order mark wins (default: utf-8)"
     group.add_argument("--encoding", metavar="NAME", help=words)
-    group.add_argument("--skip-bad-rows", action="store_true", help="leave out rows that can't be used, and count them")
+    group.add_argument("--skip-bad-rows", action="store_true", help="skip and count rows that can't be used")
 
 
 def _add_label_options(group: argparse._ArgumentGroup) -> None:
     words = (
-        "single: a label a text; multi: a list of labels in JSON, or labels with | between them in any file, each "
-        "learned by itself; number: a regression (default: multi for lists, otherwise single)"
+        "single: one label per text; multi: a list of labels in JSON, or labels separated by | in any file, each "
+        "learned independently; number: a regression (default: multi for lists, otherwise single)"
     )
     group.add_argument("--label-kind", choices=tuple(KINDS), help=words)
     words = "spread this share of a label evenly over all labels, against overconfidence (default: 0)"
     group.add_argument("--label-smoothing", type=float, metavar="X", help=words)
-    words = "balanced: every label counts the same, however rare it is (default: every row does)"
+    words = "balanced: every label has the same weight, however rare it is (default: every row has)"
     group.add_argument("--class-weights", choices=(BALANCED,), help=words)
     words = (
-        "change the texts to train on at random, in each epoch anew: deletion=0.1,swap=0.1,synonyms=FILE; a line of "
-        "FILE has words that mean the same"
+        "change the training texts at random, anew in each epoch: deletion=0.1,swap=0.1,synonyms=FILE; each line of "
+        "FILE is a group of synonyms"
     )
     group.add_argument("--augment", metavar="WHAT", help=words)
-    words = "cross-validation: train and test K classifiers, each on its own part of the rows, by distinct text"
+    words = "cross-validation: train K classifiers, each tested on its own part of the rows; equal texts stay together"
     group.add_argument("--folds", type=int, metavar="K", help=words)
 
 

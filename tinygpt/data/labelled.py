@@ -1,11 +1,11 @@
 """Texts with labels: rows become token ids and numbers, and batches of rows of different lengths.
 
-    names = label_names(rows)                                     # ["neg", "pos"], from the rows for training
+    names = label_names(rows)                                     # ["neg", "pos"], from the training rows
     maker = LabelledExamples(tokenizer, block_size, names)
     ids, labels, lengths = collate_labelled([maker.make(row) for row in rows])
 
-A label is one of the names; a number counts as its digits, so that 1 in JSON and "1" in a CSV file are the same. For a
-regression it is a number, and for several labels a text a list of names, or a text with | between them.
+A label is one of the names; a number is converted to text, so that 1 in JSON and "1" in a CSV file are the same. For a
+regression it is a number, and for several labels per text a list of names, or names separated by |.
 
 A text that is longer than the block is truncated: its beginning is kept. Rows of a batch are padded on the right, and
 their lengths say where they end.
@@ -32,8 +32,8 @@ TEXT, LABEL = "text", "label"
 
 @dataclass(frozen=True, eq=False)
 class LabelledExample:
-    """ids: (n,) tokens. label: what `GPTForSequenceClassification.loss` takes, None without one. key: the text; equal
-    ones belong on the same side of a split. truncated: whether the text was longer."""
+    """ids: (n,) tokens. label: what `GPTForSequenceClassification.loss` takes; None without one. key: the text; equal
+    texts belong on the same side of a split. truncated: whether the text was longer."""
 
     ids: np.ndarray
     label: Any
@@ -45,9 +45,9 @@ class LabelledExample:
 
 
 class LabelledExamples:
-    """Makes examples of rows. names: of the labels; kind: "single", "multi" or "number".
+    """Turns rows into examples. names: of the labels; kind: "single", "multi" or "number".
 
-    labelled: whether the rows have labels; without, the column is not read.
+    labelled: whether the rows have labels; if not, the column is not read.
     """
 
     def __init__(

@@ -1,13 +1,13 @@
-"""The task of labelling texts: rows with a text and a label become a classifier.
+"""The task `classify`: train a classifier on rows with a text and a label.
 
-The labels are those of the training rows, in the order of numbers or of the alphabet. A resumed run keeps those that it
-began with. Each evaluation also tells the accuracy and macro F1, and the best weights are those of the lowest loss.
+The labels are those of the training rows, in numerical or alphabetical order; a resumed run keeps its labels. Each
+evaluation also reports the metrics below; the best weights are those with the lowest loss.
 
 | kind | the column `label` | evaluation |
 |---|---|---|
 | single | a name | accuracy, macro F1 |
-| multi | a list of names, or names with a bar between them; none at all in an empty list | all labels right, F1 |
-| number | a number | RMSE, correlations of Pearson and Spearman |
+| multi | a list of names, possibly empty, or names separated by vertical bars | texts with all labels right, F1 |
+| number | a number | RMSE, Pearson's and Spearman's correlation |
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _FIGURES = ("accuracy", "micro_f1", "macro_f1", "root_mean_squared_error", "corr
 class LabelObjective(Objective):
     """The label of each text. A batch is ids (B, T), labels (B,), lengths (B,).
 
-    class_weights: (K,) or None; label_smoothing: see `tinygpt/nn/losses.py`. Evaluation is without smoothing.
+    class_weights: (K,) or None; label_smoothing: see `tinygpt/nn/losses.py`. Evaluations use no smoothing.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class LabelObjective(Objective):
         }  # fmt: skip
 
     def _evaluate_others(self, model: Any, batches: Iterable[Batch]) -> dict[str, float]:
-        """Of several labels a text, or of numbers."""
+        """`evaluate` for several labels per text, or for numbers."""
         total, scores, right = 0.0, list[np.ndarray](), list[np.ndarray]()
         with model.evaluating(), no_grad():
             for ids, labels, lengths in batches:
@@ -95,7 +95,7 @@ class LabelObjective(Objective):
 
 
 class LabelTask:
-    """A text and a label a row. A run that starts from a classifier goes on with its head and its labels.
+    """One text and one label per row. A run that starts from a classifier keeps its head and its labels.
 
     Raises UsageError if there are fewer than two labels.
     """
@@ -112,7 +112,9 @@ class LabelTask:
         self.kind = self._kind(request)
         for option, value in (("label-smoothing", request.label_smoothing), ("class-weights", request.class_weights)):
             if value is not None and self.kind != "single":
-                raise UsageError(f"--{option} is for one label a text, not for --label-kind {self.kind}: leave it out")
+                raise UsageError(
+                    f"--{option} is for one label per text, not for --label-kind {self.kind}: leave it out"
+                )
         if self.classifier is not None:
             self.labels = list(self.classifier.label_names)
         elif self.kind == "number":
@@ -128,7 +130,7 @@ class LabelTask:
             self._check_synonyms(self.augmentation)
 
     def _kind(self, request: Any) -> str:
-        """How the labels are read: as asked, as the classifier that is trained further has them, or as a list says."""
+        """How the labels are read: as requested, as the starting classifier has them, or "multi" if they are lists."""
         kind: str | None = request.label_kind
         if self.classifier is None or self.classifier.problem_type is None:
             return kind or kind_of(next(iter(request.rows()), None))
@@ -139,9 +141,7 @@ class LabelTask:
                 f"--label-kind {kind}, or start from another model"
             )
         if its == "number" and self.classifier.num_labels != 1:
-            raise UsageError(
-                "the model predicts several numbers for a text, and finetune learns one: start from another"
-            )
+            raise UsageError("the model predicts several numbers per text, but finetune learns one: start from another")
         return its
 
     @property
@@ -150,7 +150,7 @@ class LabelTask:
         return None if self.augmentation is None else self.augmentation.sha256
 
     def _check_synonyms(self, augmentation: Augmentation) -> None:
-        """Raise UsageError for a synonym that a row could not have, before training comes upon it."""
+        """Raise UsageError for a synonym outside the vocabulary, before training meets it."""
         for word in augmentation.synonyms:
             try:
                 self.maker.tokenizer.encode(word)
@@ -161,7 +161,7 @@ class LabelTask:
                 ) from error
 
     def model_on(self, body: Any) -> GPTForSequenceClassification:
-        """The model to train: a new head on the one that the run starts from, unless that has one."""
+        """The model to train: the starting model with a new head, unless it already has one."""
         if self.classifier is not None:
             clf: GPTForSequenceClassification = self.classifier
             return clf
@@ -174,12 +174,12 @@ class LabelTask:
         weights = None
         if self.kind == "multi" and self.new:
             _require_rows(train, self.labels)
-        if self.kind == "single" and (self.new or self.balanced):  # a classifier may go on with some of its labels
+        if self.kind == "single" and (self.new or self.balanced):  # a classifier may go on with fewer labels
             weights = class_weights(train, self.labels)
         if self.kind == "single" and len({example.label for example in validation}) < 2:
             raise UsageError(
-                f"the {len(validation)} validation rows are all of the label {self.labels[validation[0].label]!r}, so "
-                "they tell nothing of the others: give rows of several labels with --valid FILE, or a larger "
+                f"the {len(validation)} validation rows all have the label {self.labels[validation[0].label]!r}, so "
+                "they say nothing about the others: give rows with several labels with --valid FILE, or a larger "
                 "--validation-fraction"
             )
         batches = RowBatches(

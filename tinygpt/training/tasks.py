@@ -1,12 +1,12 @@
-"""What `tinygpt finetune` can train for: rows become examples, and examples an objective.
+"""The tasks of `tinygpt finetune`: rows become examples, and examples become an objective.
 
 | task | a row | learned |
 |---|---|---|
 | text | a text | all of it |
-| sft | a dialogue, a question, an instruction | the answers, or all of it (`loss_on`) |
+| sft | a dialogue, a question, an instruction | the answers, or everything (`loss_on`) |
 | classify | a text and a label | the label (`label_task.py`) |
 
-A further task is a class here and its columns in `tinygpt/data/columns.py`.
+To add a task, write a class here and add its columns to `tinygpt/data/columns.py`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ LOSS_ON = ("answer", "all")
 
 @dataclass(frozen=True)
 class Request:
-    """What a task is asked for: its columns, and the options of the command line that concern it."""
+    """What a task is built from: its columns, and the command-line options that concern it."""
 
     columns: tuple[str, ...]
     template: str | None = None
@@ -48,7 +48,7 @@ class Request:
 
 
 class TextTask:
-    """A text a row."""
+    """One text per row."""
 
     name: ClassVar[str] = "text"
     template: Template | None = None
@@ -65,7 +65,7 @@ class TextTask:
         self.maker = TextExamples(tokenizer, model.config.block_size, end_of_text(model, tokenizer))
 
     def model_on(self, body: GPT) -> Any:
-        """The model to train, on the one that the run starts from: that one."""
+        """The model to train: the starting model itself."""
         return body
 
     def objective(self, train: Sequence[Example], validation: Sequence[Example], config: TrainingConfig) -> Objective:
@@ -78,7 +78,7 @@ class TextTask:
 
 
 class AnswerTask(TextTask):
-    """Supervised fine-tuning: an answer, or several, a row."""
+    """Supervised fine-tuning: one or several answers per row."""
 
     name = "sft"
 
@@ -90,7 +90,7 @@ class AnswerTask(TextTask):
         self.template = read_template(request.template or _default_template(request.columns, end, conversation))
         loss_on = request.loss_on or LOSS_ON[0]
         self.maker = AnswerExamples(tokenizer, model.config.block_size, end, request.columns, self.template, loss_on)
-        if end is None:  # generation stops at the text that the model has learned to end its answers with
+        if end is None:  # generation must stop at the text with which the model has learned to end its answers
             model.generation_config = dict(model.generation_config) | {"stop_strings": list(self.template.stops)}
 
 
@@ -112,21 +112,21 @@ def _refuse_label_options(task: str, request: Request) -> None:
 
 
 def _default_template(columns: tuple[str, ...], end: int | None, conversation: bool) -> str:
-    """Prompts and completions follow each other as they are, if a token can end them; the others need words between."""
+    """Prompts and completions follow each other unchanged if a token can end them; other columns need text around."""
     if columns != VERBATIM or conversation:
         return "plain"
     return "raw" if end is not None else "lines"
 
 
 def end_of_text(model: GPT, tokenizer: Tokenizer) -> int | None:
-    """The token at which generation stops: of the model's settings, or else of the tokenizer."""
+    """The token at which generation stops: from the model's settings, or else the tokenizer's."""
     ids: Any = dict(model.generation_config).get("eos_token_id")
     ids = ids if isinstance(ids, list) else [] if ids is None else [ids]
     return next((number for number in ids if number < model.config.vocab_size), tokenizer.eos_token_id)
 
 
 def digest(examples: Sequence[Example]) -> str:
-    """Identifies examples: what they say and what is learned of it."""
+    """Identifies examples: their tokens, and which of them are learned."""
     found = hashlib.sha256(str(len(examples)).encode())
     for example in examples:
         for array in (example.ids, example.learned):
