@@ -45,13 +45,14 @@ def batch_weights(where: str, targets: Sequence[Any], count: Callable[[Any], flo
 
 
 def accumulate(
-    where: str, batches: Sequence[Any], work: Callable[[Any, float], Any], count: Callable[[Any], float]
+    where: str, batches: Sequence[Any], one_batch: Callable[[Any, float], Any], count: Callable[[Any], float]
 ) -> float:
-    """Call `work(batch, weight)` for each batch of a step; return the mean loss over all its targets.
+    """Call `one_batch(batch, weight)` for each batch of a step; return the mean loss over all its targets.
 
-    work: adds the gradients of weight * loss to the parameters' and returns the loss, a tensor. The losses are read
-    after everything is launched, so that the host does not wait for a GPU in between. count: the targets of a batch.
+    one_batch: adds the gradients of weight * loss to the parameters' and returns the loss, a tensor. The losses are
+    read after everything is launched, so that the host does not wait for a GPU in between. count: the targets of a
+    batch.
     """
     weights = batch_weights(where, batches, count)
-    losses = [(weight, work(batch, weight)) for weight, batch in zip(weights, batches, strict=True) if weight]
+    losses = [(weight, one_batch(batch, weight)) for weight, batch in zip(weights, batches, strict=True) if weight]
     return sum(weight * float(loss.item()) for weight, loss in losses) / len(batches)

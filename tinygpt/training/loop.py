@@ -269,13 +269,13 @@ class Trainer:
         """
         count, scale = self.config.gradient_accumulation, self.loss_scale.scale
 
-        def work(batch: Batch, weight: float) -> Tensor:
+        def one_batch(batch: Batch, weight: float) -> Tensor:
             # A graph is recorded for one weight. Any other than 1 hardly occurs twice, so such a batch is not recorded.
             graphed = self.objective.same_shapes and weight == 1.0
             return (self.graphed_step if graphed else self.graphed_step.work)(*batch, scale * weight)
 
         batches = [self.batches.batch(self.state.step * count + index) for index in range(count)]
-        loss = accumulate(f"step {self.state.step}", batches, work, self.objective.count)
+        loss = accumulate(f"step {self.state.step}", batches, one_batch, self.objective.count)
         return loss, grad_norm(self.parameters) / (count * scale)
 
     # Evaluation and metrics -----------------------------------------------------------------------
