@@ -80,7 +80,7 @@ def answer(
     figures: Figures = usual_figures, more: Callable[[list[Row]], list[Row]] | None = None, texts: Iterable[str] = (),
     block_size: int = 64, template: str = "lines", part: Sizes | None = None,
 ) -> None:  # fmt: skip
-    """The recipe. keys: rows with equal ones are in one part; metric: of `figures`, by which the model is judged.
+    """The recipe. keys: rows with equal keys are in the same part. metric: the one of `figures` that decides.
 
     The other arguments are those of `fine_tuned`.
     """

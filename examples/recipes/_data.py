@@ -107,7 +107,7 @@ def fetch(package: Package, instead: str | None = None, timeout: float = 300.0) 
         if not path.is_file():
             raise UsageError(f"there is no file {shown(path)}: --package takes an archive such as {package.filename}")
         if not is_intact(path, package.sha256):
-            say(f"Note: {shown(path)} is not the {package.filename} that the figures of this recipe are about.")
+            say(f"Note: {shown(path)} is not the {package.filename} on which the results of this recipe were measured.")
         return Archive(path)
     path = cache_folder() / "packages" / package.filename
     if not is_intact(path, package.sha256):

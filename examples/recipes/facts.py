@@ -77,7 +77,7 @@ def countries(archive: Archive) -> Iterator[tuple[str, Facts]]:
 
 
 def row(facts: Facts, kind: str, draw: np.random.Generator) -> Row:
-    """A question of this kind. The facts stand in any order."""
+    """A question of this kind, after the facts in random order."""
     text = " ".join(KINDS[name][0].format(facts[name]) for name in draw.permutation(list(facts)))
     return {"question": f"{text}\n{KINDS[kind][1]}", "answer": facts[kind], "kind": kind}
 

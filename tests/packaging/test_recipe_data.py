@@ -141,7 +141,7 @@ def test_an_archive_of_ones_own(data: Any, index: Path, tmp_path: Path, capsys: 
     (tmp_path / "own.tar.gz").write_bytes(sdist({"words/a.txt": "other"}))
     archive = data.fetch(package(data), str(tmp_path / "own.tar.gz"))
     assert archive.read("words/a.txt") == b"other"
-    assert f"is not the {NAME} that the figures of this recipe are about" in capsys.readouterr().out
+    assert f"is not the {NAME} on which the results of this recipe were measured" in capsys.readouterr().out
     with pytest.raises(UsageError, match=r"has no file words/b\.txt: is it the archive that the recipe names\?"):
         archive.read("words/b.txt")
     (tmp_path / "text.tar.gz").write_text("no archive")

@@ -324,7 +324,7 @@ def test_the_same_settings_with_more_steps(tmp_path: Path) -> None:
     stretched = make_trainer(tmp_path, steps=20, decay_steps=20)
     stretched.resume()
     stretched.run()
-    assert notes(stretched) == "step 15: decay_steps is 20 from now on; it was 10"
+    assert notes(stretched) == "step 15: decay_steps is now 20; it was 10"
     rates = {r["step"]: r["lr"] for r in read_metrics(tmp_path / "metrics.jsonl") if "lr" in r}
     assert rates[12] == rates[15] == 1e-3 < rates[18]
 
@@ -341,7 +341,7 @@ def test_a_lower_rate_after_the_run_diverged(tmp_path: Path) -> None:
     lower = make_trainer(tmp_path, lr=2e-3, grad_clip=0.5)
     lower.resume()
     lower.run()
-    said = [f"step 8: {name} is {now} from now on; it was {before}" for name, before, now in (
+    said = [f"step 8: {name} is now {now}; it was {before}" for name, before, now in (
         ("lr", 0.01, 0.002), ("min_lr", 0.001, 0.0002), ("grad_clip", 1.0, 0.5))]  # fmt: skip
     assert notes(lower).splitlines() == said
     (record,) = [r for r in read_metrics(tmp_path / "metrics.jsonl") if "changed" in r]
@@ -391,8 +391,8 @@ def test_resume_with_other_rates(run: Any, model: Path, tmp_path: Path) -> None:
     folder = copy_of(model, tmp_path / "copy")
     answer = run("train", "--resume", f"--out={folder}", "--steps=15", "--lr=0.002", "--decay-steps=15")
     assert answer.code == 0
-    assert "step 12: lr is 0.002 from now on; it was 0.01" in answer.err
-    assert "step 12: min_lr is 0.0002 from now on; it was 0.001" in answer.err  # it followed from lr
+    assert "step 12: lr is now 0.002; it was 0.01" in answer.err
+    assert "step 12: min_lr is now 0.0002; it was 0.001" in answer.err  # it followed from lr
     answer = run("train", "--resume", f"--out={folder}", "--steps=18")
     assert "steps 15 to 18 train at min_lr 0.0002; set decay_steps to 18" in answer.err
     assert "step 15: lr" not in answer.err

@@ -92,7 +92,7 @@ def test_it_ends_where_the_loss_diverges(tmp_path: Path) -> None:
     assert found.ended
     assert len(found.lrs) < 40
     assert all(map(math.isfinite, found.losses))
-    assert f"from {found.lrs[-1]:.2g} on it diverges" in found.summary()
+    assert f"at {found.lrs[-1]:.2g} it diverges" in found.summary()
 
 
 def test_the_suggestion_is_the_steepest_fall_before_the_lowest_loss() -> None:

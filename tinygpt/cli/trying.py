@@ -37,7 +37,7 @@ def add_trying_options(parser: argparse.ArgumentParser) -> None:
 
 @contextlib.contextmanager
 def built_elsewhere(options: argparse.Namespace, out: str) -> Iterator[argparse.Namespace]:
-    """The options with a temporary folder in place of --out. Raises UsageError if no run could begin in --out."""
+    """The options with a temporary folder instead of --out. Raises UsageError if no run could begin in --out."""
     what = "--dry-run" if options.dry_run else "--lr-find"
     if options.resume:
         raise UsageError(f"{what} is for a run that is to begin: leave out --resume")

@@ -19,7 +19,7 @@ def is_offline() -> bool:
 
 
 def is_intact(path: Path, sha256: str) -> bool:
-    """Whether the file is there and has this checksum."""
+    """Whether the file exists and has this checksum."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest() == sha256

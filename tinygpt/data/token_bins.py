@@ -30,7 +30,7 @@ _CHUNK = 1 << 22
 
 
 def open_bin(path: str | os.PathLike[str], vocab_size: int | None) -> np.ndarray:
-    """Memory-map a .bin, read-only: uint16 or uint32, shape (N,). Its first number tells llm.c's from nanoGPT's.
+    """Memory-map a .bin, read-only: uint16 or uint32, shape (N,). Its first number distinguishes llm.c from nanoGPT.
 
     Raises UsageError if the file can't be read or vocab_size is not given, CheckpointError if it is cut short, and
     RangeError for an id outside the vocabulary.

@@ -1,11 +1,11 @@
-"""From documents to a token file in one pass: encode, count, put some documents aside for validation.
+"""From documents to a token file in one pass: encode, count, and set some documents aside for validation.
 
     written = write_documents(Documents("books/"), tokenizer, "tokens.npy", "the books", validation_fraction=0.1)
 
-The training documents come first in the file, each with the end token behind it, then those for validation. Documents
-are chosen for validation by chance, in the proportion of their lengths, as they come (`divided`), so that nothing needs
-to be read twice. A character vocabulary is known only when everything has been read: `CharacterVocabulary` numbers the
-characters as they come, and the ids are put in order in the finished file.
+The training documents come first in the file, each followed by the end token, then those for validation. Documents are
+chosen for validation at random while they are read (`divided`), so that nothing needs to be read twice. A character
+vocabulary is known only after everything has been read: `CharacterVocabulary` numbers the characters in the order in
+which they occur, and the ids in the finished file are then renumbered in sorted order.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from ..tokenizers.base import text_bytes
 from .documents import Piece
 from .tokens import division_bytes, token_dtype, write_header
 
-_HELD = 1 << 20  # characters of a document that are read before it is decided what it is for
+_HELD = 1 << 20  # characters of a document that are read before deciding between training and validation
 _TOGETHER = 1 << 20  # characters of short documents that are encoded together
 _CHUNK = 1 << 22  # ids that are put in order at a time
 
 
 @dataclass
 class Written:
-    """What a token file got: [for training, for validation]. cut: the end of the text is for validation instead."""
+    """What was written: [for training, for validation]. cut: the end of the text is for validation instead."""
 
     tokens: list[int]
     documents: list[int]
@@ -43,7 +43,7 @@ class Written:
 
 
 class CharacterVocabulary:
-    """Encodes text in characters that are numbered as they come; `tokenizer` then has them in code-point order."""
+    """Encodes characters with ids in order of occurrence; `tokenizer` then has them in code-point order."""
 
     def __init__(self, end_token: bool) -> None:
         self.end_token = end_token
@@ -56,7 +56,7 @@ class CharacterVocabulary:
         return len(self._codes) + self.end_token
 
     def encode(self, text: str) -> np.ndarray:
-        """The ids of a text, as they come: int32, shape (T,)."""
+        """The ids of a text, in order of occurrence: int32, shape (T,)."""
         codes = np.frombuffer(text_bytes(text, "utf-32-le"), "<u4")
         ids: np.ndarray = self._ids[codes]
         if ids.size and ids.min() < 0:
@@ -73,7 +73,7 @@ class CharacterVocabulary:
         return CharTokenizer("".join(map(chr, sorted(self._codes))), end_token=self.end_token)
 
     def order(self) -> np.ndarray:
-        """The tokenizer's id of each id that was given: (V,)."""
+        """The tokenizer's id for each id that `encode` returned: (V,)."""
         codes = np.array(self._codes, np.int64)
         ranks = np.empty(len(codes), np.int64)
         ranks[np.argsort(codes)] = np.arange(len(codes))
@@ -90,9 +90,9 @@ def write_documents(
 ) -> Written:
     """Encode documents into the token file `path`, atomically.
 
-    validation_fraction: the share of the documents to put aside; each document then has the tokenizer's end token
-    behind it. None: the text is one, so it has no end tokens, and `split` cuts it. cross_documents: don't store the id
-    of the end token, so that windows are drawn as if the text were one. name: what error messages call the text.
+    validation_fraction: the share of the documents to set aside; each document is then followed by the tokenizer's end
+    token. None: a single text, which has no end tokens, and which `split` cuts. cross_documents: don't store the id of
+    the end token, so that windows are drawn as from a single text. name: what error messages call the text.
     Raises UsageError if there are no tokens or the tokenizer has no end token, and as `write_tokens` does.
     """
     one = validation_fraction is None
@@ -137,7 +137,7 @@ def _end_id(tokenizer: Tokenizer | CharacterVocabulary) -> int | None:
 
 
 def _boundary(written: Written, fraction: float) -> int:
-    """The number of training tokens. Where too few documents could be put aside, the text's end is for validation."""
+    """The number of training tokens. If too few documents could be set aside, the end of the text is for validation."""
     train, validation = written.tokens
     if validation < 0.5 * fraction * (train + validation):  # there are a few long documents: one of them is cut
         written.cut = True
@@ -223,7 +223,7 @@ class _Sink:
         self.begins = [file.tell(), 0]
 
     def fit(self, tokenizer: Tokenizer | CharacterVocabulary) -> None:
-        """Take the dtype that the tokenizer's ids need. A character vocabulary may outgrow what is written already."""
+        """Use the dtype that the tokenizer's ids need. A character vocabulary may outgrow the dtype in use."""
         dtype = token_dtype(tokenizer.vocab_size)
         if dtype != self.dtype:
             for file, begin, count in zip(self.files, self.begins, self.counts, strict=True):
@@ -272,10 +272,11 @@ class _Sink:
 def divided(pieces: Iterable[Piece], fraction: float) -> Iterator[tuple[int, Piece]]:
     """Each piece with what its document is for: 0 training, 1 validation.
 
-    A document may be put aside if the characters put aside stay within `fraction` of those read so far, and then draws:
-    its chance is 2 * fraction, and more the more is lacking. So the share is kept, documents from all over the text are
-    among them, and no period in their order decides. A document of more than 2**20 characters is for training. It draws
-    by its hash, so a second pass divides the documents in the same way.
+    A document may be set aside if the characters set aside stay within `fraction` of those read so far. It is then set
+    aside with a probability of at least 2 * fraction, higher the more characters are lacking. So the share is kept, the
+    documents come from all over the text, and a periodic order has no influence. A document of more than 2**20
+    characters is for training. The random number of a document is its hash, so a second pass divides the documents in
+    the same way.
     """
     total, aside = 0, 0
     held: list[Piece] = []
@@ -297,7 +298,7 @@ def divided(pieces: Iterable[Piece], fraction: float) -> Iterator[tuple[int, Pie
 
 
 def _chance(document: list[Piece]) -> float:
-    """A number in [0, 1) that a document draws, from its hash."""
+    """The random number of a document, in [0, 1), from its hash."""
     digest = hashlib.blake2b(digest_size=4)
     for piece in document:
         digest.update(piece.text.encode("utf-8", "surrogatepass"))

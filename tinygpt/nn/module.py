@@ -48,7 +48,7 @@ class Module:
     """Base class for layers and models. A subclass defines `forward`; calling the module runs it.
 
     positionwise: True promises that the output at a position depends on the input at that position alone. A model with
-    a layer of one's own then generates with a cache, and the layer is called for the new tokens only.
+    a user-defined layer then generates with a cache, and is called for the new tokens only.
     """
 
     training = True

@@ -93,7 +93,7 @@ def _check_folds(parts: Sequence[tuple[Any, Any]], labels: Sequence[int], path: 
         if len(found) < 2 or not learned.issuperset(labels):
             what = "has all rows of a label" if len(found) > 1 else f"has {len(test)} rows, all of one label"
             raise UsageError(
-                f"{shown(path)}: one of {len(parts)} folds {what}, so it tells nothing: give fewer --folds, or "
+                f"{shown(path)}: one of {len(parts)} folds {what}, so it would measure nothing: give fewer --folds, or "
                 "rows with more different texts of the rarest label"
             )
 
@@ -111,7 +111,7 @@ def notes_of(rows: Rows, path: str, block_size: int) -> list[str]:
 
 
 def columns_note(task: str, others: Sequence[str]) -> list[str]:
-    """The columns that are not read: one of them may hold what its user meant to be learned."""
+    """The columns that are not read: the user may have meant one of them to be learned."""
     if not others:
         return []
     named = ", ".join(repr(column) for column in others[:5]) + (" ..." if len(others) > 5 else "")
@@ -120,7 +120,7 @@ def columns_note(task: str, others: Sequence[str]) -> list[str]:
 
 
 def labels_note(examples: Sequence[Any], names: Sequence[str]) -> list[str]:
-    """How many rows have each label, which shows those written in two ways; and the texts that have several."""
+    """The number of rows per label, which shows labels spelled in two ways; and the texts with several labels."""
     if not all(isinstance(getattr(example, "label", None), int) for example in examples):
         return []
     counts, of_text = Counter[int](), dict[str, set[int]]()

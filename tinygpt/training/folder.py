@@ -150,7 +150,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def held(self, resumed: bool) -> Iterator[None]:
-        """Hold the lock while a run writes; make and mark the folder. resumed: the run continues the one that is there.
+        """Hold the lock while a run writes; make and mark the folder. resumed: the run continues the existing one.
 
         Raises UsageError if this run may not write to the folder.
         """

@@ -193,7 +193,7 @@ def _is_there(module: str) -> bool:
 
 
 def mlflow_uri() -> str | None:
-    """Where MLflow is told to keep its runs, if it is."""
+    """Where MLflow is to keep its runs, if this is set."""
     return os.environ.get("MLFLOW_TRACKING_URI") or None
 
 
@@ -259,7 +259,7 @@ class Logger:
         what = " ".join(str(error).split())[:300]
         tqdm.write(
             f"step {self.trainer.state.step}: the logger {self.name} failed ({type(error).__name__}: {what}) and is "
-            "left out from now on; the run goes on, and metrics.jsonl has all of it",
+            "not used any more; the run continues, and metrics.jsonl has everything",
             file=Lenient(stream),
         )
 

@@ -216,7 +216,7 @@ class Trainer:
                 self._record(record, words)
 
     def _changes(self) -> list[str]:
-        return [f"{name} is {now} from now on; it was {before}" for name, (before, now) in self.changed.items()]
+        return [f"{name} is now {now}; it was {before}" for name, (before, now) in self.changed.items()]
 
     def _step(self) -> float:
         """One update of the weights; returns the loss before it."""

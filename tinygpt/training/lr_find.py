@@ -54,7 +54,7 @@ class RangeTest:
 
     def summary(self) -> str:
         """What the test found, in a few lines."""
-        end = f"; from {self.lrs[-1]:.2g} on it diverges" if self.ended else ""
+        end = f"; at {self.lrs[-1]:.2g} it diverges" if self.ended else ""
         low = int(np.argmin(self.smoothed)) if self.smoothed else 0
         if self.suggestion is None:
             return (

@@ -58,7 +58,7 @@ class Objective:
         return loss
 
     def evaluate(self, model: Any, batches: Iterable[Batch]) -> dict[str, float]:
-        """The figures of an evaluation, for the metrics file. The best weights have the lowest "validation_loss"."""
+        """The metrics of an evaluation, for the metrics file. The best weights have the lowest "validation_loss"."""
         return {"validation_loss": mean_loss(model, batches, self.loss, self.count)}
 
 

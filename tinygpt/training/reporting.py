@@ -52,7 +52,7 @@ class Report:
     def draw(self) -> tuple[str, Path | None]:
         """Draw the loss curve; return a message about it, and its file if it was drawn.
 
-        A failure is no error, because the run itself is saved.
+        A failure is not an error, because the run itself is saved.
         """
         try:
             draw_loss_curve(self.metrics.path, self.picture)
