@@ -92,7 +92,7 @@ def test_a_file_that_is_not_there(run: Any, tmp_path: Path) -> None:
     answer = run("train", f"--config={tmp_path / 'none.toml'}")
     assert_one_sentence(answer, "cannot read the configuration .*none.toml: No such file")
     (tmp_path / "bytes.toml").write_bytes(b"\xff")
-    assert_one_sentence(run("train", f"--config={tmp_path / 'bytes.toml'}"), "is no TOML file: ")
+    assert_one_sentence(run("train", f"--config={tmp_path / 'bytes.toml'}"), "is not a TOML file: ")
 
 
 def test_a_users_own_config_toml_is_not_replaced(run: Any, settings: Path, tmp_path: Path) -> None:

@@ -130,7 +130,7 @@ def test_a_resumed_run_has_the_samples_of_an_uninterrupted_one(tmp_path: Path) -
 def test_what_cannot_be_sampled_is_said_before_the_run(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--sample-prompt: the character 'é' is not in the vocabulary"):
         followed(tmp_path, sample_every=1, sample_prompt="é")
-    with pytest.raises(UsageError, match="--sample-prompt is what the samples of --sample-every begin with"):
+    with pytest.raises(UsageError, match="--sample-prompt is what the samples of --sample-every continue"):
         Following(sample_prompt="a")
     trainer = make_trainer(tmp_path)
     trainer.model = GPTForSequenceClassification(GPTConfig(vocab_size=11, **SHAPE), 2)  # type: ignore[assignment]

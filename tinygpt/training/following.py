@@ -57,7 +57,7 @@ class Following:
             check_setting("following", setting, getattr(self, setting.name))
         logger_names(self.log_to)
         if self.sample_prompt is not None and self.sample_every is None:
-            raise UsageError("--sample-prompt is the text that the samples of --sample-every continue: give both")
+            raise UsageError("--sample-prompt is what the samples of --sample-every continue: give both, or neither")
 
 
 def add_following_options(parser: argparse.ArgumentParser) -> None:
