@@ -106,7 +106,7 @@ def test_what_is_asked_for(asked: str, values: dict[str, Any]) -> None:
         ("data=a,b", "data changes what the validation loss is measured on"),
         ("tokenizer=bpe,byte", "tokenizer changes what"),
         ("out=a,b", "out says where a run goes"),
-        ("resume=true", "resume is for the command line alone"),
+        ("resume=true", "resume can be given on the command line only"),
         ("log_every=1,2", "log_every changes nothing of what a run learns"),
         ("watts=1,2", "watts changes nothing of what a run learns"),
         ("lr=0.1,nan", "lr=nan: .*lr must be above 0, not nan"),

@@ -1,7 +1,7 @@
 """Trying a run before it begins: `--dry-run` and `--lr-find`; `--sweep` (`sweep.py`) has its option here.
 
 The two build the run in a temporary folder, take a few steps there, and leave nothing behind but the picture of
-`--lr-find`. They are for the command line alone, and no part of a configuration file.
+`--lr-find`. They can be given on the command line only, and are not part of a configuration file.
 """
 
 from __future__ import annotations
