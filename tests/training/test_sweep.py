@@ -80,6 +80,7 @@ KEYS = keys_of(OptionParser(source="tinygpt.cli.train").parse_args([]))
 def test_what_is_asked_for(asked: str, values: dict[str, Any]) -> None:
     found = read_sweep(asked, KEYS)
     assert list(found.items()) == list(values.items())
+    assert read_sweep(Search(Path(), "train", found, {}).asked, KEYS) == found
     assert [type(value) for part in found.values() for value in part] == [
         type(value) for part in values.values() for value in part
     ]
@@ -215,6 +216,12 @@ def test_a_mistake_of_all_runs_is_said_at_once_and_leaves_nothing(run: Any, tmp_
         assert not (tmp_path / "a").exists()
 
 
+def test_a_text_from_a_pipe_is_read_once_only(run: Any, tmp_path: Path) -> None:
+    for options in (("-",), ("--data=-",)):
+        answer = run("train", *SHORT, *options, f"--out={tmp_path / 'out'}", f"--sweep={SWEEP}")
+        assert_one_sentence(answer, "can't come from a pipe")
+
+
 def test_a_file_of_settings_and_what_the_sweep_takes_the_place_of(run: Any, text: Path, tmp_path: Path) -> None:
     lines = [option[2:].replace("-", "_").replace("=", " = ") for option in OPTIONS]
     (tmp_path / "run.toml").write_text("\n".join([*lines, f"data = {json.dumps(str(text))}"]))
@@ -338,6 +345,8 @@ def test_another_sweep_is_refused(train: Any, resume: Any, run: Any, model: Path
     assert_one_sentence(train("lr=0.01"), "already holds a sweep: go on with it by --resume")
     assert_one_sentence(train("lr=0.01", "--overwrite"), "leave out --overwrite")
     assert_one_sentence(resume("lr=0.01,0.02"), 'is another one, "lr=0.01": give that one')
+    plain = run("train", "--resume", f"--out={tmp_path / 'out'}")
+    assert_one_sentence(plain, "holds a sweep, which goes on with .* train --sweep lr=0.01 --resume --out")
     assert_one_sentence(resume("lr=0.01", "--batch-size=5"), "has --batch-size 3, not 5: leave --batch-size out")
     assert_one_sentence(resume("lr=0.01", "--beta1=0.5"), "has --beta1 by default, not 0.5: leave --beta1 out")
     assert resume("lr=0.01", "--batch-size=3").code == 0

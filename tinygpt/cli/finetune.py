@@ -20,7 +20,7 @@ from ..training.label_task import BALANCED, KINDS
 from ..training.options import add_field_options
 from ..training.tasks import LOSS_ON, TASKS
 from .process import again
-from .sweep import Command, sweep
+from .sweep import Command, require_no_sweep, sweep
 from .trying import add_trying_options, built_elsewhere, require_free, try_out
 
 ABOUT = """Fine-tune a model on rows of JSON lines, CSV or TSV. The columns determine the task: `text`; `prompt` and
@@ -115,6 +115,8 @@ def finetune(options: argparse.Namespace) -> int:
         return cross_validate(options)
     if options.sweep is not None:
         return sweep(options, Command("finetune", finetune, checked_options), options.out)
+    if options.resume:
+        require_no_sweep(options.out)
     if options.dry_run or options.lr_find:
         return _try(options)
     following = choose_following(options, user_path(options.out))

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from ..console import say
+from ..data.opening import STDIN
 from ..errors import CheckpointError, OutOfMemoryError, UsageError
 from ..files import folder_made, shown, user_path
 from ..training import DivergedError, RunFolder, TrainingConfig
@@ -71,6 +72,15 @@ def sweep(options: argparse.Namespace, command: Command, out: str) -> int:
         return _Runs(search, command, options.sweep).make()
 
 
+def require_no_sweep(out: str) -> None:
+    """For a plain run that is to be resumed. Raises UsageError if the folder holds a sweep."""
+    place = user_path(out)
+    if (place / STATE).exists() and not RunFolder(place).holds_run():
+        search = Search.load(place)
+        go_on = again(search.command, "--sweep", search.asked, "--resume", "--out", shown(place))
+        raise UsageError(f"the folder {shown(place)} holds a sweep, which goes on with {go_on}")
+
+
 def _new(options: argparse.Namespace, command: Command, place: Path, values: dict[str, list[Any]]) -> Search:
     """A new search, all of whose combinations can make a run. Writes nothing."""
     if (place / STATE).exists():
@@ -87,6 +97,8 @@ def _new(options: argparse.Namespace, command: Command, place: Path, values: dic
             "--sweep: seed also chooses the rows for validation here, so losses could not be compared: give rows for "
             "validation as --valid FILE"
         )
+    if STDIN in (base.get("data"), *base.get("files", ())):
+        raise UsageError("--sweep reads the text for each run, so it can't come from a pipe: save it in a file first")
     search = Search(place, command.name, values, base, rows_of(values))
     for row in search.rows:
         try:
@@ -108,9 +120,9 @@ def _continued(options: argparse.Namespace, command: Command, place: Path, value
     if search.command != command.name:
         raise CheckpointError(f"the sweep in {shown(place)} is one of tinygpt {search.command}, not {command.name}")
     if list(search.values.items()) != list(values.items()):
-        was = " ".join(f"{key}={','.join(map(str, found))}" for key, found in search.values.items())
         raise CheckpointError(
-            f'the sweep in {shown(place)} is another one, "{was}": give that one, or start a new one with another --out'
+            f'the sweep in {shown(place)} is another one, "{search.asked}": give that one, or start a new one with '
+            "another --out"
         )
     for key, value in given_settings(options, _fresh(command.name)).items():
         there = search.base.get(key)

@@ -33,7 +33,7 @@ from ..training.final_evaluation import NONE, WHOLE
 from ..training.folder import RunFolder
 from ..training.following import Following, add_following_options, choose_following, follow
 from .process import again
-from .sweep import Command, sweep
+from .sweep import Command, require_no_sweep, sweep
 from .trying import add_trying_options, built_elsewhere, require_free, try_out
 
 ABOUT = "Train a GPT on a text. Ctrl-C saves and stops; --resume continues with exactly the same bits."
@@ -59,6 +59,8 @@ def train(options: argparse.Namespace) -> int:
         out = run_folder(options) if options.out is not None else f"{run_folder(options)}-sweep"
         return sweep(options, Command("train", train, _checked), out)
     _require_consistent(options)
+    if options.resume:
+        require_no_sweep(run_folder(options))
     if options.dry_run or options.lr_find:
         return _try(options)
     settings = choose_settings(options)

@@ -137,6 +137,11 @@ class Search:
     base: dict[str, Any]
     rows: list[Row] = field(default_factory=list)
 
+    @property
+    def asked(self) -> str:
+        """What `read_sweep` reads as these values."""
+        return " ".join(f"{key}={','.join(map(_quoted, values))}" for key, values in self.values.items())
+
     def folder(self, row: Row) -> RunFolder:
         return RunFolder(self.place / row.folder)
 
@@ -232,6 +237,11 @@ def _words(value: Any) -> str:
     if isinstance(value, float):
         return repr(value).removesuffix(".0")
     return str(value)
+
+
+def _quoted(value: Any) -> str:
+    words = _words(value)
+    return words if re.fullmatch(_VALUE, words) else f"'{words}'"
 
 
 def _loss(row: Row) -> float:
