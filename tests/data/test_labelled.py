@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,9 @@ def test_names_come_in_the_order_of_numbers_or_of_the_alphabet() -> None:
     assert label_names([row(label=x) for x in ("pos", "neg", "pos")]) == ["neg", "pos"]
     assert label_names([row(label=x) for x in (10, 2, "2", 2.0, -1)]) == ["-1", "2", "10"]
     assert label_names([row(label=x) for x in (True, False)]) == ["false", "true"]
+    assert label_names([row(label=x) for x in ("--1", "1", "-")]) == ["-", "--1", "1"]
+    for order in permutations(["1", "01", "001", "0001"]):  # the same number: in one order all the same
+        assert label_names([row(label=x) for x in order]) == ["0001", "001", "01", "1"]
     for rows, there in (([], "none"), ([row()], "only 'pos'")):
         with pytest.raises(UsageError, match=f"at least two labels in the column 'label'; there is {there}"):
             label_names(rows)

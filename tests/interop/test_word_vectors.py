@@ -80,6 +80,14 @@ def test_words_that_are_not_utf8_are_latin1(tmp_path: Path) -> None:
         assert list(read(tmp_path / "vectors", content)) == ["caf\u00e9"]
 
 
+@pytest.mark.parametrize("header", [True, False])
+def test_a_row_whose_word_is_a_space(tmp_path: Path, header: bool) -> None:
+    """Texts that were cut at each space have it as a word, and word2vec's files in text form have such rows."""
+    found = read(tmp_path / "vectors", text(["the", " ", "", "cat"], VECTORS[:4], header=header))
+    assert list(found) == ["the", "", "cat"]  # read, and the word of no token
+    np.testing.assert_array_equal(found["cat"], VECTORS[3])
+
+
 def test_a_long_file_is_read_in_pieces(tmp_path: Path) -> None:
     """More than what is buffered at once; three words are wanted, and no more vectors are kept."""
     words = [f"w{number}" for number in range(40_000)]
@@ -103,6 +111,8 @@ REFUSED = {
         r"vector 7: expected a word and 8 numbers, but there are 3, after b'more'",
     ),
     "text for a number": (b"2 3\na 1 2 3\nb 1 x 3\n", r"vector 2: b' 1 x 3' are not 3 numbers"),
+    "decimal commas": (b"2 3\na 1,0 2,0 3,0\nb 1,0 2,0 3,0\n", r"vector 1: b' 1,0 2,0 3,0' are not 3 numbers"),
+    "sparse": (b"2 2\na 0:0.5 7:0.25\nb 9:0.125 11:0.5\n", r"vector 1: b' 0:0.5 7:0.25' are not 2 numbers"),
     "not finite": (text(["a"], np.full((1, 3), np.nan)), "vector 1: not all of its numbers are finite"),
     "no word": (b"9999 2\n" + b"\xff" * 9000, "no word of at most 4096 bytes begins vector 1"),
     "fastText's model": (struct.pack("<ii", 793712314, 12), "is a model of fastText"),

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -28,6 +29,7 @@ from ..tokenizers import Tokenizer, UnknownCharacterError
 from .rows import Row
 
 TEXT, LABEL = "text", "label"
+_WHOLE = re.compile(r"-?\d{1,99}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,8 +168,8 @@ def label_names(rows: Iterable[Row], several: bool = False) -> list[str]:
     if len(found) < 2:
         there = f"only {min(found)!r}" if found else "none"
         raise UsageError(f"classification needs rows of at least two labels in the column {LABEL!r}; there is {there}")
-    numbers = all(name.lstrip("-").isdecimal() for name in found)
-    return sorted(found, key=int) if numbers else sorted(found)
+    numbers = all(_WHOLE.fullmatch(name) for name in found)
+    return sorted(found, key=lambda name: (int(name), name)) if numbers else sorted(found)  # "1" and "01" are two
 
 
 def collate_labelled(examples: Sequence[LabelledExample]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

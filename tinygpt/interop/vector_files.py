@@ -68,7 +68,7 @@ class VectorFile:
         self.count: int | None = None
         if len(fields) == 2 and all(field.isdigit() and len(field) < 16 for field in fields):
             self.count, self.width = int(fields[0]), int(fields[1])
-            self.binary = not self._is_row(self._sample())
+            self.binary = not (self._is_row(self._sample()) or self._is_text())
         else:
             self.width, self.binary, self._first = len(fields) - 1, False, first
             if self.width < 2 or not self._is_row(first):
@@ -83,6 +83,12 @@ class VectorFile:
         """The first row, if it is text."""
         peeked: bytes = self._file.peek(1 << 16)  # type: ignore[attr-defined]
         return peeked.split(b"\n", 1)[0]
+
+    def _is_text(self) -> bool:
+        """Whether the first vector, if it were binary, would be of printable characters: then these are bad numbers."""
+        peeked: bytes = self._file.peek(1 << 16)  # type: ignore[attr-defined]
+        numbers = peeked.partition(b" ")[2][: 4 * self.width]
+        return len(numbers) > 1 and all(32 <= byte < 127 or byte in b"\t\r\n" for byte in numbers)
 
     def _is_row(self, line: bytes) -> bool:
         fields = line.split()[-self.width :] if self.width else []
@@ -135,6 +141,9 @@ class VectorFile:
             if not row:
                 continue
             fields = row.rsplit(None, self.width)  # a word may have spaces in it
+            if len(fields) == self.width and line[:1].isspace() and self._is_row(row):
+                fields = [b"", *fields]  # or be nothing but a space, as in texts that were cut at each space
+                row = b" " + row
             if len(fields) != self.width + 1 or len(line) == longest:
                 raise UsageError(
                     f"{self.path}, vector {self.row + 1}: expected a word and {self.width} numbers, but there are "
