@@ -270,6 +270,6 @@ class GPTForSequenceClassification(nn.Module):
         See `GPT.save_pretrained`. transformers finds a text's end by the padding id, so for batches of several texts
         it needs a pad_token_id in config.json: that of the tokenizer is written, if it has one. Raises UsageError.
         """
-        from .interop.classifier import save_classifier
+        from .interop.classifier import save_with_tokenizer
 
-        save_classifier(self, folder, dtype=dtype, max_shard_size=max_shard_size, tokenizer=tokenizer)
+        save_with_tokenizer(self, folder, tokenizer, dtype=dtype, max_shard_size=max_shard_size)

@@ -18,6 +18,7 @@ from tinygpt.nn.lora import lora_layers
 from tinygpt.safetensors_io import SafetensorsFile, write_safetensors
 from tinygpt.tokenizers import ByteTokenizer
 
+pytestmark = pytest.mark.usefixtures("without_picture")
 IDS = np.random.default_rng(0).integers(0, 256, (3, 9))
 FILE = "adapter_model.safetensors"
 
@@ -72,6 +73,37 @@ def test_the_commands_take_it(run: Any, base: Path, tmp_path: Path) -> None:
     assert [json.loads(line)["prediction"] for line in answer.out.splitlines()] == expected
     assert run("eval", "--model", tmp_path / "adapter", "--data", data).code == 0
     assert_one_sentence(run("sample", "--model", tmp_path / "adapter"), "is for a classifier: load it with GPTForS")
+
+
+def test_convert_writes_a_classifier_its_adapter_or_the_sum(run: Any, base: Path, tmp_path: Path) -> None:
+    """Of a PEFT adapter, and of a run whose base is packed, which can't leave a whole model behind."""
+    clf = adapted(base)
+    interop.save_adapter(clf, tmp_path / "adapter", tokenizer=ByteTokenizer())
+    answer = run("convert", tmp_path / "adapter", tmp_path / "sum", "--merge-lora")
+    assert answer.code == 0, answer.err
+    assert "holds the model in float32" in answer.out
+    again = GPTForSequenceClassification.from_pretrained(tmp_path / "sum")
+    assert again.label_names == ["neg", "other", "pos"]
+    assert not lora_layers(again)
+    np.testing.assert_allclose(again(IDS).data, clf(IDS).data, rtol=0, atol=1e-5)
+    assert (tmp_path / "sum" / "tokenizer.tinygpt.json").exists()
+    answer = run("convert", tmp_path / "sum", tmp_path / "half", "--dtype=bfloat16")
+    assert answer.code == 0, answer.err
+    half = GPTForSequenceClassification.from_pretrained(tmp_path / "half")
+    np.testing.assert_allclose(half(IDS).data, clf(IDS).data, rtol=0, atol=0.05 * np.abs(clf(IDS).data).max())
+    assert_one_sentence(run("convert", tmp_path / "sum", tmp_path / "no", "--merge-lora"), "has no adapter")
+    data = tmp_path / "rows.csv"
+    data.write_text("text,label\n" + "".join(f"{'ab'[i % 2]}{i},{'np'[i % 2]}\n" for i in range(20)))
+    quick = ["--steps=2", "--batch-size=4", "--lora-rank=2", "--quantize=int8", "--warmup-steps=1"]
+    answer = run("finetune", "--model", base, "--data", data, "--out", tmp_path / "run", *quick)
+    assert answer.code == 0, answer.err
+    assert "`tinygpt convert` writes it for PEFT" in answer.err
+    trained = GPTForSequenceClassification.from_pretrained(tmp_path / "run")
+    for name, options in (("for-peft", []), ("whole", ["--merge-lora"])):
+        answer = run("convert", tmp_path / "run", tmp_path / name, *options)
+        assert answer.code == 0, answer.err
+        found = GPTForSequenceClassification.from_pretrained(tmp_path / name)
+        np.testing.assert_allclose(found(IDS).data, trained(IDS).data, rtol=0, atol=0.02)  # the base is not packed
 
 
 def test_what_does_not_fit(base: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -197,28 +197,34 @@ def _with_head(
 def save_classifier(
     clf: Any,
     folder: str | os.PathLike[str],
-    *,
     dtype: str = "float32",
     max_shard_size: int | str | None = None,
-    tokenizer: Any = None,
+    write_tokenizer: Callable[[Path], None] | None = None,
+    special_tokens: Mapping[str, Any] | None = None,
     best: Mapping[str, Any] | None = None,
 ) -> None:
-    """See `GPTForSequenceClassification.save_pretrained`. best: weights instead of its own, as in `saving.save`."""
-    where = "save_pretrained"
-    if tokenizer is not None and tokenizer.vocab_size > clf.config.vocab_size:
-        raise UsageError(
-            f"{where}: the tokenizer has {tokenizer.vocab_size} tokens, but the model has only "
-            f"{clf.config.vocab_size}: they do not belong together"
-        )
+    """See `GPTForSequenceClassification.save_pretrained`; the arguments are those of `saving.save`."""
     state = clf.state_dict() if best is None else best
     body = {name.removeprefix(PREFIX): array for name, array in state.items() if name != SCORE}
     arrays = arrays_of(clf.transformer, body)
     arrays.pop(HEAD, None)  # of an untied language model: a classifier has none
     arrays[SCORE] = state[SCORE]
-    generation = generation_of(clf.transformer, None if tokenizer is None else token_ids(tokenizer))
-    write = None if tokenizer is None else tokenizer.save
-    content = Folder(settings_of(clf, dtype, generation), generation, arrays, write)
+    generation = generation_of(clf.transformer, special_tokens)
+    content = Folder(settings_of(clf, dtype, generation), generation, arrays, write_tokenizer)
     write_folder(folder, content, dtype, max_shard_size, of_run=best is not None)
+
+
+def save_with_tokenizer(clf: Any, folder: str | os.PathLike[str], tokenizer: Any, **options: Any) -> None:
+    """As `save_classifier`, and the files of `tokenizer`, if that is not None. Raises UsageError if it does not fit."""
+    if tokenizer is None:
+        save_classifier(clf, folder, **options)
+        return
+    if tokenizer.vocab_size > clf.config.vocab_size:
+        raise UsageError(
+            f"save_pretrained: the tokenizer has {tokenizer.vocab_size} tokens, but the model has only "
+            f"{clf.config.vocab_size}: they do not belong together"
+        )
+    save_classifier(clf, folder, write_tokenizer=tokenizer.save, special_tokens=token_ids(tokenizer), **options)
 
 
 def settings_of(clf: Any, dtype: str, generation: Mapping[str, Any]) -> dict[str, Any]:

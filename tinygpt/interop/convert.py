@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from .. import nn
+from ..classifier import GPTForSequenceClassification
 from ..errors import CheckpointError, UsageError
 from ..exchange import whole
-from ..gpt import GPT
 from ..nn.lora import lora_of
+from .classifier import is_classifier, save_classifier
 from .hub import find_model
 from .loading import from_pretrained, with_tokenizer
 from .nanogpt import has_tokenizer, read_tokenizer, require_fit, tokenizer_beside
 from .peft import write_adapter
+from .peft_head import body_of
 from .saving import TOKENIZER_FILES, save, token_ids
 
 
@@ -42,16 +45,21 @@ def convert(
     Raises UsageError, and then leaves `target` unchanged.
     """
     with whole(find_model(source, revision)) as folder:
-        model = from_pretrained(folder, dtype="float64" if dtype == "float64" else "float32", checkpoint=checkpoint)
+        labels = is_classifier(folder, checkpoint)
+        load = partial(
+            GPTForSequenceClassification.from_pretrained if labels else from_pretrained, checkpoint=checkpoint
+        )
+        model: Any = load(folder, dtype="float64" if dtype == "float64" else "float32")
         # Read the tokenizer before writing anything, because `target` may be the same folder.
         write_tokenizer, special_tokens = _tokenizer_writer(folder, model, tokenizer)
     if merge_lora and model.packed:  # the sum is to be rounded once, from the base's own weights
-        model = from_pretrained(source, dtype="float64", checkpoint=checkpoint, revision=revision)
+        model = load(source, dtype="float64", revision=revision)
     if merge_lora:
-        nn.merge_lora(model)
+        nn.merge_lora(body_of(model))
 
-    if lora_of(model) is None:
-        save(model, target, dtype, max_shard_size, write_tokenizer, special_tokens)
+    if lora_of(body_of(model)) is None:
+        write = save_classifier if labels else save
+        write(model, target, dtype, max_shard_size, write_tokenizer, special_tokens)
     elif max_shard_size is not None:
         raise UsageError("convert: an adapter is written as one file: leave out max_shard_size, or add merge_lora")
     else:
@@ -60,7 +68,7 @@ def convert(
 
 
 def _tokenizer_writer(
-    folder: Path, model: GPT, given: str | os.PathLike[str] | None
+    folder: Path, model: Any, given: str | os.PathLike[str] | None
 ) -> tuple[Callable[[Path], None], dict[str, Any] | None]:
     """What writes the tokenizer's files into a folder, and its special tokens where the model has none of its own."""
     own = with_tokenizer(folder)
