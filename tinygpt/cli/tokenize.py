@@ -54,8 +54,9 @@ def tokenize(options: argparse.Namespace) -> int:
         return _convert(options, names, out)
     with RunFolder(out) as folder:
         tokenizer = make_token_folder(
-            folder, names, given, options.tokenizer, options.vocab_size, options.validation_fraction
-        )
+            folder, names, given, options.tokenizer, options.vocab_size, options.validation_fraction,
+            not options.no_cache,
+        )  # fmt: skip
         parts = split(open_tokens(out / TOKENS), options.validation_fraction)
         if options.format != "npy":
             _write_bins(out, parts, options.format)

@@ -46,7 +46,7 @@ def built_elsewhere(options: argparse.Namespace, out: str) -> Iterator[argparse.
     else:
         _require_writable(user_path(out))
     with tempfile.TemporaryDirectory(prefix="tinygpt-") as place:
-        changed = {"out": os.path.join(place, "run"), "overwrite": False}
+        changed = {"out": os.path.join(place, "run"), "overwrite": False, "no_cache": True}
         yield argparse.Namespace(**vars(options) | changed)
 
 

@@ -5,7 +5,7 @@
 
 A key is the name of an option with _ instead of -; tables may group keys under any heading, and have no meaning. Values
 are checked like the options. The file of a run holds all settings, defaults included, so that a later version with
-other defaults repeats it. It has no --out, --overwrite and --resume: where a run is stored does not define it.
+other defaults repeats it. It has no --out, --overwrite, --resume or --no-cache: they don't define the run.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from .folder import CONFIGURATION
 from .settings import VOCAB_SIZES, Settings
 
 _NOT_KEYS = frozenset({"help", "config", "resume"})
-_NOT_WRITTEN = frozenset({"out", "overwrite"})
+_NOT_WRITTEN = frozenset({"out", "overwrite", "no_cache"})
 _PATHS = frozenset({"files", "data", "valid", "init_from", "model", "template", "tokenizer", "word_vectors"})
 _EITHER = ({"files", "data"}, {"steps", "epochs"})  # an option also overrides the key of the other
 # What other programs call a setting, nanoGPT first.

@@ -79,6 +79,7 @@ class Settings:
     start: Start | None = None  # the model to start from
     text: TextOptions = field(default_factory=TextOptions)
     given_text: Mapping[str, Any] = field(default_factory=dict)  # the options of the text that were given
+    cache: bool = True  # take the tokens from the cache, and leave them there (`token_cache.py`)
 
     @property
     def resume(self) -> bool:
@@ -185,7 +186,7 @@ def _new(options: argparse.Namespace, folder: RunFolder, name: str) -> Settings:
     config = TrainingConfig.from_dict(new_settings(preset.training, given))
     settings = Settings(
         folder, options.backend or "numpy", model, config, None, data, options.tokenizer,
-        options.tokenizer_size, options.overwrite, start, TextOptions(**text), text,
+        options.tokenizer_size, options.overwrite, start, TextOptions(**text), text, not options.no_cache,
     )  # fmt: skip
     check_settings(settings)
     folder.require_free(options.overwrite)

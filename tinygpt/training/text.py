@@ -34,7 +34,8 @@ from ..tokenizers import ByteTokenizer, Tokenizer, UnknownCharacterError
 from .corpus import RunCorpus
 from .folder import TOKENS
 from .settings import TOKENIZERS, VOCAB_SIZES, Settings
-from .text_facts import documents_of, read_facts, require_same_text, save_facts, token_folder_in
+from .text_facts import corpus_sha256, documents_of, read_facts, require_same_text, save_facts, token_folder_in
+from .token_cache import Entry, token_cache
 from .tokenizer_training import divided_text, learn, learn_from_one, nonempty
 
 # Approximate bytes of the token file per byte of text, to check in advance whether the disk has room.
@@ -95,13 +96,38 @@ def make_text(settings: Settings, check: Callable[[Tokenizer], object] | None = 
     kind = settings.start.tokenizer.type if settings.start is not None else settings.tokenizer or "character"
     corpus.require_room(place, _ROOM.get(kind, _ROOM["bpe"]))
     learns = settings.start is None and kind in VOCAB_SIZES
-    with corpus.twice(place) if learns and not corpus.single else contextlib.nullcontext(corpus) as readable:
-        facts = _write_text(settings, readable, kind, place, check)
-    if report := readable.report:
+    made = None if learns else _tokenizer(settings, kind, corpus.single)
+    known = made if isinstance(made, Tokenizer) else None
+    cache = token_cache(settings, corpus, kind, known, corpus_sha256) if learns or known is not None else None
+    entry = cache.take(place) if cache is not None else None
+    if entry is not None:
+        facts, report = _from_cache(settings, corpus.name, entry, place, check), entry.report
+    else:
+        with corpus.twice(place) if learns and not corpus.single else contextlib.nullcontext(corpus) as readable:
+            facts = _write_text(settings, readable, kind, made, place, check)
+        report = readable.report
+        if cache is not None:
+            cache.keep(place, facts, report)
+    if report:
         say(report)
     facts = {"description": description, "tokenizer": kind} | facts | settings.text.changed()
     save_facts(place, facts)
     return place
+
+
+def _from_cache(
+    settings: Settings, name: str, entry: Entry, place: Path, check: Callable[[Tokenizer], object] | None
+) -> dict[str, Any]:
+    """Accept what the cache has put into the folder, or raise the errors that encoding it would. Returns its facts."""
+    tokenizer = tokenizers.load(place)
+    _accept(settings, tokenizer, check)
+    _refuse_short_text(
+        name, *split(open_tokens(place / TOKENS), settings.training.validation_fraction), settings.model["block_size"]
+    )
+    say(f"Tokens: from the cache, {shown(entry.folder)} (--no-cache encodes the text anew)")
+    origin = _origin(settings, tokenizer)  # of this run's tokenizer, which may have another place than that run's
+    of_origin = {"start", "tokenizer", "tokenizer_from"} - origin.keys()
+    return {key: value for key, value in entry.facts.items() if key not in of_origin} | origin
 
 
 def _take(settings: Settings, ahead: Path, check: Callable[[Tokenizer], object] | None) -> Path:
@@ -127,12 +153,17 @@ def _take(settings: Settings, ahead: Path, check: Callable[[Tokenizer], object] 
 
 
 def _write_text(
-    settings: Settings, corpus: RunCorpus, kind: str, place: Path, check: Callable[[Tokenizer], object] | None
+    settings: Settings,
+    corpus: RunCorpus,
+    kind: str,
+    made: Tokenizer | CharacterVocabulary | None,
+    place: Path,
+    check: Callable[[Tokenizer], object] | None,
 ) -> dict[str, Any]:
-    """Write the token file and the tokenizer. Returns what text.json says about them."""
+    """Write the token file and the tokenizer. Returns what text.json says about them. made: None if it is learned."""
     facts: dict[str, Any] = {}
     fraction, digest = settings.training.validation_fraction, hashlib.sha256()
-    if settings.start is None and kind in VOCAB_SIZES:
+    if made is None:
         vocab_size = VOCAB_SIZES[kind] if settings.vocab_size is None else settings.vocab_size
         facts["vocab_size"] = str(vocab_size)  # as requested; a short text gives fewer tokens
         if corpus.single:
@@ -145,7 +176,6 @@ def _write_text(
             if before.digest() != digest.digest():
                 raise _changed(corpus.name)
     else:
-        made = _tokenizer(settings, kind, corpus.single)
         if isinstance(made, Tokenizer):
             _accept(settings, made, check)
         facts |= _write(settings, corpus, made, place, digest)

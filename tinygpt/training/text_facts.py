@@ -67,7 +67,7 @@ def require_same_text(settings: Settings) -> None:
         raise CheckpointError(f"the run in {folder} uses a different text than {shown(ahead)}: leave it out")
     if settings.data is not None and ahead is None:
         corpus = RunCorpus(settings.data, TextOptions(**{k: facts[k] for k in TextOptions().__dict__ if k in facts}))
-        if _sha256(corpus) != facts["sha256"]:
+        if corpus_sha256(corpus) != facts["sha256"]:
             raise CheckpointError(
                 f"the run in {folder} uses a different text than {corpus.name}: {facts['description']}; leave "
                 "--data out"
@@ -80,7 +80,7 @@ def require_same_text(settings: Settings) -> None:
         )
 
 
-def _sha256(corpus: RunCorpus) -> str:
+def corpus_sha256(corpus: RunCorpus) -> str:
     """The hash of what a pass over the corpus reads."""
     digest = hashlib.sha256()
     if corpus.options.skip_bad_files:  # which files are left out shows when they are decoded

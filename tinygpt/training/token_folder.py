@@ -29,12 +29,14 @@ def make_token_folder(
     tokenizer: str | None,
     vocab_size: int | None,
     validation_fraction: float,
+    cache: bool = True,
 ) -> Tokenizer:
     """Write the token file of the texts, its tokenizer and text.json into the folder; return the tokenizer."""
     config = TrainingConfig(validation_fraction=validation_fraction)
     settings = Settings(
-        folder, "numpy", _ANY_MODEL, config, None, names, tokenizer, vocab_size, text=TextOptions(**given)
-    )
+        folder, "numpy", _ANY_MODEL, config, None, names, tokenizer, vocab_size, text=TextOptions(**given),
+        cache=cache,
+    )  # fmt: skip
     place = make_text(settings)
     found = tokenizers.load(place)
     with explain_os_errors("write", folder):
