@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tinygpt.data.token_writer
-from tinygpt.data import open_tokens, split, write_tokens
+from tinygpt.data import CharacterVocabulary, open_tokens, split, write_tokens
 from tinygpt.data.documents import Piece
-from tinygpt.data.token_writer import CharacterVocabulary, divided, write_documents
+from tinygpt.data.token_writer import divided, write_documents
 from tinygpt.errors import UsageError
 from tinygpt.kernel import use_kernels
 from tinygpt.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer, UnknownCharacterError

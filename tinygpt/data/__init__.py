@@ -15,11 +15,12 @@ write_documents(Documents("books/"), tokenizer, "tokens.npy", "the books", valid
 from __future__ import annotations
 
 from .batches import RandomBatches, SequentialBatches
+from .character_vocabulary import CharacterVocabulary
 from .corpora import Corpus, cache_folder, shakespeare
 from .documents import Documents, Piece
 from .loader import DataLoader
 from .rows import BadRows, Row, read_rows
-from .token_writer import CharacterVocabulary, write_documents
+from .token_writer import write_documents
 from .tokens import open_tokens, read_text, split, write_tokens
 
 __all__ = [
