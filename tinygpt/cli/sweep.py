@@ -3,10 +3,10 @@
     tinygpt train --data FILE --out FOLDER --sweep "lr=1e-4,3e-4 dropout=0,0.1"
     tinygpt train --sweep "lr=1e-4,3e-4 dropout=0,0.1" --out FOLDER --resume
 
-All combinations are checked before the first run. Each run is that of the plain command with the same options, bit
-for bit, in a folder of its own below --out. One that diverges or fails is a line of the table, and the search goes on.
-Ctrl-C saves the run and stops. FOLDER/sweep.json says how far the search is: --resume leaves out the runs that have
-finished or diverged, continues the one that was stopped, and tries failed ones again.
+All combinations are checked before the first run. Each run equals that of the plain command with the same options, bit
+for bit, in its own subfolder of --out. If one diverges or fails, the table says so, and the search continues. Ctrl-C
+saves the run and stops. FOLDER/sweep.json records the progress: --resume skips the runs that have finished or diverged,
+continues the one that was stopped, and tries failed ones again.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ _EITHER = {"steps": "epochs", "epochs": "steps"}
 
 @dataclass(frozen=True)
 class Command:
-    """The command whose runs are made. run: makes one, and returns an exit code. check: raises UsageError for options
-    that can't make a run, and returns the settings that they make."""
+    """The command that makes the runs. run: makes one, and returns an exit code. check: returns the settings of a run
+    with these options, and raises UsageError if they are invalid."""
 
     name: str
     run: Callable[[argparse.Namespace], int]
@@ -49,8 +49,8 @@ class Command:
 
 def add_sweep_option(group: Any) -> None:
     words = (
-        f"try all combinations of settings, such as {EXAMPLE}: a run for each, in a folder of its own below --out, "
-        "then a table of their best validation losses; --resume goes on after Ctrl-C"
+        f"try all combinations of settings, such as {EXAMPLE}: one run each, in a subfolder of --out, then a table of "
+        "their best validation losses; --resume continues after Ctrl-C"
     )
     group.add_argument("--sweep", metavar="SETTINGS", help=words)
 
@@ -82,7 +82,7 @@ def require_no_sweep(out: str) -> None:
 
 
 def _new(options: argparse.Namespace, command: Command, place: Path, values: dict[str, list[Any]]) -> Search:
-    """A new search, all of whose combinations can make a run. Writes nothing."""
+    """A new search, whose combinations have all been checked. Writes nothing."""
     if (place / STATE).exists():
         raise UsageError(
             f"the folder {shown(place)} already holds a sweep: go on with it by --resume, or choose another --out"
@@ -155,7 +155,7 @@ def _options_of(search: Search, row: Row) -> argparse.Namespace:
 
 @contextlib.contextmanager
 def _held(search: Search) -> Iterator[None]:
-    """Make the folder and keep other processes away. Nothing stays of a search none of whose runs has begun."""
+    """Make and lock the folder. If none of its runs has begun, the search leaves nothing behind."""
     place = search.place
     missing = [folder for folder in (place, *place.absolute().parents) if not folder.exists()]
     folder_made(place)
@@ -200,7 +200,7 @@ class _Runs:
         return self._report()
 
     def _make(self, row: Row) -> int:
-        """Make one run, and record what became of it. Returns 0, or the exit code of the signal that stopped it."""
+        """Make one run, and record how it ended. Returns 0, or the exit code of the signal that stopped it."""
         self.search.record(row, RUNNING)
         try:
             code = self.command.run(_options_of(self.search, row))

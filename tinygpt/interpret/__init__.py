@@ -1,4 +1,4 @@
-"""See inside a model: what each head looks at, what each block already knows, which tokens an answer rests on.
+"""Look inside a model: what each head attends to, what each block already predicts, which tokens an answer rests on.
 
     import tinygpt as tg
 
@@ -11,9 +11,9 @@
     found = tg.interpret.activations(model, ids, ["h.0.attn", "h.1"])   # name -> (T, C)
     layers = tg.interpret.layer_statistics(model, ids)                  # name -> of values and gradients
 
-    with tg.interpret.ablate(model, heads=[(0, 3)], layers=[1]):       # switched off: then anything, generate too
+    with tg.interpret.ablate(model, heads=[(0, 3)], layers=[1]):       # switched off, for any call, generate too
         print(model.loss([ids], labels=[ids]).item())
-    with tg.interpret.hooked(model, {"h.0": lambda x: x * 0.5}):        # sees, and may replace, what flows there
+    with tg.interpret.hooked(model, {"h.0": lambda x: x * 0.5}):        # sees, and may replace, the output of h.0
         print(model.loss([ids], labels=[ids]).item())
 
     with tg.interpret.record_gradients() as record:

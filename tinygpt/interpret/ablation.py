@@ -5,10 +5,10 @@
         with ablate(model, heads=[(5, head)]):
             print(head, model.loss(ids, labels=ids).item() - before)
 
-A head is switched off by zeros in place of its output, which equals zeros in its D rows of `c_proj.weight`; that
-projection's bias stays. A block is switched off by leaving out what it adds to the residual stream: x goes on as it
-came. No weight is changed. Zeros are far from what the later layers are used to, so a loss that rises is an upper bound
-for what the part contributes.
+A head is switched off by replacing its output with zeros, which is the same as zeros in its D rows of `c_proj.weight`;
+the bias of that projection stays. A block is switched off by leaving out what it adds to the residual stream: x passes
+through unchanged. No weight is changed. Zeros are far from what the later layers have seen in training, so the rise of
+the loss may overstate what the part contributes.
 
 Source: Michel, Levy, Neubig, "Are Sixteen Heads Really Better than One?", 2019, sections 2.3 and 3.
 """
@@ -35,7 +35,7 @@ def ablate(model: Any, heads: Iterable[tuple[int, int]] = (), layers: Iterable[i
 
     heads: pairs (block, head); layers: blocks; both counted from 0. An attention layer of your own needs `n_head` and
     `c_proj`, whose input are the heads side by side.
-    Raises RangeError for a block or a head that the model has not, UsageError for layers without heads.
+    Raises RangeError for a block or a head that the model does not have, UsageError for layers without heads.
     """
     body, prefix = body_of("ablate", model)
     chosen: dict[int, set[int]] = {}
@@ -88,6 +88,6 @@ def _without(heads: list[int], n_head: int) -> Around:
 
 
 def _skipped(forward: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-    """x itself. The block still runs, since it fills its cache, and decides for how many positions to go on."""
+    """x itself. The block still runs, since it fills its cache and determines how many positions go on."""
     y: Tensor = forward(x, *args, **kwargs)
     return x if x.shape == y.shape else x[:, -y.shape[1] :]

@@ -1,9 +1,9 @@
 """Attention maps: the probabilities with which each head mixes the values of earlier tokens.
 
-For one head, with queries q and keys k (T, D), p_ij = softmax over j <= i of scale * q_i . k_j: row i says where token
-i looks. The engine never holds this (T, T) matrix (`tinygpt/ops/attention.py`), so it is computed here from the queries
-and keys that flow through the model. Attention alone explains little: the value vectors may be small where the
-probability is large (Kobayashi et al., "Attention is Not Only a Weight", 2020).
+For one head, with queries q and keys k (T, D), p_ij = softmax over j <= i of scale * q_i . k_j: row i shows where token
+i attends. The engine never stores this (T, T) matrix (`tinygpt/ops/attention.py`), so it is computed here from the
+queries and keys in the model. Attention alone explains little: the value vectors may be small where the probability is
+large (Kobayashi et al., "Attention is Not Only a Weight", 2020).
 
 Source: Vaswani et al., "Attention Is All You Need", 2017, section 3.2.1. The same as transformers' `output_attentions`.
 """
@@ -32,8 +32,8 @@ def attention_maps(model: Any, ids: Any) -> np.ndarray:
     """ids (T,) -> (L, H, T, T): in block l, head h, how much token i takes from token j. Rows add up to 1; j > i is 0.
 
     Needs L H T**2 numbers of memory: 600 MB for GPT-2 at 1,024 tokens.
-    An attention layer of your own takes part if it has a method `attention_weights(h)`, (B, T, C) -> (B, H, T, T).
-    Raises UsageError for one that has not; ShapeError, DtypeError, RangeError for wrong ids.
+    A user-defined attention layer is supported if it has a method `attention_weights(h)`, (B, T, C) -> (B, H, T, T).
+    Raises UsageError for one without; ShapeError, DtypeError, RangeError for wrong ids.
     """
     idx = one_text("attention_maps", model, ids)
     body, prefix = body_of("attention_maps", model)

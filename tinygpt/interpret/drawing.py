@@ -1,15 +1,15 @@
-"""The graph of a computation as a picture: what a student of backward passes wants to see first.
+"""The graph of a computation as a picture.
 
     w = tg.tensor(array, requires_grad=True)
     tg.draw(((x @ w).relu()).sum(), {"w": w})        # in a notebook it shows itself; .save("graph.svg")
 
-Time goes down: leaves (round) above, the result at the bottom; `backward()` goes up. Each operation says its name, the
-shape of what it returns, and what it keeps for its backward pass: the arrays, and how many bytes they are. Some arrays
-are the leaves' own, some are kept by several operations: the total below the picture counts each array once and leaves
-out those of the leaves. Inputs that need no gradient are not in the graph.
+The leaves (round boxes) are at the top and the result is at the bottom; `backward()` goes up. The box of each operation
+has its name, the shape of its result, and the arrays that it saves for its backward pass, with their sizes. Some arrays
+belong to leaves, some are saved by several operations: the total below the picture counts each array once, without
+those of the leaves. Inputs that need no gradient are not in the graph.
 
-Norms of gradients: those of leaves are read from `.grad`; those of operations exist only while `backward()` runs, so
-run it inside `record_gradients()` and draw what that made.
+Gradient norms: those of leaves are read from `.grad`; those of operations exist only while `backward()` runs, so call
+it inside `record_gradients()` and draw the recording.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ class Picture:
 def draw(result: Any, names: Any = None, *, most: int = 300) -> Picture:
     """The graph behind a tensor, or what `record_gradients()` saw, as an SVG.
 
-    names: a module, or a dict of name -> tensor: what the leaves are called. most: of a larger graph, the operations
-    nearest to the result are drawn, and the picture says how many are not.
+    names: the names of the leaves: a module, or a dict of name -> tensor. most: of a larger graph, only this many
+    operations are drawn, those nearest to the result, and the picture says how many are missing.
     Raises UsageError for a tensor without a graph, GraphFreedError for one that `backward()` has freed.
     """
     most = whole_number("draw", "most", most)

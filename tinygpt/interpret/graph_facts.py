@@ -1,7 +1,7 @@
-"""The graph behind a tensor, as plain facts: operations, shapes, what each keeps for the backward pass.
+"""The graph behind a tensor, as plain facts: operations, shapes, and what each saves for the backward pass.
 
-`facts_of(tensor)` reads the graph as it is now. `record_gradients()` reads it while `backward()` walks through it: it
-then has the norm of each gradient too, and a plain `backward()` may free the graph on its way.
+`facts_of(tensor)` reads the graph as it is now. `record_gradients()` reads it while `backward()` walks through it, so
+it also has the norm of each gradient, and `backward()` may free the graph on its way.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ..typing import Array
 
 
 class Kept(NamedTuple):
-    """One array that an operation keeps. memory, memory_bytes: of the array that it is a view of, or of itself."""
+    """One array that an operation saves. memory, memory_bytes: of the array that it is a view of, or its own."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -54,15 +54,15 @@ class Facts:
 
 @dataclass
 class Graph:
-    """Facts by key, inputs before what is made of them. left_out: how many operations were not looked at."""
+    """Facts by key, inputs before the operations that use them. left_out: the number of operations left out."""
 
     facts: dict[int, Facts]
     left_out: int = 0
 
     def distinct_bytes(self) -> int:
-        """The memory that is kept, each array once, without that of the leaves, which is there anyway.
+        """The memory that is saved, counting each array once, without that of the leaves, which exists anyway.
 
-        A view of a part keeps the whole.
+        A view of a part keeps the whole array alive.
         """
         leaves = {id(memory_of(facts.leaf.data)) for facts in self.facts.values() if facts.leaf is not None}
         sizes = {array.memory: array.memory_bytes for facts in self.facts.values() for array in facts.kept}

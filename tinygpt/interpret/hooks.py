@@ -1,4 +1,4 @@
-"""Hooks: see, and replace, what goes into and comes out of any module of a model.
+"""Hooks: observe or replace the input and the output of any module of a model.
 
     with hooked(model, {"h.3": print}):                          # the residual stream after block 3, (B, T, C)
         model(ids)
@@ -19,10 +19,10 @@ GPT of L blocks:
     h.i.mlp.c_proj.input         (B, T, inner)   after it: the neurons
     ln_f                         (B, T, C)       the input of the head
 
-How it works. A hook replaces the `forward` of one module object for as long as the block lasts. The engine's fused and
-compiled ways ask of each module whether it computes as its class does (`tinygpt/nn/known.py`) and call it if not. So
-the core knows nothing of hooks, and costs nothing without them; with them, a sum that was fused may differ in its last
-bit. Generation with hooks runs the whole text at each step, unless the hooks say they are `positionwise`.
+How it works: inside the `with` block, a hook replaces the `forward` of one module object. The fused and compiled paths
+check for each module whether it computes as its class does (`tinygpt/nn/known.py`), and call it if not. So the core
+knows nothing of hooks, and they cost nothing when not in use; with them, a sum that was fused may differ in its last
+bit. Generation with hooks runs the whole text at each step, unless the hooks are declared `positionwise`.
 
 Hooks act in every thread that uses the model. Inner ones see what outer ones made.
 Source of the idea: PyTorch's `register_forward_hook`; Nanda, Bloom, "TransformerLens", 2022 (its hook points).
@@ -54,10 +54,10 @@ _INPUT = ".input"
 def hooked(model: Module, hooks: Mapping[str, Hook], *, positionwise: bool = False) -> Iterator[None]:
     """Inside the block, call `hooks[name]` with the tensor at that place, each time that it is computed.
 
-    hooks: name -> function of a tensor. It returns None, or a tensor of the same shape and dtype that takes its place;
-    gradients flow through it. positionwise: promises that what a hook returns for a position depends on that position
-    alone, so that generation may keep its cache.
-    Raises UsageError for a name that does not exist, DtypeError or ShapeError for what a hook returns.
+    hooks: name -> function of a tensor. It returns None, or a tensor of the same shape and dtype that replaces it;
+    gradients flow through it. positionwise: promises that a hook's result at each position depends on that position
+    alone, so that generation can use its cache.
+    Raises UsageError for a name that does not exist, DtypeError or ShapeError for an invalid result of a hook.
     """
     around: dict[str, dict[str, Hook]] = {}
     for name, hook in hooks.items():
@@ -136,10 +136,10 @@ def _wrapping(forward: Any, around: Around) -> Any:
 
 
 def activations(model: Any, ids: Any, names: str | Sequence[str] | None = None) -> dict[str, np.ndarray]:
-    """What flows at these places when the model reads `ids`, (T,) integers: name -> (T, C) or as the table above says.
+    """The activations at these places when the model reads `ids`, (T,) integers: name -> (T, C); see the table above.
 
     names: of places, as for `hooked`; None: the residual stream, "h.0.input" and each block. transformers'
-    `output_hidden_states` has the same L + 1, but for the last, to which it has applied `ln_f`.
+    `output_hidden_states` has the same L + 1 arrays, except that it has applied `ln_f` to the last one.
     Raises UsageError for a name that does not exist, or that is not computed exactly once; ShapeError, DtypeError,
     RangeError for wrong ids.
     """

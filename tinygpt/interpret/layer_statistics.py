@@ -1,7 +1,7 @@
-"""Statistics of each layer: how large the activations are, and the gradients of a loss by them.
+"""Statistics of each layer: the size of the activations, and of the gradients of a loss with respect to them.
 
-A residual stream whose size grows from block to block, gradients that vanish or explode on the way back, a layer that
-is all zeros: what to look at first when a run does not learn.
+A residual stream that grows from block to block, gradients that vanish or explode on the way back, a layer that is all
+zeros: this is what to look at first when a run does not learn.
 
 Source: Glorot, Bengio, "Understanding the difficulty of training deep feedforward neural networks", 2010, section 3.
 """
@@ -43,14 +43,14 @@ class Summary:
 
 @dataclass(frozen=True)
 class LayerStatistics:
-    """activation: of what flows at a place. gradient: of the loss by it; None where the loss does not depend on it."""
+    """activation: at a place. gradient: of the loss with respect to it; None if the loss does not depend on it."""
 
     activation: Summary
     gradient: Summary | None
 
 
 class Tap(Function):
-    """y = x. Its backward hands the gradient to `see` on the way."""
+    """y = x. The backward pass also hands the gradient to `see`."""
 
     def forward(self, x: Array, see: Callable[[Array], None]) -> Array:
         self.see = see
@@ -68,7 +68,7 @@ def layer_statistics(
     *,
     loss: Callable[[Any, Any], Tensor] | None = None,
 ) -> dict[str, LayerStatistics]:
-    """Activations, and gradients of the loss by them, when the model reads `ids`, (T,) integers: name -> statistics.
+    """Activations, and the loss's gradients at them, when the model reads `ids`, (T,) integers: name -> statistics.
 
     names: places in the model, as for `hooked`; None: the residual stream, "h.0.input" and each block.
     loss: a function (model, idx (1, T)) -> a tensor of one number; None: the language model's loss on this text.

@@ -26,10 +26,10 @@ from .text import block_names, host, one_text
 
 
 def logit_lens(model: LanguageModel, ids: Any) -> np.ndarray:
-    """ids (T,) -> (L + 1, T, V): log-probabilities of the next token, of the embeddings and after each block.
+    """ids (T,) -> (L + 1, T, V): log-probabilities of the next token, from the embeddings and after each block.
 
-    `logit_lens(model, ids).argmax(-1)` is the likeliest token of each place and depth. Needs (L + 1) T V numbers of
-    memory: 260 MB for GPT-2 at 100 tokens. Raises ShapeError, DtypeError, RangeError for wrong ids, UsageError for a
+    `logit_lens(model, ids).argmax(-1)` is the most likely token at each depth and position. Needs (L + 1) T V numbers
+    of memory: 260 MB for GPT-2 at 100 tokens. Raises ShapeError, DtypeError, RangeError for wrong ids, UsageError for a
     model without blocks and final norm.
     """
     if not isinstance(model, LanguageModel):

@@ -1,17 +1,17 @@
-"""Saliency: how much each token of a text speaks for a chosen next token.
+"""Saliency: how much each token of a text contributes to the probability of a chosen next token.
 
-Let x_t (C,) be the embedding of token t and F(x) the log-probability of the target after the text. Two ways of sharing
-F among the tokens, each a number per token, positive where the token speaks for the target:
+Let x_t (C,) be the embedding of token t and F(x) the log-probability of the target after the text. Two ways to
+attribute F to the tokens, each with one number per token, which is positive if the token supports the target:
 
     gradient_x_input          s_t = x_t . dF/dx_t
     integrated_gradients      s_t = (x_t - x'_t) . integral over a in 0 .. 1 of dF/dx_t at x' + a (x - x')
 
-The gradient tells what a small change would do, and is near zero where F is flat, although the token matters. The
-integral walks from a baseline x' that says nothing (embeddings of zeros) to x, and by the chain rule it is complete:
-the numbers of all tokens add up to F(x) - F(x'). Positions keep their embeddings in both.
+The gradient describes the effect of a small change, so it is near zero where F is flat, even if the token matters. The
+integral goes from an uninformative baseline x' (embeddings of zeros) to x, and by the chain rule it is complete: the
+numbers of all tokens add up to F(x) - F(x'). Position embeddings are the same in both.
 
-The integral is a sum over the points of Gauss and Legendre, exact for polynomials of degree 2 steps - 1. If what it
-adds up to misses F(x) - F(x') by more than 5 %, a warning says so: take more steps.
+The integral is computed by Gauss-Legendre quadrature, which is exact for polynomials of degree 2 steps - 1. If the sum
+differs from F(x) - F(x') by more than 5 %, a warning says so: take more steps.
 
 Source: Sundararajan, Taly, Yan, "Axiomatic Attribution for Deep Networks", 2017, section 3 (method, completeness) and 5
 (number of steps); Shrikumar et al., "Not Just a Black Box", 2016 (gradient x input).
@@ -46,8 +46,8 @@ def saliency(
 
     For a classifier, target is a label; of a regression or several labels at once the output itself is explained.
     method: "gradient_x_input" or "integrated_gradients", whose integral takes `steps` points, and as many passes.
-    logit: explain the logit in place of the log-probability.
-    Raises UsageError for an unknown method, RangeError for a target that the model has not; for ids as the model does.
+    logit: explain the logit instead of the log-probability.
+    Raises UsageError for an unknown method, RangeError for a target out of range; for ids as the model does.
     """
     idx = one_text("saliency", model, ids)
     if method not in METHODS:

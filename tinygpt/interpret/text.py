@@ -49,7 +49,7 @@ def one_text(where: str, model: Any, ids: Any, at_least: int = 1) -> Any:
 
 
 def host(array: Any) -> np.ndarray:
-    """A NumPy array of these numbers, in at least float32: a copy, which later passes don't write into."""
+    """A NumPy array of these numbers, in at least float32: a copy, which later passes do not overwrite."""
     return np.array(backends.move(upcast(array), "numpy"), order="C")
 
 

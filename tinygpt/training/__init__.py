@@ -15,6 +15,7 @@ loss = evaluate(model, validation_tokens)           # over the whole text
 | `tokenizer_training`, `token_folder` | training a BPE or word tokenizer; text that was tokenized ahead |
 | `run` | the parts of a run of `tinygpt train`: model, trainer, summary, final loss |
 | `finetuning`, `example_rows` | a run of `tinygpt finetune`; its rows |
+| `data_facts`, `held_out` | data.json; the run's validation rows, read again |
 | `tasks`, `label_task`, `adapters` | what a model is fine-tuned for; classification; LoRA |
 | `pretrained`, `export` | starting from a pretrained model; exporting the model for other programs |
 | `folder` | the run's folder, and which files it may touch |
@@ -26,7 +27,7 @@ loss = evaluate(model, validation_tokens)           # over the whole text
 | `saving`, `state` | saving and restoring a checkpoint (`tinygpt/checkpoint.py`); its progress, checked |
 | `reporting`, `metrics`, `picture`, `progress` | output lines, the metrics file, the loss curve, the progress bar |
 | `trial`, `dry_run`, `lr_find` | steps on trial: what a run takes, and the learning-rate range test |
-| `sweep` | a search over settings: what to try, and how far it is |
+| `sweep` | a search over settings: what to try, and its progress |
 | `watch`, `following`, `loggers` | monitoring a run: samples, a time limit, TensorBoard and other loggers |
 | `estimate`, `energy` | FLOPs and the processor's peak; energy use |
 | `interrupt`, `result` | signals; how a run ended |

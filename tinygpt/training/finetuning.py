@@ -32,9 +32,9 @@ from ..tokenizers import Tokenizer
 from .adapters import check_quantize, lora_of_options
 from .config import TrainingConfig, new_settings
 from .configuration import write_configuration
+from .data_facts import UTF_8, read_data_facts, write_data_facts
 from .example_rows import Rows, columns_note, columns_of, labels_note, notes_of, read_examples, split_examples
 from .folder import RunFolder
-from .held_out import UTF_8, read_data_facts, write_data_facts
 from .loop import Trainer
 from .options import given_options
 from .pretrained import start_from

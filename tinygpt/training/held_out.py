@@ -1,12 +1,10 @@
-"""The facts about a fine-tuning run's data, and its validation rows, read again.
+"""The validation rows of a fine-tuning run, read again later: rows that it did not learn from give an honest score.
 
-`data.json` in the run's folder says where the rows came from and what they were read for. With the settings in a
-checkpoint that is enough to find the rows that the run did not learn from, which give an honest score later.
+`data.json` (`data_facts.py`) and the settings in a checkpoint determine which rows these are.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,49 +12,16 @@ from typing import Any, NamedTuple
 
 from ..checkpoint import CheckpointFolder
 from ..data.rows import Row
-from ..errors import CheckpointError, UsageError
-from ..files import atomic_write, shown
+from ..errors import UsageError
+from ..files import shown
+from .data_facts import UTF_8, read_data_facts
 from .example_rows import columns_of, read_examples, split_examples
 from .folder import DATA
-from .label_task import KINDS
 from .state import training_config
-from .tasks import TASKS
-
-UTF_8 = "utf-8"
-
-
-def write_data_facts(place: Path, facts: dict[str, Any]) -> None:
-    """Write a run's data.json into the folder `place`."""
-    with atomic_write(place / DATA, "w") as file:
-        json.dump(facts, file, indent=1, ensure_ascii=False)
-
-
-def read_data_facts(folder: Path) -> dict[str, Any]:
-    """The content of a run's data.json. Raises CheckpointError if it is missing or damaged."""
-    path = folder / DATA
-    try:
-        facts = json.loads(path.read_bytes().decode("utf-8"))
-        if facts["task"] not in TASKS or not isinstance(facts["data"], str) or not isinstance(facts["sha256"], dict):
-            raise ValueError("it names no task and data that this version knows")
-        if facts.get("label_kind") not in (None, *KINDS):
-            raise ValueError(f"label_kind is none of {', '.join(KINDS)}")
-        return {name: facts[name] for name in (
-            "model", "data", "valid", "task", "template", "loss_on", "skip_bad_rows", "sha256"
-        )} | {name: facts.get(name) for name in (
-            "label_smoothing", "class_weights", "labels", "fold", "augment", "quantize", "label_kind", "encoding"
-        )}  # fmt: skip
-    except OSError as error:
-        raise CheckpointError(
-            f"{shown(path)} can't be read, so the run in {folder} was not made by `finetune`: {error.strerror or error}"
-        ) from error
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(
-            f"{shown(path)} is damaged ({error}): restore it from a copy, or start a new run"
-        ) from error
 
 
 class ValidationFile(NamedTuple):
-    """Where the validation rows of a run are, all of the file or some; part: what data.json calls it."""
+    """The file with the validation rows of a run, which may have other rows too. part: its name in data.json."""
 
     path: str
     part: str
@@ -75,8 +40,8 @@ def validation_file(folder: Path) -> ValidationFile:
 def held_out_rows(folder: Path, checkpoint: str, maker: Any) -> list[Row]:
     """The validation rows of the run in `folder`, from which it did not learn.
 
-    checkpoint: "best" or "latest", whose settings count. maker: makes an example of a row, as in training.
-    Raises UsageError if the file is not as it was, CheckpointError for a damaged run.
+    checkpoint: "best" or "latest", whose settings count. maker: turns rows into examples, as in training.
+    Raises UsageError if the file has changed, CheckpointError for a damaged run.
     """
     facts, file = read_data_facts(folder), validation_file(folder)
     state = CheckpointFolder(folder).load(checkpoint).state

@@ -1,12 +1,12 @@
-"""A search over settings: what `--sweep` asks for, and `sweep.json`, which says how far the search is.
+"""A search over settings: the values of `--sweep`, and `sweep.json`, which records the progress of the search.
 
     values = read_sweep("lr=1e-4,3e-4 dropout=0,0.1", keys)     # {"lr": [0.0001, 0.0003], "dropout": [0.0, 0.1]}
     search = Search(place, "train", values, base, rows_of(values))
     search.save()
     search = Search.load(place)
 
-Every combination of the values is a run of its own, in a folder below that of the search. They are judged by their best
-validation loss, so a setting that changes what this loss means can't be searched over, nor one that changes nothing.
+Every combination of the values is a separate run, in a subfolder of the search's folder. Runs are compared by their
+best validation loss, so a setting that changes the meaning of this loss can't be searched over, nor one without effect.
 """
 
 from __future__ import annotations
@@ -54,17 +54,17 @@ _FIELDS = frozenset(setting.name for config in (TrainingConfig, GPTConfig) for s
 TRIED = (_OTHERS | _FIELDS) - _NOTHING - _LOSS
 
 
-# What is asked for ------------------------------------------------------------------------------------
+# The values to try ------------------------------------------------------------------------------------
 
 _VALUE = r"""(?:'[^']*'|"[^"]*"|[^\s,;='"]+)"""
 _ITEM = re.compile(rf"[\s;]*([A-Za-z][\w-]*)\s*=\s*({_VALUE}(?:\s*,\s*{_VALUE})*)(?=[\s;]|$)")
 
 
 def read_sweep(text: str, keys: Mapping[str, argparse.Action]) -> dict[str, list[Any]]:
-    """The values to try, by key: "key=value,value key=value", a value with a comma in quotes.
+    """The values to try, by key, from "key=value,value key=value"; a value that contains a comma is quoted.
 
-    keys: the options of the command by their keys in a configuration file. Raises UsageError for what is no such list,
-    an unknown key, a value that the option doesn't take, and a key that can't be searched over.
+    keys: the options of the command by their keys in a configuration file. Raises UsageError for a malformed list, an
+    unknown key, a value that the option does not accept, and a key that can't be searched over.
     """
     found: dict[str, list[Any]] = {}
     end = len(text.rstrip(" \t\n;"))
@@ -114,8 +114,8 @@ def _require_tried(name: str) -> None:
 
 @dataclass
 class Row:
-    """One run. folder: its name, below that of the search. loss: the best validation loss, at `step`, of a run that has
-    finished. seconds: of training. why: what went wrong."""
+    """One run. folder: its name, in the search's folder. loss: the best validation loss of a finished run, at `step`.
+    seconds: of training. why: what went wrong."""
 
     folder: str
     settings: dict[str, Any]
@@ -128,8 +128,8 @@ class Row:
 
 @dataclass
 class Search:
-    """A search and its state. command: which one makes the runs. values: to try, by key. base: the settings that all
-    runs share, by key."""
+    """A search and its progress. command: the one that makes the runs. values: to try, by key. base: the settings that
+    all runs share, by key."""
 
     place: Path
     command: str
@@ -139,18 +139,18 @@ class Search:
 
     @property
     def asked(self) -> str:
-        """What `read_sweep` reads as these values."""
+        """The values in the form that `read_sweep` reads."""
         return " ".join(f"{key}={','.join(map(_quoted, values))}" for key, values in self.values.items())
 
     def folder(self, row: Row) -> RunFolder:
         return RunFolder(self.place / row.folder)
 
     def is_over(self, row: Row) -> bool:
-        """Whether this run need not be run again: it has finished or diverged, and is still there."""
+        """Whether this run is done: it has finished or diverged, and its folder still exists."""
         return row.status in (FINISHED, DIVERGED) and self.folder(row).holds_run()
 
     def record(self, row: Row, status: str, why: str | None = None) -> None:
-        """Set what became of a run, and save it."""
+        """Set the status of a run, and save it."""
         row.status, row.why, row.loss, row.step, row.seconds = status, why, None, None, None
         if status in (FINISHED, DIVERGED) and self.folder(row).holds_run():
             read = partial(read_checkpoint, parts=())
@@ -211,14 +211,14 @@ class Search:
 
 
 def rows_of(values: dict[str, list[Any]]) -> list[Row]:
-    """A run for each combination, the last key's values changing fastest."""
+    """One run per combination; the values of the last key change fastest."""
     rows: list[Row] = []
     names: set[str] = set()
     for chosen in itertools.product(*values.values()):
         settings = dict(zip(values, chosen, strict=True))
         name = plain = _folder_name(settings)
         number = 2
-        while name.lower() in names:  # some file systems don't tell A from a
+        while name.lower() in names:  # some file systems ignore case
             name, number = f"{plain}-{number}", number + 1
         names.add(name.lower())
         rows.append(Row(name, settings))
@@ -226,7 +226,7 @@ def rows_of(values: dict[str, list[Any]]) -> list[Row]:
 
 
 def _folder_name(settings: dict[str, Any]) -> str:
-    """A name that every file system takes: lr=0.0001,dropout=0.1."""
+    """A name that is valid in every file system: lr=0.0001,dropout=0.1."""
     name = ",".join(f"{key}={re.sub(r'[^A-Za-z0-9_.+-]', '_', _words(value))}" for key, value in settings.items())
     return name[:180]
 
@@ -260,7 +260,7 @@ def _figures(row: Row) -> list[str]:
 
 
 def _is_sound(row: Row) -> bool:
-    """Whether a row of the file may be trusted: it names a folder below its own, and a loss if it has one."""
+    """Whether a row of the file is valid: it names a folder inside the search's, and a loss if it has finished."""
     return (
         re.fullmatch(r"[A-Za-z0-9_.+=,-]+", row.folder) is not None
         and row.folder.strip(".") != ""
