@@ -11,10 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import tinygpt.data.division
 import tinygpt.data.token_writer
 from tinygpt.data import CharacterVocabulary, open_tokens, split, write_tokens
+from tinygpt.data.division import divided
 from tinygpt.data.documents import Piece
-from tinygpt.data.token_writer import divided, write_documents
+from tinygpt.data.token_writer import write_documents
 from tinygpt.errors import UsageError
 from tinygpt.kernel import use_kernels
 from tinygpt.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer, UnknownCharacterError
@@ -110,7 +112,7 @@ def test_the_share_for_validation() -> None:
 
 
 def test_long_documents_are_for_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tinygpt.data.token_writer, "_HELD", 20)
+    monkeypatch.setattr(tinygpt.data.division, "_HELD", 20)
     documents = [f"{i:02}" + "a" * (length - 2) for i, length in enumerate([9, 20, 21, 50] * 16)]
     wanted = parts_of(documents, 0.2)
     assert {len(document) for document in wanted[1]} == {9, 20}

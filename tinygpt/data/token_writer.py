@@ -3,7 +3,7 @@
     written = write_documents(Documents("books/"), tokenizer, "tokens.npy", "the books", validation_fraction=0.1)
 
 The training documents come first in the file, each followed by the end token, then those for validation. Documents are
-chosen for validation at random while they are read (`divided`), so that nothing needs to be read twice. A character
+chosen for validation at random while they are read (`division.py`), so that nothing needs to be read twice. A character
 vocabulary is known only after everything has been read: `CharacterVocabulary` numbers the characters in the order in
 which they occur, and the ids in the finished file are then renumbered in sorted order.
 """
@@ -11,7 +11,6 @@ which they occur, and the ids in the finished file are then renumbered in sorted
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import shutil
 import tempfile
@@ -25,10 +24,10 @@ from ..errors import UsageError
 from ..files import atomic_write, explain_os_errors
 from ..tokenizers import Tokenizer, UnknownCharacterError
 from .character_vocabulary import CharacterVocabulary
+from .division import divided
 from .documents import Piece
 from .tokens import division_bytes, token_dtype, write_header
 
-_HELD = 1 << 20  # characters of a document that are read before deciding between training and validation
 _TOGETHER = 1 << 20  # characters of short documents that are encoded together
 _CHUNK = 1 << 22  # ids that are put in order at a time
 
@@ -226,42 +225,3 @@ class _Sink:
         self.files[0].seek(0)
         write_header(self.files[0], self.counts[0], self.dtype)
         self.files[0].seek(0, os.SEEK_END)
-
-
-# Which documents are for validation -------------------------------------------------------------------
-
-
-def divided(pieces: Iterable[Piece], fraction: float) -> Iterator[tuple[int, Piece]]:
-    """Each piece with what its document is for: 0 training, 1 validation.
-
-    A document may be set aside if the characters set aside stay within `fraction` of those read so far. It is then set
-    aside with a probability of at least 2 * fraction, higher the more characters are lacking. So the share is kept, the
-    documents come from all over the text, and a periodic order has no influence. A document of more than 2**20
-    characters is for training. The random number of a document is its hash, so a second pass divides the documents in
-    the same way.
-    """
-    total, aside = 0, 0
-    held: list[Piece] = []
-    length, long = 0, False
-    for piece in pieces:
-        if long:  # the rest of a document that has been given away
-            yield 0, piece
-            total, long = total + len(piece.text), not piece.last
-            continue
-        held.append(piece)
-        length += len(piece.text)
-        if not piece.last and length <= _HELD:
-            continue
-        lacking = fraction * (total + length) - aside
-        part = int(length <= min(lacking, _HELD) and _chance(held) * length < 2 * fraction * lacking)
-        yield from ((part, piece) for piece in held)
-        total, aside, long = total + length, aside + length * part, not piece.last
-        held, length = [], 0
-
-
-def _chance(document: list[Piece]) -> float:
-    """The random number of a document, in [0, 1), from its hash."""
-    digest = hashlib.blake2b(digest_size=4)
-    for piece in document:
-        digest.update(piece.text.encode("utf-8", "surrogatepass"))
-    return int.from_bytes(digest.digest(), "big") / 2**32

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ..data import read_text
+from ..data.division import divided
 from ..data.documents import Piece
-from ..data.token_writer import divided
 from ..errors import UsageError
 from ..files import explain_os_errors
 from ..tokenizers import BPETokenizer, Tokenizer, WordTokenizer
