@@ -176,6 +176,31 @@ def test_mistakes(run: Any, rows: Path, tmp_path: Path, monkeypatch: pytest.Monk
     assert not (tmp_path / "full").exists()
 
 
+@pytest.mark.parametrize(("kind", "each"), [("character", 2.0), ("byte", 2.0), ("bpe", 0.5), ("folder", None)])
+def test_a_disk_without_room_is_refused_before_anything_is_encoded(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, each: float | None
+) -> None:
+    """With as much room as the token file takes it is written; with much less nothing is."""
+    text, out = tmp_path / "english.txt", tmp_path / "run"
+    text.write_text("the foxes are quick and brown\n" * 4000)
+    options = [str(text), f"--tokenizer={kind}", "--no-cache", *(["--vocab-size=280"] if kind == "bpe" else [])]
+    if kind == "folder":
+        assert run("tokenize", str(text), "--tokenizer=bpe", "--vocab-size=280", f"--out={tmp_path / 'made'}").code == 0
+        options[1] = f"--tokenizer={tmp_path / 'made'}"
+        each = 0.8 * (tmp_path / "made" / "tokens.npy").stat().st_size / text.stat().st_size
+    needed, usage = (each or 0) * text.stat().st_size, shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=int(needed * 0.9)))
+    with monkeypatch.context() as patch:
+        patch.setattr("tinygpt.training.text._write_text", None)  # nothing is encoded
+        answer = run("tokenize", *options, f"--out={out}")
+    assert_one_sentence(
+        answer, r"the token file of the file .*english\.txt takes about \d+ MB, but only \d+ MB are free"
+    )
+    assert not out.exists()
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=int(needed * 1.1)))
+    assert run("tokenize", *options, f"--out={out}").code == 0
+
+
 @pytest.mark.parametrize("kind", ["character", "bpe"])
 def test_cleaning_is_said_and_kept(run: Any, rows: Path, tmp_path: Path, kind: str) -> None:
     if kind == "bpe":

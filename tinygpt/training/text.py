@@ -36,10 +36,8 @@ from .folder import TOKENS
 from .settings import TOKENIZERS, VOCAB_SIZES, Settings
 from .text_facts import corpus_sha256, documents_of, read_facts, require_same_text, save_facts, token_folder_in
 from .token_cache import Entry, token_cache
+from .token_size import bytes_per_byte
 from .tokenizer_training import divided_text, learn, learn_from_one, nonempty
-
-# Approximate bytes of the token file per byte of text, to check in advance whether the disk has room.
-_ROOM = {"byte": 2.0, "character": 2.0 / 3, "word": 0.6, "bpe": 0.5}
 
 
 @dataclass(frozen=True)
@@ -94,9 +92,9 @@ def make_text(settings: Settings, check: Callable[[Tokenizer], object] | None = 
             settings.folder.require_not_among(Path(path))
     place = settings.folder.begin(settings.overwrite)
     kind = settings.start.tokenizer.type if settings.start is not None else settings.tokenizer or "character"
-    corpus.require_room(place, _ROOM.get(kind, _ROOM["bpe"]))
     learns = settings.start is None and kind in VOCAB_SIZES
     made = None if learns else _tokenizer(settings, kind, corpus.single)
+    corpus.require_room(place, bytes_per_byte(corpus, kind, made))
     known = made if isinstance(made, Tokenizer) else None
     cache = token_cache(settings, corpus, kind, known, corpus_sha256) if learns or known is not None else None
     entry = cache.take(place) if cache is not None else None
