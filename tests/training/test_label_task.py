@@ -228,9 +228,14 @@ def test_mistakes(run: Any, base: Path, data: Path, tmp_path: Path) -> None:
     refused("--folds makes validation rows", "--folds=2", "--valid", data)
     refused("label_smoothing must be at least 0 and below 1", "--label-smoothing=1")
     one = write_csv(tmp_path / "one.csv", [row for row in rows() if row["label"] == "pos"])
-    refused("needs rows of at least two labels in the column 'label'; there is only 'pos'", file=one)
+    refused(
+        r"one\.csv: classification needs rows of at least two labels in the column 'label'; there is only 'pos'",
+        file=one,
+    )
     valid = write_csv(tmp_path / "valid.csv", [row for row in rows(9) if row["label"] == "pos"])
-    refused("the 6 validation rows all have the label 'pos'", "--valid", valid)
+    refused(r"valid\.csv: the 6 validation rows all have the label 'pos'", "--valid", valid)
+    two = write_csv(tmp_path / "two.csv", rows(2))
+    refused(r"two\.csv: the label 'pos' has no rows to train on", file=two)
     other = write_csv(tmp_path / "other.csv", [*rows(3), {"text": "x", "label": "unsure"}])
     refused("other.csv, line 5: the label 'unsure' is not one of the model's 2", "--valid", other)
     empty = write_csv(tmp_path / "empty.csv", [*rows(3), {"text": "x", "label": ""}])

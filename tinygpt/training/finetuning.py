@@ -196,7 +196,7 @@ def _prepare(
         columns, facts["template"], facts["loss_on"],
         partial(read_rows, facts["data"], encoding, columns, BadRows() if skip else None),
         facts["labels"], facts["label_smoothing"], facts["class_weights"], facts["augment"],
-        classifier, facts.get("label_kind"),
+        classifier, facts.get("label_kind"), (facts["data"], facts["valid"] or facts["data"]),
     )  # fmt: skip
     task = TASKS[task_name](request, model, tokenizer)
     rows = read_examples(facts["data"], columns, task, skip, encoding)

@@ -12,9 +12,10 @@ evaluation also reports the metrics below; the best weights are those with the l
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -107,6 +108,7 @@ class LabelTask:
         for option, value in (("--template", request.template), ("--loss-on", request.loss_on)):
             if value is not None:
                 raise UsageError(f"{option} is for prompts with answers, not for the task classify: leave it out")
+        self.files = request.files
         self.classifier = request.classifier
         self.new = self.classifier is None and request.labels is None
         self.kind = self._kind(request)
@@ -120,7 +122,8 @@ class LabelTask:
         elif self.kind == "number":
             self.labels = ["LABEL_0"]  # transformers' name for the only output
         else:
-            self.labels = list(request.labels or label_names(request.rows(), self.kind == "multi"))
+            with self._naming(0):
+                self.labels = list(request.labels or label_names(request.rows(), self.kind == "multi"))
         smoothing = request.label_smoothing or 0.0
         self.smoothing = number("classify", "label_smoothing", smoothing, at_least=0, below=1)
         self.balanced = request.class_weights == BALANCED
@@ -149,6 +152,16 @@ class LabelTask:
         """Identifies the file of synonyms, if there is one."""
         return None if self.augmentation is None else self.augmentation.sha256
 
+    @contextlib.contextmanager
+    def _naming(self, part: int) -> Iterator[None]:
+        """Say which file an error is about: that with the rows for training, 0, or for validation, 1."""
+        try:
+            yield
+        except UsageError as error:
+            if self.files is None:
+                raise
+            raise UsageError(f"{shown(self.files[part])}: {error}") from error
+
     def _check_synonyms(self, augmentation: Augmentation) -> None:
         """Raise UsageError for a synonym outside the vocabulary, before training meets it."""
         for word in augmentation.synonyms:
@@ -172,16 +185,18 @@ class LabelTask:
     ) -> Objective:
         """What the run learns. Raises UsageError if a label has no rows to train on, or validation has only one."""
         weights = None
-        if self.kind == "multi" and self.new:
-            _require_rows(train, self.labels)
-        if self.kind == "single" and (self.new or self.balanced):  # a classifier may go on with fewer labels
-            weights = class_weights(train, self.labels)
-        if self.kind == "single" and len({example.label for example in validation}) < 2:
-            raise UsageError(
-                f"the {len(validation)} validation rows all have the label {self.labels[validation[0].label]!r}, so "
-                "they say nothing about the others: give rows with several labels with --valid FILE, or a larger "
-                "--validation-fraction"
-            )
+        with self._naming(0):
+            if self.kind == "multi" and self.new:
+                _require_rows(train, self.labels)
+            if self.kind == "single" and (self.new or self.balanced):  # a classifier may go on with fewer labels
+                weights = class_weights(train, self.labels)
+        with self._naming(1):
+            if self.kind == "single" and len({example.label for example in validation}) < 2:
+                raise UsageError(
+                    f"the {len(validation)} validation rows all have the label {self.labels[validation[0].label]!r}, "
+                    "so they say nothing about the others: give rows with several labels with --valid FILE, or a "
+                    "larger --validation-fraction"
+                )
         batches = RowBatches(
             train, config.batch_size, config.gradient_accumulation, config.seed, collate_labelled,
             self._varied(train, config.seed),

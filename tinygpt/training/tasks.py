@@ -45,6 +45,7 @@ class Request:
     augment: str | None = None
     classifier: Any = None  # the one that the run starts from
     label_kind: str | None = None
+    files: tuple[str, str] | None = None  # with the rows for training and for validation: what an error names
 
 
 class TextTask:
