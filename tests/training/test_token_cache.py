@@ -203,7 +203,7 @@ def test_the_cache_is_bounded(make: Any, text: Path, cache: Path, monkeypatch: p
     (entry,) = cache.iterdir()
     size = sum(path.stat().st_size for path in entry.iterdir())
     monkeypatch.setattr(token_cache, "_MOST", int(2.5 * size))
-    left = cache / ".left.tmp"
+    left = cache / f".{entry.name}.0123abcd.tmp"
     left.mkdir()
     os.utime(left, (0, 0))
     assert not make(*sizes(271))[0]
@@ -218,6 +218,18 @@ def test_the_cache_is_bounded(make: Any, text: Path, cache: Path, monkeypatch: p
     monkeypatch.setattr(token_cache, "_MOST", size // 2)
     assert not make(*sizes(273))[0]
     assert list(cache.iterdir()) == []
+
+
+def test_what_others_put_there_stays(make: Any, text: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    others = [cache / name for name in ("notes", ".left.tmp")]
+    for path in others:
+        path.mkdir(parents=True)
+        (path / "book.txt").write_text("a" * 10)
+        os.utime(path, (0, 0))
+    monkeypatch.setattr(token_cache, "_MOST", 1)
+    assert not make(text, *BPE)[0]
+    assert sorted(cache.iterdir()) == sorted(others)
+    assert all((path / "book.txt").exists() for path in others)
 
 
 def test_a_cache_that_can_not_be_written_is_left_out(make: Any, text: Path, cache: Path) -> None:

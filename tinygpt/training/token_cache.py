@@ -17,6 +17,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import time
@@ -45,6 +46,7 @@ _MOST = 8 << 30  # bytes of all entries
 _ENDS = 4096  # bytes of a file's beginning and end that tell it from others of its size
 _BLOCK = 1 << 20
 _A_DAY = 86400.0  # seconds; a temporary folder older than this was left by a killed process
+_KEY = r"[0-9a-f]{32}-[0-9a-f]{32}"
 
 
 @dataclass(frozen=True)
@@ -126,10 +128,12 @@ class TokenCache:
         entries = []
         for path in self._folder.iterdir():
             with contextlib.suppress(OSError):
-                if path.name.startswith("."):
+                if re.fullmatch(rf"\.{_KEY}\.[0-9a-f]{{8}}\.tmp", path.name):
                     if time.time() - path.stat().st_mtime > _A_DAY:
                         shutil.rmtree(path, ignore_errors=True)
                     continue
+                if not re.fullmatch(_KEY, path.name):
+                    continue  # not made here
                 size = sum(file.stat().st_size for file in path.iterdir())
                 used = (path / _ENTRY).stat().st_mtime if (path / _ENTRY).exists() else 0.0
                 entries.append((used, size, path))
