@@ -1,20 +1,26 @@
-"""`tinygpt convert`: write a training run, a GPT-2 directory or nanoGPT's ckpt.pt in the Hugging Face format."""
+"""`tinygpt convert`: write a training run, a GPT-2 directory or nanoGPT's ckpt.pt for transformers or for llama.cpp."""
 
 from __future__ import annotations
 
 import argparse
 
-ABOUT = (
-    """Write a model, with its tokenizer, as a GPT-2 directory in the Hugging Face format, which transformers loads."""
-)
+ABOUT = """Write a model, with its tokenizer, as a GPT-2 directory in the Hugging Face format, which transformers loads,
+or with --to gguf as one file, which llama.cpp loads. There a prompt and its continuation must fit into the model's
+block: llama.cpp does not slide the window, and ends with an error beyond it."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     words = "a training run, a GPT-2 directory, a LoRA adapter of PEFT, nanoGPT's ckpt.pt, or a name such as gpt2"
     parser.add_argument("source", metavar="SOURCE", help=words)
-    parser.add_argument("target", metavar="TARGET", help="the folder to write; a model already there is replaced")
-    formats = ("float32", "bfloat16", "float16", "float64")
-    parser.add_argument("--dtype", choices=formats, default="float32", help="of the weights (default: float32)")
+    words = "the folder or the file to write; a model already there is replaced"
+    parser.add_argument("target", metavar="TARGET", help=words)
+    words = "huggingface (default), or gguf: a file for llama.cpp, which needs the package gguf"
+    parser.add_argument("--to", choices=("huggingface", "gguf"), default="huggingface", help=words)
+    formats = ("float32", "bfloat16", "float16", "float64", "f32", "f16", "bf16", "q8_0")
+    words = (
+        "of the weights: float32 (default), bfloat16, float16, float64; with --to gguf f32 (default), f16, bf16, q8_0"
+    )
+    parser.add_argument("--dtype", choices=formats, metavar="DTYPE", help=words)
     words = "in bytes, or such as 200MB: a larger model is split into several files (default: one file)"
     parser.add_argument("--max-shard-size", metavar="SIZE", help=words)
     words = "of a training run (default: best)"
@@ -39,11 +45,14 @@ def convert(options: argparse.Namespace) -> int:
     target = interop.convert(
         options.source, options.target, dtype=options.dtype, max_shard_size=size,
         checkpoint=options.checkpoint, revision=options.revision, merge_lora=options.merge_lora,
-        tokenizer=options.tokenizer,
+        tokenizer=options.tokenizer, to=options.to,
     )  # fmt: skip
+    if options.to == "gguf":
+        print(f"{target} holds the model in {options.dtype or 'f32'}: {target.stat().st_size:,} bytes")
+        return 0
     files = sorted(path for path in target.iterdir() if path.is_file())
     what = "LoRA adapter" if (target / "adapter_config.json").exists() else "model"
-    print(f"{target} holds the {what} in {options.dtype}:")
+    print(f"{target} holds the {what} in {options.dtype or 'float32'}:")
     for path in files:
         print(f"    {path.name:<34}{path.stat().st_size:>15,} bytes")
     if not any((target / name).exists() for name in FILES):

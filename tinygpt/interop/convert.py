@@ -1,4 +1,4 @@
-"""Convert a training run, a GPT-2 directory or a checkpoint of nanoGPT to a GPT-2 directory."""
+"""Convert a training run, a GPT-2 directory or a checkpoint of nanoGPT to a GPT-2 directory or a GGUF file."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from typing import Any
 
 from .. import nn
 from ..classifier import GPTForSequenceClassification
-from ..errors import CheckpointError, UsageError
+from ..errors import CheckpointError, UsageError, require_together
 from ..exchange import whole
+from ..files import user_path
 from ..nn.lora import lora_of
 from .classifier import is_classifier, save_classifier
+from .gguf import check_dtype, refuse_target, require_gguf, save_gguf
 from .hub import find_model
-from .loading import from_pretrained, with_tokenizer
+from .loading import from_pretrained, load, require_libraries, with_tokenizer
 from .nanogpt import has_tokenizer, read_tokenizer, require_fit, tokenizer_beside
 from .peft import write_adapter
 from .peft_head import body_of
@@ -26,14 +28,15 @@ def convert(
     source: str | os.PathLike[str],
     target: str | os.PathLike[str],
     *,
-    dtype: str = "float32",
+    dtype: str | None = None,
     max_shard_size: int | str | None = None,
     checkpoint: str = "best",
     revision: str = "main",
     merge_lora: bool = False,
     tokenizer: str | os.PathLike[str] | None = None,
+    to: str = "huggingface",
 ) -> Path:
-    """Write the model in `source` to the folder `target` as a GPT-2 directory. Returns `target`.
+    """Write the model in `source` to the folder `target` as a GPT-2 directory, or to a GGUF file. Returns `target`.
 
     A model with a LoRA adapter, of a training run or of PEFT: merge_lora adds it to the weights and writes the whole
     model. Otherwise the adapter alone is written, in PEFT's format.
@@ -42,18 +45,27 @@ def convert(
     "latest", for a training run. dtype, max_shard_size: see `GPT.save_pretrained`. The tokenizer's files are copied
     unchanged: transformers can read those of a BPE tokenizer, but not tokenizer.tinygpt.json (characters, bytes).
     tokenizer: take it from another place, a folder or nanoGPT's meta.pkl.
+    to: "huggingface", or "gguf" for a file that llama.cpp loads, which needs the extra `gguf`; its dtypes are "f32",
+    "f16", "bf16" and "q8_0" (`save_gguf`).
     Raises UsageError, and then leaves `target` unchanged.
     """
+    if to not in ("huggingface", "gguf"):
+        raise UsageError(f"convert: to must be 'huggingface' or 'gguf', not {to!r}")
+    if to == "gguf":
+        if max_shard_size is not None:
+            raise UsageError("convert: a GGUF file is not split: leave out max_shard_size")
+        return _to_gguf(source, target, dtype or "f32", checkpoint, revision, merge_lora, tokenizer)
+    dtype = "float32" if dtype is None else dtype
     with whole(find_model(source, revision)) as folder:
         labels = is_classifier(folder, checkpoint)
-        load = partial(
+        read = partial(
             GPTForSequenceClassification.from_pretrained if labels else from_pretrained, checkpoint=checkpoint
         )
-        model: Any = load(folder, dtype="float64" if dtype == "float64" else "float32")
+        model: Any = read(folder, dtype="float64" if dtype == "float64" else "float32")
         # Read the tokenizer before writing anything, because `target` may be the same folder.
         write_tokenizer, special_tokens = _tokenizer_writer(folder, model, tokenizer)
     if merge_lora and model.packed:  # the sum is to be rounded once, from the base's own weights
-        model = load(source, dtype="float64", revision=revision)
+        model = read(source, dtype="float64", revision=revision)
     if merge_lora:
         nn.merge_lora(body_of(model))
 
@@ -93,3 +105,25 @@ def _tokenizer_writer(
             (staging / name).write_bytes(data)
 
     return write, None
+
+
+def _to_gguf(
+    source: str | os.PathLike[str], target: str | os.PathLike[str], dtype: str, checkpoint: str, revision: str,
+    merge_lora: bool, given: str | os.PathLike[str] | None,
+) -> Path:  # fmt: skip
+    path = user_path(target)
+    check_dtype(dtype)
+    refuse_target(path)  # before a model is downloaded or read
+    require_together(require_gguf, lambda: require_libraries(source, revision))
+    if given is None:
+        model, tokenizer = load(source, revision=revision, checkpoint=checkpoint)
+    else:
+        model, tokenizer = from_pretrained(source, revision=revision, checkpoint=checkpoint), read_tokenizer(given)
+        if (own := find_model(source, revision)).is_file():
+            require_fit(tokenizer, own)
+    if merge_lora and model.packed:  # as above
+        model = from_pretrained(source, dtype="float64", revision=revision, checkpoint=checkpoint)
+    if merge_lora:
+        nn.merge_lora(model)
+    save_gguf(model, tokenizer, path, dtype=dtype)
+    return path
