@@ -86,8 +86,8 @@ def vocabulary_of(tokenizer: Tokenizer, size: int, ends: Sequence[int] = ()) -> 
 
 def _name_special(found: Vocabulary, tokenizer: Tokenizer, size: int, ends: Sequence[int]) -> None:
     """Say which tokens end, begin and pad a text."""
-    own = tokenizer.eos_token_id
-    ends = [token_id for token_id in (ends or [own]) if token_id is not None and token_id < size]
+    own = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    ends = [token_id for token_id in ends or own if token_id < size]
     if len(ends) > 2:
         raise UsageError(
             f"save_gguf: any of {len(ends)} tokens ends a text of this model (eos_token_id {ends}), but a GGUF file "
