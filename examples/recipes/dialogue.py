@@ -12,8 +12,13 @@ turns are used. A statement that occurs with several answers is in one part only
 of its answers counts as correct. (`tinygpt eval`, which the recipe runs, counts only one.)
 
 A model of 2 layers and 64 channels is pre-trained on the training conversations, then fine-tuned on the answers. The
-tokenizer is BPE, because with a vocabulary of whole words one in nine would be unknown. The metric is the F1 of words
-(in Chinese: characters). The baseline is the answer to the most similar training statement.
+tokens are Chinese characters, or BPE in English, because with a vocabulary of whole words one in nine would be unknown.
+The metric is the F1 of words (in Chinese: characters). The baseline is the answer to the most similar training
+statement.
+
+Result of the first command (146 test questions, half a minute on one core): token F1 0.0676, the answer to the most
+similar statement 0.0920; with --language chinese (43 test questions): 0.0914 and 0.1401. The model does not beat the
+baseline in either language: from so few conversations it learns how answers begin, but hardly what they are about.
 
 Needs PyYAML and tokenizers: pip install -e '.[examples,bpe]'.
 """
@@ -22,6 +27,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from _answers import Baseline, Row, Sizes, answer, most_similar
@@ -35,8 +41,12 @@ PACKAGE = Package(
     "chatterbot-corpus", "1.3.3", "chatterbot_corpus-1.3.3-py2.py3-none-any.whl",
     "86de5300afb9a80826386339d3bec79c0a72eb0358abb8327e2ecef5ae0ce154",
 )  # fmt: skip
+TOKENS = {
+    "english": {"tokenizer": "bpe", "vocab_size": 1000},
+    "chinese": {"tokenizer": "word", "vocab_size": 4000},
+}
 WHOLE = Sizes(
-    {"tokenizer": "bpe", "vocab_size": 1000, "n_layer": 2, "n_head": 4, "n_embd": 64, "block_size": 64,
+    {"n_layer": 2, "n_head": 4, "n_embd": 64, "block_size": 128,
      "batch_size": 16, "steps": 600, "eval_every": 100, "lr": 2e-3, "dropout": 0.1},
     {"batch_size": 16, "epochs": 8, "lr": 5e-4, "weight_decay": 0.1, "dropout": 0.1},
     new_tokens=40,
@@ -77,7 +87,9 @@ def main() -> int:
     options = parse(__doc__, "dialogue", add_options)
     rows = rows_of(conversations(fetch(PACKAGE, options.package), options.language))
     keys = [row["question"].casefold() for row in rows]
-    answer(rows, keys, options, WHOLE, Baseline("the answer to the most similar", most_similar), "token F1")
+    baseline = Baseline("the answer to the most similar", most_similar)
+    whole = replace(WHOLE, pretraining=TOKENS[options.language] | WHOLE.pretraining)
+    answer(rows, keys, options, whole, baseline, "token F1", block_size=128)
     return 0
 
 

@@ -46,7 +46,7 @@ KINDS = {  # a fact as a sentence, and the question for it
 }
 MADE_UP = 4000
 WHOLE = Sizes(
-    {"tokenizer": "byte", "n_layer": 2, "n_head": 4, "n_embd": 64, "block_size": 256,
+    {"tokenizer": "byte", "n_layer": 2, "n_head": 4, "n_embd": 64, "block_size": 288,
      "batch_size": 16, "steps": 2000, "eval_every": 500, "lr": 2e-3},
     {"batch_size": 16, "epochs": 4, "lr": 1e-3, "weight_decay": 0.1},
     new_tokens=40,

@@ -8,8 +8,8 @@ characters. Nothing is downloaded. All docstrings of a file are in the same part
 and 20 % for testing.
 
 A model of 2 layers and 64 channels is pre-trained on the training docstrings, then fine-tuned to write the first line
-from the first 80 words of the rest. The tokenizer is BPE, because with a vocabulary of whole words too many would be
-unknown. The metric is ROUGE-L. The baseline is the first sentence of the rest.
+from the first 300 characters of the rest. The tokenizer is BPE, because with a vocabulary of whole words too many would
+be unknown. The metric is ROUGE-L. The baseline is the first sentence of the rest.
 
 Needs rouge-score and tokenizers: pip install -e '.[metrics,bpe]'.
 """
@@ -17,6 +17,7 @@ Needs rouge-score and tokenizers: pip install -e '.[metrics,bpe]'.
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Iterator, Sequence
 
 from _answers import Baseline, Row, Sizes, answer, references
@@ -27,9 +28,9 @@ from tinygpt.cli import exit_with
 from tinygpt.metrics import rouge
 from tinygpt.metrics.summaries import require_rouge
 
-WORDS = 80
+LONGEST = 300  # characters of a text
 WHOLE = Sizes(
-    {"tokenizer": "bpe", "vocab_size": 2000, "n_layer": 2, "n_head": 4, "n_embd": 64, "block_size": 192,
+    {"tokenizer": "bpe", "vocab_size": 2000, "n_layer": 2, "n_head": 4, "n_embd": 64, "block_size": 256,
      "batch_size": 8, "steps": 1000, "eval_every": 200, "lr": 2e-3, "dropout": 0.1},
     {"batch_size": 8, "epochs": 6, "lr": 1e-3, "weight_decay": 0.1, "dropout": 0.1},
     new_tokens=40,
@@ -41,10 +42,10 @@ def summaries(folder: str | None) -> Iterator[tuple[str, Row]]:
     seen = set()
     for function in functions(folder):
         first, _, rest = function.doc.partition("\n\n")
-        first, words = " ".join(first.split()), rest.split()
-        if 10 <= len(first) <= 120 and len(" ".join(words)) >= 100 and rest not in seen:
+        first, rest = " ".join(first.split()), " ".join(rest.split())
+        if 10 <= len(first) <= 120 and len(rest) >= 100 and rest not in seen:
             seen.add(rest)
-            yield function.file, {"question": " ".join(words[:WORDS]), "answer": first}
+            yield function.file, {"question": textwrap.shorten(rest, LONGEST, placeholder=""), "answer": first}
 
 
 def first_sentence(train: Sequence[Row], test: Sequence[Row]) -> list[str]:
@@ -62,7 +63,7 @@ def main() -> int:
     found = list(summaries(options.folder))
     baseline = Baseline("the first sentence", first_sentence)
     answer([row for _, row in found], [file for file, _ in found], options, WHOLE, baseline, "ROUGE-L", figures,
-           block_size=192)  # fmt: skip
+           block_size=256)  # fmt: skip
     return 0
 
 

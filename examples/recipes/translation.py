@@ -39,7 +39,7 @@ PACKAGE = Package(
 FOLDERS = ("django/conf", "django/contrib/*")
 PLACEHOLDER = re.compile(r"%\(\w+\)[a-z]|%[a-z]\b|\{\w*\}")
 WHOLE = Sizes(
-    {"tokenizer": "byte", "n_layer": 2, "n_head": 4, "n_embd": 64, "block_size": 256,
+    {"tokenizer": "byte", "n_layer": 2, "n_head": 4, "n_embd": 64, "block_size": 288,
      "batch_size": 8, "steps": 1000, "eval_every": 200, "lr": 2e-3, "dropout": 0.1},
     {"batch_size": 8, "epochs": 15, "lr": 1e-3, "weight_decay": 0.1, "dropout": 0.1},
     new_tokens=120,
