@@ -53,12 +53,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def chat(options: argparse.Namespace) -> int:
     """Answer until the input ends."""
+    from ..data.chat_template import other_template
     from ..data.dialogue import TEMPLATE, Dialogue, read_template
 
     template = None if options.template is None else read_template(options.template)
     model, tokenizer, folder = load(options)
     if template is None:
         template = read_template(str(folder / TEMPLATE) if (folder / TEMPLATE).exists() else "plain")
+        if (words := other_template(folder)) is not None:
+            note(f"Answering in the template plain, since {words}.")
     options.stop_strings = [*(options.stop_strings or []), *template.stops]
     conversation = Conversation(model, tokenizer, Dialogue(template, options.system), options)
     for message in messages():

@@ -26,7 +26,8 @@ from ..errors import UsageError
 from ..files import explain_os_errors
 from ..tokenizers import Tokenizer
 
-TEMPLATE = "template.toml"  # in the folder of a model: the template that it was trained with
+# In the folder of a model: the template that it was trained with, and the same for other programs (chat_template.py).
+TEMPLATE, CHAT_TEMPLATE = "template.toml", "chat_template.jinja"
 Part = tuple[str, bool]  # text, and whether special tokens in it count: yes in the template, no in a user's message
 
 
@@ -138,6 +139,13 @@ def read_template(name_or_file: str) -> Template:
             f"the template {path} must have the texts turn and, if need be, system, and a list stop: {found}"
         )
     return Template(content["turn"], content.get("system", Template.system), tuple(stop) if "stop" in content else None)
+
+
+def end_of_text(model: Any, tokenizer: Tokenizer) -> int | None:
+    """The token at which generation stops: from the model's settings, or else the tokenizer's."""
+    ids: Any = dict(model.generation_config).get("eos_token_id")
+    ids = ids if isinstance(ids, list) else [] if ids is None else [ids]
+    return next((number for number in ids if number < model.config.vocab_size), tokenizer.eos_token_id)
 
 
 @dataclass

@@ -8,8 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .. import nn
+from .. import nn, tokenizers
 from ..classifier import GPTForSequenceClassification
+from ..data.chat_template import to_jinja
+from ..data.dialogue import CHAT_TEMPLATE, TEMPLATE, end_of_text, read_template
 from ..errors import CheckpointError, UsageError, require_together
 from ..exchange import whole
 from ..files import user_path
@@ -99,6 +101,10 @@ def _tokenizer_writer(
             )
         return tokenizer.save, token_ids(tokenizer)
     content = {name: (own / name).read_bytes() for name in TOKENIZER_FILES if (own / name).exists()}
+    if TEMPLATE in content and CHAT_TEMPLATE not in content:  # a run of an older version
+        found = tokenizers.load(own)
+        jinja = to_jinja(read_template(str(own / TEMPLATE)), found, end_of_text(model, found))
+        content[CHAT_TEMPLATE] = jinja.encode("utf-8")
 
     def write(staging: Path) -> None:
         for name, data in content.items():

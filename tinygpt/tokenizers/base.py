@@ -94,6 +94,10 @@ class Tokenizer(ABC):
             f"a tokenizer of type {self.type} has a fixed vocabulary, so {', '.join(map(repr, tokens))} can't be added"
         )
 
+    def without_chat_template(self) -> Tokenizer:
+        """The tokenizer without the chat template that its settings may hold for other programs."""
+        return self
+
     def whole_pieces(self, pieces: Iterable[str]) -> Iterator[str]:
         """Re-split the text so that encoding the pieces separately yields the same ids as encoding the whole text.
 

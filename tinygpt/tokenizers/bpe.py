@@ -195,6 +195,12 @@ class BPETokenizer(Tokenizer):
             description["added_tokens"].append(added_token(token, token_id) | {"special": False})
         return BPETokenizer(description, self._settings)
 
+    def without_chat_template(self) -> Tokenizer:
+        if self._settings.get("chat_template") is None:
+            return self
+        left = {name: value for name, value in self._settings.items() if name != "chat_template"}
+        return BPETokenizer(self._description, left)
+
     def encode_special(self, text: str) -> np.ndarray:
         return self.encode(text, allow_special=True, add_special_tokens=False)
 

@@ -20,12 +20,13 @@ from typing import Any
 
 from .. import backends, tokenizers
 from ..data.augment import synonyms_in, with_absolute_path
-from ..data.dialogue import TEMPLATE
+from ..data.chat_template import template_notes, write_templates
+from ..data.dialogue import TEMPLATE, end_of_text
 from ..data.opening import STDIN
 from ..data.row_batches import same_key
 from ..data.rows import BadRows, read_rows
 from ..errors import CheckpointError, UsageError
-from ..files import atomic_write, shown
+from ..files import shown
 from ..gpt import GPT, GPTConfig
 from ..nn.lora import insert_lora
 from ..tokenizers import Tokenizer
@@ -35,12 +36,13 @@ from .configuration import write_configuration
 from .data_facts import UTF_8, read_data_facts, write_data_facts
 from .example_rows import Rows, columns_note, columns_of, labels_note, notes_of, read_examples, split_examples
 from .folder import RunFolder
+from .label_task import LabelTask
 from .loop import Trainer
 from .options import given_options
-from .pretrained import start_from
+from .pretrained import Start, start_from
 from .run import make_model, rehearse
 from .settings import Settings, check_settings, choose_settings
-from .tasks import TASKS, Request
+from .tasks import TASKS, AnswerTask, Request
 
 EPOCHS = 3
 _EITHER = "give either --epochs or --steps, not both"
@@ -115,7 +117,7 @@ def _new(options: argparse.Namespace, folder: RunFolder) -> Finetuning:
         (start.classifier or start.model).train()
         given = {"lr": 10 * DEFAULTS["lr"]} | given
     named = facts | {"data": options.data, "valid": options.valid}  # in messages as the user wrote them
-    prepared = _prepare(named, start.model, start.tokenizer, given | {"seed": seed}, start.classifier)
+    prepared = _prepare(named, start.model, start.tokenizer, given | {"seed": seed}, start)
     config = _config(given, options.epochs, len(prepared.train.examples))
     model_settings = {key: value for key, value in start.model.config.to_dict().items() if key != "vocab_size"}
     settings = Settings(
@@ -124,17 +126,10 @@ def _new(options: argparse.Namespace, folder: RunFolder) -> Finetuning:
     check_settings(settings)
     place = folder.begin(options.overwrite)
     write_configuration(options, settings, place)
-    write_data_facts(
-        place,
-        facts
-        | {
-            "task": prepared.task.name,
-            "labels": prepared.task.labels,
-            "label_kind": getattr(prepared.task, "kind", None),
-            "sha256": prepared.sha256,
-        },
-    )
-    return _finetuning(settings, prepared, start.tokenizer)
+    found = {"task": prepared.task.name, "labels": prepared.task.labels, "sha256": prepared.sha256}
+    write_data_facts(place, facts | found | {"label_kind": getattr(prepared.task, "kind", None)})
+    tokenizer = start.tokenizer if prepared.task.template is None else start.tokenizer.without_chat_template()
+    return _finetuning(settings, prepared, tokenizer)
 
 
 def _resumed(options: argparse.Namespace, settings: Settings) -> Finetuning:
@@ -150,7 +145,7 @@ def _resumed(options: argparse.Namespace, settings: Settings) -> Finetuning:
             raise CheckpointError(f"the run in {folder} has the {name} {facts.get(name)}, not {value}: leave it out")
     tokenizer = tokenizers.load(folder.path)
     model = make_model(settings, tokenizer)
-    if (folder.path / TEMPLATE).exists() and facts["template"] is not None:
+    if (folder.path / TEMPLATE).exists() and facts["task"] == AnswerTask.name:
         facts["template"] = str(folder.path / TEMPLATE)  # the file that was given may have changed
     prepared = _prepare(facts, model, tokenizer, dataclasses.asdict(settings.training))
     paths = {"train": facts["data"], "validation": facts["valid"], "synonyms": synonyms_in(facts["augment"])}
@@ -188,7 +183,7 @@ class Prepared:
 
 
 def _prepare(
-    facts: dict[str, Any], model: GPT, tokenizer: Tokenizer, config: dict[str, Any], classifier: Any = None
+    facts: dict[str, Any], model: GPT, tokenizer: Tokenizer, config: dict[str, Any], start: Start | None = None
 ) -> Prepared:
     skip, encoding = facts["skip_bad_rows"], facts["encoding"] or UTF_8
     task_name, columns, others = columns_of(facts["data"], facts["task"], skip, encoding)
@@ -196,12 +191,15 @@ def _prepare(
         columns, facts["template"], facts["loss_on"],
         partial(read_rows, facts["data"], encoding, columns, BadRows() if skip else None),
         facts["labels"], facts["label_smoothing"], facts["class_weights"], facts["augment"],
-        classifier, facts.get("label_kind"), (facts["data"], facts["valid"] or facts["data"]),
+        start and start.classifier, facts.get("label_kind"), (facts["data"], facts["valid"] or facts["data"]),
+        None if start is None else start.template,
     )  # fmt: skip
     task = TASKS[task_name](request, model, tokenizer)
     rows = read_examples(facts["data"], columns, task, skip, encoding)
     notes = columns_note(task_name, others) + notes_of(rows, facts["data"], model.config.block_size)
     notes += labels_note(rows.examples, task.labels or ())
+    if start is not None and task.template is not None and facts["template"] is None:
+        notes += template_notes(start.template, start.chat_template)
     if facts["valid"] is not None:
         validation = read_examples(facts["valid"], columns, task, skip, encoding)
         notes += notes_of(validation, facts["valid"], model.config.block_size)
@@ -248,9 +246,9 @@ def _finetuning(settings: Settings, prepared: Prepared, tokenizer: Tokenizer, mo
     backends.use_backend(settings.backend)
     model = task.model_on(make_model(settings, tokenizer) if model is None else model)
     model.to(settings.backend)
-    if task.template is not None and settings.start is not None:
-        with atomic_write(folder.place / TEMPLATE, "w") as file:
-            file.write(task.template.to_toml())
+    if settings.start is not None and task.name != LabelTask.name:
+        start, end = settings.start, end_of_text(model, tokenizer)
+        write_templates(folder.place, task.template or start.template, tokenizer, end, start.chat_template)
     objective = task.objective(prepared.train.examples, prepared.validation.examples, settings.training)
     trainer = Trainer(model, None, None, settings.training, folder, objective=objective, tokenizer=tokenizer)
     if settings.checkpoint is not None:

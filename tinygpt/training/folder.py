@@ -31,7 +31,7 @@ from typing import Any
 
 from .. import exchange
 from ..checkpoint import CHECKPOINT, INDEX, MARK, MARK_FORMAT, marked_files, read_index
-from ..data.dialogue import TEMPLATE
+from ..data.dialogue import CHAT_TEMPLATE, TEMPLATE
 from ..errors import CheckpointError, UsageError
 from ..files import atomic_write, remove_left_overs, shown, user_path
 from ..interop.config import CONFIG, GENERATION
@@ -44,7 +44,7 @@ TEXT, TOKENS, DATA, METRICS, PICTURE = "text.json", "tokens.npy", "data.json", "
 CONFIGURATION = "config.toml"
 _OF_THE_LOOP = frozenset({MARK, INDEX, METRICS, PICTURE})
 _OF_THE_TEXT = frozenset({TEXT, TOKENS, CONFIGURATION, *TOKENIZER_FILES})
-_OF_THE_MODEL = frozenset({CONFIG, GENERATION, SINGLE, TEMPLATE, DATA, *_OF_THE_TEXT})  # `export.py`
+_OF_THE_MODEL = frozenset({CONFIG, GENERATION, SINGLE, TEMPLATE, CHAT_TEMPLATE, DATA, *_OF_THE_TEXT})  # `export.py`
 _STAGING = re.compile(r"\.tinygpt-new-[0-9a-f]{8}\.tmp")
 
 

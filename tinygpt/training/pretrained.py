@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,9 +24,12 @@ import numpy as np
 from .. import backends, interop
 from ..backends import array_module
 from ..classifier import GPTForSequenceClassification
+from ..data.chat_template import chat_template_in
+from ..data.dialogue import TEMPLATE, Template, read_template
 from ..exchange import read_whole
 from ..gpt import GPT
 from ..interop.classifier import is_classifier, load_with_tokenizer
+from ..interop.loading import with_tokenizer
 from ..interop.packed_run import shorten
 from ..nn import Parameter
 from ..tokenizers import Tokenizer
@@ -35,13 +39,16 @@ from ..tokenizers import Tokenizer
 class Start:
     """A model to train further, its tokenizer, and the folder or name that it came from.
 
-    classifier: the one that the model is part of, if it came with a head.
+    classifier: the one that the model is part of, if it came with a head. template: the one that it was trained in;
+    chat_template: the one that it has for other programs, in Jinja.
     """
 
     model: GPT
     tokenizer: Tokenizer
     name: str
     classifier: GPTForSequenceClassification | None = None
+    template: Template | None = None
+    chat_template: str | None = None
 
 
 def start_from(
@@ -79,7 +86,16 @@ def start_from(
         add_rows(model, known, tokenizer.vocab_size)
     if packed is None:
         (model if clf is None else clf).train()
-    return Start(model, tokenizer, folder_or_name, clf)
+    template, chat_template = read_whole(interop.find_model(folder_or_name, revision), _templates)
+    return Start(model, tokenizer, folder_or_name, clf, template, chat_template)
+
+
+def _templates(place: Path) -> tuple[Template | None, str | None]:
+    folder = with_tokenizer(place)
+    if not folder.is_dir():  # a checkpoint of nanoGPT
+        return None, None
+    own = folder / TEMPLATE
+    return read_template(str(own)) if own.exists() else None, chat_template_in(folder)
 
 
 def _is_classifier(folder_or_name: str, revision: str) -> bool:

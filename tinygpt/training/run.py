@@ -22,6 +22,8 @@ import numpy as np
 
 from .. import kernel
 from ..console import say
+from ..data.chat_template import write_templates
+from ..data.dialogue import end_of_text
 from ..errors import CheckpointError, UsageError
 from ..gpt import GPT, GPTConfig
 from ..interop.config import read_generation
@@ -80,6 +82,9 @@ def make_trainer(
         model, train_tokens, validation_tokens, settings.training, settings.folder,
         tokenizer=tokenizer if settings.exports_model else None,
     )  # fmt: skip
+    if settings.start is not None and tokenizer is not None:
+        start, end = settings.start, end_of_text(model, tokenizer)
+        write_templates(settings.folder.place, start.template, tokenizer, end, start.chat_template)
     if settings.checkpoint is not None:
         trainer.resume(settings.checkpoint)
     elif settings.folder.replaces:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ..data.columns import VERBATIM, is_conversation
-from ..data.dialogue import Template, read_template
+from ..data.dialogue import Template, end_of_text, read_template
 from ..data.examples import AnswerExamples, Example, TextExamples, collate
 from ..data.row_batches import AllRows, RowBatches
 from ..data.rows import Row
@@ -46,6 +46,7 @@ class Request:
     classifier: Any = None  # the one that the run starts from
     label_kind: str | None = None
     files: tuple[str, str] | None = None  # with the rows for training and for validation: what an error names
+    own_template: Template | None = None  # the one that the model was trained in before
 
 
 class TextTask:
@@ -86,9 +87,7 @@ class AnswerTask(TextTask):
     def __init__(self, request: Request, model: GPT, tokenizer: Tokenizer) -> None:
         _refuse_label_options(self.name, request)
         end = end_of_text(model, tokenizer)
-        first = next(iter(request.rows()), None) if request.template is None else None
-        conversation = first is not None and is_conversation(first, request.columns)
-        self.template = read_template(request.template or _default_template(request.columns, end, conversation))
+        self.template = _template(request, end)
         loss_on = request.loss_on or LOSS_ON[0]
         self.maker = AnswerExamples(tokenizer, model.config.block_size, end, request.columns, self.template, loss_on)
         if end is None:  # generation must stop at the text with which the model has learned to end its answers
@@ -112,18 +111,20 @@ def _refuse_label_options(task: str, request: Request) -> None:
             raise UsageError(f"{option} is for the task classify, not for the task {task}: leave it out")
 
 
+def _template(request: Request, end: int | None) -> Template:
+    """The template that was asked for, or else the model's own, or else the usual one for the columns."""
+    if request.template is None and request.own_template is not None:
+        return request.own_template
+    first = next(iter(request.rows()), None) if request.template is None else None
+    conversation = first is not None and is_conversation(first, request.columns)
+    return read_template(request.template or _default_template(request.columns, end, conversation))
+
+
 def _default_template(columns: tuple[str, ...], end: int | None, conversation: bool) -> str:
     """Prompts and completions follow each other unchanged if a token can end them; other columns need text around."""
     if columns != VERBATIM or conversation:
         return "plain"
     return "raw" if end is not None else "lines"
-
-
-def end_of_text(model: GPT, tokenizer: Tokenizer) -> int | None:
-    """The token at which generation stops: from the model's settings, or else the tokenizer's."""
-    ids: Any = dict(model.generation_config).get("eos_token_id")
-    ids = ids if isinstance(ids, list) else [] if ids is None else [ids]
-    return next((number for number in ids if number < model.config.vocab_size), tokenizer.eos_token_id)
 
 
 def digest(examples: Sequence[Example]) -> str:
