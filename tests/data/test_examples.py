@@ -279,6 +279,8 @@ def test_all_rows_once() -> None:
     assert len(batches) == len(list(batches)) == 3
     some = AllRows(examples, 2, collate, count=1)
     assert len(list(some)) == len(some) == 1
+    with pytest.raises(UsageError, match="batch_size must be at least 1, not 0"):
+        AllRows(examples, 0, collate)
     for make in (lambda: AllRows([], 2, collate), lambda: RowBatches([], 2, 1, 0, collate)):
         with pytest.raises(UsageError, match="there are no rows"):
             make()

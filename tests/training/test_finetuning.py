@@ -217,7 +217,7 @@ MISTAKES: list[tuple[list[str], Any, str]] = [
     (["--template=raw"], None, "no end-of-text token.*--template lines"),
     (["--template=absent"], None, "there is no template 'absent': use one of plain, lines, play, chatml, raw"),
     (["--epochs=2", "--steps=3"], None, "give either --epochs or --steps"),
-    (["--epochs=0"], None, "epochs must be above 0, not 0"),
+    (["--epochs=0"], None, "epochs must be above 0 and below 1,000,000, not 0"),
     (["--block-size=64"], None, "has a block of 32 tokens.*block_size can be shorter, not 64"),
     (["--freeze=lm_head"], None, "freeze: 'lm_head' matches none"),
     (["--freeze=*"], None, "all parameters of the model are frozen"),

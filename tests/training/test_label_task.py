@@ -227,6 +227,9 @@ def test_mistakes(run: Any, base: Path, data: Path, tmp_path: Path) -> None:
     refused("finetune: validation_fraction must be above 0", "--validation-fraction=0")
     refused("--folds makes validation rows", "--folds=2", "--valid", data)
     refused("label_smoothing must be at least 0 and below 1", "--label-smoothing=1")
+    refused("training: batch_size must be at least 1, not 0", "--batch-size=0")
+    refused("training: gradient_accumulation must be at least 1, not 0", "--gradient-accumulation=0")
+    refused(r"^[^:]+: a seed is an integer from 0 to 2\*\*64 - 1, not -1", "--seed=-1")
     one = write_csv(tmp_path / "one.csv", [row for row in rows() if row["label"] == "pos"])
     refused(
         r"one\.csv: classification needs rows of at least two labels in the column 'label'; there is only 'pos'",

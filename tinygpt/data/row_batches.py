@@ -75,6 +75,7 @@ class AllRows:
     def __init__(self, examples: Sequence[Any], batch_size: int, collate: Collate, count: int = 0) -> None:
         if not examples:
             raise UsageError("there are no rows to evaluate on")
+        batch_size = whole_number("rows", "batch_size", batch_size)
         if count:
             chosen = np.argsort(Generator(0, _SPLIT_STREAM).uniform(len(examples)), kind="stable")[: count * batch_size]
             examples = [examples[i] for i in sorted(chosen)]

@@ -19,6 +19,7 @@ from functools import partial
 from typing import Any
 
 from .. import backends, tokenizers
+from ..checks import whole_number
 from ..data.augment import synonyms_in, with_absolute_path
 from ..data.chat_template import template_notes, write_templates
 from ..data.dialogue import TEMPLATE, end_of_text
@@ -228,12 +229,14 @@ def _config(
 ) -> TrainingConfig:
     """The settings of a run over `rows` rows: by default one evaluation and one checkpoint per epoch."""
     values = (dataclasses.asdict(base) if base is not None else DEFAULTS) | given
-    accumulation = values.get("gradient_accumulation", TrainingConfig.gradient_accumulation)
-    per_epoch = -(-rows // (values["batch_size"] * accumulation))
+    together = whole_number("training", "batch_size", values["batch_size"]) * whole_number(
+        "training", "gradient_accumulation", values.get("gradient_accumulation", TrainingConfig.gradient_accumulation)
+    )
+    per_epoch = -(-rows // together)
     if epochs is not None and "steps" in given:
         raise UsageError(_EITHER)
     if epochs is not None and not 0 < epochs < 1e6:
-        raise UsageError(f"epochs must be above 0, not {epochs:g}")
+        raise UsageError(f"epochs must be above 0 and below 1,000,000, not {epochs:g}")
     steps = given.get("steps", max(1, round((EPOCHS if epochs is None else epochs) * per_epoch)))
     if base is not None:
         return dataclasses.replace(base, steps=steps)

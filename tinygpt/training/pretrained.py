@@ -32,6 +32,7 @@ from ..interop.classifier import is_classifier, load_with_tokenizer
 from ..interop.loading import with_tokenizer
 from ..interop.packed_run import shorten
 from ..nn import Parameter
+from ..random import Generator
 from ..tokenizers import Tokenizer
 
 
@@ -68,6 +69,7 @@ def start_from(
     seed: of the dropout masks. classifiers: also accept a classifier. packed: "int8" or "bfloat16", for a base that is
     trained through an adapter; it stays in evaluation mode until it has one. Raises UsageError.
     """
+    Generator(seed)  # else a seed that is none would be taken for a fault of the model's file
     with backends.use_backend("numpy"):
         options: dict[str, Any] = {"revision": revision, "dropout": dropout, "seed": seed}
         if packed is not None:
