@@ -15,9 +15,7 @@ Shakespeare, because the perplexity of random weights means nothing.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import importlib.util
-import os
 import statistics
 import subprocess
 import sys
@@ -167,66 +165,12 @@ def write_models(folder: Path) -> list[str]:
     model.save_pretrained(folder / "gpt2")
     names = list(OURS)
     if importlib.util.find_spec("llama_cpp") and importlib.util.find_spec("gguf"):
-        write_gguf(model, folder / "f32.gguf", half=False)
-        write_gguf(model, folder / "f16.gguf", half=True)
-        quantize_gguf(folder / "f32.gguf", folder / "q8_0.gguf")
+        for name, file in LLAMA.items():  # only the ids count: any tokenizer will do
+            tg.interop.save_gguf(model, tg.tokenizers.ByteTokenizer(), folder / file, dtype=name.split()[-1])
         names += LLAMA
     if importlib.util.find_spec("transformers") and importlib.util.find_spec("torch"):
         names.append(TRANSFORMERS)
     return names
-
-
-def write_gguf(model: GPT, path: Path, half: bool) -> None:
-    import gguf
-
-    config, state = model.config, model.state_dict()
-    writer = gguf.GGUFWriter(str(path), "gpt2")
-    writer.add_context_length(config.block_size)
-    writer.add_embedding_length(config.n_embd)
-    writer.add_block_count(config.n_layer)
-    writer.add_feed_forward_length(config.inner)
-    writer.add_head_count(config.n_head)
-    writer.add_layer_norm_eps(config.layer_norm_epsilon)
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_file_type(1 if half else 0)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list([f"t{i}".encode() for i in range(config.vocab_size)])
-    writer.add_token_types([1] * config.vocab_size)
-    writer.add_token_merges(["a b"])
-    names = {"wte": "token_embd", "wpe": "position_embd", "ln_f": "output_norm", "lm_head": "output"}
-    inner = {
-        "ln_1": "attn_norm", "attn.c_attn": "attn_qkv", "attn.c_proj": "attn_output", "ln_2": "ffn_norm",
-        "mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down",
-    }  # fmt: skip
-    for name, array in state.items():
-        stem, _, kind = name.rpartition(".")
-        if stem.startswith("h."):
-            _, number, part = stem.split(".", 2)
-            stem = f"blk.{number}.{inner[part]}"
-            array = np.ascontiguousarray(array.T) if array.ndim == 2 else array
-        else:
-            stem = names[stem]
-        matrix = half and array.ndim == 2 and stem != "position_embd"
-        writer.add_tensor(f"{stem}.{kind}", array.astype(np.float16) if matrix else array)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
-def quantize_gguf(source: Path, target: Path) -> None:
-    import llama_cpp
-
-    settings = llama_cpp.llama_model_quantize_default_params()
-    settings.ftype = llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0
-    with open(os.devnull, "w") as null:  # it prints a line per tensor
-        saved = os.dup(2)
-        os.dup2(null.fileno(), 2)
-        failed = llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(settings))
-        os.dup2(saved, 2)
-    if failed:
-        raise SystemExit(f"llama.cpp could not quantize {source}")
 
 
 # The tables.

@@ -193,6 +193,27 @@ def test_convert(run: Any, model: Path, directory: Path, tmp_path: Path) -> None
         np.testing.assert_allclose(a.data, b.data, rtol=1e-3, atol=1e-4, err_msg=name)
 
 
+def test_convert_for_llama_cpp(run: Any, model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("gguf", reason="needs the extra gguf: pip install -e '.[gguf]'")
+    path = tmp_path / "new" / "model.gguf"
+    for options, dtype in ((), "f32"), (["--dtype=f16"], "f16"):
+        answer = run("convert", model, path, "--to=gguf", *options)
+        assert (answer.code, answer.err) == (0, "")
+        assert answer.out == f"{path} holds the model in {dtype}: {path.stat().st_size:,} bytes\n"
+        assert path.read_bytes()[:4] == b"GGUF"
+    before = path.read_bytes()
+    for arguments, words in (
+        (["--dtype=q8_0"], "q8_0 packs 32 numbers of a row together, but n_embd is 8: choose f16 or bf16"),
+        (["--dtype=float16"], "dtype must be one of f32, f16, bf16, q8_0, not 'float16'"),
+        (["--max-shard-size=1MB"], "a GGUF file is not split"),
+        (["--merge-lora"], "this model has no adapter"),
+    ):
+        assert_one_sentence(run("convert", model, path, "--to=gguf", *arguments), words)
+    assert_one_sentence(run("convert", model, path.parent, "--to=gguf"), "new is a folder: name the file to write")
+    assert [(entry.name, entry.read_bytes()) for entry in path.parent.iterdir()] == [("model.gguf", before)]
+    assert_one_sentence(run("convert", model, tmp_path / "out", "--dtype=f16"), "dtype must be one of float32, .*'f16'")
+
+
 def test_mistakes_in_convert(run: Any, model: Path, tmp_path: Path) -> None:
     assert_one_sentence(run("convert", tmp_path / "absent", tmp_path / "out"), "there is no folder")
     assert_one_sentence(run("convert", model, tmp_path / "out", "--max-shard-size=big"), "max_shard_size")

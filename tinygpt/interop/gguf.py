@@ -2,7 +2,8 @@
 
 One file holds everything: the sizes, the tokenizer (gguf_vocabulary.py), and the weights under llama.cpp's names. Its
 matrices are (out, in), the transpose of ours, and in the file's `dtype`. Vectors and position embeddings stay in f32,
-as llama.cpp's own converter keeps them. A model without biases gets zeros, which llama.cpp needs.
+as llama.cpp's own converter keeps them. A model without biases gets zeros, which llama.cpp needs. Where the head is the
+token embedding, the file has it once, which llama.cpp reads since March 2025.
 
 | dtype | a number of a matrix | bits |
 |---|---|---|
