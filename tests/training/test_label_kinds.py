@@ -12,6 +12,8 @@ import pytest
 import tinygpt as tg
 from tests.cli.helpers import assert_one_sentence
 from tinygpt import GPTForSequenceClassification, metrics
+from tinygpt.data.labelled import LabelledExamples
+from tinygpt.data.rows import Row
 from tinygpt.tokenizers import ByteTokenizer
 from tinygpt.training import CheckpointFolder, read_metrics
 
@@ -158,6 +160,69 @@ def test_mistakes_are_one_sentence(run: Any, base: Path, tmp_path: Path) -> None
     texts = [{"text": row["text"]} for row in numbers()]
     assert_one_sentence(answer(texts, "--label-kind=multi"), "--label-kind is for the task classify")
     assert not (tmp_path / "run").exists()
+
+
+def in_columns(rows: list[dict[str, Any]], no: Any = 0, yes: Any = 1) -> list[dict[str, Any]]:
+    return [{"id": i, "text": row["text"]} | {name: yes if name in row["label"] else no for name in NAMES}
+            for i, row in enumerate(rows)]  # fmt: skip
+
+
+def test_labels_in_columns_are_those_of_a_list(run: Any, base: Path, tmp_path: Path) -> None:
+    """The same run bit for bit, whether a label's column or a list says it; and resumed, evaluated and tested so."""
+    lists = write(tmp_path / "lists.jsonl", several())
+    command = ["finetune", f"--model={base}", *QUICK, "--steps=4", "--checkpoint-every=2"]
+    assert run(*command, f"--data={lists}", f"--out={tmp_path / 'lists'}").code == 0
+    data, out = write(tmp_path / "columns.jsonl", in_columns(several())), tmp_path / "columns"
+    named = [*command, f"--data={data}", "--label-columns=big, old,red"]
+    answer = run(*named, f"--out={out}", "--steps=2", "--decay-steps=4")
+    assert answer.code == 0, answer.err
+    assert "not read: the column 'id'" in answer.out
+    assert run("finetune", "--resume", f"--out={out}", "--steps=4").code == 0
+    ours, theirs = (CheckpointFolder(folder).load("latest").model for folder in (out, tmp_path / "lists"))
+    for name, array in ours.items():
+        np.testing.assert_array_equal(array, theirs[name], err_msg=name)
+    reports = []
+    for folder, rows in ((out, []), (out, [f"--data={data}"]), (tmp_path / "lists", [f"--data={lists}"])):
+        answer = run("eval", f"--model={folder}", *rows, "--checkpoint=latest", f"--json={tmp_path / 'report.json'}")
+        assert answer.code == 0, answer.err
+        reports.append(json.loads((tmp_path / "report.json").read_text()) | {"data": None})
+    assert reports[1] == reports[2]
+    assert reports[0]["rows"] == 4  # those that were held out
+    assert_one_sentence(run("finetune", "--resume", f"--out={out}", "--label-columns=a,b"), "has the label_columns")
+    answer = run("finetune", f"--model={out}", *named[2:-1], "--label-columns=red,big,old", f"--out={tmp_path / 'on'}")
+    assert answer.code == 0, answer.err
+    assert GPTForSequenceClassification.from_pretrained(tmp_path / "on").label_names == NAMES
+    assert run(*named, f"--out={tmp_path / 'folds'}", "--steps=2", "--folds=2").code == 0
+
+
+@pytest.mark.parametrize(("no", "yes"), [("0", "1"), ("False", "True"), ("0.0", "1.0"), (False, True), (0.0, 1.0)])
+def test_zero_and_one_as_files_write_them(no: Any, yes: Any) -> None:
+    maker = LabelledExamples(ByteTokenizer(), 16, NAMES, "columns")
+    for row, expected in zip(in_columns(several(), no, yes), several(), strict=True):
+        assert [name for name, one in zip(NAMES, maker.make(Row(row, "")).label, strict=True) if one] == expected[
+            "label"
+        ]
+
+
+def test_mistakes_in_columns_are_one_sentence(run: Any, base: Path, tmp_path: Path) -> None:
+    def refused(words: str, columns: str, *more: str, **change: Any) -> None:
+        data = write(tmp_path / "rows.jsonl", [*in_columns(several()), in_columns(several())[0] | change])
+        command = ["finetune", f"--model={base}", f"--data={data}", f"--out={tmp_path / 'run'}", *QUICK]
+        assert_one_sentence(run(*command, f"--label-columns={columns}", *more), words)
+
+    refused("line 41: the column 'old' must be 0 or 1, and it is 2", "big,old", old=2)
+    refused("line 41: the column 'old' must be 0 or 1, and it is missing or null", "big,old", old=None)
+    refused("line 1: there is no column 'new'; there is 'id', 'text', 'big', 'old', 'red'", "big,new")
+    refused("at least two different names with commas between, not 'big'", "big")
+    refused("at least two different names", "big,big")
+    refused("--label-columns is for the task classify, not for the task text", "big,old", "--task=text")
+    refused("--label-columns are several labels a text, not --label-kind number", "big,old", "--label-kind=number")
+    assert not (tmp_path / "run").exists()
+    clf = GPTForSequenceClassification(tg.GPT.from_pretrained(base), 2, label_names=["big", "new"])
+    clf.problem_type = "multi_label_classification"
+    clf.save_pretrained(tmp_path / "clf", tokenizer=ByteTokenizer())
+    refused("must name the labels of the classifier, 'big', 'new', not 'big', 'old'", "big,old",
+            f"--model={tmp_path / 'clf'}")  # fmt: skip
 
 
 def test_the_correlation_of_ranks() -> None:

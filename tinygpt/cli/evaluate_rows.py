@@ -28,9 +28,14 @@ def evaluate_classifier(options: argparse.Namespace, clf: Any, tokenizer: Any, f
     if options.data is None and not (folder / DATA).exists():
         raise UsageError(f"{folder} holds a classifier: give rows with a text and a label, with --data FILE")
     bad = BadRows() if options.skip_bad_rows else None
-    maker = LabelledExamples(tokenizer, clf.config.block_size, clf.label_names, label_kind(clf))
     path = validation_file(folder).path if options.data is None else options.data
-    every = rows_in(path, (TEXT, LABEL), bad, options.encoding)
+    encoding = validation_file(folder).encoding if options.data is None else options.encoding
+    first = next(iter(rows_in(path, (), BadRows(), encoding)), None)
+    kind, columns = label_kind(clf), (TEXT, LABEL)
+    if kind == "multi" and first is not None and first.values.keys() >= {*clf.label_names}:
+        kind, columns = "columns", (TEXT, *clf.label_names)
+    maker = LabelledExamples(tokenizer, clf.config.block_size, clf.label_names, kind)
+    every = rows_in(path, columns, bad, options.encoding)
     rows, examples = make_all(maker.make, _held_out(options, folder, maker) if options.data is None else every, bad)
     if not rows:
         why = f": {bad.sentences[0]}" if bad is not None and bad.sentences else ""

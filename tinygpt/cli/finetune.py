@@ -92,6 +92,8 @@ def _add_label_options(group: argparse._ArgumentGroup) -> None:
         "learned independently; number: a regression (default: multi for lists, otherwise single)"
     )
     group.add_argument("--label-kind", choices=tuple(KINDS), help=words)
+    words = "several labels a text, each in a column of its own, of 0 and 1: toxic,obscene,threat"
+    group.add_argument("--label-columns", metavar="A,B,...", help=words)
     words = "spread this share of a label evenly over all labels, against overconfidence (default: 0)"
     group.add_argument("--label-smoothing", type=float, metavar="X", help=words)
     words = "balanced: every label has the same weight, however rare it is (default: every row has)"

@@ -6,7 +6,7 @@
 | `prompt`, `completion`: texts, or lists of messages of which the completion's answers are learned | sft |
 | `question`, `answer` | sft |
 | `instruction`, `input` (may be empty or missing), `output` | sft |
-| `text`, `label` | classify |
+| `text`, `label`; or `text` and columns that were named, of 0 and 1 for each label | classify |
 | `text` | text |
 
 These are the names that TRL and public data sets use. Unless the task is given, it is that of the first line above
@@ -39,9 +39,23 @@ class Turns(NamedTuple):
     given: int = 0
 
 
-def find_columns(found: Sequence[str], task: str | None, where: str) -> tuple[str, tuple[str, ...]]:
-    """The task and the columns that it reads, from the columns that were found. Raises UsageError if none fit."""
+def find_columns(
+    found: Sequence[str], task: str | None, where: str, labels: Sequence[str] = ()
+) -> tuple[str, tuple[str, ...]]:
+    """The task and the columns that it reads, from the columns that were found. Raises UsageError if none fit.
+
+    labels: columns of 0 and 1, one for each label, in the place of the column `label`.
+    """
     there = set(found)
+    if labels:
+        if task not in (None, "classify"):
+            raise UsageError(f"--label-columns is for the task classify, not for the task {task}: leave it out")
+        for column in ("text", *labels):
+            if column not in there:
+                raise UsageError(
+                    f"{where}: there is no column {column!r}; there is {', '.join(map(repr, found)) or 'none'}"
+                )
+        return "classify", ("text", *labels)
     for columns, its_task in COLUMNS.items():
         if task in (None, its_task) and there.issuperset(columns):
             return its_task, columns

@@ -5,7 +5,8 @@
     ids, labels, lengths = collate_labelled([maker.make(row) for row in rows])
 
 A label is one of the names; a number is converted to text, so that 1 in JSON and "1" in a CSV file are the same. For a
-regression it is a number, and for several labels per text a list of names, or names separated by |.
+regression it is a number, and for several labels per text a list of names, or names separated by |; or each label has a
+column of its own, of 0 and 1.
 
 A text that is longer than the block is truncated: its beginning is kept. Rows of a batch are padded on the right, and
 their lengths say where they end.
@@ -47,7 +48,9 @@ class LabelledExample:
 
 
 class LabelledExamples:
-    """Turns rows into examples. names: of the labels; kind: "single", "multi" or "number".
+    """Turns rows into examples. names: of the labels; kind: "single", "multi", "number" or "columns".
+
+    "columns": as "multi", but each label has a column of its name, of 0 and 1.
 
     labelled: whether the rows have labels; if not, the column is not read.
     """
@@ -90,6 +93,8 @@ class LabelledExamples:
         return ids[: self.block_size].astype(np.int32), len(ids) > self.block_size
 
     def _label(self, row: Row) -> Any:
+        if self.kind == "columns":
+            return np.array([_zero_or_one(row, name) for name in self.names], np.float32)  # (K,)
         value = label_in(row)
         if self.kind == "number":
             return _number(row, value)
@@ -180,6 +185,16 @@ def collate_labelled(examples: Sequence[LabelledExample]) -> tuple[np.ndarray, n
         row[: len(example)] = example.ids
     labels = np.array([np.nan if example.label is None else example.label for example in examples])
     return ids, labels, lengths
+
+
+def _zero_or_one(row: Row, column: str) -> int:
+    """Whether a row has the label of this column, which JSON and CSV write in several ways."""
+    value = row.values.get(column)
+    found = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}.get(str(value).strip().lower())
+    if found is None:
+        what = "missing or null" if value is None else "empty" if value == "" else f"{value!r:.40}"
+        raise UsageError(f"{row.where}: the column {column!r} must be 0 or 1, and it is {what}")
+    return found
 
 
 def _number(row: Row, value: Any) -> float:

@@ -30,10 +30,14 @@ def read_data_facts(folder: Path) -> dict[str, Any]:
             raise ValueError("it names no task and data that this version knows")
         if facts.get("label_kind") not in (None, *KINDS):
             raise ValueError(f"label_kind is none of {', '.join(KINDS)}")
+        columns = facts.get("label_columns") or []
+        if type(columns) is not list or not all(type(name) is str for name in columns):
+            raise ValueError("label_columns are no list of names")
         return {name: facts[name] for name in (
             "model", "data", "valid", "task", "template", "loss_on", "skip_bad_rows", "sha256"
         )} | {name: facts.get(name) for name in (
-            "label_smoothing", "class_weights", "labels", "fold", "augment", "quantize", "label_kind", "encoding"
+            "label_smoothing", "class_weights", "labels", "fold", "augment", "quantize", "label_kind", "encoding",
+            "label_columns",
         )}  # fmt: skip
     except OSError as error:
         raise CheckpointError(

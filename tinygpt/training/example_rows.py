@@ -30,13 +30,16 @@ class Rows:
 
 
 def columns_of(
-    path: str, task: str | None, skip: bool = False, encoding: str = "utf-8"
+    path: str, task: str | None, skip: bool = False, encoding: str = "utf-8", labels: Sequence[str] | None = None
 ) -> tuple[str, tuple[str, ...], list[str]]:
-    """The task, its columns, and the others, from the first row that can be read; with `skip`, that has them."""
+    """The task, its columns, and the others, from the first row that can be read; with `skip`, that has them.
+
+    labels: columns of 0 and 1, in the place of the column `label`.
+    """
     bad = BadRows()
     for row in read_rows(path, encoding, skip_bad=bad if skip else None):
         try:
-            name, columns = find_columns(list(row.values), task, row.where)
+            name, columns = find_columns(list(row.values), task, row.where, labels or ())
             read = {*columns, "input"} if columns[0] == "instruction" else {*columns}
             return name, columns, [column for column in row.values if column not in read]
         except UsageError as error:

@@ -37,7 +37,7 @@ from .configuration import write_configuration
 from .data_facts import UTF_8, read_data_facts, write_data_facts
 from .example_rows import Rows, columns_note, columns_of, labels_note, notes_of, read_examples, split_examples
 from .folder import RunFolder
-from .label_task import LabelTask
+from .label_task import LabelTask, label_columns
 from .loop import Trainer
 from .options import given_options
 from .pretrained import Start, start_from
@@ -107,6 +107,7 @@ def _new(options: argparse.Namespace, folder: RunFolder) -> Finetuning:
         "skip_bad_rows": options.skip_bad_rows, "label_smoothing": options.label_smoothing,
         "class_weights": options.class_weights, "labels": None, "fold": options.fold, "augment": options.augment,
         "quantize": options.quantize, "label_kind": options.label_kind, "encoding": options.encoding,
+        "label_columns": label_columns(options.label_columns),
     }  # fmt: skip
     seed = given.get("seed", TrainingConfig.seed)
     start = start_from(
@@ -137,11 +138,12 @@ def _resumed(options: argparse.Namespace, settings: Settings) -> Finetuning:
     folder = settings.folder
     facts = read_data_facts(folder.path)
     names = ("model", "data", "valid", "task", "template", "loss_on", "label_smoothing", "class_weights", "augment",
-             "quantize", "label_kind", "encoding")  # fmt: skip
+             "quantize", "label_kind", "encoding", "label_columns")  # fmt: skip
     for name in names:
         value = getattr(options, name)
         value = _absolute(value) if name in ("data", "valid") else value
         value = with_absolute_path(value) if name == "augment" and value is not None else value
+        value = label_columns(value) if name == "label_columns" else value
         if value not in (None, facts.get(name)):  # older runs have fewer
             raise CheckpointError(f"the run in {folder} has the {name} {facts.get(name)}, not {value}: leave it out")
     tokenizer = tokenizers.load(folder.path)
@@ -187,7 +189,7 @@ def _prepare(
     facts: dict[str, Any], model: GPT, tokenizer: Tokenizer, config: dict[str, Any], start: Start | None = None
 ) -> Prepared:
     skip, encoding = facts["skip_bad_rows"], facts["encoding"] or UTF_8
-    task_name, columns, others = columns_of(facts["data"], facts["task"], skip, encoding)
+    task_name, columns, others = columns_of(facts["data"], facts["task"], skip, encoding, facts["label_columns"])
     request = Request(
         columns, facts["template"], facts["loss_on"],
         partial(read_rows, facts["data"], encoding, columns, BadRows() if skip else None),

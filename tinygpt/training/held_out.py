@@ -46,7 +46,7 @@ def held_out_rows(folder: Path, checkpoint: str, maker: Any) -> list[Row]:
     facts, file = read_data_facts(folder), validation_file(folder)
     state = CheckpointFolder(folder).load(checkpoint).state
     config = training_config(state, f"the {checkpoint} checkpoint in {folder}")
-    _, columns, _ = columns_of(file.path, file.task, file.skip, file.encoding)
+    _, columns, _ = columns_of(file.path, file.task, file.skip, file.encoding, facts["label_columns"])
     rows: list[Row] = []
 
     def make(row: Row) -> Any:

@@ -23,7 +23,7 @@ import numpy as np
 from ..checks import number
 from ..classifier import GPTForSequenceClassification
 from ..data.augment import Augmentation, read_augmentation, stream_of
-from ..data.labelled import LabelledExample, LabelledExamples, collate_labelled, kind_of, label_names
+from ..data.labelled import LABEL, TEXT, LabelledExample, LabelledExamples, collate_labelled, kind_of, label_names
 from ..data.row_batches import AllRows, RowBatches
 from ..errors import UsageError
 from ..files import shown
@@ -111,7 +111,8 @@ class LabelTask:
         self.files = request.files
         self.classifier = request.classifier
         self.new = self.classifier is None and request.labels is None
-        self.kind = self._kind(request)
+        columns = list(request.columns[1:]) if request.columns[1:] != (LABEL,) else None
+        self.kind = self._kind(request, columns is not None)
         for option, value in (("label-smoothing", request.label_smoothing), ("class-weights", request.class_weights)):
             if value is not None and self.kind != "single":
                 raise UsageError(
@@ -119,6 +120,13 @@ class LabelTask:
                 )
         if self.classifier is not None:
             self.labels = list(self.classifier.label_names)
+            if columns is not None and {*columns} != {*self.labels}:
+                raise UsageError(
+                    f"--label-columns must name the labels of the classifier, {', '.join(map(repr, self.labels))}, "
+                    f"not {', '.join(map(repr, columns))}"
+                )
+        elif columns is not None:
+            self.labels = columns
         elif self.kind == "number":
             self.labels = ["LABEL_0"]  # transformers' name for the only output
         else:
@@ -127,14 +135,18 @@ class LabelTask:
         smoothing = request.label_smoothing or 0.0
         self.smoothing = number("classify", "label_smoothing", smoothing, at_least=0, below=1)
         self.balanced = request.class_weights == BALANCED
-        self.maker = LabelledExamples(tokenizer, model.config.block_size, self.labels, self.kind)
+        how = self.kind if columns is None else "columns"
+        self.maker = LabelledExamples(tokenizer, model.config.block_size, self.labels, how)
         self.augmentation = read_augmentation(request.augment) if request.augment else None
         if self.augmentation is not None:
             self._check_synonyms(self.augmentation)
 
-    def _kind(self, request: Any) -> str:
+    def _kind(self, request: Any, columns: bool) -> str:
         """How the labels are read: as requested, as the starting classifier has them, or "multi" if they are lists."""
         kind: str | None = request.label_kind
+        if columns and kind not in (None, "multi"):
+            raise UsageError(f"--label-columns are several labels a text, not --label-kind {kind}: leave one out")
+        kind = "multi" if columns else kind
         if self.classifier is None or self.classifier.problem_type is None:
             return kind or kind_of(next(iter(request.rows()), None))
         its = next(name for name, problem in KINDS.items() if problem == self.classifier.problem_type)
@@ -227,6 +239,16 @@ class LabelTask:
             return self.maker.with_text(example, text)
 
         return varied
+
+
+def label_columns(names: str | None) -> list[str] | None:
+    """The names in the option --label-columns. Raises UsageError."""
+    if names is None:
+        return None
+    found = [name.strip() for name in names.split(",")]
+    if len(found) < 2 or len({*found}) != len(found) or "" in found or TEXT in found:
+        raise UsageError(f"--label-columns must be at least two different names with commas between, not {names!r}")
+    return found
 
 
 def _require_rows(examples: Sequence[LabelledExample], names: Sequence[str]) -> None:
