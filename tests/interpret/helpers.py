@@ -13,7 +13,7 @@ IDS = [7, 0, 30, 7, 19, 3, 3]
 
 def make_model(dtype: str = "float64", seed: int = 0, **settings: Any) -> tg.GPT:
     """Random weights, none of them special: biases not 0, scales not 1. Dropout, which must not act."""
-    sizes: dict[str, Any] = {"vocab_size": 31, "block_size": 12, "n_layer": 3, "n_head": 4, "n_embd": 16}
+    sizes: dict[str, Any] = {"vocab_size": 31, "block_size": 12, "n_layer": 3, "n_head": 4, "n_embd": 24}
     model = tg.GPT(tg.GPTConfig(**(sizes | {"dropout": 0.3} | settings)), dtype=dtype)
     rng = np.random.default_rng(seed)
     for name, parameter in model.named_parameters():

@@ -32,7 +32,7 @@ def test_a_hook_everywhere_changes_nothing(adapted: bool) -> None:
 
 
 def test_what_is_returned_takes_the_place() -> None:
-    model, x = make_model(), tg.tensor(np.random.default_rng(3).standard_normal((1, len(IDS), 16)))
+    model, x = make_model(), tg.tensor(np.random.default_rng(3).standard_normal((1, len(IDS), 24)))
     with tg.no_grad(), model.evaluating():
         expected = model.head(model.ln_f(model.h[2](x))).data[0]
         with hooked(model, {"h.1": lambda _: x}):
@@ -98,7 +98,7 @@ def test_activations_are_copies_in_the_order_of_the_names() -> None:
     names = ["ln_f", "wte", "h.1.attn.c_attn", "wpe"]
     found = activations(model, tg.tensor(np.array([IDS])), names)
     assert list(found) == names
-    assert [array.shape for array in found.values()] == [(7, 16), (7, 16), (7, 48), (7, 16)]
+    assert [array.shape for array in found.values()] == [(7, 24), (7, 24), (7, 72), (7, 24)]
     assert all(array.dtype == np.float32 and array.flags.owndata for array in found.values())
 
 
@@ -153,7 +153,7 @@ def test_places_that_are_not_computed_once() -> None:
     [
         (lambda x: x.data, DtypeError, "must return None or a tensor of float64, not ndarray"),
         (lambda x: tg.tensor(x.data.astype("float32")), DtypeError, "not one of float32"),
-        (lambda x: x[:, 1:], ShapeError, r"the shape that it got, \(1, 7, 16\), not \(1, 6, 16\)"),
+        (lambda x: x[:, 1:], ShapeError, r"the shape that it got, \(1, 7, 24\), not \(1, 6, 24\)"),
     ],
 )
 def test_what_a_hook_may_not_return(returned: Any, error: type[Exception], words: str) -> None:

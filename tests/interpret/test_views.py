@@ -36,8 +36,8 @@ def test_attention_maps(adapted: bool) -> None:
     for i in range(3):
         found = activations(model, IDS, [f"h.{i}.attn.c_attn", f"h.{i}.attn.c_proj.input"])
         qkv, heads = found.values()
-        v = qkv.reshape(7, 3, 4, 4)[:, 2].transpose(1, 0, 2)  # (H, T, D)
-        np.testing.assert_allclose((maps[i] @ v).transpose(1, 0, 2).reshape(7, 16), heads, rtol=1e-10)
+        v = qkv.reshape(7, 3, 4, 6)[:, 2].transpose(1, 0, 2)  # (H, T, D)
+        np.testing.assert_allclose((maps[i] @ v).transpose(1, 0, 2).reshape(7, 24), heads, rtol=1e-10)
     if adapted:
         np.testing.assert_allclose(maps, attention_maps(merged(model), IDS), rtol=1e-10, atol=1e-14)
 
@@ -56,7 +56,7 @@ class OwnWithWeights(Own):
     def attention_weights(self, h: tg.Tensor) -> tg.Tensor:
         """From the oracle: with one-hot values, attention returns its probabilities."""
         q, k, _ = (
-            x.reshape(1, -1, 4, 4).transpose(0, 2, 1, 3) for x in tg.ops.split(self.inner.c_attn(h), 16, axis=-1)
+            x.reshape(1, -1, 4, 6).transpose(0, 2, 1, 3) for x in tg.ops.split(self.inner.c_attn(h), 24, axis=-1)
         )
         T = h.shape[1]
         return attention_composed(q, k, tg.tensor(np.broadcast_to(np.eye(T), (1, 4, T, T)).copy()))
@@ -104,7 +104,7 @@ def test_a_head_equals_zero_rows_of_c_proj(adapted: bool) -> None:
     assert not np.allclose(found, logits(model))
     model = merged(model) if adapted else model
     for block, head in ((1, 2), (1, 0), (2, 3)):
-        model.h[block].attn.c_proj.weight.data[4 * head : 4 * head + 4] = 0.0
+        model.h[block].attn.c_proj.weight.data[6 * head : 6 * head + 6] = 0.0
     np.testing.assert_allclose(found, logits(model), rtol=1e-10, atol=1e-12)
     assert np.array_equal(texts, model.generate([IDS, IDS[::-1]], 5, do_sample=False))
 
@@ -127,7 +127,7 @@ def test_the_cache_is_kept() -> None:
         assert obstacle_to_a_cache(model) is None
         cache = model.new_cache(1, 12)
         h = model.hidden([IDS], cache).data
-        assert h.shape == (1, 1, 16)
+        assert h.shape == (1, 1, 24)
         np.testing.assert_allclose(h[0, -1], model.hidden([IDS]).data[0, -1], rtol=1e-10)
 
 
@@ -145,8 +145,8 @@ def test_training_with_a_head_off() -> None:
     with ablate(model, heads=[(0, 1)]):
         model.loss([IDS], labels=[IDS]).backward()
     gradient = model.h[0].attn.c_proj.weight.grad
-    assert not gradient[4:8].any()
-    assert gradient[:4].all()
+    assert not gradient[6:12].any()
+    assert gradient[:6].all()
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_heads_of_an_attention_that_has_none() -> None:
 
 def test_gradients_by_differences() -> None:
     """The gradient at a place is what a small change there does to the loss."""
-    model, direction = make_model(), np.random.default_rng(5).standard_normal((1, 7, 16))
+    model, direction = make_model(), np.random.default_rng(5).standard_normal((1, 7, 24))
     found: dict[str, Any] = {}
 
     def loss_at(step: float, place: str) -> float:

@@ -10,6 +10,7 @@ Source: nostalgebraist, "interpreting GPT: the logit lens", LessWrong, 2020.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -29,30 +30,37 @@ def logit_lens(model: LanguageModel, ids: Any) -> np.ndarray:
     """ids (T,) -> (L + 1, T, V): log-probabilities of the next token, from the embeddings and after each block.
 
     `logit_lens(model, ids).argmax(-1)` is the most likely token at each depth and position. Needs (L + 1) T V numbers
-    of memory: 260 MB for GPT-2 at 100 tokens. Raises ShapeError, DtypeError, RangeError for wrong ids, UsageError for a
-    model without blocks and final norm.
+    of memory, 260 MB for GPT-2 at 100 tokens; `lenses` yields one depth at a time. Raises ShapeError, DtypeError,
+    RangeError for wrong ids, UsageError for a model without blocks and final norm.
     """
-    if not isinstance(model, LanguageModel):
-        raise UsageError(
-            f"logit_lens: the model must be a LanguageModel, whose head predicts tokens, not {_kind(model)}"
-        )
-    idx = one_text("logit_lens", model, ids)
-    body: Any = model
-    names = block_names("logit_lens", model)[:-1]  # after the last block, the model's own logits say it
-    streams: dict[str, list[Tensor]] = {name: [] for name in names}
-    with no_grad(), model.evaluating():
-        with hooked(model, {name: values.append for name, values in streams.items()}):
-            last = checked_logits(model, idx)  # (1, T, V)
-        found = np.empty((len(names) + 1, *last.shape[1:]), host(last.data[:, :0]).dtype)
-        for i, name in enumerate(names):
-            x = once("logit_lens", name, streams.pop(name))  # (1, T, C)
-            found[i] = _log_probabilities(body.head(body.ln_f(x)))
-        found[-1] = _log_probabilities(last)
+    count, found = len(block_names("logit_lens", model)), np.empty(0)
+    for i, part in enumerate(lenses(model, ids)):
+        if i == 0:
+            found = np.empty((count, *part.shape), part.dtype)
+        found[i] = part
     return found
 
 
-def _kind(model: object) -> str:
-    return f"a {type(model).__name__}"
+def lenses(model: LanguageModel, ids: Any) -> Iterator[np.ndarray]:
+    """The L + 1 parts (T, V) of `logit_lens`, one at a time."""
+    if not isinstance(model, LanguageModel):
+        what = type(model).__name__
+        raise UsageError(f"logit_lens: the model must be a LanguageModel, whose head predicts tokens, not a {what}")
+    idx = one_text("logit_lens", model, ids)
+    names = block_names("logit_lens", model)[:-1]  # after the last block, the model's own logits say it
+    streams: dict[str, list[Tensor]] = {name: [] for name in names}
+    with no_grad(), model.evaluating(), hooked(model, {name: values.append for name, values in streams.items()}):
+        last = checked_logits(model, idx)  # (1, T, V)
+    for name in names:
+        yield _log_probabilities(_read(model, once("logit_lens", name, streams.pop(name))))
+    yield _log_probabilities(last)
+
+
+def _read(model: Any, x: Tensor) -> Tensor:
+    """x (1, T, C) of the residual stream -> logits (1, T, V), by the final norm and the head."""
+    with no_grad(), model.evaluating():
+        logits: Tensor = model.head(model.ln_f(x))
+    return logits
 
 
 def _log_probabilities(logits: Tensor) -> np.ndarray:
