@@ -1,4 +1,4 @@
-"""The command line: `tinygpt train | finetune | sample | chat | tokenize | eval | predict | convert | doctor`.
+"""The command line, `tinygpt COMMAND`.
 
     tinygpt train --data FILE --out FOLDER
     tinygpt finetune --model FOLDER --data FILE.jsonl --out FOLDER
@@ -7,6 +7,7 @@
     tinygpt chat --model gpt2
     tinygpt eval --model FOLDER --data FILE
     tinygpt predict --model FOLDER --data FILE --out FILE.jsonl
+    tinygpt explain --model FOLDER --text TEXT --out FILE.html
     tinygpt convert FOLDER TARGET
     tinygpt doctor
 
@@ -20,7 +21,7 @@ SIGTERM, 129 by SIGHUP (the terminal was closed): a training run saves its state
 | `rows` | what `evaluate` and `predict` share: the rows of a file, and the file of predictions |
 | `answers` | a language model's answers to rows with prompts, and their quality |
 | `generating` | the options for model, prompt and sampling; generating the text |
-| `train`, `finetune`, `sample`, `chat`, `tokenize`, `evaluate`, `convert`, `doctor` | the commands |
+| `train`, `finetune`, `sample`, `chat`, `tokenize`, `evaluate`, `explain`, `convert`, `doctor` | the commands |
 | `trying`, `sweep` | trying a run before it begins: `--dry-run`, `--lr-find`; searching over settings: `--sweep` |
 | `predict`, `evaluate_rows` | the commands on rows |
 | `cross_validation` | `finetune --folds` |
@@ -48,6 +49,7 @@ COMMANDS = {
     "tokenize": "encode texts into token files ahead of training, or convert those of nanoGPT and llm.c",
     "eval": "compute the loss of a model on a text, or the accuracy of a classifier",
     "predict": "label the texts in a file, or answer its prompts",
+    "explain": "write a page that shows how a model processes a text",
     "convert": "convert a training run, a GPT-2 directory or nanoGPT's ckpt.pt to the Hugging Face format",
     "doctor": "report what tinygpt finds on this machine, and what to install",
 }

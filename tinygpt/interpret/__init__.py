@@ -29,6 +29,7 @@
 | `ablation.py` | `ablate`: heads and blocks switched off |
 | `layer_statistics.py` | size and spread of activations and their gradients |
 | `drawing.py` | `tinygpt.draw`: the graph of a computation as SVG; `graph_facts.py`: `record_gradients`; `layout.py` |
+| `explanation.py`, `page.py` | `tinygpt explain`: `page(title, explain(model, tokenizer, text))` is its HTML |
 | `text.py` | what they share: one text of ids, the blocks of a model |
 
 `model` is a GPT, another LanguageModel with blocks `h` and a final norm `ln_f`, or a classifier on one. It may have an
@@ -41,13 +42,15 @@ from __future__ import annotations
 from .ablation import ablate
 from .attention_maps import attention_maps
 from .drawing import Picture, draw
+from .explanation import Explanation, explain
 from .graph_facts import record_gradients
 from .hooks import activations, hooked
 from .layer_statistics import LayerStatistics, Summary, layer_statistics
 from .logit_lens import logit_lens
+from .page import page
 from .saliency import saliency
 
 __all__ = [
-    "LayerStatistics", "Picture", "Summary", "ablate", "activations", "attention_maps", "draw", "hooked",
-    "layer_statistics", "logit_lens", "record_gradients", "saliency",
+    "Explanation", "LayerStatistics", "Picture", "Summary", "ablate", "activations", "attention_maps", "draw",
+    "explain", "hooked", "layer_statistics", "logit_lens", "page", "record_gradients", "saliency",
 ]  # fmt: skip
