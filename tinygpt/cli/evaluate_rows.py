@@ -120,7 +120,8 @@ def _learned(options: argparse.Namespace, folder: Path) -> str:
     from ..training.held_out import learned_from
 
     if options.data is None:
-        return ", from which the run did not learn"
+        chosen = "" if options.checkpoint == "latest" else "; but they chose its best weights"
+        return f", from which the run did not learn{chosen}"
     if learned_from(folder, options.data):
         return "; the run learned from rows of this file: leave --data out to evaluate it on the others"
     return ""
