@@ -239,6 +239,12 @@ def test_mistakes(run: Any, base: Path, data: Path, tmp_path: Path) -> None:
     refused(r"valid\.csv: the 6 validation rows all have the label 'pos'", "--valid", valid)
     two = write_csv(tmp_path / "two.csv", rows(2))
     refused(r"two\.csv: the label 'pos' has no rows to train on", file=two)
+    quotes = tmp_path / "quotes.csv"
+    quotes.write_text('text,label\na,neg\n"b \\"c\\"",pos\n')
+    mended = (
+        r"line 3: this is not a row: ',' expected after '\"': a quotation mark inside a quoted field must be doubled"
+    )
+    refused(rf"^[^:]+: {quotes}, {mended}$", file=quotes)  # the file is named once
     other = write_csv(tmp_path / "other.csv", [*rows(3), {"text": "x", "label": "unsure"}])
     refused("other.csv, line 5: the label 'unsure' is not one of the model's 2", "--valid", other)
     empty = write_csv(tmp_path / "empty.csv", [*rows(3), {"text": "x", "label": ""}])

@@ -247,4 +247,5 @@ def separator_hint(names: Sequence[str]) -> str:
 def _csv_reason(error: csv.Error, begin: int, end: int) -> str:
     if "unexpected end of data" in str(error):
         return f"a quotation mark opens a field that has not ended at the end of the file, in line {end}: close it"
-    return f"this is not a row: {error}{f' (in line {end})' if end > begin else ''}"
+    hint = ": a quotation mark inside a quoted field must be doubled" if "expected after" in str(error) else ""
+    return f"this is not a row: {error}{f' (in line {end})' if end > begin else ''}{hint}"

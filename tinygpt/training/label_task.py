@@ -170,9 +170,10 @@ class LabelTask:
         try:
             yield
         except UsageError as error:
-            if self.files is None:
+            name = "" if self.files is None else shown(self.files[part])
+            if str(error).startswith(name):  # an error about a row names its file and line
                 raise
-            raise UsageError(f"{shown(self.files[part])}: {error}") from error
+            raise UsageError(f"{name}: {error}") from error
 
     def _check_synonyms(self, augmentation: Augmentation) -> None:
         """Raise UsageError for a synonym outside the vocabulary, before training meets it."""
