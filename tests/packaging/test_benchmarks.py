@@ -51,6 +51,15 @@ def test_each_script_tells_its_options(name: str) -> None:
 
 
 @pytest.mark.slow
+def test_all_ways_of_encoding_give_the_same_tokens() -> None:
+    pytest.importorskip("tokenizers", reason="needs the extra bpe: pip install -e '.[bpe]'")
+    lines = [line.strip("| ").split(" | ") for line in run("data", "--size=0.3", "--vocab-size=500").splitlines()]
+    tokens = {cells[0]: cells[-1] for cells in lines if len(cells) == 6 and cells[0] != "way"}
+    assert tokens["tinygpt, bpe"] == tokens["tokenizers"] == tokens.get("tiktoken", tokens["tokenizers"])
+    assert 300_000 <= int(tokens["tinygpt, characters"].replace(",", "")) < 310_000
+
+
+@pytest.mark.slow
 def test_every_row_of_ours_has_pytorch_s_body() -> None:
     pytest.importorskip("torch", reason="PyTorch is not installed")
     ours, theirs = script("ops_ours"), script("ops_torch")

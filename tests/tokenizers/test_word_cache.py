@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import random
 import sys
 import threading
 import unicodedata
@@ -18,7 +20,7 @@ from tinygpt.kernel import compiled_part, use_kernels
 from tinygpt.tokenizers import BPETokenizer, word_cache
 from tinygpt.tokenizers.word_cache import WordCache, awkward, classes, merges_of
 
-pytest.importorskip("tokenizers", reason="needs the extra bpe: pip install -e '.[bpe]'")
+library = pytest.importorskip("tokenizers", reason="needs the extra bpe: pip install -e '.[bpe]'")
 
 TRAINING = "the quick brown fox's tail, they're 42 foxes; café 中文 2023 ½ \n\n  don't you_know <|endoftext|> " * 3
 # Everything that the expression treats in a way of its own, drawn often.
@@ -77,6 +79,41 @@ def test_the_ids_are_those_of_the_library(
     with small(chunk, new, many), use_kernels(bodies):
         assert [cache.encode(text).tolist() for text in texts] == wanted
         assert [ids.tolist() for ids in cache.encode_batch(texts)] == wanted
+
+
+def texts_of_few_characters() -> Iterator[str]:
+    """Every text of up to four characters of these, and longer ones of many."""
+    for length in (1, 2, 3, 4):
+        yield from map("".join, itertools.product("a' \ns1é.", repeat=length))
+    yield from (
+        f"a'{first}{second}{third}" for first, second, third in itertools.product("stmdrevlx ", "evl'x", ["", "a"])
+    )
+    dice = random.Random(0)
+    for _ in range(300):
+        yield "".join(dice.choices("ab中 \n\t'srevldm0٣_-.\u3000\u0301😀", k=dice.randrange(5, 60)))
+        yield "".join(chr(dice.choice((dice.randrange(0x3000), dice.randrange(0xD800), 32, 97))) for _ in range(20))
+
+
+def test_the_words_are_those_of_the_library() -> None:
+    """Whatever their ids are: by `re`, by its form for ASCII, and compiled."""
+    for text in texts_of_few_characters():
+        check_words(text)
+
+
+def check_words(text: str) -> None:
+    split = library.pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str(text)
+    wanted = [span for _, span in split]
+    if awkward().search(text) is None:
+        assert [match.span() for match in word_cache._WORD.finditer(text)] == wanted
+        if text.isascii():
+            assert [match.span() for match in word_cache._ASCII_WORD.finditer(text)] == wanted
+    if (make := compiled_part("WordTable")) is not None:
+        table, ends = make(), np.array([len(text)])
+        found, counts = table.find(text.encode("utf-32-le"), classes(text.isascii()), ends)
+        assert (counts[0, 0] < 0) == (awkward().search(text) is not None)
+        if counts[0, 0] >= 0:
+            assert table.missing(ends, found, counts) == wanted
+            assert counts[:, 0].tolist() == [len(wanted), len(wanted), 0]
 
 
 @pytest.mark.parametrize("bodies", BODIES)

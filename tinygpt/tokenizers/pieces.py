@@ -26,7 +26,7 @@ from ..errors import UsageError
 
 PAUSES = "\u3001\u3002\uff01\uff0c\uff1a\uff1b\uff1f"  # Chinese and Japanese comma, full stop and similar
 BOUNDARY = re.compile(rf"(?<=\S)[\t-\r \u3000]|(?<=[\u4e00-\u9fa5])[{PAUSES}]")
-LONGEST = 1 << 22  # characters of a word
+LONGEST = 1 << 24  # characters of a word
 _WINDOW = 1 << 12  # search the end of the text first: it nearly always has a boundary
 
 

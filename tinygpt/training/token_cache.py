@@ -7,8 +7,9 @@ read when the entry was made, so a text that changes meanwhile makes no wrong en
 where there is an entry with these settings whose files have the same sizes and ends, so a first run costs nothing.
 
 The cache is for what takes long: BPE, words and WordPiece, of texts of 1 MB and more. Characters and bytes are encoded
-about as fast as a text is hashed. A pipe can't be read twice, so it is not cached. Beyond 8 GB, or half of what is
-free, what was used least recently is removed. To clear the cache, delete the folder.
+in 10 ms per MB; hashing the text and copying two bytes for each would take a third of that, and the disk space. A pipe
+can't be read twice, so it is not cached. Beyond 8 GB, or half of the free space, the least recently used entries are
+removed. To clear the cache, delete the folder.
 """
 
 from __future__ import annotations
