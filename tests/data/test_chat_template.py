@@ -107,6 +107,12 @@ def test_a_template_that_is_not_read_is_named(
     answer = run("finetune", f"--model={base}", f"--data={rows}", f"--out={tmp_path / 'run'}", *QUICK)
     assert answer.code == 0, answer.err
     assert words in answer.out
+    for command in ("eval", "predict"):
+        answer = run(command, f"--model={base}", f"--data={rows}", "--max-new-tokens=2")
+        assert answer.code == 0, answer.err
+        assert f"[Answering in the usual template for these columns: {words}.]" in answer.err
+    answer = run("chat", f"--model={base}", f"--template={base / 'chat_template.jinja'}")
+    assert_one_sentence(answer, "chat_template.jinja is in Jinja, which tinygpt does not read: write it as a TOML file")
     (base / "chat_template.jinja").unlink()
     (base / "tokenizer_config.json").write_text(json.dumps({"chat_template": [
         {"name": "tool_use", "template": "x"}, {"name": "default", "template": "{{ messages }}"}]}))  # fmt: skip

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +16,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from .. import console
+from ..console import Lenient
+from ..data.chat_template import other_template
 from ..data.columns import COLUMNS, Turns, dialogue_of, find_columns, is_conversation
 from ..data.dialogue import TEMPLATE, Dialogue, Template
 from ..data.rows import Row
@@ -38,6 +41,8 @@ def template_name(options: argparse.Namespace, folder: Path) -> str | None:
     """The template that was given, or the file of the model's own; None: the usual one for the columns."""
     if options.template is not None:
         return str(options.template)
+    if (words := other_template(folder)) is not None:
+        print(f"[Answering in the usual template for these columns: {words}.]", file=Lenient(sys.stderr), flush=True)
     return str(folder / TEMPLATE) if (folder / TEMPLATE).exists() else None
 
 

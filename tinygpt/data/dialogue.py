@@ -125,6 +125,8 @@ def read_template(name_or_file: str) -> Template:
     path = Path(name_or_file)
     if not path.exists():
         raise UsageError(f"there is no template {name_or_file!r}: use one of {', '.join(PRESETS)}, or a TOML file")
+    if path.suffix == ".jinja":
+        raise UsageError(f"the template {path} is in Jinja, which tinygpt does not read: write it as a TOML file")
     try:
         with explain_os_errors("read", path):
             content: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
