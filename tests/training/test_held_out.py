@@ -81,8 +81,9 @@ def test_validation_rows_of_their_own_and_those_of_a_fold(run: Any, figures: Any
     data, valid = reviews(tmp_path / "reviews.csv"), reviews(tmp_path / "valid.csv", 40, 49)
     options = ["--model", base, "--data", data, *QUICK]
     assert run("finetune", *options, "--valid", valid, "--out", tmp_path / "clf").code == 0
-    report, _, _ = figures(tmp_path / "clf")
+    report, _, said = figures(tmp_path / "clf")
     assert (report["rows"], report["data"]) == (9, str(valid))
+    assert f"{valid}: 9 rows, those of --valid; but they chose its best weights\n" in said
     assert report["loss"] == pytest.approx(best(tmp_path / "clf")["validation_loss"], rel=1e-5)
     assert run("finetune", *options, "--folds=3", "--out", tmp_path / "cv").code == 0
     summary = json.loads((tmp_path / "cv" / "folds.json").read_text())["folds"]

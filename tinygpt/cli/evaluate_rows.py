@@ -117,11 +117,12 @@ def _held_out(options: argparse.Namespace, folder: Path, maker: Any) -> list[Row
 
 def _learned(options: argparse.Namespace, folder: Path) -> str:
     """What the run in the folder has to do with the rows."""
-    from ..training.held_out import learned_from
+    from ..training.held_out import learned_from, validation_file
 
     if options.data is None:
+        given = validation_file(folder).part == "validation"  # which may repeat what was learned
         chosen = "" if options.checkpoint == "latest" else "; but they chose its best weights"
-        return f", from which the run did not learn{chosen}"
+        return f", {'those of --valid' if given else 'from which the run did not learn'}{chosen}"
     if learned_from(folder, options.data):
         return "; the run learned from rows of this file: leave --data out to evaluate it on the others"
     return ""
