@@ -88,7 +88,7 @@ def test_a_field_of_any_length(tmp_path: Path) -> None:
         ("t.jsonl", '{"text": ' + "[" * 100_000, "line 1: this is not JSON: too deeply nested"),
         ("t.jsonl", '{"text": ' + "1" * 5000 + "}", "line 1: this is not JSON: Exceeds the limit"),
         ("t.jsonl", '["text"]', "line 1: expected a JSON object with named columns, not an array"),
-        ("t.jsonl", '[\n{"text": 1}\n]', r"line 1: a JSON array begins here, not one object a line"),
+        ("t.jsonl", '[\n{"text": 1}\n]', r"line 1: a JSON array begins here, not one object per line"),
         ("t.jsonl", "true", "line 1: expected a JSON object .* not a truth value"),
         ("t.jsonl", '{"txt": 1, "b": 2}', "line 1: the column 'text' is missing; there is 'txt', 'b'"),
         ("t.jsonl", "{}", "line 1: the column 'text' is missing; there is none"),
@@ -163,7 +163,7 @@ def test_blanks_around_the_name_of_a_column_are_no_part_of_it(tmp_path: Path) ->
 
 @pytest.mark.parametrize("content", ['[{"text": "a"}, {"text": "b"}]', '[\n{"text": "a"}\n]'])
 def test_a_json_array_of_objects_is_told_from_json_lines(tmp_path: Path, content: str) -> None:
-    with pytest.raises(UsageError, match=r"line 1: .*one object a line \(`jq -c '\.\[\]'` converts it\)"):
+    with pytest.raises(UsageError, match=r"line 1: .*one object per line \(`jq -c '\.\[\]'` converts it\)"):
         list(read_rows(write(tmp_path, "t.json", content)))
 
 

@@ -234,7 +234,7 @@ def test_a_tokenizer_of_another_model(run: Any, out: Path, tmp_path: Path) -> No
 )  # fmt: skip
 def test_what_is_no_meta_pkl(tmp_path: Path, content: bytes, words: str) -> None:
     (tmp_path / "meta.pkl").write_bytes(content)
-    with pytest.raises(CheckpointError, match=f"meta.pkl is no meta.pkl of nanoGPT: .*{words}"):
+    with pytest.raises(CheckpointError, match=f"meta.pkl is not nanoGPT's meta.pkl: .*{words}"):
         interop.nanogpt.read_tokenizer(tmp_path)
 
 
@@ -265,7 +265,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
         checkpoint(wanted(), model_args=ARGUMENTS | {"n_layer": "2"}), "model_args in .* are not valid: .*n_layer"
     ),
     "impossible sizes": (checkpoint(wanted(), model_args=ARGUMENTS | {"n_head": 5}), "must be a multiple of n_head"),
-    "a number for arguments": (checkpoint(wanted(), model_args=7), "its model_args are no dictionary"),
+    "a number for arguments": (checkpoint(wanted(), model_args=7), "its model_args are not a dictionary"),
     "a billion layers": (
         checkpoint(wanted(), model_args=ARGUMENTS | {"n_layer": 10**9}),
         r"are only 28 arrays, too few for the 1000000000 layers in model_args",

@@ -155,7 +155,7 @@ def names_in(row: Row, value: Any) -> list[Any]:
 
 
 def kind_of(row: Row | None) -> str:
-    """How the labels are to be read, from a row: "multi" if it has a list of them. Other kinds have to be asked for."""
+    """How to read the labels, from a row: "multi" if it has a list of them. Other kinds must be requested."""
     return "multi" if row is not None and isinstance(row.values.get(LABEL), list) else "single"
 
 

@@ -151,7 +151,7 @@ def _json_rows(lines: Iterable[str], columns: Sequence[str], refuse: Refuse) -> 
             values = json.loads(line)
         except (ValueError, RecursionError) as error:
             if number == 1 and line.lstrip()[:1] == "[":
-                refuse(number, f"a JSON array begins here, not one object a line ({_CONVERT})")
+                refuse(number, f"a JSON array begins here, not one object per line ({_CONVERT})")
             else:
                 refuse(number, f"this is not JSON: {_reason(error)}")
             continue
@@ -167,7 +167,7 @@ def _wrong_values(values: Any, line: str, columns: Sequence[str]) -> str:
     if not isinstance(values, dict):
         kind = {list: "an array", str: "a string", bool: "a truth value", type(None): "null"}
         objects = isinstance(values, list) and values and all(isinstance(value, dict) for value in values)
-        hint = f": write one object a line ({_CONVERT})" if objects else ""
+        hint = f": write one object per line ({_CONVERT})" if objects else ""
         return f"expected a JSON object with named columns, not {kind.get(type(values), 'a number')}{hint}"
     missing = [column for column in columns if column not in values]
     if missing:

@@ -3,19 +3,19 @@
     model = tinygpt.GPT.from_pretrained("out-shakespeare-char/ckpt.pt")     # or the folder, if it holds no other model
     tinygpt.interop.convert("out/ckpt.pt", folder, tokenizer="data/shakespeare_char/meta.pkl")
 
-A checkpoint is a dictionary that `torch.save` wrote (torch_file.py): `model`, the weights; `model_args`, the sizes; the
-optimizer's state, the settings and the best loss of the run, whose numbers are never read.
+A checkpoint is a dictionary written by `torch.save` (torch_file.py): `model`, the weights; `model_args`, the sizes; and
+the optimizer's state, the settings and the best loss of the run, which are never read.
 
 | nanoGPT | here |
 |---|---|
-| `_orig_mod.` and `module.` before the names, by torch.compile and DistributedDataParallel | left out |
-| `weight` of c_attn, c_proj and c_fc: (out, in), as nn.Linear has it | (in, out): read along the other axis |
+| the prefixes `_orig_mod.` and `module.` of torch.compile and DistributedDataParallel | removed |
+| `weight` of c_attn, c_proj and c_fc: (out, in), as in nn.Linear | (in, out): read transposed |
 | nn.GELU(), exact | activation_function="gelu" |
 | bias=False | the same |
-| lm_head.weight, which is wte.weight | tied |
-| vocab_size=50304, of which GPT-2's tokenizer has 50257 | the same: ids without a text are never generated |
+| lm_head.weight, the same as wte.weight | tied |
+| vocab_size=50304, of which GPT-2's tokenizer uses 50257 | the same: ids without text are never generated |
 
-nanoGPT's first versions computed GELU with tanh, and no file says so: for those, convert the checkpoint and set
+nanoGPT's first versions computed GELU with tanh, which no file records: for those, convert the checkpoint and set
 activation_function to gelu_new in config.json.
 """
 
@@ -38,8 +38,8 @@ from .torch_tensors import Refused, Tensor
 from .weights import ADAPTER_CONFIG
 
 CHECKPOINT, META = "ckpt.pt", "meta.pkl"
-SUFFIXES = (".pt", ".pth")  # of a file that is taken for a checkpoint of nanoGPT
-_OF_OTHERS = (CONFIG, "checkpoints.json", ADAPTER_CONFIG)  # files that tell what else a folder holds
+SUFFIXES = (".pt", ".pth")  # of a file that is read as a nanoGPT checkpoint
+_OF_OTHERS = (CONFIG, "checkpoints.json", ADAPTER_CONFIG)  # files of other kinds of models
 _SIZES = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
 _WRAPPERS = re.compile(r"(_orig_mod\.|module\.)+")
 _LINEAR = re.compile(r".*\.(c_attn|c_proj|c_fc)\.weight")
@@ -54,7 +54,7 @@ class NanoGPTFile(TorchFile):
 
     kind = "checkpoint of nanoGPT"
     config: GPTConfig
-    text: str | None  # the name of what it was trained on, of a folder in nanoGPT's `data`
+    text: str | None  # the text that it was trained on: the name of a folder in nanoGPT's `data`
 
     def _tensors(self, value: Any) -> dict[str, Tensor]:
         if type(value) is not dict or not {"model", "model_args"} <= value.keys():
@@ -76,14 +76,14 @@ class NanoGPTFile(TorchFile):
 
     def _config(self, arguments: Any) -> GPTConfig:
         if type(arguments) is not dict:
-            raise Refused("its model_args are no dictionary")
+            raise Refused("its model_args are not a dictionary")
         unknown = sorted(str(name)[:60] for name in arguments if name not in (*_SIZES, "bias", "dropout"))
         missing = [name for name in _SIZES if name not in arguments]
         if unknown or missing:
             what = f"have {', '.join(map(repr, unknown[:5]))}" if unknown else f"lack {', '.join(missing)}"
             raise CheckpointError(
-                f"the model_args in {self.path} {what}, so it is no model of nanoGPT but of another program: convert "
-                "it to a GPT-2 directory there, if it is a GPT-2"
+                f"the model_args in {self.path} {what}, so it is not nanoGPT's but another program's: convert it to a "
+                "GPT-2 directory there, if it is a GPT-2"
             )
         try:
             return GPTConfig.from_dict({**arguments, "activation_function": "gelu"})
@@ -91,7 +91,7 @@ class NanoGPTFile(TorchFile):
             raise CheckpointError(f"the model_args in {self.path} are not valid: {error}") from error
 
     def _other(self, value: Any) -> CheckpointError:
-        """The error for what torch.save can write as well."""
+        """The error for anything else that torch.save can write."""
         names = [str(name)[:40] for name in value] if type(value) is dict else []
         if names and all(type(tensor) is Tensor for tensor in value.values()):
             return CheckpointError(
@@ -100,7 +100,7 @@ class NanoGPTFile(TorchFile):
             )
         there = f"a dictionary with {', '.join(map(repr, names[:5]))}" if names else f"a {type(value).__name__}"
         return CheckpointError(
-            f"{self.path} is no checkpoint of nanoGPT, which has 'model' and 'model_args': it holds {there}"
+            f"{self.path} is not a nanoGPT checkpoint, which has 'model' and 'model_args': it holds {there}"
         )
 
 
@@ -135,7 +135,7 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def require_fit(tokenizer: Tokenizer, checkpoint: Path) -> None:
-    """Raise CheckpointError unless the vocabulary is that of the checkpoint, or less by what pads it."""
+    """Raise CheckpointError unless the vocabulary has the size of the checkpoint's, apart from padding."""
     with NanoGPTFile(checkpoint) as file:
         ids = file.config.vocab_size
     if not 0 <= ids - tokenizer.vocab_size < _PADDING:
@@ -166,7 +166,7 @@ def read_meta(path: Path) -> CharTokenizer:
     try:
         return CharTokenizer(_characters(unpickle(content)[0]))
     except (Refused, UsageError) as error:
-        raise CheckpointError(f"{path} is no {META} of nanoGPT: {error}") from error
+        raise CheckpointError(f"{path} is not nanoGPT's {META}: {error}") from error
 
 
 def _characters(value: Any) -> str:
@@ -187,7 +187,7 @@ def _characters(value: Any) -> str:
 
 
 def _whose(checkpoint: Path) -> str:
-    """Where the tokenizer of a checkpoint is to be found."""
+    """Where to find the tokenizer of a checkpoint."""
     with NanoGPTFile(checkpoint) as file:
         ids, text = file.config.vocab_size, file.text
     if ids in (50257, 50304):

@@ -12,7 +12,8 @@ loss = evaluate(model, validation_tokens)           # over the whole text
 | `settings`, `config`, `presets`, `options` | the settings of a run, from the command line or its checkpoint |
 | `configuration` | the settings as a TOML file: --config, and the config.toml of each run |
 | `text`, `corpus`, `text_facts` | the text of a run: its tokenizer and token file; its files; text.json |
-| `tokenizer_training`, `token_folder` | training a BPE or word tokenizer; text that was tokenized ahead |
+| `tokenizer_training` | training a BPE or word tokenizer on the training part of the text |
+| `token_folder`, `token_cache` | text that was tokenized ahead; a cache of encoded texts |
 | `run` | the parts of a run of `tinygpt train`: model, trainer, summary, final loss |
 | `finetuning`, `example_rows` | a run of `tinygpt finetune`; its rows |
 | `data_facts`, `held_out` | data.json; the run's validation rows, read again |

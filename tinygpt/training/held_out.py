@@ -58,8 +58,8 @@ def held_out_rows(folder: Path, checkpoint: str, maker: Any) -> list[Row]:
     found = read_examples(file.path, columns, task, file.skip, file.encoding)
     if found.sha256 != facts["sha256"].get(file.part):
         raise UsageError(
-            f"the file {shown(file.path)} has changed since the run in {folder} began, so its validation rows are not "
-            "known any more: restore it, or give rows with --data FILE"
+            f"the file {shown(file.path)} has changed since the run in {folder} began, so its validation rows are no "
+            "longer known: restore it, or give rows with --data FILE"
         )
     if file.part == "validation":
         return rows

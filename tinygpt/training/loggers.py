@@ -259,7 +259,7 @@ class Logger:
         what = " ".join(str(error).split())[:300]
         tqdm.write(
             f"step {self.trainer.state.step}: the logger {self.name} failed ({type(error).__name__}: {what}) and is "
-            "not used any more; the run continues, and metrics.jsonl has everything",
+            "no longer used; the run continues, and metrics.jsonl has everything",
             file=Lenient(stream),
         )
 

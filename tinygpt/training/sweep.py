@@ -38,13 +38,14 @@ EXAMPLE = '"lr=1e-4,3e-4 dropout=0,0.1"'
 _PLACE = frozenset({"out", "overwrite"})
 _LOSS = frozenset({
     "add_token", "block_size", "class_weights", "clean", "cross_documents", "data", "encoding", "eval_batches",
-    "eval_every", "files", "folds", "init_from", "label_kind", "loss_on", "model", "newlines", "pack", "preset",
+    "eval_every", "files", "folds", "init_from", "label_columns", "label_kind", "loss_on", "model", "newlines", "pack",
+    "preset",
     "revision", "skip_bad_files", "skip_bad_rows", "task", "template", "tokenizer", "valid", "validation_fraction",
     "vocab_size",
 })  # fmt: skip
 _NOTHING = frozenset({
-    "backend", "checkpoint_every", "cuda_graphs", "detect_anomaly", "final_eval", "log_every", "log_to", "sample_every",
-    "sample_prompt", "sample_tokens", "watts",
+    "backend", "checkpoint_every", "cuda_graphs", "detect_anomaly", "final_eval", "log_every", "log_to", "no_cache",
+    "sample_every", "sample_prompt", "sample_tokens", "watts",
 })  # fmt: skip
 _OTHERS = frozenset({
     "augment", "epochs", "label_smoothing", "lora_alpha", "lora_dropout", "lora_rank", "lora_targets", "max_minutes",

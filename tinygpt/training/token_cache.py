@@ -1,15 +1,16 @@
-"""Token files that are kept, so that a second run on the same text with the same settings need not encode it again.
+"""A cache of token files, so that a second run on the same text with the same settings need not encode it again.
 
-An entry is a folder `tokens/KEY` in the cache folder (`tinygpt.data.cache_folder`): the token file, the tokenizer that
-was learned, and entry.json, which has what text.json says and the SHA-256 of each file. KEY is a hash of all that the
-tokens follow from: the settings, the versions of what encodes, and the bytes of the text. These are the bytes that were
-read when the entry was made, so a text that changes meanwhile makes no wrong entry. The text is hashed beforehand only
-where there is an entry with these settings whose files have the same sizes and ends, so a first run costs nothing.
+An entry is a folder `tokens/KEY` in the cache folder (`tinygpt.data.cache_folder`): the token file, the trained
+tokenizer, and entry.json with the content of text.json and the SHA-256 of each file. KEY is a hash of everything that
+determines the tokens: the settings, the versions of the encoding libraries, and the bytes of the text. These are the
+bytes that were read when the entry was made, so a text that changes meanwhile makes no wrong entry. A text is hashed in
+advance only if there is an entry with these settings whose files have the same sizes and ends, so a first run is not
+slowed down.
 
-The cache is for what takes long: BPE, words and WordPiece, of texts of 1 MB and more. Characters and bytes are encoded
-in 10 ms per MB; hashing the text and copying two bytes for each would take a third of that, and the disk space. A pipe
-can't be read twice, so it is not cached. Beyond 8 GB, or half of the free space, the least recently used entries are
-removed. To clear the cache, delete the folder.
+Only slow encodings are cached: BPE, words and WordPiece, of texts of at least 1 MB. Characters and bytes are encoded in
+10 ms per MB; hashing the text and copying two bytes for each would take a third of that, and the disk space. A pipe
+can't be read twice, so it is not cached. When the entries exceed 8 GB, or half of the free space, the least recently
+used ones are removed. To clear the cache, delete the folder.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ FORMAT = 1  # raise it when the same settings give other tokens
 _ENTRY = "entry.json"
 _LEAST = 1 << 20  # bytes: shorter texts are encoded in less than a second
 _MOST = 8 << 30  # bytes of all entries
-_ENDS = 4096  # bytes of a file's beginning and end that tell it from others of its size
+_ENDS = 4096  # bytes of a file's beginning and end that distinguish it from others of the same size
 _BLOCK = 1 << 20
 _A_DAY = 86400.0  # seconds; a temporary folder older than this was left by a killed process
 _KEY = r"[0-9a-f]{32}-[0-9a-f]{32}"
