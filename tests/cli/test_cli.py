@@ -102,7 +102,10 @@ def test_every_setting_is_an_option_with_its_default() -> None:
     words = " ".join(parser.format_help().split())
     for name in ("--lr", "--batch-size", "--no-bias", "--eval-batches", "--layer-norm-epsilon", "--detect-anomaly"):
         assert name in words
-    assert "rows in a batch (default: 12 for tiny, 12 for fast, 64 for baby, 4 for gpt2, 4 for gpt2-medium, " in words
+    sizes = "64 for baby, 4 for gpt2 and gpt2-medium, 2 for gpt2-large, 1 for gpt2-xl, otherwise 12"
+    assert f"rows in a batch (default: {sizes})" in words
+    rates = "0.02 for fast, 0.0006 for gpt2, 0.0003 for gpt2-medium, 0.00025 for gpt2-large, 0.0002 for gpt2-xl"
+    assert f"(default: {rates})" in words  # the others have the optimizer's, which the help text names
     for preset in PRESETS.values():
         TrainingConfig(**preset.training)
 

@@ -51,8 +51,12 @@ def add_field_options(
 def _defaults(setting: dataclasses.Field[Any], presets: Mapping[str, Mapping[str, Any]]) -> str:
     values = {name: preset.get(setting.name, setting.default) for name, preset in presets.items()}
     if len(set(map(repr, values.values()))) > 1:
-        given = {name: value for name, value in values.items() if value is not None}
-        return " (default: " + ", ".join(f"{value} for {name}" for name, value in given.items()) + ")"
+        names: dict[Any, list[str]] = {}
+        for name, value in values.items():
+            names.setdefault(value, []).append(name)
+        usual = None if None in names else max(names, key=lambda value: len(names[value]))
+        fewer = [f"{value} for {' and '.join(names[value])}" for value in names if value not in (None, usual)]
+        return f" (default: {', '.join(fewer)}{'' if usual is None else f', otherwise {usual}'})"
     default = next(iter(values.values()), setting.default)
     return "" if default is None else f" (default: {default})"  # None: the help text explains the default
 
