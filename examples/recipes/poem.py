@@ -41,7 +41,8 @@ import tinygpt as tg
 from tinygpt.cli import exit_with
 from tinygpt.console import say
 from tinygpt.data.rows import Row as FileRow
-from tinygpt.training.tasks import AnswerTask, Request, TextTask, end_of_text
+from tinygpt.training.task_options import TaskOptions
+from tinygpt.training.tasks import AnswerTask, TextTask, end_of_text
 
 PACKAGE = Package(
     "chinese-poetry", "2.0.1", "chinese-poetry-2.0.1.tgz",
@@ -128,8 +129,8 @@ def counted(
 ) -> tuple[float, list[str]]:
     """Of trigrams of the same tokens: the loss per token on the answers of the test part, and answers of their own."""
     language, tokenizer = tg.interop.load(model)
-    answers = AnswerTask(Request(("question", "answer"), "lines"), language, tokenizer).maker
-    whole = TextTask(Request(("text",)), language, tokenizer).maker
+    answers = AnswerTask(TaskOptions(("question", "answer"), "lines"), language, tokenizer).maker
+    whole = TextTask(TaskOptions(("text",)), language, tokenizer).maker
     known = [answers.make(FileRow(row, "")) for row in train] + [whole.make(FileRow({"text": t}, "")) for t in texts]
     trigrams = Trigrams((example.ids.tolist() for example in known), language.config.vocab_size)
     stops = set(tokenizer.encode("\n").tolist()) | {end_of_text(language, tokenizer)}

@@ -20,7 +20,8 @@ from tinygpt.data.rows import Row
 from tinygpt.gpt import GPT, GPTConfig
 from tinygpt.tokenizers import ByteTokenizer
 from tinygpt.training import CheckpointFolder, Trainer, TrainingConfig, mean_loss, read_metrics
-from tinygpt.training.tasks import AnswerTask, Request, TextTask
+from tinygpt.training.task_options import TaskOptions
+from tinygpt.training.tasks import AnswerTask, TextTask
 
 QUICK = ["--epochs=2", "--batch-size=4", "--lr=0.01", "--log-every=2"]
 
@@ -71,8 +72,8 @@ def examples_of(task: Any) -> list[Any]:
 
 def task_of(name: str, gpt: GPT) -> Any:
     if name == "text":
-        return TextTask(Request(("text",)), gpt, ByteTokenizer())
-    return AnswerTask(Request(("prompt", "completion"), "lines", name), gpt, ByteTokenizer())
+        return TextTask(TaskOptions(("text",)), gpt, ByteTokenizer())
+    return AnswerTask(TaskOptions(("prompt", "completion"), "lines", name), gpt, ByteTokenizer())
 
 
 @pytest.mark.parametrize("name", ["text", "answer", "all"])

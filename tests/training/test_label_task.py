@@ -18,7 +18,7 @@ from tinygpt.interop.classifier import load_with_tokenizer
 from tinygpt.tokenizers import ByteTokenizer
 from tinygpt.training import CheckpointFolder, TrainingConfig, read_metrics
 from tinygpt.training.label_task import BALANCED, LabelTask
-from tinygpt.training.tasks import Request
+from tinygpt.training.task_options import TaskOptions
 
 QUICK = ["--steps=20", "--batch-size=8", "--lr=0.02", "--log-every=10", "--eval-every=10", "--warmup-steps=2"]
 
@@ -138,8 +138,8 @@ def test_any_split_into_micro_batches_has_the_gradient_of_the_whole(parts: int) 
     """With class weights too, where a mean of the parts' means would be another loss."""
     body = tg.GPT(tg.GPTConfig(256, 16, 1, 2, 16), seed=2, dtype=np.float64)
     content = rows(10)
-    request = Request(("text", "label"), labels=["neg", "pos"], label_smoothing=0.1, class_weights=BALANCED)
-    task = LabelTask(request, body, ByteTokenizer())
+    options = TaskOptions(("text", "label"), labels=["neg", "pos"], label_smoothing=0.1, class_weights=BALANCED)
+    task = LabelTask(options, body, ByteTokenizer())
     examples = [task.maker.make(Row(row, "")) for row in content]
     objective = task.objective(examples, examples, TrainingConfig(steps=1))
     clf = task.model_on(body)
@@ -198,8 +198,8 @@ def test_a_small_file_is_split_so_that_both_parts_have_both_labels(run: Any, bas
 
 def test_a_label_that_only_validation_has_is_an_error() -> None:
     labelled = [Row({"text": "x", "label": name}, "") for name in ("neg", "pos", "rare")]
-    request = Request(("text", "label"), rows=lambda: labelled)
-    task = LabelTask(request, tg.GPT(tg.GPTConfig(256, 16, 1, 2, 16)), ByteTokenizer())
+    options = TaskOptions(("text", "label"), rows=lambda: labelled)
+    task = LabelTask(options, tg.GPT(tg.GPTConfig(256, 16, 1, 2, 16)), ByteTokenizer())
     train = [task.maker.make(Row(row, "")) for row in rows(6)]
     other = task.maker.make(Row({"text": "x", "label": "rare"}, ""))
     with pytest.raises(tg.UsageError, match="the label 'rare' has no rows to train on, only for validation"):

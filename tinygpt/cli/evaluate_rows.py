@@ -60,7 +60,8 @@ def evaluate_language_model(options: argparse.Namespace, model: Any, tokenizer: 
     from ..data.row_batches import AllRows
     from ..training import mean_loss
     from ..training.held_out import validation_file
-    from ..training.tasks import AnswerTask, Request, TextTask
+    from ..training.task_options import TaskOptions
+    from ..training.tasks import AnswerTask, TextTask
     from .answers import Answers, answer_report, columns_of, template_name
 
     path, encoding, skip, its = options.data, options.encoding, options.skip_bad_rows, None
@@ -79,8 +80,8 @@ def evaluate_language_model(options: argparse.Namespace, model: Any, tokenizer: 
     if task == "text" and options.predictions:
         raise UsageError("--predictions is for rows with labels or answers: on a text there is only a loss")
     name = template_name(options, folder) if task == "sft" else options.template
-    request = Request(columns, name, rows=lambda: all_rows)
-    asked = (AnswerTask if task == "sft" else TextTask)(request, model, tokenizer)
+    task_options = TaskOptions(columns, name, rows=lambda: all_rows)
+    asked = (AnswerTask if task == "sft" else TextTask)(task_options, model, tokenizer)
     if options.data is None:
         all_rows, bad = _held_out(options, folder, asked.maker), None
     rows, examples = make_all(asked.maker.make, all_rows, bad)

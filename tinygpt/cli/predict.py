@@ -75,7 +75,8 @@ def _labels(options: argparse.Namespace, clf: Any, tokenizer: Any, bad: BadRows 
 
 def _answers(options: argparse.Namespace, model: Any, tokenizer: Any, folder: Path, bad: BadRows | None) -> Found:
     from ..data import Row
-    from ..training.tasks import AnswerTask, Request
+    from ..training.task_options import TaskOptions
+    from ..training.tasks import AnswerTask
     from .answers import Answers, asked, first_that, prompt_columns, template_name
 
     given = rows_in(options.data, (), bad, options.encoding)
@@ -86,8 +87,8 @@ def _answers(options: argparse.Namespace, model: Any, tokenizer: Any, folder: Pa
         raise UsageError(f"there is no prompt in {options.data} to answer")
     columns = first_that(every, options.skip_bad_rows, prompt_columns)
     rows, _ = make_all(lambda row: asked(row, columns), every, bad)
-    request = Request(columns, template_name(options, folder), rows=lambda: rows)
-    template = AnswerTask(request, model, tokenizer).template
+    task_options = TaskOptions(columns, template_name(options, folder), rows=lambda: rows)
+    template = AnswerTask(task_options, model, tokenizer).template
     assert template is not None
     answers = Answers(model, tokenizer, template, options.max_new_tokens).to_all(rows, columns)
     return rows, 0, ({"prediction": answer} for answer in answers)

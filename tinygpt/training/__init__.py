@@ -17,7 +17,7 @@ loss = evaluate(model, validation_tokens)           # over the whole text
 | `run` | the parts of a run of `tinygpt train`: model, trainer, summary, final loss |
 | `finetuning`, `example_rows` | a run of `tinygpt finetune`; its rows |
 | `data_facts`, `held_out` | data.json; the run's validation rows, read again |
-| `tasks`, `label_task`, `adapters` | what a model is fine-tuned for; classification; LoRA |
+| `tasks`, `task_options`, `label_task`, `adapters` | what a model is fine-tuned for; classification; LoRA |
 | `pretrained`, `export` | starting from a pretrained model; exporting the model for other programs |
 | `folder` | the run's folder, and which files it may touch |
 | `accumulation`, `graphed_step`, `loss_scale` | gradient accumulation; CUDA graphs; loss scaling for float16 |

@@ -43,7 +43,8 @@ from .options import given_options
 from .pretrained import Start, start_from
 from .run import make_model, rehearse
 from .settings import Settings, check_settings, choose_settings
-from .tasks import TASKS, AnswerTask, Request
+from .task_options import TaskOptions
+from .tasks import TASKS, AnswerTask
 
 EPOCHS = 3
 _EITHER = "give either --epochs or --steps, not both"
@@ -190,14 +191,14 @@ def _prepare(
 ) -> Prepared:
     skip, encoding = facts["skip_bad_rows"], facts["encoding"] or UTF_8
     task_name, columns, others = columns_of(facts["data"], facts["task"], skip, encoding, facts["label_columns"])
-    request = Request(
+    options = TaskOptions(
         columns, facts["template"], facts["loss_on"],
         partial(read_rows, facts["data"], encoding, columns, BadRows() if skip else None),
         facts["labels"], facts["label_smoothing"], facts["class_weights"], facts["augment"],
         start and start.classifier, facts.get("label_kind"), (facts["data"], facts["valid"] or facts["data"]),
         None if start is None else start.template,
     )  # fmt: skip
-    task = TASKS[task_name](request, model, tokenizer)
+    task = TASKS[task_name](options, model, tokenizer)
     rows = read_examples(facts["data"], columns, task, skip, encoding)
     notes = columns_note(task_name, others) + notes_of(rows, facts["data"], model.config.block_size)
     notes += labels_note(rows.examples, task.labels or ())

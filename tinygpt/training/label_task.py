@@ -37,6 +37,7 @@ from ..tensor import Tensor
 from ..tokenizers import Tokenizer, UnknownCharacterError
 from .config import TrainingConfig
 from .objective import Batch, Objective
+from .task_options import TaskOptions
 
 BALANCED = "balanced"
 KINDS = {"single": SINGLE, "multi": MULTI, "number": REGRESSION}
@@ -104,16 +105,16 @@ class LabelTask:
     name: ClassVar[str] = "classify"
     template = None
 
-    def __init__(self, request: Any, model: Any, tokenizer: Tokenizer) -> None:
-        for option, value in (("--template", request.template), ("--loss-on", request.loss_on)):
+    def __init__(self, options: TaskOptions, model: Any, tokenizer: Tokenizer) -> None:
+        for option, value in (("--template", options.template), ("--loss-on", options.loss_on)):
             if value is not None:
                 raise UsageError(f"{option} is for prompts with answers, not for the task classify: leave it out")
-        self.files = request.files
-        self.classifier = request.classifier
-        self.new = self.classifier is None and request.labels is None
-        columns = list(request.columns[1:]) if request.columns[1:] != (LABEL,) else None
-        self.kind = self._kind(request, columns is not None)
-        for option, value in (("label-smoothing", request.label_smoothing), ("class-weights", request.class_weights)):
+        self.files = options.files
+        self.classifier = options.classifier
+        self.new = self.classifier is None and options.labels is None
+        columns = list(options.columns[1:]) if options.columns[1:] != (LABEL,) else None
+        self.kind = self._kind(options, columns is not None)
+        for option, value in (("label-smoothing", options.label_smoothing), ("class-weights", options.class_weights)):
             if value is not None and self.kind != "single":
                 raise UsageError(
                     f"--{option} is for one label per text, not for --label-kind {self.kind}: leave it out"
@@ -131,24 +132,24 @@ class LabelTask:
             self.labels = ["LABEL_0"]  # transformers' name for the only output
         else:
             with self._naming(0):
-                self.labels = list(request.labels or label_names(request.rows(), self.kind == "multi"))
-        smoothing = request.label_smoothing or 0.0
+                self.labels = list(options.labels or label_names(options.rows(), self.kind == "multi"))
+        smoothing = options.label_smoothing or 0.0
         self.smoothing = number("classify", "label_smoothing", smoothing, at_least=0, below=1)
-        self.balanced = request.class_weights == BALANCED
+        self.balanced = options.class_weights == BALANCED
         how = self.kind if columns is None else "columns"
         self.maker = LabelledExamples(tokenizer, model.config.block_size, self.labels, how)
-        self.augmentation = read_augmentation(request.augment) if request.augment else None
+        self.augmentation = read_augmentation(options.augment) if options.augment else None
         if self.augmentation is not None:
             self._check_synonyms(self.augmentation)
 
-    def _kind(self, request: Any, columns: bool) -> str:
+    def _kind(self, options: TaskOptions, columns: bool) -> str:
         """How the labels are read: as requested, as the starting classifier has them, or "multi" if they are lists."""
-        kind: str | None = request.label_kind
+        kind: str | None = options.label_kind
         if columns and kind not in (None, "multi"):
             raise UsageError(f"--label-columns are several labels a text, not --label-kind {kind}: leave one out")
         kind = "multi" if columns else kind
         if self.classifier is None or self.classifier.problem_type is None:
-            return kind or kind_of(next(iter(request.rows()), None))
+            return kind or kind_of(next(iter(options.rows()), None))
         its = next(name for name, problem in KINDS.items() if problem == self.classifier.problem_type)
         if kind not in (None, its):
             raise UsageError(

@@ -12,41 +12,22 @@ To add a task, write a class here and add its columns to `tinygpt/data/columns.p
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from ..data.columns import VERBATIM, is_conversation
 from ..data.dialogue import Template, end_of_text, read_template
 from ..data.examples import AnswerExamples, Example, TextExamples, collate
 from ..data.row_batches import AllRows, RowBatches
-from ..data.rows import Row
 from ..errors import UsageError
 from ..gpt import GPT
 from ..tokenizers import Tokenizer
 from .config import TrainingConfig
 from .label_task import LabelTask
 from .objective import Objective
+from .task_options import TaskOptions
 
 LOSS_ON = ("answer", "all")
-
-
-@dataclass(frozen=True)
-class Request:
-    """What a task is built from: its columns, and the command-line options that concern it."""
-
-    columns: tuple[str, ...]
-    template: str | None = None
-    loss_on: str | None = None
-    rows: Callable[[], Iterable[Row]] = tuple  # the rows to train on, for a task that must know them to begin
-    labels: Sequence[str] | None = None  # those of the run that is resumed
-    label_smoothing: float | None = None
-    class_weights: str | None = None
-    augment: str | None = None
-    classifier: Any = None  # the one that the run starts from
-    label_kind: str | None = None
-    files: tuple[str, str] | None = None  # with the rows for training and for validation: what an error names
-    own_template: Template | None = None  # the one that the model was trained in before
 
 
 class TextTask:
@@ -57,13 +38,13 @@ class TextTask:
     labels: Sequence[str] | None = None
     synonyms_sha256: str | None = None
 
-    def __init__(self, request: Request, model: GPT, tokenizer: Tokenizer) -> None:
-        for option, value in (("--template", request.template), ("--loss-on", request.loss_on)):
+    def __init__(self, options: TaskOptions, model: GPT, tokenizer: Tokenizer) -> None:
+        for option, value in (("--template", options.template), ("--loss-on", options.loss_on)):
             if value is not None:
                 raise UsageError(
                     f"{option} is for dialogues and prompts with answers, not for the task text: leave it out"
                 )
-        _refuse_label_options(self.name, request)
+        _refuse_label_options(self.name, options)
         self.maker = TextExamples(tokenizer, model.config.block_size, end_of_text(model, tokenizer))
 
     def model_on(self, body: GPT) -> Any:
@@ -84,12 +65,12 @@ class AnswerTask(TextTask):
 
     name = "sft"
 
-    def __init__(self, request: Request, model: GPT, tokenizer: Tokenizer) -> None:
-        _refuse_label_options(self.name, request)
+    def __init__(self, options: TaskOptions, model: GPT, tokenizer: Tokenizer) -> None:
+        _refuse_label_options(self.name, options)
         end = end_of_text(model, tokenizer)
-        self.template = _template(request, end)
-        loss_on = request.loss_on or LOSS_ON[0]
-        self.maker = AnswerExamples(tokenizer, model.config.block_size, end, request.columns, self.template, loss_on)
+        self.template = _template(options, end)
+        loss_on = options.loss_on or LOSS_ON[0]
+        self.maker = AnswerExamples(tokenizer, model.config.block_size, end, options.columns, self.template, loss_on)
         if end is None:  # generation must stop at the text with which the model has learned to end its answers
             model.generation_config = dict(model.generation_config) | {"stop_strings": list(self.template.stops)}
 
@@ -97,27 +78,27 @@ class AnswerTask(TextTask):
 TASKS: dict[str, Any] = {task.name: task for task in (TextTask, AnswerTask, LabelTask)}
 
 
-def _refuse_label_options(task: str, request: Request) -> None:
-    if request.classifier is not None:
+def _refuse_label_options(task: str, options: TaskOptions) -> None:
+    if options.classifier is not None:
         raise UsageError(
             f"the model is a classifier, which has no head for the task {task}: give rows with the columns text and "
             "label, or start from a language model"
         )
     for option, value in (
-        ("--label-smoothing", request.label_smoothing), ("--class-weights", request.class_weights),
-        ("--augment", request.augment), ("--label-kind", request.label_kind),
+        ("--label-smoothing", options.label_smoothing), ("--class-weights", options.class_weights),
+        ("--augment", options.augment), ("--label-kind", options.label_kind),
     ):  # fmt: skip
         if value is not None:
             raise UsageError(f"{option} is for the task classify, not for the task {task}: leave it out")
 
 
-def _template(request: Request, end: int | None) -> Template:
+def _template(options: TaskOptions, end: int | None) -> Template:
     """The template that was asked for, or else the model's own, or else the usual one for the columns."""
-    if request.template is None and request.own_template is not None:
-        return request.own_template
-    first = next(iter(request.rows()), None) if request.template is None else None
-    conversation = first is not None and is_conversation(first, request.columns)
-    return read_template(request.template or _default_template(request.columns, end, conversation))
+    if options.template is None and options.own_template is not None:
+        return options.own_template
+    first = next(iter(options.rows()), None) if options.template is None else None
+    conversation = first is not None and is_conversation(first, options.columns)
+    return read_template(options.template or _default_template(options.columns, end, conversation))
 
 
 def _default_template(columns: tuple[str, ...], end: int | None, conversation: bool) -> str:
