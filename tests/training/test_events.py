@@ -266,7 +266,7 @@ def test_ids_that_the_model_lacks_are_found_before_anything_is_written(tmp_path:
 
 
 def test_ids_are_looked_at_stretch_by_stretch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tinygpt.training.vocabulary._CHUNK", 64)
+    monkeypatch.setattr("tinygpt.data.token_range._CHUNK", 64)
     tokens = TRAIN.copy()
     tokens[499] = 300
     with pytest.raises(UsageError, match=r"the id 300 \(at position 499\).*vocab_size of 301"):

@@ -3,9 +3,9 @@
     tokens = open_bin("train.bin", vocab_size=50257)           # (N,), memory-mapped
     write_bin("train.bin", tokens, "llm.c")
 
-nanoGPT's contain nothing but the ids, as uint16. Its meta.pkl, which holds the vocabulary, is a pickle, which could run
-code when it is loaded, so it is not read: the vocabulary size must be given. llm.c's begin with a header of 256 32-bit
-numbers: 20240520, version 1, the number of tokens, with uint16 ids; or 20240801 and version 7, with uint32 ids.
+nanoGPT's contain nothing but the ids, as uint16, so the vocabulary size must be given. llm.c's begin with a header of
+256 32-bit numbers: 20240520, version 1, the number of tokens, with uint16 ids; or 20240801 and version 7, with uint32
+ids.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 
 from ..checks import check_tokens, whole_number
-from ..errors import CheckpointError, RangeError, UsageError
+from ..errors import CheckpointError, UsageError
 from ..files import atomic_write, explain_os_errors, shown
+from .token_range import check_range
 from .tokens import division_bytes, token_dtype, write_header
 
 FORMATS = ("nanogpt", "llm.c")
@@ -74,19 +75,6 @@ def _layout(path: Path, header: np.ndarray, size: int) -> tuple[int, int, np.dty
             f"{shown(path)} is not a token file of nanoGPT or llm.c: it has {size} bytes, but an id takes 2"
         )
     return 0, size // 2, np.dtype("<u2")
-
-
-def check_range(tokens: np.ndarray, vocab_size: int, name: str) -> None:
-    """Raise RangeError if there is an id outside 0 .. vocab_size - 1."""
-    for begin in range(0, len(tokens), _CHUNK):
-        chunk = np.asarray(tokens[begin : begin + _CHUNK])
-        wrong = (chunk < 0) | (chunk >= vocab_size)
-        if wrong.any():
-            position = int(wrong.argmax())
-            raise RangeError(
-                f"{name} has the id {chunk[position]} at position {begin + position}, but a vocabulary of {vocab_size} "
-                f"has the ids 0 .. {vocab_size - 1}: was it made by another tokenizer?"
-            )
 
 
 def write_bin(path: str | os.PathLike[str], tokens: Any, format: str) -> None:

@@ -21,7 +21,7 @@ loss = evaluate(model, validation_tokens)           # over the whole text
 | `pretrained`, `export` | starting from a pretrained model; exporting the model for other programs |
 | `folder` | the run's folder, and which files it may touch |
 | `accumulation`, `graphed_step`, `loss_scale` | gradient accumulation; CUDA graphs; loss scaling for float16 |
-| `divergence`, `vocabulary` | non-finite numbers; ids outside the vocabulary |
+| `divergence` | non-finite numbers |
 | `optimizers` | the optimizer, its schedule and the average of the weights, from the settings |
 | `epochs` | --epochs, and the report on padding and packed rows |
 | `evaluation`, `final_evaluation` | the validation loss; that of the best weights at the end |

@@ -17,11 +17,12 @@ import numpy as np
 
 from ..checkpoint import fingerprint
 from ..data import DataLoader, RandomBatches, SequentialBatches
+from ..data.token_range import first_outside
+from ..errors import RangeError
 from ..tensor import Tensor
 from .accumulation import count_targets
 from .config import TrainingConfig
 from .evaluation import FixedBatches, mean_loss
-from .vocabulary import check_vocabulary
 
 Batch = tuple[np.ndarray, ...]
 
@@ -84,7 +85,18 @@ class TextObjective(Objective):
             validation = FixedBatches(validation_tokens, rows, T, config.eval_batches)
         else:
             validation = SequentialBatches(validation_tokens, rows, T)
-        check_vocabulary("training", batches.tokens, model.config.vocab_size)
-        check_vocabulary("validation", validation_tokens, model.config.vocab_size)
+        _check_ids("training", batches.tokens, model.config.vocab_size)
+        _check_ids("validation", validation_tokens, model.config.vocab_size)
         super().__init__(batches, validation, rows * T, data)
         self.same_shapes = not batches.padded
+
+
+def _check_ids(part: str, tokens: np.ndarray, vocab_size: int) -> None:
+    """Raise RangeError if `tokens`, (N,), contain an id that the model does not have."""
+    outside = first_outside(tokens, vocab_size)
+    if outside is not None:
+        raise RangeError(
+            f"the {part} tokens contain the id {outside[1]} (at position {outside[0]}), but the model has the ids 0 .. "
+            f"{vocab_size - 1}: were they made by another tokenizer? Encode the text again, or make a model with a "
+            f"vocab_size of {int(tokens.max()) + 1} or more"
+        )

@@ -24,7 +24,7 @@ import numpy as np
 from .. import tokenizers
 from ..console import say
 from ..data import CharacterVocabulary, open_tokens, read_text, shakespeare, split, write_documents
-from ..data.token_bins import check_range
+from ..data.token_range import check_range
 from ..data.tokens import write_token_parts
 from ..errors import UsageError
 from ..files import explain_os_errors, shown, user_path
