@@ -39,9 +39,8 @@ _PLACE = frozenset({"out", "overwrite"})
 _LOSS = frozenset({
     "add_token", "block_size", "class_weights", "clean", "cross_documents", "data", "encoding", "eval_batches",
     "eval_every", "files", "folds", "init_from", "label_columns", "label_kind", "loss_on", "model", "newlines", "pack",
-    "preset",
-    "revision", "skip_bad_files", "skip_bad_rows", "task", "template", "tokenizer", "valid", "validation_fraction",
-    "vocab_size",
+    "preset", "revision", "skip_bad_files", "skip_bad_rows", "task", "template", "tokenizer", "valid",
+    "validation_fraction", "vocab_size",
 })  # fmt: skip
 _NOTHING = frozenset({
     "backend", "checkpoint_every", "cuda_graphs", "detect_anomaly", "final_eval", "log_every", "log_to", "no_cache",
