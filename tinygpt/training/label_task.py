@@ -114,11 +114,12 @@ class LabelTask:
         self.new = self.classifier is None and options.labels is None
         columns = list(options.columns[1:]) if options.columns[1:] != (LABEL,) else None
         self.kind = self._kind(options, columns is not None)
-        for option, value in (("label-smoothing", options.label_smoothing), ("class-weights", options.class_weights)):
-            if value is not None and self.kind != "single":
-                raise UsageError(
-                    f"--{option} is for one label per text, not for --label-kind {self.kind}: leave it out"
-                )
+        for option, given in (
+            ("--label-smoothing", options.label_smoothing is not None),
+            ("--class-weights", options.class_weights is not None),
+        ):
+            if given and self.kind != "single":
+                raise UsageError(f"{option} is for one label per text, not for --label-kind {self.kind}: leave it out")
         if self.classifier is not None:
             self.labels = list(self.classifier.label_names)
             if columns is not None and {*columns} != {*self.labels}:
