@@ -176,6 +176,20 @@ def test_ids(case: Case) -> None:
         assert llama.detokenize(wanted).decode() == text
 
 
+def test_one_token_ends_a_text(case: Case) -> None:
+    """Where a file names no end token, llama.cpp takes token 11, whatever that is."""
+    llama, end, V = loaded(case, "f32"), case.tokenizer.eos_token_id, case.model.config.vocab_size
+    vocabulary = llama_cpp.llama_model_get_vocab(llama.model)
+    ends = [token for token in range(llama.n_vocab()) if llama_cpp.llama_vocab_is_eog(vocabulary, token)]
+    assert ends == [llama.token_eos()]
+    if end is not None:
+        assert ends == [end]
+    elif isinstance(case.tokenizer, CharTokenizer):
+        assert ends == [V]  # the spare one
+    else:
+        assert case.tokenizer.token_bytes(ends) == b"\xff"
+
+
 def test_special_tokens(tmp_path: Path) -> None:
     tokenizer = BPETokenizer.train(ENGLISH * 3, 290, ("<|endoftext|>", "<|pad|>")).with_tokens(["<name>"])
     model = GPT(GPTConfig(vocab_size=tokenizer.vocab_size + 3, **SHAPE))
