@@ -9,6 +9,7 @@ import pytest
 
 import tinygpt as tg
 from tests.interpret.helpers import IDS, logits, make_model, with_adapter
+from tinygpt import nn
 from tinygpt.errors import DtypeError, RangeError, ShapeError, UsageError
 from tinygpt.interpret import activations, hooked
 from tinygpt.interpret.hooks import wrapped
@@ -74,7 +75,8 @@ def test_removed_after_an_error() -> None:
 
 @pytest.mark.parametrize("adapted", [False, True])
 @pytest.mark.parametrize("positionwise", [False, True])
-def test_generation(adapted: bool, positionwise: bool) -> None:
+@pytest.mark.parametrize("place", ["h.0.mlp", "h.0.attn", "h.1"])
+def test_generation(place: str, adapted: bool, positionwise: bool) -> None:
     """Hooks act while text is generated; with the promise the cache is kept, and each token is seen once."""
     model = with_adapter(make_model()) if adapted else make_model()
     lengths: list[int] = []
@@ -83,11 +85,11 @@ def test_generation(adapted: bool, positionwise: bool) -> None:
         lengths.append(x.shape[1])
         return x * 2.0
 
-    with hooked(model, {"h.0.mlp": double}, positionwise=positionwise):
+    with hooked(model, {place: double}, positionwise=positionwise):
         found = model.generate([IDS], 4, do_sample=False)
     assert lengths == ([7, 1, 1, 1] if positionwise else [7, 8, 9, 10])
     ids = [*IDS]
-    with hooked(model, {"h.0.mlp": lambda x: x * 2.0}):
+    with hooked(model, {place: lambda x: x * 2.0}):
         for _ in range(4):
             ids.append(int(logits(model, ids)[-1].argmax()))
     assert found[0].tolist() == ids
@@ -185,12 +187,52 @@ def test_another_model_is_refused() -> None:
         activations(tg.nn.Linear(2, 2), IDS)
 
 
+@pytest.mark.parametrize("promises", [(True, False), (False, True), (True, True)])
+def test_generation_under_two_hooks(promises: tuple[bool, bool]) -> None:
+    """The cache is kept only if both promise that they are positionwise."""
+    model, lengths = make_model(), list[int]()
+    with (
+        hooked(model, {"h.1": lambda x: lengths.append(x.shape[1])}, positionwise=promises[0]),
+        hooked(model, {"h.1": lambda x: x * 2.0}, positionwise=promises[1]),
+    ):
+        found = model.generate([IDS], 3, do_sample=False)
+    assert lengths == ([7, 1, 1] if all(promises) else [7, 8, 9])
+    with hooked(model, {"h.1": lambda x: x * 2.0}):
+        assert np.array_equal(found, model.generate([IDS], 3, do_sample=False))
+
+
+def test_a_promise_does_not_cover_the_layer() -> None:
+    """A layer of a user's own that needs the whole text gets it, whatever a hook on it promises."""
+
+    class Mean(nn.Module):
+        def forward(self, h: tg.Tensor) -> tg.Tensor:
+            return h + h.mean(axis=1, keepdims=True)
+
+    model = make_model()
+    model.h[0].mlp = Mean()  # type: ignore[assignment]
+    expected = model.generate([IDS], 4, do_sample=False)
+    with hooked(model, {"h.0.mlp": lambda x: None}, positionwise=True):
+        assert np.array_equal(expected, model.generate([IDS], 4, do_sample=False))
+
+
+def test_a_module_in_two_places() -> None:
+    """Both hooks act on both, and both are removed."""
+    model = make_model()
+    model.h[1] = model.h[0]
+    expected, before = logits(model), state(model)
+    seen: list[str] = []
+    with hooked(model, {"h.0": lambda x: seen.append("a"), "h.1": lambda x: seen.append("b")}):
+        np.testing.assert_allclose(logits(model), expected, rtol=1e-12)
+    assert seen == ["a", "b"] * 2
+    assert state(model) == before
+
+
 def test_exits_in_any_module_order() -> None:
     """A module that already had a forward of its own gets it back."""
     model = make_model()
     own = model.h[0].forward
     model.h[0].forward = own  # type: ignore[method-assign]
     with wrapped(model, {"h.0": lambda forward, *args: forward(*args)}, positionwise=True):
-        assert model.h[0].positionwise
+        assert model.h[0].positionwise  # it takes a cache
     assert vars(model.h[0])["forward"] is own
     assert "positionwise" not in vars(model.h[0])

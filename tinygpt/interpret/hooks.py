@@ -41,6 +41,7 @@ from ..backends.precision import is_floating
 from ..errors import DtypeError, ShapeError, UsageError
 from ..graph import no_grad
 from ..nn import Module
+from ..nn.known import is_known, takes_cache
 from ..tensor import Tensor
 from .text import block_names, host, nearest, one_text, without_batch
 
@@ -108,17 +109,18 @@ def _replaced(name: str, hook: Hook, value: Any) -> Any:
 
 @contextlib.contextmanager
 def wrapped(model: Module, around: Mapping[str, Around], positionwise: bool = False) -> Iterator[None]:
-    """Inside the block, each module at a path of `around` computes `around[path](its forward, its arguments)`."""
-    modules = dict(model.named_modules())
-    names = ("forward", "positionwise") if positionwise else ("forward",)
+    """Inside the block, each module at a path of `around` computes `around[path](its forward, its arguments)`.
+
+    positionwise: that change is; so is the module then, if it was before, or it goes on taking a cache.
+    """
+    modules, names = dict(model.named_modules()), ("forward", "positionwise")
     before: list[tuple[Module, dict[str, Any]]] = []
     try:
         for path, function in around.items():
             module = modules[path]
             before.append((module, {name: vars(module)[name] for name in names if name in vars(module)}))
-            vars(module)["forward"] = _wrapping(module.forward, function)
-            if positionwise:
-                vars(module)["positionwise"] = True
+            cacheable = positionwise and (is_known(module) or module.positionwise or takes_cache(module.forward))
+            vars(module).update(forward=_wrapping(module.forward, function, cacheable), positionwise=cacheable)
         yield
     finally:
         for module, attributes in reversed(before):
@@ -127,11 +129,12 @@ def wrapped(model: Module, around: Mapping[str, Around], positionwise: bool = Fa
             vars(module).update(attributes)
 
 
-def _wrapping(forward: Any, around: Around) -> Any:
-    @functools.wraps(forward)  # its signature says whether it takes a cache
+def _wrapping(forward: Any, around: Around, cacheable: bool) -> Any:
     def replaced(*args: Any, **kwargs: Any) -> Any:
         return around(forward, *args, **kwargs)
 
+    if cacheable:
+        functools.update_wrapper(replaced, forward)  # with its signature, which says whether it takes a cache
     return replaced
 
 
