@@ -13,6 +13,10 @@ translations. The metric is BLEU on characters. The share of messages that keep 
 %(name)s, is reported too, since a program fails without them. The baseline is a translation memory: the translation of
 the most similar training message.
 
+Result of the first command (155 test messages, 1 minute on one core): BLEU 5.88, with all placeholders in 31 % of the
+messages that have any; translation memory 31.87 and 63 %. The model does not beat the baseline: from 542 pairs it
+learns how Chinese is written and a few frequent words.
+
 Needs sacrebleu: pip install -e '.[metrics]'.
 """
 
