@@ -11,6 +11,10 @@ A model of 2 layers and 64 channels is pre-trained on the training docstrings, t
 from the first 300 characters of the rest. The tokenizer is BPE, because with a vocabulary of whole words too many would
 be unknown. The metric is ROUGE-L. The baseline is the first sentence of the rest.
 
+Result of the first command with Python 3.11.7 (320 test docstrings, 1.5 minutes on one core): ROUGE-L 0.0956, ROUGE-1
+0.0987, ROUGE-2 0.0170; the first sentence 0.1420, 0.1664 and 0.0373. The model does not beat the baseline: it learns
+how first lines begin ("Return a ..."), but hardly what the rest is about.
+
 Needs rouge-score and tokenizers: pip install -e '.[metrics,bpe]'.
 """
 
