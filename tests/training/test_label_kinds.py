@@ -53,6 +53,7 @@ def last_evaluation(folder: Path) -> dict[str, Any]:
     return [record for record in read_metrics(folder / "metrics.jsonl") if "validation_loss" in record][-1]
 
 
+@pytest.mark.slow
 def test_several_labels_are_learned_and_told(run: Any, base: Path, tmp_path: Path) -> None:
     data, out = write(tmp_path / "rows.jsonl", several()), tmp_path / "clf"
     valid = write(tmp_path / "valid.jsonl", several("567"))
@@ -90,6 +91,7 @@ def test_names_with_a_bar_between_them(run: Any, base: Path, tmp_path: Path) -> 
     assert len(GPTForSequenceClassification.from_pretrained(out).label_names) == 7
 
 
+@pytest.mark.slow
 def test_numbers_are_learned_and_told(run: Any, base: Path, tmp_path: Path) -> None:
     data, out = write(tmp_path / "rows.jsonl", numbers()), tmp_path / "clf"
     valid = write(tmp_path / "valid.jsonl", numbers(20))
@@ -167,6 +169,7 @@ def in_columns(rows: list[dict[str, Any]], no: Any = 0, yes: Any = 1) -> list[di
             for i, row in enumerate(rows)]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_labels_in_columns_are_those_of_a_list(run: Any, base: Path, tmp_path: Path) -> None:
     """The same run bit for bit, whether a label's column or a list says it; and resumed, evaluated and tested so."""
     lists = write(tmp_path / "lists.jsonl", several())
