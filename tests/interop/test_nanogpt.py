@@ -266,6 +266,10 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     ),
     "impossible sizes": (checkpoint(wanted(), model_args=ARGUMENTS | {"n_head": 5}), "must be a multiple of n_head"),
     "a number for arguments": (checkpoint(wanted(), model_args=7), "its model_args are not a dictionary"),
+    "a number of 5000 digits": (
+        checkpoint(wanted(), model_args=ARGUMENTS | {"n_layer": pickle.dumps(10**5000, 2)[2:-1]}),
+        "its pickle has a number of 16610 bits, which no file of a model needs",
+    ),
     "a billion layers": (
         checkpoint(wanted(), model_args=ARGUMENTS | {"n_layer": 10**9}),
         r"are only 28 arrays, too few for the 1000000000 layers in model_args",

@@ -189,6 +189,9 @@ REFUSED = {
         "holds 'a', which is a dictionary, not a tensor",
     ),
     "a list in itself": (zipped(pickled(b"]q\x00h\x00a"), {}), "holds a list, not a dictionary of tensors"),
+    "a number of 5000 digits as a key": (
+        zipped(pickled(b"}" + pickle.dumps(10**5000, 2)[2:-1] + b"Ns"), {}), "a number of 16610 bits"
+    ),
     "a dictionary as a key": (zipped(pickled(b"}q\x00h\x00h\x00s"), {}), "whose key is a value of type dict"),
     "no value with that number": (zipped(pickled(b"h\x07"), {}), "refers to value 7, which it has not made"),
     "an empty stack": (zipped(pickled(b"\x85"), {}), "TUPLE1 at byte 2 finds nothing to work on"),

@@ -24,7 +24,7 @@ from typing import Any
 from .torch_tensors import ADMITTED, DICTIONARY, MAKE, STORAGES, Name, Refused, Storage, are_counts
 
 LONGEST = 1 << 24  # bytes of a pickle; that of the largest GPT-2 has 100,000
-_MOST_OPCODES = 250_000
+_MOST_OPCODES, _MOST_BITS = 250_000, 128
 
 
 def unpickle(content: bytes, begin: int = 0) -> tuple[Any, int]:
@@ -71,6 +71,8 @@ class _Machine:
         self.memo: dict[int, Any] = {}
 
     def push(self, value: Any) -> None:
+        if type(value) is int and value.bit_length() > _MOST_BITS:  # Python does not even print one of 4,300 digits
+            raise Refused(f"its pickle has a number of {value.bit_length()} bits, which no file of a model needs")
         self.stack.append(value)
 
     def mark(self, _: Any) -> None:
