@@ -15,7 +15,7 @@ from tests.generation.slow_decoder import SlowDecoder
 from tests.ops.cases.packed import FORMATS, compiled
 from tinygpt import GPT, GPTConfig
 from tinygpt.generation.decoder import Decoder
-from tinygpt.generation.stepper import decoder_for
+from tinygpt.generation.stepper import Stepper, decoder_for
 from tinygpt.gpt import ACTIVATIONS
 from tinygpt.kernel import use_kernels
 
@@ -413,3 +413,63 @@ def test_a_configuration_of_gpt2s_proportions() -> None:
             parameter.shape, np.float32
         )
     together(model, prompts_of([20, 1, 7], 2100), 10, 1e-5)
+
+
+# Rows that join -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rows", [0, 8])
+@pytest.mark.parametrize("kind", [Decoder, Stepper])
+def test_rows_join_and_leave(kind: type[Decoder], rows: int) -> None:
+    """Beside rows that are under way, in reserved memory and without; as if all had been there from the start."""
+    model, prompts = model_of(), prompts_of([5, 1, 12, 2])
+    decoder, slow = kind(model), SlowDecoder(model, 24)
+    decoder.reserve(rows)
+    for prompt in prompts[:2]:
+        decoder.join(prompt)
+    slow.prefill(prompts[:2])
+    decoder.step([3, 4])
+    slow.step([3, 4])
+    new = decoder.join(prompts[2], copies=2)
+    assert np.abs(new - SlowDecoder(model, 24).prefill([prompts[2]])).max() < 1e-5
+    assert decoder.lengths.tolist() == [6, 2, 12, 12]
+    texts = [[*prompts[0], 3], [*prompts[1], 4], prompts[2], prompts[2]]
+    for order in ([0, 1, 2, 3], [3, 1, 2], [2, 0]):
+        decoder.select(order)
+        ids = np.arange(len(order)) + 5
+        texts = [[*texts[row], token] for row, token in zip(order, ids, strict=True)]
+        expected = SlowDecoder(model, 24).prefill([np.array(text) for text in texts])
+        assert np.abs(decoder.step(ids) - expected).max() < 1e-5
+
+
+def test_reserved_memory_is_used() -> None:
+    decoder = Decoder(model_of())
+    decoder.reserve(4)
+    memory = decoder.memory[0][0]
+    for _ in range(3):
+        for prompt in prompts_of([5, 1, 12, 2]):
+            decoder.join(prompt)
+        decoder.step([1, 2, 3, 4])
+        decoder.select([3])
+        decoder.select([])
+    assert decoder.memory[0][0] is memory
+    decoder.join([1], copies=5)  # more than that
+    assert decoder.step([1] * 5).shape == (5, 31)
+
+
+@pytest.mark.parametrize("kind", [Decoder, Stepper])
+def test_a_row_that_cannot_join(kind: type[Decoder], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rows that are there stay, whatever goes wrong."""
+    model = model_of()
+    decoder, untouched = kind(model, 10), Decoder(model, 10)
+    for one in (decoder, untouched):
+        one.prefill([[1, 2], [3]])
+    with pytest.raises(tg.errors.ShapeError, match="a prompt of 11 tokens is longer than the capacity, 10"):
+        decoder.join([1] * 11)
+    with pytest.raises(tg.errors.RangeError):
+        decoder.join([31])
+    with monkeypatch.context() as patched:
+        patched.setattr(model, "hidden", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            decoder.join([1])
+    assert np.abs(decoder.step([5, 6]) - untouched.step([5, 6])).max() < 1e-5

@@ -32,7 +32,7 @@ LAYERS = [
     ["token_ids", "labels", "language_model", "gpt", "classifier"],
     ["memory", "checkpoint", "generation", "metrics", "interop"],
     ["interpret"],
-    ["training"],
+    ["training", "serving"],
     ["cli", "kernel.__main__", "__main__"],
 ]
 

@@ -4,11 +4,12 @@
     logits = decoder.prefill(prompts)               # B arrays of ids, of any lengths -> (B, V)
     logits = decoder.step(ids)                      # the next token of each row, (B,) -> (B, V)
     decoder.select([0, 0, 1])                       # copy, reorder or drop rows, for beams or several samples
+    logits = decoder.join(prompt, copies=2)         # two more rows, (T,) -> (1, V); the others stay as they are
 
-Both call `model.hidden(idx, cache)`: `prefill` on each prompt separately, and `step` on one token of every row, for
-which a plain GPT has a compiled fast path (`one_pass`). With the compiled kernels, in float32, row b of that path does
-not depend on the other rows, bit for bit; with the reference kernels it is the same up to rounding. There is no
-padding: row b is its tokens 0 .. lengths[b] - 1.
+All call `model.hidden(idx, cache)`: `prefill` and `join` on each prompt separately, and `step` on one token of every
+row, for which a plain GPT has a compiled fast path (`one_pass`). With the compiled kernels, in float32, row b of that
+path does not depend on the other rows, bit for bit; with the reference kernels it is the same up to rounding. There is
+no padding: row b is its tokens 0 .. lengths[b] - 1.
 
 Position embeddings are learned, for positions below block_size only, so nothing in the cache is valid after the window
 slides. A step on a full row is an error; to continue, prefill with the end of the text.
@@ -35,6 +36,7 @@ from ..language_model import LanguageModel
 from ..nn import Embedding
 from ..nn.known import described, is_known, keeps, takes_cache, unknown_modules
 from ..nn.packed import PackedEmbedding
+from ..ops.cached_attention import KeyValueCache
 from ..ops.packed import few_rows_product_transposed
 from ..tensor import Tensor
 from .one_pass import one_pass
@@ -53,6 +55,11 @@ class Decoder:
         self.model, self.capacity = model, _checked_capacity(model, capacity)
         self.lengths = np.zeros(0, np.int64)  # (B,) number of tokens in each row
         self._start()
+
+    def reserve(self, rows: int) -> None:
+        """Take memory for `rows` rows at once, so that `join` never has to copy what is there in order to grow."""
+        self._grow(max(rows, len(self.lengths)))
+        self._grow(len(self.lengths))
 
     def _start(self) -> None:
         obstacle = obstacle_to_a_cache(self.model)
@@ -74,6 +81,25 @@ class Decoder:
         self.lengths = np.zeros(0, np.int64)  # if this is interrupted, the decoder has no rows
         logits = self._begin(rows)
         self.lengths = lengths
+        return logits
+
+    def join(self, prompt: Any, copies: int = 1) -> Any:
+        """Append `copies` rows that hold `prompt`, ids (T,), 1 <= T <= capacity -> logits (1, V) of the token after it.
+
+        The prompt is read once. The next step overwrites the returned array. Raises ShapeError, DtypeError, RangeError
+        before anything changes.
+        """
+        row = self.model.check_ids([prompt])  # (1, T)
+        if row.shape[1] > self.capacity:
+            raise ShapeError(
+                f"Decoder.join: a prompt of {row.shape[1]} tokens is longer than the capacity, {self.capacity}"
+            )
+        try:
+            logits = self._append(row, copies)
+        except BaseException:
+            self._grow(len(self.lengths))  # without the new rows
+            raise
+        self.lengths = np.append(self.lengths, np.full(copies, row.shape[1], np.int64))
         return logits
 
     def step(self, ids: Any) -> Any:
@@ -110,6 +136,7 @@ class Decoder:
     def _make_room(self, B: int) -> None:
         model = self.model
         self.cache = model.new_cache(B, self.capacity)
+        self.memory = [(layer.keys, layer.values) for layer in self.cache]  # the rows of `cache`, and room for more
         self.like = model.parameters()[0].data
         self.logits = backends.array_module(self.like).empty((B, model.config.vocab_size), self.like.dtype)
         self.one_pass = one_pass(model)
@@ -122,6 +149,28 @@ class Decoder:
         with no_grad(), self.model.evaluating(), self.model.compute_in("float32"):
             last = [self.model.hidden(row, [layer.row(b) for layer in self.cache]) for b, row in enumerate(rows)]
             return self._head([hidden.data[0, -1] for hidden in last])
+
+    def _append(self, row: Any, copies: int) -> Any:
+        B = len(self.lengths)
+        self._grow(B + copies)
+        with no_grad(), self.model.evaluating(), self.model.compute_in("float32"):
+            logits = self._head([self.model.hidden(row, [layer.row(B) for layer in self.cache]).data[0, -1]])
+        for layer in self.cache:
+            layer.keys[B + 1 :, :, : row.shape[1]] = layer.keys[B, :, : row.shape[1]]
+            layer.values[B + 1 :, :, : row.shape[1]] = layer.values[B, :, : row.shape[1]]
+        return logits
+
+    def _grow(self, B: int) -> None:
+        """Let the cache have B rows: those that are there, and empty ones, in the memory that is reserved if it can."""
+        if len(self.memory[0][0]) < B:
+            old, n = self.cache, len(self.lengths)
+            self.memory = [(layer.keys, layer.values) for layer in self.model.new_cache(B, self.capacity)]
+            for (keys, values), layer in zip(self.memory, old, strict=True):
+                keys[:n], values[:n] = layer.keys[:n], layer.values[:n]
+        lengths = np.zeros(B, np.int64)
+        lengths[: len(self.lengths)] = self.lengths[:B]
+        pairs = zip(self.memory, self.cache, strict=True)
+        self.cache = [KeyValueCache(keys[:B], values[:B], lengths, layer.last_only) for (keys, values), layer in pairs]
 
     def _extend(self, ids: np.ndarray) -> Any:
         if not len(ids):
@@ -150,6 +199,8 @@ class Decoder:
         for layer in self.cache:
             layer.lengths = self.lengths
             layer.select(rows)
+        if len(rows) > len(self.lengths):  # the cache has moved to new arrays
+            self.memory = [(layer.keys, layer.values) for layer in self.cache]
         if len(rows) != len(self.logits):
             self.logits = self.logits[:0]
 

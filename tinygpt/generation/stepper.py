@@ -32,19 +32,28 @@ class Stepper(Decoder):
 
     def _begin(self, rows: list[Any]) -> Any:
         self._rows = [backends.move(row[0], "numpy") for row in rows]
-        return self._logits()
+        return self._logits(self._rows)
+
+    def _append(self, row: Any, copies: int) -> Any:
+        new = backends.move(row[0], "numpy")
+        logits = self._logits([new])
+        self._rows = self._rows + [new] * copies
+        return logits
+
+    def _grow(self, B: int) -> None:
+        """Nothing is reserved: the rows are a list."""
 
     def _extend(self, ids: np.ndarray) -> Any:
         self._rows = [np.append(row, token) for row, token in zip(self._rows, ids, strict=True)]
-        return self._logits()
+        return self._logits(self._rows)
 
     def _reorder(self, rows: np.ndarray) -> None:
         self._rows = [self._rows[row] for row in rows]
 
-    def _logits(self) -> Any:
+    def _logits(self, rows: list[np.ndarray]) -> Any:
         """The logits (B, V) after each row."""
         with no_grad(), self.model.evaluating(), self.model.compute_in("float32"):
-            logits = [self.model.next_logits(row[None]).data for row in self._rows]
+            logits = [self.model.next_logits(row[None]).data for row in rows]
         weight = self.model.parameters()[0].data
         xp = backends.array_module(weight)
         return xp.concatenate(logits) if logits else xp.empty((0, self.model.config.vocab_size), weight.dtype)

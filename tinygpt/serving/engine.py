@@ -1,0 +1,256 @@
+"""The engine: one thread that owns the model and writes many texts at once.
+
+    engine = Engine(model, places=16)
+    ticket = engine.submit([Wanted(request)], on_token)     # from any thread
+    ticket.cancel()
+    engine.close()                                          # finishes what was accepted
+
+Continuous batching. Each turn of the thread's loop reads the prompt of one waiting request, if a place is free, and
+then makes one step for all texts that are being written: their next tokens go through the model together, so its
+weights are read once for all of them. A text that ends leaves at once, and its place is free for the next turn. At most
+one prompt is read per turn, so that those who are being answered wait for one prompt at a time and not for all.
+
+What a text says does not depend on the others: a row of `Decoder` doesn't, and everything else is in its `Sample`.
+
+`on_token(number, token)` is called in the engine's thread and must return quickly; number counts the texts of a
+submission from 0. An exception from it cancels the submission. After an error of the model, `on_token(number, error)`
+ends each text that it concerns, and the engine goes on.
+
+The queue is bounded: beyond `waiting` texts, `submit` raises BusyError, which says how long to wait.
+
+Source: Yu et al., "Orca: A Distributed Serving System for Transformer-Based Generative Models", 2022, section 3.1.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from .. import backends
+from ..errors import UsageError
+from ..generation.stepper import decoder_for
+from .samples import Sample, Token, Wanted
+from .statistics import Statistics
+
+OnToken = Callable[[int, "Token | Exception"], None]
+PLACES, WAITING = 16, 64
+
+
+class BusyError(UsageError):
+    """The queue is full. `seconds`: when it is worth trying again."""
+
+    def __init__(self, seconds: int) -> None:
+        super().__init__(f"the server is busy, and its queue is full: try again in {seconds} s")
+        self.seconds = seconds
+
+
+class ClosedError(UsageError):
+    """The engine takes no more requests."""
+
+
+class Ticket:
+    """A submission. `cancel` may be called from any thread, and more than once."""
+
+    def __init__(self, engine: Engine, on_token: OnToken) -> None:
+        self._engine, self.on_token = engine, on_token
+        self.cancelled = False
+        self.submitted = time.perf_counter()
+
+    def cancel(self) -> None:
+        """Free the places of its texts, at the next token; nothing more is told of them."""
+        self._engine.cancel(self)
+
+
+class _Text:
+    """A text, of which submission it is, and which one of it."""
+
+    def __init__(self, sample: Sample, ticket: Ticket) -> None:
+        self.sample, self.ticket, self.number = sample, ticket, 0
+        self.told = ticket.submitted  # when its last token was told
+
+
+class Engine:
+    """See the module's docstring. places: how many texts are written at once; waiting: how many more may wait."""
+
+    def __init__(self, model: Any, places: int = PLACES, waiting: int = WAITING) -> None:
+        self.model, self.places, self.most_waiting = model, places, max(waiting, places)
+        self.statistics = Statistics()
+        self._decoder = self._new_decoder()
+        self._running: list[_Text] = []  # in the order of the decoder's rows
+        self._waiting: deque[_Text] = deque()
+        self._changed = threading.Condition()  # guards _waiting, _closing and the tickets
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="tinygpt engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def running(self) -> int:
+        """How many texts are being written."""
+        return len(self._running)
+
+    @property
+    def waiting(self) -> int:
+        """How many texts wait for a place."""
+        return len(self._waiting)
+
+    @property
+    def alive(self) -> bool:
+        """Whether requests are taken."""
+        return self._thread.is_alive() and not self._closing
+
+    # From any thread --------------------------------------------------------------------------------
+
+    def submit(self, wanted: Sequence[Wanted], on_token: OnToken) -> Ticket:
+        """Queue the texts of one client, all or none. Raises BusyError, ClosedError, or UsageError for too many."""
+        ticket = Ticket(self, on_token)
+        texts = [_Text(sample, ticket) for one in wanted for sample in one.each()]
+        for number, text in enumerate(texts):
+            text.number = number
+        if len(texts) > self.most_waiting:
+            raise UsageError(f"a request may ask for at most {self.most_waiting} texts, not {len(texts)}")
+        with self._changed:
+            if not self.alive:
+                raise ClosedError("the server is shutting down")
+            if len(self._waiting) + len(texts) > self.most_waiting:
+                raise BusyError(self._patience())
+            self.statistics.prompt_tokens += sum(len(one.prompt) for one in wanted)
+            self._waiting.extend(text for text in texts if text.sample.wanted.limit)
+            self._changed.notify()
+        for text in texts:
+            if not text.sample.wanted.limit:
+                on_token(text.number, Token(None, text.sample.wanted.request.limit_reasons[0]))
+        return ticket
+
+    def cancel(self, ticket: Ticket) -> None:
+        with self._changed:
+            ticket.cancelled = True
+            self._waiting = deque(text for text in self._waiting if text.ticket is not ticket)
+            self._changed.notify()
+
+    def close(self) -> None:
+        """Take no more requests, finish those that were accepted, and wait until that is done."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _patience(self) -> int:
+        """Seconds until a place in the queue is likely to be free: its length at the pace of the last texts."""
+        turns = 1 + len(self._waiting) / self.places
+        return max(1, min(60, math.ceil(turns * self.statistics.usual_seconds / 2)))
+
+    # In the engine's thread -------------------------------------------------------------------------
+
+    def _new_decoder(self) -> Any:
+        decoder = decoder_for(self.model)
+        decoder.reserve(self.places)
+        return decoder
+
+    def _run(self) -> None:
+        while self._has_work():
+            try:
+                self._keep([not text.ticket.cancelled for text in self._running])
+                self._admit()
+                if self._running:
+                    self._step()
+            except Exception as error:  # of the model: these texts are lost, others can still be written
+                logging.getLogger(__name__).exception("the engine failed in a step")
+                self._lose(error)
+
+    def _has_work(self) -> bool:
+        """Wait for a request. False if there will be none."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._running or self._waiting or self._closing)
+            return bool(self._running or self._waiting)
+
+    def _admit(self) -> None:
+        """Give free places to the next prompt in the queue, and choose the first token of each of its texts."""
+        texts = self._next()
+        if not texts:
+            return
+        try:
+            logits = backends.move(self._decoder.join(texts[0].sample.wanted.prompt, len(texts)), "numpy")
+        except Exception as error:  # of these alone: the decoder is as it was
+            logging.getLogger(__name__).exception("the engine failed to read a prompt")
+            for text in texts:
+                self._tell(text, error)
+            return
+        self._running += texts
+        others = len(self._running) - len(texts)
+        self._keep([True] * others + [self._choose(text, logits) for text in texts])
+
+    def _next(self) -> list[_Text]:
+        """Texts with the same prompt from the head of the queue, as many as there are places for."""
+        with self._changed:
+            free, texts = self.places - len(self._running), list[_Text]()
+            while self._waiting and len(texts) < free:
+                if texts and self._waiting[0].sample.wanted is not texts[0].sample.wanted:
+                    break
+                texts.append(self._waiting.popleft())
+            return texts
+
+    def _step(self) -> None:
+        """The next token of every text."""
+        ids = np.array([text.sample.last for text in self._running], np.int64)
+        logits = backends.move(self._decoder.step(ids), "numpy")  # (R, V)
+        self.statistics.steps += 1
+        self._keep([self._choose(text, logits[r : r + 1]) for r, text in enumerate(self._running)])
+
+    def _choose(self, text: _Text, logits: np.ndarray) -> bool:
+        """Choose the next token of a text from logits (1, V), and tell it. Returns whether the text goes on."""
+        if text.ticket.cancelled:
+            return False
+        try:
+            token = text.sample.choose(logits)
+        except UsageError as error:  # its logits are not finite
+            self._tell(text, error)
+            return False
+        now = time.perf_counter()
+        self.statistics.token(now - text.told, first=text.told == text.ticket.submitted)
+        text.told = now
+        if token.reason is not None:
+            self.statistics.finished(now - text.ticket.submitted)
+        return self._tell(text, token) and token.reason is None
+
+    def _keep(self, kept: list[bool]) -> None:
+        """Let the other texts leave. The last ones take the places of those that leave: only their rows are copied."""
+        if all(kept):
+            return
+        order = filling_holes(kept)
+        self._decoder.select(np.array(order, np.int64))
+        self._running = [self._running[row] for row in order]
+
+    def _tell(self, text: _Text, what: Token | Exception) -> bool:
+        """Returns whether somebody listens."""
+        try:
+            text.ticket.on_token(text.number, what)
+        except Exception:  # the client is gone, and perhaps its event loop
+            logging.getLogger(__name__).debug("a client can't be told", exc_info=True)
+            self.cancel(text.ticket)
+            return False
+        return True
+
+    def _lose(self, error: Exception) -> None:
+        """Give up the texts that are being written, whose rows can no longer be trusted."""
+        lost, self._running = self._running, []
+        for text in lost:
+            if not text.ticket.cancelled:
+                self._tell(text, error)
+        self._decoder = self._new_decoder()
+
+
+def filling_holes(kept: list[bool]) -> list[int]:
+    """The rows to keep, in an order in which as many as possible stay where they are: for `Decoder.select`.
+
+    [True, False, True, True] -> [0, 3, 2]
+    """
+    count = sum(kept)
+    late = [row for row in range(count, len(kept)) if kept[row]]
+    return [row if kept[row] else late.pop() for row in range(count)]
