@@ -33,7 +33,7 @@ from .nanogpt import NanoGPTFile, tokenizer_beside
 from .packed_run import on_its_base, packed_base
 from .peft import base_of, is_adapter, load_adapter
 from .saving import TOKENIZER_FILES, token_ids
-from .weights import HEAD, Weights, open_weights
+from .weights import HEAD, ClassifierFoundError, Weights, open_weights
 
 Make = Callable[..., GPT]  # of a GPTConfig, Weights and, optionally, the LoRA adapter among them
 Heads = Callable[[Weights], None] | None
@@ -239,6 +239,8 @@ def _load_run(
                 base = state.get("base_model")
                 model.source = base if isinstance(base, str) else None
                 return model
+        except ClassifierFoundError:
+            raise
         except (UsageError, TypeError, KeyError) as error:
             raise CheckpointError(f"{where} is not a valid model: {error}") from error
 

@@ -66,6 +66,10 @@ def parameter_shapes(config: GPTConfig) -> Iterator[tuple[str, tuple[int, ...]]]
         yield HEAD, (V, C)
 
 
+class ClassifierFoundError(CheckpointError):
+    """The weights are right, but those of a classifier where a language model is asked for."""
+
+
 class Weights:
     """The arrays of one model, in one or several files. `place` maps each parameter to its file and stored name.
 
@@ -128,11 +132,11 @@ class Weights:
             raise CheckpointError(f"the weights in {self.folder} have no LoRA adapter of rank {rank}")
 
     def refuse_classifier(self) -> None:
-        """Raise CheckpointError if there is a classifier's head, which a language model would lose."""
+        """Raise ClassifierFoundError if there is a classifier's head, which a language model would lose."""
         if self.score is not None:
-            raise CheckpointError(
-                f"{self.folder} holds a classifier, as {SCORE!r} says, not a language model: load it with "
-                "GPTForSequenceClassification.from_pretrained"
+            raise ClassifierFoundError(
+                f"{self.folder} holds a classifier, as {SCORE!r} says, not a language model: give it to `tinygpt eval` "
+                "or `predict`, or load it with GPTForSequenceClassification.from_pretrained"
             )
 
     def check(self, config: GPTConfig) -> None:
