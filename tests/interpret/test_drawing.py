@@ -75,7 +75,9 @@ def test_every_operation_is_named(graph: dict[str, tg.Tensor]) -> None:
 
 
 def test_what_a_box_says(graph: dict[str, tg.Tensor]) -> None:
-    lines = {text[0]: text for _, text, _ in boxes_of(tg.draw(graph["loss"], graph).svg)}
+    boxes = boxes_of(tg.draw(graph["loss"], graph).svg)
+    lines, tops = ({text[0]: text for _, text, _ in boxes}, {text[0]: place[1] for _, text, place in boxes})
+    assert tops["w"] < tops["MatMul"] == tops["b"]  # a leaf stands right above what uses it first
     assert lines["MatMul"] == ["MatMul", "(2, 3) float64", "keeps 64 bytes:", "(2, 4) float64, 64 bytes"]
     assert lines["Sum"] == ["Sum", "() float64", "keeps nothing"]
     assert lines["w"] == ["w", "(4, 3) float64"]

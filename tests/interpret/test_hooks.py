@@ -11,6 +11,7 @@ import tinygpt as tg
 from tests.interpret.helpers import IDS, logits, make_model, with_adapter
 from tinygpt import nn
 from tinygpt.errors import DtypeError, RangeError, ShapeError, UsageError
+from tinygpt.generation.decoder import obstacle_to_a_cache
 from tinygpt.interpret import activations, hooked
 from tinygpt.interpret.hooks import wrapped
 
@@ -212,6 +213,7 @@ def test_a_promise_does_not_cover_the_layer() -> None:
     model.h[0].mlp = Mean()  # type: ignore[assignment]
     expected = model.generate([IDS], 4, do_sample=False)
     with hooked(model, {"h.0.mlp": lambda x: None}, positionwise=True):
+        assert obstacle_to_a_cache(model) == "h.0.mlp is a Mean"
         assert np.array_equal(expected, model.generate([IDS], 4, do_sample=False))
 
 
