@@ -150,7 +150,9 @@ def test_the_command(run: Any, tmp_path: Path, model: tg.GPT) -> None:
     answer = run("explain", "--model", folder, "--text=abcabc", "--target=a", "--steps=40", "--out", out)
     assert answer.code == 0, answer.err
     assert re.fullmatch(rf"{re.escape(str(out))}: 6 tokens, a perplexity of [\d.e+]+\n", answer.out)
-    Page(out.read_text(encoding="utf-8"))
+    html = out.read_text(encoding="utf-8")
+    Page(html)
+    assert str(tmp_path) not in html  # where a model lies is nobody's business
     before = out.read_bytes()
     for options, words in (
         (("--text=x", "--out", out), "must have 2 to 12 tokens"),

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -121,7 +122,7 @@ def facts_of_model(model: Any) -> list[tuple[str, str]]:
     config, like = model.config, model.parameters()[0]
     facts = [
         ("class", type(model).__name__),
-        ("source", str(model.source) if model.source else "in memory"),
+        ("source", _source(model)),
         ("weights", f"{model.num_parameters():,}"),
         ("dtype", f"packed in {model.packed}" if model.packed else like.dtype.name),
         (
@@ -137,6 +138,12 @@ def facts_of_model(model: Any) -> list[tuple[str, str]]:
     if hasattr(model, "flops_per_token"):
         facts.append(("computation", f"{model.flops_per_token() / 3:.3g} operations per token, over a full block"))
     return facts
+
+
+def _source(model: Any) -> str:
+    """The name that the model was loaded by; of a folder the last part, since pages are passed on."""
+    source = str(model.source or "in memory")
+    return Path(source).resolve().name if Path(source).exists() else source
 
 
 def _kind(path: str) -> str:

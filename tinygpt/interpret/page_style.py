@@ -30,7 +30,8 @@ td small { color: var(--soft); } td.number { text-align: right; }
 #heads button:focus-visible { outline: 2px solid rgb(var(--good)); }
 #heads td.chosen { box-shadow: inset 0 0 0 2px var(--ink); }
 .bar { display: inline-block; height: .7em; background: rgb(var(--good)); vertical-align: baseline; }
-.legend { font-size: .85rem; color: var(--soft); } .legend b { font-weight: 600; padding: 0 .35em; border-radius: 4px; }
+.legend { font-size: .85rem; color: var(--soft); }
+.legend b { color: var(--ink); font-weight: 600; padding: 0 .35em; border-radius: 4px; }
 """
 
 SCRIPT = """
