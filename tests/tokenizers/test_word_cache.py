@@ -177,6 +177,16 @@ def test_words_are_merged_as_the_library_merges_them(tokenizer: BPETokenizer) ->
         assert made(other).encode(text).tolist() == whole(other, text)
 
 
+@pytest.mark.parametrize("bodies", BODIES)
+def test_no_word_reaches_into_the_next_text(tokenizer: BPETokenizer, bodies: str) -> None:
+    texts = ["they'l", "l", "'", "s", "", " ", " a", "1", "2", "a", "b", "don'", "t", "\x1c", "x", "'r", "e", "'"]
+    with use_kernels(bodies):
+        found = made(tokenizer).encode_batch(texts)
+        assert [ids.tolist() for ids in found] == [whole(tokenizer, text) for text in texts]
+        assert [ids.tolist() for ids in tokenizer.batch_encode(texts)] == [whole(tokenizer, text) for text in texts]
+        assert tokenizer.batch_encode([]) == []
+
+
 def test_models_that_do_more_than_merge_are_left_to_the_library(tokenizer: BPETokenizer) -> None:
     model = tokenizer._description["model"]
     assert merges_of(model) is not None

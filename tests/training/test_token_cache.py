@@ -62,7 +62,7 @@ def test_the_second_run_is_the_first(run: Any, text: Path, tmp_path: Path, monke
         second = run(*command, f"--out={tmp_path / 'second'}")
     assert second.code == 0, second.err
     assert f"{USED}, {tmp_path / 'cache' / 'tokens'}" in second.out
-    assert "--no-cache encodes the text anew" in second.out
+    assert "--no-cache encodes the text again" in second.out
     third = run(*command, "--no-cache", f"--out={tmp_path / 'third'}")
     assert USED not in third.out
     for name in ("second", "third"):

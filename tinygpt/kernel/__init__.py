@@ -238,8 +238,8 @@ def work_size(name: str, like: Any, *sizes: int) -> int:
 
 
 def compiled_part(name: str) -> Any:
-    """What the compiled extension has beside kernels, such as a class; None without it, and where references are
-    forced."""
+    """A class or function of the compiled extension that is not a kernel; None without the extension, and where the
+    references are forced."""
     return None if _choice.kind == "reference" else numpy_backend.native_body(name)
 
 

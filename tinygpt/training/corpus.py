@@ -62,7 +62,7 @@ def add_text_options(group: Any) -> None:
     group.add_argument("--clean", metavar="KINDS", help=words)
     words = "skip and count files and rows that can't be read (default: stop and name them)"
     group.add_argument("--skip-bad-files", action="store_true", default=None, help=words)
-    words = "encode the text anew: neither take its tokens from the cache (TINYGPT_CACHE/tokens) nor put them there"
+    words = "encode the text again: neither read nor write the cache of token files (TINYGPT_CACHE/tokens)"
     group.add_argument("--no-cache", action="store_true", help=words)
 
 

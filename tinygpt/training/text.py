@@ -122,7 +122,7 @@ def _from_cache(
     _refuse_short_text(
         name, *split(open_tokens(place / TOKENS), settings.training.validation_fraction), settings.model["block_size"]
     )
-    say(f"Tokens: from the cache, {shown(entry.folder)} (--no-cache encodes the text anew)")
+    say(f"Tokens: from the cache, {shown(entry.folder)} (--no-cache encodes the text again)")
     origin = _origin(settings, tokenizer)  # of this run's tokenizer, which may have another place than that run's
     of_origin = {"start", "tokenizer", "tokenizer_from"} - origin.keys()
     return {key: value for key, value in entry.facts.items() if key not in of_origin} | origin

@@ -41,7 +41,7 @@ from .corpus import RunCorpus
 from .folder import TOKENS
 from .settings import VOCAB_SIZES, Settings
 
-FORMAT = 1  # raise it when the same settings give other tokens
+FORMAT = 1  # increase it when the same settings yield other tokens
 _ENTRY = "entry.json"
 _LEAST = 1 << 20  # bytes: shorter texts are encoded in less than a second
 _MOST = 8 << 30  # bytes of all entries
@@ -61,7 +61,7 @@ class Entry:
 
 
 class TokenCache:
-    """The entries for one corpus and its settings. digest: makes the hash of the corpus's bytes, when it is needed."""
+    """The entries for one corpus and its settings. digest: computes the SHA-256 of the corpus, if it is needed."""
 
     def __init__(self, settings: dict[str, Any], digest: Callable[[], str]) -> None:
         self._folder = cache_folder() / "tokens"
@@ -69,7 +69,7 @@ class TokenCache:
         self._prefix = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:32]
 
     def take(self, place: Path) -> Entry | None:
-        """Copy the files of the entry, if there is one, to the folder `place`. A damaged one is removed."""
+        """Copy the files of the matching entry to the folder `place`; None if there is none. Removes a damaged one."""
         found = False
         with contextlib.suppress(OSError):
             found = any(name.startswith(self._prefix) for name in os.listdir(self._folder))
@@ -99,14 +99,14 @@ class TokenCache:
         except UsageError:  # about the folder of the run
             raise
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            say(f"The tokens in the cache, {shown(folder)}, are damaged: the text is encoded anew")
+            say(f"The tokens in the cache, {shown(folder)}, are damaged: encoding the text again")
             for path in copied:
                 path.unlink(missing_ok=True)
             shutil.rmtree(folder, ignore_errors=True)
             return None
 
     def keep(self, place: Path, facts: dict[str, Any], report: str) -> None:
-        """Make an entry of the files in the folder `place`; nothing if that fails. facts: with the text's sha256."""
+        """Store the files in the folder `place`, or do nothing if that fails. facts: those of text.json."""
         names = [name for name in sorted(FILES | {TOKENS}) if (place / name).is_file()]
         folder = self._folder / f"{self._prefix}-{facts['sha256'][:32]}"
         made = self._folder / f".{folder.name}.{secrets.token_hex(4)}.tmp"
@@ -125,8 +125,10 @@ class TokenCache:
             shutil.rmtree(made, ignore_errors=True)
 
     def _make_room(self, needed: int) -> bool:
-        """Remove what was used least recently until there is room, and what killed processes left. False if there is
-        none."""
+        """Remove the least recently used entries until there is room, and what killed processes left behind.
+
+        Returns False if there can't be enough room.
+        """
         entries = []
         for path in self._folder.iterdir():
             with contextlib.suppress(OSError):
@@ -152,9 +154,9 @@ class TokenCache:
 def token_cache(
     settings: Settings, corpus: RunCorpus, kind: str, tokenizer: Tokenizer | None, digest: Callable[[RunCorpus], str]
 ) -> TokenCache | None:
-    """The cache for the text of a run; None if it is of no use.
+    """The cache for the text of a run; None if the text is not cached.
 
-    tokenizer: None if one of this kind is learned. digest: the SHA-256 of the bytes of a corpus.
+    tokenizer: None if one of this kind has yet to be trained. digest: computes the SHA-256 of a corpus.
     """
     slow = kind in VOCAB_SIZES if tokenizer is None else tokenizer.type in ("bpe", "word", "wordpiece")
     if not (slow and settings.cache) or any(path == STDIN or not os.path.isfile(path) for path in corpus.files):
