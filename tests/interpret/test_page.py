@@ -158,7 +158,7 @@ def test_the_command(run: Any, tmp_path: Path, model: tg.GPT) -> None:
         (("--text=x", "--out", out), "must have 2 to 12 tokens"),
         (("--text=abc", "--target=de", "--out", out), "must be one token"),
         (("--text=abc", "--out", tmp_path), "is a folder: give the name of a file"),
-        (("--text=abc", "--out", tmp_path / "none" / "x.html"), "which is no folder"),
+        (("--text=abc", "--out", tmp_path / "none" / "x.html"), "which is not a folder"),
         (("--text=abc", "--steps=0", "--out", out), "steps must be at least 1"),
     ):
         assert_one_sentence(run("explain", "--model", folder, *options), words)

@@ -65,7 +65,7 @@ def test_a_classifier_is_evaluated_on_the_rows_that_it_was_validated_on(
     assert answer.code == 0, answer.err
     assert f" eval --model {out}\n" in answer.out
     report, lines, said = figures(out, "--predictions", tmp_path / "lines.jsonl")
-    assert f"{data}: 4 rows, from which the run did not learn; but they chose its best weights\n" in said
+    assert f"{data}: 4 rows, from which the run did not learn; but its best weights were chosen on them\n" in said
     assert (report["rows"], report["data"]) == (4, str(data))
     assert len({line["text"] for line in lines}) == 4
     assert report["loss"] == pytest.approx(best(out)["validation_loss"], rel=1e-5)
@@ -83,7 +83,7 @@ def test_validation_rows_of_their_own_and_those_of_a_fold(run: Any, figures: Any
     assert run("finetune", *options, "--valid", valid, "--out", tmp_path / "clf").code == 0
     report, _, said = figures(tmp_path / "clf")
     assert (report["rows"], report["data"]) == (9, str(valid))
-    assert f"{valid}: 9 rows, those of --valid; but they chose its best weights\n" in said
+    assert f"{valid}: 9 rows, those of --valid; but its best weights were chosen on them\n" in said
     assert report["loss"] == pytest.approx(best(tmp_path / "clf")["validation_loss"], rel=1e-5)
     assert run("finetune", *options, "--folds=3", "--out", tmp_path / "cv").code == 0
     summary = json.loads((tmp_path / "cv" / "folds.json").read_text())["folds"]

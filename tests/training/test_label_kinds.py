@@ -1,4 +1,4 @@
-"""`tinygpt finetune --label-kind`: several labels a text, and numbers."""
+"""`tinygpt finetune --label-kind`: several labels per text, and numbers."""
 
 from __future__ import annotations
 
@@ -213,13 +213,13 @@ def test_mistakes_in_columns_are_one_sentence(run: Any, base: Path, tmp_path: Pa
         command = ["finetune", f"--model={base}", f"--data={data}", f"--out={tmp_path / 'run'}", *QUICK]
         assert_one_sentence(run(*command, f"--label-columns={columns}", *more), words)
 
-    refused("line 41: the column 'old' must be 0 or 1, and it is 2", "big,old", old=2)
-    refused("line 41: the column 'old' must be 0 or 1, and it is missing or null", "big,old", old=None)
-    refused("line 1: there is no column 'new'; there is 'id', 'text', 'big', 'old', 'red'", "big,new")
-    refused("at least two different names with commas between, not 'big'", "big")
+    refused("line 41: the column 'old' must be 0 or 1, but is 2", "big,old", old=2)
+    refused("line 41: the column 'old' must be 0 or 1, but is missing or null", "big,old", old=None)
+    refused("line 1: there is no column 'new'; the columns are 'id', 'text', 'big', 'old', 'red'", "big,new")
+    refused("at least two different names separated by commas, not 'big'", "big")
     refused("at least two different names", "big,big")
     refused("--label-columns is for the task classify, not for the task text", "big,old", "--task=text")
-    refused("--label-columns are several labels a text, not --label-kind number", "big,old", "--label-kind=number")
+    refused("--label-columns means several labels per text, not --label-kind number", "big,old", "--label-kind=number")
     assert not (tmp_path / "run").exists()
     clf = GPTForSequenceClassification(tg.GPT.from_pretrained(base), 2, label_names=["big", "new"])
     clf.problem_type = "multi_label_classification"

@@ -22,7 +22,7 @@ SIGTERM, 129 by SIGHUP (the terminal was closed): a training run saves its state
 | `answers` | a language model's answers to rows with prompts, and their quality |
 | `generating` | the options for model, prompt and sampling; generating the text |
 | `train`, `finetune`, `sample`, `chat`, `tokenize`, `evaluate`, `explain`, `convert`, `doctor` | the commands |
-| `trying`, `sweep` | trying a run before it begins: `--dry-run`, `--lr-find`; searching over settings: `--sweep` |
+| `trial`, `sweep` | trial runs: `--dry-run`, `--lr-find`; searching over settings: `--sweep` |
 | `predict`, `evaluate_rows` | the commands on rows |
 | `cross_validation` | `finetune --folds` |
 """

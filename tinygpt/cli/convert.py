@@ -6,13 +6,13 @@ import argparse
 
 ABOUT = """Write a model, with its tokenizer, as a GPT-2 directory in the Hugging Face format, which transformers loads,
 or with --to gguf as one file, which llama.cpp loads. There a prompt and its continuation must fit into the model's
-block: llama.cpp does not slide the window, and ends with an error beyond it."""
+block: llama.cpp does not slide the window, and stops with an error beyond it."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     words = "a training run, a GPT-2 directory, a LoRA adapter of PEFT, nanoGPT's ckpt.pt, or a name such as gpt2"
     parser.add_argument("source", metavar="SOURCE", help=words)
-    words = "the folder or the file to write; a model already there is replaced"
+    words = "the folder or the file to write; an existing model is replaced"
     parser.add_argument("target", metavar="TARGET", help=words)
     words = "huggingface (default), or gguf: a file for llama.cpp, which needs the package gguf"
     parser.add_argument("--to", choices=("huggingface", "gguf"), default="huggingface", help=words)

@@ -122,7 +122,7 @@ def _learned(options: argparse.Namespace, folder: Path) -> str:
 
     if options.data is None:
         given = validation_file(folder).part == "validation"  # which may repeat what was learned
-        chosen = "" if options.checkpoint == "latest" else "; but they chose its best weights"
+        chosen = "" if options.checkpoint == "latest" else "; but its best weights were chosen on them"
         return f", {'those of --valid' if given else 'from which the run did not learn'}{chosen}"
     if learned_from(folder, options.data):
         return "; the run learned from rows of this file: leave --data out to evaluate it on the others"

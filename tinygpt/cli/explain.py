@@ -35,7 +35,7 @@ def explain(options: argparse.Namespace) -> int:
 
     out = user_path(options.out)
     if out.is_dir() or not out.parent.is_dir():
-        problem = "is a folder" if out.is_dir() else f"is in {out.parent}, which is no folder"
+        problem = "is a folder" if out.is_dir() else f"is in {out.parent}, which is not a folder"
         raise UsageError(f"--out {options.out} {problem}: give the name of a file to write, such as explain.html")
     model, tokenizer, folder = load(options)
     found = interpret.explain(model, tokenizer, options.text, options.target, steps=options.steps)

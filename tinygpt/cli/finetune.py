@@ -21,7 +21,7 @@ from ..training.options import add_field_options
 from ..training.tasks import LOSS_ON, TASKS
 from .process import again
 from .sweep import Command, require_no_sweep, sweep
-from .trying import add_trying_options, built_elsewhere, require_free, try_out
+from .trial import add_trial_options, built_elsewhere, require_free, try_out
 
 ABOUT = """Fine-tune a model on rows of JSON lines, CSV or TSV. The columns determine the task: `text`; `prompt` and
 `completion`, `question` and `answer`, or `instruction`, `input` and `output`; `messages` with role and content; `text`
@@ -55,7 +55,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_quantize_option(add_lora_options(parser))
     add_following_options(parser)
     add_config_option(parser)
-    add_trying_options(parser)
+    add_trial_options(parser)
     parser.set_defaults(run=finetune, fold=None, preset=None, tokenizer=None, tokenizer_size=None)
 
 
@@ -92,7 +92,7 @@ def _add_label_options(group: argparse._ArgumentGroup) -> None:
         "learned independently; number: a regression (default: multi for lists, otherwise single)"
     )
     group.add_argument("--label-kind", choices=tuple(KINDS), help=words)
-    words = "several labels a text, each in a column of its own, of 0 and 1: toxic,obscene,threat"
+    words = "several labels per text, each in its own column of 0s and 1s, such as toxic,obscene,threat"
     group.add_argument("--label-columns", metavar="A,B,...", help=words)
     words = "spread this share of a label evenly over all labels, against overconfidence (default: 0)"
     group.add_argument("--label-smoothing", type=float, metavar="X", help=words)

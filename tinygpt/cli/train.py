@@ -34,7 +34,7 @@ from ..training.folder import RunFolder
 from ..training.following import Following, add_following_options, choose_following, follow
 from .process import again
 from .sweep import Command, require_no_sweep, sweep
-from .trying import add_trying_options, built_elsewhere, require_free, try_out
+from .trial import add_trial_options, built_elsewhere, require_free, try_out
 
 ABOUT = "Train a GPT on a text. Ctrl-C saves and stops; --resume continues with exactly the same bits."
 
@@ -49,7 +49,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--project", action="store_true", help=words)
     add_following_options(parser)
     add_config_option(parser)
-    add_trying_options(parser)
+    add_trial_options(parser)
     parser.set_defaults(run=train)
 
 

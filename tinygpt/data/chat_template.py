@@ -1,8 +1,8 @@
-"""Templates for other programs: chat_template.jinja, which transformers, TRL and servers put dialogues into.
+"""Templates for other programs: chat_template.jinja, which transformers, TRL and servers apply to dialogues.
 
 tinygpt does not run Jinja. It writes such a file beside template.toml, from the same template, so that
-`tokenizer.apply_chat_template` gives the text that the model was trained with. One that another program wrote is kept
-where the model is trained further without a template, and is named where it would be needed.
+`tokenizer.apply_chat_template` gives the text that the model was trained with. A file by another program is kept if the
+model is fine-tuned without a template, and errors name it where it would be needed.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ def find_columns(
         for column in ("text", *labels):
             if column not in there:
                 raise UsageError(
-                    f"{where}: there is no column {column!r}; there is {', '.join(map(repr, found)) or 'none'}"
+                    f"{where}: there is no column {column!r}; the columns are {', '.join(map(repr, found)) or 'none'}"
                 )
         return "classify", ("text", *labels)
     for columns, its_task in COLUMNS.items():

@@ -193,7 +193,7 @@ def _zero_or_one(row: Row, column: str) -> int:
     found = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}.get(str(value).strip().lower())
     if found is None:
         what = "missing or null" if value is None else "empty" if value == "" else f"{value!r:.40}"
-        raise UsageError(f"{row.where}: the column {column!r} must be 0 or 1, and it is {what}")
+        raise UsageError(f"{row.where}: the column {column!r} must be 0 or 1, but is {what}")
     return found
 
 

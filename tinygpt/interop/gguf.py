@@ -5,7 +5,7 @@ matrices are (out, in), the transpose of ours, and in the file's `dtype`. Vector
 as llama.cpp's own converter keeps them. A model without biases gets zeros, which llama.cpp needs. Where the head is the
 token embedding, the file has it once, which llama.cpp reads since March 2025.
 
-| dtype | a number of a matrix | bits |
+| dtype | how a matrix element is stored | bits |
 |---|---|---|
 | f32 | as it is | 32 |
 | f16, bf16 | rounded to nearest | 16 |
@@ -73,9 +73,9 @@ class Stored(NamedTuple):
 
 
 def save_gguf(model: GPT, tokenizer: Tokenizer, path: str | os.PathLike[str], *, dtype: str = "f32") -> None:
-    """Write `model` and `tokenizer` to the file `path`, which llama.cpp loads. A GGUF file already there is replaced.
+    """Write `model` and `tokenizer` to the file `path`, which llama.cpp loads. An existing GGUF file is replaced.
 
-    dtype: of the matrices, "f32", "f16", "bf16" or "q8_0". The file is complete or not there at all.
+    dtype: of the matrices, "f32", "f16", "bf16" or "q8_0". The file is written completely or not at all.
     llama.cpp does not slide the window as tinygpt does: a prompt and its continuation must fit into block_size tokens,
     beyond which it ends with an error.
     Raises UsageError for a model or a tokenizer that llama.cpp can't represent exactly, MissingExtraError without the
@@ -114,7 +114,7 @@ def check_dtype(dtype: str) -> None:
 
 
 def refuse_target(path: Path) -> None:
-    """Raise UsageError for a folder, or a file of another kind, which is hardly meant to be replaced."""
+    """Raise UsageError for a folder or a file of another kind: it is unlikely that it should be replaced."""
     if path.is_dir():
         raise UsageError(f"save_gguf: {path} is a folder: name the file to write, such as {path / 'model.gguf'}")
     with explain_os_errors("read", path):
@@ -123,7 +123,7 @@ def refuse_target(path: Path) -> None:
         with open(path, "rb") as file:
             begin = file.read(4)
     if begin not in (b"GGUF", b""):
-        raise UsageError(f"save_gguf: {path} is there already and is no GGUF file: choose another name")
+        raise UsageError(f"save_gguf: {path} already exists and is not a GGUF file: choose another name")
 
 
 def _refuse_model(model: GPT, dtype: str) -> None:

@@ -147,7 +147,7 @@ class LabelTask:
         """How the labels are read: as requested, as the starting classifier has them, or "multi" if they are lists."""
         kind: str | None = options.label_kind
         if columns and kind not in (None, "multi"):
-            raise UsageError(f"--label-columns are several labels a text, not --label-kind {kind}: leave one out")
+            raise UsageError(f"--label-columns means several labels per text, not --label-kind {kind}: leave one out")
         kind = "multi" if columns else kind
         if self.classifier is None or self.classifier.problem_type is None:
             return kind or kind_of(next(iter(options.rows()), None))
@@ -250,7 +250,7 @@ def label_columns(names: str | None) -> list[str] | None:
         return None
     found = [name.strip() for name in names.split(",")]
     if len(found) < 2 or len({*found}) != len(found) or "" in found or TEXT in found:
-        raise UsageError(f"--label-columns must be at least two different names with commas between, not {names!r}")
+        raise UsageError(f"--label-columns must be at least two different names separated by commas, not {names!r}")
     return found
 
 

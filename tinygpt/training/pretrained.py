@@ -69,7 +69,7 @@ def start_from(
     seed: of the dropout masks. classifiers: also accept a classifier. packed: "int8" or "bfloat16", for a base that is
     trained through an adapter; it stays in evaluation mode until it has one. Raises UsageError.
     """
-    Generator(seed)  # else a seed that is none would be taken for a fault of the model's file
+    Generator(seed)  # otherwise an invalid seed would be reported as an error in the model's file
     with backends.use_backend("numpy"):
         options: dict[str, Any] = {"revision": revision, "dropout": dropout, "seed": seed}
         if packed is not None:

@@ -1,7 +1,7 @@
-"""Trying a run before it begins: `--dry-run` and `--lr-find`; `--sweep` (`sweep.py`) has its option here.
+"""Trial runs, `--dry-run` and `--lr-find`. The option `--sweep` (`sweep.py`) is added here, too.
 
-The two build the run in a temporary folder, take a few steps there, and leave nothing behind but the picture of
-`--lr-find`. They can be given on the command line only, and are not part of a configuration file.
+Both build the run in a temporary folder, take a few steps there, and leave nothing behind but the range test's picture.
+They can be given on the command line only, and are not part of a configuration file.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from ..training.picture import require_matplotlib
 from .sweep import add_sweep_option
 
 
-def add_trying_options(parser: argparse.ArgumentParser) -> None:
+def add_trial_options(parser: argparse.ArgumentParser) -> None:
     """Call it after `add_config_option`, so that these options are not keys of the file."""
-    group = parser.add_argument_group("trying settings")
+    group = parser.add_argument_group("trial runs")
     either = group.add_mutually_exclusive_group()
     words = "check everything, take three steps, say how much memory, time and disk the run takes, and write nothing"
     either.add_argument("--dry-run", action="store_true", help=words)
