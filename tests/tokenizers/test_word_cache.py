@@ -187,6 +187,16 @@ def test_no_word_reaches_into_the_next_text(tokenizer: BPETokenizer, bodies: str
         assert tokenizer.batch_encode([]) == []
 
 
+@pytest.mark.parametrize("bodies", BODIES)
+def test_many_words_of_one_length(tokenizer: BPETokenizer, bodies: str) -> None:
+    """So many that their slots collide, and that the table grows."""
+    text = " ".join(map("".join, itertools.product("abcdefgh", repeat=4)))
+    cache, wanted = made(tokenizer), whole(tokenizer, text)
+    with use_kernels(bodies):
+        assert cache.encode(text).tolist() == wanted
+        assert cache.encode(text).tolist() == wanted
+
+
 def test_models_that_do_more_than_merge_are_left_to_the_library(tokenizer: BPETokenizer) -> None:
     model = tokenizer._description["model"]
     assert merges_of(model) is not None
