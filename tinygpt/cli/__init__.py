@@ -5,6 +5,7 @@
     tinygpt tokenize FILE --out FOLDER
     tinygpt sample --model FOLDER --prompt "ROMEO:"
     tinygpt chat --model gpt2
+    tinygpt serve --model gpt2
     tinygpt eval --model FOLDER --data FILE
     tinygpt predict --model FOLDER --data FILE --out FILE.jsonl
     tinygpt explain --model FOLDER --text TEXT --out FILE.html
@@ -22,6 +23,7 @@ SIGTERM, 129 by SIGHUP (the terminal was closed): a training run saves its state
 | `answers` | a language model's answers to rows with prompts, and their quality |
 | `generating` | the options for model, prompt and sampling; generating the text |
 | `train`, `finetune`, `sample`, `chat`, `tokenize`, `evaluate`, `explain`, `convert`, `doctor` | the commands |
+| `serve` | the command that answers over HTTP |
 | `trial`, `sweep` | trial runs: `--dry-run`, `--lr-find`; searching over settings: `--sweep` |
 | `predict`, `evaluate_rows` | the commands on rows |
 | `cross_validation` | `finetune --folds` |
@@ -46,6 +48,7 @@ COMMANDS = {
     "finetune": "train a model for a task, on rows of data",
     "sample": "generate text",
     "chat": "chat with a model in the terminal",
+    "serve": "serve a model over HTTP, with OpenAI's interface",
     "tokenize": "encode texts into token files ahead of training, or convert those of nanoGPT and llm.c",
     "eval": "compute the loss of a model on a text, or the accuracy of a classifier",
     "predict": "label the texts in a file, or answer its prompts",

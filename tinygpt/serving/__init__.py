@@ -1,10 +1,21 @@
 """Letting other programs talk to a model: `tinygpt serve`, OpenAI's HTTP interface.
 
-A client's request goes through these files, from top to bottom, and its text comes back the same way:
+A request passes these files from top to bottom, and its text comes back the same way. From `engine` on nobody knows of
+HTTP; above it nobody touches the model. Two threads: uvicorn's event loop, which reads requests and writes answers, and
+the engine's, which owns the model. They meet in `Engine.submit` and in the callback that is given each token.
 
 | file | contents |
 |---|---|
+| `server` | the socket, uvicorn, and an end that finishes what runs |
+| `guard` | what every request must pass: Host, Origin, key |
+| `app` | the endpoints, as an ASGI application of starlette; streams; clients that go away |
+| `bodies`, `fields` | what a body asks for: prompts as ids, options; each field checked |
+| `penalties` | logit_bias, frequency_penalty, presence_penalty |
+| `answers` | texts in OpenAI's form, whole or in chunks; log-probabilities |
+| `errors` | errors in OpenAI's form |
+| `metrics`, `statistics` | what is counted, in Prometheus's form |
+| `engine` | the thread that writes many texts at once; the queue before it |
 | `samples` | one text: what chooses its next token and what ends it |
-| `engine` | the thread that owns the model and writes many texts at once; the queue before it |
-| `statistics` | what is counted, for `/metrics` |
+
+starlette and uvicorn (extra `serve`) are imported by `app`, `guard` and `server` alone, when a server starts.
 """

@@ -1,0 +1,81 @@
+"""`tinygpt serve`: a model behind OpenAI's HTTP interface."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from pathlib import Path
+
+from ..console import say
+from ..errors import UsageError
+from .generating import add_model_options, load
+
+ABOUT = """Serve a model over HTTP, with OpenAI's interface: /v1/models, /v1/completions, /v1/chat/completions, and
+/health and /metrics (Prometheus). Requests are answered together: each joins at the next token. SIGTERM or Ctrl-C
+finishes what runs; a second Ctrl-C doesn't. Neither prompts nor keys are logged. Needs the extra `serve`."""
+HOST, PORT, PLACES, WAITING = "127.0.0.1", 8000, 16, 64
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    add_model_options(parser)
+    group = parser.add_argument_group("the server")
+    words = f"address to listen at (default: {HOST}, this machine alone; 0.0.0.0: every machine that reaches this one)"
+    group.add_argument("--host", default=HOST, help=words)
+    words = f"default: {PORT}; 0: a free one, which is printed"
+    group.add_argument("--port", type=int, default=PORT, metavar="N", help=words)
+    words = "environment variable with the key that clients must send (default: no key is needed)"
+    group.add_argument("--api-key-env", metavar="NAME", help=words)
+    words = "a name of this server in clients' URLs, beside localhost and addresses (may be given several times)"
+    group.add_argument("--allow-host", action="append", default=[], metavar="NAME", help=words)
+    group.add_argument("--name", metavar="NAME", help="the model's name for clients (default: that of its folder)")
+    words = "of the dialogue, as for `chat` (default: the model's, else plain)"
+    group.add_argument("--template", metavar="NAME_OR_FILE", help=words)
+    words = f"how many texts are written at once (default: {PLACES}); each takes memory for a whole block"
+    group.add_argument("--places", type=int, default=PLACES, metavar="N", help=words)
+    words = f"how many more may wait; then clients are told to try again later, status 429 (default: {WAITING})"
+    group.add_argument("--waiting", type=int, default=WAITING, metavar="N", help=words)
+    parser.set_defaults(run=serve)
+
+
+def serve(options: argparse.Namespace) -> int:
+    """Serve until a signal."""
+    from ..data.dialogue import TEMPLATE, read_template
+    from ..serving.server import address_of, listening, require_libraries, run
+
+    require_libraries()
+    key = _key(options)
+    for name in ("places", "waiting"):
+        if getattr(options, name) < 1:
+            raise UsageError(f"--{name} must be at least 1, not {getattr(options, name)}")
+    if not 0 <= options.port <= 65535:
+        raise UsageError(f"--port must be 0 to 65535, not {options.port}")
+    template = None if options.template is None else read_template(options.template)
+    listener = listening(options.host, options.port)  # before the model, which may take long to load
+    try:
+        from ..serving.app import application
+        from ..serving.bodies import Served
+        from ..serving.engine import Engine
+
+        model, tokenizer, folder = load(options)
+        if template is None:
+            template = read_template(str(folder / TEMPLATE) if (folder / TEMPLATE).exists() else "plain")
+        engine = Engine(model.eval(), options.places, options.waiting)
+        name = options.name or Path(options.model).name or folder.name
+        served = Served(model, tokenizer, name, template, int(time.time()), engine.most_waiting)
+        hosts = [options.host, *options.allow_host]
+        address = address_of(listener)
+        run(application(served, engine, key, hosts), engine, listener,
+            lambda: say(f"Serving {name} at {address}/v1 (Ctrl-C ends)"))  # fmt: skip
+    finally:
+        listener.close()
+    return 0
+
+
+def _key(options: argparse.Namespace) -> str | None:
+    if options.api_key_env is None:
+        return None
+    key = os.environ.get(options.api_key_env, "").strip()
+    if not key:
+        raise UsageError(f"--api-key-env: the environment variable {options.api_key_env} is not set, or empty")
+    return key
