@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 from tests.cli.helpers import assert_one_sentence
@@ -19,11 +19,11 @@ from tests.serving.conftest import KEY, Server
 PROMPT = "a private prompt"
 
 
-def client_of(server: Server) -> httpx.Client:
-    return httpx.Client(base_url=server.url, headers={"Authorization": f"Bearer {KEY}"}, timeout=60)
+def client_of(server: Server) -> httpx2.Client:
+    return httpx2.Client(base_url=server.url, headers={"Authorization": f"Bearer {KEY}"}, timeout=60)
 
 
-def metric(client: httpx.Client, name: str) -> int:
+def metric(client: httpx2.Client, name: str) -> int:
     lines = client.get("/metrics").text.splitlines()
     return int(next(line for line in lines if line.startswith(f"tinygpt_{name} ")).split()[1])
 
@@ -37,7 +37,7 @@ def test_texts_and_a_graceful_end(server: Server, run: Any) -> None:
         text = client.post("/v1/completions", json=ask).json()["choices"][0]["text"]
         sampled = run("sample", f"--model={server.folder}", f"--prompt={PROMPT}", "--greedy", "--max-new-tokens=40")
         assert sampled.out == PROMPT + text + "\n"
-        assert httpx.get(f"{server.url}/v1/models").status_code == 401
+        assert httpx2.get(f"{server.url}/v1/models").status_code == 401
         body = {**ask, "max_tokens": 1500, "stream": True}
         with client.stream("POST", "/v1/completions", json=body) as response:
             lines = response.iter_lines()
