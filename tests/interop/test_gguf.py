@@ -217,7 +217,7 @@ def test_models_that_are_no_plain_gpt2(tmp_path: Path) -> None:
 def test_a_place_that_is_taken(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("GGU, not GGUF")
     before = snapshot(tmp_path)
-    for path, words in ((tmp_path, "is a folder: name the file"), (tmp_path / "notes.txt", "is no GGUF file")):
+    for path, words in ((tmp_path, "is a folder: name the file"), (tmp_path / "notes.txt", "is not a GGUF file")):
         with pytest.raises(UsageError, match=words):
             interop.save_gguf(make(), TOKENIZER, path)
         with pytest.raises(UsageError, match=words):
