@@ -54,10 +54,11 @@ def losses(folder: Path, name: str) -> np.ndarray:
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_the_losses_are_those_of_the_unpacked_weights(format: str, tmp_path: Path) -> None:
+    """With SGD: Adam gives a gradient near zero a whole step, in the direction of its rounding error."""
     model = packed(format)
     twin = twin_of(model)
-    trainer_of(tmp_path / "packed", model, lr=0.1).run()
-    trainer_of(tmp_path / "twin", twin, lr=0.1).run()
+    trainer_of(tmp_path / "packed", model, lr=1.0, optimizer="sgd").run()
+    trainer_of(tmp_path / "twin", twin, lr=1.0, optimizer="sgd").run()
     for name in ("loss", "validation_loss"):
         found, expected = (losses(tmp_path / folder, name) for folder in ("packed", "twin"))
         np.testing.assert_allclose(found, expected, rtol=2e-5)
