@@ -17,6 +17,10 @@ help.
 A model of 2 layers and 64 channels, with bytes as tokens, is pre-trained on these texts, then fine-tuned on the
 answers. The metric is exact match. The baseline is the most frequent answer to that question, counted over the real
 training countries.
+
+Result of the first command (276 test questions, 3 minutes on one core): exact match 0.0036, token F1 0.0127; the most
+frequent answer 0.0616 and 0.0640. The model does not beat the baseline: in 2,000 steps it learns what kind of answer a
+question wants ("55" for a calling code of +65), but not to copy it.
 """
 
 from __future__ import annotations
