@@ -1,6 +1,6 @@
 """Chinese poems: a model continues a quatrain, given its title and its first line.
 
-    python examples/recipes/poem.py                     # takes tens of minutes
+    python examples/recipes/poem.py                     # takes minutes
     python examples/recipes/poem.py --slice             # to see that it works
 
     鹿柴
@@ -18,6 +18,10 @@ per token of the poet's own lines; the baseline is a trigram model counted on th
 The lines that both models write with greedy decoding are measured in three ways. Form: three lines, each as long as the
 given one. Rhyme: the second and fourth line end in different characters that rhyme in one of the training poems.
 Copied: the share of lines that occur in those poems. The poets' own lines give the scale.
+
+Result of the first command (2,815 test quatrains, 6 minutes on one core): log-likelihood -4.7111 per token, perplexity
+111; trigrams -5.3496 and 211. The model beats the baseline by 0.6385 nats. Its own lines have the form in 73 % of the
+poems and rhyme in 25 % (the poets' in 90 %, as far as the training poems tell); hardly a line is copied.
 """
 
 # ruff: noqa: RUF001

@@ -149,7 +149,7 @@ def test_mistakes_are_one_sentence(run: Any, model: Path, options: list[str], wo
 
 def test_a_checkpoint_is_a_run_s(run: Any, directory: Path, tmp_path: Path) -> None:
     answer = run("sample", f"--model={directory}", "--checkpoint=latest")
-    assert_one_sentence(answer, "--checkpoint applies to training runs, but .* is a GPT-2 directory")
+    assert_one_sentence(answer, "--checkpoint applies to training runs, but .* holds one model: leave it out")
     assert_one_sentence(run("sample", f"--model={tmp_path}"), "there is no model in .* neither the checkpoints.json")
 
 

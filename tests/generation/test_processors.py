@@ -300,9 +300,10 @@ def test_inversion_where_the_sums_of_a_block_are_rounded_differently():
     assert between > 5
 
 
+# Multiples of 1/1024: scores that differ by a rounding error may be kept one way and dropped the other.
 @settings(max_examples=150)
 @given(
-    hnp.arrays(np.float32, st.integers(2, 60), elements=st.floats(-8, 8, width=32)),
+    hnp.arrays(np.float32, st.integers(2, 60), elements=st.integers(-8192, 8192).map(lambda n: n / 1024)),
     st.floats(0, 1, exclude_max=True),
     st.permutations([TopK(5), TopP(0.8), MinP(0.1), TypicalP(0.7)]),
     st.floats(0.2, 3),
