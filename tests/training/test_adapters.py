@@ -28,14 +28,6 @@ MODEL_FILES = {"config.json", "generation_config.json", "model.safetensors"}
 pytestmark = pytest.mark.usefixtures("without_picture")
 
 
-@pytest.fixture
-def more(tmp_path: Path) -> Path:
-    """Another text, of the same characters."""
-    path = tmp_path / "more.txt"
-    path.write_text("the noble mind, or not, to suffer that\n" * 30, encoding="utf-8")
-    return path
-
-
 def adapted(**settings: Any) -> GPT:
     model = GPT(GPTConfig(vocab_size=11, **SHAPE), seed=7)
     return nn.add_lora(model, **{"rank": 2, "alpha": 8, "dropout": 0.5} | settings)

@@ -25,14 +25,6 @@ WEIGHTS = "model.safetensors"
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("base")
-    config = tg.GPTConfig(256, block_size=16, n_layer=1, n_head=2, n_embd=16)
-    tg.GPT(config, seed=1).save_pretrained(folder, tokenizer=ByteTokenizer())
-    return folder
-
-
-@pytest.fixture(scope="module")
 def classifier(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Path:
     """A directory of a classifier of three labels."""
     folder = tmp_path_factory.mktemp("classifier")

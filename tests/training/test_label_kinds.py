@@ -24,14 +24,6 @@ NAMES = ["big", "old", "red"]
 pytestmark = pytest.mark.usefixtures("without_picture")
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("base")
-    config = tg.GPTConfig(256, block_size=16, n_layer=1, n_head=2, n_embd=16)
-    tg.GPT(config, seed=1).save_pretrained(folder, tokenizer=ByteTokenizer())
-    return folder
-
-
 def several(endings: str = "01234") -> list[dict[str, Any]]:
     """Texts that are their labels' initials, in all combinations; a text has none of them, too."""
     chosen = [[name for k, name in enumerate(NAMES) if i >> k & 1] for i in range(8)]

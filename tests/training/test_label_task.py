@@ -36,14 +36,6 @@ def write_csv(path: Path, content: list[dict[str, str]]) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("base")
-    config = tg.GPTConfig(256, block_size=16, n_layer=1, n_head=2, n_embd=16)
-    tg.GPT(config, seed=1).save_pretrained(folder, tokenizer=ByteTokenizer())
-    return folder
-
-
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     return write_csv(tmp_path / "reviews.csv", rows())

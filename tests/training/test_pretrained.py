@@ -27,14 +27,6 @@ MODEL_FILES = {"config.json", "generation_config.json", "model.safetensors"}
 pytestmark = pytest.mark.usefixtures("without_picture")
 
 
-@pytest.fixture
-def more(tmp_path: Path) -> Path:
-    """Another text, of the same characters."""
-    path = tmp_path / "more.txt"
-    path.write_text("the noble mind, or not, to suffer that\n" * 30, encoding="utf-8")
-    return path
-
-
 # The model ------------------------------------------------------------------------------------------
 
 
