@@ -5,11 +5,13 @@
     logits = decoder.step(ids)                      # the next token of each row, (B,) -> (B, V)
     decoder.select([0, 0, 1])                       # copy, reorder or drop rows, for beams or several samples
     logits = decoder.join(prompt, copies=2)         # two more rows, (T,) -> (1, V); the others stay as they are
+    logits = decoder.append(0, ids)                 # several tokens more in one row, (T,) -> (1, V)
+    decoder.truncate([9, 9])                        # forget each row's tokens beyond the ninth
 
-All call `model.hidden(idx, cache)`: `prefill` and `join` on each prompt separately, and `step` on one token of every
-row, for which a plain GPT has a compiled fast path (`one_pass`). With the compiled kernels, in float32, row b of that
-path does not depend on the other rows, bit for bit; with the reference kernels it is the same up to rounding. There is
-no padding: row b is its tokens 0 .. lengths[b] - 1.
+All call `model.hidden(idx, cache)`: `prefill`, `join` and `append` on each text separately, and `step` on one token of
+every row, for which a plain GPT has a compiled fast path (`one_pass`). With the compiled kernels, in float32, row b of
+that path does not depend on the other rows, bit for bit; with the reference kernels it is the same up to rounding.
+There is no padding: row b is its tokens 0 .. lengths[b] - 1.
 
 Position embeddings are learned, for positions below block_size only, so nothing in the cache is valid after the window
 slides. A step on a full row is an error; to continue, prefill with the end of the text.
@@ -102,6 +104,34 @@ class Decoder:
         self.lengths = np.append(self.lengths, np.full(copies, row.shape[1], np.int64))
         return logits
 
+    def append(self, row: int, ids: Any) -> Any:
+        """Append ids (T,), T >= 1, to one row -> logits (1, V) of the token after them; the others stay as they are.
+
+        The next step overwrites the returned array. Raises UsageError if they don't fit, ShapeError, DtypeError,
+        RangeError before anything changes.
+        """
+        new = self.model.check_ids([ids])  # (1, T)
+        if not 0 <= row < len(self.lengths):
+            raise RangeError(f"Decoder.append: row must be in 0 .. {len(self.lengths) - 1}, not {row}")
+        if self.lengths[row] + new.shape[1] > self.capacity:
+            raise UsageError(
+                f"Decoder.append: {new.shape[1]} tokens don't fit into row {row}: it has {self.lengths[row]}, and "
+                f"the capacity is {self.capacity}"
+            )
+        logits = self._continue(row, new)
+        self.lengths = self.lengths + new.shape[1] * (np.arange(len(self.lengths)) == row)
+        return logits
+
+    def truncate(self, lengths: Any) -> None:
+        """Keep the first lengths[b] tokens of row b, at most as many as it has. Raises ShapeError, RangeError."""
+        lengths = _integers("Decoder.truncate: lengths", lengths)
+        if lengths.shape != self.lengths.shape:
+            raise ShapeError(f"Decoder.truncate: expected {len(self.lengths)} lengths, one a row, not {len(lengths)}")
+        if (lengths < 0).any() or (lengths > self.lengths).any():
+            raise RangeError(f"Decoder.truncate: the rows have {self.lengths} tokens, so {lengths} can't be kept")
+        self._shorten(lengths)
+        self.lengths = lengths.astype(np.int64)
+
     def step(self, ids: Any) -> Any:
         """Append ids (B,), one token to each row -> logits (B, V) of the token after it.
 
@@ -171,6 +201,16 @@ class Decoder:
         lengths[: len(self.lengths)] = self.lengths[:B]
         pairs = zip(self.memory, self.cache, strict=True)
         self.cache = [KeyValueCache(keys[:B], values[:B], lengths, layer.last_only) for (keys, values), layer in pairs]
+
+    def _continue(self, row: int, new: Any) -> Any:
+        for layer in self.cache:
+            layer.lengths = self.lengths
+        with no_grad(), self.model.evaluating(), self.model.compute_in("float32"):
+            hidden = self.model.hidden(new, [layer.row(row) for layer in self.cache])
+            return self._head([hidden.data[0, -1]])
+
+    def _shorten(self, lengths: np.ndarray) -> None:
+        """Nothing to do: what lies beyond the end of a row is never read."""
 
     def _extend(self, ids: np.ndarray) -> Any:
         if not len(ids):

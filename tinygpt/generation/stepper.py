@@ -43,6 +43,15 @@ class Stepper(Decoder):
     def _grow(self, B: int) -> None:
         """Nothing is reserved: the rows are a list."""
 
+    def _continue(self, row: int, new: Any) -> Any:
+        longer = np.append(self._rows[row], backends.move(new[0], "numpy"))
+        logits = self._logits([longer])
+        self._rows[row] = longer
+        return logits
+
+    def _shorten(self, lengths: np.ndarray) -> None:
+        self._rows = [row[:length] for row, length in zip(self._rows, lengths, strict=True)]
+
     def _extend(self, ids: np.ndarray) -> Any:
         self._rows = [np.append(row, token) for row, token in zip(self._rows, ids, strict=True)]
         return self._logits(self._rows)
