@@ -286,7 +286,7 @@ def test_in_a_pseudo_terminal(talker: Path) -> None:
         wait_for_output(master, 200)
         os.write(master, b"\x03")
         read_until(master, b"\n> ")
-        os.write(master, b'/undo\n')
+        os.write(master, b"/undo\n")
         assert b"Taken back: a" in read_until(master, b"> ")
         os.write(master, b'"""\n')
         read_until(master, b"... ")

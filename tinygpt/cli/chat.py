@@ -126,7 +126,7 @@ class Conversation:
         """Set the system text. The turns stay. As in ollama, quotes around it don't count, so "" removes it."""
         if not text:
             now = f"The system text is: {self.dialogue.system}" if self.dialogue.system else "There is no system text"
-            note(f"{now}. /system TEXT sets it, /system \"\" removes it.")
+            note(f'{now}. /system TEXT sets it, /system "" removes it.')
             return
         if len(text) > 1 and text[0] == text[-1] == '"':
             text = text[1:-1]
