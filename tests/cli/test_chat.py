@@ -107,7 +107,7 @@ def test_commands(say: Any) -> None:
 
 def test_what_the_model_reads_after_commands(say: Any, seen: list[str]) -> None:
     lines = ["a", "c", "/undo", "e", "/system Be brief.", "f", "/clear", "g", '/system ""', "h", "/system", "/quit"]
-    answer = say("\n".join(lines), "--system=Old.")
+    answer = say("\n".join(lines), "--system=Old.", "--max-new-tokens=10")
     assert seen == [
         "Old.\n\nUser: a\nAssistant:",
         "Old.\n\nUser: a\nAssistant: fine\nUser: c\nAssistant:",
@@ -160,10 +160,10 @@ def test_what_was_read_is_not_read_again(run: Any, talker: Path, monkeypatch: py
     assert [read + known for read, known in counts] == [read for read, known in all_read]
     assert all(known == 0 for _, known in all_read)
     if options == ["--greedy"]:
-        # Each exchange has 22 tokens. Its first 19 are known: "bb" was chosen, and its second b not read.
-        assert counts[:5] == [(18, 0), (21, 19), (1, 39), (21, 41), (21, 63)]
+        # An exchange has 22 tokens, and 8 of the next are known: the answer ended with "\nUser:", whose : was not read.
+        assert counts[:5] == [(18, 0), (14, 26), (1, 39), (14, 48), (14, 70)]
         assert counts[5][1] == 0  # another system text
-        assert counts[-2:] == [(18, 3), (21, 22)]
+        assert counts[-2] == (1, 20)  # after /reset it begins as before
 
 
 def test_stats(say: Any) -> None:
@@ -247,7 +247,7 @@ def type_in(run: Any, talker: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
         monkeypatch.setattr(sys, "stdin", Terminal())
         monkeypatch.setattr("builtins.input", typing)
-        return run("chat", f"--model={talker}", "--greedy"), prompts
+        return run("chat", f"--model={talker}", "--greedy", "--max-new-tokens=10"), prompts
 
     return call
 
@@ -269,6 +269,7 @@ def test_several_typed_lines(type_in: Any, seen: list[str]) -> None:
     assert answer.err.splitlines() == [f"[{chat.HELP}]", "[The message is dropped.]"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals")
 def test_in_a_pseudo_terminal(talker: Path) -> None:
     """Messages, several lines, Ctrl-C in an answer that would not end, Ctrl-D."""
