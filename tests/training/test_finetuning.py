@@ -148,7 +148,7 @@ def test_the_folder_is_a_model_with_its_template(run: Any, base: Path, rows: Pat
     loaded, tokenizer = interop.load(base)
     maker = AnswerExamples(tokenizer, 32, None, ("prompt", "completion"), PRESETS["lines"])
     keys = [json.loads(line)["prompt"] for line in rows.read_text().splitlines()]
-    _, validation = tinygpt.data.row_batches.split_rows(keys, 0.1, 0)
+    _, validation = tinygpt.data.splitting.split_rows(keys, 0.1, 0)
     examples = [maker.make(Row(sums()[i], "")) for i in validation]
     assert first["validation_loss"] == pytest.approx(mean_loss(loaded, [collate(examples)]), rel=1e-6)
     assert run("convert", str(folder), str(tmp_path / "converted")).code == 0

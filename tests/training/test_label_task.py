@@ -183,6 +183,36 @@ def test_what_stands_in_the_columns_is_said(run: Any, base: Path, tmp_path: Path
     assert "text, 20 rows to train on;\n       not read: the column 'sentiment'; labels are read from" in answer.out
 
 
+def test_rare_labels_are_said(run: Any, base: Path, tmp_path: Path) -> None:
+    """One with a single text, which is for training alone; and one that not every fold can test."""
+    content = [*rows(20), {"text": "x", "label": "odd"}]
+    data = write_csv(tmp_path / "reviews.csv", content)
+    answer = run("finetune", "--model", base, "--data", data, "--out", tmp_path / "a", *QUICK)
+    assert answer.code == 0, answer.err
+    assert "too rare for a validation row: 'odd' (1 of 21 rows)" in answer.out
+    data = write_csv(tmp_path / "more.csv", [*content, {"text": "y", "label": "odd"}])
+    answer = run("finetune", "--model", base, "--data", data, "--out", tmp_path / "b", "--folds=3", *QUICK)
+    assert answer.code == 0, answer.err
+    assert answer.out.count("too rare for a validation row: 'odd' (2 of 22 rows)") == 1
+
+
+def test_a_run_that_held_out_other_rows_is_not_evaluated_on_what_it_learned(
+    run: Any, base: Path, data: Path, tmp_path: Path
+) -> None:
+    """As one was by an earlier version, whose folder has no digest of them."""
+    out = tmp_path / "clf"
+    assert run("finetune", "--model", base, "--data", data, "--out", out, *QUICK).code == 0
+    assert run("eval", "--model", out).code == 0
+    facts = json.loads((out / "data.json").read_text())
+    for digest in ("0" * 64, None):
+        facts["sha256"]["validation rows"] = digest
+        (out / "data.json").write_text(json.dumps({**facts, "sha256": {k: v for k, v in facts["sha256"].items() if v}}))
+        words = "was made by a version of tinygpt that chose other validation rows: start a new run, or evaluate"
+        assert_one_sentence(run("eval", "--model", out), words)
+        assert_one_sentence(run("finetune", "--resume", "--out", out, "--steps=30"), words)
+    assert run("eval", "--model", out, "--data", data).code == 0
+
+
 def test_a_small_file_is_split_so_that_both_parts_have_both_labels(run: Any, base: Path, tmp_path: Path) -> None:
     content = [{"text": f"{'good' if i % 2 else 'bad'} {i}", "label": "pn"[i % 2]} for i in range(30)]
     data = write_csv(tmp_path / "reviews.csv", content)

@@ -13,8 +13,8 @@ from ..checks import number
 from ..data.columns import find_columns
 from ..data.examples import Example, make_examples
 from ..data.folds import folds
-from ..data.row_batches import same_key, split_rows
 from ..data.rows import BadRows, Row, read_rows
+from ..data.splitting import same_key, split_rows
 from ..errors import UsageError
 from ..files import shown
 from .config import TrainingConfig
@@ -73,7 +73,7 @@ def split_examples(
     """The indices of the training and of the validation rows: a random share of them, or fold [i, k]."""
     keys = [example.key for example in examples]
     labels = [_hashable(getattr(example, "label", None)) for example in examples]
-    names = labels if all(isinstance(label, int) for label in labels) else None  # one label a text
+    names = labels if one_label(examples) else None
     if fold is None:
         fraction = config.get("validation_fraction", TrainingConfig.validation_fraction)
         number("finetune", "validation_fraction", fraction, above=0, below=1)
@@ -87,6 +87,11 @@ def split_examples(
         _check_folds(parts, names, path)
     first, second = parts[part]
     return first.tolist(), second.tolist()
+
+
+def one_label(examples: Sequence[Any]) -> bool:
+    """Whether these are texts of one label each."""
+    return all(isinstance(getattr(example, "label", None), int) for example in examples)
 
 
 def _check_folds(parts: Sequence[tuple[Any, Any]], labels: Sequence[int], path: str) -> None:
@@ -124,7 +129,7 @@ def columns_note(task: str, others: Sequence[str]) -> list[str]:
 
 def labels_note(examples: Sequence[Any], names: Sequence[str]) -> list[str]:
     """The number of rows per label, which shows labels spelled in two ways; and the texts with several labels."""
-    if not all(isinstance(getattr(example, "label", None), int) for example in examples):
+    if not one_label(examples):
         return []
     counts, of_text = Counter[int](), dict[str, set[int]]()
     for example in examples:
@@ -134,6 +139,18 @@ def labels_note(examples: Sequence[Any], names: Sequence[str]) -> list[str]:
     several = sum(len(labels) > 1 for labels in of_text.values())
     texts = [f"{several} text{'s have' if several > 1 else ' has'} more than one label"] if several else []
     return [f"labels: {each}", *texts]
+
+
+def rare_note(examples: Sequence[Any], validation: Sequence[int], names: Sequence[str]) -> list[str]:
+    """The labels of which no row is for validation, so that its figures don't tell how well they are learned."""
+    if not one_label(examples):
+        return []
+    counts = Counter(example.label for example in examples)
+    absent = sorted(counts.keys() - {examples[i].label for i in validation})
+    if not absent:
+        return []
+    each = ", ".join(f"{names[k]!r} ({counts[k]} of {len(examples)} rows)" for k in absent[:10])
+    return [f"too rare for a validation row: {each}{' ...' if len(absent) > 10 else ''}"]
 
 
 def _content(example: Any) -> tuple[Any, ...]:

@@ -24,8 +24,8 @@ from ..data.augment import synonyms_in, with_absolute_path
 from ..data.chat_template import template_notes, write_templates
 from ..data.dialogue import TEMPLATE, end_of_text
 from ..data.opening import STDIN
-from ..data.row_batches import same_key
 from ..data.rows import BadRows, read_rows
+from ..data.splitting import digest_of, same_key
 from ..errors import CheckpointError, UsageError
 from ..files import shown
 from ..gpt import GPT, GPTConfig
@@ -34,8 +34,18 @@ from ..tokenizers import Tokenizer
 from .adapters import check_quantize, lora_of_options
 from .config import TrainingConfig, new_settings
 from .configuration import write_configuration
-from .data_facts import UTF_8, read_data_facts, write_data_facts
-from .example_rows import Rows, columns_note, columns_of, labels_note, notes_of, read_examples, split_examples
+from .data_facts import SPLIT, UTF_8, check_split, read_data_facts, write_data_facts
+from .example_rows import (
+    Rows,
+    columns_note,
+    columns_of,
+    labels_note,
+    notes_of,
+    one_label,
+    rare_note,
+    read_examples,
+    split_examples,
+)
 from .folder import RunFolder
 from .label_task import LabelTask, label_columns
 from .loop import Trainer
@@ -158,6 +168,7 @@ def _resumed(options: argparse.Namespace, settings: Settings) -> Finetuning:
             raise CheckpointError(
                 f"the file {shown(path)} has changed since the run in {folder} began: restore it, or start a new run"
             )
+    check_split(facts, prepared.sha256.get(SPLIT), one_label(prepared.train.examples), folder.path)
     if options.epochs is not None and "steps" in given_options(options, TrainingConfig):
         raise UsageError(_EITHER)
     if options.epochs is not None:
@@ -213,8 +224,9 @@ def _prepare(
             notes.append(f"{common} validation rows have a text or prompt that also occurs in the training rows")
         sha256 = {"train": rows.sha256, "validation": validation.sha256}
     else:
-        sha256 = {"train": rows.sha256}
         first, second = split_examples(rows.examples, facts["data"], facts["fold"], config)
+        sha256 = {"train": rows.sha256, SPLIT: digest_of(second)}
+        notes += rare_note(rows.examples, second, task.labels or ())
         validation = Rows([rows.examples[i] for i in second], BadRows(), "")
         rows = Rows([rows.examples[i] for i in first], rows.bad, rows.sha256)
         notes.append(f"{len(second)} of {len(first) + len(second)} rows are for validation; equal texts or prompts are "

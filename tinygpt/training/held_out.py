@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 
 from ..checkpoint import CheckpointFolder
 from ..data.rows import Row
+from ..data.splitting import digest_of
 from ..errors import UsageError
 from ..files import shown
-from .data_facts import UTF_8, read_data_facts
-from .example_rows import columns_of, read_examples, split_examples
+from .data_facts import UTF_8, check_split, read_data_facts
+from .example_rows import columns_of, one_label, read_examples, split_examples
 from .folder import DATA
 from .state import training_config
 
@@ -65,6 +66,7 @@ def held_out_rows(folder: Path, checkpoint: str, maker: Any) -> list[Row]:
         return rows
     settings = {"validation_fraction": config.validation_fraction, "seed": config.seed}
     _, chosen = split_examples(found.examples, file.path, facts["fold"], settings)
+    check_split(facts, digest_of(chosen), one_label(found.examples), folder)
     return [rows[i] for i in chosen]
 
 
