@@ -45,7 +45,8 @@ def split_rows(
     drawn = [members[i] for i in order]
     wanted = min(max(1, round(fraction * len(keys))), len(keys) - 1)
     chosen = set[int]() if labels is None else _stratified(drawn, max(2, wanted), labels)
-    validation = chosen or _drawn(drawn, wanted) or set(min(members, key=len))
+    smallest = min(members, key=len)
+    validation = chosen or _drawn(drawn, wanted) or set(smallest)
     return [i for i in range(len(keys)) if i not in validation], sorted(validation)
 
 
