@@ -30,7 +30,6 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,13 +45,13 @@ from ..optim import clip_coefficient, grad_norm
 from ..tensor import Tensor
 from ..tokenizers import Tokenizer
 from . import export
-from .accumulation import accumulate
+from .accumulation import batch_weights
 from .adapters import require_adapter
 from .config import TrainingConfig, schedule_notes
 from .divergence import DivergedError, diverged, first_cause
 from .folder import METRICS, PICTURE, RunFolder
 from .freezing import freeze
-from .graphed_step import GraphedStep, forward_and_backward
+from .graphed_step import GraphedStep
 from .interrupt import StopRequest
 from .loss_scale import LossScale
 from .objective import Batch, Objective, TextObjective
@@ -114,8 +113,8 @@ class Trainer:
     ) -> None:
         self.run_folder = folder if isinstance(folder, RunFolder) else RunFolder(folder)
         self.model, self.config, self.folder = model, config, self.run_folder.place
-        self.objective = _objective(model, train_tokens, validation_tokens, config, objective)
-        self.batches, self.validation = self.objective.batches, self.objective.validation
+        self.objective = objective = _objective(model, train_tokens, validation_tokens, config, objective)
+        self.batches, self.validation = objective.batches, objective.validation
         self.tokenizer = tokenizer
         if tokenizer is not None:
             export.prepare(model, tokenizer, self.run_folder)
@@ -128,8 +127,15 @@ class Trainer:
         self.use(config)
         activation_dtype(config.dtype, self.parameters[0].backend)  # raises now rather than at the first step
         self.loss_scale = LossScale(config.dtype)
-        work = partial(forward_and_backward, partial(self.objective.loss, model))
-        self.graphed_step = GraphedStep(model, work, config.cuda_graphs)
+
+        def forward_and_backward(*batch_and_scale: Any) -> Tensor:
+            """The loss of a batch, a tensor. Adds the gradients of scale * loss to the parameters'."""
+            *batch, scale = batch_and_scale
+            loss = objective.loss(model, *batch)
+            loss.backward(scale)
+            return loss
+
+        self.graphed_step = GraphedStep(model, forward_and_backward, config.cuda_graphs)
         self.state = TrainState()
         self.checkpoints = CheckpointFolder(self.folder)
         self.report = Report(self.folder / METRICS, self.folder / PICTURE, callbacks)
@@ -265,17 +271,20 @@ class Trainer:
     def _gradients(self) -> tuple[float, float]:
         """Accumulate the gradients of the step's batches, which scales them by (number of batches) * (loss scale).
 
-        Returns the loss over the step's targets and the norm of its gradient, without these factors.
+        Returns the mean loss over the step's targets and the norm of its gradient, without these factors.
         """
         count, scale = self.config.gradient_accumulation, self.loss_scale.scale
-
-        def one_batch(batch: Batch, weight: float) -> Tensor:
-            # A graph is recorded for one weight. Any other than 1 hardly occurs twice, so such a batch is not recorded.
-            graphed = self.objective.same_shapes and weight == 1.0
-            return (self.graphed_step if graphed else self.graphed_step.work)(*batch, scale * weight)
-
         batches = [self.batches.batch(self.state.step * count + index) for index in range(count)]
-        loss = accumulate(f"step {self.state.step}", batches, one_batch, self.objective.count)
+        weights = batch_weights(f"step {self.state.step}", [self.objective.count(batch) for batch in batches])
+        losses = []
+        for batch, weight in zip(batches, weights, strict=True):
+            if weight > 0:
+                # A graph is recorded for one weight. Others than 1 hardly occur twice, so such batches are not recorded.
+                graphed = self.objective.same_shapes and weight == 1.0
+                forward_and_backward = self.graphed_step if graphed else self.graphed_step.work
+                losses.append((weight, forward_and_backward(*batch, scale * weight)))
+        # Read after everything is launched, so that the host does not wait for a GPU in between.
+        loss = sum(weight * float(loss.item()) for weight, loss in losses) / count
         return loss, grad_norm(self.parameters) / (count * scale)
 
     # Evaluation and metrics -----------------------------------------------------------------------
