@@ -20,7 +20,7 @@ from ..console import say
 from ..errors import UsageError
 from ..files import folder_made, user_path
 from ..metrics.labelling import label_report, label_scores, label_table
-from ..training.finetuning import begin_finetuning
+from ..training.finetuning.run import begin_finetuning
 from .rows import write_json
 
 FIGURES = ("accuracy", "micro_f1", "macro_f1", "root_mean_squared_error", "correlation", "rank_correlation", "loss")

@@ -17,7 +17,7 @@ loss is scaled, and a step in which this overflows is skipped (`loss_scale.py`).
 The loss is read at every step, because an update from a NaN loss would ruin the weights. That costs nothing: the norm
 of the gradients, read at the same time, waits for the same results.
 
-A step's checkpoint is saved before the step is reported (`reporting.py`). A closed output stream does not stop a run.
+A step's checkpoint is saved before the step is reported (`monitoring/`). A closed output stream does not stop a run.
 A callback that raises does: the run ends with CallbackError after saving its latest state.
 
 Over 300 lines: one class. Its independent parts are in the other files of this package; the rest all works on the
@@ -44,24 +44,24 @@ from ..nn.packed_base import base_facts, is_packed, load_weights
 from ..optim import clip_coefficient, grad_norm
 from ..tensor import Tensor
 from ..tokenizers import Tokenizer
-from . import export
 from .accumulation import batch_weights
 from .adapters import require_adapter
 from .config import TrainingConfig, schedule_notes
 from .divergence import DivergedError, diverged, first_cause
-from .folder import METRICS, PICTURE, RunFolder
 from .freezing import freeze
 from .graphed_step import GraphedStep
 from .interrupt import StopRequest
 from .loss_scale import LossScale
+from .monitoring.progress import Progress
+from .monitoring.reporting import Report
+from .monitoring.watch import Watch
 from .objective import Batch, Objective, TextObjective
 from .optimizers import averaged, make_average, make_optimizer, make_schedule
-from .progress import Progress
-from .reporting import Report
 from .result import CallbackError, TrainingResult
-from .saving import checkpoint_of, holding, restore, writing
-from .state import TrainState
-from .watch import Watch
+from .storage import export
+from .storage.folder import METRICS, PICTURE, RunFolder
+from .storage.saving import checkpoint_of, holding, restore, writing
+from .storage.state import TrainState
 
 
 class _Stopped(Exception):
@@ -91,10 +91,10 @@ class Trainer:
 
     train_tokens, validation_tokens: integers, shape (N,), memory-mapped or not; None with an objective. callbacks:
     called with every record of the metrics file, a dictionary: with "step", "loss", "lr", "grad_norm" and more
-    (`metrics.py`) every `log_every` steps, with "step" and "validation_loss" after an evaluation. One that raises ends
-    the run with CallbackError. stream: where to show progress, any object with a `write` method; by default sys.stderr
-    or, in a notebook, the cell. tokenizer: the folder then becomes a model that other programs can load: tinygpt as
-    soon as it holds a checkpoint, transformers at the end (`export.py`).
+    (`monitoring/metrics.py`) every `log_every` steps, with "step" and "validation_loss" after an evaluation. One that
+    raises ends the run with CallbackError. stream: where to show progress, any object with a `write` method; by default
+    sys.stderr or, in a notebook, the cell. tokenizer: the folder then becomes a model that other programs can load:
+    tinygpt as soon as it holds a checkpoint, transformers at the end (`storage/export.py`).
     Raises UsageError if a text is shorter than the block, RangeError if it has an id outside the model's vocabulary.
     """
 
@@ -279,7 +279,7 @@ class Trainer:
         losses = []
         for batch, weight in zip(batches, weights, strict=True):
             if weight > 0:
-                # A graph is recorded for one weight. Others than 1 hardly occur twice, so such batches are not recorded.
+                # A graph is recorded for one weight. One other than 1 hardly occurs twice, so it is not recorded.
                 graphed = self.objective.same_shapes and weight == 1.0
                 forward_and_backward = self.graphed_step if graphed else self.graphed_step.work
                 losses.append((weight, forward_and_backward(*batch, scale * weight)))
