@@ -47,6 +47,7 @@ _MODULES = (
     "metrics",
     "nn",
     "optim",
+    "parallel",
     "random",
     "testing",
     "tokenizers",
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
         metrics,
         nn,
         optim,
+        parallel,
         random,
         testing,
         tokenizers,
@@ -80,8 +82,8 @@ if TYPE_CHECKING:
 __all__ = [
     "GPT", "Function", "GPTConfig", "GPTForSequenceClassification", "Generator", "Tensor", "Trainer", "TrainingConfig",
     "UsageError", "__version__", "data", "detect_anomaly", "draw", "errors", "generation", "get_num_threads", "interop",
-    "interpret", "manual_seed", "metrics", "nn", "no_grad", "ops", "optim", "random", "set_num_threads", "tensor",
-    "testing", "tokenizers", "training", "use_backend", "use_kernels",
+    "interpret", "manual_seed", "metrics", "nn", "no_grad", "ops", "optim", "parallel", "random", "set_num_threads",
+    "tensor", "testing", "tokenizers", "training", "use_backend", "use_kernels",
 ]  # fmt: skip
 
 

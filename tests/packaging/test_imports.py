@@ -30,7 +30,7 @@ LAYERS = [
     ["nn", "optim", "testing"],
     ["tokenizers", "data"],
     ["token_ids", "labels", "language_model", "gpt", "classifier"],
-    ["memory", "checkpoint", "generation", "metrics", "interop"],
+    ["memory", "checkpoint", "generation", "metrics", "interop", "parallel"],
     ["interpret"],
     ["training", "serving"],
     ["cli", "kernel.__main__", "__main__"],

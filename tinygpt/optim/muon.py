@@ -108,6 +108,7 @@ class Muon(Optimizer):
     consists, by default 3 for `c_attn.weight`, else 1. Raises UsageError, ShapeError and DtypeError.
     """
 
+    elementwise = False
     group_settings = ("momentum", "nesterov", "betas", "eps", "use_muon", "parts")
     use_muon: bool | None = None  # by default the name decides
     parts: int | None = None

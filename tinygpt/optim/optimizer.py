@@ -65,6 +65,7 @@ class Optimizer:
     state_names: tuple[str, ...] = ()
     group_settings: tuple[str, ...] = ()  # attributes that a group may override; `_check_setting` checks them
     coupled_decay = False  # whether weight decay is a part of the gradient
+    elementwise = True  # whether a number's update depends on its own gradient and state alone: then it can be sharded
 
     def __init__(
         self, parameters: Parameters, lr: float, weight_decay: float, l1: float = 0.0, l2: float = 0.0
