@@ -7,6 +7,7 @@
     logits = decoder.join(prompt, copies=2)         # two more rows, (T,) -> (1, V); the others stay as they are
     logits = decoder.append(0, ids)                 # several tokens more in one row, (T,) -> (1, V)
     decoder.truncate([9, 9])                        # forget each row's tokens beyond the ninth
+    reader = decoder.reader(prompt)                 # to read a prompt in pieces before it joins: `prompt_reader`
 
 All call `model.hidden(idx, cache)`: `prefill`, `join` and `append` on each text separately, and `step` on one token of
 every row, for which a plain GPT has a compiled fast path (`one_pass`). With the compiled kernels, in float32, row b of
@@ -42,6 +43,7 @@ from ..ops.cached_attention import KeyValueCache
 from ..ops.packed import few_rows_product_transposed
 from ..tensor import Tensor
 from .one_pass import one_pass
+from .prompt_reader import PromptReader
 
 if TYPE_CHECKING:
     from ..gpt import GPT
@@ -52,6 +54,8 @@ class Decoder:
 
     Raises UsageError for a model that does not support a cache; use `decoder_for` if it may not.
     """
+
+    _cached = True  # whether it calls the model on new tokens alone
 
     def __init__(self, model: GPT, capacity: int | None = None) -> None:
         self.model, self.capacity = model, _checked_capacity(model, capacity)
@@ -88,21 +92,27 @@ class Decoder:
     def join(self, prompt: Any, copies: int = 1) -> Any:
         """Append `copies` rows that hold `prompt`, ids (T,), 1 <= T <= capacity -> logits (1, V) of the token after it.
 
-        The prompt is read once. The next step overwrites the returned array. Raises ShapeError, DtypeError, RangeError
-        before anything changes.
+        prompt: ids, or a `reader` of them; what it has not read yet is read now, once. The next step overwrites the
+        returned array. Raises ShapeError, DtypeError, RangeError before anything changes.
         """
-        row = self.model.check_ids([prompt])  # (1, T)
-        if row.shape[1] > self.capacity:
-            raise ShapeError(
-                f"Decoder.join: a prompt of {row.shape[1]} tokens is longer than the capacity, {self.capacity}"
-            )
+        reader = prompt if isinstance(prompt, PromptReader) else self.reader(prompt)
+        reader.read(reader.rest)
         try:
-            logits = self._append(row, copies)
+            logits = self._append(reader, copies)
         except BaseException:
             self._grow(len(self.lengths))  # without the new rows
             raise
-        self.lengths = np.append(self.lengths, np.full(copies, row.shape[1], np.int64))
+        self.lengths = np.append(self.lengths, np.full(copies, reader.size, np.int64))
         return logits
+
+    def reader(self, prompt: Any) -> PromptReader:
+        """To read `prompt`, ids (T,), 1 <= T <= capacity, in pieces. Raises ShapeError, DtypeError, RangeError."""
+        reader = PromptReader(self.model, prompt, self._cached)
+        if reader.size > self.capacity:
+            raise ShapeError(
+                f"Decoder.join: a prompt of {reader.size} tokens is longer than the capacity, {self.capacity}"
+            )
+        return reader
 
     def append(self, row: int, ids: Any) -> Any:
         """Append ids (T,), T >= 1, to one row -> logits (1, V) of the token after them; the others stay as they are.
@@ -180,14 +190,13 @@ class Decoder:
             last = [self.model.hidden(row, [layer.row(b) for layer in self.cache]) for b, row in enumerate(rows)]
             return self._head([hidden.data[0, -1] for hidden in last])
 
-    def _append(self, row: Any, copies: int) -> Any:
-        B = len(self.lengths)
+    def _append(self, reader: PromptReader, copies: int) -> Any:
+        B, T = len(self.lengths), reader.size
         self._grow(B + copies)
         with no_grad(), self.model.evaluating(), self.model.compute_in("float32"):
-            logits = self._head([self.model.hidden(row, [layer.row(B) for layer in self.cache]).data[0, -1]])
-        for layer in self.cache:
-            layer.keys[B + 1 :, :, : row.shape[1]] = layer.keys[B, :, : row.shape[1]]
-            layer.values[B + 1 :, :, : row.shape[1]] = layer.values[B, :, : row.shape[1]]
+            logits = self._head([reader.hidden])
+        for layer, read in zip(self.cache, reader.cache or (), strict=True):
+            layer.keys[B:, :, :T], layer.values[B:, :, :T] = read.keys[:, :, :T], read.values[:, :, :T]
         return logits
 
     def _grow(self, B: int) -> None:

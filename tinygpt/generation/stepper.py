@@ -14,6 +14,7 @@ import numpy as np
 from .. import backends
 from ..graph import no_grad
 from .decoder import Decoder, obstacle_to_a_cache
+from .prompt_reader import PromptReader
 
 if TYPE_CHECKING:
     from ..gpt import GPT
@@ -27,6 +28,8 @@ def decoder_for(model: GPT, capacity: int | None = None) -> Decoder:
 class Stepper(Decoder):
     """B texts under one model, without a cache."""
 
+    _cached = False
+
     def _start(self) -> None:
         self._rows: list[np.ndarray] = []
 
@@ -34,8 +37,8 @@ class Stepper(Decoder):
         self._rows = [backends.move(row[0], "numpy") for row in rows]
         return self._logits(self._rows)
 
-    def _append(self, row: Any, copies: int) -> Any:
-        new = backends.move(row[0], "numpy")
+    def _append(self, reader: PromptReader, copies: int) -> Any:
+        new = backends.move(reader.ids[0], "numpy")
         logits = self._logits([new])
         self._rows = self._rows + [new] * copies
         return logits
