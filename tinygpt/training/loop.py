@@ -238,6 +238,7 @@ class Trainer:
             raise
         self.optimizer.lr = self.schedule(state.step)
         if math.isfinite(loss) and math.isfinite(norm):
+            self.watch.before_update(self)
             self._update(norm)
             self.grad_norm = norm
         elif math.isfinite(loss) and self.loss_scale.lower():
@@ -250,6 +251,11 @@ class Trainer:
         state.losses.append(loss)
         return loss
 
+    @property
+    def gradient_scale(self) -> float:
+        """The factor that makes the accumulated gradients those of the step's mean loss."""
+        return 1.0 / (self.config.gradient_accumulation * self.loss_scale.scale)
+
     def _save_as_before(self, random_state: Any) -> None:
         """Save the state before this step. A failure to save is ignored, so as not to hide why the step failed."""
         self.optimizer.zero_grad()
@@ -260,7 +266,7 @@ class Trainer:
 
     def _update(self, norm: float) -> None:
         """Clip the gradient and update the weights. norm: of the mean of the batches' gradients."""
-        scale = 1.0 / (self.config.gradient_accumulation * self.loss_scale.scale)
+        scale = self.gradient_scale
         if self.config.grad_clip > 0:
             scale *= clip_coefficient(norm, self.config.grad_clip)
         self.optimizer.step(grad_scale=scale)

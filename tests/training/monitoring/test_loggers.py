@@ -87,6 +87,19 @@ def test_a_log_has_every_record(tmp_path: Path, kept: list[Any]) -> None:
     assert log.step == 0
 
 
+def test_a_log_has_the_norms_of_the_layers(tmp_path: Path, kept: list[Any]) -> None:
+    trainer = make_trainer(tmp_path)
+    follow(trainer, Following(log_to="tensorboard", watch_layers=10), TOKENIZER)
+    trainer.run()
+    (log,) = kept
+    records = [record for record in read_metrics(tmp_path / "metrics.jsonl") if "layers" in record]
+    found = [(step, figures) for step, figures, _ in log.lines if "ratio/h.1.mlp" in figures]
+    assert [step for step, _ in found] == [record["step"] for record in records] == [10, 20]
+    for (_, figures), record in zip(found, records, strict=True):
+        expected = {f"{name}/{layer}": v for layer, row in record["layers"].items() for name, v in row.items()}
+        assert figures == expected
+
+
 def test_a_resumed_run_continues_its_log(tmp_path: Path, kept: list[Any]) -> None:
     followed(tmp_path, "tensorboard", steps=9).run()
     trainer = followed(tmp_path, "tensorboard", steps=20, decay_steps=20)

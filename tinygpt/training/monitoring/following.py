@@ -1,4 +1,4 @@
-"""Monitoring a run: samples, speed, time left, energy, a time limit, loggers. None of it changes a bit of the run.
+"""Monitoring a run: samples, layers, speed, time left, energy, a time limit, loggers. No bit of the run changes.
 
     following = choose_following(options, folder)        # --max-minutes, --sample-every, --log-to ...
     follow(trainer, following, tokenizer)
@@ -32,6 +32,7 @@ from ..options import add_field_options, given_options
 from ..storage.folder import CONFIGURATION
 from .energy import WATTS, EnergyMeter
 from .estimate import flops_per_token, measured_peak
+from .layer_norms import EVERY, LayerWatch
 from .loggers import LOGS, Logger, logger_names, require_loggers
 from .metrics import read_metrics
 from .watch import Watch
@@ -49,6 +50,13 @@ class Following:
     sample_every: int | None = declare(None, "steps between samples, on the screen and in metrics.jsonl", at_least=1)
     sample_prompt: str | None = declare(None, "text that samples continue (default: the start token, or a line break)")
     sample_tokens: int = declare(100, "tokens in a sample", at_least=1)
+    watch_layers: int | None = declare(
+        None,
+        "record the norms of each layer's gradient, weights and update in metrics.jsonl, every N steps (without N: "
+        f"{EVERY})",
+        at_least=1,
+        without_value=EVERY,
+    )
     log_to: str | None = declare(None, f"loggers, besides metrics.jsonl, separated by commas: {', '.join(LOGS)}")
     watts: float = declare(WATTS, "power of a busy core, to estimate the energy where RAPL can't be read", above=0)
 
@@ -117,6 +125,7 @@ class Follower(Watch):
         loggers: Sequence[Logger] = (),
     ) -> None:
         self.following, self.tokenizer, self.prompt, self.loggers = following, tokenizer, prompt, loggers
+        self.layers = Watch() if following.watch_layers is None else LayerWatch(following.watch_layers)
         self.peak = 0.0
         self._end = float("inf")
         self._step_begin = self._step_time = 0.0  # seconds in steps since the last record
@@ -127,6 +136,7 @@ class Follower(Watch):
         config, model = trainer.config, trainer.model
         backend = trainer.parameters[0].backend
         self._begin, self._first = time.monotonic(), trainer.state.step
+        self.layers.begin(trainer, progress)
         for logger in self.loggers:
             logger.begin = self._first
         if self.following.max_minutes is not None:
@@ -148,14 +158,18 @@ class Follower(Watch):
     def before_step(self) -> None:
         self._step_begin = time.perf_counter()
 
+    def before_update(self, trainer: Trainer) -> None:
+        self.layers.before_update(trainer)
+
     def after_step(self, trainer: Trainer) -> list[tuple[dict[str, Any], str]]:
+        found = self.layers.after_step(trainer)
         self._step_time += time.perf_counter() - self._step_begin
         self._steps += 1
         every, step = self.following.sample_every, trainer.state.step
         if every is None or step % every:
-            return []
+            return found
         sample = self._sample(trainer)
-        return [({"step": step, "sample": sample}, f"step {step}, a sample: {sample}")]
+        return [*found, ({"step": step, "sample": sample}, f"step {step}, a sample: {sample}")]
 
     def _sample(self, trainer: Trainer) -> str:
         """A text from the weights that an evaluation would see. The same step gives the same text."""
@@ -193,6 +207,7 @@ class Follower(Watch):
         progress.line(trainer.state.step, words)
 
     def close(self) -> None:
+        self.layers.close()
         for logger in self.loggers:
             logger.close()
 

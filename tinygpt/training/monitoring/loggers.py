@@ -234,7 +234,7 @@ class Logger:
         if self.failed:
             return
         try:
-            numbers = {name: value for name, value in record.items() if type(value) in (int, float) and name != "step"}
+            numbers = _numbers(record)
             sample = record.get("sample")
             if not numbers and sample is None:  # such as settings that have changed
                 return
@@ -263,6 +263,14 @@ class Logger:
             "no longer used; the run continues, and metrics.jsonl has everything",
             file=Lenient(stream),
         )
+
+
+def _numbers(record: dict[str, Any]) -> dict[str, float]:
+    """The metrics in a record, by name; of layers as ratio/h.0.attn, so that one page of a log has all ratios."""
+    found = {name: value for name, value in record.items() if name != "step"}
+    for layer, norms in found.pop("layers", {}).items():
+        found |= {f"{name}/{layer}": value for name, value in norms.items()}
+    return {name: value for name, value in found.items() if type(value) in (int, float)}
 
 
 def _run_of(folder: Path) -> str:

@@ -29,6 +29,10 @@ class Watch:
     def before_step(self) -> None:
         """Before each step."""
 
+    def before_update(self, trainer: Trainer) -> None:
+        """Before the weights are updated: the gradients are there, to be multiplied by `trainer.gradient_scale`. Not
+        called in a step that is skipped."""
+
     def after_step(self, trainer: Trainer) -> list[tuple[dict[str, Any], str]]:
         """After each step. Returns records for the metrics file, each with a line for the screen."""
         return []

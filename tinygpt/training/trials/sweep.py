@@ -44,7 +44,7 @@ _LOSS = frozenset({
 })  # fmt: skip
 _NOTHING = frozenset({
     "backend", "checkpoint_every", "cuda_graphs", "detect_anomaly", "final_eval", "log_every", "log_to", "no_cache",
-    "sample_every", "sample_prompt", "sample_tokens", "watts",
+    "sample_every", "sample_prompt", "sample_tokens", "watch_layers", "watts",
 })  # fmt: skip
 _OTHERS = frozenset({
     "augment", "epochs", "label_smoothing", "lora_alpha", "lora_dropout", "lora_rank", "lora_targets", "max_minutes",
