@@ -33,6 +33,7 @@ LAYERS = [
     ["memory", "checkpoint", "generation", "metrics", "interop", "parallel"],
     ["interpret"],
     ["training", "serving"],
+    ["report"],
     ["cli", "kernel.__main__", "__main__"],
 ]
 

@@ -19,9 +19,9 @@ from tinygpt.gpt import GPT, GPTConfig
 from tinygpt.nn import add_lora
 from tinygpt.tokenizers import CharTokenizer
 from tinygpt.training import read_metrics
+from tinygpt.training.loss_scale import LossScale
 from tinygpt.training.monitoring.following import Following, follow
 from tinygpt.training.monitoring.layer_norms import LayerWatch, layer_of
-from tinygpt.training.loss_scale import LossScale
 
 pytestmark = pytest.mark.usefixtures("without_picture")
 IN_A_BLOCK = ("ln_1", "attn", "ln_2", "mlp")
