@@ -221,19 +221,14 @@ class Module:
         """
         where = f"{type(self).__name__}.load_state_dict"
         parameters = dict(self.named_parameters())
-        missing = [name for name in parameters if name not in state]
-        unexpected = [name for name in state if name not in parameters]
-        if strict and (missing or unexpected):
-            parts = [
-                f"{what} {_listed(names)}"
-                for what, names in (("missing", missing), ("unexpected", unexpected))
-                if names
-            ]
+        wrong = {
+            "missing": [name for name in parameters if name not in state],
+            "unexpected": [name for name in state if name not in parameters],
+        }
+        if strict and any(wrong.values()):
+            parts = [f"{what} {_listed(names)}" for what, names in wrong.items() if names]
             raise UsageError(f"{where}: the names do not match this model's: {'; '.join(parts)}")
-        arrays = {}
-        for name, parameter in parameters.items():
-            if name in state:
-                arrays[name] = _fitting(where, name, state[name], parameter)
+        arrays = {name: _fitting(where, name, state[name], p) for name, p in parameters.items() if name in state}
         for name, array in arrays.items():
             parameters[name].data[...] = backends.move(array, parameters[name].backend)
             parameters[name].mark_changed()

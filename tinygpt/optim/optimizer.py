@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -39,9 +39,8 @@ from ..typing import Array
 
 ACTING_ON_MATRICES = ("weight_decay", "l1", "l2")
 
-if TYPE_CHECKING:
-    # model.parameters(), model.named_parameters(), or groups: {"params": either of them, "lr_scale": ..., ...}
-    Parameters: TypeAlias = Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[Mapping[str, Any]]
+# model.parameters(), model.named_parameters(), or groups: {"params": either of them, "lr_scale": ..., ...}
+Parameters: TypeAlias = Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[Mapping[str, Any]]
 
 
 @dataclass(eq=False)  # a generated __eq__ would compare tensors, which compare element by element

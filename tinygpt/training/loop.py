@@ -39,8 +39,8 @@ from ..backends.precision import activation_dtype
 from ..checkpoint import Checkpoint, CheckpointFolder, read_weights
 from ..errors import UsageError
 from ..graph import NonFiniteError, detect_anomaly
+from ..interop.packed_run import base_facts, is_packed, load_weights
 from ..language_model import LanguageModel
-from ..nn.packed_base import base_facts, is_packed, load_weights
 from ..optim import clip_coefficient, grad_norm
 from ..tensor import Tensor
 from ..tokenizers import Tokenizer

@@ -16,10 +16,10 @@ from ...classifier import GPTForSequenceClassification
 from ...errors import UsageError
 from ...interop.classifier import save_classifier, settings_of
 from ...interop.config import CONFIG, GENERATION
+from ...interop.packed_run import is_packed
 from ...interop.saving import generation_of, save, token_ids, write_json
 from ...interop.weights import SINGLE
 from ...nn.lora import lora_of, merged_state, without_lora
-from ...nn.packed_base import is_packed
 from ...tokenizers import Tokenizer
 from ..monitoring.progress import Progress
 from .folder import RunFolder

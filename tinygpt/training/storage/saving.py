@@ -11,9 +11,8 @@ from ... import backends
 from ...checkpoint import Checkpoint, require_same
 from ...errors import CheckpointError, UsageError
 from ...files import user_path
-from ...interop.packed_run import require_base
+from ...interop.packed_run import is_packed, load_weights, require_base, weights_of
 from ...nn.lora import lora_of
-from ...nn.packed_base import is_packed, load_weights, weights_of
 from ..config import CHANGEABLE, changed_step_size
 from .state import TrainState, check_state, training_config
 

@@ -31,7 +31,7 @@ import numpy as np
 from ... import backends
 from ...errors import MissingExtraError, UsageError
 from ...files import shown
-from ...nn.packed_base import is_packed
+from ...interop.packed_run import is_packed
 from ..graphed_step import WARM_UP
 from ..monitoring.picture import draw_losses
 from ..optimizers import averaged
