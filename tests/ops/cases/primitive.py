@@ -311,14 +311,14 @@ ROWS = [
 def product_arguments(draw: Any) -> Example:
     """Enough rows and columns for the compiled body, whole and broken strips and panels, sums in one piece and two."""
     M, N = draw(st.sampled_from([32, 33, 42, 100])), draw(st.sampled_from([32, 33, 64, 127]))
-    K = draw(st.sampled_from([1, 2, 15, 64, 641]))
+    K = draw(st.sampled_from([1, 2, 15, 64, 321, 641]))
     layout = draw(st.sampled_from(["C", "C", "F", "strided"]))  # of what is written: the body takes the first
     out = Input((M, N), layout, draw(seeds), normal)
     return Example((draw(inputs((M, K))), draw(inputs((K, N))), out, draw(st.booleans())))
 
 
 def no_product_of(dtype: Any) -> bool:
-    """Whether the compiled product leaves matrices of this dtype to the BLAS: float64, and float32 without AVX-512."""
+    """Whether the compiled product leaves matrices of this dtype to the BLAS: float64, and float32 without AVX2."""
     body = native_body("matmul_into")
     a = np.ones((64, 64), dtype)
     return body is None or body(a, a, np.empty_like(a), False) is NotImplemented
