@@ -14,13 +14,16 @@ Source: Chen et al., "Symbolic Discovery of Optimization Algorithms", 2023, algo
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..backends import array_module
 from ..kernel import kernel
-from ..typing import Array
 from .adamw import check_betas
-from .optimizer import Optimizer, Parameters, Slot
+
+if TYPE_CHECKING:
+    from .optimizer import Parameters
+from ..typing import Array
+from .optimizer import Optimizer, Slot
 
 
 @kernel(in_place=True)

@@ -1,1 +1,0 @@
-"""Fine-tuning: tasks, labels, rows held out, classifiers that go on."""

@@ -1,1 +1,0 @@
-"""Checkpoints, and the folder of a run."""

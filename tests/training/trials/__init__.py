@@ -1,1 +1,0 @@
-"""Trials around a run: --dry-run, --lr-find, --sweep."""

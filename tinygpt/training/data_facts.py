@@ -1,0 +1,49 @@
+"""data.json in the folder of a fine-tuning run: the files of its rows, and the options that they were read with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ..errors import CheckpointError
+from ..files import atomic_write, shown
+from .folder import DATA
+from .label_task import KINDS
+from .tasks import TASKS
+
+UTF_8 = "utf-8"
+
+
+def write_data_facts(place: Path, facts: dict[str, Any]) -> None:
+    """Write a run's data.json into the folder `place`."""
+    with atomic_write(place / DATA, "w") as file:
+        json.dump(facts, file, indent=1, ensure_ascii=False)
+
+
+def read_data_facts(folder: Path) -> dict[str, Any]:
+    """The content of a run's data.json. Raises CheckpointError if it is missing or damaged."""
+    path = folder / DATA
+    try:
+        facts = json.loads(path.read_bytes().decode("utf-8"))
+        if facts["task"] not in TASKS or not isinstance(facts["data"], str) or not isinstance(facts["sha256"], dict):
+            raise ValueError("it names no task and data that this version knows")
+        if facts.get("label_kind") not in (None, *KINDS):
+            raise ValueError(f"label_kind is none of {', '.join(KINDS)}")
+        columns = facts.get("label_columns") or []
+        if type(columns) is not list or not all(type(name) is str for name in columns):
+            raise ValueError("label_columns are no list of names")
+        return {name: facts[name] for name in (
+            "model", "data", "valid", "task", "template", "loss_on", "skip_bad_rows", "sha256"
+        )} | {name: facts.get(name) for name in (
+            "label_smoothing", "class_weights", "labels", "fold", "augment", "quantize", "label_kind", "encoding",
+            "label_columns",
+        )}  # fmt: skip
+    except OSError as error:
+        raise CheckpointError(
+            f"{shown(path)} can't be read, so the run in {folder} was not made by `finetune`: {error.strerror or error}"
+        ) from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(
+            f"{shown(path)} is damaged ({error}): restore it from a copy, or start a new run"
+        ) from error
