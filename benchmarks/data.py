@@ -153,6 +153,7 @@ def main() -> None:
     parser.add_argument("--size", type=float, default=50, metavar="MB", help="of the text (default: 50)")
     parser.add_argument("--vocab-size", type=int, default=8192, metavar="N", help="of the tokenizer (default: 8192)")
     parser.add_argument("--runs", type=int, default=1, metavar="N", help="of all ways, in turn (default: 1)")
+    parser.add_argument("--only", nargs="+", choices=WAYS, default=list(WAYS), metavar="WAY", help="of the table")
     options = parser.parse_args()
     from tinygpt.tokenizers import BPETokenizer
 
@@ -166,7 +167,7 @@ def main() -> None:
         print(f"{size:.0f} MB of text, {processor()}, {os.cpu_count()} processors, medians of {options.runs}\n")
         print("| way | seconds | processor seconds | MB/s of processor | peak MB | tokens |\n|---|---|---|---|---|---|")
         medians = {}
-        for way, found in medians_of(options.runs, text, folder).items():
+        for way, found in medians_of(options.only, options.runs, text, folder).items():
             if isinstance(found, str):
                 print(f"| {way} | not measured: {found} |")
                 continue
@@ -179,12 +180,12 @@ def main() -> None:
             print(f"\nBPE takes {medians['tinygpt, bpe'] / medians['tiktoken']:.2f} of tiktoken's processor time.")
 
 
-def medians_of(runs: int, text: Path, folder: Path) -> dict[str, dict[str, float] | str]:
+def medians_of(ways: list[str], runs: int, text: Path, folder: Path) -> dict[str, dict[str, float] | str]:
     """Each way's figures, or why there are none. The ways take turns, so that other work slows all of them."""
-    found: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
+    found: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
     failed: dict[str, str] = {}
     for _ in range(runs):
-        for way in WAYS:
+        for way in ways:
             if way not in failed:
                 try:
                     found[way].append(measure(way, text, folder, folder / "tokens.npy"))

@@ -1,6 +1,9 @@
 """Loss against time for each optimizer: the preset `tiny` on a text, beside the same model with other settings.
 
     python benchmarks/optimizers.py --data tinyshakespeare.txt [--steps 2000] [--seeds 0 1 2] [--only adamw fast ...]
+    python benchmarks/optimizers.py --draw docs/optimizers.svg benchmarks/results/optimizers-*.txt
+
+The second command draws the curves that the first one printed (`> FILE 2>&1`), means over the seeds; needs matplotlib.
 
 The contenders of a seed take turns, one burst of steps each, so that if the machine slows down, all of them slow down.
 Time is that of the steps alone: forward, backward, clipping, update, average. `steps` is the length of the first
@@ -19,6 +22,7 @@ its time, on tinyshakespeare.
 from __future__ import annotations
 
 import argparse
+import re
 import statistics
 import sys
 import time
@@ -182,13 +186,50 @@ def verdicts(races: list[list[Contender]]) -> list[str]:
     return lines
 
 
+def curves_in(texts: list[str]) -> dict[str, list[tuple[float, float]]]:
+    """The curves that runs printed, name -> [(seconds, loss), ...], means over the seeds. A later text wins."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for text in texts:
+        points: dict[tuple[str, int], list[tuple[float, float]]] = {}
+        for name, step, seconds, loss in re.findall(r"^seed \d+, (\S+): step (\d+), (\S+) s, loss (\S+)$", text, re.M):
+            points.setdefault((name, int(step)), []).append((float(seconds), float(loss)))
+        found |= {name: [] for name, _ in points}
+        for (name, _), each in sorted(points.items(), key=lambda item: item[0][1]):
+            seconds, losses = zip(*each, strict=True)
+            found[name].append((statistics.mean(seconds), statistics.mean(losses)))
+    return found
+
+
+def draw(path: Path, curves: dict[str, list[tuple[float, float]]]) -> None:
+    import matplotlib
+
+    matplotlib.use("svg")
+    import matplotlib.pyplot as plt
+
+    plt.rcParams |= {"svg.hashsalt": "tinygpt", "svg.fonttype": "none", "font.size": 10}
+    figure, axes = plt.subplots(figsize=(7, 4.5))
+    for name, curve in curves.items():
+        axes.plot(*zip(*curve, strict=True), marker=".", label=name, linewidth=2 if name.startswith("fast") else 1)
+    axes.set(xlabel="seconds of training", ylabel="loss on the validation text (nats a character)")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, metavar="FILE", help="a text in UTF-8")
+    parser.add_argument("--data", type=Path, metavar="FILE", help="a text in UTF-8")
     parser.add_argument("--steps", type=int, default=PRESETS["tiny"].training["steps"], help="of the first contender")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", choices=tuple(CONTENDERS), default=list(CONTENDERS), metavar="NAME")
+    words = "draw the curves that runs printed to each FILE"
+    parser.add_argument("--draw", type=Path, nargs="+", metavar=("PICTURE", "FILE"), help=words)
     options = parser.parse_args()
+    if options.draw:
+        return draw(options.draw[0], curves_in([path.read_text(encoding="utf-8") for path in options.draw[1:]]))
+    if options.data is None:
+        parser.error("give the text to train on, --data FILE")
     text = options.data.read_text(encoding="utf-8")
     tokenizer = CharTokenizer.from_text(text)
     tokens = np.asarray(tokenizer.encode(text), dtype=np.uint16)

@@ -120,7 +120,7 @@ def threads() -> Iterator[Any]:
 @pytest.fixture
 def without_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     """No loss curve is drawn, which takes three quarters of the time of a run of a few steps."""
-    monkeypatch.setattr("tinygpt.training.reporting.draw_loss_curve", lambda *paths: None)
+    monkeypatch.setattr("tinygpt.training.monitoring.reporting.draw_loss_curve", lambda *paths: None)
 
 
 # The command line -------------------------------------------------------------------------------

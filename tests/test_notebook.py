@@ -52,7 +52,7 @@ def test_a_run_shows_one_bar_that_is_rewritten(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cell = running_in(monkeypatch)
-    monkeypatch.setattr("tinygpt.training.progress._REFRESH", 0.0)
+    monkeypatch.setattr("tinygpt.training.monitoring.progress._REFRESH", 0.0)
     model = tg.GPT(tg.GPTConfig(vocab_size=11, **SHAPE))
     tg.Trainer(model, TRAIN, VALIDATION, tg.TrainingConfig(**QUICK), tmp_path).run()
     (states,) = cell.outputs

@@ -37,7 +37,7 @@ from .memory import number_of, parameter_count
 from .safetensors_io import SafetensorsFile, write_safetensors
 
 INDEX = "checkpoints.json"
-MARK, MARK_FORMAT = "tinygpt-run.json", "tinygpt-run"  # the list of a run's files (`training/folder.py`)
+MARK, MARK_FORMAT = "tinygpt-run.json", "tinygpt-run"  # the list of a run's files (`training/storage/folder.py`)
 FORMAT = "tinygpt-checkpoint"
 VERSION = 1
 CHECKPOINT = re.compile(r"checkpoint-\d{8,}(-[bc])?\.safetensors")  # other files called checkpoint-... are not ours

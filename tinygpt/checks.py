@@ -1,4 +1,4 @@
-"""Validate numbers and arrays of token ids.
+"""Validate numbers, settings and arrays of token ids.
 
 Settings come from constructors, command lines and JSON files, so they may be anything: a string, True, nan, a
 NumPy integer. `whole_number` and `number` convert valid values to a plain `int` or `float`.
@@ -6,9 +6,11 @@ NumPy integer. `whole_number` and `number` convert valid values to a plain `int`
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import numbers
 import operator
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -63,6 +65,18 @@ def number(
         ]
         raise UsageError(f"{where}: {name} must be {' and '.join(wanted) or 'finite'}, not {given}")
     return value
+
+
+def from_settings(where: str, made: Any, settings: Mapping[str, Any]) -> Any:
+    """An instance of the dataclass `made` with these settings. Raises UsageError naming an unknown or missing one."""
+    fields = {field.name: field for field in dataclasses.fields(made)}
+    for name in settings:
+        if name not in fields:
+            raise UsageError(f"{where}: there is no setting {name!r}: the settings are {', '.join(fields)}")
+    missing = [name for name in fields if name not in settings and fields[name].default is dataclasses.MISSING]
+    if missing:
+        raise UsageError(f"{where}: the settings lack {', '.join(missing)}")
+    return made(**settings)
 
 
 def integer_array(what: str, value: Any, flat: bool = False, to_do: str = "") -> Any:

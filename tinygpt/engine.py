@@ -9,7 +9,9 @@ in place, and the operation that receives it may overwrite it; `owned` records t
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections import Counter
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -39,6 +41,7 @@ def backward_pass(root: Function, output: int, grad: Array, retain_graph: bool) 
     pending[root][output] = grad
     owned: set[tuple[Function, int]] = set()  # slots whose array nothing else references: it may be modified
     see = mode.see_gradients
+    ready = _Uses(nodes, mode.leaf_ready) if mode.leaf_ready is not None else None
     with np.errstate(all="ignore"):
         while nodes:
             node = nodes.pop()
@@ -47,8 +50,27 @@ def backward_pass(root: Function, output: int, grad: Array, retain_graph: bool) 
                 if see is not None:
                     see(node, received)
                 _step(node, received, pending, owned)
+            if ready is not None:
+                ready.after(node)
             if not retain_graph:
                 node.free()
+
+
+class _Uses:
+    """Counts the uses of each leaf in a graph, and tells when the last of them has contributed its gradient."""
+
+    def __init__(self, nodes: list[Function], tell: Callable[[Any], None]) -> None:
+        self.tell = tell
+        leaves = (parent for node in nodes for parent in node.parents if parent is not None and parent.is_leaf)
+        self.left = Counter(map(id, leaves))
+
+    def after(self, node: Function) -> None:
+        """Call after each node's backward. A node that received no gradient counts too: it contributes nothing."""
+        for parent in node.parents:
+            if parent is not None and parent.is_leaf:
+                self.left[id(parent)] -= 1
+                if not self.left[id(parent)]:
+                    self.tell(parent)
 
 
 def _reachable(root: Function) -> list[Function]:

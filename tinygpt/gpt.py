@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -38,7 +38,7 @@ import numpy as np
 
 from . import nn, ops
 from .backends import array_module
-from .checks import number, whole_number
+from .checks import from_settings, number, whole_number
 from .errors import DtypeError, UsageError
 from .language_model import LanguageModel
 from .nn.known import known
@@ -84,16 +84,10 @@ class GPTConfig:
                 raise DtypeError(f"GPTConfig: {name} must be True or False, not {getattr(self, name)!r}")
         if self.n_inner is not None:
             object.__setattr__(self, "n_inner", whole_number("GPTConfig", "n_inner", self.n_inner))
-        if self.activation_function not in tuple(ACTIVATIONS):
-            raise UsageError(
-                f"GPTConfig: activation_function must be one of {', '.join(ACTIVATIONS)}, "
-                f"not {self.activation_function!r}"
-            )
+        if (name := self.activation_function) not in tuple(ACTIVATIONS):
+            raise UsageError(f"GPTConfig: activation_function must be one of {', '.join(ACTIVATIONS)}, not {name!r}")
         if self.n_embd % self.n_head:
-            raise UsageError(
-                f"GPTConfig: n_embd must be a multiple of n_head, so that it splits evenly into heads: "
-                f"{self.n_embd} is not a multiple of {self.n_head}"
-            )
+            raise UsageError(f"GPTConfig: n_embd must be a multiple of n_head ({self.n_head}), not {self.n_embd}")
 
     @property
     def inner(self) -> int:
@@ -107,14 +101,8 @@ class GPTConfig:
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> GPTConfig:
         """The inverse of `to_dict`. Raises UsageError naming any unknown or missing setting."""
-        known = {field.name: field for field in fields(cls)}
-        unknown = sorted(set(settings) - set(known))
-        if unknown:
-            raise UsageError(f"GPTConfig: there is no setting {unknown[0]!r}: the settings are {', '.join(known)}")
-        missing = [name for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd") if name not in settings]
-        if missing:
-            raise UsageError(f"GPTConfig: the settings lack {', '.join(missing)}")
-        return cls(**settings)
+        config: GPTConfig = from_settings("GPTConfig", cls, settings)
+        return config
 
 
 @known("forward", "branch")
@@ -250,10 +238,11 @@ class GPT(LanguageModel):
 
     def new_cache(self, B: int, capacity: int) -> list[KeyValueCache]:
         """One empty cache per block, for the keys and values of B texts of at most `capacity` tokens."""
-        like, C, caches = self.wpe.weight.data, self.config.n_embd, []
+        like, caches = self.wpe.weight.data, []
         for block in self.h:
             H = getattr(block.attn, "n_head", self.config.n_head)
-            keys, values = (array_module(like).zeros((B, H, capacity, C // H), like.dtype) for _ in range(2))
+            shape = (B, H, capacity, self.config.n_embd // H)
+            keys, values = (array_module(like).zeros(shape, like.dtype) for _ in range(2))
             caches.append(KeyValueCache(keys, values, np.zeros(B, np.int64), last_only=block is self.h[-1]))
         return caches
 

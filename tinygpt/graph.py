@@ -25,6 +25,7 @@ class _Mode(threading.local):
     see_gradients: Callable[[Any, list[Any]], None] | None = (
         None  # called in backward(): a node, its outputs' gradients
     )
+    leaf_ready: Callable[[Any], None] | None = None  # called in backward(): a leaf that has its last contribution
 
 
 mode = _Mode()

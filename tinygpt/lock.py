@@ -76,6 +76,20 @@ class Lock:
         os.close(descriptor)
 
 
+def holder_of(path: Path) -> str | None:
+    """Who holds the lock; None if nobody does, or if that can't be known. Leaves the file as it is."""
+    try:
+        descriptor = os.open(path, os.O_RDWR)
+    except OSError:
+        return None
+    try:
+        return None if _lock(descriptor) else Lock(path).holder()
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)  # and releases the lock, if it was free
+
+
 def _lock(descriptor: int) -> bool:
     try:
         if os.name == "nt":

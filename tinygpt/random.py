@@ -77,7 +77,12 @@ class Generator:
 
     Each method that draws values uses exactly one stream, however many values it draws, so the state after a
     step does not depend on shapes, threads or backends.
+
+    rows_before: rows of the batch that come before those at hand, if several processes share a batch. Dropout masks are
+    indexed by the row in the whole batch, so they do not depend on how it is shared.
     """
+
+    rows_before = 0
 
     def __init__(self, seed: int = 0, stream: int = 0) -> None:
         if not isinstance(seed, (int, np.integer)) or not 0 <= int(seed) <= _MASK64:

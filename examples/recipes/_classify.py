@@ -47,6 +47,7 @@ class Sizes:
     pretraining: dict[str, Any]
     finetuning: dict[str, Any]
     rows: int = 0
+    synonyms: str = ""  # groups of words that may replace each other, one group per line
 
 
 SLICE = Sizes(
@@ -64,7 +65,7 @@ REGULARIZERS: dict[str, dict[str, Any]] = {
     "L1 term 1e-6": {"weight_decay": 0, "l1": 1e-6},
     "dropout 0.1": {"weight_decay": 0, "dropout": 0.1},
     "label smoothing 0.1": {"weight_decay": 0, "label_smoothing": 0.1},
-    "augmentation": {"weight_decay": 0, "augment": "deletion=0.1,swap=0.1"},
+    "deletion and swap": {"weight_decay": 0, "augment": "deletion=0.1,swap=0.1"},
     "frozen embeddings": {"weight_decay": 0, "freeze": "wte,wpe"},
 }
 
@@ -151,7 +152,12 @@ def _test(model: Path, data: Path) -> dict[str, Any]:
 def _regularizers(out: Path, parts: dict[str, Path], sizes: Sizes, models: dict[str, Any]) -> dict[str, Any]:
     """The metrics on the validation part for each setting, with the best weights and with the last."""
     found = {}
-    for name, changed in REGULARIZERS.items():
+    regularizers = dict(REGULARIZERS)
+    if sizes.synonyms:
+        path = out / "synonyms.txt"
+        path.write_text(sizes.synonyms.strip() + "\n", encoding="utf-8")
+        regularizers["synonyms"] = {"weight_decay": 0, "augment": f"synonyms={path}"}
+    for name, changed in regularizers.items():
         folder = out / "regularizers" / name.replace(" ", "-")
         _finetune(models["start"], folder, parts, sizes, 0, **changed)
         evaluations = [row for row in read_rows(folder / "metrics.jsonl") if "accuracy" in row]

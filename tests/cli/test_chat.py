@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import select
 import sys
 from collections.abc import Iterator
@@ -64,16 +65,21 @@ def test_each_line_gets_its_answer(say: Any) -> None:
     assert (answer.code, answer.out, answer.err) == (0, "bb\nbb\nbb\n", "")
 
 
-def test_what_the_model_reads(say: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[str] = []
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What a model that answers "fine" reads."""
+    found: list[str] = []
 
     def stream_text(model: Any, tokenizer: Any, ids: Any, **options: Any) -> Iterator[str]:
-        seen.append(tokenizer.decode(ids))
-        assert options["config"].stops == ("!", "\nUser:")
+        found.append(tokenizer.decode(ids))
         yield from (" fi", "ne ")
 
     monkeypatch.setattr("tinygpt.generation.stream_text", stream_text)
-    assert say("a\nc\n/reset\ne", "--system=Be brief.", "--stop=!").out == "fine \nfine \nfine \n"
+    return found
+
+
+def test_what_the_model_reads(say: Any, seen: list[str]) -> None:
+    assert say("a\nc\n/reset\ne", "--system=Be brief.").out == "fine \nfine \nfine \n"
     assert seen == [
         "Be brief.\n\nUser: a\nAssistant:",
         "Be brief.\n\nUser: a\nAssistant: fine\nUser: c\nAssistant:",
@@ -81,11 +87,38 @@ def test_what_the_model_reads(say: Any, monkeypatch: pytest.MonkeyPatch) -> None
     ]
 
 
+def test_where_an_answer_ends(say: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stream_text(*arguments: Any, **options: Any) -> Iterator[str]:
+        assert options["config"].stops == ("!", "\nUser:")
+        yield "fine"
+
+    monkeypatch.setattr("tinygpt.generation.stream_text", stream_text)
+    assert say("a", "--stop=!").out == "fine\n"
+
+
 def test_commands(say: Any) -> None:
-    answer = say("/help\n/dance\na\n/reset\n/quit\na")
+    answer = say("/help\n/dance now\na\n/reset\n/?\n /undo \n/bye\na")
     assert answer.out == "bb\n"
     assert answer.err.splitlines() == [
-        f"[{chat.HELP}]", f"[Unknown command /dance. {chat.HELP}]", "[The dialogue is cleared.]",
+        f"[{chat.HELP}]", f"[Unknown command /dance. {chat.HELP}]", "[The dialogue is cleared.]", f"[{chat.HELP}]",
+        "[There is nothing to take back.]",
+    ]  # fmt: skip
+
+
+def test_what_the_model_reads_after_commands(say: Any, seen: list[str]) -> None:
+    lines = ["a", "c", "/undo", "e", "/system Be brief.", "f", "/clear", "g", '/system ""', "h", "/system", "/quit"]
+    answer = say("\n".join(lines), "--system=Old.", "--max-new-tokens=10")
+    assert seen == [
+        "Old.\n\nUser: a\nAssistant:",
+        "Old.\n\nUser: a\nAssistant: fine\nUser: c\nAssistant:",
+        "Old.\n\nUser: a\nAssistant: fine\nUser: e\nAssistant:",
+        "Be brief.\n\nUser: a\nAssistant: fine\nUser: e\nAssistant: fine\nUser: f\nAssistant:",
+        "Be brief.\n\nUser: g\nAssistant:",
+        "User: g\nAssistant: fine\nUser: h\nAssistant:",
+    ]
+    assert answer.err.splitlines() == [
+        "[Taken back: c]", "[The system text is set.]", "[The dialogue is cleared.]", "[The system text is removed.]",
+        '[There is no system text. /system TEXT sets it, /system "" removes it.]',
     ]  # fmt: skip
 
 
@@ -94,9 +127,43 @@ def test_a_full_block_forgets_the_oldest_and_says_so(say: Any) -> None:
     assert answer.out == "bb\n" * 12
     assert set(answer.err.splitlines()) == {"[The context is full: dropped the oldest turn.]"}
     assert len(answer.err.splitlines()) == 12 - 5  # 110 bytes hold four turns of 22 and a beginning of 18
+
+
+def test_a_message_that_is_too_long_leaves_the_dialogue(say: Any, seen: list[str]) -> None:
     answer = say("a\n" + "x" * 200 + "\nc\n", "--max-new-tokens=10")
-    assert answer.out == "bb\nbb\n"
+    assert answer.out == "fine \nfine \n"
     assert "[This can't be answered: the message is too long: 217 tokens" in answer.err
+    assert seen[1] == "User: a\nAssistant: fine\nUser: c\nAssistant:"
+
+
+# Memory -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [["--greedy"], ["--temperature=1.5"]])
+def test_what_was_read_is_not_read_again(run: Any, talker: Path, monkeypatch: pytest.MonkeyPatch, options: Any) -> None:
+    """The same answers as without the memory, in a dialogue with commands and a full block."""
+    lines = "a\nc\n/undo\nc\na\nc\n/system s\na\na\nc\na\n/reset\na\nc\n"
+    command = ["chat", f"--model={talker}", "--seed=1", "--max-new-tokens=10", "--stats", *options]
+
+    def say() -> tuple[str, list[tuple[int, int]]]:
+        monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
+        answer = run(*command)
+        assert answer.code == 0
+        found = re.findall(r"^(\d+) tokens read, (\d+) known", answer.err, re.MULTILINE)
+        return answer.out, [(int(read), int(known)) for read, known in found]
+
+    out, counts = say()
+    with monkeypatch.context() as patched:
+        patched.setattr("tinygpt.generation.prompt_cache.common_length", lambda a, b: 0)
+        without, all_read = say()
+    assert out == without
+    assert [read + known for read, known in counts] == [read for read, known in all_read]
+    assert all(known == 0 for _, known in all_read)
+    if options == ["--greedy"]:
+        # An exchange has 22 tokens, and 8 of the next are known: the answer ended with "\nUser:", whose : was not read.
+        assert counts[:5] == [(18, 0), (14, 26), (1, 39), (14, 48), (14, 70)]
+        assert counts[5][1] == 0  # another system text
+        assert counts[-2] == (1, 20)  # after /reset it begins as before
 
 
 def test_stats(say: Any) -> None:
@@ -144,41 +211,106 @@ def test_ctrl_c_stops_the_answer_alone(say: Any, monkeypatch: pytest.MonkeyPatch
     assert "Assistant: half an\nUser: c" in calls[1]
 
 
-def test_a_typed_dialogue(run: Any, talker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    typed = iter(["a", KeyboardInterrupt(), "c", EOFError()])
+def test_ctrl_c_before_the_answer_takes_the_message_back(say: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
 
-    def typing(prompt: str) -> str:
-        assert prompt == "> "
-        word = next(typed)
-        if isinstance(word, BaseException):
-            raise word
-        return word
+    def stream_text(model: Any, tokenizer: Any, ids: Any, **options: Any) -> Iterator[str]:
+        calls.append(tokenizer.decode(ids))
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        yield "fine"
 
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
+    monkeypatch.setattr("tinygpt.generation.stream_text", stream_text)
+    answer = say("a\nc\n")
+    assert answer.err == "[Stopped before the answer began: the message is not part of the dialogue.]\n"
+    assert calls == ["User: a\nAssistant:", "User: c\nAssistant:"]
 
-    monkeypatch.setattr(sys, "stdin", Terminal())
-    monkeypatch.setattr("builtins.input", typing)
-    answer = run("chat", f"--model={talker}", "--greedy")
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def type_in(run: Any, talker: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """type_in([line or exception, ...]) -> (Answer, the prompts of the terminal)."""
+
+    def call(lines: list[Any]) -> Any:
+        typed, prompts = iter(lines), list[str]()
+
+        def typing(prompt: str) -> str:
+            prompts.append(prompt)
+            line = next(typed)
+            if isinstance(line, BaseException):
+                raise line
+            return str(line)
+
+        monkeypatch.setattr(sys, "stdin", Terminal())
+        monkeypatch.setattr("builtins.input", typing)
+        return run("chat", f"--model={talker}", "--greedy", "--max-new-tokens=10"), prompts
+
+    return call
+
+
+def test_a_typed_dialogue(type_in: Any) -> None:
+    answer, prompts = type_in(["a", KeyboardInterrupt(), "c", EOFError()])
+    assert answer.code == 0
     assert answer.out == "bb\n\nbb\n\n"
     assert answer.err.splitlines() == [f"[{chat.HELP}]", "[Ctrl-D or /quit quits.]"]
+    assert prompts == ["> "] * 4
 
 
+def test_several_typed_lines(type_in: Any, seen: list[str]) -> None:
+    lines = ["a \\", "b", '"""', "c", "", '  d"""', "/x\ny", "dropped \\", KeyboardInterrupt(), "e", '"""', "f"]
+    answer, prompts = type_in([*lines, EOFError()])
+    assert prompts == ["> ", "... ", "> ", "... ", "... ", "... ", "> ", "> ", "... ", "> ", "> ", "... ", "... "]
+    said = [text.rpartition("User: ")[2].partition("\nAssistant:")[0] for text in seen]
+    assert said == ["a \nb", "c\n\n  d", "/x\ny", "e"]  # what was pasted is one line to input(); the end drops "f"
+    assert answer.err.splitlines() == [f"[{chat.HELP}]", "[The message is dropped.]"]
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals")
 def test_in_a_pseudo_terminal(talker: Path) -> None:
+    """Messages, several lines, Ctrl-C in an answer that would not end, Ctrl-D."""
     import pty
 
     master, slave = pty.openpty()
-    command = [sys.executable, "-m", "tinygpt", "chat", f"--model={talker}", "--greedy"]
-    with Process(command, stdin=slave, stdout=slave, stderr=slave, env=ENVIRONMENT | {"TERM": "dumb"}) as process:
+    command = [sys.executable, "-m", "tinygpt", "chat", f"--model={talker}", "--seed=1"]
+    command += ["--temperature=9", "--max-new-tokens=9999999"]
+    with Process(
+        command, stdin=slave, stdout=slave, stderr=slave, env=ENVIRONMENT | {"TERM": "dumb"}, preexec_fn=take_terminal
+    ) as process:
         os.close(slave)
         read_until(master, b"> ")
         os.write(master, b"a\n")
-        assert b"bb" in read_until(master, b"> ")
+        wait_for_output(master, 200)
+        os.write(master, b"\x03")
+        read_until(master, b"\n> ")
+        os.write(master, b"/undo\n")
+        assert b"Taken back: a" in read_until(master, b"> ")
+        os.write(master, b'"""\n')
+        read_until(master, b"... ")
+        os.write(master, b"\x03")
+        assert b"The message is dropped" in read_until(master, b"> ")
         os.write(master, b"\x04")
         assert process.wait(timeout=60) == 0
     os.close(master)
+
+
+def take_terminal() -> None:
+    """Make the terminal that of the new process, so that Ctrl-C in it is a signal."""
+    import fcntl
+    import termios
+
+    os.setsid()
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+def wait_for_output(terminal: int, count: int) -> None:
+    while count > 0:
+        assert select.select([terminal], [], [], 60)[0]
+        count -= len(os.read(terminal, 1024))
 
 
 def read_until(terminal: int, mark: bytes) -> bytes:

@@ -198,6 +198,39 @@ def streams_of_attention(device: Device, dtype: Any = np.float32) -> None:
     streams_counted_from_memory(device, "attention_backward", dy, q, k, v, y, lse, *options, *gradients, key=10)
 
 
+def rows_of_dropout(device: Device) -> None:
+    x, key, apply = normal(6, 36), (0.4, 11, 7), body(device, "dropout_apply")
+    assert np.array_equal(apply(x[2:5], *key, 2), apply(x, *key)[2:5])
+
+
+def rows_of_residual_layer_norm(device: Device) -> None:
+    a, b, weight, key = normal(6, 36), normal(7, 36)[:6], normal(36), (0.4, 11, 7)
+    forward, backward = (body(device, f"residual_layer_norm_{way}") for way in ("forward", "backward"))
+    whole, part = (
+        forward(a, b, None, weight, None, 1e-5, *key),
+        forward(a[2:5], b[2:5], None, weight, None, 1e-5, *key, 2),
+    )
+    assert all(np.array_equal(x[2:5], y) for x, y in zip(whole, part, strict=True))
+    mean, rstd = whole[2:]
+    whole = backward(b, a, a, weight, mean, rstd, *key, False, False)
+    part = backward(b[2:5], a[2:5], a[2:5], weight, mean[2:5], rstd[2:5], *key, False, False, 2)
+    assert all(np.array_equal(x[2:5], y) for x, y in zip(whole[:2], part[:2], strict=True))
+
+
+def rows_of_attention(device: Device, dtype: Any = np.float32) -> None:
+    q, k, v, dy = (normal(3, 2, 5, 8 + i)[..., :8].astype(dtype) for i in range(4))
+    options = (True, 0.3, 0.4, 11, 7)
+
+    def found(rows: slice, first: int) -> list[np.ndarray]:
+        y, lse = body(device, "attention_forward")(q[rows], k[rows], v[rows], *options, first)
+        gradients = [np.zeros_like(q[rows]) for _ in range(3)]
+        body(device, "attention_backward")(dy[rows], q[rows], k[rows], v[rows], y, lse, *options, *gradients, first)
+        return [y, *gradients]
+
+    for whole, part in zip(found(slice(0, 3), 0), found(slice(1, 3), 2 * 5), strict=True):
+        assert np.array_equal(whole[1:], part)
+
+
 def several_groups(device: Device) -> None:
     """Scales that change along a sum, at places that are multiples of a pack and at others."""
     rng = np.random.default_rng(0)
@@ -256,10 +289,14 @@ CHECKS: dict[str, tuple[Callable[[Device], None], ...]] = {
     "embedding": (ids_outside, runs_at_the_edges_of_pieces),
     "layer_norm": (rows_far_from_zero, normalised_far_away),
     "gelu": (infinities_in_gelu,),
-    "dropout": (streams_of_dropout,),
-    "residual_layer_norm": (streams_of_residual_layer_norm, normalised_far_away),
-    "attention": (streams_of_attention, scores_far_from_zero),
-    "attention_mma": (partial(streams_of_attention, dtype=np.float16), *ON_TENSOR_CORES),
+    "dropout": (streams_of_dropout, rows_of_dropout),
+    "residual_layer_norm": (streams_of_residual_layer_norm, rows_of_residual_layer_norm, normalised_far_away),
+    "attention": (streams_of_attention, rows_of_attention, scores_far_from_zero),
+    "attention_mma": (
+        partial(streams_of_attention, dtype=np.float16),
+        partial(rows_of_attention, dtype=np.float16),
+        *ON_TENSOR_CORES,
+    ),
     "packed": (several_groups,),
     "decode_block": (the_best_key_anywhere, lengths_outside),
 }

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tinygpt.data.columns import dialogue_of, find_columns
 from tinygpt.data.dialogue import PRESETS, Dialogue, Template, read_template
 from tinygpt.data.examples import AnswerExamples, Example, TextExamples, collate, make_examples
-from tinygpt.data.row_batches import AllRows, RowBatches, split_rows
+from tinygpt.data.row_batches import AllRows, RowBatches
 from tinygpt.data.rows import BadRows, Row
 from tinygpt.errors import UsageError
 from tinygpt.tokenizers import ByteTokenizer, CharTokenizer
@@ -284,67 +284,3 @@ def test_all_rows_once() -> None:
     for make in (lambda: AllRows([], 2, collate), lambda: RowBatches([], 2, 1, 0, collate)):
         with pytest.raises(UsageError, match="there are no rows"):
             make()
-
-
-# The split ------------------------------------------------------------------------------------------
-
-
-@given(keys=st.lists(st.sampled_from("abcdefgh"), min_size=2, max_size=40), seed=st.integers(0, 5))
-def test_equal_keys_are_on_one_side(keys: list[str], seed: int) -> None:
-    keys = [f" {key}\n" if i % 2 else key for i, key in enumerate(keys)]
-    if len({key.strip() for key in keys}) < 2:
-        with pytest.raises(UsageError, match=r"fewer than two different texts or prompts.*--valid FILE"):
-            split_rows(keys, 0.25, seed)
-        return
-    train, validation = split_rows(keys, 0.25, seed)
-    assert sorted(train + validation) == list(range(len(keys)))
-    assert train
-    assert validation
-    assert not {keys[i].strip() for i in train} & {keys[i].strip() for i in validation}
-    assert split_rows(keys, 0.25, seed) == (train, validation)
-
-
-def test_the_split_has_about_its_fraction() -> None:
-    _, validation = split_rows([str(i) for i in range(1000)], 0.1, 0)
-    assert len(validation) == 100
-    assert split_rows([str(i) for i in range(1000)], 0.1, 1)[1] != validation
-    keys = ["same"] * 50 + [
-        str(i) for i in range(50)
-    ]  # a large group is not torn, and doesn't fill the validation part
-    assert len(split_rows(keys, 0.1, 0)[1]) == 10
-
-
-@pytest.mark.parametrize("rare", [2, 5, 15])
-def test_the_validation_part_of_a_classifier_has_two_labels(rare: int) -> None:
-    """Chance alone would give it one label in many of these draws, and all rows of the rare one in some."""
-    keys = [str(i) for i in range(30)]
-    labels = [int(i < rare) for i in range(30)]
-    kept = changed = 0
-    for seed in range(40):
-        chance = split_rows(keys, 0.1, seed)
-        train, validation = split_rows(keys, 0.1, seed, labels)
-        assert sorted(train + validation) == list(range(30))
-        assert len(validation) == 3
-        for part in (train, validation):
-            assert {labels[i] for i in part} == {0, 1}
-        fair = all({labels[i] for i in part} == {0, 1} for part in chance)
-        kept, changed = kept + fair, changed + (not fair)
-        assert ((train, validation) == chance) == fair
-    assert kept
-    assert changed
-
-
-@given(
-    rows=st.lists(st.tuples(st.sampled_from("abcdefghij"), st.integers(0, 2)), min_size=2, max_size=30),
-    fraction=st.sampled_from([0.05, 0.3, 0.999]),
-    seed=st.integers(0, 3),
-)
-def test_a_split_by_labels_tears_no_text(rows: list[tuple[str, int]], fraction: float, seed: int) -> None:
-    keys, labels = [key for key, _ in rows], [label for _, label in rows]
-    if len(set(keys)) < 2:
-        return
-    train, validation = split_rows(keys, fraction, seed, labels)
-    assert train
-    assert validation
-    assert sorted(train + validation) == list(range(len(rows)))
-    assert not {keys[i] for i in train} & {keys[i] for i in validation}

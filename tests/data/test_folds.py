@@ -38,6 +38,12 @@ def test_each_fold_has_its_share_of_rows_and_of_each_label() -> None:
         assert sum(labels[i] for i in test) == 4
 
 
+def test_a_text_repeated_often_takes_no_label_from_its_fold() -> None:
+    labels = [0] * 60 + [1] * 25
+    for _, test in folds(["same"] * 40 + [str(i) for i in range(45)], 5, labels=labels):
+        assert sum(labels[i] for i in test) == 5
+
+
 def test_the_seed_chooses() -> None:
     texts = [str(i) for i in range(20)]
     one, same, other = (folds(texts, 4, seed=seed) for seed in (0, 0, 1))

@@ -380,7 +380,7 @@ def test_config_takes_numpy_numbers():
         ({"block_size": 8.0}, "block_size must be a whole number, not 8.0"),
         ({"n_head": True}, "n_head must be a whole number, not True"),
         ({"n_embd": "12"}, "n_embd must be a whole number, not '12'"),
-        ({"n_head": 5}, "12 is not a multiple of 5"),
+        ({"n_head": 5}, r"a multiple of n_head \(5\), not 12"),
         ({"dropout": 1.0}, "dropout must be at least 0 and below 1, not 1"),
         ({"dropout": -0.1}, "dropout must be at least 0"),
         ({"dropout": math.nan}, "dropout must be at least 0 and below 1, not nan"),

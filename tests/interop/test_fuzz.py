@@ -23,7 +23,7 @@ from tinygpt import GPT, UsageError
 from tinygpt.errors import CheckpointError
 from tinygpt.training import CheckpointFolder, read_checkpoint
 
-from tests.training.test_checkpoint import sample  # isort: skip
+from tests.training.storage.test_checkpoint import sample  # isort: skip
 
 many = settings(max_examples=300)
 

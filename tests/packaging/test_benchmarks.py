@@ -204,6 +204,33 @@ def test_optimizers_take_turns_on_a_text(tmp_path: Path) -> None:
     assert all(row[-1].startswith(f"{float(line[6]):.3f} at ") for row, line in zip(curves, table, strict=True))
 
 
+def test_the_curves_of_the_optimizers_are_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="needs the extra examples: pip install -e '.[examples]'")
+    lines = ["a processor", "seed 0, adamw: step 4, 1.0 s, loss 2.5", "seed 1, adamw: step 4, 3.0 s, loss 3.5",
+             "seed 0, adamw: step 8, 5.0 s, loss 2.0", "seed 1, adamw: step 8, 5.0 s, loss 2.0"]  # fmt: skip
+    results, picture = tmp_path / "results.txt", tmp_path / "picture.svg"
+    results.write_text("\n".join(lines))
+    assert script("optimizers").curves_in([results.read_text()]) == {"adamw": [(2.0, 3.0), (5.0, 2.0)]}
+    run("optimizers", "--draw", str(picture), str(results))
+    assert "adamw" in picture.read_text()
+
+
+@pytest.mark.parametrize("name", ["all", "fast"])
+def test_the_page_on_optimizers_has_the_figures_of_the_results(name: str) -> None:
+    page = (ROOT / "docs" / "optimizers.md").read_text()
+    results = (BENCHMARKS / "results" / f"optimizers-{name}.txt").read_text()
+    table = results[results.index("| contender | steps |") :].split("\n\n")[0].splitlines()[2:]
+    for line in table:
+        contender, steps, _, step_ms, seconds, ratio, loss, spread, _ = (cell.strip() for cell in line.split("|")[1:-1])
+        low, high = (f"{float(value):.3f}" for value in spread.split(" to "))
+        if name == "all":
+            row = [contender, f"{int(steps):,}", step_ms, seconds, ratio, f"{float(loss):.3f}"]
+        else:
+            row = [contender, f"{int(steps):,}", seconds, ratio, loss, f"{low} to {high}"]
+        assert f"| {' | '.join(row)} |" in page
+    assert len(table) == {"all": 6, "fast": 3}[name]
+
+
 def test_the_flops_of_muon_are_its_products(monkeypatch: pytest.MonkeyPatch) -> None:
     """Counted where they are made."""
     counted = []

@@ -136,8 +136,8 @@ def test_what_a_kernel_shows(tmp_path: Path) -> None:
     """The bar of a run stays and is one output; that of other work leaves nothing; what is captured shows no bar."""
     cells = (
         "import sys; from tinygpt import console; print(console.in_notebook())",
-        "import tinygpt.training.progress as p\nbar = p.Progress(3, 0, 10)\nfor i in range(3): bar.update(i + 1, 2.0)\n"
-        "bar.line(3, 'a line')\nbar.close()",
+        "from tinygpt.training.monitoring.progress import Progress\nbar = Progress(3, 0, 10)\n"
+        "for i in range(3): bar.update(i + 1, 2.0)\nbar.line(3, 'a line')\nbar.close()",
         "list(console.bar(range(3), 'scoring'))",
         "%%capture captured\nfor _ in console.bar(range(3), 'scoring'): pass",
         "captured.outputs, captured.stderr",

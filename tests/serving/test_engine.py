@@ -17,8 +17,9 @@ from tinygpt.errors import UsageError
 from tinygpt.generation import generate
 from tinygpt.generation.options import GenerationConfig
 from tinygpt.generation.request import prepare
-from tinygpt.serving.engine import BusyError, ClosedError, Engine, filling_holes
+from tinygpt.serving.engine import Engine, filling_holes
 from tinygpt.serving.samples import Token, Wanted
+from tinygpt.serving.tickets import BusyError, ClosedError
 from tinygpt.tokenizers import CharTokenizer
 
 SHAPE = {"vocab_size": 31, "block_size": 24, "n_layer": 2, "n_head": 2, "n_embd": 16}

@@ -82,6 +82,7 @@ def test_options(run: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     ask = ["serve", f"--model={folder}"]
     assert_one_sentence(run(*ask, "--api-key-env=NO_KEY"), "environment variable NO_KEY is not set, or empty")
     assert_one_sentence(run(*ask, "--places=0"), "--places must be at least 1, not 0")
+    assert_one_sentence(run(*ask, "--prefix-cache=-1"), "--prefix-cache must be at least 0, not -1")
     assert_one_sentence(
         run(*ask, "--host=no.such.host.invalid"), "--host no.such.host.invalid: there is no such address"
     )

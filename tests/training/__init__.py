@@ -1,1 +1,1 @@
-"""The loop, checkpoints, and the folder of a run."""
+"""The loop and its settings; the rooms of `tinygpt/training` in folders of their names."""

@@ -17,6 +17,7 @@ from tinygpt.errors import UsageError
 from tinygpt.gpt import GPT, GPTConfig
 from tinygpt.training import mean_loss, read_metrics
 from tinygpt.training.accumulation import batch_weights
+from tinygpt.training.evaluation import count_targets
 
 ROWS, T = 6, 8
 
@@ -79,7 +80,7 @@ def test_any_split_has_the_gradient_of_the_whole(
 def test_where_all_targets_count_nothing_is_multiplied(tmp_path: Path) -> None:
     """Bit for bit the sum of the batches' gradients, as the optimizer, which divides by their number, has it."""
     batches = [RandomBatches(TRAIN, 3, T, seed=7).batch(i) for i in range(3)]
-    assert batch_weights("a step", [targets for _, targets in batches]) == [1.0] * 3
+    assert batch_weights("a step", [count_targets(targets) for _, targets in batches]) == [1.0] * 3
     trainer = make_trainer(tmp_path, model=model("float32"), gradient_accumulation=3)
     trainer._gradients()
     other = model("float32")

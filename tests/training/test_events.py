@@ -32,7 +32,7 @@ from tinygpt.training import (
 @pytest.fixture(autouse=True)
 def without_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     """No loss curve is drawn, which takes most of the time of a run of a few steps."""
-    monkeypatch.setattr("tinygpt.training.reporting.draw_loss_curve", lambda *paths: None)
+    monkeypatch.setattr("tinygpt.training.monitoring.reporting.draw_loss_curve", lambda *paths: None)
 
 
 # Callbacks --------------------------------------------------------------------------------------
@@ -230,7 +230,7 @@ def test_a_picture_that_can_not_be_drawn_is_no_error_of_the_run(
     def fails(*arguments: Any) -> None:
         raise error
 
-    monkeypatch.setattr("tinygpt.training.reporting.draw_loss_curve", fails)
+    monkeypatch.setattr("tinygpt.training.monitoring.reporting.draw_loss_curve", fails)
     result = make_trainer(tmp_path, steps=3).run()
     assert result.step == 3
     assert f"no picture of the loss curve was drawn ({type(error).__name__}: {error})" in result.summary()
@@ -246,7 +246,7 @@ def test_a_matplotlib_that_is_broken_is_not_called_missing(tmp_path: Path, monke
             raise ImportError("libfreetype.so.6: cannot open shared object file")
         return usual(name, *rest)
 
-    monkeypatch.setattr("tinygpt.training.reporting.draw_loss_curve", draw_loss_curve)
+    monkeypatch.setattr("tinygpt.training.monitoring.reporting.draw_loss_curve", draw_loss_curve)
     monkeypatch.setattr(builtins, "__import__", broken)
     assert "libfreetype.so.6" in make_trainer(tmp_path, steps=3).run().picture
 

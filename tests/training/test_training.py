@@ -296,7 +296,9 @@ def test_a_second_signal_stops_at_once() -> None:
 
 def test_what_follows_the_training_can_be_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing the picture saves nothing that Ctrl-C would have to wait for."""
-    monkeypatch.setattr("tinygpt.training.reporting.draw_loss_curve", lambda *_: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(
+        "tinygpt.training.monitoring.reporting.draw_loss_curve", lambda *_: signal.raise_signal(signal.SIGINT)
+    )
     with pytest.raises(KeyboardInterrupt):
         make_trainer(tmp_path, steps=3).run()
     assert CheckpointFolder(tmp_path).load().step == 3

@@ -9,6 +9,7 @@
     tinygpt eval --model FOLDER --data FILE
     tinygpt predict --model FOLDER --data FILE --out FILE.jsonl
     tinygpt explain --model FOLDER --text TEXT --out FILE.html
+    tinygpt report FOLDER...
     tinygpt convert FOLDER TARGET
     tinygpt doctor
 
@@ -23,6 +24,7 @@ SIGTERM, 129 by SIGHUP (the terminal was closed): a training run saves its state
 | `answers` | a language model's answers to rows with prompts, and their quality |
 | `generating` | the options for model, prompt and sampling; generating the text |
 | `train`, `finetune`, `sample`, `chat`, `tokenize`, `evaluate`, `explain`, `convert`, `doctor` | the commands |
+| `report` | the command that writes a page about runs |
 | `serve` | the command that answers over HTTP |
 | `trial`, `sweep` | trial runs: `--dry-run`, `--lr-find`; searching over settings: `--sweep` |
 | `predict`, `evaluate_rows` | the commands on rows |
@@ -53,6 +55,7 @@ COMMANDS = {
     "eval": "compute the loss of a model on a text, or the accuracy of a classifier",
     "predict": "label the texts in a file, or answer its prompts",
     "explain": "write a page that shows how a model processes a text",
+    "report": "write a page about training runs: curves, samples, layers, settings",
     "convert": "convert a training run, a GPT-2 directory or nanoGPT's ckpt.pt to the Hugging Face format",
     "doctor": "report what tinygpt finds on this machine, and what to install",
 }

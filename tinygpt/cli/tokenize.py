@@ -20,7 +20,7 @@ files of nanoGPT and llm.c. Token files of these two (train.bin val.bin) are als
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     from ..data.token_bins import FORMATS
-    from ..training.corpus import add_text_options
+    from ..training.text.corpus import add_text_options
 
     add_text_options(parser)
     words = "character, byte, word or bpe (trained on the texts), or a folder with a tokenizer (default: character)"
@@ -39,9 +39,9 @@ def tokenize(options: argparse.Namespace) -> int:
     """Write the files, and report what is in them."""
     from ..checks import number
     from ..data import open_tokens, split
-    from ..training.corpus import given_text
-    from ..training.folder import TOKENS, RunFolder
-    from ..training.token_folder import make_token_folder
+    from ..training.storage.folder import TOKENS, RunFolder
+    from ..training.text.corpus import given_text
+    from ..training.text.token_folder import make_token_folder
 
     number("tokenize", "validation_fraction", options.validation_fraction, above=0, below=1)
     names, given = given_text(options)
@@ -71,8 +71,8 @@ def _convert(options: argparse.Namespace, names: tuple[str, ...], out: Path) -> 
     from ..data.opening import described
     from ..data.token_bins import open_bin, write_parts
     from ..files import folder_made
-    from ..training.folder import TOKENS
-    from ..training.text_facts import save_facts
+    from ..training.storage.folder import TOKENS
+    from ..training.text.text_facts import save_facts
 
     if len(names) > 2:
         raise UsageError(f"tokenize takes one .bin, or one for training and one for validation, not {len(names)}")

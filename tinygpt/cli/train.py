@@ -30,8 +30,8 @@ from ..training import (
 )
 from ..training.configuration import add_config_option, write_configuration
 from ..training.final_evaluation import NONE, WHOLE
-from ..training.folder import RunFolder
-from ..training.following import Following, add_following_options, choose_following, follow
+from ..training.monitoring.following import Following, add_following_options, choose_following, follow
+from ..training.storage.folder import RunFolder
 from .process import again
 from .sweep import Command, require_no_sweep, sweep
 from .trial import add_trial_options, built_elsewhere, require_free, try_out

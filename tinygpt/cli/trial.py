@@ -17,10 +17,10 @@ from ..console import say
 from ..errors import UsageError
 from ..files import folder_made, shown, user_path
 from ..training import Trainer
-from ..training.dry_run import measure_run, peak_so_far, require_disk, size
-from ..training.folder import TOKENS, RunFolder
-from ..training.lr_find import PICTURE, find_lr
-from ..training.picture import require_matplotlib
+from ..training.monitoring.picture import require_matplotlib
+from ..training.storage.folder import TOKENS, RunFolder
+from ..training.trials.dry_run import measure_run, peak_so_far, require_disk, size
+from ..training.trials.lr_find import PICTURE, find_lr
 from .sweep import add_sweep_option
 
 

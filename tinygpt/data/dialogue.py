@@ -161,28 +161,25 @@ class Dialogue:
     def prompt(self, tokenizer: Tokenizer, user: str, room: int) -> tuple[np.ndarray, int]:
         """The prompt (T,), T <= room, up to where the answer to `user` begins, and how many turns were dropped.
 
-        The oldest turns are dropped first, for good. Raises UsageError if `user` alone does not fit.
+        The oldest turns are dropped first, for good. Raises UsageError if `user` alone does not fit, and drops nothing.
         """
-        dropped = 0
-        while True:
-            ids = with_start(tokenizer, encode(tokenizer, self._parts(user)))
+        for dropped in range(len(self.turns) + 1):
+            ids = with_start(tokenizer, encode(tokenizer, self._parts(self.turns[dropped:], user)))
             if len(ids) <= room:
+                del self.turns[:dropped]
                 return ids, dropped
-            if not self.turns:
-                raise UsageError(
-                    f"the message is too long: {len(ids)} tokens with its template, and {room} fit beside the answer"
-                )
-            del self.turns[0]
-            dropped += 1
+        raise UsageError(
+            f"the message is too long: {len(ids)} tokens with its template, and {room} fit beside the answer"
+        )
 
-    def _parts(self, user: str) -> list[Part]:
+    def _parts(self, turns: list[tuple[str, str]], user: str) -> list[Part]:
         template = self.template
         after = template.pieces[2]
         parts: list[Part] = []
-        for number, (said, answered) in enumerate(self.turns):
+        for number, (said, answered) in enumerate(turns):
             parts += template.opening(self.system, said, first=number == 0)
             parts += [(template.gap, True), (answered, False), (after, True)]
-        return [*parts, *template.opening(self.system, user, first=not self.turns)]
+        return [*parts, *template.opening(self.system, user, first=not turns)]
 
 
 def with_start(tokenizer: Tokenizer, ids: np.ndarray) -> np.ndarray:

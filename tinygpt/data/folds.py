@@ -3,12 +3,13 @@
     for train, test in folds(texts, 5, labels=labels): ...        # indices of rows
 
 Texts that differ only in white space are in the same fold, so that none is both memorized and tested. Folds have about
-the same number of rows and about the same share of each label: groups of equal texts are shuffled, sorted by label, and
-dealt one after another to the fold with the fewest rows.
+the same share of each label and about the same number of rows: groups of equal texts are shuffled, sorted by label, and
+dealt one after another to the fold with the fewest rows of that label, among these to the one with the fewest rows.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Sequence
 
 import numpy as np
@@ -16,7 +17,7 @@ import numpy as np
 from ..checks import whole_number
 from ..errors import ShapeError, UsageError
 from ..random import Generator
-from .row_batches import same_key
+from .splitting import same_key
 
 
 def folds(
@@ -43,7 +44,11 @@ def folds(
         number = {label: i for i, label in enumerate(dict.fromkeys(labels))}
         shuffled.sort(key=lambda group: number[labels[group[0]]])  # stable: shuffled among equals
     tests: list[list[int]] = [[] for _ in range(k)]
+    dealt: list[Counter[Hashable]] = [Counter() for _ in range(k)]  # the rows of each label in each fold
     for group in shuffled:
-        min(tests, key=len).extend(group)
+        label = None if labels is None else labels[group[0]]
+        fold = min(range(k), key=lambda fold: (dealt[fold][label], len(tests[fold])))
+        tests[fold] += group
+        dealt[fold].update(None if labels is None else labels[row] for row in group)
     everything = np.arange(len(texts))
     return [(np.setdiff1d(everything, test), np.sort(np.array(test, np.int64))) for test in tests]

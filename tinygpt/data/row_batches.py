@@ -1,4 +1,4 @@
-"""Batches of rows of different lengths, and the split of rows into training and validation.
+"""Batches of rows of different lengths.
 
 Each row occurs once per epoch. Rows are shuffled, sorted by length within pools of several batches, and cut into steps,
 which are shuffled too. So rows of similar length share a batch, which needs little padding, and the order stays random.
@@ -7,18 +7,17 @@ The rows of a step depend only on the seed and the index of the step, however ma
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from ..checks import number, whole_number
+from ..checks import whole_number
 from ..errors import UsageError
 from ..random import Generator
 
 # RNG streams that nothing else in a run uses (`batches.py`): one for each epoch, one for the split.
-_FIRST_STREAM, _SPLIT_STREAM = 1 << 63, (1 << 64) - 1
+_FIRST_STREAM, SPLIT_STREAM = 1 << 63, (1 << 64) - 1
 _POOL = 32  # steps whose rows are sorted by length together
 
 Collate = Callable[[Sequence[Any]], tuple[np.ndarray, ...]]
@@ -77,7 +76,7 @@ class AllRows:
             raise UsageError("there are no rows to evaluate on")
         batch_size = whole_number("rows", "batch_size", batch_size)
         if count:
-            chosen = np.argsort(Generator(0, _SPLIT_STREAM).uniform(len(examples)), kind="stable")[: count * batch_size]
+            chosen = np.argsort(Generator(0, SPLIT_STREAM).uniform(len(examples)), kind="stable")[: count * batch_size]
             examples = [examples[i] for i in sorted(chosen)]
         self.examples = sorted(examples, key=len)
         self.batch_size, self.collate = batch_size, collate
@@ -88,67 +87,3 @@ class AllRows:
     def __iter__(self) -> Iterator[tuple[np.ndarray, ...]]:
         for begin in range(0, len(self.examples), self.batch_size):
             yield self.collate(self.examples[begin : begin + self.batch_size])
-
-
-def same_key(key: str) -> str:
-    """A form in which keys that differ only in white space are equal."""
-    return " ".join(key.split())
-
-
-def split_rows(
-    keys: Sequence[str], fraction: float, seed: int, labels: Sequence[Hashable] | None = None
-) -> tuple[list[int], list[int]]:
-    """The indices of the rows for training and of about `fraction` of them for validation, in order.
-
-    Rows with equal keys are on the same side: otherwise a model would be evaluated on what it has memorized.
-    labels: of a classifier. If by chance validation gets only one label, or all rows of a label, other rows
-    are chosen, so that validation has two labels and each label keeps a row for training.
-    Raises UsageError if all keys are equal.
-    """
-    fraction = number("split_rows", "fraction", fraction, above=0, below=1)
-    groups: dict[str, list[int]] = {}
-    for index, key in enumerate(keys):
-        groups.setdefault(same_key(key), []).append(index)
-    if len(groups) < 2:
-        raise UsageError(
-            f"{len(keys)} row{'s' * (len(keys) != 1)} with fewer than two different texts or prompts can't be split "
-            "into training and validation: give validation rows of their own with --valid FILE"
-        )
-    members = list(groups.values())
-    order = np.argsort(Generator(seed, _SPLIT_STREAM).uniform(len(members)), kind="stable")
-    drawn = [members[i] for i in order]
-    wanted = min(max(1, round(fraction * len(keys))), len(keys) - 1)
-    chosen: list[int] = []
-    for group in drawn:
-        if len(chosen) + len(group) <= wanted:
-            chosen += group
-    smallest = min(members, key=len)
-    validation = set(chosen or smallest)
-    if labels is not None and _one_sided(labels, validation):
-        validation = _drawn_with_care(drawn, max(2, wanted), labels) or validation
-    return [i for i in range(len(keys)) if i not in validation], sorted(validation)
-
-
-def _one_sided(labels: Sequence[Hashable], validation: set[int]) -> bool:
-    """Whether validation has a single label, or all rows of one."""
-    learned = {label for i, label in enumerate(labels) if i not in validation}
-    return len({labels[i] for i in validation}) < 2 or len(learned) < len(set(labels))
-
-
-def _drawn_with_care(drawn: Sequence[list[int]], wanted: int, labels: Sequence[Hashable]) -> set[int]:
-    """At most `wanted` rows: a group of one label and a group of another, then more in the order in which they came."""
-    left, chosen = Counter(labels), set[int]()
-
-    def take(group: list[int]) -> bool:
-        its = Counter(labels[i] for i in group)
-        if chosen.issuperset(group) or len(chosen) + len(group) > wanted or any(left[k] <= its[k] for k in its):
-            return False
-        chosen.update(group)
-        left.subtract(its)
-        return True
-
-    first = next((group for group in drawn if take(group)), [])
-    next((group for group in drawn if {labels[i] for i in group} - {labels[i] for i in first} and take(group)), None)
-    for group in drawn:
-        take(group)
-    return chosen

@@ -10,6 +10,7 @@
 | `config_file` | generation_config.json |
 | `prompts` | prompts of different lengths, padding and masks |
 | `row_decoder`, `decoder`, `stepper` | the rows so far, and the model's logits for their next tokens |
+| `prompt_cache` | what the model has read, kept from one call to the next |
 | `processors` | logits processors, which adjust the next token's scores given the tokens so far |
 | `truncation` | temperature, top_k, top_p, min_p, typical_p |
 | `token_sampler` | choosing the next token, greedily or at random; random numbers |
@@ -26,6 +27,7 @@ from __future__ import annotations
 from .config_file import config_from_dict, config_to_dict, read_config_file, write_config_file
 from .options import GenerationConfig
 from .processors import Rows
+from .prompt_cache import PromptCache
 from .request import Generated
 from .sampler import generate, stream
 from .scoring import LogLikelihood, TextScore, log_likelihood, perplexity, score
@@ -35,6 +37,7 @@ __all__ = [
     "Generated",
     "GenerationConfig",
     "LogLikelihood",
+    "PromptCache",
     "Rows",
     "TextScore",
     "config_from_dict",

@@ -5,11 +5,14 @@
     logits = decoder.step(ids)                      # the next token of each row, (B,) -> (B, V)
     decoder.select([0, 0, 1])                       # copy, reorder or drop rows, for beams or several samples
     logits = decoder.join(prompt, copies=2)         # two more rows, (T,) -> (1, V); the others stay as they are
+    logits = decoder.append(0, ids)                 # several tokens more in one row, (T,) -> (1, V)
+    decoder.truncate([9, 9])                        # forget each row's tokens beyond the ninth
+    reader = decoder.reader(prompt)                 # to read a prompt in pieces before it joins: `prompt_reader`
 
-All call `model.hidden(idx, cache)`: `prefill` and `join` on each prompt separately, and `step` on one token of every
-row, for which a plain GPT has a compiled fast path (`one_pass`). With the compiled kernels, in float32, row b of that
-path does not depend on the other rows, bit for bit; with the reference kernels it is the same up to rounding. There is
-no padding: row b is its tokens 0 .. lengths[b] - 1.
+All call `model.hidden(idx, cache)`: `prefill`, `join` and `append` on each text separately, and `step` on one token of
+every row, for which a plain GPT has a compiled fast path (`one_pass`). With the compiled kernels, in float32, row b of
+that path does not depend on the other rows, bit for bit; with the reference kernels it is the same up to rounding.
+There is no padding: row b is its tokens 0 .. lengths[b] - 1.
 
 Position embeddings are learned, for positions below block_size only, so nothing in the cache is valid after the window
 slides. A step on a full row is an error; to continue, prefill with the end of the text.
@@ -40,6 +43,7 @@ from ..ops.cached_attention import KeyValueCache
 from ..ops.packed import few_rows_product_transposed
 from ..tensor import Tensor
 from .one_pass import one_pass
+from .prompt_reader import PromptReader
 
 if TYPE_CHECKING:
     from ..gpt import GPT
@@ -50,6 +54,8 @@ class Decoder:
 
     Raises UsageError for a model that does not support a cache; use `decoder_for` if it may not.
     """
+
+    _cached = True  # whether it calls the model on new tokens alone
 
     def __init__(self, model: GPT, capacity: int | None = None) -> None:
         self.model, self.capacity = model, _checked_capacity(model, capacity)
@@ -86,21 +92,55 @@ class Decoder:
     def join(self, prompt: Any, copies: int = 1) -> Any:
         """Append `copies` rows that hold `prompt`, ids (T,), 1 <= T <= capacity -> logits (1, V) of the token after it.
 
-        The prompt is read once. The next step overwrites the returned array. Raises ShapeError, DtypeError, RangeError
-        before anything changes.
+        prompt: ids, or a `reader` of them; what it has not read yet is read now, once. The next step overwrites the
+        returned array. Raises ShapeError, DtypeError, RangeError before anything changes.
         """
-        row = self.model.check_ids([prompt])  # (1, T)
-        if row.shape[1] > self.capacity:
-            raise ShapeError(
-                f"Decoder.join: a prompt of {row.shape[1]} tokens is longer than the capacity, {self.capacity}"
-            )
+        reader = prompt if isinstance(prompt, PromptReader) else self.reader(prompt)
+        reader.read(reader.rest)
         try:
-            logits = self._append(row, copies)
+            logits = self._append(reader, copies)
         except BaseException:
             self._grow(len(self.lengths))  # without the new rows
             raise
-        self.lengths = np.append(self.lengths, np.full(copies, row.shape[1], np.int64))
+        self.lengths = np.append(self.lengths, np.full(copies, reader.size, np.int64))
         return logits
+
+    def reader(self, prompt: Any) -> PromptReader:
+        """To read `prompt`, ids (T,), 1 <= T <= capacity, in pieces. Raises ShapeError, DtypeError, RangeError."""
+        reader = PromptReader(self.model, prompt, self._cached)
+        if reader.size > self.capacity:
+            raise ShapeError(
+                f"Decoder.join: a prompt of {reader.size} tokens is longer than the capacity, {self.capacity}"
+            )
+        return reader
+
+    def append(self, row: int, ids: Any) -> Any:
+        """Append ids (T,), T >= 1, to one row -> logits (1, V) of the token after them; the others stay as they are.
+
+        The next step overwrites the returned array. Raises UsageError if they don't fit, ShapeError, DtypeError,
+        RangeError before anything changes.
+        """
+        new = self.model.check_ids([ids])  # (1, T)
+        if not 0 <= row < len(self.lengths):
+            raise RangeError(f"Decoder.append: row must be in 0 .. {len(self.lengths) - 1}, not {row}")
+        if self.lengths[row] + new.shape[1] > self.capacity:
+            raise UsageError(
+                f"Decoder.append: {new.shape[1]} tokens don't fit into row {row}: it has {self.lengths[row]}, and "
+                f"the capacity is {self.capacity}"
+            )
+        logits = self._continue(row, new)
+        self.lengths = self.lengths + new.shape[1] * (np.arange(len(self.lengths)) == row)
+        return logits
+
+    def truncate(self, lengths: Any) -> None:
+        """Keep the first lengths[b] tokens of row b, at most as many as it has. Raises ShapeError, RangeError."""
+        lengths = _integers("Decoder.truncate: lengths", lengths)
+        if lengths.shape != self.lengths.shape:
+            raise ShapeError(f"Decoder.truncate: expected {len(self.lengths)} lengths, one a row, not {len(lengths)}")
+        if (lengths < 0).any() or (lengths > self.lengths).any():
+            raise RangeError(f"Decoder.truncate: the rows have {self.lengths} tokens, so {lengths} can't be kept")
+        self._shorten(lengths)
+        self.lengths = lengths.astype(np.int64)
 
     def step(self, ids: Any) -> Any:
         """Append ids (B,), one token to each row -> logits (B, V) of the token after it.
@@ -150,14 +190,13 @@ class Decoder:
             last = [self.model.hidden(row, [layer.row(b) for layer in self.cache]) for b, row in enumerate(rows)]
             return self._head([hidden.data[0, -1] for hidden in last])
 
-    def _append(self, row: Any, copies: int) -> Any:
-        B = len(self.lengths)
+    def _append(self, reader: PromptReader, copies: int) -> Any:
+        B, T = len(self.lengths), reader.size
         self._grow(B + copies)
         with no_grad(), self.model.evaluating(), self.model.compute_in("float32"):
-            logits = self._head([self.model.hidden(row, [layer.row(B) for layer in self.cache]).data[0, -1]])
-        for layer in self.cache:
-            layer.keys[B + 1 :, :, : row.shape[1]] = layer.keys[B, :, : row.shape[1]]
-            layer.values[B + 1 :, :, : row.shape[1]] = layer.values[B, :, : row.shape[1]]
+            logits = self._head([reader.hidden])
+        for layer, read in zip(self.cache, reader.cache or (), strict=True):
+            layer.keys[B:, :, :T], layer.values[B:, :, :T] = read.keys[:, :, :T], read.values[:, :, :T]
         return logits
 
     def _grow(self, B: int) -> None:
@@ -171,6 +210,16 @@ class Decoder:
         lengths[: len(self.lengths)] = self.lengths[:B]
         pairs = zip(self.memory, self.cache, strict=True)
         self.cache = [KeyValueCache(keys[:B], values[:B], lengths, layer.last_only) for (keys, values), layer in pairs]
+
+    def _continue(self, row: int, new: Any) -> Any:
+        for layer in self.cache:
+            layer.lengths = self.lengths
+        with no_grad(), self.model.evaluating(), self.model.compute_in("float32"):
+            hidden = self.model.hidden(new, [layer.row(row) for layer in self.cache])
+            return self._head([hidden.data[0, -1]])
+
+    def _shorten(self, lengths: np.ndarray) -> None:
+        """Nothing to do: what lies beyond the end of a row is never read."""
 
     def _extend(self, ids: np.ndarray) -> Any:
         if not len(ids):

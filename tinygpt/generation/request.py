@@ -15,6 +15,7 @@ from ..errors import UsageError
 from .config_file import config_from_dict
 from .options import DEFAULT_NEW_TOKENS, WHERE, GenerationConfig, check_vocabulary
 from .processors import Processor, history_processors, user_processors
+from .prompt_cache import PromptCache, check_prompt_cache
 from .prompts import Prompts, read_prompts
 from .stopping import BLOCK, LENGTH, Stopping, check_tokenizer
 from .token_sampler import request_seed
@@ -60,6 +61,7 @@ class Request:
     limit_reasons: list[str]  # (B) the finish reason of a row that reaches its limit
     padding: int
     seed: int | tuple[int, ...]
+    cache: PromptCache | None = None
 
     @property
     def copies(self) -> int:
@@ -74,6 +76,7 @@ def prepare(
     logits_processor: Any,
     tokenizer: Any,
     options: dict[str, Any],
+    prompt_cache: Any = None,
 ) -> Request:
     """Check the arguments of a call against the model and against each other."""
     if options["max_new_tokens"] is None:
@@ -82,6 +85,7 @@ def prepare(
     prompts = read_prompts(
         model, idx, attention_mask, None if config.pad_token_id in config.eos_ids else config.pad_token_id
     )
+    check_prompt_cache(prompt_cache, model, prompts, config)
     limits, reasons = _limits(model, config, prompts)
     return Request(
         model=model,
@@ -93,6 +97,7 @@ def prepare(
         limit_reasons=reasons,
         padding=_padding(config, prompts, limits),
         seed=request_seed(config, len(prompts.rows)),
+        cache=prompt_cache,
     )
 
 

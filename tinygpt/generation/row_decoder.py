@@ -14,6 +14,7 @@ import numpy as np
 
 from .. import backends
 from .processors import Rows
+from .prompt_cache import PromptCache
 from .stepper import decoder_for
 
 if TYPE_CHECKING:
@@ -30,10 +31,13 @@ class RowDecoder:
         decoder.select(rows)                 # row r becomes a copy of old row rows[r]
         logits = decoder.step(ids)           # ids (R,) -> (R, V)
 
-    `max_new_tokens`: the maximum number of tokens that any row gets. `decoder.rows()`: the ids so far, read-only.
+    `max_new_tokens`: the maximum number of tokens that any row gets. `cache`: what one prompt begins with may be there.
+    `decoder.rows()`: the ids so far, read-only.
     """
 
-    def __init__(self, model: GPT, prompts: Sequence[np.ndarray], max_new_tokens: int) -> None:
+    def __init__(
+        self, model: GPT, prompts: Sequence[np.ndarray], max_new_tokens: int, cache: PromptCache | None = None
+    ) -> None:
         self.model, self.block = model, model.config.block_size
         width = max(map(len, prompts))
         room = width + min(max_new_tokens, _ROOM)  # the table grows when this is used up
@@ -43,7 +47,8 @@ class RowDecoder:
         self._starts = np.array([width - len(prompt) for prompt in prompts])  # (R,)
         self._begin = self._end = width
         # The model never reads the last new token of a row.
-        self._decoder = decoder_for(model, min(self.block, width + max(0, max_new_tokens - 1)))
+        capacity = min(self.block, width + max(0, max_new_tokens - 1))
+        self._decoder: Any = decoder_for(model, capacity) if cache is None else cache
         self._window: Any = None
         self._cached = np.ones(len(prompts), dtype=bool)  # (R,) which rows are in the decoder, in the same order
 

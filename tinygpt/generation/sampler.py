@@ -20,6 +20,7 @@ import numpy as np
 from ..errors import UsageError
 from .beam import beam_search
 from .options import WHERE, GenerationConfig
+from .prompt_cache import PromptCache
 from .request import Generated, Request, prepare
 from .row_decoder import RowDecoder
 from .stopping import DEAD_END
@@ -38,6 +39,7 @@ def generate(
     config: GenerationConfig | None = None,
     logits_processor: Any = (),
     tokenizer: Any = None,
+    prompt_cache: PromptCache | None = None,
     return_details: bool = False,
     **options: Any,
 ) -> Any:
@@ -51,6 +53,7 @@ def generate(
     the defaults. options: fields of `GenerationConfig`, which override it.
     logits_processor: functions (rows, logits) -> logits, see `processors`.
     tokenizer: needed for stop strings; ids outside its vocabulary are never chosen.
+    prompt_cache: keys and values of the last call's text, for one prompt that begins like it: see `PromptCache`.
     return_details: return a `Generated` instead of the array.
 
     N is the number of tokens generated for the longest row, less than the limit if all rows end early. A row for which
@@ -60,7 +63,7 @@ def generate(
     first token: raises UsageError, ShapeError, DtypeError, RangeError.
     """
     options["max_new_tokens"] = max_new_tokens
-    request = prepare(model, idx, attention_mask, config, logits_processor, tokenizer, options)
+    request = prepare(model, idx, attention_mask, config, logits_processor, tokenizer, options, prompt_cache)
     if request.config.num_beams > 1:
         generated = beam_search(request)
     else:
@@ -79,6 +82,7 @@ def stream(
     config: GenerationConfig | None = None,
     logits_processor: Any = (),
     tokenizer: Any = None,
+    prompt_cache: PromptCache | None = None,
     **options: Any,
 ) -> Iterator[np.ndarray]:
     """Yield the next token of each row, (R,) int64, until all rows have ended. Ended rows get the padding token.
@@ -86,7 +90,8 @@ def stream(
     The arguments and errors are those of `generate`; they are checked before the first token. Beam search can't stream.
     """
     options["max_new_tokens"] = max_new_tokens
-    return stream_request(prepare(model, idx, attention_mask, config, logits_processor, tokenizer, options))
+    request = prepare(model, idx, attention_mask, config, logits_processor, tokenizer, options, prompt_cache)
+    return stream_request(request)
 
 
 def stream_request(request: Request) -> Iterator[np.ndarray]:
@@ -181,7 +186,7 @@ def _dead_ends(choice: SampledTokens, step: int, all_active: bool) -> Collection
 def _start(request: Request) -> tuple[RowDecoder, np.ndarray]:
     """A RowDecoder of the rows with a limit above 0, and the first logits. Each prompt is read only once."""
     prompts = [ids for ids, limit in zip(request.prompts.rows, request.limits, strict=True) if limit]
-    row_decoder = RowDecoder(request.model, prompts, int(request.limits.max()))
+    row_decoder = RowDecoder(request.model, prompts, int(request.limits.max()), request.cache)
     logits = row_decoder.start()
     if request.copies > 1:
         rows = np.repeat(np.arange(len(prompts)), request.copies)

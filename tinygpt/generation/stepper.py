@@ -14,6 +14,7 @@ import numpy as np
 from .. import backends
 from ..graph import no_grad
 from .decoder import Decoder, obstacle_to_a_cache
+from .prompt_reader import PromptReader
 
 if TYPE_CHECKING:
     from ..gpt import GPT
@@ -27,6 +28,8 @@ def decoder_for(model: GPT, capacity: int | None = None) -> Decoder:
 class Stepper(Decoder):
     """B texts under one model, without a cache."""
 
+    _cached = False
+
     def _start(self) -> None:
         self._rows: list[np.ndarray] = []
 
@@ -34,14 +37,23 @@ class Stepper(Decoder):
         self._rows = [backends.move(row[0], "numpy") for row in rows]
         return self._logits(self._rows)
 
-    def _append(self, row: Any, copies: int) -> Any:
-        new = backends.move(row[0], "numpy")
+    def _append(self, reader: PromptReader, copies: int) -> Any:
+        new = backends.move(reader.ids[0], "numpy")
         logits = self._logits([new])
         self._rows = self._rows + [new] * copies
         return logits
 
     def _grow(self, B: int) -> None:
         """Nothing is reserved: the rows are a list."""
+
+    def _continue(self, row: int, new: Any) -> Any:
+        longer = np.append(self._rows[row], backends.move(new[0], "numpy"))
+        logits = self._logits([longer])
+        self._rows[row] = longer
+        return logits
+
+    def _shorten(self, lengths: np.ndarray) -> None:
+        self._rows = [row[:length] for row, length in zip(self._rows, lengths, strict=True)]
 
     def _extend(self, ids: np.ndarray) -> Any:
         self._rows = [np.append(row, token) for row, token in zip(self._rows, ids, strict=True)]

@@ -17,6 +17,7 @@ from .stopping import StopStrings, bytes_after, check_tokenizer
 if TYPE_CHECKING:
     from ..gpt import GPT
     from ..tokenizers import Tokenizer
+    from .prompt_cache import PromptCache
 
 
 def stream_text(
@@ -27,6 +28,7 @@ def stream_text(
     *,
     config: GenerationConfig | None = None,
     logits_processor: Any = (),
+    prompt_cache: PromptCache | None = None,
     skip_special_tokens: bool = True,
     **options: Any,
 ) -> Iterator[str]:
@@ -44,7 +46,7 @@ def stream_text(
         raise UsageError(f"{WHERE}: the prompt is empty: give at least one character")
     options["max_new_tokens"] = max_new_tokens
     mask = np.ones((1, len(ids)))  # a single prompt has no padding, whatever pad_token_id is
-    request = prepare(model, ids[None], mask, config, logits_processor, tokenizer, options)
+    request = prepare(model, ids[None], mask, config, logits_processor, tokenizer, options, prompt_cache)
     if request.copies != 1:
         raise UsageError(f"{WHERE}: stream_text yields one text: num_return_sequences can't be above 1")
     return _pieces(stream_request(request), tokenizer, ids, request.config, skip_special_tokens)

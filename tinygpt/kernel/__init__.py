@@ -28,6 +28,7 @@ runs for each kernel.
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import os
 import threading
@@ -61,7 +62,7 @@ _choice = _Choice()
 
 
 class Kernel:
-    """A callable that picks its body by the type of its arguments."""
+    """A callable that picks its body by the type of its arguments. The module's docstring explains the options."""
 
     def __init__(
         self,
@@ -89,7 +90,7 @@ class Kernel:
         if _choice.kind != "reference":
             fast = self.fast_body(args)
             if fast is not None:
-                prepared = prepare(args, self.strided, self.in_place, self.integers)
+                prepared = self._prepared(args)
                 if prepared is not None:
                     result = fast(*prepared)
                     if result is not NotImplemented:
@@ -103,14 +104,17 @@ class Kernel:
         computes them all in a single call."""
         if _choice.kind != "reference" and len({type(args[0]) for args in calls}) == 1:
             fast = self.fast_body(calls[0], "_each")
-            prepared = []
-            if fast is not None:
-                prepared = [prepare(args, self.strided, self.in_place, self.integers) for args in calls]
+            prepared = [] if fast is None else [self._prepared(args) for args in calls]
             if fast is not None and None not in prepared:
                 results = fast(prepared)
                 if results is not NotImplemented:
                     return list(results)
         return [self(*args) for args in calls]
+
+    def _prepared(self, args: Sequence[Any]) -> list[Any] | None:
+        """The arguments in the form that fast bodies expect, or None if only the reference can take them."""
+        ready = _ready_for_cpu if isinstance(args[0], np.ndarray) else _ready_for_gpu
+        return ready(args, self.strided, self.in_place, self.integers)
 
     def fast_body(self, args: Sequence[Any], suffix: str = "") -> Callable[..., Any] | None:
         """The compiled body for the library these arguments belong to, or None."""
@@ -144,34 +148,16 @@ class Kernel:
         return bodies
 
 
-def kernel(
-    reference: Callable[..., Any] | None = None,
-    *,
-    strided: bool = False,
-    in_place: bool = False,
-    statistics: Mapping[str, int] = MappingProxyType({}),
-    integers: tuple[str, ...] = INTEGERS,
-) -> Any:
-    """Decorator: register `reference` as the kernel of its name. The options are in the module's docstring."""
+def kernel(reference: Callable[..., Any] | None = None, **options: Any) -> Any:
+    """Decorator: register `reference` as the kernel of its name. options: those of `Kernel`."""
     if reference is None:
-        return lambda function: kernel(
-            function, strided=strided, in_place=in_place, statistics=statistics, integers=integers
-        )
-    made = REGISTRY[reference.__name__] = Kernel(reference, strided, in_place, statistics, integers)
+        return functools.partial(kernel, **options)
+    made = REGISTRY[reference.__name__] = Kernel(reference, **options)
     return made
 
 
-def prepare(args: Sequence[Any], strided: bool, in_place: bool, integers: tuple[int, ...] = ()) -> list[Any] | None:
-    """The arguments in the form that fast bodies expect, or None if only the reference can take them.
-
-    integers: the positions of arguments that are integer arrays; all other arrays must be floating-point.
-    """
-    ready = _ready_for_cpu if isinstance(args[0], np.ndarray) else _ready_for_gpu
-    return ready(args, strided, in_place, integers)
-
-
 def _ready_for_cpu(args: Sequence[Any], strided: bool, in_place: bool, integers: tuple[int, ...]) -> list[Any] | None:
-    """`prepare` for NumPy arrays. A training step calls it hundreds of times, so it must be fast."""
+    """`Kernel._prepared` for NumPy arrays. A training step calls it hundreds of times, so it must be fast."""
     floating = None
     prepared: list[Any] = []
     for value in args:
@@ -198,7 +184,7 @@ def _ready_for_cpu(args: Sequence[Any], strided: bool, in_place: bool, integers:
 
 
 def _ready_for_gpu(args: Sequence[Any], strided: bool, in_place: bool, integers: tuple[int, ...]) -> list[Any] | None:
-    """`prepare` for CuPy arrays, which are always aligned and in native byte order, and can have 16-bit types.
+    """`Kernel._prepared` for CuPy arrays, which are always aligned and in native byte order, and can have 16-bit types.
 
     16-bit arrays may come with float32 arrays beside them: the bodies check which is which.
     """

@@ -18,7 +18,7 @@ first two, and its input need not be saved for dW. The products with A and B are
 rank / in.
 
 A packed base (`GPT.pack`) stays packed: pack first, then `add_lora`, and only the updates are trained. A checkpoint of
-such a run holds only the updates (`packed_base.py`).
+such a run holds only the updates (`tinygpt/interop/packed_run.py`).
 
 Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021, section 4.1. rslora (scale = alpha /
 sqrt(rank)): Kalajdzievski, "A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA", 2023, section 3.
@@ -29,13 +29,13 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from .. import backends, ops
-from ..checks import number, whole_number
+from ..checks import from_settings, number, whole_number
 from ..errors import DtypeError, UsageError
 from ..random import Generator
 from ..tensor import Tensor
@@ -89,11 +89,8 @@ class LoRA:
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> LoRA:
         """The inverse of `to_dict`. Raises UsageError naming an unknown setting."""
-        names = [field.name for field in fields(cls)]
-        for name in settings:
-            if name not in names:
-                raise UsageError(f"add_lora: there is no setting {name!r}: the settings are {', '.join(names)}")
-        return cls(**settings)
+        lora: LoRA = from_settings("add_lora", cls, settings)
+        return lora
 
 
 @known("forward", "product", "update", "plain")

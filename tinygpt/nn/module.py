@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -183,7 +183,7 @@ class Module:
             parameter.grad = None
 
     def to(self, backend: str) -> Module:
-        """Move all parameters, and their gradients, to "numpy" or "cupy" ("cpu" or "cuda"). Returns the module.
+        """Move all parameters, and their gradients, to "numpy" or "cupy". Returns the module.
 
         The `Parameter` objects stay the same, so existing optimizers keep working. Raises UsageError if the backend is
         unknown or unavailable or the GPU runs out of memory; every parameter then stays where it was.
@@ -195,25 +195,6 @@ class Module:
             module.move_packed(backend)
         for parameter, (data, grad) in zip(self.parameters(), moved, strict=True):
             parameter.data, parameter.grad = data, grad
-        return self
-
-    def cpu(self) -> Module:
-        """`to("numpy")`."""
-        return self.to("numpy")
-
-    def cuda(self) -> Module:
-        """`to("cupy")`."""
-        return self.to("cupy")
-
-    @property
-    def device(self) -> str:
-        """ "cpu" or "cuda": where the first parameter is; a module without parameters is on the CPU."""
-        return next((parameter.device for parameter in self.parameters()), "cpu")
-
-    def requires_grad_(self, requires_grad: bool = True) -> Self:
-        """Freeze (False) or unfreeze all parameters. Returns the module."""
-        for parameter in self.parameters():
-            parameter.requires_grad_(requires_grad)
         return self
 
     # Packed weights: the layers of `tinygpt.nn.packed` override these.
@@ -240,19 +221,14 @@ class Module:
         """
         where = f"{type(self).__name__}.load_state_dict"
         parameters = dict(self.named_parameters())
-        missing = [name for name in parameters if name not in state]
-        unexpected = [name for name in state if name not in parameters]
-        if strict and (missing or unexpected):
-            parts = [
-                f"{what} {_listed(names)}"
-                for what, names in (("missing", missing), ("unexpected", unexpected))
-                if names
-            ]
+        wrong = {
+            "missing": [name for name in parameters if name not in state],
+            "unexpected": [name for name in state if name not in parameters],
+        }
+        if strict and any(wrong.values()):
+            parts = [f"{what} {_listed(names)}" for what, names in wrong.items() if names]
             raise UsageError(f"{where}: the names do not match this model's: {'; '.join(parts)}")
-        arrays = {}
-        for name, parameter in parameters.items():
-            if name in state:
-                arrays[name] = _fitting(where, name, state[name], parameter)
+        arrays = {name: _fitting(where, name, state[name], p) for name, p in parameters.items() if name in state}
         for name, array in arrays.items():
             parameters[name].data[...] = backends.move(array, parameters[name].backend)
             parameters[name].mark_changed()

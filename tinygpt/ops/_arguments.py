@@ -10,7 +10,7 @@ from ..backends.precision import is_floating, statistics_dtype
 from ..errors import DtypeError, RangeError, ShapeError, UsageError
 from ..random import Generator, default_generator
 from ..tensor import Tensor
-from ..typing import Array, TensorLike
+from ..typing import Array, Shape, TensorLike
 from ._shapes import require_tensors
 
 
@@ -64,13 +64,17 @@ def require_probability(operation: str, name: str, p: float) -> float:
     return value
 
 
-def next_key(operation: str, generator: Generator | None) -> tuple[int, int]:
-    """(seed, stream) for one mask, from the given generator or the default one."""
+def mask_key(operation: str, generator: Generator | None, rows: int, shape: Shape) -> tuple[int, int, int]:
+    """(seed, stream, first row) for one mask of `rows` rows, from the given generator or the default one.
+
+    shape: of the array that the mask is for; its first axis is that of the batch.
+    """
     if generator is None:
         generator = default_generator
     elif not isinstance(generator, Generator):
         raise UsageError(f"{operation}: generator must be a tinygpt.Generator, not {type(generator).__name__}")
-    return generator.next_key()
+    each = rows // shape[0] if shape and shape[0] else 0  # mask rows for each row of the batch
+    return *generator.next_key(), generator.rows_before * each
 
 
 def as_scalar(value: float, like: Array) -> Array:

@@ -1,10 +1,9 @@
 """Matrix products. In float32 they give the same bits on any number of threads.
 
-On processors with AVX-512, our compiled kernel multiplies NumPy's float32 matrices (`_ext/cpu/matmul`), because it is
-faster there than NumPy's own BLAS. For few rows or columns, for batches, and on all other processors, we call OpenBLAS,
-which comes with NumPy. But OpenBLAS splits a product by the number of threads, and how it is split changes the
-rounding. So we split the product ourselves, by its size alone, and let OpenBLAS compute each block on a single thread
-(`product_blas.h` there).
+On processors with AVX2 or AVX-512, our compiled kernel multiplies NumPy's float32 matrices (`_ext/cpu/matmul`). For few
+rows or columns, for batches, and on all other processors, we call OpenBLAS, which comes with NumPy. But OpenBLAS splits
+a product by the number of threads, and how it is split changes the rounding. So we split the product ourselves, by its
+size alone, and let OpenBLAS compute each block on a single thread (`product_blas.h` there).
 
 Products of 16-bit matrices are summed in float32 and rounded once, or left in float32 (`float32_result`). On a GPU
 cuBLAS does this (`backends/cupy_matmul.py`); batches of 16-bit products, which no fast path needs, are upcast first.

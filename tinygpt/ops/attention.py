@@ -30,7 +30,7 @@ If causal, query i sees the keys 0 .. i, aligned at the top left even when Tq an
 
 Shapes: q (B, H, Tq, D); k, v (B, H, Tk, D); y (B, H, Tq, D), laid out in memory as (B, Tq, H, D), so that merging the
 heads is a view; lse (B, H, Tq, 2); delta (B, H, Tq). All may be strided views. The mask comes from words(seed, stream,
-B * H * Tq, Tk).
+B * H * Tq, Tk), counted from another first row if this is a part of a larger batch (`Generator.rows_before`).
 Source: Vaswani et al., "Attention Is All You Need", 2017, section 3.2.1; the recomputing backward pass: Dao, Fu, Ermon,
 Rudra, Ré, "FlashAttention", 2022, section 3.1 and appendix B.2.
 """
@@ -48,8 +48,8 @@ from ..function import Function
 from ..kernel import kernel
 from ..random import Generator
 from ..tensor import Tensor
-from ..typing import Array
-from ._arguments import next_key, require_probability, require_same_dtype
+from ..typing import Array, Shape
+from ._arguments import mask_key, require_probability, require_same_dtype
 from ._shapes import require_floating
 from ._two_parts import two_parts
 from .dropout import dropout_mask
@@ -79,10 +79,10 @@ def attention_composed(
     return p @ v  # (B, H, Tq, D)
 
 
-def attention_mask(p: Array, dropout_p: float, seed: int, stream: int) -> Array:
-    """m, of p's shape (B, H, Tq, Tk). Its row (b, h, i) uses row (b * H + h) * Tq + i of the random words."""
+def attention_mask(p: Array, dropout_p: float, seed: int, stream: int, first_row: int = 0) -> Array:
+    """m, of p's shape (B, H, Tq, Tk). Row (b, h, i) uses row first_row + (b * H + h) * Tq + i of the random words."""
     B, H, Tq, Tk = p.shape
-    return dropout_mask(dropout_p, seed, stream, B * H * Tq, Tk, p).reshape(p.shape)
+    return dropout_mask(dropout_p, seed, stream, B * H * Tq, Tk, p, first_row).reshape(p.shape)
 
 
 def scores(q: Array, k: Array, is_causal: bool, scale: float) -> Array:
@@ -97,7 +97,15 @@ def scores(q: Array, k: Array, is_causal: bool, scale: float) -> Array:
 
 @kernel(strided=True, statistics={"lse": 1})
 def attention_forward(
-    q: Array, k: Array, v: Array, is_causal: bool, scale: float, dropout_p: float, seed: int, stream: int
+    q: Array,
+    k: Array,
+    v: Array,
+    is_causal: bool,
+    scale: float,
+    dropout_p: float,
+    seed: int,
+    stream: int,
+    first_row: int = 0,
 ) -> tuple[Array, Array]:
     """q (B, H, Tq, D), k, v (B, H, Tk, D) -> y (B, H, Tq, D) in memory laid out (B, Tq, H, D), lse (B, H, Tq, 2)."""
     xp = array_module(q)
@@ -109,7 +117,7 @@ def attention_forward(
     total = p.sum(axis=-1, keepdims=True, dtype=xp.float64)  # (B, H, Tq, 1)
     p *= (1.0 / total).astype(p.dtype)
     if dropout_p > 0.0:
-        p *= attention_mask(p, dropout_p, seed, stream)  # now a
+        p *= attention_mask(p, dropout_p, seed, stream, first_row)  # now a
     y = xp.empty((B, Tq, H, D), dtype=q.dtype).transpose(0, 2, 1, 3)  # (B, H, Tq, D)
     xp.matmul(p, v, out=y)
     return y, two_parts(m.astype(xp.float64)[..., 0], xp.log(total)[..., 0], q.dtype)
@@ -131,6 +139,7 @@ def attention_backward(
     dq: Array,
     dk: Array,
     dv: Array,
+    first_row: int = 0,
 ) -> None:
     """dy, y like q; y and lse from the forward pass. Writes the gradients of q, k, v into dq, dk, dv of any strides."""
     xp = array_module(q)
@@ -141,7 +150,7 @@ def attention_backward(
     p *= xp.exp(-rest)
     dp = xp.matmul(dy, v.swapaxes(-1, -2))  # (B, H, Tq, Tk), still da until the mask is applied
     if dropout_p > 0.0:
-        mask = attention_mask(p, dropout_p, seed, stream)  # (B, H, Tq, Tk)
+        mask = attention_mask(p, dropout_p, seed, stream, first_row)  # (B, H, Tq, Tk)
         dp *= mask
         a = p * mask  # (B, H, Tq, Tk)
     else:
@@ -167,7 +176,7 @@ class Attention(Function):
         q, k, v, y, lse = self.saved
         xp = array_module(q)
         dq, dk, dv = (xp.empty(array.shape, dtype=array.dtype) for array in (q, k, v))
-        attention_backward(dy, q, k, v, y, lse, *self.options, dq, dk, dv)
+        attention_backward(dy, q, k, v, y, lse, *self.options[:-1], dq, dk, dv, self.options[-1])
         return dq, dk, dv
 
 
@@ -187,7 +196,8 @@ class QKVAttention(Function):
         B, H, T, D = y.shape
         dqkv = array_module(qkv).empty(qkv.shape, dtype=qkv.dtype)  # (B, T, 3C)
         dy = dy.reshape(B, T, H, D).transpose(0, 2, 1, 3)  # (B, H, T, D)
-        attention_backward(dy, *self.heads(qkv, self.n_head), y, lse, *self.options, *self.heads(dqkv, self.n_head))
+        given, first_row = (*self.heads(qkv, self.n_head), y, lse, *self.options[:-1]), self.options[-1]
+        attention_backward(dy, *given, *self.heads(dqkv, self.n_head), first_row)
         return dqkv
 
     @staticmethod
@@ -198,16 +208,16 @@ class QKVAttention(Function):
 
 
 def kernel_options(
-    operation: str, is_causal: bool, dropout_p: float, scale: float | None, D: int, generator: Generator | None
+    operation: str, is_causal: bool, dropout_p: float, scale: float | None, shape: Shape, generator: Generator | None
 ) -> tuple[Any, ...]:
-    """(is_causal, scale, dropout_p, seed, stream), checked."""
+    """(is_causal, scale, dropout_p, seed, stream, first row), checked. shape: (B, H, Tq, D)."""
     p = require_probability(operation, "dropout_p", dropout_p)
     if scale is None:
-        scale = 1.0 / math.sqrt(D)
+        scale = 1.0 / math.sqrt(shape[-1])
     elif not isinstance(scale, (int, float, np.floating)) or not math.isfinite(scale):
         raise RangeError(f"{operation}: scale must be a finite number or None for 1 / sqrt(D), not {scale!r}")
-    seed, stream = next_key(operation, generator) if p > 0.0 else (0, 0)
-    return bool(is_causal), float(scale), p, seed, stream
+    key = mask_key(operation, generator, math.prod(shape[:-1]), shape) if p > 0.0 else (0, 0, 0)
+    return bool(is_causal), float(scale), p, *key
 
 
 def attention(
@@ -235,7 +245,7 @@ def attention(
             f"attention: q must be (B, H, Tq, D), k and v (B, H, Tk, D), with Tk and D >= 1, "
             f"not {q.shape}, {k.shape} and {v.shape}"
         )
-    options = kernel_options("attention", is_causal, dropout_p, scale, q.shape[3], generator)
+    options = kernel_options("attention", is_causal, dropout_p, scale, q.shape, generator)
     return Attention.apply(q, k, v, options=options)
 
 
@@ -260,5 +270,7 @@ def qkv_attention(
             f"qkv_attention: qkv must be (B, T, 3 C) with C a multiple of n_head ({n_head}) and T >= 1, not {qkv.shape}"
         )
     D = qkv.shape[2] // (3 * n_head)
-    options = kernel_options("qkv_attention", is_causal, dropout_p, scale, D, generator)
+    options = kernel_options(
+        "qkv_attention", is_causal, dropout_p, scale, (qkv.shape[0], n_head, qkv.shape[1], D), generator
+    )
     return QKVAttention.apply(qkv, n_head=int(n_head), options=options)

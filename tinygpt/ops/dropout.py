@@ -12,11 +12,12 @@ Derivation of the gradient. For a given mask the operation is linear with a diag
 
 So the backward pass can call the forward kernel.
 
-Saved: only the pair (seed, stream). The mask is a pure function of that pair and an element's index (see
+Saved: only the key (seed, stream, first row). The mask is a pure function of that key and an element's index (see
 `tinygpt.random`), so the backward pass can recompute it instead of saving an array as large as x. The mask does not
 depend on the number of threads or the backend.
 
-Shapes: x (..., C) is treated as N rows of C; element (row, column) uses word (row, column).
+Shapes: x (..., C) is treated as N rows of C; element (row, column) uses word (first row + row, column). The first row
+is 0, unless x is a part of a larger batch (`Generator.rows_before`).
 Source: Srivastava, Hinton, Krizhevsky, Sutskever, Salakhutdinov, "Dropout: A Simple Way to Prevent Neural Networks from
 Overfitting", JMLR 2014, section 4; scaled in training ("inverted"), as in its section 10.
 """
@@ -29,7 +30,7 @@ from ..kernel import kernel
 from ..random import Generator, words
 from ..tensor import Tensor
 from ..typing import Array
-from ._arguments import next_key, require_probability
+from ._arguments import mask_key, require_probability
 from ._shapes import require_floating
 
 
@@ -38,10 +39,10 @@ def threshold(p: float) -> int:
     return min(round(p * 2**32), 2**32 - 1)
 
 
-def dropout_mask(p: float, seed: int, stream: int, rows: int, columns: int, like: Array) -> Array:
+def dropout_mask(p: float, seed: int, stream: int, rows: int, columns: int, like: Array, first_row: int = 0) -> Array:
     """The factors of dropout: (rows, columns) of 0 or 1 / (1 - p), in `like`'s library and dtype."""
     xp = array_module(like)
-    keep = words(seed, stream, rows, columns, xp) >= xp.uint32(threshold(p))  # (rows, columns)
+    keep = words(seed, stream, rows, columns, xp, first_row) >= xp.uint32(threshold(p))  # (rows, columns)
     return keep.astype(like.dtype) * (1.0 / (1.0 - p))
 
 
@@ -53,15 +54,15 @@ def dropout_composed(x: Tensor, p: float, seed: int, stream: int) -> Tensor:
 
 
 @kernel
-def dropout_apply(x: Array, p: float, seed: int, stream: int) -> Array:
-    """x (N, C) -> y (N, C). The backward pass is the same linear map."""
+def dropout_apply(x: Array, p: float, seed: int, stream: int, first_row: int = 0) -> Array:
+    """x (N, C) -> y (N, C). The backward pass is the same linear map. Row 0 of x has the words of row `first_row`."""
     N, C = x.shape
-    return x * dropout_mask(p, seed, stream, N, C, x)
+    return x * dropout_mask(p, seed, stream, N, C, x, first_row)
 
 
 class Dropout(Function):
-    def forward(self, x: Array, p: float, seed: int, stream: int) -> Array:
-        self.key = (p, seed, stream)
+    def forward(self, x: Array, p: float, key: tuple[int, int, int]) -> Array:
+        self.key = (p, *key)
         return self.mask(x)
 
     def backward(self, dy: Array) -> Array:
@@ -85,5 +86,5 @@ def dropout(x: Tensor, p: float, training: bool = True, generator: Generator | N
     p = require_probability("dropout", "p", p)
     if p == 0.0 or not training:
         return x
-    seed, stream = next_key("dropout", generator)
-    return Dropout.apply(x, p=p, seed=seed, stream=stream)
+    rows = x.size // x.shape[-1] if x.size and x.ndim else 0
+    return Dropout.apply(x, p=p, key=mask_key("dropout", generator, rows, x.shape))

@@ -35,7 +35,7 @@ from ..kernel import kernel
 from ..random import Generator
 from ..tensor import Tensor
 from ..typing import Array
-from ._arguments import next_key, require_probability, require_same_dtype
+from ._arguments import mask_key, require_probability, require_same_dtype
 from .dropout import dropout_apply, dropout_composed
 from .layer_norm import layer_norm_backward, layer_norm_composed, layer_norm_forward
 from .linear import column_sum
@@ -71,11 +71,12 @@ def residual_layer_norm_forward(
     p: float,
     seed: int,
     stream: int,
+    first_row: int = 0,
 ) -> tuple[Array, Array, Array, Array]:
     """residual, x (N, C), x_bias, weight, bias (C,) -> sum (N, C), normalised (N, C), mean (N, 2), rstd (N,)."""
     update = x if x_bias is None else x + x_bias  # (N, C)
     if p > 0.0:
-        update = dropout_apply.reference(update, p, seed, stream)  # (N, C)
+        update = dropout_apply.reference(update, p, seed, stream, first_row)  # (N, C)
     total = residual + update  # (N, C)
     return total, *layer_norm_forward.reference(total, weight, bias, eps)
 
@@ -93,6 +94,7 @@ def residual_layer_norm_backward(
     stream: int,
     has_x_bias: bool,
     has_bias: bool,
+    first_row: int = 0,
 ) -> tuple[Array, Array, Array | None, Array, Array | None]:
     """dy, dsum, total (N, C), weight (C,), mean (N, 2), rstd (N,) -> dresidual, dx (N, C), dx_bias, dweight, dbias
 
@@ -100,7 +102,7 @@ def residual_layer_norm_backward(
     """
     dtotal, dweight, dbias = layer_norm_backward.reference(dy, total, weight, mean, rstd, has_bias)
     dresidual = dsum + dtotal  # (N, C)
-    dx = dresidual if p == 0.0 else dropout_apply.reference(dresidual, p, seed, stream)  # (N, C)
+    dx = dresidual if p == 0.0 else dropout_apply.reference(dresidual, p, seed, stream, first_row)  # (N, C)
     dx_bias = dx.sum(axis=0, dtype="float64").astype(dx.dtype) if has_x_bias else None  # (C,)
     return dresidual, dx, dx_bias, dweight, dbias
 
@@ -116,7 +118,7 @@ class ResidualLayerNorm(Function):
         *biases: Array,
         eps: float,
         has_biases: tuple[bool, bool],
-        key: tuple[float, int, int],
+        key: tuple[float, int, int, int],
     ) -> tuple[Array, Array]:
         given = iter(biases)
         x_bias, bias = (next(given) if present else None for present in has_biases)
@@ -140,8 +142,9 @@ class ResidualLayerNorm(Function):
         if dsum is None:
             dsum = array_module(dy).zeros_like(dy)
         dresidual, dx, dx_bias, dweight, dbias = residual_layer_norm_backward(
-            dy.reshape(total.shape), dsum.reshape(total.shape), total, weight, mean, rstd, *self.key, *self.has_biases
-        )
+            dy.reshape(total.shape), dsum.reshape(total.shape), total, weight, mean, rstd, *self.key[:3],
+            *self.has_biases, self.key[3],
+        )  # fmt: skip
         biases = [d for d, present in zip((dx_bias, dbias), self.has_biases, strict=True) if present]
         return dresidual.reshape(dy.shape), dx.reshape(dy.shape), dweight, *biases
 
@@ -186,7 +189,8 @@ def residual_layer_norm(
             )
     eps = number("residual_layer_norm", "eps", eps, at_least=0)
     p = require_probability("residual_layer_norm", "dropout_p", dropout_p) if training else 0.0
-    key = (p, *next_key("residual_layer_norm", generator)) if p > 0.0 else (0.0, 0, 0)
+    rows = x.size // x.shape[-1]
+    key = (p, *mask_key("residual_layer_norm", generator, rows, x.shape)) if p > 0.0 else (0.0, 0, 0, 0)
     biases = [tensor for tensor in (x_bias, bias) if tensor is not None]
     has_biases = (x_bias is not None, bias is not None)
     return ResidualLayerNorm.apply(residual, x, weight, *biases, eps=eps, has_biases=has_biases, key=key)

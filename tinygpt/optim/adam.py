@@ -12,12 +12,8 @@ Source: Kingma, Ba, "Adam", 2015, algorithm 1; the penalty as in torch.optim.Ada
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from .adamw import AdamW
-
-if TYPE_CHECKING:
-    from .optimizer import Parameters
+from .optimizer import Parameters
 
 
 class Adam(AdamW):

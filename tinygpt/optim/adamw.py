@@ -21,17 +21,14 @@ algorithm 2, with the schedule multiplier folded into lr and the decay scaled by
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..backends import array_module
 from ..checks import number
 from ..errors import DtypeError
 from ..kernel import kernel
-
-if TYPE_CHECKING:
-    from .optimizer import Parameters
 from ..typing import Array
-from .optimizer import Optimizer, Slot
+from .optimizer import Optimizer, Parameters, Slot
 
 
 @kernel(in_place=True)

@@ -14,16 +14,13 @@ Source: Chen et al., "Symbolic Discovery of Optimization Algorithms", 2023, algo
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..backends import array_module
 from ..kernel import kernel
-from .adamw import check_betas
-
-if TYPE_CHECKING:
-    from .optimizer import Parameters
 from ..typing import Array
-from .optimizer import Optimizer, Slot
+from .adamw import check_betas
+from .optimizer import Optimizer, Parameters, Slot
 
 
 @kernel(in_place=True)

@@ -41,19 +41,16 @@ from __future__ import annotations
 
 import math
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..backends import array_module
 from ..checks import number, whole_number
 from ..errors import ShapeError, UsageError
 from ..kernel import kernel
 from ..ops._matmul import matmul_arrays
-
-if TYPE_CHECKING:
-    from .optimizer import Parameters
 from ..typing import Array
 from .adamw import adamw_update, check_betas
-from .optimizer import Optimizer, Slot
+from .optimizer import Optimizer, Parameters, Slot
 
 A, B, C = 3.4445, -4.7750, 2.0315
 QUERY_KEY_VALUE = re.compile(r"(^|\.)c_attn\.weight$")
@@ -108,6 +105,7 @@ class Muon(Optimizer):
     consists, by default 3 for `c_attn.weight`, else 1. Raises UsageError, ShapeError and DtypeError.
     """
 
+    elementwise = False
     group_settings = ("momentum", "nesterov", "betas", "eps", "use_muon", "parts")
     use_muon: bool | None = None  # by default the name decides
     parts: int | None = None

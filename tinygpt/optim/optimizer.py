@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -39,9 +39,8 @@ from ..typing import Array
 
 ACTING_ON_MATRICES = ("weight_decay", "l1", "l2")
 
-if TYPE_CHECKING:
-    # model.parameters(), model.named_parameters(), or groups: {"params": either of them, "lr_scale": ..., ...}
-    Parameters: TypeAlias = Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[Mapping[str, Any]]
+# model.parameters(), model.named_parameters(), or groups: {"params": either of them, "lr_scale": ..., ...}
+Parameters: TypeAlias = Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[Mapping[str, Any]]
 
 
 @dataclass(eq=False)  # a generated __eq__ would compare tensors, which compare element by element
@@ -65,6 +64,7 @@ class Optimizer:
     state_names: tuple[str, ...] = ()
     group_settings: tuple[str, ...] = ()  # attributes that a group may override; `_check_setting` checks them
     coupled_decay = False  # whether weight decay is a part of the gradient
+    elementwise = True  # whether a number's update depends on its own gradient and state alone: then it can be sharded
 
     def __init__(
         self, parameters: Parameters, lr: float, weight_decay: float, l1: float = 0.0, l2: float = 0.0

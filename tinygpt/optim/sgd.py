@@ -14,15 +14,12 @@ section 2, with lr outside the velocity, as in PyTorch, so that a change of lr t
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..checks import number
 from ..errors import UsageError
-
-if TYPE_CHECKING:
-    from .optimizer import Parameters
 from ..typing import Array
-from .optimizer import Optimizer, Slot
+from .optimizer import Optimizer, Parameters, Slot
 
 
 class SGD(Optimizer):

@@ -15,6 +15,8 @@ the engine's, which owns the model. They meet in `Engine.submit` and in the call
 | `errors` | errors in OpenAI's form |
 | `metrics`, `statistics` | what is counted, in Prometheus's form |
 | `engine` | the thread that writes many texts at once; the queue before it |
+| `tickets` | what was submitted to it, and why a submission is refused |
+| `prefixes` | keys and values of prompts' beginnings, for prompts that share one |
 | `samples` | one text: what chooses its next token and what ends it |
 
 starlette and uvicorn (extra `serve`) are imported by `app`, `guard` and `server` alone, when a server starts.

@@ -17,12 +17,13 @@ from starlette.routing import Route
 from ..errors import UsageError
 from .answers import Answer
 from .bodies import Asked, Served, read_chat, read_completion, unknown_model
-from .engine import BusyError, ClosedError, Engine, Ticket
+from .engine import Engine
 from .errors import ApiError
 from .fields import parse
 from .guard import Guard
 from .metrics import Requests, exposition
 from .samples import Token
+from .tickets import BusyError, ClosedError, Ticket
 
 MOST_BYTES = 1 << 20  # of a body
 MOST_SECONDS = 30.0  # until it has arrived

@@ -5,12 +5,14 @@
     ticket.cancel()
     engine.close()                                          # finishes what was accepted
 
-Continuous batching. Each turn of the thread's loop reads the prompt of one waiting request, if a place is free, and
-then makes one step for all texts that are being written: their next tokens go through the model together, so its
-weights are read once for all of them. A text that ends leaves at once, and its place is free for the next turn. At most
-one prompt is read per turn, so that those who are being answered wait for one prompt at a time and not for all.
+Continuous batching. Each turn of the thread's loop reads prompts of waiting requests, if places are free, and then
+makes one step for all texts that are being written: their next tokens go through the model together, so its weights are
+read once for all of them. A text that ends leaves at once, and its place is free for the next turn. At most `piece`
+tokens of prompts are read per turn, a long prompt in pieces: those who are being answered never wait for more between
+two tokens. What is known of a prompt's beginning isn't read again (`prefixes`).
 
-What a text says does not depend on the others: a row of `Decoder` doesn't, and everything else is in its `Sample`.
+What a text says does not depend on the others: a row of `Decoder` doesn't, a prompt is cut into the same pieces whoever
+else is there, and everything else is in its `Sample`.
 
 `on_token(number, token)` is called in the engine's thread and must return quickly; number counts the texts of a
 submission from 0. An exception from it cancels the submission. After an error of the model, `on_token(number, error)`
@@ -18,7 +20,8 @@ ends each text that it concerns, and the engine goes on.
 
 The queue is bounded: beyond `waiting` texts, `submit` raises BusyError, which says how long to wait.
 
-Source: Yu et al., "Orca: A Distributed Serving System for Transformer-Based Generative Models", 2022, section 3.1.
+Source: Yu et al., "Orca: A Distributed Serving System for Transformer-Based Generative Models", 2022, section 3.1;
+prompts in pieces: Agrawal et al., "Sarathi", 2023.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -36,55 +39,34 @@ import numpy as np
 from .. import backends
 from ..errors import UsageError
 from ..generation.stepper import decoder_for
-from .samples import Sample, Token, Wanted
+from .prefixes import Prefixes
+from .samples import Token, Wanted
 from .statistics import Statistics
+from .tickets import BusyError, ClosedError, OnToken, Reading, Text, Ticket
 
-OnToken = Callable[[int, "Token | Exception"], None]
 PLACES, WAITING = 16, 64
-
-
-class BusyError(UsageError):
-    """The queue is full. `seconds`: when it is worth trying again."""
-
-    def __init__(self, seconds: int) -> None:
-        super().__init__(f"the server is busy, and its queue is full: try again in {seconds} s")
-        self.seconds = seconds
-
-
-class ClosedError(UsageError):
-    """The engine takes no more requests."""
-
-
-class Ticket:
-    """A submission. `cancel` may be called from any thread, and more than once."""
-
-    def __init__(self, engine: Engine, on_token: OnToken) -> None:
-        self._engine, self.on_token = engine, on_token
-        self.cancelled = False
-        self.submitted = time.perf_counter()
-
-    def cancel(self) -> None:
-        """Free the places of its texts, at the next token; nothing more is told of them."""
-        self._engine.cancel(self)
-
-
-class _Text:
-    """A text, of which submission it is, and which one of it."""
-
-    def __init__(self, sample: Sample, ticket: Ticket) -> None:
-        self.sample, self.ticket, self.number = sample, ticket, 0
-        self.told = ticket.submitted  # when its last token was told
+PIECE = 64  # tokens; large enough that products run near their best speed
+PREFIX_BYTES = 256 << 20
 
 
 class Engine:
-    """See the module's docstring. places: how many texts are written at once; waiting: how many more may wait."""
+    """See the module's docstring. places: how many texts are written at once; waiting: how many more may wait.
 
-    def __init__(self, model: Any, places: int = PLACES, waiting: int = WAITING) -> None:
-        self.model, self.places, self.most_waiting = model, places, max(waiting, places)
+    piece: tokens of prompts between two steps; prefix_bytes: memory for beginnings of prompts, 0 for none. The model's
+    weights must not change.
+    """
+
+    def __init__(
+        self, model: Any, places: int = PLACES, waiting: int = WAITING, piece: int = PIECE,
+        prefix_bytes: int = PREFIX_BYTES,
+    ) -> None:  # fmt: skip
+        self.model, self.places, self.most_waiting, self.piece = model, places, max(waiting, places), piece
+        self.prefixes = Prefixes(piece, prefix_bytes)
         self.statistics = Statistics()
         self._decoder = self._new_decoder()
-        self._running: list[_Text] = []  # in the order of the decoder's rows
-        self._waiting: deque[_Text] = deque()
+        self._running: list[Text] = []  # in the order of the decoder's rows
+        self._reading: Reading | None = None
+        self._waiting: deque[Text] = deque()
         self._changed = threading.Condition()  # guards _waiting, _closing and the tickets
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="tinygpt engine", daemon=True)
@@ -92,8 +74,9 @@ class Engine:
 
     @property
     def running(self) -> int:
-        """How many texts are being written."""
-        return len(self._running)
+        """How many texts have a place: their prompt is being read, or they are being written."""
+        reading = self._reading
+        return len(self._running) + (0 if reading is None else len(reading.texts))
 
     @property
     def waiting(self) -> int:
@@ -109,10 +92,8 @@ class Engine:
 
     def submit(self, wanted: Sequence[Wanted], on_token: OnToken) -> Ticket:
         """Queue the texts of one client, all or none. Raises BusyError, ClosedError, or UsageError for too many."""
-        ticket = Ticket(self, on_token)
-        texts = [_Text(sample, ticket) for one in wanted for sample in one.each()]
-        for number, text in enumerate(texts):
-            text.number = number
+        ticket = Ticket(self.cancel, on_token)
+        texts = [Text(sample, ticket, i) for i, sample in enumerate(each for one in wanted for each in one.each())]
         if len(texts) > self.most_waiting:
             raise UsageError(f"a request may ask for at most {self.most_waiting} texts, not {len(texts)}")
         with self._changed:
@@ -157,7 +138,7 @@ class Engine:
         while self._has_work():
             try:
                 self._keep([not text.ticket.cancelled for text in self._running])
-                self._admit()
+                self._read_prompts()
                 if self._running:
                     self._step()
             except Exception as error:  # of the model: these texts are lost, others can still be written
@@ -167,29 +148,63 @@ class Engine:
     def _has_work(self) -> bool:
         """Wait for a request. False if there will be none."""
         with self._changed:
-            self._changed.wait_for(lambda: self._running or self._waiting or self._closing)
-            return bool(self._running or self._waiting)
+            self._changed.wait_for(lambda: self._busy or self._closing)
+            return self._busy
 
-    def _admit(self) -> None:
-        """Give free places to the next prompt in the queue, and choose the first token of each of its texts."""
-        texts = self._next()
-        if not texts:
-            return
+    @property
+    def _busy(self) -> bool:
+        return bool(self._running or self._waiting or self._reading)
+
+    def _read_prompts(self) -> None:
+        """Read at most `piece` tokens of prompts; the texts of a prompt that is read to its end join."""
+        rest = self.piece
+        while rest:
+            self._reading = (self._reading and self._reading.still_wanted()) or self._begin_reading()
+            if self._reading is None or (count := min(self.piece, self._reading.reader.rest)) > rest:
+                return
+            rest -= count
+            self._read(self._reading, count)
+
+    def _read(self, reading: Reading, count: int) -> None:
+        texts, prompt, reader = reading
         try:
-            logits = backends.move(self._decoder.join(texts[0].sample.wanted.prompt, len(texts)), "numpy")
+            reader.read(count)
+            self.prefixes.keep(reader, prompt)
+            if reader.rest:
+                return
+            logits = backends.move(self._decoder.join(reader, len(texts)), "numpy")
         except Exception as error:  # of these alone: the decoder is as it was
-            logging.getLogger(__name__).exception("the engine failed to read a prompt")
-            for text in texts:
-                self._tell(text, error)
+            self._fail(texts, error)
             return
+        self._reading, others = None, len(self._running)
         self._running += texts
-        others = len(self._running) - len(texts)
         self._keep([True] * others + [self._choose(text, logits) for text in texts])
 
-    def _next(self) -> list[_Text]:
+    def _begin_reading(self) -> Reading | None:
+        """Give free places to the next prompt in the queue, and find what is known of it."""
+        texts = self._next()
+        if not texts:
+            return None
+        try:
+            prompt = texts[0].sample.wanted.prompt
+            reader = self._decoder.reader(prompt)
+            self.statistics.known_tokens += self.prefixes.put_into(reader, prompt)
+        except Exception as error:
+            self._fail(texts, error)
+            return None
+        return Reading(texts, prompt, reader)
+
+    def _fail(self, texts: list[Text], error: Exception) -> None:
+        """The prompt of `texts` can't be read."""
+        logging.getLogger(__name__).error("the engine failed to read a prompt", exc_info=error)
+        self._reading = None
+        for text in texts:
+            self._tell(text, error)
+
+    def _next(self) -> list[Text]:
         """Texts with the same prompt from the head of the queue, as many as there are places for."""
         with self._changed:
-            free, texts = self.places - len(self._running), list[_Text]()
+            free, texts = self.places - len(self._running), list[Text]()
             while self._waiting and len(texts) < free:
                 if texts and self._waiting[0].sample.wanted is not texts[0].sample.wanted:
                     break
@@ -203,7 +218,7 @@ class Engine:
         self.statistics.steps += 1
         self._keep([self._choose(text, logits[r : r + 1]) for r, text in enumerate(self._running)])
 
-    def _choose(self, text: _Text, logits: np.ndarray) -> bool:
+    def _choose(self, text: Text, logits: np.ndarray) -> bool:
         """Choose the next token of a text from logits (1, V), and tell it. Returns whether the text goes on."""
         if text.ticket.cancelled:
             return False
@@ -227,7 +242,7 @@ class Engine:
         self._decoder.select(np.array(order, np.int64))
         self._running = [self._running[row] for row in order]
 
-    def _tell(self, text: _Text, what: Token | Exception) -> bool:
+    def _tell(self, text: Text, what: Token | Exception) -> bool:
         """Returns whether somebody listens."""
         try:
             text.ticket.on_token(text.number, what)

@@ -33,6 +33,8 @@ def _lines(engine: Engine, requests: Requests) -> Iterator[str]:
         yield f'tinygpt_requests_total{{path="{path}",status="{status}"}} {count}'
     for name, kind, words, value in (
         ("prompt_tokens_total", "counter", "Tokens of the prompts accepted.", found.prompt_tokens),
+        ("prompt_tokens_known_total", "counter", "Of these, tokens not read again.", found.known_tokens),
+        ("prefix_cache_bytes", "gauge", "Keys and values of prompts' beginnings.", engine.prefixes.bytes),
         ("generated_tokens_total", "counter", "Tokens written.", found.new_tokens),
         ("texts_total", "counter", "Texts finished.", found.texts),
         ("steps_total", "counter", "Steps of the model, each for all running texts.", found.steps),

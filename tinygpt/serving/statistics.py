@@ -25,7 +25,7 @@ class Statistics:
     """Written by the engine's thread, prompt_tokens by those that submit, under its lock; read by any."""
 
     def __init__(self) -> None:
-        self.prompt_tokens = self.new_tokens = self.texts = self.steps = 0
+        self.prompt_tokens = self.known_tokens = self.new_tokens = self.texts = self.steps = 0
         self.first_token, self.between_tokens, self.whole_text = Histogram(), Histogram(), Histogram()
         self.usual_seconds = 1.0  # that a text takes, from its request to its end
 

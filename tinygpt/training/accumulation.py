@@ -16,43 +16,22 @@ same number of targets, as with full windows of a text, every weight is exactly 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from ..errors import UsageError
 from ..ops.cross_entropy import IGNORE_INDEX
 
 
-def count_targets(targets: Any) -> int:
-    """How many of `targets`, an integer array, count in the mean: all but those of -100."""
-    return int((targets != IGNORE_INDEX).sum())
+def batch_weights(where: str, counts: Sequence[float]) -> list[float]:
+    """The weights of a step's batches, from the number of targets in each. Their mean is 1.
 
-
-def batch_weights(where: str, targets: Sequence[Any], count: Callable[[Any], float] = count_targets) -> list[float]:
-    """The weights of a step's batches, from the targets of each, (B, T). Their mean is 1.
-
-    count: how many targets each has. A batch without targets has weight 0 and must be skipped. Raises UsageError if no
-    batch has a target: such a step has no loss.
+    A batch without targets has weight 0 and must be skipped. Raises UsageError if no batch has a target: such a step
+    has no loss.
     """
-    counts = [count(batch) for batch in targets]
     total = sum(counts)
     if total == 0:
         raise UsageError(
             f"{where}: there is no target to learn from: all are {IGNORE_INDEX}, which the loss ignores; remove such "
             "rows from the data"
         )
-    return [len(counts) * number / total for number in counts]
-
-
-def accumulate(
-    where: str, batches: Sequence[Any], one_batch: Callable[[Any, float], Any], count: Callable[[Any], float]
-) -> float:
-    """Call `one_batch(batch, weight)` for each batch of a step; return the mean loss over all its targets.
-
-    one_batch: adds the gradients of weight * loss to the parameters' and returns the loss, a tensor. The losses are
-    read after everything is launched, so that the host does not wait for a GPU in between. count: the targets of a
-    batch.
-    """
-    weights = batch_weights(where, batches, count)
-    losses = [(weight, one_batch(batch, weight)) for weight, batch in zip(weights, batches, strict=True) if weight]
-    return sum(weight * float(loss.item()) for weight, loss in losses) / len(batches)
+    return [len(counts) * count / total for count in counts]

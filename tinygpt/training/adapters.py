@@ -7,9 +7,8 @@ from typing import Any
 
 from ..checkpoint import Checkpoint, made_of
 from ..errors import CheckpointError, UsageError
-from ..interop.packed_run import FORMATS
+from ..interop.packed_run import FORMATS, is_packed
 from ..nn.lora import LoRA, lora_of
-from ..nn.packed_base import is_packed
 
 _OPTIONS = {"rank": "lora_rank", "alpha": "lora_alpha", "dropout": "lora_dropout", "targets": "lora_targets"}
 

@@ -209,6 +209,7 @@ def check_setting(where: str, setting: dataclasses.Field[Any], value: Any) -> No
     """Raise UsageError for a value that the setting's type, choices and limits don't allow. where: for the message."""
     limits, name = dict(setting.metadata), setting.name
     limits.pop("help")
+    limits.pop("without_value", None)
     if value is None and setting.default is None:
         return
     if "choices" in limits:

@@ -26,8 +26,8 @@ from .. import __version__
 from ..errors import RangeError, UsageError
 from ..files import atomic_write, explain_os_errors, shown, user_path
 from ..gpt import GPTConfig
-from .folder import CONFIGURATION
 from .settings import VOCAB_SIZES, Settings
+from .storage.folder import CONFIGURATION
 
 _NOT_KEYS = frozenset({"help", "config", "resume"})
 _NOT_WRITTEN = frozenset({"out", "overwrite", "no_cache"})

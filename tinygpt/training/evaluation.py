@@ -12,7 +12,7 @@ from ..data import RandomBatches, SequentialBatches
 from ..errors import UsageError
 from ..graph import no_grad
 from ..language_model import LanguageModel
-from .accumulation import count_targets
+from ..ops.cross_entropy import IGNORE_INDEX
 
 Batches = Iterable[tuple[np.ndarray, ...]]
 
@@ -32,6 +32,11 @@ class FixedBatches:
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         return (self.batches.batch(index) for index in range(self.count))
+
+
+def count_targets(targets: np.ndarray) -> int:
+    """How many of `targets`, an integer array, count in the mean: all but those of -100."""
+    return int((targets != IGNORE_INDEX).sum())
 
 
 def mean_loss(

@@ -1,7 +1,12 @@
 """The forward and backward pass of one batch, as a CUDA graph where possible.
 
-    step = GraphedStep(model, partial(forward_and_backward, model.loss), "auto", say)
-    loss = step(inputs, targets)                      # the gradients are in the parameters, as after backward()
+    def work(inputs, targets):
+        loss = model.loss(inputs, targets)
+        loss.backward()
+        return loss
+
+    step = GraphedStep(model, work, "auto", say)
+    loss = step(inputs, targets)                      # what work(inputs, targets) returns; the gradients are the same
 
 On a GPU, Python takes longer to launch a small model's step than the GPU to compute it. The launches are the same at
 every step, so they are recorded once and replayed (`tinygpt.backends.cupy_graph`). The first two batches run eagerly,
@@ -46,14 +51,6 @@ class Recorded:
     gradients: list[Any] | None = None  # the arrays that it writes the gradients to; None: the existing gradients
     rng_streams: int = 0  # how many random streams a pass consumes
     checked: bool = False  # whether a replay was compared
-
-
-def forward_and_backward(loss_of: Callable[..., Tensor], *batch_and_scale: Any) -> Tensor:
-    """Return the loss of one batch, and add its gradients, times the last argument, to the parameters'."""
-    *batch, scale = batch_and_scale
-    loss = loss_of(*batch)
-    loss.backward(scale)
-    return loss
 
 
 class GraphedStep:

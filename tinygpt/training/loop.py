@@ -17,7 +17,7 @@ loss is scaled, and a step in which this overflows is skipped (`loss_scale.py`).
 The loss is read at every step, because an update from a NaN loss would ruin the weights. That costs nothing: the norm
 of the gradients, read at the same time, waits for the same results.
 
-A step's checkpoint is saved before the step is reported (`reporting.py`). A closed output stream does not stop a run.
+A step's checkpoint is saved before the step is reported (`monitoring/`). A closed output stream does not stop a run.
 A callback that raises does: the run ends with CallbackError after saving its latest state.
 
 Over 300 lines: one class. Its independent parts are in the other files of this package; the rest all works on the
@@ -30,7 +30,6 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,29 +39,29 @@ from ..backends.precision import activation_dtype
 from ..checkpoint import Checkpoint, CheckpointFolder, read_weights
 from ..errors import UsageError
 from ..graph import NonFiniteError, detect_anomaly
+from ..interop.packed_run import base_facts, is_packed, load_weights
 from ..language_model import LanguageModel
-from ..nn.packed_base import base_facts, is_packed, load_weights
 from ..optim import clip_coefficient, grad_norm
 from ..tensor import Tensor
 from ..tokenizers import Tokenizer
-from . import export
-from .accumulation import accumulate
+from .accumulation import batch_weights
 from .adapters import require_adapter
 from .config import TrainingConfig, schedule_notes
 from .divergence import DivergedError, diverged, first_cause
-from .folder import METRICS, PICTURE, RunFolder
 from .freezing import freeze
-from .graphed_step import GraphedStep, forward_and_backward
+from .graphed_step import GraphedStep
 from .interrupt import StopRequest
 from .loss_scale import LossScale
+from .monitoring.progress import Progress
+from .monitoring.reporting import Report
+from .monitoring.watch import Watch
 from .objective import Batch, Objective, TextObjective
 from .optimizers import averaged, make_average, make_optimizer, make_schedule
-from .progress import Progress
-from .reporting import Report
 from .result import CallbackError, TrainingResult
-from .saving import checkpoint_of, holding, restore, writing
-from .state import TrainState
-from .watch import Watch
+from .storage import export
+from .storage.folder import METRICS, PICTURE, RunFolder
+from .storage.saving import checkpoint_of, holding, restore, writing
+from .storage.state import TrainState
 
 
 class _Stopped(Exception):
@@ -92,10 +91,10 @@ class Trainer:
 
     train_tokens, validation_tokens: integers, shape (N,), memory-mapped or not; None with an objective. callbacks:
     called with every record of the metrics file, a dictionary: with "step", "loss", "lr", "grad_norm" and more
-    (`metrics.py`) every `log_every` steps, with "step" and "validation_loss" after an evaluation. One that raises ends
-    the run with CallbackError. stream: where to show progress, any object with a `write` method; by default sys.stderr
-    or, in a notebook, the cell. tokenizer: the folder then becomes a model that other programs can load: tinygpt as
-    soon as it holds a checkpoint, transformers at the end (`export.py`).
+    (`monitoring/metrics.py`) every `log_every` steps, with "step" and "validation_loss" after an evaluation. One that
+    raises ends the run with CallbackError. stream: where to show progress, any object with a `write` method; by default
+    sys.stderr or, in a notebook, the cell. tokenizer: the folder then becomes a model that other programs can load:
+    tinygpt as soon as it holds a checkpoint, transformers at the end (`storage/export.py`).
     Raises UsageError if a text is shorter than the block, RangeError if it has an id outside the model's vocabulary.
     """
 
@@ -114,8 +113,8 @@ class Trainer:
     ) -> None:
         self.run_folder = folder if isinstance(folder, RunFolder) else RunFolder(folder)
         self.model, self.config, self.folder = model, config, self.run_folder.place
-        self.objective = _objective(model, train_tokens, validation_tokens, config, objective)
-        self.batches, self.validation = self.objective.batches, self.objective.validation
+        self.objective = objective = _objective(model, train_tokens, validation_tokens, config, objective)
+        self.batches, self.validation = objective.batches, objective.validation
         self.tokenizer = tokenizer
         if tokenizer is not None:
             export.prepare(model, tokenizer, self.run_folder)
@@ -128,8 +127,15 @@ class Trainer:
         self.use(config)
         activation_dtype(config.dtype, self.parameters[0].backend)  # raises now rather than at the first step
         self.loss_scale = LossScale(config.dtype)
-        work = partial(forward_and_backward, partial(self.objective.loss, model))
-        self.graphed_step = GraphedStep(model, work, config.cuda_graphs)
+
+        def forward_and_backward(*batch_and_scale: Any) -> Tensor:
+            """The loss of a batch, a tensor. Adds the gradients of scale * loss to the parameters'."""
+            *batch, scale = batch_and_scale
+            loss = objective.loss(model, *batch)
+            loss.backward(scale)
+            return loss
+
+        self.graphed_step = GraphedStep(model, forward_and_backward, config.cuda_graphs)
         self.state = TrainState()
         self.checkpoints = CheckpointFolder(self.folder)
         self.report = Report(self.folder / METRICS, self.folder / PICTURE, callbacks)
@@ -232,6 +238,7 @@ class Trainer:
             raise
         self.optimizer.lr = self.schedule(state.step)
         if math.isfinite(loss) and math.isfinite(norm):
+            self.watch.before_update(self)
             self._update(norm)
             self.grad_norm = norm
         elif math.isfinite(loss) and self.loss_scale.lower():
@@ -244,6 +251,11 @@ class Trainer:
         state.losses.append(loss)
         return loss
 
+    @property
+    def gradient_scale(self) -> float:
+        """The factor that makes the accumulated gradients those of the step's mean loss."""
+        return 1.0 / (self.config.gradient_accumulation * self.loss_scale.scale)
+
     def _save_as_before(self, random_state: Any) -> None:
         """Save the state before this step. A failure to save is ignored, so as not to hide why the step failed."""
         self.optimizer.zero_grad()
@@ -254,7 +266,7 @@ class Trainer:
 
     def _update(self, norm: float) -> None:
         """Clip the gradient and update the weights. norm: of the mean of the batches' gradients."""
-        scale = 1.0 / (self.config.gradient_accumulation * self.loss_scale.scale)
+        scale = self.gradient_scale
         if self.config.grad_clip > 0:
             scale *= clip_coefficient(norm, self.config.grad_clip)
         self.optimizer.step(grad_scale=scale)
@@ -265,17 +277,20 @@ class Trainer:
     def _gradients(self) -> tuple[float, float]:
         """Accumulate the gradients of the step's batches, which scales them by (number of batches) * (loss scale).
 
-        Returns the loss over the step's targets and the norm of its gradient, without these factors.
+        Returns the mean loss over the step's targets and the norm of its gradient, without these factors.
         """
         count, scale = self.config.gradient_accumulation, self.loss_scale.scale
-
-        def one_batch(batch: Batch, weight: float) -> Tensor:
-            # A graph is recorded for one weight. Any other than 1 hardly occurs twice, so such a batch is not recorded.
-            graphed = self.objective.same_shapes and weight == 1.0
-            return (self.graphed_step if graphed else self.graphed_step.work)(*batch, scale * weight)
-
         batches = [self.batches.batch(self.state.step * count + index) for index in range(count)]
-        loss = accumulate(f"step {self.state.step}", batches, one_batch, self.objective.count)
+        weights = batch_weights(f"step {self.state.step}", [self.objective.count(batch) for batch in batches])
+        losses = []
+        for batch, weight in zip(batches, weights, strict=True):
+            if weight > 0:
+                # A graph is recorded for one weight. One other than 1 hardly occurs twice, so it is not recorded.
+                graphed = self.objective.same_shapes and weight == 1.0
+                forward_and_backward = self.graphed_step if graphed else self.graphed_step.work
+                losses.append((weight, forward_and_backward(*batch, scale * weight)))
+        # Read after everything is launched, so that the host does not wait for a GPU in between.
+        loss = sum(weight * float(loss.item()) for weight, loss in losses) / count
         return loss, grad_norm(self.parameters) / (count * scale)
 
     # Evaluation and metrics -----------------------------------------------------------------------

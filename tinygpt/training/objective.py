@@ -20,9 +20,8 @@ from ..data import DataLoader, RandomBatches, SequentialBatches
 from ..data.token_range import first_outside
 from ..errors import RangeError
 from ..tensor import Tensor
-from .accumulation import count_targets
 from .config import TrainingConfig
-from .evaluation import FixedBatches, mean_loss
+from .evaluation import FixedBatches, count_targets, mean_loss
 
 Batch = tuple[np.ndarray, ...]
 

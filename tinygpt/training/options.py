@@ -3,9 +3,9 @@
     add_field_options(parser, TrainingConfig, "training")      # --lr, --batch-size, --no-detect-anomaly, ...
     given_options(parser.parse_args(), TrainingConfig)         # {"lr": 0.001}: only what the user gave
 
-A field's type gives the option's type; its `metadata` has the help text ("help") and the choices ("choices"). An option
-that was not given is absent from the result: its value comes from the preset, the dataclass or, in a resumed run, the
-checkpoint.
+A field's type gives the option's type; its `metadata` has the help text ("help"), the choices ("choices") and the
+value of the option when it is given without one ("without_value"). An option that was not given is absent from the
+result: its value comes from the preset, the dataclass or, in a resumed run, the checkpoint.
 """
 
 from __future__ import annotations
@@ -45,6 +45,8 @@ def add_field_options(
             settings |= {"type": kind, "choices": setting.metadata.get("choices")}
             if settings["choices"] is None:
                 settings["metavar"] = "N" if kind is int else "X"
+            if "without_value" in setting.metadata:
+                settings |= {"nargs": "?", "const": setting.metadata["without_value"]}
         group.add_argument("--" + setting.name.replace("_", "-"), **settings)
 
 

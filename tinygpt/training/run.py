@@ -1,17 +1,17 @@
 """One training run, from a model and a text to the loss of the best weights: shared by `tinygpt train` and the example.
 
     settings = choose_settings(options)                         # settings.py
-    with settings.folder:                                       # folder.py
-        text = prepare_text(settings)                           # text.py: a tokenizer and memory-mapped tokens
+    with settings.folder:                                       # storage/folder.py
+        text = prepare_text(settings)                           # text/: a tokenizer and memory-mapped tokens
         train_tokens, validation_tokens = tinygpt.data.split(text.tokens, settings.training.validation_fraction)
         model = make_model(settings, text.tokenizer)
         trainer = make_trainer(settings, model, train_tokens, validation_tokens, text.tokenizer)
         print(describe_run(settings, text, model))
         code = train_and_evaluate(trainer, validation_tokens, "the command that resumes after Ctrl-C")
 
-A run's folder holds `tinygpt-run.json` (the list of the run's files, see `folder.py`), `text.json` (which text it was),
-`config.toml` (how it was started), the tokenizer (`tokenizer.tinygpt.json`, or `tokenizer.json` and its companions, see
-`tokenizers/bpe_files.py`), `tokens.npy`, the checkpoints (see `tinygpt/checkpoint.py`), `metrics.jsonl`
+A run's folder holds `tinygpt-run.json` (the list of the run's files, see `storage/folder.py`), `text.json` (which text
+it was), `config.toml` (how it was started), the tokenizer (`tokenizer.tinygpt.json`, or `tokenizer.json` and its
+companions, see `tokenizers/bpe_files.py`), `tokens.npy`, the checkpoints (see `tinygpt/checkpoint.py`), `metrics.jsonl`
 and `loss_curve.png`.
 `tinygpt.interop.load` loads the model and the tokenizer from it.
 """
@@ -35,7 +35,7 @@ from .final_evaluation import WHOLE, report_best
 from .loop import Trainer
 from .pretrained import start_from
 from .settings import Settings
-from .text import Text
+from .text.prepare import Text
 
 
 def make_model(settings: Settings, tokenizer: Tokenizer) -> GPT:

@@ -35,15 +35,15 @@ from ..tokenizers import hf_tokenizers
 from ..tokenizers.bpe_files import TOKENIZER
 from .adapters import add_lora_options, lora_of_options
 from .config import CHANGEABLE, TrainingConfig, new_settings, resumed_settings
-from .corpus import TextOptions, add_text_options, given_text
 from .epochs import add_epoch_options
 from .final_evaluation import WHOLE, add_final_options, check_final
-from .folder import RunFolder
+from .monitoring.picture import require_matplotlib
 from .options import add_field_options, given_options
-from .picture import require_matplotlib
 from .presets import PRESETS
 from .pretrained import Start, start_from
-from .state import check_state, training_config
+from .storage.folder import RunFolder
+from .storage.state import check_state, training_config
+from .text.corpus import TextOptions, add_text_options, given_text
 
 TOKENIZERS = ("character", "byte", "word", "bpe")
 # Default sizes of vocabularies learned from the training part. bpe: about three characters of Shakespeare's plays
@@ -79,7 +79,7 @@ class Settings:
     start: Start | None = None  # the model to start from
     text: TextOptions = field(default_factory=TextOptions)
     given_text: Mapping[str, Any] = field(default_factory=dict)  # the options of the text that were given
-    cache: bool = True  # take the tokens from the cache, and leave them there (`token_cache.py`)
+    cache: bool = True  # take the tokens from the cache, and leave them there (`text/token_cache.py`)
 
     @property
     def resume(self) -> bool:
@@ -94,7 +94,7 @@ class Settings:
 
     @property
     def exports_model(self) -> bool:
-        """Whether the run started from a model, and exports one that other programs can load (`export.py`)."""
+        """Whether the run started from a model, and exports one that other programs can load (`storage/export.py`)."""
         return self.start is not None or (self.resume and (self.folder.path / GENERATION).exists())
 
 

@@ -18,14 +18,14 @@ cdef void dropout_apply_rows(real *kind, DropoutApply *p, Py_ssize_t begin, Py_s
             y[row * C + j] *= x[row * C + j]
 
 
-def dropout_apply(x, double p, uint64_t seed, uint64_t stream):
+def dropout_apply(x, double p, uint64_t seed, uint64_t stream, uint64_t first_row=0):
     """x (N, C) -> x * mask / (1 - p)."""
     cdef Py_ssize_t N = x.shape[0], C = x.shape[1]
     if not p < 1:
         return NotImplemented
     y = numpy.empty_like(x)
     cdef DropoutApply task = DropoutApply(
-        x=memory(x), y=memory(y), C=C, dropout=Dropout(p=p, seed=seed, stream=stream)
+        x=memory(x), y=memory(y), C=C, dropout=Dropout(p=p, seed=seed, stream=stream, first_row=first_row)
     )
     run(&task, <Rows> dropout_apply_rows[float], <Rows> dropout_apply_rows[double], x, N, grain_of(N, C * RANDOM))
     return y

@@ -77,7 +77,7 @@ cdef void residual_layer_norm_forward_rows(real *kind, ResidualLayerNormForward 
 
 
 def residual_layer_norm_forward(residual, x, x_bias, weight, bias, double eps, double p, uint64_t seed,
-                                uint64_t stream):
+                                uint64_t stream, uint64_t first_row=0):
     """residual, x (N, C); x_bias, bias (C,) or None; weight (C,) -> s, y (N, C), mean (N, 2), rstd (N,)."""
     cdef Py_ssize_t N = x.shape[0], C = x.shape[1]
     s, y = numpy.empty_like(x), numpy.empty_like(x)
@@ -85,7 +85,7 @@ def residual_layer_norm_forward(residual, x, x_bias, weight, bias, double eps, d
     cdef ResidualLayerNormForward task = ResidualLayerNormForward(
         residual=memory(residual), x=memory(x), x_bias=memory(x_bias), weight=memory(weight), bias=memory(bias),
         s=memory(s), y=memory(y), mean=memory(mean), rstd=memory(rstd), C=C, eps=eps,
-        dropout=Dropout(p=p, seed=seed, stream=stream),
+        dropout=Dropout(p=p, seed=seed, stream=stream, first_row=first_row),
     )
     run(&task, <Rows> residual_layer_norm_forward_rows[float], <Rows> residual_layer_norm_forward_rows[double], x, N,
         grain_of(N, C * TWICE))
@@ -130,7 +130,7 @@ cdef void residual_layer_norm_backward_blocks(real *kind, ResidualLayerNormBackw
 
 
 def residual_layer_norm_backward(dy, ds, s, weight, mean, rstd, double p, uint64_t seed, uint64_t stream,
-                                 bint has_x_bias, bint has_bias):
+                                 bint has_x_bias, bint has_bias, uint64_t first_row=0):
     """dy, ds, s (N, C), weight (C,), mean (N, 2), rstd (N,) -> dresidual, dx (N, C), dx_bias, dweight, dbias (C,).
 
     dx is dresidual itself if p is 0; dx_bias and dbias are None if there is no such bias.
@@ -145,7 +145,7 @@ def residual_layer_norm_backward(dy, ds, s, weight, mean, rstd, double p, uint64
         dy=memory(dy), ds=memory(ds), s=memory(s), weight=memory(weight), mean=memory(mean), rstd=memory(rstd),
         dresidual=memory(dresidual), dx=memory(dx), dweight=<double *> memory(dweight),
         dbias=<double *> memory(dbias), dx_bias=<double *> memory(dx_bias), N=N, C=C,
-        dropout=Dropout(p=p, seed=seed, stream=stream),
+        dropout=Dropout(p=p, seed=seed, stream=stream, first_row=first_row),
     )
     run(&task, <Rows> residual_layer_norm_backward_blocks[float], <Rows> residual_layer_norm_backward_blocks[double],
         s, blocks, 1)

@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(THREADS)
         load_tile<width, HEAD, KEYS>(k, k_layout.row, first_key, problem.Tk, problem.D, k_tile);
         load_tile<width, HEAD, KEYS>(v, k_layout.row, first_key, problem.Tk, problem.D, v_tile);
         if (problem.threshold)
-            draw_mask<QUERIES, KEYS>(kept, blockIdx.x * problem.Tq + first, first_key, problem.threshold, problem.seed,
+            draw_mask<QUERIES, KEYS>(kept, mask_row(problem, first), first_key, problem.threshold, problem.seed,
                                      problem.stream);
         __syncthreads();  // the tiles are loaded
         accum s[A][B];
@@ -155,7 +155,7 @@ __global__ void __launch_bounds__(THREADS)
         load_tile<width, HEAD, SIZE>(q, q_layout.row, first, problem.Tq, problem.D, q_tile);
         load_tile<width, HEAD, SIZE>(dy, y_layout.row, first, problem.Tq, problem.D, dy_tile);
         if (problem.threshold)
-            draw_mask<SIZE, SIZE>(kept, blockIdx.x * problem.Tq + first, first_key, problem.threshold, problem.seed,
+            draw_mask<SIZE, SIZE>(kept, mask_row(problem, first), first_key, problem.threshold, problem.seed,
                                   problem.stream);
         __syncthreads();  // the tiles are loaded
         accum s[A][A], da[A][A];
@@ -223,7 +223,7 @@ __global__ void __launch_bounds__(THREADS)
         load_tile<width, HEAD, SIZE>(k, k_layout.row, first_key, problem.Tk, problem.D, k_tile);
         load_tile<width, HEAD, SIZE>(v, k_layout.row, first_key, problem.Tk, problem.D, v_tile);
         if (problem.threshold)
-            draw_mask<SIZE, SIZE>(kept, blockIdx.x * problem.Tq + first, first_key, problem.threshold, problem.seed,
+            draw_mask<SIZE, SIZE>(kept, mask_row(problem, first), first_key, problem.threshold, problem.seed,
                                   problem.stream);
         __syncthreads();  // the tiles are loaded
         accum s[A][A], da[A][A], a;

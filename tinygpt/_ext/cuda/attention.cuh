@@ -23,11 +23,16 @@ struct Problem {
     int H, Tq, Tk, D, is_causal;
     unsigned threshold;  // dropout threshold; 0: no dropout
     double scale, keep;
-    unsigned long long seed, stream;
+    unsigned long long seed, stream, first_row;  // first_row: of the random words, for the mask's first row
 };
 
 __device__ inline bool is_allowed(const Problem &problem, int query, int key) {
     return query < problem.Tq && key < problem.Tk && (!problem.is_causal || key <= query);
+}
+
+// The row of the random words of a query of this block's head.
+__device__ inline unsigned mask_row(const Problem &problem, int query) {
+    return (unsigned)problem.first_row + blockIdx.x * problem.Tq + query;
 }
 
 template <typename real>

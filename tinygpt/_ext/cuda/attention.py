@@ -27,7 +27,7 @@ PROBLEM = np.dtype(
     [
         ("H", np.int32), ("Tq", np.int32), ("Tk", np.int32), ("D", np.int32), ("is_causal", np.int32),
         ("threshold", np.uint32), ("scale", np.float64), ("keep", np.float64), ("seed", np.uint64),
-        ("stream", np.uint64),
+        ("stream", np.uint64), ("first_row", np.uint64),
     ]
 )  # fmt: skip
 
@@ -71,12 +71,16 @@ def layout_of(array: Array) -> Any:
 
 
 def problem_of(
-    device: Device, q: Array, k: Array, is_causal: bool, scale: float, dropout_p: float, seed: int, stream: int
+    device: Device, q: Array, k: Array, is_causal: bool, scale: float, dropout_p: float, *key: int
 ) -> tuple[Any, Any]:
-    """The kernels' last two arguments: the problem, and the device array with the offset of the RNG streams or None."""
+    """The kernels' last two arguments: the problem, and the device array with the offset of the RNG streams or None.
+
+    key: seed, stream and first row of the dropout mask.
+    """
     _, H, Tq, D = q.shape
-    threshold, keep, *key, base = mask_arguments(device, dropout_p, seed, stream)
-    return np.array([(H, Tq, k.shape[2], D, is_causal, threshold, scale, keep, *key)], PROBLEM)[0], base
+    threshold, keep, seed, stream, base, first_row = mask_arguments(device, dropout_p, *key)
+    problem = (H, Tq, k.shape[2], D, is_causal, threshold, scale, keep, seed, stream, first_row)
+    return np.array([problem], PROBLEM)[0], base
 
 
 def access_width(device: Device, *arrays: Array) -> int:
@@ -99,6 +103,7 @@ def attention_forward(
     dropout_p: float,
     seed: int,
     stream: int,
+    first_row: int = 0,
 ) -> Any:
     """q (B, H, Tq, D), k, v (B, H, Tk, D) -> y (B, H, Tq, D) in memory laid out (B, Tq, H, D), lse (B, H, Tq, 2)."""
     sizes = tiles(q, k)
@@ -109,7 +114,7 @@ def attention_forward(
     (q,), (k, v) = with_neighbours(device, q), with_neighbours(device, k, v)
     y = device.empty((B, Tq, H, D), q.dtype).transpose(0, 2, 1, 3)
     lse = device.empty((B, H, Tq, 2), accumulator_dtype(q))
-    problem = problem_of(device, q, k, is_causal, scale, dropout_p, seed, stream)
+    problem = problem_of(device, q, k, is_causal, scale, dropout_p, seed, stream, first_row)
     arguments = (q, k, v, y, lse, layout_of(q), layout_of(k), layout_of(y), *problem)
     if mma.takes(device, scale, q, k, v, y):
         mma.launch(device, "forward", q, Tq, arguments)
@@ -137,6 +142,7 @@ def attention_backward(
     dq: Array,
     dk: Array,
     dv: Array,
+    first_row: int = 0,
 ) -> Any:
     """Writes the gradients of q, k, v into dq, dk, dv."""
     sizes = tiles(q, k)
@@ -155,7 +161,7 @@ def attention_backward(
     arguments: tuple[Any, ...] = (dy, y, delta, layout_of(y), H, Tq, D, np.int64(B * H * Tq))
     blocks = ceil_div(B * H * Tq, THREADS // 32)
     device.launch("attention", f"attention_delta<{real}>", real, (blocks,), (THREADS,), arguments, 0)
-    problem = problem_of(device, q, k, is_causal, scale, dropout_p, seed, stream)
+    problem = problem_of(device, q, k, is_causal, scale, dropout_p, seed, stream, first_row)
     inputs = (dy, q, k, v, lse, delta)
     layouts = (layout_of(dy), layout_of(q), layout_of(k))
     for_keys = (*inputs, *results[1:], *layouts, layout_of(results[1]), *problem)

@@ -353,7 +353,7 @@ __global__ void __launch_bounds__(WARPS *WARP)
 #pragma unroll
                 for (int h = 0; h < 2; h++) {
                     const int key = first_key + 8 * n + 2 * t, query = first_row + g + 8 * h;
-                    const Words words = philox(key / 4, blockIdx.x * problem.Tq + query, problem.stream, problem.seed);
+                    const Words words = philox(key / 4, mask_row(problem, query), problem.stream, problem.seed);
                     s[n][2 * h] *= word_of(words, key % 4) >= problem.threshold ? keep : 0;
                     s[n][2 * h + 1] *= word_of(words, key % 4 + 1) >= problem.threshold ? keep : 0;
                 }
@@ -444,7 +444,7 @@ __global__ void __launch_bounds__(WARPS *WARP)
         if (STAGES == 2 && next < problem.Tq) copy_tile(next, 1 - stage);
         end_group();
         if (problem.threshold)
-            draw_mask<SIZE, SIZE>(drawn, blockIdx.x * problem.Tq + first, first_key, problem.threshold, problem.seed,
+            draw_mask<SIZE, SIZE>(drawn, mask_row(problem, first), first_key, problem.threshold, problem.seed,
                                   problem.stream);
         wait_for_groups<STAGES - 1>();
         const real *q_tile = tiles + 2 * stage * TILE, *dy_tile = q_tile + TILE;
@@ -533,7 +533,7 @@ __global__ void __launch_bounds__(WARPS *WARP)
         if (STAGES == 2 && next < stop) copy_tile(next, 1 - stage);
         end_group();
         if (problem.threshold)
-            draw_mask<SIZE, SIZE>(drawn, blockIdx.x * problem.Tq + first, first_key, problem.threshold, problem.seed,
+            draw_mask<SIZE, SIZE>(drawn, mask_row(problem, first), first_key, problem.threshold, problem.seed,
                                   problem.stream);
         wait_for_groups<STAGES - 1>();
         __syncthreads();  // the tiles are loaded

@@ -5,11 +5,11 @@
 
 #include "philox.cuh"
 
-// x, y (N, C), C a multiple of width. Grid: enough blocks for N * C / width threads.
+// x, y (N, C), C a multiple of width. Row 0 has the random words of row `first_row`. Grid: enough blocks for N * C / width threads.
 template <typename real, int width>
 __global__ void __launch_bounds__(MAX_THREADS)
     dropout_apply(const real *__restrict__ x, real *__restrict__ y, int N, int C, unsigned threshold, double keep,
-                  unsigned long long seed, unsigned long long stream, const unsigned long long *base) {
+                  unsigned long long seed, unsigned long long stream, const unsigned long long *base, unsigned first_row) {
     typedef accumulator<real> accum;
     stream = stream_of(stream, base);
     const int packs = C / width;  // in a row
@@ -18,7 +18,7 @@ __global__ void __launch_bounds__(MAX_THREADS)
     const long long row = pack / packs;
     const int j = (int)(pack % packs) * width;
     accum v[width], factors[width];
-    dropout_factors<width, accum>((unsigned)row, j, threshold, (accum)keep, seed, stream, factors);
+    dropout_factors<width, accum>(first_row + (unsigned)row, j, threshold, (accum)keep, seed, stream, factors);
     load(x + row * C + j, v);
     for (int i = 0; i < width; i++) v[i] *= factors[i];
     store(y + row * C + j, v);

@@ -18,7 +18,7 @@ __global__ void __launch_bounds__(MAX_THREADS)
                                 accumulator<real> *__restrict__ mean, accumulator<real> *__restrict__ rstd, int C,
                                 double eps, unsigned threshold,
                                 double keep, unsigned long long seed, unsigned long long stream,
-                                const unsigned long long *base) {
+                                const unsigned long long *base, unsigned first_row) {
     typedef accumulator<real> accum;
     extern __shared__ __align__(16) unsigned char shared_memory[];
     stream = stream_of(stream, base);
@@ -33,7 +33,7 @@ __global__ void __launch_bounds__(MAX_THREADS)
             for (int i = 0; i < width; i++) v[i] += b[i];
         }
         if (threshold) {
-            dropout_factors<width, accum>((unsigned)row, j, threshold, (accum)keep, seed, stream, factors);
+            dropout_factors<width, accum>(first_row + (unsigned)row, j, threshold, (accum)keep, seed, stream, factors);
             for (int i = 0; i < width; i++) v[i] *= factors[i];
         }
         for (int i = 0; i < width; i++) v[i] += r[i];
@@ -55,7 +55,7 @@ __global__ void __launch_bounds__(MAX_THREADS)
                                  accumulator<real> *__restrict__ dweight, accumulator<real> *__restrict__ dbias,
                                  accumulator<real> *__restrict__ dx_bias, int N, int C, int rows, unsigned threshold,
                                  double keep, unsigned long long seed, unsigned long long stream,
-                                 const unsigned long long *base) {
+                                 const unsigned long long *base, unsigned first_row) {
     typedef accumulator<real> accum;
     extern __shared__ __align__(16) unsigned char shared_memory[];
     stream = stream_of(stream, base);
@@ -85,7 +85,7 @@ __global__ void __launch_bounds__(MAX_THREADS)
                 d[i] = s[i] + scale * (rounded_product(d[i], w[i]) - shift - norm(v[i]) * stretch);
             store(dresidual + at + j, d);
             if (threshold) {
-                dropout_factors<width, accum>((unsigned)row, j, threshold, (accum)keep, seed, stream, factors);
+                dropout_factors<width, accum>(first_row + (unsigned)row, j, threshold, (accum)keep, seed, stream, factors);
                 for (int i = 0; i < width; i++) d[i] *= factors[i];
                 store(dx + at + j, d);
             }

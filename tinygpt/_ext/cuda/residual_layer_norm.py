@@ -36,6 +36,7 @@ def residual_layer_norm_forward(
     p: float,
     seed: int,
     stream: int,
+    first_row: int = 0,
 ) -> Any:
     """residual, x (N, C); x_bias, bias (C,) or None; weight (C,) -> total, y (N, C), mean (N, 2), rstd (N,)."""
     N, C = x.shape
@@ -49,7 +50,7 @@ def residual_layer_norm_forward(
     device.launch(
         "residual_layer_norm", f"residual_layer_norm_forward<{real}, {width}>", real, (N,), (row_threads(C, width),),
         (residual, x, x_bias, weight, bias, total, y, mean, rstd, C, float(eps),
-         *mask_arguments(device, p, seed, stream)),
+         *mask_arguments(device, p, seed, stream, first_row)),
         shared,
     )  # fmt: skip
     return total, y, mean, rstd
@@ -69,6 +70,7 @@ def residual_layer_norm_backward(
     stream: int,
     has_x_bias: bool,
     has_bias: bool,
+    first_row: int = 0,
 ) -> Any:
     """dy, dsum, total (N, C), weight (C,), mean (N, 2), rstd (N,) -> dresidual, dx, dx_bias, dweight, dbias.
 
@@ -83,7 +85,7 @@ def residual_layer_norm_backward(
     rows = ceil_div(N, BLOCKS)
     blocks = ceil_div(N, rows)
     dresidual = device.empty((N, C), total.dtype)
-    mask = mask_arguments(device, p, seed, stream)
+    mask = mask_arguments(device, p, seed, stream, first_row)
     dx = device.empty((N, C), total.dtype) if mask[0] else dresidual
     dweight = device.empty((blocks, C), accum)
     dbias = device.empty((blocks, C), accum) if has_bias else None

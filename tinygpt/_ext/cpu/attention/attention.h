@@ -32,7 +32,7 @@ struct tg_attention {
     int is_causal;
     double scale, dropout_p, kept;
     uint32_t threshold;
-    uint64_t seed, stream;
+    uint64_t seed, stream, first_row; /* first_row: of the random words, for the mask's first row */
     void *q, *k, *v, *y, *lse, *dy, *dq, *dk, *dv;
     int failed; /* a thread ran out of memory */
 };

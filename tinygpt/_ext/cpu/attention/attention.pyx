@@ -15,7 +15,7 @@ cdef extern from "attention.h" nogil:
         int is_causal
         double scale, dropout_p, kept
         uint32_t threshold
-        uint64_t seed, stream
+        uint64_t seed, stream, first_row
         void *q
         void *k
         void *v
@@ -50,14 +50,14 @@ cdef bint takes(object array):
 
 
 cdef void describe(tg_attention *p, q, k, bint is_causal, double scale, double dropout_p, uint64_t seed,
-                   uint64_t stream):
+                   uint64_t stream, uint64_t first_row):
     cdef double level = dropout_p * 4294967296.0 + 0.5
     p.B, p.H, p.Tq, p.D = q.shape
     p.Tk = k.shape[2]
     p.is_causal, p.scale, p.dropout_p = is_causal, scale, dropout_p
     p.kept = 1.0 / (1.0 - dropout_p)
     p.threshold = 4294967295u if level >= 4294967295.0 else <uint32_t> level
-    p.seed, p.stream = seed, stream
+    p.seed, p.stream, p.first_row = seed, stream, first_row
     p.failed = 0
 
 
@@ -68,11 +68,12 @@ cdef void run_heads(tg_body body, tg_attention *p):
         tg_parallel_for(body, p, heads, max(1, heads // (8 * tg_get_num_threads())))
 
 
-def attention_forward(q, k, v, bint is_causal, double scale, double dropout_p, uint64_t seed, uint64_t stream):
+def attention_forward(q, k, v, bint is_causal, double scale, double dropout_p, uint64_t seed, uint64_t stream,
+                      uint64_t first_row=0):
     """q (B, H, Tq, D), k, v (B, H, Tk, D) -> y (B, H, Tq, D), lse (B, H, Tq, 2). y's memory is (B, Tq, H, D)."""
     cdef tg_attention p
     q, k, v = [array if takes(array) else numpy.ascontiguousarray(array) for array in (q, k, v)]
-    describe(&p, q, k, is_causal, scale, dropout_p, seed, stream)
+    describe(&p, q, k, is_causal, scale, dropout_p, seed, stream, first_row)
     y = numpy.empty((p.B, p.Tq, p.H, p.D), q.dtype).transpose(0, 2, 1, 3)
     lse = numpy.empty((p.B, p.H, p.Tq, 2), q.dtype)
     cdef Py_ssize_t unused[3]
@@ -86,14 +87,14 @@ def attention_forward(q, k, v, bint is_causal, double scale, double dropout_p, u
 
 
 def attention_backward(dy, q, k, v, y, lse, bint is_causal, double scale, double dropout_p, uint64_t seed,
-                       uint64_t stream, dq, dk, dv):
+                       uint64_t stream, dq, dk, dv, uint64_t first_row=0):
     """Writes the gradients of q, k, v into dq, dk, dv, which may be views of one packed array."""
     cdef tg_attention p
     if not (takes(dq) and takes(dk) and takes(dv)):
         return NotImplemented
     dy, q, k, v, y = [array if takes(array) else numpy.ascontiguousarray(array) for array in (dy, q, k, v, y)]
     lse = numpy.ascontiguousarray(lse)
-    describe(&p, q, k, is_causal, scale, dropout_p, seed, stream)
+    describe(&p, q, k, is_causal, scale, dropout_p, seed, stream, first_row)
     cdef Py_ssize_t unused[3]
     p.q, p.k, p.v = open_array(q, p.q_stride), open_array(k, p.k_stride), open_array(v, p.v_stride)
     p.y, p.lse, p.dy = open_array(y, p.y_stride), open_array(lse, unused), open_array(dy, p.dy_stride)

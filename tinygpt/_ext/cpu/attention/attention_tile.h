@@ -114,7 +114,7 @@ static void NAME(dropout_factors)(REAL factors[NAME(MASK)][NAME(LANES)], const s
     for (int v = 0; v < 4; v++) {
         c[v][0] = (tg_counters){0} + (uint32_t)(key / 4 + v / NAME(COUNTERS));
         for (int i = 0; i < TG_COUNTERS; i++)
-            c[v][1][i] = (uint32_t)(row + (uint64_t)(v % NAME(COUNTERS) * TG_COUNTERS + i));
+            c[v][1][i] = (uint32_t)(p->first_row + row + (uint64_t)(v % NAME(COUNTERS) * TG_COUNTERS + i));
         c[v][2] = (tg_counters){0} + (uint32_t)p->stream;
         c[v][3] = (tg_counters){0} + (p->stream >> 32);
     }

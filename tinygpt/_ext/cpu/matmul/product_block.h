@@ -9,18 +9,20 @@
 
 #include "attention.h"
 
-/* Of AVX-512's 32 registers, 28 hold sums, two hold a row of the panel, one holds an element of the strip. */
+/* Of AVX-512's 32 registers, 28 hold sums, two hold a row of the panel, one holds an element of the strip; of AVX2's 16,
+ * 12 hold sums. */
 enum {
     PRODUCT_LANES = TG_VECTOR_BYTES / (int)sizeof(float),
-    PRODUCT_ROWS = 14,
+    PRODUCT_ROWS = TG_REGISTERS == 32 ? 14 : 6,
     PRODUCT_COLUMNS = 2 * PRODUCT_LANES,
-    PRODUCT_STEP = 16,                   /* from one k to the next in a packed strip: a cache line */
-    PRODUCT_DEPTH = 640,
-    PRODUCT_STRIDE = PRODUCT_DEPTH + 16, /* between the rows of a copied strip */
-    PRODUCT_BAND = 16,                   /* maximum number of strips packed together */
-    PRODUCT_PART = 8,                    /* maximum number of panels packed together */
-    PRODUCT_SLICE = 64,                  /* steps of k per task, when all of A is packed */
-    PRODUCT_SHARED = 1 << 23,            /* maximum size of a B packed for all threads: no cache holds more */
+    PRODUCT_STEP = TG_REGISTERS == 32 ? 16 : 8, /* from one k to the next in a packed strip: a cache line or half of it */
+    PRODUCT_DEPTH = TG_REGISTERS == 32 ? 640 : 320,
+    PRODUCT_STRIDE = PRODUCT_DEPTH + 16,  /* between the rows of a copied strip */
+    PRODUCT_BAND = 224 / PRODUCT_ROWS,    /* maximum number of strips packed together */
+    PRODUCT_PART = 256 / PRODUCT_COLUMNS, /* maximum number of panels packed together */
+    PRODUCT_SLICE = 64,                   /* steps of k per task, when all of A is packed */
+    PRODUCT_SHARED = 1 << 23,             /* maximum size of a B packed for all threads: no cache holds more */
+    PRODUCT_TILE = 8,                     /* steps of k that are packed at a time from a transposed A */
     /* Prefetch distances, in steps of k: of rows to pack, of a packed strip (from L3), of a panel (from L2). */
     AHEAD_ROWS = 8,
     AHEAD_STRIP = 32,
@@ -120,20 +122,25 @@ static void tg_pack_panels(const struct tg_gemm *g, float *out, ptrdiff_t first,
 }
 
 /* Pack strips first .. last - 1 of a transposed A, A(i, k) = a[i + k * a_k], columns k0 .. k0 + depth - 1: the
- * strip's rows for each k. Packed strips are `size` apart. */
+ * strip's rows for each k. Packed strips are `size` apart. Some steps of k are packed strip by strip, so that what is
+ * written lies together: one step at a time would write to as many pages as there are strips. */
 static void tg_pack_strips(const struct tg_gemm *g, float *out, ptrdiff_t size, ptrdiff_t first, ptrdiff_t last,
                            ptrdiff_t k0, ptrdiff_t depth) {
     const ptrdiff_t from = first * g->rows, to = tg_least(last * g->rows, g->M);
-    for (ptrdiff_t k = 0; k < depth; k++) {
-        const float *column = g->a + (k0 + k) * g->a_k, *coming = column + AHEAD_ROWS * g->a_k;
-        for (ptrdiff_t i = from; i < to; i += PRODUCT_STEP) __builtin_prefetch(coming + i);
+    for (ptrdiff_t k = 0; k < depth; k += PRODUCT_TILE) {
+        const ptrdiff_t steps = tg_least(PRODUCT_TILE, depth - k);
+        const float *rows = g->a + (k0 + k) * g->a_k;
         for (ptrdiff_t s = first; s < last; s++) {
             const ptrdiff_t i = s * g->rows, left = g->M - i;
             float *packed = out + (s - first) * size + k * PRODUCT_STEP;
-            if (left >= PRODUCT_STEP) /* includes rows of the next strip, unused: copying a whole vector is faster */
-                memcpy(packed, column + i, PRODUCT_STEP * sizeof(float));
-            else
-                memcpy(packed, column + i, (size_t)tg_least(left, g->rows) * sizeof(float));
+            for (ptrdiff_t step = 0; step < steps; step++, packed += PRODUCT_STEP) {
+                const float *column = rows + step * g->a_k + i;
+                __builtin_prefetch(column + PRODUCT_TILE * g->a_k);
+                if (left >= PRODUCT_STEP) /* includes rows of the next strip, unused: copying a whole vector is faster */
+                    memcpy(packed, column, PRODUCT_STEP * sizeof(float));
+                else
+                    memcpy(packed, column, (size_t)tg_least(left, g->rows) * sizeof(float));
+            }
         }
     }
 }
@@ -160,7 +167,7 @@ static inline __attribute__((always_inline)) void tg_multiply_block(const int ro
         const float *b = panel + k * PRODUCT_COLUMNS;
         if (k_stride > 1) __builtin_prefetch(strip + (k + AHEAD_STRIP) * k_stride);
         __builtin_prefetch(b + AHEAD_PANEL * PRODUCT_COLUMNS);
-        __builtin_prefetch(b + AHEAD_PANEL * PRODUCT_COLUMNS + PRODUCT_LANES);
+        if (PRODUCT_LANES == 16) __builtin_prefetch(b + AHEAD_PANEL * PRODUCT_COLUMNS + PRODUCT_LANES);
         const tg_vec_float b_left = *(const tg_vec_float *)b, b_right = *(const tg_vec_float *)(b + PRODUCT_LANES);
 #pragma GCC unroll 14
         for (int i = 0; i < rows; i++) {
@@ -208,6 +215,7 @@ static inline void tg_ask(struct tg_coming coming, ptrdiff_t depth, ptrdiff_t tu
  * into each case, 130 KB of code instead of 38, which took a quarter of its whole time. */
 #define TG_STRIP(rows)                                                                                                 \
     case rows:                                                                                                         \
+        if (rows > PRODUCT_ROWS) break;                                                                                \
         if (packed) tg_multiply_block(rows, depth, strip, 1, PRODUCT_STEP, panel, c, c_row, columns, add);             \
         else tg_multiply_block(rows, depth, strip, PRODUCT_STRIDE, 1, panel, c, c_row, columns, add);                  \
         break;

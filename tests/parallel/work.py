@@ -1,0 +1,216 @@
+"""What the processes of a test do: python -m tests.parallel.work NAME [ARGUMENT ...], under mpirun.
+
+Each function below is run by all of them. An assertion that fails ends them all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+import tinygpt as tg
+from tinygpt.graph import no_grad
+from tinygpt.parallel import Communicator, GradientBuckets, ShardedOptimizer, current
+from tinygpt.parallel.communicator import sum_in_order
+
+WORK: dict[str, Callable[..., Any]] = {}
+
+
+def work(function: Callable[..., Any]) -> Callable[..., Any]:
+    WORK[function.__name__] = function
+    return function
+
+
+def digest(*arrays: np.ndarray) -> str:
+    return hashlib.sha256(b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)).hexdigest()
+
+
+def numbers_of(rank: int, count: int, dtype: Any = np.float32) -> np.ndarray:
+    """Numbers of very different sizes, so that the order of additions shows in their sum."""
+    rng = np.random.default_rng(rank)
+    return (rng.standard_normal(count) * 10.0 ** rng.integers(-4, 5, count)).astype(dtype)
+
+
+@work
+def collectives(team: Communicator) -> None:
+    """Each operation against what NumPy makes of the numbers of all processes."""
+    everyone = range(team.size)
+    for dtype in (np.float32, np.float64, np.int64):
+        for count in (1, 5, 24, 1000):
+            mine = numbers_of(team.rank, count, dtype)
+            expected = sum_in_order(np.stack([numbers_of(rank, count, dtype) for rank in everyone]))
+            total = mine.copy()
+            team.all_reduce(total)
+            assert np.array_equal(total, expected), (dtype, count)
+            gathered = team.all_gather(mine)
+            assert np.array_equal(gathered, np.concatenate([numbers_of(rank, count, dtype) for rank in everyone]))
+            for root in everyone:
+                value = mine.copy()
+                team.broadcast(value, root)
+                assert np.array_equal(value, numbers_of(root, count, dtype))
+            long = numbers_of(team.rank, count * team.size, dtype)
+            parts = sum_in_order(np.stack([numbers_of(rank, count * team.size, dtype) for rank in everyone]))
+            part = team.reduce_scatter(long)
+            assert np.array_equal(part, parts.reshape(team.size, count)[team.rank])
+    table = numbers_of(team.rank, 12).reshape(3, 4)
+    team.all_reduce(table)
+    assert np.array_equal(table.reshape(-1), sum_in_order(np.stack([numbers_of(rank, 12) for rank in everyone])))
+    assert team.gather_values({"rank": team.rank}) == [{"rank": rank} for rank in everyone]
+    assert team.share_value(f"from {team.rank}") == "from 0"
+    big = team.share_value(np.arange(100_000) if team.rank == 0 else None)
+    assert big.sum() == 4999950000
+    pending = [team.start_all_reduce(numbers_of(team.rank + 10 * i, 3000)) for i in range(4)]
+    while sum(one.advance() for one in pending) < 4:
+        pass
+    for i, one in enumerate(pending):
+        assert np.array_equal(one.wait(), sum_in_order(np.stack([numbers_of(r + 10 * i, 3000) for r in everyone])))
+    team.barrier()
+    try:
+        team.reduce_scatter(np.zeros(team.size + 1))
+    except tg.UsageError as error:
+        assert "not divisible" in str(error)  # noqa: PT017
+    else:
+        raise AssertionError("an array that can't be divided was accepted")
+
+
+SHAPE = {"block_size": 8, "n_layer": 2, "n_head": 2, "n_embd": 16, "dropout": 0.2, "bias": True}
+ROWS = 12  # divisible by 1, 2, 3 and 4 processes
+
+
+def batch_of(step: int, ignored: bool) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(step)
+    inputs, targets = rng.integers(0, 11, (2, ROWS, 8))
+    if ignored:  # most targets of the first rows, all of the first two, so that the processes have different counts
+        targets[:2] = -100
+        targets[2:5, 2:] = -100
+    return inputs, targets
+
+
+def gradients(team: Communicator, model: Any, buckets: GradientBuckets, step: int, ignored: bool) -> None:
+    """The gradient of the mean loss over all targets of a batch that the processes share."""
+    inputs, targets = batch_of(step, ignored)
+    begin, end = (ROWS * rank // team.size for rank in (team.rank, team.rank + 1))
+    model.generator.rows_before = begin
+    mine, every = (targets[begin:end] != -100).sum(), (targets != -100).sum()
+    with buckets.watching():
+        if mine:
+            model.loss(inputs[begin:end], targets[begin:end]).backward(np.float32(mine / every))
+        else:
+            model.generator.stream += model.streams_of_a_pass  # the masks that the others draw
+    buckets.finish()
+
+
+@work
+def gradient_of_a_shared_batch(team: Communicator, ignored: str) -> None:
+    """The gradient does not depend on how many processes share the batch, dropout and -100 included."""
+    found = []
+    for communicator in (team, Communicator()):
+        model = tg.GPT(tg.GPTConfig(vocab_size=11, **SHAPE), seed=3).train()
+        before = model.generator.stream
+        model.loss(*batch_of(0, False))
+        model.streams_of_a_pass = model.generator.stream - before
+        buckets = GradientBuckets(model.parameters(), communicator, bucket_bytes=4000)
+        for step in (0, 1):
+            for parameter in model.parameters():
+                parameter.grad = None
+            gradients(communicator, model, buckets, step, bool(int(ignored)))
+        found.append([parameter.grad.copy() for parameter in model.parameters()])
+        if communicator is team:
+            assert len(buckets.buckets) > 3
+            early = buckets.early
+    hashes = team.gather_values(digest(*found[0]))
+    assert len(set(hashes)) == 1, "the processes have different gradients"
+    largest = max(np.abs(gradient).max() for gradient in found[1])
+    for ours, alone in zip(*found, strict=True):
+        assert np.abs(ours - alone).max() <= 2e-6 * largest
+    if not int(ignored):
+        assert early >= len(buckets.buckets) - 1, "sums did not start during the backward pass"
+    print(json.dumps({"hash": hashes[0]}) if team.rank == 0 else "", end="")
+
+
+@work
+def sharded_updates(team: Communicator, kind: str) -> None:
+    """A sharded optimizer makes the updates of a whole one, and its state can be taken over by one."""
+    make = {
+        "adamw": lambda named: tg.optim.AdamW(named, lr=1e-2, weight_decay=0.1, l1=1e-4),
+        "lion": lambda named: tg.optim.Lion(named, lr=1e-3),
+        "sgd": lambda named: tg.optim.SGD(named, lr=0.1, momentum=0.9),
+        "groups": lambda named: tg.optim.AdamW(tg.optim.layer_decay(named, 0.5), lr=1e-2),
+    }[kind]
+    models = [tg.GPT(tg.GPTConfig(vocab_size=11, **SHAPE), seed=3).train() for _ in range(2)]
+    named = [list(model.named_parameters()) for model in models]
+    buckets = [
+        GradientBuckets(model.parameters(), team, 4000, scatter)
+        for model, scatter in zip(models, (False, True), strict=True)
+    ]
+    whole, sharded = make(named[0]), ShardedOptimizer(make(named[1]), buckets[1])
+    full = sum(array.nbytes for slot in whole.slots for array in slot.state.values())
+    assert abs(sharded.state_bytes * team.size / full - 1) < 0.05, "the state is not shared out"
+    norm = 0.0
+    for step in range(3):
+        for model, its_buckets, optimizer in zip(models, buckets, (whole, sharded), strict=True):
+            inputs, targets = batch_of(step, False)
+            begin, end = (ROWS * rank // team.size for rank in (team.rank, team.rank + 1))
+            model.generator.rows_before = begin
+            optimizer.zero_grad()
+            with its_buckets.watching():
+                model.loss(inputs[begin:end], targets[begin:end]).backward(np.float32(1 / team.size))
+            if optimizer is sharded:
+                sharded.finish()
+                assert np.isclose(sharded.grad_norm(), norm, rtol=1e-6)
+            else:
+                its_buckets.finish()
+                norm = tg.optim.grad_norm(model.parameters())
+            optimizer.step(grad_scale=0.7)
+    for (name, ours), (_, theirs) in zip(named[1], named[0], strict=True):
+        assert np.allclose(ours.data, theirs.data, rtol=1e-5, atol=1e-6), name
+    state, expected = sharded.state_dict(), whole.state_dict()
+    assert state["step"] == expected["step"]
+    assert {k: set(v) for k, v in state.items()} == {k: set(v) for k, v in expected.items()}
+    for key in set(state) - {"step"}:
+        for name, array in state[key].items():
+            assert np.allclose(array, expected[key][name], rtol=1e-4, atol=1e-6), (key, name)
+    whole.load_state_dict(state)
+    sharded.load_state_dict(expected)
+    again = sharded.state_dict()
+    assert all(np.array_equal(again[key][name], expected[key][name]) for key in set(state) for name in state[key])
+
+
+@work
+def parameters_without_gradients(team: Communicator) -> None:
+    """A parameter that no process used stays without a gradient; one that some used gets their sum."""
+    a, b, c = (tg.tensor(np.ones(3, np.float32), requires_grad=True) for _ in range(3))
+    buckets = GradientBuckets([a, b, c], team)
+    for _ in range(2):
+        for parameter in (a, b, c):
+            parameter.grad = None
+        with buckets.watching():
+            loss = (a * (team.rank + 1.0)).sum()
+            if team.rank == team.size - 1:
+                loss = loss + (b * 2.0).sum() + (a * 1.0).sum()  # a is used twice here
+            loss.backward()
+        buckets.finish()
+        assert np.array_equal(a.grad, np.full(3, sum(range(1, team.size + 1)) + 1.0, np.float32))
+        assert np.array_equal(b.grad, np.full(3, 2.0, np.float32))
+        assert c.grad is None
+    with no_grad():
+        assert buckets.absent == {2}
+
+
+def main() -> None:
+    team = current()
+    try:
+        WORK[sys.argv[1]](team, *sys.argv[2:])
+    except BaseException:
+        traceback.print_exc()
+        team.end_all(3)
+
+
+if __name__ == "__main__":
+    main()

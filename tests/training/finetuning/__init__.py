@@ -1,0 +1,1 @@
+"""Fine-tuning: tasks, labels, rows held out, classifiers that go on."""

@@ -1,0 +1,1 @@
+"""Trials around a run: --dry-run, --lr-find, --sweep."""

@@ -1,0 +1,84 @@
+"""Reading a prompt in pieces, beside a decoder whose rows go on between them.
+
+    reader = decoder.reader(prompt)                 # ids (T,)
+    while reader.rest:
+        reader.read(64)                             # the next 64 tokens, or as many as there are
+        decoder.step(ids)                           # the rows of `decoder` don't see the reader
+    logits = decoder.join(reader, copies=2)         # two more rows
+
+The result depends on the prompt and on how it is cut into pieces, and on nothing else. So keys and values that another
+reader computed for the same beginning, cut in the same way, can be put in its place: `copy_of` and `put`. Then the
+logits are the same, bit for bit. A prompt in several pieces differs from the same prompt in one by rounding.
+
+Memory: 2 n_layer n_embd numbers for each token of the prompt, until it joins.
+Source: Agrawal et al., "Sarathi: Efficient LLM Inference by Piggybacking Decodes with Chunked Prefills", 2023.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..graph import no_grad
+
+if TYPE_CHECKING:
+    from ..gpt import GPT
+
+Span = Sequence[tuple[Any, Any]]  # keys and values of some tokens in each block, (1, H, tokens, D)
+
+
+class PromptReader:
+    """A prompt (T,) that is being read. cached: whether the model can continue a text; if not, `join` reads all of it.
+
+    Raises ShapeError, DtypeError, RangeError for ids that the model can't have.
+    """
+
+    def __init__(self, model: GPT, prompt: Any, cached: bool = True) -> None:
+        self.model, self.ids = model, model.check_ids([prompt])  # (1, T)
+        self.length = 0  # tokens that are read
+        self.cache = model.new_cache(1, self.size) if cached else None
+        self.hidden: Any = None  # (C,) the input of the head, for the token after those that are read
+
+    @property
+    def size(self) -> int:
+        """The number of tokens of the prompt, T."""
+        return int(self.ids.shape[1])
+
+    @property
+    def rest(self) -> int:
+        """How many tokens are still to be read."""
+        return self.size - self.length
+
+    def read(self, count: int) -> None:
+        """Read the next `count` tokens, or as many as there are."""
+        end = min(self.length + count, self.size)
+        if self.cache is not None and end > self.length:
+            model = self.model
+            with no_grad(), model.evaluating(), model.compute_in("float32"):
+                self.hidden = model.hidden(self.ids[:, self.length : end], self.cache).data[0, -1]
+        self._at(end)
+
+    def copy_of(self, begin: int, end: int) -> Span:
+        """The keys and values of tokens begin .. end - 1, which are read. Nothing of a model without a cache."""
+        return [
+            (layer.keys[:, :, begin:end].copy(), layer.values[:, :, begin:end].copy()) for layer in self.cache or ()
+        ]
+
+    def put(self, span: Span) -> None:
+        """Take the keys and values of the next tokens from a reader of the same beginning, instead of reading them.
+
+        At least one token must be left to be read: the token after the prompt depends on it.
+        """
+        if not span or self.cache is None:
+            return
+        end = self.length + span[0][0].shape[2]
+        for layer, (keys, values) in zip(self.cache, span, strict=True):
+            layer.keys[:, :, self.length : end], layer.values[:, :, self.length : end] = keys, values
+        self._at(end)
+
+    def _at(self, end: int) -> None:
+        self.length = end
+        for layer in self.cache or ():
+            layer.lengths = layer.places = np.array([end])

@@ -1,0 +1,30 @@
+"""One run on many processes.
+
+    mpirun -n 4 tinygpt train --data my.txt
+
+Every process has a copy of the model and computes the gradient of its share of the rows of each batch. The gradients
+are summed over the processes, and all of them make the same update. The rest of tinygpt asks one small interface, the
+`Communicator`, and never imports MPI or NCCL.
+
+| file | contents |
+|---|---|
+| `communicator` | the interface, and its body for a single process |
+| `mpi` | the body on MPI, through mpi4py |
+| `launch` | which body this process has: was it started by mpirun, srun or the like? |
+| `buckets` | gradients gathered into buckets, whose sums start while the backward pass still computes |
+| `sharded` | an optimizer whose state is shared out among the processes |
+
+The body on NCCL is `tinygpt/backends/cupy_nccl.py`, beside the rest of what knows CuPy.
+"""
+
+from __future__ import annotations
+
+from .buckets import BUCKET_BYTES, GradientBuckets
+from .communicator import Communicator, Pending
+from .launch import current, launched, rank, size, use
+from .sharded import ShardedOptimizer
+
+__all__ = [
+    "BUCKET_BYTES", "Communicator", "GradientBuckets", "Pending", "ShardedOptimizer", "current", "launched", "rank",
+    "size", "use",
+]  # fmt: skip

@@ -1,0 +1,109 @@
+"""What processes that share a run can do together. `Communicator` itself is the body for a single process.
+
+| operation | on each of N processes |
+|---|---|
+| `all_reduce(x)` | x becomes the sum of all x |
+| `reduce_scatter(x)`, x (N * n,) | returns part `rank` of the sum, (n,) |
+| `all_gather(x)`, x (n,) | returns all x one after the other, (N * n,) |
+| `broadcast(x, root)` | x becomes that of process `root` |
+| `barrier()` | waits until all have come here |
+| `gather_values(v)`, `share_value(v)` | the same for small Python values: a list of all; that of process 0 |
+
+Arrays are contiguous, and of the same size and dtype on all processes. All processes make the same calls in the same
+order, as in MPI.
+
+**The sum has a fixed order.** (a + b) + c and a + (b + c) differ in the last digit, and MPI promises no order of
+additions. So the bodies on CPUs exchange the parts and then add them in the order of the ranks: the sum has the same
+bits on every process, in every run, and with every MPI library.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+from ..typing import Array
+
+
+class Pending:
+    """A result on its way. `advance` moves it along if it can without waiting; `wait` returns it.
+
+    An MPI library works on a message only while it is called, so whoever computes meanwhile calls `advance` now and
+    then.
+    """
+
+    def __init__(self, result: Array) -> None:
+        self.result = result
+
+    def advance(self) -> bool:
+        """Whether the result is there."""
+        return True
+
+    def wait(self) -> Array:
+        return self.result
+
+
+class Communicator:
+    """A single process: there is nobody to talk to, and every sum is the array itself."""
+
+    rank, size = 0, 1
+    kind = "one process"
+
+    def start_all_reduce(self, array: Array) -> Pending:
+        """`all_reduce` in the background: the result is `array`, which must not be touched before."""
+        return Pending(array)
+
+    def start_reduce_scatter(self, array: Array) -> Pending:
+        """`reduce_scatter` in the background; `array` must not be touched before."""
+        return Pending(array)
+
+    def all_reduce(self, array: Array) -> None:
+        """Replace `array` by the sum over all processes."""
+        self.start_all_reduce(array).wait()
+
+    def reduce_scatter(self, array: Array) -> Array:
+        """array (size * n,) -> part `rank` of the sum over all processes, (n,)."""
+        return self.start_reduce_scatter(array).wait()
+
+    def all_gather(self, array: Array) -> Array:
+        """array (n,) -> the arrays of all processes in the order of their ranks, (size * n,)."""
+        return array
+
+    def broadcast(self, array: Array, root: int = 0) -> None:
+        """Replace `array` by that of process `root`."""
+
+    def barrier(self) -> None:
+        """Wait until all processes have come here."""
+
+    def gather_values(self, value: Any) -> list[Any]:
+        """The values of all processes in the order of their ranks: small ones, since they are pickled on the way."""
+        return [value]
+
+    def share_value(self, value: Any) -> Any:
+        """The value of process 0, pickled on the way."""
+        return value
+
+    def for_backend(self, backend: str) -> Communicator:
+        """A communicator of the same processes for arrays of "numpy" or "cupy"."""
+        return self
+
+    def end_all(self, code: int) -> NoReturn:
+        """End all processes of the run at once, with this exit code."""
+        raise SystemExit(code)
+
+    def __repr__(self) -> str:
+        return f"<process {self.rank} of {self.size}: {self.kind}>"
+
+
+def sum_in_order(parts: Array, out: Array | None = None) -> Array:
+    """parts (N, n) -> parts[0] + parts[1] + ... (n,), added in this order into `out`, which may be parts[0]."""
+    total = parts[0] if out is None else out
+    if out is not None:
+        total[...] = parts[0]
+    for part in parts[1:]:
+        total += part
+    return total
+
+
+def padded(count: int, size: int) -> int:
+    """The smallest multiple of `size` that is at least `count`."""
+    return -(-count // size) * size

@@ -1,0 +1,112 @@
+"""Norms of each layer's gradients, weights and updates, recorded during training.
+
+    trainer.watch = LayerWatch(every=100)                # tinygpt train --watch-layers 100
+    {"step": 100, "layers": {"h.0.attn": {"gradient": 0.21, "weight": 14.2, "update": 0.013, "ratio": 0.00092}, ...}}
+
+One number for the whole model, grad_norm, hides a layer that does not learn, or one that is torn apart. The number to
+look at first is `ratio`, the size of one update relative to the weights: about 1e-3 is usual. Far less means that the
+layer hardly moves; far more, after the warm-up, that the learning rate is too high for it.
+
+| name | the Euclidean norm, over the layer's trained parameters, of |
+|---|---|
+| gradient | the step's gradient, before clipping: the squares of all layers add up to that of grad_norm |
+| weight | the weights after the step, those that training continues from (not their average, with --ema) |
+| update | the weights after the step minus those before it, as they were rounded: whatever the optimizer did |
+| ratio | update / weight |
+
+A layer is the module that stands in a block (h.0.ln_1, h.0.attn, h.0.mlp), or outside of all blocks (wte, ln_f). Frozen
+parameters do not count; with LoRA, a layer is its adapter. A step that is skipped, because float16 overflowed, is not
+recorded. Nothing of the run changes. A recorded step reads the weights a few times more, and holds a copy of those that
+are trained; the other steps cost nothing.
+
+Source of the ratio and of its usual value: Stanford's CS231n, "Learning and evaluation", section "Ratio of
+weights:updates".
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from ...backends import array_module
+from ...checks import whole_number
+from ...optim.clip import sum_of_squares
+from ...typing import Array
+from .watch import Watch
+
+if TYPE_CHECKING:
+    from ..loop import Trainer
+    from .progress import Progress
+
+EVERY = 10  # steps, if the option is given without a number
+DIGITS = 5  # that are recorded
+
+
+def layer_of(parameter: str) -> str:
+    """The layer of a parameter, by its name: h.0.attn of h.0.attn.c_attn.weight, wte of wte.weight."""
+    path = parameter.split(".")[:-1]
+    block = next((i for i, part in enumerate(path) if part.isdecimal()), len(path))
+    return ".".join(path[: block + 2]) or parameter
+
+
+class LayerWatch(Watch):
+    """Records the layers' norms at each step that is a multiple of `every`."""
+
+    def __init__(self, every: int = EVERY) -> None:
+        self.every = whole_number("LayerWatch", "every", every)
+        self._layers: list[str] = []  # of each parameter of the trainer
+        self._gradients: dict[str, float] = {}
+        self._before: list[Array] | None = None  # the weights before this step, if it is to be recorded
+
+    def begin(self, trainer: Trainer, progress: Progress) -> None:
+        self._layers = [layer_of(name) for name, p in trainer.model.named_parameters() if p.requires_grad]
+
+    def before_update(self, trainer: Trainer) -> None:
+        self._before = None
+        if (trainer.state.step + 1) % self.every:
+            return
+        parameters = trainer.parameters
+        gradients = [None if p.grad is None else p.present_grad("LayerWatch") for p in parameters]
+        self._gradients = self._norms(gradients, trainer.gradient_scale)
+        self._before = [p.data.copy() for p in parameters]
+
+    def after_step(self, trainer: Trainer) -> list[tuple[dict[str, Any], str]]:
+        updates, self._before = self._before, None
+        if updates is None:
+            return []
+        weights = [p.data for p in trainer.parameters]
+        weight = self._norms(weights)
+        for now, before in zip(weights, updates, strict=True):
+            array_module(now).subtract(now, before, out=before)
+        update = self._norms(updates)
+        found = {
+            name: {
+                "gradient": _rounded(self._gradients[name]), "weight": _rounded(weight[name]),
+                "update": _rounded(update[name]), "ratio": _ratio(update[name], weight[name]),
+            }
+            for name in weight
+        }  # fmt: skip
+        return [({"step": trainer.state.step, "layers": found}, "")]
+
+    def close(self) -> None:
+        self._before = None
+
+    def _norms(self, arrays: Any, scale: float = 1.0) -> dict[str, float]:
+        """The norm of each layer's arrays, times `scale`. arrays: one for each parameter, or None."""
+        squares = dict.fromkeys(self._layers, 0.0)
+        there = [(name, array) for name, array in zip(self._layers, arrays, strict=True) if array is not None]
+        sums = sum_of_squares.each([(array,) for _, array in there]) if there else []
+        for (name, _), square in zip(there, sums, strict=True):
+            squares[name] += square
+        return {name: scale * math.sqrt(square) for name, square in squares.items()}
+
+
+def _rounded(value: float) -> float | None:
+    return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
+
+
+def _ratio(update: float, weight: float) -> float | None:
+    """None if the weights are zero but were not before: then there is no ratio."""
+    if weight == 0:
+        return 0.0 if update == 0 else None
+    return _rounded(update / weight)

@@ -1,0 +1,48 @@
+"""Hooks of a running trainer: the seam for whatever monitors a run without being part of it.
+
+    trainer.watch = Follower(...)              # following.py
+
+The trainer calls these methods. They may add to the records of the metrics file and end the run; they change nothing
+that it computes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..loop import Trainer
+    from .progress import Progress
+
+
+class Watch:
+    """Hooks that do nothing."""
+
+    def begin(self, trainer: Trainer, progress: Progress) -> None:
+        """Before the first step of this session."""
+
+    @property
+    def over(self) -> str:
+        """Why the run should end now, printed after "Training ended"; empty while it may continue. Read each step."""
+        return ""
+
+    def before_step(self) -> None:
+        """Before each step."""
+
+    def before_update(self, trainer: Trainer) -> None:
+        """Before the weights are updated: the gradients are there, to be multiplied by `trainer.gradient_scale`. Not
+        called in a step that is skipped."""
+
+    def after_step(self, trainer: Trainer) -> list[tuple[dict[str, Any], str]]:
+        """After each step. Returns records for the metrics file, each with a line for the screen."""
+        return []
+
+    def figures(self, trainer: Trainer) -> dict[str, Any]:
+        """What to add to the record of the training loss."""
+        return {}
+
+    def end(self, trainer: Trainer, progress: Progress) -> None:
+        """After the last step of this session; not after an error."""
+
+    def close(self) -> None:
+        """When the session is over, after an error as well."""
