@@ -20,6 +20,8 @@ from . import console, ops  # noqa: F401  console first, so that Ctrl-C works wh
 from .backends import use_backend
 from .function import Function
 from .graph import detect_anomaly, no_grad
+from .ops import concatenate as cat
+from .ops import stack
 from .tensor import Tensor, tensor
 
 __version__ = "0.1.0"
@@ -28,6 +30,10 @@ _HOME = {
     "use_kernels": "kernel",
     "set_num_threads": "backends.numpy",
     "get_num_threads": "backends.numpy",
+    "arange": "creation",
+    "ones": "creation",
+    "randn": "creation",
+    "zeros": "creation",
     "Generator": "random",
     "manual_seed": "random",
     "UsageError": "errors",
@@ -72,6 +78,7 @@ if TYPE_CHECKING:
     )
     from .backends.numpy import get_num_threads, set_num_threads
     from .classifier import GPTForSequenceClassification
+    from .creation import arange, ones, randn, zeros
     from .errors import UsageError
     from .gpt import GPT, GPTConfig
     from .interpret import draw
@@ -81,9 +88,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "GPT", "Function", "GPTConfig", "GPTForSequenceClassification", "Generator", "Tensor", "Trainer", "TrainingConfig",
-    "UsageError", "__version__", "data", "detect_anomaly", "draw", "errors", "generation", "get_num_threads", "interop",
-    "interpret", "manual_seed", "metrics", "nn", "no_grad", "ops", "optim", "parallel", "random", "set_num_threads",
-    "tensor", "testing", "tokenizers", "training", "use_backend", "use_kernels",
+    "UsageError", "__version__", "arange", "cat", "data", "detect_anomaly", "draw", "errors", "generation",
+    "get_num_threads", "interop", "interpret", "manual_seed", "metrics", "nn", "no_grad", "ones", "ops", "optim",
+    "parallel", "randn", "random", "set_num_threads", "stack", "tensor", "testing", "tokenizers", "training",
+    "use_backend", "use_kernels", "zeros",
 ]  # fmt: skip
 
 

@@ -218,21 +218,26 @@ class LanguageModel(nn.Module):
 
     @overload
     def generate(
-        self, idx: Ids, max_new_tokens: int | None = ..., *, return_details: Literal[True], **options: Any
+        self, idx: Ids | None = ..., max_new_tokens: int | None = ..., *, return_details: Literal[True], **options: Any
     ) -> Generated: ...
 
     @overload
-    def generate(self, idx: Ids, max_new_tokens: int | None = ..., **options: Any) -> np.ndarray: ...
+    def generate(self, idx: Ids | None = ..., max_new_tokens: int | None = ..., **options: Any) -> np.ndarray: ...
 
-    def generate(self, idx: Ids, max_new_tokens: int | None = None, **options: Any) -> np.ndarray | Generated:
+    def generate(
+        self, idx: Ids | None = None, max_new_tokens: int | None = None, *, input_ids: Ids | None = None, **options: Any
+    ) -> np.ndarray | Generated:
         """idx (B, T) -> (B, T + max_new_tokens) int64: the prompt and its continuation, as a NumPy array.
 
         model.generate(idx, max_new_tokens=100, temperature=0.8, top_k=50, top_p=0.95, seed=0)
 
-        Arguments and options are those of `tinygpt.generation.generate`: attention_mask, config, logits_processor,
-        tokenizer, return_details, and the fields of `tinygpt.generation.GenerationConfig`.
+        input_ids: transformers' name for idx. Arguments and options are those of `tinygpt.generation.generate`:
+        attention_mask, config, logits_processor, tokenizer, return_details, and the fields of
+        `tinygpt.generation.GenerationConfig`.
         """
         from .generation import generate  # the layer above
 
+        if (idx is None) == (input_ids is None):
+            raise UsageError("generate: give the prompt as idx or as input_ids, which mean the same")
         model: Any = self
-        return generate(model, idx, max_new_tokens, **options)
+        return generate(model, input_ids if idx is None else idx, max_new_tokens, **options)

@@ -23,6 +23,7 @@ Over 300 lines: a list of the methods that `tinygpt.ops` binds is a part of the 
 
 from __future__ import annotations
 
+import builtins
 import operator
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Self
@@ -40,6 +41,7 @@ from .typing import Array, DType, DTypeLike, TensorLike
 if TYPE_CHECKING:
     from . import ops
     from .function import Function
+    from .ops import _torch_names as torch_names
 
 
 class Tensor:
@@ -91,10 +93,6 @@ class Tensor:
         return self._data.ndim
 
     @property
-    def size(self) -> int:
-        return self._data.size
-
-    @property
     def dtype(self) -> np.dtype:
         return self._data.dtype
 
@@ -126,8 +124,8 @@ class Tensor:
             )
         return bool(self.item())
 
-    def __float__(self) -> float:
-        return float(self.item())
+    def __float__(self) -> builtins.float:
+        return builtins.float(self.item())
 
     def __int__(self) -> int:
         return int(self.item())
@@ -151,8 +149,11 @@ class Tensor:
         return Tensor(self.data)
 
     def to(self, backend: str) -> Tensor:
-        """A leaf with these values on another backend; the tensor itself if it is there already."""
-        if backend == self.backend:
+        """A leaf with these values on another backend; the tensor itself if it is there already.
+
+        backend: "numpy" or "cupy", or PyTorch's "cpu" or "cuda". Raises UsageError.
+        """
+        if backends.backend_name(backend) == self.backend:
             return self
         return Tensor(backends.move(self.data, backend), requires_grad=self.requires_grad)
 
@@ -244,14 +245,23 @@ class Tensor:
         exp, log, sqrt, tanh, sigmoid = ops.exp, ops.log, ops.sqrt, ops.tanh, ops.sigmoid
         relu, gelu, silu = ops.relu, ops.gelu, ops.silu
         softmax, log_softmax = ops.softmax, ops.log_softmax
-        sum, mean, var, max = ops.sum, ops.mean, ops.var, ops.max
+        sum, mean, var, max, min = ops.sum, ops.mean, ops.var, ops.max, ops.min
+        abs, __abs__, argmax = ops.abs, ops.abs, ops.argmax
         reshape, transpose, split = ops.reshape, ops.transpose, ops.split
+
+        view, permute, masked_fill = torch_names.view, torch_names.permute, torch_names.masked_fill
+        squeeze, unsqueeze, float = torch_names.squeeze, torch_names.unsqueeze, torch_names.float
+        requires_grad_, cpu, cuda = torch_names.requires_grad_, torch_names.cpu, torch_names.cuda
 
         __add__, __sub__, __mul__, __truediv__ = ops.add, ops.sub, ops.mul, ops.div
         __pow__, __matmul__, __neg__, __getitem__ = ops.pow, ops.matmul, ops.neg, ops.getitem
 
         @property
         def T(self) -> Tensor: ...
+        @property
+        def size(self) -> torch_names.Size: ...
+        @property
+        def device(self) -> str: ...
         def __radd__(self, other: TensorLike) -> Tensor: ...
         def __rsub__(self, other: TensorLike) -> Tensor: ...
         def __rmul__(self, other: TensorLike) -> Tensor: ...
@@ -319,7 +329,7 @@ def tensor(
         data = plain
     if isinstance(data, np.ndarray):
         data = np.asarray(data)  # a plain array, not a memory map or an np.matrix, whose * means something else
-    target = backends.current() if backend is None else backend
+    target = backends.current() if backend is None else backends.backend_name(backend)
     if dtype is not None:
         data = data.astype(check_dtype(dtype), copy=False)
     check_dtype(data.dtype)

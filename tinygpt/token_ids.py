@@ -23,7 +23,8 @@ def check_ids(idx: Any, vocab_size: int, longest: int | None) -> Any:
     """idx as an integer array (B, T) with T at most `longest` and valid ids, or raise a UsageError."""
     idx = integer_array("GPT", "idx", idx)
     if idx.ndim != 2 or idx.shape[1] == 0:
-        raise ShapeError(f"GPT: idx must have the shape (batch, time) with at least one token, not {idx.shape}")
+        hint = ": for a batch of one, idx[None]" if idx.ndim == 1 and idx.size else ""
+        raise ShapeError(f"GPT: idx must have the shape (batch, time) with at least one token, not {idx.shape}{hint}")
     if longest is not None and idx.shape[1] > longest:
         raise ShapeError(
             f"GPT: a sequence of {idx.shape[1]} tokens is longer than this model's block_size of {longest}: "

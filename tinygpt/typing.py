@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     Ids: TypeAlias = Tensor | Array | list[Any] | tuple[Any, ...]  # integers: token ids, targets, labels
     Axis: TypeAlias = int | Sequence[int] | None  # one axis, several, or all
     Shape: TypeAlias = tuple[int, ...]
+    Sizes: TypeAlias = int | Sequence[int]  # an argument of reshape(*sizes): separate integers, or all as one tuple
     DType: TypeAlias = np.dtype[Any]
     DTypeLike: TypeAlias = npt.DTypeLike  # np.float32, "float32" or a DType
 else:
-    Array = TensorLike = Ids = Axis = Shape = DType = DTypeLike = Any
+    Array = TensorLike = Ids = Axis = Shape = Sizes = DType = DTypeLike = Any

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from safetensors.numpy import load_file
 
+import tinygpt as tg
 from tests.interop import torch_writer
 from tests.interop.helpers import CONFIG, GENERATION, INDEX, WEIGHTS, assert_same_model, change_json, make, saved
 from tinygpt import GPT, UsageError, nn
@@ -68,6 +69,20 @@ def test_shards_and_revisions_in_the_cache(cache: Path) -> None:
     for revision in ("../main", "", 3, "a/../b", "c" * 40, "other"):
         with pytest.raises(UsageError, match=r"revision must be a branch|no model 'some/model' in the cache"):
             GPT.from_pretrained("some/model", revision=revision)
+
+
+def test_a_tokenizer_by_its_models_name_needs_no_weights(cache: Path) -> None:
+    folder = cached(cache, "openai-community/gpt2", make())
+    tg.tokenizers.CharTokenizer.from_text("abc").save(folder)
+    (folder / WEIGHTS).unlink()
+    assert tg.tokenizers.load("gpt2") == tg.tokenizers.Tokenizer.from_pretrained("gpt2")
+    assert tg.tokenizers.load("gpt2").decode([0, 1]) == "ab"
+    with pytest.raises(UsageError, match="no model 'gpt2' in the cache"):
+        GPT.from_pretrained("gpt2")
+    with pytest.raises(UsageError, match="no model 'gpt3' in the cache"):
+        tg.tokenizers.load("gpt3")
+    with pytest.raises(UsageError, match="there is no folder"):
+        tg.tokenizers.load("no/such/folder")
 
 
 def test_a_folder_comes_before_the_cache(cache: Path) -> None:

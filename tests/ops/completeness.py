@@ -30,10 +30,11 @@ CPU, CUDA, CASES_FOLDER = "tinygpt/_ext/cpu", "tinygpt/_ext/cuda", "tests/ops/ca
 OF_PACKED_WEIGHTS = {"unpack_into", "few_rows_product", "few_rows_product_transposed", "decode_block"}
 # How a random graph calls what has a name of its own in `ops`.
 SPELLED = {"add", "matmul", "pow", "reshape", "getitem"}
+WITHOUT_GRADIENT = {"argmax"}
 # Operations that do no arithmetic, or another one's: there is nothing that the rule for numerics could say about them.
 EXACT = {
-    "cast", "concatenate", "dropout", "embedding", "getitem", "in_dtype_of", "linear", "matmul", "neg", "qkv_attention",
-    "reshape", "split", "stack", "transpose", "where",
+    "argmax", "cast", "concatenate", "dropout", "embedding", "getitem", "in_dtype_of", "linear", "matmul", "neg",
+    "qkv_attention", "reshape", "split", "stack", "transpose", "where",
 }  # fmt: skip
 
 
@@ -66,7 +67,7 @@ def collect() -> Parts:
         launched={name: f"{CUDA}/{file}.py" for file in cuda.FILES for name in cuda.launched_by(file)},
         cuda_sources={path.stem for path in folder.glob("*.cu")},
         cuda_launchers={path.stem for path in folder.glob("[!_]*.py")},
-        graphs=names_in_graphs() | SPELLED,
+        graphs=names_in_graphs() | SPELLED | WITHOUT_GRADIENT,
         numerics={case.name.partition(" ")[0] for case in CASES} | EXACT,
         benchmarks=measured_kernels(),
     )

@@ -70,6 +70,8 @@ CASES = [
     Case("mean", lambda x: ops.mean(x, axis=1), (ROWS,)),
     Case("var", lambda x: ops.var(x, axis=1), (ROWS,)),
     Case("max", lambda x: ops.max(x, axis=1), (ROWS,), (distinct,)),
+    Case("min", lambda x: ops.min(x, axis=1), (ROWS,), (distinct,)),
+    Case("abs", ops.abs, (ROWS,)),
     *(Case(name, getattr(ops, name), (ROWS,)) for name in ("softmax", "log_softmax")),
     Case("cross_entropy", lambda x: ops.cross_entropy(x, TARGETS), ((N, V),)),
     Case("linear_cross_entropy", lambda x, w: ops.linear_cross_entropy(x, w, TARGETS), ((N, D), (V, D))),

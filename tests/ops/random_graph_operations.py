@@ -119,12 +119,13 @@ def reduction(least: int) -> Any:
     return propose
 
 
-def maximum(b: Any) -> Any:
+def extremum(b: Any, sign: int = 1) -> Any:
+    """Operands of max, or of min with sign=-1: no two that compete are close."""
     proposed = reduction(1)(b)
     if proposed is None:
         return None
     (a,), options = proposed
-    x, axis = b.values[a], options["axis"]
+    x, axis = sign * b.values[a], options["axis"]
     axes = tuple(range(x.ndim)) if axis is None else axis if isinstance(axis, tuple) else (axis,)
     axes = tuple(i % x.ndim for i in axes)
     flat = np.moveaxis(x, axes, range(len(axes))).reshape(math.prod(x.shape[i] for i in axes), -1)
@@ -350,7 +351,9 @@ OPERATIONS = [
     Operation("sum", reduction(0), ops.sum),
     Operation("mean", reduction(1), ops.mean),
     Operation("var", reduction(2), ops.var),
-    Operation("max", maximum, ops.max),
+    Operation("max", extremum, ops.max),
+    Operation("min", lambda b: extremum(b, -1), ops.min),
+    Operation("abs", one(off_zero, "away"), ops.abs),
     Operation("reshape", reshapes, lambda x, shape: x.reshape(shape)),
     Operation("transpose", transposes, lambda x, axes: ops.transpose(x, axes)),
     Operation("getitem", keys, lambda x, key: x[key]),

@@ -97,6 +97,8 @@ TABLE: dict[str, Any] = {
     "mean": lambda x, axis, keepdims: x.mean(dim=dims(x, axis), keepdim=keepdims) if x.ndim else x * 1.0,
     "var": lambda x, axis, keepdims: x.var(dim=dims(x, axis), keepdim=keepdims),
     "max": maximum,
+    "min": lambda x, axis, keepdims: x.amin(dim=dims(x, axis), keepdim=keepdims),
+    "abs": torch.abs,
     "reshape": lambda x, shape: x.reshape(shape),
     "transpose": lambda x, axes: x.permute(axes),
     "getitem": getitem,

@@ -47,10 +47,11 @@ EQUIVALENT: dict[str, list[tuple[str, str]]] = {
     ],
     "without ties one element is the maximum (test_edges.py has the ties, where differences can't go)": [
         (
-            "Max",
+            name,
             "backward: _expand(dy, x.shape, self.axes) / chosen.sum(axis=self.axes, keepdims=True, dtype=x.dtype)"
             "  ->  _expand(dy, x.shape, self.axes)",
-        ),
+        )
+        for name in ("Max", "Min")
     ],
     "this is the loss, which test_operations.py compares with the oracle, not the gradient": [
         ("LinearCrossEntropy", "loss_only"),

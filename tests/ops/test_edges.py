@@ -31,10 +31,17 @@ def leaf(*shape: int) -> Tensor:
 # Edges -------------------------------------------------------------------------------------------
 
 
-def test_ties_in_max_share_the_gradient() -> None:
-    x = Tensor(np.array([[1.0, 3.0, 3.0], [2.0, 2.0, 2.0]]), requires_grad=True)
-    x.max(axis=1).backward(np.array([1.0, 6.0]))
-    assert np.array_equal(x.grad, [[0.0, 0.5, 0.5], [2.0, 2.0, 2.0]])
+def test_ties_in_max_and_min_share_the_gradient() -> None:
+    for sign in (1.0, -1.0):
+        x = Tensor(sign * np.array([[1.0, 3.0, 3.0], [2.0, 2.0, 2.0]]), requires_grad=True)
+        (x.max if sign > 0 else x.min)(axis=1).backward(np.array([1.0, 6.0]))
+        assert np.array_equal(x.grad, [[0.0, 0.5, 0.5], [2.0, 2.0, 2.0]])
+
+
+def test_abs_at_its_kink() -> None:
+    x = Tensor(np.array([0.0, -0.0, -2.0]), requires_grad=True)
+    x.abs().backward(np.array([1.0, 1.0, 3.0]))
+    assert np.array_equal(x.grad, [0.0, 0.0, -3.0])
 
 
 def test_relu_and_powers_at_their_kinks() -> None:

@@ -47,6 +47,8 @@ THEIRS: dict[str, Callable[..., Any]] = {
     "mean": lambda x: torch.mean(x, dim=1),
     "var": lambda x: torch.var(x, dim=1),
     "max": lambda x: torch.amax(x, dim=1),
+    "min": lambda x: torch.amin(x, dim=1),
+    "abs": torch.abs,
     "softmax": lambda x: F.softmax(x, -1),
     "log_softmax": lambda x: F.log_softmax(x, -1),
     "cross_entropy": lambda x: F.cross_entropy(x, targets),

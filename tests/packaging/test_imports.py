@@ -25,7 +25,7 @@ LAYERS = [
     ["exchange", "_ext"],
     ["backends"],
     ["kernel", "array_file", "safetensors_io"],
-    ["graph", "changes", "engine", "tensor", "function"],
+    ["graph", "changes", "engine", "tensor", "function", "creation"],
     ["ops"],
     ["nn", "optim", "testing"],
     ["tokenizers", "data"],
@@ -38,11 +38,14 @@ LAYERS = [
 ]
 
 # Facades: what a user wants to call on a model (`generate`, `from_pretrained`, ...) is a method that hands over to a
-# room above it. The imports stand in functions of these two files, and nothing below reads them.
-FACADES = {("language_model", "generation"), ("language_model", "interop"), ("classifier", "interop")}
+# room above it; so does looking up a tokenizer by a model's name. The imports stand in functions of these files.
+FACADES = {
+    ("language_model", "generation"), ("language_model", "interop"), ("classifier", "interop"),
+    ("tokenizers", "interop"),
+}  # fmt: skip
 
 # Said to type checkers alone: the methods of Tensor are the functions that ops binds to it, and `typing` names Tensor.
-DECLARED = {("tensor", "ops"), ("typing", "tensor")}
+DECLARED = {("tensor", "ops"), ("tensor", "ops._torch_names"), ("typing", "tensor")}
 
 # Who may know that CuPy, NCCL or the compiled extension exist. The doctor's task is to say which of them are there.
 MACHINE = ("kernel", "backends", "_ext", "cli.doctor")

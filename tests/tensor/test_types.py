@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tinygpt.ops import _torch_names
 from tinygpt.ops._bind import METHODS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,6 +33,14 @@ assert_type(x.sum(axis=(0, 1), keepdims=True).exp(), Tensor)
 assert_type(x.reshape(3, 2), Tensor)
 assert_type(x.reshape((3, 2)), Tensor)
 assert_type(x.split(2), tuple[Tensor, ...])
+assert_type(x.sum(dim=0, keepdim=True), Tensor)
+assert_type(x.view(3, -1).permute(1, 0).unsqueeze(0), Tensor)
+assert_type(x.size(), tuple[int, ...])
+assert_type(x.size(0) + x.size, int)
+assert_type(p.requires_grad_(False), nn.Parameter)
+assert_type(tg.cat([x, x], dim=1), Tensor)
+assert_type(abs(x), Tensor)
+assert_type(float(x.sum()), float)
 assert_type(x @ x.T, Tensor)
 assert_type(1 - x * 2.0 + array, Tensor)
 assert_type(x > 0, Tensor)
@@ -57,6 +66,7 @@ x.mean(axis="rows")  # arg-type
 x.gelu(approx="none")  # call-arg
 x.reshape("rows")  # arg-type
 x.flatten()  # attr-defined
+x.max(dim=1)  # arg-type
 x @ None  # arg-type
 x + "one"  # arg-type
 x.backward(axis=1)  # call-arg
@@ -70,9 +80,12 @@ number: float = x.sum()  # assignment
 def test_the_methods_that_tensor_declares_are_those_that_ops_binds() -> None:
     """The class says `name = ops.name` to type checkers alone; at run time `bind` does it."""
     text = (ROOT / "tinygpt/tensor.py").read_text(encoding="utf-8")
-    declared = set(re.findall(r"\bops\.(\w+)", text.partition("if TYPE_CHECKING:\n        ")[2]))
+    text = text.partition("if TYPE_CHECKING:\n        ")[2]
+    declared = set(re.findall(r"\bops\.(\w+)", text))
     operators = {"add", "sub", "mul", "div", "pow", "matmul", "neg", "getitem"}
     assert declared - operators == set(METHODS)
+    assert set(re.findall(r"\btorch_names\.([a-z]\w+)", text)) == set(_torch_names.METHODS)
+    assert set(_torch_names.PROPERTIES) == {name for name in dir(_torch_names) if f"def {name}(self)" in text}
 
 
 def errors_of_mypy(path: Path) -> dict[int, str]:
@@ -88,7 +101,7 @@ def errors_of_mypy(path: Path) -> dict[int, str]:
 
 @pytest.mark.slow
 def test_mypy_refuses_wrong_calls_and_those_alone(tmp_path: Path) -> None:
-    lines = [*CALLS.splitlines(), *(f"x.{name}" for name in METHODS)]
+    lines = [*CALLS.splitlines(), *(f"x.{name}" for name in (*METHODS, *_torch_names.METHODS))]
     path = tmp_path / "calls.py"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     expected = {i: line.rpartition("  # ")[2] for i, line in enumerate(lines, 1) if "  # " in line}

@@ -15,21 +15,32 @@ from ..errors import DtypeError, UsageError
 from ..typing import Array
 
 NAMES = ("numpy", "cupy")
+DEVICES = {"cpu": "numpy", "cuda": "cupy"}  # PyTorch's names for the same two
 _current = "numpy"
 
 
 def get(name: str) -> ModuleType:
-    """The backend module called `name`. CuPy is imported here, on first use. Raises UsageError."""
+    """The backend module called `name`, or cpu or cuda. CuPy is imported here, on first use. Raises UsageError."""
+    name = backend_name(name)
     if name == "numpy":
         from . import numpy
 
         return numpy
-    if name == "cupy":
-        from . import cupy
+    from . import cupy
 
-        cupy.require()
-        return cupy
-    raise UsageError(f"there is no backend {name!r}: choose one of {', '.join(NAMES)}")
+    cupy.require()
+    return cupy
+
+
+def backend_name(name: str) -> str:
+    """ "numpy" or "cupy", which PyTorch's names "cpu" and "cuda" stand for too. Raises UsageError."""
+    found = DEVICES.get(name, name) if isinstance(name, str) else name
+    if found not in NAMES:
+        choice = (
+            "choose a GPU with CUDA_VISIBLE_DEVICES" if str(name).startswith("cuda:") else "or cpu and cuda for these"
+        )
+        raise UsageError(f"there is no backend {name!r}: choose one of {', '.join(NAMES)}, {choice}")
+    return found
 
 
 def current() -> str:
@@ -40,13 +51,14 @@ def current() -> str:
 class use_backend:
     """Make new tensors on backend `name` from now on or, in a `with` statement, until the end of the block.
 
-    tf32: for "cupy" only: whether float32 matrix products may use TF32 (see `tinygpt.backends.cupy`); None leaves the
-    setting alone. Raises UsageError if the backend is unknown or something that it needs is missing.
+    name: "numpy" or "cupy", or PyTorch's "cpu" or "cuda". tf32: for "cupy" only: whether float32 matrix products may
+    use TF32 (see `tinygpt.backends.cupy`); None leaves the setting alone. Raises UsageError if the backend is unknown
+    or something that it needs is missing.
     """
 
     def __init__(self, name: str, tf32: bool | None = None) -> None:
         global _current
-        backend = get(name)
+        backend, name = get(name), backend_name(name)
         if tf32 is not None and name != "cupy":
             raise UsageError(f"use_backend: tf32 is an option of the backend 'cupy', not of {name!r}")
         self.tf32 = None if tf32 is None else backend.set_tf32(tf32)  # the previous setting
@@ -122,7 +134,8 @@ def as_factor(number: Any) -> Any:
 
 
 def move(array: Any, name: str) -> Any:
-    """The array on backend `name`; the same array if it is there already."""
+    """The array on backend `name`; the same array if it is there already. Raises UsageError for an unknown name."""
+    name = backend_name(name)
     if name_of(array) == name:
         return array
     if name == "numpy":

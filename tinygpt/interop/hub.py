@@ -19,6 +19,7 @@ from pathlib import Path
 
 from ..errors import CheckpointError, UsageError, missing_extra
 from ..files import user_path
+from ..tokenizers import FILES as TOKENIZER_FILES
 from .config import CONFIG, GENERATION, read_config
 from .nanogpt import SUFFIXES, checkpoint_in
 from .weights import ADAPTER, ADAPTER_CONFIG, INDEXES, ORDER, TORCH_ADAPTER, WHOLE, shards_of, weights_file
@@ -33,17 +34,18 @@ _REVISION = re.compile(r"\w[\w-]*([./]\w[\w-]*)*", re.ASCII)  # a branch, tag or
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-def find_model(folder_or_name: str | os.PathLike[str], revision: str = "main") -> Path:
+def find_model(folder_or_name: str | os.PathLike[str], revision: str = "main", weights: bool = True) -> Path:
     """The folder with the model's files, or nanoGPT's file.
 
-    revision: a branch, tag or commit, if the model is given by name.
+    revision: a branch, tag or commit, if the model is given by name. weights: False if the small files, such as the
+    tokenizer's, are enough.
     Raises UsageError if the model is not found, and MissingExtraError if downloading it needs `huggingface_hub`.
     """
-    path = find_here(folder_or_name, revision)
-    return _fetch(os.fspath(folder_or_name), revision) if path is None else path
+    path = find_here(folder_or_name, revision, weights)
+    return _fetch(os.fspath(folder_or_name), revision, weights) if path is None else path
 
 
-def find_here(folder_or_name: str | os.PathLike[str], revision: str = "main") -> Path | None:
+def find_here(folder_or_name: str | os.PathLike[str], revision: str = "main", weights: bool = True) -> Path | None:
     """As `find_model`, but returns None if the model must be downloaded. Raises MissingExtraError if it can't be."""
     text = os.fspath(folder_or_name)
     if not isinstance(text, str) or not text:
@@ -59,7 +61,7 @@ def find_here(folder_or_name: str | os.PathLike[str], revision: str = "main") ->
         raise UsageError(f"there is no folder {path}, and it is not a model name such as gpt2 or owner/name")
     if not isinstance(revision, str) or not _REVISION.fullmatch(revision):
         raise UsageError(f"revision must be a branch, tag or commit, not {revision!r}")
-    found = _in_cache(text, revision)
+    found = _in_cache(text, revision, weights)
     if found is not None:
         return found
     for variable in ("TINYGPT_OFFLINE", "HF_HUB_OFFLINE"):
@@ -85,8 +87,8 @@ def cache_folder() -> Path:
     return user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface" / "hub"
 
 
-def _in_cache(name: str, revision: str) -> Path | None:
-    """The cached snapshot of a model, or None if any of its files are missing."""
+def _in_cache(name: str, revision: str, weights: bool) -> Path | None:
+    """The cached snapshot of a model, or None if any of the files wanted are missing."""
     owner, _, short = name.rpartition("/")
     names = [name]
     if not owner and name in _OWNERS:
@@ -99,7 +101,7 @@ def _in_cache(name: str, revision: str) -> Path | None:
         with contextlib.suppress(OSError, ValueError):
             commit = (folder / "refs" / revision).read_text(encoding="ascii").strip()
         snapshot = folder / "snapshots" / commit
-        if _COMMIT.fullmatch(commit) and _is_complete(snapshot):
+        if _COMMIT.fullmatch(commit) and (_is_complete(snapshot) or (not weights and _has_tokenizer(snapshot))):
             return snapshot
     return None
 
@@ -118,10 +120,14 @@ def _is_complete(snapshot: Path) -> bool:
         return False
 
 
+def _has_tokenizer(snapshot: Path) -> bool:
+    return any((snapshot / name).exists() for name in TOKENIZER_FILES)
+
+
 # The hub ------------------------------------------------------------------------------------------------
 
 
-def _fetch(name: str, revision: str) -> Path:
+def _fetch(name: str, revision: str, with_weights: bool = True) -> Path:
     """Download only the needed files of a model into the cache. Returns its folder there."""
     hub = _Hub(name, revision)
     config = hub.get_if_there(CONFIG)
@@ -139,6 +145,8 @@ def _fetch(name: str, revision: str) -> Path:
     if not hub.get_if_there("tokenizer.json"):
         for part in ("vocab.json", "merges.txt", "vocab.txt", "tokenizer.tinygpt.json"):
             hub.get_if_there(part)
+    if not with_weights:
+        return folder
     weights = next((file for file in ORDER if hub.get_if_there(file)), None)
     if weights is None:
         raise CheckpointError(

@@ -149,6 +149,11 @@ def tokenizer_of(folder: Path) -> Tokenizer:
     return tokenizer_beside(place) if place.is_file() else tokenizers.load(place)
 
 
+def tokenizer_named(name: str, revision: str = "main") -> Tokenizer:
+    """The tokenizer of a model given by name, without downloading weights. Raises UsageError."""
+    return tokenizer_of(find_model(name, revision, weights=False))
+
+
 def _folder(place: Path) -> Path:
     return place.parent if place.is_file() else place
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from .containers import GELU, ModuleList, ReLU, Sequential
 from .layers import Dropout, Embedding, LayerNorm, Linear, RMSNorm, uninitialized
 from .lora import LoRA, LoRALinear, add_lora, merge_lora
 from .module import Module, Parameter
 
 __all__ = [
-    "Dropout", "Embedding", "LayerNorm", "Linear", "LoRA", "LoRALinear", "Module", "Parameter", "RMSNorm", "add_lora",
-    "merge_lora", "uninitialized",
+    "GELU", "Dropout", "Embedding", "LayerNorm", "Linear", "LoRA", "LoRALinear", "Module", "ModuleList", "Parameter",
+    "RMSNorm", "ReLU", "Sequential", "add_lora", "merge_lora", "uninitialized",
 ]  # fmt: skip

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -183,7 +183,7 @@ class Module:
             parameter.grad = None
 
     def to(self, backend: str) -> Module:
-        """Move all parameters, and their gradients, to "numpy" or "cupy". Returns the module.
+        """Move all parameters, and their gradients, to "numpy" or "cupy" ("cpu" or "cuda"). Returns the module.
 
         The `Parameter` objects stay the same, so existing optimizers keep working. Raises UsageError if the backend is
         unknown or unavailable or the GPU runs out of memory; every parameter then stays where it was.
@@ -195,6 +195,25 @@ class Module:
             module.move_packed(backend)
         for parameter, (data, grad) in zip(self.parameters(), moved, strict=True):
             parameter.data, parameter.grad = data, grad
+        return self
+
+    def cpu(self) -> Module:
+        """`to("numpy")`."""
+        return self.to("numpy")
+
+    def cuda(self) -> Module:
+        """`to("cupy")`."""
+        return self.to("cupy")
+
+    @property
+    def device(self) -> str:
+        """ "cpu" or "cuda": where the first parameter is; a module without parameters is on the CPU."""
+        return next((parameter.device for parameter in self.parameters()), "cpu")
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """Freeze (False) or unfreeze all parameters. Returns the module."""
+        for parameter in self.parameters():
+            parameter.requires_grad_(requires_grad)
         return self
 
     # Packed weights: the layers of `tinygpt.nn.packed` override these.

@@ -20,7 +20,7 @@ from .cast import cast, in_dtype_of
 from .concatenate import concatenate, split, stack
 from .cross_entropy import cross_entropy
 from .dropout import dropout
-from .elementwise import exp, log, relu, sigmoid, sqrt, tanh
+from .elementwise import abs, exp, log, relu, sigmoid, sqrt, tanh
 from .embedding import embedding
 from .erf import erf
 from .gelu import gelu
@@ -29,7 +29,7 @@ from .layer_norm import layer_norm
 from .linear import linear
 from .linear_cross_entropy import linear_cross_entropy
 from .matmul import matmul
-from .reductions import max, mean, sum, var
+from .reductions import argmax, max, mean, min, sum, var
 from .residual_layer_norm import residual_layer_norm
 from .rms_norm import rms_norm
 from .shape import reshape, transpose

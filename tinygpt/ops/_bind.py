@@ -21,6 +21,7 @@ from ..backends import array_module, different_backends, is_array
 from ..errors import ShapeError, UsageError
 from ..graph import mode
 from ..tensor import Tensor, as_tensor
+from . import _torch_names
 from ._shapes import broadcast_shape
 
 SIGNS = {"add": "+=", "sub": "-=", "mul": "*=", "truediv": "/=", "pow": "**=", "matmul": "@="}
@@ -29,7 +30,7 @@ COMPARABLE = (Tensor, bool, int, float, np.generic, list, tuple)
 # As Tensor's class declares them to type checkers; tests/tensor/test_types.py names one that is missing here or there.
 METHODS = (
     *("exp", "log", "sqrt", "tanh", "sigmoid", "relu", "gelu", "silu", "softmax", "log_softmax"),
-    *("sum", "mean", "var", "max", "reshape", "transpose", "split"),
+    *("sum", "mean", "var", "max", "min", "argmax", "abs", "reshape", "transpose", "split"),
 )
 
 
@@ -41,8 +42,13 @@ def bind(operations: dict[str, Any]) -> None:
         setattr(Tensor, f"__r{symbol}__", _reflected(function))
     Tensor.__neg__ = operations["neg"]
     Tensor.__getitem__ = operations["getitem"]
+    Tensor.__abs__ = operations["abs"]
     for name in METHODS:
         setattr(Tensor, name, operations[name])
+    for name in _torch_names.METHODS:
+        setattr(Tensor, name, getattr(_torch_names, name))
+    for name in _torch_names.PROPERTIES:
+        setattr(Tensor, name, property(getattr(_torch_names, name)))
     for name in ("lt", "le", "gt", "ge", "eq", "ne"):
         setattr(Tensor, f"__{name}__", _comparison(name, getattr(operator, name)))
     for symbol in SIGNS:

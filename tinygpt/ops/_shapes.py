@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..backends.precision import is_floating, upcast
-from ..errors import DtypeError, RangeError, ShapeError
+from ..errors import DtypeError, RangeError, ShapeError, UsageError
 from ..tensor import Tensor
 from ..typing import Array, Axis
 
@@ -44,6 +44,15 @@ def broadcast_shape(operation: str, *tensors: Tensor) -> tuple[int, ...]:
         raise ShapeError(
             f"{operation}: shapes {shapes} do not fit: counted from the last, axes must be equal or one of them 1"
         ) from None
+
+
+def axis_or_dim(operation: str, axis: Any, dim: Any, default: Any = None) -> Any:
+    """`axis`, or `dim`, PyTorch's name for it, if that was given. Raises UsageError if both were."""
+    if dim is None:
+        return axis
+    if axis != default:
+        raise UsageError(f"{operation}: axis={axis} and dim={dim} mean the same: give one of them")
+    return dim
 
 
 def normalize_axis(operation: str, axis: int, ndim: int) -> int:

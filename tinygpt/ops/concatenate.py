@@ -23,7 +23,7 @@ from ..errors import DtypeError, ShapeError
 from ..function import Function
 from ..tensor import Tensor, as_tensor
 from ..typing import Array, TensorLike
-from ._shapes import normalize_axis
+from ._shapes import axis_or_dim, normalize_axis
 from .shape import reshape
 
 
@@ -47,16 +47,17 @@ class Split(Function):
         return array_module(dys[0]).concatenate(dys, axis=self.axis)
 
 
-def concatenate(tensors: Sequence[TensorLike], axis: int = 0) -> Tensor:
+def concatenate(tensors: Sequence[TensorLike], axis: int = 0, *, dim: int | None = None) -> Tensor:
     """Join tensors along an existing axis; the sizes of all other axes must agree.
 
+    dim: PyTorch's name for axis.
     Raises ShapeError if they do not or if there are no tensors, RangeError for an axis that does not exist.
     """
     parts = _tensors("concatenate", tensors)
     first = parts[0]
     if first.ndim == 0:
         raise ShapeError("concatenate: tensors of shape () have no axis to join along: use stack")
-    axis = normalize_axis("concatenate", axis, first.ndim)
+    axis = normalize_axis("concatenate", axis_or_dim("concatenate", axis, dim, 0), first.ndim)
     for i, part in enumerate(parts):
         if part.ndim != first.ndim or _without(part.shape, axis) != _without(first.shape, axis):
             raise ShapeError(
@@ -66,30 +67,31 @@ def concatenate(tensors: Sequence[TensorLike], axis: int = 0) -> Tensor:
     return Concatenate.apply(*parts, axis=axis)
 
 
-def stack(tensors: Sequence[TensorLike], axis: int = 0) -> Tensor:
+def stack(tensors: Sequence[TensorLike], axis: int = 0, *, dim: int | None = None) -> Tensor:
     """Join tensors of one shape along a new axis: a reshape that adds the axis, then concatenate.
 
+    dim: PyTorch's name for axis.
     Raises ShapeError for unequal shapes or no tensors, RangeError for an axis that the result does not have.
     """
     parts = _tensors("stack", tensors)
     shape = parts[0].shape
-    axis = normalize_axis("stack", axis, len(shape) + 1)
+    axis = normalize_axis("stack", axis_or_dim("stack", axis, dim, 0), len(shape) + 1)
     for i, part in enumerate(parts):
         if part.shape != shape:
             raise ShapeError(f"stack: shapes must be equal, but tensor 0 has {shape} and tensor {i} has {part.shape}")
     return concatenate([reshape(part, (*shape[:axis], 1, *shape[axis:])) for part in parts], axis)
 
 
-def split(x: TensorLike, sizes: int | Sequence[int], axis: int = 0) -> tuple[Tensor, ...]:
+def split(x: TensorLike, sizes: int | Sequence[int], axis: int = 0, *, dim: int | None = None) -> tuple[Tensor, ...]:
     """Split x along an axis into pieces, which are views.
 
     sizes: an integer, the size of every piece, except that the last may be smaller; or a list of all sizes, as in
-    PyTorch.
+    PyTorch. dim: PyTorch's name for axis.
 
     Raises ShapeError if the sizes do not add up, RangeError for an axis that does not exist.
     """
     x = as_tensor(x)
-    axis = normalize_axis("split", axis, x.ndim)
+    axis = normalize_axis("split", axis_or_dim("split", axis, dim, 0), x.ndim)
     total = x.shape[axis]
     try:
         if isinstance(sizes, (list, tuple)):

@@ -1,4 +1,4 @@
-"""exp, log, sqrt, tanh, sigmoid and relu: each element of y depends on one element of x.
+"""exp, log, sqrt, tanh, sigmoid, relu and abs: each element of y depends on one element of x.
 
     y = exp(x)              dx = dy * y
     y = log(x)              dx = dy / x
@@ -6,9 +6,10 @@
     y = tanh(x)             dx = dy * (1 - y**2)            as (1 - y)(1 + y): rounding y**2 near 1 would lose digits
     y = 1 / (1 + exp(-x))   dx = dy * y * (1 - y)
     y = max(x, 0)           dx = 0 where x <= 0 (also at the kink), else dy, so that a NaN in x passes dy on
+    y = |x|                 dx = dy * sign(x), which is 0 at the kink
 
 Saved: y if the derivative can be written in terms of y, since y is likely to be kept by another operation anyway; x for
-log.
+log and abs.
 
 `sigmoid` never computes the exponential of a positive number, which could overflow: with e = exp(-|x|),
 
@@ -76,7 +77,7 @@ class Tanh(Function):
 class Sigmoid(Function):
     def forward(self, x: Array) -> Array:
         xp = array_module(x)
-        e = xp.exp(-abs(x))  # from 0 to 1
+        e = xp.exp(-xp.abs(x))  # from 0 to 1
         y = xp.where(x < 0, e, 1) / (1 + e)
         self.save(y)
         return y
@@ -95,6 +96,16 @@ class Relu(Function):
     def backward(self, dy: Array) -> Array:
         (y,) = self.saved
         return array_module(y).where(y <= 0, 0, dy)
+
+
+class Abs(Function):
+    def forward(self, x: Array) -> Array:
+        self.save(x)
+        return array_module(x).abs(x)
+
+    def backward(self, dy: Array) -> Array:
+        (x,) = self.saved
+        return dy * array_module(x).sign(x)
 
 
 def exp(x: TensorLike) -> Tensor:
@@ -125,6 +136,11 @@ def sigmoid(x: TensorLike) -> Tensor:
 def relu(x: TensorLike) -> Tensor:
     """The larger of x and 0. Raises DtypeError unless x is floating-point."""
     return Relu.apply(_floating("relu", x))
+
+
+def abs(x: TensorLike) -> Tensor:
+    """The absolute value; integers are taken too."""
+    return Abs.apply(as_tensor(x))
 
 
 def _floating(operation: str, x: TensorLike) -> Tensor:

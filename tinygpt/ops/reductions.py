@@ -1,17 +1,18 @@
-"""sum, mean, var and max, over all axes or some.
+"""sum, mean, var, max and min, over all axes or some; argmax.
 
 Over n reduced elements:
 
     y = sum(x)                          dx_i = dy
     y = sum(x) / n                      dx_i = dy / n
     y = sum((x - mean)**2) / m          dx_i = dy * 2 (x_i - mean) / m            m = n - correction
-    y = max(x)                          dx_i = dy * [x_i = y] / (number of i with x_i = y)
+    y = max(x) or min(x)                dx_i = dy * [x_i = y] / (number of i with x_i = y)
 
 In the variance, x_j also changes the mean, which would add -2/m * sum(x_i - mean) / n, but that sum is zero. In the
-maximum, tied elements share the gradient equally, so that the result does not depend on their order.
+maximum and minimum, tied elements share the gradient equally, so that the result does not depend on their order.
+argmax is an integer, the index of the maximum, and has no gradient.
 
-Saved: only the shape for sum and mean; x and the mean, in float64, for var; x and y for max. Unless keepdims was given,
-dy has fewer axes than x: `_expand` puts them back with size 1, and broadcasting repeats dy over x.
+Saved: only the shape for sum and mean; x and the mean, in float64, for var; x and y for max and min. Unless keepdims
+was given, dy has fewer axes than x: `_expand` puts them back with size 1, and broadcasting repeats dy over x.
 
 Long sums accumulate in float64 even for float32: adding the millionth term to a float32 sum loses half of the term's
 digits. Means and variances are also divided in float64 and rounded once, since a sum may overflow float32 even if the
@@ -27,11 +28,11 @@ from typing import Any
 from ..backends import array_module
 from ..backends.precision import upcast
 from ..checks import number
-from ..errors import ShapeError
+from ..errors import ShapeError, UsageError
 from ..function import Function
 from ..tensor import Tensor, as_tensor
 from ..typing import Array, Axis, TensorLike
-from ._shapes import long_sum, normalize_axes, require_floating
+from ._shapes import axis_or_dim, long_sum, normalize_axes, require_floating
 
 
 class Sum(Function):
@@ -68,8 +69,10 @@ class Var(Function):
 
 
 class Max(Function):
+    method = "max"  # of arrays
+
     def forward(self, x: Array, axes: tuple[int, ...], keepdims: bool) -> Array:
-        y = x.max(axis=axes, keepdims=True)
+        y = getattr(x, self.method)(axis=axes, keepdims=True)
         self.axes = axes
         self.save(x, y)
         return y if keepdims else y.squeeze(axes)
@@ -81,34 +84,53 @@ class Max(Function):
         return share * chosen
 
 
-def sum(x: TensorLike, axis: Axis | None = None, keepdims: bool = False) -> Tensor:
+class Min(Max):
+    method = "min"
+
+
+def sum(
+    x: TensorLike, axis: Axis | None = None, keepdims: bool = False, *, dim: Axis | None = None, keepdim: bool = False
+) -> Tensor:
     """The sum over `axis`: None (all axes), an axis, or a tuple of them. Of no elements it is 0.
 
-    Raises RangeError for an axis that does not exist, ShapeError for one named twice.
+    dim, keepdim: PyTorch's names for axis and keepdims. Raises RangeError for an axis that does not exist, ShapeError
+    for one named twice.
     """
-    x = as_tensor(x)
-    return Sum.apply(x, axes=normalize_axes("sum", axis, x.ndim), keepdims=keepdims)
+    x, axis = as_tensor(x), axis_or_dim("sum", axis, dim)
+    return Sum.apply(x, axes=normalize_axes("sum", axis, x.ndim), keepdims=keepdims or keepdim)
 
 
-def mean(x: TensorLike, axis: Axis | None = None, keepdims: bool = False) -> Tensor:
+def mean(
+    x: TensorLike, axis: Axis | None = None, keepdims: bool = False, *, dim: Axis | None = None, keepdim: bool = False
+) -> Tensor:
     """The mean over `axis`: None (all axes), an axis, or a tuple of them.
 
-    Raises ShapeError for the mean of no elements, RangeError for an axis that does not exist, DtypeError unless x
-    is floating-point.
+    dim, keepdim: PyTorch's names for axis and keepdims. Raises ShapeError for the mean of no elements, RangeError for
+    an axis that does not exist, DtypeError unless x is floating-point.
     """
-    x, axes = _checked("mean", x, axis)
+    x, axes = _checked("mean", x, axis_or_dim("mean", axis, dim))
     require_floating("mean", x=x)
-    return Mean.apply(x, axes=axes, keepdims=keepdims)
+    return Mean.apply(x, axes=axes, keepdims=keepdims or keepdim)
 
 
-def var(x: TensorLike, axis: Axis | None = None, keepdims: bool = False, correction: float = 1) -> Tensor:
+def var(
+    x: TensorLike,
+    axis: Axis | None = None,
+    keepdims: bool = False,
+    correction: float = 1,
+    *,
+    dim: Axis | None = None,
+    keepdim: bool = False,
+) -> Tensor:
     """The variance over `axis`: the sum of squared distances from the mean, divided by (their number - correction).
 
     correction: 1, as in PyTorch, estimates the variance of a population from a sample; 0, as in NumPy and in layer
     normalisation, gives the variance of the elements themselves.
+    dim, keepdim: PyTorch's names for axis and keepdims.
 
     Raises ShapeError unless there are more than `correction` elements, RangeError, DtypeError.
     """
+    axis = axis_or_dim("var", axis, dim)
     x, axes = _checked("var", x, axis)
     require_floating("var", x=x)
     correction = number("var", "correction", correction)
@@ -117,16 +139,47 @@ def var(x: TensorLike, axis: Axis | None = None, keepdims: bool = False, correct
             f"var: {_count(x.shape, axes)} elements (axis {axis} of shape {x.shape}) have no variance with "
             f"correction={correction}: give more elements or a smaller correction"
         )
-    return Var.apply(x, axes=axes, keepdims=keepdims, correction=correction)
+    return Var.apply(x, axes=axes, keepdims=keepdims or keepdim, correction=correction)
 
 
-def max(x: TensorLike, axis: Axis | None = None, keepdims: bool = False) -> Tensor:
+def max(x: TensorLike, axis: Axis | None = None, keepdims: bool = False, *, dim: None = None) -> Tensor:
     """The largest element over `axis`: None (all axes), an axis, or a tuple of them. Ties share the gradient.
 
+    PyTorch's x.max(dim=...) returns indices too, so that name is not taken here: x.argmax(axis=...) has them.
     Raises ShapeError for the maximum of no elements, RangeError for an axis that does not exist.
     """
+    _refuse_dim("max", dim)
     x, axes = _checked("max", x, axis)
     return Max.apply(x, axes=axes, keepdims=keepdims)
+
+
+def min(x: TensorLike, axis: Axis | None = None, keepdims: bool = False, *, dim: None = None) -> Tensor:
+    """The smallest element over `axis`; see `max`."""
+    _refuse_dim("min", dim)
+    x, axes = _checked("min", x, axis)
+    return Min.apply(x, axes=axes, keepdims=keepdims)
+
+
+def argmax(
+    x: TensorLike, axis: int | None = None, keepdims: bool = False, *, dim: int | None = None, keepdim: bool = False
+) -> Tensor:
+    """The index of the largest element along `axis`, the first of equal ones; None: in the flattened tensor.
+
+    Returns an int64 tensor without a gradient. dim, keepdim: PyTorch's names for axis and keepdims. Raises ShapeError
+    if there are no elements, RangeError for an axis that does not exist.
+    """
+    axis = axis_or_dim("argmax", axis, dim)
+    x, axes = _checked("argmax", x, axis if axis is None else (axis,))
+    over = None if axis is None else axes[0]
+    return Tensor(array_module(x.data).asarray(x.data.argmax(axis=over, keepdims=keepdims or keepdim)))
+
+
+def _refuse_dim(operation: str, dim: Any) -> None:
+    if dim is not None:
+        raise UsageError(
+            f"{operation}: PyTorch's {operation}(dim={dim}) returns values and indices, this one values alone: write "
+            f"x.{operation}(axis={dim})" + (f", and x.argmax(axis={dim}) for the indices" if operation == "max" else "")
+        )
 
 
 def _checked(operation: str, x: TensorLike, axis: Axis) -> tuple[Tensor, tuple[int, ...]]:

@@ -44,8 +44,12 @@ def reshape(x: TensorLike, *shape: int | Sequence[int]) -> Tensor:
 
     shape: integers, or one tuple of them. Raises ShapeError when the number of elements differs.
     """
-    x = as_tensor(x)
-    return Reshape.apply(x, shape=_target(x.shape, _sizes("reshape", shape)))
+    return _reshaped("reshape", as_tensor(x), shape)
+
+
+def _reshaped(operation: str, x: Tensor, shape: tuple[int | Sequence[int], ...]) -> Tensor:
+    """`reshape`, under the name that error messages should have."""
+    return Reshape.apply(x, shape=_target(operation, x.shape, _sizes(operation, shape)))
 
 
 def transpose(x: TensorLike, *axes: int | Sequence[int]) -> Tensor:
@@ -57,18 +61,23 @@ def transpose(x: TensorLike, *axes: int | Sequence[int]) -> Tensor:
     Raises RangeError for an axis that does not exist, ShapeError unless the order names every axis once.
     """
     x = as_tensor(x)
-    given = tuple(normalize_axis("transpose", a, x.ndim) for a in _sizes("transpose", axes))
     order = list(range(x.ndim))
     if not axes:
         order.reverse()
     elif len(axes) == 2:
-        i, j = given
+        i, j = (normalize_axis("transpose", a, x.ndim) for a in _sizes("transpose", axes))
         order[i], order[j] = order[j], order[i]
-    elif sorted(given) != order:
-        raise ShapeError(f"transpose: {given} is not an order of the {x.ndim} axes of a tensor of shape {x.shape}")
     else:
-        order = list(given)
+        return _permuted("transpose", x, axes)
     return Transpose.apply(x, axes=tuple(order))
+
+
+def _permuted(operation: str, x: Tensor, axes: tuple[int | Sequence[int], ...]) -> Tensor:
+    """The axes in the order `axes`, for a caller whose name error messages should have."""
+    order = tuple(normalize_axis(operation, a, x.ndim) for a in _sizes(operation, axes))
+    if sorted(order) != list(range(x.ndim)):
+        raise ShapeError(f"{operation}: {order} is not an order of the {x.ndim} axes of a tensor of shape {x.shape}")
+    return Transpose.apply(x, axes=order)
 
 
 def _sizes(operation: str, given: tuple[int | Sequence[int], ...]) -> tuple[int, ...]:
@@ -80,7 +89,7 @@ def _sizes(operation: str, given: tuple[int | Sequence[int], ...]) -> tuple[int,
         raise DtypeError(f"{operation}: takes integers or one tuple of integers, not {tuple(sizes)}") from None
 
 
-def _target(shape: tuple[int, ...], wanted: tuple[int, ...]) -> tuple[int, ...]:
+def _target(operation: str, shape: tuple[int, ...], wanted: tuple[int, ...]) -> tuple[int, ...]:
     """`wanted` with the size in place of -1 computed. Raises ShapeError."""
     known = math.prod(size for size in wanted if size != -1)
     total = math.prod(shape)
@@ -88,5 +97,5 @@ def _target(shape: tuple[int, ...], wanted: tuple[int, ...]) -> tuple[int, ...]:
         known == total if -1 not in wanted else wanted.count(-1) == 1 and known > 0 and total % known == 0
     )
     if not fits:
-        raise ShapeError(f"reshape: {total} elements of shape {shape} do not fit into shape {wanted}")
+        raise ShapeError(f"{operation}: {total} elements of shape {shape} do not fit into shape {wanted}")
     return tuple(total // known if size == -1 else size for size in wanted)

@@ -38,7 +38,7 @@ from ..function import Function
 from ..kernel import kernel
 from ..tensor import Tensor
 from ..typing import Array
-from ._shapes import normalize_axis, require_floating
+from ._shapes import axis_or_dim, normalize_axis, require_floating
 
 
 def softmax_composed(x: Tensor, axis: int = -1) -> Tensor:
@@ -111,22 +111,22 @@ class LogSoftmax(Softmax):
     forward_kernel, backward_kernel = log_softmax_forward, log_softmax_backward
 
 
-def softmax(x: Tensor, axis: int = -1) -> Tensor:
+def softmax(x: Tensor, axis: int = -1, *, dim: int | None = None) -> Tensor:
     """Probabilities along `axis`: exp(x) divided by its sum there.
 
     x: any shape with at least one axis, floating. A row of only -infinity gives nan. Returns a tensor of x's shape.
-    Raises ShapeError, RangeError, DtypeError.
+    dim: PyTorch's name for axis. Raises ShapeError, RangeError, DtypeError.
     """
-    return Softmax.apply(x, axis=_checked_axis("softmax", x, axis))
+    return Softmax.apply(x, axis=_checked_axis("softmax", x, axis_or_dim("softmax", axis, dim, -1)))
 
 
-def log_softmax(x: Tensor, axis: int = -1) -> Tensor:
+def log_softmax(x: Tensor, axis: int = -1, *, dim: int | None = None) -> Tensor:
     """log(softmax(x)) along `axis`, without losing digits to the logarithm of a rounded probability.
 
     x: any shape with at least one axis, floating. A row of only -infinity gives nan. Returns a tensor of x's shape.
-    Raises ShapeError, RangeError, DtypeError.
+    dim: PyTorch's name for axis. Raises ShapeError, RangeError, DtypeError.
     """
-    return LogSoftmax.apply(x, axis=_checked_axis("log_softmax", x, axis))
+    return LogSoftmax.apply(x, axis=_checked_axis("log_softmax", x, axis_or_dim("log_softmax", axis, dim, -1)))
 
 
 def _checked_axis(operation: str, x: Tensor, axis: int) -> int:

@@ -21,6 +21,8 @@ from .muon import Muon
 from .optimizer import Optimizer
 from .sgd import SGD
 
+clip_grad_norm_ = clip_grad_norm  # PyTorch's name
+
 __all__ = [
     "EMA",
     "SGD",
@@ -32,6 +34,7 @@ __all__ = [
     "by_name",
     "clip_coefficient",
     "clip_grad_norm",
+    "clip_grad_norm_",
     "grad_norm",
     "layer_decay",
     "regularization",

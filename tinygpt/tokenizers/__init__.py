@@ -4,7 +4,7 @@ tokenizer = CharTokenizer.from_text(text)      # or ByteTokenizer(), or BPEToken
 ids = tokenizer.encode("To be")                # int64, shape (T,)
 tokenizer.decode(ids)                          # "To be"
 tokenizer.save(folder)                         # folder/tokenizer.tinygpt.json; for BPE and BERT, Hugging Face's files
-tokenizer = tinygpt.tokenizers.load(folder)    # picks the right class
+tokenizer = tinygpt.tokenizers.load(folder)    # picks the right class; or a name, such as "gpt2"
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ..errors import CheckpointError
 from ..exchange import read_whole
+from ..files import user_path
 from . import bpe_files, hf_tokenizers, wordpiece_files
 from .base import FILE_NAME, StreamDecoder, Tokenizer, read_config
 from .bpe import BPETokenizer
@@ -43,13 +44,22 @@ FILES = frozenset({FILE_NAME, *bpe_files.FILES, *wordpiece_files.FILES})  # what
 _CLASSES: dict[str, type[Tokenizer]] = {cls.type: cls for cls in (ByteTokenizer, CharTokenizer, WordTokenizer)}
 
 
-def load(folder: str | os.PathLike[str]) -> Tokenizer:
-    """Load the tokenizer saved in `folder`, whatever its class. Raises CheckpointError if it can't be read.
+def load(folder_or_name: str | os.PathLike[str], revision: str = "main") -> Tokenizer:
+    """Load the tokenizer saved in a folder, whatever its class. Raises CheckpointError if it can't be read.
 
-    Looks for tokenizer.tinygpt.json first, then for the files of GPT-2 or BERT: tokenizer.json, or vocab.json and
-    merges.txt, or vocab.txt.
+    A string that is not the path of a folder is the name of a model, such as "gpt2": see `GPT.from_pretrained`, which
+    also explains `revision`. Of a model that must be downloaded, only the small files are. In the folder, it looks for
+    tokenizer.tinygpt.json first, then for the files of GPT-2 or BERT: tokenizer.json, or vocab.json and merges.txt, or
+    vocab.txt.
     """
-    return read_whole(Path(folder), _load)
+    if isinstance(folder_or_name, str) and not user_path(folder_or_name).exists():
+        from ..interop.loading import tokenizer_named  # the layer above
+
+        return tokenizer_named(folder_or_name, revision)
+    return read_whole(Path(folder_or_name), _load)
+
+
+Tokenizer.from_pretrained = staticmethod(load)  # transformers' name
 
 
 def require_library(folder: str | os.PathLike[str]) -> None:

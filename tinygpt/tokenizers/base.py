@@ -21,6 +21,7 @@ import numpy as np
 from ..checks import integer_array
 from ..errors import CheckpointError, DtypeError, RangeError, UsageError
 from ..files import atomic_write
+from .batch import Encoding, encode_batch, token_property
 
 # Not "tokenizer.json": that name belongs to the Hugging Face format, and one folder may hold both.
 FILE_NAME = "tokenizer.tinygpt.json"
@@ -36,6 +37,11 @@ class Tokenizer(ABC):
     bos_token_id: int | None = None  # beginning of text, end of text, padding
     eos_token_id: int | None = None
     pad_token_id: int | None = None
+    from_pretrained: ClassVar[Callable[..., Tokenizer]]  # `tinygpt.tokenizers.load`, which sets it
+    padding_side: str = "right"  # or "left": where a call puts padding
+    bos_token, eos_token, pad_token = map(
+        token_property, ("bos_token_id", "eos_token_id", "pad_token_id")
+    )  # their texts
 
     @property
     def start_ids(self) -> list[int]:
@@ -58,6 +64,27 @@ class Tokenizer(ABC):
     @abstractmethod
     def encode(self, text: str) -> np.ndarray:
         """Return the ids of `text`: int64, shape (T,)."""
+
+    def __len__(self) -> int:
+        """`vocab_size`."""
+        return self.vocab_size
+
+    def __call__(
+        self,
+        texts: str | Sequence[str],
+        *,
+        padding: bool | str = False,
+        truncation: bool | str = False,
+        max_length: int | None = None,
+        return_tensors: str | None = None,
+    ) -> Encoding:
+        """Encode one text or several, as transformers' tokenizers do: a dict of input_ids and attention_mask.
+
+        padding: True or "longest", "max_length", False. truncation: True cuts the ends of longer texts off.
+        max_length: in tokens. return_tensors: "np" for int64 arrays (B, T), also for a single text; None for lists.
+        Padding has the id pad_token_id, on the side `padding_side`. Raises UsageError, DtypeError, ShapeError.
+        """
+        return encode_batch(self, texts, padding, truncation, max_length, return_tensors)
 
     def batch_encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """The ids of each text, as `encode` gives them; for many short texts it may be much faster."""
@@ -144,6 +171,8 @@ class Tokenizer(ABC):
                 "load it with tinygpt.tokenizers.load, which picks the right class"
             )
         return cls._from_file(config, folder)
+
+    save_pretrained = save  # transformers' name
 
     @classmethod
     def _from_file(cls, config: dict[str, Any], folder: str | os.PathLike[str]) -> Self:

@@ -119,6 +119,11 @@ def var_composed(x: Tensor, axis: Any, keepdims: bool, correction: float) -> Ten
     return squares * (n / (n - correction))
 
 
+def minimum(torch: Any, x: Any, axis: Any, keepdims: bool) -> Any:
+    dim = tuple(range(x.ndim)) if axis is None else axis
+    return x.clone() if dim == () else x.amin(dim=dim, keepdim=keepdims)
+
+
 # Shapes and indices -------------------------------------------------------------------------------
 
 
@@ -291,10 +296,12 @@ ROWS = [
     Row("tanh", ops.tanh, one_operand(), (elementwise.Tanh,), lambda x: 2.0 * (2.0 * x).sigmoid() - 1.0),
     Row("sigmoid", ops.sigmoid, one_operand(), (elementwise.Sigmoid,), lambda x: 1.0 / (1.0 + (-x).exp())),
     Row("relu", ops.relu, one_operand(away_from_zero), (elementwise.Relu,), lambda x: ops.where(x > 0, x, 0.0)),
+    Row("abs", ops.abs, one_operand(away_from_zero), (elementwise.Abs,), lambda x: ops.where(x > 0, x, -x)),
     Row("sum", ops.sum, reduction(of_nothing=True), (reductions.Sum,)),
     Row("mean", ops.mean, reduction(), (reductions.Mean,), mean_composed),
     Row("var", ops.var, reduction(correction=True), (reductions.Var,), var_composed),
     Row("max", ops.max, reduction(distinct), (reductions.Max,)),
+    Row("min", ops.min, reduction(distinct), (reductions.Min,), lambda x, **how: -((-x).max(**how)), torch=minimum),
     Row("reshape", lambda x, shape: ops.reshape(x, shape), reshapes(), (Reshape,)),
     Row("transpose", lambda x, axes: ops.transpose(x, axes), transposes(), (Transpose,)),
     Row("getitem", ops.getitem, indexings(), (GetItem,)),
