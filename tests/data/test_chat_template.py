@@ -1,8 +1,8 @@
-"""chat_template.jinja: written beside template.toml, kept where there is no other, and named where it is not read."""
+"""chat_template.jinja: written beside template.toml, kept where there is no other, and named where
+nothing is learned in it."""
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -98,30 +98,30 @@ def test_that_of_another_program_is_kept_without_a_template(run: Any, base: Path
     assert (tmp_path / "model" / "chat_template.jinja").read_bytes() == THEIRS.encode()
 
 
-def test_a_template_that_is_not_read_is_named(
-    run: Any, base: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_template_in_which_nothing_is_learned_is_named(run: Any, base: Path, rows: Path, tmp_path: Path) -> None:
     words = (
-        "the model's own chat template is in Jinja, which tinygpt does not read: give --template chatml, as it seems"
+        "the model's own chat template is in Jinja, in which answers are not learned or scored: give --template "
+        "chatml, as it seems"
     )
     answer = run("finetune", f"--model={base}", f"--data={rows}", f"--out={tmp_path / 'run'}", *QUICK)
     assert answer.code == 0, answer.err
     assert words in answer.out
-    for command in ("eval", "predict"):
-        answer = run(command, f"--model={base}", f"--data={rows}", "--max-new-tokens=2")
-        assert answer.code == 0, answer.err
-        assert f"[Answering in the usual template for these columns: {words}.]" in answer.err
-    answer = run("chat", f"--model={base}", f"--template={base / 'chat_template.jinja'}")
-    assert_one_sentence(answer, "chat_template.jinja is in Jinja, which tinygpt does not read: write it as a TOML file")
-    (base / "chat_template.jinja").unlink()
+    answer = run("eval", f"--model={base}", f"--data={rows}", "--max-new-tokens=2")
+    assert answer.code == 0, answer.err
+    assert f"[Answering in the usual template for these columns: {words}.]" in answer.err
+    path = base / "chat_template.jinja"
+    answer = run(
+        "finetune", f"--model={base}", f"--data={rows}", f"--out={tmp_path / 'b'}", f"--template={path}", *QUICK
+    )
+    assert_one_sentence(
+        answer, "chat_template.jinja is in Jinja, in which .* not learned or scored: write it as a TOML"
+    )
+    path.unlink()
     (base / "tokenizer_config.json").write_text(json.dumps({"chat_template": [
         {"name": "tool_use", "template": "x"}, {"name": "default", "template": "{{ messages }}"}]}))  # fmt: skip
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO()))
-    answer = run("chat", f"--model={base}")
-    assert answer.code == 0
-    assert "Answering in the template plain, since the model's own chat template is in Jinja" in answer.err
+    answer = run("eval", f"--model={base}", f"--data={rows}", "--max-new-tokens=2")
     assert "give --template a preset or a TOML file" in answer.err
-    assert not run("chat", f"--model={base}", "--template=lines").err
+    assert not run("eval", f"--model={base}", f"--data={rows}", "--max-new-tokens=2", "--template=lines").err
 
 
 @pytest.mark.parametrize(

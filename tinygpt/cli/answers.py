@@ -19,7 +19,7 @@ from .. import console
 from ..console import Lenient
 from ..data.chat_template import other_template
 from ..data.columns import COLUMNS, Turns, dialogue_of, find_columns, is_conversation
-from ..data.dialogue import TEMPLATE, Dialogue, Template
+from ..data.dialogue import TEMPLATE, AnyTemplate, Dialogue
 from ..data.rows import Row
 from ..errors import UsageError
 from ..generation import config_from_dict, stream_text
@@ -76,7 +76,7 @@ def _role(message: Any) -> Any:
 class Answers:
     """The model's answers. Raises UsageError for an invalid generation setting."""
 
-    def __init__(self, model: Any, tokenizer: Any, template: Template, max_new_tokens: int) -> None:
+    def __init__(self, model: Any, tokenizer: Any, template: AnyTemplate, max_new_tokens: int) -> None:
         self.model, self.tokenizer, self.template = model, tokenizer, template
         own: Any = model.generation_config
         base = config_from_dict(own) if isinstance(own, dict) else own

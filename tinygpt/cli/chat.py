@@ -45,7 +45,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_model_options(parser)
     group = parser.add_argument_group("the dialogue")
     words = (
-        "plain (User: ... Assistant: ...), lines, play, chatml, raw, or a TOML file (default: the model's, else plain)"
+        "plain (User: ... Assistant: ...), lines, play, chatml, raw, or a file in TOML or Jinja (default: the model's "
+        "own, else plain; Jinja needs the extra `chat`)"
     )
     group.add_argument("--template", metavar="NAME_OR_FILE", help=words)
     group.add_argument("--system", default="", metavar="TEXT", help="text before the dialogue, never dropped")
@@ -60,15 +61,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def chat(options: argparse.Namespace) -> int:
     """Answer until the input ends."""
-    from ..data.chat_template import other_template
-    from ..data.dialogue import TEMPLATE, Dialogue, read_template
+    from ..data.dialogue import Dialogue
+    from ..data.jinja_template import check_given, template_for
 
-    template = None if options.template is None else read_template(options.template)
+    check_given(options.template)
     model, tokenizer, folder = load(options)
-    if template is None:
-        template = read_template(str(folder / TEMPLATE) if (folder / TEMPLATE).exists() else "plain")
-        if (words := other_template(folder)) is not None:
-            note(f"Answering in the template plain, since {words}.")
+    template = template_for(folder, tokenizer, options.template)
     options.stop_strings = [*(options.stop_strings or []), *template.stops]
     conversation = Conversation(model, tokenizer, Dialogue(template, options.system), options)
     for entry in entries(HELP):

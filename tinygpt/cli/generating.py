@@ -118,7 +118,7 @@ def add_sampling_options(parser: Any) -> None:
     either.add_argument("--prompt", metavar="TEXT", help=words)
     words = "read the prompt from a UTF-8 file; - is standard input"
     either.add_argument("--prompt-file", metavar="FILE", help=words)
-    words = "put the prompt into this template, as a question to answer: a name or a TOML file, as for `chat`"
+    words = "put the prompt into this template, as a question to answer: as for `chat`, or own, the model's"
     group.add_argument("--template", dest="prompt_template", metavar="NAME_OR_FILE", help=words)
     words = "read <|endoftext|> and other special tokens in the prompt as such, not as characters"
     group.add_argument("--allow-special", action="store_true", help=words)
@@ -150,7 +150,7 @@ def _add_fields(group: Any, fields: list[Option]) -> None:
 
 def generation_config(options: argparse.Namespace, tokenizer: Tokenizer, model: GPT | None = None) -> GenerationConfig:
     """The model's own generation settings, overridden by the options. Raises UsageError for an invalid one."""
-    from ..data.dialogue import read_template
+    from ..data.dialogue import as_template
     from ..generation import GenerationConfig, config_from_dict
     from ..generation.options import SAMPLING_OPTIONS
 
@@ -159,7 +159,7 @@ def generation_config(options: argparse.Namespace, tokenizer: Tokenizer, model: 
     names = [option.name for option in (*HOW_LONG, *HOW_CHOSEN, *HOW_MANY)] + ["stop_strings"]
     given = {name: value for name in names if (value := getattr(options, name, None)) is not None}
     if (template := getattr(options, "prompt_template", None)) is not None:
-        given["stop_strings"] = [*given.get("stop_strings", []), *read_template(template).stops] or None
+        given["stop_strings"] = [*given.get("stop_strings", []), *as_template(template).stops] or None
     if options.bad_words:
         given["bad_words_ids"] = [_encode(tokenizer, words, "--bad-words").tolist() for words in options.bad_words]
     if "max_new_tokens" not in given:
@@ -235,17 +235,17 @@ def _several(
 def _prompt(tokenizer: Tokenizer, options: argparse.Namespace) -> tuple[str, np.ndarray]:
     """The prompt as text, and as ids (T,)."""
     from ..data import read_text
-    from ..data.dialogue import encode, read_template, with_start
+    from ..data.dialogue import as_template, with_start
 
     if options.prompt_file is not None:
         options.prompt = read_stdin() if options.prompt_file == "-" else "".join(read_text(options.prompt_file))
         options.prompt_file = None  # read only once: it may be a pipe
     prompt = _line_break(tokenizer) if options.prompt is None else options.prompt
     if (template := getattr(options, "prompt_template", None)) is not None:
-        parts = read_template(template).opening("", prompt)
-        prompt = "".join(text for text, _ in parts)
+        template, question = as_template(template), prompt
+        prompt = "".join(text for text, _ in template.opening("", question))
         _encode(tokenizer, prompt, "the prompt in its template")  # raises for an unknown character
-        ids = with_start(tokenizer, encode(tokenizer, parts))
+        ids = template.prompt(tokenizer, "", [], question)
     else:
         ids = with_start(tokenizer, _encode(tokenizer, prompt, "the prompt", options.allow_special))
     if ids.size == 0:

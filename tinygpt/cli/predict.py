@@ -26,6 +26,7 @@ from .rows import (
 
 if TYPE_CHECKING:
     from ..data import BadRows, Row
+    from ..data.dialogue import AnyTemplate
 
     Found = tuple[list[Row], int, Iterable[dict[str, Any]]]  # the rows, how many were truncated, the predictions
 
@@ -75,6 +76,7 @@ def _labels(options: argparse.Namespace, clf: Any, tokenizer: Any, bad: BadRows 
 
 def _answers(options: argparse.Namespace, model: Any, tokenizer: Any, folder: Path, bad: BadRows | None) -> Found:
     from ..data import Row
+    from ..data.jinja_template import in_jinja, template_for
     from ..training.finetuning.task_options import TaskOptions
     from ..training.finetuning.tasks import AnswerTask
     from .answers import Answers, asked, first_that, prompt_columns, template_name
@@ -87,8 +89,12 @@ def _answers(options: argparse.Namespace, model: Any, tokenizer: Any, folder: Pa
         raise UsageError(f"there is no prompt in {options.data} to answer")
     columns = first_that(every, options.skip_bad_rows, prompt_columns)
     rows, _ = make_all(lambda row: asked(row, columns), every, bad)
-    task_options = TaskOptions(columns, template_name(options, folder), rows=lambda: rows)
-    template = AnswerTask(task_options, model, tokenizer).template
-    assert template is not None
+    template: AnyTemplate | None
+    if in_jinja(folder, options.template):
+        template = template_for(folder, tokenizer, options.template)
+    else:
+        task_options = TaskOptions(columns, template_name(options, folder), rows=lambda: rows)
+        template = AnswerTask(task_options, model, tokenizer).template
+        assert template is not None
     answers = Answers(model, tokenizer, template, options.max_new_tokens).to_all(rows, columns)
     return rows, 0, ({"prediction": answer} for answer in answers)

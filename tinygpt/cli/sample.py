@@ -23,7 +23,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def sample(options: argparse.Namespace) -> int:
     """Print the prompt and what follows."""
-    model, tokenizer, _ = load(options)
+    from ..data.jinja_template import check_given, template_for
+
+    check_given(options.prompt_template)
+    model, tokenizer, folder = load(options)
+    if options.prompt_template is not None:
+        options.prompt_template = template_for(folder, tokenizer, options.prompt_template)
     seed = options.seed if options.seed is not None else int.from_bytes(os.urandom(6))
     counter = Counter() if options.stats else None
     start = time.perf_counter()

@@ -29,7 +29,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     words = "a name of this server in clients' URLs, beside localhost and addresses (may be given several times)"
     group.add_argument("--allow-host", action="append", default=[], metavar="NAME", help=words)
     group.add_argument("--name", metavar="NAME", help="the model's name for clients (default: that of its folder)")
-    words = "of the dialogue, as for `chat` (default: the model's, else plain)"
+    words = "of the dialogue, as for `chat` (default: the model's own, else plain)"
     group.add_argument("--template", metavar="NAME_OR_FILE", help=words)
     words = f"how many texts are written at once (default: {PLACES}); each takes memory for a whole block"
     group.add_argument("--places", type=int, default=PLACES, metavar="N", help=words)
@@ -42,7 +42,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def serve(options: argparse.Namespace) -> int:
     """Serve until a signal."""
-    from ..data.dialogue import TEMPLATE, read_template
+    from ..data.jinja_template import check_given, template_for
     from ..serving.server import address_of, listening, require_libraries, run
 
     require_libraries()
@@ -54,7 +54,7 @@ def serve(options: argparse.Namespace) -> int:
         raise UsageError(f"--prefix-cache must be at least 0, not {options.prefix_cache}")
     if not 0 <= options.port <= 65535:
         raise UsageError(f"--port must be 0 to 65535, not {options.port}")
-    template = None if options.template is None else read_template(options.template)
+    check_given(options.template)
     listener = listening(options.host, options.port)  # before the model, which may take long to load
     try:
         from ..serving.app import application
@@ -62,8 +62,7 @@ def serve(options: argparse.Namespace) -> int:
         from ..serving.engine import Engine
 
         model, tokenizer, folder = load(options)
-        if template is None:
-            template = read_template(str(folder / TEMPLATE) if (folder / TEMPLATE).exists() else "plain")
+        template = template_for(folder, tokenizer, options.template)
         engine = Engine(model.eval(), options.places, options.waiting, prefix_bytes=options.prefix_cache << 20)
         name = options.name or Path(options.model).name or folder.name
         served = Served(model, tokenizer, name, template, int(time.time()), engine.most_waiting)

@@ -1,8 +1,9 @@
 """Templates for other programs: chat_template.jinja, which transformers, TRL and servers apply to dialogues.
 
-tinygpt does not run Jinja. It writes such a file beside template.toml, from the same template, so that
-`tokenizer.apply_chat_template` gives the text that the model was trained with. A file by another program is kept if the
-model is fine-tuned without a template, and errors name it where it would be needed.
+tinygpt writes such a file beside template.toml, from the same template, so that `tokenizer.apply_chat_template` gives
+the text that the model was trained with. A file by another program is followed where dialogues are answered
+(`jinja_template.py`). It is kept if the model is fine-tuned without a template, and named where answers are learned or
+scored, for which a template must say what an answer is.
 """
 
 from __future__ import annotations
@@ -100,16 +101,19 @@ def chat_template_in(folder: Path) -> str | None:
 
 
 def other_template(folder: Path) -> str | None:
-    """A sentence about a model whose only template is one that tinygpt does not read, or None."""
+    """A sentence about a model whose only template is one in which nothing is learned or scored, or None."""
     if (folder / TEMPLATE).exists() or (found := chat_template_in(folder)) is None:
         return None
     return unread(found)
 
 
 def unread(jinja: str) -> str:
-    """What to do about a template that tinygpt does not read."""
+    """What to do about a template in which nothing is learned or scored."""
     likely = "chatml, as it seems" if "<|im_start|>" in jinja else "a preset or a TOML file that makes the same text"
-    return f"the model's own chat template is in Jinja, which tinygpt does not read: give --template {likely}"
+    return (
+        "the model's own chat template is in Jinja, in which answers are not learned or scored: give --template "
+        f"{likely}"
+    )
 
 
 def template_notes(template: Template | None, chat_template: str | None) -> list[str]:

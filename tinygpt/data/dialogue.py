@@ -16,9 +16,10 @@ from __future__ import annotations
 import json
 import re
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -28,7 +29,22 @@ from ..tokenizers import Tokenizer
 
 # In the folder of a model: the template that it was trained with, and the same for other programs (chat_template.py).
 TEMPLATE, CHAT_TEMPLATE = "template.toml", "chat_template.jinja"
+Turns = Sequence[tuple[str, str]]  # what the user said, and the answer
 Part = tuple[str, bool]  # text, and whether special tokens in it count: yes in the template, no in a user's message
+
+
+class AnyTemplate(Protocol):
+    """What a dialogue asks of a template: a `Template`, or one in Jinja (`jinja_template.py`)."""
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The texts that end an answer."""
+
+    def opening(self, system: str, user: str) -> list[Part]:
+        """The text of a dialogue that begins with `user`, up to where the answer begins."""
+
+    def prompt(self, tokenizer: Tokenizer, system: str, turns: Turns, user: str) -> np.ndarray:
+        """The ids (T,) of a dialogue, up to where the answer to `user` begins."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +106,15 @@ class Template:
         # A space before the answer belongs to the answer's first token.
         return [*parts, (before, True), (user, False), (between.rstrip(" "), True)]
 
+    def prompt(self, tokenizer: Tokenizer, system: str, turns: Turns, user: str) -> np.ndarray:
+        """The ids (T,) of a dialogue, up to where the answer to `user` begins."""
+        parts: list[Part] = []
+        for number, (said, answered) in enumerate(turns):
+            parts += self.opening(system, said, first=number == 0)
+            parts += [(self.gap, True), (answered, False), (self.pieces[2], True)]
+        parts += self.opening(system, user, first=not turns)
+        return with_start(tokenizer, encode(tokenizer, parts))
+
     @property
     def gap(self) -> str:
         """The spaces before an answer, which `opening` leaves out."""
@@ -126,7 +151,10 @@ def read_template(name_or_file: str) -> Template:
     if not path.exists():
         raise UsageError(f"there is no template {name_or_file!r}: use one of {', '.join(PRESETS)}, or a TOML file")
     if path.suffix == ".jinja":
-        raise UsageError(f"the template {path} is in Jinja, which tinygpt does not read: write it as a TOML file")
+        raise UsageError(
+            f"the template {path} is in Jinja, in which dialogues are answered, but not learned or scored: write it as "
+            "a TOML file"
+        )
     try:
         with explain_os_errors("read", path):
             content: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -143,6 +171,11 @@ def read_template(name_or_file: str) -> Template:
     return Template(content["turn"], content.get("system", Template.system), tuple(stop) if "stop" in content else None)
 
 
+def as_template(name_or_template: str | AnyTemplate) -> AnyTemplate:
+    """A template by its name or file; one that was read already as it is. Raises UsageError."""
+    return read_template(name_or_template) if isinstance(name_or_template, str) else name_or_template
+
+
 def end_of_text(model: Any, tokenizer: Tokenizer) -> int | None:
     """The token at which generation stops: from the model's settings, or else the tokenizer's."""
     ids: Any = dict(model.generation_config).get("eos_token_id")
@@ -154,7 +187,7 @@ def end_of_text(model: Any, tokenizer: Tokenizer) -> int | None:
 class Dialogue:
     """The turns so far, and the template that turns them into a prompt."""
 
-    template: Template
+    template: AnyTemplate
     system: str = ""
     turns: list[tuple[str, str]] = field(default_factory=list)
 
@@ -164,22 +197,13 @@ class Dialogue:
         The oldest turns are dropped first, for good. Raises UsageError if `user` alone does not fit, and drops nothing.
         """
         for dropped in range(len(self.turns) + 1):
-            ids = with_start(tokenizer, encode(tokenizer, self._parts(self.turns[dropped:], user)))
+            ids = self.template.prompt(tokenizer, self.system, self.turns[dropped:], user)
             if len(ids) <= room:
                 del self.turns[:dropped]
                 return ids, dropped
         raise UsageError(
             f"the message is too long: {len(ids)} tokens with its template, and {room} fit beside the answer"
         )
-
-    def _parts(self, turns: list[tuple[str, str]], user: str) -> list[Part]:
-        template = self.template
-        after = template.pieces[2]
-        parts: list[Part] = []
-        for number, (said, answered) in enumerate(turns):
-            parts += template.opening(self.system, said, first=number == 0)
-            parts += [(template.gap, True), (answered, False), (after, True)]
-        return [*parts, *template.opening(self.system, user, first=not turns)]
 
 
 def with_start(tokenizer: Tokenizer, ids: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data.dialogue import Dialogue, Template, with_start
+from ..data.dialogue import AnyTemplate, Dialogue, with_start
 from ..errors import UsageError
 from ..generation.config_file import config_from_dict
 from ..generation.options import GenerationConfig
@@ -43,7 +43,7 @@ class Served:
     model: Any
     tokenizer: Any
     name: str
-    template: Template
+    template: AnyTemplate
     created: int
     most: int = 64
 
