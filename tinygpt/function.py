@@ -30,8 +30,9 @@ skips a parameter without a gradient. With `zeros_for_unused = True`, `backward`
 
 An operation that can cheaply recompute an output from what it saved (LayerNorm, GELU) lists that output in
 `recomputable` and defines `recompute`. An operation that saves such an output as its input then keeps a reference to
-the node instead of the array, and `self.saved` recomputes it. An operation whose own output is recomputable always
-keeps its inputs as arrays, so recomputing takes one step, however long the chain of such operations.
+the node instead of the array, and `self.saved` recomputes it; not inside `graph.keep_outputs`, which is for a machine
+with memory to spare. An operation whose own output is recomputable always keeps its inputs as arrays, so recomputing
+takes one step, however long the chain of such operations.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ class Function:
 
     def drop_recomputable(self, inputs: tuple[Tensor, ...]) -> None:
         """Replace saved inputs that can be recomputed by a reference to the node that recomputes them."""
-        if self.recomputable:
+        if self.recomputable or mode.keep_outputs:
             return  # otherwise recomputing this node's output would first have to recompute its inputs
         references = {
             id(tensor.data): Recomputed(tensor.node, tensor.output_index)

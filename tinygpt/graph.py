@@ -22,6 +22,7 @@ from .errors import UsageError
 class _Mode(threading.local):
     grad_enabled = True
     detect_anomaly = False
+    keep_outputs = False  # whether outputs that could be recomputed are saved all the same
     see_gradients: Callable[[Any, list[Any]], None] | None = (
         None  # called in backward(): a node, its outputs' gradients
     )
@@ -44,6 +45,19 @@ def no_grad() -> Iterator[None]:
         yield
     finally:
         mode.grad_enabled = previous
+
+
+@contextlib.contextmanager
+def keep_outputs(enabled: bool = True) -> Iterator[None]:
+    """Inside the block, a node saves its inputs even where the node behind them could recompute them.
+
+    That takes more memory and less time. The numbers are the same.
+    """
+    previous, mode.keep_outputs = mode.keep_outputs, enabled
+    try:
+        yield
+    finally:
+        mode.keep_outputs = previous
 
 
 @contextlib.contextmanager
