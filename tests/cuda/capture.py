@@ -26,6 +26,13 @@ import numpy as np
 from tests.cuda import cublas_standin
 
 
+class Event:
+    """`cupy.cuda.Event`: here all work is done when it is launched."""
+
+    def synchronize(self) -> None:
+        not_while_capturing()
+
+
 class Stream:
     """`cupy.cuda.Stream`: the tape is there while it is captured."""
 
@@ -58,11 +65,11 @@ class Stream:
         if self.tape is not None:
             raise RuntimeError("cudaErrorStreamCaptureUnsupported")
 
-    def record(self, event: Any = None) -> str:
-        return "an event"
+    def record(self, event: Any = None) -> Event:
+        return Event()
 
     def wait_event(self, event: Any) -> None:
-        assert event == "an event"
+        assert isinstance(event, Event)
 
 
 class Launches:
@@ -158,7 +165,7 @@ def written(change: Callable[[], Any]) -> None:
 
 def add_to(cuda: Any) -> None:
     """`cupy.cuda`'s part of it."""
-    cuda.Stream = Stream
+    cuda.Stream, cuda.alloc_pinned_memory = Stream, bytearray
     cuda.Memory = lambda size: types.SimpleNamespace(size=size)
     cuda.MemoryPointer = lambda memory, offset: memory
     cuda.MemoryPool = lambda allocator: types.SimpleNamespace(malloc=allocator, total_bytes=lambda: 2 << 20)

@@ -284,8 +284,23 @@ def lengths_outside(device: Device) -> None:
     assert np.array_equal(new_keys[0, :, :3], keys[0, :, :3])
 
 
+def steps_that_are_left_out(device: Device) -> None:
+    """After a norm that is not finite there is no factor until the state says otherwise; the norm is told all along."""
+    for sums, before, goes_on in (
+        ([1.0, 3.0], 1.0, True),
+        ([1.0, np.inf], 1.0, False),
+        ([np.nan, 3.0], 1.0, False),
+        ([1.0, 3.0], 0.0, False),
+    ):
+        state = np.array([9.0, 9.0, before])
+        body(device, "clip_scale")(np.array(sums), state, 2.0, 0.5)
+        assert np.array_equal(state[1], np.sqrt(np.sum(sums)) / 2, equal_nan=True)
+        assert np.array_equal(state[[0, 2]], [0.5 * 0.5 / state[1], 1.0] if goes_on else [np.nan, 0.0], equal_nan=True)
+
+
 CHECKS: dict[str, tuple[Callable[[Device], None], ...]] = {
     "cross_entropy": (targets_outside, logits_far_from_zero),
+    "clip": (steps_that_are_left_out,),
     "embedding": (ids_outside, runs_at_the_edges_of_pieces),
     "layer_norm": (rows_far_from_zero, normalised_far_away),
     "gelu": (infinities_in_gelu,),

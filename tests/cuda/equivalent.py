@@ -26,6 +26,7 @@ EQUIVALENT: dict[str, list[str]] = {
     "all threads then write the same number": [
         "attention.cu: if (across() != 0) continue;  ->  if (across() != 0) ;",
         "cross_entropy.cu: if (threadIdx.x != 0) return;  ->  if (threadIdx.x != 0) ;",
+        "clip.cu: if (threadIdx.x != 0) return;  ->  if (threadIdx.x != 0) ;",
         "decode_block.cu: if (d != 0) return;  ->  if (d != 0) ;",
         "decode_block.cu: if (group == 0 && last < first + PIECE) {  ->  if (group == 0 && last <= first + PIECE) {",
     ],

@@ -186,9 +186,15 @@ class ndarray:
         not_while_capturing()
         return self.held.tolist()
 
-    def get(self) -> np.ndarray:
+    def get(
+        self, stream: Any = None, order: str = "C", out: np.ndarray | None = None, blocking: bool = True
+    ) -> np.ndarray:
         not_while_capturing()
-        return self.held.copy()
+        if out is None:
+            return self.held.copy()
+        assert (out.shape, out.dtype, out.flags.c_contiguous) == (self.shape, self.dtype, True)
+        out[...] = self.held
+        return out
 
     def set(self, array: np.ndarray, stream: Any = None) -> None:
         not_while_capturing()

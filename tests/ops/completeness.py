@@ -168,7 +168,7 @@ def missing_of_cuda(parts: Parts) -> Iterator[str]:
     for file in sorted(parts.cuda_launchers - parts.cuda_sources):
         yield f"{CUDA}/{file}.py launches kernels of {CUDA}/{file}.cu, which does not exist"
     for name, file in parts.launched.items():
-        single = name.removesuffix("_each")
+        single = name.removesuffix("_each").removesuffix("_on_device")
         if single not in parts.kernels:
             yield f"{file} launches {name}, but no @kernel of tinygpt/ops or tinygpt/optim has that name"
         elif single in parts.rows and parts.rows[single].wide is None:

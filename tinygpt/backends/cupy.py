@@ -14,9 +14,11 @@ compute capability 8.0 or newer. It affects products of two matrices, which incl
 
 from __future__ import annotations
 
+import functools
 import importlib
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -92,9 +94,57 @@ def memory() -> Memory:
     return Memory(free, total, pool.used_bytes(), pool.total_bytes())
 
 
+ROOM = 64 * 128 * 2**20  # bytes of the GPU's memory for each 128 MiB of a temporary array
+
+
+def room() -> int:
+    """See `tinygpt.backends.room`: an array of 128 MiB times this is at most a 64th of the GPU's memory."""
+    return max(1, _total(require()) // ROOM)
+
+
+@functools.cache
+def _total(cupy: Any) -> int:
+    return int(cupy.cuda.runtime.memGetInfo()[1])
+
+
+def one(dtype: Any) -> Any:
+    """See `tinygpt.backends.one`."""
+    return _one(require(), dtype)
+
+
+@functools.cache
+def _one(cupy: Any, dtype: Any) -> Any:
+    return cupy.ones((), dtype)
+
+
 def free_unused() -> None:
     """Return memory that no array uses any more to the GPU, for other processes."""
     require().get_default_memory_pool().free_all_blocks()
+
+
+# Between host and GPU ------------------------------------------------------------------------------
+
+
+def pinned(shape: Any, dtype: Any) -> np.ndarray:
+    """A NumPy array in page-locked memory: copies between it and the GPU run while the host does something else."""
+    size = math.prod(shape)
+    memory = require().cuda.alloc_pinned_memory(max(1, size * np.dtype(dtype).itemsize))
+    return np.frombuffer(memory, dtype, size).reshape(shape)
+
+
+class Reading:
+    """Arrays on their way from the GPU: `values()` waits for what was launched before this, not for what came later."""
+
+    def __init__(self, arrays: Sequence[Any]) -> None:
+        stream = require().cuda.get_current_stream()
+        self.hosts = [pinned(array.shape, array.dtype) for array in arrays]
+        for array, host in zip(arrays, self.hosts, strict=True):
+            array.get(stream=stream, out=host, blocking=False)
+        self.done = stream.record()
+
+    def values(self) -> list[np.ndarray]:
+        self.done.synchronize()
+        return self.hosts
 
 
 # Products -----------------------------------------------------------------------------------------

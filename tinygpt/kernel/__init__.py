@@ -116,6 +116,16 @@ class Kernel:
         ready = _ready_for_cpu if isinstance(args[0], np.ndarray) else _ready_for_gpu
         return ready(args, self.strided, self.in_place, self.integers)
 
+    def each_on_device(self, calls: Sequence[Sequence[Any]]) -> Any:
+        """The results of several calls as one array on the device, without waiting for them: those of a fast body
+        called `<name>_on_device`. None if there is none that takes these arguments."""
+        fast = None if _choice.kind == "reference" else self.fast_body(calls[0], "_on_device")
+        if fast is None:
+            return None
+        prepared = [self._prepared(args) for args in calls]
+        results = NotImplemented if None in prepared else fast(prepared)
+        return None if results is NotImplemented else results
+
     def fast_body(self, args: Sequence[Any], suffix: str = "") -> Callable[..., Any] | None:
         """The compiled body for the library these arguments belong to, or None."""
         name = self.__name__ + suffix

@@ -13,7 +13,7 @@ from __future__ import annotations
 from . import regularization, schedules
 from .adam import Adam
 from .adamw import AdamW
-from .clip import clip_coefficient, clip_grad_norm, grad_norm
+from .clip import ScaleOnDevice, clip_coefficient, clip_grad_norm, grad_norm
 from .ema import EMA
 from .groups import by_name, layer_decay
 from .lion import Lion
@@ -31,6 +31,7 @@ __all__ = [
     "Lion",
     "Muon",
     "Optimizer",
+    "ScaleOnDevice",
     "by_name",
     "clip_coefficient",
     "clip_grad_norm",

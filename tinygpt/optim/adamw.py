@@ -21,6 +21,7 @@ algorithm 2, with the schedule multiplier folded into lr and the decay scaled by
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from ..backends import array_module
@@ -43,10 +44,16 @@ def adamw_update(
     eps: float,
     weight_decay: float,
     step: int,
-    grad_scale: float,
+    grad_scale: Any,
 ) -> None:
-    """One step, in place on param, m and v (all of one shape). `step` counts from 1."""
+    """One step, in place on param, m and v (all of one shape). `step` counts from 1.
+
+    grad_scale: a number, or a `ScaleOnDevice` (clip.py); if that is NaN, nothing is changed.
+    """
     xp = array_module(param)
+    grad_scale = float(grad_scale)
+    if math.isnan(grad_scale):
+        return
     grad = grad * grad_scale
     m *= beta1
     m += (1 - beta1) * grad
@@ -86,7 +93,12 @@ class AdamW(Optimizer):
     def _check_setting(self, name: str, value: Any) -> Any:
         return check_betas(self.where, value) if name == "betas" else number(self.where, name, value, above=0)
 
-    def _update_all(self, ready: list[tuple[Slot, Array, float]]) -> None:
+    @property
+    def takes_scale_on_device(self) -> bool:
+        on_gpu = all(slot.parameter.backend == "cupy" for slot in self.slots)
+        return on_gpu and not self.coupled_decay and not any(slot.l1 or slot.l2 for slot in self.slots)
+
+    def _update_all(self, ready: list[tuple[Slot, Array, Any]]) -> None:
         adamw_update.each(
             [
                 (

@@ -68,6 +68,55 @@ def clip_coefficient(norm: float, max_norm: float) -> float:
     return 1.0 if norm <= max_norm else max_norm / norm
 
 
+@kernel(in_place=True)
+def clip_scale(sums: Array, state: Array, divisor: float, max_norm: float) -> None:
+    """sums (count,): of squares of gradients. state (3,) becomes factor, norm, goes_on: see `ScaleOnDevice`."""
+    norm = math.sqrt(float(sums.sum())) / divisor
+    goes_on = math.isfinite(norm) and float(state[2]) != 0
+    scale = 1 / divisor
+    if max_norm > 0 and norm > max_norm:
+        scale *= max_norm / norm
+    for place, value in enumerate((scale if goes_on else math.nan, norm, float(goes_on))):
+        state[place] = value
+
+
+class ScaleOnDevice:
+    """The factor for an update of the weights, computed and kept on a GPU, so that nobody waits for the norm.
+
+        scale = ScaleOnDevice(parameters)
+        scale.compute(divisor=1.0, max_norm=1.0)            # only launches: the gradients may still be on their way
+        optimizer.step(grad_scale=scale)                    # so does this
+        factor, norm, goes_on = scale.on_device.get()       # waits
+
+    The factor is 1 / divisor, which makes a mean of the gradients, times what clips this mean to max_norm (0: nothing).
+    If the norm is not finite, the factor is NaN, at which an update changes nothing; and it stays NaN at every later
+    `compute`, until `go_on()`. So the weights wait for whoever reads the norm a step late.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor]) -> None:
+        self.parameters = _tensors("ScaleOnDevice", parameters)
+        self.on_device = array_module(self.parameters[0].data).asarray(np.array([math.nan, 0.0, 1.0]))  # (3,)
+
+    def compute(self, divisor: float, max_norm: float) -> None:
+        """Compute factor and norm of the gradients that the parameters have now."""
+        with np.errstate(all="ignore"):
+            grads = [grad for grad in (p.present_grad("ScaleOnDevice") for p in self.parameters) if grad is not None]
+            calls = [(grad,) for grad in grads]
+            sums = sum_of_squares.each_on_device(calls) if calls else None
+            if sums is None:
+                xp = array_module(self.on_device)
+                sums = xp.asarray(np.array([sum(sum_of_squares.each(calls))]))
+            clip_scale(sums, self.on_device, float(divisor), float(max_norm))
+
+    def go_on(self) -> None:
+        """Take steps again."""
+        self.on_device[2] = 1.0
+
+    def __float__(self) -> float:
+        """The factor. Waits for it."""
+        return float(self.on_device[0])
+
+
 def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> float:
     """Scale all gradients in place so that their joint norm is at most `max_norm`. Returns the norm before clipping.
 

@@ -24,6 +24,7 @@ PyTorch; in AdamW, Lion and Muon it is decoupled: p = p - lr * weight_decay * p.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -36,6 +37,7 @@ from ..checks import number, whole_number
 from ..errors import DtypeError, ShapeError, UsageError
 from ..tensor import Tensor
 from ..typing import Array
+from .clip import ScaleOnDevice
 
 ACTING_ON_MATRICES = ("weight_decay", "l1", "l2")
 
@@ -87,13 +89,23 @@ class Optimizer:
     def lr(self, value: float) -> None:
         self._lr = number(self.where, "lr", value, at_least=0)
 
-    def step(self, grad_scale: float = 1.0) -> None:
+    @property
+    def takes_scale_on_device(self) -> bool:
+        """Whether `step` takes a `ScaleOnDevice` without waiting for it."""
+        return False
+
+    def step(self, grad_scale: float | ScaleOnDevice = 1.0) -> None:
         """Update every parameter that has a gradient.
 
         grad_scale: a factor for the gradients, applied as they are read, so that clipping needs no extra pass over
-        them (see `clip_coefficient`).
+        them (see `clip_coefficient`). On a GPU it may be a `ScaleOnDevice`, and if that is NaN nothing is changed.
         """
-        grad_scale = number(f"{self.where}.step", "grad_scale", grad_scale, at_least=0)
+        if isinstance(grad_scale, ScaleOnDevice) and not self.takes_scale_on_device:
+            grad_scale = float(grad_scale)
+            if math.isnan(grad_scale):
+                return
+        if not isinstance(grad_scale, ScaleOnDevice):
+            grad_scale = number(f"{self.where}.step", "grad_scale", grad_scale, at_least=0)
         ready = []
         for slot in self.slots:
             if slot.parameter.grad is not None:
@@ -112,7 +124,7 @@ class Optimizer:
         with np.errstate(all="ignore"):  # infinities raise no warnings, as in the compiled bodies
             self._update_all([(slot, *self._with_penalties(slot, grad, grad_scale)) for slot, grad in ready])
 
-    def _with_penalties(self, slot: Slot, grad: Array, grad_scale: float) -> tuple[Array, float]:
+    def _with_penalties(self, slot: Slot, grad: Array, grad_scale: Any) -> tuple[Array, Any]:
         """The gradient with those of the penalties, and the factor that it still needs."""
         l2 = slot.l2 + (slot.weight_decay if self.coupled_decay else 0.0)
         if slot.l1 == l2 == 0:
@@ -124,7 +136,7 @@ class Optimizer:
             grad += slot.l1 * array_module(param).sign(param)
         return grad, 1.0
 
-    def _update_all(self, ready: list[tuple[Slot, Array, float]]) -> None:
+    def _update_all(self, ready: list[tuple[Slot, Array, Any]]) -> None:
         """Update the parameters of slots, each with its gradient and a factor for that, one by one. A subclass may do
         them all in one call."""
         for slot, grad, grad_scale in ready:

@@ -14,8 +14,9 @@ With `dtype` "bfloat16" or "float16", steps and evaluations are computed in 16 b
 gradients, the optimizer and checkpoints stay in float32, so a run can switch dtype when it is resumed. In float16 the
 loss is scaled, and a step in which this overflows is skipped (`loss_scale.py`).
 
-The loss is read at every step, because an update from a NaN loss would ruin the weights. That costs nothing: the norm
-of the gradients, read at the same time, waits for the same results.
+The loss is read at every step, because an update from a NaN loss would ruin the weights. That costs nothing on a CPU:
+the norm of the gradients, read at the same time, waits for the same results. On a GPU, where it would cost, both are
+read one step late, and the GPU itself leaves out an update whose norm is not finite (`late_steps.py`).
 
 A step's checkpoint is saved before the step is reported (`monitoring/`). A closed output stream does not stop a run.
 A callback that raises does: the run ends with CallbackError after saving its latest state.
@@ -51,6 +52,7 @@ from .divergence import DivergedError, diverged, first_cause
 from .freezing import freeze
 from .graphed_step import GraphedStep
 from .interrupt import StopRequest
+from .late_steps import LateSteps, late_steps
 from .loss_scale import LossScale
 from .monitoring.progress import Progress
 from .monitoring.reporting import Report
@@ -145,6 +147,7 @@ class Trainer:
         self.saved_at = -1
         self.changed: dict[str, tuple[Any, Any]] = {}  # settings that `resume` changed: name -> (before, now)
         self.grad_norm: float | None = 0.0  # of the last step; None if that was skipped
+        self.late: LateSteps | None = None  # takes the steps of `run` where they can be read late
 
     def use(self, config: TrainingConfig) -> None:
         """Use these settings and their learning rate schedule."""
@@ -167,6 +170,7 @@ class Trainer:
         progress = Progress(config.steps, begin, tokens_per_step, self.stream)
         self.graphed_step.say = lambda words: progress.line(state.step, words)
         with self.model.in_mode(True), StopRequest() as stop, holding(self), self.model.compute_in(config.dtype):
+            self.late = late_steps(self)
             try:
                 with writing(self):
                     state.metrics_lines = self.report.metrics.restart(state.metrics_lines)
@@ -225,7 +229,9 @@ class Trainer:
         return [f"{name} is now {now}; it was {before}" for name, (before, now) in self.changed.items()]
 
     def _step(self) -> float:
-        """One update of the weights; returns the loss before it."""
+        """One update of the weights; returns the loss before it, or on a GPU the last one that is known."""
+        if self.late is not None:
+            return self.late.step()
         config, state = self.config, self.state
         random_state = self.model.generator.state_dict()
         try:
@@ -279,6 +285,16 @@ class Trainer:
 
         Returns the mean loss over the step's targets and the norm of its gradient, without these factors.
         """
+        count, losses = self.config.gradient_accumulation, self.launch_batches()
+        # Read after everything is launched, so that the host does not wait for a GPU in between.
+        loss = sum(weight * float(loss.item()) for weight, loss in losses) / count
+        return loss, grad_norm(self.parameters) / (count * self.loss_scale.scale)
+
+    def launch_batches(self) -> list[tuple[float, Tensor]]:
+        """Forward and backward pass of each batch of the step: (weight, loss) for each that has targets.
+
+        The gradients are (number of batches) * (loss scale) times those of the mean of weight * loss.
+        """
         count, scale = self.config.gradient_accumulation, self.loss_scale.scale
         batches = [self.batches.batch(self.state.step * count + index) for index in range(count)]
         weights = batch_weights(f"step {self.state.step}", [self.objective.count(batch) for batch in batches])
@@ -289,9 +305,12 @@ class Trainer:
                 graphed = self.objective.same_shapes and weight == 1.0
                 forward_and_backward = self.graphed_step if graphed else self.graphed_step.work
                 losses.append((weight, forward_and_backward(*batch, scale * weight)))
-        # Read after everything is launched, so that the host does not wait for a GPU in between.
-        loss = sum(weight * float(loss.item()) for weight, loss in losses) / count
-        return loss, grad_norm(self.parameters) / (count * scale)
+        return losses
+
+    def _settle(self) -> None:
+        """Read the steps that are still on their way. Raises DivergedError."""
+        if self.late is not None:
+            self.late.settle()
 
     # Evaluation and metrics -----------------------------------------------------------------------
 
@@ -309,6 +328,7 @@ class Trainer:
                     raise _Stopped
                 yield batch
 
+        self._settle()
         random_state = self.model.generator.state_dict()
         try:
             with averaged(self.average):
@@ -328,6 +348,7 @@ class Trainer:
         return improved
 
     def _log_training(self, tokens_per_step: int) -> None:
+        self._settle()
         state = self.state
         record = {
             "step": state.step, "loss": state.mean_loss(), "lr": self.optimizer.lr,
@@ -363,6 +384,7 @@ class Trainer:
 
     def save(self, best: bool = False) -> None:
         """Save the current state as the folder's latest checkpoint and, with best=True, as its best one."""
+        self._settle()
         checkpoint = checkpoint_of(self)
         for name, array in checkpoint.model.items():
             if not np.isfinite(array).all():  # must not replace a good checkpoint

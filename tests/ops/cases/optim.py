@@ -79,7 +79,16 @@ ROWS = [
     Row("l2", lambda *p, strength: regularization.l2(p, strength), penalised(), (regularization.L2,), l2_composed),
 ]
 
+
+@st.composite
+def clip_scale_examples(draw: Any) -> Example:
+    """Sums of squares; a state in which steps are taken; the gradients of one batch or of eight; clipped or not."""
+    sums, state = draw(inputs((draw(st.sampled_from([1, 3, 40])),), positive)), Input((3,), "C", draw(seeds), positive)
+    return Example((sums, state, draw(st.sampled_from([1.0, 8.0])), draw(st.sampled_from([0.0, 0.25, 1e6]))))
+
+
 KERNEL_ROWS = [
+    KernelRow("clip_scale", clip_scale_examples(), writes=(1,), wide=clip_scale_examples()),
     KernelRow(
         "adamw_update",
         adamw_update_examples(),

@@ -35,12 +35,15 @@ __device__ inline void update_pack(real *p, const real *g, real *m, real *v, acc
     store(v, v_);
 }
 
-// tensors (count,): the addresses of p, g, m, v; rates (count,).
+// tensors (count,): the addresses of p, g, m, v; rates (count,). scale_on_device: null, or the factor for the gradients
+// in the place of grad_scale; if that is NaN, nothing is changed (clip.cu).
 template <typename real, int width>
 __global__ void __launch_bounds__(MAX_THREADS)
     adamw_update(const Tensor *__restrict__ tensors, const Rates *__restrict__ rates, int count, double beta1,
-                 double beta2, double eps, double grad_scale) {
+                 double beta2, double eps, double grad_scale, const double *__restrict__ scale_on_device) {
     typedef accumulator<real> accum;
+    if (scale_on_device) grad_scale = *scale_on_device;
+    if (grad_scale != grad_scale) return;
     const int number = tensor_of_block(tensors, count);
     const Tensor tensor = tensors[number];
     const Rates rate = rates[number];

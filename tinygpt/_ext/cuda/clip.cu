@@ -34,6 +34,24 @@ __global__ void __launch_bounds__(MAX_THREADS)
     if (threadIdx.x == 0) parts[blockIdx.x] = sum[0];
 }
 
+// sums (count,) of squares -> state (3,): the factor for the gradients, which clips them; the norm of their mean; whether
+// steps are still taken. A norm that is not finite ends this: the factor is then NaN, at which adamw.cu changes nothing,
+// and it stays NaN until the host, which reads the state one step late, says otherwise. Grid: one block, of a warp, of
+// which one thread works: there are few sums, and it adds them in the order in which the host would.
+template <typename real>
+__global__ void clip_scale(const real *__restrict__ sums, real *state, int count, double divisor, double max_norm) {
+    if (threadIdx.x != 0) return;
+    double total = 0;
+    for (int i = 0; i < count; i++) total += widen(sums[i]);
+    const double norm = sqrt(total) / divisor;
+    const bool goes_on = norm - norm == 0 && widen(state[2]) != 0;
+    double scale = 1 / divisor;
+    if (max_norm > 0 && norm > max_norm) scale *= max_norm / norm;
+    narrow(goes_on ? scale : (double)__uint_as_float(0x7fc00000u), state[0]);
+    narrow(norm, state[1]);
+    narrow(goes_on ? 1.0 : 0.0, state[2]);
+}
+
 // parts (blocks,) -> sums (count,). Grid: count blocks.
 template <typename real>
 __global__ void __launch_bounds__(MAX_THREADS)
