@@ -42,6 +42,7 @@ from ..nn.packed import PackedEmbedding
 from ..ops.cached_attention import KeyValueCache
 from ..ops.packed import few_rows_product_transposed
 from ..tensor import Tensor
+from .graphed_decode import GraphedDecode
 from .one_pass import one_pass
 from .prompt_reader import PromptReader
 
@@ -180,6 +181,9 @@ class Decoder:
         self.like = model.parameters()[0].data
         self.logits = backends.array_module(self.like).empty((B, model.config.vocab_size), self.like.dtype)
         self.one_pass = one_pass(model)
+        self.compute: Any = self._compute
+        if self.one_pass is not None and backends.name_of(self.like) == "cupy":
+            self.compute = GraphedDecode(self._compute, self._addresses)
         embedding, self.head_matrix = model.output_embedding, None  # None: the head is called
         if keeps(model, LanguageModel, "head") and is_known(embedding, Embedding, PackedEmbedding):
             self.head_matrix = embedding.matrix
@@ -224,14 +228,24 @@ class Decoder:
     def _extend(self, ids: np.ndarray) -> Any:
         if not len(ids):
             return self.logits
-        xp = backends.array_module(self.like)
-        places = self.lengths if xp is np else xp.asarray(self.lengths)
         for layer in self.cache:
-            layer.lengths, layer.places = self.lengths, places
+            layer.lengths = self.lengths
+        return self.compute(ids, self.lengths)
+
+    def _compute(self, ids: np.ndarray, lengths: np.ndarray) -> Any:
+        """The logits after ids (B,), one token for each row; each row has `lengths` (B,) tokens in the cache."""
+        places = backends.move(lengths, backends.name_of(self.like))
+        for layer in self.cache:
+            layer.places = places
         if self.one_pass is not None:
             return self._head(self.one_pass(ids, self.cache))
         with no_grad(), self.model.evaluating(), self.model.compute_in("float32"):
             return self._head(self.model.hidden(ids[:, None], self.cache).data[:, -1])
+
+    def _addresses(self) -> tuple[int, ...]:
+        """Where the arrays are that a step reads and writes; they move when rows are added or reordered."""
+        arrays = [array for layer in self.cache for array in (layer.keys, layer.values)]
+        return tuple([backends.address(array) for array in (*arrays, self.logits)])
 
     def _head(self, rows: Any) -> Any:
         """The output of the last LayerNorm, (B, C) or a list of its rows -> logits (B, V)."""

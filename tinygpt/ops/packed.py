@@ -177,8 +177,7 @@ def few_rows_product(x: Array, matrix: Matrix) -> Array:
 @kernel(in_place=True)
 def few_rows_product_transposed(x: Array, matrix: Matrix, out: Array) -> Array:
     """x (M, K) float32, matrix (N, K) -> x W^T (M, N), written into out."""
-    out[...] = x @ unpack(matrix, axis=1).T
-    return out
+    return matmul_arrays(x, unpack(matrix, axis=1).T, out=out)
 
 
 def packed_product(x: Array, matrix: Matrix) -> Array:

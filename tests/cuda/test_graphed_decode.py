@@ -1,0 +1,141 @@
+"""Decoding steps as CUDA graphs, through the stand-in: the kernels on the CPU, captured and repeated (`capture.py`).
+
+A replayed step must have the bits of the step; ids and lengths, which change at each, must not be recorded as numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tinygpt as tg
+from tests.cuda import capture, emulator, standin
+from tests.cuda.test_graphs import DEVICE
+from tinygpt._ext import cuda
+from tinygpt.backends import cupy_graph, cupy_kernels
+from tinygpt.generation.decoder import Decoder
+from tinygpt.generation.graphed_decode import EAGER, GraphedDecode
+from tinygpt.ops.packed import Matrix
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(emulator.COMPILER is None, reason="no C++ compiler (g++, c++ or clang++)"),
+]
+CONFIG = tg.GPTConfig(vocab_size=23, block_size=16, n_layer=1, n_head=2, n_embd=16)
+
+
+class Bare:
+    """A layer, with NumPy's arrays in the place of the stand-in's."""
+
+    def __init__(self, held: Any) -> None:
+        self._held = held
+
+    def __getattr__(self, name: str) -> Any:
+        return bare(getattr(self._held, name))
+
+
+def bare(value: Any) -> Any:
+    if isinstance(value, standin.ndarray):
+        return value.held
+    if isinstance(value, Matrix):
+        return Matrix(*map(bare, value))
+    return value if value is None or isinstance(value, (bool, int, float, str)) else Bare(value)
+
+
+def kernel_body(name: str) -> Callable[..., Any] | None:
+    """A CUDA kernel run on the CPU; in a captured stream it is written down, to run at each replay."""
+    launcher = cuda.body(DEVICE, name)  # type: ignore[arg-type]
+    if launcher is None:
+        return None
+
+    def body(*args: Any) -> Any:
+        given = [bare(value) for value in args]
+        return standin.wrapped(capture.launched(lambda: launcher(*given), *given, writes=True))
+
+    return body
+
+
+@pytest.fixture(autouse=True)
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    library = capture.Cublas()
+    monkeypatch.setattr(cupy_graph, "load_cublas", lambda cupy: library)
+    cupy_kernels.device.cache_clear()
+    with standin.installed(bodies=kernel_body), tg.use_kernels("auto"), tg.use_backend("cupy"):
+        yield
+    cupy_kernels.device.cache_clear()
+
+
+def decoders(pack: str | None = None) -> tuple[Decoder, Decoder]:
+    """One with graphs and one without, of one model."""
+    model = tg.GPT(CONFIG, seed=1).eval()
+    model = (model.pack(pack) if pack else model).to("cupy")
+    on, off = Decoder(model), Decoder(model)
+    return on, off
+
+
+def begin(on: Decoder, off: Decoder) -> None:
+    """Two texts; afterwards `off` has no graphs."""
+    for decoder in (on, off):
+        decoder.prefill([np.array([1, 2, 3]), np.array([4])])
+    off.compute = off._compute
+
+
+@pytest.mark.parametrize("pack", [None, "int8"])
+def test_a_replayed_step_has_the_bits_of_the_step(pack: str | None) -> None:
+    on, off = decoders(pack)
+    begin(on, off)
+    rng = np.random.default_rng(0)
+    for _ in range(EAGER + 5):
+        ids = rng.integers(0, 23, 2)
+        assert np.allclose(on.step(ids).get(), off.step(ids).get(), rtol=1e-5, atol=1e-6)
+    assert isinstance(on.compute, GraphedDecode)
+    assert (on.compute.replays, on.compute.failed) == (5, False)
+    for a, b in zip(on.cache, off.cache, strict=True):
+        assert np.allclose(a.keys.get(), b.keys.get(), rtol=1e-5, atol=1e-6)
+    on.select(np.array([1, 0]))
+    off.select(np.array([1, 0]))
+    for _ in range(2):
+        ids = rng.integers(0, 23, 2)
+        assert np.allclose(on.step(ids).get(), off.step(ids).get(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_replay_launches_nothing_from_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    on, off = decoders()
+    begin(on, off)
+    for _ in range(EAGER + 1):
+        on.step([1, 2])
+    monkeypatch.setattr(on, "one_pass", None)
+    monkeypatch.setattr(on.compute, "compute", None)
+    on.step([3, 4])
+    assert on.compute.replays == 2
+
+
+def test_what_can_not_be_recorded_goes_on_without_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    on, off = decoders()
+    begin(on, off)
+    usual = on.compute.compute
+
+    def compute(ids: Any, lengths: Any) -> Any:
+        result = usual(ids, lengths)
+        result.sum().item()  # for the host
+        return result
+
+    monkeypatch.setattr(on.compute, "compute", compute)
+    for _ in range(EAGER + 3):
+        assert np.allclose(on.step([1, 2]).get(), off.step([1, 2]).get(), rtol=1e-5, atol=1e-6)
+    assert on.compute.failed
+    assert on.compute.replays == 0
+    assert capture.stack[-1].tape is None
+
+
+def test_a_number_that_is_recorded_is_found_out() -> None:
+    on, off = decoders()
+    begin(on, off)
+    usual, count = on.compute.compute, iter(range(100))
+    on.compute.compute = lambda ids, lengths: usual(ids, lengths) * float(next(count))
+    for _ in range(EAGER + 1):
+        on.step([1, 2])
+    assert on.compute.failed
