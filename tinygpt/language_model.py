@@ -28,6 +28,7 @@ from .errors import UsageError
 from .nn.known import is_known, keeps, known
 from .nn.packed import pack_model
 from .nn.precision import compute_in
+from .ops.cast import casting_together
 from .random import Generator
 from .tensor import Tensor
 from .token_ids import IGNORE_INDEX, check_ids, checked_logits, targets_of, warn_if_copied
@@ -101,6 +102,10 @@ class LanguageModel(nn.Module):
         """
         if (targets is None) == (labels is None):
             raise UsageError("GPT.loss: give either targets, the tokens that follow, or labels, which are shifted here")
+        with casting_together(self, self.activations):
+            return self._loss(idx, targets, labels)
+
+    def _loss(self, idx: Ids, targets: Ids | None, labels: Ids | None) -> Tensor:
         parts = keeps(self, LanguageModel, "forward")  # otherwise a subclass's forward computes the logits
         h = self.hidden(idx) if parts else checked_logits(self, idx)
         chosen = targets_of(h.shape[:2], targets, labels)

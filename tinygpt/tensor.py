@@ -225,7 +225,9 @@ class Tensor:
                     f"backward() without a gradient needs a single number, this tensor has shape {self.shape}: "
                     "reduce it (.sum(), .mean()) or pass an array of that shape"
                 )
-            return xp.ones_like(self.data)
+            return backends.one(self.data) if self.ndim == 0 else xp.ones_like(self.data)
+        if self.ndim == 0 and isinstance(grad, (int, float)) and grad == 1:
+            return backends.one(self.data)
         grad = grad.data if isinstance(grad, Tensor) else grad
         if backends.is_array(grad) and backends.name_of(grad) != self.backend:
             raise backends.different_backends("backward(grad)", self.data, grad)

@@ -24,7 +24,12 @@ from tinygpt.kernel import REGISTRY, Kernel
 
 # Several calls at once (Kernel.each): their arguments one behind the other ------------------------------
 
-ARGUMENTS = {"adamw_update_each": 11, "sum_of_squares_each": 1}  # of one call
+ARGUMENTS = {
+    "adamw_update_each": 11,
+    "sum_of_squares_each": 1,
+    "rounded_each": 2,
+    "sum_of_squares_on_device": 1,
+}  # of one call
 lengths = st.sampled_from(
     [1, 3, 64, 1023, 1024, 1025, 4096, 4100, 9001]
 )  # a block takes 1024 elements, or 4096 in packs
@@ -39,17 +44,30 @@ def each(name: str, in_place: bool = False) -> Kernel:
     """A kernel called with the arguments of several calls, and its reference: one call after the other."""
 
     def one_by_one(*arguments: Any) -> Any:
-        reference = REGISTRY[name.removesuffix("_each")].reference
+        reference = REGISTRY[name.removesuffix("_each").removesuffix("_on_device")].reference
         return tuple(reference(*call) for call in calls_of(name, arguments))
 
     one_by_one.__name__ = name
     return Kernel(one_by_one, in_place=in_place)
 
 
+class There:
+    """A factor on the device, as `tinygpt.optim.clip.ScaleOnDevice` holds it."""
+
+    def __init__(self, state: list[float]) -> None:
+        self.on_device = np.array(state)
+
+    def __float__(self) -> float:
+        return float(self.on_device[0])
+
+
+SCALES = [1.0, 0.3, There([0.3, 7.0, 1.0]), There([np.nan, 7.0, 0.0])]
+
+
 @st.composite
 def three_parameters(draw: Any) -> Example:
     """Three parameters with rates of their own; what they share is drawn once."""
-    betas, eps, grad_scale = (0.9, 0.99), draw(st.sampled_from([1e-8, 0.1])), draw(st.sampled_from([1.0, 0.3]))
+    betas, eps, grad_scale = (0.9, 0.99), draw(st.sampled_from([1e-8, 0.1])), draw(st.sampled_from(SCALES))
     arguments: list[Any] = []
     for _ in range(3):
         shape = (draw(lengths),)
@@ -64,15 +82,30 @@ def several_arrays(draw: Any) -> Example:
     return Example(tuple(draw(inputs((size,))) for size in draw(st.lists(lengths, min_size=1, max_size=5))))
 
 
+@st.composite
+def several_roundings(draw: Any) -> Example:
+    """Arrays, of less than a block and of several, each with the 16-bit type that NumPy has."""
+    sizes = draw(st.lists(lengths, min_size=1, max_size=4))
+    return Example(tuple(value for size in sizes for value in (draw(inputs((size,))), "float16")))
+
+
 EACH_ROWS = [
     KernelRow(
         "adamw_update_each", three_parameters(), (0, 2, 3, 11, 13, 14, 22, 24, 25), each("adamw_update_each", True)
     ),
     KernelRow("sum_of_squares_each", several_arrays(), (), each("sum_of_squares_each")),
+    KernelRow("sum_of_squares_on_device", several_arrays(), (), each("sum_of_squares_on_device")),
+    KernelRow(
+        "rounded_each",
+        several_roundings(),
+        (),
+        each("rounded_each"),
+        declines=lambda dtype: dtype != np.float32,
+    ),
 ]
 ROWS = [
     *[
-        KernelRow(row.name, st.one_of(row.examples, row.wide), row.writes)
+        KernelRow(row.name, st.one_of(row.examples, row.wide), row.writes, declines=row.declines)
         for row in KERNEL_ROWS
         if row.wide is not None
     ],

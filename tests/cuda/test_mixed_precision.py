@@ -251,9 +251,12 @@ def test_all_is_in_16_bits_but_for_weights_statistics_and_losses(name: str, bias
         ("Cast", casts + 1),
         ("Embedding", 2),
         ("Add", 2),
-        ("Linear", 8),
+        ("Linear", 10 if bias else 8),
         ("LinearCrossEntropy", 1),
-    }  # fmt: skip  below the first cast all; of products with weights the weights' gradients
+        ("ResidualLayerNorm", 12 if bias else 4),
+        ("LayerNorm", 2 if bias else 1),
+        *([("BiasGelu", 2)] if bias else []),
+    }  # fmt: skip  below the first cast all; then the gradients of weights, biases and scales
     assert {(key[0], count) for key, count in seen.items() if key[1:] == ("dx", "float32")} == in_float32
     assert {key[2] for key in seen} == {name, "float32"}
     assert seen["Linear", "y", name] == 8
@@ -278,7 +281,7 @@ TAKEN = {
     "embedding_forward", "embedding_backward", "dropout_apply", "layer_norm_forward", "layer_norm_backward", "add_bias",
     "column_sum", "attention_forward", "attention_backward", "residual_layer_norm_forward",
     "residual_layer_norm_backward", "bias_gelu_forward", "bias_gelu_backward", "gelu_forward", "gelu_backward",
-    "cross_entropy_inplace", "cross_entropy_forward", "sum_of_squares_each", "adamw_update_each",
+    "cross_entropy_inplace", "cross_entropy_forward", "sum_of_squares_each", "adamw_update_each", "rounded_each",
 }  # fmt: skip
 
 

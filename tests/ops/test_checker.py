@@ -93,11 +93,10 @@ EQUIVALENT: dict[str, list[tuple[str, str]]] = {
     "the rows may be cut into blocks of any size": [
         (
             "LinearCrossEntropy",
-            "blocks: -(-N * V * itemsize // (8 * BLOCK_BYTES if itemsize == 2 else BLOCK_BYTES))"
-            "  ->  -N * V * itemsize // (8 * BLOCK_BYTES if itemsize == 2 else BLOCK_BYTES)",
+            "blocks: -(-N * V * itemsize // (times * BLOCK_BYTES))  ->  -N * V * itemsize // (times * BLOCK_BYTES)",
         ),
-        ("LinearCrossEntropy", "blocks: 8 * BLOCK_BYTES  ->  8"),
-        ("LinearCrossEntropy", "blocks: 8 * BLOCK_BYTES  ->  BLOCK_BYTES"),
+        ("LinearCrossEntropy", "blocks: times * BLOCK_BYTES  ->  times"),
+        ("LinearCrossEntropy", "blocks: times * BLOCK_BYTES  ->  BLOCK_BYTES"),
         ("LinearCrossEntropy", "blocks: -N * V * itemsize  ->  -N * V"),
         ("LinearCrossEntropy", "blocks: -N * V * itemsize  ->  itemsize"),
         ("LinearCrossEntropy", "blocks: -N * V  ->  -N"),

@@ -128,9 +128,22 @@ def address(array: Any) -> int:
     return int(array.ctypes.data if name_of(array) == "numpy" else array.data.ptr)
 
 
+def one(like: Any) -> Any:
+    """The number 1 as a 0-d array of `like`'s library and dtype. On a GPU it is the same array each time: `as_factor`
+    knows it, and nobody may write into it."""
+    return np.ones((), like.dtype) if name_of(like) == "numpy" else get("cupy").one(like.dtype)
+
+
 def as_factor(number: Any) -> Any:
     """A 0-d array as a factor: a float, or on a GPU the array itself, since reading its value would mean waiting."""
-    return float(number) if name_of(number) == "numpy" else number
+    if name_of(number) == "numpy":
+        return float(number)
+    return 1.0 if number is get("cupy").one(number.dtype) else number
+
+
+def room(array: Any) -> int:
+    """How many times as much memory as on a CPU a temporary array may take, where `array` is: 1, or on a GPU more."""
+    return 1 if name_of(array) == "numpy" else int(get("cupy").room())
 
 
 def move(array: Any, name: str) -> Any:

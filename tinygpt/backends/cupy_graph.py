@@ -112,6 +112,23 @@ class Graph:
         self.launches.launch()
 
 
+class Upload:
+    """Copies host arrays to one place on the GPU while earlier work still runs, from two page-locked arrays in turn."""
+
+    def __init__(self, place: Any) -> None:
+        self.place, self.turn = place, 0
+        self.hosts = [backend.pinned(place.shape, place.dtype) for _ in range(2)]
+        self.copied: list[Any] = [None, None]  # events
+
+    def __call__(self, array: np.ndarray, cuda_stream: Any) -> None:
+        self.turn = 1 - self.turn
+        if self.copied[self.turn] is not None:  # two copies ago: it is long done
+            self.copied[self.turn].synchronize()
+        self.hosts[self.turn][...] = array
+        self.place.set(self.hosts[self.turn], cuda_stream)
+        self.copied[self.turn] = cuda_stream.record()
+
+
 class Recorder:
     """A CUDA stream, memory and input buffers for graphs that are replayed one at a time, never concurrently."""
 
@@ -124,7 +141,7 @@ class Recorder:
         self.cublas = Cublas(cupy, self.cuda_stream)
         self.hosts: list[np.ndarray] = []  # the current inputs
         self.places: list[Any] = []  # their buffers on the GPU
-        self.all_places: dict[Any, list[Any]] = {}  # the buffers for each combination of shapes and dtypes
+        self.uploads: dict[Any, list[Upload]] = {}  # into the buffers for each combination of shapes and dtypes
         self.constants: list[Any] = []
         self.capturing = False
         cupy.get_default_memory_pool().free_all_blocks()  # the arrays will now come from this recorder's pool instead
@@ -139,16 +156,20 @@ class Recorder:
                 raise CaptureError("the GPU does not have enough memory for one") from error
             raise
 
+    def has_room(self, times: float) -> bool:
+        """Whether the GPU has `times` as much free memory as this recorder's arrays have taken so far."""
+        return bool(backend.memory().free >= times * self.pool.total_bytes())
+
     # Inputs and constants -------------------------------------------------------------------------
 
     def fill(self, inputs: Sequence[np.ndarray]) -> None:
         """Copy host arrays to their buffers on the GPU, which earlier inputs of the same shapes and dtypes used too."""
         kind = tuple((array.shape, array.dtype) for array in inputs)
-        if kind not in self.all_places:
-            self.all_places[kind] = [self.cupy.empty(shape, dtype) for shape, dtype in kind]
-        self.hosts, self.places = list(inputs), self.all_places[kind]
-        for place, array in zip(self.places, inputs, strict=True):
-            place.set(array, self.cupy.cuda.get_current_stream())
+        if kind not in self.uploads:
+            self.uploads[kind] = [Upload(self.cupy.empty(shape, dtype)) for shape, dtype in kind]
+        self.hosts, self.places = list(inputs), [upload.place for upload in self.uploads[kind]]
+        for upload, array in zip(self.uploads[kind], inputs, strict=True):
+            upload(array, self.cupy.cuda.get_current_stream())
 
     def on_device(self, array: np.ndarray, dtype: Any) -> Any:
         """The array on the GPU: an input's buffer, or a constant."""

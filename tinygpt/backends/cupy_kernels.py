@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import numpy as np
 
 from .._ext import cuda
+from . import recording
+from .cupy_matmul import gemm
+
+MAX_TABLES = 16  # a training step has three: of what is rounded, of the gradients, and the optimizer's
 
 
 class Device:
@@ -17,6 +21,7 @@ class Device:
     def __init__(self, cupy: Any) -> None:
         self.xp = cupy
         self.functions: dict[str, Any] = {}
+        self.tables: dict[Hashable, Any] = {}
         self.rng_stream_base: tuple[int, Any] = (0, None)
 
     @functools.cached_property
@@ -31,6 +36,21 @@ class Device:
 
     def pointers(self, arrays: Sequence[Any]) -> list[int]:
         return [self.address(array) for array in arrays]
+
+    def table(self, key: Hashable, made: Callable[[], np.ndarray]) -> Any:
+        """See `tinygpt._ext.cuda.Device`. A graph that is being recorded keeps a table of its own."""
+        if recording.recorder is not None:
+            return recording.recorder.on_device(made(), None)
+        found = self.tables.pop(key, None)
+        self.tables[key] = self.xp.asarray(made()) if found is None else found  # moved to the end
+        while len(self.tables) > MAX_TABLES:
+            del self.tables[next(iter(self.tables))]
+        return self.tables[key]
+
+    def matmul(self, a: Any, b: Any) -> Any:
+        if recording.recorder is None or a.dtype != np.float32:
+            return self.xp.matmul(a, b)
+        return gemm(self.xp, a, b, self.empty((len(a), b.shape[1]), a.dtype), add=False)
 
     def launch(
         self, file: str, kernel: str, real: str, grid: Sequence[int], block: Sequence[int], arguments: Any, shared: int

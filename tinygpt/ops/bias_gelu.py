@@ -39,7 +39,7 @@ def bias_gelu_forward(x: Array, bias: Array) -> Array:
     return gelu_forward.reference(x + bias)  # (N, C)
 
 
-@kernel
+@kernel(statistics={"bias_sums": 1})
 def bias_gelu_backward(dy: Array, x: Array, bias: Array, out: Array | None = None) -> tuple[Array, Array]:
     """dy, x (N, C), bias (C,) -> dx (N, C), dbias (C,). out: memory that a compiled body may use for dx; may be dy."""
     dx = gelu_backward.reference(dy, x + bias)  # (N, C)

@@ -16,6 +16,10 @@ ones as their own. Updates too small to show in 16 bits add up in the master wei
 
 Saved: only x's type.
 
+A pass of a model casts each of its parameters, 148 of them in GPT-2: as many launches, most of them shorter than the
+time that a launch takes. So a model notes which parameters a pass casts, and the next pass rounds them all at its
+beginning, in one launch (`casting_together`); the casts then only look up their results.
+
 Shapes: any. 16-bit tensors exist only on a GPU (`tinygpt.backends.precision` says why), and only the operations that
 the model uses accept them: linear, layer_norm, residual_layer_norm, gelu, bias_gelu, dropout, attention, softmax,
 cross_entropy, linear_cross_entropy, embedding, additions and products.
@@ -24,6 +28,11 @@ Source: Micikevicius et al., "Mixed Precision Training", 2018, section 3.1.
 
 from __future__ import annotations
 
+import contextlib
+import threading
+import weakref
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, overload
 
 import numpy as np
@@ -31,18 +40,58 @@ import numpy as np
 from ..backends.precision import SIXTEEN_BITS, activation_dtype, is_16_bit
 from ..errors import DtypeError
 from ..function import Function
+from ..kernel import kernel
 from ..tensor import Tensor
 from ..typing import Array, DTypeLike
 from ._shapes import require_floating
 
 
+@kernel
+def rounded(x: Array, dtype: DTypeLike) -> Array:
+    """x of any shape -> a new array of these numbers in `dtype`, a 16-bit type."""
+    return x.astype(dtype)
+
+
 class Cast(Function):
     def forward(self, x: Array, dtype: DTypeLike) -> Array:
         self.dtype = x.dtype
-        return x.astype(dtype)
+        made = _pass.made.get((id(x), dtype))
+        return x.astype(dtype) if made is None else made
 
     def backward(self, dy: Array) -> Array:
         return dy.astype(self.dtype, copy=False)
+
+
+class _Pass(threading.local):
+    """The pass that `casting_together` is around in this thread."""
+
+    noted: dict[int, Tensor] | None = None  # the parameters that it casts, by id
+    made: Mapping[tuple[int, Any], Array] = MappingProxyType({})  # (id of an array, dtype) -> the array in dtype
+
+
+_pass = _Pass()
+_noted: weakref.WeakKeyDictionary[Any, dict[int, Tensor]] = weakref.WeakKeyDictionary()  # model -> of its last pass
+
+
+@contextlib.contextmanager
+def casting_together(model: Any, dtype: np.dtype | None) -> Iterator[None]:
+    """Inside the block, a forward pass of `model`, the parameters that its last pass cast are cast to `dtype` already.
+
+    dtype: of the activations, or None: then nothing is cast.
+    """
+    if dtype is None:
+        yield
+        return
+    before = _pass.noted, _pass.made
+    arrays = [parameter.data for parameter in _noted.get(model, {}).values() if parameter.dtype == np.float32]
+    made = rounded.each([(array, dtype) for array in arrays]) if arrays else []
+    _pass.noted = {}
+    _pass.made = {(id(array), dtype): result for array, result in zip(arrays, made, strict=True)}
+    try:
+        yield
+        _noted[model] = _pass.noted
+    finally:
+        _pass.noted, _pass.made = before
 
 
 def cast(x: Tensor, dtype: DTypeLike) -> Tensor:
@@ -58,6 +107,8 @@ def cast(x: Tensor, dtype: DTypeLike) -> Tensor:
     if name == x.dtype.name:
         return x
     target = activation_dtype(name, x.backend) if name in SIXTEEN_BITS else np.dtype(name)
+    if _pass.noted is not None and x.is_leaf and x.requires_grad:
+        _pass.noted[id(x)] = x
     return Cast.apply(x, dtype=target)
 
 

@@ -70,7 +70,7 @@ def layer_norm_forward(x: Array, weight: Array, bias: Array | None, eps: float) 
     return y.astype(x.dtype), two_parts(mean, xp.zeros_like(mean), x.dtype), rstd.astype(x.dtype)
 
 
-@kernel
+@kernel(statistics={"weight_sums": 1, "bias_sums": 2})
 def layer_norm_backward(
     dy: Array, x: Array, weight: Array, mean: Array, rstd: Array, has_bias: bool = True
 ) -> tuple[Array, Array, Array | None]:

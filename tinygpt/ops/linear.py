@@ -9,8 +9,8 @@ For rows x_n, y_nj = sum_i x_ni W_ij + b_j, hence
 All leading axes of x are flattened to one axis of N rows, so each of the three products is a single call of the matrix
 library, which reads W^T and x^T as views. The bias is added to the product in place.
 
-With 16-bit arrays dW stays in float32: its sums are computed in float32, and that is what the master weights need
-(cast.py).
+With 16-bit arrays dW and db stay in float32: their sums are computed in float32, and that is what the master weights
+need (cast.py).
 
 Saved: x and W, which the products of the backward pass need, but not y.
 
@@ -42,7 +42,7 @@ def add_bias(y: Array, bias: Array) -> Array:
     return y
 
 
-@kernel
+@kernel(statistics={"column_sums": 0})
 def column_sum(x: Array) -> Array:
     """x (N, C) -> (C,): the sum of each column, accumulated in float64."""
     return long_sum(x, (0,))

@@ -37,7 +37,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..backends import array_module, as_factor
+from ..backends import array_module, as_factor, room
 from ..backends.precision import is_16_bit, statistics_dtype, upcast
 from ..errors import ShapeError
 from ..function import Function
@@ -53,8 +53,9 @@ from .cross_entropy import (
     cross_entropy_inplace,
 )
 
-# How many bytes of logits exist at once. Each block reads weight twice and adds to dweight once, so small blocks are
-# slow: on two cores GPT-2's products with weight run at 275 GFLOP/s with blocks of 64 MB (256 rows), 315 with 128 MB.
+# How many bytes of logits exist at once on a CPU; on a GPU it is a share of its memory (`backends.room`). Each block
+# reads weight twice and adds to dweight once, so small blocks are slow: on two cores GPT-2's products with weight run
+# at 275 GFLOP/s with blocks of 64 MB (256 rows), 315 with 128 MB.
 BLOCK_BYTES = 128 * 2**20
 
 
@@ -65,13 +66,9 @@ def linear_cross_entropy_composed(
     return cross_entropy_composed(x @ weight.transpose(), targets, ignore_index)
 
 
-def blocks(N: int, V: int, itemsize: int) -> list[slice]:
-    """Rows 0 .. N - 1 split into equal blocks (the last may be shorter) of at most BLOCK_BYTES of logits each.
-
-    In 16 bits, and so on a GPU, the limit is eight times as large: reading and writing dweight for each block is slow
-    there.
-    """
-    count = -(-N * V * itemsize // (8 * BLOCK_BYTES if itemsize == 2 else BLOCK_BYTES))
+def blocks(N: int, V: int, itemsize: int, times: int = 1) -> list[slice]:
+    """Rows 0 .. N - 1 split into equal blocks (the last may be shorter) of at most times * BLOCK_BYTES of logits."""
+    count = -(-N * V * itemsize // (times * BLOCK_BYTES))
     R = -(-N // max(1, min(count, N)))
     return [slice(start, min(start + R, N)) for start in range(0, N, R)]
 
@@ -79,7 +76,7 @@ def blocks(N: int, V: int, itemsize: int) -> list[slice]:
 def loss_only(x: Array, weight: Array, targets: Array, ignore_index: int) -> float:
     """x (N, C), weight (V, C), targets (N,) -> the sum of the rows' losses."""
     total = 0.0
-    for rows in blocks(len(x), len(weight), x.itemsize):
+    for rows in blocks(len(x), len(weight), x.itemsize, room(x)):
         losses, _ = cross_entropy_forward(matmul_arrays(x[rows], weight.T), targets[rows], ignore_index)  # (R,)
         total += losses.sum(dtype=np.float64)
     return total
@@ -93,8 +90,8 @@ def loss_and_gradients(
     total = 0.0
     weight = padded(weight)  # (P, C)
     dx = xp.empty(x.shape, x.dtype) if needs[0] else None  # (N, C)
-    dweight = xp.empty(weight.shape, statistics_dtype(weight.dtype)) if needs[1] else None  # (P, C)
-    parts = blocks(len(x), len(weight), x.itemsize)
+    dweight = xp.empty((V, weight.shape[1]), statistics_dtype(weight.dtype)) if needs[1] else None  # (V, C)
+    parts = blocks(len(x), len(weight), x.itemsize, room(x))
     buffer = xp.empty((parts[0].stop, len(weight)), dtype=x.dtype)  # (R, P) the one block of logits
     for rows in parts:
         logits = matmul_arrays(x[rows], weight.T, out=buffer[: rows.stop - rows.start])  # (R, P)
@@ -107,8 +104,8 @@ def loss_and_gradients(
             matmul_arrays(dlogits, weight, out=dx[rows])
         if dweight is not None:
             multiply = matmul_arrays if rows.start == 0 else add_matmul
-            multiply(dlogits.T, x[rows], out=dweight)
-    return total, dx, None if dweight is None else dweight[:V]
+            multiply(dlogits[:, :V].T, x[rows], out=dweight)
+    return total, dx, dweight
 
 
 def padded(weight: Array) -> Array:

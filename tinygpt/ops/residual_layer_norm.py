@@ -81,7 +81,7 @@ def residual_layer_norm_forward(
     return total, *layer_norm_forward.reference(total, weight, bias, eps)
 
 
-@kernel
+@kernel(statistics={"x_bias_sums": 2, "weight_sums": 3, "bias_sums": 4})
 def residual_layer_norm_backward(
     dy: Array,
     dsum: Array,

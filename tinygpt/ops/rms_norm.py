@@ -56,7 +56,7 @@ def rms_norm_forward(x: Array, weight: Array, eps: float) -> tuple[Array, Array]
     return y.astype(x.dtype), rstd.astype(x.dtype)
 
 
-@kernel
+@kernel(statistics={"weight_sums": 1})
 def rms_norm_backward(dy: Array, x: Array, weight: Array, rstd: Array) -> tuple[Array, Array]:
     """dy, x (N, C), weight (C,), rstd (N,) -> dx (N, C), dweight (C,)."""
     norm = x * rstd[:, None]  # (N, C)

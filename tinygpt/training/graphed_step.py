@@ -14,6 +14,9 @@ in the memory that the graph will use, and then the second one is recorded. The 
 eagerly, and the gradients are compared bit for bit: this detects a recorded launch that should differ from batch to
 batch. From the fourth batch on there are only replays.
 
+The first batch also shows how much memory a step takes. If the GPU has plenty, later batches keep the outputs that are
+otherwise recomputed in the backward pass (`graph.keep_outputs`), with the same results.
+
 Python still draws the batch, reads the loss and the norm of the gradients, and launches the optimizer, whose learning
 rate, step number and clipping change from step to step: a handful of launches. Gradients that are added to those of an
 earlier batch need a separate graph; so does each loss scale. A batch with a weight other than 1 (`accumulation.py`) is
@@ -33,11 +36,12 @@ import numpy as np
 from .. import backends
 from ..backends.cupy_graph import CaptureError, Recorder
 from ..errors import UsageError
-from ..graph import mode
+from ..graph import keep_outputs, mode
 from ..ops.cross_entropy import IGNORE_INDEX
 from ..tensor import Tensor
 
 WARM_UP = 2  # batches that run eagerly before one is recorded
+PLENTY = 2.0  # times the memory of the first batch free: outputs are kept, which takes up to 0.6 times as much again
 MAX_GRAPHS = 8  # cached at a time; a step has one, or two if gradients are accumulated
 
 
@@ -70,6 +74,7 @@ class GraphedStep:
         self.recorder: Any = None
         self.kinds: dict[Hashable, Recorded] = {}
         self.replays = 0
+        self.keeps_outputs = False
         self.wanted = mode != "off" and self.parameters[0].backend == "cupy"
         if mode == "on" and not self.wanted:
             raise UsageError("CUDA graphs are for a GPU: leave out --cuda-graphs on, or add --backend cupy")
@@ -119,11 +124,17 @@ class GraphedStep:
         if kind.graph is not None:
             return self._compared(kind, inputs, targets, numbers)
         try:
-            with self.recorder.warm_up():
+            with self.recorder.warm_up(), keep_outputs(self.keeps_outputs):
                 loss = self.work(inputs, targets, *numbers)
         except (CaptureError, MemoryError) as error:
+            if self.keeps_outputs and isinstance(error, MemoryError) and before[0][0] is None:
+                self.keeps_outputs = False
+                self._restore(before)
+                return self._attempt(kind, inputs, targets, numbers)
             return self._run_again(error, before, inputs, targets, numbers)
         kind.runs += 1
+        if not any(other.runs > 1 for other in self.kinds.values()):
+            self.keeps_outputs = self.recorder.has_room(PLENTY)
         if kind.runs >= WARM_UP:
             try:
                 self._capture(kind, before, lambda: self.work(inputs, targets, *numbers))
@@ -138,7 +149,8 @@ class GraphedStep:
         gradients_before, first_rng_stream = before
         self._restore(before)
         try:
-            kind.graph = self.recorder.capture(lambda: losses.append(work()), first_rng_stream)
+            with keep_outputs(self.keeps_outputs):
+                kind.graph = self.recorder.capture(lambda: losses.append(work()), first_rng_stream)
             kind.loss = losses[0].data
             kind.gradients = None if gradients_before[0] is not None else [p.grad for p in self.parameters]
             kind.rng_streams = self.model.generator.stream - first_rng_stream
@@ -178,7 +190,7 @@ class GraphedStep:
         if values is not None:
             for gradient, value in zip(before[0], values, strict=True):
                 gradient[...] = value
-        with self.recorder.warm_up():
+        with self.recorder.warm_up(), keep_outputs(self.keeps_outputs):
             loss = self.work(inputs, targets, *numbers)
         expected = [replayed.data, *found], [loss.data, *(p.grad for p in self.parameters)]
         same = all(bool(array_equal(a, b, equal_nan=True)) for a, b in zip(*expected, strict=True))

@@ -280,6 +280,12 @@ def matrices(draw: Any, C: Any = reduced) -> Example:
     return Example((draw(inputs((draw(st.sampled_from([1, 2, 5, 64, 1000, 0])), draw(C)))),))
 
 
+@st.composite
+def roundings(draw: Any, C: Any = reduced) -> Example:
+    """An array, and the 16-bit type that NumPy has."""
+    return Example((draw(inputs((draw(leading), draw(C)))), "float16"))
+
+
 # The tables ---------------------------------------------------------------------------------------
 
 ROWS = [
@@ -349,6 +355,12 @@ KERNEL_ROWS = [
         writes=(0,),
         large=sizes.with_vector(1, sizes.ROWS, sizes.FEW_LONG_ROWS),
         wide=mostly_contiguous(rows_and_bias(N=tall, C=wide)),
+    ),
+    KernelRow(
+        "rounded",
+        roundings(),
+        declines=lambda dtype: dtype != np.float32,
+        wide=roundings(C=st.sampled_from([31, 64, 1030])),
     ),
     KernelRow(
         "column_sum",

@@ -15,7 +15,7 @@ import functools
 import importlib
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -61,6 +61,12 @@ class Device(Protocol):
 
     def pointers(self, arrays: Sequence[Any]) -> list[int]:
         """The arrays' addresses, for a table that is passed to the next launch."""
+
+    def table(self, key: Hashable, made: Callable[[], np.ndarray]) -> Any:
+        """What `made` returns, on the device. It depends on `key` alone, so it may be kept for the next call."""
+
+    def matmul(self, a: Any, b: Any) -> Any:
+        """a (M, K) @ b (K, N), both float32 or float64."""
 
     def launch(
         self, file: str, kernel: str, real: str, grid: Sequence[int], block: Sequence[int], arguments: Any, shared: int

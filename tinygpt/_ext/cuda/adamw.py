@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,18 +18,22 @@ THREADS, PACKS = 256, 4  # threads per block; packs per thread, as in tensors.cu
 def tensor_table(device: Device, groups: Sequence[Sequence[Any]]) -> tuple[Array, int, int]:
     """(table on the device, pack width, blocks) for groups of arrays; the arrays of a group have the same size.
 
-    A row of the table is a `Tensor` of tensors.cuh: four addresses, the size, the index of the first block.
+    A row of the table is a `Tensor` of tensors.cuh: four addresses, the size, the index of the first block. In training
+    it is the same at every step.
     """
     everything = [array for group in groups for array in group]
     width = pack_width(device, 0, *everything)
-    addresses = iter(device.pointers(everything))
-    table = np.zeros((len(groups), 6), np.int64)
-    blocks = 0
-    for row, group in zip(table, groups, strict=True):
-        row[: len(group)] = [next(addresses) for _ in group]
-        row[4], row[5] = group[0].size, blocks
-        blocks += ceil_div(group[0].size, width * THREADS * PACKS)
-    return device.xp.asarray(table), width, blocks
+    addresses, sizes = device.pointers(everything), [group[0].size for group in groups]
+    starts = [0, *itertools.accumulate(ceil_div(size, width * THREADS * PACKS) for size in sizes)]
+
+    def made() -> np.ndarray:
+        table, each = np.zeros((len(groups), 6), np.int64), iter(addresses)
+        for row, group, size, start in zip(table, groups, sizes, starts, strict=False):
+            row[: len(group)] = [next(each) for _ in group]
+            row[4], row[5] = size, start
+        return table
+
+    return device.table((width, len(groups[0]), *addresses, *sizes), made), width, starts[-1]
 
 
 @launcher
@@ -44,9 +49,10 @@ def adamw_update_each(device: Device, calls: Sequence[Sequence[Any]]) -> Any:
     ]
     table, width, blocks = tensor_table(device, [call[:4] for call in calls])
     real = real_of(calls[0][0])
+    state = getattr(grad_scale, "on_device", None)  # of a ScaleOnDevice (tinygpt/optim/clip.py)
     arguments = (
         table, device.xp.asarray(np.array(rates, np.float64)), len(calls),
-        float(beta1), float(beta2), float(eps), float(grad_scale),
+        float(beta1), float(beta2), float(eps), 0.0 if state is not None else float(grad_scale), state,
     )  # fmt: skip
     device.launch("adamw", f"adamw_update<{real}, {width}>", real, (blocks,), (THREADS,), arguments, 0)
     return [None] * len(calls)

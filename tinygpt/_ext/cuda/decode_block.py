@@ -69,7 +69,7 @@ def attend(
 def product(device: Device, x: Array, layer: Any) -> Array:
     """x (M, K) times the matrix (K, N), packed or not, of a Linear -> (M, N)."""
     matrix = layer.matrix
-    return few_rows_product(device, x, matrix) if matrix.data.dtype.name in PACKED else x @ matrix.data
+    return few_rows_product(device, x, matrix) if matrix.data.dtype.name in PACKED else device.matmul(x, matrix.data)
 
 
 def array(parameter: Any) -> Array | None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from ...typing import Array
-from . import WARP, Device, accumulator_dtype, elementwise, launcher, pack_width, real_of
-from .linear import ROWS, add_up, tiles
+from . import WARP, Device, elementwise, launcher, pack_width, real_of
+from .linear import ROWS, add_up, sum_tables, tiles
 
 EXPRESSIONS = (
     "gelu_forward<Tanh, {real}, {width}>",
@@ -61,7 +61,8 @@ def bias_gelu_backward(
     dx = device.empty((N, C), x.dtype)
     width = pack_width(device, C, dy, x, bias, dx)
     rows, grid = tiles(N, C, width)
-    dbias = device.empty((grid[1], C), accumulator_dtype(x))
+    tables, (dbias,) = sum_tables(device, grid[1], x, True)
     kernel, real = f"bias_gelu_backward<{real_of(x)}, {width}>", real_of(x)
     device.launch("gelu", kernel, real, grid, (WARP, ROWS), (dy, x, bias, dx, dbias, N, C, rows), 0)
-    return dx, add_up(device, dbias, x.dtype)
+    (dbias,) = add_up(device, tables, True)
+    return dx, dbias

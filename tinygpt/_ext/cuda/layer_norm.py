@@ -17,10 +17,21 @@ from . import (
     real_of,
     row_threads,
 )
-from .linear import add_up
+from .linear import add_up, sum_tables
 
 EXPRESSIONS = ("layer_norm_forward<{real}, {width}>", "layer_norm_backward<{real}, {width}>")
-BLOCKS = 512  # maximum number of blocks of a backward pass; each writes one row of partial sums
+BLOCKS = 2048  # at most, of a backward pass; each writes one row of partial sums
+ROWS = 4  # at least, of a block
+
+
+def row_chunks(N: int) -> tuple[int, int]:
+    """(rows per block, blocks) of a backward pass over N rows.
+
+    A block waits for memory twice a row, so many blocks must share a multiprocessor; 512 of them reached a fifth of an
+    H200's bandwidth. With fewer than four rows a block, partial sums would be most of the traffic.
+    """
+    rows = max(ROWS, ceil_div(N, BLOCKS))
+    return rows, ceil_div(N, rows)
 
 
 @launcher
@@ -49,14 +60,12 @@ def layer_norm_backward(
     if shared > MAX_SHARED - FOR_REDUCTIONS:
         return NotImplemented
     mean, rstd = as_accumulators(dy, mean, rstd)
-    rows = ceil_div(N, BLOCKS)
-    blocks = ceil_div(N, rows)
+    rows, blocks = row_chunks(N)
     dx = device.empty((N, C), x.dtype)
-    dweight = device.empty((blocks, C), accum)
-    dbias = device.empty((blocks, C), accum) if has_bias else None
+    tables, (dweight, dbias) = sum_tables(device, blocks, x, True, has_bias)
     width = pack_width(device, C, dy, x, weight, dx)
     device.launch(
         "layer_norm", f"layer_norm_backward<{real}, {width}>", real, (blocks,), (row_threads(C, width),),
         (dy, x, weight, mean, rstd, dx, dweight, dbias, N, C, rows), shared,
     )  # fmt: skip
-    return dx, add_up(device, dweight, x.dtype), None if dbias is None else add_up(device, dbias, x.dtype)
+    return dx, *add_up(device, tables, True, has_bias)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import numpy as np
-
-from ...typing import Array, DTypeLike
-from . import REALS, WARP, Device, accumulator_dtype, ceil_div, launcher, pack_width, real_of
+from ...typing import Array
+from . import WARP, Device, accumulator_dtype, ceil_div, launcher, pack_width, real_of
 
 EXPRESSIONS = (
     "add_bias<{real}, {width}>",
-    "column_sum<{real}, {accum}, {accum}, {width}>",
-    "column_sum<{accum}, double, {real}, {wide}>",
+    "column_sum<{real}, {width}>",
+    "sum_of_parts<{accum}>",
 )
-ROWS = 8  # warps per block, as in linear.cu
+ROWS, PART_WARPS = 8, 16  # warps per block of the first two kernels and of sum_of_parts, as in linear.cu
 CHUNKS = 256  # maximum number of chunks of rows
 
 
@@ -35,31 +33,36 @@ def add_bias(device: Device, y: Array, bias: Array) -> Array:
 
 @launcher
 def column_sum(device: Device, x: Array) -> Array:
-    """x (N, C) -> (C,): the sum of each column. Sums each chunk of rows, then the chunks in double."""
+    """x (N, C) -> (C,), in the accumulators' dtype: sums each chunk of rows, then the chunks in double."""
     N, C = x.shape
-    real, accum = real_of(x), REALS[accumulator_dtype(x).name]
-    width = pack_width(device, C, x)
+    real, width = real_of(x), pack_width(device, C, x)
     rows, grid = tiles(N, C, width)
-    table = device.empty((grid[1], C), accumulator_dtype(x))
-    kernel = f"column_sum<{real}, {accum}, {accum}, {width}>"
-    device.launch("linear", kernel, real, grid, (WARP, ROWS), (x, table, N, C, rows), 0)
-    return add_up(device, table, x.dtype)
+    tables, (table,) = sum_tables(device, grid[1], x, True)
+    device.launch("linear", f"column_sum<{real}, {width}>", real, grid, (WARP, ROWS), (x, table, N, C, rows), 0)
+    (total,) = add_up(device, tables, True)
+    return total
 
 
-def add_up(device: Device, table: Array, dtype: DTypeLike) -> Array:
-    """Partial sums (parts, C), in an accumulator's dtype -> (C,): the sum of each column, accumulated in double."""
-    parts, C = table.shape
-    accum, real = real_of(table), REALS[np.dtype(dtype).name]
-    y = device.empty((C,), dtype)
-    width = pack_width(device, C, table)
-    grid = (ceil_div(C, WARP * width), 1)
-    device.launch(
-        "linear",
-        f"column_sum<{accum}, double, {real}, {width}>",
-        real,
-        grid,
-        (WARP, ROWS),
-        (table, y, parts, C, parts),
-        0,
-    )
-    return y
+def sum_tables(device: Device, parts: int, like: Array, *wanted: bool) -> tuple[Array, list[Array | None]]:
+    """(tables (count, parts, C), each of them) for the partial sums of up to three vectors of `like`'s (N, C) columns.
+
+    A vector that is not wanted has None in the place of its table.
+    """
+    tables = device.empty((sum(wanted), parts, like.shape[1]), accumulator_dtype(like))
+    each = iter(tables)
+    return tables, [next(each) if present else None for present in wanted]
+
+
+def add_up(device: Device, tables: Array, *wanted: bool) -> list[Array | None]:
+    """The sums (C,) over the parts of each of the `sum_tables` (count, parts, C), in one launch; None where none is.
+
+    They are in the accumulators' dtype also for 16-bit arrays: they become gradients of float32 parameters.
+    """
+    count, parts, C = tables.shape
+    real = real_of(tables)
+    sums = [device.empty((C,), tables.dtype) for _ in range(count)]
+    grid = (ceil_div(C, WARP), count)
+    arguments = (tables, *sums, *[None] * (3 - count), parts, C)
+    device.launch("linear", f"sum_of_parts<{real}>", real, grid, (WARP, PART_WARPS), arguments, 0)
+    each = iter(sums)
+    return [next(each) if present else None for present in wanted]

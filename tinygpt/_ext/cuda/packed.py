@@ -79,7 +79,9 @@ def few_rows_product(device: Device, x: Array, matrix: Any) -> Array:
         "packed", f"few_rows_product<{packed}, {width}, {rows}>", "float", (columns, chunks, ceil_div(M, rows)),
         (WARP, ROWS), (x, matrix.data, matrix.scale, table, M, K, N, matrix.group or K, length), 0,
     )  # fmt: skip
-    return (table if chunks == 1 else add_up(device, table, np.float32)).reshape(M, N)
+    if chunks > 1:
+        (table,) = add_up(device, table[None], True)
+    return table.reshape(M, N)
 
 
 @launcher

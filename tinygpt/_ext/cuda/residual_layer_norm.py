@@ -11,15 +11,14 @@ from . import (
     Device,
     accumulator_dtype,
     as_accumulators,
-    ceil_div,
     launcher,
     pack_width,
     real_of,
     row_threads,
 )
 from .dropout import mask_arguments
-from .layer_norm import BLOCKS
-from .linear import add_up
+from .layer_norm import row_chunks
+from .linear import add_up, sum_tables
 
 EXPRESSIONS = ("residual_layer_norm_forward<{real}, {width}>", "residual_layer_norm_backward<{real}, {width}>")
 
@@ -82,14 +81,12 @@ def residual_layer_norm_backward(
     if shared > MAX_SHARED - FOR_REDUCTIONS:
         return NotImplemented
     mean, rstd = as_accumulators(dy, mean, rstd)
-    rows = ceil_div(N, BLOCKS)
-    blocks = ceil_div(N, rows)
+    rows, blocks = row_chunks(N)
     dresidual = device.empty((N, C), total.dtype)
     mask = mask_arguments(device, p, seed, stream, first_row)
     dx = device.empty((N, C), total.dtype) if mask[0] else dresidual
-    dweight = device.empty((blocks, C), accum)
-    dbias = device.empty((blocks, C), accum) if has_bias else None
-    dx_bias = device.empty((blocks, C), accum) if has_x_bias else None
+    wanted = (has_x_bias, True, has_bias)
+    tables, (dx_bias, dweight, dbias) = sum_tables(device, blocks, total, *wanted)
     width = pack_width(device, C, dy, dsum, total, weight, dresidual, dx)
     device.launch(
         "residual_layer_norm", f"residual_layer_norm_backward<{real}, {width}>", real, (blocks,),
@@ -98,5 +95,4 @@ def residual_layer_norm_backward(
          rows, *mask),
         shared,
     )  # fmt: skip
-    sums = [None if table is None else add_up(device, table, total.dtype) for table in (dx_bias, dweight, dbias)]
-    return dresidual, dx, *sums
+    return dresidual, dx, *add_up(device, tables, *wanted)

@@ -11,14 +11,13 @@ from . import (
     Device,
     accumulator_dtype,
     as_accumulators,
-    ceil_div,
     launcher,
     pack_width,
     real_of,
     row_threads,
 )
-from .layer_norm import BLOCKS
-from .linear import add_up
+from .layer_norm import row_chunks
+from .linear import add_up, sum_tables
 
 EXPRESSIONS = ("rms_norm_forward<{real}, {width}>", "rms_norm_backward<{real}, {width}>")
 
@@ -45,11 +44,11 @@ def rms_norm_backward(device: Device, dy: Array, x: Array, weight: Array, rstd: 
     if shared > MAX_SHARED - FOR_REDUCTIONS:
         return NotImplemented
     (rstd,) = as_accumulators(dy, rstd)
-    rows = ceil_div(N, BLOCKS)
-    blocks = ceil_div(N, rows)
-    dx, dweight = device.empty((N, C), x.dtype), device.empty((blocks, C), accum)
+    rows, blocks = row_chunks(N)
+    dx = device.empty((N, C), x.dtype)
+    tables, (dweight,) = sum_tables(device, blocks, x, True)
     width = pack_width(device, C, dy, x, weight, dx)
     kernel = f"rms_norm_backward<{real}, {width}>"
     arguments = (dy, x, weight, rstd, dx, dweight, N, C, rows)
     device.launch("rms_norm", kernel, real, (blocks,), (row_threads(C, width),), arguments, shared)
-    return dx, add_up(device, dweight, x.dtype)
+    return dx, *add_up(device, tables, True)
