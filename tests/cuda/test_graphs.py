@@ -21,6 +21,7 @@ from tests.training.helpers import SHAPE, make_trainer, outcome
 from tinygpt._ext import cuda
 from tinygpt.backends import cupy_graph, cupy_kernels
 from tinygpt.errors import UsageError
+from tinygpt.optim import ScaleOnDevice
 from tinygpt.training.graphed_step import GraphedStep
 
 pytestmark = [
@@ -31,6 +32,22 @@ pytestmark = [
 DEVICE = emulator.Device()
 
 
+class Scale:
+    """A `ScaleOnDevice` with NumPy's array in the place of the stand-in's."""
+
+    def __init__(self, on_device: np.ndarray) -> None:
+        self.on_device = on_device
+
+
+def scales_bare(value: Any, made: dict[int, Scale]) -> Any:
+    """The arguments of a kernel, or of several calls of it, with each ScaleOnDevice bare."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(scales_bare(one, made) for one in value)
+    if not isinstance(value, ScaleOnDevice):
+        return value
+    return made.setdefault(id(value), Scale(value.on_device.held))
+
+
 def kernel_body(name: str) -> Callable[..., Any] | None:
     """A CUDA kernel run on the CPU; in a captured stream it is written down, to run at each replay."""
     launcher = cuda.body(DEVICE, name)  # type: ignore[arg-type]
@@ -39,7 +56,7 @@ def kernel_body(name: str) -> Callable[..., Any] | None:
 
     def body(*args: Any) -> Any:
         begin, base = cupy_kernels.device(tg.backends.get("cupy").xp).rng_stream_base
-        given = standin.bare(args)
+        given = scales_bare(standin.bare(args), {})
 
         def compute() -> Any:
             DEVICE.rng_stream_base = (begin, None if base is None else base.held)

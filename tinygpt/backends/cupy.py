@@ -15,7 +15,6 @@ compute capability 8.0 or newer. It affects products of two matrices, which incl
 from __future__ import annotations
 
 import functools
-import importlib
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -24,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import UsageError
-from . import cupy_setup, recording
+from . import cupy_setup, cupy_tf32, recording
 
 name = "cupy"
 xp: Any = None
@@ -162,7 +161,7 @@ def set_tf32(enabled: bool) -> bool:
             f"the GPU {cupy_setup.gpu_name(cupy)} has no TF32: its compute capability is "
             f"{cupy_setup.decimal(capability)}, and TF32 needs {cupy_setup.decimal(TF32_FROM)}: leave tf32 off"
         )
-    before, products = uses_tf32(), _products()
+    before, products = uses_tf32(), cupy_tf32.products()
     products.set_compute_type(np.float32, products.COMPUTE_TYPE_TF32 if enabled else products.COMPUTE_TYPE_DEFAULT)
     return before
 
@@ -170,13 +169,7 @@ def set_tf32(enabled: bool) -> bool:
 def uses_tf32() -> bool:
     """Whether float32 matrix products use TF32, because of `set_tf32` or of CuPy's own CUPY_TF32."""
     require()
-    products = _products()
-    return products.get_compute_type(np.float32) == products.COMPUTE_TYPE_TF32
-
-
-def _products() -> Any:
-    """The module where CuPy keeps this setting; there is no public access to it."""
-    return importlib.import_module("cupy._core._routines_linalg")
+    return cupy_tf32.in_use()
 
 
 def describe() -> str:

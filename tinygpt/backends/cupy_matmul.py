@@ -18,8 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from . import cupy as backend
-from . import recording
+from . import cupy_tf32, recording
 
 NO_TRANSPOSE, TRANSPOSE = 0, 1  # CUBLAS_OP_N, CUBLAS_OP_T
 ONE, ZERO = np.ones((), np.float32), np.zeros((), np.float32)  # cuBLAS reads them from the host
@@ -39,7 +38,7 @@ def gemm(cupy: Any, a: Any, b: Any, out: Any, add: bool) -> Any:
         handle, b_op, a_op, N, M, K, ONE.ctypes.data,
         b.data.ptr, cuda_data_type(cupy, b), ldb, a.data.ptr, cuda_data_type(cupy, a), lda,
         (ONE if add else ZERO).ctypes.data, out.data.ptr, cuda_data_type(cupy, out), leading_dimension(out),
-        cublas.CUBLAS_COMPUTE_32F_FAST_TF32 if a.itemsize == 4 and backend.uses_tf32() else cublas.CUBLAS_COMPUTE_32F,
+        cublas.CUBLAS_COMPUTE_32F_FAST_TF32 if a.itemsize == 4 and cupy_tf32.in_use() else cublas.CUBLAS_COMPUTE_32F,
         cublas.CUBLAS_GEMM_DEFAULT,
     )  # fmt: skip
     return out

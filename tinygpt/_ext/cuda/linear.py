@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ...typing import Array
 from . import WARP, Device, accumulator_dtype, ceil_div, launcher, pack_width, real_of
 
@@ -53,7 +55,7 @@ def sum_tables(device: Device, parts: int, like: Array, *wanted: bool) -> tuple[
     return tables, [next(each) if present else None for present in wanted]
 
 
-def add_up(device: Device, tables: Array, *wanted: bool) -> list[Array | None]:
+def add_up(device: Device, tables: Array, *wanted: bool) -> list[Any]:
     """The sums (C,) over the parts of each of the `sum_tables` (count, parts, C), in one launch; None where none is.
 
     They are in the accumulators' dtype also for 16-bit arrays: they become gradients of float32 parameters.
