@@ -9,12 +9,18 @@ Each element of the result depends on one element of each operand, so these are 
     y = -a        da = -dy
     y = a ** b    da = dy * b * a**(b - 1)          db = dy * log(a) * y
 
-If broadcasting repeated an operand, its gradient is the sum over the copies (`unbroadcast`).
+If broadcasting repeated an operand, it is used once for each copy, and its gradient is the sum over the copies:
+da = unbroadcast(the formula above, a's shape).
+
+No oracle: these are the primitive operations that oracles are composed of. The tests check them against differences and
+against each other (a / b = a * b**-1).
 
 Saved: each operand, if the other one's gradient needs it. Sums and differences save only the shapes.
 
 Shapes: any two that broadcast against each other. Dtypes follow NumPy's promotion rules; a Python number takes the
 dtype of the other operand.
+Source: the derivatives are elementary; for a product and a quotient of arrays: Griewank, Walther, "Evaluating
+Derivatives", 2nd edition, 2008, section 3.2.
 """
 
 from __future__ import annotations

@@ -1,26 +1,28 @@
 """Scaled dot-product attention, without saving the (T, T) matrix for the backward pass.
 
-For one head, with queries q (Tq, D), keys k and values v (Tk, D):
+For one head, with queries q (Tq, D), keys k and values v (Tk, D); i counts queries, j and l count keys, c channels:
 
-    s_ij  = scale * sum over d of q_id k_jd           or -infinity if causal and j > i
+    s_ij  = scale * sum over c of q_ic k_jc           or -infinity if causal and j > i
     lse_i = log(sum over j of exp(s_ij))
     p_ij  = exp(s_ij - lse_i)                         softmax of row i
-    a_ij  = p_ij * m_ij                               m: dropout's mask, 0 or 1 / (1 - dropout_p); 1 without dropout
-    y_id  = sum over j of a_ij v_jd
+    a_ij  = p_ij * keep_ij / (1 - dropout_p)          keep: the mask of dropout.py; without dropout, a = p
+    y_ic  = sum over j of a_ij v_jc
 
-Derivation of the gradient. We go backwards through the five lines. y = a v is a matrix product, a = p * m elementwise:
+Derivation of the gradient. We go backwards through the five lines. y = a v is a matrix product, and keep multiplies
+element by element:
 
-    dv = a.T dy          da = dy v.T          dp = da * m
+    dv = a.T dy          da = dy v.T          dp = da * keep / (1 - dropout_p)
 
-Softmax: d p_ij / d s_il = p_ij (delta_jl - p_il), so ds_ij = p_ij * (dp_ij - sum over l of dp_il p_il). It looks as if
-this sum needed a whole row of p, but it does not: dp_il p_il = da_il m_il p_il = da_il a_il, and so
+Softmax: d p_ij / d s_il = p_ij ([j = l] - p_il), so ds_ij = p_ij * (dp_ij - sum over l of dp_il p_il). It looks as if
+this sum needed a whole row of p, but it does not: dp_il p_il = da_il a_il, the factor of keep going from one to the
+other, and so
 
-    delta_i = sum over l of da_il a_il = sum over l, d of dy_id v_ld a_il = sum over d of dy_id y_id
+    delta_i = sum over l of da_il a_il = sum over l, c of dy_ic v_lc a_il = sum over c of dy_ic y_ic
 
     ds = p * (dp - delta)          dq = scale * ds k          dk = scale * ds.T q
 
 Saved: q, k, v, y, lse (and the key of the mask). That is enough: p is recomputed from q, k and lse with one product and
-one exp, m from its key, and delta from dy and y. This takes O(T) memory per head, where p would take O(T**2). lse is
+one exp, keep from its key, and delta from dy and y. This takes O(T) memory per head, where p would take O(T**2). lse is
 stored as near + rest (_two_parts.py), so that the probabilities of a row add up to 1 however large its scores are.
 exp(-rest) is a single factor for each row; since dv, da and delta are linear in dy, the compiled bodies multiply dy by
 it instead of p. They work on tiles of (i, j) and never hold a (T, T) matrix; the reference below does hold one while it

@@ -4,7 +4,7 @@
 
 Derivation of the gradient. Let z = x + bias. Then dz/dx is 1, and every row uses its own copy of the bias, so
 
-    dx = gelu'(x + bias) * dy          dbias = sum over the rows of dx
+    dx = gelu'(x + bias) * dy          dbias = unbroadcast(dx, (C,)) = sum over the rows of dx
 
 Saved: x and bias. The backward pass recomputes x + bias: that is one addition, while saving it would take another array
 as large as x, which is the model's largest activation (4 C columns). It also recomputes y for the matrix product that

@@ -11,6 +11,8 @@ differ in length. There is no padding, and whatever lies beyond the end of a row
 
 Inference only: no gradient, no dropout.
 
+No oracle: it has no gradient, and the tests compare it with `attention` on the whole text.
+
 Letters: B texts, T new tokens of each, H heads, D = C / H. Shapes: qkv (B, T, 3C), keys and values (B, H, capacity, D).
 Source: Shazeer, "Fast Transformer Decoding: One Write-Head is All You Need", 2019, section 2.4.1.
 """

@@ -20,6 +20,8 @@ A pass of a model casts each of its parameters, 148 of them in GPT-2: as many la
 time that a launch takes. So a model notes which parameters a pass casts, and the next pass rounds them all at its
 beginning, in one launch (`casting_together`); the casts then only look up their results.
 
+No oracle: a change of type is not composed of anything. The tests compare it with NumPy's, there and back.
+
 Shapes: any. 16-bit tensors exist only on a GPU (`tinygpt.backends.precision` says why), and only the operations that
 the model uses accept them: linear, layer_norm, residual_layer_norm, gelu, bias_gelu, dropout, attention, softmax,
 cross_entropy, linear_cross_entropy, embedding, additions and products.

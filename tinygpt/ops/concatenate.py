@@ -9,6 +9,12 @@ Joining and cutting are inverses. Since neither changes any number, each is also
 arrays of zeros as large as x and add them up. The outputs of `split` are views of x.
 
 Saved: the sizes of the pieces.
+
+No oracle: no number changes. The tests compare split with slices, and stack with concatenate, and check differences.
+
+Shapes: x_i equal but along the axis, where their sizes add up to y's.
+Source: the adjoint of a selection matrix is its transpose: Griewank, Walther, "Evaluating Derivatives", 2nd edition,
+2008, section 3.2.
 """
 
 from __future__ import annotations

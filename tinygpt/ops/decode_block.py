@@ -8,7 +8,11 @@ Inference only: there is no gradient, so this is a kernel without a Function. It
 compiled body reads them once for all M rows, in any format of `tinygpt.ops.packed`, and row m of the result has the
 same bits whatever the other rows are.
 
+No oracle: it has no gradient, and its reference is the model's own block.
+
 Letters: M rows, C channels, H heads, D = C / H. Shapes: x (M, C), keys and values (M, H, capacity, D), length (M,).
+Source: the block: Radford et al., "Language Models are Unsupervised Multitask Learners", 2019, section 2.3; decoding
+with a cache: cached_attention.py.
 """
 
 from __future__ import annotations

@@ -15,11 +15,14 @@ log and abs.
 
     sigmoid(x) = 1 / (1 + e) for x >= 0        sigmoid(x) = e / (1 + e) for x < 0
 
+No oracle: these are primitive operations. The tests check them against differences, and tanh, sigmoid, sqrt, relu and
+abs against formulas in the others.
+
 Outside their domains log and sqrt give NaN or -infinity without a warning; `detect_anomaly` finds out where.
 
-Shapes: x and y have the same, any shape. Source: the derivatives are elementary; for tanh and the logistic function in
-terms of themselves: Rumelhart, Hinton, Williams, "Learning representations by back-propagating errors", 1986, equation
-2.
+Shapes: x and y have the same, any shape.
+Source: the derivatives are elementary; for tanh and the logistic function in terms of themselves: Rumelhart, Hinton,
+Williams, "Learning representations by back-propagating errors", 1986, equation 2.
 """
 
 from __future__ import annotations

@@ -2,10 +2,10 @@
 
     y_i = weight[ids_i]
 
-Derivation of the gradient. Let onehot (N, V) be 1 where column j is ids_i and 0 elsewhere. Then the embedding is the
-linear map y = onehot @ weight, so
+Derivation of the gradient. Let onehot_ij = [j = ids_i], of shape (N, V). Then the embedding is the linear map
+y = onehot @ weight, so
 
-    dweight = onehot.T @ dy,          that is: dweight_j = sum of dy_i over the i with ids_i = j
+    dweight = onehot.T @ dy,          that is: dweight_j = sum over i of [j = ids_i] dy_i
 
 The same id may occur many times, so the rows of dy are *added* (scatter-add), not assigned. Ids are integers, so they
 have no gradient.

@@ -29,6 +29,8 @@ Derivation of the gradient. The derivative of an integral with respect to its up
 
 Saved: x.
 
+No oracle: erf is not composed of other operations. The tests compare it with `math.erf` and check differences.
+
 Shapes: any.
 Source: the change of variable and the factor are Schonfelder's, "Chebyshev Expansions for the Error and
 Related Functions", Mathematics of Computation 32, 1978; the coefficients were computed for this file.

@@ -12,8 +12,12 @@ form with s needs only one exp, and it has no cancellation for negative x, where
 
     y = x * s
 
-Derivation of the gradient. Apply the product rule to x * s. ds/du = 2 s (1 - s), as for any logistic function of 2 u,
-and du/dx = c * (1 + 3 a x**2):
+Derivation of the gradient. The product rule on x * s, then the chain rule on s, which depends on x through u:
+
+    dy/dx = s * dx/dx + x * ds/dx = s + x * (ds/du) (du/dx)
+
+Here dy/dx is the derivative itself; ds/du = 2 s (1 - s), as for any logistic function of 2 u, and
+du/dx = c * (1 + 3 a x**2). So the gradient is
 
     dx = dy * (s + x * 2 * s * (1 - s) * c * (1 + 3 * a * x**2))
 
@@ -21,7 +25,7 @@ Computing 1 - s by subtraction would leave few correct digits where s is close t
 So let t = exp(-2 |u|) and r = 1 / (1 + t). Then s is r for x >= 0 and t r for x < 0, and s (1 - s) is t r**2.
 
 The erf form is y = x * Phi(x) with Phi(x) = (1 + erf(x / sqrt(2))) / 2, and the derivative of Phi is the normal density
-phi(x) = exp(-x**2 / 2) / sqrt(2 pi):
+phi(x) = exp(-x**2 / 2) / sqrt(2 pi). By the product rule again:
 
     dx = dy * (Phi(x) + x * phi(x))
 

@@ -12,6 +12,12 @@ Basic indexing (integers, slices, `...`, None) returns a view of x, any other in
 
 Saved: x's shape and the key, but not x. Arrays in the key are copied, since the caller may refill them before the
 backward pass.
+
+No oracle: no number changes. The tests compare it with NumPy's indexing, and check differences.
+
+Shapes: x any; y as NumPy's indexing rules have it.
+Source: indexing: Harris et al., "Array programming with NumPy", Nature 585, 2020; the gradient of a gather is a
+scatter-add: Griewank, Walther, "Evaluating Derivatives", 2nd edition, 2008, section 3.2.
 """
 
 from __future__ import annotations

@@ -12,11 +12,20 @@ rows,
 
     dbias = sum(dy)          dweight = sum(dy * norm)            dnorm = dy * weight
 
-Now x. A change of x_j changes norm_i in three ways: directly (if i = j), through the mean, and through rstd:
+(The sums over the rows are `unbroadcast`.) Now x. A change of x_j changes norm_i in three ways: directly (if i = j),
+through the mean, and through rstd. One after the other:
 
-    d norm_i / d x_j = rstd * (delta_ij - 1/C - norm_i * norm_j / C)
+    d mean / d x_j = 1/C
+    d var / d x_j  = 2/C * sum over i of (x_i - mean) * ([i = j] - 1/C) = 2/C * (x_j - mean)
+    d rstd / d x_j = -1/2 * (var + eps)**(-3/2) * d var / d x_j = -rstd**3 * (x_j - mean) / C = -rstd**2 * norm_j / C
 
-The last term follows from d rstd / d x_j = -rstd**2 * norm_j / C. Multiply by dnorm_i and sum over i:
+In the second line, 1/C drops out because the deviations x_i - mean add up to zero. Now the product rule on
+norm_i = (x_i - mean) * rstd:
+
+    d norm_i / d x_j = ([i = j] - 1/C) * rstd + (x_i - mean) * d rstd / d x_j
+                     = rstd * ([i = j] - 1/C - norm_i * norm_j / C)
+
+Multiply by dnorm_i and sum over i:
 
     dx = rstd * (dnorm - mean(dnorm) - norm * mean(dnorm * norm))
 

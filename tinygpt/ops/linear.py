@@ -4,7 +4,7 @@ For rows x_n, y_nj = sum_i x_ni W_ij + b_j, hence
 
     dx_ni = sum_j dy_nj W_ij        dx = dy W^T
     dW_ij = sum_n x_ni dy_nj        dW = x^T dy
-    db_j  = sum_n dy_nj             the sums of dy's columns
+    db_j  = sum_n dy_nj             db = unbroadcast(dy, b's shape), the sums of dy's columns
 
 All leading axes of x are flattened to one axis of N rows, so each of the three products is a single call of the matrix
 library, which reads W^T and x^T as views. The bias is added to the product in place.
@@ -15,6 +15,9 @@ need (cast.py).
 Saved: x and W, which the products of the backward pass need, but not y.
 
 Shapes: x (..., in), weight (in, out), as GPT-2 checkpoints store it, bias (out,) -> (..., out).
+Source: Rumelhart, Hinton, Williams, "Learning representations by back-propagating errors", 1986, equations 6 and 7; as
+products of matrices: Giles, "An extended collection of matrix derivative results for forward and reverse mode
+algorithmic differentiation", 2008, under "Multiplication".
 """
 
 from __future__ import annotations

@@ -9,16 +9,20 @@ every i. Multiply by dy_ij and sum:
     db_kj = sum_i a_ik dy_ij        db = a^T dy
 
 b^T and a^T are views: the matrix product reads them without copying. If a matrix was repeated over a batch, its
-gradient is the sum over the batch. If b is a single matrix for the whole batch, like the weights of a layer, the
-leading axes of a are flattened to one long axis of rows. Then each of the three products is one large product, which is
-much faster than many small ones, and db is summed over the batch inside it.
+gradient is the sum over the batch (`unbroadcast`). If b is a single matrix for the whole batch, like the weights of a
+layer, the leading axes of a are flattened to one long axis of rows. Then each of the three products is one large
+product, which is much faster than many small ones, and db is summed over the batch inside it.
 
 Operands with one axis work as in NumPy: a (K,) on the left is a row, b (K,) on the right is a column, and the axis that
 this adds is removed from the result.
 
 Saved: a and b, each only if the other one needs a gradient.
 
+No oracle: this is a primitive operation. The tests compare it with a sum of products, and check differences.
+
 Shapes: a (..., M, K), b (..., K, N) -> (..., M, N).
+Source: Giles, "An extended collection of matrix derivative results for forward and reverse mode algorithmic
+differentiation", 2008, under "Multiplication".
 """
 
 from __future__ import annotations

@@ -14,7 +14,10 @@ again. So an adapter beside a packed layer trains as it would beside a layer wit
 Saved: the packed matrix. The backward pass unpacks it again, because the float32 weights would take two or four times
 its memory for the whole step.
 
-Shapes: x (..., K) -> y (..., N). Source: packed.py; training through packed weights: Dettmers et al., "QLoRA", 2023,
+No oracle: the tests compare it with the linear layer of the unpacked weights.
+
+Shapes: x (..., K) -> y (..., N).
+Source: packed.py; training through packed weights: Dettmers et al., "QLoRA", 2023,
 section 3.
 """
 

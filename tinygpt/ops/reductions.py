@@ -4,8 +4,8 @@ Over n reduced elements:
 
     y = sum(x)                          dx_i = dy
     y = sum(x) / n                      dx_i = dy / n
-    y = sum((x - mean)**2) / m          dx_i = dy * 2 (x_i - mean) / m            m = n - correction
-    y = max(x) or min(x)                dx_i = dy * [x_i = y] / (number of i with x_i = y)
+    y = sum((x - mean)**2) / m          dx_i = dy * 2 (x_i - mean) / m            with m = n - correction
+    y = max(x) or min(x)                dx_i = dy * [x_i = y] / sum over l of [x_l = y]
 
 In the variance, x_j also changes the mean, which would add -2/m * sum(x_i - mean) / n, but that sum is zero. In the
 maximum and minimum, tied elements share the gradient equally, so that the result does not depend on their order.
@@ -18,7 +18,12 @@ Long sums accumulate in float64 even for float32: adding the millionth term to a
 digits. Means and variances are also divided in float64 and rounded once, since a sum may overflow float32 even if the
 mean does not. For float64 there is no wider type, so x is scaled by a power of two first (`_exact_sum`).
 
+No oracle: sum and max are primitive operations. The tests compare the others with these (a mean is a sum divided), and
+check differences.
+
 Shapes: x any; y without the reduced axes, or with size 1 there (keepdims).
+Source: the derivatives are elementary; long sums in higher precision: Higham, "Accuracy and Stability of Numerical
+Algorithms", 2nd edition, 2002, chapter 4.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ and the gradient of layer normalisation (layer_norm.py):
 
     dresidual = dsum + layer_norm'(dnormalised)
     dx        = dresidual * keep / (1 - p)              the mask of dropout.py
-    dx_bias   = sum of dx over the rows
+    dx_bias   = unbroadcast(dx, (C,)), the sum of dx over the rows
 
 and dweight, dbias are layer normalisation's own.
 

@@ -8,12 +8,12 @@ Derivation of the gradient. `weight` acts on each column alone, so over all rows
 
     dweight = sum(dy * norm)                    dnorm = dy * weight
 
-For x, a change dx_j moves norm_i directly (i = j) and through rstd, where d rstd / d x_j = -rstd**3 * x_j / C
-= -rstd**2 * norm_j / C:
+A change of x_j changes norm_i directly (if i = j) and through rstd:
 
-    d norm_i / d x_j = rstd * (delta_ij - norm_i * norm_j / C)
+    d rstd / d x_j   = -1/2 * rstd**3 * 2 x_j / C = -rstd**2 * norm_j / C
+    d norm_i / d x_j = [i = j] * rstd + x_i * d rstd / d x_j = rstd * ([i = j] - norm_i * norm_j / C)
 
-Contracting with dnorm:
+Multiply by dnorm_i and sum over i:
 
     dx = rstd * (dnorm - norm * mean(dnorm * norm))
 

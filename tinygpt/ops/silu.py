@@ -2,7 +2,7 @@
 
     s = sigmoid(x) = 1 / (1 + exp(-x))        y = x * s
 
-Derivation of the gradient. ds/dx = s (1 - s), so
+Derivation of the gradient. ds/dx = s (1 - s), so by the product rule
 
     dx = dy * (s + x * s * (1 - s))
 

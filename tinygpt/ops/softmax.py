@@ -9,12 +9,12 @@ Shifting the whole row does not change the result. We shift by the maximum: then
 overflows, and one is exactly 0, so the sum is at least 1. Entries of -infinity get probability 0. A row of only
 -infinity has no softmax and gives nan (0 / 0), as in PyTorch.
 
-Derivation of the gradient. With S the sum, d y_j / d x_l = exp(x_j) delta_jl / S - exp(x_j) exp(x_l) / S**2, that is
+Derivation of the gradient. With S the sum, d y_j / d x_l = exp(x_j) [j = l] / S - exp(x_j) exp(x_l) / S**2, that is
 
-    d y_j / d x_l = y_j (delta_jl - y_l)           dx_l = y_l * (dy_l - sum over j of dy_j y_j)
+    d y_j / d x_l = y_j ([j = l] - y_l)           dx_l = y_l * (dy_l - sum over j of dy_j y_j)
 
 In words: only the difference between dy_l and the average of dy, weighted by y, counts. The probabilities always add up
-to 1, so a gradient that is the same for all of them has no effect. For the logarithm, d z_j / d x_l = delta_jl - y_l:
+to 1, so a gradient that is the same for all of them has no effect. For the logarithm, d z_j / d x_l = [j = l] - y_l:
 
     dx_l = dz_l - exp(z_l) * sum over j of dz_j
 

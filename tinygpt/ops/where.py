@@ -2,9 +2,16 @@
 
     y = a where condition, else b        da = dy where condition, else 0        db = 0 where condition, else dy
 
+each followed by `unbroadcast`.
+
 If a value was not chosen, its gradient is set to zero, not multiplied by zero: infinity times zero would be NaN.
 
-Saved: the condition. Shapes: any three that broadcast against one another.
+Saved: the condition.
+
+No oracle: the tests compare it with [condition] * a + [not condition] * b, and check differences.
+
+Shapes: any three that broadcast against one another.
+Source: elementary: where the condition holds, y is a.
 """
 
 from __future__ import annotations
