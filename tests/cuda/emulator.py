@@ -27,7 +27,7 @@ COMPILER = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("c++") or 
 FLAGS = ("-std=c++17", "-shared", "-fPIC", "-U_FORTIFY_SOURCE", "-w")
 TRAPS = ("-O0", "-fsanitize=bounds", "-fsanitize-undefined-trap-on-error")  # an index beyond an array ends the process
 MARGIN = 256  # bytes on each side of an array
-HEADER = Path(__file__).with_name("emulation.h")
+HEADERS = [Path(__file__).with_name(name) for name in ("emulation.h", "emulation_mma.h")]
 
 
 class KernelError(AssertionError):
@@ -54,7 +54,7 @@ def as_cpp(text: str) -> str:
 
 def program(texts: dict[str, tuple[str, Sequence[str]]]) -> str:
     """One C++ source for several versions of a .cu file: {namespace: (text, expressions)}."""
-    parts = [HEADER.read_text(encoding="utf-8")]
+    parts = [header.read_text(encoding="utf-8") for header in HEADERS]
     for name, (text, expressions) in texts.items():
         own_guards = re.sub(r"TINYGPT_\w+_CUH", rf"\g<0>_{name}", text)  # each version has a copy of what it includes
         kernels = [f"emulation::Kernel<{expression}>" for expression in expressions]

@@ -55,14 +55,13 @@ def evaluate_classifier(options: argparse.Namespace, clf: Any, tokenizer: Any, f
 def evaluate_language_model(options: argparse.Namespace, model: Any, tokenizer: Any, folder: Path) -> int:
     """Print the loss on the texts or answers of the rows, and metrics of the model's own answers."""
     from ..data import BadRows
-    from ..data.columns import dialogue_of
     from ..data.examples import collate
     from ..data.row_batches import AllRows
     from ..training import mean_loss
     from ..training.finetuning.held_out import validation_file
     from ..training.finetuning.task_options import TaskOptions
     from ..training.finetuning.tasks import AnswerTask, TextTask
-    from .answers import Answers, answer_report, columns_of, template_name
+    from .answers import Answers, columns_of, template_name
 
     path, encoding, skip, its = options.data, options.encoding, options.skip_bad_rows, None
     if path is None:
@@ -72,13 +71,7 @@ def evaluate_language_model(options: argparse.Namespace, model: Any, tokenizer: 
     if not all_rows:
         raise UsageError(f"there are no rows in {shown(path)}")
     task, columns = columns_of(all_rows, skip, its)
-    if task == "classify":
-        raise UsageError(
-            f"{folder} holds a language model, but {shown(path)} has labels: make a classifier of it with "
-            "`tinygpt finetune`"
-        )
-    if task == "text" and options.predictions:
-        raise UsageError("--predictions is for rows with labels or answers: on a text there is only a loss")
+    _require_language(task, options, folder, path)
     name = template_name(options, folder) if task == "sft" else options.template
     task_options = TaskOptions(columns, name, rows=lambda: all_rows)
     asked = (AnswerTask if task == "sft" else TextTask)(task_options, model, tokenizer)
@@ -96,18 +89,38 @@ def evaluate_language_model(options: argparse.Namespace, model: Any, tokenizer: 
     print(notes(path, len(rows), cut, bad, model.config.block_size) + _learned(options, folder))
     print(f"loss {loss:.4f} nats per token over {targets} tokens (perplexity {report['perplexity']:.2f})")
     answers: list[str] = []
-    if task == "sft":
-        assert asked.template is not None
+    if asked.template is not None:
         answers = Answers(model, tokenizer, asked.template, options.max_new_tokens).to_all(rows, columns)
-        right = [dialogue_of(row, columns).turns[-1][1].strip() for row in rows]
-        figures = answer_report(answers, right, tuple(options.metrics or ()))
-        report |= figures
-        print("  ".join(f"{name.replace('_', ' ')} {_shown(value)}" for name, value in figures.items()))
+        report |= _judged(answers, rows, columns, options)
     if options.json:
         write_json(options.json, {"task": task, "data": path, "truncated": cut} | report)
     if options.predictions:
         write_predictions(options.predictions, rows, ({"prediction": answer} for answer in answers))
     return 0
+
+
+def _require_language(task: str, options: argparse.Namespace, folder: Path, path: str) -> None:
+    """Raise UsageError for rows, or options, that are not for a language model."""
+    if task == "classify":
+        raise UsageError(
+            f"{folder} holds a language model, but {shown(path)} has labels: make a classifier of it with "
+            "`tinygpt finetune`"
+        )
+    if task == "text" and options.predictions:
+        raise UsageError("--predictions is for rows with labels or answers: on a text there is only a loss")
+
+
+def _judged(
+    answers: list[str], rows: list[Row], columns: tuple[str, ...], options: argparse.Namespace
+) -> dict[str, Any]:
+    """Print and return the metrics of answers beside those of the rows."""
+    from ..data.columns import dialogue_of
+    from .answers import answer_report
+
+    right = [dialogue_of(row, columns).turns[-1][1].strip() for row in rows]
+    figures = answer_report(answers, right, tuple(options.metrics or ()))
+    print("  ".join(f"{name.replace('_', ' ')} {_shown(value)}" for name, value in figures.items()))
+    return figures
 
 
 def _held_out(options: argparse.Namespace, folder: Path, maker: Any) -> list[Row]:

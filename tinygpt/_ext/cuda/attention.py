@@ -149,18 +149,14 @@ def attention_backward(
     if sizes is None:
         return NotImplemented
     head, _, _, a = sizes
-    B, H, Tq, D = q.shape
-    real = real_of(q)
+    (B, H, Tq, _), real = q.shape, real_of(q)
     (lse,) = as_accumulators(q, lse)
     lse = device.xp.ascontiguousarray(lse)
     (q,), (k, v), (dy, y) = with_neighbours(device, q), with_neighbours(device, k, v), with_neighbours(device, dy, y)
     results = [results_in(device, dq), results_in(device, dk), results_in(device, dv)]
     if results[1].strides != results[2].strides:
         results[1:] = [device.empty(dk.shape, dk.dtype), device.empty(dv.shape, dv.dtype)]
-    delta = device.empty((B, H, Tq), accumulator_dtype(q))
-    arguments: tuple[Any, ...] = (dy, y, delta, layout_of(y), H, Tq, D, np.int64(B * H * Tq))
-    blocks = ceil_div(B * H * Tq, THREADS // 32)
-    device.launch("attention", f"attention_delta<{real}>", real, (blocks,), (THREADS,), arguments, 0)
+    delta = attention_delta(device, dy, y)
     problem = problem_of(device, q, k, is_causal, scale, dropout_p, seed, stream, first_row)
     inputs = (dy, q, k, v, lse, delta)
     layouts = (layout_of(dy), layout_of(q), layout_of(k))
@@ -178,6 +174,17 @@ def attention_backward(
         if got is not wanted:
             wanted[...] = got
     return None
+
+
+def attention_delta(device: Device, dy: Array, y: Array) -> Array:
+    """(B, H, Tq): for each query the dot product of dy and y, which share a layout."""
+    (B, H, Tq, D), real = y.shape, real_of(y)
+    rows = B * H * Tq
+    delta = device.empty((B, H, Tq), accumulator_dtype(y))
+    arguments = (dy, y, delta, layout_of(y), H, Tq, D, np.int64(rows))
+    grid = (ceil_div(rows, THREADS // 32),)
+    device.launch("attention", f"attention_delta<{real}>", real, grid, (THREADS,), arguments, 0)
+    return delta
 
 
 def results_in(device: Device, array: Array) -> Array:

@@ -112,14 +112,7 @@ def _new(options: argparse.Namespace, folder: RunFolder) -> Finetuning:
     folder.exports_model = True
     folder.require_free(options.overwrite)
     given = given_options(options, TrainingConfig)
-    facts = {
-        "model": options.model, "data": _absolute(options.data), "valid": _absolute(options.valid),
-        "task": options.task, "template": options.template, "loss_on": options.loss_on,
-        "skip_bad_rows": options.skip_bad_rows, "label_smoothing": options.label_smoothing,
-        "class_weights": options.class_weights, "labels": None, "fold": options.fold, "augment": options.augment,
-        "quantize": options.quantize, "label_kind": options.label_kind, "encoding": options.encoding,
-        "label_columns": label_columns(options.label_columns),
-    }  # fmt: skip
+    facts = _facts(options) | {"skip_bad_rows": options.skip_bad_rows, "labels": None, "fold": options.fold}
     seed = given.get("seed", TrainingConfig.seed)
     start = start_from(
         options.model, **given_options(options, GPTConfig), add_tokens=options.add_token or (), seed=seed,
@@ -145,16 +138,21 @@ def _new(options: argparse.Namespace, folder: RunFolder) -> Finetuning:
     return _finetuning(settings, prepared, tokenizer)
 
 
+def _facts(options: argparse.Namespace) -> dict[str, Any]:
+    """What data.json says about the options of a run, which a resumed run may repeat but not change."""
+    names = ("model", "task", "template", "loss_on", "label_smoothing", "class_weights", "quantize", "label_kind",
+             "encoding")  # fmt: skip
+    augment = None if options.augment is None else with_absolute_path(options.augment)
+    return {name: getattr(options, name) for name in names} | {
+        "data": _absolute(options.data), "valid": _absolute(options.valid), "augment": augment,
+        "label_columns": label_columns(options.label_columns),
+    }  # fmt: skip
+
+
 def _resumed(options: argparse.Namespace, settings: Settings) -> Finetuning:
     folder = settings.folder
     facts = read_data_facts(folder.path)
-    names = ("model", "data", "valid", "task", "template", "loss_on", "label_smoothing", "class_weights", "augment",
-             "quantize", "label_kind", "encoding", "label_columns")  # fmt: skip
-    for name in names:
-        value = getattr(options, name)
-        value = _absolute(value) if name in ("data", "valid") else value
-        value = with_absolute_path(value) if name == "augment" and value is not None else value
-        value = label_columns(value) if name == "label_columns" else value
+    for name, value in _facts(options).items():
         if value not in (None, facts.get(name)):  # older runs have fewer
             raise CheckpointError(f"the run in {folder} has the {name} {facts.get(name)}, not {value}: leave it out")
     tokenizer = tokenizers.load(folder.path)
