@@ -29,10 +29,11 @@ from _recipe import (
 
 from tinygpt.console import say
 from tinygpt.metrics import exact_match, token_f1
+from tinygpt.tokenizers.word import SINGLE
 
 Row = dict[str, Any]
 Figures = Callable[[Sequence[str], Sequence[Row]], dict[str, float]]  # of answers to rows
-_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]|[^\W\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]+")
+_WORD = re.compile(rf"[{SINGLE}]|[^\W{SINGLE}]+")
 
 
 @dataclass(frozen=True)

@@ -166,7 +166,7 @@ def test_columns_that_will_not_do() -> None:
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"text": ""}, "the column 'text' is empty, so there is nothing to learn from"),
+        ({"text": ""}, "the column 'text' is empty: every row needs a text"),
         ({"text": None}, "the column 'text' is missing or null, not text"),
         ({"text": 3}, "the column 'text' is a number, not text"),
         ({"text": "a"}, "the text is a single token"),

@@ -74,7 +74,7 @@ REFUSED: list[tuple[Any, str]] = [
     (lambda: maker().make(row(label={"a": 1})), "line 7: a label must be a text or a whole number"),
     (lambda: maker().make(row("  ")), "line 7: the column 'text' is empty"),
     (lambda: maker().make(row(None)), "line 7: the column 'text' is missing"),
-    (lambda: maker().make(row(3)), "line 7: the column 'text' is 3, not text"),
+    (lambda: maker().make(row(3)), "line 7: the column 'text' is a number, not text"),
     (lambda: maker([], "number").make(row(label="good")), "line 7: the label of a regression must be a number"),
     (lambda: maker([], "number").make(row(label="nan")), "line 7: the label of a regression must be a number"),
     (lambda: maker([], "number").make(row(label=True)), "line 7: the label of a regression must be a number"),

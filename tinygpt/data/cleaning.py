@@ -23,12 +23,13 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from ..errors import UsageError
+from ..tokenizers.word import SINGLE
 from .documents import Piece
 
 KINDS = ("nfc", "control", "duplicates", "near-duplicates")
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")  # line breaks and tabs are text
 _LONGEST = 1 << 24  # characters: longer documents are not kept in memory for comparison
-_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]|\w+")  # Chinese and Japanese: a character is a word
+_WORD = re.compile(rf"[{SINGLE}]|\w+")  # Chinese and Japanese: a character is a word
 _RUN, _HASHES, _BAND, _SIMILAR = 5, 64, 8, 0.8
 _HASH = np.random.default_rng(20240520).integers(1, 1 << 63, (2, _HASHES), dtype=np.uint64) | np.uint64(1)
 

@@ -73,7 +73,7 @@ def text_of(row: Row, column: str) -> str:
     if not isinstance(value, str):
         raise UsageError(f"{row.where}: the column {column!r} is {_kind(value)}, not text")
     if not value.strip():
-        raise UsageError(f"{row.where}: the column {column!r} is empty, so there is nothing to learn from")
+        raise UsageError(f"{row.where}: the column {column!r} is empty: every row needs a text")
     return value
 
 

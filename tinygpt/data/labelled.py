@@ -27,6 +27,7 @@ import numpy as np
 
 from ..errors import UsageError
 from ..tokenizers import Tokenizer, UnknownCharacterError
+from .columns import text_of
 from .rows import Row
 
 TEXT, LABEL = "text", "label"
@@ -67,7 +68,7 @@ class LabelledExamples:
 
     def make(self, row: Row) -> LabelledExample:
         """The row's example. Raises UsageError with the row's file and line."""
-        text = text_in(row)
+        text = text_of(row, TEXT)
         ids, truncated = self._encoded(text, row.where)
         return LabelledExample(ids, self._label(row) if self.labelled else None, text, truncated)
 
@@ -117,15 +118,6 @@ class LabelledExamples:
             known = ", ".join(repr(one) for one in self.names[:10]) + (" ..." if len(self.names) > 10 else "")
             raise UsageError(f"{row.where}: the label {name!r} is not one of the model's {len(self.names)}: {known}")
         return self.place[name]
-
-
-def text_in(row: Row) -> str:
-    """The row's text. Raises UsageError if there is none or it is blank."""
-    value = row.values.get(TEXT)
-    if not isinstance(value, str) or not value.strip():
-        what = "missing" if value is None else "empty" if isinstance(value, str) else f"{value!r:.40}, not text"
-        raise UsageError(f"{row.where}: the column {TEXT!r} is {what}: every row needs a text")
-    return value
 
 
 def label_in(row: Row) -> Any:

@@ -22,8 +22,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import secrets
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,14 +29,14 @@ from typing import Any
 from .. import backends, exchange
 from ..array_file import ArrayFile
 from ..errors import CheckpointError, MissingExtraError, UsageError
-from ..files import explain_os_errors, folder_made, user_path
+from ..files import folder_made, user_path
 from ..nn.lora import LoRA, insert_lora, linear_paths, lora_layers, lora_of
 from ..safetensors_io import SafetensorsFile, write_safetensors
 from .config import read_json
 from .hub import find_here
 from .peft_config import config_json, settings_of
 from .peft_head import ARRAY, TASK, body_of, head_content, head_in, put_head, without_head
-from .saving import FORMATS, finish_save, remove_left_over
+from .saving import FORMATS, saved_together
 from .torch_file import TorchFile
 from .weights import ADAPTER, ADAPTER_CONFIG, ORDER, TORCH_ADAPTER
 
@@ -102,20 +100,10 @@ def write_adapter(
     for name in (*ORDER, "checkpoints.json"):
         if (folder / name).exists():
             raise UsageError(f"save_adapter: {folder} contains a model ({name}): choose another folder")
-    finish_save(folder)
-    with explain_os_errors("save the adapter to", folder):
-        staging = folder / f".saving-{secrets.token_hex(4)}.tmp"
-        remove_left_over(folder)
-        staging.mkdir()
-        try:
-            if write_tokenizer is not None:
-                write_tokenizer(staging)
-            _write(staging, model, config_json(lora, base), dtype)
-            exchange.commit(staging, folder, sorted(os.listdir(staging)), ())
-        except BaseException:
-            shutil.rmtree(staging, ignore_errors=True)
-            raise
-    finish_save(folder)
+    with saved_together(folder, "adapter", lambda staging: (sorted(os.listdir(staging)), ())) as staging:
+        if write_tokenizer is not None:
+            write_tokenizer(staging)
+        _write(staging, model, config_json(lora, base), dtype)
 
 
 def _write(folder: Path, model: Any, content: Mapping[str, Any], dtype: str) -> None:

@@ -10,12 +10,13 @@ single rename.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -110,18 +111,29 @@ def write_folder(
         raise UsageError(f"save_pretrained: {folder} contains a training run: choose another folder")
     if (folder / ADAPTER_CONFIG).exists():
         raise UsageError(f"save_pretrained: {folder} contains an adapter: choose another folder")
+    with saved_together(folder, "model", lambda staging: _files(folder, staging)) as staging:
+        write_json(staging / CONFIG, content.settings)
+        write_json(staging / GENERATION, content.generation)
+        if content.write_tokenizer is not None:
+            content.write_tokenizer(staging)
+        _write_weights(staging, content.arrays, dtype, limit)
+
+
+@contextlib.contextmanager
+def saved_together(folder: Path, what: str, files: Callable[[Path], tuple[list[str], Iterable[str]]]) -> Iterator[Path]:
+    """A folder in which to write files that then replace those in `folder`, all or none. what: the files, in errors.
+
+    files: given the folder with the new files, their names in the order in which to move them, and the names of files
+    that they make obsolete. Raises UsageError.
+    """
     finish_save(folder)
-    with explain_os_errors("save the model to", folder):
+    with explain_os_errors(f"save the {what} to", folder):
         staging = folder / f".saving-{secrets.token_hex(4)}.tmp"
-        remove_left_over(folder)
+        _remove_left_over(folder)
         staging.mkdir()
         try:
-            write_json(staging / CONFIG, content.settings)
-            write_json(staging / GENERATION, content.generation)
-            if content.write_tokenizer is not None:
-                content.write_tokenizer(staging)
-            _write_weights(staging, content.arrays, dtype, limit)
-            exchange.commit(staging, folder, *_files(folder, staging))
+            yield staging
+            exchange.commit(staging, folder, *files(staging))
         except BaseException:
             shutil.rmtree(staging, ignore_errors=True)
             raise
@@ -249,7 +261,7 @@ def finish_save(folder: Path) -> None:
     exchange.finish(folder, lambda name: name in files or _is_weights(name))
 
 
-def remove_left_over(folder: Path) -> None:
+def _remove_left_over(folder: Path) -> None:
     """Remove the staging folders of killed processes."""
     for path in folder.glob(".saving-*.tmp"):
         if _STAGING.fullmatch(path.name):

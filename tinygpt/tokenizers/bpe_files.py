@@ -14,6 +14,7 @@ as_transformers.py decides which file takes precedence; bpe_checks.py checks the
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -109,10 +110,10 @@ def _read(path: Path) -> str:
 
 def write_folder(folder: Path, description: dict[str, Any], settings: dict[str, Any]) -> None:
     """Write the non-empty files of the table above, each atomically, and remove the others. Raises UsageError."""
-    model, files = description["model"], {TOKENIZER: _json(description), CONFIG: _json(settings)}
+    model, files = description["model"], {TOKENIZER: json_text(description), CONFIG: json_text(settings)}
     names = {name: settings[name] for name in NAMES if settings.get(name) is not None}
     if names:
-        files[SPECIAL] = _json(names)
+        files[SPECIAL] = json_text(names)
     if is_gpt2_scheme(description):
         pairs = (merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"])
         files[MERGES] = "\n".join(["#version: 0.2", *pairs, ""])
@@ -120,17 +121,23 @@ def write_folder(folder: Path, description: dict[str, Any], settings: dict[str, 
         added = {token["content"]: token["id"] for token in description["added_tokens"]}
         beyond = {token: token_id for token, token_id in added.items() if token not in model["vocab"]}
         if beyond:
-            files[ADDED] = _json(beyond)
-    for name in FILES:
+            files[ADDED] = json_text(beyond)
+    write_files(folder, FILES, files)
+
+
+def write_files(folder: Path, names: Iterable[str], contents: Mapping[str, str]) -> None:
+    """Write a tokenizer's files; those of `names` without contents are left over from another one, and removed."""
+    for name in names:
         try:
-            if name in files:
+            if name in contents:
                 with atomic_write(folder / name, "wb") as file:
-                    file.write(files[name].encode("utf-8"))
-            else:  # left over from a tokenizer saved here before
+                    file.write(contents[name].encode("utf-8"))
+            else:
                 (folder / name).unlink(missing_ok=True)
         except OSError as error:
             raise UsageError(f"cannot write the tokenizer to {folder / name}: {error.strerror or error}") from error
 
 
-def _json(content: dict[str, Any]) -> str:
+def json_text(content: Mapping[str, Any]) -> str:
+    """A file of JSON."""
     return json.dumps(content, ensure_ascii=False, indent=1) + "\n"

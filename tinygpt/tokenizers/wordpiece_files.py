@@ -11,16 +11,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, UsageError
-from ..files import atomic_write
 from . import bpe_files
-from .bpe_files import ADDED, CONFIG, MODEL, SPECIAL, TOKENIZER, added_token, read_json
+from .bpe_files import ADDED, CONFIG, MODEL, SPECIAL, TOKENIZER, added_token, json_text, read_json, write_files
 
 VOCAB = "vocab.txt"
 FILES = (VOCAB, CONFIG, SPECIAL)
@@ -233,19 +231,7 @@ def write_folder(folder: Path, vocabulary: Vocabulary) -> None:
             str(numbers[token]): added_token(token, numbers[token]) | plain for token in vocabulary.added
         }
     contents = {
-        VOCAB: "".join(f"{token}\n" for token in vocabulary.tokens), CONFIG: _json(settings),
-        SPECIAL: _json(vocabulary.special),
+        VOCAB: "".join(f"{token}\n" for token in vocabulary.tokens), CONFIG: json_text(settings),
+        SPECIAL: json_text(vocabulary.special),
     }  # fmt: skip
-    for name in sorted({*bpe_files.FILES, *FILES}):
-        try:
-            if name in contents:
-                with atomic_write(folder / name, "wb") as file:
-                    file.write(contents[name].encode("utf-8"))
-            else:  # left over from a tokenizer saved here before
-                (folder / name).unlink(missing_ok=True)
-        except OSError as error:
-            raise UsageError(f"cannot write the tokenizer to {folder / name}: {error.strerror or error}") from error
-
-
-def _json(content: Mapping[str, Any]) -> str:
-    return json.dumps(content, ensure_ascii=False, indent=1) + "\n"
+    write_files(folder, sorted({*bpe_files.FILES, *FILES}), contents)

@@ -13,6 +13,7 @@ Source: Hewitt, "Initializing New Word Embeddings for Pretrained Language Models
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,14 +27,17 @@ from ..backends import array_module
 from ..classifier import GPTForSequenceClassification
 from ..data.chat_template import chat_template_in
 from ..data.dialogue import TEMPLATE, Template, read_template
+from ..errors import UsageError
 from ..exchange import read_whole
-from ..gpt import GPT
+from ..gpt import GPT, GPTConfig
 from ..interop.classifier import is_classifier, load_with_tokenizer
 from ..interop.loading import with_tokenizer
 from ..interop.packed_run import shorten
 from ..nn import Parameter
+from ..nn.lora import LoRA, insert_lora
 from ..random import Generator
 from ..tokenizers import Tokenizer
+from .options import given_options
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,25 @@ class Start:
     classifier: GPTForSequenceClassification | None = None
     template: Template | None = None
     chat_template: str | None = None
+
+
+def start_as_asked(options: argparse.Namespace, name: str, lora: LoRA | None, seed: int, **more: Any) -> Start:
+    """The model `name` with the changes of the command line, and with an adapter if one is trained.
+
+    more: further arguments of `start_from`. Raises UsageError.
+    """
+    if lora is not None and options.add_token:
+        raise UsageError(
+            "--add-token adds embeddings, which have to be learned, but with --lora-rank all embeddings are frozen: "
+            "leave out one of them"
+        )
+    start = start_from(
+        name, **given_options(options, GPTConfig), add_tokens=options.add_token or (), seed=seed,
+        revision=options.revision or "main", **more,
+    )  # fmt: skip
+    if lora is not None:
+        insert_lora(start.model, lora, seed)
+    return start
 
 
 def start_from(

@@ -29,7 +29,7 @@ from ..files import user_path
 from ..gpt import GPTConfig
 from ..interop.config import GENERATION
 from ..memory import require_memory
-from ..nn.lora import LoRA, insert_lora, lora_of
+from ..nn.lora import LoRA, lora_of
 from ..random import Generator
 from ..tokenizers import hf_tokenizers
 from ..tokenizers.bpe_files import TOKENIZER
@@ -40,7 +40,7 @@ from .final_evaluation import WHOLE, add_final_options, check_final
 from .monitoring.picture import require_matplotlib
 from .options import add_field_options, given_options
 from .presets import PRESETS
-from .pretrained import Start, start_from
+from .pretrained import Start, start_as_asked
 from .storage.folder import RunFolder
 from .storage.state import check_state, training_config
 from .text.corpus import TextOptions, add_text_options, given_text
@@ -200,17 +200,7 @@ def _start(options: argparse.Namespace, lora: LoRA | None, seed: int) -> Start:
     fixed += [name for name, value in others.items() if value is not None]
     if fixed:
         raise UsageError(f"with --init-from the model is that of {options.init_from}: leave out {fixed[0]}")
-    if lora is not None and options.add_token:
-        raise UsageError(
-            "--add-token adds embeddings, which have to be learned, but with --lora-rank all embeddings are frozen: "
-            "leave out one of them"
-        )
-    start = start_from(
-        options.init_from, **given, add_tokens=options.add_token or (), seed=seed, revision=options.revision or "main"
-    )
-    if lora is not None:
-        insert_lora(start.model, lora, seed)
-    return start
+    return start_as_asked(options, options.init_from, lora, seed)
 
 
 def _resumed(options: argparse.Namespace, folder: RunFolder) -> Settings:

@@ -250,7 +250,7 @@ def test_an_adapter_is_trained_and_goes_on(run: Any, base: Path, rows: Path, tmp
     assert all(np.array_equal(parts.model[name], whole.model[name]) for name in whole.model)
     assert all("lora" in name for name in whole.optimizer)
     assert_one_sentence(
-        run(*command, "--add-token=x", f"--out={tmp_path / 'new'}"), "--lora-rank freezes all embeddings"
+        run(*command, "--add-token=x", f"--out={tmp_path / 'new'}"), "with --lora-rank all embeddings are frozen"
     )
 
 

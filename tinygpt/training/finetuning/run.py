@@ -29,14 +29,13 @@ from ...data.splitting import digest_of, same_key
 from ...errors import CheckpointError, UsageError
 from ...files import shown
 from ...gpt import GPT, GPTConfig
-from ...nn.lora import insert_lora
 from ...tokenizers import Tokenizer
 from ..adapters import check_quantize, lora_of_options
 from ..config import TrainingConfig, new_settings
 from ..configuration import write_configuration
 from ..loop import Trainer
 from ..options import given_options
-from ..pretrained import Start, start_from
+from ..pretrained import Start, start_as_asked
 from ..run import make_model, rehearse
 from ..settings import Settings, check_settings, choose_settings
 from ..storage.folder import RunFolder
@@ -107,19 +106,13 @@ def _new(options: argparse.Namespace, folder: RunFolder) -> Finetuning:
         )
     lora = lora_of_options(options)
     check_quantize(options, lora)
-    if lora is not None and options.add_token:
-        raise UsageError("--lora-rank freezes all embeddings, and --add-token adds some to be learned: leave one out")
     folder.exports_model = True
     folder.require_free(options.overwrite)
     given = given_options(options, TrainingConfig)
     facts = _facts(options) | {"skip_bad_rows": options.skip_bad_rows, "labels": None, "fold": options.fold}
     seed = given.get("seed", TrainingConfig.seed)
-    start = start_from(
-        options.model, **given_options(options, GPTConfig), add_tokens=options.add_token or (), seed=seed,
-        revision=options.revision or "main", classifiers=True, packed=options.quantize,
-    )  # fmt: skip
+    start = start_as_asked(options, options.model, lora, seed, classifiers=True, packed=options.quantize)
     if lora is not None:
-        insert_lora(start.model, lora, seed)
         (start.classifier or start.model).train()
         given = {"lr": 10 * DEFAULTS["lr"]} | given
     named = facts | {"data": options.data, "valid": options.valid}  # in messages as the user wrote them
