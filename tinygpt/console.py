@@ -103,6 +103,15 @@ def say(words: object) -> None:
         silence(sys.stdout)
 
 
+def in_bytes(size: float) -> str:
+    """A size as text, such as "1.5 GB"; a GB is 10**9 bytes."""
+    for unit in ("bytes", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} GB" if size < 1000 else f"{size:.0f} GB"
+
+
 def silence(stream: Any) -> None:
     """Redirect a broken stream to the null device; otherwise Python fails at exit when it flushes the buffered rest."""
     with contextlib.suppress(OSError, ValueError, AttributeError):

@@ -214,3 +214,10 @@ def test_an_unknown_option_names_the_help_that_lists_the_options(run: Any) -> No
     answer = run("train", "--max-iters=10")
     assert answer.code == 2
     assert answer.err == "tinygpt train: unrecognized arguments: --max-iters=10 (see tinygpt train --help)\n"
+
+
+@pytest.mark.parametrize(
+    ("size", "words"), [(0, "0 bytes"), (999, "999 bytes"), (1500, "1.5 kB"), (25e6, "25 MB"), (3.2e12, "3200 GB")]
+)
+def test_sizes_in_words(size: float, words: str) -> None:
+    assert console.in_bytes(size) == words

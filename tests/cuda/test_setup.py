@@ -203,13 +203,6 @@ def test_memory_that_there_is_comes_from_the_allocator_that_was_set() -> None:
         backend.synchronize()
 
 
-@pytest.mark.parametrize(
-    ("size", "words"), [(0, "0 bytes"), (999, "999 bytes"), (1500, "1.5 kB"), (25e6, "25 MB"), (3.2e12, "3200 GB")]
-)
-def test_sizes_in_words(size: float, words: str) -> None:
-    assert cupy_setup.in_bytes(size) == words
-
-
 # TF32 ---------------------------------------------------------------------------------------------
 
 

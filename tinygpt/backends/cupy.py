@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..console import in_bytes
 from ..errors import UsageError
 from . import cupy_setup, cupy_tf32, recording
 
@@ -179,5 +180,5 @@ def describe() -> str:
     cuda = cupy_setup.cuda_version(cupy.cuda.runtime.runtimeGetVersion())
     return (
         f"CuPy {cupy.__version__} on {cupy_setup.gpu_name(cupy)} (compute capability {capability}, "
-        f"{cupy_setup.in_bytes(memory().total)}); CUDA {cuda}{'; TF32' if uses_tf32() else ''}"
+        f"{in_bytes(memory().total)}); CUDA {cuda}{'; TF32' if uses_tf32() else ''}"
     )

@@ -10,6 +10,7 @@ import sys
 from typing import Any
 
 from .._ext.cuda import ARCHITECTURES
+from ..console import in_bytes
 from ..errors import MissingExtraError, OutOfMemoryError, UsageError
 
 OLDEST = int(ARCHITECTURES[0].removeprefix("sm_"))  # compute capability, times ten
@@ -202,12 +203,3 @@ def _out_of_memory(cupy: Any, size: int) -> str:
         "(--batch-size, and --gradient-accumulation to make up for it), a shorter block (--block-size) or a smaller "
         "model"
     )
-
-
-def in_bytes(size: float) -> str:
-    """A size as text, such as "1.5 GB"; a GB is 10**9 bytes."""
-    for unit in ("bytes", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} GB" if size < 1000 else f"{size:.0f} GB"

@@ -19,8 +19,9 @@ import numpy as np
 from .. import __version__, backends
 from ..backends import cupy_setup
 from ..backends import numpy as numpy_backend
-from ..backends.cupy_setup import in_bytes, reason
+from ..backends.cupy_setup import reason
 from ..backends.precision import SIXTEEN_BITS, activation_dtype
+from ..console import in_bytes
 from ..errors import UsageError
 
 ABOUT = """Report versions, kernels, threads, memory, GPU and optional packages, and what to install for the rest.

@@ -13,13 +13,13 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..console import say
+from ..console import in_bytes, say
 from ..errors import UsageError
 from ..files import folder_made, shown, user_path
 from ..training import Trainer
 from ..training.monitoring.picture import require_matplotlib
 from ..training.storage.folder import TOKENS, RunFolder
-from ..training.trials.dry_run import measure_run, peak_so_far, require_disk, size
+from ..training.trials.dry_run import measure_run, peak_so_far, require_disk
 from ..training.trials.lr_find import PICTURE, find_lr
 from .sweep import add_sweep_option
 
@@ -78,7 +78,7 @@ def try_out(trainer: Trainer, options: argparse.Namespace, out: str, about: str,
         found = measure_run(trainer, final, data, peak_so_far() if trainer.parameters[0].backend == "numpy" else 0)
         say(found.describe())
         free = require_disk(found.disk, folder)
-        say(f"{size(free)} are free for {shown(folder)}. This was a dry run: nothing was written.")
+        say(f"{in_bytes(free)} are free for {shown(folder)}. This was a dry run: nothing was written.")
         return 0
     test = find_lr(trainer)
     say(test.summary())

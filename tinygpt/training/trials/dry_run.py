@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ... import backends
+from ...console import in_bytes
 from ...errors import MissingExtraError, UsageError
 from ...files import shown
 from ...interop.packed_run import is_packed
@@ -81,12 +82,12 @@ class DryRun:
         evaluations = f"{self.evaluations:,} evaluations of {duration(self.evaluation)}"
         final = f" and {duration(self.final)} for the one at the end" if self.final else ""
         lines = {
-            "Peak": f"{size(self.peak)} of memory, measured; in it {size(self.weights)} of weights, "
-            f"{size(self.gradients)} of gradients, {size(self.optimizer)} of the optimizer",
+            "Peak": f"{in_bytes(self.peak)} of memory, measured; in it {in_bytes(self.weights)} of weights, "
+            f"{in_bytes(self.gradients)} of gradients, {in_bytes(self.optimizer)} of the optimizer",
             "Time": f"{duration(self.step)} a step, the median of {TIMED} ({self.tokens / self.step:,.0f} tokens/s); "
             f"about {duration(self.seconds)} for the run, with {evaluations}{final}",
-            "Disk": f"{size(self.disk)}: {_CHECKPOINTS} checkpoints of {size(self.checkpoint)} while one is written"
-            + (f", {size(self.data)} of tokens" if self.data else ""),
+            "Disk": f"{in_bytes(self.disk)}: {_CHECKPOINTS} checkpoints of {in_bytes(self.checkpoint)} while one is "
+            "written" + (f", {in_bytes(self.data)} of tokens" if self.data else ""),
         }
         return "\n".join(f"{name + ':':<7}{line}" for name, line in lines.items())
 
@@ -101,7 +102,7 @@ def measure_run(trainer: Trainer, final_batches: int = 0, data: int = 0, so_far:
     config, now = trainer.config, checkpoint_of(trainer)
     backend = trainer.parameters[0].backend
     checkpoint = sum(array.nbytes for array in (*now.model.values(), *now.optimizer.values()))
-    optimizer = sum(array.nbytes for name, array in now.optimizer.items())
+    optimizer = sum(array.nbytes for array in now.optimizer.values())
     del now
     times = []
     with on_trial(trainer):
@@ -142,8 +143,8 @@ def require_disk(needed: int, folder: Path) -> int:
     free = shutil.disk_usage(there).free
     if needed > free:
         raise UsageError(
-            f"the run takes {size(needed)} on the disk, but only {size(free)} are free in {shown(there)}: choose "
-            "another --out, or make room"
+            f"the run takes {in_bytes(needed)} on the disk, but only {in_bytes(free)} are free in {shown(there)}: "
+            "choose another --out, or make room"
         )
     return free
 
@@ -197,14 +198,6 @@ def _peak(backend: str) -> int:
 
 
 # Words ------------------------------------------------------------------------------------------------
-
-
-def size(count: int) -> str:
-    """Bytes, for people: 12.3 MB."""
-    for unit, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
-        if count >= unit:
-            return f"{count / unit:,.1f} {name}"
-    return f"{count} bytes"
 
 
 def duration(seconds: float) -> str:
