@@ -123,6 +123,15 @@ def without_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tinygpt.training.monitoring.reporting.draw_loss_curve", lambda *paths: None)
 
 
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Chromium, through Playwright: for tests with the marks of tests/browser.py."""
+    from tests.browser import chromium
+
+    with chromium() as browser:
+        yield browser
+
+
 # The command line -------------------------------------------------------------------------------
 
 

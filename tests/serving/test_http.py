@@ -24,7 +24,7 @@ from tinygpt.serving.bodies import Served
 from tinygpt.serving.engine import Engine
 from tinygpt.serving.errors import ApiError
 from tinygpt.serving.penalties import Penalties
-from tinygpt.tokenizers import CharTokenizer
+from tinygpt.tokenizers import ByteTokenizer, CharTokenizer
 
 KEY = "sk-secret"
 URL = "http://127.0.0.1:8000"
@@ -76,7 +76,7 @@ def refused(response: Any, status: int, words: str, param: str | None = None, co
 
 
 def test_models(client: TestClient) -> None:
-    model = {"id": "tiny", "object": "model", "created": 1, "owned_by": "tinygpt"}
+    model = {"id": "tiny", "object": "model", "created": 1, "owned_by": "tinygpt", "max_model_len": 64}
     assert client.get("/v1/models").json() == {"object": "list", "data": [model]}
     assert client.get("/v1/models/tiny").json() == model
     refused(client.get("/v1/models/a/b"), 404, "does not exist", "model", "model_not_found")
@@ -163,6 +163,64 @@ def test_logprobs(client: TestClient) -> None:
     assert sum(len(c["choices"][0]["logprobs"]["content"]) for c in chunks if c["choices"][0]["logprobs"]) == 3
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_going_on_from_any_token(client: TestClient, stream: bool) -> None:
+    """Ids and bytes are told, so that a text can be continued from any of its tokens, and from any alternative."""
+    ask = {"prompt": "To be", "max_tokens": 6, "temperature": 0, "logprobs": 2, "return_token_ids": True}
+    response = client.post("/v1/completions", json={**ask, "stream": stream})
+    choices = [chunk["choices"][0] for chunk in (events_of(response) if stream else [response.json()])]
+    ids, text = TOKENIZER.encode("To be").tolist(), written("To be", max_new_tokens=6, temperature=0)
+    assert [choice["prompt_token_ids"] for choice in choices if "prompt_token_ids" in choice] == [ids]
+    content = [one for choice in choices if choice["logprobs"] for one in choice["logprobs"]["content"]]
+    assert [one["id"] for one in content] == TOKENIZER.encode(text).tolist()
+    assert bytes(byte for one in content for byte in one["bytes"]).decode() == text
+    other = content[2]["top_logprobs"][1]
+    assert other["id"] != content[2]["id"]
+    on = {**ask, "prompt": [*ids, *(one["id"] for one in content[:2]), other["id"]], "return_token_ids": False}
+    (choice,) = client.post("/v1/completions", json=on).json()["choices"]
+    assert choice["text"] == written("To be" + text[:2] + other["token"], max_new_tokens=6, temperature=0)
+    assert "content" not in choice["logprobs"]
+    assert "prompt_token_ids" not in choice
+
+
+def test_tokens_of_a_prompt(client: TestClient) -> None:
+    body = {"prompt": "To", "max_tokens": 0, "return_token_ids": True}
+    (choice,) = client.post("/v1/completions", json=body).json()["choices"]
+    assert (choice["prompt_token_ids"], choice["text"]) == (TOKENIZER.encode("To").tolist(), "")
+
+
+def test_bytes_that_are_part_of_a_character() -> None:
+    engine = Engine(make(np.float32, vocab_size=256, block_size=16, n_layer=1, n_head=2, n_embd=16).eval())
+    client = client_of(engine, ByteTokenizer())
+    body = {"prompt": "\u4e2d", "max_tokens": 3, "logit_bias": {"228": 100}, "logprobs": 1, "return_token_ids": True}
+    (choice,) = client.post("/v1/completions", json=body).json()["choices"]
+    assert choice["prompt_token_ids"] == [0xE4, 0xB8, 0xAD]
+    assert [(one["id"], one["bytes"], one["token"]) for one in choice["logprobs"]["content"]] == [
+        (228, [228], "\ufffd")
+    ] * 3
+    engine.close()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_going_on_within_an_answer(client: TestClient, stream: bool) -> None:
+    """The blank that the answer goes on with is part of it; only the one before an answer is not."""
+    begun = TOKENIZER.encode("Yes")
+    bias = {str(TOKENIZER.encode(" ")[0]): 100}
+    ask = {"messages": [{"role": "user", "content": "a"}], "temperature": 0, "max_tokens": 4, "stream": stream}
+    response = client.post("/v1/chat/completions", json={**ask, "answer_token_ids": begun.tolist()})
+    expected = written("User: a\nAssistant:Yes", max_new_tokens=4, temperature=0, stop_strings=["\nUser:"])
+    assert answer_of(response, stream) == expected
+    for kept, blanks in (([], ""), (begun.tolist(), " " * 4)):
+        body = {**ask, "answer_token_ids": kept, "logit_bias": bias}
+        assert answer_of(client.post("/v1/chat/completions", json=body), stream) == blanks
+
+
+def answer_of(response: Any, stream: bool) -> str:
+    if not stream:
+        return str(response.json()["choices"][0]["message"]["content"])
+    return "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in events_of(response))
+
+
 def test_bias_and_penalties(client: TestClient) -> None:
     """By the formula: what is generated counts, the prompt does not."""
     found = Penalties({1: 5.0, 0: -1.0}, 0.5, 2.0)(Rows([[1, 2, 2, 3]], new_tokens=3), np.zeros((1, 5)))
@@ -233,6 +291,8 @@ def test_bad_completions(
         ({"messages": [{"role": "user", "content": "a"}], "tools": [{}]}, "tools is not supported"),
         ({"messages": [{"role": "user", "content": "a"}], "top_logprobs": 2}, "needs logprobs: true"),
         ({"messages": [{"role": "user", "content": "a" * 99}]}, "maximum context length is 64"),
+        ({"messages": [{"role": "user", "content": "a"}], "answer_token_ids": [96]}, "ids must be 0 to 95"),
+        ({"messages": [{"role": "user", "content": "a"}], "answer_token_ids": "b"}, "must be an array of token ids"),
     ],
 )  # fmt: skip
 def test_bad_chats(client: TestClient, body: Any, words: str) -> None:
@@ -354,7 +414,8 @@ ANY = st.recursive(
 )
 FIELDS = ["prompt", "messages", "n", "max_tokens", "temperature", "top_p", "stop", "seed", "logprobs", "top_logprobs",
           "stream", "stream_options", "logit_bias", "presence_penalty", "frequency_penalty", "top_k", "min_p", "model",
-          "repetition_penalty", "max_completion_tokens", "tools", "user", "echo", "suffix"]  # fmt: skip
+          "repetition_penalty", "return_token_ids", "answer_token_ids", "max_completion_tokens", "tools", "user",
+          "echo", "suffix"]  # fmt: skip
 LIKELY = {
     "prompt": st.text("ab \n", max_size=70) | st.lists(st.integers(-1, 100), max_size=70)
     | st.lists(st.text(max_size=5), max_size=3),

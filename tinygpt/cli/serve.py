@@ -12,8 +12,9 @@ from ..errors import UsageError
 from .generating import add_model_options, load
 
 ABOUT = """Serve a model over HTTP, with OpenAI's interface: /v1/models, /v1/completions, /v1/chat/completions, and
-/health and /metrics (Prometheus). Requests are answered together: each joins at the next token. SIGTERM or Ctrl-C
-finishes what runs; a second Ctrl-C doesn't. Neither prompts nor keys are logged. Needs the extra `serve`."""
+/health and /metrics (Prometheus); / is a page for a browser. Requests are answered together: each joins at the next
+token. SIGTERM or Ctrl-C finishes what runs; a second Ctrl-C doesn't. Neither prompts nor keys are logged. Needs the
+extra `serve`."""
 HOST, PORT, PLACES, WAITING, PREFIX_MIB = "127.0.0.1", 8000, 16, 64, 256
 
 
@@ -69,7 +70,7 @@ def serve(options: argparse.Namespace) -> int:
         hosts = [options.host, *options.allow_host]
         address = address_of(listener)
         run(application(served, engine, key, hosts), engine, listener,
-            lambda: say(f"Serving {name} at {address}/v1 (Ctrl-C ends)"))  # fmt: skip
+            lambda: say(f"Serving {name} at {address}/v1 and, as a page, at {address}/ (Ctrl-C ends)"))  # fmt: skip
     finally:
         listener.close()
     return 0

@@ -9,6 +9,7 @@ the engine's, which owns the model. They meet in `Engine.submit` and in the call
 | `server` | the socket, uvicorn, and an end that finishes what runs |
 | `guard` | what every request must pass: Host, Origin, key |
 | `app` | the endpoints, as an ASGI application of starlette; streams; clients that go away |
+| `web`, `page/` | the page at `/`: its files, and the headers that allow nothing else in it |
 | `bodies`, `fields` | what a body asks for: prompts as ids, options; each field checked |
 | `penalties` | logit_bias, frequency_penalty, presence_penalty |
 | `answers` | texts in OpenAI's form, whole or in chunks; log-probabilities |
@@ -19,5 +20,5 @@ the engine's, which owns the model. They meet in `Engine.submit` and in the call
 | `prefixes` | keys and values of prompts' beginnings, for prompts that share one |
 | `samples` | one text: what chooses its next token and what ends it |
 
-starlette and uvicorn (extra `serve`) are imported by `app`, `guard` and `server` alone, when a server starts.
+starlette and uvicorn (extra `serve`) are imported by `app`, `guard`, `web` and `server` alone, when a server starts.
 """

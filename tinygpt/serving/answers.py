@@ -59,7 +59,7 @@ class Answer:
             piece += text.pieces.end()
             text.reason = "length" if token.reason in (LENGTH, BLOCK) else "stop"
             self.unfinished -= 1
-        if self.asked.chat and not text.text:
+        if self.asked.chat and not text.text and not self.asked.begun:
             piece = piece.lstrip()  # the blank between the mark of the assistant and its answer
         text.text += piece
         text.logprobs += logprobs
@@ -80,7 +80,11 @@ class Answer:
         found: Json = {"index": number, "finish_reason": text.reason, "logprobs": self._shown(number, text.logprobs)}
         if self.asked.chat:
             return found | {"message": {"role": "assistant", "content": text.text, "refusal": None}}
-        return found | {"text": text.text}
+        return found | {"text": text.text} | self._prompt_ids(number)
+
+    def _prompt_ids(self, number: int) -> Json:
+        """If they were asked for."""
+        return {"prompt_token_ids": self.asked.texts[number].prompt.tolist()} if self.asked.token_ids else {}
 
     def usage(self) -> Json:
         """Tokens read and written. A prompt is counted once, however many samples it has."""
@@ -90,9 +94,11 @@ class Answer:
     # A stream ---------------------------------------------------------------------------------------
 
     def first(self) -> list[Json]:
-        """What a stream begins with: in a chat, whose turn it is."""
+        """What a stream begins with: in a chat, whose turn it is; the ids of the prompt, if they were asked for."""
         if not self.asked.chat:
-            return []
+            empty = {"text": "", "logprobs": None, "finish_reason": None}
+            return [self._of_choice({"index": i} | empty | self._prompt_ids(i))
+                    for i in range(len(self.texts)) if self.asked.token_ids]  # fmt: skip
         delta = {"role": "assistant", "content": ""}
         return [self._of_choice({"index": i, "delta": delta, "logprobs": None, "finish_reason": None})
                 for i in range(len(self.texts))]  # fmt: skip
@@ -132,16 +138,17 @@ class Answer:
 
     def _named(self, text: _Text, token: int, log_prob: float | None) -> Json:
         data = bytes_after(self.served.tokenizer, text.before, np.array([token]))
-        return {"token": data.decode("utf-8", "replace"), "logprob": log_prob, "bytes": list(data)}
+        found: Json = {"token": data.decode("utf-8", "replace"), "logprob": log_prob, "bytes": list(data)}
+        return found | {"id": token} if self.asked.token_ids else found
 
     def _shown(self, number: int, found: list[Json]) -> Json | None:
         """In the form of the endpoint; None if they were not asked for."""
         if self.asked.texts[number].top is None:
             return None
+        content = [{key: value for key, value in one.items() if key != "offset"} for one in found]
         if self.asked.chat:
-            content = [{key: value for key, value in one.items() if key != "offset"} for one in found]
             return {"content": content, "refusal": None}
-        return {
+        return ({"content": content} if self.asked.token_ids else {}) | {
             "tokens": [one["token"] for one in found],
             "token_logprobs": [one["logprob"] for one in found],
             "top_logprobs": [{t["token"]: t["logprob"] for t in one["top_logprobs"]} for one in found],

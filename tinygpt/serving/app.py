@@ -24,6 +24,7 @@ from .guard import Guard
 from .metrics import Requests, exposition
 from .samples import Token
 from .tickets import BusyError, ClosedError, Ticket
+from .web import page_routes
 
 MOST_BYTES = 1 << 20  # of a body
 MOST_SECONDS = 30.0  # until it has arrived
@@ -34,10 +35,12 @@ def application(
     served: Served, engine: Engine, key: str | None = None, hosts: Collection[str] = (), most_bytes: int = MOST_BYTES
 ) -> Starlette:
     """See the module's docstring. key: what clients must send; hosts: further names of this server."""
-    requests = Requests()
+    requests, page = Requests(), page_routes()
     endpoints = Endpoints(served, engine, requests, most_bytes)
+    public = {"/health", *(route.path for route in page)}
     return Starlette(
         routes=[
+            *page,
             Route("/health", endpoints.health),
             Route("/metrics", endpoints.metrics),
             Route("/v1/models", endpoints.models),
@@ -45,7 +48,7 @@ def application(
             Route("/v1/completions", endpoints.completions, methods=["POST"]),
             Route("/v1/chat/completions", endpoints.chat, methods=["POST"]),
         ],
-        middleware=[Middleware(Guard, hosts=hosts, key=key, requests=requests)],
+        middleware=[Middleware(Guard, hosts=hosts, key=key, requests=requests, public=public)],
         exception_handlers={ApiError: _answer_error, HTTPException: _answer_http_error, 500: _answer_failure},
     )
 
@@ -73,7 +76,9 @@ class Endpoints:
         return JSONResponse(self._model())
 
     def _model(self) -> dict[str, Any]:
-        return {"id": self.served.name, "object": "model", "created": self.served.created, "owned_by": "tinygpt"}
+        """OpenAI's fields, and vLLM's max_model_len: the tokens of a prompt and its answer together."""
+        own = {"id": self.served.name, "object": "model", "created": self.served.created, "owned_by": "tinygpt"}
+        return own | {"max_model_len": self.served.model.config.block_size}
 
     async def completions(self, request: Request) -> Any:
         return await self._answer(request, read_completion)

@@ -1,7 +1,13 @@
 """What a body asks for: prompts as ids, options of generation, the form of the answer.
 
-Beyond OpenAI's fields, top_k, min_p and repetition_penalty are read, as other servers do. Options that a body leaves
-out are the model's own (its `generation_config`), or else OpenAI's defaults.
+Beyond OpenAI's fields, top_k, min_p and repetition_penalty are read, as other servers do, and two that our page needs
+to go on from any token, since a token may be part of a character:
+
+    return_token_ids  the answer tells the ids of a completion's prompt (prompt_token_ids, as vLLM does) and of each
+                      token in `logprobs`; a completion's `logprobs` then have `content`, as a chat's do
+    answer_token_ids  in a chat, the first tokens of the answer: the model goes on after them
+
+Options that a body leaves out are the model's own (its `generation_config`), or else OpenAI's defaults.
 """
 
 from __future__ import annotations
@@ -24,10 +30,10 @@ from .samples import Wanted
 
 SHARED = {
     "model", "max_tokens", "temperature", "top_p", "n", "stream", "stream_options", "stop", "seed", "logprobs",
-    "frequency_penalty", "presence_penalty", "logit_bias", "top_k", "min_p", "repetition_penalty",
+    "frequency_penalty", "presence_penalty", "logit_bias", "top_k", "min_p", "repetition_penalty", "return_token_ids",
 }  # fmt: skip
 COMPLETION, COMPLETION_REFUSED = SHARED | {"prompt"}, {"suffix": ("",), "echo": (False,), "best_of": (1,)}
-CHAT = SHARED | {"messages", "max_completion_tokens", "top_logprobs"}
+CHAT = SHARED | {"messages", "max_completion_tokens", "top_logprobs", "answer_token_ids"}
 CHAT_REFUSED: dict[str, tuple[Any, ...]] = {
     "tools": ([],), "tool_choice": ("none", "auto"), "functions": ([],), "function_call": ("none", "auto"),
     "response_format": ({"type": "text"},), "modalities": (["text"],), "audio": (), "prediction": (),
@@ -54,13 +60,18 @@ class Served:
 
 @dataclass(frozen=True)
 class Asked:
-    """A body that was read: text i is sample i % n of prompt i // n."""
+    """A body that was read: text i is sample i % n of prompt i // n.
+
+    token_ids: whether ids are told. begun: whether the prompt has the beginning of the answer.
+    """
 
     chat: bool
     wanted: list[Wanted]
     n: int
     stream: bool
     include_usage: bool
+    token_ids: bool = False
+    begun: bool = False
 
     @property
     def texts(self) -> list[Wanted]:
@@ -80,7 +91,10 @@ def read_completion(served: Served, body: dict[str, Any]) -> Asked:
 def read_chat(served: Served, body: dict[str, Any]) -> Asked:
     """The body of /v1/chat/completions. Raises ApiError."""
     fields = Fields(body, CHAT, CHAT_REFUSED)
-    prompt = _dialogue(served, fields)
+    begun = _token_ids(served, fields.get("answer_token_ids") or [], "answer_token_ids")
+    if begun is None:
+        raise fields.wrong("answer_token_ids", "an array of token ids")
+    prompt = np.concatenate([_dialogue(served, fields), begun])
     top = fields.whole("top_logprobs", 0, MOST_CHAT_TOP)
     if not fields.flag("logprobs"):
         if top is not None:
@@ -89,12 +103,13 @@ def read_chat(served: Served, body: dict[str, Any]) -> Asked:
         top = top or 0
     most = fields.whole("max_completion_tokens", 1, 2**31)
     most = fields.whole("max_tokens", 1, 2**31) if most is None else most
-    return _asked(served, fields, [prompt], top, most, chat=True)
+    return _asked(served, fields, [prompt], top, most, chat=True, begun=bool(len(begun)))
 
 
 def _asked(
-    served: Served, fields: Fields, prompts: list[np.ndarray], top: int | None, most: int | None, chat: bool
-) -> Asked:
+    served: Served, fields: Fields, prompts: list[np.ndarray], top: int | None, most: int | None, chat: bool,
+    begun: bool = False,
+) -> Asked:  # fmt: skip
     name = fields.get("model")
     if name is not None and not isinstance(name, str):
         raise fields.wrong("model", "a string")
@@ -121,7 +136,8 @@ def _asked(
         except UsageError as error:
             raise ApiError(str(error)) from error
         wanted.append(Wanted(request, n, top))
-    return Asked(chat, wanted, n, stream, _include_usage(fields, stream))
+    usage, token_ids = _include_usage(fields, stream), fields.flag("return_token_ids")
+    return Asked(chat, wanted, n, stream, usage, token_ids, begun)
 
 
 _LIMIT: dict[str, Any] = {"max_new_tokens": None}
@@ -206,12 +222,11 @@ def _ids(served: Served, fields: Fields, prompt: Any) -> np.ndarray:
             ids = with_start(served.tokenizer, served.tokenizer.encode(fields.text(prompt, "prompt")))
         except UsageError as error:  # a character that the model does not know
             raise ApiError(f"prompt: {error}", "prompt") from error
-    elif isinstance(prompt, list) and all(isinstance(i, int) and not isinstance(i, bool) for i in prompt):
-        if not all(0 <= i < served.vocab_size for i in prompt):
-            raise ApiError(f"prompt: token ids must be 0 to {served.vocab_size - 1}", "prompt")
-        ids = np.array(prompt, np.int64)
     else:
-        raise fields.wrong("prompt", "a string, an array of token ids, or an array of one of these")
+        given = _token_ids(served, prompt, "prompt")
+        if given is None:
+            raise fields.wrong("prompt", "a string, an array of token ids, or an array of one of these")
+        ids = given
     if len(ids):
         return ids
     start = served.tokenizer.bos_token_id
@@ -219,6 +234,15 @@ def _ids(served: Served, fields: Fields, prompt: Any) -> np.ndarray:
     if start is None:
         raise ApiError("the prompt is empty, and this model has no token that begins a text", "prompt")
     return np.array([start])
+
+
+def _token_ids(served: Served, given: Any, name: str) -> np.ndarray | None:
+    """An array of ids, as (T,); None if it is something else. Raises ApiError for ids that there aren't."""
+    if not isinstance(given, list) or not all(isinstance(i, int) and not isinstance(i, bool) for i in given):
+        return None
+    if not all(0 <= i < served.vocab_size for i in given):
+        raise ApiError(f"{name}: token ids must be 0 to {served.vocab_size - 1}", name)
+    return np.array(given, np.int64)
 
 
 def _dialogue(served: Served, fields: Fields) -> np.ndarray:

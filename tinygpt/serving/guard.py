@@ -24,10 +24,13 @@ from .metrics import Requests
 
 
 class Guard:
-    """ASGI middleware. hosts: names in the Host header that are ours, beside localhost; key: None for none."""
+    """ASGI middleware. hosts: names in the Host header that are ours, beside localhost; key: None for none; public: the
+    paths that need none."""
 
-    def __init__(self, app: Any, hosts: Collection[str], key: str | None, requests: Requests) -> None:
-        self.app, self.key, self.requests = app, key, requests
+    def __init__(
+        self, app: Any, hosts: Collection[str], key: str | None, requests: Requests, public: Collection[str]
+    ) -> None:
+        self.app, self.key, self.requests, self.public = app, key, requests, public
         self.hosts = {"localhost", *(host.lower() for host in hosts)}
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -58,7 +61,7 @@ class Guard:
         origin = headers.get("origin")
         if origin is not None and not same_origin(origin, host):
             raise ApiError("Requests from other web sites are not allowed", status=403)
-        if self.key is not None and path != "/health":
+        if self.key is not None and path not in self.public:
             self._check_key(headers.get("authorization", ""))
 
     def _check_key(self, given: str) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from .engine import Engine
 from .statistics import BOUNDS, Histogram
 
-_PATHS = ("/health", "/metrics", "/v1/models", "/v1/completions", "/v1/chat/completions")
+_PATHS = ("/", "/health", "/metrics", "/v1/models", "/v1/completions", "/v1/chat/completions")
 
 
 class Requests:
