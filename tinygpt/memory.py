@@ -15,6 +15,7 @@ from .errors import UsageError
 from .gpt import GPTConfig
 
 _FLOAT = 4
+_PACKED = {"bfloat16": 2, "int8": 1}  # bytes of a weight
 _COPIES = 4  # per parameter: its value, its gradient, AdamW's two moments
 _ACTIVATIONS = 8  # floats per token that each block stores for backward, in multiples of n_embd; in fact it stores more
 _LAYER = 6 << 10  # bytes of a block's Python objects
@@ -29,17 +30,31 @@ def parameter_count(config: GPTConfig) -> int:
     return tables * C + config.n_layer * block + C + (C if bias else 0)
 
 
+def packed_bytes(config: GPTConfig, format: str) -> int:
+    """The bytes of a GPT whose matrices are packed, without the scales; the other parameters are in float32."""
+    C, V = config.n_embd, config.vocab_size
+    matrices = config.n_layer * (4 * C * C + 2 * C * config.inner) + V * C * (1 if config.tie_word_embeddings else 2)
+    return _FLOAT * (parameter_count(config) - matrices) + _PACKED[format] * matrices
+
+
 def require_memory(
-    config: GPTConfig, batch_size: int, backend: str = "numpy", training: bool = True, frozen: bool = False
+    config: GPTConfig,
+    batch_size: int,
+    backend: str = "numpy",
+    training: bool = True,
+    frozen: bool = False,
+    packed: str | None = None,
 ) -> None:
     """Raise UsageError if a model, or a batch for it, takes more memory than there is.
 
     training: include gradients, the optimizer's moments and the activations for the backward pass. frozen: nearly all
-    parameters are, so they have no gradients and no moments.
+    parameters are, so they have no gradients and no moments. packed: the format of the matrices, for a frozen model or
+    without training.
     """
     limit, count = memory_limit(backend), parameter_count(config)
     copies = _COPIES if training and not frozen else 1
-    model = _FLOAT * count * copies + config.n_layer * _LAYER
+    weights = _FLOAT * count * copies if packed is None else packed_bytes(config, packed)
+    model = weights + config.n_layer * _LAYER
     if model > limit:
         words = " with their gradients and AdamW's moments" if training and not frozen else ""
         vocabulary = f"vocab_size {config.vocab_size}, " if config.vocab_size > 1 else ""  # 1: not known yet

@@ -15,7 +15,7 @@ from tinygpt import interop, nn
 from tinygpt.checkpoint import Checkpoint
 from tinygpt.errors import CheckpointError
 from tinygpt.gpt import GPT, GPTConfig
-from tinygpt.memory import require_memory
+from tinygpt.memory import packed_bytes, parameter_count, require_memory
 from tinygpt.nn.lora import lora_layers, lora_of
 from tinygpt.tokenizers import CharTokenizer
 from tinygpt.training import CheckpointFolder, Trainer, TrainingConfig, evaluate, read_metrics
@@ -161,6 +161,23 @@ def test_memory_for_frozen_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     require_memory(config, 1, frozen=True)
     with pytest.raises(Exception, match="with their gradients and AdamW's moments"):
         require_memory(config, 1)
+
+
+@pytest.mark.parametrize(("format", "share"), [("int8", 0.25), ("bfloat16", 0.5)])
+def test_memory_for_packed_weights(format: str, share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = GPTConfig(vocab_size=50257, block_size=8, n_layer=12, n_head=12, n_embd=768)
+    whole = 4 * parameter_count(config)
+    assert packed_bytes(config, format) == pytest.approx(share * whole, rel=0.01)
+    small = GPTConfig(vocab_size=300, block_size=8, n_layer=2, n_head=2, n_embd=64)
+    model = GPT(small, seed=0).pack(format)
+    there = sum(p.data.nbytes for p in model.parameters()) + sum(
+        m.matrix.data.nbytes for m in model.modules() if hasattr(m, "matrix") and m.packed_size()
+    )
+    assert packed_bytes(small, format) == there
+    monkeypatch.setattr("tinygpt.memory.memory_limit", lambda backend: whole * 2 // 3)
+    require_memory(config, 1, frozen=True, packed=format)
+    with pytest.raises(Exception, match="parameters, which take"):
+        require_memory(config, 1, frozen=True)
 
 
 # The command line -----------------------------------------------------------------------------------

@@ -3,24 +3,33 @@
 Every text is tested once, and equal texts are in the same fold. Each fold is a run of its own, in FOLDER/fold-1 ...
 fold-K, from the same model and with the same settings. It is tested with its last weights, not with those of the best
 evaluation, which would have been selected on the test rows themselves. FOLDER/folds.json holds the metrics.
+
+With --overwrite, folds of an earlier cross-validation that had more of them are deleted at the end: nothing in
+folds.json refers to them. What else is in their folders stays.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import math
 import os
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..checks import whole_number
 from ..console import say
-from ..errors import UsageError
-from ..files import folder_made, user_path
+from ..errors import CheckpointError, UsageError
+from ..files import folder_made, shown, user_path
 from ..metrics.labelling import label_report, label_scores, label_table
+from ..training.finetuning.data_facts import read_data_facts
 from ..training.finetuning.run import begin_finetuning
+from ..training.storage.discard import discard
+from ..training.storage.folder import RunFolder
 from .rows import write_json
 
 FIGURES = ("accuracy", "micro_f1", "macro_f1", "root_mean_squared_error", "correlation", "rank_correlation", "loss")
@@ -33,6 +42,12 @@ def cross_validate(options: argparse.Namespace) -> int:
         if getattr(options, name):
             raise UsageError(f"--folds makes validation rows and runs of its own: leave --{name} out")
     whole_number("finetune", "folds", options.folds, at_least=2)
+    former = former_folds(user_path(options.out), options.folds)
+    if former and not options.overwrite:
+        raise UsageError(
+            f"the folder {shown(former[0].path)} holds a fold of an earlier cross-validation, which had more of them: "
+            "choose another --out, or replace it with --overwrite"
+        )
     reports, scores, labels = [], [], []
     said = set[str]()
     for number in range(options.folds):
@@ -57,10 +72,30 @@ def cross_validate(options: argparse.Namespace) -> int:
     summary = {name: spread([report[name] for report in reports]) for name in FIGURES if name in whole}
     place = folder_made(user_path(options.out)) / REPORT
     write_json(str(place), {**summary, "folds": reports, "all_rows": whole})
+    for folder in former:
+        discard(folder)
     print(f"{whole['rows']} rows, each tested once in {options.folds} folds; mean and standard deviation of the folds:")
     print("  ".join(f"{name.replace('_', ' ')} {mean:.4f} +- {std:.4f}" for name, (mean, std) in summary.items()))
     print(label_table(whole))
     return 0
+
+
+def former_folds(place: Path, count: int) -> list[RunFolder]:
+    """The runs in `place` that were folds of an earlier cross-validation, which one of `count` folds would not replace.
+
+    Only what the run itself says counts: a run of the user's own may have such a name.
+    """
+    found = []
+    for path in sorted(place.glob("fold-*")):
+        number = re.fullmatch(r"fold-([1-9]\d*)", path.name)
+        folder = RunFolder(path)
+        if number is None or int(number[1]) <= count or not folder.holds_run():
+            continue
+        with contextlib.suppress(CheckpointError):
+            fold = read_data_facts(path)["fold"]
+            if isinstance(fold, list) and fold[:1] == [int(number[1]) - 1]:
+                found.append(folder)
+    return found
 
 
 def spread(values: list[Any]) -> tuple[float, float]:

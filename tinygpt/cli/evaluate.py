@@ -72,7 +72,7 @@ def evaluate_text(options: argparse.Namespace, model: Any, tokenizer: Tokenizer,
     from ..training import evaluate
     from ..training.storage.folder import TOKENS
 
-    require_memory(model.config, options.batch_size, options.backend, training=False)
+    require_memory(model.config, options.batch_size, options.backend, training=False, packed=model.packed)
     with contextlib.ExitStack() as stack:
         if options.data is None:
             tokens = _validation_tokens(folder, options.checkpoint or "best")

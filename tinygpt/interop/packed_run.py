@@ -39,6 +39,12 @@ def is_packed(model: Any) -> bool:
     return bool(getattr(model, "packed", None))
 
 
+def packed_bytes(model: Any) -> int:
+    """The bytes of the packed matrices, which are no parameters; 0 for a model without."""
+    layers = (module for module in model.modules() if isinstance(module, (PackedLinear, PackedEmbedding)))
+    return sum(layer.matrix.nbytes for layer in layers)
+
+
 def weights_of(model: Any) -> dict[str, Any]:
     """`model.state_dict()`; for a packed model, only its trained parameters."""
     if not is_packed(model):

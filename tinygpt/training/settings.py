@@ -93,6 +93,14 @@ class Settings:
         return self.start is not None and lora_of(self.start.model) is not None
 
     @property
+    def packed_format(self) -> str | None:
+        """The format of the base that an adapter is trained on; None if it is not packed."""
+        if self.checkpoint is not None:
+            facts: Any = self.checkpoint.state.get("packed_base")
+            return None if facts is None else str(facts["format"])
+        return None if self.start is None else self.start.model.packed
+
+    @property
     def exports_model(self) -> bool:
         """Whether the run started from a model, and exports one that other programs can load (`storage/export.py`)."""
         return self.start is not None or (self.resume and (self.folder.path / GENERATION).exists())
@@ -252,7 +260,9 @@ def check_settings(settings: Settings) -> None:
         raise UsageError("--vocab-size is the vocabulary size of --tokenizer bpe or word: give both, or neither")
     vocab_size = max(1, settings.vocab_size or 1)
     model = GPTConfig(vocab_size=vocab_size, **settings.model)
-    require_memory(model, config.batch_size, settings.backend, frozen=settings.has_adapter)
+    require_memory(
+        model, config.batch_size, settings.backend, frozen=settings.has_adapter, packed=settings.packed_format
+    )
 
 
 def _check_tokenizer(name: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,29 @@ def test_folds(run: Any, base: Path, tmp_path: Path) -> None:
     assert "24 rows, each tested once in 3 folds" in answer.out
     assert "accuracy" in answer.out
     assert load_with_tokenizer(out / "fold-3")[0].label_names == ["neg", "pos"]
+
+
+def test_folds_of_before_go_with_their_number(run: Any, base: Path, tmp_path: Path) -> None:
+    """Those of an earlier cross-validation alone, only when the new one is done, and only the files of the run."""
+    data, out = write_csv(tmp_path / "reviews.csv", rows(20)), tmp_path / "cv"
+    command = ["finetune", "--model", base, "--data", data, "--out", out, *QUICK, "--steps=2"]
+    assert run(*command, "--folds=5").code == 0
+    (out / "fold-4" / "notes.txt").write_text("mine")
+    assert run(*command, "--out", out / "fold-9").code == 0  # a run of the user's own
+    (out / "fold-7").mkdir()
+    for folder in ("fold-1", "fold-2"):  # nothing else is in the way
+        shutil.rmtree(out / folder)
+    words = "cv/fold-3 holds a fold of an earlier cross-validation, which had more of them: choose another --out"
+    assert_one_sentence(run(*command, "--folds=2"), words)
+    assert not (out / "fold-1").exists()
+    assert_one_sentence(run(*command, "--folds=2", "--overwrite", "--lr=-1"), "lr must be")
+    assert (out / "fold-5" / "data.json").exists()
+    answer = run(*command, "--folds=2", "--overwrite")
+    assert answer.code == 0, answer.err
+    names = {path.name for path in out.iterdir()}
+    assert names == {"fold-1", "fold-2", "fold-4", "fold-7", "fold-9", "folds.json"}
+    assert [path.name for path in (out / "fold-4").iterdir()] == ["notes.txt"]
+    assert (out / "fold-9" / "data.json").exists()
 
 
 def test_what_stands_in_the_columns_is_said(run: Any, base: Path, tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ class RunFolder:
 
     def holds_run(self) -> bool:
         """Whether a run has saved something here."""
-        return (self.path / INDEX).exists() and INDEX in self._owned()
+        return (self.path / INDEX).exists() and INDEX in self.owned()
 
     # Locking ------------------------------------------------------------------------------------------
 
@@ -159,7 +159,7 @@ class RunFolder:
         self.lock()
         try:
             if self._staging is None:
-                owned = self._owned()
+                owned = self.owned()
                 if not resumed and INDEX in owned:
                     raise UsageError(
                         f"the folder {self} already holds a run: call resume() before run() to continue it, or "
@@ -180,7 +180,7 @@ class RunFolder:
         """Raise UsageError if a run or other files are in the way of a new run. Changes nothing."""
         if not self.path.is_dir() or exchange.pending(self.path):  # `begin` finishes the exchange, then checks again
             return
-        owned = self._owned()
+        owned = self.owned()
         if not overwrite and INDEX in owned:
             raise UsageError(
                 f"the folder {self} already holds a run: continue it with --resume, keep it and choose another "
@@ -208,7 +208,7 @@ class RunFolder:
 
     def require_not_among(self, path: Path) -> None:
         """Raise UsageError if `path`, the text of a new run, is a file that the new run would replace."""
-        for name in self._owned() if self.path.is_dir() else ():
+        for name in self.owned() if self.path.is_dir() else ():
             with contextlib.suppress(OSError):
                 if os.path.samefile(self.path / name, path):
                     raise UsageError(
@@ -216,7 +216,7 @@ class RunFolder:
                         "it elsewhere, or choose another folder"
                     )
 
-    def _owned(self) -> set[str]:
+    def owned(self) -> set[str]:
         """The names of the existing files that belong to the run."""
         try:
             names = {name for name in os.listdir(self.path) if is_run_file(name)}
@@ -279,7 +279,7 @@ class RunFolder:
         """
         staging = self._staging
         assert staging is not None, "there is nothing to publish"
-        owned, files = self._owned(), {*os.listdir(staging), MARK}
+        owned, files = self.owned(), {*os.listdir(staging), MARK}
         self._write_mark(staging, files)
         foreign = sorted(name for name in files - owned if os.path.lexists(self.path / name))
         if foreign:  # created since the run began

@@ -32,7 +32,7 @@ from ... import backends
 from ...console import in_bytes
 from ...errors import MissingExtraError, UsageError
 from ...files import shown
-from ...interop.packed_run import is_packed
+from ...interop.packed_run import is_packed, packed_bytes
 from ..graphed_step import WARM_UP
 from ..monitoring.picture import draw_losses
 from ..optimizers import averaged
@@ -128,7 +128,7 @@ def measure_run(trainer: Trainer, final_batches: int = 0, data: int = 0, so_far:
             peak = _peak(backend)
     left = config.steps - trainer.state.step
     return DryRun(
-        weights=sum(p.data.nbytes for p in trainer.model.parameters()),
+        weights=sum(p.data.nbytes for p in trainer.model.parameters()) + packed_bytes(trainer.model),
         gradients=sum(p.data.nbytes for p in trainer.parameters),
         optimizer=optimizer, peak=max(peak, so_far), step=statistics.median(times[-TIMED:]), steps=left,
         evaluation=batch * _length(trainer.validation), evaluations=1 + -(-left // config.eval_every),
