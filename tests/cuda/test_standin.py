@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.cuda import capture, cublas_standin, standin
+from tests.cuda import capture, cublas_standin, standin, standin_arrays
 
 X = np.arange(12.0).reshape(3, 4)
 
@@ -42,9 +42,9 @@ def test_cupy_has_all_that_the_stand_in_has() -> None:
     for name, parameters in standin.FUNCTIONS.items():
         signature = inspect.signature(getattr(real, name))
         assert list(signature.parameters)[: len(parameters.split())] == parameters.split(), name
-    for name in (*standin.METHODS, *standin.OWN_METHODS, *standin.ATTRIBUTES):
+    for name in (*standin_arrays.METHODS, *standin_arrays.OWN_METHODS, *standin_arrays.ATTRIBUTES):
         assert hasattr(real.ndarray, name), name
-    for name in standin.OPERATORS:
+    for name in standin_arrays.OPERATORS:
         for prefix in ("", "r", "i"):
             assert hasattr(real.ndarray, f"__{prefix}{name}__") or (prefix, name) == ("i", "matmul")
     assert not hasattr(real.ndarray, "__index__")
@@ -87,14 +87,14 @@ def test_the_choice_of_tf32_is_where_it_is_looked_for() -> None:
 @cupy
 def test_methods_have_the_parameters_of_cupys() -> None:
     real = pytest.importorskip("cupy")
-    for name, parameters in standin.METHODS.items():
+    for name, parameters in standin_arrays.METHODS.items():
         documented = (getattr(real.ndarray, name).__doc__ or "").partition("\n")[0]  # Cython's: the signature
         for parameter in parameters.split():
             assert parameter in documented, f"{name}: {documented}"
 
 
 def test_nothing_is_on_the_stand_in_that_the_tables_do_not_name() -> None:
-    tables = {*standin.METHODS, *standin.OWN_METHODS, *standin.ATTRIBUTES, "held"}
+    tables = {*standin_arrays.METHODS, *standin_arrays.OWN_METHODS, *standin_arrays.ATTRIBUTES, "held"}
     assert {name for name in vars(standin.ndarray) if not name.startswith("_")} == tables
     names = {*standin.FUNCTIONS, *standin.UFUNCS, *standin.CONSTANTS}
     rest = {name for name in vars(standin.make()) if not name.startswith("__")} - names
