@@ -101,7 +101,7 @@ def test_that_of_another_program_is_kept_without_a_template(run: Any, base: Path
 def test_a_template_in_which_nothing_is_learned_is_named(run: Any, base: Path, rows: Path, tmp_path: Path) -> None:
     words = (
         "the model's own chat template is in Jinja, in which answers are not learned or scored: give --template "
-        "chatml, as it seems"
+        "chatml, most likely"
     )
     answer = run("finetune", f"--model={base}", f"--data={rows}", f"--out={tmp_path / 'run'}", *QUICK)
     assert answer.code == 0, answer.err

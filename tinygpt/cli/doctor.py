@@ -49,7 +49,7 @@ MODULES = {
     "pyyaml": "yaml",
     "rouge-score": "rouge_score",
     "mlflow-skinny": "mlflow",
-}  # named otherwise than the package
+}  # imported under another name than the package's
 CUPY = ("cupy-cuda13x", "cupy-cuda12x", "cupy-cuda11x", "cupy")  # the names that CuPy is distributed under
 
 

@@ -89,14 +89,14 @@ def require_no_sweep(out: str) -> None:
     if (place / STATE).exists() and not RunFolder(place).holds_run():
         search = Search.load(place)
         go_on = again(search.command, "--sweep", search.asked, "--resume", "--out", shown(place))
-        raise UsageError(f"the folder {shown(place)} holds a sweep, which goes on with {go_on}")
+        raise UsageError(f"the folder {shown(place)} holds a sweep; continue it with {go_on}")
 
 
 def _new(options: argparse.Namespace, command: Command, place: Path, values: dict[str, list[Any]]) -> Search:
     """A new search, whose combinations have all been checked. Writes nothing."""
     if (place / STATE).exists():
         raise UsageError(
-            f"the folder {shown(place)} already holds a sweep: go on with it by --resume, or choose another --out"
+            f"the folder {shown(place)} already holds a sweep: continue it with --resume, or choose another --out"
         )
     if RunFolder(place).holds_run():
         raise UsageError(f"the folder {shown(place)} already holds a run: choose another --out for the sweep")

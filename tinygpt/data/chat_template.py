@@ -109,7 +109,7 @@ def other_template(folder: Path) -> str | None:
 
 def unread(jinja: str) -> str:
     """What to do about a template in which nothing is learned or scored."""
-    likely = "chatml, as it seems" if "<|im_start|>" in jinja else "a preset or a TOML file that makes the same text"
+    likely = "chatml, most likely" if "<|im_start|>" in jinja else "a preset or a TOML file that makes the same text"
     return (
         "the model's own chat template is in Jinja, in which answers are not learned or scored: give --template "
         f"{likely}"
@@ -117,7 +117,7 @@ def unread(jinja: str) -> str:
 
 
 def template_notes(template: Template | None, chat_template: str | None) -> list[str]:
-    """What to know of answers that are learned in no template that was asked for."""
+    """Notes for a run that was given no template."""
     if template is not None:
         return [f"the answers are learned in the model's own template, its {TEMPLATE}"]
     return [] if chat_template is None else [unread(chat_template)]

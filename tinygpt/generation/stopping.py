@@ -92,7 +92,7 @@ class Stopping:
 
 
 def bytes_after(tokenizer: Any, before: int | None, ids: np.ndarray) -> bytes:
-    """`tokenizer.bytes_after`; a tokenizer of one's own may lack it: then the bytes don't depend on `before`."""
+    """`tokenizer.bytes_after`. Where a user-defined tokenizer lacks it, the bytes don't depend on `before`."""
     found: bytes = (
         tokenizer.bytes_after(before, ids) if hasattr(tokenizer, "bytes_after") else tokenizer.token_bytes(ids)
     )

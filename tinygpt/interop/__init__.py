@@ -21,7 +21,7 @@ folder = tinygpt.interop.find_model("gpt2")                  # the folder of its
 | `harness.py` | a model in lm-evaluation-harness |
 | `peft.py`, `peft_config.py`, `peft_head.py` | LoRA adapters: arrays, configuration, a classifier's head |
 | `torch_file.py`, `torch_pickle.py`, `torch_tensors.py` | pytorch_model.bin, read without executing anything |
-| `nanogpt.py` | nanoGPT's ckpt.pt and meta.pkl, read so, too |
+| `nanogpt.py` | nanoGPT's ckpt.pt and meta.pkl, read in the same way |
 | `word_vectors.py`, `vector_files.py` | word2vec's and fastText's vectors as token embeddings, and their files |
 | `hub.py` | finding models by name: the local cache and the hub |
 """

@@ -137,7 +137,7 @@ def _kind(entry: dict[str, Any]) -> int:
 
 
 def _difference(description: dict[str, Any], added: dict[str, Any]) -> str | None:
-    """What this BPE tokenizer does otherwise than GPT-2's, as the rest of a sentence; None if nothing."""
+    """How this BPE tokenizer differs from GPT-2's, as the rest of a sentence; None if it does not."""
     model, split = description["model"], description["pre_tokenizer"]
     if split["type"] != "ByteLevel" or not split.get("use_regex", True):
         return "splits texts by a rule of its own"

@@ -72,7 +72,7 @@ def _awkward_codes() -> list[int]:
 
 @functools.cache
 def classes(ascii_only: bool) -> np.ndarray:
-    """What each character is to `_WORD`: uint8, (0x110000,). ascii_only: of the others nothing is known."""
+    """What each character is to `_WORD`: uint8, (0x110000,). ascii_only: only ASCII is classified."""
     characters = "".join(map(chr, range(128 if ascii_only else _CODES)))
     found = np.zeros(_CODES, np.uint8)  # the others
     for number, rule in enumerate([_LETTERS, _DIGITS, r"\s+"], 1):

@@ -135,7 +135,7 @@ def test_a_kind_that_nobody_knows(run: Any, base: Path, tmp_path: Path) -> None:
     facts = json.loads((out / "data.json").read_text())
     (out / "data.json").write_text(json.dumps(facts | {"label_kind": "many"}))
     answer = run("finetune", "--resume", f"--out={out}", "--steps=4")
-    assert_one_sentence(answer, r"data.json is damaged \(label_kind is none of single, multi, number\)")
+    assert_one_sentence(answer, r"data.json is damaged \(label_kind must be one of single, multi, number\)")
 
 
 def test_mistakes_are_one_sentence(run: Any, base: Path, tmp_path: Path) -> None:

@@ -339,14 +339,14 @@ def test_a_run_whose_folder_was_removed_is_made_again(train: Any, resume: Any, t
 
 
 def test_another_sweep_is_refused(train: Any, resume: Any, run: Any, model: Path, tmp_path: Path) -> None:
-    assert_one_sentence(resume("lr=0.01"), "there is no sweep in .*out to go on with")
+    assert_one_sentence(resume("lr=0.01"), "there is no sweep in .*out to continue")
     assert train("lr=0.01").code == 0
     before = (tmp_path / "out" / "sweep.json").read_bytes()
-    assert_one_sentence(train("lr=0.01"), "already holds a sweep: go on with it by --resume")
+    assert_one_sentence(train("lr=0.01"), "already holds a sweep: continue it with --resume")
     assert_one_sentence(train("lr=0.01", "--overwrite"), "leave out --overwrite")
     assert_one_sentence(resume("lr=0.01,0.02"), 'is another one, "lr=0.01": give that one')
     plain = run("train", "--resume", f"--out={tmp_path / 'out'}")
-    assert_one_sentence(plain, "holds a sweep, which goes on with .* train --sweep lr=0.01 --resume --out")
+    assert_one_sentence(plain, "holds a sweep; continue it with .* train --sweep lr=0.01 --resume --out")
     assert_one_sentence(resume("lr=0.01", "--batch-size=5"), "has --batch-size 3, not 5: leave --batch-size out")
     assert_one_sentence(resume("lr=0.01", "--beta1=0.5"), "has --beta1 by default, not 0.5: leave --beta1 out")
     assert resume("lr=0.01", "--batch-size=3").code == 0

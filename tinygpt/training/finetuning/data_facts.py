@@ -30,7 +30,7 @@ def read_data_facts(folder: Path) -> dict[str, Any]:
         if facts["task"] not in TASKS or not isinstance(facts["data"], str) or not isinstance(facts["sha256"], dict):
             raise ValueError("it names no task and data that this version knows")
         if facts.get("label_kind") not in (None, *KINDS):
-            raise ValueError(f"label_kind is none of {', '.join(KINDS)}")
+            raise ValueError(f"label_kind must be one of {', '.join(KINDS)}")
         columns = facts.get("label_columns") or []
         if type(columns) is not list or not all(type(name) is str for name in columns):
             raise ValueError("label_columns are no list of names")

@@ -199,7 +199,7 @@ class Search:
                 raise ValueError("its runs are not those of its values")
         except FileNotFoundError:
             raise CheckpointError(
-                f"there is no sweep in {shown(place)} to go on with: leave out --resume, or give its folder as --out"
+                f"there is no sweep in {shown(place)} to continue: leave out --resume, or give its folder as --out"
             ) from None
         except OSError as error:
             raise CheckpointError(f"{shown(path)} can't be read: {error.strerror or error}") from error
