@@ -75,7 +75,7 @@ def _norms(row: Any) -> dict[str, float]:
 
 
 def read_records(path: Path) -> Records:
-    """The records of a metrics file. Lines that are not records are counted; a last line without its end is being written."""
+    """The records of a metrics file. Other lines are counted, except an unfinished last one, which is being written."""
     found = Records()
     with explain_os_errors("read", path), open(path, "rb") as file:
         for line in file:

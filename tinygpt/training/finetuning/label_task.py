@@ -203,7 +203,7 @@ class LabelTask:
         with self._naming(0):
             if self.kind == "multi" and self.new:
                 _require_rows(train, self.labels)
-            if self.kind == "single" and (self.new or self.balanced):  # a classifier may be trained further with fewer labels
+            if self.kind == "single" and (self.new or self.balanced):  # a classifier may now have fewer
                 weights = class_weights(train, self.labels)
         with self._naming(1):
             if self.kind == "single" and len({example.label for example in validation}) < 2:
