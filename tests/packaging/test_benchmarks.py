@@ -19,7 +19,18 @@ from tinygpt.optim.muon import newton_schulz
 
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"
-SCRIPTS = ("all", "data", "generate", "lora_step", "ops", "optimizers", "profile_step", "scaling", "train_step")
+SCRIPTS = (
+    "all",
+    "data",
+    "generate",
+    "lora_step",
+    "ops",
+    "optimizers",
+    "profile_step",
+    "scaling",
+    "serve",
+    "train_step",
+)
 COMPARED = (
     "layer_norm_forward", "layer_norm_backward", "residual_layer_norm_backward", "gelu_backward", "gelu_erf_forward",
     "bias_gelu_backward", "softmax_backward", "log_softmax_forward", "cross_entropy_backward", "attention_forward",
@@ -57,6 +68,16 @@ def test_all_ways_of_encoding_give_the_same_tokens() -> None:
     tokens = {cells[0]: cells[-1] for cells in lines if len(cells) == 6 and cells[0] != "way"}
     assert tokens["tinygpt, bpe"] == tokens["tokenizers"] == tokens.get("tiktoken", tokens["tokenizers"])
     assert 300_000 <= int(tokens["tinygpt, characters"].replace(",", "")) < 310_000
+
+
+@pytest.mark.slow
+def test_the_server_under_load() -> None:
+    pytest.importorskip("uvicorn", reason="needs the extra serve: pip install -e '.[serve]'")
+    lines = run("serve", "--shape=test", "--tokens=9", "--prompt=8", "--rounds=1", "--clients=3").splitlines()
+    rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("| tinygpt serve")]
+    assert [row[1] for row in rows] == ["1", "3"]
+    assert all(float(cell) >= 0 for row in rows for cell in row[2:])
+    assert sum("3 clients get" in line and "(goal: 5)" in line for line in lines) == 1
 
 
 @pytest.mark.slow
