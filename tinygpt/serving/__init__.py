@@ -7,6 +7,7 @@ the engine's, which owns the model. They meet in `Engine.submit` and in the call
 | file | contents |
 |---|---|
 | `server` | the socket, uvicorn, and an end that finishes what runs |
+| `protocol` | a client's connection, and an end to those that hold one without using it |
 | `guard` | what every request must pass: Host, Origin, key |
 | `app` | the endpoints, as an ASGI application of starlette; streams; clients that go away |
 | `web`, `page/` | the page at `/`: its files, and the headers that allow nothing else in it |
@@ -20,5 +21,6 @@ the engine's, which owns the model. They meet in `Engine.submit` and in the call
 | `prefixes` | keys and values of prompts' beginnings, for prompts that share one |
 | `samples` | one text: what chooses its next token and what ends it |
 
-starlette and uvicorn (extra `serve`) are imported by `app`, `guard`, `web` and `server` alone, when a server starts.
+starlette and uvicorn (extra `serve`) are imported by `app`, `guard`, `protocol`, `web` and `server` alone, when a
+server starts.
 """

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
+import traceback
 from collections.abc import AsyncIterator, Callable, Collection
 from typing import Any
 
@@ -87,6 +89,12 @@ class Endpoints:
         return await self._answer(request, read_chat)
 
     async def _answer(self, request: Request, read: Callable[[Served, dict[str, Any]], Asked]) -> Any:
+        try:
+            return await self._answered(request, read)
+        except Exception as error:
+            raise failure(error) from None
+
+    async def _answered(self, request: Request, read: Callable[[Served, dict[str, Any]], Asked]) -> Any:
         asked = read(self.served, parse(await whole_body(request, self.most_bytes)))
         answer, listener = Answer(self.served, asked), Listener()
         try:
@@ -141,8 +149,8 @@ async def events(answer: Answer, listener: Listener) -> AsyncIterator[bytes]:
         while answer.unfinished:
             for chunk in answer.add(*await listener.next()):
                 yield _event(chunk)
-    except ApiError as error:  # the status is sent already
-        yield _event(error.body())
+    except Exception as error:  # the status is sent already
+        yield _event(failure(error).body())
         return
     for chunk in answer.last():
         yield _event(chunk)
@@ -216,6 +224,18 @@ class EventStream:
 
 
 # Errors -------------------------------------------------------------------------------------------
+
+
+def failure(error: Exception) -> ApiError:
+    """What the client is told of an error.
+
+    Of an unexpected one, type and place are logged, but not its message, which may quote the request.
+    """
+    if isinstance(error, ApiError):
+        return error
+    place = "".join(traceback.format_tb(error.__traceback__))
+    logging.getLogger(__name__).error("a request failed: %s\n%s", type(error).__name__, place)
+    return ApiError("the server failed at this request", status=500)
 
 
 async def _answer_error(request: Request, error: Any) -> Response:

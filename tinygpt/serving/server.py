@@ -56,18 +56,25 @@ def address_of(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
+def server_for(application: Any) -> Any:
+    """uvicorn's server, not yet running."""
+    import uvicorn
+
+    from .protocol import Connection
+
+    config = uvicorn.Config(
+        application, http=Connection, ws="none", lifespan="off", loop="asyncio", access_log=False,
+        log_level="warning", server_header=False,
+    )  # fmt: skip
+    return uvicorn.Server(config)
+
+
 def run(application: Any, engine: Engine, listener: socket.socket, started: Callable[[], None]) -> None:
     """Serve until SIGTERM or Ctrl-C, and finish the requests that were accepted by then; a second Ctrl-C ends at once.
 
     Neither requests nor clients are logged.
     """
-    import uvicorn
-
-    config = uvicorn.Config(
-        application, http="h11", ws="none", lifespan="off", loop="asyncio", access_log=False, log_level="warning",
-        server_header=False,
-    )  # fmt: skip
-    server = uvicorn.Server(config)
+    server = server_for(application)
     logging.getLogger("asyncio").setLevel(logging.ERROR)  # it would warn of each event that a vanished client misses
     # uvicorn raises the signal again when all is done, for the handlers of before, which would end us as a failure.
     for number in (signal.SIGTERM, signal.SIGINT):
