@@ -246,3 +246,18 @@ def test_manual_seed() -> None:
         np.testing.assert_array_equal(random.default_generator.uniform(4), first)
     finally:
         random.default_generator.load_state_dict(before)
+
+
+@pytest.mark.parametrize("count", [32768 * 3, 32768 * 3 + 1001, 999])
+def test_several_threads_draw_the_numbers_of_one(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each block is a function of its place; whichever is made first, the numbers and the next stream are the same."""
+    drawn = []
+    for threads in ("1", "3"):
+        monkeypatch.setenv("TINYGPT_NUM_THREADS", threads)
+        monkeypatch.setattr("tinygpt.random._MANY", 1000)
+        generator = Generator(3)
+        drawn.append((generator.normal(count, 0.02, np.float32), generator.uniform(count), generator.stream))
+    (a, b, stream), (c, d, other) = drawn
+    assert np.array_equal(a, c)
+    assert np.array_equal(b, d)
+    assert stream == other == 2

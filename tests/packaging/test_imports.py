@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 # as no file leads back to itself.
 LAYERS = [
     ["errors", "typing"],
-    ["checks", "console", "notebook", "files", "lock", "random"],
+    ["checks", "console", "notebook", "files", "lock", "cores", "random"],
     ["exchange", "_ext"],
     ["backends"],
     ["kernel", "array_file", "safetensors_io"],

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import math
-import os
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -13,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from ..checks import whole_number
+from ..cores import MAX_THREADS, default_num_threads
 from ..errors import UsageError
 
 name = "numpy"
 xp = np
-MAX_THREADS = 256  # as in _ext/threads/pool.c
 
 
 def asarray(array: Any, dtype: Any = None) -> np.ndarray:
@@ -43,29 +41,6 @@ def extension() -> ModuleType | None:
 def blas_library() -> str:
     """The path of the NumPy module that is linked to BLAS."""
     return importlib.import_module("numpy._core._multiarray_umath").__file__ or ""
-
-
-def default_num_threads() -> int:
-    """How many threads to use: the number set in the environment, or else one per core that this process may use.
-
-    The first of TINYGPT_NUM_THREADS, OPENBLAS_NUM_THREADS and OMP_NUM_THREADS that is set counts.
-    """
-    for variable in ("TINYGPT_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
-        first = os.environ.get(variable, "").partition(",")[0]
-        if first.isdecimal() and int(first) > 0:
-            return min(int(first), MAX_THREADS)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, math.ceil(min(cores, cpu_quota())))
-
-
-def cpu_quota() -> float:
-    """How many CPUs' worth of time a container's limit allows this process; infinity if there is no limit."""
-    try:
-        with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:
-            quota, period = file.read().split()
-        return math.inf if quota == "max" else int(quota) / int(period)
-    except (OSError, ValueError):
-        return math.inf
 
 
 _bodies: dict[str, Callable[..., Any] | None] = {}
