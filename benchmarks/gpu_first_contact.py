@@ -1,6 +1,6 @@
 """The stages of gpu_first_contact.sh. `DRY=1`: tiny sizes on NumPy and PyTorch's CPU build, to test it without a GPU.
 
-python gpu_first_contact.py warm | attention [small] | model | graph | time | profile | summary
+python gpu_first_contact.py warm | attention [small] | model | graph | time | profile | expected | summary
 The data is never all zeros, and outputs are poisoned with NaN. Each figure is printed and appended to $RESULTS as soon
 as it is known.
 """
@@ -8,6 +8,7 @@ as it is known.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from dataclasses import replace
@@ -219,6 +220,16 @@ def nccl() -> None:
         put("nccl reduceScatter in a CUDA graph, one rank", bool((x == y).all()))
 
 
+def expected() -> None:
+    """What each launch should cost, and what the profile says that it did."""
+    import gpu_model
+
+    measured = ["--measured", os.environ["KERNELS"]] if os.path.exists(os.environ.get("KERNELS", "")) else []
+    for preset in ("tiny",) if DRY else ("gpt2", "baby"):
+        with attempt(f"expected {preset}"):
+            gpu_model.main(["--preset", preset, "--dtype", "float16" if DRY else "bfloat16", *measured])
+
+
 def summary() -> None:
     with open(RESULTS) as file:
         lines = [json.loads(line) for line in file]
@@ -236,5 +247,6 @@ if __name__ == "__main__":
         "graph": graph,
         "time": times,
         "profile": profile,
+        "expected": expected,
         "summary": summary,
     }[sys.argv[1]]()

@@ -38,6 +38,7 @@ stage() { # stage NAME LIMIT COMMAND...
     stage graph 45 "$PY" benchmarks/gpu_first_contact.py graph          # does CUDA accept the capture; do replays give the same bits
     stage time 150 "$PY" benchmarks/gpu_first_contact.py time           # copy, GEMMs by shape, attention, elementwise, steps, decode
     stage profile 60 "$PY" benchmarks/gpu_first_contact.py profile      # each kernel of a step, by CUPTI (torch.profiler)
+    stage expected 30 "$PY" benchmarks/gpu_first_contact.py expected    # each launch of a step: what it should cost, what it did
     [ "${DRY:-}" ] || stage pytest 170 "$PY" -m pytest -q -m gpu -n "${WORKERS:-12}" -o filterwarnings=default -p no:cacheprovider \
         tests/gpu > "$OUT/pytest.log" 2>&1
     tail -n 25 "$OUT/pytest.log" 2> /dev/null

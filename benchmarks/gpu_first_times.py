@@ -143,7 +143,7 @@ def steps() -> None:
                     label = f"step {name} {dtype} graphs {mode}"
                     put(f"{label}: {batch * length / took * 1e3:,.0f} tokens/s", took, "ms")
                     put(
-                        f"{label}: host ms in step, norm (waits), adamw",
+                        f"{label}: host ms in passes, update (waits for the step before)",
                         " ".join(f"{s / count * 1e3:.2f}" for s in step.spent.values()),
                     )
                     if graphed.replays:

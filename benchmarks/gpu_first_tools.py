@@ -111,6 +111,8 @@ def make_model(config: Any, seed: int = 0) -> Any:
 
 def burst_of(config: Any, dtype: str, graphs: str, batch: int, length: int) -> tuple[Any, Any, Any]:
     """(a function that takes one step as the training loop does, the graphed step, the optimizer)."""
+    from gpu_worker import LateLoss
+
     import tinygpt as tg
     from tinygpt.training.graphed_step import GraphedStep
 
@@ -128,21 +130,19 @@ def burst_of(config: Any, dtype: str, graphs: str, batch: int, length: int) -> t
         return loss
 
     graphed = GraphedStep(net, work, "off" if DRY else graphs)
-    count, spent = [0], {"step": 0.0, "norm": 0.0, "adamw": 0.0}
+    update = LateLoss(parameters, optimizer)
+    count, spent = [0], {"passes": 0.0, "update": 0.0}
 
     def step() -> float:
         a = time.perf_counter()
         with net.compute_in(dtype if not DRY else "float32"):
             loss = graphed(*pairs[count[0] % 4])
         b = time.perf_counter()
-        norm = tg.optim.grad_norm(parameters)  # waits
-        c = time.perf_counter()
-        optimizer.step(grad_scale=tg.optim.clip_coefficient(norm, 1.0))
-        optimizer.zero_grad()
-        for name, seconds in (("step", b - a), ("norm", c - b), ("adamw", time.perf_counter() - c)):
+        late = update(loss)  # waits for the step before
+        for name, seconds in (("passes", b - a), ("update", time.perf_counter() - b)):
             spent[name] += seconds
         count[0] += 1
-        return float(loss.item())
+        return late
 
     step.spent = spent  # type: ignore[attr-defined]
     step.pairs = pairs  # type: ignore[attr-defined]

@@ -47,8 +47,39 @@ def batches(preset: str) -> list[tuple[np.ndarray, np.ndarray]]:
     return [(np.ascontiguousarray(part[:, :-1]), np.ascontiguousarray(part[:, 1:])) for part in ids]
 
 
+class LateLoss:
+    """An update as in the training loop: on a GPU norm, clipping and AdamW are launched, the loss is read a step late.
+
+    optimizer: over `parameters`, whose gradients clip to norm 1. On a CPU everything is read at once.
+    """
+
+    def __init__(self, parameters: list[Any], optimizer: Any) -> None:
+        self.parameters, self.optimizer = parameters, optimizer
+        late = optimizer.takes_scale_on_device
+        self.scale = tg.optim.ScaleOnDevice(parameters) if late else None
+        self.before: Any = None
+
+    def __call__(self, loss: Any) -> float:
+        """Update; return the loss of the step before, or this one's if there is none."""
+        if self.scale is None:
+            norm = tg.optim.grad_norm(self.parameters)
+            self.optimizer.step(grad_scale=tg.optim.clip_coefficient(norm, 1.0))
+            self.optimizer.zero_grad()
+            return float(loss.item())
+        self.scale.compute(1.0, 1.0)
+        self.optimizer.step(grad_scale=self.scale)
+        reading = backends.get("cupy").Reading([loss.data])
+        self.optimizer.zero_grad()
+        before, self.before = self.before, reading
+        return float((before or reading).values()[0])
+
+    def last(self, known: float) -> float:
+        """The loss of the last step, where `known` is what the last call returned. Waits for it."""
+        return known if self.before is None else float(self.before.values()[0])
+
+
 def tinygpt_burst(preset: str, dtype: str, graphs: bool) -> Callable[[int], Figures]:
-    """Steps as in the training loop, which reads the loss and the norm in each step."""
+    """Steps as in the training loop, which reads the loss of a step when the next one has been launched."""
     tg.use_backend("cupy", tf32=dtype == "tf32")
     cupy = backends.get("cupy").require()
     model = GPT(PRESETS[preset][0], seed=0).to("cupy")
@@ -62,27 +93,26 @@ def tinygpt_burst(preset: str, dtype: str, graphs: bool) -> Callable[[int], Figu
         return loss
 
     graphed_step = GraphedStep(model, work, "on" if graphs else "off")
+    update = LateLoss(parameters, optimizer)
 
     def step() -> float:
         nonlocal done
         with model.compute_in("bfloat16") if dtype == "bfloat16" else contextlib.nullcontext():
             loss = graphed_step(*data[done % len(data)])
-        norm = tg.optim.grad_norm(parameters)
-        optimizer.step(grad_scale=tg.optim.clip_coefficient(norm, 1.0))
-        optimizer.zero_grad()
         done += 1
-        return loss.item()
+        return update(loss)
 
     def burst(steps: int) -> Figures:
         start, end = cupy.cuda.Event(), cupy.cuda.Event()
         start.record()
         losses = [step() for _ in range(steps)]
+        loss = update.last(losses[-1])
         end.record()
         end.synchronize()
         held = backends.get("cupy").memory().held + (
             graphed_step.recorder.pool.total_bytes() if graphed_step.recorder else 0
         )
-        return Figures(cupy.cuda.get_elapsed_time(start, end) / steps, losses[-1], held)
+        return Figures(cupy.cuda.get_elapsed_time(start, end) / steps, loss, held)
 
     return burst
 

@@ -20,6 +20,7 @@ from tests.cuda.emulator import Device
 from tests.ops.kernel_rule import EPS32
 from tinygpt._ext import cuda
 from tinygpt._ext.cuda.decode_block import attend
+from tinygpt._ext.cuda.linear import add_up
 from tinygpt.kernel import REGISTRY
 from tinygpt.ops.packed import pack, unpack_into
 
@@ -284,6 +285,16 @@ def lengths_outside(device: Device) -> None:
     assert np.array_equal(new_keys[0, :, :3], keys[0, :, :3])
 
 
+def tables_of_sums(device: Device) -> None:
+    """One, two and three vectors added up in one launch, each from its own table and into its own place."""
+    for wanted in ((True,), (False, True, True), (True, True, True)):
+        tables = normal(sum(wanted), 37, 70)
+        sums = add_up(device, tables, *wanted)
+        assert [total is not None for total in sums] == list(wanted)
+        found = [total for total in sums if total is not None]
+        assert np.allclose(found, tables.sum(axis=1, dtype=np.float64), rtol=1e-6, atol=1e-5)
+
+
 def steps_that_are_left_out(device: Device) -> None:
     """After a norm that is not finite there is no factor until the state says otherwise; the norm is told all along."""
     for sums, before, goes_on in (
@@ -301,6 +312,7 @@ def steps_that_are_left_out(device: Device) -> None:
 CHECKS: dict[str, tuple[Callable[[Device], None], ...]] = {
     "cross_entropy": (targets_outside, logits_far_from_zero),
     "clip": (steps_that_are_left_out,),
+    "linear": (tables_of_sums,),
     "embedding": (ids_outside, runs_at_the_edges_of_pieces),
     "layer_norm": (rows_far_from_zero, normalised_far_away),
     "gelu": (infinities_in_gelu,),

@@ -34,6 +34,7 @@ EQUIVALENT: dict[str, list[str]] = {
         "gelu.cu: if (at + width <= size)  ->  if (at + width < size)",
         "gelu.cu: if (at + width <= size)  ->  if (at + width < size)  #2",
         "adamw.cu: if (at + width <= tensor.size)  ->  if (at + width < tensor.size)",
+        "cast.cu: if (at + width <= tensor.size)  ->  if (at + width < tensor.size)",
         "binary_cross_entropy.cu: if (at + width <= size)  ->  if (at + width < size)",
         "binary_cross_entropy.cu: if (at + width <= size)  ->  if (at + width < size)  #2",
         "clip.cu: if (at + width <= tensor.size)  ->  if (at + width < tensor.size)",

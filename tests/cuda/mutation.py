@@ -156,8 +156,8 @@ def concerned(file: str, lines: list[str], place: int) -> tuple[str, ...]:
 
 @functools.cache
 def instances(file: str) -> tuple[str, ...]:
-    """Those for float32; of attention's four for each head size two that have everything in them."""
-    everything = cuda.expressions(file, "float16" if file == "attention_mma" else "float")
+    """Those for float32, or else for float16; of attention's four for each head size two that have everything."""
+    everything = cuda.expressions(file, "float") or cuda.expressions(file, "float16")
     if file != "attention":
         return everything
     return tuple(e for e in everything if re.search(r"<float>|, 32, |, 4, 128, ", e))

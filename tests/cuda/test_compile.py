@@ -18,6 +18,7 @@ from tinygpt.backends import cupy_kernels
 
 NVCC = shutil.which("nvcc")
 REALS = list(cuda.SIZES)
+BLACKWELL = 100  # compute capability, times ten
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +61,16 @@ def test_it_compiles(nvrtc: Any, file: str, real: str, arch: str) -> None:
     for expression in cuda.expressions(file, real):
         name = expression.partition("<")[0].encode()
         assert name in nvrtc.getLoweredName(program, expression).encode()
+
+
+@pytest.mark.parametrize("real", ["float", "bfloat16"])
+@pytest.mark.parametrize("file", cuda.FILES)
+def test_it_compiles_for_blackwell(nvrtc: Any, file: str, real: str) -> None:
+    """Where the compiler knows it, which it does from CUDA 12.8 on; an older one has nothing to say."""
+    if cuda.expressions(file, real) and BLACKWELL in nvrtc.getSupportedArchs():
+        program, log = compiled(nvrtc, file, real, *options(f"sm_{BLACKWELL}"))
+        assert "warning" not in log
+        assert len(nvrtc.getCUBIN(program)) > 1000
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,25 @@ def test_a_replayed_step_has_the_bits_of_the_step(pack: str | None) -> None:
         assert np.allclose(on.step(ids).get(), off.step(ids).get(), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("lengths", [(5, 5, 5), (5, 4, 5)])
+def test_prompts_of_one_length_are_read_in_one_pass(lengths: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder, alone = decoders()
+    prompts = [np.random.default_rng(i).integers(0, 23, T) for i, T in enumerate(lengths)]
+    usual, passes = decoder.model.hidden, []
+
+    def hidden(idx: Any, cache: Any = None) -> Any:
+        passes.append(np.shape(idx))
+        return usual(idx, cache)
+
+    expected = [alone.prefill([prompt]).get()[0] for prompt in prompts]
+    monkeypatch.setattr(decoder.model, "hidden", hidden)
+    found = decoder.prefill(prompts).get()
+    assert passes == ([(3, 5)] if len(set(lengths)) == 1 else [(1, T) for T in lengths])
+    assert np.allclose(found, expected, rtol=1e-5, atol=1e-6)
+    alone.prefill([prompts[1]])
+    assert np.allclose(decoder.step([1, 2, 3]).get()[1], alone.step([2]).get()[0], rtol=1e-5, atol=1e-6)
+
+
 def test_a_replay_launches_nothing_from_python(monkeypatch: pytest.MonkeyPatch) -> None:
     on, off = decoders()
     begin(on, off)

@@ -10,7 +10,8 @@
     reader = decoder.reader(prompt)                 # to read a prompt in pieces before it joins: `prompt_reader`
 
 All call `model.hidden(idx, cache)`: `prefill`, `join` and `append` on each text separately, and `step` on one token of
-every row, for which a plain GPT has a compiled fast path (`one_pass`). With the compiled kernels, in float32, row b of
+every row, for which a plain GPT has a compiled fast path (`one_pass`). (On a GPU, `prefill` reads prompts of one length
+together, and a step is a CUDA graph.) With the compiled kernels, in float32, row b of
 that path does not depend on the other rows, bit for bit; with the reference kernels it is the same up to rounding.
 There is no padding: row b is its tokens 0 .. lengths[b] - 1.
 
@@ -191,6 +192,10 @@ class Decoder:
     def _begin(self, rows: list[Any]) -> Any:
         self._make_room(len(rows))
         with no_grad(), self.model.evaluating(), self.model.compute_in("float32"):
+            if len(rows) > 1 and len({row.shape for row in rows}) == 1 and backends.name_of(self.like) == "cupy":
+                # All prompts in one pass. On a CPU it would gain little, and a row's bits would depend on the others'.
+                together = np.concatenate([backends.move(row, "numpy") for row in rows])  # (B, T)
+                return self._head(self.model.hidden(together, self.cache).data[:, -1])
             last = [self.model.hidden(row, [layer.row(b) for layer in self.cache]) for b, row in enumerate(rows)]
             return self._head([hidden.data[0, -1] for hidden in last])
 
