@@ -6,18 +6,24 @@ Each function below is run by all of them. An assertion that fails ends them all
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import tinygpt as tg
+from tests.training.helpers import TRAIN, VALIDATION
+from tinygpt.checkpoint import CheckpointFolder
 from tinygpt.graph import no_grad
-from tinygpt.parallel import Communicator, GradientBuckets, ShardedOptimizer, current
+from tinygpt.parallel import Communicator, GradientBuckets, ShardedOptimizer, current, use
 from tinygpt.parallel.communicator import sum_in_order
+from tinygpt.training import read_metrics
+from tinygpt.training.objective import Objective
 
 WORK: dict[str, Callable[..., Any]] = {}
 
@@ -85,7 +91,8 @@ ROWS = 12  # divisible by 1, 2, 3 and 4 processes
 
 def batch_of(step: int, ignored: bool) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(step)
-    inputs, targets = rng.integers(0, 11, (2, ROWS, 8))
+    inputs = rng.integers(0, 11, (ROWS, 8))
+    targets = (3 * inputs + 1) % 11
     if ignored:  # most targets of the first rows, all of the first two, so that the processes have different counts
         targets[:2] = -100
         targets[2:5, 2:] = -100
@@ -201,6 +208,62 @@ def parameters_without_gradients(team: Communicator) -> None:
         assert c.grad is None
     with no_grad():
         assert buckets.absent == {2}
+
+
+class Ignored:
+    """Batches in which most targets of the first rows are ignored, and in each third batch all of the first half."""
+
+    def batch(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        return batch_of(index, index % 3 == 0)
+
+
+def trained(team: Communicator, folder: Path, kind: str, steps: int) -> tuple[list[float], dict[str, np.ndarray]]:
+    """The losses of a run, and its weights."""
+    settings: dict[str, Any] = {
+        "plain": {}, "accumulated": {"gradient_accumulation": 3}, "ignored": {"gradient_accumulation": 2},
+        "sharded": {"shard_optimizer": True}, "adamw": {"optimizer": "adamw", "lr": 1e-3},
+        "frozen": {"freeze": "wte,h.0"}, "average": {"ema": 0.9, "optimizer": "adamw", "lr": 1e-3},
+    }[kind]  # fmt: skip
+    config = tg.TrainingConfig(**({
+        "steps": steps, "batch_size": ROWS, "optimizer": "sgd", "lr": 0.1, "warmup_steps": 3, "eval_every": 50,
+        "eval_batches": 5, "log_every": 1, "checkpoint_every": 100, "seed": 7,
+    } | settings))  # fmt: skip
+    model = tg.GPT(tg.GPTConfig(vocab_size=11, **SHAPE), seed=7)
+    objective = None
+    if kind == "ignored":
+        validation = [batch_of(1000 + index, index == 1) for index in range(5)]
+        objective = Objective(Ignored(), validation, ROWS * 8, {"rows": "ignored"})
+    texts = (None, None) if objective else (TRAIN, VALIDATION)
+    stream = io.StringIO()
+    trainer = tg.Trainer(model, *texts, config, folder, stream=stream, objective=objective)
+    trainer.run()
+    assert bool(stream.getvalue()) == (team.rank == 0), "process 0 and only process 0 reports"
+    records = team.share_value([*read_metrics(folder / "metrics.jsonl")] if team.rank == 0 else None)
+    losses = [record.get("loss", record.get("validation_loss")) for record in records]
+    return losses, {name: array.copy() for name, array in model.state_dict().items()}
+
+
+@work
+def the_run_of_one_process(team: Communicator, folder: str, kind: str, steps: str) -> None:
+    """A run on all processes has the losses and weights of the run of one, up to rounding."""
+    losses, weights = trained(team, Path(folder) / f"run-{team.size}", kind, int(steps))
+    hashes = team.gather_values(digest(*weights.values()))
+    assert len(set(hashes)) == 1, "the processes have different weights"
+    if team.rank == 0:
+        use(Communicator())
+        expected, alone = trained(Communicator(), Path(folder) / "run-1", kind, int(steps))
+        assert len(losses) == len(expected) == int(steps) + 1 + int(steps) // 50
+        difference = max(abs(a - b) for a, b in zip(losses, expected, strict=True))
+        apart = max(np.abs(weights[name] - alone[name]).max() for name in alone)
+        assert difference > 0 or team.size == 1, "were these two runs?"
+        assert losses[0] - min(losses) > 0.05, "the run learns nothing"
+        latest = [CheckpointFolder(Path(folder) / f"run-{n}").load("latest") for n in (team.size, 1)]
+        assert [*latest[0].optimizer] == [*latest[1].optimizer]
+        assert [*latest[0].state] == [*latest[1].state]
+        for name, array in latest[1].optimizer.items():
+            assert np.allclose(latest[0].optimizer[name], array, rtol=1e-2, atol=1e-4), name
+        print(json.dumps({"hash": hashes[0], "losses": float(difference), "weights": float(apart)}))
+    team.barrier()
 
 
 def main() -> None:

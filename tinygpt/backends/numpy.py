@@ -60,13 +60,18 @@ def native_body(kernel: str, required: bool = False) -> Callable[..., Any] | Non
     return body
 
 
+def level() -> str:
+    """The level of instructions that the compiled kernels use, such as "avx2"; "none" without them."""
+    module = extension()
+    return "none" if module is None else module.__name__.rpartition(".")[2]
+
+
 def describe() -> str:
     """One line: NumPy's version, the compiled extension and its threads."""
     module = extension()
     if module is None:
         return f"NumPy {np.__version__}; no compiled extension: the reference bodies run"
-    level = module.__name__.rpartition(".")[2]
-    return f"NumPy {np.__version__}; compiled extension for {level}; {module.threads_report()}"
+    return f"NumPy {np.__version__}; compiled extension for {level()}; {module.threads_report()}"
 
 
 def set_num_threads(count: int) -> None:

@@ -21,10 +21,10 @@ def exit_with(work: Callable[[], int | None]) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a model may produce characters that the terminal's encoding lacks
-    sys.exit(_flushed(_code(work)))
+    sys.exit(_flushed(code_of(work)))
 
 
-def _code(work: Callable[[], int | None]) -> int:
+def code_of(work: Callable[[], int | None]) -> int:
     """Run `work` and return its exit code, or that of its exception."""
     try:
         return work() or 0

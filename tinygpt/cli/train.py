@@ -12,6 +12,7 @@ from ..console import say
 from ..data import SequentialBatches, split
 from ..errors import UsageError
 from ..interop import load_word_vectors
+from ..parallel import current, launched
 from ..training import (
     Settings,
     TrainingConfig,
@@ -31,9 +32,10 @@ from ..training import (
 from ..training.configuration import add_config_option, write_configuration
 from ..training.final_evaluation import NONE, WHOLE
 from ..training.monitoring.following import Following, add_following_options, choose_following, follow
-from ..training.storage.folder import RunFolder
+from ..training.storage.folder import TOKENS, RunFolder
 from .process import again
 from .sweep import Command, require_no_sweep, sweep
+from .together import add_together_options, hand_over, together
 from .trial import add_trial_options, built_elsewhere, require_free, try_out
 
 ABOUT = "Train a GPT on a text. Ctrl-C saves and stops; --resume continues with exactly the same bits."
@@ -49,12 +51,24 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--project", action="store_true", help=words)
     add_following_options(parser)
     add_config_option(parser)
+    add_together_options(parser)
     add_trial_options(parser)
     parser.set_defaults(run=train)
 
 
 def train(options: argparse.Namespace) -> int:
     """Train, and report the loss of the best weights."""
+    if launched()[1] > 1:
+        return together(options, _lead)
+    if options.log_ranks is not None:
+        raise UsageError("--log-ranks is for several processes: start the run with mpirun, or leave it out")
+    return _lead(options)
+
+
+def _lead(options: argparse.Namespace) -> int:
+    """The command of a process that is alone, or of the first one."""
+    if current().size > 1:
+        _refuse_trials(options)
     if options.sweep is not None:
         out = run_folder(options) if options.out is not None else f"{run_folder(options)}-sweep"
         return sweep(options, Command("train", train, _checked), out)
@@ -66,6 +80,13 @@ def train(options: argparse.Namespace) -> int:
     settings = choose_settings(options)
     with settings.folder:
         return _train(settings, options, choose_following(options, settings.folder.path))
+
+
+def _refuse_trials(options: argparse.Namespace) -> None:
+    trials = {"--sweep": options.sweep is not None, "--dry-run": options.dry_run, "--lr-find": options.lr_find}
+    for name, given in trials.items():
+        if given:
+            raise UsageError(f"{name} is for one process: start it without mpirun")
 
 
 def _require_consistent(options: argparse.Namespace) -> None:
@@ -110,6 +131,7 @@ def _train(
         found = load_word_vectors(model, text.tokenizer, word_vectors, project=project)
     trainer = make_trainer(settings, model, train_tokens, validation_tokens, text.tokenizer)
     follow(trainer, following, text.tokenizer)
+    hand_over(trainer, settings.folder.place / TOKENS, settings.checkpoint)
     if try_for is not None:
         described = describe_run(dataclasses.replace(settings, folder=try_for), text, model)
         final = _final_batches(options.final_eval, settings, validation_tokens)

@@ -162,13 +162,13 @@ class ShardedOptimizer:
         names = {id(slot.parameter): slot.name for slot in self.slots}
         state: dict[str, dict[str, Any]] = {"step": {slot.name: slot.step for slot in self.slots}}
         for kind in dict.fromkeys(kind for kinds in self.kinds.values() for kind in kinds):
+            state[kind] = {slot.name: None for slot in self.slots if kind in self.kinds[slot.name]}  # in their order
             for number, bucket in enumerate(self.buckets.buckets):
                 values = self._gathered(number, bucket, lambda piece, kind=kind: piece.slot.state.get(kind, 0))
                 for place in bucket.places:
                     name = names[id(place.parameter)]
                     if kind in self.kinds[name]:
-                        part = values[place.begin : place.end].reshape(place.parameter.shape)
-                        state.setdefault(kind, {})[name] = part
+                        state[kind][name] = values[place.begin : place.end].reshape(place.parameter.shape)
         return state
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:

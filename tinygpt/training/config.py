@@ -24,7 +24,17 @@ STEP_SIZE = (
     "lr", "adamw_lr", "min_lr", "schedule", "warmup_steps", "decay_steps", "decay_fraction", "grad_clip",
 )  # fmt: skip
 CHANGEABLE = frozenset(
-    {"steps", "eval_every", "log_every", "checkpoint_every", "patience", "dtype", "cuda_graphs", "detect_anomaly"}
+    {
+        "steps",
+        "eval_every",
+        "log_every",
+        "checkpoint_every",
+        "patience",
+        "dtype",
+        "cuda_graphs",
+        "detect_anomaly",
+        "shard_optimizer",
+    }
 ) | frozenset(STEP_SIZE)
 
 LEARNING_RATES = {"adamw": 1e-3, "adam": 1e-3, "sgd": 0.1, "lion": 2e-4, "muon": 0.02}  # peak rates, by default
@@ -90,6 +100,9 @@ class TrainingConfig:
         "evaluate and save an exponential moving average of the weights with this decay; 0: none",
         at_least=0,
         below=1,
+    )
+    shard_optimizer: bool = declare(
+        False, "several processes: each keeps its part of the optimizer's state, not all of it"
     )
     grad_clip: float = declare(1.0, "maximum norm of the whole gradient; 0: no limit", at_least=0)
     validation_fraction: float = declare(0.1, "fraction of the text, at its end, for validation", above=0, below=1)

@@ -34,9 +34,11 @@ def first_cause(trainer: Trainer, random_state: Any) -> str:
             return f"the weights {name} are not finite after the update before it"
     trainer.optimizer.zero_grad()
     trainer.model.generator.load_state_dict(random_state)
+    none = "no single operation produced it: the gradients are finite, but the sum of their squares is not"
     try:
-        with detect_anomaly():
+        with detect_anomaly(), trainer.share.apart():
             trainer._gradients()
+        found = none
     except NonFiniteError as error:
-        return str(error)
-    return "no single operation produced it: the gradients are finite, but the sum of their squares is not"
+        found = str(error)
+    return trainer.share.first_of(found, none)

@@ -13,8 +13,10 @@ from ..errors import UsageError
 from ..graph import no_grad
 from ..language_model import LanguageModel
 from ..ops.cross_entropy import IGNORE_INDEX
+from ..parallel import Communicator
 
 Batches = Iterable[tuple[np.ndarray, ...]]
+ALONE = Communicator()
 
 # Fixed, not the run's seed: runs of the same batch size evaluate on the same windows, so their losses are comparable.
 _SEED = 1488
@@ -40,20 +42,29 @@ def count_targets(targets: np.ndarray) -> int:
 
 
 def mean_loss(
-    model: Any, batches: Batches, loss: Callable[..., Any] | None = None, count: Callable[[Any], float] | None = None
+    model: Any,
+    batches: Batches,
+    loss: Callable[..., Any] | None = None,
+    count: Callable[[Any], float] | None = None,
+    team: Communicator = ALONE,
 ) -> float:
     """The mean cross-entropy over all targets of all batches, without dropout. Targets of -100 are ignored.
 
-    loss, count: those of another objective (`objective.py`). Raises UsageError if there are no other targets.
+    loss, count: those of another objective (`objective.py`). team: processes that share the batches, one each in turn;
+    all of them call this with the same batches, and get the same bits as one process. Raises UsageError if there are no
+    other targets.
     """
     total, targets = 0.0, 0.0
+    found: list[tuple[int, float, float]] = []  # (index, targets, loss) of the batches of this process
     with model.evaluating(), no_grad():
-        for batch in batches:
+        for index, batch in enumerate(batches):
             number = count_targets(batch[1]) if count is None else count(batch)
-            if number:
+            if number and index % team.size == team.rank:
                 value = model.loss(*batch) if loss is None else loss(model, *batch)
-                total += number * float(value.item())
-                targets += number
+                found.append((index, number, float(value.item())))
+    for _, number, one in sorted(each for mine in team.gather_values(found) for each in mine):
+        total += number * one
+        targets += number
     if targets == 0:
         raise UsageError("mean_loss: there is no target to take the mean over: all are -100, or there are no batches")
     return total / targets

@@ -57,7 +57,7 @@ def report_best(trainer: Trainer, validation_tokens: np.ndarray, how_much: str) 
         of_what = f"{len(batches):,} batches of the validation text"
     told = _Told(batches, of_what)
     try:
-        loss = mean_loss(trainer.model, bar(told, of_what))
+        loss = mean_loss(trainer.model, bar(told, of_what), team=trainer.share.team)
     except KeyboardInterrupt:
         say(
             f"Stopped after {told.done:,} of {len(batches):,} batches of this last evaluation. The run is finished and "

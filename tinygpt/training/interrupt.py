@@ -8,6 +8,9 @@ SIGINT (Ctrl-C), SIGTERM (from `kill`, a container or a cluster) and SIGHUP (the
 set `stop.signal`. A second Ctrl-C raises KeyboardInterrupt at once, which is safe because files are written atomically.
 A second SIGTERM or SIGHUP does nothing more; they do repeat, since a shell forwards the SIGHUP that the kernel has
 already sent. A signal that is ignored, as SIGHUP is under `nohup`, stays ignored.
+
+Processes that share a run must stop at the same step, whichever of them was told first. With `shared`, a signal is only
+`heard`, until they have agreed on it (`settle`).
 """
 
 from __future__ import annotations
@@ -27,8 +30,10 @@ _SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP
 class StopRequest:
     """Catches the signals inside its block. `signal` is the number of the first one, or None."""
 
-    def __init__(self) -> None:
+    def __init__(self, shared: bool = False, tell: bool = True) -> None:
+        self.shared, self.tell = shared, tell
         self.signal: int | None = None
+        self.heard: int | None = None  # by this process
         self._previous: dict[int, Any] = {}
 
     @property
@@ -47,10 +52,18 @@ class StopRequest:
         for number, handler in self._previous.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
-    def _handle(self, number: int, frame: FrameType | None) -> None:
+    def settle(self, signal: int | None) -> None:
+        """The signal that all processes have agreed on, if any."""
         if self.signal is None:
-            self.signal = number
-            _tell("\nFinishing this step, then saving. Press Ctrl-C again to quit at once.\n")
+            self.signal = signal
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.heard is None:
+            self.heard = number
+            if not self.shared:
+                self.signal = number
+            if self.tell:
+                _tell("\nFinishing this step, then saving. Press Ctrl-C again to quit at once.\n")
         elif number == signal.SIGINT:
             raise KeyboardInterrupt
 

@@ -12,7 +12,8 @@ number and the random state from before the bad step, as a plain run does. `sett
 before an evaluation, a checkpoint and a line of metrics.
 
 It takes a GPU and AdamW without penalties. Not with float16, whose loss scale must be known before the next step; nor
-with an average of the weights, which would follow weights that were not updated; nor with `detect_anomaly`.
+with an average of the weights, which would follow weights that were not updated; nor with `detect_anomaly`; nor on
+several processes, which agree on each step.
 """
 
 from __future__ import annotations
@@ -40,7 +41,12 @@ class Pending(NamedTuple):
 
 def late_steps(trainer: Trainer) -> LateSteps | None:
     """For a trainer whose steps can be read late; None for any other."""
-    plain = trainer.average is None and not trainer.loss_scale.active and not trainer.config.detect_anomaly
+    plain = (
+        trainer.share.size == 1
+        and trainer.average is None
+        and not trainer.loss_scale.active
+        and not trainer.config.detect_anomaly
+    )
     possible = trainer.parameters[0].backend == "cupy" and trainer.optimizer.takes_scale_on_device
     return LateSteps(trainer) if plain and possible else None
 

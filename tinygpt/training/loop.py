@@ -31,6 +31,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ from ..errors import UsageError
 from ..graph import NonFiniteError, detect_anomaly
 from ..interop.packed_run import base_facts, is_packed, load_weights
 from ..language_model import LanguageModel
-from ..optim import clip_coefficient, grad_norm
+from ..optim import clip_coefficient
 from ..tensor import Tensor
 from ..tokenizers import Tokenizer
 from .accumulation import batch_weights
@@ -55,11 +56,12 @@ from .interrupt import StopRequest
 from .late_steps import LateSteps, late_steps
 from .loss_scale import LossScale
 from .monitoring.progress import Progress
-from .monitoring.reporting import Report
+from .monitoring.reporting import NoReport, Report
 from .monitoring.watch import Watch
 from .objective import Batch, Objective, TextObjective
 from .optimizers import averaged, make_average, make_optimizer, make_schedule
 from .result import CallbackError, TrainingResult
+from .share import Share
 from .storage import export
 from .storage.folder import METRICS, PICTURE, RunFolder
 from .storage.saving import checkpoint_of, holding, restore, writing
@@ -87,6 +89,9 @@ class Trainer:
 
     `run` makes the folder if there is none. Parameters that are frozen (`requires_grad = False`, or `config.freeze`)
     stay as they are. On a packed model an adapter is trained, and checkpoints hold only what is trained.
+
+    Processes that were started together, by mpirun, share the run: each makes a Trainer with the same arguments, and
+    process 0 alone writes to the folder and calls the callbacks (`share.py`).
 
     Without a `resume` before it, `run` refuses a folder that already holds a run or other files with the names of a
     run's files. It always refuses a folder that another run is using.
@@ -125,7 +130,10 @@ class Trainer:
         self.packed_base = base_facts(model) if is_packed(model) else None
         trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
         self.parameters = [parameter for _, parameter in trained]
-        self.optimizer, self.average = make_optimizer(config, trained), make_average(config, trained)
+        self.share = Share(config, self.parameters, model.generator)
+        objective.team = self.share.team
+        self.optimizer = self.share.optimizer(make_optimizer(config, trained), config)
+        self.average = make_average(config, trained)
         self.use(config)
         activation_dtype(config.dtype, self.parameters[0].backend)  # raises now rather than at the first step
         self.loss_scale = LossScale(config.dtype)
@@ -140,10 +148,12 @@ class Trainer:
         self.graphed_step = GraphedStep(model, forward_and_backward, config.cuda_graphs)
         self.state = TrainState()
         self.checkpoints = CheckpointFolder(self.folder)
-        self.report = Report(self.folder / METRICS, self.folder / PICTURE, callbacks)
+        report = Report if self.share.leads else NoReport
+        self.report = report(self.folder / METRICS, self.folder / PICTURE, callbacks)
         self.callbacks = self.report.callbacks
-        self.stream = stream
+        self.stream = self.share.stream(stream)
         self.watch = Watch()  # hooks that monitor the run
+        self.over = ""  # why it ends early, if it does
         self.saved_at = -1
         self.changed: dict[str, tuple[Any, Any]] = {}  # settings that `resume` changed: name -> (before, now)
         self.grad_norm: float | None = 0.0  # of the last step; None if that was skipped
@@ -165,11 +175,14 @@ class Trainer:
         can't be written, or if the learning rate of all remaining steps is 0.
         """
         config, state = self.config, self.state
+        self.share.require_same_run(self)
         notes = [*self._changes(), *schedule_notes(config, state.step)]
         begin, tokens_per_step = state.step, config.gradient_accumulation * self.objective.tokens
         progress = Progress(config.steps, begin, tokens_per_step, self.stream)
         self.graphed_step.say = lambda words: progress.line(state.step, words)
-        with self.model.in_mode(True), StopRequest() as stop, holding(self), self.model.compute_in(config.dtype):
+        self.share.ask_over = lambda: self.watch.over
+        held = holding(self) if self.share.leads else contextlib.nullcontext()
+        with self.model.in_mode(True), self.share.listening() as stop, held, self.model.compute_in(config.dtype):
             self.late = late_steps(self)
             try:
                 with writing(self):
@@ -202,11 +215,11 @@ class Trainer:
         begin = time.perf_counter() - state.seconds
         while True:
             state.seconds = time.perf_counter() - begin
-            over = self.watch.over
+            self.over = over = self.watch.over if self.share.size == 1 else self.share.over
             improved = self._evaluation_due(bool(over)) and self._evaluate(stop)
             ended = state.step >= config.steps or 0 < config.patience <= state.without_improvement or stop.requested
             ended = ended or bool(over)
-            if stop.requested and self.run_folder.replaces:  # before the first checkpoint: the older run stays
+            if stop.requested and self.share.from_first(lambda: self.run_folder.replaces):
                 raise KeyboardInterrupt
             if improved or ended or (state.step % config.checkpoint_every == 0 and self.saved_at != state.step):
                 self.save(best=improved)
@@ -260,13 +273,13 @@ class Trainer:
     @property
     def gradient_scale(self) -> float:
         """The factor that makes the accumulated gradients those of the step's mean loss."""
-        return 1.0 / (self.config.gradient_accumulation * self.loss_scale.scale)
+        return 1.0 / (self.config.gradient_accumulation * self.share.size * self.loss_scale.scale)
 
     def _save_as_before(self, random_state: Any) -> None:
         """Save the state before this step. A failure to save is ignored, so as not to hide why the step failed."""
         self.optimizer.zero_grad()
         self.model.generator.load_state_dict(random_state)
-        if self.state.step > 0:
+        if self.state.step > 0 and self.share.size == 1:  # the others know nothing of it
             with contextlib.suppress(Exception):
                 self._save_once()
 
@@ -281,30 +294,37 @@ class Trainer:
         self.loss_scale.raise_after_good_step()
 
     def _gradients(self) -> tuple[float, float]:
-        """Accumulate the gradients of the step's batches, which scales them by (number of batches) * (loss scale).
+        """Accumulate the gradients of the step's batches, which scales them by (number of parts) * (loss scale).
 
-        Returns the mean loss over the step's targets and the norm of its gradient, without these factors.
+        A part is what one process has of a batch, and so the batch itself if there is one process. Returns the mean
+        loss over the step's targets and the norm of its gradient, without these factors.
         """
-        count, losses = self.config.gradient_accumulation, self.launch_batches()
+        parts, losses = self.config.gradient_accumulation * self.share.size, self.launch_batches()
         # Read after everything is launched, so that the host does not wait for a GPU in between.
-        loss = sum(weight * float(loss.item()) for weight, loss in losses) / count
-        return loss, grad_norm(self.parameters) / (count * self.loss_scale.scale)
+        loss = self.share.finish(sum(weight * float(loss.item()) for weight, loss in losses) / parts)
+        return loss, self.share.grad_norm() / (parts * self.loss_scale.scale)
 
     def launch_batches(self) -> list[tuple[float, Tensor]]:
-        """Forward and backward pass of each batch of the step: (weight, loss) for each that has targets.
+        """Forward and backward pass of this process's part of each batch of the step: (weight, loss) for each that has
+        targets.
 
-        The gradients are (number of batches) * (loss scale) times those of the mean of weight * loss.
+        The gradients are (number of parts) * (loss scale) times those of the mean of weight * loss.
         """
-        count, scale = self.config.gradient_accumulation, self.loss_scale.scale
+        count, scale, share = self.config.gradient_accumulation, self.loss_scale.scale, self.share
         batches = [self.batches.batch(self.state.step * count + index) for index in range(count)]
-        weights = batch_weights(f"step {self.state.step}", [self.objective.count(batch) for batch in batches])
+        counts = [number for batch in batches for number in share.counts(batch, self.objective.count)]
+        weights = batch_weights(f"step {self.state.step}", counts)[share.rank :: share.size]
+        last = max((index for index, weight in enumerate(weights) if weight), default=-1)
         losses = []
-        for batch, weight in zip(batches, weights, strict=True):
+        for index, (batch, weight) in enumerate(zip(batches, weights, strict=True)):
             if weight > 0:
                 # A graph is recorded for one weight. One other than 1 hardly occurs twice, so it is not recorded.
                 graphed = self.objective.same_shapes and weight == 1.0
                 forward_and_backward = self.graphed_step if graphed else self.graphed_step.work
-                losses.append((weight, forward_and_backward(*batch, scale * weight)))
+                with share.computing(index == last and not self.graphed_step.wanted):
+                    losses.append((weight, forward_and_backward(*share.rows(batch), scale * weight)))
+            elif any(counts[index * share.size : (index + 1) * share.size]):
+                share.sit_out(partial(self.objective.loss, self.model, *batch))
         return losses
 
     def _settle(self) -> None:
@@ -323,7 +343,9 @@ class Trainer:
         """Evaluate and record the validation loss; return whether it is the best so far."""
 
         def until_stopped() -> Iterator[Batch]:
-            for batch in self.validation:
+            for index, batch in enumerate(self.validation):
+                if index % self.share.size == 0:  # each process evaluates one batch of so many
+                    self.share.agree()
                 if stop.requested:
                     raise _Stopped
                 yield batch
@@ -367,12 +389,13 @@ class Trainer:
         try:
             self.report.tell(progress)
         except CallbackError:
-            self._save_once()
+            if self.share.sharded is None:  # otherwise the others have parts of the state
+                self._save_once(alone=True)
             raise
 
     def _result(self, begin: int, signal: int | None) -> TrainingResult:
         state, early = self.state, signal is None and self.state.step < self.config.steps
-        over = self.watch.over if early else ""
+        over = self.over if early else ""
         words, picture = self.report.draw() if signal is None else ("", None)
         return TrainingResult(
             step=state.step, begin=begin, validation_loss=state.validation_loss, best_loss=state.best_loss,
@@ -382,13 +405,23 @@ class Trainer:
 
     # Checkpoints ----------------------------------------------------------------------------------
 
-    def save(self, best: bool = False) -> None:
-        """Save the current state as the folder's latest checkpoint and, with best=True, as its best one."""
+    def save(self, best: bool = False, alone: bool = False) -> None:
+        """Save the current state as the folder's latest checkpoint and, with best=True, as its best one.
+
+        All processes of a run call this together, and process 0 writes; but for `alone`, which process 0 calls.
+        """
         self._settle()
         checkpoint = checkpoint_of(self)
+        if not alone:
+            self.share.require_same_weights(checkpoint.model)
         for name, array in checkpoint.model.items():
             if not np.isfinite(array).all():  # must not replace a good checkpoint
                 raise diverged(self, f"the weights {name} are not finite")
+        if self.share.leads:
+            self._write(checkpoint, best)
+        self.saved_at = self.state.step
+
+    def _write(self, checkpoint: Checkpoint, best: bool) -> None:
         with writing(self):
             self.report.metrics.sync()
             if best and self.tokenizer is not None:
@@ -399,11 +432,10 @@ class Trainer:
                 self.folder = self.run_folder.publish()
                 self.checkpoints = CheckpointFolder(self.folder)
                 self.report.move_to(self.folder / METRICS, self.folder / PICTURE)
-        self.saved_at = self.state.step
 
-    def _save_once(self) -> None:
+    def _save_once(self, alone: bool = False) -> None:
         if self.saved_at != self.state.step:
-            self.save()
+            self.save(alone=alone)
 
     def resume(self, checkpoint: Checkpoint | None = None) -> None:
         """Restore the folder's latest checkpoint, or the one given.
@@ -412,11 +444,11 @@ class Trainer:
         checkpoint. Raises CheckpointError if there is no checkpoint, if it is damaged, or if it is from a different
         run: another model, another text, or other settings besides `CHANGEABLE` ones.
         """
-        restore(self, checkpoint if checkpoint is not None else self.checkpoints.load("latest"))
+        restore(self, checkpoint if checkpoint is not None else self.share.from_first(self.checkpoints.load))
 
     def load_best(self) -> int:
         """Load the weights of the best evaluation, which `tinygpt sample` uses; return their step."""
-        step = int(self.checkpoints.entry("best")["step"])
+        step = self.share.from_first(lambda: int(self.checkpoints.entry("best")["step"]))
         if step != self.state.step or self.average is not None:  # the model has the weights, not their average
-            load_weights(self.model, self.checkpoints.load("best", read_weights).model)
+            load_weights(self.model, self.share.from_first(lambda: self.checkpoints.load("best", read_weights).model))
         return step

@@ -21,7 +21,7 @@ from ..data.token_range import first_outside
 from ..errors import RangeError
 from ..tensor import Tensor
 from .config import TrainingConfig
-from .evaluation import FixedBatches, count_targets, mean_loss
+from .evaluation import ALONE, FixedBatches, count_targets, mean_loss
 
 Batch = tuple[np.ndarray, ...]
 
@@ -40,6 +40,7 @@ class Objective:
     the same ones.
     """
 
+    team = ALONE  # the processes that share an evaluation
     same_shapes = False  # all batches have the same shapes and all targets count: a GPU may record a step once
     other_data = "other data: these are not the rows that it was trained on"  # "the checkpoint is of ..."
 
@@ -59,7 +60,7 @@ class Objective:
 
     def evaluate(self, model: Any, batches: Iterable[Batch]) -> dict[str, float]:
         """The metrics of an evaluation, for the metrics file. The best weights have the lowest "validation_loss"."""
-        return {"validation_loss": mean_loss(model, batches, self.loss, self.count)}
+        return {"validation_loss": mean_loss(model, batches, self.loss, self.count, self.team)}
 
 
 class TextObjective(Objective):

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .. import kernel
+from .. import kernel, parallel
 from ..console import say
 from ..data.chat_template import write_templates
 from ..data.dialogue import end_of_text
@@ -104,6 +104,11 @@ def rehearse(trainer: Trainer) -> None:
     model.generator.load_state_dict(state)
 
 
+def _processes(rows: int) -> dict[str, str]:
+    size = parallel.size()
+    return {} if size == 1 else {"With": f"{size} processes, {rows // size} rows of a batch each"}
+
+
 def _adapter_line(model: GPT) -> dict[str, str]:
     lora = lora_of(model)
     if lora is None:
@@ -131,6 +136,7 @@ def describe_run(settings: Settings, text: Text, model: GPT) -> str:
         **_adapter_line(model),
         "Run": f"steps {begin} to {training.steps}, each {training.gradient_accumulation} x {training.batch_size} x "
         f"{config.block_size} tokens{in_dtype}; saved in {settings.folder}",
+        **_processes(training.batch_size),
         "On": kernel.describe(settings.backend),
     }
     return "\n".join(f"{name + ':':<7}{line}" for name, line in lines.items())

@@ -69,6 +69,16 @@ class MetricsFile:
             self._file = None
 
 
+class NoMetrics(MetricsFile):
+    """Writes nothing."""
+
+    def restart(self, lines: int) -> int:
+        return lines
+
+    def append(self, record: dict[str, Any]) -> None:
+        pass
+
+
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
     """The records of a metrics file, without an incomplete last line.
 

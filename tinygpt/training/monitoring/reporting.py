@@ -12,7 +12,7 @@ from typing import Any
 
 from ...errors import UsageError
 from ..result import CallbackError
-from .metrics import MetricsFile
+from .metrics import MetricsFile, NoMetrics
 from .picture import draw_loss_curve
 from .progress import Progress
 
@@ -61,3 +61,14 @@ class Report:
         except Exception as error:  # a full disk, whatever matplotlib raises
             return f"no picture of the loss curve was drawn ({type(error).__name__}: {error})", None
         return f"the loss curve is in {self.picture}", self.picture
+
+
+class NoReport(Report):
+    """That of a process that leaves the output to another one."""
+
+    def __init__(self, metrics: Path, picture: Path, callbacks: Sequence[Callable[[dict[str, Any]], None]]) -> None:
+        super().__init__(metrics, picture, ())
+        self.metrics = NoMetrics(metrics)
+
+    def draw(self) -> tuple[str, Path | None]:
+        return "", None

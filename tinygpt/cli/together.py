@@ -1,0 +1,198 @@
+"""`mpirun -n 4 tinygpt train ...`: process 0 leads, the others follow.
+
+Process 0 does what it does alone: it prepares the text, makes or loads the model, and holds the folder of the run,
+which the others need not see. When its run is about to begin, it hands over the settings, the model, the tokens and, of
+a resumed run, the checkpoint. From there on all processes run the same loop (`tinygpt/training/share.py`).
+
+A process that fails ends all of them, with one sentence on the screen that names it. The others would wait for it for
+ever.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import platform
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import __version__, backends
+from ..checkpoint import Checkpoint, fingerprint
+from ..data import open_tokens, split
+from ..errors import UsageError
+from ..files import user_path
+from ..parallel import Communicator, current
+from ..parallel.voice import Voice, speaking
+from ..training import Trainer, TrainingConfig, train_and_evaluate
+from ..training.text.corpus import given_text
+from .process import MISTAKE, code_of
+
+_GRACE = 3.0  # seconds in which process 0 may end the run with words of its own
+_CHUNK = 1 << 26  # bytes of a token file that are sent at a time
+_SAMPLES = 64  # parts of a large file that are compared, 1 MB each
+_FREE = ("run", "log_ranks", "out", "default_out")  # options that may differ between the processes
+
+
+@dataclass
+class Start:
+    """What the others need to run with process 0."""
+
+    config: TrainingConfig
+    model: Any
+    tokens: Path
+    fingerprint: str
+    checkpoint: Checkpoint | None
+    backend: str
+
+
+def add_together_options(parser: argparse.ArgumentParser) -> None:
+    """The options of a run on several processes."""
+    group = parser.add_argument_group("several processes (mpirun -n 4 tinygpt train ...)")
+    words = "write what processes 1, 2, ... have to say to FOLDER/rank-1.log and so on; only process 0 uses the screen"
+    group.add_argument("--log-ranks", metavar="FOLDER", help=words)
+
+
+def together(options: argparse.Namespace, lead: Callable[[argparse.Namespace], int]) -> int:
+    """Run `lead` on process 0, which calls `hand_over`, and follow it on the others. Returns the exit code."""
+    team = current()
+    with speaking(team.rank, options.log_ranks) as voice:
+        done: list[int] = []
+
+        def work() -> int:
+            _require_same_start(team, options)
+            done.append(lead(options) if team.rank == 0 else _follow(team, options))
+            team.barrier()
+            return done[0]
+
+        try:
+            code = code_of(work) if team.rank == 0 else work()
+        except BaseException as error:  # a mistake in tinygpt on process 0, anything on the others
+            _give_up(team, voice, error)
+        if not done:  # process 0 has said why
+            team.end_all(code)
+        return code if team.rank == 0 else 0
+
+
+def _give_up(team: Communicator, voice: Voice, error: BaseException) -> None:
+    """End all processes, and say why: the error is this one's."""
+    traceback.print_exc()  # on process 0 to the screen, otherwise to the log
+    if team.rank > 0:
+        time.sleep(_GRACE)  # if all of them stop for this, process 0 says why
+        kind = "" if isinstance(error, UsageError) else f"{type(error).__name__}: "
+        voice.cry(
+            f"tinygpt: process {team.rank} on {platform.node()} failed, and the run ends with it: {kind}{error}; the "
+            "last checkpoint is whole: continue with --resume"
+        )
+    team.end_all(MISTAKE if isinstance(error, (UsageError, OSError)) else 1)
+
+
+# Before the run -------------------------------------------------------------------------------------
+
+
+def _require_same_start(team: Communicator, options: argparse.Namespace) -> None:
+    """Raise UsageError, on all processes, if one has another version, other options, or other data. It says which."""
+    here = {
+        "version": {"tinygpt": __version__, "NumPy": np.__version__, "the kernels": backends.get("numpy").level()},
+        "options": {name: repr(value) for name, value in vars(options).items() if name not in _FREE},
+        "data": {path: _facts_of(user_path(path)) for path in given_text(options)[0] or () if path != "-"},
+    }
+    found = team.gather_values(here)
+    first = found[0]
+    for rank, there in enumerate(found):
+        for name, value in first["version"].items():
+            if there["version"][name] != value:
+                other = there["version"][name]
+                raise UsageError(
+                    f"process {rank} runs on {name} {other}, process 0 on {value}: install the same version everywhere"
+                )
+        for path, facts in there["data"].items():
+            if facts is None:
+                raise UsageError(
+                    f"process {rank} can't read the data {path}: make the file visible under this name on all machines"
+                )
+        for path, facts in there["data"].items():
+            if path in first["data"] and facts != first["data"][path]:
+                raise UsageError(
+                    f"process {rank} has other data in {path} than process 0: copy the same file to all machines"
+                )
+        for name, value in first["options"].items():
+            if there["options"].get(name) != value:
+                raise UsageError(
+                    f"process {rank} was started with --{name.replace('_', '-')} {there['options'].get(name)}, process "
+                    f"0 with {value}: start all processes with the same options"
+                )
+
+
+def _facts_of(path: Path) -> Any:
+    """What tells one file from another: its size and a SHA-256 of samples; None if it can't be read."""
+    try:
+        if path.is_dir():
+            return sorted(os.listdir(path))
+        if not path.is_file():
+            return "" if path.exists() or any(sign in str(path) for sign in "*?[") else None  # a pipe, a pattern
+        size, digest = path.stat().st_size, hashlib.sha256()
+        with open(path, "rb") as file:
+            for begin in range(0, size, max(1 << 20, size // _SAMPLES)):
+                file.seek(begin)
+                digest.update(file.read(1 << 20))
+        return size, digest.hexdigest()
+    except OSError:
+        return None
+
+
+def hand_over(trainer: Trainer, tokens: Path, checkpoint: Checkpoint | None) -> None:
+    """Give the others what they need, when the run of process 0 is about to begin. Alone it does nothing."""
+    team = current()
+    if team.size > 1:
+        whole = open_tokens(tokens)
+        backend = trainer.parameters[0].backend
+        team.share_value(Start(trainer.config, trainer.model, tokens, fingerprint(whole), checkpoint, backend))
+        _send_tokens(team, tokens, needed=False)
+
+
+def _follow(team: Communicator, options: argparse.Namespace) -> int:
+    """The run of a process that is not process 0."""
+    start: Start = team.share_value(None)
+    backends.use_backend(start.backend)
+    with tempfile.TemporaryDirectory(prefix="tinygpt-") as place:
+        tokens = _tokens_of(team, start, Path(place))
+        train, validation = split(tokens, start.config.validation_fraction)
+        trainer = Trainer(start.model, train, validation, start.config, Path(place) / "run")
+        if start.checkpoint is not None:
+            trainer.resume(start.checkpoint)
+        return train_and_evaluate(trainer, validation, "", options.final_eval)
+
+
+def _tokens_of(team: Communicator, start: Start, place: Path) -> np.ndarray:
+    """The tokens of process 0: its own file if this process sees it, otherwise a copy."""
+    try:
+        tokens = open_tokens(start.tokens)
+        seen = fingerprint(tokens) == start.fingerprint
+    except (UsageError, OSError):
+        seen = False
+    copy = place / "tokens.npy"
+    _send_tokens(team, copy, needed=not seen)
+    return tokens if seen else open_tokens(copy)
+
+
+def _send_tokens(team: Communicator, path: Path, needed: bool) -> None:
+    """Send the token file of process 0 to the others, if any of them needs it. path: of it, or of the copy."""
+    if not any(team.gather_values(needed)):
+        return
+    size = team.share_value(path.stat().st_size if team.rank == 0 else None)
+    with open(path, "rb") if team.rank == 0 else open(path if needed else os.devnull, "wb") as file:
+        for begin in range(0, size, _CHUNK):
+            chunk = np.empty(min(_CHUNK, size - begin), np.uint8)
+            if team.rank == 0:
+                chunk[:] = np.frombuffer(file.read(len(chunk)), np.uint8)
+            team.broadcast(chunk)
+            if team.rank > 0:
+                file.write(chunk.data)
