@@ -3,10 +3,11 @@
     tinygpt train --data FILE --out FOLDER --sweep "lr=1e-4,3e-4 dropout=0,0.1"
     tinygpt train --sweep "lr=1e-4,3e-4 dropout=0,0.1" --out FOLDER --resume
 
-All combinations are checked before the first run. Each run equals that of the plain command with the same options, bit
-for bit, in its own subfolder of --out. If one diverges or fails, the table says so, and the search continues. Ctrl-C
-saves the run and stops. FOLDER/sweep.json records the progress: --resume skips the runs that have finished or diverged,
-continues the one that was stopped, and tries failed ones again.
+The text is encoded once, by the first run: the others take its tokens from the cache (`training/text/token_cache.py`),
+unless encoding is as fast as copying. All combinations are checked before the first run. Each run equals that of the
+plain command with the same options, bit for bit, in its own subfolder of --out. If one diverges or fails, the table
+says so, and the search continues. Ctrl-C saves the run and stops. FOLDER/sweep.json records the progress: --resume
+skips the runs that have finished or diverged, continues the one that was stopped, and tries failed ones again.
 """
 
 from __future__ import annotations

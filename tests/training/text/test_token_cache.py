@@ -76,6 +76,24 @@ def test_the_second_run_is_the_first(run: Any, text: Path, tmp_path: Path, monke
     assert USED not in dry.out
 
 
+@pytest.mark.parametrize("kind", ["bpe", "word"])
+def test_a_sweep_encodes_its_text_once(
+    run: Any, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    encoded = []
+    write = run_text._write_text
+
+    def counted(*arguments: Any) -> Any:
+        encoded.append(arguments)
+        return write(*arguments)
+
+    monkeypatch.setattr(run_text, "_write_text", counted)
+    options = ["--tokenizer=" + kind, "--vocab-size=300", "--steps=2", "--sweep=lr=1e-3,2e-3 dropout=0,0.1"]
+    answer = run("train", str(text), *OPTIONS, *options, f"--out={tmp_path / 'sweep'}")
+    assert answer.code == 0, answer.err
+    assert (len(encoded), answer.out.count(USED)) == (1, 3)
+
+
 @pytest.mark.parametrize("kind", ["bpe", "word", "folder"])
 def test_whatever_changes_the_tokens_is_noticed(make: Any, books: Path, tmp_path: Path, kind: str) -> None:
     options: tuple[object, ...] = (books, f"--tokenizer={kind}", "--vocab-size=300")
