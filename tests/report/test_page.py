@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -184,18 +185,20 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs the program chromium")
 @pytest.mark.parametrize("width", [360, 1440])
 def test_it_is_laid_out_in_a_browser(tmp_path: Path, width: int) -> None:
-    """Headless: the page needs no sideways scrolling, and a map is shown."""
+    """The page needs no sideways scrolling, and a map is shown. It stands in a frame, since a window is never narrower
+    than 500 px."""
     records = [*usual(), layers(20, 1e-4), layers(40, 1e-3), {"step": 40, "sample": "word " * 100}]
     html, _ = read(write_run(tmp_path / ("a-long-name-" * 8), records, CONFIG))
     script = (
-        "<script>document.title = document.documentElement.scrollWidth + ' ' + innerWidth + ' ' + "
+        "<script>parent.document.title = document.documentElement.scrollWidth + ' ' + innerWidth + ' ' + "
         "document.querySelector('.heat svg').getBoundingClientRect().height</script>"
     )
     html = html.replace("style-src", "script-src 'unsafe-inline'; style-src").replace("</body>", script + "</body>")
-    (tmp_path / "page.html").write_text(html, encoding="utf-8")
+    frame = f'<title></title><iframe style="width: {width}px; border: 0" srcdoc="{escape(html)}"></iframe>'
+    (tmp_path / "page.html").write_text(frame, encoding="utf-8")
     command = [
         str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
-        f"--window-size={width},900", "--dump-dom", (tmp_path / "page.html").as_uri(),
+        "--window-size=1600,900", "--dump-dom", (tmp_path / "page.html").as_uri(),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
     found = re.search(r"<title>(\d+) (\d+) ([\d.]+)</title>", done.stdout)

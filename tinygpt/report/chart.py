@@ -15,6 +15,7 @@ from html import escape
 WIDTH, HEIGHT = 1000, 400  # of the SVG's own coordinates
 MOST_POINTS = 700  # of a line; more are drawn as the extremes of intervals
 MOST_DOTS = 120
+EDGE = 4.0  # percent of the width: a label so near to an end is not centered
 Points = Sequence[tuple[float, float]]
 
 
@@ -128,8 +129,13 @@ def _usable(points: Points, log: bool) -> Points:
 def _labels(axis: Axis, below: bool = False) -> Iterator[str]:
     for tick in axis.ticks():
         share = 100 * axis.place(tick)
-        side, kept = ("left", min(97.0, max(3.0, share))) if below else ("bottom", share)
-        yield f'<span style="{side}:{kept:.2f}%">{written(tick)}</span>'
+        if not below:
+            yield f'<span style="bottom:{share:.2f}%">{written(tick)}</span>'
+        elif share < EDGE or share > 100 - EDGE:  # beside its line instead of below it, inside the page
+            side, kept = ("left", share) if share < EDGE else ("right", 100 - share)
+            yield f'<span class="edge" style="{side}:{max(0.0, kept):.2f}%">{written(tick)}</span>'
+        else:
+            yield f'<span style="left:{share:.2f}%">{written(tick)}</span>'
 
 
 def _svg(title: str, lines: Sequence[Line], across: Axis, up: Axis) -> str:

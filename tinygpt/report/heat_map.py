@@ -66,8 +66,8 @@ def _map(layers: Layers, steps: Sequence[int], rows: Sequence[str], norm: str) -
     return (
         f'<p class="soft">{NORMS[norm][1]}</p><div class="heat" style="--rows:{len(rows)}"><div class="names">{names}'
         f'</div><svg viewBox="0 0 {len(steps)} {len(rows)}" preserveAspectRatio="none" role="img" '
-        f'aria-label="{NORMS[norm][0]} of each layer">{"".join(paths)}</svg></div>'
-        f'<div class="ends soft"><span>step {steps[0]:,}</span><span>step {steps[-1]:,}</span></div>{key}'
+        f'aria-label="{NORMS[norm][0]} of each layer">{"".join(paths)}</svg>'
+        f'<div class="ends soft"><span>step {steps[0]:,}</span><span>step {steps[-1]:,}</span></div></div>{key}'
     )
 
 

@@ -44,7 +44,7 @@ def result(runs: Sequence[Run]) -> Iterator[str]:
         yield f"<p class=soft>{escape(runs[0].progress)}.</p>"
         yield table((), [pair(*fact) for fact in _facts(runs[0])])
     else:
-        yield f"<p class=soft>{len(runs)} runs, the one with the lowest validation loss in bold.</p>"
+        yield "<p class=soft>The run with the lowest validation loss is in bold.</p>"
         yield _comparison(runs)
     for run in runs:
         if run.records.damaged:
@@ -159,6 +159,8 @@ def said(value: Any) -> str:
         return "-"
     if isinstance(value, list) and all(isinstance(part, str) for part in value):
         return ", ".join(value)
+    if isinstance(value, float):
+        return f"{value:.6g}"  # 0.0003, not 0.00030000000000000003
     return value if isinstance(value, str) else json.dumps(value)
 
 

@@ -48,6 +48,7 @@ figcaption .soft {{ font-weight: 400; }}
 .plot > span {{ position: absolute; right: 100%; transform: translateY(50%); padding-right: .4rem; }}
 .across {{ position: relative; height: 1.3rem; margin-left: 3.6rem; }}
 .across > span {{ position: absolute; transform: translateX(-50%); }}
+.across > .edge {{ transform: none; }}
 .plot > span, .across, .axis, .ends {{ font: 12px/1.3 ui-monospace, Consolas, monospace; white-space: nowrap; }}
 .axis {{ text-align: center; margin-left: 3.6rem; }}
 path {{ fill: none; vector-effect: non-scaling-stroke; stroke-width: 1.8; stroke-linejoin: round; }}
@@ -68,12 +69,13 @@ path {{ fill: none; vector-effect: non-scaling-stroke; stroke-width: 1.8; stroke
 .tabs > input:focus-visible + label {{ outline: 2px solid var(--c0); outline-offset: 2px; }}
 .tabs > .panel {{ display: none; }}
 {_TABS} {{ display: block; }}
-.heat {{ display: flex; }} .heat > svg {{ flex: 1; min-width: 0; height: calc(var(--rows) * 1.05rem);
+.heat {{ display: grid; grid-template-columns: auto minmax(0, 1fr); }}
+.heat > svg {{ width: 100%; height: calc(var(--rows) * 1.05rem);
   border: 1px solid var(--line); shape-rendering: crispEdges; }}
-.names {{ flex: none; padding-right: .5rem; }}
+.names {{ padding-right: .5rem; }}
 .names span {{ display: block; height: 1.05rem; font: 12px/1.05rem ui-monospace, Consolas, monospace;
   text-align: right; }}
-.ends {{ display: flex; justify-content: space-between; }}
+.ends {{ grid-column: 2; display: flex; justify-content: space-between; }}
 pre {{ white-space: pre-wrap; overflow-wrap: anywhere; font: 14px/1.45 ui-monospace, Consolas, monospace;
   margin: .2rem 0 1rem; padding: .5rem .7rem; border-left: 3px solid var(--line); max-width: 60rem; }}
 @media (max-width: 30rem) {{ .first .plot {{ height: 15rem; }} body {{ padding: .7rem; }} }}
