@@ -12,7 +12,7 @@ import argparse
 import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,15 +58,17 @@ SLICE = Sizes(
 )  # fmt: skip
 
 # Each changes one thing; the others are compared with the first.
+# Each is added to a fine-tuning without any of them.
+BARE: dict[str, Any] = {"weight_decay": 0, "dropout": 0}
 REGULARIZERS: dict[str, dict[str, Any]] = {
-    "none": {"weight_decay": 0},
+    "none": {},
     "weight decay 0.1": {"weight_decay": 0.1},
-    "L2 term 1e-4": {"weight_decay": 0, "l2": 1e-4},
-    "L1 term 1e-6": {"weight_decay": 0, "l1": 1e-6},
-    "dropout 0.1": {"weight_decay": 0, "dropout": 0.1},
-    "label smoothing 0.1": {"weight_decay": 0, "label_smoothing": 0.1},
-    "deletion and swap": {"weight_decay": 0, "augment": "deletion=0.1,swap=0.1"},
-    "frozen embeddings": {"weight_decay": 0, "freeze": "wte,wpe"},
+    "L2 term 1e-4": {"l2": 1e-4},
+    "L1 term 1e-6": {"l1": 1e-6},
+    "dropout 0.1": {"dropout": 0.1},
+    "label smoothing 0.1": {"label_smoothing": 0.1},
+    "deletion and swap": {"augment": "deletion=0.1,swap=0.1"},
+    "frozen embeddings": {"freeze": "wte,wpe"},
 }
 
 
@@ -100,7 +102,8 @@ def classify(
     metric: of `FIGURES`, by which the model is judged.
     """
     require_rows(rows, "labelled texts")
-    count, sizes, out = at_least_one("--seeds", options.seeds), SLICE if options.slice else whole, Path(options.out)
+    count, out = at_least_one("--seeds", options.seeds), Path(options.out)
+    sizes = replace(SLICE, synonyms=whole.synonyms) if options.slice else whole
     chosen = small(list(zip(rows, keys or [text for text, _ in rows], strict=True)), options, sizes.rows)
     rows = [row for row, _ in chosen]
     parts = {}
@@ -156,10 +159,10 @@ def _regularizers(out: Path, parts: dict[str, Path], sizes: Sizes, models: dict[
     if sizes.synonyms:
         path = out / "synonyms.txt"
         path.write_text(sizes.synonyms.strip() + "\n", encoding="utf-8")
-        regularizers["synonyms"] = {"weight_decay": 0, "augment": f"synonyms={path}"}
+        regularizers["synonyms"] = {"augment": f"synonyms={path}"}
     for name, changed in regularizers.items():
         folder = out / "regularizers" / name.replace(" ", "-")
-        _finetune(models["start"], folder, parts, sizes, 0, **changed)
+        _finetune(models["start"], folder, parts, sizes, 0, **BARE | changed)
         evaluations = [row for row in read_rows(folder / "metrics.jsonl") if "accuracy" in row]
         best = min(evaluations, key=lambda row: row["validation_loss"])  # where training would have stopped early
         found[name] = {

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -155,7 +156,19 @@ def test_what_pretraining_is_worth(reviews: Path, tmp_path: Path) -> None:
     each = result["regularizers"]
     assert len(each) > 5
     assert all(found["best"]["validation_loss"] <= found["last"]["validation_loss"] for found in each.values())
-    assert each["none"] != each["label smoothing 0.1"]
+    assert each["none"] != each["label smoothing 0.1"] != each["synonyms"]
+    synonyms = tomllib.loads((out / "regularizers" / "synonyms" / "config.toml").read_text(encoding="utf-8"))
+    assert synonyms["augment"] == f"synonyms={out / 'synonyms.txt'}"
+
+
+@pytest.mark.parametrize("name", ["chinese_sentiment", "english_sentiment"])
+def test_a_regularizer_is_compared_with_none(name: str, recipes: None) -> None:
+    """What one of them sets, the recipe's own settings don't set for all of them."""
+    classify = importlib.import_module("_classify")
+    always = importlib.import_module(name).WHOLE.finetuning | classify.BARE
+    assert not classify.REGULARIZERS["none"]
+    for changed in classify.REGULARIZERS.values():
+        assert not any(always.get(setting) for setting in changed)
 
 
 # English sentiment ------------------------------------------------------------------------------------
