@@ -279,6 +279,28 @@ def test_bad_completions(
     refused(client.post("/v1/completions", content=content), status, words, param, code)
 
 
+WRONG = {
+    "max_tokens": ["9", 1.5, [], {}, True], "temperature": ["1", [], {}, True], "top_p": ["1", [], {}, 1.1, -0.1],
+    "n": ["1", 0, 1.5, [], {}, True, 129], "stream": ["true", 1, [], {}], "stop": [3, {}, [3], [["a"]], True],
+    "seed": ["1", 1.5, [], {}, True, 2**63], "logprobs": ["1", -1, 6, 1.5, [], {}, True],
+    "frequency_penalty": ["1", 2.1, [], {}], "presence_penalty": ["1", -2.1, [], {}], "min_p": ["1", 1.5, [], {}],
+    "logit_bias": ["1", 1, [], [1], {"a": 1}, {"1": "a"}, {"-1": 1}, {"1": True}], "top_k": ["1", 1.5, [], {}, -2],
+    "repetition_penalty": ["1", 0, [], {}], "model": [1, [], {}, True], "stream_options": ["a", 1, []],
+    "prompt": [3, 1.5, {}, True, [1, "a"], ["a", 1], [[1], "a", 3], [None], [[["a"]]]],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_types(client: TestClient, name: str) -> None:
+    """Each is named in the answer, and nothing is guessed from them."""
+    for value in WRONG[name]:
+        body = {"prompt": "a", "stream": name == "stream_options", name: value}
+        response = client.post("/v1/completions", json=body)
+        assert response.status_code == 400, value
+        assert response.json()["error"]["param"] == name, value
+        assert name in response.json()["error"]["message"], value
+
+
 @pytest.mark.parametrize(
     ("body", "words"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -17,7 +18,9 @@ def test_every_endpoint(server: Server, run: Any) -> None:
         check_models(client)
         check_completions(client, server, run)
         check_chat(client, server, run)
+        check_options(client)
         check_errors(client)
+    asyncio.run(check_many(server))
     stranger = openai.OpenAI(base_url=f"{server.url}/v1", api_key="wrong", max_retries=0)
     with stranger, pytest.raises(openai.AuthenticationError):
         stranger.models.list()
@@ -41,6 +44,12 @@ def check_completions(client: Any, server: Server, run: Any) -> None:
     assert [choice.text for choice in first] == [choice.text for choice in second]
     assert len({choice.text for choice in first}) == 3
 
+    prompt = "To be, or not to be, that is the question: " * 5  # read in four pieces
+    sampled = run("sample", f"--model={server.folder}", f"--prompt={prompt}", "--greedy", "--max-new-tokens=30").out
+    ask = {"model": "tiny", "prompt": prompt, "max_tokens": 30, "temperature": 0}
+    for _ in range(2):  # the second time its beginning is known
+        assert prompt + client.completions.create(**ask).choices[0].text + "\n" == sampled
+
 
 def check_chat(client: Any, server: Server, run: Any) -> None:
     messages = [{"role": "user", "content": "To be?"}]
@@ -54,6 +63,54 @@ def check_chat(client: Any, server: Server, run: Any) -> None:
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
     assert text == choice.message.content
     assert chunks[-1].usage.total_tokens == chunks[-1].usage.prompt_tokens + 20
+
+
+def check_options(client: Any) -> None:
+    """n, seed, stop, logprobs, logit_bias at both endpoints: whole, and the same in a stream."""
+    options = {"model": "tiny", "n": 3, "seed": 5, "stop": ["e", "~~"], "max_tokens": 25, "logit_bias": {"9": -100}}
+    prompt = {"prompt": "To be", "logprobs": 2}
+    chat = {"messages": [{"role": "user", "content": "To be?"}], "logprobs": True, "top_logprobs": 2}
+    ask = options | prompt
+    whole = client.completions.create(**ask).choices
+    assert [choice.text for choice in whole] == [choice.text for choice in client.completions.create(**ask).choices]
+    assert len({choice.text for choice in whole}) == 3
+    assert all("e" not in choice.text and chr(32 + 8) not in choice.text for choice in whole)
+    texts, reasons, tokens = ["", "", ""], [None] * 3, [0] * 3
+    for chunk in client.completions.create(**ask, stream=True):
+        (choice,) = chunk.choices
+        texts[choice.index] += choice.text
+        reasons[choice.index] = choice.finish_reason or reasons[choice.index]
+        tokens[choice.index] += len(choice.logprobs.tokens) if choice.logprobs else 0
+    assert texts == [choice.text for choice in whole]
+    assert reasons == [choice.finish_reason for choice in whole]
+    assert tokens == [len(choice.logprobs.tokens) for choice in whole]
+    ask = options | chat
+    whole = client.chat.completions.create(**ask).choices
+    texts, tokens = ["", "", ""], [0] * 3
+    for chunk in client.chat.completions.create(**ask, stream=True):
+        (choice,) = chunk.choices
+        texts[choice.index] += choice.delta.content or ""
+        tokens[choice.index] += len(choice.logprobs.content) if choice.logprobs else 0
+    assert texts == [choice.message.content for choice in whole]
+    assert tokens == [len(choice.logprobs.content) for choice in whole]
+    assert len(set(texts)) == 3
+    assert "e" not in "".join(texts)
+    assert {choice.finish_reason for choice in whole} <= {"stop", "length"}
+    forced = client.chat.completions.create(**options | {"n": 1, "stop": None, "logit_bias": {"34": 100}}, **chat)
+    assert forced.choices[0].message.content == "A" * 25
+
+
+async def check_many(server: Server) -> None:
+    """The asynchronous client, 100 requests at once: what finds no place is told so, and gets one in the end."""
+    async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key=KEY, max_retries=0, timeout=60) as client:
+        ask = {"model": "tiny", "prompt": "To be", "max_tokens": 5, "temperature": 0}
+        found = await asyncio.gather(*(client.completions.create(**ask) for _ in range(100)), return_exceptions=True)
+        texts = {one.choices[0].text for one in found if not isinstance(one, BaseException)}
+        errors = [one for one in found if isinstance(one, BaseException)]
+        assert len(texts) == 1
+        assert all(isinstance(error, openai.RateLimitError) for error in errors)
+        assert all(int(error.response.headers["retry-after"]) >= 1 for error in errors)
+        assert (await client.with_options(max_retries=3).completions.create(**ask)).choices[0].text in texts
 
 
 def check_errors(client: Any) -> None:
