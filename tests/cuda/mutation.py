@@ -160,7 +160,7 @@ def instances(file: str) -> tuple[str, ...]:
     everything = cuda.expressions(file, "float") or cuda.expressions(file, "float16")
     if file != "attention":
         return everything
-    return tuple(e for e in everything if re.search(r"<float>|, 32, |, 4, 128, ", e))
+    return tuple(e for e in everything if re.search(r", 32[,>]|, 4, 128[,>]", e))
 
 
 # Running them -------------------------------------------------------------------------------------
@@ -253,9 +253,7 @@ def run(source: str, numbers: Sequence[int], thorough: bool) -> list[int]:
     file = SOURCES[source]
     all_cases = cases(file, thorough)
     small = [
-        e
-        for e in instances(file)
-        if re.search({"attention": ", 4, 32,", "attention_mma": ", 32>"}.get(file, ", 4>"), e)
+        e for e in instances(file) if re.search({"attention": ", 4, 32", "attention_mma": ", 32>"}.get(file, ", 4>"), e)
     ]
     right = Program({"right": (cuda.source(file), instances(file))}, TRAPS)
     if ends_caught(file, right, "right", all_cases):

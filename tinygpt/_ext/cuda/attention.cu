@@ -5,7 +5,7 @@
 // maximum, sum of exponentials and weighted sum of values, and rescales the sums when the maximum grows (online
 // softmax). No (Tq, Tk) matrix is ever stored: q and y move through memory once, k and v once per tile of queries.
 //
-// Backward, three kernels. attention_delta: delta_i = dy_i y_i, one warp per query. attention_backward_keys: a block
+// Backward, three kernels. attention_delta: delta_i = dy_i y_i. attention_backward_keys: a block
 // handles a tile of keys, loops over the tiles of queries and accumulates dk and dv in registers.
 // attention_backward_queries: a block handles a tile of queries, loops over the keys and accumulates dq. Both recompute
 // the probabilities, which makes seven tile products instead of five. In return each output element belongs to one
@@ -95,20 +95,27 @@ __global__ void __launch_bounds__(THREADS)
     }
 }
 
-// delta (B, H, Tq): for each query the dot product of dy and y, which share a layout. Grid: ceil(B H Tq / 8) blocks of
-// 256 threads.
-template <typename real>
+// delta (B, H, Tq): for each query the dot product of dy and y, which share a layout. A query has LANES threads, each of
+// which reads a pack, or several numbers if there are no packs. Grid: blocks for B H Tq LANES threads.
+template <typename real, int width, int HEAD>
 __global__ void __launch_bounds__(THREADS)
     attention_delta(const real *__restrict__ dy, const real *__restrict__ y, accumulator<real> *__restrict__ delta,
                     Layout layout, int H, int Tq, int D, long long rows) {
-    const long long row = (long long)blockIdx.x * (THREADS / WARP) + threadIdx.x / WARP;
-    if (row >= rows) return;  // the whole warp returns
-    const long long head = row / Tq;
-    const long long at = head / H * layout.batch + head % H * layout.head + row % Tq * layout.row;
-    accumulator<real> sum = 0;
-    for (int d = threadIdx.x % WARP; d < D; d += WARP) sum += widen(dy[at + d]) * widen(y[at + d]);
-    sum = warp_sum(sum);
-    if (threadIdx.x % WARP == 0) delta[row] = sum;
+    constexpr int LANES = HEAD / width < WARP ? HEAD / width : WARP;
+    const long long row = ((long long)blockIdx.x * THREADS + threadIdx.x) / LANES;
+    const int lane = threadIdx.x % LANES;
+    accumulator<real> sum = 0, a[width], b[width];
+    if (row < rows) {
+        const long long head = row / Tq;
+        const long long at = head / H * layout.batch + head % H * layout.head + row % Tq * layout.row;
+        for (int d = lane * width; d < D; d += LANES * width) {
+            load(dy + at + d, a);
+            load(y + at + d, b);
+            for (int i = 0; i < width; i++) sum += a[i] * b[i];
+        }
+    }
+    for (int offset = LANES / 2; offset > 0; offset /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, offset);
+    if (row < rows && lane == 0) delta[row] = sum;
 }
 
 // The backward pass of one score s: a = p m, the weight of the value, and ds, the gradient by the unscaled score s.

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ...typing import Array
-from . import MAX_BLOCKS, SIZES, Device, accumulator_dtype, as_accumulators, ceil_div, launcher, real_of
+from . import MAX_BLOCKS, SIZES, WARP, Device, accumulator_dtype, as_accumulators, ceil_div, launcher, real_of
 from . import attention_mma as mma
 from .dropout import mask_arguments
 
@@ -35,10 +35,11 @@ PROBLEM = np.dtype(
 def expressions(real: str) -> list[str]:
     """The instances of the kernels for arrays of `real`."""
     size = 8 if real == "double" else 4
-    made = [f"attention_delta<{real}>"]
+    made = []
     for (head, accumulator), (a, b, backward) in TILES.items():
         if accumulator == size:
             for width in (1, 16 // SIZES[real]):
+                made.append(f"attention_delta<{real}, {width}, {head}>")
                 made.append(f"attention_forward<{real}, {width}, {head}, {a}, {b}>")
                 made.append(f"attention_backward_keys<{real}, {width}, {head}, {backward}>")
                 made.append(f"attention_backward_queries<{real}, {width}, {head}, {backward}>")
@@ -156,7 +157,7 @@ def attention_backward(
     results = [results_in(device, dq), results_in(device, dk), results_in(device, dv)]
     if results[1].strides != results[2].strides:
         results[1:] = [device.empty(dk.shape, dk.dtype), device.empty(dv.shape, dv.dtype)]
-    delta = attention_delta(device, dy, y)
+    delta = attention_delta(device, head, dy, y)
     problem = problem_of(device, q, k, is_causal, scale, dropout_p, seed, stream, first_row)
     inputs = (dy, q, k, v, lse, delta)
     layouts = (layout_of(dy), layout_of(q), layout_of(k))
@@ -176,14 +177,15 @@ def attention_backward(
     return None
 
 
-def attention_delta(device: Device, dy: Array, y: Array) -> Array:
-    """(B, H, Tq): for each query the dot product of dy and y, which share a layout."""
+def attention_delta(device: Device, head: int, dy: Array, y: Array) -> Array:
+    """(B, H, Tq): for each query the dot product of dy and y, which share a layout. head: of HEADS, at least D."""
     (B, H, Tq, D), real = y.shape, real_of(y)
     rows = B * H * Tq
     delta = device.empty((B, H, Tq), accumulator_dtype(y))
     arguments = (dy, y, delta, layout_of(y), H, Tq, D, np.int64(rows))
-    grid = (ceil_div(rows, THREADS // 32),)
-    device.launch("attention", f"attention_delta<{real}>", real, grid, (THREADS,), arguments, 0)
+    width = access_width(device, dy, y)
+    grid = (ceil_div(rows * min(WARP, head // width), THREADS),)
+    device.launch("attention", f"attention_delta<{real}, {width}, {head}>", real, grid, (THREADS,), arguments, 0)
     return delta
 
 
