@@ -20,8 +20,10 @@ from tests.cuda.test_graphs import kernel_body
 from tests.training.helpers import assert_same_outcome, make_trainer
 from tinygpt.optim import ScaleOnDevice, clip_coefficient, grad_norm
 from tinygpt.tensor import Tensor
+from tinygpt.tokenizers import CharTokenizer
 from tinygpt.training import DivergedError
 from tinygpt.training.late_steps import late_steps
+from tinygpt.training.monitoring.following import Following, follow
 from tinygpt.training.monitoring.watch import Watch
 
 SMALL: dict[str, Any] = {"steps": 11, "decay_steps": 20, "cuda_graphs": "off"}
@@ -121,7 +123,15 @@ def test_whoever_watches_sees_each_step_as_it_is(gpu: None, tmp_path: Path) -> N
     trainer = make_trainer(tmp_path, **SMALL)
     trainer.watch = watching = Watching()
     trainer.run()
+    assert trainer.late is None
     assert watching.seen == list(range(1, 12))
+
+
+def test_the_hooks_of_the_command_line_take_late_steps_unless_they_watch_layers(gpu: None, tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, **SMALL)
+    for settings, late in (({}, True), ({"sample_every": 5}, True), ({"watch_layers": 2}, False)):
+        follow(trainer, Following(**settings), CharTokenizer("abcdefghijk"))
+        assert (late_steps(trainer) is not None) == late
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ factor is NaN, and the update changes no weights, nor does any later one. The ru
 number and the random state from before the bad step, as a plain run does. `settle` reads what is still on its way:
 before an evaluation, a checkpoint and a line of metrics.
 
-It takes a GPU and AdamW without penalties. Not with float16, whose loss scale must be known before the next step; nor
+It takes a GPU, one process, AdamW without penalties, and hooks that do without each step's loss and gradients (all but
+`--watch-layers`). Not with float16, whose loss scale must be known before the next step; nor
 with an average of the weights, which would follow weights that were not updated; nor with `detect_anomaly`; nor on
 several processes, which agree on each step.
 """
@@ -46,6 +47,7 @@ def late_steps(trainer: Trainer) -> LateSteps | None:
         and trainer.average is None
         and not trainer.loss_scale.active
         and not trainer.config.detect_anomaly
+        and (type(trainer.watch) is Watch or trainer.watch.takes_late)
     )
     possible = trainer.parameters[0].backend == "cupy" and trainer.optimizer.takes_scale_on_device
     return LateSteps(trainer) if plain and possible else None
@@ -78,7 +80,7 @@ class LateSteps:
         state.step += 1
         if before is not None:
             self._take(before)
-        if self.loss is None or type(trainer.watch) is not Watch:  # whoever watches a run sees each step as it is
+        if self.loss is None or state.step % trainer.config.log_every == 0:  # whose line would wait for it anyway
             self.settle()
         assert self.loss is not None
         return self.loss

@@ -16,7 +16,14 @@ if TYPE_CHECKING:
 
 
 class Watch:
-    """Hooks that do nothing."""
+    """Hooks that do nothing.
+
+    takes_late: whether these hooks do without the loss and the gradients of each step, which on a GPU may then be read
+    a step late (`late_steps.py`): `before_update` is not called, and `after_step` finds the state's steps and weights,
+    but not the last loss. A subclass sees each step as it is, unless it says so.
+    """
+
+    takes_late = False
 
     def begin(self, trainer: Trainer, progress: Progress) -> None:
         """Before the first step of this session."""
