@@ -20,6 +20,7 @@ EQUIVALENT: dict[str, list[str]] = {
         f"softmax.cu: {LOOP} * width) {{  ->  {LOOP}) {{  #4",
         f"softmax.cu: {LOOP} * width) {{  ->  {LOOP}) {{  #6",
         f"embedding.cu: {LOOP} * width) {{  ->  {LOOP}) {{",
+        "cast.cu: for (int pack = 0; pack < PACKS; pack++) {  ->  for (int pack = 0; pack <= PACKS; pack++) {",
         "attention_mma.cu: for (int pack = threadIdx.x; pack < SIZE * PACKS; pack += WARPS * WARP) {"
         "  ->  for (int pack = threadIdx.x; pack < SIZE * PACKS; pack += WARPS) {",
     ],

@@ -80,7 +80,7 @@ def begin(on: Decoder, off: Decoder) -> None:
     """Two texts; afterwards `off` has no graphs."""
     for decoder in (on, off):
         decoder.prefill([np.array([1, 2, 3]), np.array([4])])
-    off.compute = off._compute
+    off.graphed = None
 
 
 @pytest.mark.parametrize("pack", [None, "int8"])
@@ -91,8 +91,8 @@ def test_a_replayed_step_has_the_bits_of_the_step(pack: str | None) -> None:
     for _ in range(EAGER + 5):
         ids = rng.integers(0, 23, 2)
         assert np.allclose(on.step(ids).get(), off.step(ids).get(), rtol=1e-5, atol=1e-6)
-    assert isinstance(on.compute, GraphedDecode)
-    assert (on.compute.replays, on.compute.failed) == (5, False)
+    assert isinstance(on.graphed, GraphedDecode)
+    assert (on.graphed.replays, on.graphed.failed) == (5, False)
     for a, b in zip(on.cache, off.cache, strict=True):
         assert np.allclose(a.keys.get(), b.keys.get(), rtol=1e-5, atol=1e-6)
     on.select(np.array([1, 0]))
@@ -127,34 +127,34 @@ def test_a_replay_launches_nothing_from_python(monkeypatch: pytest.MonkeyPatch) 
     for _ in range(EAGER + 1):
         on.step([1, 2])
     monkeypatch.setattr(on, "one_pass", None)
-    monkeypatch.setattr(on.compute, "compute", None)
+    monkeypatch.setattr(on.graphed, "compute", None)
     on.step([3, 4])
-    assert on.compute.replays == 2
+    assert on.graphed.replays == 2
 
 
 def test_what_can_not_be_recorded_goes_on_without_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     on, off = decoders()
     begin(on, off)
-    usual = on.compute.compute
+    usual = on.graphed.compute
 
     def compute(ids: Any, lengths: Any) -> Any:
         result = usual(ids, lengths)
         result.sum().item()  # for the host
         return result
 
-    monkeypatch.setattr(on.compute, "compute", compute)
+    monkeypatch.setattr(on.graphed, "compute", compute)
     for _ in range(EAGER + 3):
         assert np.allclose(on.step([1, 2]).get(), off.step([1, 2]).get(), rtol=1e-5, atol=1e-6)
-    assert on.compute.failed
-    assert on.compute.replays == 0
+    assert on.graphed.failed
+    assert on.graphed.replays == 0
     assert capture.stack[-1].tape is None
 
 
 def test_a_number_that_is_recorded_is_found_out() -> None:
     on, off = decoders()
     begin(on, off)
-    usual, count = on.compute.compute, iter(range(100))
-    on.compute.compute = lambda ids, lengths: usual(ids, lengths) * float(next(count))
+    usual, count = on.graphed.compute, iter(range(100))
+    on.graphed.compute = lambda ids, lengths: usual(ids, lengths) * float(next(count))
     for _ in range(EAGER + 1):
         on.step([1, 2])
-    assert on.compute.failed
+    assert on.graphed.failed

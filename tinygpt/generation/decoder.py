@@ -182,9 +182,8 @@ class Decoder:
         self.like = model.parameters()[0].data
         self.logits = backends.array_module(self.like).empty((B, model.config.vocab_size), self.like.dtype)
         self.one_pass = one_pass(model)
-        self.compute: Any = self._compute
-        if self.one_pass is not None and backends.name_of(self.like) == "cupy":
-            self.compute = GraphedDecode(self._compute, self._addresses)
+        on_gpu = self.one_pass is not None and backends.name_of(self.like) == "cupy"
+        self.graphed = GraphedDecode(self._compute, self._addresses) if on_gpu else None
         embedding, self.head_matrix = model.output_embedding, None  # None: the head is called
         if keeps(model, LanguageModel, "head") and is_known(embedding, Embedding, PackedEmbedding):
             self.head_matrix = embedding.matrix
@@ -233,15 +232,17 @@ class Decoder:
     def _extend(self, ids: np.ndarray) -> Any:
         if not len(ids):
             return self.logits
+        if self.graphed is None:
+            return self._compute(ids, self.lengths)
         for layer in self.cache:
             layer.lengths = self.lengths
-        return self.compute(ids, self.lengths)
+        return self.graphed(ids, self.lengths)
 
     def _compute(self, ids: np.ndarray, lengths: np.ndarray) -> Any:
         """The logits after ids (B,), one token for each row; each row has `lengths` (B,) tokens in the cache."""
-        places = backends.move(lengths, backends.name_of(self.like))
+        places = lengths if isinstance(self.like, np.ndarray) else backends.move(lengths, "cupy")
         for layer in self.cache:
-            layer.places = places
+            layer.lengths, layer.places = lengths, places
         if self.one_pass is not None:
             return self._head(self.one_pass(ids, self.cache))
         with no_grad(), self.model.evaluating(), self.model.compute_in("float32"):

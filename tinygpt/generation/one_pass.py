@@ -39,7 +39,8 @@ class OnePass:
     def __call__(self, ids: np.ndarray, cache: Sequence[KeyValueCache]) -> Any:
         """ids (M,), the next token of each text -> (M, C), the input of the head."""
         places = cache[0].places
-        x = rows_of(self.wte, backends.move(ids, backends.name_of(places))) + self.wpe[places]  # (M, C)
+        there = ids if isinstance(places, np.ndarray) else backends.move(ids, "cupy")
+        x = rows_of(self.wte, there) + self.wpe[places]  # (M, C)
         work = self._room(x)
         for block, layer in zip(self.blocks, cache, strict=True):
             decode_block(x, block, layer.keys, layer.values, places, work)
