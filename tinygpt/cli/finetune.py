@@ -21,6 +21,7 @@ from ..training.options import add_field_options
 from ..training.storage.folder import RunFolder
 from .process import again
 from .sweep import Command, require_no_sweep, sweep
+from .together import require_one_process
 from .trial import add_trial_options, built_elsewhere, require_free, try_out
 
 ABOUT = """Fine-tune a model on rows of JSON lines, CSV or TSV. The columns determine the task: `text`; `prompt` and
@@ -109,6 +110,7 @@ def _add_label_options(group: argparse._ArgumentGroup) -> None:
 
 def finetune(options: argparse.Namespace) -> int:
     """Fine-tune, and report the best evaluation."""
+    require_one_process("finetune")
     if options.folds is not None:
         if options.dry_run or options.lr_find or options.sweep is not None:
             raise UsageError("--folds makes runs of its own: leave out --dry-run, --lr-find and --sweep")

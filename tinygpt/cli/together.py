@@ -29,7 +29,7 @@ from ..checkpoint import Checkpoint, fingerprint
 from ..data import open_tokens, split
 from ..errors import UsageError
 from ..files import user_path
-from ..parallel import Communicator, current
+from ..parallel import Communicator, current, launched
 from ..parallel.voice import Voice, speaking
 from ..training import Trainer, TrainingConfig, train_and_evaluate
 from ..training.text.corpus import given_text
@@ -58,6 +58,15 @@ def add_together_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("several processes (mpirun -n 4 tinygpt train ...)")
     words = "write what processes 1, 2, ... have to say to FOLDER/rank-1.log and so on; only process 0 uses the screen"
     group.add_argument("--log-ranks", metavar="FOLDER", help=words)
+
+
+def require_one_process(command: str) -> None:
+    """Raise UsageError if several processes were started: on the first, so that it is said once."""
+    rank, size = launched()
+    if size > 1 and rank > 0:
+        raise SystemExit(MISTAKE)
+    if size > 1:
+        raise UsageError(f"tinygpt {command} is for one process: start it without mpirun")
 
 
 def together(options: argparse.Namespace, lead: Callable[[argparse.Namespace], int]) -> int:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -87,32 +88,54 @@ class Mpi(Communicator):
     def all_gather(self, array: Array) -> Array:
         here = np.ascontiguousarray(move(array, "numpy"))
         gathered = np.empty(self.size * here.size, here.dtype)
-        self.comm.Allgather(here, gathered)
+        _patiently(self.comm.Iallgather(here, gathered))
         return move(gathered, name_of(array))
 
     def broadcast(self, array: Array, root: int = 0) -> None:
         here = move(array, "numpy")
         flat = here.reshape(-1)
         for begin in range(0, flat.size, LARGEST):
-            self.comm.Bcast(flat[begin : begin + LARGEST], root)
+            _patiently(self.comm.Ibcast(flat[begin : begin + LARGEST], root))
         if here is not array:
             array[...] = move(here, name_of(array))
 
     # Values, and the end ------------------------------------------------------------------------------
 
     def barrier(self) -> None:
-        self.comm.Barrier()
+        _patiently(self.comm.Ibarrier())
 
     def gather_values(self, value: Any) -> list[Any]:
-        return list(self.comm.allgather(value))
+        mine = np.frombuffer(pickle.dumps(value), np.uint8)
+        sizes = self.all_gather(np.array([mine.size]))
+        longest = np.zeros(int(sizes.max()), np.uint8)
+        longest[: mine.size] = mine
+        rows = self.all_gather(longest).reshape(self.size, -1)
+        return [pickle.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
 
     def share_value(self, value: Any) -> Any:
-        return self.comm.bcast(value if self.rank == 0 else None, root=0)
+        mine = np.frombuffer(pickle.dumps(value), np.uint8).copy() if self.rank == 0 else np.empty(0, np.uint8)
+        size = np.array([mine.size])
+        self.broadcast(size)
+        mine = mine if self.rank == 0 else np.empty(int(size[0]), np.uint8)
+        self.broadcast(mine)
+        return pickle.loads(mine.tobytes()) if self.rank else value
 
     def end_all(self, code: int) -> NoReturn:
         with contextlib.suppress(Exception):
             self.mpi.COMM_WORLD.Abort(code)
         os._exit(code)
+
+
+def _patiently(request: Any) -> None:
+    """Wait for a request. Python's signal handlers run meanwhile, which they don't inside an MPI function that waits,
+    and so do other processes on this core."""
+    while not request.Test():
+        _rest()
+
+
+def _rest() -> None:
+    if hasattr(os, "sched_yield"):
+        os.sched_yield()
 
 
 class _Sum(Pending):
@@ -141,7 +164,7 @@ class _Sum(Pending):
         if self.gather and not self.added:
             self._begin_gathers(self._wait_for)
         if not self.done:
-            self.request.Wait()
+            _patiently(self.request)
             self._end()
         return self.result
 
@@ -149,7 +172,7 @@ class _Sum(Pending):
         """Wait for a request of an earlier sum or of this one; False once this one is added up."""
         if self.added:
             return False
-        request.Wait()
+        _patiently(request)
         return True
 
     def _begin_gathers(self, is_there: Callable[[Any], bool]) -> None:

@@ -20,6 +20,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -34,6 +35,7 @@ class StopRequest:
         self.shared, self.tell = shared, tell
         self.signal: int | None = None
         self.heard: int | None = None  # by this process
+        self.urgent: Callable[[], None] | None = None  # called at once, in the handler
         self._previous: dict[int, Any] = {}
 
     @property
@@ -62,6 +64,8 @@ class StopRequest:
             self.heard = number
             if not self.shared:
                 self.signal = number
+            if self.urgent is not None:
+                self.urgent()
             if self.tell:
                 _tell("\nFinishing this step, then saving. Press Ctrl-C again to quit at once.\n")
         elif number == signal.SIGINT:

@@ -66,6 +66,7 @@ from .storage import export
 from .storage.folder import METRICS, PICTURE, RunFolder
 from .storage.saving import checkpoint_of, holding, restore, writing
 from .storage.state import TrainState
+from .urgent import UrgentSave
 
 
 class _Stopped(Exception):
@@ -152,6 +153,7 @@ class Trainer:
         self.report = report(self.folder / METRICS, self.folder / PICTURE, callbacks)
         self.callbacks = self.report.callbacks
         self.stream = self.share.stream(stream)
+        self.urgent = UrgentSave(self)
         self.watch = Watch()  # hooks that monitor the run
         self.over = ""  # why it ends early, if it does
         self.saved_at = -1
@@ -195,7 +197,8 @@ class Trainer:
                 for words in notes:
                     progress.line(begin, f"step {begin}: {words}")
                 self.watch.begin(self, progress)
-                self._train(stop, progress, tokens_per_step)
+                with self.urgent.listening():
+                    self._train(stop, progress, tokens_per_step)
                 self.watch.end(self, progress)
                 if self.tokenizer is not None and stop.signal is None:
                     export.write_model(self, progress)
@@ -234,7 +237,8 @@ class Trainer:
             progress.update(state.step, loss)
             if state.step % config.log_every == 0:
                 state.seconds = time.perf_counter() - begin
-                self._log_training(tokens_per_step)
+                with self.urgent.changing():
+                    self._log_training(tokens_per_step)
             for record, words in found:
                 self._record(record, words)
 
@@ -245,7 +249,7 @@ class Trainer:
         """One update of the weights; returns the loss before it, or on a GPU the last one that is known."""
         if self.late is not None:
             return self.late.step()
-        config, state = self.config, self.state
+        config = self.config
         random_state = self.model.generator.state_dict()
         try:
             with detect_anomaly(config.detect_anomaly):
@@ -255,6 +259,13 @@ class Trainer:
         except Exception:  # such as MemoryError: the weights are still those of the last step
             self._save_as_before(random_state)
             raise
+        with self.urgent.changing():
+            self._take(loss, norm, random_state)
+        return loss
+
+    def _take(self, loss: float, norm: float, random_state: Any) -> None:
+        """Update the weights with the gradients at hand, unless these are not finite. Raises DivergedError."""
+        state = self.state
         self.optimizer.lr = self.schedule(state.step)
         if math.isfinite(loss) and math.isfinite(norm):
             self.watch.before_update(self)
@@ -268,7 +279,6 @@ class Trainer:
         self.optimizer.zero_grad()
         state.step += 1
         state.losses.append(loss)
-        return loss
 
     @property
     def gradient_scale(self) -> float:
@@ -353,7 +363,7 @@ class Trainer:
         self._settle()
         random_state = self.model.generator.state_dict()
         try:
-            with averaged(self.average):
+            with contextlib.nullcontext() if self.average is None else self.urgent.changing(), averaged(self.average):
                 figures = self.objective.evaluate(self.model, until_stopped())
         except _Stopped:  # a resumed run evaluates at this step again
             return False
@@ -363,6 +373,10 @@ class Trainer:
         loss = figures["validation_loss"]
         if not math.isfinite(loss):
             raise diverged(self, f"the validation loss is {loss}")
+        with self.urgent.changing():
+            return self._take_evaluation(loss, figures)
+
+    def _take_evaluation(self, loss: float, figures: dict[str, float]) -> bool:
         state, improved = self.state, self.state.take(loss)
         named = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in figures.items())
         words = f"step {state.step}: {named}{' (best so far)' if improved else ''}"
@@ -411,6 +425,7 @@ class Trainer:
         All processes of a run call this together, and process 0 writes; but for `alone`, which process 0 calls.
         """
         self._settle()
+        self.urgent.wait()
         checkpoint = checkpoint_of(self)
         if not alone:
             self.share.require_same_weights(checkpoint.model)
@@ -418,7 +433,9 @@ class Trainer:
             if not np.isfinite(array).all():  # must not replace a good checkpoint
                 raise diverged(self, f"the weights {name} are not finite")
         if self.share.leads:
-            self._write(checkpoint, best)
+            with self.urgent.changing():  # two must not write at the same time
+                self._write(checkpoint, best)
+                self.saved_at = self.state.step
         self.saved_at = self.state.step
 
     def _write(self, checkpoint: Checkpoint, best: bool) -> None:
