@@ -188,10 +188,15 @@ def test_a_character_that_the_model_does_not_know(
     """A model of characters goes on with the dialogue."""
     (tmp_path / "t.toml").write_text('turn = "{user}\\n{assistant}\\n"\n', encoding="utf-8")
     monkeypatch.setattr(sys, "stdin", io.StringIO("#\nto\n"))
-    answer = run("chat", f"--model={model}", f"--template={tmp_path / 't.toml'}", "--max-new-tokens=3", "--greedy")
+    command = ["chat", f"--model={model}", "--max-new-tokens=3", "--greedy"]
+    answer = run(*command, f"--template={tmp_path / 't.toml'}")
     assert answer.code == 0
-    assert "[This can't be answered: the character '#' (U+0023) at position 0" in answer.err
+    words = "is not in the text that the model was trained on"
+    assert answer.err == f"[This can't be answered: the character '#' (U+0023) {words}]\n"
     assert answer.out.count("\n") >= 1
+    monkeypatch.setattr(sys, "stdin", io.StringIO("to\n"))
+    words = f"the character 'U' (U+0055) of the template or the system text {words}: give another --template"
+    assert run(*command).err == f"[This can't be answered: {words}]\n"
 
 
 # In a terminal ----------------------------------------------------------------------------------

@@ -134,10 +134,14 @@ class Conversation:
     def answer(self, message: str) -> None:
         """Print the answer as it is generated and add both to the dialogue. After Ctrl-C the partial answer counts."""
         from ..generation import stream_text
+        from ..tokenizers import UnknownCharacterError
 
         try:
             ids, dropped = self.dialogue.prompt(self.tokenizer, message, self.room)
-        except UsageError as error:  # a character the model does not know, or too long a message
+        except UnknownCharacterError as error:
+            note(f"This can't be answered: {self._unknown(error.character, message)}")
+            return
+        except UsageError as error:  # too long a message, or one that the template refuses
             note(f"This can't be answered: {error}")
             return
         if dropped:
@@ -161,6 +165,15 @@ class Conversation:
         self.dialogue.turns.append((message, said.rstrip()))
         if self.options.stats:
             print(self._stats(counter.tokens, time.perf_counter() - start), file=Lenient(sys.stderr), flush=True)
+
+    def _unknown(self, character: str, message: str) -> str:
+        name = f"the character {character!r} (U+{ord(character):04X})"
+        if character in message:
+            return f"{name} is not in the text that the model was trained on"
+        return (
+            f"{name} of the template or the system text is not in the text that the model was trained on: give another "
+            "--template"
+        )
 
     def _stats(self, tokens: int, seconds: float) -> str:
         return f"{self.cache.tokens_read} tokens read, {self.cache.tokens_kept} known; {speed(tokens, seconds)}"
