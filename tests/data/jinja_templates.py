@@ -38,5 +38,9 @@ JINJA = {
         "{% if m.role == 'assistant' %}A: {% generation %}{{ m.content }}{{ eos_token }}{% endgeneration %}"
         "{% else %}Q: {{ m.content }}{% endif %}\n{% endfor %}{% if add_generation_prompt %}A:{% endif %}"
     ),
+    "indented blocks": (
+        "{% for m in messages %}\n    {% if m.role == 'user' %}\nQ: {{ m.content }}\n    {% else %}\n"
+        "A: {{ m.content }}\n    {% endif %}\n{% endfor %}\n{% if add_generation_prompt %}\nA:\n{% endif %}\n"
+    ),
     "plain text": "{% for m in messages %}{{ m.role | title }}: {{ m.content }}\n{% endfor %}Assistant:",
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -69,6 +70,46 @@ def test_each_label_has_its_share(counts: list[int], fraction: float, seed: int)
     for label, count in enumerate(counts):
         assert abs(found[label] - wanted * count / n) < 1 + lifted
         assert found[label] or wanted < len(counts)
+
+
+@given(
+    rows=st.lists(st.frozensets(st.sampled_from("abcd"), max_size=3), min_size=8, max_size=60), seed=st.integers(0, 3)
+)
+def test_rows_of_several_labels(rows: list[frozenset[str]], seed: int) -> None:
+    train, validation = split_rows([str(i) for i in range(len(rows))], 0.25, seed, rows)
+    assert sorted(train + validation) == list(range(len(rows)))
+    assert 0 < len(validation) <= round(0.25 * len(rows))
+    counts, found = (Counter(label for i in part for label in rows[i]) for part in (range(len(rows)), validation))
+    assert all(found[label] < counts[label] for label in counts)
+
+
+def test_several_labels_have_their_shares() -> None:
+    """Two fifths of a row from it at most in the mean, where chance is two rows away."""
+    rng = np.random.default_rng(0)
+    chances = np.array([0.6, 0.3, 0.1, 0.05])
+    rows = [frozenset(np.flatnonzero(rng.random(4) < chances).tolist()) for _ in range(200)]
+    keys = [str(i) for i in range(200)]
+    counts = np.array([sum(label in row for row in rows) for label in range(4)])
+
+    def distance(labels: list[frozenset[int]] | None) -> float:
+        found = []
+        for seed in range(10):
+            _, validation = split_rows(keys, 0.25, seed, labels)
+            assert len(validation) == 50
+            found.append([sum(label in rows[i] for i in validation) for label in range(4)])
+        return float(np.abs(np.array(found) - 0.25 * counts).mean())
+
+    assert distance(rows) < 0.5
+    assert distance(None) > 1.5
+
+
+def test_a_rare_label_among_several_is_on_both_sides() -> None:
+    rows = [frozenset({"a", "b"} | ({"rare"} if i % 25 == 0 else set())) for i in range(100)]
+    for seed in range(10):
+        _, validation = split_rows([str(i) for i in range(100)], 0.1, seed, rows)
+        assert len(validation) == 10
+        assert sum("rare" in rows[i] for i in validation) == 1
+        assert len(split_rows([str(i) for i in range(100)], 0.1, seed)[1]) == 10
 
 
 def test_shares() -> None:

@@ -26,9 +26,9 @@ def split_rows(
     """The indices of the rows for training and of about `fraction` of them for validation, in order.
 
     Rows with equal keys are on the same side: otherwise a model would be evaluated on what it has memorized.
-    labels: of a classifier, one a row. Then the split is stratified: each label has its share of the validation rows,
-    to a row, and at least one while there are as many validation rows as labels. A label with a single text is for
-    training alone. There are at least two validation rows, of two labels.
+    labels: of a classifier, one a row, or several as a frozenset. Then the split is stratified: each label has its
+    share of the validation rows, to a row where rows have one label, and at least one while there are as many
+    validation rows as labels. A label with a single text is for training alone. There are at least two validation rows.
     Raises UsageError if all keys are equal.
     """
     fraction = number("split_rows", "fraction", fraction, above=0, below=1)
@@ -44,7 +44,7 @@ def split_rows(
     order = np.argsort(Generator(seed, SPLIT_STREAM).uniform(len(members)), kind="stable")
     drawn = [members[i] for i in order]
     wanted = min(max(1, round(fraction * len(keys))), len(keys) - 1)
-    chosen = set[int]() if labels is None else _stratified(drawn, max(2, wanted), labels)
+    chosen = set[int]() if labels is None else _stratified(drawn, max(2, wanted), list(map(_set, labels)))
     smallest = min(members, key=len)
     validation = chosen or _drawn(drawn, wanted) or set(smallest)
     return [i for i in range(len(keys)) if i not in validation], sorted(validation)
@@ -59,15 +59,26 @@ def _drawn(drawn: Sequence[list[int]], wanted: int) -> set[int]:
     return chosen
 
 
-def _stratified(drawn: Sequence[list[int]], wanted: int, labels: Sequence[Hashable]) -> set[int]:
-    """At most `wanted` rows, of each label its share; at least one row of each label is left."""
-    counts = Counter(labels[i] for group in drawn for i in group)  # in the order in which the labels were drawn
-    texts = Counter(label for group in drawn for label in {labels[i] for i in group})
-    room = shares({label: counts[label] for label in counts if texts[label] > 1}, wanted)
+def _set(labels: Hashable) -> frozenset[Hashable]:
+    """The labels of a row; to have none counts as one."""
+    return (labels or frozenset({None})) if isinstance(labels, frozenset) else frozenset({labels})
+
+
+def _stratified(drawn: Sequence[list[int]], wanted: int, labels: Sequence[frozenset[Hashable]]) -> set[int]:
+    """At most `wanted` rows, of each label its share; at least one row of each label is left.
+
+    Rows with the rarest labels are taken first: those of frequent ones can still be had later. Source: Sechidis et al.,
+    "On the Stratification of Multi-Label Data", 2011, section 3.2, without the random choice between equals.
+    """
+    counts = Counter(label for group in drawn for i in group for label in labels[i])  # in the order of `drawn`
+    texts = Counter(label for group in drawn for label in {label for i in group for label in labels[i]})
+    several = sum(counts.values()) / len(labels)  # labels a row
+    eligible = {label: counts[label] for label in counts if texts[label] > 1}
+    room = shares(eligible, round(wanted * several))
     left, chosen = counts.copy(), set[int]()
 
     def take(group: list[int], within: bool) -> None:
-        its = Counter(labels[i] for i in group)
+        its = Counter(label for i in group for label in labels[i])
         fits = len(chosen) + len(group) <= wanted and all(left[label] > its[label] for label in its)
         if fits and chosen.isdisjoint(group) and not (within and any(room.get(label, 0) < its[label] for label in its)):
             chosen.update(group)
@@ -75,9 +86,9 @@ def _stratified(drawn: Sequence[list[int]], wanted: int, labels: Sequence[Hashab
             for label in its:
                 room[label] = room.get(label, 0) - its[label]
 
-    for group in drawn:
+    for group in sorted(drawn, key=lambda group: min(counts[label] for i in group for label in labels[i])):
         take(group, within=True)
-    for group in drawn:  # where groups of several rows left gaps
+    for group in drawn:  # where groups of several rows, or rows of several labels, left gaps
         take(group, within=False)
     return chosen
 

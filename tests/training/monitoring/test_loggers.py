@@ -229,7 +229,7 @@ def look_up(*arguments, **options):
 socket.socket, socket.getaddrinfo = Watched, look_up
 sys.path.insert(0, ".")
 from pathlib import Path
-from tests.training import test_loggers
+from tests.training.monitoring import test_loggers
 folder = Path(sys.argv[2])
 import tinygpt.training.monitoring.reporting as reporting
 reporting.draw_loss_curve = lambda *paths: None

@@ -64,11 +64,14 @@ def test_nothing_is_left(name: str, tmp_path: Path) -> None:
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)
     assert files_in(out) == before
+    assert out.exists() == bool(before)
     assert not list(temporary.iterdir())
 
 
 def files_in(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """The content of each file; of each folder that it is there."""
+    paths = sorted(folder.rglob("*"))
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else b"" for path in paths}
 
 
 def begun(folder: Path, before: dict[str, bytes]) -> bool:

@@ -50,13 +50,13 @@ def read_data_facts(folder: Path) -> dict[str, Any]:
         ) from error
 
 
-def check_split(facts: dict[str, Any], split: str | None, one_label: bool, folder: Path) -> None:
+def check_split(facts: dict[str, Any], split: str | None, labelled: bool, folder: Path) -> None:
     """Raise CheckpointError if a run would now get other validation rows than it had: it has learned from those.
 
     facts: its data.json; split: the digest of the rows now, None with a file of its own. Older runs have none; they
     drew the rows of a classifier differently.
     """
-    if split is not None and facts["sha256"].get(SPLIT, None if one_label else split) != split:
+    if split is not None and facts["sha256"].get(SPLIT, None if labelled else split) != split:
         raise CheckpointError(
             f"the run in {folder} was made by a version of tinygpt that chose other validation rows: start a new run, "
             "or evaluate it with --data FILE on rows that it has not learned from"

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from ...checks import number
 from ...data.columns import find_columns
 from ...data.examples import Example, make_examples
@@ -73,7 +75,7 @@ def split_examples(
     """The indices of the training and of the validation rows: a random share of them, or fold [i, k]."""
     keys = [example.key for example in examples]
     labels = [_hashable(getattr(example, "label", None)) for example in examples]
-    names = labels if one_label(examples) else None
+    names = labels_of(examples)
     if fold is None:
         fraction = config.get("validation_fraction", TrainingConfig.validation_fraction)
         number("finetune", "validation_fraction", fraction, above=0, below=1)
@@ -83,10 +85,20 @@ def split_examples(
         parts = folds(keys, count, labels=labels, seed=config["seed"])
     except UsageError as error:
         raise UsageError(f"{shown(path)}: {error}") from error
-    if names is not None:
-        _check_folds(parts, names, path)
+    if one_label(examples):
+        _check_folds(parts, labels, path)
     first, second = parts[part]
     return first.tolist(), second.tolist()
+
+
+def labels_of(examples: Sequence[Any]) -> list[Any] | None:
+    """The label of each example, or the frozenset of its labels; None without names of labels, as for a regression."""
+    labels: list[Any] = [getattr(example, "label", None) for example in examples]
+    if one_label(examples):
+        return labels
+    if all(isinstance(label, np.ndarray) for label in labels):
+        return [frozenset(np.flatnonzero(label).tolist()) for label in labels]
+    return None
 
 
 def one_label(examples: Sequence[Any]) -> bool:
@@ -143,10 +155,12 @@ def labels_note(examples: Sequence[Any], names: Sequence[str]) -> list[str]:
 
 def rare_note(examples: Sequence[Any], validation: Sequence[int], names: Sequence[str]) -> list[str]:
     """The labels of which no row is for validation, so that its figures don't tell how well they are learned."""
-    if not one_label(examples):
+    labels = labels_of(examples)
+    if labels is None:
         return []
-    counts = Counter(example.label for example in examples)
-    absent = sorted(counts.keys() - {examples[i].label for i in validation})
+    sets = [label if isinstance(label, frozenset) else {label} for label in labels]
+    counts = Counter(label for its in sets for label in its)
+    absent = sorted(counts.keys() - {label for i in validation for label in sets[i]})
     if not absent:
         return []
     each = ", ".join(f"{names[k]!r} ({counts[k]} of {len(examples)} rows)" for k in absent[:10])

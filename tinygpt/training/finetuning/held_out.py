@@ -18,7 +18,7 @@ from ...files import shown
 from ..storage.folder import DATA
 from ..storage.state import training_config
 from .data_facts import UTF_8, check_split, read_data_facts
-from .example_rows import columns_of, one_label, read_examples, split_examples
+from .example_rows import columns_of, labels_of, read_examples, split_examples
 
 
 class ValidationFile(NamedTuple):
@@ -66,7 +66,7 @@ def held_out_rows(folder: Path, checkpoint: str, maker: Any) -> list[Row]:
         return rows
     settings = {"validation_fraction": config.validation_fraction, "seed": config.seed}
     _, chosen = split_examples(found.examples, file.path, facts["fold"], settings)
-    check_split(facts, digest_of(chosen), one_label(found.examples), folder)
+    check_split(facts, digest_of(chosen), labels_of(found.examples) is not None, folder)
     return [rows[i] for i in chosen]
 
 

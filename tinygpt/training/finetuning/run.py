@@ -45,8 +45,8 @@ from .example_rows import (
     columns_note,
     columns_of,
     labels_note,
+    labels_of,
     notes_of,
-    one_label,
     rare_note,
     read_examples,
     split_examples,
@@ -159,7 +159,7 @@ def _resumed(options: argparse.Namespace, settings: Settings) -> Finetuning:
             raise CheckpointError(
                 f"the file {shown(path)} has changed since the run in {folder} began: restore it, or start a new run"
             )
-    check_split(facts, prepared.sha256.get(SPLIT), one_label(prepared.train.examples), folder.path)
+    check_split(facts, prepared.sha256.get(SPLIT), labels_of(prepared.train.examples) is not None, folder.path)
     if options.epochs is not None and "steps" in given_options(options, TrainingConfig):
         raise UsageError(_EITHER)
     if options.epochs is not None:
