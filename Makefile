@@ -2,7 +2,7 @@
 PYTHON ?= python
 DEBUG := build/test-debug
 
-.PHONY: build check test test-debug mutants bench lint annotate notebooks clean
+.PHONY: build check test test-debug mutants bench lint annotate notebooks docs docs-messages clean
 
 build:
 	TINYGPT_EXT=require $(PYTHON) setup.py build_ext --inplace
@@ -48,6 +48,16 @@ lint:
 # The notebooks, from their text beside them. Needs the extra notebooks.
 notebooks:
 	jupytext --to ipynb --update examples/quickstart.py examples/backward_by_hand.py
+
+# The documentation site, into build/site: no warning is let through, and nothing is fetched. Needs the extra docs.
+docs:
+	$(PYTHON) -m sphinx -q -W --keep-going -b html docs build/site
+	@echo "see build/site/index.html"
+
+# The messages that a translator finds in docs/locale/zh_CN; `python docs/untranslated.py` counts those that are missing.
+docs-messages:
+	$(PYTHON) -m sphinx -q -b gettext docs build/messages
+	sphinx-intl update -p build/messages -l zh_CN -d docs/locale
 
 annotate:
 	TINYGPT_EXT=require TINYGPT_ANNOTATE=1 $(PYTHON) setup.py build_ext --inplace

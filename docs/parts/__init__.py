@@ -1,0 +1,1 @@
+"""What makes the site out of the pages and the package: used by conf.py, and tested in tests/docs."""

@@ -1,0 +1,160 @@
+"""The documentation site: its pages are made of the docstrings, all of them; it is built without a warning; it fetches
+nothing, and its links lead somewhere."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+NEEDS = "needs the extra docs: pip install -e '.[docs]'"
+
+
+def module(name: str) -> Any:
+    """A module of docs/, which is no package that is installed."""
+    sys.path.insert(0, str(DOCS))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(str(DOCS))
+
+
+def test_every_operation_has_its_place_in_the_reading_order() -> None:
+    files = sorted(path.stem for path in (ROOT / "tinygpt" / "ops").glob("[!_]*.py"))
+    assert sorted(module("parts.operations").ORDER) == files
+
+
+DOCSTRING = """Two lines of *text*, and
+a_1 ** b: see `ops`.
+
+    y = a * b_i          [i = j]
+
+- a list, with `x_1`
+- and <b>
+
+Derivation of the gradient. The rest.
+
+    dx = dy
+
+Saved: only x.
+
+Source: elementary."""
+
+
+def test_markdown_of_a_docstring() -> None:
+    assert module("parts.docstrings").to_markdown(DOCSTRING) == (
+        "Two lines of \\*text\\*, and\na\\_1 \\*\\* b: see `ops`.\n\n    y = a * b_i          [i = j]\n\n"
+        "- a list, with `x_1`\n- and \\<b\\>\n\n## The derivation\n\nThe rest.\n\n    dx = dy\n\n"
+        "## What is kept, and why it is enough\n\nOnly x.\n\n## Source\n\nelementary.\n"
+    )
+
+
+def test_rst_of_a_docstring() -> None:
+    text = "Text of `x` * 2:\n\n    y = x * 2\n\nfor i in x:\n    print(i)\n\n| a | b |\nA list:\n- one"
+    made = "\n".join(module("parts.docstrings").to_rst(text.splitlines()))
+    assert "Text of ``x`` \\* 2:" in made
+    assert "::\n\n    y = x * 2" in made
+    assert "::\n\n    for i in x:\n        print(i)" in made
+    assert "::\n\n    | a | b |" in made
+
+
+def test_a_page_has_the_docstring_and_the_code() -> None:
+    page = module("parts.operations").page("layer_norm")
+    assert page.startswith("# layer_norm\n\nLayer normalisation.\n")
+    assert "## The derivation" in page
+    for piece in ("layer_norm_composed", "layer_norm_forward", "layer_norm_backward", "LayerNorm"):
+        assert f":pyobject: {piece}\n" in page
+    assert "tinygpt/_ext/cpu/layer_norm.pyx" in page
+    assert "tinygpt/_ext/cuda/layer_norm.cu" in page
+    assert ":pyobject: unbroadcast" in module("parts.operations").page("matmul")
+    assert ":pyobject: GeluErf" in module("parts.operations").page("gelu")
+
+
+def test_untranslated_messages_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("babel", reason=NEEDS)
+    found = importlib.util.spec_from_file_location("untranslated", DOCS / "untranslated.py")
+    assert found is not None
+    assert found.loader is not None
+    script = importlib.util.module_from_spec(found)
+    found.loader.exec_module(script)
+    templates, locale = tmp_path / "messages", tmp_path / "locale"
+    (templates / "reference").mkdir(parents=True)
+    locale.mkdir()
+    head = 'msgid ""\nmsgstr ""\n"Content-Type: text/plain; charset=UTF-8\\n"\n\n'
+    messages = head + "".join(f'msgid "{text}"\nmsgstr ""\n\n' for text in ("one", "two", "three"))
+    for name in ("index", "reference/tinygpt"):
+        (templates / f"{name}.pot").write_text(messages, encoding="utf-8")
+    assert script.main(templates, locale) == 1
+    assert capsys.readouterr().out == "index: 3 of 3 missing\n3 messages are missing\n"
+    made = head + 'msgid "one"\nmsgstr "一"\n\n#, fuzzy\nmsgid "two"\nmsgstr "二"\n\nmsgid "three"\nmsgstr ""\n'
+    (locale / "index.po").write_text(made, encoding="utf-8")
+    assert script.main(templates, locale) == 1
+    assert "index: 2 of 3 missing" in capsys.readouterr().out
+    made = made.replace("#, fuzzy\n", "").replace('"three"\nmsgstr ""', '"three"\nmsgstr "三"')
+    (locale / "index.po").write_text(made, encoding="utf-8")
+    assert script.main(templates, locale) == 0
+    assert script.main(tmp_path / "none", locale) == 2
+
+
+# The site -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    for library in ("sphinx", "myst_parser", "furo"):
+        pytest.importorskip(library, reason=NEEDS)
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html", str(DOCS), str(folder)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def loaded(html: str) -> list[str]:
+    """The addresses that a browser fetches for a page: not those of links."""
+    tags = re.findall(r"<(?:script|link|img|iframe|source|object|embed)\b[^>]*>", html)
+    return [url for tag in tags for url in re.findall(r"(?:src|href|data)=\"([^\"]*)\"", tag)]
+
+
+@pytest.mark.slow
+def test_no_page_fetches_anything_from_elsewhere(site: Path) -> None:
+    for path in site.rglob("*.html"):
+        urls = loaded(path.read_text(encoding="utf-8"))
+        assert urls
+        assert not [url for url in urls if urlsplit(url).netloc], path
+    for path in (site / "_static").rglob("*.css"):
+        assert not re.findall(r"(?:@import|url\()\s*[\"']?(?:https?:)?//", path.read_text(encoding="utf-8")), path
+    assert loaded('<script src="https://cdn.example/x.js"></script><a href="https://example">') == [
+        "https://cdn.example/x.js"
+    ]
+
+
+@pytest.mark.slow
+def test_links_lead_somewhere(site: Path) -> None:
+    pages = {path: path.read_text(encoding="utf-8") for path in site.rglob("*.html")}
+    ids = {path: set(re.findall(r"\bid=\"([^\"]+)\"", html)) for path, html in pages.items()}
+    for path, html in pages.items():
+        for target in re.findall(r"<a\b[^>]*\bhref=\"([^\"]*)\"", html):
+            url = urlsplit(target)
+            if url.scheme or url.netloc:
+                continue
+            place = (path.parent / unquote(url.path)).resolve() if url.path else path
+            assert place.exists(), f"{path.name}: {target}"
+            if url.fragment and place in ids:
+                assert unquote(url.fragment) in ids[place], f"{path.name}: {target}"
+
+
+@pytest.mark.slow
+def test_formulas_and_folded_parts(site: Path) -> None:
+    page = (site / "operations" / "softmax.html").read_text(encoding="utf-8")
+    assert "<details>" in page
+    assert "<summary>" in page
+    assert "y_j ([j = l] - y_l)" in page
