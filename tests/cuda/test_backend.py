@@ -71,7 +71,8 @@ def results(row: Row, example: Example, arrays: list[np.ndarray], put: Callable[
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
-def test_operations(row: Row, dtype: Any, fewer: Any) -> None:
+def test_operations(row: Row, dtype: Any, fewer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tinygpt.backends.cupy.room", lambda: 1)  # blocks of the same size round alike
     for example in some_examples(row.examples, fewer(12)):
         arrays = example.make(dtype)
         found = results(row, example, arrays, standin.on_gpu)
