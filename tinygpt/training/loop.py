@@ -39,7 +39,6 @@ import numpy as np
 
 from ..backends.precision import activation_dtype
 from ..checkpoint import Checkpoint, CheckpointFolder, read_weights
-from ..errors import UsageError
 from ..graph import NonFiniteError, detect_anomaly
 from ..interop.packed_run import base_facts, is_packed, load_weights
 from ..language_model import LanguageModel
@@ -55,34 +54,23 @@ from .graphed_step import GraphedStep
 from .interrupt import StopRequest
 from .late_steps import LateSteps, late_steps
 from .loss_scale import LossScale
+from .monitoring.metrics import training_record
 from .monitoring.progress import Progress
 from .monitoring.reporting import NoReport, Report
 from .monitoring.watch import Watch
-from .objective import Batch, Objective, TextObjective
+from .objective import Batch, Objective, objective_of
 from .optimizers import averaged, make_average, make_optimizer, make_schedule
-from .result import CallbackError, TrainingResult
+from .result import CallbackError, TrainingResult, result_of
 from .share import Share
 from .storage import export
 from .storage.folder import METRICS, PICTURE, RunFolder
-from .storage.saving import checkpoint_of, holding, restore, writing
+from .storage.saving import checkpoint_of, holding, restore, write_checkpoint, writing
 from .storage.state import TrainState
 from .urgent import UrgentSave
 
 
 class _Stopped(Exception):
     """Raised to leave an evaluation when the user asks to stop."""
-
-
-def _objective(
-    model: Any, train_tokens: Any, validation_tokens: Any, config: TrainingConfig, given: Objective | None
-) -> Objective:
-    """The objective given, or that of a text. Raises UsageError unless exactly one of them is given."""
-    texts = [tokens for tokens in (train_tokens, validation_tokens) if tokens is not None]
-    if len(texts) != (2 if given is None else 0):
-        raise UsageError(
-            "Trainer: give either train_tokens and validation_tokens, or an objective with None for both of them"
-        )
-    return given if given is not None else TextObjective(model, train_tokens, validation_tokens, config)
 
 
 class Trainer:
@@ -121,7 +109,7 @@ class Trainer:
     ) -> None:
         self.run_folder = folder if isinstance(folder, RunFolder) else RunFolder(folder)
         self.model, self.config, self.folder = model, config, self.run_folder.place
-        self.objective = objective = _objective(model, train_tokens, validation_tokens, config, objective)
+        self.objective = objective = objective_of(model, train_tokens, validation_tokens, config, objective)
         self.batches, self.validation = objective.batches, objective.validation
         self.tokenizer = tokenizer
         if tokenizer is not None:
@@ -211,7 +199,7 @@ class Trainer:
                     self.report.metrics.close()
                 self.watch.close()
                 progress.close()
-        return self._result(begin, stop.signal)  # signals are no longer caught, so Ctrl-C can interrupt the drawing
+        return result_of(self, begin, stop.signal)  # signals are no longer caught, so Ctrl-C can interrupt the drawing
 
     def _train(self, stop: StopRequest, progress: Progress, tokens_per_step: int) -> None:
         config, state = self.config, self.state
@@ -385,14 +373,7 @@ class Trainer:
 
     def _log_training(self, tokens_per_step: int) -> None:
         self._settle()
-        state = self.state
-        record = {
-            "step": state.step, "loss": state.mean_loss(), "lr": self.optimizer.lr,
-            "grad_norm": self.grad_norm, "tokens": state.step * tokens_per_step, "seconds": round(state.seconds, 3),
-        }  # fmt: skip
-        if self.loss_scale.active:
-            record["loss_scale"] = self.loss_scale.scale
-        self._record(record | self.watch.figures(self))
+        self._record(training_record(self, tokens_per_step))
 
     def _record(self, record: dict[str, Any], words: str = "") -> None:
         with writing(self):
@@ -406,16 +387,6 @@ class Trainer:
             if self.share.sharded is None:  # otherwise the others have parts of the state
                 self._save_once(alone=True)
             raise
-
-    def _result(self, begin: int, signal: int | None) -> TrainingResult:
-        state, early = self.state, signal is None and self.state.step < self.config.steps
-        over = self.over if early else ""
-        words, picture = self.report.draw() if signal is None else ("", None)
-        return TrainingResult(
-            step=state.step, begin=begin, validation_loss=state.validation_loss, best_loss=state.best_loss,
-            best_step=state.best_step, seconds=state.seconds, stopped_early=early and not over, over=over,
-            patience=self.config.patience, signal=signal, picture=words, picture_file=picture,
-        )  # fmt: skip
 
     # Checkpoints ----------------------------------------------------------------------------------
 
@@ -434,21 +405,9 @@ class Trainer:
                 raise diverged(self, f"the weights {name} are not finite")
         if self.share.leads:
             with self.urgent.changing():  # two must not write at the same time
-                self._write(checkpoint, best)
+                write_checkpoint(self, checkpoint, best)
                 self.saved_at = self.state.step
         self.saved_at = self.state.step
-
-    def _write(self, checkpoint: Checkpoint, best: bool) -> None:
-        with writing(self):
-            self.report.metrics.sync()
-            if best and self.tokenizer is not None:
-                export.remove_model(self.folder)
-            self.checkpoints.save(checkpoint, best)
-            if self.run_folder.staged:  # the first checkpoint of a new run: move it into place, replacing an older run
-                self.report.metrics.close()
-                self.folder = self.run_folder.publish()
-                self.checkpoints = CheckpointFolder(self.folder)
-                self.report.move_to(self.folder / METRICS, self.folder / PICTURE)
 
     def _save_once(self, alone: bool = False) -> None:
         if self.saved_at != self.state.step:

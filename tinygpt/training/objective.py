@@ -18,7 +18,7 @@ import numpy as np
 from ..checkpoint import fingerprint
 from ..data import DataLoader, RandomBatches, SequentialBatches
 from ..data.token_range import first_outside
-from ..errors import RangeError
+from ..errors import RangeError, UsageError
 from ..tensor import Tensor
 from .config import TrainingConfig
 from .evaluation import ALONE, FixedBatches, count_targets, mean_loss
@@ -89,6 +89,18 @@ class TextObjective(Objective):
         _check_ids("validation", validation_tokens, model.config.vocab_size)
         super().__init__(batches, validation, rows * T, data)
         self.same_shapes = not batches.padded
+
+
+def objective_of(
+    model: Any, train_tokens: Any, validation_tokens: Any, config: TrainingConfig, given: Objective | None
+) -> Objective:
+    """The objective given, or that of a text. Raises UsageError unless exactly one of them is given."""
+    texts = [tokens for tokens in (train_tokens, validation_tokens) if tokens is not None]
+    if len(texts) != (2 if given is None else 0):
+        raise UsageError(
+            "Trainer: give either train_tokens and validation_tokens, or an objective with None for both of them"
+        )
+    return given if given is not None else TextObjective(model, train_tokens, validation_tokens, config)
 
 
 def _check_ids(part: str, tokens: np.ndarray, vocab_size: int) -> None:

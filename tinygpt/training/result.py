@@ -5,8 +5,12 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import UsageError
+
+if TYPE_CHECKING:
+    from .loop import Trainer
 
 
 class CallbackError(UsageError, RuntimeError):
@@ -64,3 +68,15 @@ class TrainingResult:
                 "set a larger patience, or 0, to continue"
             )
         return f"Nothing to train: the run already finished {seconds}; set more steps to continue"
+
+
+def result_of(trainer: Trainer, begin: int, signal: int | None) -> TrainingResult:
+    """The result of a run that began at step `begin`. Draws the loss curve, unless a signal ended the run."""
+    state, early = trainer.state, signal is None and trainer.state.step < trainer.config.steps
+    over = trainer.over if early else ""
+    words, picture = trainer.report.draw() if signal is None else ("", None)
+    return TrainingResult(
+        step=state.step, begin=begin, validation_loss=state.validation_loss, best_loss=state.best_loss,
+        best_step=state.best_step, seconds=state.seconds, stopped_early=early and not over, over=over,
+        patience=trainer.config.patience, signal=signal, picture=words, picture_file=picture,
+    )  # fmt: skip

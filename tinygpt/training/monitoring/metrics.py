@@ -17,13 +17,28 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from ...errors import CheckpointError
 from ...files import atomic_write
 
+if TYPE_CHECKING:
+    from ..loop import Trainer
+
 # These depend on the machine, not only on the run. "seconds" is the time spent training.
 MEASURED = frozenset({"seconds", "tokens_per_second", "mfu", "seconds_left", "energy_wh", "energy_wh_estimate"})
+
+
+def training_record(trainer: Trainer, tokens_per_step: int) -> dict[str, Any]:
+    """The record of the last steps."""
+    state = trainer.state
+    record = {
+        "step": state.step, "loss": state.mean_loss(), "lr": trainer.optimizer.lr, "grad_norm": trainer.grad_norm,
+        "tokens": state.step * tokens_per_step, "seconds": round(state.seconds, 3),
+    }  # fmt: skip
+    if trainer.loss_scale.active:
+        record["loss_scale"] = trainer.loss_scale.scale
+    return record | trainer.watch.figures(trainer)
 
 
 class MetricsFile:

@@ -8,12 +8,14 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ... import backends
-from ...checkpoint import Checkpoint, require_same
+from ...checkpoint import Checkpoint, CheckpointFolder, require_same
 from ...errors import CheckpointError, UsageError
 from ...files import user_path
 from ...interop.packed_run import is_packed, load_weights, require_base, weights_of
 from ...nn.lora import lora_of
 from ..config import CHANGEABLE, changed_step_size
+from . import export
+from .folder import METRICS, PICTURE
 from .state import TrainState, check_state, training_config
 
 if TYPE_CHECKING:
@@ -52,6 +54,20 @@ def checkpoint_of(trainer: Trainer) -> Checkpoint:
         "backend": trainer.parameters[0].backend,
     }
     return Checkpoint(model, optimizer, state)
+
+
+def write_checkpoint(trainer: Trainer, checkpoint: Checkpoint, best: bool) -> None:
+    """Write it into the run's folder. That of a new run is moved into place then, where it replaces an older run."""
+    with writing(trainer):
+        trainer.report.metrics.sync()
+        if best and trainer.tokenizer is not None:
+            export.remove_model(trainer.folder)
+        trainer.checkpoints.save(checkpoint, best)
+        if trainer.run_folder.staged:
+            trainer.report.metrics.close()
+            trainer.folder = trainer.run_folder.publish()
+            trainer.checkpoints = CheckpointFolder(trainer.folder)
+            trainer.report.move_to(trainer.folder / METRICS, trainer.folder / PICTURE)
 
 
 def _source(model: Any) -> str | None:
