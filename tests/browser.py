@@ -66,16 +66,21 @@ def fits(page: Any) -> bool:
 
 
 def contrast(page: Any, selector: str) -> float:
-    """WCAG's contrast between the text of an element and what is behind it (WCAG 2.2, "contrast ratio")."""
-    ink, layers = page.eval_on_selector(
+    """The lowest contrast between the text of these elements and what is behind it (WCAG 2.2, "contrast ratio")."""
+    found = page.eval_on_selector_all(
         selector,
-        """element => {
+        """elements => elements.map(element => {
           const layers = [];
           for (let e = element; e; e = e.parentElement) layers.push(getComputedStyle(e).backgroundColor);
           return [getComputedStyle(element).color, layers];
-        }""",
+        })""",
     )
-    behind = (255.0, 255.0, 255.0)
+    return min(_contrast(ink, layers) for ink, layers in found)
+
+
+def _contrast(ink: str, layers: list[str]) -> float:
+    """layers: the backgrounds, from the front to the back."""
+    behind: tuple[float, ...] = (255.0, 255.0, 255.0)
     for layer in reversed(layers):
         *color, alpha = _rgba(layer)
         behind = tuple(alpha * c + (1 - alpha) * b for c, b in zip(color, behind, strict=True))

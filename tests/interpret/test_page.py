@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -164,29 +162,3 @@ def test_the_command(run: Any, tmp_path: Path, model: tg.GPT) -> None:
         assert_one_sentence(run("explain", "--model", folder, *options), words)
     assert out.read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["explain.html", "model"]
-
-
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="needs the program chromium")
-def test_in_a_browser(found: Explanation, tmp_path: Path) -> None:
-    """Pointing at the third token and choosing head 1 of block 0 shows that row of that map."""
-    act = (
-        '<script>document.querySelectorAll("#look span")[2].dispatchEvent(new Event("mouseenter"));'
-        'document.querySelectorAll("#heads button")[1].click();</script>'
-    )
-    (tmp_path / "page.html").write_text(page("x", found).replace("</body>", f"{act}</body>"), encoding="utf-8")
-    command = [
-        str(CHROMIUM), "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
-        "--dump-dom", (tmp_path / "page.html").as_uri(),
-    ]  # fmt: skip
-    html = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout
-    row = found.maps[0, 1, 2]
-    look = html[html.index('id="look"') : html.index("The token that each head")]
-    assert re.findall(r'title="([^"]+)"', look)[:3] == [f"{100 * round(255 * a) / 255:.1f} %" for a in row[:3]]
-    assert look.count("comes later") == len(TEXT) - 3
-    assert ">block 0, head 1</span>" in html
-    assert html.count("<button") == 12
-    assert html.count('class="chosen"') == 1

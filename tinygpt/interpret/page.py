@@ -14,7 +14,7 @@ from .page_style import SCRIPT, STYLE
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"  # no requests
 WORDS = {"gradient_x_input": "Gradient x input", "integrated_gradients": "Integrated gradients"}
-FULL = 12.0  # bits of surprise at full colour
+FULL = 8.0  # bits of surprise at full colour
 
 
 def page(title: str, found: Explanation) -> str:
@@ -68,7 +68,7 @@ def _surprise(found: Explanation) -> Iterator[str]:
         titles.append(f"{bits:.2f} bits ({100 * 2.0**-bits:.3g} %); expected: {expected}")
     strengths = np.nan_to_num(found.surprise) / FULL
     yield f'<div class="tokens">{_spans(found, ["hot"] * len(titles), strengths.tolist(), titles)}</div>'
-    yield '<p class="legend">Full colour: 12 bits or more. Hover over a token to see what was expected.</p>'
+    yield f'<p class="legend">Full colour: {FULL:g} bits or more. Hover over a token to see what was expected.</p>'
 
 
 def _attention(found: Explanation) -> Iterator[str]:

@@ -1,13 +1,15 @@
 """Style and script of the page. Colours follow the browser's setting, light or dark; nothing is fetched.
 
+--most: the opacity of a full colour, such that the text on it can be read (a contrast of 4.5, WCAG AA).
+
 Without JavaScript, the page lacks only the attention from tokens other than the last.
 """
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c2430; --paper: #ffffff; --soft: #5c6773; --line: #d5dbe1; --hot: 214 96 37;
-  --good: 25 118 210; --bad: 205 60 60; --mark: 255 214 90; }
+  --good: 25 118 210; --bad: 205 60 60; --mark: 255 214 90; --most: .7; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e5e9ee; --paper: #14181d; --soft: #9aa7b4; --line: #333c46;
-  --hot: 255 138 76; --good: 90 170 255; --bad: 255 110 110; --mark: 190 150 20; } }
+  --hot: 255 138 76; --good: 90 170 255; --bad: 255 110 110; --mark: 190 150 20; --most: .5; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 76rem; padding: 1rem; background: var(--paper); color: var(--ink);
   font: 16px/1.5 system-ui, sans-serif; }
@@ -17,15 +19,16 @@ p { max-width: 48rem; margin: .3rem 0 .7rem; } .soft { color: var(--soft); }
 .tokens { font: 15px/2.1 ui-monospace, Consolas, monospace; overflow-wrap: anywhere; }
 .tokens span { border-radius: 4px; padding: .2em 1px; border: 1px solid var(--line); white-space: pre-wrap; }
 .tokens span:focus { outline: 2px solid rgb(var(--good)); } .tokens .at { box-shadow: 0 0 0 2px var(--ink); }
-.hot { background: rgb(var(--hot) / var(--a, 0)); } .good { background: rgb(var(--good) / var(--a, 0)); }
-.bad { background: rgb(var(--bad) / var(--a, 0)); }
+.hot { background: rgb(var(--hot) / calc(var(--a, 0) * var(--most))); }
+.good { background: rgb(var(--good) / calc(var(--a, 0) * var(--most))); }
+.bad { background: rgb(var(--bad) / calc(var(--a, 0) * var(--most))); }
 .wide { overflow: auto; width: fit-content; max-width: 100%;
   border: 1px solid var(--line); border-radius: 6px; max-height: 34rem; }
 table { border-collapse: collapse; font: 13px/1.35 ui-monospace, Consolas, monospace; }
 td, th { border: 1px solid var(--line); padding: .2rem .45rem; text-align: left; white-space: pre; }
 th { position: sticky; top: 0; background: var(--paper); z-index: 1; }
 tbody th { position: sticky; left: 0; } td.answer { background: rgb(var(--mark) / .45); font-weight: 600; }
-td small { color: var(--soft); } td.number { text-align: right; }
+td small { color: var(--soft); } td.answer small { color: inherit; } td.number { text-align: right; }
 #heads button { all: unset; cursor: pointer; display: block; width: 100%; }
 #heads button:focus-visible { outline: 2px solid rgb(var(--good)); }
 #heads td.chosen { box-shadow: inset 0 0 0 2px var(--ink); }

@@ -84,7 +84,8 @@ export function speak(chosen) {
 }
 
 export const percent = (share) => new Intl.NumberFormat(language, {
-  style: "percent", maximumSignificantDigits: share > 0.0995 ? 3 : 2,
+  style: "percent", ...(share > 0.001 ? { minimumFractionDigits: 1, maximumFractionDigits: 1 }
+    : { maximumSignificantDigits: 2 }),
 }).format(share);
 
 export const number = (value) => new Intl.NumberFormat(language, { maximumSignificantDigits: 3 }).format(value);
