@@ -1,6 +1,6 @@
 """Chinese sentiment: is a review of a book, a hotel or a laptop positive or negative?
 
-    python examples/recipes/chinese_sentiment.py                     # takes minutes
+    python examples/recipes/chinese_sentiment.py                     # takes 4 minutes on one core
     python examples/recipes/chinese_sentiment.py --seeds 3           # and measures the effect of pre-training
     python examples/recipes/chinese_sentiment.py --regularizers      # and measures the effect of regularization
     python examples/recipes/chinese_sentiment.py --slice             # takes seconds, to see that it works

@@ -74,12 +74,16 @@ def test_every_command_that_answers_follows_it(
 
 def test_the_server_follows_it(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tinygpt.serving.bodies import Served, read_chat
+    from tinygpt.serving.errors import ApiError
 
     template = template_for(model, TOKENIZER, None)
     gpt = tg.GPT.from_pretrained(model)
     asked = read_chat(Served(gpt, TOKENIZER, "m", template, 0), {"messages": [{"role": "user", "content": "hi"}]})
     assert TOKENIZER.decode(asked.wanted[0].prompt) == ASKED[0]
     assert asked.wanted[0].request.config.stops == ASKED[1]
+    refusing = JinjaTemplate("{{ raise_exception('not so') }}", "t", TOKENIZER)
+    with pytest.raises(ApiError, match=r"^messages: the chat template t can't be applied to this dialogue: not so$"):
+        read_chat(Served(gpt, TOKENIZER, "m", refusing, 0), {"messages": [{"role": "user", "content": "hi"}]})
 
 
 def test_what_ends_an_answer() -> None:

@@ -286,6 +286,8 @@ def test_mistakes(run: Any, base: Path, data: Path, tmp_path: Path) -> None:
     )
     valid = write_csv(tmp_path / "valid.csv", [row for row in rows(9) if row["label"] == "pos"])
     refused(r"valid\.csv: the 6 validation rows all have the label 'pos'", "--valid", valid)
+    nothing = write_csv(tmp_path / "nothing.csv", [])
+    refused(r"there is no row in \S+nothing\.csv to validate on$", "--valid", nothing)
     two = write_csv(tmp_path / "two.csv", rows(2))
     refused(r"two\.csv: the label 'pos' has no rows to train on", file=two)
     quotes = tmp_path / "quotes.csv"

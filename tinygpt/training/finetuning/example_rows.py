@@ -53,7 +53,9 @@ def columns_of(
     raise UsageError(f"there are no rows in {shown(path)}: a table with named columns is needed, one row per line")
 
 
-def read_examples(path: str, columns: tuple[str, ...], task: Any, skip: bool, encoding: str = "utf-8") -> Rows:
+def read_examples(
+    path: str, columns: tuple[str, ...], task: Any, skip: bool, encoding: str = "utf-8", purpose: str = "learn from"
+) -> Rows:
     """The examples of a file. Raises UsageError for the first row that can't be used, unless such rows are skipped."""
     bad, found = BadRows(), hashlib.sha256()
 
@@ -65,7 +67,7 @@ def read_examples(path: str, columns: tuple[str, ...], task: Any, skip: bool, en
     examples = make_examples(task.maker, seen(), bad if skip else None)
     if not examples:
         why = f": {bad.sentences[0]}" if bad.sentences else ""
-        raise UsageError(f"there is no row in {shown(path)} to learn from{why}")
+        raise UsageError(f"there is no row in {shown(path)} to {purpose}{why}")
     return Rows(examples, bad, found.hexdigest())
 
 

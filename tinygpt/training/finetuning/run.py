@@ -207,7 +207,7 @@ def _prepare(
     if start is not None and task.template is not None and facts["template"] is None:
         notes += template_notes(start.template, start.chat_template)
     if facts["valid"] is not None:
-        validation = read_examples(facts["valid"], columns, task, skip, encoding)
+        validation = read_examples(facts["valid"], columns, task, skip, encoding, purpose="validate on")
         notes += notes_of(validation, facts["valid"], model.config.block_size)
         both = {same_key(example.key) for example in rows.examples}
         common = sum(same_key(example.key) in both for example in validation.examples)
