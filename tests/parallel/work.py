@@ -5,23 +5,31 @@ Each function below is run by all of them. An assertion that fails ends them all
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import hashlib
 import io
 import json
 import sys
 import traceback
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 import tinygpt as tg
+from tests.cuda import capture
+from tests.cuda.standin import installed
 from tests.training.helpers import TRAIN, VALIDATION
+from tinygpt import backends
 from tinygpt.checkpoint import CheckpointFolder
 from tinygpt.graph import no_grad
 from tinygpt.parallel import Communicator, GradientBuckets, ShardedOptimizer, current, use
 from tinygpt.parallel.communicator import sum_in_order
+from tinygpt.parallel.mpi import Mpi
 from tinygpt.training import read_metrics
 from tinygpt.training.objective import Objective
 
@@ -217,7 +225,9 @@ class Ignored:
         return batch_of(index, index % 3 == 0)
 
 
-def trained(team: Communicator, folder: Path, kind: str, steps: int) -> tuple[list[float], dict[str, np.ndarray]]:
+def trained(
+    team: Communicator, folder: Path, kind: str, steps: int, backend: str = "numpy"
+) -> tuple[list[float], dict[str, np.ndarray]]:
     """The losses of a run, and its weights."""
     settings: dict[str, Any] = {
         "plain": {}, "accumulated": {"gradient_accumulation": 3}, "ignored": {"gradient_accumulation": 2},
@@ -228,7 +238,7 @@ def trained(team: Communicator, folder: Path, kind: str, steps: int) -> tuple[li
         "steps": steps, "batch_size": ROWS, "optimizer": "sgd", "lr": 0.1, "warmup_steps": 3, "eval_every": 50,
         "eval_batches": 5, "log_every": 1, "checkpoint_every": 100, "seed": 7,
     } | settings))  # fmt: skip
-    model = tg.GPT(tg.GPTConfig(vocab_size=11, **SHAPE), seed=7)
+    model = tg.GPT(tg.GPTConfig(vocab_size=11, **SHAPE), seed=7).to(backend)
     objective = None
     if kind == "ignored":
         validation = [batch_of(1000 + index, index == 1) for index in range(5)]
@@ -240,7 +250,7 @@ def trained(team: Communicator, folder: Path, kind: str, steps: int) -> tuple[li
     assert bool(stream.getvalue()) == (team.rank == 0), "process 0 and only process 0 reports"
     records = team.share_value([*read_metrics(folder / "metrics.jsonl")] if team.rank == 0 else None)
     losses = [record.get("loss", record.get("validation_loss")) for record in records]
-    return losses, {name: array.copy() for name, array in model.state_dict().items()}
+    return losses, {name: backends.move(array, "numpy").copy() for name, array in model.state_dict().items()}
 
 
 @work
@@ -264,6 +274,83 @@ def the_run_of_one_process(team: Communicator, folder: str, kind: str, steps: st
             assert np.allclose(latest[0].optimizer[name], array, rtol=1e-2, atol=1e-4), name
         print(json.dumps({"hash": hashes[0], "losses": float(difference), "weights": float(apart)}))
     team.barrier()
+
+
+@work
+def gpus(team: Mpi, folder: str) -> None:
+    """The body on NCCL, over the stand-in of CuPy: what is launched, on which stream, after what; and a whole run."""
+    with installed() as cupy, pytest.MonkeyPatch.context() as patch:
+        cupy.cuda.nccl = nccl_standin(team.mpi.COMM_WORLD)
+        cupy.cuda.Device = lambda *_: types.SimpleNamespace(
+            id=0, compute_capability="90", synchronize=lambda: None, use=lambda: None
+        )
+        patch.setitem(sys.modules, "cupy.cuda", cupy.cuda)
+        patch.setattr(capture.Event, "done", True, raising=False)
+        same = pytest.raises(
+            tg.UsageError, match=r"processes 0 and 1 have the same GPU on .*, which NCCL does not allow"
+        )
+        with same if team.size > 1 else contextlib.nullcontext():
+            backends.get("cupy").choose_gpu(team.local_rank, team.gather_values)
+        together = team.for_backend("cupy")
+        assert together is team.for_backend("cupy")
+        assert team.for_backend("numpy") is team
+        everyone = range(team.size)
+        for dtype in (np.float32, np.float64):
+            mine = numbers_of(team.rank, 24, dtype)
+            expected = sum_in_order(np.stack([numbers_of(rank, 24, dtype) for rank in everyone]))
+            total = cupy.asarray(mine)
+            together.all_reduce(total)
+            assert np.array_equal(total.get(), expected)
+            whole = together.all_gather(cupy.asarray(mine)).get()
+            assert np.array_equal(whole, np.concatenate([numbers_of(rank, 24, dtype) for rank in everyone]))
+            part = together.reduce_scatter(cupy.asarray(mine)).get()
+            assert np.array_equal(part, expected.reshape(team.size, -1)[team.rank])
+            value = cupy.asarray(mine)
+            together.broadcast(value, team.size - 1)
+            assert np.array_equal(value.get(), numbers_of(team.size - 1, 24, dtype))
+            here = mine.copy()
+            together.all_reduce(here)  # an array in the host's memory goes through MPI
+            assert np.array_equal(here, expected)
+        assert together.gather_values(team.rank) == list(everyone)
+        on_gpus, weights = trained(team, Path(folder) / "gpus", "plain", 20, "cupy")
+        assert len(set(team.gather_values(digest(*weights.values())))) == 1
+    losses, _ = trained(team, Path(folder) / "cpus", "plain", 20)
+    assert max(abs(a - b) for a, b in zip(losses, on_gpus, strict=True)) < 2e-6
+
+
+def nccl_standin(comm: Any) -> Any:
+    """`cupy.cuda.nccl`, which finds the arrays by their addresses and sums them through MPI."""
+    kinds = {7: ctypes.c_float, 8: ctypes.c_double, 4: ctypes.c_int64}
+
+    def at(address: int, count: int, kind: int) -> np.ndarray:
+        return np.ctypeslib.as_array((kinds[kind] * count).from_address(address))
+
+    class NcclCommunicator:
+        def __init__(self, size: int, identity: Any, rank: int) -> None:
+            assert (size, rank) == (comm.size, comm.rank)
+            assert identity == (1, 2, 3)  # that of process 0, on all of them
+
+        def _all(self, address: int, count: int, kind: int) -> np.ndarray:
+            return np.stack(comm.allgather(at(address, count, kind).copy()))
+
+        def allReduce(self, source: int, target: int, count: int, kind: int, op: int, stream: int) -> None:
+            assert (op, stream > 0) == (0, True)
+            at(target, count, kind)[:] = sum_in_order(self._all(source, count, kind))
+
+        def reduceScatter(self, source: int, target: int, count: int, kind: int, op: int, stream: int) -> None:
+            total = sum_in_order(self._all(source, count * comm.size, kind))
+            at(target, count, kind)[:] = total.reshape(comm.size, count)[comm.rank]
+
+        def allGather(self, source: int, target: int, count: int, kind: int, stream: int) -> None:
+            at(target, count * comm.size, kind)[:] = self._all(source, count, kind).reshape(-1)
+
+        def broadcast(self, source: int, target: int, count: int, kind: int, root: int, stream: int) -> None:
+            at(target, count, kind)[:] = self._all(source, count, kind)[root]
+
+    return types.SimpleNamespace(
+        NcclCommunicator=NcclCommunicator, get_unique_id=lambda: (1, 2, 3) if comm.rank == 0 else None, available=True,
+        NCCL_FLOAT32=7, NCCL_FLOAT64=8, NCCL_INT64=4, NCCL_SUM=0,
+    )  # fmt: skip
 
 
 def main() -> None:

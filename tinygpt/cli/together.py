@@ -77,6 +77,8 @@ def together(options: argparse.Namespace, lead: Callable[[argparse.Namespace], i
 
         def work() -> int:
             _require_same_start(team, options)
+            if options.backend == "cupy":
+                backends.get("cupy").choose_gpu(team.local_rank, team.gather_values)
             done.append(lead(options) if team.rank == 0 else _follow(team, options))
             team.barrier()
             return done[0]

@@ -13,8 +13,8 @@ are summed over the processes, and all of them make the same update. The rest of
 | `launch` | which body this process has: was it started by mpirun, srun or the like? |
 | `buckets` | gradients gathered into buckets, whose sums start while the backward pass still computes |
 | `sharded` | an optimizer whose state is shared out among the processes |
-
-The body on NCCL is `tinygpt/backends/cupy_nccl.py`, beside the rest of what knows CuPy.
+| `gpu` | the body on NCCL, whose calls stand in `tinygpt/backends/cupy_nccl.py`, beside the rest of what knows CuPy |
+| `voice` | only process 0 writes to the screen |
 """
 
 from __future__ import annotations

@@ -46,6 +46,7 @@ class Communicator:
     """A single process: there is nobody to talk to, and every sum is the array itself."""
 
     rank, size = 0, 1
+    local_rank = 0  # among the processes of this machine
     kind = "one process"
 
     def start_all_reduce(self, array: Array) -> Pending:

@@ -58,6 +58,7 @@ class Mpi(Communicator):
         self.waiting: list[_Sum] = []  # sums whose second exchange is to come, in the order in which they were started
         self.rank, self.size = self.comm.Get_rank(), self.comm.Get_size()
         self.local_rank, self.local_size = self._on_this_machine()
+        self.on_gpus: Communicator | None = None
 
     def _on_this_machine(self) -> tuple[int, int]:
         local = self.comm.Split_type(self.mpi.COMM_TYPE_SHARED, key=self.rank)
@@ -98,6 +99,15 @@ class Mpi(Communicator):
             _patiently(self.comm.Ibcast(flat[begin : begin + LARGEST], root))
         if here is not array:
             array[...] = move(here, name_of(array))
+
+    def for_backend(self, backend: str) -> Communicator:
+        if backend != "cupy":
+            return self
+        if self.on_gpus is None:
+            from .gpu import OnGpus
+
+            self.on_gpus = OnGpus(self)
+        return self.on_gpus
 
     # Values, and the end ------------------------------------------------------------------------------
 
