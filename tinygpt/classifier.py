@@ -54,6 +54,7 @@ from .labels import (
 )  # fmt: skip
 from .language_model import LanguageModel
 from .nn.losses import classification_loss, l1_loss, mse_loss, total_weight
+from .ops.cast import casting_together
 from .tensor import Tensor
 
 _Classifier = TypeVar("_Classifier", bound="GPTForSequenceClassification")
@@ -145,7 +146,8 @@ class GPTForSequenceClassification(nn.Module):
         if problem != SINGLE and (label_smoothing or class_weights is not None):
             raise UsageError(f"{where}: label_smoothing and class_weights are for single labels, not for {problem}")
         labels = checked_labels(where, problem, labels, self.num_labels)
-        logits = self(idx, lengths)  # (B, K)
+        with casting_together(self, self.transformer.activations):
+            logits = self(idx, lengths)  # (B, K)
         if labels.shape[:1] != logits.shape[:1]:
             raise ShapeError(f"{where}: there are {logits.shape[0]} texts, but {labels.shape[0]} labels")
         self.problem_type = problem

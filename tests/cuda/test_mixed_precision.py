@@ -264,6 +264,37 @@ def test_all_is_in_16_bits_but_for_weights_statistics_and_losses(name: str, bias
 
 
 @in_both
+@pytest.mark.parametrize("is_classifier", [False, True])
+def test_parameters_are_cast_together_from_the_second_pass_on(
+    name: str, is_classifier: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the same numbers; and what a pass casts are the weights that it finds, not those of the pass before."""
+    rounded = REGISTRY["rounded"]
+    usual, seen = rounded.each, []
+    monkeypatch.setattr(rounded, "each", lambda calls: seen.append(len(calls)) or usual(calls), raising=False)
+    made: Any = model(dropout=0.0)
+    labels, table = TARGETS, made.wte.weight
+    if is_classifier:
+        made, labels = tg.GPTForSequenceClassification(made, num_labels=2), np.array([0, 1, 0])
+    losses, gradients = [], []
+    for step in range(3):
+        with made.compute_in(name):
+            loss = made.loss(IDS, labels)
+        loss.backward(2.0**10)
+        losses.append(loss.item())
+        gradients.append([p.grad.get() for p in made.parameters()])
+        made.zero_grad()
+        if step == 1:
+            for parameter in made.parameters():
+                parameter.data[...] = 0.0
+    assert seen == [12 * 2 + 2 + (0 if is_classifier else 1)] * 2
+    assert table.data.get().any() == 0
+    assert losses[0] == losses[1]
+    assert all(np.array_equal(a, b) for a, b in zip(*gradients[:2], strict=True))
+    assert losses[2] == pytest.approx(np.log(2 if is_classifier else 11), rel=1e-6)
+
+
+@in_both
 def test_the_optimizer_is_in_float32(name: str) -> None:
     made = one_step(name)
     optimizer = tg.optim.AdamW(made.named_parameters(), lr=1e-2)

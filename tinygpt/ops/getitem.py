@@ -25,6 +25,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..backends import array_module, from_host, is_array
+from ..backends.precision import statistics_dtype, upcast
 from ..errors import DtypeError, RangeError, UsageError
 from ..function import Function
 from ..tensor import Tensor, as_tensor
@@ -38,11 +39,12 @@ class GetItem(Function):
 
     def backward(self, dy: Array) -> Array:
         xp = array_module(dy)
-        dx = xp.zeros(self.shape, dtype=dy.dtype)
         if any(is_array(part) and part.dtype.kind in "iu" for part in self.key):
-            xp.add.at(dx, self.key, dy)
-        else:
-            dx[self.key] = dy
+            dx = xp.zeros(self.shape, statistics_dtype(dy.dtype))  # 16-bit copies are added in float32
+            xp.add.at(dx, self.key, upcast(dy))
+            return dx.astype(dy.dtype, copy=False)
+        dx = xp.zeros(self.shape, dtype=dy.dtype)
+        dx[self.key] = dy
         return dx
 
 
