@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 
 import tinygpt as tg
 from tests.cli.helpers import assert_one_sentence
+from tests.html_page import Page
 from tests.interpret.helpers import make_model
 from tinygpt import tokenizers
 from tinygpt.errors import UsageError
@@ -20,31 +20,6 @@ from tinygpt.interpret import Explanation, attention_maps, explain, page, salien
 from tinygpt.interpret.page import visible
 
 TEXT = "a<b>&\n \"c'"
-VOID = {"meta", "br", "wbr"}
-
-
-class Page(HTMLParser):
-    """The elements of a page: each is closed, in the right order."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.found: list[tuple[str, dict[str, Any]]] = []
-        self.texts: list[tuple[str, str]] = []  # the element around, and the text
-        self.feed(html)
-        self.close()
-        assert not self.open
-
-    def handle_starttag(self, tag: str, attrs: Any) -> None:
-        self.found.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.texts.append((self.open[-1] if self.open else "", data))
 
 
 @pytest.fixture(scope="module")

@@ -63,6 +63,17 @@ def outcome(folder: Path) -> dict[str, Any]:
     return result
 
 
+def outcome_without(folder: Path, key: str) -> dict[str, Any]:
+    """`outcome` without the records that have this key, and without the number of lines in the metrics file."""
+    found = outcome(folder)
+    found["metrics"] = [record for record in found["metrics"] if key not in record]
+    for which in ("latest", "best"):
+        state = json.loads(found[f"{which} state"])
+        state["progression"].pop("metrics_lines")
+        found[f"{which} state"] = state
+    return found
+
+
 def assert_same_outcome(folder: Path, other: Path) -> None:
     found, expected = outcome(folder), outcome(other)
     assert found.keys() == expected.keys()

@@ -28,11 +28,7 @@ from tinygpt.training import (
     read_metrics,
 )
 
-
-@pytest.fixture(autouse=True)
-def without_picture(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No loss curve is drawn, which takes most of the time of a run of a few steps."""
-    monkeypatch.setattr("tinygpt.training.monitoring.reporting.draw_loss_curve", lambda *paths: None)
+pytestmark = pytest.mark.usefixtures("without_picture")
 
 
 # Callbacks --------------------------------------------------------------------------------------
