@@ -31,6 +31,7 @@ from tinygpt.parallel import Communicator, GradientBuckets, ShardedOptimizer, cu
 from tinygpt.parallel.communicator import sum_in_order
 from tinygpt.parallel.mpi import Mpi
 from tinygpt.training import read_metrics
+from tinygpt.training.monitoring.layer_norms import LayerWatch
 from tinygpt.training.objective import Objective
 
 WORK: dict[str, Callable[..., Any]] = {}
@@ -225,6 +226,16 @@ class Ignored:
         return batch_of(index, index % 3 == 0)
 
 
+def require_norms_of_the_whole_gradient(records: list[dict[str, Any]]) -> None:
+    """The squares of the layers' gradient norms add up to that of grad_norm, which is computed apart from them."""
+    whole = {record["step"]: record["grad_norm"] for record in records if "grad_norm" in record}
+    watched = {record["step"]: record["layers"] for record in records if "layers" in record}
+    assert [*watched] == [step for step in whole if step % 10 == 0]
+    for step, layers in watched.items():
+        total = sum(row["gradient"] ** 2 for row in layers.values()) ** 0.5
+        assert abs(total - whole[step]) < 1e-4 * whole[step], (step, total, whole[step])
+
+
 def trained(
     team: Communicator, folder: Path, kind: str, steps: int, backend: str = "numpy"
 ) -> tuple[list[float], dict[str, np.ndarray]]:
@@ -246,10 +257,14 @@ def trained(
     texts = (None, None) if objective else (TRAIN, VALIDATION)
     stream = io.StringIO()
     trainer = tg.Trainer(model, *texts, config, folder, stream=stream, objective=objective)
+    trainer.watch = LayerWatch(10)
     trainer.run()
     assert bool(stream.getvalue()) == (team.rank == 0), "process 0 and only process 0 reports"
     records = team.share_value([*read_metrics(folder / "metrics.jsonl")] if team.rank == 0 else None)
-    losses = [record.get("loss", record.get("validation_loss")) for record in records]
+    figures = [record for record in records if "layers" not in record]
+    losses = [record.get("loss", record.get("validation_loss")) for record in figures]
+    if team.rank == 0:
+        require_norms_of_the_whole_gradient(records)
     return losses, {name: backends.move(array, "numpy").copy() for name, array in model.state_dict().items()}
 
 

@@ -120,6 +120,14 @@ class ShardedOptimizer:
             here = float(sum(sum_of_squares(part) for part in self.sums))
             return math.sqrt(sum(self.communicator.gather_values(here)))
 
+    def gradient_squares(self) -> dict[int, float]:
+        """The sum of the squares of each parameter's gradient, by the parameter's id. All processes call it."""
+        here = dict.fromkeys((slot.name for slot in self.slots), 0.0)
+        for piece in self.pieces:
+            here[piece.whole.name] += sum_of_squares(self.sums[piece.bucket][piece.in_part])
+        everywhere = self.communicator.gather_values(here)
+        return {id(slot.parameter): sum(found[slot.name] for found in everywhere) for slot in self.slots}
+
     def step(self, grad_scale: float = 1.0) -> None:
         """Update the own part of the weights, and get the others'. `finish` must have been called."""
         numbers = self.buckets.numbers

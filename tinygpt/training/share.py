@@ -30,6 +30,7 @@ from ..console import Lenient
 from ..errors import UsageError
 from ..graph import no_grad
 from ..optim import Optimizer, grad_norm
+from ..optim.clip import sum_of_squares
 from ..parallel import Communicator, GradientBuckets, ShardedOptimizer, current
 from ..parallel.voice import is_silent
 from ..random import Generator
@@ -147,6 +148,14 @@ class Share:
     def grad_norm(self) -> float:
         """The norm of the summed gradients."""
         return grad_norm(self.parameters) if self.sharded is None else self.sharded.grad_norm()
+
+    def gradient_squares(self) -> dict[int, float]:
+        """The sum of the squares of each parameter's summed gradient, by the parameter's id. All processes call it."""
+        if self.sharded is not None:
+            return self.sharded.gradient_squares()
+        grads = {id(p): p.present_grad("gradient_squares") for p in self.parameters if p.grad is not None}
+        sums = sum_of_squares.each([(grad,) for grad in grads.values()]) if grads else []
+        return dict.fromkeys(map(id, self.parameters), 0.0) | dict(zip(grads, sums, strict=True))
 
     @contextlib.contextmanager
     def apart(self) -> Iterator[None]:

@@ -178,7 +178,7 @@ def test_nothing_is_copied_without_it(tmp_path: Path, monkeypatch: pytest.Monkey
     def never(*arguments: Any) -> None:
         raise AssertionError("a run that watches no layers has nothing to do here")
 
-    for name in ("begin", "before_update", "after_step", "_norms"):
+    for name in ("begin", "before_update", "after_step", "_norms", "_summed"):
         monkeypatch.setattr(LayerWatch, name, never)
     trainer = make_trainer(tmp_path, steps=3)
     follow(trainer, Following(), CharTokenizer("abcdefghij\n"))

@@ -26,6 +26,7 @@ weights:updates".
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ...backends import array_module
@@ -65,10 +66,12 @@ class LayerWatch(Watch):
         self._before = None
         if (trainer.state.step + 1) % self.every:
             return
-        parameters = trainer.parameters
-        gradients = [None if p.grad is None else p.present_grad("LayerWatch") for p in parameters]
-        self._gradients = self._norms(gradients, trainer.gradient_scale)
-        self._before = [p.data.copy() for p in parameters]
+        squares = trainer.share.gradient_squares()  # which all processes take part in
+        if not trainer.share.leads:
+            return
+        found = self._summed([squares[id(p)] for p in trainer.parameters])
+        self._gradients = {name: trainer.gradient_scale * norm for name, norm in found.items()}
+        self._before = [p.data.copy() for p in trainer.parameters]
 
     def after_step(self, trainer: Trainer) -> list[tuple[dict[str, Any], str]]:
         updates, self._before = self._before, None
@@ -91,14 +94,16 @@ class LayerWatch(Watch):
     def close(self) -> None:
         self._before = None
 
-    def _norms(self, arrays: Any, scale: float = 1.0) -> dict[str, float]:
-        """The norm of each layer's arrays, times `scale`. arrays: one for each parameter, or None."""
-        squares = dict.fromkeys(self._layers, 0.0)
-        there = [(name, array) for name, array in zip(self._layers, arrays, strict=True) if array is not None]
-        sums = sum_of_squares.each([(array,) for _, array in there]) if there else []
-        for (name, _), square in zip(there, sums, strict=True):
-            squares[name] += square
-        return {name: scale * math.sqrt(square) for name, square in squares.items()}
+    def _norms(self, arrays: Sequence[Array]) -> dict[str, float]:
+        """The norm of each layer's arrays, of which there is one for each parameter."""
+        return self._summed(sum_of_squares.each([(array,) for array in arrays]))
+
+    def _summed(self, squares: Sequence[float]) -> dict[str, float]:
+        """The norm of each layer, from the sums of squares of its parameters."""
+        sums = dict.fromkeys(self._layers, 0.0)
+        for name, square in zip(self._layers, squares, strict=True):
+            sums[name] += square
+        return {name: math.sqrt(total) for name, total in sums.items()}
 
 
 def _rounded(value: float) -> float | None:
