@@ -11,6 +11,8 @@ from html import escape
 
 import numpy as np
 
+from tinygpt.report.chart import Axis, written
+
 MOST_EXACT, DRAWN = 14, 20_000  # pairs up to which p is exact; otherwise so many exchanges are drawn
 
 
@@ -91,12 +93,10 @@ def table(findings: Sequence[Finding]) -> str:
 def picture(findings: Sequence[Finding], title: str) -> str:
     """An SVG: a row for each probe, with the mean, its interval, and each pair as a dot."""
     left, width, row, top = 330, 460, 44, 56
-    values = [v for finding in findings for v in (*finding.interval, *finding.differences, 0.0)]
-    low, high = min(values), max(values)
-    room = 0.05 * ((high - low) or 1.0)
+    axis = Axis.of([v for finding in findings for v in (*finding.interval, *finding.differences, 0.0)])
 
     def at(value: float) -> float:
-        return left + width * (value - low + room) / (high - low + 2 * room)
+        return left + width * axis.place(value)
 
     height = top + row * len(findings) + 40
     parts = [
@@ -118,9 +118,14 @@ def picture(findings: Sequence[Finding], title: str) -> str:
             f'<path d="M{at(begin):.1f} {y}H{at(end):.1f}" stroke="var(--mark)" stroke-width="3"/>',
             _dot(at(finding.mean), y, 5, "mark"),
         ]
+    low = height - 22
+    parts += [
+        f'<text x="{at(tick):.1f}" y="{low}" text-anchor="middle" font-size="11">{written(tick)}</text>'
+        for tick in axis.ticks()
+    ]
     parts.append(
-        f'<text x="{at(0):.1f}" y="{height - 14}" text-anchor="middle" class="soft" font-size="11">0: no difference; '
-        "to the right, X goes with the first (nats)</text></svg>"
+        f'<text x="{left}" y="{low + 15}" class="soft" font-size="11">nats; to the right of 0, X goes with the first '
+        "prompt. Small dots: pairs.</text></svg>"
     )
     return "\n".join(parts)
 
