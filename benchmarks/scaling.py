@@ -1,6 +1,6 @@
 """How costs scale: importing tinygpt, a training step against B and against T, attention's memory against T.
 
-    python benchmarks/scaling.py [--only import batch time attention]
+    python benchmarks/scaling.py [--only import batch time attention processes]
 
 - import: the medians over new processes, in turn, of `import numpy` and of `import tinygpt` (which also imports numpy),
   with the bytecode already compiled, as pip does.
@@ -9,11 +9,13 @@
 - attention: the peak memory of one call, forward and backward, with B = 1 and 4 heads of 64, in a new process, minus
   the memory before the call, which includes q, k, v and the upstream gradient. The allocator takes memory in large
   pieces, so the figures for small T are rough.
+- processes: the same step on several processes (`processes.py`); left out by default where the extra mpi is missing.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import statistics
 import subprocess
@@ -26,7 +28,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-PARTS = ("import", "batch", "time", "attention")
+PARTS = ("import", "batch", "time", "attention", "processes")
 IMPORT = "import time; start = time.perf_counter(); import {}; print(time.perf_counter() - start)"
 ATTENTION = """
 import sys
@@ -163,6 +165,11 @@ def main() -> None:
         said += against_time(options.rounds)
     if "attention" in options.only:
         said += attention_memory()
+    if "processes" in options.only and (len(options.only) == 1 or importlib.util.find_spec("mpi4py")):
+        import processes
+
+        processes.launcher()
+        said += processes.measure("baby", 2, options.rounds, 4)
     print()
     print("\n".join(said))
 

@@ -13,12 +13,24 @@ def default_num_threads() -> int:
 
     The first of TINYGPT_NUM_THREADS, OPENBLAS_NUM_THREADS and OMP_NUM_THREADS that is set counts.
     """
+    wanted = threads_of_environment()
+    return max(1, math.ceil(min(len(usable_cores()), cpu_quota()))) if wanted is None else wanted
+
+
+def threads_of_environment() -> int | None:
+    """The number of threads that the environment sets, if any."""
     for variable in ("TINYGPT_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
         first = os.environ.get(variable, "").partition(",")[0]
         if first.isdecimal() and int(first) > 0:
             return min(int(first), MAX_THREADS)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, math.ceil(min(cores, cpu_quota())))
+    return None
+
+
+def usable_cores() -> tuple[int, ...]:
+    """The numbers of the cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return tuple(sorted(os.sched_getaffinity(0)))
+    return tuple(range(os.cpu_count() or 1))
 
 
 def cpu_quota() -> float:

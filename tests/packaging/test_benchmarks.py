@@ -26,6 +26,7 @@ SCRIPTS = (
     "lora_step",
     "ops",
     "optimizers",
+    "processes",
     "profile_step",
     "scaling",
     "serve",
@@ -298,3 +299,34 @@ def test_encoding_is_measured() -> None:
     assert list(figures) == list(script("data").WAYS)
     counts = {row[-1] for way, row in figures.items() if "characters" not in way and "not measured" not in row[0]}
     assert len(counts) == 1
+
+
+def test_the_model_of_processes() -> None:
+    """What it says in the limits, and what follows from figures that were made up."""
+    module = script("processes_model")
+    latency, bandwidth = module.fitted([2**8, 2**14, 2**20], [1e-4 + 4 * n / 1e9 for n in (2**8, 2**14, 2**20)])
+    assert np.allclose((latency, bandwidth), (1e-4, 1e9), rtol=1e-6)
+    free = module.weak_efficiency(10**8, 1000, 8, 0.0, 1e30, 1e12)
+    assert np.isclose(free, 1.0)
+    slow = module.weak_efficiency(10**8, 1, 8, 0.0, 1e9, 1e15)
+    assert slow < 0.01
+    tokens = module.tokens_for(0.95, 10**8, 8, 3e-5, 1.25e9, 1e12)
+    assert module.weak_efficiency(10**8, tokens, 8, 3e-5, 1.25e9, 1e12) >= 0.95
+    assert module.weak_efficiency(10**8, tokens / 2, 8, 3e-5, 1.25e9, 1e12) < 0.95
+    assert np.isclose(module.hidden_share(1.0, 1.4, 0.4), 1.0)
+    assert module.hidden_share(1.4, 1.4, 0.4) == 0.0
+
+
+def test_the_report_on_processes(capsys: pytest.CaptureFixture[str]) -> None:
+    module = script("processes")
+    steps = {"1 x 1": 2.0, "1 x 2": 1.0, "2 x 1": 1.01, "2 x 1, weak": 2.1, "torch 1 x 2": 1.5, "torch 2 x 1": 1.6}
+    results: dict[str, Any] = {name: {"overlapped": [seconds]} for name, seconds in steps.items()}
+    results["2 x 1"] |= {"parameters": 10**7}
+    results["2 x 1, weak"] |= {"afterwards": [2.3], "sums": [0.25]}
+    results["network"] = {"times": [1e-4 + 4 * n / 1e9 for n in module.SIZES]}
+    said = module.report("baby", 2, results)
+    assert [line.startswith("- met") for line in said] == [True, True]
+    assert "Strong efficiency 0.99, weak 0.95" in capsys.readouterr().out
+    steps["2 x 1"] = 1.1
+    results["2 x 1"]["overlapped"] = [1.1]
+    assert [line.startswith("- met") for line in module.report("baby", 2, results)] == [False, False]

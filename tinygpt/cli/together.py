@@ -26,6 +26,7 @@ import numpy as np
 
 from .. import __version__, backends
 from ..checkpoint import Checkpoint, fingerprint
+from ..cores import default_num_threads, threads_of_environment, usable_cores
 from ..data import open_tokens, split
 from ..errors import UsageError
 from ..files import user_path
@@ -76,6 +77,7 @@ def together(options: argparse.Namespace, lead: Callable[[argparse.Namespace], i
         done: list[int] = []
 
         def work() -> int:
+            _share_cores(team)
             _require_same_start(team, options)
             if options.backend == "cupy":
                 backends.get("cupy").choose_gpu(team.local_rank, team.gather_values)
@@ -103,6 +105,18 @@ def _give_up(team: Communicator, voice: Voice, error: BaseException) -> None:
             "last checkpoint is whole: continue with --resume"
         )
     team.end_all(MISTAKE if isinstance(error, (UsageError, OSError)) else 1)
+
+
+def _share_cores(team: Communicator) -> None:
+    """Use this process's part of the cores that it shares with others.
+
+    A launcher that gives each process cores of its own leaves nothing to divide. A number in the environment counts.
+    """
+    numpy = backends.get("numpy")
+    mine = platform.node(), usable_cores()
+    sharing = team.gather_values(mine).count(mine)
+    if threads_of_environment() is None and numpy.level() != "none":
+        numpy.set_num_threads(max(1, default_num_threads() // sharing))
 
 
 # Before the run -------------------------------------------------------------------------------------

@@ -146,7 +146,7 @@ class Follower(Watch):
         flops = flops_per_token(model, -(-trainer.objective.tokens // config.batch_size))
         self._flops = None if flops is None else flops * self._tokens
         if self.peak == 0.0 and self._flops is not None:
-            self.peak = measured_peak(backend, config.dtype, get_num_threads())
+            self.peak = trainer.share.size * measured_peak(backend, config.dtype, get_num_threads())
         self.meter = EnergyMeter(backend, self.following.watts)
         self.meter.before = _energy_before(trainer.report.metrics.path, self.meter.name)
 
