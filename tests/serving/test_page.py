@@ -311,6 +311,35 @@ def test_chat(page: Any) -> None:
     assert page.locator(".turn").count() == 0
 
 
+def test_a_chat_that_outgrows_the_context(page: Any) -> None:
+    """The oldest turns are left out, and marked; a message that doesn't fit by itself is an error."""
+    page.expected = ["status of 400"]
+    bodies: list[Any] = []
+    page.on("request", lambda request: bodies.append(request.post_data_json) if request.post_data else None)
+    page.get_by_text("Chat").click()
+    choose(page, "max_tokens", 20)
+    message = page.get_by_label("Message", exact=True)
+    for number in range(3):
+        message.fill(str(number) * 150)
+        message.press("Enter")
+        page.locator(".turn").nth(number).locator(".token").first.wait_for()
+        done(page)
+    said = [one["content"][0] for one in bodies[-1]["messages"] if one["role"] == "user"]
+    assert said == ["1", "2"]
+    assert [turn.get_attribute("class") for turn in page.locator(".turn").all()] == ["turn omitted", "turn", "turn"]
+    assert "no longer fit into the model's context" in page.locator("#status").text_content()
+    message.fill("x" * 460)
+    choose(page, "max_tokens", 100)  # a maximum: as many as fit
+    message.press("Enter")
+    page.locator(".turn").nth(3).locator(".token").first.wait_for()
+    done(page)
+    assert len(bodies[-1]["messages"]) == 1
+    message.fill("x" * 512)
+    message.press("Enter")
+    page.get_by_role("alert").filter(has_text="maximum context length is 512 tokens").wait_for()
+    assert message.input_value() == "x" * 512
+
+
 def test_a_stop_string_is_not_part_of_the_text(page: Any) -> None:
     text = written("To be", 12)
     page.get_by_label("Stop strings").fill(text[5:7].replace("\n", "\\n"))

@@ -7,10 +7,9 @@ export const hasKey = () => key !== "";
 
 // An error with a sentence of the server's, or "unreachable", or "broken" for a stream that ended too early.
 export class Refused extends Error {
-  constructor(kind, message = "", status = 0) {
+  constructor(kind, message = "", status = 0, code = null) {
     super(message || kind);
-    this.kind = kind;
-    this.status = status;
+    Object.assign(this, { kind, status, code });
   }
 }
 
@@ -25,7 +24,8 @@ async function request(path, options = {}) {
   }
   if (response.ok) return response;
   const body = await response.json().catch(() => null);
-  throw new Refused("refused", body?.error?.message ?? `HTTP ${response.status}`, response.status);
+  const { message = `HTTP ${response.status}`, code } = body?.error ?? {};
+  throw new Refused("refused", message, response.status, code);
 }
 
 const post = (path, body, signal) => request(path, { method: "POST", body: JSON.stringify(body), signal });

@@ -1,8 +1,10 @@
-// The page: what its buttons and keys do. A writing is a text that the model writes: {view, ask, past}, where ask(kept)
-// is the request that goes on after the tokens kept, and past what undoing brings back.
+// The page: what its buttons and keys do. A writing is a text that the model writes: {view, ask, shorten, past}, where
+// ask(kept) is the request that goes on after the tokens kept, shorten() makes it shorter if it is too long for the model
+// and can be, and past is what undoing brings back.
 
 import * as alternatives from "./alternatives.js";
-import { Refused, hasKey, model, promptIds, stream, useKey } from "./api.js";
+import { Refused, model, promptIds, stream, useKey } from "./api.js";
+import { hideError, showError, tell } from "./notices.js";
 import { textOf, upTo } from "./pieces.js";
 import { mostTokens, options, start, systemMessage } from "./settings.js";
 import { keepSaying, number, say } from "./words.js";
@@ -15,6 +17,7 @@ let served = null;  // {name, block}
 let mode = "text";
 let text = null;  // the writing in mode text
 let turns = [];  // of the chat: {user, element, writing}
+let omitted = 0;  // of the turns: the oldest ones, which no longer fit into the model's context
 let running = null;  // {controller, writing, seed, count}
 const drafts = { text: "", chat: "" };
 
@@ -22,8 +25,8 @@ const latest = () => mode === "text" ? text : turns.at(-1)?.writing;
 
 // Writing ------------------------------------------------------------------------------------------
 
-function writing(given, ask) {
-  const made = { ask, past: [], view: new Written(given, (piece) => alternatives.open(piece, (i, candidate) => {
+function writing(given, ask, shorten = () => false) {
+  const made = { ask, shorten, past: [], view: new Written(given, (piece) => alternatives.open(piece, (i, candidate) => {
     const kept = made.view.tokens.slice(0, piece.first + i), old = made.view.tokens[piece.first + i];
     forget(made);
     run(made, [...kept, { ...candidate, top_logprobs: alternatives.candidates(old), chosen: true }]);
@@ -43,9 +46,7 @@ async function run(made, kept) {
   status(() => say("writing"));
   let received = "", reason = null;
   try {
-    const { path, body } = await made.ask(kept, mine.controller.signal);
-    const asked = { model: served.name, return_token_ids: true, ...settings, ...body };
-    for await (const chunk of stream(path, asked, mine.controller.signal)) {
+    for await (const chunk of fitting(made, kept, settings, mine.controller.signal)) {
       if (running !== mine) return;
       const following = innerHeight + scrollY > document.documentElement.scrollHeight - 60;
       received += chunk.text;
@@ -61,12 +62,25 @@ async function run(made, kept) {
   }
 }
 
+// The chunks of a stream of the longest request that fits.
+async function* fitting(made, kept, settings, signal) {
+  while (true) {
+    const { path, body } = await made.ask(kept, signal);
+    try {
+      yield* stream(path, { model: served.name, return_token_ids: true, ...settings, ...body }, signal);
+      return;
+    } catch (error) {
+      if (error.code !== "context_length_exceeded" || !made.shorten()) throw error;
+    }
+  }
+}
+
 function finish({ writing: made, seed }, kept, fresh, received, reason, seconds) {
   rest();
   if (reason === "stop") made.view.show([...kept, ...upTo(fresh, received)]);
   const count = fresh.length, speed = count / seconds;
   status(() => say("done", { tokens: count, seconds: number(seconds), speed: number(speed), seed,
-    reason: say(reason === "length" ? "length" : "ended") }));
+    reason: say(reason === "length" ? "length" : "ended") + (mode === "chat" && omitted ? say("omitted") : "") }));
   $("spoken").textContent = textOf(made.view.tokens.slice(kept.length));
 }
 
@@ -79,7 +93,7 @@ function giveUp({ writing: made }, before, fresh, error) {
     if (mode === "chat" && !before.length) takeBack();
   }
   buttons();
-  showError(error);
+  complain(error);
 }
 
 // What ran is over.
@@ -92,10 +106,8 @@ function rest() {
 // End what runs, here and on the server. Returns what it was.
 function halt() {
   const was = running;
-  if (was) {
-    was.controller.abort();
-    rest();
-  }
+  was?.controller.abort();
+  if (was) rest();
   return was;
 }
 
@@ -126,15 +138,21 @@ function writeText() {
 
 function send() {
   const user = prompt.value;
-  if (!user.trim()) return showError(new Refused("noMessage"));
+  if (!user.trim()) return complain(new Refused("noMessage"));
   halt();
   prompt.value = "";
   const place = turns.length, element = document.createElement("article");
+  let limited = true;
   const answer = writing("", async (kept) => {
     await connect();
-    const most = mostTokens(), body = { messages: messages(place), logprobs: true, top_logprobs: TOP,
-      answer_token_ids: kept.map((token) => token.id), ...(most !== null && { max_tokens: most }) };
-    return { path: "v1/chat/completions", body };
+    const most = mostTokens() ?? Math.min(USUAL, served.block >> 2);
+    return { path: "v1/chat/completions", body: { messages: messages(place), logprobs: true, top_logprobs: TOP,
+      answer_token_ids: kept.map((token) => token.id), ...(limited && { max_tokens: most }) } };
+  }, () => {
+    if (omitted < place) turns[omitted++].element.classList.add("omitted");
+    else if (limited) limited = false;  // as many tokens as fit
+    else return false;
+    return true;
   });
   const [you, said, it] = ["h2", "p", "h2"].map((tag) => document.createElement(tag));
   keepSaying(you, () => say("you"));
@@ -147,10 +165,10 @@ function send() {
   return run(answer, []);
 }
 
-// What was said up to the message of turn `place`.
+// What was said up to the message of turn `place`, as far as it fits.
 function messages(place) {
   const system = systemMessage(), found = system ? [{ role: "system", content: system }] : [];
-  for (const { user, writing: { view } } of turns.slice(0, place)) {
+  for (const { user, writing: { view } } of turns.slice(omitted, place)) {
     found.push({ role: "user", content: user }, { role: "assistant", content: textOf(view.tokens).trimStart() });
   }
   return [...found, { role: "user", content: turns[place].user }];
@@ -160,6 +178,8 @@ function messages(place) {
 function forget(answer) {
   const place = turns.findIndex((turn) => turn.writing === answer);
   if (place >= 0) for (const turn of turns.splice(place + 1)) turn.element.remove();
+  omitted = Math.min(omitted, turns.length - 1);
+  turns.forEach((turn, i) => turn.element.classList.toggle("omitted", i < omitted));
 }
 
 // A message without an answer goes back to where it was written.
@@ -171,25 +191,12 @@ function takeBack() {
 
 // What the page says -------------------------------------------------------------------------------
 
-const status = (write) => {
-  keepSaying($("status"), write);
+const complain = (error) => showError(error, served?.block);
+
+function status(write) {
+  tell(write);
   buttons();
-};
-
-const sentence = (words) => words.charAt(0).toUpperCase() + words.slice(1) + (/[.?!]$/.test(words) ? "" : ".");
-
-function showError(error) {
-  if (error.status === 401) {
-    $("unlock").hidden = false;
-    $("key").focus();
-  }
-  const kind = error.status === 401 ? (hasKey() ? "wrongKey" : "needsKey") : error.kind;
-  if (!kind) throw error;  // a mistake of this page's
-  keepSaying($("error"), () => say(kind, { message: sentence(error.message), block: served?.block }));
-  $("error").hidden = false;
 }
-
-const hideError = () => { $("error").hidden = true; };
 
 function buttons() {
   const last = latest(), length = last?.view.tokens.length ?? 0;
@@ -207,8 +214,7 @@ function changeMode() {
   mode = document.querySelector("[name=mode]:checked").value;
   document.body.dataset.mode = mode;
   prompt.value = drafts[mode];
-  if (mode === "chat") $("ask").before(output);
-  else $("ask").after(output);
+  $("ask")[mode === "chat" ? "before" : "after"](output);
   output.replaceChildren(...(mode === "text" ? (text ? [text.view.element] : []) : turns.map((turn) => turn.element)));
   names();
   status(() => "");
@@ -240,8 +246,7 @@ async function tryKey(event) {
   try {
     await connect();
   } catch (error) {
-    showError(error);
-    return;
+    return complain(error);
   }
   $("key").value = "";
   $("unlock").hidden = true;
@@ -265,7 +270,7 @@ $("back").addEventListener("click", () => {
 });
 $("clear").addEventListener("click", () => {
   halt();
-  if (mode === "chat") turns = [];
+  if (mode === "chat") [turns, omitted] = [[], 0];
   else text = null;
   output.replaceChildren();
   prompt.value = "";
@@ -289,4 +294,4 @@ document.addEventListener("keydown", (event) => {
 document.querySelector("[name=mode][value=text]").checked = true;  // browsers remember forms over a reload
 start(names);
 buttons();
-connect().catch(showError);
+connect().catch(complain);
