@@ -9,6 +9,7 @@ engine). So they are left out where files are looked at one by one, but they may
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -206,6 +207,16 @@ def test_the_facades_are_there(tinygpt_package: Package) -> None:
     """An exception that nobody needs any more would let the next circle in."""
     made = {(file, target.split(".")[0]) for file, target, _, _ in tinygpt_package.imports}
     assert made >= FACADES
+
+
+def test_the_ways_through_the_code_meet_each_file_once() -> None:
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").replace("\\", "")
+    rows = re.findall(r"^\| (.+) \| (.+\.py.*) \|$", page.partition("## Add an operation")[0], re.MULTILINE)
+    assert len(rows) == 5
+    for way, names in rows:
+        files = names.split(", ")
+        assert len(set(files)) == len(files), way
+        assert all((ROOT / "tinygpt" / name).is_file() for name in files), way
 
 
 # The checks themselves ------------------------------------------------------------------------------

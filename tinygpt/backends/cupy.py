@@ -78,14 +78,14 @@ def channel(rank: int, size: int, share: Callable[[Any], Any]) -> Any:
     """The GPUs of all processes of a run: see `cupy_nccl.py`."""
     from .cupy_nccl import Channel
 
-    return Channel(rank, size, share)
+    return Channel(require(), rank, size, share)
 
 
 def choose_gpu(rank_here: int, gather: Callable[[Any], list[Any]]) -> int:
     """Use the GPU of this process, one of several on its machine: see `cupy_nccl.py`."""
     from . import cupy_nccl
 
-    return cupy_nccl.choose_gpu(rank_here, gather)
+    return cupy_nccl.choose_gpu(require(), rank_here, gather)
 
 
 # Memory -------------------------------------------------------------------------------------------

@@ -21,18 +21,16 @@ from collections.abc import Callable
 from typing import Any
 
 from ..errors import MissingExtraError, UsageError
-from .cupy import require
 
 Gather = Callable[[Any], list[Any]]
 
 
-def choose_gpu(rank_here: int, gather: Gather) -> int:
+def choose_gpu(cupy: Any, rank_here: int, gather: Gather) -> int:
     """Use the GPU of this process: number `rank_here` of those that it sees, counted around.
 
     rank_here: of this process among those of its machine. gather: collects a value of each process. Raises UsageError,
     on all processes, if two of them would use the same GPU.
     """
-    cupy = require()
     device = rank_here % int(cupy.cuda.runtime.getDeviceCount())
     cupy.cuda.Device(device).use()
     found = gather((platform.node(), str(cupy.cuda.runtime.getDeviceProperties(device).get("uuid", device))))
@@ -48,8 +46,8 @@ def choose_gpu(rank_here: int, gather: Gather) -> int:
 class Channel:
     """The GPUs of all processes of a run. Raises MissingExtraError if CuPy has no NCCL."""
 
-    def __init__(self, rank: int, size: int, share: Callable[[Any], Any]) -> None:
-        self.cupy = cupy = require()
+    def __init__(self, cupy: Any, rank: int, size: int, share: Callable[[Any], Any]) -> None:
+        self.cupy = cupy
         from cupy.cuda import nccl
 
         self.nccl = nccl
