@@ -371,6 +371,8 @@ def test_the_key(engine: Engine, caplog: pytest.LogCaptureFixture, capsys: pytes
         refused(client.get("/v1/models", headers={"Authorization": wrong}), 401, "Incorrect", None, "invalid_api_key")
     assert client.get("/v1/models", headers={"Authorization": f"Bearer {KEY}"}).status_code == 200
     assert client.get("/health").json() == {"status": "ok"}
+    other = client_of(engine, key="ключ")  # a header's bytes are compared
+    assert other.get("/v1/models", headers=[(b"Authorization", "Bearer ключ".encode())]).status_code == 200
     said = capsys.readouterr()
     assert KEY not in caplog.text + said.out + said.err
 

@@ -67,7 +67,7 @@ class Guard:
     def _check_key(self, given: str) -> None:
         assert self.key is not None
         scheme, _, key = given.partition(" ")
-        if scheme.lower() == "bearer" and hmac.compare_digest(key.strip().encode(), self.key.encode()):
+        if scheme.lower() == "bearer" and hmac.compare_digest(key.strip().encode("latin-1"), self.key.encode()):
             return
         words = "Incorrect API key provided" if given else "You didn't provide an API key: Authorization: Bearer KEY"
         raise ApiError(words, code="invalid_api_key", status=401, headers={"WWW-Authenticate": "Bearer"})
