@@ -50,6 +50,10 @@ EQUIVALENT: dict[str, list[str]] = {
         "gelu.cu: const T t = exp(-2 * fabs(u)), r = 1 / (1 + t), s = x > 0 ? r : t * r;"
         "  ->  const T t = exp(-2 * fabs(u)), r = 1 / (1 + t), s = x >= 0 ? r : t * r;",
         "packed.cu: constexpr int PART = width < 4 ? width : 4;  ->  constexpr int PART = width <= 4 ? width : 4;",
+        "clip.cu: if (max_norm > 0 && norm > max_norm) scale *= max_norm / norm;"
+        "  ->  if (max_norm > 0 && norm >= max_norm) scale *= max_norm / norm;",
+        "attention.cu: constexpr int LANES = HEAD / width < WARP ? HEAD / width : WARP;"
+        "  ->  constexpr int LANES = HEAD / width <= WARP ? HEAD / width : WARP;",
         "softmax.cuh: if (!(most_here <= most)) {  ->  if (!(most_here < most)) {",
         "attention.cuh: static constexpr int pack = count < Tile<accum>::PACK ? count : Tile<accum>::PACK;"
         "  ->  static constexpr int pack = count <= Tile<accum>::PACK ? count : Tile<accum>::PACK;",
