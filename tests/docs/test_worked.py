@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 DOCS = Path(__file__).parents[2] / "docs"
-PAGES = sorted((DOCS / "worked").glob("*.md"))
+PAGES = [*sorted((DOCS / "worked").glob("*.md")), DOCS / "tutorials.md"]
 
 
 def examples(text: str) -> str:
