@@ -15,6 +15,24 @@ characters and pairs of characters.
 
 Result of --seeds 3 (3,472 test texts): accuracy 0.8245 (0.8154, 0.8321, 0.8260); from random weights 0.8085 (0.8162,
 0.8007, 0.8085); naive Bayes 0.7981. Pre-training gains 1.60 points, with a standard deviation of 1.62 over the seeds.
+
+Result of --regularizers (1,736 validation texts, seed 0, 10 minutes on one core): accuracy and loss of the best
+weights, where early stopping would have ended the run, and of the last ones. Each row changes a fine-tuning that has
+none of them.
+
+    regularizer           best weights     last weights
+    none                  0.8162  0.4179   0.8099  0.4941
+    weight decay 0.1      0.8139  0.4155   0.8255  0.4642
+    L2 term 1e-4          0.8111  0.4160   0.8180  0.5344
+    L1 term 1e-6          0.8076  0.4228   0.8174  0.4991
+    dropout 0.1           0.8185  0.4086   0.8249  0.4616
+    label smoothing 0.1   0.8093  0.4077   0.8116  0.4276
+    deletion and swap     0.8220  0.4149   0.8214  0.4293
+    frozen embeddings     0.8065  0.4231   0.8047  0.4280
+    synonyms              0.8088  0.4181   0.8099  0.5059
+
+Label smoothing and dropout have the lowest loss; frozen embeddings, deletion and swap, and label smoothing overfit
+least. The standard error of an accuracy is 0.9 points here, so the accuracies don't tell the regularizers apart.
 """
 
 from __future__ import annotations

@@ -16,6 +16,25 @@ words.
 Result of the first command (2,550 test texts, seed 0, 2 minutes on one core): accuracy 0.7314, macro F1 0.7295; naive
 Bayes 0.7510 and 0.7372. The model is 1.96 points below the baseline. Its best weights were those after two of the four
 epochs; after that it overfitted.
+
+Result of --regularizers (1,275 validation texts, seed 0, 5 minutes on one core): accuracy and loss of the best
+weights, where early stopping would have ended the run, and of the last ones. Each row changes a fine-tuning that has
+none of them.
+
+    regularizer           best weights     last weights
+    none                  0.7451  0.5409   0.7349  1.0227
+    weight decay 0.1      0.7467  0.5413   0.7341  1.0402
+    L2 term 1e-4          0.7286  0.5453   0.7325  1.0355
+    L1 term 1e-6          0.7325  0.5488   0.7325  0.9965
+    dropout 0.1           0.7396  0.5502   0.7357  0.8672
+    label smoothing 0.1   0.7396  0.5216   0.7404  0.6736
+    deletion and swap     0.7373  0.5357   0.7388  0.7948
+    frozen embeddings     0.6651  0.6104   0.6596  0.6116
+    synonyms              0.7459  0.5421   0.7325  0.9949
+
+Stopping early lowers the loss in every row, to half where nothing else is done. Label smoothing has the lowest loss;
+frozen embeddings, label smoothing, deletion and swap overfit least. In accuracy, whose standard error is 1.2 points
+here, only frozen embeddings differ from the rest: they are worse.
 """
 
 from __future__ import annotations
