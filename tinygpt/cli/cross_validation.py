@@ -28,6 +28,7 @@ from ..files import folder_made, shown, user_path
 from ..metrics.labelling import label_report, label_scores, label_table
 from ..training.finetuning.data_facts import read_data_facts
 from ..training.finetuning.run import begin_finetuning
+from ..training.monitoring.following import choose_following, follow
 from ..training.storage.discard import discard
 from ..training.storage.folder import RunFolder
 from .rows import write_json
@@ -48,6 +49,7 @@ def cross_validate(options: argparse.Namespace) -> int:
             f"the folder {shown(former[0].path)} holds a fold of an earlier cross-validation, which had more of them: "
             "choose another --out, or replace it with --overwrite"
         )
+    following = choose_following(options, user_path(options.out))
     reports, scores, labels = [], [], []
     said = set[str]()
     for number in range(options.folds):
@@ -59,6 +61,7 @@ def cross_validate(options: argparse.Namespace) -> int:
             notes = [note for note in run.notes if note not in said]  # most are the same for all folds
             said.update(notes)
             say(f"Fold {number + 1} of {options.folds}, in {fold.out}" + "".join(f";\n       {note}" for note in notes))
+            follow(run.trainer, following, run.tokenizer, run.task.template)
             result = run.trainer.run()
             if result.signal is not None:
                 return 128 + result.signal

@@ -160,8 +160,12 @@ def test_any_split_into_micro_batches_has_the_gradient_of_the_whole(parts: int) 
 def test_folds(run: Any, base: Path, tmp_path: Path) -> None:
     data = write_csv(tmp_path / "reviews.csv", [*rows(20), *rows(4)])  # some texts twice
     out = tmp_path / "cv"
-    answer = run("finetune", "--model", base, "--data", data, "--out", out, "--folds=3", *QUICK)
+    options = ["--folds=3", *QUICK, "--watch-layers=1"]
+    answer = run("finetune", "--model", base, "--data", data, "--out", out, *options)
     assert answer.code == 0, answer.err
+    for number in (1, 2, 3):  # each fold is a run that can be watched
+        records = list(read_metrics(out / f"fold-{number}" / "metrics.jsonl"))
+        assert sum("layers" in record for record in records) == max(record["step"] for record in records) > 0
     report = json.loads((out / "folds.json").read_text())
     assert len(report["folds"]) == 3
     assert sum(fold["rows"] for fold in report["folds"]) == report["all_rows"]["rows"] == 24
