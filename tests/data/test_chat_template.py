@@ -99,29 +99,19 @@ def test_that_of_another_program_is_kept_without_a_template(run: Any, base: Path
 
 
 def test_a_template_in_which_nothing_is_learned_is_named(run: Any, base: Path, rows: Path, tmp_path: Path) -> None:
-    words = (
-        "the model's own chat template is in Jinja, in which answers are not learned or scored: give --template "
-        "chatml, most likely"
-    )
-    answer = run("finetune", f"--model={base}", f"--data={rows}", f"--out={tmp_path / 'run'}", *QUICK)
+    words = "the model's own chat template is in Jinja, in which answers are not learned: give --template "
+    command = ["finetune", f"--model={base}", f"--data={rows}", f"--out={tmp_path / 'run'}", *QUICK]
+    answer = run(*command)
     assert answer.code == 0, answer.err
-    assert words in answer.out
-    answer = run("eval", f"--model={base}", f"--data={rows}", "--max-new-tokens=2")
-    assert answer.code == 0, answer.err
-    assert f"[Answering in the usual template for these columns: {words}.]" in answer.err
+    assert f"{words}chatml, most likely" in answer.out
     path = base / "chat_template.jinja"
-    answer = run(
-        "finetune", f"--model={base}", f"--data={rows}", f"--out={tmp_path / 'b'}", f"--template={path}", *QUICK
-    )
-    assert_one_sentence(
-        answer, "chat_template.jinja is in Jinja, in which .* not learned or scored: write it as a TOML"
-    )
+    sentence = "chat_template.jinja is in Jinja, in which .* scored, but not learned: write it as a TOML file"
+    assert_one_sentence(run(*command, "--overwrite", f"--template={path}"), sentence)
     path.unlink()
     (base / "tokenizer_config.json").write_text(json.dumps({"chat_template": [
         {"name": "tool_use", "template": "x"}, {"name": "default", "template": "{{ messages }}"}]}))  # fmt: skip
-    answer = run("eval", f"--model={base}", f"--data={rows}", "--max-new-tokens=2")
-    assert "give --template a preset or a TOML file" in answer.err
-    assert not run("eval", f"--model={base}", f"--data={rows}", "--max-new-tokens=2", "--template=lines").err
+    answer = run(*command, "--overwrite")
+    assert f"{words}a preset or a TOML file" in answer.out
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import tinygpt as tg
@@ -70,6 +71,46 @@ def test_every_command_that_answers_follows_it(
     (model / "template.toml").write_text(PRESETS["plain"].to_toml())  # a template of ours comes first
     chat()
     assert seen[5][0] == "User: hi\nAssistant:"
+
+
+def test_answers_are_scored_in_it(run: Any, model: Path, tmp_path: Path, seen: list[tuple[str, Any]]) -> None:
+    """The loss is that of the answers' tokens in transformers' text, whatever they are divided into."""
+    rows = tmp_path / "rows.jsonl"
+    said = [("hi", "ho"), ("and <|endoftext|>", "so")]
+    messages = [{"role": role, "content": text} for pair in said
+                for role, text in zip(("user", "assistant"), pair, strict=True)]  # fmt: skip
+    rows.write_text(json.dumps({"messages": messages}) + "\n")
+    answer = run("eval", f"--model={model}", f"--data={rows}", f"--json={tmp_path / 'r.json'}", "--max-new-tokens=9")
+    assert answer.code == 0, answer.err
+    report = json.loads((tmp_path / "r.json").read_text())
+    opening = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+    text = "".join(opening.format(question) + f"{answer}<|im_end|>\n" for question, answer in said)
+    ids = TOKENIZER.encode(text)
+    targets = np.full(len(ids), -100)
+    for _, answered in said:
+        begin = text.index(f"{answered}<|im_end|>")
+        targets[begin : begin + len(answered) + 11] = ids[begin : begin + len(answered) + 11]
+    gpt = tg.GPT.from_pretrained(model)
+    assert report["tokens"] == (targets != -100).sum() == 26
+    assert report["loss"] == pytest.approx(gpt.loss(ids[None, :-1], targets[None, 1:]).item(), rel=1e-5)
+    assert seen[-1] == (text[: text.rindex("so<|im_end|>")], ASKED[1])
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("{{ raise_exception('not so') }}", "line 1: the chat template .* can't be applied to this dialogue: not so"),
+        (
+            "{{ messages | length }}{{ messages[0].content }}",
+            "line 1: .* changes the text before an answer .*",
+        ),
+    ],
+)
+def test_what_can_not_be_scored_is_one_sentence(run: Any, model: Path, tmp_path: Path, source: str, words: str) -> None:
+    (model / "chat_template.jinja").write_text(source)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "hi", "completion": "ho"}\n')
+    assert_one_sentence(run("eval", f"--model={model}", f"--data={rows}"), rf"rows\.jsonl, {words}")
 
 
 def test_the_server_follows_it(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
 """What `eval` and `predict` do with prompts: the model's answers to the rows of a file, and their quality.
 
-The template is the one in the model's folder, which it was fine-tuned with, or `--template`. Decoding is greedy, so the
+The template is the one in the model's folder, in TOML or Jinja, or `--template`. Decoding is greedy, so the
 same model always gives the same answers.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,8 +15,6 @@ from typing import Any, TypeVar
 import numpy as np
 
 from .. import console
-from ..console import Lenient
-from ..data.chat_template import other_template
 from ..data.columns import COLUMNS, Turns, dialogue_of, find_columns, is_conversation
 from ..data.dialogue import TEMPLATE, AnyTemplate, Dialogue
 from ..data.rows import Row
@@ -41,8 +38,6 @@ def template_name(options: argparse.Namespace, folder: Path) -> str | None:
     """The template that was given, or the file of the model's own; None: the usual one for the columns."""
     if options.template is not None:
         return str(options.template)
-    if (words := other_template(folder)) is not None:
-        print(f"[Answering in the usual template for these columns: {words}.]", file=Lenient(sys.stderr), flush=True)
     return str(folder / TEMPLATE) if (folder / TEMPLATE).exists() else None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -56,6 +57,8 @@ def evaluate_language_model(options: argparse.Namespace, model: Any, tokenizer: 
     """Print the loss on the texts or answers of the rows, and metrics of the model's own answers."""
     from ..data import BadRows
     from ..data.examples import collate
+    from ..data.jinja_examples import JinjaExamples
+    from ..data.jinja_template import in_jinja, template_for
     from ..data.row_batches import AllRows
     from ..training import mean_loss
     from ..training.finetuning.held_out import validation_file
@@ -72,9 +75,15 @@ def evaluate_language_model(options: argparse.Namespace, model: Any, tokenizer: 
         raise UsageError(f"there are no rows in {shown(path)}")
     task, columns = columns_of(all_rows, skip, its)
     _require_language(task, options, folder, path)
-    name = template_name(options, folder) if task == "sft" else options.template
-    task_options = TaskOptions(columns, name, rows=lambda: all_rows)
-    asked = (AnswerTask if task == "sft" else TextTask)(task_options, model, tokenizer)
+    asked: Any
+    if task == "sft" and in_jinja(folder, options.template):
+        template: Any = template_for(folder, tokenizer, options.template)
+        maker = JinjaExamples(tokenizer, model.config.block_size, columns, template)
+        asked = SimpleNamespace(maker=maker, template=template)
+    else:
+        name = template_name(options, folder) if task == "sft" else options.template
+        task_options = TaskOptions(columns, name, rows=lambda: all_rows)
+        asked = (AnswerTask if task == "sft" else TextTask)(task_options, model, tokenizer)
     if options.data is None:
         all_rows, bad = _held_out(options, folder, asked.maker), None
     rows, examples = make_all(asked.maker.make, all_rows, bad)

@@ -1,9 +1,9 @@
 """Templates for other programs: chat_template.jinja, which transformers, TRL and servers apply to dialogues.
 
 tinygpt writes such a file beside template.toml, from the same template, so that `tokenizer.apply_chat_template` gives
-the text that the model was trained with. A file by another program is followed where dialogues are answered
-(`jinja_template.py`). It is kept if the model is fine-tuned without a template, and named where answers are learned or
-scored, for which a template must say what an answer is.
+the text that the model was trained with. A file by another program is followed where dialogues are answered or scored
+(`jinja_template.py`, `jinja_examples.py`). It is kept if the model is fine-tuned without a template, and named where
+answers are learned.
 """
 
 from __future__ import annotations
@@ -100,20 +100,10 @@ def chat_template_in(folder: Path) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def other_template(folder: Path) -> str | None:
-    """A sentence about a model whose only template is one in which nothing is learned or scored, or None."""
-    if (folder / TEMPLATE).exists() or (found := chat_template_in(folder)) is None:
-        return None
-    return unread(found)
-
-
 def unread(jinja: str) -> str:
-    """What to do about a template in which nothing is learned or scored."""
+    """What to do about a template in which nothing is learned."""
     likely = "chatml, most likely" if "<|im_start|>" in jinja else "a preset or a TOML file that makes the same text"
-    return (
-        "the model's own chat template is in Jinja, in which answers are not learned or scored: give --template "
-        f"{likely}"
-    )
+    return f"the model's own chat template is in Jinja, in which answers are not learned: give --template {likely}"
 
 
 def template_notes(template: Template | None, chat_template: str | None) -> list[str]:

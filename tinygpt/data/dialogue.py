@@ -152,8 +152,8 @@ def read_template(name_or_file: str) -> Template:
         raise UsageError(f"there is no template {name_or_file!r}: use one of {', '.join(PRESETS)}, or a TOML file")
     if path.suffix == ".jinja":
         raise UsageError(
-            f"the template {path} is in Jinja, in which dialogues are answered, but not learned or scored: write it as "
-            "a TOML file"
+            f"the template {path} is in Jinja, in which dialogues are answered and scored, but not learned: write it "
+            "as a TOML file"
         )
     try:
         with explain_os_errors("read", path):

@@ -71,15 +71,27 @@ class JinjaTemplate:
 
     def parts(self, system: str, turns: Turns, user: str) -> list[Part]:
         """The text up to where the answer to `user` begins, divided where a message has a special token."""
-        said = [*(("user", question, answer) for question, answer in turns)]
-        messages = [{"role": "system", "content": system}] if system else []
-        for role, question, answer in said:
-            messages += [{"role": role, "content": question}, {"role": "assistant", "content": answer}]
-        messages.append({"role": "user", "content": user})
-        gap = _unused("".join(message["content"] for message in messages))
-        messages = [message | {"content": self._torn(message["content"], gap)} for message in messages]
+        gap = self.gap_for([system, user, *(text for turn in turns for text in turn)])
         # No part holds such a token whole, so `encode` takes it for characters.
-        return [(part, True) for part in self.render(messages, add_generation_prompt=True).split(gap)]
+        return [(part, True) for part in self.rendered(system, turns, user, gap).split(gap)]
+
+    def rendered(self, system: str, turns: Turns, user: str | None, gap: str) -> str:
+        """The text up to where the answer to `user` begins, or with None of a dialogue that ends with an answer.
+
+        gap: a character from `gap_for`, which is put into the special tokens that a message contains.
+        """
+        said = [("system", system)] if system else []
+        for question, answer in turns:
+            said += [("user", question), ("assistant", answer)]
+        said += [("user", user)] if user is not None else []
+        messages = [{"role": role, "content": self._torn(text, gap)} for role, text in said]
+        return self.render(messages, add_generation_prompt=user is not None)
+
+    @staticmethod
+    def gap_for(texts: Sequence[str]) -> str:
+        """A character that the texts do not have: the first such one of the private use area."""
+        used = set("".join(texts))
+        return next(chr(code) for code in range(0xE000, 0xF8FF) if chr(code) not in used)
 
     def opening(self, system: str, user: str) -> list[Part]:
         """The text of a dialogue that begins with `user`, up to where the answer begins."""
@@ -153,11 +165,6 @@ def _source(path: Path) -> str:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise UsageError(f"{shown(path)} is no template: {error}") from error
-
-
-def _unused(text: str) -> str:
-    """A character that the text does not have: the first such one of the private use area."""
-    return next(chr(code) for code in range(0xE000, 0xF8FF) if chr(code) not in text)
 
 
 def _one_line(error: BaseException) -> str:
