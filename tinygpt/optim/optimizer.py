@@ -77,8 +77,9 @@ class Optimizer:
         self.l1, self.l2 = number(self.where, "l1", l1, at_least=0), number(self.where, "l2", l2, at_least=0)
         self.slots = self._make_slots(parameters)
         for slot in self.slots:
-            zeros_like = array_module(slot.parameter.data).zeros_like
-            slot.state = {kind: zeros_like(slot.parameter.data, order="C") for kind in self._state_names(slot)}
+            data = slot.parameter.data
+            zeros = array_module(data).zeros  # takes no memory until it is written to, unlike zeros_like
+            slot.state = {kind: zeros(data.shape, data.dtype) for kind in self._state_names(slot)}
 
     @property
     def lr(self) -> float:

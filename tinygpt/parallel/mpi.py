@@ -197,7 +197,7 @@ class _Sum(Pending):
     def _end(self) -> None:
         self.done = True
         if not self.gather:
-            self.result = sum_in_order(self.parts)
+            self.result = sum_in_order(self.parts).copy()  # a view would keep all parts in memory
             return
         if not np.shares_memory(self.flat, self.array):
             self.array[...] = self.flat[: self.array.size].reshape(self.array.shape)

@@ -104,8 +104,8 @@ class ShardedOptimizer:
     def _slot(self, whole: Slot, inside: slice) -> Slot:
         part = Tensor(flat(whole.parameter)[inside])
         slot = Slot(whole.name, part, whole.lr_scale, whole.weight_decay, whole.l1, whole.l2, whole.settings)
-        zeros = array_module(part.data).zeros_like
-        slot.state = {kind: zeros(part.data) for kind in self.kinds[whole.name]}
+        zeros = array_module(part.data).zeros
+        slot.state = {kind: zeros(part.shape, part.dtype) for kind in self.kinds[whole.name]}
         return slot
 
     # A step -------------------------------------------------------------------------------------------
@@ -160,6 +160,7 @@ class ShardedOptimizer:
 
     def zero_grad(self) -> None:
         """Set the gradients of all parameters to None."""
+        self.sums = []
         for slot in [*self.slots, *self.inner.slots]:
             slot.parameter.grad = None
 
