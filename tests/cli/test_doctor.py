@@ -152,8 +152,8 @@ def test_the_extras_are_those_of_the_package() -> None:
         brought = {requirement.partition(">")[0].partition("[")[0] for requirement in extras.pop(name)}
         assert set(modules) == brought
     of_newer_pythons = {"zstd"}  # a module of Python's own since 3.14
-    of_tests = {"test", "dev", "compat", "llama", "browser"}
-    assert set(extras) - of_tests - of_newer_pythons == {"cuda12", "cuda13"}
+    of_developers = {"test", "dev", "docs", "compat", "llama", "browser"}
+    assert set(extras) - of_developers - of_newer_pythons == {"cuda12", "cuda13"}
 
 
 def test_nothing_invites_to_install_a_strangers_package() -> None:
