@@ -181,6 +181,33 @@ def test_a_process_that_fails(place: Path, error: str) -> None:
     assert saved(place / "run") >= 0
 
 
+BLIND = """
+import sys
+from tinygpt import cli
+from tinygpt.cli import together
+from tinygpt.errors import UsageError
+from tinygpt.parallel import rank
+
+open_tokens = together.open_tokens
+def blind(path):
+    if rank() == 2 and "run" in str(path):
+        raise UsageError("there is no such file")
+    return open_tokens(path)
+together.open_tokens = blind
+sys.argv[0] = "tinygpt"
+cli.main(sys.argv[1:])
+"""
+
+
+def test_a_folder_that_only_process_0_sees(place: Path) -> None:
+    """The tokens are sent to whoever can't open them, and the run is the same one."""
+    for folder, program in (("run", ["-c", BLIND, *TRAIN[2:]]), ("seen", [*TRAIN, "--out=seen"])):
+        result = done(place, (3, [*program, *SHORT]))
+        assert result.returncode == 0, result.stderr
+        assert saved(place / folder) == 12
+    assert losses(place / "run") == losses(place / "seen")
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [
