@@ -81,7 +81,7 @@ def warn_if_copied(idx: Any, targets: Any) -> bool:
         warnings.warn(
             "GPT.loss: the targets equal the input at every position, so the model learns to copy its input: "
             "give the next tokens, as in loss(ids[:, :-1], ids[:, 1:]), or loss(ids, labels=ids)",
-            stacklevel=3,
+            stacklevel=4,  # the caller of the model's `loss`
         )
     return copied
 

@@ -60,6 +60,19 @@ def test_the_compiled_product_takes_float32_with_avx2_or_avx512() -> None:
         assert not row.declines(np.float32)
 
 
+@pytest.mark.parametrize(
+    "shapes",
+    [((40, 50), (50, 60), (40, 59)), ((40, 50), (50, 60), (39, 60)), ((40, 50), (49, 60), (40, 60)),
+     ((2, 40, 50), (2, 50, 60), (1, 40, 60)), ((2, 40, 50), (1, 50, 60), (2, 41, 60))],
+    ids=str,
+)  # fmt: skip
+def test_a_product_that_does_not_fit_is_refused(shapes: tuple[tuple[int, ...], ...]) -> None:
+    """Before it writes beyond the arrays."""
+    a, b, out = (np.zeros(shape, np.float32) for shape in shapes)
+    with pytest.raises(ValueError, match=r"mismatch|broadcast"):
+        REGISTRY["matmul_into"](a, b, out, False)
+
+
 @needs_extension
 @every_compiled_kernel
 @given(data=st.data())

@@ -50,6 +50,8 @@ def matmul_into(a, b, out, bint add):
         return NotImplemented
     cdef int last = a.ndim - 1
     p.g.M, p.g.K, p.g.N, p.g.add = a.shape[last - 1], a.shape[last], b.shape[last], add
+    if b.shape[last - 1] != p.g.K or out.shape != (*a.shape[:last], p.g.N) or b.shape[:last - 1] != a.shape[:last - 1]:
+        return NotImplemented  # NumPy says what does not fit
     p.count = 1 if last == 1 else a.shape[0]
     p.g.a = <float *> open_matrices(a, &p.a_next, &p.g.a_row, &p.g.a_k)
     p.g.b = <float *> open_matrices(b, &p.b_next, &p.g.b_k, &p.g.b_column)
