@@ -122,7 +122,12 @@ def body_of(device: Device, kernel: str) -> Callable[..., Any] | None:
         return flat_body(kernel, body)
     if body is None or kernel not in ARGUMENTS:
         return body
-    return lambda *arguments: tuple(body(calls_of(kernel, arguments)))
+
+    def of_several(*arguments: Any) -> Any:
+        returned = body(calls_of(kernel, arguments))
+        return returned if returned is NotImplemented else tuple(returned)
+
+    return of_several
 
 
 @contextlib.contextmanager

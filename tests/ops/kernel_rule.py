@@ -29,11 +29,16 @@ EPS16, EPS32, EPS64 = (float(np.finfo(dtype).eps) for dtype in (np.float16, np.f
 
 def results(row: KernelRow, kind: str, arguments: list[Any]) -> list[np.ndarray]:
     """What the kernel returns and what it writes, as float64 arrays."""
+    return [value for value in all_results(row, kind, arguments) if value is not None]
+
+
+def all_results(row: KernelRow, kind: str, arguments: list[Any]) -> list[np.ndarray | None]:
+    """`results`, and None in the place of each that the kernel leaves out."""
     with use_kernels(kind), np.errstate(all="ignore"):
         returned = (row.kernel or REGISTRY[row.name])(*arguments)
     returned = returned if isinstance(returned, tuple) else (returned,)
     written = [arguments[i] for i in row.writes]
-    return [np.asarray(value, dtype=np.float64) for value in (*returned, *written) if value is not None]
+    return [None if value is None else np.asarray(value, dtype=np.float64) for value in (*returned, *written)]
 
 
 def doubled(arguments: list[Any], rounding: Rounding | None = None) -> list[Any]:

@@ -71,7 +71,7 @@ def clip_coefficient(norm: float, max_norm: float) -> float:
 @kernel(in_place=True)
 def clip_scale(sums: Array, state: Array, divisor: float, max_norm: float) -> None:
     """sums (count,): of squares of gradients. state (3,) becomes factor, norm, goes_on: see `ScaleOnDevice`."""
-    norm = math.sqrt(float(sums.sum())) / divisor
+    norm = float(np.sqrt(float(sums.sum()))) / divisor  # NaN of sums below 0, as on a GPU
     goes_on = math.isfinite(norm) and float(state[2]) != 0
     scale = 1 / divisor
     if max_norm > 0 and norm > max_norm:
