@@ -69,11 +69,11 @@ def test_a_run_has_the_outcome_of_one_that_waits(
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-@pytest.mark.parametrize("step", [0, 5, 6])
+@pytest.mark.parametrize("step", [0, 5, 6, 9, 10])
 def test_a_bad_step_changes_nothing_though_it_is_noticed_late(
     gpu: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, value: float
 ) -> None:
-    """Step 6 is the first after a line of metrics; step 5 is read when step 6 has been launched."""
+    """Step 6 is the first after a line of metrics; step 5 is read when step 6 has been launched; 10 is the last one."""
     found = []
     for name in ("late", "plain"):
         trainer = make_trainer(tmp_path / name, **(SMALL | {"eval_every": 100, "checkpoint_every": 100}))

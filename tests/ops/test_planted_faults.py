@@ -192,9 +192,12 @@ def callers() -> dict[str, tuple[int, list[tuple[Row, Example]]]]:
 
 # Optimizers are no operations, and the product of a kernel's own is of float32, which no difference can check.
 WITHOUT_OPERATION = ("adamw_update", "lion_update", "newton_schulz", "sum_of_squares", "matmul_into")
+# Nor are what only a GPU's training step calls; without a compiled body either, they are judged beside the CUDA body.
+ONLY_ON_GPUS = ("clip_scale", "rounded")
+OF_OPERATIONS = [row for row in KERNEL_ROWS if row.name not in WITHOUT_OPERATION + ONLY_ON_GPUS]
 
 
-@pytest.mark.parametrize("row", [row for row in KERNEL_ROWS if row.name not in WITHOUT_OPERATION], ids=lambda r: r.name)
+@pytest.mark.parametrize("row", OF_OPERATIONS, ids=lambda row: row.name)
 def test_a_fault_in_a_reference_fails_the_checks_of_an_operation(row: KernelRow, exhaustive: bool) -> None:
     with use_kernels("reference"):
         assert missed_in_reference(row, by_operation, *callers()[row.name], exhaustive) == []
@@ -204,6 +207,13 @@ def test_a_fault_in_a_reference_fails_the_checks_of_an_operation(row: KernelRow,
 @pytest.mark.parametrize("row", COMPILED_ROWS, ids=lambda row: row.name)
 def test_a_fault_in_a_reference_is_noticed_beside_the_compiled_body(row: KernelRow, exhaustive: bool) -> None:
     if not row.declines(np.float32):
+        assert missed_beside_the_compiled_body(row, exhaustive) == []
+
+
+@needs_compiler
+@pytest.mark.parametrize("row", [row for row in CUDA_ROWS if row.name in ONLY_ON_GPUS], ids=lambda row: row.name)
+def test_a_fault_in_a_reference_is_noticed_beside_the_cuda_body(row: KernelRow, exhaustive: bool) -> None:
+    with emulated(Device()):
         assert missed_beside_the_compiled_body(row, exhaustive) == []
 
 

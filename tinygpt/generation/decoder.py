@@ -182,8 +182,8 @@ class Decoder:
         self.like = model.parameters()[0].data
         self.logits = backends.array_module(self.like).empty((B, model.config.vocab_size), self.like.dtype)
         self.one_pass = one_pass(model)
-        on_gpu = self.one_pass is not None and backends.name_of(self.like) == "cupy"
-        self.graphed = GraphedDecode(self._compute, self._addresses) if on_gpu else None
+        self.joint_prefill = on_gpu = backends.name_of(self.like) == "cupy"
+        self.graphed = GraphedDecode(self._compute, self._addresses) if on_gpu and self.one_pass is not None else None
         embedding, self.head_matrix = model.output_embedding, None  # None: the head is called
         if keeps(model, LanguageModel, "head") and is_known(embedding, Embedding, PackedEmbedding):
             self.head_matrix = embedding.matrix
@@ -191,7 +191,7 @@ class Decoder:
     def _begin(self, rows: list[Any]) -> Any:
         self._make_room(len(rows))
         with no_grad(), self.model.evaluating(), self.model.compute_in("float32"):
-            if len(rows) > 1 and len({row.shape for row in rows}) == 1 and backends.name_of(self.like) == "cupy":
+            if len(rows) > 1 and len({row.shape for row in rows}) == 1 and self.joint_prefill:
                 # All prompts in one pass. On a CPU it would gain little, and a row's bits would depend on the others'.
                 together = np.concatenate([backends.move(row, "numpy") for row in rows])  # (B, T)
                 return self._head(self.model.hidden(together, self.cache).data[:, -1])

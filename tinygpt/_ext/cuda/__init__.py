@@ -218,7 +218,8 @@ def fits(names: Sequence[str], arguments: Sequence[Any]) -> bool:
     Row and column indices are 32-bit and may overshoot by one step of a block; offsets into an array are 64-bit.
     Floating-point arrays share one dtype, except statistics, which may have the accumulators'.
     """
-    arrays = [(name, a) for name, a in zip(names, arguments, strict=False) if hasattr(a, "shape")]
+    given = zip(names, arguments, strict=False)
+    arrays = [(name, a) for name, a in given if hasattr(a, "shape") and not isinstance(a, np.dtype)]  # it has one, too
     sizes = [size for _, a in arrays for size in a.shape]
     floats = {a.dtype.name for name, a in arrays if name not in STATISTICS} & set(REALS)
     allowed = floats | ({"float32"} if floats <= {"float16", "bfloat16"} else set())
