@@ -281,7 +281,7 @@ def the_run_of_one_process(team: Communicator, folder: str, kind: str, steps: st
         difference = max(abs(a - b) for a, b in zip(losses, expected, strict=True))
         apart = max(np.abs(weights[name] - alone[name]).max() for name in alone)
         assert difference > 0 or team.size == 1, "were these two runs?"
-        assert losses[0] - min(losses) > 0.05, "the run learns nothing"
+        assert losses[0] - min(losses) > 0.02, "the run learns nothing"  # thousands of times what is compared
         latest = [CheckpointFolder(Path(folder) / f"run-{n}").load("latest") for n in (team.size, 1)]
         assert [*latest[0].optimizer] == [*latest[1].optimizer]
         assert [*latest[0].state] == [*latest[1].state]

@@ -16,6 +16,8 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import sys
+import time
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -27,6 +29,7 @@ from ..typing import Array
 from .communicator import Communicator, Pending, padded, sum_in_order
 
 LARGEST = 1 << 28  # elements in one message: their number must fit into a C int
+_FORWARDING = 0.3  # seconds in which the launcher passes on what was written: when a run is aborted, it drops the rest
 
 
 def load_mpi() -> Any:
@@ -132,6 +135,9 @@ class Mpi(Communicator):
 
     def end_all(self, code: int) -> NoReturn:
         with contextlib.suppress(Exception):
+            sys.stdout.flush()
+            sys.stderr.flush()
+            time.sleep(_FORWARDING)
             self.mpi.COMM_WORLD.Abort(code)
         os._exit(code)
 
