@@ -22,6 +22,7 @@ from .function import Function
 from .graph import detect_anomaly, no_grad
 from .ops import concatenate as cat
 from .ops import stack
+from .seams import implemented_in
 from .tensor import Tensor, tensor
 
 __version__ = "0.1.0"
@@ -93,6 +94,17 @@ __all__ = [
     "parallel", "randn", "random", "set_num_threads", "stack", "tensor", "testing", "tokenizers", "training",
     "use_backend", "use_kernels", "zeros",
 ]  # fmt: skip
+
+implemented_in(  # what models and tokenizers call in layers above them
+    {
+        "generate": "tinygpt.generation",
+        "from_pretrained": "tinygpt.interop",
+        "save_pretrained": "tinygpt.interop",
+        "load_classifier": "tinygpt.interop.classifier",
+        "save_with_tokenizer": "tinygpt.interop.classifier",
+        "tokenizer_named": "tinygpt.interop.loading",
+    }
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -55,6 +55,7 @@ from .labels import (
 from .language_model import LanguageModel
 from .nn.losses import classification_loss, l1_loss, mse_loss, total_weight
 from .ops.cast import casting_together
+from .seams import implementation
 from .tensor import Tensor
 
 _Classifier = TypeVar("_Classifier", bound="GPTForSequenceClassification")
@@ -229,7 +230,7 @@ class GPTForSequenceClassification(nn.Module):
         self.transformer.state_dict()  # which refuses
         return super().state_dict()
 
-    # Facades of the layer above, which is imported when called -------------------------------------
+    # Implemented in the layer above: see seams.py --------------------------------------------------
 
     @classmethod
     def from_pretrained(
@@ -252,12 +253,11 @@ class GPTForSequenceClassification(nn.Module):
         or label_names; the new head is drawn from `seed`. A classifier (a file with score.weight, by tinygpt or
         transformers) has its own, and then what is given must agree with it. Raises UsageError.
         """
-        from .interop.classifier import load_classifier
-
-        return load_classifier(
+        classifier: _Classifier = implementation("load_classifier")(
             cls, folder_or_name, num_labels, label_names, problem_type, dtype=dtype, quantize=quantize,
             dropout=dropout, seed=seed, revision=revision, checkpoint=checkpoint,
         )  # fmt: skip
+        return classifier
 
     def save_pretrained(
         self,
@@ -272,6 +272,4 @@ class GPTForSequenceClassification(nn.Module):
         See `GPT.save_pretrained`. transformers finds a text's end by the padding id, so for batches of several texts
         it needs a pad_token_id in config.json: that of the tokenizer is written, if it has one. Raises UsageError.
         """
-        from .interop.classifier import save_with_tokenizer
-
-        save_with_tokenizer(self, folder, tokenizer, dtype=dtype, max_shard_size=max_shard_size)
+        implementation("save_with_tokenizer")(self, folder, tokenizer, dtype=dtype, max_shard_size=max_shard_size)

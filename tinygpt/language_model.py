@@ -10,8 +10,8 @@ is another file beside it):
 
 and, to generate with a cache, `hidden(idx, cache)` and `new_cache(B, capacity)`: see `GPT`.
 
-Loading, saving and generating are implemented in higher layers. The methods `from_pretrained`, `save_pretrained` and
-`generate` here are the only code of the core that imports from there.
+Loading, saving and generating are implemented in higher layers: `seams.py` says how `from_pretrained`,
+`save_pretrained` and `generate` reach them.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import numpy as np
@@ -30,15 +31,39 @@ from .nn.packed import pack_model
 from .nn.precision import compute_in
 from .ops.cast import casting_together
 from .random import Generator
+from .seams import implementation
 from .tensor import Tensor
 from .token_ids import IGNORE_INDEX, check_ids, checked_logits, targets_of, warn_if_copied
 from .typing import Array, DType, DTypeLike, Ids
 
 if TYPE_CHECKING:
-    from .generation import Generated
     from .tokenizers import Tokenizer
 
 _Model = TypeVar("_Model", bound="LanguageModel")
+
+
+@dataclass(frozen=True)
+class Generated:
+    """The result of `generate(..., return_details=True)`: R = B * num_return_sequences rows of at most N new tokens.
+
+    sequences            (R, T + N) int64: the prompts, padded on the left, then the new tokens, padded on the right
+    lengths              (R,) int64: the number of generated tokens, including an eos token
+    finish_reasons       R strings: "eos", "stop_string", "length", "block" (the block is full and overflow="stop") or
+                         "dead_end" (options and processors rule out every next token)
+    log_probs            (R, N) float64: log-probability of each token under the model, the log_softmax of its logits;
+                         0 at padding
+    processed_log_probs  (R, N) float64: log-probability of each token after processors, temperature and truncation (in
+                         beam search: the terms of the beam's score); 0 at padding
+    scores               (R,) float64 in beam search, best first for each prompt: sum(processed_log_probs) /
+                         lengths**length_penalty; None otherwise
+    """
+
+    sequences: np.ndarray
+    lengths: np.ndarray
+    finish_reasons: list[str]
+    log_probs: np.ndarray
+    processed_log_probs: np.ndarray
+    scores: np.ndarray | None = None
 
 
 @known("forward", "head")
@@ -167,7 +192,7 @@ class LanguageModel(nn.Module):
             raise UsageError(f"a model packed into {self.packed} can't take weights: load them before it is packed")
         super().load_state_dict(state, strict)
 
-    # Facades of the layers above, which are imported when called -----------------------------------
+    # Implemented in the layers above: see seams.py -------------------------------------------------
 
     @classmethod
     def from_pretrained(
@@ -191,12 +216,9 @@ class LanguageModel(nn.Module):
         dropout: overrides the file's; seed: of the dropout masks. Both matter only in training.
         Raises UsageError for missing or damaged files, other formats, and models that this class can't represent.
         """
-        from .interop import from_pretrained  # the layer above
-
-        model_class: Any = cls
-        model: Any = from_pretrained(
+        model: _Model = implementation("from_pretrained")(
             folder_or_name, dtype=dtype, quantize=quantize, dropout=dropout, seed=seed, revision=revision,
-            model_class=model_class,
+            model_class=cls,
         )  # fmt: skip
         return model
 
@@ -216,10 +238,8 @@ class LanguageModel(nn.Module):
         a flag that makes `from_pretrained` load it without biases.
         A crash or a full disk leaves either the old model or the new one intact. Raises UsageError.
         """
-        from .interop import save_pretrained
-
-        model: Any = self
-        save_pretrained(model, folder, dtype=dtype, max_shard_size=max_shard_size, tokenizer=tokenizer)
+        save = implementation("save_pretrained")
+        save(self, folder, dtype=dtype, max_shard_size=max_shard_size, tokenizer=tokenizer)
 
     @overload
     def generate(
@@ -240,9 +260,9 @@ class LanguageModel(nn.Module):
         attention_mask, config, logits_processor, tokenizer, return_details, and the fields of
         `tinygpt.generation.GenerationConfig`.
         """
-        from .generation import generate  # the layer above
-
         if (idx is None) == (input_ids is None):
             raise UsageError("generate: give the prompt as idx or as input_ids, which mean the same")
-        model: Any = self
-        return generate(model, input_ids if idx is None else idx, max_new_tokens, **options)
+        generated: np.ndarray | Generated = implementation("generate")(
+            self, input_ids if idx is None else idx, max_new_tokens, **options
+        )
+        return generated

@@ -1,6 +1,7 @@
 """Imports go one way: no file leads back to itself, and no layer knows of one above it.
 
-The package is read, not run: every `import` counts, those inside functions too, since a reader follows them as well.
+The package is read, not run: every `import` counts, those inside functions too, since a reader follows them as well,
+and so does `importlib.import_module("tinygpt...")`. What a lower layer calls in a higher one goes through seams.py.
 Imports under `if TYPE_CHECKING` are of names for annotations. Nothing of the file that they name is run, and two files
 of one layer may each be handed what the other makes (an engine walks nodes, a node makes tensors, a tensor calls the
 engine). So they are left out where files are looked at one by one, but they may not reach into a layer above either.
@@ -12,9 +13,11 @@ import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
+
+from tinygpt import seams
 
 ROOT = Path(__file__).parents[2]
 
@@ -22,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 # as no file leads back to itself.
 LAYERS = [
     ["errors", "typing"],
-    ["checks", "console", "notebook", "files", "lock", "cores", "random"],
+    ["checks", "console", "notebook", "files", "lock", "cores", "random", "seams"],
     ["exchange", "_ext"],
     ["backends"],
     ["kernel", "array_file", "safetensors_io"],
@@ -37,13 +40,6 @@ LAYERS = [
     ["report"],
     ["cli", "kernel.__main__", "__main__"],
 ]
-
-# Facades: what a user wants to call on a model (`generate`, `from_pretrained`, ...) is a method that hands over to a
-# room above it; so does looking up a tokenizer by a model's name. The imports stand in functions of these files.
-FACADES = {
-    ("language_model", "generation"), ("language_model", "interop"), ("classifier", "interop"),
-    ("tokenizers", "interop"),
-}  # fmt: skip
 
 # Said to type checkers alone: the methods of Tensor are the functions that ops binds to it, and `typing` names Tensor.
 DECLARED = {("tensor", "ops"), ("tensor", "ops._torch_names"), ("typing", "tensor")}
@@ -81,13 +77,23 @@ class Package:
             for target in self._targets(name, node):
                 if target not in ("", name):
                     yield Import(name, target, node.lineno, typing)
+        for node in ast.walk(self.trees[name]):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+                target = self._file(getattr(node.args[0], "value", ""))
+                if target not in ("", name):
+                    yield Import(name, target, node.lineno, typing=False)
 
     def _targets(self, name: str, node: ast.Import | ast.ImportFrom) -> Iterator[str]:
         """What a statement imports of this package: the files themselves, not the names in them."""
         for module in imported(self.folder.name, name, self.paths[name].name == "__init__.py", node):
-            package, _, inner = module.partition(".")
-            if package == self.folder.name:
-                yield inner if inner in self.paths else inner.rpartition(".")[0]
+            yield self._file(module)
+
+    def _file(self, module: Any) -> str:
+        """The file of this package that holds `module` or a name in it; "" if there is none."""
+        package, _, inner = module.partition(".") if isinstance(module, str) else ("", "", "")
+        if package != self.folder.name:
+            return ""
+        return inner if inner in self.paths else inner.rpartition(".")[0]
 
     def shown(self, name: str) -> str:
         return self.paths[name].relative_to(self.folder.parent).as_posix()
@@ -133,8 +139,8 @@ def upward(package: Package) -> list[str]:
     """A sentence for each import that reaches into a layer above."""
     found = []
     for file, target, line, typing in package.imports:
-        facade = (file, target.split(".")[0]) in FACADES or (typing and (file, target) in DECLARED)
-        if not facade and layer_of(target) > layer_of(file):
+        declared = typing and (file, target) in DECLARED
+        if not declared and layer_of(target) > layer_of(file):
             found.append(
                 f"{package.shown(file)}:{line} imports {package.shown(target)}, which stands above it "
                 f"({LAYERS[layer_of(file)]} come before {LAYERS[layer_of(target)]}): move what it needs down"
@@ -146,7 +152,7 @@ def circles(package: Package) -> list[str]:
     """A sentence for each import that leads back to the file that it stands in."""
     ways: dict[str, set[str]] = {name: set() for name in package.paths}
     for file, target, _, typing in package.imports:
-        if not typing and (file, target.split(".")[0]) not in FACADES:
+        if not typing:
             ways[file].add(target)
     trails = {file: _trails(ways, file) for file in ways}
     found = []
@@ -203,10 +209,18 @@ def test_only_kernel_and_backends_know_the_machine(tinygpt_package: Package) -> 
     assert not machine_known(tinygpt_package), "\n".join(machine_known(tinygpt_package))
 
 
-def test_the_facades_are_there(tinygpt_package: Package) -> None:
-    """An exception that nobody needs any more would let the next circle in."""
-    made = {(file, target.split(".")[0]) for file, target, _, _ in tinygpt_package.imports}
-    assert made >= FACADES
+def test_seams_are_where_an_import_would_lead_upwards(tinygpt_package: Package) -> None:
+    """Each seam is called, implemented, and needed: what stands below is imported instead."""
+    called = set()
+    for file, tree in tinygpt_package.trees.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "implementation":
+                name = ast.literal_eval(node.args[0])
+                target = seams._modules[name].partition(".")[2]
+                assert layer_of(target) > layer_of(file), f"{tinygpt_package.shown(file)} can import {name}"
+                assert callable(seams.implementation(name))
+                called.add(name)
+    assert called == set(seams._modules)
 
 
 def test_the_ways_through_the_code_meet_each_file_once() -> None:
@@ -251,7 +265,13 @@ def test_a_sound_package_passes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["from .ops import matmul", "def f():\n    from . import ops", "import tinygpt.ops.matmul"]
+    "text",
+    [
+        "from .ops import matmul",
+        "def f():\n    from . import ops",
+        "import tinygpt.ops.matmul",
+        "from importlib import import_module\nimport_module('tinygpt.ops')",
+    ],
 )
 def test_a_layer_that_knows_one_above_is_named(tmp_path: Path, text: str) -> None:
     (sentence,) = upward(package_of(tmp_path, tensor=text))

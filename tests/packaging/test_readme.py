@@ -47,6 +47,7 @@ def test_the_map_is_of_what_is_there() -> None:
         "errors.py",
         "files.py",
         "random.py",
+        "seams.py",
         "typing.py",
     }
     assert modules - small - {"__pycache__/"} == set(inside)

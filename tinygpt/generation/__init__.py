@@ -15,7 +15,7 @@
 | `truncation` | temperature, top_k, top_p, min_p, typical_p |
 | `token_sampler` | choosing the next token, greedily or at random; random numbers |
 | `stopping` | eos tokens and stop strings |
-| `request` | the checked arguments of a call, and its result |
+| `request` | the checked arguments of a call |
 | `sampler` | the generation loop |
 | `beam` | beam search |
 | `text` | streaming decoded text |
@@ -24,11 +24,11 @@
 
 from __future__ import annotations
 
+from ..language_model import Generated
 from .config_file import config_from_dict, config_to_dict, read_config_file, write_config_file
 from .options import GenerationConfig
 from .processors import Rows
 from .prompt_cache import PromptCache
-from .request import Generated
 from .sampler import generate, stream
 from .scoring import LogLikelihood, TextScore, log_likelihood, perplexity, score
 from .text import stream_text

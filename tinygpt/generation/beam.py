@@ -31,9 +31,10 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import UsageError
+from ..language_model import Generated
 from .options import WHERE
 from .processors import Processor, Rows
-from .request import Generated, Request
+from .request import Request
 from .row_decoder import RowDecoder
 from .stopping import DEAD_END, Held
 from .token_sampler import Uniforms, check_finite, inverse_cdf, log_softmax, unnormalized_probs

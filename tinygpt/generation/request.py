@@ -1,4 +1,4 @@
-"""The arguments of a `generate` call, checked before the first token, and its result.
+"""The arguments of a `generate` call, checked before the first token.
 
 Both decoding loops (`sampler` and `beam`) take a `Request` and return a `Generated`.
 """
@@ -22,30 +22,6 @@ from .token_sampler import request_seed
 
 if TYPE_CHECKING:
     from ..gpt import GPT
-
-
-@dataclass(frozen=True)
-class Generated:
-    """The result of `generate(..., return_details=True)`: R = B * num_return_sequences rows of at most N new tokens.
-
-    sequences            (R, T + N) int64: the prompts, padded on the left, then the new tokens, padded on the right
-    lengths              (R,) int64: the number of generated tokens, including an eos token
-    finish_reasons       R strings: "eos", "stop_string", "length", "block" (the block is full and overflow="stop") or
-                         "dead_end" (options and processors rule out every next token)
-    log_probs            (R, N) float64: log-probability of each token under the model, the log_softmax of its logits;
-                         0 at padding
-    processed_log_probs  (R, N) float64: log-probability of each token after processors, temperature and truncation (in
-                         beam search: the terms of the beam's score); 0 at padding
-    scores               (R,) float64 in beam search, best first for each prompt: sum(processed_log_probs) /
-                         lengths**length_penalty; None otherwise
-    """
-
-    sequences: np.ndarray
-    lengths: np.ndarray
-    finish_reasons: list[str]
-    log_probs: np.ndarray
-    processed_log_probs: np.ndarray
-    scores: np.ndarray | None = None
 
 
 @dataclass

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import UsageError
+from ..language_model import Generated
 from .beam import beam_search
 from .options import WHERE, GenerationConfig
 from .prompt_cache import PromptCache
-from .request import Generated, Request, prepare
+from .request import Request, prepare
 from .row_decoder import RowDecoder
 from .stopping import DEAD_END
 from .token_sampler import SampledTokens, TokenSampler, Uniforms

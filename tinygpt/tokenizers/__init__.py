@@ -15,6 +15,7 @@ from pathlib import Path
 from ..errors import CheckpointError
 from ..exchange import read_whole
 from ..files import user_path
+from ..seams import implementation
 from . import bpe_files, hf_tokenizers, wordpiece_files
 from .base import FILE_NAME, StreamDecoder, Tokenizer, read_config
 from .bpe import BPETokenizer
@@ -53,9 +54,8 @@ def load(folder_or_name: str | os.PathLike[str], revision: str = "main") -> Toke
     vocab.txt.
     """
     if isinstance(folder_or_name, str) and not user_path(folder_or_name).exists():
-        from ..interop.loading import tokenizer_named  # the layer above
-
-        return tokenizer_named(folder_or_name, revision)
+        named: Tokenizer = implementation("tokenizer_named")(folder_or_name, revision)
+        return named
     return read_whole(Path(folder_or_name), _load)
 
 
