@@ -56,8 +56,9 @@ def batch(preset: str) -> tuple[np.ndarray, np.ndarray]:
     return np.ascontiguousarray(ids[:, :-1]), np.ascontiguousarray(ids[:, 1:])
 
 
-def tinygpt_step(config: GPTConfig) -> Any:
+def tinygpt_step(config: GPTConfig, recompute: bool = False) -> Any:
     model = GPT(config, seed=0)
+    model.recompute = recompute
     parameters = list(model.parameters())
     optimizer = tg.optim.AdamW(parameters, lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.1)
 
@@ -108,7 +109,7 @@ def work(contender: str, preset: str, weights: str) -> None:
         del arrays
     else:
         before = resident()
-        step = tinygpt_step(config)
+        step = tinygpt_step(config, contender == "recompute")
     bursts(step, idx, targets, steps, before)
 
 
@@ -250,6 +251,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--presets", nargs="+", choices=PRESETS, default=list(PRESETS))
     parser.add_argument("--compile", action="store_true", help="measure torch.compile too")
+    parser.add_argument("--recompute", action="store_true", help="measure tinygpt with recomputed layers too")
     parser.add_argument("--no-reference", action="store_true", help="leave the reference bodies out")
     parser.add_argument("--rounds", type=int, default=7, help="bursts per contender (default: 7)")
     parser.add_argument("--work", help=argparse.SUPPRESS)
@@ -260,7 +262,7 @@ def main() -> None:
         return
     import machine
 
-    names = ["tinygpt"] + ["reference"] * (not options.no_reference)
+    names = ["tinygpt"] + ["reference"] * (not options.no_reference) + ["recompute"] * options.recompute
     if importlib.util.find_spec("torch"):
         names += ["torch", "torch-fused"] + ["torch-compile"] * options.compile
     else:

@@ -97,7 +97,9 @@ def _step(
     holds = [*grads, *(() if node.may_overwrite else received)]  # an array that occurs once here is not shared
     held = [id(memory_of(array)) for array in holds if array is not None]
     for i, (parent, output, grad) in enumerate(zip(node.parents, node.parent_outputs, grads, strict=True)):
-        if parent is None or (grad is None and len(received) > 1 and any(g is None for g in received)):
+        if parent is None:
+            continue
+        if grad is None and (node.may_ignore_inputs or (len(received) > 1 and any(g is None for g in received))):
             continue
         shape = parent.shape if parent.is_leaf else parent.outputs[output][0]
         if grad is None or grad.shape != shape:

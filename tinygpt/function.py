@@ -69,6 +69,7 @@ class Function:
     recomputable: tuple[int, ...] = ()  # the outputs that `recompute` can return
     may_overwrite: bool = False  # in backward: nobody else holds the gradients given to it
     zeros_for_unused: bool = False  # in backward: the gradient of an unused output is zeros, not None
+    may_ignore_inputs: bool = False  # whether backward may return None for an input that the result does not depend on
     outputs: tuple[tuple[Shape, DType], ...] = ()  # (shape, dtype) of each output
     order: int = -1
     is_leaf = False  # a parent is a node, like this one, or a leaf: a tensor that no operation made

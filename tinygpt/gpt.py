@@ -231,7 +231,7 @@ class GPT(LanguageModel):
         positions = positions if cache is None else cache[0].lengths[:, None] + positions  # (B, T)
         x = self.wte(idx) + self.wpe(positions)  # (B, T, C)
         x = x if self.activations is None else ops.cast(x, self.activations)
-        stream = ResidualStream(self.dropout(x))
+        stream = ResidualStream(self.dropout(x), self.recompute)
         for i, block in enumerate(self.h):
             stream.through(block, None if cache is None else cache[i])
         return stream.norm(self.ln_f)

@@ -48,6 +48,16 @@ def no_grad() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def enable_grad() -> Iterator[None]:
+    """Inside the block a graph is recorded, even within `no_grad` or in a backward pass."""
+    previous, mode.grad_enabled = mode.grad_enabled, True
+    try:
+        yield
+    finally:
+        mode.grad_enabled = previous
+
+
+@contextlib.contextmanager
 def keep_outputs(enabled: bool = True) -> Iterator[None]:
     """Inside the block, a node saves its inputs even where the node behind them could recompute them.
 

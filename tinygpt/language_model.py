@@ -79,6 +79,7 @@ class LanguageModel(nn.Module):
         self.config, self.generator = config, generator
         self.packed: str | None = None  # the format of `pack`
         self.activations: DType | None = None  # of `compute_in`; None: the dtype of the parameters
+        self.recompute = False  # run the layers again in the backward pass, for less memory (`nn.recompute`)
         self.source: str | None = None  # the folder or the name that it was loaded from
         self.generation_config: Any = {}  # a dict or a GenerationConfig: defaults for `generate`, such as eos_token_id
 

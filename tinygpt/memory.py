@@ -17,6 +17,7 @@ from .gpt import GPTConfig
 _FLOAT = 4
 _PACKED = {"bfloat16": 2, "int8": 1}  # bytes of a weight
 _COPIES = 4  # per parameter: its value, its gradient, AdamW's two moments
+_RECOMPUTED = 2  # the same with `recompute`; then what one layer stores comes once
 _ACTIVATIONS = 8  # floats per token that each block stores for backward, in multiples of n_embd; in fact it stores more
 _LAYER = 6 << 10  # bytes of a block's Python objects
 _CGROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
@@ -44,12 +45,13 @@ def require_memory(
     training: bool = True,
     frozen: bool = False,
     packed: str | None = None,
+    recompute: bool = False,
 ) -> None:
     """Raise UsageError if a model, or a batch for it, takes more memory than there is.
 
     training: include gradients, the optimizer's moments and the activations for the backward pass. frozen: nearly all
     parameters are, so they have no gradients and no moments. packed: the format of the matrices, for a frozen model or
-    without training.
+    without training. recompute: the layers run again in the backward pass.
     """
     limit, count = memory_limit(backend), parameter_count(config)
     copies = _COPIES if training and not frozen else 1
@@ -64,7 +66,8 @@ def require_memory(
             f"is only {_size(limit)} of memory: use a smaller model"
         )
     tokens = batch_size * config.block_size
-    channels = config.n_embd * (2 + (config.n_layer * _ACTIVATIONS if training else 0))
+    stored = config.n_layer * (_RECOMPUTED if recompute else _ACTIVATIONS) if training else 0
+    channels = config.n_embd * (2 + stored)
     floats = 2 if backend == "cupy" else _FLOAT  # on a GPU activations may have 16 bits
     batch = tokens * (16 + floats * channels)  # 16: the ids of input and target, in int64
     if model + batch > limit:

@@ -127,6 +127,14 @@ def test_a_replayed_step_has_the_bits_of_the_step(options: Any) -> None:
     assert on.said == []
 
 
+def test_layers_that_run_again_in_the_backward_pass_draw_the_same_masks() -> None:
+    graphs, eager = Run("on"), Run("off")
+    graphs.model.recompute = True
+    for i in range(5):
+        assert_same(graphs.step(i), eager.step(i))
+    assert graphs.graphed_step.replays == 3
+
+
 def test_in_16_bits() -> None:
     on, off = Run("on", "float16"), Run("off", "float16")
     for step in range(5):

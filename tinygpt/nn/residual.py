@@ -15,24 +15,29 @@ from __future__ import annotations
 from typing import Any
 
 from .. import ops
+from ..graph import mode
 from ..ops.cached_attention import KeyValueCache
 from ..tensor import Tensor
 from .known import computes_as, computes_as_defined, takes_cache
 from .layers import Dropout, LayerNorm
 from .packed import with_bias
+from .recompute import recompute, recompute_branch
 
 
 class ResidualStream:
-    """x (B, T, C), and the pending addition."""
+    """x (B, T, C), and the pending addition. again: run the layers again in the backward pass (`recompute.py`)."""
 
-    def __init__(self, x: Tensor) -> None:
-        self.x = x
+    def __init__(self, x: Tensor, again: bool = False) -> None:
+        self.x, self.again = x, again and mode.grad_enabled
         self.pending: tuple[Tensor, Tensor | None, Any] | None = None  # branch, its bias, dropout
 
     def add(self, layer: Any, h: Tensor, dropout: Any, cache: KeyValueCache | None = None) -> None:
         """x = x + dropout(layer(h)), computed when x is next needed."""
         if hasattr(layer, "branch") and computes_as_defined(layer):
-            branch, bias = layer.branch(h) if cache is None else layer.branch(h, cache)
+            if self.again and cache is None:
+                branch, bias = recompute_branch(layer, h)
+            else:
+                branch, bias = layer.branch(h) if cache is None else layer.branch(h, cache)
         else:
             branch, bias = call(layer, h, cache), None
         self.pending = branch, bias, dropout
@@ -61,6 +66,8 @@ class ResidualStream:
         """x = block(x). A block of this package has a method `extend`, which leaves its last addition pending."""
         if hasattr(block, "extend") and computes_as_defined(block):
             block.extend(self, cache)
+        elif self.again and cache is None:
+            self.x = recompute(block, self.value())
         else:
             self.x = call(block, self.value(), cache)
 

@@ -34,6 +34,7 @@ CHANGEABLE = frozenset(
         "cuda_graphs",
         "detect_anomaly",
         "shard_optimizer",
+        "recompute",
     }
 ) | frozenset(STEP_SIZE)
 
@@ -120,6 +121,9 @@ class TrainingConfig:
         "auto",
         "on a GPU: record the kernel launches of a step once, then replay them as one; auto: if possible",
         choices=MODES,
+    )
+    recompute: bool = declare(
+        False, "run the layers again in the backward pass instead of keeping what it needs: less memory, more time"
     )
     freeze: str | None = declare(None, "parameters to freeze, such as wte,wpe,h.0-5 or h.*.mlp")
     seed: int = declare(0, "seed of the weights, the batches and the dropout masks", at_least=0)

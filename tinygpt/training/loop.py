@@ -152,6 +152,9 @@ class Trainer:
     def use(self, config: TrainingConfig) -> None:
         """Use these settings and their learning rate schedule."""
         self.config = config
+        for module in self.model.modules():
+            if config.recompute and isinstance(module, LanguageModel):
+                module.recompute = True
         self.schedule = make_schedule(config)
 
     # The loop -------------------------------------------------------------------------------------

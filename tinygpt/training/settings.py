@@ -261,8 +261,9 @@ def check_settings(settings: Settings) -> None:
     vocab_size = max(1, settings.vocab_size or 1)
     model = GPTConfig(vocab_size=vocab_size, **settings.model)
     require_memory(
-        model, config.batch_size, settings.backend, frozen=settings.has_adapter, packed=settings.packed_format
-    )
+        model, config.batch_size, settings.backend, frozen=settings.has_adapter, packed=settings.packed_format,
+        recompute=config.recompute,
+    )  # fmt: skip
 
 
 def _check_tokenizer(name: str) -> None:

@@ -213,7 +213,7 @@ def _accept(settings: Settings, tokenizer: Tokenizer, check: Callable[[Tokenizer
         check(tokenizer)
     start = settings.start
     config = GPTConfig(vocab_size=tokenizer.vocab_size, **settings.model) if start is None else start.model.config
-    require_memory(config, settings.training.batch_size, settings.backend)
+    require_memory(config, settings.training.batch_size, settings.backend, recompute=settings.training.recompute)
 
 
 def _write(
