@@ -10,7 +10,12 @@ from pathlib import Path
 import pytest
 
 DOCS = Path(__file__).parents[2] / "docs"
-PAGES = [*sorted((DOCS / "worked").glob("*.md")), DOCS / "tutorials.md"]
+PAGES = [
+    path
+    for folder in ("worked", ".")
+    for path in sorted((DOCS / folder).glob("*.md"))
+    if "```pycon" in path.read_text("utf-8")
+]
 
 
 def examples(text: str) -> str:
