@@ -58,7 +58,7 @@ def test_links_and_files(page: str) -> None:
 
 
 def test_environment_variables_are_those_that_are_read() -> None:
-    """Every TINYGPT_... in the sources is on the page about installing, or is for working on tinygpt; and vice versa."""
+    """Every TINYGPT_... in the sources is on the page about installing or for working on tinygpt, and vice versa."""
     files = [ROOT / "setup.py", *(ROOT / "tinygpt").rglob("*.py")]
     read = {name for file in files for name in re.findall(r"TINYGPT_[A-Z]\w+", file.read_text(encoding="utf-8"))}
     told = set(re.findall(r"TINYGPT_[A-Z]\w+", (ROOT / "docs" / "installing.md").read_text(encoding="utf-8")))
