@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import time
 from pathlib import Path
@@ -10,10 +11,26 @@ import numpy as np
 from _peak import block_rate, fma_peak, read_bandwidth
 
 from tinygpt.backends import get
+from tinygpt.backends.numpy import level
 
 __all__ = [
-    "block_rate", "copy_bandwidth", "fma_peak", "headline", "matmul_rate", "processor", "read_bandwidth",
+    "PEERS_AT_AVX2", "block_rate", "copy_bandwidth", "environment", "fma_peak", "headline", "level", "levels",
+    "matmul_rate", "processor", "read_bandwidth",
 ]  # fmt: skip
+
+
+# What holds PyTorch's own kernels, oneDNN and MKL to AVX2.
+PEERS_AT_AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
+
+
+def levels() -> list[str]:
+    """The levels at which to compare with others: the best one here, and AVX2, which most machines stop at."""
+    return ["avx512", "avx2"] if level() == "avx512" else [level()]
+
+
+def environment(level: str) -> dict[str, str]:
+    """The variables under which a benchmark compares at this level: at AVX2 they hold us to it, and PyTorch too."""
+    return dict(os.environ) | (PEERS_AT_AVX2 | {"TINYGPT_LEVEL": level} if level == "avx2" else {})
 
 
 def processor() -> str:

@@ -6,7 +6,9 @@
 
 Columns: calls per step; milliseconds per step (median); share of the step; megabytes that must move (arrays in and out,
 each counted once) and the resulting rate; GFLOP/s of the operations that multiply matrices, and their share of the
-multiply-add peak. The rest, up to 100%, is Python between the operations.
+multiply-add peak; the floor, which is those multiply-adds at the rate of the product's inner block alone, and those
+bytes at the read bandwidth of all threads; the time over that floor, below 1 where arrays were still in the caches.
+The rest, up to 100%, is Python between the operations.
 """
 
 from __future__ import annotations
@@ -178,14 +180,18 @@ def main() -> None:
     print(f"{model.num_parameters():,} parameters, B = {idx.shape[0]}, T = {idx.shape[1]}")
     limits = f"one-thread copy {machine.copy_bandwidth() / 1e9:.0f} GB/s"
     print(f"float32 multiply-add peak {peak / 1e9:.0f} GFLOP/s, {limits}" if peak else limits)
-    report(profile, statistics.median(totals), options.steps, peak)
+    block = (machine.block_rate() or (machine.matmul_rate(), 0.0))[0]
+    bandwidth = machine.read_bandwidth() or machine.copy_bandwidth()
+    print(f"floor: products at {block / 1e9:.0f} GFLOP/s, bytes at {bandwidth / 1e9:.0f} GB/s")
+    report(profile, statistics.median(totals), options.steps, peak, (block, bandwidth))
 
 
-def report(profile: Profile, step: float, steps: int, peak: float | None) -> None:
+def report(profile: Profile, step: float, steps: int, peak: float | None, limits: tuple[float, float]) -> None:
+    """limits: FLOP/s of products and bytes per second, for the floor."""
     print(f"\nA step takes {step * 1e3:.1f} ms (median of {steps})\n")
-    print("| operation | calls | ms | share | MB | GB/s | GFLOP/s | of peak |")
-    print("|---|---|---|---|---|---|---|---|")
-    lines = []
+    print("| operation | calls | ms | share | MB | GB/s | GFLOP/s | of peak | floor, ms | over the floor |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    lines, lowest = [], 0.0
     for (name, direction), record in profile.records.items():
         if not record.seconds:
             continue
@@ -194,15 +200,19 @@ def report(profile: Profile, step: float, steps: int, peak: float | None) -> Non
         moved, rate = record.bytes / steps, record.flops / steps / elapsed
         flops = f"{rate / 1e9:.0f} | {rate / peak:.0%}" if rate and peak else "- | -"
         calls = len(record.seconds) / steps
+        floor = record.flops / steps / limits[0] + moved / limits[1]
+        lowest += floor
         text = (
             f"| {name} {direction}".rstrip() + f" | {calls:.0f} | {elapsed * 1e3:.3f} | {elapsed / step:.1%} "
-            f"| {moved / 1e6:.1f} | {moved / elapsed / 1e9:.1f} | {flops} |"
+            f"| {moved / 1e6:.1f} | {moved / elapsed / 1e9:.1f} | {flops} "
+            f"| {floor * 1e3:.3f} | {elapsed / floor if floor else 0:.2f} |"
         )
         lines.append((elapsed, text))
     for _, text in sorted(lines, reverse=True):
         print(text)
     rest = step - sum(elapsed for elapsed, _ in lines)
-    print(f"| between the operations | | {rest * 1e3:.3f} | {rest / step:.1%} | | | | |")
+    print(f"| between the operations | | {rest * 1e3:.3f} | {rest / step:.1%} | | | | | | |")
+    print(f"| the step | | {step * 1e3:.3f} | 100% | | | | | {lowest * 1e3:.3f} | {step / lowest:.2f} |")
 
 
 if __name__ == "__main__":

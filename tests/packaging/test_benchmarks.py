@@ -132,7 +132,7 @@ def test_a_straight_line_is_found() -> None:
 
 def test_the_file_opens_with_the_targets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = script("all")
-    monkeypatch.setattr(module, "lines_of", lambda command: ["a table", "- met: one", "- not met: two; because"])
+    monkeypatch.setattr(module, "lines_of", lambda *of: ["a table", "- met: one", "- not met: two; because"])
     for extra in ([], ["--append"]):
         monkeypatch.setattr(sys, "argv", ["all.py", "--only", "scaling", "--out", str(tmp_path / "cpu.md"), *extra])
         module.main()
@@ -140,6 +140,19 @@ def test_the_file_opens_with_the_targets(tmp_path: Path, monkeypatch: pytest.Mon
     assert text.count("1 of 2 targets are met.\n\n- not met: two; because\n- met: one\n") == 2
     assert text.count("# Run of") == 2
     assert text.count("a table") == 2
+
+
+def test_steps_are_measured_at_avx2_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, seen = script("all"), []
+    machine = sys.modules["machine"]
+    monkeypatch.setattr(machine, "level", lambda: "avx512")
+    monkeypatch.setattr(module, "lines_of", lambda command, level: seen.append((command[0], level)) or ["- met: one"])
+    monkeypatch.setattr(sys, "argv", ["all.py", "--only", "step", "scaling", "--out", str(tmp_path / "cpu.md")])
+    module.main()
+    assert seen == [("train_step.py", "avx512"), ("train_step.py", "avx2"), ("scaling.py", "avx512")]
+    assert "`TINYGPT_LEVEL=avx2 python benchmarks/train_step.py" in (tmp_path / "cpu.md").read_text()
+    assert machine.environment("avx2")["ATEN_CPU_CAPABILITY"] == machine.environment("avx2")["TINYGPT_LEVEL"] == "avx2"
+    assert "ATEN_CPU_CAPABILITY" not in machine.environment("avx512")
 
 
 def test_what_a_target_misses_is_bounded() -> None:
@@ -154,14 +167,12 @@ def test_what_a_target_misses_is_bounded() -> None:
 
     contenders = [contender("tinygpt", 2, 10), contender("torch", 3, 20), contender("torch-fused", 1.5, 30)]
     bound = {"ours": 1.0, "torch": 0.5, "flops": 0.5 * flops, "block": 0.75 * flops}
-    ratio, share, memory = module.verdicts("tiny", contenders, flops, bound)
-    assert ratio.startswith("- not met: tiny: 0.75 times torch-fused")
+    ratio, memory = module.verdicts("tiny", contenders, flops, bound)
+    assert ratio.startswith(f"- not met: tiny at {sys.modules['machine'].level()}: 0.75 times torch-fused")
     assert "take 50% of the step" in ratio
     assert "(75% of the peak); were all else free, 1.50 times" in ratio
     assert "with PyTorch's products 3.00, were all operations at the block's rate 1.12" in ratio
-    assert "50% of the multiply-add peak" in share
-    assert "were all else free, 100% would be the most" in share
-    assert memory.startswith("- not met: tiny: 0.50 of PyTorch's memory")
+    assert memory.startswith(f"- not met: tiny at {sys.modules['machine'].level()}: 0.50 of PyTorch's memory")
 
 
 def test_a_lora_step_is_judged_beside_a_full_one() -> None:
