@@ -114,7 +114,7 @@ def burst_of(config: Any, dtype: str, graphs: str, batch: int, length: int) -> t
     from gpu_worker import LateLoss
 
     import tinygpt as tg
-    from tinygpt.training.graphed_step import GraphedStep
+    from tinygpt.training.step.graphed_step import GraphedStep
 
     net = make_model(config).to(BACKEND)
     parameters, optimizer = (

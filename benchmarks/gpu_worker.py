@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import tinygpt as tg
 from tinygpt import GPT, GPTConfig, backends
 from tinygpt.backends.precision import activation_dtype
-from tinygpt.training.graphed_step import GraphedStep
+from tinygpt.training.step.graphed_step import GraphedStep
 
 BABY = GPTConfig(vocab_size=65, block_size=256, n_layer=6, n_head=6, n_embd=384, bias=False)
 GPT2 = GPTConfig(vocab_size=50257, block_size=1024, n_layer=12, n_head=12, n_embd=768)

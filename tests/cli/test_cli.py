@@ -21,7 +21,7 @@ from tests.processes import Process
 from tests.training.helpers import ENVIRONMENT, OPTIONS, VERSE, outcome
 from tinygpt import cli
 from tinygpt.training import PRESETS, Preset, TrainingConfig, add_run_options
-from tinygpt.training.options import add_field_options, given_options
+from tinygpt.training.settings.options import add_field_options, given_options
 
 # Train, sample, eval ----------------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ from tinygpt._ext import cuda
 from tinygpt.backends import cupy_graph, cupy_kernels
 from tinygpt.errors import UsageError
 from tinygpt.optim import ScaleOnDevice
-from tinygpt.training.graphed_step import GraphedStep
+from tinygpt.training.step.graphed_step import GraphedStep
 
 pytestmark = [
     pytest.mark.slow,
@@ -332,7 +332,7 @@ def test_a_run_with_graphs_has_the_outcome_of_one_without(tmp_path: Path, settin
     trainer = make_trainer(tmp_path / "on", cuda_graphs="on", decay_steps=20, **settings)
     trainer.resume()
     trainer.run()
-    assert trainer.graphed_step.replays >= 7
+    assert trainer.accumulation.graphed_step.replays >= 7
     found, expected = outcome(tmp_path / "on"), outcome(tmp_path / "off")
     for name in expected:
         if "state" not in name and name != "metrics":  # which hold the settings; and a line where the first run ended
@@ -357,9 +357,9 @@ def test_batches_that_weigh_differently_in_a_step(tmp_path: Path) -> None:
         trainers.append(trainer)
     off, on = trainers
     assert (
-        on.graphed_step.replays >= 2 * 13 - 5
+        on.accumulation.graphed_step.replays >= 2 * 13 - 5
     )  # of the 14 steps whose batches weigh the same; the first ones are recorded
-    assert {numbers for _, numbers, *_ in on.graphed_step.kinds} == {(1.0,)}  # none is kept for a weight
+    assert {numbers for _, numbers, *_ in on.accumulation.graphed_step.kinds} == {(1.0,)}  # none is kept for a weight
     assert_same([p.data.get() for p in on.parameters], [p.data.get() for p in off.parameters])
 
 

@@ -22,9 +22,9 @@ from tinygpt.optim import ScaleOnDevice, clip_coefficient, grad_norm
 from tinygpt.tensor import Tensor
 from tinygpt.tokenizers import CharTokenizer
 from tinygpt.training import DivergedError
-from tinygpt.training.late_steps import late_steps
 from tinygpt.training.monitoring.following import Following, follow
 from tinygpt.training.monitoring.watch import Watch
+from tinygpt.training.step.late_steps import LateSteps, steps_of
 
 SMALL: dict[str, Any] = {"steps": 11, "decay_steps": 20, "cuda_graphs": "off"}
 
@@ -37,7 +37,7 @@ def gpu() -> Iterator[None]:
 
 def bad_at(trainer: Any, step: int, value: float) -> None:
     """Let the gradients of a step hold a number that is not finite."""
-    usual = trainer.launch_batches
+    usual = trainer.accumulation.launch
 
     def launch_batches() -> Any:
         losses = usual()
@@ -45,11 +45,11 @@ def bad_at(trainer: Any, step: int, value: float) -> None:
             trainer.parameters[1].grad[...] = value
         return losses
 
-    trainer.launch_batches = launch_batches
+    trainer.accumulation.launch = launch_batches
 
 
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tinygpt.training.loop.late_steps", lambda trainer: None)
+    monkeypatch.setattr("tinygpt.training.loop.steps_of", lambda trainer: trainer.steps)
 
 
 @pytest.mark.parametrize(
@@ -61,8 +61,8 @@ def test_a_run_has_the_outcome_of_one_that_waits(
     """Losses, norms, weights, checkpoints, bit for bit; and when it is gone on with."""
     trainer = make_trainer(tmp_path / "late", **(SMALL | settings))
     trainer.run()
-    assert trainer.late is not None
-    assert trainer.late.pending is None
+    assert isinstance(trainer.steps, LateSteps)
+    assert trainer.steps.pending is None
     plain(monkeypatch)
     make_trainer(tmp_path / "plain", **(SMALL | settings)).run()
     assert_same_outcome(tmp_path / "late", tmp_path / "plain")
@@ -96,14 +96,14 @@ def test_a_bad_step_changes_nothing_though_it_is_noticed_late(
 def test_a_step_that_fails_leaves_the_one_before_it(gpu: None, tmp_path: Path) -> None:
     """Its checkpoint has the steps before, the one that was still on its way among them."""
     trainer = make_trainer(tmp_path, **(SMALL | {"eval_every": 100, "checkpoint_every": 100}))
-    usual, failing = trainer.launch_batches, iter([False] * 5 + [True])
+    usual, failing = trainer.accumulation.launch, iter([False] * 5 + [True])
 
     def launch_batches() -> Any:
         if next(failing):
             raise MemoryError("no memory today")
         return usual()
 
-    trainer.launch_batches = launch_batches  # type: ignore[method-assign]
+    trainer.accumulation.launch = launch_batches  # type: ignore[method-assign]
     with pytest.raises(MemoryError):
         trainer.run()
     assert trainer.checkpoints.load("latest").step == 5
@@ -123,7 +123,7 @@ def test_whoever_watches_sees_each_step_as_it_is(gpu: None, tmp_path: Path) -> N
     trainer = make_trainer(tmp_path, **SMALL)
     trainer.watch = watching = Watching()
     trainer.run()
-    assert trainer.late is None
+    assert not isinstance(trainer.steps, LateSteps)
     assert watching.seen == list(range(1, 12))
 
 
@@ -131,7 +131,7 @@ def test_the_hooks_of_the_command_line_take_late_steps_unless_they_watch_layers(
     trainer = make_trainer(tmp_path, **SMALL)
     for settings, late in (({}, True), ({"sample_every": 5}, True), ({"watch_layers": 2}, False)):
         follow(trainer, Following(**settings), CharTokenizer("abcdefghijk"))
-        assert (late_steps(trainer) is not None) == late
+        assert isinstance(steps_of(trainer), LateSteps) == late
 
 
 @pytest.mark.parametrize(
@@ -139,11 +139,11 @@ def test_the_hooks_of_the_command_line_take_late_steps_unless_they_watch_layers(
 )
 def test_which_runs_wait(gpu: None, tmp_path: Path, settings: Any) -> None:
     trainer = make_trainer(tmp_path, **(SMALL | settings))
-    assert late_steps(trainer) is None
+    assert not isinstance(steps_of(trainer), LateSteps)
 
 
 def test_a_run_on_the_cpu_waits(tmp_path: Path) -> None:
-    assert late_steps(make_trainer(tmp_path)) is None
+    assert not isinstance(steps_of(make_trainer(tmp_path)), LateSteps)
 
 
 @pytest.mark.slow
@@ -152,9 +152,9 @@ def test_nothing_is_read_between_two_steps(tmp_path: Path, monkeypatch: pytest.M
     """With the kernels: neither the loss nor the norm, nor anything else, but what was asked for before."""
     with standin.installed(bodies=kernel_body), tg.use_kernels("auto"), tg.use_backend("cupy"):
         trainer = make_trainer(tmp_path, **SMALL)
-        trainer.late = late_steps(trainer)
-        assert trainer.late is not None
-        trainer.late.step()
+        trainer.steps = steps_of(trainer)
+        assert isinstance(trainer.steps, LateSteps)
+        trainer.steps.step()
 
         def waits(*_: Any, **options: Any) -> Any:
             if options.get("blocking", True):
@@ -166,8 +166,8 @@ def test_nothing_is_read_between_two_steps(tmp_path: Path, monkeypatch: pytest.M
             for name in ("item", "tolist", "get", "__float__", "__int__", "__bool__"):
                 patch.setattr(standin.ndarray, name, waits)
             for _ in range(3):
-                trainer.late.step()
-        trainer.late.settle()
+                trainer.steps.step()
+        trainer.steps.settle()
         assert len(trainer.state.losses) == 4
         assert np.isfinite(trainer.state.losses).all()
 

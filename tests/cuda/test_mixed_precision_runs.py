@@ -19,8 +19,9 @@ from tinygpt.generation import score
 from tinygpt.ops.cast import Cast
 from tinygpt.ops.linear_cross_entropy import blocks
 from tinygpt.tensor import Tensor
-from tinygpt.training import CheckpointFolder, DivergedError, LossScale, evaluate, loss_scale, read_metrics
+from tinygpt.training import CheckpointFolder, DivergedError, LossScale, evaluate, read_metrics
 from tinygpt.training.evaluation import mean_loss
+from tinygpt.training.step import loss_scale
 
 pytestmark = pytest.mark.slow
 
@@ -148,15 +149,15 @@ def test_float16_keeps_gradients_that_the_mean_makes_tiny() -> None:
 def scales(trainer: Any) -> list[float]:
     """The scale after each step of a run."""
     found: list[float] = []
-    step = trainer._step
-    trainer._step = lambda: (step(), found.append(trainer.loss_scale.scale))[0]
+    step = trainer.steps.step
+    trainer.steps.step = lambda: (step(), found.append(trainer.loss_scale.scale))[0]
     trainer.run()
     return found
 
 
 def test_a_gradient_that_is_infinite_costs_one_step(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, dtype="float16", log_every=1)
-    real, seen = trainer._gradients, []
+    real, seen = trainer.accumulation.compute, []
 
     def gradients() -> tuple[float, float]:
         loss, norm = real()
@@ -166,7 +167,7 @@ def test_a_gradient_that_is_infinite_costs_one_step(tmp_path: Path) -> None:
             norm = tg.optim.grad_norm(trainer.parameters)
         return loss, norm
 
-    trainer._gradients = gradients  # type: ignore[method-assign]
+    trainer.accumulation.compute = gradients  # type: ignore[method-assign]
     assert scales(trainer) == [2.0**16] * 5 + [2.0**15] * 15
     assert [a == b for a, b in itertools.pairwise(seen)] == [step == 5 for step in range(19)]  # weights as they were
     assert {slot.step for slot in trainer.optimizer.slots} == {19}
@@ -194,7 +195,7 @@ def test_a_split_step_has_the_gradient_of_the_whole_in_16_bits(name: str, tmp_pa
     halves = [(inputs[:1], targets[:1]), (inputs[1:], targets[1:])]
     trainer.batches.batch = lambda index: halves[index % 2]  # type: ignore[method-assign]
     with trainer.model.compute_in(name):
-        trainer._gradients()
+        trainer.accumulation.compute()
     found = np.concatenate([host(p.grad).ravel() for p in trainer.parameters]) / (2 * trainer.loss_scale.scale)
     assert np.linalg.norm(found - exact) <= 2 * whole
     means = [gradient_of(model(dropout=0.0), "float32", *half) for half in halves]
@@ -262,7 +263,7 @@ def test_states_of_the_scale_that_make_no_sense(state: Any) -> None:
 def test_gradients_that_no_scale_makes_finite_end_the_run(tmp_path: Path, name: str, steps: int) -> None:
     """In bfloat16, whose steps are read late, as in float16, whose scale must be known before the next step."""
     trainer = make_trainer(tmp_path, dtype=name, steps=40)
-    real, calls = trainer.launch_batches, []
+    real, calls = trainer.accumulation.launch, []
 
     def launch_batches() -> Any:
         calls.append(0)
@@ -270,7 +271,7 @@ def test_gradients_that_no_scale_makes_finite_end_the_run(tmp_path: Path, name: 
         trainer.parameters[0].grad[0, 0] = np.inf
         return losses
 
-    trainer.launch_batches = launch_batches  # type: ignore[method-assign]
+    trainer.accumulation.launch = launch_batches  # type: ignore[method-assign]
     with pytest.raises(DivergedError, match=rf"step {steps - 1} can't be computed: the gradients' norm is inf"):
         trainer.run()
     assert len(calls) == steps + 1  # once more to find the cause

@@ -24,7 +24,7 @@ from tinygpt.backends.cupy_matmul import gemm
 from tinygpt.backends.precision import activation_dtype
 from tinygpt.errors import UsageError
 from tinygpt.training import read_metrics
-from tinygpt.training.graphed_step import GraphedStep
+from tinygpt.training.step.graphed_step import GraphedStep
 
 pytestmark = pytest.mark.gpu
 
@@ -165,7 +165,7 @@ def test_a_run_with_graphs_and_one_without_agree(tmp_path: Path) -> None:
     for graphs in ("on", "off"):
         trainer = make_trainer(tmp_path / graphs, steps=200, log_every=1, lr=1e-3, cuda_graphs=graphs)
         trainer.run()
-        assert (trainer.graphed_step.replays > 190) == (graphs == "on")
+        assert (trainer.accumulation.graphed_step.replays > 190) == (graphs == "on")
     assert np.abs(losses(tmp_path / "on") - losses(tmp_path / "off")).max() <= 1e-3
 
 

@@ -157,14 +157,14 @@ FAILS = """
 import sys
 from tinygpt import cli
 from tinygpt.parallel import rank
-from tinygpt.training.loop import Trainer
+from tinygpt.training.step.steps import Steps
 
-step = Trainer._step
+step = Steps.step
 def failing(self):
-    if rank() == 1 and self.state.step == 3:
+    if rank() == 1 and self.trainer.state.step == 3:
         raise {error}
     return step(self)
-Trainer._step = failing
+Steps.step = failing
 cli.main(sys.argv[1:])
 """
 

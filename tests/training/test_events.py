@@ -82,7 +82,7 @@ def test_a_step_that_fails_for_another_reason_leaves_the_steps_before_it_saved(
 ) -> None:
     """In the middle of it, with random numbers drawn and gradients added: the run goes on as if nothing had been."""
     trainer = make_trainer(tmp_path / "run", gradient_accumulation=2)
-    real, calls = trainer.graphed_step.work, []
+    real, calls = trainer.accumulation.graphed_step.work, []
 
     def work(*arguments: Any) -> Any:
         calls.append(real(*arguments))
@@ -90,7 +90,7 @@ def test_a_step_that_fails_for_another_reason_leaves_the_steps_before_it_saved(
             raise error
         return calls[-1]
 
-    trainer.graphed_step.work = work
+    trainer.accumulation.graphed_step.work = work
     with pytest.raises(type(error)) as caught:
         trainer.run()
     assert caught.value is error
@@ -333,7 +333,7 @@ def test_a_lower_rate_after_the_run_diverged(tmp_path: Path) -> None:
         trainer.run()
     trainer.model.wte.weight.data[...] = np.nan
     with pytest.raises(DivergedError, match=r"the checkpoint of step 8 is in .*: resume it with a lower lr"):
-        trainer._step()
+        trainer.steps.step()
     lower = make_trainer(tmp_path, lr=2e-3, grad_clip=0.5)
     lower.resume()
     lower.run()
@@ -350,7 +350,7 @@ def test_nothing_saved_nothing_to_resume(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path)
     trainer.model.wte.weight.data[0] = np.nan
     with pytest.raises(DivergedError, match="nothing was saved yet: start again with a lower lr") as caught:
-        trainer._step()
+        trainer.steps.step()
     assert "resume" not in str(caught.value)
 
 

@@ -84,7 +84,7 @@ def test_any_objective_is_trained_and_evaluated(tmp_path: Path) -> None:
 
 def test_its_targets_weigh_the_batches_of_a_step(tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path, gradient_accumulation=3)
-    loss, _ = trainer._gradients()
+    loss, _ = trainer.accumulation.compute()
     batches = [trainer.batches.batch(index) for index in range(3)]
     whole = tuple(np.concatenate(parts) for parts in zip(*batches, strict=True))
     other = model()

@@ -16,8 +16,8 @@ from tinygpt.cli import main
 from tinygpt.errors import CheckpointError, RangeError
 from tinygpt.optim import SGD, Adam, AdamW, Lion, Muon
 from tinygpt.training import PRESETS, CheckpointFolder, TrainingConfig, add_run_options, choose_settings, evaluation
-from tinygpt.training.config import LEARNING_RATES, new_settings
 from tinygpt.training.optimizers import MAKERS, make_schedule
+from tinygpt.training.settings.config import LEARNING_RATES, new_settings
 
 KINDS: list[dict[str, Any]] = [
     {"optimizer": "adam", "l1": 1e-4},
@@ -126,8 +126,8 @@ def test_evaluations_and_checkpoints_have_the_average(tmp_path: Path, monkeypatc
     measured = evaluation.mean_loss
     monkeypatch.setattr("tinygpt.training.objective.mean_loss", watched)
     for t in range(1, 6):  # the same steps as without an average
-        plain._step()
-        trainer._step()
+        plain.steps.step()
+        trainer.steps.step()
         decay = min(0.7, (1 + t) / (10 + t))
         for name, p in plain.model.named_parameters():
             average[name] = decay * average[name] + (1 - decay) * p.data

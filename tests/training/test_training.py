@@ -336,16 +336,16 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_operation(tmp_pat
 
 def test_the_step_is_replayed_with_the_same_batch_and_random_numbers(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path)
-    real, seen = trainer._gradients, []
+    real, seen = trainer.accumulation.compute, []
 
     def gradients() -> tuple[float, float]:
         seen.append((trainer.state.step, trainer.model.generator.state_dict()))
         return float("nan"), real()[1]
 
-    trainer._step()
-    trainer._gradients = gradients  # type: ignore[method-assign]
+    trainer.steps.step()
+    trainer.accumulation.compute = gradients  # type: ignore[method-assign]
     with pytest.raises(DivergedError, match="the loss is nan; no single operation"):
-        trainer._step()
+        trainer.steps.step()
     assert len(seen) == 2
     assert seen[0] == seen[1]
     assert seen[0][1]["stream"] < trainer.model.generator.state_dict()["stream"]  # dropout has drawn from it
@@ -369,7 +369,7 @@ def test_a_step_that_goes_wrong_leaves_weights_alone(tmp_path: Path) -> None:
     trainer.model.wpe.weight.data[0, 0] = np.inf
     before = {name: array.copy() for name, array in trainer.model.state_dict().items()}
     with pytest.raises(DivergedError, match=r"the weights wpe\.weight are not finite"):
-        trainer._step()
+        trainer.steps.step()
     for name, array in trainer.model.state_dict().items():
         np.testing.assert_array_equal(array, before[name])
 

@@ -19,7 +19,7 @@ A replay repeats the launches with exactly the arguments that were captured, bot
   refuses to call cuBLAS during a capture, because its workspace might be freed too early; ours lives long enough;
 - **no waiting** for the GPU and no reading of results: CuPy and CUDA refuse both during a capture. A number that Python
   computes from results, or that changes from step to step, would be frozen into the graph. Only a comparison can show
-  that (`tinygpt.training.graphed_step` compares a replay with the real step, bit for bit, before it trusts a graph).
+  that (`tinygpt.training.step.graphed_step` compares a replay with the real step, bit for bit, before trusting it).
 
 Source: NVIDIA, "CUDA C++ Programming Guide", CUDA Graphs, "Creating a graph using stream capture"; cuBLAS's manual,
 section "CUDA Graphs Support".

@@ -12,12 +12,12 @@ from ..errors import UsageError
 from ..files import user_path
 from ..training import TrainingConfig
 from ..training.adapters import add_lora_options, add_quantize_option
-from ..training.configuration import add_config_option
 from ..training.finetuning.label_task import BALANCED, KINDS
 from ..training.finetuning.run import DEFAULTS, EPOCHS, Finetuning, begin_finetuning, checked_options
 from ..training.finetuning.tasks import LOSS_ON, TASKS
 from ..training.monitoring.following import add_following_options, choose_following, follow
-from ..training.options import add_field_options
+from ..training.settings.config_file import add_config_option
+from ..training.settings.options import add_field_options
 from ..training.storage.folder import RunFolder
 from .process import again
 from .sweep import Command, require_no_sweep, sweep

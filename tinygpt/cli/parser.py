@@ -26,7 +26,7 @@ class OptionParser(argparse.ArgumentParser):
             module.add_options(self)
         found, rest = super().parse_known_args(args, namespace)
         if getattr(found, "config", None) is not None:  # parse again, with the file's settings as defaults
-            self.set_defaults(**importlib.import_module("tinygpt.training.configuration").defaults_from(found))
+            self.set_defaults(**importlib.import_module("tinygpt.training.settings.config_file").defaults_from(found))
             found, rest = super().parse_known_args(args, namespace)
         if rest and self._is_command:  # else the top-level parser would refer to its own help, which lists no options
             self.error(f"unrecognized arguments: {' '.join(rest)}")

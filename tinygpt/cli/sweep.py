@@ -27,8 +27,8 @@ from ..data.opening import STDIN
 from ..errors import CheckpointError, OutOfMemoryError, UsageError
 from ..files import folder_made, shown, user_path
 from ..training import DivergedError, RunFolder, TrainingConfig
-from ..training.configuration import given_settings, keys_of, located
 from ..training.final_evaluation import NONE
+from ..training.settings.config_file import given_settings, keys_of, located
 from ..training.storage.folder import CONFIGURATION
 from ..training.trials.sweep import (
     DIVERGED,

@@ -2,7 +2,7 @@
 
 Process 0 does what it does alone: it prepares the text, makes or loads the model, and holds the folder of the run,
 which the others need not see. When its run is about to begin, it hands over the settings, the model, the tokens and, of
-a resumed run, the checkpoint. From there on all processes run the same loop (`tinygpt/training/share.py`).
+a resumed run, the checkpoint. From there on all processes run the same loop (`tinygpt/training/step/share.py`).
 
 A process that fails ends all of them, with one sentence on the screen that names it. The others would wait for it for
 ever.

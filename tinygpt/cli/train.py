@@ -29,9 +29,9 @@ from ..training import (
     train_and_evaluate,
     with_epochs,
 )
-from ..training.configuration import add_config_option, write_configuration
 from ..training.final_evaluation import NONE, WHOLE
 from ..training.monitoring.following import Following, add_following_options, choose_following, follow
+from ..training.settings.config_file import add_config_option, write_configuration
 from ..training.storage.folder import TOKENS, RunFolder
 from .process import again
 from .sweep import Command, require_no_sweep, sweep

@@ -9,14 +9,13 @@ loss = evaluate(model, validation_tokens)           # over the whole text
 |---|---|
 | `loop` | the training loop |
 | `objective`, `freezing` | what a run learns: its batches, loss and evaluation; frozen parameters |
-| `accumulation`, `graphed_step`, `loss_scale` | gradient accumulation; CUDA graphs; loss scaling for float16 |
+| `step/` | how a step is taken: accumulation, CUDA graphs, loss scaling, the share of each process |
 | `optimizers` | the optimizer, its schedule and the average of the weights, from the settings |
 | `divergence`, `interrupt`, `result` | non-finite numbers; signals; how a run ended |
 | `evaluation`, `final_evaluation` | the validation loss; that of the best weights at the end |
 | `run` | the parts of a run of `tinygpt train`: model, trainer, summary, final loss |
 | `pretrained`, `adapters` | starting from a pretrained model; LoRA |
-| `settings`, `config`, `presets`, `options` | the settings of a run, from the command line or its checkpoint |
-| `configuration` | the settings as a TOML file: --config, and the config.toml of each run |
+| `settings/` | the settings of a run: declared, chosen, written as a TOML file |
 | `epochs` | --epochs, and the report on padding and packed rows |
 | `text/` | the text of a run: its files, tokenizer and token file |
 | `storage/` | the run's folder: its checkpoints, and the model for other programs |
@@ -29,22 +28,22 @@ from __future__ import annotations
 
 from .. import checkpoint
 from ..checkpoint import Checkpoint, CheckpointFolder, read_checkpoint
-from .config import CHANGEABLE, TrainingConfig
 from .divergence import DivergedError
 from .epochs import ask_for_epochs, describe_batches, with_epochs
 from .evaluation import FixedBatches, evaluate, mean_loss
 from .freezing import freeze
 from .interrupt import StopRequest
 from .loop import Trainer
-from .loss_scale import LossScale
 from .monitoring.metrics import MEASURED, MetricsFile, read_metrics
 from .monitoring.picture import draw_loss_curve
 from .objective import Objective, TextObjective
-from .presets import PRESETS, Preset
 from .pretrained import Start, start_from
 from .result import CallbackError, TrainingResult
 from .run import describe_run, make_model, make_trainer, rehearse, train_and_evaluate
-from .settings import Settings, add_run_options, add_start_options, choose_settings, run_folder
+from .settings.choose import Settings, add_run_options, add_start_options, choose_settings, run_folder
+from .settings.config import CHANGEABLE, TrainingConfig
+from .settings.presets import PRESETS, Preset
+from .step.loss_scale import LossScale
 from .storage.folder import RunFolder
 from .text.prepare import Text, prepare_text
 

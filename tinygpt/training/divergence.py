@@ -37,7 +37,7 @@ def first_cause(trainer: Trainer, random_state: Any) -> str:
     none = "no single operation produced it: the gradients are finite, but the sum of their squares is not"
     try:
         with detect_anomaly(), trainer.share.apart():
-            trainer._gradients()
+            trainer.accumulation.compute()
         found = none
     except NonFiniteError as error:
         found = str(error)

@@ -20,11 +20,11 @@ import numpy as np
 
 from ..data import DataLoader
 from ..errors import UsageError
-from .config import TrainingConfig
+from .settings.config import TrainingConfig
 
 if TYPE_CHECKING:
     from .loop import Trainer
-    from .settings import Settings
+    from .settings.choose import Settings
 
 MOST = 1e6  # epochs
 

@@ -4,19 +4,14 @@
     trainer.resume()            # only to continue from the folder's latest checkpoint
     result = trainer.run()
 
-One step: draw a batch, forward, backward, clip, optimizer (`optimizers.py`). The batches, their loss and the evaluation
-are the objective's (`objective.py`), by default those of a text. Everything that affects a step's result is either a
+One step: draw a batch, forward, backward, clip, optimizer (`step/`). The batches, their loss and the evaluation are the
+objective's (`objective.py`), by default those of a text. Everything that affects a step's result is either a
 function of the step index (the batch, the learning rate) or in the checkpoint (weights, optimizer state, the random
 state of dropout). So a run that was interrupted, killed or copied elsewhere resumes bit for bit as if it had never
 stopped.
 
 With `dtype` "bfloat16" or "float16", steps and evaluations are computed in 16 bits (`GPT.compute_in`). Weights, their
-gradients, the optimizer and checkpoints stay in float32, so a run can switch dtype when it is resumed. In float16 the
-loss is scaled, and a step in which this overflows is skipped (`loss_scale.py`).
-
-The loss is read at every step, because an update from a NaN loss would ruin the weights. That costs nothing on a CPU:
-the norm of the gradients, read at the same time, waits for the same results. On a GPU, where it would cost, both are
-read one step late, and the GPU itself leaves out an update whose norm is not finite (`late_steps.py`).
+gradients, the optimizer and checkpoints stay in float32, so a run can switch dtype when it is resumed.
 
 A step's checkpoint is saved before the step is reported (`monitoring/`). A closed output stream does not stop a run.
 A callback that raises does: the run ends with CallbackError after saving its latest state.
@@ -31,7 +26,6 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,21 +33,13 @@ import numpy as np
 
 from ..backends.precision import activation_dtype
 from ..checkpoint import Checkpoint, CheckpointFolder, read_weights
-from ..graph import NonFiniteError, detect_anomaly
 from ..interop.packed_run import base_facts, is_packed, load_weights
 from ..language_model import LanguageModel
-from ..optim import clip_coefficient
-from ..tensor import Tensor
 from ..tokenizers import Tokenizer
-from .accumulation import batch_weights
 from .adapters import require_adapter
-from .config import TrainingConfig, schedule_notes
-from .divergence import DivergedError, diverged, first_cause
+from .divergence import DivergedError, diverged
 from .freezing import freeze
-from .graphed_step import GraphedStep
 from .interrupt import StopRequest
-from .late_steps import LateSteps, late_steps
-from .loss_scale import LossScale
 from .monitoring.metrics import training_record
 from .monitoring.progress import Progress
 from .monitoring.reporting import NoReport, Report
@@ -61,7 +47,12 @@ from .monitoring.watch import Watch
 from .objective import Batch, Objective, objective_of
 from .optimizers import averaged, make_average, make_optimizer, make_schedule
 from .result import CallbackError, TrainingResult, result_of
-from .share import Share
+from .settings.config import TrainingConfig, schedule_notes
+from .step.accumulation import Accumulation
+from .step.late_steps import steps_of
+from .step.loss_scale import LossScale
+from .step.share import Share
+from .step.steps import Steps
 from .storage import export
 from .storage.folder import METRICS, PICTURE, RunFolder
 from .storage.saving import checkpoint_of, holding, restore, write_checkpoint, writing
@@ -80,7 +71,7 @@ class Trainer:
     stay as they are. On a packed model an adapter is trained, and checkpoints hold only what is trained.
 
     Processes that were started together, by mpirun, share the run: each makes a Trainer with the same arguments, and
-    process 0 alone writes to the folder and calls the callbacks (`share.py`).
+    process 0 alone writes to the folder and calls the callbacks (`step/share.py`).
 
     Without a `resume` before it, `run` refuses a folder that already holds a run or other files with the names of a
     run's files. It always refuses a folder that another run is using.
@@ -126,15 +117,8 @@ class Trainer:
         self.use(config)
         activation_dtype(config.dtype, self.parameters[0].backend)  # raises now rather than at the first step
         self.loss_scale = LossScale(config.dtype)
-
-        def forward_and_backward(*batch_and_scale: Any) -> Tensor:
-            """The loss of a batch, a tensor. Adds the gradients of scale * loss to the parameters'."""
-            *batch, scale = batch_and_scale
-            loss = objective.loss(model, *batch)
-            loss.backward(scale)
-            return loss
-
-        self.graphed_step = GraphedStep(model, forward_and_backward, config.cuda_graphs)
+        self.accumulation = Accumulation(self)
+        self.steps = Steps(self)
         self.state = TrainState()
         self.checkpoints = CheckpointFolder(self.folder)
         report = Report if self.share.leads else NoReport
@@ -147,7 +131,6 @@ class Trainer:
         self.saved_at = -1
         self.changed: dict[str, tuple[Any, Any]] = {}  # settings that `resume` changed: name -> (before, now)
         self.grad_norm: float | None = 0.0  # of the last step; None if that was skipped
-        self.late: LateSteps | None = None  # takes the steps of `run` where they can be read late
 
     def use(self, config: TrainingConfig) -> None:
         """Use these settings and their learning rate schedule."""
@@ -172,11 +155,11 @@ class Trainer:
         notes = [*self._changes(), *schedule_notes(config, state.step)]
         begin, tokens_per_step = state.step, config.gradient_accumulation * self.objective.tokens
         progress = Progress(config.steps, begin, tokens_per_step, self.stream)
-        self.graphed_step.say = lambda words: progress.line(state.step, words)
+        self.accumulation.graphed_step.say = lambda words: progress.line(state.step, words)
         self.share.ask_over = lambda: self.watch.over
         held = holding(self) if self.share.leads else contextlib.nullcontext()
         with self.model.in_mode(True), self.share.listening() as stop, held, self.model.compute_in(config.dtype):
-            self.late = late_steps(self)
+            self.steps = steps_of(self)
             try:
                 with writing(self):
                     state.metrics_lines = self.report.metrics.restart(state.metrics_lines)
@@ -223,7 +206,7 @@ class Trainer:
             if stop.requested:  # during the callbacks
                 return self._save_once()
             self.watch.before_step()
-            loss = self._step()
+            loss = self.steps.step()
             found = self.watch.after_step(self)
             progress.update(state.step, loss)
             if state.step % config.log_every == 0:
@@ -235,103 +218,6 @@ class Trainer:
 
     def _changes(self) -> list[str]:
         return [f"{name} is now {now}; it was {before}" for name, (before, now) in self.changed.items()]
-
-    def _step(self) -> float:
-        """One update of the weights; returns the loss before it, or on a GPU the last one that is known."""
-        if self.late is not None:
-            return self.late.step()
-        config = self.config
-        random_state = self.model.generator.state_dict()
-        try:
-            with detect_anomaly(config.detect_anomaly):
-                loss, norm = self._gradients()
-        except NonFiniteError as error:
-            raise diverged(self, str(error)) from error
-        except Exception:  # such as MemoryError: the weights are still those of the last step
-            self._save_as_before(random_state)
-            raise
-        with self.urgent.changing():
-            self._take(loss, norm, random_state)
-        return loss
-
-    def _take(self, loss: float, norm: float, random_state: Any) -> None:
-        """Update the weights with the gradients at hand, unless these are not finite. Raises DivergedError."""
-        state = self.state
-        self.optimizer.lr = self.schedule(state.step)
-        if math.isfinite(loss) and math.isfinite(norm):
-            self.watch.before_update(self)
-            self._update(norm)
-            self.grad_norm = norm
-        elif math.isfinite(loss) and self.loss_scale.lower():
-            self.grad_norm = None
-        else:
-            what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradients' norm is {norm}"
-            raise diverged(self, f"{what}; {first_cause(self, random_state)}")
-        self.optimizer.zero_grad()
-        state.step += 1
-        state.losses.append(loss)
-
-    @property
-    def gradient_scale(self) -> float:
-        """The factor that makes the accumulated gradients those of the step's mean loss."""
-        return 1.0 / (self.config.gradient_accumulation * self.share.size * self.loss_scale.scale)
-
-    def _save_as_before(self, random_state: Any) -> None:
-        """Save the state before this step. A failure to save is ignored, so as not to hide why the step failed."""
-        self.optimizer.zero_grad()
-        self.model.generator.load_state_dict(random_state)
-        if self.state.step > 0 and self.share.size == 1:  # the others know nothing of it
-            with contextlib.suppress(Exception):
-                self._save_once()
-
-    def _update(self, norm: float) -> None:
-        """Clip the gradient and update the weights. norm: of the mean of the batches' gradients."""
-        scale = self.gradient_scale
-        if self.config.grad_clip > 0:
-            scale *= clip_coefficient(norm, self.config.grad_clip)
-        self.optimizer.step(grad_scale=scale)
-        if self.average is not None:
-            self.average.update()
-        self.loss_scale.raise_after_good_step()
-
-    def _gradients(self) -> tuple[float, float]:
-        """Accumulate the gradients of the step's batches, which scales them by (number of parts) * (loss scale).
-
-        A part is what one process has of a batch, and so the batch itself if there is one process. Returns the mean
-        loss over the step's targets and the norm of its gradient, without these factors.
-        """
-        parts, losses = self.config.gradient_accumulation * self.share.size, self.launch_batches()
-        # Read after everything is launched, so that the host does not wait for a GPU in between.
-        loss = self.share.finish(sum(weight * float(loss.item()) for weight, loss in losses) / parts)
-        return loss, self.share.grad_norm() / (parts * self.loss_scale.scale)
-
-    def launch_batches(self) -> list[tuple[float, Tensor]]:
-        """Forward and backward pass of this process's part of each batch of the step: (weight, loss) for each that has
-        targets.
-
-        The gradients are (number of parts) * (loss scale) times those of the mean of weight * loss.
-        """
-        count, scale, share = self.config.gradient_accumulation, self.loss_scale.scale, self.share
-        batches = [self.batches.batch(self.state.step * count + index) for index in range(count)]
-        counts = [number for batch in batches for number in share.counts(batch, self.objective.count)]
-        weights = batch_weights(f"step {self.state.step}", counts)[share.rank :: share.size]
-        last = max((index for index, weight in enumerate(weights) if weight), default=-1)
-        losses = []
-        for index, (batch, weight) in enumerate(zip(batches, weights, strict=True)):
-            if weight > 0:
-                # A graph is recorded for one weight. One other than 1 hardly occurs twice, so it is not recorded.
-                graphed = self.objective.same_shapes and weight == 1.0
-                forward_and_backward = self.graphed_step if graphed else self.graphed_step.work
-                with share.computing(index == last and not self.graphed_step.wanted):
-                    losses.append((weight, forward_and_backward(*share.rows(batch), scale * weight)))
-            elif any(counts[index * share.size : (index + 1) * share.size]):
-                share.sit_out(partial(self.objective.loss, self.model, *batch))
-        return losses
-
-    def _settle(self) -> None:
-        """Read the steps that are still on their way. Raises DivergedError."""
-        if self.late is not None:
-            self.late.settle()
 
     # Evaluation and metrics -----------------------------------------------------------------------
 
@@ -351,7 +237,7 @@ class Trainer:
                     raise _Stopped
                 yield batch
 
-        self._settle()
+        self.steps.settle()
         random_state = self.model.generator.state_dict()
         try:
             with contextlib.nullcontext() if self.average is None else self.urgent.changing(), averaged(self.average):
@@ -359,7 +245,7 @@ class Trainer:
         except _Stopped:  # a resumed run evaluates at this step again
             return False
         except Exception:
-            self._save_as_before(random_state)
+            self.save_as_before(random_state)
             raise
         loss = figures["validation_loss"]
         if not math.isfinite(loss):
@@ -375,7 +261,7 @@ class Trainer:
         return improved
 
     def _log_training(self, tokens_per_step: int) -> None:
-        self._settle()
+        self.steps.settle()
         self._record(training_record(self, tokens_per_step))
 
     def _record(self, record: dict[str, Any], words: str = "") -> None:
@@ -398,7 +284,7 @@ class Trainer:
 
         All processes of a run call this together, and process 0 writes; but for `alone`, which process 0 calls.
         """
-        self._settle()
+        self.steps.settle()
         self.urgent.wait()
         checkpoint = checkpoint_of(self)
         if not alone:
@@ -411,6 +297,14 @@ class Trainer:
                 write_checkpoint(self, checkpoint, best)
                 self.saved_at = self.state.step
         self.saved_at = self.state.step
+
+    def save_as_before(self, random_state: Any) -> None:
+        """Save the state before a step that failed. A failure to save is ignored, so as not to hide why it failed."""
+        self.optimizer.zero_grad()
+        self.model.generator.load_state_dict(random_state)
+        if self.state.step > 0 and self.share.size == 1:  # the others know nothing of it
+            with contextlib.suppress(Exception):
+                self._save_once()
 
     def _save_once(self, alone: bool = False) -> None:
         if self.saved_at != self.state.step:

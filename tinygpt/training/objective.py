@@ -20,8 +20,8 @@ from ..data import DataLoader, RandomBatches, SequentialBatches
 from ..data.token_range import first_outside
 from ..errors import RangeError, UsageError
 from ..tensor import Tensor
-from .config import TrainingConfig
 from .evaluation import ALONE, FixedBatches, count_targets, mean_loss
+from .settings.config import TrainingConfig
 
 Batch = tuple[np.ndarray, ...]
 

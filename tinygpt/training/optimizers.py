@@ -12,7 +12,7 @@ from typing import Any
 
 from ..optim import EMA, SGD, Adam, AdamW, Lion, Muon, Optimizer, layer_decay, schedules
 from ..tensor import Tensor
-from .config import TrainingConfig
+from .settings.config import TrainingConfig
 
 Named = Sequence[tuple[str, Tensor]]
 

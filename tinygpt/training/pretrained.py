@@ -37,7 +37,7 @@ from ..nn import Parameter
 from ..nn.lora import LoRA, insert_lora
 from ..random import Generator
 from ..tokenizers import Tokenizer
-from .options import given_options
+from .settings.options import given_options
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ from .adapters import lora_of_checkpoint
 from .final_evaluation import WHOLE, report_best
 from .loop import Trainer
 from .pretrained import start_from
-from .settings import Settings
+from .settings.choose import Settings
 from .text.prepare import Text
 
 

@@ -89,7 +89,7 @@ def test_any_split_of_a_step_has_the_gradient_of_the_whole(tmp_path: Path, name:
         objective = task.objective(examples, examples, config)
         trainer = Trainer(gpt, None, None, config, tmp_path, objective=objective)
         assert trainer.batches.steps_per_epoch == 1  # type: ignore[attr-defined]
-        loss, norm = trainer._gradients()
+        loss, norm = trainer.accumulation.compute()
         evaluated = objective.evaluate(gpt, objective.validation)["validation_loss"]
         found[batch_size, accumulation] = (loss, norm, evaluated, [p.grad / accumulation for p in trainer.parameters])
     loss, norm, evaluated, gradients = found.pop((6, 1))

@@ -18,9 +18,9 @@ from tinygpt.gpt import GPT, GPTConfig
 from tinygpt.nn import add_lora
 from tinygpt.tokenizers import CharTokenizer
 from tinygpt.training import read_metrics
-from tinygpt.training.loss_scale import LossScale
 from tinygpt.training.monitoring.following import Following, follow
 from tinygpt.training.monitoring.layer_norms import LayerWatch, layer_of
+from tinygpt.training.step.loss_scale import LossScale
 
 pytestmark = pytest.mark.usefixtures("without_picture")
 IN_A_BLOCK = ("ln_1", "attn", "ln_2", "mlp")
@@ -119,13 +119,13 @@ def test_a_step_that_float16_skips_is_not_recorded(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, steps=6)
     trainer.loss_scale = LossScale("float16")
     trainer.watch = witness = Witness(1)
-    usual = trainer._gradients
+    usual = trainer.accumulation.compute
 
     def overflowing() -> tuple[float, float]:
         loss, norm = usual()
         return loss, math.inf if trainer.state.step in (0, 3) else norm
 
-    trainer._gradients = overflowing  # type: ignore[method-assign]
+    trainer.accumulation.compute = overflowing  # type: ignore[method-assign]
     trainer.run()
     assert trainer.loss_scale.scale == 2.0**14
     assert_recorded(tmp_path, witness, [2, 3, 5, 6])
@@ -190,13 +190,13 @@ def test_a_copy_is_held_only_in_a_recorded_step(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, steps=4)
     trainer.watch = watch = LayerWatch(3)
     held = []
-    update = trainer._update
+    update = trainer.steps.update
 
     def looked(norm: float) -> None:
         held.append(watch._before is not None)
         update(norm)
 
-    trainer._update = looked  # type: ignore[method-assign]
+    trainer.steps.update = looked  # type: ignore[method-assign]
     trainer.run()
     assert held == [False, False, True, False]
     assert watch._before is None

@@ -22,7 +22,8 @@ from tinygpt.cli.parser import OptionParser
 from tinygpt.errors import CheckpointError, UsageError
 from tinygpt.lock import Lock
 from tinygpt.training import Trainer
-from tinygpt.training.configuration import keys_of
+from tinygpt.training.settings.config_file import keys_of
+from tinygpt.training.step.steps import Steps
 from tinygpt.training.trials.sweep import TRIED, Row, Search, _require_tried, read_sweep, rows_of
 
 pytestmark = pytest.mark.usefixtures("without_picture")
@@ -51,15 +52,16 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 def changed(monkeypatch: pytest.MonkeyPatch, act: Any) -> None:
     """Call act(number of the trainer, step) before each step."""
     trainers: list[Trainer] = []
-    step = Trainer._step
+    step = Steps.step
 
-    def acted(trainer: Trainer) -> float:
+    def acted(steps: Steps) -> float:
+        trainer = steps.trainer
         if trainer not in trainers:
             trainers.append(trainer)
         act(len(trainers), trainer.state.step)
-        return step(trainer)
+        return step(steps)
 
-    monkeypatch.setattr(Trainer, "_step", acted)
+    monkeypatch.setattr(Steps, "step", acted)
 
 
 # What is asked for ------------------------------------------------------------------------------

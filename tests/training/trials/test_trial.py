@@ -65,7 +65,7 @@ def test_trial_steps_are_those_of_the_run(tmp_path: Path) -> None:
         found = [trial_step(trainer) for _ in range(3)]
     other = make_trainer(tmp_path / "stepped")
     with other.model.in_mode(True):
-        assert found == [other._step() for _ in range(3)]
+        assert found == [other.steps.step() for _ in range(3)]
 
 
 # The range test ---------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from ...data.rows import BadRows, Row, read_rows
 from ...data.splitting import same_key, split_rows
 from ...errors import UsageError
 from ...files import shown
-from ..config import TrainingConfig
+from ..settings.config import TrainingConfig
 
 
 @dataclass

@@ -35,8 +35,8 @@ from ...nn.losses import classification_loss
 from ...random import Generator
 from ...tensor import Tensor
 from ...tokenizers import Tokenizer, UnknownCharacterError
-from ..config import TrainingConfig
 from ..objective import Batch, Objective
+from ..settings.config import TrainingConfig
 from .task_options import TaskOptions
 
 BALANCED = "balanced"

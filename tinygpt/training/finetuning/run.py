@@ -31,13 +31,13 @@ from ...files import shown
 from ...gpt import GPT, GPTConfig
 from ...tokenizers import Tokenizer
 from ..adapters import check_quantize, lora_of_options
-from ..config import TrainingConfig, new_settings
-from ..configuration import write_configuration
 from ..loop import Trainer
-from ..options import given_options
 from ..pretrained import Start, start_as_asked
 from ..run import make_model, rehearse
-from ..settings import Settings, check_settings, choose_settings
+from ..settings.choose import Settings, check_settings, choose_settings
+from ..settings.config import TrainingConfig, new_settings
+from ..settings.config_file import write_configuration
+from ..settings.options import given_options
 from ..storage.folder import RunFolder
 from .data_facts import SPLIT, UTF_8, check_split, read_data_facts, write_data_facts
 from .example_rows import (

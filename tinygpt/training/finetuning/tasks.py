@@ -22,8 +22,8 @@ from ...data.row_batches import AllRows, RowBatches
 from ...errors import UsageError
 from ...gpt import GPT
 from ...tokenizers import Tokenizer
-from ..config import TrainingConfig
 from ..objective import Objective
+from ..settings.config import TrainingConfig
 from .label_task import LabelTask
 from .task_options import TaskOptions
 

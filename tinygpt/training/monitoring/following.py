@@ -26,9 +26,9 @@ from ...data.dialogue import Template, encode, with_start
 from ...errors import UsageError
 from ...generation import stream_text
 from ...tokenizers import Tokenizer, UnknownCharacterError
-from ..config import check_setting, declare
 from ..optimizers import averaged
-from ..options import add_field_options, given_options
+from ..settings.config import check_setting, declare
+from ..settings.options import add_field_options, given_options
 from ..storage.folder import CONFIGURATION
 from .energy import WATTS, EnergyMeter
 from .estimate import flops_per_token, measured_peak

@@ -70,7 +70,7 @@ class LayerWatch(Watch):
         if not trainer.share.leads:
             return
         found = self._summed([squares[id(p)] for p in trainer.parameters])
-        self._gradients = {name: trainer.gradient_scale * norm for name, norm in found.items()}
+        self._gradients = {name: trainer.accumulation.scale * norm for name, norm in found.items()}
         self._before = [p.data.copy() for p in trainer.parameters]
 
     def after_step(self, trainer: Trainer) -> list[tuple[dict[str, Any], str]]:

@@ -19,8 +19,8 @@ class Watch:
     """Hooks that do nothing.
 
     takes_late: whether these hooks do without the loss and the gradients of each step, which on a GPU may then be read
-    a step late (`late_steps.py`): `before_update` is not called, and `after_step` finds the state's steps and weights,
-    but not the last loss. A subclass sees each step as it is, unless it says so.
+    a step late (`step/late_steps.py`): `before_update` is not called, and `after_step` finds the state's steps and
+    weights, but not the last loss. A subclass sees each step as it is, unless it says so.
     """
 
     takes_late = False
@@ -37,8 +37,8 @@ class Watch:
         """Before each step."""
 
     def before_update(self, trainer: Trainer) -> None:
-        """Before the weights are updated: the gradients are there, to be multiplied by `trainer.gradient_scale`. Not
-        called in a step that is skipped."""
+        """Before the weights are updated: the gradients are there, to be multiplied by `trainer.accumulation.scale`.
+        Not called in a step that is skipped."""
 
     def after_step(self, trainer: Trainer) -> list[tuple[dict[str, Any], str]]:
         """After each step. Returns records for the metrics file, each with a line for the screen."""

@@ -13,7 +13,7 @@ from ...errors import CheckpointError, UsageError
 from ...files import user_path
 from ...interop.packed_run import is_packed, load_weights, require_base, weights_of
 from ...nn.lora import lora_of
-from ..config import CHANGEABLE, changed_step_size
+from ..settings.config import CHANGEABLE, changed_step_size
 from . import export
 from .folder import METRICS, PICTURE
 from .state import TrainState, check_state, training_config

@@ -16,7 +16,7 @@ from ...checkpoint import Checkpoint, entry, made_of, model_config, require_kind
 from ...errors import CheckpointError
 from ...interop.packed_run import packed_facts
 from ...random import Generator
-from ..config import TrainingConfig
+from ..settings.config import TrainingConfig
 
 
 @dataclass

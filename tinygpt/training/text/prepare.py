@@ -31,7 +31,7 @@ from ...files import explain_os_errors, shown, user_path
 from ...gpt import GPTConfig
 from ...memory import require_memory
 from ...tokenizers import ByteTokenizer, Tokenizer, UnknownCharacterError
-from ..settings import TOKENIZERS, VOCAB_SIZES, Settings
+from ..settings.choose import TOKENIZERS, VOCAB_SIZES, Settings
 from ..storage.folder import TOKENS
 from .corpus import RunCorpus
 from .text_facts import corpus_sha256, documents_of, read_facts, require_same_text, save_facts, token_folder_in

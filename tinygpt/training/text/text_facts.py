@@ -10,7 +10,7 @@ from typing import Any
 from ...data.opening import opened
 from ...errors import CheckpointError
 from ...files import atomic_write, explain_os_errors, shown, user_path
-from ..settings import TOKENIZERS, Settings
+from ..settings.choose import TOKENIZERS, Settings
 from ..storage.folder import TEXT, TOKENS
 from .corpus import RunCorpus, TextOptions
 

@@ -37,7 +37,7 @@ from ...data.opening import STDIN
 from ...errors import UsageError
 from ...files import explain_os_errors, shown
 from ...tokenizers import FILES, Tokenizer
-from ..settings import VOCAB_SIZES, Settings
+from ..settings.choose import VOCAB_SIZES, Settings
 from ..storage.folder import TOKENS
 from .corpus import RunCorpus
 

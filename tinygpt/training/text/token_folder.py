@@ -13,8 +13,8 @@ from typing import Any
 from ... import tokenizers
 from ...files import explain_os_errors
 from ...tokenizers import Tokenizer
-from ..config import TrainingConfig
-from ..settings import Settings
+from ..settings.choose import Settings
+from ..settings.config import TrainingConfig
 from ..storage.folder import RunFolder
 from .corpus import TextOptions
 from .prepare import make_text

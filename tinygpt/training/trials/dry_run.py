@@ -33,9 +33,9 @@ from ...console import in_bytes
 from ...errors import MissingExtraError, UsageError
 from ...files import shown
 from ...interop.packed_run import is_packed, packed_bytes
-from ..graphed_step import WARM_UP
 from ..monitoring.picture import draw_losses
 from ..optimizers import averaged
+from ..step.graphed_step import WARM_UP
 from ..storage.export import merged
 from ..storage.saving import checkpoint_of
 from .trial import on_trial, trial_step

@@ -25,8 +25,8 @@ import numpy as np
 from ...console import bar
 from ...errors import RangeError, UsageError
 from ...files import atomic_write
-from ..config import LEARNING_RATES
 from ..monitoring.picture import require_matplotlib
+from ..settings.config import LEARNING_RATES
 from .trial import on_trial, trial_step
 
 if TYPE_CHECKING:

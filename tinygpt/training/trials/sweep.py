@@ -27,8 +27,8 @@ from ...checkpoint import CheckpointFolder, read_checkpoint
 from ...errors import CheckpointError, UsageError
 from ...files import atomic_write, explain_os_errors, shown
 from ...gpt import GPTConfig
-from ..config import TrainingConfig
-from ..configuration import known_key, located, value_of_text
+from ..settings.config import TrainingConfig
+from ..settings.config_file import known_key, located, value_of_text
 from ..storage.folder import RunFolder
 
 STATE, _FORMAT = "sweep.json", 1

@@ -56,10 +56,10 @@ def trial_step(trainer: Trainer, lr: float | None = None) -> float:
     The loss is NaN or infinite if the run diverges here; the weights are then not updated.
     """
     state: TrainState = trainer.state
-    loss, norm = trainer._gradients()
+    loss, norm = trainer.accumulation.compute()
     trainer.optimizer.lr = trainer.schedule(state.step) if lr is None else lr
     if math.isfinite(loss) and math.isfinite(norm):
-        trainer._update(norm)
+        trainer.steps.update(norm)
     elif math.isfinite(loss) and not trainer.loss_scale.lower():
         loss = norm
     trainer.optimizer.zero_grad()

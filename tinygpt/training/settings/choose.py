@@ -20,30 +20,30 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .. import backends, tokenizers
-from ..backends.precision import activation_dtype
-from ..checkpoint import Checkpoint, CheckpointFolder, require_same
-from ..data import shakespeare
-from ..errors import UsageError, require_together
-from ..files import user_path
-from ..gpt import GPTConfig
-from ..interop.config import GENERATION
-from ..memory import require_memory
-from ..nn.lora import LoRA, lora_of
-from ..random import Generator
-from ..tokenizers import hf_tokenizers
-from ..tokenizers.bpe_files import TOKENIZER
-from .adapters import add_lora_options, lora_of_options
+from ... import backends, tokenizers
+from ...backends.precision import activation_dtype
+from ...checkpoint import Checkpoint, CheckpointFolder, require_same
+from ...data import shakespeare
+from ...errors import UsageError, require_together
+from ...files import user_path
+from ...gpt import GPTConfig
+from ...interop.config import GENERATION
+from ...memory import require_memory
+from ...nn.lora import LoRA, lora_of
+from ...random import Generator
+from ...tokenizers import hf_tokenizers
+from ...tokenizers.bpe_files import TOKENIZER
+from ..adapters import add_lora_options, lora_of_options
+from ..epochs import add_epoch_options
+from ..final_evaluation import WHOLE, add_final_options, check_final
+from ..monitoring.picture import require_matplotlib
+from ..pretrained import Start, start_as_asked
+from ..storage.folder import RunFolder
+from ..storage.state import check_state, training_config
+from ..text.corpus import TextOptions, add_text_options, given_text
 from .config import CHANGEABLE, TrainingConfig, new_settings, resumed_settings
-from .epochs import add_epoch_options
-from .final_evaluation import WHOLE, add_final_options, check_final
-from .monitoring.picture import require_matplotlib
 from .options import add_field_options, given_options
 from .presets import PRESETS
-from .pretrained import Start, start_as_asked
-from .storage.folder import RunFolder
-from .storage.state import check_state, training_config
-from .text.corpus import TextOptions, add_text_options, given_text
 
 TOKENIZERS = ("character", "byte", "word", "bpe")
 # Default sizes of vocabularies learned from the training part. bpe: about three characters of Shakespeare's plays

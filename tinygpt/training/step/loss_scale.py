@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..checks import number, whole_number
+from ...checks import number, whole_number
 
 START = 2.0**16
 PATIENCE = 2000  # good steps before the scale is doubled

@@ -26,17 +26,17 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ..console import Lenient
-from ..errors import UsageError
-from ..graph import no_grad
-from ..optim import Optimizer, grad_norm
-from ..optim.clip import sum_of_squares
-from ..parallel import Communicator, GradientBuckets, ShardedOptimizer, current
-from ..parallel.voice import is_silent
-from ..random import Generator
-from ..tensor import Tensor
-from .config import TrainingConfig
-from .interrupt import StopRequest
+from ...console import Lenient
+from ...errors import UsageError
+from ...graph import no_grad
+from ...optim import Optimizer, grad_norm
+from ...optim.clip import sum_of_squares
+from ...parallel import Communicator, GradientBuckets, ShardedOptimizer, current
+from ...parallel.voice import is_silent
+from ...random import Generator
+from ...tensor import Tensor
+from ..interrupt import StopRequest
+from ..settings.config import TrainingConfig
 
 T = TypeVar("T")
 

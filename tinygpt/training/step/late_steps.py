@@ -22,13 +22,14 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .. import backends
-from ..optim import ScaleOnDevice
-from .divergence import diverged, first_cause
-from .monitoring.watch import Watch
+from ... import backends
+from ...optim import ScaleOnDevice
+from ..divergence import diverged, first_cause
+from ..monitoring.watch import Watch
+from .steps import Steps
 
 if TYPE_CHECKING:
-    from .loop import Trainer
+    from ..loop import Trainer
 
 
 class Pending(NamedTuple):
@@ -40,8 +41,8 @@ class Pending(NamedTuple):
     reading: Any  # a Reading of backends/cupy.py: the loss of each batch, and the state of ScaleOnDevice
 
 
-def late_steps(trainer: Trainer) -> LateSteps | None:
-    """For a trainer whose steps can be read late; None for any other."""
+def steps_of(trainer: Trainer) -> Steps:
+    """What takes the steps of this trainer: LateSteps where they can be read late."""
     plain = (
         trainer.share.size == 1
         and trainer.average is None
@@ -50,14 +51,16 @@ def late_steps(trainer: Trainer) -> LateSteps | None:
         and (type(trainer.watch) is Watch or trainer.watch.takes_late)
     )
     possible = trainer.parameters[0].backend == "cupy" and trainer.optimizer.takes_scale_on_device
-    return LateSteps(trainer) if plain and possible else None
+    if plain and possible:
+        return LateSteps(trainer)
+    return Steps(trainer) if isinstance(trainer.steps, LateSteps) else trainer.steps
 
 
-class LateSteps:
-    """Takes the steps of a trainer."""
+class LateSteps(Steps):
+    """Takes the steps of a trainer, each read when the next one is launched."""
 
     def __init__(self, trainer: Trainer) -> None:
-        self.trainer = trainer
+        super().__init__(trainer)
         self.scale = ScaleOnDevice(trainer.parameters)
         self.pending: Pending | None = None
         self.loss: float | None = None  # the last one that was read
@@ -67,10 +70,10 @@ class LateSteps:
         trainer, state = self.trainer, self.trainer.state
         random_state = trainer.model.generator.state_dict()
         try:
-            losses = trainer.launch_batches()
+            losses = trainer.accumulation.launch()
             self.scale.compute(trainer.config.gradient_accumulation, trainer.config.grad_clip)
         except Exception:  # such as MemoryError: the weights are still those of the last step
-            trainer._save_as_before(random_state)
+            trainer.save_as_before(random_state)
             raise
         trainer.optimizer.lr = trainer.schedule(state.step)
         trainer.optimizer.step(grad_scale=self.scale)
@@ -79,7 +82,7 @@ class LateSteps:
         before, self.pending = self.pending, Pending(state.step, random_state, [w for w, _ in losses], reading)
         state.step += 1
         if before is not None:
-            self._take(before)
+            self._read(before)
         if self.loss is None or state.step % trainer.config.log_every == 0:  # whose line would wait for it anyway
             self.settle()
         assert self.loss is not None
@@ -89,9 +92,9 @@ class LateSteps:
         """Read the step that is still on its way. Raises DivergedError."""
         if self.pending is not None:
             before, self.pending = self.pending, None
-            self._take(before)
+            self._read(before)
 
-    def _take(self, taken: Pending) -> None:
+    def _read(self, taken: Pending) -> None:
         *losses, (_, norm, _) = taken.reading.values()
         count = self.trainer.config.gradient_accumulation
         loss = sum(weight * float(value) for weight, value in zip(taken.weights, losses, strict=True)) / count

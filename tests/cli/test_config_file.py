@@ -11,7 +11,7 @@ import pytest
 
 from tests.cli.helpers import assert_one_sentence
 from tests.training.helpers import OPTIONS, assert_same_outcome, outcome
-from tinygpt.training.configuration import to_toml
+from tinygpt.training.settings.config_file import to_toml
 
 pytestmark = pytest.mark.usefixtures("without_picture")
 

@@ -33,12 +33,12 @@ from typing import Any
 
 import numpy as np
 
-from .. import backends
-from ..backends.cupy_graph import CaptureError, Recorder
-from ..errors import UsageError
-from ..graph import keep_outputs, mode
-from ..ops.cross_entropy import IGNORE_INDEX
-from ..tensor import Tensor
+from ... import backends
+from ...backends.cupy_graph import CaptureError, Recorder
+from ...errors import UsageError
+from ...graph import keep_outputs, mode
+from ...ops.cross_entropy import IGNORE_INDEX
+from ...tensor import Tensor
 
 WARM_UP = 2  # batches that run eagerly before one is recorded
 PLENTY = 2.0  # times the memory of the first batch free: outputs are kept, which takes up to 0.6 times as much again

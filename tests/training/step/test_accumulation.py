@@ -16,8 +16,8 @@ from tinygpt.data import RandomBatches
 from tinygpt.errors import UsageError
 from tinygpt.gpt import GPT, GPTConfig
 from tinygpt.training import mean_loss, read_metrics
-from tinygpt.training.accumulation import batch_weights
 from tinygpt.training.evaluation import count_targets
+from tinygpt.training.step.accumulation import batch_weights
 
 ROWS, T = 6, 8
 
@@ -49,7 +49,7 @@ def step_of(folder: Path, batches: list[tuple[np.ndarray, np.ndarray]], dtype: s
     """The loss and the gradient that a trainer makes of these batches."""
     trainer = make_trainer(folder, model=model(dtype), gradient_accumulation=len(batches))
     trainer.batches = Given(batches)  # type: ignore[assignment]
-    loss, norm = trainer._gradients()
+    loss, norm = trainer.accumulation.compute()
     gradient = [p.grad / len(batches) for p in trainer.parameters]
     assert norm == pytest.approx(np.sqrt(sum(float((g.astype(np.float64) ** 2).sum()) for g in gradient)), rel=1e-5)
     return loss, gradient
@@ -82,7 +82,7 @@ def test_where_all_targets_count_nothing_is_multiplied(tmp_path: Path) -> None:
     batches = [RandomBatches(TRAIN, 3, T, seed=7).batch(i) for i in range(3)]
     assert batch_weights("a step", [count_targets(targets) for _, targets in batches]) == [1.0] * 3
     trainer = make_trainer(tmp_path, model=model("float32"), gradient_accumulation=3)
-    trainer._gradients()
+    trainer.accumulation.compute()
     other = model("float32")
     for inputs, targets in batches:
         other.loss(inputs, targets).backward()

@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from ..backends.cupy_graph import MODES
-from ..backends.precision import DTYPES
-from ..checks import number, whole_number
-from ..errors import RangeError, UsageError
-from ..optim.schedules import KINDS as SCHEDULES
+from ...backends.cupy_graph import MODES
+from ...backends.precision import DTYPES
+from ...checks import number, whole_number
+from ...errors import RangeError, UsageError
+from ...optim.schedules import KINDS as SCHEDULES
 
 # What a resumed run may change: its length, its monitoring, its rounding, and the size of its steps, which a run that
 # diverged needs. The other settings define the run, and must stay the same.

@@ -22,12 +22,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
-from ..errors import RangeError, UsageError
-from ..files import atomic_write, explain_os_errors, shown, user_path
-from ..gpt import GPTConfig
-from .settings import VOCAB_SIZES, Settings
-from .storage.folder import CONFIGURATION
+from ... import __version__
+from ...errors import RangeError, UsageError
+from ...files import atomic_write, explain_os_errors, shown, user_path
+from ...gpt import GPTConfig
+from ..storage.folder import CONFIGURATION
+from .choose import VOCAB_SIZES, Settings
 
 _NOT_KEYS = frozenset({"help", "config", "resume"})
 _NOT_WRITTEN = frozenset({"out", "overwrite", "no_cache"})

@@ -101,14 +101,14 @@ def test_a_signal_to_one_process_ends_the_run(pretend: Any, tmp_path: Path) -> N
     """At the end of the step in which the others learn of it."""
     pretend(0, 2)
     trainer = make_trainer(tmp_path / "run", batch_size=4)
-    step = trainer._step
+    step = trainer.steps.step
 
     def stopped() -> float:
         if trainer.state.step == 3:
             signal.raise_signal(signal.SIGTERM)
         return step()
 
-    trainer._step = stopped  # type: ignore[method-assign]
+    trainer.steps.step = stopped  # type: ignore[method-assign]
     result = trainer.run()
     assert (result.signal, result.step) == (signal.SIGTERM, 4)
     assert trainer.saved_at == 4

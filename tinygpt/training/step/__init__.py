@@ -1,0 +1,11 @@
+"""How one step of a run is taken.
+
+| file | contents |
+|---|---|
+| `steps` | a step: gradients, clipping, update |
+| `accumulation` | the gradients of a step's batches, weighted by their targets |
+| `graphed_step` | forward and backward pass as a CUDA graph |
+| `late_steps` | steps on a GPU whose loss is read one step late |
+| `loss_scale` | loss scaling for float16 |
+| `share` | what one of several processes does of a step |
+"""
