@@ -37,6 +37,7 @@ from gpu_worker import PRESETS as MEASURED_PRESETS
 
 import tinygpt as tg
 from tinygpt.graph import keep_outputs
+from tinygpt.ops.cast import keep_rounded
 
 FLOOR = 2.0e-6  # seconds
 MEMORY, PRODUCT, ATTENTION = 0.85, 0.70, 0.35  # shares of bandwidth and of peak
@@ -88,13 +89,15 @@ def step_on_paper(config: Any, B: int, T: int, dtype: str = "bfloat16") -> Step:
         model = tg.GPT(config).to("cupy")
         parameters = model.parameters()
         optimizer = tg.optim.AdamW(model.named_parameters(), lr=1e-4, betas=BETAS, weight_decay=DECAY)
-        for _ in range(2):
+        scale = tg.optim.ScaleOnDevice(parameters)
+        for _ in range(3):
             record.launches.clear()
             with model.compute_in(dtype), keep_outputs():
+                keep_rounded(model, optimizer)
                 model.loss(inputs, targets).backward()
             passes = list(record.launches)
-            norm = tg.optim.grad_norm(parameters)
-            optimizer.step(grad_scale=tg.optim.clip_coefficient(norm, 1.0))
+            scale.compute(1.0, 1.0)
+            optimizer.step(grad_scale=scale)
             optimizer.zero_grad()
     return Step(passes, record.launches[len(passes) :])
 
@@ -121,9 +124,11 @@ def bytes_of(launch: gpu_paper.Launch) -> float:
         return sum(sizes[:3]) + 2 * min(sizes[3], sizes[0]) + sizes[4]
     if name == "embedding_add_parts":  # ids, parts, dweight
         return sum(sizes[:2])
-    if name == "adamw_update":  # p, g, m, v of each parameter, behind tables: all are read, and g is not written
-        moving = [s for s, array in zip(sizes, launch.arrays, strict=True) if array.dtype == np.float32]
-        return sum(moving) * 7 / 4
+    if name == "adamw_update":  # behind tables: p, g, m, v, all read, and g is not written; p in 16 bits, written
+        by_size = {
+            size: sum(s for s, a in zip(sizes, launch.arrays, strict=True) if a.itemsize == size) for size in (2, 4)
+        }
+        return by_size[4] * 7 / 4 + by_size[2]
     return sum(sizes) + sum(sizes[i] for i in BOTH_WAYS.get(name, ()))
 
 

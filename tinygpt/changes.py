@@ -51,6 +51,13 @@ def note_change(arrays: Iterable[Any]) -> None:
     _last_change = now
 
 
+def time_of_change(array: Any) -> int:
+    """When `note_change` was last told of this array or another view of its memory; 0 if never."""
+    memory = memory_of(array)
+    reference, when = _changes.get(id(memory), (None, 0))
+    return when if reference is not None and reference() is memory else 0
+
+
 def _forget(key: int, reference: weakref.ref[Any]) -> None:
     """Called when an array is freed, since a new one may get the same id."""
     if key in _changes and _changes[key][0] is reference:
@@ -68,9 +75,7 @@ def check_unchanged(nodes: Sequence[Function]) -> None:
         for array in node.kept:
             if not is_array(array):
                 continue
-            memory = memory_of(array)
-            reference, when = _changes.get(id(memory), (None, 0))
-            if when > node.order and reference is not None and reference() is memory:
+            if time_of_change(array) > node.order:
                 raise UsageError(
                     f"backward() reached {node.name}, which saved an array of shape {array.shape} that was changed "
                     "since, by optimizer.step(), load_state_dict() or in place: change it after the last backward(), "

@@ -309,7 +309,30 @@ def steps_that_are_left_out(device: Device) -> None:
         assert np.array_equal(state[[0, 2]], [0.5 * 0.5 / state[1], 1.0] if goes_on else [np.nan, 0.0], equal_nan=True)
 
 
+def weights_rounded_on_the_way(device: Device) -> None:
+    """The copy in 16 bits is that of the new weights, which are those of an update without one; or nothing is changed.
+
+    Sizes of a part of a pack, of whole packs, of several blocks; and a parameter without a copy between two with one.
+    """
+    for factor, sizes in ((0.5, (3, 4096, 9001)), (0.5, (1028, 4100, 64)), (np.nan, (5, 5, 5))):
+        calls, plain = [], []
+        for i, size in enumerate(sizes):
+            p, g, m, v = (normal(size + j)[:size].copy() for j in range(4))
+            arrays, settings = [p, g, m, np.abs(v)], (1e-2 * (i + 1), 0.9, 0.99, 1e-8, 0.1, 7 + i, factor)
+            copy = None if i == 1 else np.ones(size, np.float16)
+            calls.append((*[array.copy() for array in arrays], *settings, copy))
+            plain.append((*arrays, *settings))
+        body(device, "adamw_update_each")(calls)
+        body(device, "adamw_update_each")(plain)
+        for call, other in zip(calls, plain, strict=True):
+            assert all(np.array_equal(a, b) for a, b in zip(call[:4], other[:4], strict=True))
+            if call[-1] is not None:
+                expected = np.ones_like(call[-1]) if np.isnan(factor) else other[0].astype(np.float16)
+                assert np.array_equal(call[-1], expected)
+
+
 CHECKS: dict[str, tuple[Callable[[Device], None], ...]] = {
+    "adamw": (weights_rounded_on_the_way,),
     "cross_entropy": (targets_outside, logits_far_from_zero),
     "clip": (steps_that_are_left_out,),
     "linear": (tables_of_sums,),

@@ -14,9 +14,10 @@ import pytest
 import tinygpt as tg
 from tests.cuda import standin
 from tests.cuda.precision import DTYPES, EPS, IDS, TARGETS, host, in_both, model, watched
-from tests.training.helpers import SHAPE, VERSE, make_trainer, outcome
+from tests.training.helpers import SHAPE, VERSE, assert_same_outcome, make_trainer, outcome
 from tinygpt.generation import score
-from tinygpt.ops.cast import Cast
+from tinygpt.kernel import REGISTRY
+from tinygpt.ops.cast import Cast, forget_rounded, keep_rounded
 from tinygpt.ops.linear_cross_entropy import blocks
 from tinygpt.tensor import Tensor
 from tinygpt.training import CheckpointFolder, DivergedError, LossScale, evaluate, read_metrics
@@ -384,3 +385,71 @@ def test_logits_of_16_bits_have_a_cross_entropy_in_float32(name: str) -> None:
     fused.backward()
     for a, b in zip(separate, [host(p.grad) for p in made.parameters()], strict=True):
         assert np.linalg.norm(a - b) <= 16 * EPS[name] * np.linalg.norm(b)
+
+
+# Weights that are kept in 16 bits -------------------------------------------------------------------
+
+
+def launches_of_casts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many parameters each call has rounded from now on, together or alone."""
+    found: list[int] = []
+    usual = REGISTRY["rounded"].each
+
+    def each(calls: Any) -> Any:
+        found.append(len(calls))
+        return usual(calls)
+
+    monkeypatch.setattr(REGISTRY["rounded"], "each", each)
+    return found
+
+
+@in_both
+def test_the_optimizer_keeps_the_rounded_weights(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run rounds them once, and has the outcome of one that rounds them at each step."""
+    casts = launches_of_casts(monkeypatch)
+    settings: dict[str, Any] = {"steps": 9, "decay_steps": 20, "dtype": name, "eval_every": 4}
+    trainer = make_trainer(tmp_path / "kept", **settings)
+    trainer.run()
+    kept = len(casts)
+    assert all(slot.rounded is None for slot in trainer.optimizer.slots)
+    with monkeypatch.context() as patch:
+        patch.setattr("tinygpt.training.step.accumulation.keep_rounded", lambda model, optimizer: None)
+        make_trainer(tmp_path / "plain", **settings).run()
+    assert_same_outcome(tmp_path / "kept", tmp_path / "plain")
+    assert kept == 2  # for the evaluation before the first step, and after it
+    assert len(casts) - kept > 9
+
+
+@in_both
+def test_a_weight_that_someone_else_has_changed_is_rounded_again(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = model()
+    optimizer = tg.optim.AdamW(made.named_parameters(), lr=1e-2)
+    losses = []
+
+    def step(keep: bool = True) -> None:
+        with made.compute_in(name):
+            if keep:
+                keep_rounded(made, optimizer)
+            loss = made.loss(IDS, TARGETS)
+        losses.append(loss.item())
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    step()
+    step()
+    first = made.state_dict()["h.0.mlp.c_fc.weight"].copy()
+    copies = {slot.name: slot.rounded for slot in optimizer.slots if slot.rounded is not None}
+    assert len(copies) > 10
+    step()
+    made.load_state_dict({"h.0.mlp.c_fc.weight": host(first)}, strict=False)
+    casts = launches_of_casts(monkeypatch)
+    step()
+    assert casts == [1]
+    assert all(slot.rounded is copies[slot.name] for slot in optimizer.slots if slot.name in copies)
+    made.eval()
+    with made.compute_in(name):
+        kept = made.loss(IDS, TARGETS).item()
+    forget_rounded(made, optimizer)
+    with made.compute_in(name):
+        assert made.loss(IDS, TARGETS).item() == kept

@@ -20,6 +20,10 @@ A pass of a model casts each of its parameters, 148 of them in GPT-2: as many la
 time that a launch takes. So a model notes which parameters a pass casts, and the next pass rounds them all at its
 beginning, in one launch (`casting_together`); the casts then only look up their results.
 
+In a training loop even that is left out. `keep_rounded` makes copies in 16 bits that stay, and AdamW, which has each
+new weight at hand, writes it there as well. A copy counts as long as nothing else has changed the parameter since
+(`tinygpt.changes`); one that does not is rounded anew.
+
 No oracle: a change of type is not composed of anything. The tests compare it with NumPy's, there and back.
 
 Shapes: any. 16-bit tensors exist only on a GPU (`tinygpt.backends.precision` says why), and only the operations that
@@ -40,6 +44,7 @@ from typing import Any, overload
 import numpy as np
 
 from ..backends.precision import SIXTEEN_BITS, activation_dtype, is_16_bit
+from ..changes import time_of_change
 from ..errors import DtypeError
 from ..function import Function
 from ..kernel import kernel
@@ -75,6 +80,59 @@ _pass = _Pass()
 _noted: weakref.WeakKeyDictionary[Any, dict[int, Tensor]] = weakref.WeakKeyDictionary()  # model -> of its last pass
 
 
+class Rounded:
+    """A copy in 16 bits of a parameter's array, which may be older than that."""
+
+    def __init__(self, source: Array, array: Array) -> None:
+        self.source, self.array = source, array
+        self.is_current()
+
+    def is_current(self) -> None:
+        """`array` has just been written: it has the numbers that `source` has now."""
+        self.time = time_of_change(self.source)
+
+    def counts(self, dtype: Any) -> bool:
+        return bool(self.array.dtype == dtype) and self.time == time_of_change(self.source)
+
+
+_kept: weakref.WeakKeyDictionary[Any, dict[int, Rounded]] = weakref.WeakKeyDictionary()  # model -> by id of the source
+
+
+def keep_rounded(model: Any, optimizer: Any) -> None:
+    """Let the next pass of `model` find its parameters rounded. A training loop calls it before each step.
+
+    optimizer: a `tinygpt.optim.Optimizer`; nothing is kept unless it writes into the copies that its slots have.
+    """
+    dtype, parameters = model.activations, [*_noted.get(model, {}).values()]
+    if dtype is None or not parameters or not optimizer.keeps_rounded:
+        return
+    kept = _kept.setdefault(model, {})
+    stale = [p.data for p in parameters if p.dtype == np.float32 and not _copy_counts(kept, p.data, dtype)]
+    if not stale:
+        return
+    for source, array in zip(stale, rounded.each([(source, dtype) for source in stale]), strict=True):
+        copy = kept.get(id(source))
+        if copy is None or copy.source is not source or copy.array.dtype != dtype:
+            kept[id(source)] = Rounded(source, array)
+        else:  # the same place, which a CUDA graph may have recorded
+            copy.array[...] = array
+            copy.is_current()
+    for slot in optimizer.slots:
+        slot.rounded = kept.get(id(slot.parameter.data))
+
+
+def _copy_counts(kept: Mapping[int, Rounded], source: Array, dtype: Any) -> bool:
+    copy = kept.get(id(source))
+    return copy is not None and copy.source is source and copy.counts(dtype)
+
+
+def forget_rounded(model: Any, optimizer: Any) -> None:
+    """Give back the memory of what `keep_rounded` has kept."""
+    _kept.pop(model, None)
+    for slot in optimizer.slots:
+        slot.rounded = None
+
+
 @contextlib.contextmanager
 def casting_together(model: Any, dtype: np.dtype | None) -> Iterator[None]:
     """Inside the block, a forward pass of `model`, the parameters that its last pass cast are cast to `dtype` already.
@@ -85,10 +143,13 @@ def casting_together(model: Any, dtype: np.dtype | None) -> Iterator[None]:
         yield
         return
     before = _pass.noted, _pass.made
+    kept = {i: copy.array for i, copy in _kept.get(model, {}).items() if copy.counts(dtype)}
     arrays = [parameter.data for parameter in _noted.get(model, {}).values() if parameter.dtype == np.float32]
+    arrays = [array for array in arrays if id(array) not in kept]
     made = rounded.each([(array, dtype) for array in arrays]) if arrays else []
     _pass.noted = {}
-    _pass.made = {(id(array), dtype): result for array, result in zip(arrays, made, strict=True)}
+    _pass.made = {(i, dtype): array for i, array in kept.items()}
+    _pass.made |= {(id(array), dtype): result for array, result in zip(arrays, made, strict=True)}
     try:
         yield
         _noted[model] = _pass.noted

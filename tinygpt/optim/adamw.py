@@ -45,10 +45,12 @@ def adamw_update(
     weight_decay: float,
     step: int,
     grad_scale: Any,
+    rounded: Array | None = None,
 ) -> None:
     """One step, in place on param, m and v (all of one shape). `step` counts from 1.
 
     grad_scale: a number, or a `ScaleOnDevice` (clip.py); if that is NaN, nothing is changed.
+    rounded: takes the new param in 16 bits.
     """
     xp = array_module(param)
     grad_scale = float(grad_scale)
@@ -62,6 +64,8 @@ def adamw_update(
     denominator = xp.sqrt(v / (1 - beta2**step)) + eps
     param *= 1 - lr * weight_decay
     param -= (lr / (1 - beta1**step)) * m / denominator
+    if rounded is not None:
+        rounded[...] = param
 
 
 class AdamW(Optimizer):
@@ -74,6 +78,7 @@ class AdamW(Optimizer):
 
     state_names = ("m", "v")
     group_settings = ("betas", "eps")
+    keeps_rounded = True
 
     def __init__(
         self,
@@ -105,10 +110,14 @@ class AdamW(Optimizer):
                     slot.parameter.data, grad, slot.state["m"], slot.state["v"], self.lr * slot.lr_scale,
                     *self._setting(slot, "betas"), self._setting(slot, "eps"),
                     0.0 if self.coupled_decay else slot.weight_decay, slot.step, grad_scale,
+                    *(() if slot.rounded is None else (slot.rounded.array,)),
                 )
                 for slot, grad, grad_scale in ready
             ]
         )  # fmt: skip
+        for slot, _, _ in ready:
+            if slot.rounded is not None:
+                slot.rounded.is_current()
 
 
 def check_betas(where: str, betas: Any) -> tuple[float, float]:

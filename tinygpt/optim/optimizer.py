@@ -35,6 +35,7 @@ from ..backends import array_module, is_array, move, name_of
 from ..changes import note_change
 from ..checks import number, whole_number
 from ..errors import DtypeError, ShapeError, UsageError
+from ..ops.cast import Rounded
 from ..tensor import Tensor
 from ..typing import Array
 from .clip import ScaleOnDevice
@@ -58,6 +59,7 @@ class Slot:
     settings: dict[str, Any] = field(default_factory=dict)  # those that its group states, of `group_settings`
     step: int = 0  # how many updates it has had; a step in which it has no gradient does not count
     state: dict[str, Array] = field(default_factory=dict)  # arrays of the parameter's shape
+    rounded: Rounded | None = None  # a copy in 16 bits, which AdamW keeps up to date
 
 
 class Optimizer:
@@ -66,6 +68,7 @@ class Optimizer:
     state_names: tuple[str, ...] = ()
     group_settings: tuple[str, ...] = ()  # attributes that a group may override; `_check_setting` checks them
     coupled_decay = False  # whether weight decay is a part of the gradient
+    keeps_rounded = False  # whether it writes updated parameters into `Slot.rounded` too
     elementwise = True  # whether a number's update depends on its own gradient and state alone: then it can be sharded
 
     def __init__(

@@ -56,6 +56,8 @@ class ShardedOptimizer:
     sharded.
     """
 
+    keeps_rounded = False
+
     def __init__(self, optimizer: Optimizer, buckets: GradientBuckets) -> None:
         if not optimizer.elementwise:
             raise UsageError(

@@ -35,6 +35,7 @@ from ..backends.precision import activation_dtype
 from ..checkpoint import Checkpoint, CheckpointFolder, read_weights
 from ..interop.packed_run import base_facts, is_packed, load_weights
 from ..language_model import LanguageModel
+from ..ops.cast import forget_rounded
 from ..tokenizers import Tokenizer
 from .adapters import require_adapter
 from .divergence import DivergedError, diverged
@@ -185,6 +186,7 @@ class Trainer:
                     self.report.metrics.close()
                 self.watch.close()
                 progress.close()
+                forget_rounded(self.model, self.optimizer)
         return result_of(self, begin, stop.signal)  # signals are no longer caught, so Ctrl-C can interrupt the drawing
 
     def _train(self, stop: StopRequest, progress: Progress, tokens_per_step: int) -> None:

@@ -10,7 +10,7 @@ constexpr int PACKS = 4;  // packs per thread
 // One array, or several of the same size that are processed together: their addresses, their number of elements, and
 // the index of the first block that works on them.
 struct Tensor {
-    long long address[4];
+    long long address[5];
     long long size;
     long long first_block;
 };

@@ -21,6 +21,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ...errors import UsageError
+from ...ops.cast import keep_rounded
 from ...ops.cross_entropy import IGNORE_INDEX
 from ...tensor import Tensor
 from .graphed_step import GraphedStep
@@ -64,6 +65,7 @@ class Accumulation:
         """Forward and backward pass of this process's part of each batch: (weight, loss) for each that has targets."""
         trainer, share, graphed_step = self.trainer, self.trainer.share, self.graphed_step
         step, objective, count = trainer.state.step, trainer.objective, trainer.config.gradient_accumulation
+        keep_rounded(trainer.model, trainer.optimizer)
         batches = [trainer.batches.batch(step * count + index) for index in range(count)]
         counts = [number for batch in batches for number in share.counts(batch, objective.count)]
         weights = batch_weights(f"step {step}", counts)[share.rank :: share.size]
