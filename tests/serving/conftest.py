@@ -1,4 +1,4 @@
-"""A server in a process of its own."""
+"""A server in a process of its own; and a client of an application in this one."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from starlette.testclient import TestClient
 
 from tests.generation.helpers import make
 from tests.processes import Process
+from tests.serving.clients import MODEL, client_of
 from tests.training.helpers import ENVIRONMENT
+from tinygpt.serving.engine import Engine
 from tinygpt.tokenizers import CharTokenizer
 
 KEY = "sk-not-to-be-logged"
@@ -57,3 +60,16 @@ def server(folder: Path) -> Iterator[Server]:
             yield Server(process, line.split()[3].removesuffix("/v1"), folder)
         finally:
             process.kill()
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Engine]:
+    engine = Engine(MODEL, places=3, waiting=6)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def client(engine: Engine) -> Iterator[TestClient]:
+    with client_of(engine) as client:
+        yield client

@@ -6,7 +6,7 @@ import argparse
 import re
 from pathlib import Path
 
-from tests.serving.test_http import MODEL, TOKENIZER
+from tests.serving.clients import MODEL, TOKENIZER
 from tinygpt.cli import serve
 from tinygpt.data.dialogue import PRESETS
 from tinygpt.serving import app, protocol

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.serving.test_http import KEY, MODEL, TOKENIZER, client_of, written
+from tests.serving.clients import KEY, MODEL, TOKENIZER, client_of, written
 from tinygpt.data.dialogue import PRESETS
 from tinygpt.serving import app as http
 from tinygpt.serving import protocol

@@ -1,76 +1,21 @@
-"""The HTTP interface without a network: answers in OpenAI's form, equal to `generate`'s; what is refused, and how."""
+"""The HTTP interface without a network: answers in OpenAI's form, equal to `generate`'s."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from starlette.requests import Request
 from starlette.testclient import TestClient
 
 from tests.generation.helpers import make
-from tinygpt.data.dialogue import PRESETS
+from tests.serving.clients import MODEL, TOKENIZER, client_of, events_of, refused, written
 from tinygpt.generation.processors import Rows
-from tinygpt.serving import app as http
-from tinygpt.serving.app import application
-from tinygpt.serving.bodies import Served
 from tinygpt.serving.engine import Engine
-from tinygpt.serving.errors import ApiError
 from tinygpt.serving.penalties import Penalties
-from tinygpt.tokenizers import ByteTokenizer, CharTokenizer
-
-KEY = "sk-secret"
-URL = "http://127.0.0.1:8000"
-MODEL = make(np.float32, vocab_size=100, block_size=64, n_layer=1, n_head=2, n_embd=16).eval()
-TOKENIZER = CharTokenizer("\n" + "".join(map(chr, range(32, 127))))  # 96 characters: fewer than the model has ids
-
-
-def client_of(engine: Engine, tokenizer: Any = TOKENIZER, **options: Any) -> TestClient:
-    served = Served(engine.model, tokenizer, "tiny", PRESETS["plain"], 1, engine.most_waiting)
-    return TestClient(application(served, engine, **options), base_url=URL)
-
-
-@pytest.fixture(scope="module")
-def engine() -> Iterator[Engine]:
-    engine = Engine(MODEL, places=3, waiting=6)
-    yield engine
-    engine.close()
-
-
-@pytest.fixture(scope="module")
-def client(engine: Engine) -> Iterator[TestClient]:
-    with client_of(engine) as client:
-        yield client
-
-
-def written(prompt: str, **options: Any) -> str:
-    """The text of `generate`."""
-    ids = TOKENIZER.encode(prompt)
-    found = MODEL.generate(ids[None], overflow="stop", tokenizer=TOKENIZER, **options)[0, len(ids) :]
-    return TOKENIZER.decode(found)
-
-
-def events_of(response: Any) -> list[Any]:
-    assert response.headers["content-type"].startswith("text/event-stream")
-    lines = [line for line in response.text.split("\n\n") if line]
-    assert lines[-1] == "data: [DONE]"
-    return [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
-
-
-def refused(response: Any, status: int, words: str, param: str | None = None, code: str | None = None) -> None:
-    assert response.status_code == status, response.text
-    error = response.json()["error"]
-    assert set(error) == {"message", "type", "param", "code"}
-    assert words in error["message"]
-    assert (error["param"], error["code"]) == (param, code)
-
+from tinygpt.tokenizers import ByteTokenizer
 
 # Answers ------------------------------------------------------------------------------------------
 
@@ -235,148 +180,6 @@ def test_bias_and_penalties(client: TestClient) -> None:
     assert set(text) == {"A", "B"}
 
 
-# What is refused ----------------------------------------------------------------------------------
-
-BAD: list[tuple[Any, int, str, str | None, str | None]] = [
-    (b"{", 400, "the body is not JSON", None, None),
-    (b"\xff", 400, "not UTF-8", None, None),
-    (b"[1]", 400, "must be a JSON object, not an array", None, None),
-    (b'{"prompt": "a", "temperature": NaN}', 400, "NaN is not a number of JSON", None, None),
-    (b"[" * 100_000, 400, "nested too deeply", None, None),
-    (b'{"prompt": "\\ud800"}', 400, "half of a surrogate pair", "prompt", None),
-    ({}, 400, "must provide a prompt", "prompt", None),
-    ({"prompt": 3}, 400, "a string, an array of token ids", "prompt", None),
-    ({"prompt": [1, True]}, 400, "an array of token ids", "prompt", None),
-    ({"prompt": [96]}, 400, "token ids must be 0 to 95", "prompt", None),
-    ({"prompt": [-1]}, 400, "token ids must be 0 to 95", "prompt", None),
-    ({"prompt": ""}, 400, "the prompt is empty", "prompt", None),
-    ({"prompt": "a", "max_tokens": 64}, 400, "context length is 64 tokens", "prompt", "context_length_exceeded"),
-    ({"prompt": "a" * 64}, 400, "you requested 64 tokens", "prompt", "context_length_exceeded"),
-    ({"prompt": "a", "max_tokens": -1}, 400, "max_tokens must be between 0", "max_tokens", None),
-    ({"prompt": "a", "max_tokens": "9"}, 400, "must be a whole number, not a string", "max_tokens", None),
-    ({"prompt": "a", "temperature": 3}, 400, "between 0 and 2, not 3", "temperature", None),
-    ({"prompt": "a", "temperature": True}, 400, "must be a number, not a boolean", "temperature", None),
-    ({"prompt": "a", "n": 7}, 400, "at most 6 texts", "n", None),
-    ({"prompt": ["a"] * 7}, 400, "at most 6 texts", "prompt", None),
-    ({"prompt": "a", "stop": list("abcde")}, 400, "at most 4 strings", "stop", None),
-    ({"prompt": "a", "stop": ""}, 400, "empty string", "stop", None),
-    ({"prompt": "a", "stream": 1}, 400, "true or false", "stream", None),
-    ({"prompt": "a", "logit_bias": {"96": 1}}, 400, "ids are 0 to 95", "logit_bias", None),
-    ({"prompt": "a", "logit_bias": {"1": 101}}, 400, "between -100 and 100", "logit_bias", None),
-    ({"prompt": "a", "stream_options": {}}, 400, "needs stream: true", "stream_options", None),
-    ({"prompt": "a", "suffix": "b"}, 400, "suffix is not supported", "suffix", "unsupported_value"),
-    ({"prompt": "a", "echo": True}, 400, "echo is not supported", "echo", "unsupported_value"),
-    ({"prompt": "a", "frobnicate": 1}, 400, "Unrecognized request argument supplied: frobnicate", "frobnicate", None),
-    ({"prompt": "a", "model": "gpt-4"}, 404, "does not exist", "model", "model_not_found"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("body", "status", "words", "param", "code"), BAD, ids=lambda value: str(value)[:40])
-def test_bad_completions(
-    client: TestClient, body: Any, status: int, words: str, param: str | None, code: str | None
-) -> None:
-    content = body if isinstance(body, bytes) else json.dumps(body)
-    refused(client.post("/v1/completions", content=content), status, words, param, code)
-
-
-WRONG = {
-    "max_tokens": ["9", 1.5, [], {}, True], "temperature": ["1", [], {}, True], "top_p": ["1", [], {}, 1.1, -0.1],
-    "n": ["1", 0, 1.5, [], {}, True, 129], "stream": ["true", 1, [], {}], "stop": [3, {}, [3], [["a"]], True],
-    "seed": ["1", 1.5, [], {}, True, 2**63], "logprobs": ["1", -1, 6, 1.5, [], {}, True],
-    "frequency_penalty": ["1", 2.1, [], {}], "presence_penalty": ["1", -2.1, [], {}], "min_p": ["1", 1.5, [], {}],
-    "logit_bias": ["1", 1, [], [1], {"a": 1}, {"1": "a"}, {"-1": 1}, {"1": True}], "top_k": ["1", 1.5, [], {}, -2],
-    "repetition_penalty": ["1", 0, [], {}], "model": [1, [], {}, True], "stream_options": ["a", 1, []],
-    "prompt": [3, 1.5, {}, True, [1, "a"], ["a", 1], [[1], "a", 3], [None], [[["a"]]]],
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", WRONG)
-def test_wrong_types(client: TestClient, name: str) -> None:
-    """Each is named in the answer, and nothing is guessed from them."""
-    for value in WRONG[name]:
-        body = {"prompt": "a", "stream": name == "stream_options", name: value}
-        response = client.post("/v1/completions", json=body)
-        assert response.status_code == 400, value
-        assert response.json()["error"]["param"] == name, value
-        assert name in response.json()["error"]["message"], value
-
-
-@pytest.mark.parametrize(
-    ("body", "words"),
-    [
-        ({}, "at least one message"),
-        ({"messages": ["a"]}, "messages[0] must be an object"),
-        ({"messages": [{"role": "tool", "content": "a"}]}, "messages[0].role must be"),
-        ({"messages": [{"role": "user", "content": 1}]}, "messages[0].content must be a string"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "parts of type text only"),
-        ({"messages": [{"role": "assistant", "content": "a"}]}, "user and assistant in turn"),
-        ({"messages": [{"role": "user", "content": "a"}], "tools": [{}]}, "tools is not supported"),
-        ({"messages": [{"role": "user", "content": "a"}], "top_logprobs": 2}, "needs logprobs: true"),
-        ({"messages": [{"role": "user", "content": "a" * 99}]}, "maximum context length is 64"),
-        ({"messages": [{"role": "user", "content": "a"}], "answer_token_ids": [96]}, "ids must be 0 to 95"),
-        ({"messages": [{"role": "user", "content": "a"}], "answer_token_ids": "b"}, "must be an array of token ids"),
-    ],
-)  # fmt: skip
-def test_bad_chats(client: TestClient, body: Any, words: str) -> None:
-    response = client.post("/v1/chat/completions", json=body)
-    assert response.status_code == 400, response.text
-    assert words in response.json()["error"]["message"]
-
-
-def test_a_character_that_the_model_does_not_know(engine: Engine) -> None:
-    known = CharTokenizer("".join(map(chr, range(97, 123))))
-    refused(client_of(engine, known).post("/v1/completions", json={"prompt": "A"}), 400, "'A'", "prompt")
-
-
-def test_paths_and_methods(client: TestClient) -> None:
-    refused(client.get("/v2"), 404, "no such path")
-    refused(client.get("/v1/completions"), 405, "not allowed")
-
-
-def test_large_bodies(engine: Engine) -> None:
-    client = client_of(engine, most_bytes=1000)
-    refused(client.post("/v1/completions", content=b"a" * 1001), 413, "more than 1000 bytes")
-    refused(client.post("/v1/completions", content=iter([b"a" * 600] * 2)), 413, "more than 1000 bytes")
-    assert client.post("/v1/completions", json={"prompt": "a", "max_tokens": 1}).status_code == 200
-
-
-def test_slow_bodies(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def read() -> None:
-        await http.whole_body(Request({"type": "http", "headers": []}, asyncio.Event().wait), 10)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(http, "MOST_SECONDS", 0.01)
-    with pytest.raises(ApiError, match="did not arrive within") as error:
-        asyncio.run(read())
-    assert error.value.status == 408
-
-
-@pytest.mark.parametrize(
-    ("headers", "status"),
-    [
-        ({"Host": "evil.example"}, 421), ({"Host": ""}, 421), ({"Host": "127.0.0.1.evil.example:8000"}, 421),
-        ({"Host": "localhost:8000"}, 200), ({"Host": "[::1]:8000"}, 200), ({"Host": "192.168.1.7"}, 200),
-        ({"Host": "ours.example"}, 200), ({"Origin": "http://evil.example"}, 403), ({"Origin": "null"}, 403),
-        ({"Origin": URL}, 200), ({"Origin": "http://127.0.0.1:9000"}, 403),
-    ],
-)  # fmt: skip
-def test_hosts_and_origins(engine: Engine, headers: dict[str, str], status: int) -> None:
-    client = client_of(engine, hosts=["ours.example"])
-    assert client.get("/v1/models", headers=headers).status_code == status
-
-
-def test_the_key(engine: Engine, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]) -> None:
-    client = client_of(engine, key=KEY)
-    refused(client.get("/v1/models"), 401, "didn't provide an API key", None, "invalid_api_key")
-    for wrong in ("Bearer no", f"Basic {KEY}", "Bearer", f"Bearer {KEY}x"):
-        refused(client.get("/v1/models", headers={"Authorization": wrong}), 401, "Incorrect", None, "invalid_api_key")
-    assert client.get("/v1/models", headers={"Authorization": f"Bearer {KEY}"}).status_code == 200
-    assert client.get("/health").json() == {"status": "ok"}
-    other = client_of(engine, key="ключ")  # a header's bytes are compared
-    assert other.get("/v1/models", headers=[(b"Authorization", "Bearer ключ".encode())]).status_code == 200
-    said = capsys.readouterr()
-    assert KEY not in caplog.text + said.out + said.err
-
-
 # Busy, gone, broken -------------------------------------------------------------------------------
 
 
@@ -427,46 +230,3 @@ def test_metrics(client: TestClient) -> None:
     assert int(lines["tinygpt_generated_tokens_total"]) >= 3
     assert lines['tinygpt_text_seconds_bucket{le="+Inf"}'] == lines["tinygpt_text_seconds_count"]
     assert lines["tinygpt_texts_running"] == "0"
-
-
-# Anything -----------------------------------------------------------------------------------------
-
-ANY = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-    max_leaves=5,
-)
-FIELDS = ["prompt", "messages", "n", "max_tokens", "temperature", "top_p", "stop", "seed", "logprobs", "top_logprobs",
-          "stream", "stream_options", "logit_bias", "presence_penalty", "frequency_penalty", "top_k", "min_p", "model",
-          "repetition_penalty", "return_token_ids", "answer_token_ids", "max_completion_tokens", "tools", "user",
-          "echo", "suffix"]  # fmt: skip
-LIKELY = {
-    "prompt": st.text("ab \n", max_size=70) | st.lists(st.integers(-1, 100), max_size=70)
-    | st.lists(st.text(max_size=5), max_size=3),
-    "messages": st.lists(st.fixed_dictionaries({
-         "role": st.sampled_from(["user", "assistant", "system", "tool"]), "content": st.text("ab", max_size=9) | ANY,
-    }), max_size=4),
-    "n": st.integers(0, 4), "max_tokens": st.integers(-1, 70), "temperature": st.floats(0, 2), "top_p": st.floats(0, 1),
-    "stop": st.lists(st.text(max_size=3), max_size=5), "seed": st.integers(-(2**64), 2**64),
-    "logit_bias": st.dictionaries(st.integers(-1, 300).map(str), st.floats(-101, 101), max_size=3),
-    "stream": st.booleans(), "logprobs": st.booleans() | st.integers(-1, 6),
-}  # fmt: skip
-
-
-@st.composite
-def bodies(draw: Any) -> bytes:
-    names = draw(st.lists(st.sampled_from(FIELDS) | st.text(max_size=4), max_size=6, unique=True))
-    names = [*names, draw(st.sampled_from(["prompt", "messages"]))]
-    body = {name: draw(LIKELY.get(name, ANY) | ANY if draw(st.integers(0, 4)) else ANY) for name in names}
-    return json.dumps(body).encode("utf-8", "replace")
-
-
-@pytest.mark.slow
-@settings(max_examples=1000)
-@given(path=st.sampled_from(["/v1/completions", "/v1/chat/completions"]), body=bodies() | st.binary(max_size=20))
-def test_no_body_is_a_failure(client: TestClient, path: str, body: bytes) -> None:
-    """A thousand bodies: 200 or an error of the client's, in OpenAI's form; a failure of ours would be raised here."""
-    response = client.post(path, content=body)
-    assert response.status_code in (200, 400, 404), response.text
-    if response.status_code != 200:
-        assert set(response.json()["error"]) == {"message", "type", "param", "code"}

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.serving.test_http import KEY, MODEL, TOKENIZER
+from tests.serving.clients import KEY, MODEL, TOKENIZER
 from tinygpt.data.dialogue import PRESETS
 from tinygpt.serving.app import application
 from tinygpt.serving.bodies import Served

@@ -10,7 +10,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from tests.generation.helpers import make
-from tests.serving.test_http import KEY, client_of
+from tests.serving.clients import KEY, client_of
 from tinygpt.serving.engine import Engine
 from tinygpt.serving.web import FOLDER
 
