@@ -23,6 +23,7 @@ SCRIPTS = (
     "all",
     "data",
     "generate",
+    "kernel_steps",
     "lora_step",
     "ops",
     "optimizers",
