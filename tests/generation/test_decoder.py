@@ -14,6 +14,7 @@ from tests.generation.slow_decoder import SlowDecoder
 from tests.ops.cases.packed import FORMATS, compiled
 from tinygpt import GPT, GPTConfig
 from tinygpt.generation.decoder import Decoder
+from tinygpt.generation.joint_prompts import JointPrompts
 from tinygpt.generation.stepper import Stepper, decoder_for
 from tinygpt.gpt import ACTIVATIONS
 from tinygpt.kernel import use_kernels
@@ -367,7 +368,8 @@ def test_a_row_that_cannot_join(kind: type[Decoder], monkeypatch: pytest.MonkeyP
     with pytest.raises(tg.errors.RangeError):
         decoder.join([31])
     with monkeypatch.context() as patched:
-        patched.setattr(model, "hidden", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        failing = (JointPrompts, "__call__") if kind is Decoder else (model, "hidden")
+        patched.setattr(*failing, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             decoder.join([1])
     assert np.abs(decoder.step([5, 6]) - untouched.step([5, 6])).max() < 1e-5

@@ -15,6 +15,7 @@ from tests.ops.cases.packed import compiled
 from tinygpt import GPT
 from tinygpt.errors import UsageError
 from tinygpt.generation import generate
+from tinygpt.generation.joint_prompts import JointPrompts
 from tinygpt.generation.options import GenerationConfig
 from tinygpt.generation.request import prepare
 from tinygpt.serving.engine import Engine, filling_holes
@@ -305,18 +306,16 @@ def test_an_error_in_a_prompt_leaves_the_others(
     model: GPT, engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     gate, bad = Gate(engine, model), Client(2)
-    hidden = model.hidden
 
-    def fails_once(idx: Any, cache: Any = None) -> Any:
-        monkeypatch.undo()
+    def fails(*_: Any) -> Any:
         raise MemoryError("no memory")
 
     engine.submit([wanted(model, prompt_of(1, 3), samples=2)], bad)
-    monkeypatch.setattr(model, "hidden", fails_once)
-    gate.open.set()
-    assert len(bad.wait().errors) == 2
+    with monkeypatch.context() as patched:
+        patched.setattr(JointPrompts, "__call__", fails)
+        gate.open.set()
+        assert len(bad.wait().errors) == 2
     assert [gate.client.wait().ids()] == alone(model, prompt_of(7, 3), temperature=0, max_new_tokens=10)
-    assert model.hidden == hidden
 
 
 def test_a_model_that_has_diverged(engine: Engine) -> None:

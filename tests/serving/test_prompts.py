@@ -15,7 +15,8 @@ from tests.generation.helpers import make
 from tests.ops.cases.packed import compiled
 from tests.serving.test_engine import PATIENCE, Client, wanted
 from tinygpt.generation.decoder import Decoder
-from tinygpt.generation.prompt_reader import PromptReader
+from tinygpt.generation.joint_prompts import JointPrompts
+from tinygpt.serving import reading
 from tinygpt.serving.engine import Engine
 from tinygpt.serving.prefixes import Prefixes
 
@@ -32,71 +33,127 @@ def prompt_of(seed: int, length: int, shared: int = 0) -> np.ndarray:
     return prompt
 
 
-@pytest.fixture
-def events(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
-    """What the engine's thread does: ("read", tokens) of a prompt, ("step", rows)."""
-    events, read, step = list[tuple[str, int]](), PromptReader.read, Decoder.step
+Events = list[tuple[str, int]]
 
-    def reads(reader: PromptReader, count: int) -> None:
-        if count:
-            events.append(("read", count))
-        read(reader, count)
+
+@pytest.fixture
+def events(monkeypatch: pytest.MonkeyPatch) -> Events:
+    """What the engine's thread does: ("pass", prompts), ("read", tokens) for each of them, ("step", rows)."""
+    events, read, step = Events(), reading.read_together, Decoder.step
+
+    def reads(pieces: Any) -> None:
+        events.append(("pass", len(pieces)))
+        events.extend(("read", min(count, reader.rest)) for reader, count in pieces)
+        read(pieces)
 
     def steps(decoder: Decoder, ids: Any) -> Any:
         events.append(("step", len(ids)))
         return step(decoder, ids)
 
-    monkeypatch.setattr(PromptReader, "read", reads)
+    monkeypatch.setattr(reading, "read_together", reads)
     monkeypatch.setattr(Decoder, "step", steps)
     return events
+
+
+def reads_of(events: Events) -> list[int]:
+    return [size for kind, size in events if kind == "read"]
 
 
 # Long prompts ---------------------------------------------------------------------------------------
 
 
-def test_others_keep_their_pace(events: list[tuple[str, int]]) -> None:
-    """While a prompt of 100 tokens and six short ones are read, no two steps are further apart than a piece."""
-    engine = Engine(MODEL, places=9, waiting=20, piece=PIECE)
+def joined_by_a_long_prompt_and_six_short_ones(samples: int) -> None:
+    """While `samples` texts are written."""
+    engine = Engine(MODEL, places=20, waiting=20, piece=PIECE)
     long, short = Client(), [Client() for _ in range(6)]
 
-    def join(_: int, token: Any) -> None:
-        if len(first.tokens[0]) == 3:
-            engine.submit([wanted(MODEL, prompt_of(1, 100))], long)
-            for number, client in enumerate(short):
-                engine.submit([wanted(MODEL, prompt_of(number, 3))], client)
+    def join(number: int, token: Any) -> None:
+        if number == 0 and len(first.tokens[0]) == 3:
+            with engine._changed:  # all at once, before the engine looks
+                engine.submit([wanted(MODEL, prompt_of(1, 100))], long)
+                for number, client in enumerate(short):
+                    engine.submit([wanted(MODEL, prompt_of(number, 3))], client)
 
-    first = Client(then=join)
-    engine.submit([wanted(MODEL, prompt_of(2, 5), max_new_tokens=60)], first)
+    first = Client(samples, then=join)
+    engine.submit([wanted(MODEL, prompt_of(2, 5), samples, max_new_tokens=60)], first)
     for client in [first, long, *short]:
         client.wait()
     engine.close()
-    between, reads = [0], list[int]()
-    for kind, size in events:
-        if kind == "step":
-            between.append(0)
-        else:
-            between[-1] += size
-            reads.append(size)
-    assert max(between) <= PIECE
-    assert reads == [5, *[8] * 12, 4, *[3] * 6]
-    assert between[2:19] == [*[8] * 12, 4 + 3, 3 + 3, 3 + 3, 3, 0]
     assert len(first.ids()) == 60
 
 
-def test_a_client_that_leaves_while_its_prompt_is_read(events: list[tuple[str, int]]) -> None:
+def tokens_between_steps(events: Events) -> list[int]:
+    between = [0]
+    for kind, size in events:
+        if kind == "step":
+            between.append(0)
+        elif kind == "read":
+            between[-1] += size
+    return between
+
+
+def test_others_keep_their_pace(events: Events) -> None:
+    """While a prompt of 100 tokens and six short ones are read, no two steps are further apart than a piece."""
+    joined_by_a_long_prompt_and_six_short_ones(samples=8)
+    between = tokens_between_steps(events)
+    assert max(between) <= PIECE
+    assert reads_of(events) == [5, *[8] * 12, 4, *[3] * 6]
+    assert between[2:19] == [*[8] * 12, 4 + 3, 3 + 3, 3 + 3, 3, 0]
+
+
+def test_few_wait_for_many(events: Events) -> None:
+    """One text is written, and seven prompts come: as much as four pieces is read at once, in one pass."""
+    joined_by_a_long_prompt_and_six_short_ones(samples=1)
+    between = tokens_between_steps(events)
+    assert between[2:16] == [8 + 6 * 3, *[8] * 11, 4, 0]
+    assert ("pass", 7) in events
+
+
+def test_a_pass_is_bounded(events: Events) -> None:
+    """Nobody is written to, and nine prompts of a piece wait."""
+    engine, clients = Engine(MODEL, places=9, piece=PIECE), [Client() for _ in range(9)]
+    with engine._changed:
+        for number, client in enumerate(clients):
+            engine.submit([wanted(MODEL, prompt_of(number, PIECE), max_new_tokens=30)], client)
+    for client in clients:
+        client.wait()
+    engine.close()
+    assert tokens_between_steps(events)[:5] == [4 * PIECE, 4 * PIECE, PIECE, 0, 0]
+
+
+def test_a_beginning_that_is_being_read_is_waited_for(events: Events) -> None:
+    """Three prompts come together, which have two pieces in common: these are read once."""
+    engine, clients = Engine(MODEL, places=9, piece=PIECE), [Client() for _ in range(3)]
+    prompts = [prompt_of(number, 20 + number, shared=17) for number in range(1, 4)]
+    with engine._changed:
+        for prompt, client in zip(prompts, clients, strict=True):
+            engine.submit([wanted(MODEL, prompt, seed=1)], client)
+    found = [client.wait().ids() for client in clients]
+    engine.close()
+    assert reads_of(events) == [8, 8, 5, 6, 7]
+    assert [size for kind, size in events if kind == "pass"] == [1, 1, 3]
+    plain = Engine(MODEL, piece=PIECE, prefix_bytes=0)
+    for prompt, ids in zip(prompts, found, strict=True):
+        client = Client()
+        plain.submit([wanted(MODEL, prompt, seed=1)], client)
+        assert client.wait().ids() == ids
+    plain.close()
+
+
+def test_a_client_that_leaves_while_its_prompt_is_read(events: Events) -> None:
     engine = Engine(MODEL, places=1, piece=PIECE)
     client, other = Client(), Client()
     reached, left = threading.Event(), threading.Event()
-    read = PromptReader.read
+    read = reading.read_together
 
-    def leaves(reader: PromptReader, count: int) -> None:
-        if reader.length == 24:
+    def leaves(pieces: Any) -> None:
+        if pieces[0][0].length == 24:
             reached.set()
             assert left.wait(PATIENCE)
-        read(reader, count)
+        read(pieces)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(PromptReader, "read", leaves)
+        patched.setattr(reading, "read_together", leaves)
         ticket = engine.submit([wanted(MODEL, prompt_of(1, 100))], client)
         engine.submit([wanted(MODEL, prompt_of(2, 5), max_new_tokens=3)], other)
         assert reached.wait(PATIENCE)
@@ -106,28 +163,32 @@ def test_a_client_that_leaves_while_its_prompt_is_read(events: list[tuple[str, i
         assert len(other.wait().ids()) == 3
     engine.close()
     assert not client.tokens[0]
-    assert [size for kind, size in events if kind == "read"] == [8, 8, 8, 8, 5]
+    assert reads_of(events) == [8, 8, 8, 8, 5]
 
 
 def test_an_error_while_a_prompt_is_read(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """It ends the texts of that prompt alone, and frees their places."""
-    read = PromptReader.read
+    """It ends the texts of that prompt alone, and frees their places; those that are read with it go on."""
+    read = JointPrompts.__call__
 
-    def fails(reader: PromptReader, count: int) -> None:
-        if reader.size == 50 and reader.length == 16:
+    def fails(joint: JointPrompts, prompts: Any, caches: Any) -> Any:
+        failing = [cache[0].keys.shape[2] == 50 and cache[0].lengths[0] == 16 for cache in caches]
+        if any(failing):
+            sizes.append(len(prompts))
             raise MemoryError("no memory")
-        read(reader, count)
+        return read(joint, prompts, caches)
 
-    monkeypatch.setattr(PromptReader, "read", fails)
-    engine = Engine(MODEL, places=3, piece=PIECE)
+    monkeypatch.setattr(JointPrompts, "__call__", fails)
+    engine, sizes = Engine(MODEL, places=3, piece=PIECE), list[int]()
     bad, good = Client(2), Client()
-    engine.submit([wanted(MODEL, prompt_of(1, 50), samples=2)], bad)
-    engine.submit([wanted(MODEL, prompt_of(2, 30), samples=1)], good)
+    with engine._changed:
+        engine.submit([wanted(MODEL, prompt_of(1, 50), samples=2)], bad)
+        engine.submit([wanted(MODEL, prompt_of(2, 30), samples=1)], good)
     assert [type(error) for error in bad.wait().errors] == [MemoryError] * 2
     assert len(good.wait().ids()) == 10
     assert (engine.running, engine.waiting) == (0, 0)
     engine.close()
     assert "the engine failed to read a prompt" in caplog.text
+    assert sizes == [2, 1]  # together, and then each by itself
 
 
 # Beginnings that are shared -------------------------------------------------------------------------
@@ -148,11 +209,11 @@ PROMPTS = [prompt_of(1, 40, 30), prompt_of(2, 40, 30), prompt_of(3, 33, 33), pro
            prompt_of(6, 20), prompt_of(1, 40, 30)]  # fmt: skip
 
 
-def test_a_beginning_is_read_once(events: list[tuple[str, int]]) -> None:
+def test_a_beginning_is_read_once(events: Events) -> None:
     """And no bit of the texts differs from those of an engine that keeps nothing."""
     engine, plain = Engine(MODEL, piece=PIECE), Engine(MODEL, piece=PIECE, prefix_bytes=0)
     found = answers(engine, PROMPTS)
-    assert [size for kind, size in events if kind == "read"] == [8, 8, 8, 8, 8, 8, 8, 8, 1, 8, 1, 8, 8, 4, 8]
+    assert reads_of(events) == [8, 8, 8, 8, 8, 8, 8, 8, 1, 8, 1, 8, 8, 4, 8]
     assert engine.statistics.known_tokens == 0 + 24 + 24 + 16 + 24 + 0 + 32
     assert found == answers(plain, PROMPTS)
     assert plain.statistics.known_tokens == plain.prefixes.bytes == 0
@@ -161,13 +222,13 @@ def test_a_beginning_is_read_once(events: list[tuple[str, int]]) -> None:
     plain.close()
 
 
-def test_samples_of_a_prompt_that_is_known(events: list[tuple[str, int]]) -> None:
+def test_samples_of_a_prompt_that_is_known(events: Events) -> None:
     engine = Engine(MODEL, places=2, piece=PIECE)
     client = Client(6)
     engine.submit([wanted(MODEL, prompt_of(1, 40), samples=6, seed=1)], client)
     assert len({tuple(client.wait().ids(i)) for i in range(6)}) == 6
     engine.close()
-    assert [size for kind, size in events if kind == "read"] == [8] * 5 + [8] * 2  # the rest joins in two more turns
+    assert reads_of(events) == [8] * 5 + [8] * 2  # the rest joins in two more turns
 
 
 def test_memory_is_bounded_and_the_oldest_goes() -> None:

@@ -10,9 +10,10 @@
     reader = decoder.reader(prompt)                 # to read a prompt in pieces before it joins: `prompt_reader`
 
 All call `model.hidden(idx, cache)`: `prefill`, `join` and `append` on each text separately, and `step` on one token of
-every row, for which a plain GPT has a compiled fast path (`one_pass`). (On a GPU, `prefill` reads prompts of one length
-together, and a step is a CUDA graph.) With the compiled kernels, in float32, row b of
-that path does not depend on the other rows, bit for bit; with the reference kernels it is the same up to rounding.
+every row. For a plain GPT there are faster ways: prompts are read together (`joint_prompts`), and a step is one
+compiled call for each block (`one_pass`). (On a GPU, `prefill` reads prompts of one length together, and a step is a
+CUDA graph.) With the compiled kernels, in float32, row b of both does not depend on the other rows, bit for bit; with
+the reference kernels it is the same up to rounding.
 There is no padding: row b is its tokens 0 .. lengths[b] - 1.
 
 Position embeddings are learned, for positions below block_size only, so nothing in the cache is valid after the window
@@ -33,22 +34,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import backends
-from ..checks import integer_array, whole_number
 from ..errors import RangeError, ShapeError, UsageError
 from ..graph import no_grad
 from ..language_model import LanguageModel
 from ..nn import Embedding
-from ..nn.known import described, is_known, keeps, takes_cache, unknown_modules
+from ..nn.known import is_known, keeps
 from ..nn.packed import PackedEmbedding
 from ..ops.cached_attention import KeyValueCache
 from ..ops.packed import few_rows_product_transposed
 from ..tensor import Tensor
+from .decoder_checks import checked_capacity, flat_integers, obstacle_to_a_cache
 from .graphed_decode import GraphedDecode
+from .joint_prompts import JointPrompts, joint_prompts
 from .one_pass import one_pass
-from .prompt_reader import PromptReader
+from .prompt_reader import PromptReader, read_together
 
 if TYPE_CHECKING:
     from ..gpt import GPT
+
+Joining = tuple[PromptReader, int]  # and how many rows are to hold its prompt
 
 
 class Decoder:
@@ -57,10 +61,11 @@ class Decoder:
     Raises UsageError for a model that does not support a cache; use `decoder_for` if it may not.
     """
 
+    joint: JointPrompts | None = None  # reads several prompts in one pass
     _cached = True  # whether it calls the model on new tokens alone
 
     def __init__(self, model: GPT, capacity: int | None = None) -> None:
-        self.model, self.capacity = model, _checked_capacity(model, capacity)
+        self.model, self.capacity = model, checked_capacity(model, capacity)
         self.lengths = np.zeros(0, np.int64)  # (B,) number of tokens in each row
         self._start()
 
@@ -97,19 +102,23 @@ class Decoder:
         prompt: ids, or a `reader` of them; what it has not read yet is read now, once. The next step overwrites the
         returned array. Raises ShapeError, DtypeError, RangeError before anything changes.
         """
-        reader = prompt if isinstance(prompt, PromptReader) else self.reader(prompt)
-        reader.read(reader.rest)
+        return self.join_all([(prompt if isinstance(prompt, PromptReader) else self.reader(prompt), copies)])
+
+    def join_all(self, joining: Sequence[Joining]) -> Any:
+        """`join` for several readers at once, (reader, copies) each -> logits (len(joining), V), in their order."""
+        read_together([(reader, reader.rest) for reader, _ in joining])
         try:
-            logits = self._append(reader, copies)
+            logits = self._append(joining)
         except BaseException:
             self._grow(len(self.lengths))  # without the new rows
             raise
-        self.lengths = np.append(self.lengths, np.full(copies, reader.size, np.int64))
+        new = [np.full(copies, reader.size, np.int64) for reader, copies in joining]
+        self.lengths = np.concatenate([self.lengths, *new])
         return logits
 
     def reader(self, prompt: Any) -> PromptReader:
         """To read `prompt`, ids (T,), 1 <= T <= capacity, in pieces. Raises ShapeError, DtypeError, RangeError."""
-        reader = PromptReader(self.model, prompt, self._cached)
+        reader = PromptReader(self.model, prompt, self._cached, self.joint)
         if reader.size > self.capacity:
             raise ShapeError(
                 f"Decoder.join: a prompt of {reader.size} tokens is longer than the capacity, {self.capacity}"
@@ -136,7 +145,7 @@ class Decoder:
 
     def truncate(self, lengths: Any) -> None:
         """Keep the first lengths[b] tokens of row b, at most as many as it has. Raises ShapeError, RangeError."""
-        lengths = _integers("Decoder.truncate: lengths", lengths)
+        lengths = flat_integers("Decoder.truncate: lengths", lengths)
         if lengths.shape != self.lengths.shape:
             raise ShapeError(f"Decoder.truncate: expected {len(self.lengths)} lengths, one a row, not {len(lengths)}")
         if (lengths < 0).any() or (lengths > self.lengths).any():
@@ -149,7 +158,7 @@ class Decoder:
 
         The next step overwrites the returned array. Raises UsageError if a row is full, ShapeError, RangeError.
         """
-        ids = _integers("Decoder.step: ids", ids)
+        ids = flat_integers("Decoder.step: ids", ids)
         if len(ids) != len(self.lengths):
             raise ShapeError(f"Decoder.step: expected {len(self.lengths)} ids, one for each row, not {len(ids)}")
         if len(ids):
@@ -167,7 +176,7 @@ class Decoder:
 
         Raises ShapeError, RangeError before anything changes.
         """
-        rows, B = _integers("Decoder.select: rows", rows), len(self.lengths)
+        rows, B = flat_integers("Decoder.select: rows", rows), len(self.lengths)
         if len(rows) and (rows.min() < 0 or rows.max() >= B):
             raise RangeError(f"Decoder.select: rows must be in 0 .. {B - 1}, not {rows.min()} .. {rows.max()}")
         self._reorder(rows)
@@ -182,6 +191,7 @@ class Decoder:
         self.like = model.parameters()[0].data
         self.logits = backends.array_module(self.like).empty((B, model.config.vocab_size), self.like.dtype)
         self.one_pass = one_pass(model)
+        self.joint = joint_prompts(model, self.one_pass)
         self.joint_prefill = on_gpu = backends.name_of(self.like) == "cupy"
         self.graphed = GraphedDecode(self._compute, self._addresses) if on_gpu and self.one_pass is not None else None
         embedding, self.head_matrix = model.output_embedding, None  # None: the head is called
@@ -191,20 +201,27 @@ class Decoder:
     def _begin(self, rows: list[Any]) -> Any:
         self._make_room(len(rows))
         with no_grad(), self.model.evaluating(), self.model.compute_in("float32"):
+            if self.joint is not None:
+                return self._head(self.joint([row[0] for row in rows], self._rows_of_cache(len(rows))))
             if len(rows) > 1 and len({row.shape for row in rows}) == 1 and self.joint_prefill:
-                # All prompts in one pass. On a CPU it would gain little, and a row's bits would depend on the others'.
                 together = np.concatenate([backends.move(row, "numpy") for row in rows])  # (B, T)
                 return self._head(self.model.hidden(together, self.cache).data[:, -1])
-            last = [self.model.hidden(row, [layer.row(b) for layer in self.cache]) for b, row in enumerate(rows)]
-            return self._head([hidden.data[0, -1] for hidden in last])
+            pairs = zip(rows, self._rows_of_cache(len(rows)), strict=True)
+            return self._head([self.model.hidden(row, cache).data[0, -1] for row, cache in pairs])
 
-    def _append(self, reader: PromptReader, copies: int) -> Any:
-        B, T = len(self.lengths), reader.size
-        self._grow(B + copies)
+    def _rows_of_cache(self, B: int) -> list[list[KeyValueCache]]:
+        return [[layer.row(b) for layer in self.cache] for b in range(B)]
+
+    def _append(self, joining: Sequence[Joining]) -> Any:
+        B = len(self.lengths)
+        self._grow(B + sum(copies for _, copies in joining))
         with no_grad(), self.model.evaluating(), self.model.compute_in("float32"):
-            logits = self._head([reader.hidden])
-        for layer, read in zip(self.cache, reader.cache or (), strict=True):
-            layer.keys[B:, :, :T], layer.values[B:, :, :T] = read.keys[:, :, :T], read.values[:, :, :T]
+            logits = self._head([reader.hidden for reader, _ in joining])
+        for reader, copies in joining:
+            T, rows = reader.size, slice(B, B + copies)
+            for layer, read in zip(self.cache, reader.cache or (), strict=True):
+                layer.keys[rows, :, :T], layer.values[rows, :, :T] = read.keys[:, :, :T], read.values[:, :, :T]
+            B += copies
         return logits
 
     def _grow(self, B: int) -> None:
@@ -272,26 +289,3 @@ class Decoder:
             self.memory = [(layer.keys, layer.values) for layer in self.cache]
         if len(rows) != len(self.logits):
             self.logits = self.logits[:0]
-
-
-def obstacle_to_a_cache(model: Any) -> str | None:
-    """The first part of `model` that may need the whole text, as a clause for an error message; None if none does."""
-    if not keeps(model, LanguageModel, "forward") or not takes_cache(model.hidden):
-        return f"the class {type(model).__name__} overrides forward or hidden"
-    for path, module in unknown_modules(model):
-        if not (module.positionwise or takes_cache(module.forward)):
-            return f"{path} is a {described(module)}"
-    return None
-
-
-def _checked_capacity(model: GPT, capacity: int | None) -> int:
-    block = model.config.block_size
-    capacity = block if capacity is None else whole_number("Decoder", "capacity", capacity)
-    if capacity > block:
-        raise UsageError(f"Decoder: capacity must be at most the model's block_size, {block}, not {capacity}")
-    return capacity
-
-
-def _integers(what: str, values: Any) -> np.ndarray:
-    """A list or an array (N,) of integers, as a NumPy array. Raises ShapeError or DtypeError for anything else."""
-    return backends.move(integer_array(what, values, flat=True), "numpy")

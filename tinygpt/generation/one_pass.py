@@ -28,7 +28,7 @@ class OnePass:
     """The fast path for one model, with the weights it has now. Reuses the compiled kernel's workspace."""
 
     def __init__(self, model: GPT) -> None:
-        self.blocks, norm = model.h, model.ln_f
+        self.model, self.blocks, norm = model, model.h, model.ln_f
         self.inner = max(block.mlp.inner for block in model.h)
         self.work: Any = None
         self.rows = 0  # that `work` is enough for

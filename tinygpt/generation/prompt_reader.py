@@ -10,6 +10,8 @@ The result depends on the prompt and on how it is cut into pieces, and on nothin
 reader computed for the same beginning, cut in the same way, can be put in its place: `copy_of` and `put`. Then the
 logits are the same, bit for bit. A prompt in several pieces differs from the same prompt in one by rounding.
 
+`read_together([(reader, 64), (other, 9)])` reads the next pieces of several prompts in one pass, to the same result.
+
 Memory: 2 n_layer n_embd numbers for each token of the prompt, until it joins.
 Source: Agrawal et al., "Sarathi: Efficient LLM Inference by Piggybacking Decodes with Chunked Prefills", 2023.
 """
@@ -25,18 +27,20 @@ from ..graph import no_grad
 
 if TYPE_CHECKING:
     from ..gpt import GPT
+    from .joint_prompts import JointPrompts
 
 Span = Sequence[tuple[Any, Any]]  # keys and values of some tokens in each block, (1, H, tokens, D)
 
 
 class PromptReader:
     """A prompt (T,) that is being read. cached: whether the model can continue a text; if not, `join` reads all of it.
+    joint: how it is read together with others; None: it can't be.
 
     Raises ShapeError, DtypeError, RangeError for ids that the model can't have.
     """
 
-    def __init__(self, model: GPT, prompt: Any, cached: bool = True) -> None:
-        self.model, self.ids = model, model.check_ids([prompt])  # (1, T)
+    def __init__(self, model: GPT, prompt: Any, cached: bool = True, joint: JointPrompts | None = None) -> None:
+        self.model, self.joint, self.ids = model, joint, model.check_ids([prompt])  # (1, T)
         self.length = 0  # tokens that are read
         self.cache = model.new_cache(1, self.size) if cached else None
         self.hidden: Any = None  # (C,) the input of the head, for the token after those that are read
@@ -53,12 +57,12 @@ class PromptReader:
 
     def read(self, count: int) -> None:
         """Read the next `count` tokens, or as many as there are."""
-        end = min(self.length + count, self.size)
-        if self.cache is not None and end > self.length:
-            model = self.model
-            with no_grad(), model.evaluating(), model.compute_in("float32"):
-                self.hidden = model.hidden(self.ids[:, self.length : end], self.cache).data[0, -1]
-        self._at(end)
+        read_together([(self, count)])
+
+    def _read_alone(self, end: int) -> None:
+        model = self.model
+        with no_grad(), model.evaluating(), model.compute_in("float32"):
+            self.hidden = model.hidden(self.ids[:, self.length : end], self.cache).data[0, -1]
 
     def copy_of(self, begin: int, end: int) -> Span:
         """The keys and values of tokens begin .. end - 1, which are read. Nothing of a model without a cache."""
@@ -82,3 +86,23 @@ class PromptReader:
         self.length = end
         for layer in self.cache or ():
             layer.lengths = layer.places = np.array([end])
+
+
+def read_together(pieces: Sequence[tuple[PromptReader, int]]) -> None:
+    """`reader.read(count)` for each (reader, count). The readers are of one decoder, each of another prompt.
+
+    After an error, all of them are where they were.
+    """
+    ends = [(reader, min(reader.length + count, reader.size)) for reader, count in pieces]
+    reading = [(reader, end) for reader, end in ends if reader.cache is not None and end > reader.length]
+    joint = reading[0][0].joint if reading else None
+    if joint is not None:
+        ids = [reader.ids[0, reader.length : end] for reader, end in reading]
+        found = joint(ids, [reader.cache or () for reader, _ in reading])
+        for (reader, _), hidden in zip(reading, found, strict=True):
+            reader.hidden = hidden
+    else:
+        for reader, end in reading:
+            reader._read_alone(end)
+    for reader, end in ends:
+        reader._at(end)

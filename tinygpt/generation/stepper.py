@@ -7,14 +7,15 @@ to cache. So each step runs the model over the whole of each row: slow, but the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .. import backends
 from ..graph import no_grad
-from .decoder import Decoder, obstacle_to_a_cache
-from .prompt_reader import PromptReader
+from .decoder import Decoder, Joining
+from .decoder_checks import obstacle_to_a_cache
 
 if TYPE_CHECKING:
     from ..gpt import GPT
@@ -37,10 +38,10 @@ class Stepper(Decoder):
         self._rows = [backends.move(row[0], "numpy") for row in rows]
         return self._logits(self._rows)
 
-    def _append(self, reader: PromptReader, copies: int) -> Any:
-        new = backends.move(reader.ids[0], "numpy")
-        logits = self._logits([new])
-        self._rows = self._rows + [new] * copies
+    def _append(self, joining: Sequence[Joining]) -> Any:
+        new = [backends.move(reader.ids[0], "numpy") for reader, _ in joining]
+        logits = self._logits(new)
+        self._rows = self._rows + [row for row, (_, copies) in zip(new, joining, strict=True) for _ in range(copies)]
         return logits
 
     def _grow(self, B: int) -> None:

@@ -7,12 +7,13 @@
 
 Continuous batching. Each turn of the thread's loop reads prompts of waiting requests, if places are free, and then
 makes one step for all texts that are being written: their next tokens go through the model together, so its weights are
-read once for all of them. A text that ends leaves at once, and its place is free for the next turn. At most `piece`
-tokens of prompts are read per turn, a long prompt in pieces: those who are being answered never wait for more between
-two tokens. What is known of a prompt's beginning isn't read again (`prefixes`).
+read once for all of them, and so do their prompts (`reading`). A text that ends leaves at once, and its place is free
+for the next turn. At most `piece` tokens of prompts are read per turn, a long prompt in pieces: those who are being
+answered never wait for more between two tokens, unless they are fewer than those who wait to be; then it is MANY times
+as much. What is known of a prompt's beginning isn't read again (`prefixes`).
 
 What a text says does not depend on the others: a row of `Decoder` doesn't, a prompt is cut into the same pieces whoever
-else is there, and everything else is in its `Sample`.
+else is there, no bit of its keys and values depends on those read with it, and everything else is in its `Sample`.
 
 `on_token(number, token)` is called in the engine's thread and must return quickly; number counts the texts of a
 submission from 0. An exception from it cancels the submission. After an error of the model, `on_token(number, error)`
@@ -40,12 +41,14 @@ from .. import backends
 from ..errors import UsageError
 from ..generation.stepper import decoder_for
 from .prefixes import Prefixes
+from .reading import Reading, Readings
 from .samples import Token, Wanted
 from .statistics import Statistics
-from .tickets import BusyError, ClosedError, OnToken, Reading, Text, Ticket
+from .tickets import BusyError, ClosedError, OnToken, Text, Ticket
 
 PLACES, WAITING = 16, 64
 PIECE = 64  # tokens; large enough that products run near their best speed
+MANY = 4  # pieces between two steps while more texts wait than are written
 PREFIX_BYTES = 256 << 20
 
 
@@ -65,7 +68,7 @@ class Engine:
         self.statistics = Statistics()
         self._decoder = self._new_decoder()
         self._running: list[Text] = []  # in the order of the decoder's rows
-        self._reading: Reading | None = None
+        self._readings = Readings(self._decoder, self.prefixes, piece)
         self._waiting: deque[Text] = deque()
         self._changed = threading.Condition()  # guards _waiting, _closing and the tickets
         self._closing = False
@@ -75,8 +78,7 @@ class Engine:
     @property
     def running(self) -> int:
         """How many texts have a place: their prompt is being read, or they are being written."""
-        reading = self._reading
-        return len(self._running) + (0 if reading is None else len(reading.texts))
+        return len(self._running) + self._readings.texts
 
     @property
     def waiting(self) -> int:
@@ -153,58 +155,56 @@ class Engine:
 
     @property
     def _busy(self) -> bool:
-        return bool(self._running or self._waiting or self._reading)
+        return bool(self._running or self._waiting or len(self._readings))
 
     def _read_prompts(self) -> None:
-        """Read at most `piece` tokens of prompts; the texts of a prompt that is read to its end join."""
-        rest = self.piece
-        while rest:
-            self._reading = (self._reading and self._reading.still_wanted()) or self._begin_reading()
-            if self._reading is None or (count := min(self.piece, self._reading.reader.rest)) > rest:
-                return
-            rest -= count
-            self._read(self._reading, count)
-
-    def _read(self, reading: Reading, count: int) -> None:
-        texts, prompt, reader = reading
-        try:
-            reader.read(count)
-            self.prefixes.keep(reader, prompt)
-            if reader.rest:
-                return
-            logits = backends.move(self._decoder.join(reader, len(texts)), "numpy")
-        except Exception as error:  # of these alone: the decoder is as it was
-            self._fail(texts, error)
+        """Read the next pieces of prompts; the texts of those that are read to their end join."""
+        self._readings.drop_cancelled()
+        others = len(self._waiting) + self._readings.texts
+        most = self.piece * (MANY if others > len(self._running) else 1)
+        while self._readings.due < most and (texts := self._next()):
+            self._begin_reading(texts)
+        if not len(self._readings):
             return
-        self._reading, others = None, len(self._running)
-        self._running += texts
-        self._keep([True] * others + [self._choose(text, logits) for text in texts])
+        finished, failed = self._readings.read(most)
+        for reading, error in failed:
+            self._fail(reading.texts, error)
+        self._join(finished)
 
-    def _begin_reading(self) -> Reading | None:
-        """Give free places to the next prompt in the queue, and find what is known of it."""
-        texts = self._next()
-        if not texts:
-            return None
+    def _begin_reading(self, texts: list[Text]) -> None:
+        """Find what is known of the prompt of `texts`."""
         try:
-            prompt = texts[0].sample.wanted.prompt
-            reader = self._decoder.reader(prompt)
-            self.statistics.known_tokens += self.prefixes.put_into(reader, prompt)
+            self.statistics.known_tokens += self._readings.begin(texts, texts[0].sample.wanted.prompt)
         except Exception as error:
             self._fail(texts, error)
-            return None
-        return Reading(texts, prompt, reader)
+
+    def _join(self, finished: list[Reading]) -> None:
+        """Choose the first tokens of texts whose prompts are read."""
+        if not finished:
+            return
+        try:
+            found = self._decoder.join_all([(one.reader, len(one.texts)) for one in finished])
+        except Exception as error:  # the decoder is as it was
+            for one in finished:
+                self._fail(one.texts, error)
+            return
+        logits, others = backends.move(found, "numpy"), len(self._running)
+        pairs = [(text, logits[i : i + 1]) for i, one in enumerate(finished) for text in one.texts]
+        self._running += [text for text, _ in pairs]
+        self._keep([True] * others + [self._choose(text, row) for text, row in pairs])
 
     def _fail(self, texts: list[Text], error: Exception) -> None:
         """The prompt of `texts` can't be read."""
         logging.getLogger(__name__).error("the engine failed to read a prompt", exc_info=error)
-        self._reading = None
         for text in texts:
             self._tell(text, error)
 
     def _next(self) -> list[Text]:
         """Texts with the same prompt from the head of the queue, as many as there are places for."""
         with self._changed:
-            free, texts = self.places - len(self._running), list[Text]()
+            free, texts = self.places - self.running, list[Text]()
+            if not (self._waiting and self._readings.may_begin(self._waiting[0].sample.wanted.prompt)):
+                return texts
             while self._waiting and len(texts) < free:
                 if texts and self._waiting[0].sample.wanted is not texts[0].sample.wanted:
                     break
@@ -258,7 +258,7 @@ class Engine:
         for text in lost:
             if not text.ticket.cancelled:
                 self._tell(text, error)
-        self._decoder = self._new_decoder()
+        self._decoder = self._readings.decoder = self._new_decoder()
 
 
 def filling_holes(kept: list[bool]) -> list[int]:

@@ -38,6 +38,10 @@ class Prefixes:
         self._pieces = OrderedDict[Key, _Piece]()  # the one used last stands last
         self._count = 0
 
+    def known(self, prompt: np.ndarray) -> int:
+        """How many tokens `put_into` would give a new reader of `prompt`."""
+        return len(self._known(prompt[:-1])) * self.piece
+
     def put_into(self, reader: PromptReader, prompt: np.ndarray) -> int:
         """Give a new reader of `prompt` (T,) all that is known of it -> the number of tokens.
 

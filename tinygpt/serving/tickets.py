@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import NamedTuple
-
-import numpy as np
 
 from ..errors import UsageError
-from ..generation.prompt_reader import PromptReader
 from .samples import Sample, Token
 
 OnToken = Callable[[int, "Token | Exception"], None]
@@ -46,16 +42,3 @@ class Text:
     def __init__(self, sample: Sample, ticket: Ticket, number: int) -> None:
         self.sample, self.ticket, self.number = sample, ticket, number
         self.told = ticket.submitted  # when its last token was told
-
-
-class Reading(NamedTuple):
-    """A prompt that is being read, and the texts that it is for, each of which has a place already."""
-
-    texts: list[Text]
-    prompt: np.ndarray
-    reader: PromptReader
-
-    def still_wanted(self) -> Reading | None:
-        """For those texts that were not cancelled; None if there are none."""
-        texts = [text for text in self.texts if not text.ticket.cancelled]
-        return self._replace(texts=texts) if texts else None

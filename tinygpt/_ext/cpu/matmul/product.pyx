@@ -23,6 +23,11 @@ cdef extern from "product_blas.h" nogil:
 cdef Py_ssize_t FEWEST = 32
 
 
+def product_is_ours():
+    """Whether our own kernel runs above that: then no bit of a row of a product depends on how many rows there are."""
+    return bool(TG_PRODUCT_PAYS)
+
+
 cdef void *open_matrices(array, Py_ssize_t *next, Py_ssize_t *row, Py_ssize_t *column) except? NULL:
     """The address of a matrix, or of a batch (S, M, N) of them, and its strides in elements. NULL if a BLAS does not
     support the strides: one of the two must be 1, and the other at least the length of the first one's axis."""
