@@ -35,6 +35,7 @@ PARTS: dict[str, tuple[str, list[list[str]]]] = {
             for name, steps in (("tiny", "100"), ("baby", "5"), ("baby-dropout", "5"), ("gpt2", "5"))
         ],
     ),
+    "first seconds": ("The first seconds of a process", [["first_seconds.py"]]),
     "scaling": ("How cost grows", [["scaling.py"]]),
     "generate": ("Decoding", [["generate.py", "--rounds", "3", "--only", "decode", "prefill", "batch", "load"]]),
 }

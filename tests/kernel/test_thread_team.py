@@ -192,6 +192,40 @@ def test_more_threads_than_cores(tmp_path: Path) -> None:
 
 @needs_extension
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit on a user's threads is Linux's")
+@needs_extension
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system does not say on which core a thread runs")
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2 if hasattr(os, "sched_getaffinity") else True, reason="one core")
+def test_a_worker_leaves_its_callers_core_and_may_run_anywhere_again(tmp_path: Path) -> None:
+    """All threads are sent to one core, and may then leave it: the worker does so with its next share."""
+    code = """
+from tinygpt.backends import get
+module = get("numpy").extension()
+expected, allowed = work(), os.sched_getaffinity(0)
+assert module.get_num_threads() == 2
+threads = [int(name) for name in os.listdir("/proc/self/task")]
+
+def all_on(cores):
+    for thread in threads:
+        os.sched_setaffinity(thread, cores)
+
+all_on({min(allowed)})
+before = module.moves()
+assert work() == expected
+assert module.moves() == before  # there is nowhere to go
+found = 0
+for _ in range(20):
+    before = module.moves()
+    all_on({min(allowed)})
+    work()
+    all_on(allowed)
+    assert work() == expected
+    found += module.moves() > before
+assert all(os.sched_getaffinity(thread) == allowed for thread in threads)
+print(found)
+"""
+    assert int(python(code, tmp_path)) > 0
+
+
 def test_the_system_refuses_threads(tmp_path: Path) -> None:
     """The team is then as large as it could be made, the results are the same, and nothing waits for ever."""
     code = """

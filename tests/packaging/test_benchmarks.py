@@ -22,6 +22,7 @@ BENCHMARKS = ROOT / "benchmarks"
 SCRIPTS = (
     "all",
     "data",
+    "first_seconds",
     "generate",
     "kernel_steps",
     "lora_step",
@@ -61,6 +62,14 @@ def run(name: str, *arguments: str) -> str:
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_each_script_tells_its_options(name: str) -> None:
     assert "--help" in run(name, "--help")
+
+
+def test_slow_first_seconds_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of eight slices, one takes three times as long as the others."""
+    module, clock = script("first_seconds"), iter([0.0, *(t for s in (1, 1, 3, 1, 1, 1, 1, 1) for t in (0.0, s)), 9.0])
+    monkeypatch.setattr(module.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(module, "matmul_arrays", lambda a, b: None)
+    assert module.slow_seconds(8.5) == 3
 
 
 @pytest.mark.slow

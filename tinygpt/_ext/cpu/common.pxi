@@ -23,6 +23,7 @@ cdef extern from "pool.h" nogil:
     void tg_parallel_for(tg_body body, void *task, Py_ssize_t n, Py_ssize_t grain)
     int tg_set_num_threads(int count)
     int tg_get_num_threads()
+    int tg_moves()
     int tg_adopt_blas(const char *library)
 
 cdef extern from "vmath.h" nogil:

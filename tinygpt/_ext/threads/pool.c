@@ -12,6 +12,9 @@
  * Idle workers spin for SPIN_NANOSECONDS, which spans the gap between two operations of a training step, then sleep on
  * a condition variable.
  *
+ * In the first seconds of a process the system may run two of the threads on one core while others are idle, each at
+ * half its speed. A worker that finds itself on the core of a thread before it moves away (Linux only).
+ *
  * Cases that need care, each with a test:
  * - OpenBLAS's jobs wait for one another, so all must run at the same time: a region of `count` jobs needs `count`
  *   threads. OpenBLAS is told how many there are; if it still asks for more, extra threads are started for that
@@ -114,8 +117,57 @@ static void take_chunks(int number, int members) {
     if (done) atomic_fetch_add_explicit(&chunks_done, done, memory_order_release);
 }
 
+/* The core that each thread ran on when it last began its share of a region. Threads write only when it has changed. */
+static _Atomic int cores[MAX_THREADS] = {[0 ... MAX_THREADS - 1] = -1};
+static _Atomic int moves = 0;
+
+struct pause { /* of one worker, between two moves: doubled each time, for cores that other processes occupy */
+    int64_t until, next;
+};
+
+#ifdef __linux__
+enum { SHORTEST_PAUSE = 1000000, LONGEST_PAUSE = 1000000000 }; /* nanoseconds */
+
+static void note_core(int number, int core) {
+    if (atomic_load_explicit(&cores[number], memory_order_relaxed) != core)
+        atomic_store_explicit(&cores[number], core, memory_order_relaxed);
+}
+
+/* Leave a core that a thread with a smaller number is on. The thread is allowed on the other cores alone, which moves it
+ * at once, and then on all of them again: afterwards the system places it as before. */
+static void leave_shared_core(int number, struct pause *pause) {
+    const int core = sched_getcpu();
+    int shared = 0;
+    for (int i = 0; i < number; i++) shared |= atomic_load_explicit(&cores[i], memory_order_relaxed) == core;
+    if (!shared || core < 0) {
+        note_core(number, core);
+        return;
+    }
+    const int64_t time = now();
+    if (time < pause->until) return;
+    pause->next = time > pause->until + LONGEST_PAUSE ? SHORTEST_PAUSE : pause->next;
+    pause->until = time + pause->next;
+    if (pause->next < LONGEST_PAUSE) pause->next *= 2;
+    cpu_set_t allowed, others;
+    if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return; /* more cores than a cpu_set_t holds */
+    others = allowed;
+    for (int i = 0; i < number; i++) CPU_CLR(atomic_load_explicit(&cores[i], memory_order_relaxed), &others);
+    if (CPU_COUNT(&others) == 0 || sched_setaffinity(0, sizeof others, &others) != 0) return;
+    sched_setaffinity(0, sizeof allowed, &allowed);
+    note_core(number, sched_getcpu());
+    atomic_fetch_add_explicit(&moves, 1, memory_order_relaxed);
+}
+#else
+static void note_core(int number, int core) { (void)number, (void)core; }
+static void leave_shared_core(int number, struct pause *pause) { (void)number, (void)pause; }
+static int sched_getcpu(void) { return -1; }
+#endif
+
+int tg_moves(void) { return atomic_load(&moves); }
+
 static void *worker(void *argument) {
     const int number = (int)(intptr_t)argument; /* 1, 2, ... : the caller is 0 */
+    struct pause pause = {0, 0};
     uint32_t last = 0;
     inside = 1;
     int64_t idle_since = now();
@@ -123,7 +175,10 @@ static void *worker(void *argument) {
         const uint32_t seen = atomic_load_explicit(&regions, memory_order_acquire);
         if (seen != last) {
             const int members = atomic_load_explicit(&team, memory_order_relaxed);
-            if (number < members) take_chunks(number, members);
+            if (number < members) {
+                leave_shared_core(number, &pause);
+                take_chunks(number, members);
+            }
             last = seen;
             idle_since = now();
             continue;
@@ -183,6 +238,7 @@ static void run_region(tg_body body, void *task, ptrdiff_t n, ptrdiff_t grain, u
     region_grain = grain;
     atomic_store_explicit(&chunks_done, 0, memory_order_relaxed);
     atomic_store_explicit(&team, members, memory_order_relaxed);
+    note_core(0, sched_getcpu());
     const uint32_t sharers = chunks < (uint32_t)members ? chunks : (uint32_t)members; /* other shares stay empty */
     for (uint32_t i = 0; i < sharers; i++) {
         const uint64_t next = (uint64_t)chunks * i / sharers, end = (uint64_t)chunks * (i + 1) / sharers;

@@ -21,6 +21,9 @@ void tg_parallel_for(tg_body body, void *task, ptrdiff_t n, ptrdiff_t grain);
 int tg_set_num_threads(int count);
 int tg_get_num_threads(void);
 
+/* How often a worker has left a core that it shared with another thread of the team. */
+int tg_moves(void);
+
 /* Make OpenBLAS run its jobs on these threads. `library` is the path of a loaded library that depends on OpenBLAS.
  * Returns 1 on success, 0 if the BLAS in use does not support it (it is then left alone). */
 int tg_adopt_blas(const char *library);

@@ -42,3 +42,8 @@ def threads_report():
     """A phrase that says how many threads there are, and whether the matrix products run on them too."""
     blas = "shared with the matrix products" if adopted else "the BLAS in use keeps its own threads"
     return f"{tg_get_num_threads()} threads, {blas}"
+
+
+def moves():
+    """How often a thread has left a core that it shared with another one of the team. Always 0 except on Linux."""
+    return tg_moves()
