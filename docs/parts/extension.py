@@ -2,10 +2,14 @@
 
 $x_i$, and a block between $$                 MathML, written at build time: no script, no font, no network
 ```{details} A solution                       folded until it is clicked; printed unfolded
+```{bodies} softmax                           the three bodies of an operation, one above the other behind tabs
+```{picture} attention_tiles                  an SVG of pictures/, in the page, so that it has the page's colours
 """
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 from docutils import nodes
@@ -13,7 +17,11 @@ from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
+from .bodies import ROOT, bodies
 from .docstrings import to_rst
+
+PICTURES = Path(__file__).parents[1] / "pictures"
+TABS = {"NumPy": "NumPy", "CPU": "CPU (C, Cython)", "CUDA": "GPU (CUDA)"}  # the same in every language
 
 
 class details(nodes.General, nodes.Element):
@@ -38,6 +46,56 @@ class Details(SphinxDirective):
         whole = details("", head)
         self.state.nested_parse(self.content, self.content_offset, whole)
         return [whole, *messages]
+
+
+class Bodies(SphinxDirective):
+    """`{bodies} softmax`: radio buttons and a panel for each body. Nothing of it is to be translated."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        name = self.arguments[0]
+        whole, panels = nodes.container(classes=["bodies"]), []
+        for number, (what, pieces) in enumerate(bodies(name).items()):
+            checked = "" if number else " checked"
+            whole += _html(
+                f'<input type="radio" name="bodies-{name}" id="{name}-{what}"{checked}>'
+                f'<label for="{name}-{what}">{TABS[what]}</label>'
+            )
+            panel, path = nodes.container(classes=["one-body"]), ""
+            for piece in pieces:
+                if piece.path != path:
+                    path = piece.path
+                    self.env.note_dependency(str(ROOT / path))
+                    panel += _html(f'<p class="path"><code>{path}</code></p>')
+                panel += nodes.literal_block(piece.text, piece.text, language=piece.language)
+            panels.append(panel)
+        whole += panels
+        return [whole]
+
+
+class Picture(SphinxDirective):
+    """`{picture} name`, and its caption. The SVG has names and formulas; the words are in the caption."""
+
+    has_content = True
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        name = self.arguments[0]
+        path = PICTURES / f"{name}.svg"
+        self.env.note_dependency(str(path))
+        svg = re.sub(r"<style>.*?</style>\s*", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+        if self.config.language != "en":  # the caption is translated, and takes the place of both
+            svg = re.sub(r"<(title|desc)\b.*?</\1>\s*", "", svg, flags=re.DOTALL)
+            svg = re.sub(r'aria-labelledby="[^"]*"', f'aria-labelledby="{name}-caption"', svg)
+        caption = nodes.container(classes=["caption"])
+        self.state.nested_parse(self.content, self.content_offset, caption)
+        start = _html(f'<div class="picture">{svg}<div id="{name}-caption">')
+        return [start, caption, _html("</div></div>")]
+
+
+def _html(text: str) -> nodes.raw:
+    return nodes.raw("", text, format="html")
 
 
 def _open(tag: str) -> Any:
@@ -71,5 +129,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_node(details, html=(_open("details"), _close("details")), **other)
     app.add_node(summary, html=(_open("summary"), _close("summary")), **other)
     app.add_directive("details", Details)
+    app.add_directive("bodies", Bodies)
+    app.add_directive("picture", Picture)
     app.connect("autodoc-process-docstring", _plain_text)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -8,11 +8,14 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
+from . import bodies
 from .docstrings import to_markdown
 
 DOCS = Path(__file__).parents[1]
 OPS = DOCS.parent / "tinygpt" / "ops"
-EXT = DOCS.parent / "tinygpt" / "_ext"
+
+NOTATION = "`dx` stands for dL/dx: [the notation](index.md#notation).\n"
+ONE_BODY = "One body: these lines call NumPy's loops on the CPU and CuPy's on a GPU.\n\n"
 
 # In the order in which they are best read. A test sees to it that every file of tinygpt/ops is in it.
 CHAPTERS = {
@@ -30,49 +33,30 @@ ORDER = [name for names in CHAPTERS.values() for name in names]
 
 def page(name: str) -> str:
     """The page of one file: its docstring, an example with numbers, and the code."""
-    text = (OPS / f"{name}.py").read_text(encoding="utf-8")
-    tree = ast.parse(text)
-    parts = [f"# {name}\n", to_markdown(ast.get_docstring(tree) or "")]
-    worked = DOCS / "worked" / f"{name}.md"
-    if worked.exists():
+    tree = ast.parse((OPS / f"{name}.py").read_text(encoding="utf-8"))
+    parts = [f"# {name}\n", NOTATION, to_markdown(ast.get_docstring(tree) or "")]
+    if (DOCS / "worked" / f"{name}.md").exists():
         parts.append(f"```{{include}} ../worked/{name}.md\n```\n")
-    parts.append(f"## The code\n\nAll of it is in `tinygpt/ops/{name}.py`.\n")
-    parts += [_included(f"../../tinygpt/ops/{name}.py", piece) for piece in _pieces(tree)]
+    shown = bodies.bodies(name)
+    parts.append("## The code\n\n" + ("" if len(shown) > 1 else ONE_BODY) + f"```{{bodies}} {name}\n```\n")
     if name == "matmul":
         parts.append("## unbroadcast\n")
         parts.append(_included("../../tinygpt/ops/_shapes.py", "unbroadcast"))
-    parts += _compiled(name)
+    others = [piece for piece in _others(tree) if piece not in bodies.NUMPY.get(name, bodies.hearts(tree))]
+    if others:
+        parts.append("## The oracle and the node of the graph\n")
+        parts += [_included(f"../../tinygpt/ops/{name}.py", piece) for piece in others]
     return "\n".join(parts)
 
 
-def _pieces(tree: ast.Module) -> list[str]:
-    """The oracle, the kernels and the nodes: functions and classes, in the order of the file."""
-    found = []
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef) and any(ast.unparse(base) in ("Function", *found) for base in node.bases):
-            found.append(node.name)
-        elif isinstance(node, ast.FunctionDef):
-            decorated = any(ast.unparse(decorator).startswith("kernel") for decorator in node.decorator_list)
-            if decorated or node.name.endswith("_composed"):
-                found.append(node.name)
-    return found
+def _others(tree: ast.Module) -> list[str]:
+    """The oracles, then the nodes."""
+    names = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
+    return [name for name in names if name.endswith("_composed")] + bodies.nodes(tree)
 
 
 def _included(path: str, piece: str) -> str:
     return f"```{{literalinclude}} {path}\n:language: python\n:pyobject: {piece}\n```\n"
-
-
-def _compiled(name: str) -> list[str]:
-    """The same for the processor and for a GPU, folded."""
-    found = []
-    for kind, folder, language in (("CPU", "cpu", "cython"), ("GPU", "cuda", "cuda")):
-        for path in sorted((EXT / folder).rglob(f"{name}.{'pyx' if kind == 'CPU' else 'cu'}")):
-            relative = path.relative_to(DOCS.parent).as_posix()
-            found.append(
-                f"````{{details}} The same for the {kind}: {relative}\n"
-                f"```{{literalinclude}} ../../{relative}\n:language: {language}\n```\n````\n"
-            )
-    return found
 
 
 def contents() -> str:
@@ -80,10 +64,7 @@ def contents() -> str:
     text = (OPS / "__init__.py").read_text(encoding="utf-8")
     _, _, notation = (ast.get_docstring(ast.parse(text)) or "").partition("Notation, the same in every file:\n")
     parts = [
-        "# The backward pass, operation by operation\n",
-        "Each page is made from the file of one operation: the formula, the derivation of its gradient, what is kept\n"
-        "for the backward pass and why that is enough, the code. Every gradient is checked against differences and\n"
-        "against the same operation composed of simpler ones.\n",
+        (DOCS / "parts" / "contents.md").read_text(encoding="utf-8"),
         "## Notation\n\nThe same on every page:\n",
         to_markdown("\n" + notation.strip("\n").replace("    dx ", "\n    dx ", 1)),
     ]

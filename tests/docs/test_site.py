@@ -67,15 +67,49 @@ def test_rst_of_a_docstring() -> None:
 
 
 def test_a_page_has_the_docstring_and_the_code() -> None:
-    page = module("parts.operations").page("layer_norm")
-    assert page.startswith("# layer_norm\n\nLayer normalisation.\n")
+    operations = module("parts.operations")
+    page = operations.page("layer_norm")
+    assert page.startswith(f"# layer_norm\n\n{operations.NOTATION}\nLayer normalisation.\n")
     assert "## The derivation" in page
-    for piece in ("layer_norm_composed", "layer_norm_forward", "layer_norm_backward", "LayerNorm"):
+    assert "```{bodies} layer_norm\n" in page
+    for piece in ("layer_norm_composed", "LayerNorm"):
         assert f":pyobject: {piece}\n" in page
-    assert "tinygpt/_ext/cpu/layer_norm.pyx" in page
-    assert "tinygpt/_ext/cuda/layer_norm.cu" in page
-    assert ":pyobject: unbroadcast" in module("parts.operations").page("matmul")
-    assert ":pyobject: GeluErf" in module("parts.operations").page("gelu")
+    assert ":pyobject: unbroadcast" in operations.page("matmul")
+    assert ":pyobject: GeluErf" in operations.page("gelu")
+    assert operations.ONE_BODY in operations.page("shape")
+    assert operations.ONE_BODY not in page
+
+
+def test_each_kernel_that_is_compiled_is_shown() -> None:
+    bodies = module("parts.bodies")
+    for name in module("parts.operations").ORDER:
+        shown = bodies.bodies(name)
+        compiled = {
+            "CPU": bool(list((ROOT / bodies.CPU).rglob(f"{name}.pyx"))),
+            "CUDA": bool(list((ROOT / bodies.GPU).rglob(f"{name}.cu"))),
+        }
+        assert "NumPy" in shown
+        for what, there in compiled.items():
+            assert not there or what in shown, f"docs/parts/bodies.py shows no {what} body of {name}"
+        for pieces in shown.values():
+            assert sum(piece.text.count("\n") for piece in pieces) <= 160, name
+
+
+def test_pieces_are_cut_whole() -> None:
+    bodies = module("parts.bodies")
+    piece = bodies.cut("tinygpt/_ext/cpu/gelu.pyx", "gelu_backward_span")
+    assert piece.startswith("cdef void gelu_backward_span(real *kind")
+    assert piece.endswith("        dx[i] = dy[i] * gelu_slope(x[i])\n")
+    piece = bodies.cut("tinygpt/_ext/cuda/dropout.cu", "dropout_apply")
+    assert piece.startswith("// x, y (N, C)")
+    assert piece.endswith("\n}\n")
+    piece = bodies.cut("tinygpt/_ext/cpu/attention/attention_tile.h", "head_forward @ for (; t.keys > 0")
+    assert piece.startswith("for (; t.keys > 0")
+    assert piece.endswith("\n}\n")
+    assert bodies.cut("tinygpt/ops/erf.py", "Erf").startswith("class Erf(Function):\n")
+    for wrong in ("gelu", "gelu_forward_span @ while"):
+        with pytest.raises(LookupError):
+            bodies.cut("tinygpt/_ext/cpu/gelu.pyx", wrong)
 
 
 def test_untranslated_messages_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -158,3 +192,9 @@ def test_formulas_and_folded_parts(site: Path) -> None:
     assert "<details>" in page
     assert "<summary>" in page
     assert "y_j ([j = l] - y_l)" in page
+    assert page.count('<div class="one-body docutils container">') == 3
+    assert "softmax_backward_rows" in page
+    assert page.count('type="radio"') == 3
+    page = (site / "operations" / "matmul.html").read_text(encoding="utf-8")
+    assert '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 340 168" role="img"' in page
+    assert '<title id="unbroadcast-title">' in page
