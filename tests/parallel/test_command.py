@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests.parallel.together import LIMIT, OPTIONS, environment, mpirun_path, needs_mpi
-from tests.processes import Process
+from tests.processes import Process, run_within
 from tests.training.helpers import write_text
 from tinygpt.checkpoint import CheckpointFolder
 from tinygpt.lock import Lock
@@ -48,7 +48,7 @@ def line(*groups: tuple[int, list[str]]) -> list[str]:
 
 
 def done(place: Path, *groups: tuple[int, list[str]]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(line(*groups), capture_output=True, text=True, timeout=LIMIT, cwd=place, env=environment())
+    return run_within(line(*groups), LIMIT, cwd=place, env=environment())
 
 
 def ours(result: subprocess.CompletedProcess[str]) -> list[str]:
@@ -102,9 +102,9 @@ def ranks_of(launcher: int) -> list[int]:
 
 def test_the_run_of_one_process(place: Path) -> None:
     """The same screen, metrics and files; the others' lines are in files of their own."""
-    alone = subprocess.run(
-        [sys.executable, *TRAIN[:-len(SETTINGS) - 1], "--out=one", *SETTINGS, *SHORT], capture_output=True, text=True,
-        cwd=place, env=environment(), timeout=LIMIT,
+    alone = run_within(
+        [sys.executable, *TRAIN[: -len(SETTINGS) - 1], "--out=one", *SETTINGS, *SHORT], LIMIT, cwd=place,
+        env=environment(),
     )  # fmt: skip
     both = done(place, (3, [*TRAIN, *SHORT, "--log-ranks=logs"]))
     assert both.returncode == alone.returncode == 0, both.stderr
@@ -153,6 +153,15 @@ def test_a_killed_process(place: Path) -> None:
         assert saved(place / "run") == step
 
 
+def test_a_killed_launcher(place: Path) -> None:
+    """Its processes would go on, with nobody to end them: they save and end. (`conftest.py` sees that they do.)"""
+    with running(place) as process:
+        process.kill()
+        process.wait(LIMIT)
+    wait_until(lambda: is_free(place / "run"))
+    assert saved(place / "run") > 5
+
+
 FAILS = """
 import sys
 from tinygpt import cli
@@ -184,16 +193,16 @@ def test_a_process_that_fails(place: Path, error: str) -> None:
 BLIND = """
 import sys
 from tinygpt import cli
-from tinygpt.cli import together
+from tinygpt.cli import handover
 from tinygpt.errors import UsageError
 from tinygpt.parallel import rank
 
-open_tokens = together.open_tokens
+open_tokens = handover.open_tokens
 def blind(path):
     if rank() == 2 and "run" in str(path):
         raise UsageError("there is no such file")
     return open_tokens(path)
-together.open_tokens = blind
+handover.open_tokens = blind
 sys.argv[0] = "tinygpt"
 cli.main(sys.argv[1:])
 """

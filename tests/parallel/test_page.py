@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 
 from tests.parallel.test_command import SETTINGS, saved
 from tests.parallel.together import LIMIT, OPTIONS, environment, mpirun_path, needs_mpi
+from tests.processes import run_within
 from tests.training.helpers import write_text
 from tinygpt.cli import OptionParser
 from tinygpt.cli.train import add_options
@@ -59,8 +59,6 @@ def test_what_the_page_names_is_there() -> None:
 def test_the_commands_run(tmp_path: Path) -> None:
     write_text(tmp_path / "my.txt", 60)
     for line in commands():
-        done = subprocess.run(
-            small(line), capture_output=True, text=True, timeout=LIMIT, cwd=tmp_path, env=environment()
-        )
+        done = run_within(small(line), LIMIT, cwd=tmp_path, env=environment())
         assert done.returncode == 0, (line, done.stderr[-2000:])
     assert saved(tmp_path / "run") == 80

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from tests.processes import run_within
 from tests.training.helpers import ENVIRONMENT
 
+MARK = "TINYGPT_TEST"  # in the environment of what the tests start: the process that runs the test
 LIMIT = 600  # seconds: loaded machines need minutes for what takes seconds elsewhere
 # One thread each, and not bound to cores, of which there may be fewer than processes.
 OPTIONS = ("--oversubscribe", "--allow-run-as-root", "--bind-to", "none")
@@ -45,13 +47,29 @@ def environment(**more: str) -> dict[str, str]:
     threads = dict.fromkeys(("TINYGPT_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"), "1")
     root = str(Path(__file__).parents[2])
     path = os.pathsep.join([ENVIRONMENT["PYTHONPATH"], root])
-    return ENVIRONMENT | threads | {"PYTHONPATH": path, "TINYGPT_OFFLINE": "1"} | more
+    return ENVIRONMENT | threads | {"PYTHONPATH": path, "TINYGPT_OFFLINE": "1", MARK: str(os.getpid())} | more
+
+
+def left_behind(seconds: float = 30.0) -> list[int]:
+    """The processes that tests of this process have started and that are still there after so many seconds."""
+    mark, end = f"{MARK}={os.getpid()}".encode(), time.monotonic() + seconds
+    while found := [pid for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))) if mark in _environment(pid)]:
+        if time.monotonic() > end:
+            break
+        time.sleep(0.2)
+    return found
+
+
+def _environment(pid: int) -> list[bytes]:
+    try:
+        content = Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:  # it has ended, or is somebody else's
+        return []
+    return content.split(b"\0") if pid != os.getpid() else []
 
 
 def together(processes: int, *arguments: str, code: int = 0, **options: str) -> str:
     """Run python with these arguments on several processes; return their stdout. code: the exit code expected."""
-    done = subprocess.run(
-        command(processes, *arguments), capture_output=True, text=True, timeout=LIMIT, env=environment(**options)
-    )
+    done = run_within(command(processes, *arguments), LIMIT, env=environment(**options))
     assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
     return done.stdout

@@ -57,7 +57,8 @@ class Channel:
                 {"several GPUs": ["nvidia-nccl-cu12"]},
             )
         self.size = size
-        self.comm = nccl.NcclCommunicator(size, share(nccl.get_unique_id() if rank == 0 else None), rank)
+        identity = share(nccl.get_unique_id() if rank == 0 else None)  # a tuple of numbers, which arrives as a list
+        self.comm = nccl.NcclCommunicator(size, tuple(identity), rank)
         self.stream = cupy.cuda.Stream(non_blocking=True)
         self.types = {"float32": nccl.NCCL_FLOAT32, "float64": nccl.NCCL_FLOAT64, "int64": nccl.NCCL_INT64}
 

@@ -2,7 +2,8 @@
 
 Process 0 does what it does alone: it prepares the text, makes or loads the model, and holds the folder of the run,
 which the others need not see. When its run is about to begin, it hands over the settings, the model, the tokens and, of
-a resumed run, the checkpoint. From there on all processes run the same loop (`tinygpt/training/step/share.py`).
+a resumed run, the checkpoint (`handover.py`). From there on all processes run the same loop
+(`tinygpt/training/step/share.py`).
 
 A process that fails ends all of them, with one sentence on the screen that names it. The others would wait for it for
 ever.
@@ -18,40 +19,26 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .. import __version__, backends
-from ..checkpoint import Checkpoint, fingerprint
 from ..cores import default_num_threads, threads_of_environment, usable_cores
-from ..data import open_tokens, split
+from ..data import split
 from ..errors import UsageError
 from ..files import user_path
 from ..parallel import Communicator, current, launched
 from ..parallel.voice import Voice, speaking
-from ..training import Trainer, TrainingConfig, train_and_evaluate
+from ..training import Trainer, train_and_evaluate
 from ..training.text.corpus import given_text
+from .handover import taken_over
 from .process import MISTAKE, code_of
 
 _GRACE = 3.0  # seconds in which process 0 may end the run with words of its own
-_CHUNK = 1 << 26  # bytes of a token file that are sent at a time
 _SAMPLES = 64  # parts of a large file that are compared, 1 MB each
 _FREE = ("run", "log_ranks", "out", "default_out")  # options that may differ between the processes
-
-
-@dataclass
-class Start:
-    """What the others need to run with process 0."""
-
-    config: TrainingConfig
-    model: Any
-    tokens: Path
-    fingerprint: str
-    checkpoint: Checkpoint | None
-    backend: str
 
 
 def add_together_options(parser: argparse.ArgumentParser) -> None:
@@ -113,7 +100,7 @@ def _share_cores(team: Communicator) -> None:
     A launcher that gives each process cores of its own leaves nothing to divide. A number in the environment counts.
     """
     numpy = backends.get("numpy")
-    mine = platform.node(), usable_cores()
+    mine = [platform.node(), [*usable_cores()]]
     sharing = team.gather_values(mine).count(mine)
     if threads_of_environment() is None and numpy.level() != "none":
         numpy.set_num_threads(max(1, default_num_threads() // sharing))
@@ -173,51 +160,12 @@ def _facts_of(path: Path) -> Any:
         return None
 
 
-def hand_over(trainer: Trainer, tokens: Path, checkpoint: Checkpoint | None) -> None:
-    """Give the others what they need, when the run of process 0 is about to begin. Alone it does nothing."""
-    team = current()
-    if team.size > 1:
-        whole = open_tokens(tokens)
-        backend = trainer.parameters[0].backend
-        team.share_value(Start(trainer.config, trainer.model, tokens, fingerprint(whole), checkpoint, backend))
-        _send_tokens(team, tokens, needed=False)
-
-
 def _follow(team: Communicator, options: argparse.Namespace) -> int:
     """The run of a process that is not process 0."""
-    start: Start = team.share_value(None)
-    backends.use_backend(start.backend)
     with tempfile.TemporaryDirectory(prefix="tinygpt-") as place:
-        tokens = _tokens_of(team, start, Path(place))
-        train, validation = split(tokens, start.config.validation_fraction)
+        start = taken_over(team, Path(place))
+        train, validation = split(start.tokens, start.config.validation_fraction)
         trainer = Trainer(start.model, train, validation, start.config, Path(place) / "run")
         if start.checkpoint is not None:
             trainer.resume(start.checkpoint)
         return train_and_evaluate(trainer, validation, "", options.final_eval)
-
-
-def _tokens_of(team: Communicator, start: Start, place: Path) -> np.ndarray:
-    """The tokens of process 0: its own file if this process sees it, otherwise a copy."""
-    try:
-        tokens = open_tokens(start.tokens)
-        seen = fingerprint(tokens) == start.fingerprint
-    except (UsageError, OSError):
-        seen = False
-    copy = place / "tokens.npy"
-    _send_tokens(team, copy, needed=not seen)
-    return tokens if seen else open_tokens(copy)
-
-
-def _send_tokens(team: Communicator, path: Path, needed: bool) -> None:
-    """Send the token file of process 0 to the others, if any of them needs it. path: of it, or of the copy."""
-    if not any(team.gather_values(needed)):
-        return
-    size = team.share_value(path.stat().st_size if team.rank == 0 else None)
-    with open(path, "rb") if team.rank == 0 else open(path if needed else os.devnull, "wb") as file:
-        for begin in range(0, size, _CHUNK):
-            chunk = np.empty(min(_CHUNK, size - begin), np.uint8)
-            if team.rank == 0:
-                chunk[:] = np.frombuffer(file.read(len(chunk)), np.uint8)
-            team.broadcast(chunk)
-            if team.rank > 0:
-                file.write(chunk.data)

@@ -33,9 +33,10 @@ from ..training.final_evaluation import NONE, WHOLE
 from ..training.monitoring.following import Following, add_following_options, choose_following, follow
 from ..training.settings.config_file import add_config_option, write_configuration
 from ..training.storage.folder import TOKENS, RunFolder
+from .handover import hand_over
 from .process import again
 from .sweep import Command, require_no_sweep, sweep
-from .together import add_together_options, hand_over, together
+from .together import add_together_options, together
 from .trial import add_trial_options, built_elsewhere, require_free, try_out
 
 ABOUT = "Train a GPT on a text. Ctrl-C saves and stops; --resume continues with exactly the same bits."

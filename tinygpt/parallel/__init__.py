@@ -9,6 +9,7 @@ are summed over the processes, and all of them make the same update. The rest of
 | file | contents |
 |---|---|
 | `communicator` | the interface, and its body for a single process |
+| `values` | which small values may travel, and how |
 | `mpi` | the body on MPI, through mpi4py |
 | `launch` | which body this process has: was it started by mpirun, srun or the like? |
 | `buckets` | gradients gathered into buckets, whose sums start while the backward pass still computes |

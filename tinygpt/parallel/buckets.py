@@ -14,7 +14,8 @@ backward pass the buckets follow the order that process 0 observed, unless `scat
 used twice (tied embeddings) is ready after its last use and is summed once. If no process has a gradient for a
 parameter, it stays without one.
 
-A small bucket starts earlier, and a large one has less overhead: 25 MB, as PyTorch's DDP has it.
+A small bucket starts earlier, and a large one has less overhead: 25 MB, as PyTorch's DDP has it. If the gradients would
+fill only a few of these, there are eight smaller ones, so that about an eighth of the bytes is left for the end.
 Source: Li et al., "PyTorch Distributed: Experiences on Accelerating Data Parallel Training", VLDB 2020, section 3.2.
 """
 
@@ -26,8 +27,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from ..backends import array_module
 from ..graph import mode
 from ..tensor import Tensor
@@ -35,6 +34,12 @@ from ..typing import Array
 from .communicator import Communicator, Pending, padded
 
 BUCKET_BYTES = 25 * 2**20
+_FEWEST, _LEAST_BYTES = 8, 2**18  # so many buckets, unless they would become smaller than this
+
+
+def bucket_size(total: int) -> int:
+    """The bytes of a bucket, for gradients of `total` bytes."""
+    return min(BUCKET_BYTES, max(_LEAST_BYTES, total // _FEWEST))
 
 
 @dataclass
@@ -61,16 +66,18 @@ class GradientBuckets:
     """Sums the gradients of `parameters` over all processes.
 
     scatter: each process gets only its part of each bucket's sum, for a sharded optimizer (`sharded.py`), whose parts
-    need the buckets to stay as they are; the parameters are then left without gradients. hidden, waited: seconds of the
+    need the buckets to stay as they are; the parameters are then left without gradients. bucket_bytes: at most so many
+    in a bucket, unless a single parameter has more; by default `bucket_size`. hidden, waited: seconds of the
     last step that the sums were on their way during the backward pass, and that `finish` waited for them.
     """
 
     def __init__(
-        self, parameters: Sequence[Tensor], communicator: Communicator, bucket_bytes: int = BUCKET_BYTES,
+        self, parameters: Sequence[Tensor], communicator: Communicator, bucket_bytes: int | None = None,
         scatter: bool = False,
     ) -> None:  # fmt: skip
         self.parameters, self.communicator, self.scatter = list(parameters), communicator, scatter
-        self.bucket_bytes = bucket_bytes
+        total = sum(parameter.size * parameter.dtype.itemsize for parameter in self.parameters)
+        self.bucket_bytes = bucket_size(total) if bucket_bytes is None else bucket_bytes
         self.numbers = {id(parameter): number for number, parameter in enumerate(self.parameters)}
         self.order: list[int] = []  # in which gradients became ready in this step
         self.started = 0  # buckets whose sum has begun
@@ -138,6 +145,8 @@ class GradientBuckets:
         for place in bucket.places:
             grad = place.parameter.present_grad("GradientBuckets")
             bucket.flat[place.begin : place.end] = 0 if grad is None else grad.reshape(-1)
+            if grad is not None and not self.scatter:  # frees its own memory
+                place.parameter.grad = self._view(bucket, place)
         start = self.communicator.start_reduce_scatter if self.scatter else self.communicator.start_all_reduce
         if not self.started:
             self._begin = time.perf_counter()
@@ -152,30 +161,31 @@ class GradientBuckets:
         A parameter keeps `grad` None if it has none on any process (`absent`).
         """
         begin = time.perf_counter()
-        self.absent = self._find_absent()
         for bucket in self.buckets[self.started :]:
             self._start(bucket)
+        self.absent = self._find_absent()
         sums = [bucket.pending.wait() for bucket in self.buckets if bucket.pending is not None]
         self.waited = time.perf_counter() - begin
         for bucket in self.buckets:
             for place in bucket.places:
-                shape = place.parameter.shape
                 without = self.scatter or place.number in self.absent
-                place.parameter.grad = None if without else bucket.flat[place.begin : place.end].reshape(shape)
+                place.parameter.grad = None if without else self._view(bucket, place)
             bucket.pending, bucket.missing = None, {place.number for place in bucket.places}
         self._settle()
         return sums
 
+    def _view(self, bucket: Bucket, place: Place) -> Array:
+        return bucket.flat[place.begin : place.end].reshape(place.parameter.shape)
+
     def _find_absent(self) -> set[int]:
         """The parameters without a gradient on any process."""
-        here = np.array([parameter.grad is None for parameter in self.parameters])
-        everywhere = np.logical_and.reduce(self.communicator.gather_values(here))
-        return set(np.flatnonzero(everywhere).tolist())
+        here = [number for number, parameter in enumerate(self.parameters) if parameter.grad is None]
+        return set.intersection(*map(set, self.communicator.gather_values(here)))
 
     def _settle(self) -> None:
         """After the first backward pass: fill the buckets in the order in which process 0 had its gradients."""
         if not self.settled:
-            order = list(self.communicator.share_value(self.order))
+            order: list[int] = list(self.communicator.share_value(self.order))
             order += sorted(set(range(len(self.parameters))) - set(order), reverse=True)
             kept = [(place.parameter, place.parameter.grad) for bucket in self.buckets for place in bucket.places]
             self.buckets = self._make(order)

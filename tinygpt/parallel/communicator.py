@@ -7,7 +7,8 @@
 | `all_gather(x)`, x (n,) | returns all x one after the other, (N * n,) |
 | `broadcast(x, root)` | x becomes that of process `root` |
 | `barrier()` | waits until all have come here |
-| `gather_values(v)`, `share_value(v)` | the same for small Python values: a list of all; that of process 0 |
+| `gather_values(v)`, `share_value(v)` | the same for small values (`values.py`): a list of all; that of process 0 |
+| `share_arrays(d)` | returns the arrays of process 0, by name |
 
 Arrays are contiguous, and of the same size and dtype on all processes. All processes make the same calls in the same
 order, as in MPI.
@@ -19,8 +20,12 @@ bits on every process, in every run, and with every MPI library.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
+import numpy as np
+
+from ..errors import DtypeError
 from ..typing import Array
 
 
@@ -76,12 +81,26 @@ class Communicator:
         """Wait until all processes have come here."""
 
     def gather_values(self, value: Any) -> list[Any]:
-        """The values of all processes in the order of their ranks: small ones, since they are pickled on the way."""
+        """The values of all processes in the order of their ranks: small and plain ones, which travel as JSON."""
         return [value]
 
     def share_value(self, value: Any) -> Any:
-        """The value of process 0, pickled on the way."""
+        """The value of process 0, which travels as JSON; the others' are not looked at."""
         return value
+
+    def share_arrays(self, arrays: Mapping[str, np.ndarray] | None) -> dict[str, np.ndarray]:
+        """The arrays of process 0, by name, in the host's memory; the others give None. Raises DtypeError."""
+        here = dict(arrays or {})
+        if any(array.dtype.hasobject for array in here.values()):
+            raise DtypeError("share_arrays: arrays of Python objects can't be sent: send numbers")
+        if self.size == 1:
+            return here
+        found: dict[str, np.ndarray] = {}
+        for name, shape, kind in self.share_value([[n, a.shape, a.dtype.str] for n, a in here.items()]):
+            array = np.ascontiguousarray(here[name]) if self.rank == 0 else np.empty(shape, kind)
+            self.broadcast(array.reshape(-1).view(np.uint8))
+            found[name] = array.reshape(shape)
+        return found
 
     def for_backend(self, backend: str) -> Communicator:
         """A communicator of the same processes for arrays of "numpy" or "cupy"."""

@@ -61,7 +61,7 @@ def mean_loss(
             number = count_targets(batch[1]) if count is None else count(batch)
             if number and index % team.size == team.rank:
                 value = model.loss(*batch) if loss is None else loss(model, *batch)
-                found.append((index, number, float(value.item())))
+                found.append((index, float(number), float(value.item())))
     for _, number, one in sorted(each for mine in team.gather_values(found) for each in mine):
         total += number * one
         targets += number

@@ -319,11 +319,12 @@ class Trainer:
         checkpoint. Raises CheckpointError if there is no checkpoint, if it is damaged, or if it is from a different
         run: another model, another text, or other settings besides `CHANGEABLE` ones.
         """
-        restore(self, checkpoint if checkpoint is not None else self.share.from_first(self.checkpoints.load))
+        restore(self, checkpoint if checkpoint is not None else self.share.checkpoint_of_first(self.checkpoints.load))
 
     def load_best(self) -> int:
         """Load the weights of the best evaluation, which `tinygpt sample` uses; return their step."""
         step = self.share.from_first(lambda: int(self.checkpoints.entry("best")["step"]))
         if step != self.state.step or self.average is not None:  # the model has the weights, not their average
-            load_weights(self.model, self.share.from_first(lambda: self.checkpoints.load("best", read_weights).model))
+            best = self.share.checkpoint_of_first(lambda: self.checkpoints.load("best", read_weights))
+            load_weights(self.model, best.model)
         return step

@@ -21,11 +21,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 
+from ...checkpoint import Checkpoint
 from ...console import Lenient
 from ...errors import UsageError
 from ...graph import no_grad
@@ -39,6 +42,10 @@ from ..interrupt import StopRequest
 from ..settings.config import TrainingConfig
 
 T = TypeVar("T")
+
+# Processes whose launcher was killed would go on for ever, and nobody could end them: they stop as if the terminal had
+# been closed. Windows has no SIGHUP.
+_ORPHANED = int(getattr(signal, "SIGHUP", signal.SIGTERM))
 
 
 class Share:
@@ -56,6 +63,7 @@ class Share:
         self.stop = StopRequest()  # that of the current session
         self.over = ""  # why the run should end, as process 0 has said
         self.ask_over: Callable[[], str] = str  # asks process 0
+        self.parent = os.getppid()
         self.buckets: GradientBuckets | None = None
         self.streams: int | None = None  # random streams that a batch uses
         if self.size > 1:
@@ -180,16 +188,27 @@ class Share:
             self._agree(0.0)
 
     def _agree(self, loss: float) -> list[float]:
-        found = self.team.gather_values((loss, self.stop.heard, self.ask_over()))
+        heard = self.stop.heard
+        if heard is None and os.getppid() != self.parent:
+            heard = _ORPHANED
+        found = self.team.gather_values((loss, heard, self.ask_over()))
         self.over = found[0][2]
-        self.stop.settle(next((signal for _, signal, _ in found if signal is not None), None))
+        self.stop.settle(next((number for _, number, _ in found if number is not None), None))
         return [value for value, _, _ in found]
 
     def from_first(self, value: Callable[[], T]) -> T:
-        """What `value()` is on process 0, which alone calls it."""
+        """What `value()` is on process 0, which alone calls it: a plain value (`tinygpt/parallel/values.py`)."""
         if self.size == 1:
             return value()
         return self.team.share_value(value() if self.leads else None)
+
+    def checkpoint_of_first(self, load: Callable[[], Checkpoint]) -> Checkpoint:
+        """The checkpoint that `load()` returns on process 0, which alone can read it."""
+        if self.size == 1:
+            return load()
+        found = load() if self.leads else Checkpoint({}, {}, {})
+        model, optimizer = map(self.team.share_arrays, (found.model, found.optimizer))
+        return Checkpoint(model, optimizer, self.team.share_value(found.state))
 
     def first_of(self, words: str, none: str) -> str:
         """What the first process says that does not say `none`."""
