@@ -1,17 +1,20 @@
 """What processes bring: strong and weak efficiency, beside PyTorch's DDP; how much communication is hidden; a model.
 
     python benchmarks/scaling.py --only processes                     # with the defaults, or
-    python benchmarks/processes.py [--preset baby] [--processes 2] [--rounds 3] [--steps 4]
+    python benchmarks/processes.py [--preset baby] [--processes 2] [--rounds 2] [--steps 3] [--without torch]
 
 Needs the extra mpi; PyTorch is compared where it is installed. Each contender is started anew in each round, in turn,
 and takes some steps (forward, backward, sums, clipping, AdamW); the figures are medians of all its steps. `N x T` is N
-processes with T threads each.
+processes with T threads each. Progress goes to standard error. The defaults take about two minutes on two idle cores.
 
 - strong: the same batch for N x 1 as for 1 x N threads and for 1 x 1. weak: N times the batch for N processes.
+- the parts of a step, so that what is lost can be found; and the processor time of a process in a step: if that is
+  much less than the step's time, the machine was busy with something else.
 - hidden: a step is also timed with all sums begun after the backward pass, and these alone. What the sums cost alone,
   less what they add to the step, is hidden.
 - the model: a collective takes latency + bytes / bandwidth, fitted to the sums of this run. For a stated network it
   says how many tokens a process must have in a step for 95% weak efficiency (`processes_model.py`).
+- memory: AdamW's state on each process, without and with --shard-optimizer.
 """
 
 from __future__ import annotations
@@ -21,6 +24,8 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -29,112 +34,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).parent))
 
 from processes_model import AIM, NETWORKS, fitted, hidden_share, tokens_for
+from processes_work import PARTS, SIZES
 
-import tinygpt as tg
-from tinygpt.parallel import GradientBuckets, current
-
+LIMIT = 600.0  # seconds after which a contender is given up
+# Not bound to cores: by default mpirun binds each of two processes to one, which two processes with one thread would
+# like, but not a process with several threads.
 OPTIONS = ("--allow-run-as-root", "--oversubscribe", "--bind-to", "none")
-SIZES = [2**n for n in range(8, 23, 2)]  # float32 elements of the sums that are timed
 
 
 # The contenders -----------------------------------------------------------------------------------
-
-
-def ours(preset: str, rows: int, steps: int, processes: int) -> dict[str, Any]:
-    """Times of this process's steps on `rows` rows, in three ways."""
-    from train_step import PRESETS
-
-    team = current()
-    config, _, T, _ = PRESETS[preset]
-    model = tg.GPT(config, seed=0).train()
-    parameters = list(model.parameters())
-    optimizer = tg.optim.AdamW(parameters, lr=1e-4)
-    ids = tg.Generator(7 + team.rank).integers(config.vocab_size, (rows, T + 1))
-    model.generator.rows_before = team.rank * rows
-    found: dict[str, list[float]] = {"overlapped": [], "afterwards": [], "sums": [], "waited": []}
-    kinds = ("overlapped", "afterwards") if team.size > 1 else ("overlapped",)
-    all_buckets = {kind: GradientBuckets(parameters, team) for kind in kinds}
-    for step in range(steps + 1):
-        for kind, buckets in all_buckets.items():
-            team.barrier()
-            begin = time.perf_counter()
-            if kind == "overlapped":
-                with buckets.watching():
-                    model.loss(ids[:, :-1], ids[:, 1:]).backward()
-            else:
-                model.loss(ids[:, :-1], ids[:, 1:]).backward()
-                team.barrier()
-                sums = time.perf_counter()
-            buckets.finish()
-            if kind == "afterwards" and step:
-                found["sums"].append(time.perf_counter() - sums)
-            norm = tg.optim.grad_norm(parameters) / team.size
-            optimizer.step(grad_scale=tg.optim.clip_coefficient(norm, 1.0) / team.size)
-            optimizer.zero_grad()
-            if step:  # the first one is a warm-up
-                found[kind].append(time.perf_counter() - begin)
-                if kind == "overlapped":
-                    found["waited"].append(buckets.waited)
-    return {**found, "parameters": sum(p.size for p in parameters), "tokens": rows * T}
-
-
-def network(preset: str, rows: int, steps: int, processes: int) -> dict[str, Any]:
-    """Seconds of a sum over all processes, for each size."""
-    team = current()
-    times = []
-    for size in SIZES:
-        array = np.ones(size, np.float32)
-        seen = []
-        for _ in range(3 + 3 * steps):
-            team.barrier()
-            begin = time.perf_counter()
-            team.all_reduce(array)
-            seen.append(time.perf_counter() - begin)
-        times.append(statistics.median(seen[3:]))
-    return {"times": times}
-
-
-def torch_ddp(preset: str, rows: int, steps: int, processes: int) -> dict[str, Any]:
-    """The same steps in PyTorch, with DistributedDataParallel over gloo if there are several processes."""
-    import torch
-    from peer_torch import TorchGPT
-    from torch.nn.parallel import DistributedDataParallel
-    from train_step import PRESETS
-
-    rank = int(os.environ.get("OMPI_COMM_WORLD_RANK", os.environ.get("PMI_RANK", "0")))
-    torch.set_num_threads(int(os.environ["TINYGPT_NUM_THREADS"]))
-    torch.manual_seed(0)
-    config, _, T, _ = PRESETS[preset]
-    model: Any = TorchGPT(config)
-    parameters = list(model.parameters())
-    if processes > 1:
-        torch.distributed.init_process_group("gloo", rank=rank, world_size=processes)
-        model = DistributedDataParallel(model)
-    optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
-    ids = torch.randint(config.vocab_size, (rows, T + 1))
-    times = []
-    for step in range(steps + 1):
-        begin = time.perf_counter()
-        loss = model(ids[:, :-1].contiguous(), ids[:, 1:].contiguous())
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        loss.item()
-        if step:
-            times.append(time.perf_counter() - begin)
-    return {"overlapped": times}
-
-
-WORK = {"ours": ours, "network": network, "torch": torch_ddp}
-
-
-# Starting them -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -148,25 +59,33 @@ class Contender:
     rows: int
 
     def run(self, preset: str, steps: int) -> dict[str, Any]:
-        me = [sys.executable, __file__, "worker", self.work, preset, str(self.rows), str(steps), str(self.processes)]
+        numbers = map(str, (self.rows, steps, self.processes))
+        me = [sys.executable, str(Path(__file__).with_name("processes_work.py")), self.work, preset, *numbers]
         counts = ("TINYGPT_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
         environment = os.environ | {name: str(self.threads) for name in counts}
-        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29571"}
+        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
         if self.processes > 1:
-            me = [
-                launcher(),
-                "--allow-run-as-root",
-                "--oversubscribe",
-                "--bind-to",
-                "none",
-                "-n",
-                str(self.processes),
-                *me,
-            ]
-        done = subprocess.run(me, capture_output=True, text=True, env=environment)
-        if done.returncode:
-            raise SystemExit(f"{self.name} failed:\n{done.stderr[-2000:]}")
-        return json.loads(done.stdout.strip().splitlines()[-1])  # type: ignore[no-any-return]
+            me = [launcher(), *OPTIONS, "-n", str(self.processes), *me]
+        process = subprocess.Popen(me, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+        try:
+            out, err = process.communicate(timeout=LIMIT)
+        except BaseException as error:  # Ctrl-C, too: mpirun ends its processes if it is told to, not if it is killed
+            process.send_signal(signal.SIGTERM)
+            process.communicate()
+            if not isinstance(error, subprocess.TimeoutExpired):
+                raise
+            raise SystemExit(
+                f"{self.name} did not end within {LIMIT:.0f} s: fewer --steps, or a smaller --preset"
+            ) from None
+        if process.returncode:
+            raise SystemExit(f"{self.name} failed:\n{err[-2000:]}")
+        return json.loads(out.strip().splitlines()[-1])  # type: ignore[no-any-return]
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
 
 
 def launcher() -> str:
@@ -177,21 +96,49 @@ def launcher() -> str:
     return found
 
 
-def contenders(N: int, rows: int) -> list[Contender]:
+def contenders(N: int, rows: int, without: str = "") -> list[Contender]:
     """rows: of the batch that all share."""
     found = [
         Contender("1 x 1", "ours", 1, 1, rows),
+        Contender(f"{N} x 1, weak", "ours", N, 1, rows),
         Contender(f"1 x {N}", "ours", 1, N, rows),
         Contender(f"{N} x 1", "ours", N, 1, rows // N),
-        Contender(f"{N} x 1, weak", "ours", N, 1, rows),
-        Contender("network", "network", N, 1, rows),
+        Contender("network", "network", N, 1, rows // N),
     ]
-    if importlib.util.find_spec("torch") is not None:
+    if importlib.util.find_spec("torch") is not None and without != "torch":
         found += [
             Contender(f"torch 1 x {N}", "torch", 1, N, rows),
             Contender(f"torch {N} x 1", "torch", N, 1, rows // N),
         ]
     return found
+
+
+def measure(preset: str, N: int, rounds: int, steps: int, without: str = "") -> list[str]:
+    from train_step import PRESETS
+
+    rows = max(N, PRESETS[preset][1] // N * N)
+    results: dict[str, dict[str, Any]] = {}
+    for number in range(rounds):
+        for one in contenders(N, rows, without):
+            begin = time.perf_counter()
+            found = one.run(preset, steps)
+            elapsed, shown = time.perf_counter() - begin, found.get("overlapped", found.get("afterwards", []))
+            milliseconds = ", ".join(f"{seconds * 1e3:.0f}" for seconds in shown)
+            print(f"round {number + 1} of {rounds}: {one.name}: {milliseconds} ms ({elapsed:.0f} s)", file=sys.stderr)
+            _add(results.setdefault(one.name, {}), found)
+    results["memory"] = Contender("memory", "memory", N, 1, 1).run(preset, 0)
+    return report(preset, N, results)
+
+
+def _add(seen: dict[str, Any], found: dict[str, Any]) -> None:
+    """Join the times of another round to those seen so far."""
+    for key, value in found.items():
+        if key == "parts":
+            parts = seen.setdefault(key, {})
+            for name, times in value.items():
+                parts[name] = parts.get(name, []) + times
+        else:
+            seen[key] = seen.get(key, []) + value if isinstance(value, list) and key != "times" else value
 
 
 # What follows --------------------------------------------------------------------------------------
@@ -200,29 +147,15 @@ def contenders(N: int, rows: int) -> list[Contender]:
 def report(preset: str, N: int, results: dict[str, dict[str, Any]]) -> list[str]:
     """Print the tables; return the verdicts."""
     steps = {name: statistics.median(found["overlapped"]) for name, found in results.items() if "overlapped" in found}
-    print(
-        f"\n### {N} processes: a step of `{preset}`\n\n| processes x threads | ms | of 1 x {N} threads |\n|---|---|---|"
-    )
+    print(f"\n### {N} processes: a step of `{preset}`\n")
+    print(f"| processes x threads | ms | the best | of 1 x {N} threads |\n|---|---|---|---|")
     for name, seconds in steps.items():
-        print(f"| {name} | {seconds * 1e3:.1f} | {steps[f'1 x {N}'] / seconds:.2f} |")
-    both, weak = results[f"{N} x 1"], results[f"{N} x 1, weak"]
-    strong_efficiency = steps["1 x 1"] / (N * steps[f"{N} x 1"])
-    weakly = steps["1 x 1"] / steps[f"{N} x 1, weak"]
-    sums = statistics.median(weak["sums"])
-    hidden = hidden_share(steps[f"{N} x 1, weak"], statistics.median(weak["afterwards"]), sums)
-    latency, bandwidth = fitted(SIZES, results["network"]["times"])
-    parameters = int(both["parameters"])
-    print(
-        f"\nStrong efficiency {strong_efficiency:.2f}, weak {weakly:.2f}. The sums take {sums * 1e3:.1f} ms alone, and "
-        f"{hidden:.0%} of that is hidden. A sum here takes {latency * 1e6:.0f} us + bytes / ({bandwidth / 1e9:.2f} "
-        "GB/s)."
-    )
-    print(f"\nTokens on each of 8 processes in a step for {AIM:.0%} weak efficiency, by the model:\n")
-    print(f"| network (stated) | {preset} | 124M | 1.5B |\n|---|---|---|---|")
-    for name, *figures in NETWORKS:
-        found = [tokens_for(AIM, size, 8, *figures) for size in (parameters, 124_000_000, 1_500_000_000)]
-        print(f"| {name} | {' | '.join(f'{tokens:,}' for tokens in found)} |")
+        best = min(results[name]["overlapped"])
+        print(f"| {name} | {seconds * 1e3:.1f} | {best * 1e3:.1f} | {steps[f'1 x {N}'] / seconds:.2f} |")
+    _print_parts(N, results)
+    _print_sums(N, results, steps)
     ratio = steps[f"1 x {N}"] / steps[f"{N} x 1"]
+    _print_model(preset, int(results[f"{N} x 1"]["parameters"]))
     said = [f"{_met(ratio >= 0.97)}: {N} x 1 reaches {ratio:.2f} of 1 x {N} threads (aim: 0.97)"]
     if f"torch {N} x 1" in steps:
         alone, together = (steps[f"torch {a}"] / steps[a] for a in (f"1 x {N}", f"{N} x 1"))
@@ -232,42 +165,65 @@ def report(preset: str, N: int, results: dict[str, dict[str, Any]]) -> list[str]
     return said
 
 
+def _print_parts(N: int, results: dict[str, dict[str, Any]]) -> None:
+    """Where the time of a step goes."""
+    names = [name for name in ("1 x 1", f"1 x {N}", f"{N} x 1", f"{N} x 1, weak") if "parts" in results[name]]
+    if not names:
+        return
+    print(f"\n| ms on process 0 | {' | '.join(names)} |\n|---|{'---|' * len(names)}")
+    for part in (*PARTS, "processor"):
+        row = [results[name]["parts"].get(part) for name in names]
+        label = "processor time, all threads" if part == "processor" else part
+        print(f"| {label} | {' | '.join('' if not x else f'{statistics.median(x) * 1e3:.1f}' for x in row)} |")
+
+
+def _print_sums(N: int, results: dict[str, dict[str, Any]], steps: dict[str, float]) -> None:
+    """The efficiencies, and what the sums cost."""
+    strong, weak = steps["1 x 1"] / (N * steps[f"{N} x 1"]), steps["1 x 1"] / steps[f"{N} x 1, weak"]
+    seen = results["network"]
+    sums = statistics.median(seen["sums"])
+    hidden = hidden_share(steps[f"{N} x 1"], statistics.median(seen["afterwards"]), sums)
+    latency, bandwidth = fitted(SIZES, seen["times"])
+    megabytes = 2 * (N - 1) / N * 4 * results[f"{N} x 1"]["parameters"] / 1e6
+    print(
+        f"\nStrong efficiency {strong:.2f}, weak {weak:.2f}. In a step each process sends and receives {megabytes:.0f} "
+        f"MB. The sums take {sums * 1e3:.1f} ms alone, and {hidden:.0%} of that is hidden. A sum here takes "
+        f"{latency * 1e6:.0f} us + bytes / ({bandwidth / 1e9:.2f} GB/s)."
+    )
+    if "processor" in seen:
+        busy = seen["processor"] * results[f"{N} x 1"]["parameters"] * 1e3
+        print(f"They keep a processor busy for {busy:.1f} ms, in {seen['buckets']} buckets.")
+    if "memory" in results:
+        whole, parts = results["memory"]["whole"], results["memory"]["sharded"]
+        shown = ", ".join(f"{part / 1e6:.1f}" for part in parts)
+        print(f"AdamW's state takes {whole / 1e6:.1f} MB on each process, with --shard-optimizer {shown}.")
+
+
+def _print_model(preset: str, parameters: int) -> None:
+    print(f"\nTokens on each of 8 processes in a step for {AIM:.0%} weak efficiency, by the model:\n")
+    print(f"| network (stated) | {preset} | 124M | 1.5B |\n|---|---|---|---|")
+    for name, *figures in NETWORKS:
+        found = [tokens_for(AIM, size, 8, *figures) for size in (parameters, 124_000_000, 1_500_000_000)]
+        print(f"| {name} | {' | '.join(f'{tokens:,}' for tokens in found)} |")
+
+
 def _met(holds: bool) -> str:
     return "- met" if holds else "- not met"
 
 
-def measure(preset: str, N: int, rounds: int, steps: int) -> list[str]:
-    from train_step import PRESETS
-
-    rows = max(N, PRESETS[preset][1] // N * N)
-    results: dict[str, dict[str, Any]] = {}
-    for _ in range(rounds):
-        for one in contenders(N, rows):
-            for key, value in one.run(preset, steps).items():
-                seen = results.setdefault(one.name, {})
-                seen[key] = seen.get(key, []) + value if isinstance(value, list) and key != "times" else value
-    return report(preset, N, results)
-
-
 def main() -> None:
-    if sys.argv[1:2] == ["worker"]:
-        work, preset, *numbers = sys.argv[2:]
-        found = WORK[work](preset, *map(int, numbers))
-        first = os.environ.get("OMPI_COMM_WORLD_RANK", os.environ.get("PMI_RANK", "0")) == "0"
-        if first:
-            print(json.dumps(found), flush=True)
-        return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="baby", help="the model, one of train_step.py's (default: baby)")
     parser.add_argument("--processes", type=int, default=2, help="default: 2")
-    parser.add_argument("--rounds", type=int, default=3, help="times that each contender is started (default: 3)")
-    parser.add_argument("--steps", type=int, default=4, help="measured steps each time (default: 4)")
+    parser.add_argument("--rounds", type=int, default=2, help="times that each contender is started (default: 2)")
+    parser.add_argument("--steps", type=int, default=3, help="measured steps each time (default: 3)")
+    parser.add_argument("--without", choices=["torch"], default="", help="leave out PyTorch")
     options = parser.parse_args()
     launcher()
     import machine
 
-    print(machine.headline())
-    said = measure(options.preset, options.processes, options.rounds, options.steps)
+    print(machine.headline(), flush=True)
+    said = measure(options.preset, options.processes, options.rounds, options.steps, options.without)
     print("\n" + "\n".join(said))
 
 

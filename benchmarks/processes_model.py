@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinygpt.parallel import BUCKET_BYTES
+from tinygpt.parallel.buckets import bucket_size
 
 # Stated, not measured: (name, latency in s, bytes per second and process, FLOP/s of a process's training step)
 NETWORKS = (
@@ -21,9 +21,7 @@ def fitted(sizes: list[int], times: list[float]) -> tuple[float, float]:
     return max(float(latency), 0.0), 1.0 / max(float(slope), 1e-18)
 
 
-def weak_efficiency(
-    parameters: int, tokens: float, N: int, latency: float, bandwidth: float, rate: float, bucket: int = BUCKET_BYTES
-) -> float:
+def weak_efficiency(parameters: int, tokens: float, N: int, latency: float, bandwidth: float, rate: float) -> float:
     """The model: a step of `tokens` tokens on each of N processes, against one process alone.
 
     Computing takes 6 operations a parameter and token, two thirds of them in the backward pass. The sum of a bucket
@@ -32,6 +30,7 @@ def weak_efficiency(
     """
     compute = 6.0 * parameters * tokens / rate
     total = 4.0 * parameters
+    bucket = bucket_size(4 * parameters)
     buckets = max(1, -(-int(total) // bucket))
     factor = 2.0 * (N - 1) / N
     last = latency + factor * min(total, bucket) / bandwidth

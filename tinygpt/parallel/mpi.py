@@ -8,8 +8,10 @@ The messages are plain sends and receives. MPI's own Ialltoall and Iallgather do
 stays where it is: 43 MB on two processes of one machine took 12 ms of processor time with them, 5.4 without. (Memory
 shared by the processes, MPI.Win.Allocate_shared, takes 7, with the copy into it that otherwise is the bucket's.)
 
-While it waits, an MPI library asks for news in a loop and leaves no time to others. With more processes than cores that
-takes the time from the process that is waited for, so it is told to yield (`mpi_yield_when_idle`).
+An MPI library works on a message only while it is called, and while it waits it asks for news in a loop. With more
+processes than cores that takes the time from the process that is waited for, so whoever waits here lets others run
+between the questions (`_patiently`). Open MPI would do so at every question (`mpi_yield_when_idle`), also at those that
+the backward pass asks in passing: with other work on the machine each of them could cost a time slice.
 
 Source: Rabenseifner, "Optimization of Collective Reduction Operations", 2004; Thakur, Rabenseifner, Gropp,
 "Optimization of Collective Communication Operations in MPICH", 2005, section 4.5.
@@ -39,7 +41,7 @@ _FORWARDING = 0.3  # seconds in which the launcher passes on what was written: w
 
 def load_mpi() -> Any:
     """The module mpi4py.MPI, which starts MPI. Raises MissingExtraError."""
-    os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
+    os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "0")
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:  # RuntimeError: mpi4py is there, but no MPI library
