@@ -2,7 +2,7 @@
 PYTHON ?= python
 DEBUG := build/test-debug
 
-.PHONY: build check test test-debug mutants bench lint annotate notebooks docs docs-messages clean
+.PHONY: build check test test-debug mutants bench lint annotate notebooks docs docs-english docs-messages clean
 
 build:
 	TINYGPT_EXT=require $(PYTHON) setup.py build_ext --inplace
@@ -49,15 +49,23 @@ lint:
 notebooks:
 	jupytext --to ipynb --update examples/quickstart.py examples/backward_by_hand.py
 
-# The documentation site, into build/site: no warning is let through, and nothing is fetched. Needs the extra docs.
+# The documentation site, into build/site, with the Chinese one in build/site/zh: no warning is let through, and nothing is
+# fetched. Needs the extra docs.
+SITE := $(PYTHON) -m sphinx -q -W --keep-going -b html
 docs:
-	$(PYTHON) -m sphinx -q -W --keep-going -b html docs build/site
-	@echo "see build/site/index.html"
+	$(SITE) -A both=1 docs build/site
+	$(SITE) -A both=1 -D language=zh_CN docs build/site/zh
+	@echo "see build/site/index.html, and build/site/zh/index.html"
+
+docs-english:
+	$(SITE) docs build/site
 
 # The messages that a translator finds in docs/locale/zh_CN; `python docs/untranslated.py` counts those that are missing.
 docs-messages:
+	rm -rf build/messages
 	$(PYTHON) -m sphinx -q -b gettext docs build/messages
-	sphinx-intl update -p build/messages -l zh_CN -d docs/locale
+	rm -rf build/messages/reference build/messages/changelog.pot
+	sphinx-intl update -p build/messages -l zh_CN -d docs/locale --no-obsolete
 
 annotate:
 	TINYGPT_EXT=require TINYGPT_ANNOTATE=1 $(PYTHON) setup.py build_ext --inplace

@@ -1,4 +1,4 @@
-"""A Sphinx extension: formulas as MathML, folded parts, docstrings in plain text.
+"""A Sphinx extension: formulas as MathML, folded parts, docstrings in plain text, search in Chinese.
 
 $x_i$, and a block between $$                 MathML, written at build time: no script, no font, no network
 ```{details} A solution                       folded until it is clicked; printed unfolded
@@ -18,6 +18,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 from .bodies import ROOT, bodies
+from .chinese import ChineseByPairs
 from .docstrings import to_rst
 
 PICTURES = Path(__file__).parents[1] / "pictures"
@@ -131,5 +132,6 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("details", Details)
     app.add_directive("bodies", Bodies)
     app.add_directive("picture", Picture)
+    app.add_search_language(ChineseByPairs)
     app.connect("autodoc-process-docstring", _plain_text)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -3,7 +3,7 @@ nothing, and its links lead somewhere."""
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import re
 import subprocess
 import sys
@@ -110,32 +110,6 @@ def test_pieces_are_cut_whole() -> None:
     for wrong in ("gelu", "gelu_forward_span @ while"):
         with pytest.raises(LookupError):
             bodies.cut("tinygpt/_ext/cpu/gelu.pyx", wrong)
-
-
-def test_untranslated_messages_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("babel", reason=NEEDS)
-    found = importlib.util.spec_from_file_location("untranslated", DOCS / "untranslated.py")
-    assert found is not None
-    assert found.loader is not None
-    script = importlib.util.module_from_spec(found)
-    found.loader.exec_module(script)
-    templates, locale = tmp_path / "messages", tmp_path / "locale"
-    (templates / "reference").mkdir(parents=True)
-    locale.mkdir()
-    head = 'msgid ""\nmsgstr ""\n"Content-Type: text/plain; charset=UTF-8\\n"\n\n'
-    messages = head + "".join(f'msgid "{text}"\nmsgstr ""\n\n' for text in ("one", "two", "three"))
-    for name in ("index", "reference/tinygpt"):
-        (templates / f"{name}.pot").write_text(messages, encoding="utf-8")
-    assert script.main(templates, locale) == 1
-    assert capsys.readouterr().out == "index: 3 of 3 missing\n3 messages are missing\n"
-    made = head + 'msgid "one"\nmsgstr "一"\n\n#, fuzzy\nmsgid "two"\nmsgstr "二"\n\nmsgid "three"\nmsgstr ""\n'
-    (locale / "index.po").write_text(made, encoding="utf-8")
-    assert script.main(templates, locale) == 1
-    assert "index: 2 of 3 missing" in capsys.readouterr().out
-    made = made.replace("#, fuzzy\n", "").replace('"three"\nmsgstr ""', '"three"\nmsgstr "三"')
-    (locale / "index.po").write_text(made, encoding="utf-8")
-    assert script.main(templates, locale) == 0
-    assert script.main(tmp_path / "none", locale) == 2
 
 
 # The site -------------------------------------------------------------------------------------------
