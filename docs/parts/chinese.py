@@ -18,7 +18,7 @@ _WORDS = re.compile(rf"[{HAN}]+|[^\W{HAN}]+")
 
 # The same in the browser. A word of one character is looked up as it is, of a longer one each pair.
 SPLIT_QUERY = rf"""
-var splitQuery = (query) => (query.match(/[{HAN}]+|[^\s\p{{P}}{HAN}]+/gu) || []).flatMap((word) =>
+var splitQuery = (query) => (query.match(/[{HAN}]+|(?:(?![{HAN}])[\p{{L}}\p{{N}}_])+/gu) || []).flatMap((word) =>
   /^[{HAN}]{{2,}}$/.test(word) ? Array.from({{length: word.length - 1}}, (_, i) => word.slice(i, i + 2)) : [word]);
 """
 
@@ -38,7 +38,7 @@ class ChineseByPairs(SearchLanguage):
     """For `app.add_search_language`: Sphinx takes it for zh_CN."""
 
     lang = "zh"
-    language_name = "Chinese"
+    language_name = SearchEnglish.language_name  # by this name the page looks for the stemmer
     js_stemmer_rawcode = SearchEnglish.js_stemmer_rawcode
     js_splitter_code = SPLIT_QUERY
     stopwords = SearchEnglish.stopwords
