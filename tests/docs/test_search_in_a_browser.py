@@ -16,11 +16,19 @@ from tests.browser import chromium, in_a_browser, opened
 from .test_chinese import site  # noqa: F401  # the fixture
 
 pytestmark = in_a_browser
+WIDE = {"width": 1440, "height": 900}
 
 
 @pytest.fixture(scope="module")
 def address(site: Path) -> Iterator[str]:  # noqa: F811
     class Handler(http.server.SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.path == "/favicon.ico":  # browsers ask for it, and log that there is none
+                self.send_response(204)
+                self.end_headers()
+            else:
+                super().do_GET()
+
         def log_message(self, *arguments: Any) -> None:
             pass
 
@@ -48,7 +56,7 @@ def test_a_word_finds_its_page(address: str, query: str, page: str | None) -> No
 
 
 def test_the_switch_leads_to_the_same_page_and_back(address: str) -> None:
-    with chromium() as browser, opened(browser, f"{address}/operations/softmax.html") as tab:
+    with chromium() as browser, opened(browser, f"{address}/operations/softmax.html", viewport=WIDE) as tab:
         tab.locator(".sidebar-language a").click()
         tab.wait_for_url("**/zh/operations/softmax.html")
         assert tab.locator("article h2").first.inner_text().startswith("推导")
