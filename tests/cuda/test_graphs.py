@@ -33,10 +33,11 @@ DEVICE = emulator.Device()
 
 
 class Scale:
-    """A `ScaleOnDevice` with NumPy's array in the place of the stand-in's."""
+    """A `ScaleOnDevice` with NumPy's arrays in the place of the stand-in's."""
 
-    def __init__(self, on_device: np.ndarray) -> None:
-        self.on_device = on_device
+    def __init__(self, scale: ScaleOnDevice) -> None:
+        self.on_device = scale.on_device.held
+        self.rates = None if scale.rates is None else scale.rates.held
 
 
 def scales_bare(value: Any, made: dict[int, Scale]) -> Any:
@@ -45,7 +46,7 @@ def scales_bare(value: Any, made: dict[int, Scale]) -> Any:
         return type(value)(scales_bare(one, made) for one in value)
     if not isinstance(value, ScaleOnDevice):
         return value
-    return made.setdefault(id(value), Scale(value.on_device.held))
+    return made.setdefault(id(value), Scale(value))
 
 
 def kernel_body(name: str) -> Callable[..., Any] | None:

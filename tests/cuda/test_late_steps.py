@@ -39,10 +39,12 @@ def bad_at(trainer: Any, step: int, value: float) -> None:
     """Let the gradients of a step hold a number that is not finite."""
     usual = trainer.accumulation.launch
 
-    def launch_batches() -> Any:
+    def launch_batches(update: Any = None) -> Any:
         losses = usual()
         if trainer.state.step == step:
             trainer.parameters[1].grad[...] = value
+        if update is not None:
+            update()
         return losses
 
     trainer.accumulation.launch = launch_batches
@@ -98,10 +100,10 @@ def test_a_step_that_fails_leaves_the_one_before_it(gpu: None, tmp_path: Path) -
     trainer = make_trainer(tmp_path, **(SMALL | {"eval_every": 100, "checkpoint_every": 100}))
     usual, failing = trainer.accumulation.launch, iter([False] * 5 + [True])
 
-    def launch_batches() -> Any:
+    def launch_batches(update: Any = None) -> Any:
         if next(failing):
             raise MemoryError("no memory today")
-        return usual()
+        return usual(update)
 
     trainer.accumulation.launch = launch_batches  # type: ignore[method-assign]
     with pytest.raises(MemoryError):

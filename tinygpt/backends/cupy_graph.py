@@ -107,8 +107,7 @@ class Graph:
     def replay(self, inputs: Sequence[np.ndarray], first_rng_stream: int) -> None:
         """Launch it on CuPy's current CUDA stream, with these inputs, and RNG streams from `first_rng_stream` on."""
         self.recorder.fill(inputs)
-        current = self.recorder.cupy.cuda.get_current_stream()
-        self.recorder.rng_stream_base.set(np.array([first_rng_stream], np.uint64), current)
+        self.recorder.count_rng_streams_from(first_rng_stream)
         self.launches.launch()
 
 
@@ -138,6 +137,7 @@ class Recorder:
         self.upload_stream = cupy.cuda.Stream(non_blocking=True)
         self.pool = cupy.cuda.MemoryPool(self._malloc)
         self.rng_stream_base = cupy.zeros(1, "uint64")  # the offset of the RNG streams
+        self.rng_stream_uploaded, self.upload_rng_stream = 0, Upload(self.rng_stream_base)
         self.cublas = Cublas(cupy, self.cuda_stream)
         self.hosts: list[np.ndarray] = []  # the current inputs
         self.places: list[Any] = []  # their buffers on the GPU
@@ -170,6 +170,12 @@ class Recorder:
         self.hosts, self.places = list(inputs), [upload.place for upload in self.uploads[kind]]
         for upload, array in zip(self.uploads[kind], inputs, strict=True):
             upload(array, self.cupy.cuda.get_current_stream())
+
+    def count_rng_streams_from(self, first: int) -> None:
+        """Let launches that are replayed count their RNG streams from `first`."""
+        if first != self.rng_stream_uploaded:
+            self.upload_rng_stream(np.array([first], np.uint64), self.cupy.cuda.get_current_stream())
+            self.rng_stream_uploaded = first
 
     def on_device(self, array: np.ndarray, dtype: Any) -> Any:
         """The array on the GPU: an input's buffer, or a constant."""

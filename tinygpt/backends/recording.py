@@ -9,3 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 recorder: Any = None  # the active `Recorder`, see cupy_graph.py
+
+
+def is_recording() -> bool:
+    """Whether launches are being recorded, and not run."""
+    return recorder is not None and bool(recorder.capturing)

@@ -24,6 +24,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+
 from ..backends import array_module
 from ..checks import number
 from ..errors import DtypeError
@@ -102,6 +104,19 @@ class AdamW(Optimizer):
     def takes_scale_on_device(self) -> bool:
         on_gpu = all(slot.parameter.backend == "cupy" for slot in self.slots)
         return on_gpu and not self.coupled_decay and not any(slot.l1 or slot.l2 for slot in self.slots)
+
+    def rates(self) -> np.ndarray:
+        """What the next step takes from the host, (slots, 3) float64: see `ScaleOnDevice.rates`.
+
+        For each slot how much of the parameter the decay leaves, the step's size, and the correction of v; the numbers
+        that the CUDA body (adamw.cu) computes from the arguments of `adamw_update`.
+        """
+        rows = []
+        for slot in self.slots:
+            lr, (beta1, beta2), step = self.lr * slot.lr_scale, self._setting(slot, "betas"), slot.step + 1
+            decay = 0.0 if self.coupled_decay else slot.weight_decay
+            rows.append((1 - lr * decay, lr / (1 - beta1**step), 1 / (1 - beta2**step)))
+        return np.array(rows)
 
     def _update_all(self, ready: list[tuple[Slot, Array, Any]]) -> None:
         adamw_update.each(

@@ -88,6 +88,9 @@ class ScaleOnDevice:
         optimizer.step(grad_scale=scale)                    # so does this
         factor, norm, goes_on = scale.on_device.get()       # waits
 
+    `rates`: None, or AdamW's `rates()` as an array on the GPU. Its step then reads those instead of numbers from the
+    host, so that a CUDA graph of the step can be replayed with others.
+
     The factor is 1 / divisor, which makes a mean of the gradients, times what clips this mean to max_norm (0: nothing).
     If the norm is not finite, the factor is NaN, at which an update changes nothing; and it stays NaN at every later
     `compute`, until `go_on()`. So the weights wait for whoever reads the norm a step late.
@@ -95,6 +98,7 @@ class ScaleOnDevice:
 
     def __init__(self, parameters: Iterable[Tensor]) -> None:
         self.parameters = _tensors("ScaleOnDevice", parameters)
+        self.rates: Array | None = None
         self.on_device = array_module(self.parameters[0].data).asarray(np.array([math.nan, 0.0, 1.0]))  # (3,)
 
     def compute(self, divisor: float, max_norm: float) -> None:

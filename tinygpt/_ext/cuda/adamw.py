@@ -42,6 +42,14 @@ def tensor_table(device: Device, groups: Sequence[Sequence[Any]]) -> tuple[Array
     return device.table((width, len(groups), there, *addresses, *sizes), made), width, starts[-1]
 
 
+def rates_of(calls: Sequence[Sequence[Any]]) -> list[tuple[float, float, float]]:
+    """For each call what adamw.cu's `Rates` are: how much is left of the parameter, the step's size, v's correction."""
+    return [
+        (1 - lr * weight_decay, lr / (1 - beta1**step), 1 / (1 - beta2**step))
+        for _, _, _, _, lr, beta1, beta2, _, weight_decay, step, *_ in calls
+    ]
+
+
 @launcher
 def adamw_update_each(device: Device, calls: Sequence[Sequence[Any]]) -> Any:
     """Update many parameters in one launch; calls: the arguments of adamw_update for each of them."""
@@ -53,16 +61,15 @@ def adamw_update_each(device: Device, calls: Sequence[Sequence[Any]]) -> Any:
     if len(shared) != 1 or len({array.dtype for call in calls for array in call[:4]}) != 1:
         return NotImplemented
     ((beta1, beta2, eps, grad_scale),) = shared
-    rates = [
-        (1 - lr * weight_decay, lr / (1 - beta1**step), 1 / (1 - beta2**step))
-        for _, _, _, _, lr, beta1, beta2, _, weight_decay, step, _, _ in calls
-    ]
+    rates = getattr(grad_scale, "rates", None)  # of a ScaleOnDevice (tinygpt/optim/clip.py)
+    if rates is None or len(rates) != len(calls):
+        rates = device.xp.asarray(np.array(rates_of(calls), np.float64))
     table, width, blocks = tensor_table(device, [(*call[:4], call[11]) for call in calls])
     real = real_of(calls[0][0])
     kind = REALS[small.pop().name] if small else real
-    state = getattr(grad_scale, "on_device", None)  # of a ScaleOnDevice (tinygpt/optim/clip.py)
+    state = getattr(grad_scale, "on_device", None)
     arguments = (
-        table, device.xp.asarray(np.array(rates, np.float64)), len(calls),
+        table, rates, len(calls),
         float(beta1), float(beta2), float(eps), 0.0 if state is not None else float(grad_scale), state,
     )  # fmt: skip
     device.launch("adamw", f"adamw_update<{real}, {kind}, {width}>", real, (blocks,), (THREADS,), arguments, 0)

@@ -4,7 +4,8 @@
 |---|---|
 | `steps` | a step: gradients, clipping, update |
 | `accumulation` | the gradients of a step's batches, weighted by their targets |
-| `graphed_step` | forward and backward pass as a CUDA graph |
+| `graphed_step` | forward and backward pass, and the update, as a CUDA graph |
+| `update` | norm, clipping and AdamW on a GPU, without waiting |
 | `late_steps` | steps on a GPU whose loss is read one step late |
 | `loss_scale` | loss scaling for float16 |
 | `share` | what one of several processes does of a step |

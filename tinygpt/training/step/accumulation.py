@@ -24,7 +24,7 @@ from ...errors import UsageError
 from ...ops.cast import keep_rounded
 from ...ops.cross_entropy import IGNORE_INDEX
 from ...tensor import Tensor
-from .graphed_step import GraphedStep
+from .graphed_step import GraphedStep, Update
 
 if TYPE_CHECKING:
     from ..loop import Trainer
@@ -61,8 +61,11 @@ class Accumulation:
         loss = self.trainer.share.finish(sum(weight * float(loss.item()) for weight, loss in losses) / self.parts)
         return loss, self.trainer.share.grad_norm() / (self.parts * self.trainer.loss_scale.scale)
 
-    def launch(self) -> list[tuple[float, Tensor]]:
-        """Forward and backward pass of this process's part of each batch: (weight, loss) for each that has targets."""
+    def launch(self, update: Update | None = None) -> list[tuple[float, Tensor]]:
+        """Forward and backward pass of this process's part of each batch: (weight, loss) for each that has targets.
+
+        update: follows the last one, in the same CUDA graph if there is one.
+        """
         trainer, share, graphed_step = self.trainer, self.trainer.share, self.graphed_step
         step, objective, count = trainer.state.step, trainer.objective, trainer.config.gradient_accumulation
         keep_rounded(trainer.model, trainer.optimizer)
@@ -75,9 +78,11 @@ class Accumulation:
             if weight > 0:
                 # A graph is recorded for one weight. One other than 1 hardly occurs twice, so it is not recorded.
                 graphed = objective.same_shapes and weight == 1.0
-                forward_and_backward = graphed_step if graphed else graphed_step.work
+                forward_and_backward = graphed_step if graphed else graphed_step.eager
+                arguments = *share.rows(batch), trainer.loss_scale.scale * weight
                 with share.computing(index == last and not graphed_step.wanted):
-                    losses.append((weight, forward_and_backward(*share.rows(batch), trainer.loss_scale.scale * weight)))
+                    loss = forward_and_backward(*arguments, update=update if index == last else None)
+                losses.append((weight, loss))
             elif any(counts[index * share.size : (index + 1) * share.size]):
                 share.sit_out(partial(objective.loss, trainer.model, *batch))
         return losses

@@ -4,7 +4,8 @@ A plain step waits twice: it reads the loss and the norm of the gradients, compu
 only then launches the update. Meanwhile the GPU has nothing to do, nor while the next batch is drawn and its launches
 are prepared: 6.6 of the 47 ms of a GPT-2 step on an H200. Here the norm becomes a factor on the GPU
 (`optim.ScaleOnDevice`), the update is launched at once, and the host reads loss and norm of a step when it has
-launched the next one.
+launched the next one. Norm, factor and update are a part of the step's CUDA graph if there is one (`update.py`); the
+learning rate and what depends on the number of steps are copied to the GPU before each replay, as the batch is.
 
 A loss that is not finite is noticed a step late, but it ruins nothing: its gradients' norm is not finite either, so the
 factor is NaN, and the update changes no weights, nor does any later one. The run ends with the weights, the step
@@ -23,10 +24,10 @@ import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ... import backends
-from ...optim import ScaleOnDevice
 from ..divergence import diverged, first_cause
 from ..monitoring.watch import Watch
 from .steps import Steps
+from .update import Update
 
 if TYPE_CHECKING:
     from ..loop import Trainer
@@ -61,7 +62,7 @@ class LateSteps(Steps):
 
     def __init__(self, trainer: Trainer) -> None:
         super().__init__(trainer)
-        self.scale = ScaleOnDevice(trainer.parameters)
+        self.update_on_device = Update(trainer)
         self.pending: Pending | None = None
         self.loss: float | None = None  # the last one that was read
 
@@ -69,15 +70,15 @@ class LateSteps(Steps):
         """Launch a step; return the loss of the one before it, or of this one if there is none."""
         trainer, state = self.trainer, self.trainer.state
         random_state = trainer.model.generator.state_dict()
+        trainer.optimizer.lr = trainer.schedule(state.step)
+        update = self.update_on_device
+        update.prepare()
         try:
-            losses = trainer.accumulation.launch()
-            self.scale.compute(trainer.config.gradient_accumulation, trainer.config.grad_clip)
+            losses = trainer.accumulation.launch(update)
         except Exception:  # such as MemoryError: the weights are still those of the last step
             trainer.save_as_before(random_state)
             raise
-        trainer.optimizer.lr = trainer.schedule(state.step)
-        trainer.optimizer.step(grad_scale=self.scale)
-        reading = backends.get("cupy").Reading([*(loss.data for _, loss in losses), self.scale.on_device])
+        reading = backends.get("cupy").Reading([*(loss.data for _, loss in losses), update.scale.on_device])
         trainer.optimizer.zero_grad()
         before, self.pending = self.pending, Pending(state.step, random_state, [w for w, _ in losses], reading)
         state.step += 1
