@@ -17,7 +17,7 @@ OPS = DOCS.parent / "tinygpt" / "ops"
 NOTATION = "`dx` stands for dL/dx: [the notation](index.md#notation).\n"
 ONE_BODY = "One body: these lines call NumPy's loops on the CPU and CuPy's on a GPU.\n\n"
 
-# In the order in which they are best read. A test sees to it that every file of tinygpt/ops is in it.
+# In the order in which they are best read. A file of tinygpt/ops that is not named here comes last, in `others`.
 CHAPTERS = {
     "The parts of a GPT": [
         "softmax", "cross_entropy", "layer_norm", "gelu", "matmul", "linear", "embedding", "attention", "dropout",
@@ -29,6 +29,11 @@ CHAPTERS = {
     "Writing text": ["cached_attention", "decode_block", "packed", "packed_linear"],
 }  # fmt: skip
 ORDER = [name for names in CHAPTERS.values() for name in names]
+
+
+def others() -> list[str]:
+    """The operations that have no place in a chapter yet."""
+    return sorted(path.stem for path in OPS.glob("[!_]*.py") if path.stem not in ORDER)
 
 
 def page(name: str) -> str:
@@ -68,15 +73,16 @@ def contents() -> str:
         "## Notation\n\nThe same on every page:\n",
         to_markdown("\n" + notation.strip("\n").replace("    dx ", "\n    dx ", 1)),
     ]
-    for chapter, names in CHAPTERS.items():
-        parts.append(f"## {chapter}\n\n```{{toctree}}\n:maxdepth: 1\n\n" + "\n".join(names) + "\n```\n")
+    for chapter, names in {**CHAPTERS, "More operations": others()}.items():
+        if names:
+            parts.append(f"## {chapter}\n\n```{{toctree}}\n:maxdepth: 1\n\n" + "\n".join(names) + "\n```\n")
     return "\n".join(parts)
 
 
 def write(folder: Path) -> None:
     """Write the pages; one that is the same stays untouched, so that Sphinx does not read it again."""
     folder.mkdir(exist_ok=True)
-    pages = {"index": contents(), **{name: page(name) for name in ORDER}}
+    pages = {"index": contents(), **{name: page(name) for name in [*ORDER, *others()]}}
     for name, text in pages.items():
         path = folder / f"{name}.md"
         if not path.exists() or path.read_text(encoding="utf-8") != text:

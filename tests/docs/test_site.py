@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -27,9 +28,17 @@ def module(name: str) -> Any:
         sys.path.remove(str(DOCS))
 
 
-def test_every_operation_has_its_place_in_the_reading_order() -> None:
-    files = sorted(path.stem for path in (ROOT / "tinygpt" / "ops").glob("[!_]*.py"))
-    assert sorted(module("parts.operations").ORDER) == files
+def test_every_operation_has_one_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is new comes last, until somebody gives it a place in the reading order."""
+    operations = module("parts.operations")
+    files = sorted(path.stem for path in operations.OPS.glob("[!_]*.py"))
+    assert sorted([*operations.ORDER, *operations.others()]) == files
+    shutil.copytree(operations.OPS, tmp_path / "ops")
+    (tmp_path / "ops" / "cube.py").write_text('"""x cubed."""\n', encoding="utf-8")
+    monkeypatch.setattr(operations, "OPS", tmp_path / "ops")
+    assert "## More operations" in operations.contents()
+    operations.write(tmp_path / "pages")
+    assert (tmp_path / "pages" / "cube.md").read_text(encoding="utf-8").startswith("# cube\n")
 
 
 DOCSTRING = """Two lines of *text*, and

@@ -38,7 +38,7 @@ def leaf(rng: np.random.Generator, *shape: int, dtype: Any = np.float32) -> Tens
 
 
 def test_these_operations_can_recompute_an_output() -> None:
-    assert {node for row in RECOMPUTABLE_ROWS for node in row.nodes if node.recomputable} == set(RECOMPUTING)
+    assert {node for row in RECOMPUTABLE_ROWS for node in row.nodes if node.recomputable} >= set(RECOMPUTING)
 
 
 @pytest.mark.parametrize("row", RECOMPUTABLE_ROWS, ids=lambda row: row.name)
