@@ -16,7 +16,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from . import console, ops  # noqa: F401  console first, so that Ctrl-C works while the rest is being imported
+from . import console, ops, torch_names  # noqa: F401  console first: Ctrl-C works while the rest is being imported
 from .backends import use_backend
 from .function import Function
 from .graph import detect_anomaly, no_grad

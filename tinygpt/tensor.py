@@ -39,9 +39,8 @@ from .graph import as_array
 from .typing import Array, DType, DTypeLike, TensorLike
 
 if TYPE_CHECKING:
-    from . import ops
+    from . import ops, torch_names
     from .function import Function
-    from .ops import _torch_names as torch_names
 
 
 class Tensor:

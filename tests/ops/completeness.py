@@ -58,13 +58,14 @@ class Parts:
 
 def collect() -> Parts:
     folder = ROOT / CUDA
+    with_launchers = [file for file in cuda.FILES if (folder / f"{file}.py").exists()]
     return Parts(
         functions=public_functions(),
         exported=set(ops.__all__),
         kernels=set(REGISTRY),
         rows={row.name: row for row in KERNEL_ROWS},
         compiled=compiled_bodies(),
-        launched={name: f"{CUDA}/{file}.py" for file in cuda.FILES for name in cuda.launched_by(file)},
+        launched={name: f"{CUDA}/{file}.py" for file in with_launchers for name in cuda.launched_by(file)},
         cuda_sources={path.stem for path in folder.glob("*.cu")},
         cuda_launchers={path.stem for path in folder.glob("[!_]*.py")},
         graphs=names_in_graphs() | SPELLED | WITHOUT_GRADIENT,
@@ -142,6 +143,9 @@ def missing_of_operations(parts: Parts) -> Iterator[str]:
 def missing_of_kernels(parts: Parts) -> Iterator[str]:
     for name in sorted(parts.kernels - set(parts.rows) - OF_PACKED_WEIGHTS):
         yield f'the kernel {name} has no row: add KernelRow("{name}", ...) to a file of {CASES_FOLDER}/'
+    for name, row in parts.rows.items():
+        if row.large and name not in parts.compiled:
+            yield f"the KernelRow of {name} has large=, for a compiled body, but no .pyx of {CPU} defines {name}"
     for name, file in parts.compiled.items():
         if name not in parts.kernels:
             yield f"{file} defines {name}, but no @kernel of tinygpt/ops or tinygpt/optim has that name"
@@ -167,6 +171,10 @@ def missing_of_cuda(parts: Parts) -> Iterator[str]:
         yield f"{CUDA}/{file}.cu has no launchers: write {CUDA}/{file}.py"
     for file in sorted(parts.cuda_launchers - parts.cuda_sources):
         yield f"{CUDA}/{file}.py launches kernels of {CUDA}/{file}.cu, which does not exist"
+    singles = {name.removesuffix("_each").removesuffix("_on_device") for name in parts.launched}
+    for name, row in parts.rows.items():
+        if row.wide is not None and name not in singles:
+            yield f"the KernelRow of {name} has wide=, for a CUDA body, but no file of {CUDA} launches {name}"
     for name, file in parts.launched.items():
         single = name.removesuffix("_each").removesuffix("_on_device")
         if single not in parts.kernels:

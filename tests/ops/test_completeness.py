@@ -16,7 +16,8 @@ PARTS = collect()
 
 
 def test_no_part_is_missing() -> None:
-    assert missing(PARTS) == []
+    found = missing(PARTS)
+    assert not found, "\n".join(found)
 
 
 def without(name: str, names: Any) -> Any:
@@ -61,6 +62,16 @@ ROW = PARTS.rows["layer_norm_forward"]
             f"no benchmark times layer_norm_forward ({CPU}/layer_norm.pyx): add a row to benchmarks/ops_ours.py",
         ),
         (
+            {"compiled": without("layer_norm_forward", PARTS.compiled)},
+            "the KernelRow of layer_norm_forward has large=, for a compiled body, but no .pyx of "
+            f"{CPU} defines layer_norm_forward",
+        ),
+        (
+            {"launched": without("layer_norm_forward", PARTS.launched)},
+            "the KernelRow of layer_norm_forward has wide=, for a CUDA body, but no file of "
+            f"{CUDA} launches layer_norm_forward",
+        ),
+        (
             {"cuda_launchers": without("layer_norm", PARTS.cuda_launchers)},
             f"{CUDA}/layer_norm.cu has no launchers: write {CUDA}/layer_norm.py",
         ),
@@ -69,7 +80,10 @@ ROW = PARTS.rows["layer_norm_forward"]
             f"{CUDA}/layer_norm.py launches kernels of {CUDA}/layer_norm.cu, which does not exist",
         ),
         (
-            {"launched": without("dropout_apply", PARTS.launched)},
+            {
+                "launched": without("dropout_apply", PARTS.launched),
+                "rows": {**PARTS.rows, "dropout_apply": replace(PARTS.rows["dropout_apply"], wide=None)},
+            },
             f"{CUDA}/dropout.py has no function with @launcher: no kernel of dropout.cu would run",
         ),
         (
@@ -85,13 +99,14 @@ ROW = PARTS.rows["layer_norm_forward"]
     ],
 )
 def test_a_part_that_is_forgotten_is_named(forgotten: dict[str, Any], sentence: str) -> None:
-    assert missing(replace(PARTS, **forgotten)) == [sentence]
+    assert [found for found in missing(replace(PARTS, **forgotten)) if found not in missing(PARTS)] == [sentence]
 
 
 @pytest.mark.skipif(get("numpy").extension() is None, reason="extension not built")
 def test_what_the_files_define_is_what_was_built() -> None:
-    """A body that is only in the file was not compiled: `make build`."""
-    assert {name for name, kernel in REGISTRY.items() if "cython" in kernel.variants()} == set(PARTS.compiled)
+    built = {name for name, kernel in REGISTRY.items() if "cython" in kernel.variants()}
+    differs = sorted(built ^ set(PARTS.compiled))
+    assert not differs, f"what was built is not what the files of {CPU} define: make build ({', '.join(differs)})"
 
 
 def test_what_kernels_share_is_in_a_pxi() -> None:

@@ -31,7 +31,7 @@ LAYERS = [
     ["kernel", "array_file", "safetensors_io"],
     ["graph", "changes", "engine", "tensor", "function", "creation"],
     ["ops"],
-    ["nn", "optim", "testing"],
+    ["torch_names", "nn", "optim", "testing"],
     ["tokenizers", "data"],
     ["token_ids", "labels", "language_model", "gpt", "classifier"],
     ["memory", "checkpoint", "generation", "metrics", "interop", "parallel"],
@@ -42,7 +42,7 @@ LAYERS = [
 ]
 
 # Said to type checkers alone: the methods of Tensor are the functions that ops binds to it, and `typing` names Tensor.
-DECLARED = {("tensor", "ops"), ("tensor", "ops._torch_names"), ("typing", "tensor")}
+DECLARED = {("tensor", "ops"), ("tensor", "torch_names"), ("typing", "tensor")}
 
 # Who may know that CuPy, NCCL or the compiled extension exist. The doctor's task is to say which of them are there.
 MACHINE = ("kernel", "backends", "_ext", "cli.doctor")

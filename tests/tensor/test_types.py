@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tinygpt.ops import _torch_names
+from tinygpt import torch_names
 from tinygpt.ops._bind import METHODS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -84,8 +84,8 @@ def test_the_methods_that_tensor_declares_are_those_that_ops_binds() -> None:
     declared = set(re.findall(r"\bops\.(\w+)", text))
     operators = {"add", "sub", "mul", "div", "pow", "matmul", "neg", "getitem"}
     assert declared - operators == set(METHODS)
-    assert set(re.findall(r"\btorch_names\.([a-z]\w+)", text)) == set(_torch_names.METHODS)
-    assert set(_torch_names.PROPERTIES) == {name for name in dir(_torch_names) if f"def {name}(self)" in text}
+    assert set(re.findall(r"\btorch_names\.([a-z]\w+)", text)) == set(torch_names.METHODS)
+    assert set(torch_names.PROPERTIES) == {name for name in dir(torch_names) if f"def {name}(self)" in text}
 
 
 def errors_of_mypy(path: Path) -> dict[int, str]:
@@ -101,7 +101,7 @@ def errors_of_mypy(path: Path) -> dict[int, str]:
 
 @pytest.mark.slow
 def test_mypy_refuses_wrong_calls_and_those_alone(tmp_path: Path) -> None:
-    lines = [*CALLS.splitlines(), *(f"x.{name}" for name in (*METHODS, *_torch_names.METHODS))]
+    lines = [*CALLS.splitlines(), *(f"x.{name}" for name in (*METHODS, *torch_names.METHODS))]
     path = tmp_path / "calls.py"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     expected = {i: line.rpartition("  # ")[2] for i, line in enumerate(lines, 1) if "  # " in line}

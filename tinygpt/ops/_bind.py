@@ -21,7 +21,6 @@ from ..backends import array_module, different_backends, is_array
 from ..errors import ShapeError, UsageError
 from ..graph import mode
 from ..tensor import Tensor, as_tensor
-from . import _torch_names
 from ._shapes import broadcast_shape
 
 SIGNS = {"add": "+=", "sub": "-=", "mul": "*=", "truediv": "/=", "pow": "**=", "matmul": "@="}
@@ -45,10 +44,6 @@ def bind(operations: dict[str, Any]) -> None:
     Tensor.__abs__ = operations["abs"]
     for name in METHODS:
         setattr(Tensor, name, operations[name])
-    for name in _torch_names.METHODS:
-        setattr(Tensor, name, getattr(_torch_names, name))
-    for name in _torch_names.PROPERTIES:
-        setattr(Tensor, name, property(getattr(_torch_names, name)))
     for name in ("lt", "le", "gt", "ge", "eq", "ne"):
         setattr(Tensor, f"__{name}__", _comparison(name, getattr(operator, name)))
     for symbol in SIGNS:

@@ -1,4 +1,7 @@
-"""PyTorch's names for what Tensor and other operations do, as methods of Tensor. None has a gradient of its own."""
+"""PyTorch's names for what Tensor and the operations do, as methods of Tensor. None has a gradient of its own.
+
+Importing this module gives Tensor the methods; `tinygpt/__init__.py` imports it.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,14 @@ from typing import TypeVar, overload
 
 import numpy as np
 
-from ..backends.precision import is_floating
-from ..errors import DtypeError, UsageError
-from ..tensor import Tensor
-from ..typing import Array, Axis, Sizes, TensorLike
-from ._shapes import normalize_axes, normalize_axis
-from .cast import cast
-from .shape import _permuted, _reshaped, reshape
-from .where import where
+from .backends.precision import is_floating
+from .errors import DtypeError, UsageError
+from .ops._shapes import normalize_axes, normalize_axis
+from .ops.cast import cast
+from .ops.shape import _permuted, _reshaped, reshape
+from .ops.where import where
+from .tensor import Tensor
+from .typing import Array, Axis, Sizes, TensorLike
 
 METHODS = ("view", "permute", "unsqueeze", "squeeze", "masked_fill", "float", "requires_grad_", "cpu", "cuda")
 PROPERTIES = ("size", "device")
@@ -102,3 +105,9 @@ class Size(int):
     def __call__(self, dim: int | None = None) -> tuple[int, ...] | int:
         """The shape, or its size at `dim`. Raises RangeError for an axis that does not exist."""
         return self._shape if dim is None else self._shape[normalize_axis("size", dim, len(self._shape))]
+
+
+for _name in METHODS:
+    setattr(Tensor, _name, globals()[_name])
+for _name in PROPERTIES:
+    setattr(Tensor, _name, property(globals()[_name]))
