@@ -19,6 +19,7 @@ HEADINGS = {
     "Source: ": "Source",
 }
 _WORDS = {"only", "the", "each", "this", "these", "any", "elementary:", "apply"}
+SIGNS = {"sum": "Σ", "max": "max"}
 _LIST = re.compile(r"(-|\d+\.) +")
 
 
@@ -28,7 +29,7 @@ def to_markdown(docstring: str) -> str:
     for number, line in enumerate(lines):
         indent = len(line) - len(line.lstrip())
         if not line.strip() or (indent >= code_from and _in_code(lines, number, code_from)) or line.startswith("|"):
-            found.append(line)
+            found.append(_without_words(line))
             continue
         if indent == 0:
             item = _LIST.match(line)
@@ -43,6 +44,14 @@ def to_markdown(docstring: str) -> str:
                         line = line[0].upper() + line[1:]
         found.append(_escaped(line, "*_[]<>$~#"))
     return re.sub(r"\n{3,}", "\n\n", "\n".join(found)).strip() + "\n"
+
+
+def _without_words(formula: str) -> str:
+    """A line of a formula as it is read in any language: sums, maxima and integrals as signs."""
+    formula = re.sub(
+        r"\b(sum|max) over (\w(?:, \w)*) of ", lambda m: f"{SIGNS[m[1]]}_{m[2].replace(', ', '')} ", formula
+    )
+    return formula.replace("integral from 0 to x of ", "∫_0^x ")
 
 
 def to_rst(lines: list[str]) -> list[str]:

@@ -71,7 +71,7 @@ def contents() -> str:
     parts = [
         (DOCS / "parts" / "contents.md").read_text(encoding="utf-8"),
         "## Notation\n\nThe same on every page:\n",
-        to_markdown("\n" + notation.strip("\n").replace("    dx ", "\n    dx ", 1)),
+        "- `Σ_i`: the sum over i\n" + to_markdown(notation.strip("\n")),
     ]
     for chapter, names in {**CHAPTERS, "More operations": others()}.items():
         if names:

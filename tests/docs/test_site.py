@@ -89,6 +89,19 @@ def test_a_page_has_the_docstring_and_the_code() -> None:
     assert operations.ONE_BODY not in page
 
 
+def test_formulas_have_no_words() -> None:
+    """They are not translated. Sums are shown as signs; what else there is to say stands in a sentence."""
+    operations = module("parts.operations")
+    for name in operations.ORDER:
+        text = re.sub(r"```.*?```", "", operations.page(name), flags=re.DOTALL)
+        formulas = [line for line in text.splitlines() if line.startswith("    ")]
+        assert not [
+            line for line in formulas if re.search(r"\b(with|where|the|for|of|or|and|from|is|in)\b(?! *\()", line)
+        ]
+    assert "Σ_c q_ic k_jc" in operations.page("attention")
+    assert "^T" not in "".join(operations.page(name) for name in operations.ORDER)
+
+
 def test_each_kernel_that_is_compiled_is_shown() -> None:
     bodies = module("parts.bodies")
     for name in module("parts.operations").ORDER:

@@ -6,11 +6,12 @@ functions that are imported here.
 
 Notation, the same in every file:
 
-    dx          dL/dx, of x's shape, where L is the scalar on which backward() was called
-    [i = j]     1 where i equals j, otherwise 0: the Kronecker delta, and likewise for any other condition in brackets
-    keep        a mask of dropout: 1 for an element that is kept, 0 for one that is dropped
-    unbroadcast(dy, shape)
-                the sum of dy over the axes along which broadcasting repeated an operand of that shape (`_shapes.py`)
+- `dx`: dL/dx, of x's shape, where L is the scalar on which backward() was called
+- `[i = j]`: 1 where i equals j, otherwise 0 (the Kronecker delta), and likewise for any other condition in brackets
+- `keep`: a mask of dropout, 1 for an element that is kept, 0 for one that is dropped
+- `x.T`: the transpose; `a b` of two matrices, like `a @ b`, is their product
+- `unbroadcast(dy, shape)`: the sum of dy over the axes along which broadcasting repeated an operand of that shape
+  (`_shapes.py`)
 
 L never appears in the formulas: an operation is handed dy = dL/dy and returns dx = dL/dx. If L was not a scalar, and
 backward(grad) was called on a tensor z, read L as the sum of grad * z.

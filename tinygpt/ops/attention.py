@@ -2,11 +2,14 @@
 
 For one head, with queries q (Tq, D), keys k and values v (Tk, D); i counts queries, j and l count keys, c channels:
 
-    s_ij  = scale * sum over c of q_ic k_jc           or -infinity if causal and j > i
+    s_ij  = scale * sum over c of q_ic k_jc
     lse_i = log(sum over j of exp(s_ij))
-    p_ij  = exp(s_ij - lse_i)                         softmax of row i
-    a_ij  = p_ij * keep_ij / (1 - dropout_p)          keep: the mask of dropout.py; without dropout, a = p
+    p_ij  = exp(s_ij - lse_i)
+    a_ij  = p_ij * keep_ij / (1 - dropout_p)
     y_ic  = sum over j of a_ij v_jc
+
+If causal, s_ij is -infinity where j > i. Row i of p is the softmax of row i of s. keep is the mask of dropout.py;
+without dropout, a = p.
 
 Derivation of the gradient. We go backwards through the five lines. y = a v is a matrix product, and keep multiplies
 element by element:

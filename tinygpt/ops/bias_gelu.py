@@ -1,10 +1,13 @@
 """Bias and GELU in one pass: the step between the two linear layers of a transformer's MLP.
 
-    y = gelu(x + bias)          tanh form, see gelu.py
+    y = gelu(x + bias)
 
-Derivation of the gradient. Let z = x + bias. Then dz/dx is 1, and every row uses its own copy of the bias, so
+This is the tanh form of gelu.py.
 
-    dx = gelu'(x + bias) * dy          dbias = unbroadcast(dx, (C,)) = sum over the rows of dx
+Derivation of the gradient. Let z = x + bias. Then dz/dx is 1, and every row uses its own copy of the bias, so dbias
+is the sum over the rows:
+
+    dx = gelu'(x + bias) * dy          dbias = unbroadcast(dx, (C,))
 
 Saved: x and bias. The backward pass recomputes x + bias: that is one addition, while saving it would take another array
 as large as x, which is the model's largest activation (4 C columns). It also recomputes y for the matrix product that

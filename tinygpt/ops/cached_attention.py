@@ -1,10 +1,13 @@
 """Attention with a key-value cache: new tokens attend to the tokens before them without recomputing those.
 
 Attention is causal, so the keys and values of a token do not depend on the tokens after it. While it generates, a model
-caches them, and the queries of the new tokens meet the keys of all tokens so far:
+caches them, and the queries of the new tokens meet the keys of all tokens so far. Row b holds n = lengths[b] tokens.
+Its T new tokens are at positions n .. n + T - 1, where their keys and values are stored. For the new token t, the sums
+run over the positions j <= n + t:
 
-    row b holds n = lengths[b] tokens; its T new tokens are at positions n .. n + T - 1, where their keys and values are
-    stored;  y_t = softmax(scale * q_t . k_j over all positions j <= n + t) v
+    s_tj = scale * sum over c of q_tc k_jc
+    p_tj = exp(s_tj) / sum over l of exp(s_tl)
+    y_tc = sum over j of p_tj v_jc
 
 This equals the last T rows of `attention.py` over the whole text, and for empty rows it is computed by that. Rows may
 differ in length. There is no padding, and whatever lies beyond the end of a row is never read.

@@ -1,18 +1,23 @@
 """Cast: the same numbers in another floating-point type. Training in 16 bits is built on it.
 
-    y = x, rounded to the nearest number of the other type
+    y = round(x)
+
+round(x) is the nearest number of the other type.
 
 Derivation of the gradient. Rounding is a staircase, so its derivative is 0 almost everywhere, and the model would learn
 nothing from it. What we want is the gradient of the smooth function that the staircase follows, the identity:
 
-    dx = dy, in x's type
+    dx = dy
 
-Between float32 and float64 this is the true derivative, up to rounding errors. For 16 bits it is what mixed precision
-means: the model runs on rounded weights, and the float32 weights (the master weights) take the gradients of the rounded
-ones as their own. Updates too small to show in 16 bits add up in the master weights.
+dx has x's type. Between float32 and float64 this is the true derivative, up to rounding errors. For 16 bits it is what
+mixed precision means: the model runs on rounded weights, and the float32 weights (the master weights) take the
+gradients of the rounded ones as their own. Updates too small to show in 16 bits add up in the master weights.
 
-    x = cast(wte(idx) + wpe(positions), "bfloat16")          activations: from here on everything is 16-bit
-    weight, bias = in_dtype_of(x, layer.weight, layer.bias)  parameters: rounded where they meet 16-bit activations
+    x = cast(wte(idx) + wpe(positions), "bfloat16")
+    weight, bias = in_dtype_of(x, layer.weight, layer.bias)
+
+The first line casts the activations: from here on everything is 16-bit. The second rounds parameters where they meet
+16-bit activations.
 
 Saved: only x's type.
 

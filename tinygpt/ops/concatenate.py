@@ -2,8 +2,10 @@
 
 Joining and cutting are inverses. Since neither changes any number, each is also the other's gradient:
 
-    y = concatenate(x_1, ..., x_n)       dx_i = the piece of dy where x_i went       (views of dy)
-    y_1, ..., y_n = split(x)             dx = concatenate(dy_1, ..., dy_n)           (one copy)
+    y = concatenate(x_1, ..., x_n)       dx_1, ..., dx_n = split(dy)
+    y_1, ..., y_n = split(x)             dx = concatenate(dy_1, ..., dy_n)
+
+The first gradients are views of dy, the second is one copy.
 
 `split` is a single node with several outputs, so its backward pass writes dx only once. Slicing n times would make n
 arrays of zeros as large as x and add them up. The outputs of `split` are views of x.

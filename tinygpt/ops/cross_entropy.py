@@ -4,14 +4,16 @@ Row i holds V logits x_i. Softmax turns them into probabilities p_i, and the row
 
     lse_i  = log(sum over j of exp(x_ij)) = m_i + log(sum over j of exp(x_ij - m_i)),   m_i = max over j of x_ij
     loss_i = lse_i - x_i,target_i = (m_i - x_i,target_i) + log(sum over j of exp(x_ij - m_i))
-    loss   = mean of loss_i over the rows whose target is not ignore_index
+    loss   = sum over i of [target_i != ignore_index] loss_i / count
+
+count is the number of rows whose target is not ignore_index, so the loss is the mean over these rows.
 
 (The second line is -log(exp(x_t) / sum(exp(x))). Subtracting the maximum keeps exp from overflowing and does not change
 the result. The loss is computed in the second form, since adding the logarithm to a large m_i would lose its digits.)
 
 Derivation of the gradient. d lse_i / d x_ij = exp(x_ij) / sum(exp(x_i)) = exp(x_ij - lse_i) = p_ij, so
 
-    dx_ij = dloss_i * (p_ij - [j = target_i])          and 0 in ignored rows
+    dx_ij = [target_i != ignore_index] dloss_i (p_ij - [j = target_i])
 
 In words: the predicted probabilities minus the right ones, which are 1 for the target and 0 for everything else.
 

@@ -3,7 +3,7 @@
 In training, each element is set to zero with probability p, and the others are scaled up so that the expected value
 does not change:
 
-    keep_ij = 1 where words(seed, stream)_ij >= p * 2**32, else 0
+    keep_ij = [words(seed, stream)_ij >= p * 2**32]
     y       = x * keep / (1 - p)
 
 Derivation of the gradient. For a given mask the operation is linear with a diagonal matrix, which is its own transpose:

@@ -2,18 +2,21 @@
 
     y = exp(x)              dx = dy * y
     y = log(x)              dx = dy / x
-    y = sqrt(x)             dx = dy / (2 y)             from y**2 = x
-    y = tanh(x)             dx = dy * (1 - y**2)            as (1 - y)(1 + y): rounding y**2 near 1 would lose digits
+    y = sqrt(x)             dx = dy / (2 y)
+    y = tanh(x)             dx = dy * (1 - y) (1 + y)
     y = 1 / (1 + exp(-x))   dx = dy * y * (1 - y)
-    y = max(x, 0)           dx = 0 where x <= 0 (also at the kink), else dy, so that a NaN in x passes dy on
-    y = |x|                 dx = dy * sign(x), which is 0 at the kink
+    y = max(x, 0)           dx = dy * [x > 0]
+    y = |x|                 dx = dy * sign(x)
+
+tanh's derivative, 1 - y**2, is computed as a product, since y**2 rounded near 1 would lose digits. relu and abs have
+the gradient 0 at their kinks. Where x is NaN, relu hands dy on.
 
 Saved: y if the derivative can be written in terms of y, since y is likely to be kept by another operation anyway; x for
 log and abs.
 
 `sigmoid` never computes the exponential of a positive number, which could overflow: with e = exp(-|x|),
 
-    sigmoid(x) = 1 / (1 + e) for x >= 0        sigmoid(x) = e / (1 + e) for x < 0
+    sigmoid(x) = ([x >= 0] + [x < 0] e) / (1 + e)
 
 No oracle: these are primitive operations. The tests check them against differences, and tanh, sigmoid, sqrt, relu and
 abs against formulas in the others.

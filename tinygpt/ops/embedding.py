@@ -5,7 +5,7 @@
 Derivation of the gradient. Let onehot_ij = [j = ids_i], of shape (N, V). Then the embedding is the linear map
 y = onehot @ weight, so
 
-    dweight = onehot.T @ dy,          that is: dweight_j = sum over i of [j = ids_i] dy_i
+    dweight = onehot.T @ dy          dweight_j = sum over i of [j = ids_i] dy_i
 
 The same id may occur many times, so the rows of dy are *added* (scatter-add), not assigned. Ids are integers, so they
 have no gradient.

@@ -1,13 +1,15 @@
 """The error function and the normal distribution function.
 
     erf(x) = 2 / sqrt(pi) * integral from 0 to x of exp(-t**2) dt
-    Phi(x) = (1 + erf(x / sqrt(2))) / 2            the probability that a standard normal variable lies below x
+    Phi(x) = (1 + erf(x / sqrt(2))) / 2
+
+Phi(x) is the probability that a standard normal variable lies below x.
 
 NumPy has neither, so we compute them here. We use three facts.
 
 1. For z >= 0 let erfc(z) = 1 - erf(z). It falls like exp(-z**2) / z. Divide it by both factors, and what is left,
 
-       g(w) = exp(z**2) * erfc(z) * (z + 3) / 3        with w = (z - 3) / (z + 3), z = 3 (1 + w) / (1 - w),
+       g(w) = exp(z**2) * erfc(z) * (z + 3) / 3        w = (z - 3) / (z + 3)        z = 3 (1 + w) / (1 - w)
 
    is smooth on the whole half line, which w maps to [-1, 1). TAIL is the Chebyshev expansion of g to degree 22,
    computed with 60 digits (g at 120 Chebyshev nodes, discrete cosine transform) and rewritten in powers of w. The

@@ -3,7 +3,7 @@
 y picks elements of x. The backward pass puts dy back where the elements came from and leaves zeros elsewhere. An
 element that was picked several times gets the sum of its copies' gradients:
 
-    dx = 0;    dx[key] += dy, once for each time an element was picked
+    dx_j = sum over i of [j = key_i] dy_i
 
 Slices, integers and masks never pick an element twice, so a plain assignment is enough. Only integer arrays can repeat
 an element. For them we use `add.at`, which adds copy by copy; `dx[key] += dy` would keep only the last copy.

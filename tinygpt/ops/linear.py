@@ -1,13 +1,13 @@
 """The linear layer: y = x W + b.
 
-For rows x_n, y_nj = sum_i x_ni W_ij + b_j, hence
+For rows x_n, y_nj = sum over i of x_ni W_ij, plus b_j, hence
 
-    dx_ni = sum_j dy_nj W_ij        dx = dy W^T
-    dW_ij = sum_n x_ni dy_nj        dW = x^T dy
-    db_j  = sum_n dy_nj             db = unbroadcast(dy, b's shape), the sums of dy's columns
+    dx_ni = sum over j of dy_nj W_ij        dx = dy W.T
+    dW_ij = sum over n of x_ni dy_nj        dW = x.T dy
+    db_j  = sum over n of dy_nj             db = unbroadcast(dy, (out,))
 
 All leading axes of x are flattened to one axis of N rows, so each of the three products is a single call of the matrix
-library, which reads W^T and x^T as views. The bias is added to the product in place.
+library, which reads W.T and x.T as views. The bias is added to the product in place.
 
 With 16-bit arrays dW and db stay in float32: their sums are computed in float32, and that is what the master weights
 need (cast.py).

@@ -5,7 +5,7 @@
 For GPT-2 the logits of 1,024 tokens take 206 MB, and so does their gradient; nothing else in the model is as large.
 So we process the rows in blocks, and each block of logits is overwritten by its own gradient.
 
-Derivation of the gradient. Let dlogits_i = (p_i - onehot(target_i)) / count be the gradient of the loss with respect to
+Derivation of the gradient. Let dlogits_ij = (p_ij - [j = target_i]) / count be the gradient of the loss with respect to
 the logits of row i (cross_entropy.py). Then, as for any linear map,
 
     dx = dloss * dlogits @ weight          dweight = dloss * dlogits.T @ x

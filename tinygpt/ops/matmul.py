@@ -1,14 +1,14 @@
 """The matrix product, also of batches of matrices, with broadcasting.
 
-    y_ij = sum_k a_ik b_kj
+    y_ij = sum over k of a_ik b_kj
 
 A change of a_ik changes y_ij by b_kj times as much, for every j; a change of b_kj changes it by a_ik times as much, for
 every i. Multiply by dy_ij and sum:
 
-    da_ik = sum_j dy_ij b_kj        da = dy b^T
-    db_kj = sum_i a_ik dy_ij        db = a^T dy
+    da_ik = sum over j of dy_ij b_kj        da = dy b.T
+    db_kj = sum over i of a_ik dy_ij        db = a.T dy
 
-b^T and a^T are views: the matrix product reads them without copying. If a matrix was repeated over a batch, its
+b.T and a.T are views: the matrix product reads them without copying. If a matrix was repeated over a batch, its
 gradient is the sum over the batch (`unbroadcast`). If b is a single matrix for the whole batch, like the weights of a
 layer, the leading axes of a are flattened to one long axis of rows. Then each of the three products is one large
 product, which is much faster than many small ones, and db is summed over the batch inside it.

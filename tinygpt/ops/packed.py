@@ -3,9 +3,9 @@
 A model that generates one token at a time reads each weight once per token, for only one multiplication and one
 addition. So its speed is limited by memory bandwidth, and halving a weight's bytes halves the time. For inference only:
 
-    bfloat16   the upper 16 bits of a float32, rounded to nearest, ties to even: 8 significant bits, the same exponents
-    int8       w ~ q * scale with q in -127 .. 127 and scale = max|w| / 127: one scale for each output, or one for each
-               `group` of the terms of its sum
+- bfloat16: the upper 16 bits of a float32, rounded to nearest, ties to even: 8 significant bits, the same exponents
+- int8: w ~ q * scale with q in -127 .. 127 and scale = max|w| / 127: one scale for each output, or one for each `group`
+  of the terms of its sum
 
 The error of a weight in int8 is at most scale / 2, so an output y = sum over k of x_k w_k is off by at most
 scale / 2 * sum |x_k|, and typically by far less, as errors cancel. Smaller groups follow outliers more closely.
@@ -16,7 +16,7 @@ Nothing else is rounded: products, sums and activations are float32, and a packe
 No oracle: it has no gradient (packed_linear.py has), and the reference is the product with the unpacked matrix.
 
 Shapes: W (K, N) multiplies from the right, y = x W; its scales are (K / group rounded up, N). The embedding (V, C) is
-also the output head's matrix, y = x W^T; its scales are (V, C / group rounded up). Packed arrays have the shape of the
+also the output head's matrix, y = x W.T; its scales are (V, C / group rounded up). Packed arrays have the shape of the
 original.
 Source: bfloat16: Kalamkar et al., "A Study of BFLOAT16 for Deep Learning Training", 2019; int8 with a scale per output:
 Jacob et al., "Quantization and Training of Neural Networks ...", 2018; weights alone, in groups: Dettmers et al.,
@@ -178,7 +178,7 @@ def few_rows_product(x: Array, matrix: Matrix) -> Array:
 
 @kernel(in_place=True)
 def few_rows_product_transposed(x: Array, matrix: Matrix, out: Array) -> Array:
-    """x (M, K) float32, matrix (N, K) -> x W^T (M, N), written into out."""
+    """x (M, K) float32, matrix (N, K) -> x W.T (M, N), written into out."""
     return matmul_arrays(x, unpack(matrix, axis=1).T, out=out)
 
 

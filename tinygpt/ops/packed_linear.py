@@ -1,12 +1,13 @@
 """Products with packed weights, as nodes of the graph.
 
-    y = x W          W (K, N) packed: a linear layer
-    y = x W^T        W (N, K) packed: the output head
+    y = x W          y = x W.T
+
+The first is a linear layer, W (K, N); the second is the output head, W (N, K).
 
 Packed weights are constants: they are not trained, but a gradient passes through them to x. With the float32 weights W
 that the packed ones stand for,
 
-    dx = dy W^T      or      dx = dy W
+    dx = dy W.T      dx = dy W
 
 That is the exact derivative of the forward pass, which also computes with these weights: unpacking is not rounded
 again. So an adapter beside a packed layer trains as it would beside a layer with the unpacked weights.

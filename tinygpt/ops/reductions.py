@@ -4,8 +4,8 @@ Over n reduced elements:
 
     y = sum(x)                          dx_i = dy
     y = sum(x) / n                      dx_i = dy / n
-    y = sum((x - mean)**2) / m          dx_i = dy * 2 (x_i - mean) / m            with m = n - correction
-    y = max(x) or min(x)                dx_i = dy * [x_i = y] / sum over l of [x_l = y]
+    y = sum((x - mean)**2) / m          dx_i = dy * 2 (x_i - mean) / m            m = n - correction
+    y = max(x), y = min(x)              dx_i = dy * [x_i = y] / sum over l of [x_l = y]
 
 In the variance, x_j also changes the mean, which would add -2/m * sum(x_i - mean) / n, but that sum is zero. In the
 maximum and minimum, tied elements share the gradient equally, so that the result does not depend on their order.

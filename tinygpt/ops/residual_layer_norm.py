@@ -1,19 +1,21 @@
 """Residual addition, dropout and layer normalisation in one pass: the step between two sublayers of a transformer.
 
-    sum        = residual + dropout(x + x_bias)         continues in the residual stream
-    normalised = layer_norm(sum)                        is the input of the next sublayer
+    sum        = residual + dropout(x + x_bias)
+    normalised = layer_norm(sum)
 
-x is the output of a projection, without its bias. Done one after the other, the four steps would make five reads and
-four writes of (N, C) arrays; done together, they make two reads and two writes.
+sum continues in the residual stream, and normalised is the input of the next sublayer. x is the output of a projection,
+without its bias. Done one after the other, the four steps would make five reads and four writes of (N, C) arrays; done
+together, they make two reads and two writes.
 
 Derivation of the gradient. `sum` is used twice, so two gradients add up: dsum, which comes from the residual stream,
 and the gradient of layer normalisation (layer_norm.py):
 
     dresidual = dsum + layer_norm'(dnormalised)
-    dx        = dresidual * keep / (1 - p)              the mask of dropout.py
-    dx_bias   = unbroadcast(dx, (C,)), the sum of dx over the rows
+    dx        = dresidual * keep / (1 - p)
+    dx_bias   = unbroadcast(dx, (C,))
 
-and dweight, dbias are layer normalisation's own.
+keep is the mask of dropout.py, dx_bias is the sum of dx over the rows, and dweight, dbias are layer normalisation's
+own.
 
 Saved: sum, weight, bias, mean, rstd, and the key of the mask. residual and x are not needed: the addition is linear,
 and the norm depends on them only through `sum`, which is an output and exists anyway. `normalised` can be recomputed

@@ -1,10 +1,10 @@
 """reshape and transpose: the same numbers with different indices.
 
-    y = reshape(x, shape)         dx = reshape(dy, the shape of x)
-    y = transpose(x, axes)        dx = transpose(dy, the inverse permutation of axes)
+    y = reshape(x, shape)         dx = reshape(dy, x.shape)
+    y = transpose(x, axes)        dx = transpose(dy, argsort(axes))
 
-Neither computes anything, so the gradient is just rearranged back. Both return views if the memory layout allows it
-(transpose always does).
+argsort(axes) is the inverse permutation of axes. Neither computes anything, so the gradient is just rearranged back.
+Both return views if the memory layout allows it (transpose always does).
 
 Saved: the old shape; the permutation.
 

@@ -1,4 +1,4 @@
-"""SiLU, the sigmoid linear unit, also called swish: x weighed by its own logistic function.
+"""SiLU, the sigmoid linear unit, also called swish: x times its own logistic function.
 
     s = sigmoid(x) = 1 / (1 + exp(-x))        y = x * s
 
@@ -9,9 +9,9 @@ Derivation of the gradient. ds/dx = s (1 - s), so by the product rule
 With t = exp(-|x|) and r = 1 / (1 + t), s is r for x >= 0 and t r for x < 0, and s (1 - s) is t r**2: 1 - s as a
 difference would have few digits where s is nearly 1.
 
-Saved: x alone; s is recomputed from it, as one exp costs less than keeping a second array as large as x. So is y
-itself, when the operation that reads it needs it again on the way back (`recompute`). dx is written over dy where
-nobody else holds that.
+Saved: only x. s is recomputed from it: one exp costs less than saving a second array as large as x. y is recomputed too
+(`recompute`) if the operation that reads it needs it in its backward pass. dx is written over dy if nobody else holds
+dy.
 
 Shapes: x and y have any shape.
 Source: Elfwing, Uchibe, Doya, "Sigmoid-Weighted Linear Units for Neural Network Function Approximation in Reinforcement

@@ -1,6 +1,6 @@
 """where: one of two values, chosen element by element.
 
-    y = a where condition, else b        da = dy where condition, else 0        db = 0 where condition, else dy
+    y = where(condition, a, b)        da = where(condition, dy, 0)        db = where(condition, 0, dy)
 
 each followed by `unbroadcast`.
 
