@@ -182,6 +182,27 @@ def test_typical_p():
     assert kept(TypicalP(0.2), [0, 0, 0, -INF]) == [0, 1, 2]  # as near as the last one: all stay
 
 
+@pytest.mark.parametrize("kind", ["flat", "peaked", "rounded", "equal", "mostly ruled out", "ordered"])
+@pytest.mark.parametrize("n", [2049, 30_000])
+def test_top_p_of_a_large_vocabulary_by_its_definition(kind: str, n: int) -> None:
+    """The search by samples finds what sorting everything does, wherever the border is, and with equal scores."""
+    rng = np.random.default_rng(n)
+    scores = rng.standard_normal(n) * {"flat": 0.1, "peaked": 9.0}.get(kind, 1.0)
+    if kind in ("rounded", "equal"):
+        scores = np.round(scores) if kind == "rounded" else np.zeros(n)
+    elif kind == "mostly ruled out":
+        scores[rng.random(n) < 0.9] = -INF
+    elif kind == "ordered":
+        scores.sort()
+    order = np.argsort(scores, kind="stable")
+    weights = np.exp(scores[order] - scores.max())
+    for p in (0.0, 0.01, 0.3, 0.5, 0.9, 0.999, 0.999999):
+        for least in (1, 5):
+            dropped = np.searchsorted(np.cumsum(weights), (1 - p) * weights.sum(), side="right")
+            want = sorted(order[min(dropped, n - least) :])
+            assert kept(TopP(p, least), scores) == want, (p, least)
+
+
 TRUNCATIONS = (TopK(3), TopP(0.6), MinP(0.3), TypicalP(0.6), TopP(0.9), TopK(1))
 
 

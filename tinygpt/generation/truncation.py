@@ -90,39 +90,58 @@ class TopP(Truncation):
         if self.p >= 1:
             return np.ones(len(scores), dtype=bool)  # else rounding could drop the tail
         weights = unnormalized_probs(scores)
-        rest = (1 - self.p) * weights.sum()
-        # All tokens below rest / n together weigh less than rest, so they can be dropped at once; most tokens are.
-        keep = weights >= rest / len(weights)
-        if np.count_nonzero(keep) < self.min_tokens:
-            keep[:] = True
-        left = weights[keep]
-        count = min(_smallest_within(left, rest - weights.sum(where=~keep)), len(left) - self.min_tokens)
-        if count > 0:
-            left = scores[keep]  # scores still differ where the weights have underflowed to 0
-            left.partition(count - 1)
-            last = left[count - 1]
-            equal = np.flatnonzero(keep & (scores == last))
-            keep &= scores > last
-            keep[equal[count - np.count_nonzero(left < last) :]] = True
+        dropped, last = smallest_within(weights, (1 - self.p) * weights.sum())
+        most = len(weights) - self.min_tokens
+        if dropped > most or last is None:
+            dropped = max(0, min(dropped, most))
+            last = np.partition(weights, dropped - 1)[dropped - 1] if dropped else -1.0
+        keep = weights > last
+        # Of those that weigh as much as the last one dropped, the lowest scores, which still differ where the weights
+        # have underflowed to 0, and of equal scores the lowest ids.
+        equal = np.flatnonzero(weights == last)
+        of_these = len(equal) - (len(weights) - np.count_nonzero(keep) - dropped)
+        keep[equal[np.argsort(scores[equal], kind="stable")[of_these:]]] = True
         return keep
 
 
-def _smallest_within(values: np.ndarray, most: float) -> int:
-    """How many of the smallest values add up to at most `most`. Reorders `values`.
+_SAMPLED, _MARGIN = 1024, 64
 
-    A binary search with a partition at each step, O(n) in total. Sorting and summing would take five times as long for
-    a vocabulary of 50,000.
+
+def smallest_within(values: np.ndarray, most: float) -> tuple[int, float | None]:
+    """How many of the smallest values (n,), none negative, add up to at most `most`, and the largest of these.
+
+    Instead of sorting all, it sorts a sample, which says between which two values the answer is to be expected; usually
+    it is there, and an eighth of the values is left to look at. O(n) in total. None for the largest where it is not
+    among those looked at last.
     """
     count = 0
-    while len(values) > 64:
-        half = len(values) // 2
-        values.partition(half)
-        total = values[:half].sum()
-        if total <= most:
-            count, most, values = count + half, most - total, values[half:]
+    while len(values) > 2 * _SAMPLED:
+        low, high = _expected(values, most)
+        below = values < low
+        total = (values * below).sum()
+        if total > most:
+            values = values[below]
+            continue
+        inside = values[(values <= high) ^ below]
+        if len(inside) == len(values):
+            break  # nearly all are equal
+        total_inside, count, most = inside.sum(), count + np.count_nonzero(below), most - total
+        if total_inside > most:
+            values = inside
         else:
-            values = values[:half]
-    return count + int(np.searchsorted(np.cumsum(np.sort(values)), most, side="right"))
+            values, count, most = values[values > high], count + len(inside), most - total_inside
+    ordered = np.sort(values)
+    within = int(np.searchsorted(np.cumsum(ordered), most, side="right"))
+    return count + within, float(ordered[within - 1]) if within else None
+
+
+def _expected(values: np.ndarray, most: float) -> tuple[float, float]:
+    """Two of the values, between which the sum of the smallest ones is likely to reach `most`."""
+    step = len(values) // _SAMPLED
+    sample = np.sort(values[::step])
+    middle = int(np.searchsorted(np.cumsum(sample) * step, most))
+    last = len(sample) - 1
+    return sample[min(max(0, middle - _MARGIN), last)], sample[min(middle + _MARGIN, last)]
 
 
 @dataclass(frozen=True)
