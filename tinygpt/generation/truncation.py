@@ -125,7 +125,7 @@ def smallest_within(values: np.ndarray, most: float) -> tuple[int, float | None]
         inside = values[(values <= high) ^ below]
         if len(inside) == len(values):
             break  # nearly all are equal
-        total_inside, count, most = inside.sum(), count + np.count_nonzero(below), most - total
+        total_inside, count, most = inside.sum(), count + int(np.count_nonzero(below)), most - total
         if total_inside > most:
             values = inside
         else:

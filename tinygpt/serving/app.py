@@ -16,7 +16,6 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from ..errors import UsageError
 from .answers import Answer
 from .bodies import Asked, Served, read_chat, read_completion, unknown_model
 from .engine import Engine
@@ -24,7 +23,7 @@ from .errors import ApiError
 from .fields import parse
 from .guard import Guard
 from .metrics import Requests, exposition
-from .samples import Token
+from .post import Listener, Post
 from .tickets import BusyError, ClosedError, Ticket
 from .web import page_routes
 
@@ -60,6 +59,8 @@ class Endpoints:
 
     def __init__(self, served: Served, engine: Engine, requests: Requests, most_bytes: int) -> None:
         self.served, self.engine, self.requests, self.most_bytes = served, engine, requests, most_bytes
+        self.post = Post()
+        engine.after_turn = self.post.send
 
     async def health(self, request: Request) -> Response:
         """200 while requests are taken."""
@@ -96,7 +97,7 @@ class Endpoints:
 
     async def _answered(self, request: Request, read: Callable[[Served, dict[str, Any]], Asked]) -> Any:
         asked = read(self.served, parse(await whole_body(request, self.most_bytes)))
-        answer, listener = Answer(self.served, asked), Listener()
+        answer, listener = Answer(self.served, asked), Listener(self.post)
         try:
             ticket = self.engine.submit(asked.wanted, listener)
         except BusyError as error:
@@ -111,27 +112,6 @@ class Endpoints:
         finally:
             ticket.cancel()
         return Response(status_code=_GONE) if done is None else JSONResponse(done)
-
-
-# From the engine's thread to the event loop -------------------------------------------------------
-
-
-class Listener:
-    """What the engine tells, as an asynchronous queue."""
-
-    def __init__(self) -> None:
-        self._loop, self._queue = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Token | Exception]]()
-
-    def __call__(self, number: int, what: Token | Exception) -> None:
-        self._loop.call_soon_threadsafe(self._queue.put_nowait, (number, what))
-
-    async def next(self) -> tuple[int, Token]:
-        """Raises ApiError for an error of the model."""
-        number, what = await self._queue.get()
-        if isinstance(what, Exception):
-            words = str(what) if isinstance(what, UsageError) else "the model failed at this request"
-            raise ApiError(words, status=500)
-        return number, what
 
 
 async def collected(answer: Answer, listener: Listener) -> dict[str, Any]:

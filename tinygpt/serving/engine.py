@@ -16,8 +16,9 @@ What a text says does not depend on the others: a row of `Decoder` doesn't, a pr
 else is there, no bit of its keys and values depends on those read with it, and everything else is in its `Sample`.
 
 `on_token(number, token)` is called in the engine's thread and must return quickly; number counts the texts of a
-submission from 0. An exception from it cancels the submission. After an error of the model, `on_token(number, error)`
-ends each text that it concerns, and the engine goes on.
+submission from 0. `after_turn()` is called when all texts have been told their tokens. An exception from `on_token`
+cancels the submission. After an error of the model, `on_token(number, error)` ends each text that it concerns, and the
+engine goes on.
 
 The queue is bounded: beyond `waiting` texts, `submit` raises BusyError, which says how long to wait.
 
@@ -32,7 +33,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -66,6 +67,7 @@ class Engine:
         self.model, self.places, self.most_waiting, self.piece = model, places, max(waiting, places), piece
         self.prefixes = Prefixes(piece, prefix_bytes)
         self.statistics = Statistics()
+        self.after_turn: Callable[[], None] = lambda: None
         self._decoder = self._new_decoder()
         self._running: list[Text] = []  # in the order of the decoder's rows
         self._readings = Readings(self._decoder, self.prefixes, piece)
@@ -141,11 +143,13 @@ class Engine:
             try:
                 self._keep([not text.ticket.cancelled for text in self._running])
                 self._read_prompts()
+                self.after_turn()
                 if self._running:
                     self._step()
             except Exception as error:  # of the model: these texts are lost, others can still be written
                 logging.getLogger(__name__).exception("the engine failed in a step")
                 self._lose(error)
+            self.after_turn()
 
     def _has_work(self) -> bool:
         """Wait for a request. False if there will be none."""
