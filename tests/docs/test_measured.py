@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -47,3 +48,26 @@ def test_every_step_of_a_kernel_computes_the_same() -> None:
         "C, own exp, one by one",
     ]
     assert all(float(row[3]) < 2e-6 for row in rows)
+
+
+def test_the_page_about_an_lstm_has_the_measured_figures() -> None:
+    page, found = text_of("docs/lstm_against_gpt.md"), {}
+    for part in (RESULTS / "lstm_against_gpt.txt").read_text(encoding="utf-8").split("\n$ ")[1:]:
+        command, steps = part.splitlines()[0].partition("   #")[0], int(part.splitlines()[1].split()[0])
+        assert f"\n{command}\n" in page
+        for name, seed, *rest in re.findall(r"^(\w+), seed (\d), rate (.*): loss (.*), (\d+) s", part, re.M):
+            found[name, steps, rest[0], seed] = rest[1:]
+    rows = [row for row in tables(page) if row[0] in ("GPT", "LSTM") and len(row) == 5]
+    assert {(name, int(steps), rate, "0"): [loss, seconds] for name, rate, steps, loss, seconds in rows} == {
+        key: value for key, value in found.items() if key[-1] == "0"
+    }
+    measured = tables(RESULTS / "lstm_against_gpt.txt")
+    positions = [row for row in measured if row[0] in ("GPT", "LSTM") and row[1].startswith("2.")]
+    assert [row for row in tables(page) if row[0] in ("GPT", "LSTM") and len(row) == 6] == [positions[0], positions[3]]
+    loss = {key: float(value[0]) for key, value in found.items()}
+    spread = max(abs(loss[name, 400, "0.01", "0"] - loss[name, 400, "0.01", "1"]) for name in ("GPT", "LSTM"))
+    assert f"differ by {spread:.4f} or less" in page
+    assert f"{loss['LSTM', 400, '0.03', '0']} to {loss['GPT', 400, '0.01', '0']}" in page
+    assert f"reaches {loss['GPT', 1200, '0.01', '0']}" in page
+    assert all(f" {size}" in page for size in ("108,352", "108,240"))
+    assert all(size in str(measured) for size in ("108,352", "108,240"))
