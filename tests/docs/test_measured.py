@@ -53,7 +53,7 @@ def test_every_step_of_a_kernel_computes_the_same() -> None:
 def test_the_page_about_an_lstm_has_the_measured_figures() -> None:
     page, found = text_of("docs/lstm_against_gpt.md"), {}
     for part in (RESULTS / "lstm_against_gpt.txt").read_text(encoding="utf-8").split("\n$ ")[1:]:
-        command, steps = part.splitlines()[0].partition("   #")[0], int(part.splitlines()[1].split()[0])
+        command, steps = part.splitlines()[0].partition("#")[0].strip(), int(part.splitlines()[1].split()[0])
         assert f"\n{command}\n" in page
         for name, seed, *rest in re.findall(r"^(\w+), seed (\d), rate (.*): loss (.*), (\d+) s", part, re.M):
             found[name, steps, rest[0], seed] = rest[1:]
