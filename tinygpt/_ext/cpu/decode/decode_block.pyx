@@ -1,4 +1,5 @@
-# One new token through one block of the model, and products of a few rows. The loops are in decode.h; the mathematics
+# One new token through one block of the model (decode.h), and products of a few rows (few_rows.h, few_rows_transposed.h);
+# weights.h has the formats. The mathematics
 # is in tinygpt/ops/packed.py and, for the block, in tinygpt/gpt.py.
 #
 # Memory-bound: the weights are read once, whatever the number of rows. Supports float32 and packed weights; everything

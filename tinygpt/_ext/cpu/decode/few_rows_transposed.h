@@ -1,0 +1,102 @@
+/* y = x W^T for a few rows of x and a large matrix W (N, K), in any of the formats of weights.h: dot products of the
+ * rows of W, the outputs, with those of x. The order of each sum depends only on K and the group size.
+ */
+#ifndef TINYGPT_FEW_ROWS_TRANSPOSED_H
+#define TINYGPT_FEW_ROWS_TRANSPOSED_H
+
+#include "pool.h"
+#include "weights.h"
+
+TG_INLINE float tg_lane_sum(tg_floats v) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_ps((__m512)v);
+#else
+    for (int width = TG_LANE / 2; width > 0; width /= 2)
+        for (int i = 0; i < width; i++) v[i] += v[i + width];
+    return v[0];
+#endif
+}
+
+/* Rows of W that are read together, as separate streams; and rows of x, so that a vector of W is unpacked once for
+ * several. */
+enum { TG_DOTS = 4, TG_WIDE = TG_REGISTERS == 32 ? 4 : 2 };
+
+/* y[m, n] = x[m] . W[n] for `wide` <= TG_WIDE rows m and the `count` <= TG_DOTS rows n, n + apart, n + 2 apart, ... */
+TG_INLINE void tg_dot_rows(const struct tg_matrix *w, const float *x, int wide, ptrdiff_t n, ptrdiff_t apart, int count,
+                           float *y, int format) {
+    const ptrdiff_t K = w->columns, N = w->rows, groups = (K + w->group - 1) / w->group;
+    tg_floats sum[TG_WIDE][TG_DOTS] = {{{0}}};
+    for (ptrdiff_t g = 0; g < groups; g++) {
+        const ptrdiff_t end = (g + 1) * w->group < K ? (g + 1) * w->group : K;
+        ptrdiff_t k = g * w->group;
+        for (; k + TG_LANE <= end; k += TG_LANE) {
+#pragma GCC unroll 4
+            for (int r = 0; r < count; r++) {
+                tg_floats part = tg_weights(w->weight, (n + r * apart) * K + k, format);
+                if (format == TG_INT8) part *= w->scale[(n + r * apart) * groups + g];
+                if (format == TG_INT8) TG_BARRIER(part);
+#pragma GCC unroll 4
+                for (int m = 0; m < wide; m++)
+                    sum[m][r] = tg_multiply_add(part, *(const tg_floats *)(x + m * K + k), sum[m][r]);
+            }
+        }
+        if (k == end) continue;
+        /* The last elements of the group, as vectors padded with zeros. */
+        for (int r = 0; r < count; r++) {
+            tg_floats part = {0};
+            for (int i = 0; i < end - k; i++) {
+                part[i] = tg_weight(w->weight, (n + r * apart) * K + k + i, format);
+                if (format == TG_INT8) part[i] *= w->scale[(n + r * apart) * groups + g];
+            }
+            TG_BARRIER(part);
+            for (int m = 0; m < wide; m++) {
+                tg_floats xs = {0};
+                for (int i = 0; i < end - k; i++) xs[i] = x[m * K + k + i];
+                sum[m][r] = tg_multiply_add(part, xs, sum[m][r]);
+            }
+        }
+    }
+    for (int m = 0; m < wide; m++)
+        for (int r = 0; r < count; r++) y[m * N + n + r * apart] = tg_lane_sum(sum[m][r]);
+}
+
+struct tg_dots {
+    const struct tg_matrix *matrix;
+    const float *x;
+    float *y;
+    ptrdiff_t M;
+};
+
+/* The dot products of `count` rows of W with all rows of x. */
+TG_INLINE void tg_dots_at(const struct tg_dots *t, ptrdiff_t n, ptrdiff_t apart, int count, int format) {
+    const ptrdiff_t K = t->matrix->columns, N = t->matrix->rows;
+    ptrdiff_t m = 0;
+    for (; m + TG_WIDE <= t->M; m += TG_WIDE)
+        tg_dot_rows(t->matrix, t->x + m * K, TG_WIDE, n, apart, count, t->y + m * N, format);
+    for (; m < t->M; m++) tg_dot_rows(t->matrix, t->x + m * K, 1, n, apart, count, t->y + m * N, format);
+}
+
+/* Rows begin .. end - 1 of W, read as TG_DOTS long streams. */
+TG_INLINE void tg_dots_of(const struct tg_dots *t, ptrdiff_t begin, ptrdiff_t end, int format) {
+    const ptrdiff_t apart = (end - begin) / TG_DOTS;
+    for (ptrdiff_t n = begin; n < begin + apart; n++) tg_dots_at(t, n, apart, TG_DOTS, format);
+    for (ptrdiff_t n = begin + apart * TG_DOTS; n < end; n++) tg_dots_at(t, n, 1, 1, format);
+}
+
+static void tg_dots_chunk(void *task, ptrdiff_t begin, ptrdiff_t end) {
+    const struct tg_dots *t = task;
+    if (t->matrix->format == TG_FLOAT32)
+        tg_dots_of(t, begin, end, TG_FLOAT32);
+    else if (t->matrix->format == TG_BFLOAT16)
+        tg_dots_of(t, begin, end, TG_BFLOAT16);
+    else
+        tg_dots_of(t, begin, end, TG_INT8);
+}
+
+/* y (M, N) = x (M, K) W^T, W (N, K). The order of each sum depends only on K and the group size. */
+static void tg_transposed_product(const struct tg_matrix *matrix, const float *x, ptrdiff_t M, float *y) {
+    struct tg_dots t = {matrix, x, y, M};
+    tg_parallel_for(tg_dots_chunk, &t, matrix->rows, 1024);
+}
+
+#endif
