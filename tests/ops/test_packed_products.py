@@ -23,7 +23,7 @@ from tinygpt.ops.packed import (
 )
 
 lengths = st.sampled_from([1, 7, 8, 9, 15, 16, 17, 33, 127, 128, 129, 700])
-rows = st.sampled_from([1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 31, 33, 40])
+rows = st.sampled_from([1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 31, 32, 33, 40])
 KINDS = {"product": 0, "transposed": 1}  # and the axis that is summed over
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
@@ -76,6 +76,19 @@ def test_compiled_product(kind: str, M: int, K: int, N: int, form: Any, layout: 
 def test_compiled_product_of_a_large_matrix(kind: str, form: Any) -> None:
     x, matrix = drawn(kind, 3, 1200, 2500, form)
     check_product(kind, x, matrix, product(kind, x, matrix))
+
+
+@compiled
+@every_kind
+@pytest.mark.parametrize("form", [("float32", None), ("bfloat16", None), ("int8", 8)])
+@pytest.mark.parametrize(("M", "K", "N"), [(32, 19, 4131), (20, 9, 6200)])
+def test_a_product_whose_sums_are_more_than_the_cache_holds(kind: str, form: Any, M: int, K: int, N: int) -> None:
+    """Several rows are then multiplied with a tile of columns at a time; with the same bits as a row alone."""
+    x, matrix = drawn(kind, M, K, N, form)
+    whole = product(kind, x, matrix)
+    check_product(kind, x, matrix, whole)
+    for m in (0, M // 2, M - 1):
+        assert np.array_equal(product(kind, x[m : m + 1], matrix)[0], whole[m])
 
 
 @compiled
