@@ -33,6 +33,11 @@ def test_the_page_about_a_kernel_has_the_measured_figures() -> None:
     alone, widest = rows["C, own exp, one by one"], rows["C, own exp, vectors of 16"]
     assert f"the gain is {alone / widest:.0f}-fold" in page
     assert rows["C, with expf"] > rows["NumPy, as written"]
+    gain = rows["NumPy, as written"] / rows["NumPy, in blocks"] - 1
+    assert f"It gains only {100 * gain:.0f} %" in page
+    block = int(re.findall(r"^BLOCK = (\d+)", text_of("benchmarks/kernel_steps.py"), re.M)[0])
+    assert f"A block of {block:,} elements" in page
+    assert f"pays for {2**20 // block} calls" in page
     last = measured.read_text(encoding="utf-8").splitlines()[-1]
     fastest, copy = (part.split()[-2] for part in last.split(";"))
     assert f"moves {fastest} GB/s, and a plain copy on the same machine {copy}." in page

@@ -138,6 +138,31 @@ def test_sizes_of_the_presets() -> None:
         assert f"| `{name}` | {tg.GPT(config).num_parameters():,} |" in text
 
 
+def parameters(preset: str, vocab_size: int) -> int:
+    """The number of parameters with biases, by the formula on the page about the model, without making them."""
+    model = PRESETS[preset].model
+    L, C, T = model["n_layer"], model["n_embd"], 1024  # GPT-2's block; that of the preset gpt2 is shorter
+    return vocab_size * C + T * C + L * (12 * C * C + 13 * C) + 2 * C
+
+
+def test_sizes_of_gpt2() -> None:
+    smallest, largest = parameters("gpt2", 50257), parameters("gpt2-xl", 50257)
+    assert (round(smallest / 1e6), round(largest / 1e9, 1)) == (124, 1.6)
+    for page in ("docs/training.md", "docs/what_gpt2_is_not.md"):
+        assert "124 million to 1.6 billion" in text_of(page)
+    assert "GPT-2 (124 million parameters)" in text_of("docs/generating.md")
+    assert f"all {4 * smallest / 1e6:.0f} MB of weights" in text_of("docs/generating.md")
+
+
+def test_sizes_of_several_processes() -> None:
+    """In float32: what a step sends and receives, twice a gradient; and AdamW's two numbers per parameter."""
+    count = tg.GPT(tg.GPTConfig(vocab_size=65, **PRESETS["baby"].model)).num_parameters()
+    page, megabytes = text_of("docs/more_than_one_machine.md"), 8 * count / 1e6
+    assert f"{megabytes:.0f} MB for the preset `baby`" in page
+    assert f"1 Gbit/s that takes {8e-3 * megabytes:.1f} s, at 10 Gbit/s {8e-4 * megabytes:.2f} s" in page
+    assert f"{megabytes / 2:.0f} MB on each of two, instead of {megabytes:.0f}" in page
+
+
 def test_figures_of_training() -> None:
     every = (RESULTS / "optimizers-all.txt").read_text(encoding="utf-8")
     fast = (RESULTS / "optimizers-fast.txt").read_text(encoding="utf-8")
@@ -164,6 +189,8 @@ def test_figures_of_generation() -> None:
     assert "| llama.cpp | {:.0f} | {:.0f} | {:.0f} | | {:.0f} |".format(*map(float, ours)) in page
     transformers = (rows["transformers float32"][2], prompts["transformers float32"])
     assert "| transformers | {:.0f} | | | | {:.0f} |".format(*map(float, transformers)) in page
+    assert "faster than 14.9 ms" in (RESULTS / "generate.md").read_text(encoding="utf-8")
+    assert "faster than 14.9 ms" in page
     readme = text_of("README.md")
     assert "| 58 | llama.cpp 51, transformers 42 |" in readme
     assert "| 104, 159 | llama.cpp 71, 99 |" in readme
@@ -184,6 +211,9 @@ def test_figures_of_the_recipes() -> None:
     rows = [row for row in table_rows(text_of("docs/finetuning.md")) if row[0].startswith("`") and ".py" in row[0]]
     scripts = sorted(path.name for path in (ROOT / "examples" / "recipes").glob("[!_]*.py"))
     assert sorted(row[0].split("`")[1] for row in rows) == scripts
+    assert (len(scripts), "Nine scripts" in text_of("docs/finetuning.md")) == (9, True)
+    assert "from 542 pairs" in text_of("examples/recipes/translation.py")
+    assert "from 542 examples" in text_of("docs/finetuning.md")
     for name, _, model, baseline in rows:
         docstring = text_of(f"examples/recipes/{name.split('`')[1]}").split('"""')[1]
         for figure in (model, baseline.split(",")[0]):
