@@ -29,9 +29,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+import tinygpt as tg
 from tests.cuda import capture, cublas_standin
 from tests.cuda.capture import launched, not_while_capturing, written
 from tests.cuda.standin_arrays import bare, bound, ndarray, no_product_while_capturing, wrapped
+from tinygpt.backends import cupy_graph, cupy_kernels
 
 # What CuPy has, of what tinygpt might use -----------------------------------------------------------
 
@@ -209,3 +211,14 @@ def installed(module: Any = None, bodies: Callable[[str], Any] | None = None) ->
         patch.setattr("tinygpt.backends.cupy.xp", None)
         patch.setattr("tinygpt.backends.cupy.native_body", bodies or (lambda kernel: None))
         yield module
+
+
+@contextlib.contextmanager
+def recording(patch: pytest.MonkeyPatch, bodies: Callable[[str], Any]) -> Iterator[capture.Cublas]:
+    """Inside the block tensors are on the stand-in, kernels are `bodies`, and streams can be captured."""
+    library = capture.Cublas()
+    patch.setattr(cupy_graph, "load_cublas", lambda cupy: library)
+    cupy_kernels.device.cache_clear()
+    with installed(bodies=bodies), tg.use_kernels("auto"), tg.use_backend("cupy"):
+        yield library
+    cupy_kernels.device.cache_clear()

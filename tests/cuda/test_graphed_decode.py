@@ -15,7 +15,6 @@ import tinygpt as tg
 from tests.cuda import capture, emulator, standin
 from tests.cuda.test_graphs import DEVICE
 from tinygpt._ext import cuda
-from tinygpt.backends import cupy_graph, cupy_kernels
 from tinygpt.generation.decoder import Decoder
 from tinygpt.generation.graphed_decode import EAGER, GraphedDecode
 from tinygpt.ops.packed import Matrix
@@ -60,12 +59,8 @@ def kernel_body(name: str) -> Callable[..., Any] | None:
 
 @pytest.fixture(autouse=True)
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    library = capture.Cublas()
-    monkeypatch.setattr(cupy_graph, "load_cublas", lambda cupy: library)
-    cupy_kernels.device.cache_clear()
-    with standin.installed(bodies=kernel_body), tg.use_kernels("auto"), tg.use_backend("cupy"):
+    with standin.recording(monkeypatch, kernel_body):
         yield
-    cupy_kernels.device.cache_clear()
 
 
 def decoders(pack: str | None = None) -> tuple[Decoder, Decoder]:

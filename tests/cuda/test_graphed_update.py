@@ -8,11 +8,9 @@ from typing import Any
 
 import pytest
 
-import tinygpt as tg
-from tests.cuda import capture, emulator, standin
+from tests.cuda import emulator, standin
 from tests.cuda.test_graphs import DEVICE, kernel_body
 from tests.training.helpers import make_trainer, outcome
-from tinygpt.backends import cupy_graph, cupy_kernels
 from tinygpt.errors import UsageError
 from tinygpt.training.step.late_steps import LateSteps
 from tinygpt.training.step.update import Update
@@ -26,12 +24,8 @@ SETTINGS: dict[str, Any] = {"steps": 9, "decay_steps": 20, "eval_every": 50}
 
 @pytest.fixture(autouse=True)
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    library = capture.Cublas()
-    monkeypatch.setattr(cupy_graph, "load_cublas", lambda cupy: library)
-    cupy_kernels.device.cache_clear()
-    with standin.installed(bodies=kernel_body), tg.use_kernels("auto"), tg.use_backend("cupy"):
+    with standin.recording(monkeypatch, kernel_body):
         yield
-    cupy_kernels.device.cache_clear()
 
 
 def updates_by_python(monkeypatch: pytest.MonkeyPatch) -> list[int]:

@@ -73,12 +73,8 @@ def kernel_body(name: str) -> Callable[..., Any] | None:
 
 @pytest.fixture(autouse=True)
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    library = capture.Cublas()
-    monkeypatch.setattr(cupy_graph, "load_cublas", lambda cupy: library)
-    cupy_kernels.device.cache_clear()
-    with standin.installed(bodies=kernel_body), tg.use_kernels("auto"), tg.use_backend("cupy"):
+    with standin.recording(monkeypatch, kernel_body) as library:
         yield library
-    cupy_kernels.device.cache_clear()
 
 
 def batch(step: int, rows: int = 2) -> tuple[np.ndarray, np.ndarray]:

@@ -17,12 +17,13 @@ import numpy as np
 import pytest
 
 from tests.docs.exercises import CHECKS, __main__
+from tests.modules import module_in
 from tinygpt import Tensor
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 WORKED = DOCS / "worked"
-OPERATIONS = sorted(path.stem for path in (ROOT / "tinygpt" / "ops").glob("[!_]*.py"))
+OPERATIONS = module_in(ROOT / "docs", "parts.operations").ORDER  # a new one gets its example with its place there
 PAGES = [
     path
     for folder in ("worked", ".")

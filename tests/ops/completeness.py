@@ -7,12 +7,12 @@ import importlib
 import inspect
 import pkgutil
 import re
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FunctionType
 
+from tests.modules import module_in
 from tests.ops import random_graph_operations
 from tests.ops.cases import KERNEL_ROWS, ROWS
 from tests.ops.drawing import KernelRow
@@ -114,11 +114,8 @@ def names_in_graphs() -> set[str]:
 
 def measured_kernels() -> set[str]:
     """The kernels that `benchmarks/ops.py` times."""
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    try:
-        rows, sizes = importlib.import_module("ops_ours").ROWS, importlib.import_module("ops_sizes").Sizes
-    finally:
-        sys.path.remove(str(ROOT / "benchmarks"))
+    benchmarks = ROOT / "benchmarks"
+    rows, sizes = module_in(benchmarks, "ops_ours").ROWS, module_in(benchmarks, "ops_sizes").Sizes
     products = {"matmul_into"}  # under the names of the products
     return {make(sizes(1, 2, 4, 2, 5, 9)).kernel.__name__ for make in rows.values()} | products
 

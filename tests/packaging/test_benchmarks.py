@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 
 import tinygpt as tg
+from tests.modules import module_in
 from tinygpt.backends import get
 from tinygpt.optim.muon import newton_schulz
 
@@ -44,11 +44,7 @@ needs_extension = pytest.mark.skipif(get("numpy").extension() is None, reason="e
 
 def script(name: str) -> ModuleType:
     """A benchmark as a module."""
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.remove(str(BENCHMARKS))
+    return module_in(BENCHMARKS, name)
 
 
 def run(name: str, *arguments: str) -> str:

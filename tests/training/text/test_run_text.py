@@ -140,7 +140,7 @@ def test_texts_that_change_while_they_are_read(run: Any, tmp_path: Path, monkeyp
     """BPE reads documents twice, to learn and to encode."""
     pytest.importorskip("tokenizers", reason="needs the extra bpe: pip install -e '.[bpe]'")
 
-    def change(*arguments: Any) -> None:  # after the merges were learnt, before the texts are encoded
+    def change(*arguments: Any, **options: Any) -> None:  # after the merges were learnt, before the texts are encoded
         path.write_text("§" + path.read_text(encoding="utf-8"), encoding="utf-8")
 
     path = write_text(tmp_path / "log.txt")

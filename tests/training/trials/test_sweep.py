@@ -263,6 +263,7 @@ def test_fine_tuning(run: Any, model: Path, tmp_path: Path) -> None:
 # Going on ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_it_goes_on_where_it_was_stopped(
     train: Any, resume: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
