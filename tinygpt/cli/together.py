@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from .. import __version__, backends
+from ..console import say
 from ..cores import default_num_threads, threads_of_environment, usable_cores
 from ..data import split
 from ..errors import UsageError
@@ -59,7 +60,7 @@ def require_one_process(command: str) -> None:
 
 def together(options: argparse.Namespace, lead: Callable[[argparse.Namespace], int]) -> int:
     """Run `lead` on process 0, which calls `hand_over`, and follow it on the others. Returns the exit code."""
-    team = current()
+    team = _started()
     with speaking(team.rank, options.log_ranks) as voice:
         done: list[int] = []
 
@@ -79,6 +80,18 @@ def together(options: argparse.Namespace, lead: Callable[[argparse.Namespace], i
         if not done:  # process 0 has said why
             team.end_all(code)
         return code if team.rank == 0 else 0
+
+
+def _started() -> Communicator:
+    """The processes of this run. Where MPI is missing, it is said once: by process 0, if that lacks it, too."""
+    try:
+        return current()
+    except UsageError as error:
+        rank = launched()[0]
+        if rank > 0:
+            time.sleep(_GRACE)
+            raise UsageError(f"process {rank} on {platform.node()}: {error}") from error
+        raise
 
 
 def _give_up(team: Communicator, voice: Voice, error: BaseException) -> None:
@@ -101,9 +114,29 @@ def _share_cores(team: Communicator) -> None:
     """
     numpy = backends.get("numpy")
     mine = [platform.node(), [*usable_cores()]]
-    sharing = team.gather_values(mine).count(mine)
-    if threads_of_environment() is None and numpy.level() != "none":
-        numpy.set_num_threads(max(1, default_num_threads() // sharing))
+    found = team.gather_values(mine)
+    if threads_of_environment() is None:
+        if numpy.level() != "none":
+            numpy.set_num_threads(max(1, default_num_threads() // found.count(mine)))
+        if team.rank == 0 and (words := binding_note([cores for node, cores in found if node == mine[0]])):
+            say(words)
+
+
+def binding_note(cores: list[list[int]]) -> str:
+    """A line for the screen if the launcher lets the processes of this machine use a part of its cores only, as
+    mpirun does with one or two of them. cores: those of each process."""
+    try:
+        free = len(os.sched_getaffinity(os.getppid()))  # the launcher itself may use all
+    except (AttributeError, OSError):  # not on Linux
+        return ""
+    used, count = len({core for some in cores for core in some}), len(cores)
+    if used >= free // count * count:
+        return ""
+    which = "this process" if count == 1 else f"the {count} processes on {platform.node()}"
+    return (
+        f"Cores: the launcher lets {which} use {used} of {free} cores: mpirun --map-by slot:PE={free // count} gives "
+        f"{'it' if count == 1 else 'each'} {free // count}"
+    )
 
 
 # Before the run -------------------------------------------------------------------------------------

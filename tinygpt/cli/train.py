@@ -9,10 +9,11 @@ import numpy as np
 
 from .. import backends
 from ..console import say
+from ..cores import threads_of_environment, usable_cores
 from ..data import SequentialBatches, split
 from ..errors import UsageError
 from ..interop import load_word_vectors
-from ..parallel import current, launched
+from ..parallel import alone_under_launcher, current, launched
 from ..training import (
     Settings,
     TrainingConfig,
@@ -36,7 +37,7 @@ from ..training.storage.folder import TOKENS, RunFolder
 from .handover import hand_over
 from .process import again
 from .sweep import Command, require_no_sweep, sweep
-from .together import add_together_options, together
+from .together import add_together_options, binding_note, together
 from .trial import add_trial_options, built_elsewhere, require_free, try_out
 
 ABOUT = "Train a GPT on a text. Ctrl-C saves and stops; --resume continues with exactly the same bits."
@@ -63,6 +64,8 @@ def train(options: argparse.Namespace) -> int:
         return together(options, _lead)
     if options.log_ranks is not None:
         raise UsageError("--log-ranks is for several processes: start the run with mpirun, or leave it out")
+    if alone_under_launcher() and threads_of_environment() is None and (words := binding_note([[*usable_cores()]])):
+        say(words)
     return _lead(options)
 
 

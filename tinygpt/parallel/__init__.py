@@ -22,10 +22,10 @@ from __future__ import annotations
 
 from .buckets import BUCKET_BYTES, GradientBuckets
 from .communicator import Communicator, Pending
-from .launch import current, launched, rank, size, use
+from .launch import alone_under_launcher, current, launched, rank, size, use
 from .sharded import ShardedOptimizer
 
 __all__ = [
-    "BUCKET_BYTES", "Communicator", "GradientBuckets", "Pending", "ShardedOptimizer", "current", "launched", "rank",
-    "size", "use",
+    "BUCKET_BYTES", "Communicator", "GradientBuckets", "Pending", "ShardedOptimizer",
+    "alone_under_launcher", "current", "launched", "rank", "size", "use",
 ]  # fmt: skip

@@ -32,6 +32,11 @@ def launched() -> tuple[int, int]:
     return 0, 1
 
 
+def alone_under_launcher() -> bool:
+    """Whether a launcher has started this process, and no other: `mpirun -n 1`."""
+    return launched()[1] == 1 and any(os.environ.get(size_name) == "1" for _, size_name in VARIABLES)
+
+
 def current() -> Communicator:
     """The communicator of this process. The first call starts MPI if several processes were launched.
 

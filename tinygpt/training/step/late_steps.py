@@ -15,7 +15,8 @@ before an evaluation, a checkpoint and a line of metrics.
 It takes a GPU, one process, AdamW without penalties, and hooks that do without each step's loss and gradients (all but
 `--watch-layers`). Not with float16, whose loss scale must be known before the next step; nor
 with an average of the weights, which would follow weights that were not updated; nor with `detect_anomaly`; nor on
-several processes, which agree on each step.
+several processes, which add up their losses on the host, and with them learn whether to stop: each step ends with that
+exchange, so there would be nothing to gain from a loss that is read later.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class Pending(NamedTuple):
 def steps_of(trainer: Trainer) -> Steps:
     """What takes the steps of this trainer: LateSteps where they can be read late."""
     plain = (
-        trainer.share.size == 1
+        trainer.share.size == 1  # several processes exchange their losses after each step, and wait for that anyway
         and trainer.average is None
         and not trainer.loss_scale.active
         and not trainer.config.detect_anomaly
