@@ -36,7 +36,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from processes_model import AIM, NETWORKS, fitted, hidden_share, tokens_for
+from processes_model import AIM, fitted, hidden_share, table
 from processes_work import PARTS, SIZES
 
 LIMIT = 600.0  # seconds after which a contender is given up
@@ -155,7 +155,8 @@ def report(preset: str, N: int, results: dict[str, dict[str, Any]]) -> list[str]
     _print_parts(N, results)
     _print_sums(N, results, steps)
     ratio = steps[f"1 x {N}"] / steps[f"{N} x 1"]
-    _print_model(preset, int(results[f"{N} x 1"]["parameters"]))
+    print(f"\nTokens on each of 8 processes in a step for {AIM:.0%} weak efficiency, by the model:\n")
+    print("\n".join(table()))
     said = [f"{_met(ratio >= 0.97)}: {N} x 1 reaches {ratio:.2f} of 1 x {N} threads (aim: 0.97)"]
     if f"torch {N} x 1" in steps:
         alone, together = (steps[f"torch {a}"] / steps[a] for a in (f"1 x {N}", f"{N} x 1"))
@@ -197,14 +198,6 @@ def _print_sums(N: int, results: dict[str, dict[str, Any]], steps: dict[str, flo
         whole, parts = results["memory"]["whole"], results["memory"]["sharded"]
         shown = ", ".join(f"{part / 1e6:.1f}" for part in parts)
         print(f"AdamW's state takes {whole / 1e6:.1f} MB on each process, with --shard-optimizer {shown}.")
-
-
-def _print_model(preset: str, parameters: int) -> None:
-    print(f"\nTokens on each of 8 processes in a step for {AIM:.0%} weak efficiency, by the model:\n")
-    print(f"| network (stated) | {preset} | 124M | 1.5B |\n|---|---|---|---|")
-    for name, *figures in NETWORKS:
-        found = [tokens_for(AIM, size, 8, *figures) for size in (parameters, 124_000_000, 1_500_000_000)]
-        print(f"| {name} | {' | '.join(f'{tokens:,}' for tokens in found)} |")
 
 
 def _met(holds: bool) -> str:

@@ -330,6 +330,9 @@ def test_the_model_of_processes() -> None:
     tokens = module.tokens_for(0.95, 10**8, 8, 3e-5, 1.25e9, 1e12)
     assert module.weak_efficiency(10**8, tokens, 8, 3e-5, 1.25e9, 1e12) >= 0.95
     assert module.weak_efficiency(10**8, tokens / 2, 8, 3e-5, 1.25e9, 1e12) < 0.95
+    # All that is left for the end: 4 bytes for each parameter of the embedding, 7 / 4 times through the network.
+    compute, last = 6 * 10**8 * 10**5 / 1e12, 1.75 * 4 * 10**7 / 1e9
+    assert np.isclose(module.weak_efficiency(10**8, 10**5, 8, 0.0, 1e9, 1e12, 10**7), compute / (compute + last))
     assert np.isclose(module.hidden_share(1.0, 1.4, 0.4), 1.0)
     assert module.hidden_share(1.4, 1.4, 0.4) == 0.0
 

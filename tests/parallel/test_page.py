@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import sys
@@ -9,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.packaging.test_benchmarks import script
 from tests.parallel.test_command import SETTINGS, saved
-from tests.parallel.together import LIMIT, OPTIONS, environment, mpirun_path, needs_mpi
+from tests.parallel.together import LIMIT, OPTIONS, environment, mpirun_path, needs_mpi, together
 from tests.processes import run_within
 from tests.training.helpers import write_text
 from tinygpt.cli import OptionParser
@@ -52,6 +54,22 @@ def test_what_the_page_names_is_there() -> None:
     assert said - known == set()
     assert len(commands()) == 6
     assert (PAGE.parents[1] / "benchmarks" / "scaling.py").exists()
+
+
+def test_the_table_is_what_the_model_says() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    assert "\n".join(script("processes_model").table()) in text
+
+
+@needs_mpi
+@pytest.mark.slow
+def test_the_memory_is_what_the_benchmark_says() -> None:
+    found = json.loads(
+        together(2, str(PAGE.parents[1] / "benchmarks" / "processes_work.py"), "memory", "baby", "1", "0", "2")
+    )
+    figures = [number / 1e6 for number in (*found["sharded"], found["whole"])]
+    assert [f"{number:.1f}" for number in figures] == ["43.0", "43.0", "86.0"]
+    assert "43.0 MB on each of two, instead of 86.0" in PAGE.read_text(encoding="utf-8")
 
 
 @needs_mpi

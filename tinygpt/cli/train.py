@@ -34,6 +34,7 @@ from ..training.final_evaluation import NONE, WHOLE
 from ..training.monitoring.following import Following, add_following_options, choose_following, follow
 from ..training.settings.config_file import add_config_option, write_configuration
 from ..training.storage.folder import TOKENS, RunFolder
+from ..training.text.corpus import given_text
 from .handover import hand_over
 from .process import again
 from .sweep import Command, require_no_sweep, sweep
@@ -73,6 +74,8 @@ def _lead(options: argparse.Namespace) -> int:
     """The command of a process that is alone, or of the first one."""
     if current().size > 1:
         _refuse_trials(options)
+    if current().size > 1 or alone_under_launcher():
+        _refuse_stdin(options)
     if options.sweep is not None:
         out = run_folder(options) if options.out is not None else f"{run_folder(options)}-sweep"
         return sweep(options, Command("train", train, _checked), out)
@@ -91,6 +94,12 @@ def _refuse_trials(options: argparse.Namespace) -> None:
     for name, given in trials.items():
         if given:
             raise UsageError(f"{name} is for one process: start it without mpirun")
+
+
+def _refuse_stdin(options: argparse.Namespace) -> None:
+    """Open MPI passes the standard input to process 0, but not its end, for which the run would wait for ever."""
+    if "-" in (given_text(options)[0] or ()):
+        raise UsageError("mpirun does not pass on the end of the standard input: write the text to a file for --data")
 
 
 def _require_consistent(options: argparse.Namespace) -> None:
