@@ -103,10 +103,13 @@ COMPILED: dict[str, tuple[dict[str, list[str]], dict[str, list[str]]]] = {
         {"decode_block.py": ["decode_block"]},
     ),
     "packed": (
-        {"decode/decode.h": ["tg_weight", "tg_add_products", "tg_deep_rows @ for (; j + TG_LANE <= j1"]},
+        {
+            "decode/weights.h": ["tg_weight"],
+            "decode/few_rows.h": ["tg_add_stripe", "tg_stripe"],
+        },
         {"packed.cu": ["few_rows_product @ for (int k = first"]},
     ),
-    "packed_linear": ({"decode/decode.h": ["tg_weight", "tg_unpack_rows"]}, {"packed.cu": ["unpack_rows"]}),
+    "packed_linear": ({"decode/weights.h": ["tg_weight", "tg_unpack_rows"]}, {"packed.cu": ["unpack_rows"]}),
 }
 # Other pieces of NumPy's body than the kernels and, without kernels, the Functions.
 NUMPY: dict[str, list[str]] = {
