@@ -18,7 +18,7 @@ HEADINGS = {
     "Letters: ": "Letters and shapes",
     "Source: ": "Source",
 }
-_WORDS = {"only", "the", "each", "this", "these", "any", "elementary:", "apply"}
+_WORDS = {"only", "the", "each", "this", "these", "any", "elementary:", "apply", "it", "no"}
 SIGNS = {"sum": "Σ", "max": "max"}
 _LIST = re.compile(r"(-|\d+\.) +")
 
@@ -40,7 +40,7 @@ def to_markdown(docstring: str) -> str:
                 if line.startswith(words):
                     found += ["", f"## {heading}", ""]
                     line = line.removeprefix(words)
-                    if line.split()[0] in _WORDS:  # and not the name of an array
+                    if line.split()[0].rstrip(".;") in _WORDS:  # and not the name of an array
                         line = line[0].upper() + line[1:]
         found.append(_escaped(line, "*_[]<>$~#"))
     return re.sub(r"\n{3,}", "\n\n", "\n".join(found)).strip() + "\n"

@@ -29,7 +29,7 @@ In a training loop even that is left out. `keep_rounded` makes copies in 16 bits
 new weight at hand, writes it there as well. A copy counts as long as nothing else has changed the parameter since
 (`tinygpt.changes`); one that does not is rounded anew.
 
-No oracle: a change of type is not composed of anything. The tests compare it with NumPy's, there and back.
+No oracle: this is a change of type, not composed of anything. The tests compare it with NumPy's, there and back.
 
 Shapes: any. 16-bit tensors exist only on a GPU (`tinygpt.backends.precision` says why), and only the operations that
 the model uses accept them: linear, layer_norm, residual_layer_norm, gelu, bias_gelu, dropout, attention, softmax,
