@@ -61,7 +61,7 @@ class Lenient:
 def in_notebook() -> bool:
     """Whether what is written to stderr appears below a cell in Jupyter or Colab.
 
-    Their kernel puts a stream of its own in place of stderr, which is no terminal. Inside `%%capture` or
+    Their kernel puts a stream of its own in place of stderr, which is not a terminal. Inside `%%capture` or
     `contextlib.redirect_stderr` it is another one again.
     """
     return type(sys.stderr).__module__.partition(".")[0] == "ipykernel"

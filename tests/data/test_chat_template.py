@@ -123,7 +123,7 @@ def test_a_file_that_is_no_template(
 ) -> None:
     (base / "chat_template.jinja").write_bytes(content)
     answer = run("finetune", f"--model={base}", f"--data={rows}", f"--out={tmp_path / 'run'}", *QUICK)
-    assert_one_sentence(answer, f"chat_template.jinja is no template: .*{words}")
+    assert_one_sentence(answer, f"chat_template.jinja is not a template: .*{words}")
     assert not (tmp_path / "run").exists()
 
 

@@ -183,8 +183,8 @@ def test_mistakes_in_a_dialogue_are_one_sentence(run: Any, model: Path, monkeypa
         answer.err == f"[This can't be answered: the chat template {path} can't be applied to this dialogue: not so]\n"
     )
     path.write_bytes(b"\xff")
-    assert_one_sentence(chat(), "chat_template.jinja is no template: 'utf-8' codec")
-    assert_one_sentence(chat(f"--template={path}"), "chat_template.jinja is no template: 'utf-8' codec")
+    assert_one_sentence(chat(), "chat_template.jinja is not a template: 'utf-8' codec")
+    assert_one_sentence(chat(f"--template={path}"), "chat_template.jinja is not a template: 'utf-8' codec")
     assert_one_sentence(chat("--template=absent.jinja"), "absent.jinja")
 
 

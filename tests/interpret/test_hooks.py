@@ -147,7 +147,7 @@ def test_places_that_are_not_computed_once() -> None:
     untied = make_model(tie_word_embeddings=False)
     with pytest.raises(UsageError, match="lm_head is not called"):
         activations(untied, IDS, "lm_head")
-    with pytest.raises(UsageError, match=r"wte\.input is no tensor"):
+    with pytest.raises(UsageError, match=r"wte\.input is not a tensor"):
         activations(model, IDS, "wte.input")
 
 

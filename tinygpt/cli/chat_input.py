@@ -45,7 +45,7 @@ def entries(help: str) -> Iterator[Entry]:
 
 
 class Unfinished:
-    """The lines of an entry that goes on."""
+    """The lines of an entry that continues."""
 
     def __init__(self) -> None:
         self.clear()
@@ -83,14 +83,14 @@ class Unfinished:
         return self.end() if closed else None
 
     def end(self) -> Entry | None:
-        """The entry as far as it came, or None if there is none."""
+        """What there is of the entry, or None if there is nothing."""
         if not self:
             return None
         text = "\n".join(self._lines)
         found = Entry(text, self._command)
         if not self._quoted and text.lstrip().startswith("/"):
             word, _, rest = text.strip().partition(" ")
-            if "\n" not in text or word == SYSTEM:  # pasted text of several lines that begins with a path is no command
+            if "\n" not in text or word == SYSTEM:  # several pasted lines that begin with a path are no command
                 found = Entry(rest.strip(), word)
         self.clear()
         return found

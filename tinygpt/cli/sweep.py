@@ -207,7 +207,7 @@ class _Runs:
             gc.collect()  # a trainer and its parts refer to each other
             if code:
                 done = sum(map(search.is_over, search.rows))
-                say(f"\nThe sweep was stopped with {done} of {count} runs done. Go on with:\n    {self.go_on}")
+                say(f"\nThe sweep was stopped with {done} of {count} runs done. Continue with:\n    {self.go_on}")
                 return code
         return self._report()
 

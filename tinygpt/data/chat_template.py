@@ -92,7 +92,7 @@ def chat_template_in(folder: Path) -> str | None:
                 raise ValueError(f"it has more than {_LONGEST} bytes")
             return content.decode("utf-8")
         except ValueError as error:
-            raise UsageError(f"{path} is no template: {error}") from error
+            raise UsageError(f"{path} is not a template: {error}") from error
     found: Any = read_json(folder / CONFIG).get("chat_template") if (folder / CONFIG).exists() else None
     if isinstance(found, list):  # several, by name
         named = {one.get("name"): one.get("template") for one in found if isinstance(one, dict)}

@@ -131,7 +131,7 @@ class Documents:
         return UsageError(f"{many}{'; '.join(found[:3])}{more}; --skip-bad-files leaves such files and rows out")
 
 
-_NUL = "there is a NUL character, so it is no text, or it is UTF-16 without a byte order mark (--encoding utf-16)"
+_NUL = "there is a NUL character, so it is not text, or it is UTF-16 without a byte order mark (--encoding utf-16)"
 
 
 def _is_table(path: str) -> bool:

@@ -7,8 +7,8 @@
 A template is a program from a stranger. As in transformers it runs in Jinja's sandbox, which has no way to Python's
 internals, files or imports, and it sees only texts. jinja2 (extra `chat`) is imported when a template is made.
 
-Where transformers reads special tokens anywhere, here those that a message contains are text: whoever types <|im_end|>
-does not end a turn. For all other messages the ids are the same.
+Where transformers reads special tokens anywhere, here those that a message contains are text: a user who types
+<|im_end|> does not end a turn. For all other messages the ids are the same.
 
 Source: transformers, "Chat templates"; the names that a template may use are those of its documentation.
 """
@@ -117,7 +117,7 @@ class JinjaTemplate:
             return ()
         after = text.partition(_ANSWER)[2].partition(_QUESTION)[0]
         marks = [token for token in self._special if token and after.lstrip().startswith(token)]
-        marks += re.findall(r"^\s*(<[^<>\s]+>)", after)  # one that is no token of this tokenizer
+        marks += re.findall(r"^\s*(<[^<>\s]+>)", after)  # one that this tokenizer does not have
         stop = max(marks, key=len) if marks else after.rstrip()
         return (stop,) if stop.strip() else ()
 
@@ -164,7 +164,7 @@ def _source(path: Path) -> str:
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UsageError(f"{shown(path)} is no template: {error}") from error
+        raise UsageError(f"{shown(path)} is not a template: {error}") from error
 
 
 def _one_line(error: BaseException) -> str:

@@ -23,7 +23,7 @@ from .windows import DocumentWindows
 
 
 class DataLoader:
-    """Batches of windows of `tokens` (N,): inputs and targets, int64, (B, T) both, where -100 is no target.
+    """Batches of windows of `tokens` (N,): inputs and targets, int64, (B, T) both, where -100 means no target.
 
     If the text consists of documents, its windows are those of `DocumentWindows` or, with `pack`, of `PackedRows`: each
     target occurs once per epoch. In any other text the windows follow each other without overlap, and fewer than

@@ -138,7 +138,7 @@ def read_head(weights: Weights) -> Head | None:
     file, stored = weights.score
     shape, settings = file.arrays[stored].shape, read_json(folder / CONFIG)
     if len(shape) != 2 or shape[0] < 1:
-        raise CheckpointError(f"the weights in {folder} have {SCORE!r} of shape {shape}, which is no (K, C) matrix")
+        raise CheckpointError(f"the weights in {folder} have {SCORE!r} of shape {shape}, which is not a (K, C) matrix")
     weight = np.asarray(file.read(stored))
     problem = settings.get("problem_type")
     if problem not in (None, *PROBLEM_TYPES):

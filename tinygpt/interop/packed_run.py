@@ -40,7 +40,7 @@ def is_packed(model: Any) -> bool:
 
 
 def packed_bytes(model: Any) -> int:
-    """The bytes of the packed matrices, which are no parameters; 0 for a model without."""
+    """The bytes of the packed matrices, which are not parameters; 0 for a model without."""
     layers = (module for module in model.modules() if isinstance(module, (PackedLinear, PackedEmbedding)))
     return sum(layer.matrix.nbytes for layer in layers)
 

@@ -109,7 +109,7 @@ def _one_token(tokenizer: Tokenizer, target: str) -> int:
 
 
 def _tokens(tokenizer: Tokenizer, ids: np.ndarray) -> list[str]:
-    """Each token as the text that it adds; bytes that are no whole character as U+FFFD."""
+    """Each token as the text that it adds; bytes that are not a whole character as U+FFFD."""
     before = [None, *(int(i) for i in ids)]
     return [tokenizer.bytes_after(b, [int(i)]).decode("utf-8", "replace") for b, i in zip(before, ids, strict=False)]
 

@@ -93,7 +93,7 @@ def _calling(path: str, input: Hook | None = None, output: Hook | None = None) -
 
 def _replaced(name: str, hook: Hook, value: Any) -> Any:
     if not isinstance(value, Tensor):
-        raise UsageError(f"hooked: {name} is no tensor but {type(value).__name__} (ids): use the module's output")
+        raise UsageError(f"hooked: {name} is not a tensor but {type(value).__name__} (ids): use the module's output")
     made = hook(value)
     if made is None:
         return value

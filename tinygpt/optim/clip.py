@@ -81,10 +81,10 @@ def clip_scale(sums: Array, state: Array, divisor: float, max_norm: float) -> No
 
 
 class ScaleOnDevice:
-    """The factor for an update of the weights, computed and kept on a GPU, so that nobody waits for the norm.
+    """The factor for an update of the weights, computed and kept on a GPU, so that the host need not wait for the norm.
 
         scale = ScaleOnDevice(parameters)
-        scale.compute(divisor=1.0, max_norm=1.0)            # only launches: the gradients may still be on their way
+        scale.compute(divisor=1.0, max_norm=1.0)            # only launches: the gradients may still be in flight
         optimizer.step(grad_scale=scale)                    # so does this
         factor, norm, goes_on = scale.on_device.get()       # waits
 
@@ -93,7 +93,7 @@ class ScaleOnDevice:
 
     The factor is 1 / divisor, which makes a mean of the gradients, times what clips this mean to max_norm (0: nothing).
     If the norm is not finite, the factor is NaN, at which an update changes nothing; and it stays NaN at every later
-    `compute`, until `go_on()`. So the weights wait for whoever reads the norm a step late.
+    `compute`, until `go_on()`. So the weights stay as they are until the host has read the norm, a step late.
     """
 
     def __init__(self, parameters: Iterable[Tensor]) -> None:

@@ -194,7 +194,7 @@ class Muon(Optimizer):
 
     def _subtract(self, directions: list[tuple[Slot, Array]]) -> None:
         """Make the directions orthogonal, all those of one shape together, and subtract them from the parameters."""
-        pieces: dict[Any, list[tuple[Array, Array]]] = {}  # (part of a parameter, part of its direction), lying down
+        pieces: dict[Any, list[tuple[Array, Array]]] = {}  # (part of a parameter, part of its direction), both wide
         for slot, direction in directions:
             param = slot.parameter.data
             param *= 1 - self.lr * slot.lr_scale * slot.weight_decay

@@ -2,7 +2,7 @@
 
 The backward pass begins at the last layer, so the gradients of the last parameters are ready first. They are copied
 into a bucket, one after the other. As soon as all the parameters of a bucket are ready, its sum starts, and the
-backward pass goes on meanwhile. Only the sum of the last bucket has nothing left to hide behind.
+backward pass goes on meanwhile. Only the sum of the last bucket has no computation left to overlap with.
 
     buckets = GradientBuckets(parameters, communicator)
     with buckets.watching():
@@ -34,7 +34,7 @@ from ..typing import Array
 from .communicator import Communicator, Pending, padded
 
 BUCKET_BYTES = 25 * 2**20
-_FEWEST, _LEAST_BYTES = 8, 2**18  # so many buckets, unless they would become smaller than this
+_FEWEST, _LEAST_BYTES = 8, 2**18  # at least this many buckets, unless they would be smaller than this
 
 
 def bucket_size(total: int) -> int:

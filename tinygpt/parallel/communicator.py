@@ -30,10 +30,10 @@ from ..typing import Array
 
 
 class Pending:
-    """A result on its way. `advance` moves it along if it can without waiting; `wait` returns it.
+    """A result in flight. `advance` moves it along if it can without waiting; `wait` returns it.
 
-    An MPI library works on a message only while it is called, so whoever computes meanwhile calls `advance` now and
-    then.
+    An MPI library works on a message only while it is called, so code that computes meanwhile calls `advance`
+    now and then.
     """
 
     def __init__(self, result: Array) -> None:

@@ -1,4 +1,4 @@
-"""An optimizer whose state is shared out: each of N processes holds 1 / N of it (ZeRO, stage 1).
+"""An optimizer whose state is divided up: each of N processes holds 1 / N of it (ZeRO, stage 1).
 
 AdamW keeps two numbers for each weight, twice the model's memory, and without sharding every process holds the same
 ones. With it, a step is
@@ -6,10 +6,10 @@ ones. With it, a step is
     reduce-scatter     each process gets the sum of the gradients for its part of each bucket
     clip               by the norm of the whole gradient, from the sums of squares of the parts
     update             of its part of the weights, with its part of the state
-    all-gather         everybody gets the new weights
+    all-gather         every process gets the new weights
 
-which sends as much as the all-reduce of the gradients that it replaces. An update must not look beyond the weight that
-it is for (`Optimizer.elementwise`), so Muon, which works on whole matrices, can't be sharded.
+which sends as much as the all-reduce of the gradients that it replaces. The update of a weight must not depend on
+others (`Optimizer.elementwise`), so Muon, which works on whole matrices, can't be sharded.
 
 A checkpoint holds the whole state, in the format of a single process: `state_dict` gathers it.
 
@@ -131,7 +131,7 @@ class ShardedOptimizer:
         return {id(slot.parameter): sum(found[slot.name] for found in everywhere) for slot in self.slots}
 
     def step(self, grad_scale: float = 1.0) -> None:
-        """Update the own part of the weights, and get the others'. `finish` must have been called."""
+        """Update this process's part of the weights, and get the others'. `finish` must have been called."""
         numbers = self.buckets.numbers
         for piece in self.pieces:
             data = flat(piece.whole.parameter)[piece.in_parameter]

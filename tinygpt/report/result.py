@@ -68,7 +68,7 @@ def _changes(changed: dict[str, Any]) -> str:
 
 
 def _facts(run: Run) -> Iterator[tuple[str, str]]:
-    """What a run came to, as far as it is known."""
+    """The outcome of a run, as far as it is known."""
     records = run.records
     if run.best is not None:
         step, loss = run.best
@@ -154,7 +154,7 @@ def evaluations_of(runs: Sequence[Run]) -> list[str]:
 
 
 def said(value: Any) -> str:
-    """A setting as it would be written."""
+    """A setting as a user would write it."""
     if value is None:
         return "-"
     if isinstance(value, list) and all(isinstance(part, str) for part in value):

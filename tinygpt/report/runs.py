@@ -2,7 +2,7 @@
 
     runs = find_runs(["out/sweep", "out/other"])         # a folder that holds runs stands for all of them
 
-A run may be under way, killed, resumed, or older than some of these records; what is not there is left out. Nothing is
+A run may be in progress, killed, resumed, or older than some of these records; what is missing is left out. Nothing is
 locked or changed.
 """
 
@@ -34,8 +34,8 @@ class Records:
     """The content of a metrics file.
 
     figures: name -> step -> value, of every number in it. samples: step -> text. layers: step -> layer -> norm -> value
-    (`training/monitoring/layer_norms.py`). changes: step -> setting -> (before, now). damaged: lines that are no
-    records.
+    (`training/monitoring/layer_norms.py`). changes: step -> setting -> (before, now). damaged: lines that are
+    not records.
     """
 
     figures: dict[str, dict[int, float]] = field(default_factory=dict)
@@ -50,7 +50,7 @@ class Records:
         return list(self.figures.get(name, {}).items())
 
     def add(self, record: dict[str, Any]) -> None:
-        """Take a record. One that goes back in time is of a run that was resumed: what came after it is replaced."""
+        """Add a record. One of an earlier step is from a resumed run: the later records are dropped."""
         step = record["step"]
         if step < self.last:
             over_time: list[dict[int, Any]] = [*self.figures.values(), self.samples, self.layers, self.changes]
@@ -93,7 +93,7 @@ def read_records(path: Path) -> Records:
 
 @dataclass
 class Run:
-    """One run. name: what the report calls it. settings: by name, as far as the folder tells. state: of its latest
+    """One run. name: what the report calls it. settings: by name, those in the folder. state: of its latest
     checkpoint, empty if that can't be read."""
 
     folder: Path
@@ -140,7 +140,7 @@ class Run:
 
 
 def find_runs(folders: Sequence[str | os.PathLike[str]]) -> list[Run]:
-    """The runs in these folders, each of them once. A folder that is no run, but has runs in it (of a sweep, of folds),
+    """The runs in these folders, each of them once. A folder that is not a run but holds runs (of a sweep, of folds)
     stands for those. Raises UsageError."""
     places: dict[Path, Path] = {}
     for given in folders:

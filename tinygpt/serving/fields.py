@@ -107,7 +107,7 @@ class Fields:
         try:
             text.encode("utf-8")
         except UnicodeEncodeError:
-            raise ApiError(f"{name} contains half of a surrogate pair, which is no character", name) from None
+            raise ApiError(f"{name} contains half of a surrogate pair, which is not a character", name) from None
         return text
 
     def bias(self, name: str, vocab_size: int) -> dict[int, float]:
@@ -120,7 +120,7 @@ class Fields:
         found = {}
         for key, number in value.items():
             if not (key.isascii() and key.isdigit() and len(key) < 10 and int(key) < vocab_size):
-                raise ApiError(f"{name}: {printable(key)!r} is no token id: ids are 0 to {vocab_size - 1}", name)
+                raise ApiError(f"{name}: {printable(key)!r} is not a token id: ids are 0 to {vocab_size - 1}", name)
             if isinstance(number, bool) or not isinstance(number, (int, float)) or not -100 <= number <= 100:
                 raise ApiError(f"{name}: the value of {key} must be a number between -100 and 100", name)
             found[int(key)] = float(number)

@@ -6,7 +6,7 @@
 
 The windows of all epochs form one sequence, which is cut into steps of equal size. So the last step of an epoch may
 also contain the first windows of the next one (`tinygpt/data/loader.py`), and the last step of the run the first
-windows of one epoch more. No window is left out.
+windows of one more epoch. No window is left out.
 """
 
 from __future__ import annotations

@@ -284,7 +284,7 @@ class Trainer:
     def save(self, best: bool = False, alone: bool = False) -> None:
         """Save the current state as the folder's latest checkpoint and, with best=True, as its best one.
 
-        All processes of a run call this together, and process 0 writes; but for `alone`, which process 0 calls.
+        All processes of a run call this together, and process 0 writes; with `alone`, only process 0 calls it.
         """
         self.steps.settle()
         self.urgent.wait()
@@ -295,7 +295,7 @@ class Trainer:
             if not np.isfinite(array).all():  # must not replace a good checkpoint
                 raise diverged(self, f"the weights {name} are not finite")
         if self.share.leads:
-            with self.urgent.changing():  # two must not write at the same time
+            with self.urgent.changing():  # not while the urgent save writes
                 write_checkpoint(self, checkpoint, best)
                 self.saved_at = self.state.step
         self.saved_at = self.state.step

@@ -23,7 +23,7 @@ class TrainingResult:
 
     signal: the one that interrupted the run, or None. picture: a message about the loss curve; picture_file: its file,
     or None if none was drawn. begin: the step at which `Trainer.run` started; equal to `step` if there was nothing left
-    to do. over: why it ended although it had steps left, if not for patience or a signal.
+    to do. over: why it ended with steps left, other than patience or a signal.
     """
 
     step: int

@@ -1,14 +1,14 @@
 """Saves a run whose launcher is about to kill it.
 
 Told to end, mpirun gives the processes little time: that of Open MPI 5 sends SIGCONT, 0.3 seconds later SIGTERM, and
-right after it SIGKILL. In that time a step may not end, and a large model is not written. So at the first signal
+right after it SIGKILL. A step may take longer than that, and so does writing a large model. So at the first signal
 process 0 makes a copy of itself (`fork`), which shares its memory and takes milliseconds. The copy leaves the
 launcher's process group, saves the state after the last step that was completed, and ends. It holds the folder's lock
 until then.
 
 The state must be whole: weights, optimizer and counters of one step. It is while gradients are computed, which is
-nearly all the time, and the copy is made at once; otherwise as soon as it is. Whoever has more patience than mpirun
-gets a run that stops at the end of its step, as one process does.
+nearly all the time, and the copy is made at once; otherwise as soon as it is. With a launcher that has more patience
+the run stops at the end of its step, as it does on one process.
 
 A sharded optimizer's state is spread over the processes, and can't be gathered any more: the last regular checkpoint
 stays.
@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .loop import Trainer
 
-# SIGCONT comes first from Open MPI's launcher. It does not end a run, since whoever suspended it may have sent it.
+# SIGCONT comes first from Open MPI's launcher. It does not end a run: whoever suspended it may have sent it.
 WARNING = getattr(signal, "SIGCONT", None)
 
 

@@ -279,7 +279,7 @@ def test_it_goes_on_where_it_was_stopped(
         answer = train(SWEEP)
     assert answer.code == 130
     assert "Run 3" not in answer.out
-    assert "The sweep was stopped with 1 of 4 runs done. Go on with:" in answer.out
+    assert "The sweep was stopped with 1 of 4 runs done. Continue with:" in answer.out
     assert f"train --sweep '{SWEEP}' --resume --out {tmp_path / 'out'}" in answer.out
     first, *others = (tmp_path / "out" / row["folder"] for row in rows(tmp_path / "out"))
     before = {path: path.stat().st_mtime_ns for path in first.iterdir()}

@@ -33,7 +33,7 @@ def read_data_facts(folder: Path) -> dict[str, Any]:
             raise ValueError(f"label_kind must be one of {', '.join(KINDS)}")
         columns = facts.get("label_columns") or []
         if type(columns) is not list or not all(type(name) is str for name in columns):
-            raise ValueError("label_columns are no list of names")
+            raise ValueError("label_columns is not a list of names")
         return {name: facts[name] for name in (
             "model", "data", "valid", "task", "template", "loss_on", "skip_bad_rows", "sha256"
         )} | {name: facts.get(name) for name in (

@@ -168,7 +168,7 @@ class LabelTask:
 
     @contextlib.contextmanager
     def _naming(self, part: int) -> Iterator[None]:
-        """Say which file an error is about: that with the rows for training, 0, or for validation, 1."""
+        """Name the file in an error: that of the training rows (0) or of the validation rows (1)."""
         try:
             yield
         except UsageError as error:

@@ -3,7 +3,7 @@
     trainer.watch = LayerWatch(every=100)                # tinygpt train --watch-layers 100
     {"step": 100, "layers": {"h.0.attn": {"gradient": 0.21, "weight": 14.2, "update": 0.013, "ratio": 0.00092}, ...}}
 
-One number for the whole model, grad_norm, hides a layer that does not learn, or one that is torn apart. The number to
+One number for the whole model, grad_norm, hides a layer that does not learn, or one that diverges. The number to
 look at first is `ratio`, the size of one update relative to the weights: about 1e-3 is usual. Far less means that the
 layer hardly moves; far more, after the warm-up, that the learning rate is too high for it.
 

@@ -189,7 +189,7 @@ def require_loggers(names: list[str]) -> None:
 def _is_there(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
-    except ValueError:  # sys.modules has None under this name
+    except ValueError:  # None in sys.modules blocks the import
         return False
 
 

@@ -79,7 +79,7 @@ class Settings:
     start: Start | None = None  # the model to start from
     text: TextOptions = field(default_factory=TextOptions)
     given_text: Mapping[str, Any] = field(default_factory=dict)  # the options of the text that were given
-    cache: bool = True  # take the tokens from the cache, and leave them there (`text/token_cache.py`)
+    cache: bool = True  # read the tokens from the cache, and add them to it (`text/token_cache.py`)
 
     @property
     def resume(self) -> bool:

@@ -57,7 +57,7 @@ class TrainingConfig:
         "random: windows at random positions of the text; epochs: each window once per epoch, shuffled",
         choices=("random", "epochs"),
     )
-    pack: bool = declare(False, "pack several short documents into one row, whole ones as far as they fit")
+    pack: bool = declare(False, "pack several short documents into one row, uncut where they fit")
     gradient_accumulation: int = declare(1, "batches per step; the loss is over all their targets", at_least=1)
     optimizer: str = declare(
         "adamw", "muon: for the matrices of the blocks, with adamw for the rest", choices=tuple(LEARNING_RATES)

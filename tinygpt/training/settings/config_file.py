@@ -105,7 +105,7 @@ def _flat(values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _line(text: str, key: str) -> str:
-    """Where a key is set, as far as that can be seen without parsing."""
+    """The line that sets a key, found without parsing."""
     for number, line in enumerate(text.splitlines(), 1):
         if re.match(rf"\s*[\"']?{re.escape(key)}[\"']?\s*=", line):
             return f", line {number}"

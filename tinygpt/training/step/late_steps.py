@@ -9,14 +9,13 @@ learning rate and what depends on the number of steps are copied to the GPU befo
 
 A loss that is not finite is noticed a step late, but it ruins nothing: its gradients' norm is not finite either, so the
 factor is NaN, and the update changes no weights, nor does any later one. The run ends with the weights, the step
-number and the random state from before the bad step, as a plain run does. `settle` reads what is still on its way:
+number and the random state from before the bad step, as a plain run does. `settle` reads the step in flight:
 before an evaluation, a checkpoint and a line of metrics.
 
-It takes a GPU, one process, AdamW without penalties, and hooks that do without each step's loss and gradients (all but
-`--watch-layers`). Not with float16, whose loss scale must be known before the next step; nor
-with an average of the weights, which would follow weights that were not updated; nor with `detect_anomaly`; nor on
-several processes, which add up their losses on the host, and with them learn whether to stop: each step ends with that
-exchange, so there would be nothing to gain from a loss that is read later.
+It requires a GPU, one process, AdamW without penalties, and hooks that do without each step's loss and gradients (all
+but `--watch-layers`). It does not work with float16, whose loss scale must be known before the next step; nor with an
+average of the weights, which would follow weights that were not updated; nor with `detect_anomaly`; nor on several
+processes, which agree on each step.
 """
 
 from __future__ import annotations
@@ -85,13 +84,13 @@ class LateSteps(Steps):
         state.step += 1
         if before is not None:
             self._read(before)
-        if self.loss is None or state.step % trainer.config.log_every == 0:  # whose line would wait for it anyway
+        if self.loss is None or state.step % trainer.config.log_every == 0:  # the metrics line would wait for it anyway
             self.settle()
         assert self.loss is not None
         return self.loss
 
     def settle(self) -> None:
-        """Read the step that is still on its way. Raises DivergedError."""
+        """Read the step that is still in flight. Raises DivergedError."""
         if self.pending is not None:
             before, self.pending = self.pending, None
             self._read(before)

@@ -1,19 +1,19 @@
-"""This process's share of a run: its rows of each batch, and what it has to agree on with the others.
+"""This process's share of a run: its rows of each batch, and what it must agree on with the others.
 
-All processes run the same loop, on the same batches, and take the same decisions. Each computes the loss of its own
+All processes run the same loop, on the same batches, and make the same decisions. Each computes the loss of its own
 rows. Row by row nothing depends on how many processes there are: neither the batch, which follows from the seed and the
 step, nor the dropout masks, which are indexed by the row in the whole batch (`Generator.rows_before`).
 
-The loss of a step is the mean over all its targets, so a process counts for as much as it has targets: with n_i of them
-in part i of the step, N in all and P parts (batches times processes),
+The loss of a step is the mean over all its targets, so each process is weighted by its number of targets: with n_i of
+them in part i of the step, N in all and P parts (batches times processes),
 
     weight_i = P * n_i / N           sum over all parts of weight_i * gradient_i = P * the step's gradient
 
 (`accumulation.py`). Without ignored targets each weight is exactly 1. The gradients are summed over the processes in
 buckets, while the backward pass of the last batch still computes (`tinygpt/parallel/buckets.py`).
 
-Only process 0 writes: the metrics, the checkpoints, the screen. A process that is alone has all the rows, and
-everything here costs nothing.
+Only process 0 writes: the metrics, the checkpoints, the screen. A single process has all the rows, and for it
+everything here is free.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from ..settings.config import TrainingConfig
 
 T = TypeVar("T")
 
-# Processes whose launcher was killed would go on for ever, and nobody could end them: they stop as if the terminal had
+# Processes whose launcher was killed would run forever, and nobody could end them: they stop as if the terminal had
 # been closed. Windows has no SIGHUP.
 _ORPHANED = int(getattr(signal, "SIGHUP", signal.SIGTERM))
 
@@ -176,7 +176,7 @@ class Share:
             self.buckets, self.sharded = kept
 
     def listening(self) -> StopRequest:
-        """The signals of a session."""
+        """Catches the signals of a session."""
         self.stop = StopRequest(shared=self.size > 1, tell=self.leads)
         return self.stop
 
@@ -211,7 +211,7 @@ class Share:
         return Checkpoint(model, optimizer, self.team.share_value(found.state))
 
     def first_of(self, words: str, none: str) -> str:
-        """What the first process says that does not say `none`."""
+        """The words of the first process whose words are not `none`."""
         found = self.team.gather_values(words)
         named = [f"process {rank}: {said}" for rank, said in enumerate(found) if said != none]
         return words if self.size == 1 else next(iter(named), none)
@@ -241,4 +241,6 @@ def _require_divisible(rows: int, size: int) -> None:
         few = f"there are more processes than rows in a batch: {size}, and batch_size is {rows}"
         uneven = f"batch_size {rows} is not divisible by the {size} processes, which share its rows"
         near = max(size, rows // size * size)
-        raise UsageError(f"{few if rows < size else uneven}: set batch_size to {near}, or start another number of them")
+        raise UsageError(
+            f"{few if rows < size else uneven}: set batch_size to {near}, or start a different number of processes"
+        )

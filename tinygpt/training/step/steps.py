@@ -70,4 +70,4 @@ class Steps:
         trainer.loss_scale.raise_after_good_step()
 
     def settle(self) -> None:
-        """Read the steps that are still on their way, if there are any. Raises DivergedError."""
+        """Read the step that is still in flight, if there is one. Raises DivergedError."""

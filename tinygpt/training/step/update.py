@@ -3,8 +3,8 @@
 `LateSteps` launches it, by itself or as a part of the CUDA graph that `GraphedStep` makes of the passes. A replay
 repeats launches with the arguments that were recorded, so what changes from step to step must be in the GPU's memory:
 the norm becomes a factor there (`optim.ScaleOnDevice`), and the learning rate, with what depends on the number of
-steps, is copied there before each replay (`numbers`, from AdamW's `rates`). What `optimizer.step` does on the host,
-which is to count the step, is done again for a replay.
+steps, is copied there before each replay (`numbers`, from AdamW's `rates`). A replay must also do what
+`optimizer.step` does on the host, which is to count the step.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 class Update:
     """The update of a trainer whose optimizer `takes_scale_on_device`. numbers: what it takes from the host this time.
 
-    recordable: whether it can be a part of a graph, as far as the step before tells: all parameters must have gradients
+    recordable: whether it can be a part of a graph, judging by the previous step: all parameters must have gradients
     and share their settings.
     """
 
@@ -62,7 +62,7 @@ class Update:
 
     @property
     def kind(self) -> Hashable:
-        """What a recorded update is for."""
+        """What a recorded update depends on."""
         settings = self._settings(self.optimizer.slots[0])
         return settings, self.trainer.config.grad_clip, sum(slot.rounded is not None for slot in self.optimizer.slots)
 
@@ -70,14 +70,14 @@ class Update:
         return tuple(slot.settings.get(name, getattr(self.optimizer, name)) for name in ("betas", "eps"))
 
     def arrays(self) -> list[Any]:
-        """All that it changes, on the GPU."""
+        """Everything that it changes on the GPU."""
         slots = self.optimizer.slots
         copies = [slot.rounded.array for slot in slots if slot.rounded is not None]
         states = [array for slot in slots for array in (slot.parameter.data, *slot.state.values())]
         return [*states, *copies, self.scale.on_device]
 
     def state(self) -> list[int]:
-        """All that it changes on the host."""
+        """Everything that it changes on the host."""
         return [slot.step for slot in self.optimizer.slots]
 
     def restore(self, state: list[int]) -> None:
