@@ -22,7 +22,7 @@ test: build
 test-debug: CC := gcc
 test-debug:
 	rm -rf $(DEBUG) && mkdir -p $(DEBUG)/reports
-	cp -R .ci setup.py pyproject.toml README.md CONTRIBUTING.md CHANGELOG.md LICENSE tinygpt tests examples benchmarks docs $(DEBUG)
+	cp -R .ci setup.py pyproject.toml README.md README.zh.md CONTRIBUTING.md CHANGELOG.md LICENSE tinygpt tests examples benchmarks docs $(DEBUG)
 	rm -f $(DEBUG)/tinygpt/_ext/*.so
 	cd $(DEBUG) && CC=$(CC) TINYGPT_EXT=require TINYGPT_SANITIZE=1 TINYGPT_MARCH=native $(PYTHON) setup.py build_ext --inplace
 	cd $(DEBUG) && \

@@ -11,7 +11,7 @@ import pytest
 import tinygpt
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("README.md", "CONTRIBUTING.md")
+PAGES = ("README.md", "README.zh.md", "CONTRIBUTING.md")
 
 
 def blocks(page: str, language: str) -> list[str]:
