@@ -1,9 +1,11 @@
-"""Make the pictures of the pages of `tinygpt serve` and `tinygpt explain` in docs/pictures/.
+"""Make the pictures of the pages of `tinygpt serve`, `tinygpt explain` and `tinygpt report` in docs/pictures/.
 
     python docs/screenshots.py --model out/shakespeare-tiny
+    python docs/screenshots.py --report out/shakespeare-tiny out/high-rate      # of the report alone
 
-The model is that of the README's first command line. Needs the extras `serve` and `browser`, and Chromium; a font with
-Chinese characters for the page in Chinese (--chinese).
+The model is that of the README's first command line. The runs of the report are of `tinygpt train --watch-layers 20
+--sample-every 200 --steps 600`, the second with `--lr 4e-3`. Needs the extras `serve` and `browser`, and Chromium; a
+font with Chinese characters for the page in Chinese (--chinese).
 """
 
 from __future__ import annotations
@@ -32,8 +34,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="out/shakespeare-tiny")
     parser.add_argument("--chinese", action="store_true", help="the page in Chinese too")
+    parser.add_argument("--report", nargs="+", metavar="FOLDER", help="runs, for pictures of their report alone")
     options = parser.parse_args()
     PICTURES.mkdir(exist_ok=True)
+    if options.report:
+        with tempfile.TemporaryDirectory() as folder, chromium() as browser:
+            report(browser, Path(folder), options.report)
+        return
     with tempfile.TemporaryDirectory() as folder, chromium() as browser:
         explained = Path(folder) / "explain.html"
         explain = [sys.executable, "-m", "tinygpt", "explain", "--model", options.model, "--text", TEXT]
@@ -61,6 +68,18 @@ def main() -> None:
                 pages(browser, server.stdout.readline().split()[3].removesuffix("/v1"), options.chinese)
             finally:
                 server.terminate()
+
+
+def report(browser: Any, folder: Path, runs: list[str]) -> None:
+    """The page of one run, and of several beside each other; on a narrow screen too."""
+    for name, shown, height in (("report", runs[:1], 1500), ("report_several", runs, 800)):
+        made = folder / f"{name}.html"
+        subprocess.run([sys.executable, "-m", "tinygpt", "report", *shown, "--out", str(made)], check=True)
+        for scheme in ("light", "dark"):
+            view = {"width": 900, "height": height}
+            take(browser, made.as_uri(), f"{name}_{scheme}", lambda page: None, viewport=view, color_scheme=scheme)
+    narrow = {"width": 360, "height": 640}
+    take(browser, (folder / "report.html").as_uri(), "report_narrow", lambda page: None, viewport=narrow)
 
 
 def pages(browser: Any, url: str, chinese: bool) -> None:

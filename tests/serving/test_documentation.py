@@ -9,10 +9,10 @@ from pathlib import Path
 from tests.serving.clients import MODEL, TOKENIZER
 from tinygpt.cli import serve
 from tinygpt.data.dialogue import PRESETS
-from tinygpt.serving import app, protocol
+from tinygpt.serving import app, protocol, server
 from tinygpt.serving.app import application
 from tinygpt.serving.bodies import CHAT, CHAT_REFUSED, COMPLETION, COMPLETION_REFUSED, Served
-from tinygpt.serving.engine import PIECE, Engine
+from tinygpt.serving.engine import MANY, PIECE, Engine
 
 PAGE = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
 
@@ -32,7 +32,8 @@ def test_options() -> None:
     before_figures = PAGE.partition("## How fast")[0]
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", before_figures))
     assert named - known == {"--greedy"}  # an option of `sample`
-    assert {"--places", "--waiting", "--prefix-cache", "--api-key-env", "--allow-host", "--host", "--name"} <= named
+    wanted = "places waiting prefix-cache api-key-env allow-host allow-origin host name"
+    assert {f"--{name}" for name in wanted.split()} <= named
 
 
 def test_paths_and_limits() -> None:
@@ -44,6 +45,8 @@ def test_paths_and_limits() -> None:
         path for path in paths if not path.startswith("/page/") and "{" not in path
     }
     assert f"at most {PIECE} tokens of prompts" in PAGE
+    assert f"up to {MANY * PIECE}, of several prompts" in PAGE
     assert f"{protocol.MOST_CONNECTIONS} connections" in PAGE
+    assert f"open for {server.KEEP_ALIVE} s" in PAGE
     assert app.MOST_SECONDS == protocol.MOST_SECONDS == 30
     assert app.MOST_BYTES == 1 << 20

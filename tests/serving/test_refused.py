@@ -143,6 +143,71 @@ def test_hosts_and_origins(engine: Engine, headers: dict[str, str], status: int)
     assert client.get("/v1/models", headers=headers).status_code == status
 
 
+SITE = "http://localhost:3000"
+
+
+def test_a_site_that_is_allowed(engine: Engine) -> None:
+    """Its pages may send what OpenAI's client for browsers does, and read the answers, errors too; others still not."""
+    client = client_of(engine, key=KEY, origins=[SITE + "/", "app://obsidian.md"])
+    asks = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Private-Network": "true",
+            "Access-Control-Request-Headers": "authorization,content-type,x-stainless-lang"}  # fmt: skip
+    before = client.options("/v1/chat/completions", headers={"Origin": SITE, **asks})
+    assert (before.status_code, before.content) == (204, b"")
+    assert before.headers["access-control-allow-origin"] == SITE
+    assert before.headers["access-control-allow-headers"] == asks["Access-Control-Request-Headers"]
+    assert "POST" in before.headers["access-control-allow-methods"]
+    assert before.headers["access-control-allow-private-network"] == "true"
+    key = {"Authorization": f"Bearer {KEY}"}
+    body = {"prompt": "a", "max_tokens": 2}
+    for site in (SITE, "app://obsidian.md"):
+        answer = client.post("/v1/completions", json=body, headers={"Origin": site, **key})
+        assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, site)
+        assert (answer.headers["vary"], answer.headers.get("access-control-allow-credentials")) == ("Origin", None)
+    for headers, status in (({}, 401), (key, 404)):
+        answer = client.get("/v1/nowhere" if headers else "/v1/models", headers={"Origin": SITE, **headers})
+        assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (status, SITE)
+    for other in ("http://localhost:3001", "https://localhost:3000", "http://evil.example", "null", ""):
+        for answer in (
+            client.options("/v1/completions", headers={"Origin": other, **asks}),
+            client.post("/v1/completions", json=body, headers={"Origin": other, **key}),
+        ):
+            assert (answer.status_code, answer.headers.get("access-control-allow-origin")) == (403, None)
+    rebound = client.options("/v1/completions", headers={"Origin": SITE, "Host": "evil.example", **asks})
+    assert rebound.status_code == 421
+    plain = client.get("/v1/models", headers=key)
+    assert "access-control-allow-origin" not in plain.headers
+
+
+def test_an_ordinary_options_request_needs_the_key(engine: Engine) -> None:
+    client = client_of(engine, key=KEY, origins=[SITE])
+    assert client.options("/v1/completions", headers={"Origin": SITE}).status_code == 401
+
+
+# What clients are reported to send, which servers of others refused or failed at.
+NULLS = {"stop": None, "max_tokens": None, "logprobs": None, "n": None, "seed": None, "logit_bias": {}, "user": "",
+         "temperature": None, "stream": None, "stream_options": None, "tools": None, "response_format": None,
+         "metadata": {}, "store": False, "parallel_tool_calls": False}  # fmt: skip
+
+
+def test_what_clients_are_known_to_send(engine: Engine) -> None:
+    client = client_of(engine)
+    said = [
+        {"role": "system", "content": ""},
+        {"role": "user", "content": [{"type": "text", "text": "a"}], "name": "b"},
+    ]
+    chat = client.post("/v1/chat/completions", json={"messages": said, **NULLS})
+    assert chat.status_code == 200, chat.text
+    plain = {name: value for name, value in NULLS.items() if name not in ("tools", "response_format")}
+    text = client.post("/v1/completions", json={"prompt": "a", **plain, "suffix": None, "echo": None, "best_of": None})
+    assert text.status_code == 200, text.text
+    body = json.dumps({"prompt": "a", "max_tokens": 1})
+    for kind in ("text/plain", "application/x-www-form-urlencoded", "application/json; charset=utf-8"):
+        answer = client.post("/v1/completions", content=body, headers={"Content-Type": kind})
+        assert answer.status_code == 200
+    zero = client.post("/v1/completions", json={"prompt": "a", "max_tokens": 3, "logprobs": 0}).json()
+    assert len(zero["choices"][0]["logprobs"]["tokens"]) == 3
+
+
 def test_the_key(engine: Engine, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]) -> None:
     client = client_of(engine, key=KEY)
     refused(client.get("/v1/models"), 401, "didn't provide an API key", None, "invalid_api_key")

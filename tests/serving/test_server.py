@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import socket
 import sys
@@ -86,6 +87,9 @@ def test_options(run: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert_one_sentence(
         run(*ask, "--host=no.such.host.invalid"), "--host no.such.host.invalid: there is no such address"
     )
+    for origin in ("*", "localhost:3000", "http://a/b", "null"):
+        words = f"--allow-origin must be a site, .* not {re.escape(origin)}"
+        assert_one_sentence(run(*ask, f"--allow-origin={origin}"), words)
     assert_one_sentence(run(*ask, "--port=70000"), "--port must be 0 to 65535, not 70000")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

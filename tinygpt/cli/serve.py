@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import time
 from pathlib import Path
 
@@ -29,6 +30,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--api-key-env", metavar="NAME", help=words)
     words = "a name of this server in clients' URLs, beside localhost and addresses (may be given several times)"
     group.add_argument("--allow-host", action="append", default=[], metavar="NAME", help=words)
+    words = "a web site whose pages may use this server, as http://localhost:3000 (may be given several times)"
+    group.add_argument("--allow-origin", action="append", default=[], metavar="ORIGIN", help=words)
     group.add_argument("--name", metavar="NAME", help="the model's name for clients (default: that of its folder)")
     words = "of the dialogue, as for `chat` (default: the model's own, else plain)"
     group.add_argument("--template", metavar="NAME_OR_FILE", help=words)
@@ -56,6 +59,9 @@ def serve(options: argparse.Namespace) -> int:
     if not 0 <= options.port <= 65535:
         raise UsageError(f"--port must be 0 to 65535, not {options.port}")
     check_given(options.template)
+    for origin in options.allow_origin:
+        if not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/*\s]+/?", origin, re.IGNORECASE):
+            raise UsageError(f"--allow-origin must be a site, as http://localhost:3000, not {origin}")
     listener = listening(options.host, options.port)  # before the model, which may take long to load
     try:
         from ..serving.app import application
@@ -69,7 +75,7 @@ def serve(options: argparse.Namespace) -> int:
         served = Served(model, tokenizer, name, template, int(time.time()), engine.most_waiting)
         hosts = [options.host, *options.allow_host]
         address = address_of(listener)
-        run(application(served, engine, key, hosts), engine, listener,
+        run(application(served, engine, key, hosts, origins=options.allow_origin), engine, listener,
             lambda: say(f"Serving {name} at {address}/v1 and, as a page, at {address}/ (Ctrl-C ends)"))  # fmt: skip
     finally:
         listener.close()

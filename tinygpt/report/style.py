@@ -38,6 +38,7 @@ td, th {{ border: 1px solid var(--line); padding: .2rem .45rem; text-align: left
 thead th {{ position: sticky; top: 0; background: var(--paper); z-index: 1; }}
 td.long {{ white-space: pre-wrap; overflow-wrap: anywhere; min-width: 12rem; max-width: 40rem; }}
 td.number {{ text-align: right; }} tr.best td, tr.best th {{ font-weight: 700; }}
+table:has(tr.best) tbody tr:not(.best) th {{ font-weight: 400; }}
 details {{ margin: .6rem 0; }} summary {{ cursor: pointer; }}
 .charts {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: .5rem 1.5rem; }}
 figure {{ margin: .5rem 0; }} figcaption {{ font-weight: 600; margin-bottom: .3rem; }}

@@ -33,9 +33,11 @@ _GONE = 499  # for the counts: nobody reads it
 
 
 def application(
-    served: Served, engine: Engine, key: str | None = None, hosts: Collection[str] = (), most_bytes: int = MOST_BYTES
-) -> Starlette:
-    """See the module's docstring. key: what clients must send; hosts: further names of this server."""
+    served: Served, engine: Engine, key: str | None = None, hosts: Collection[str] = (), most_bytes: int = MOST_BYTES,
+    origins: Collection[str] = (),
+) -> Starlette:  # fmt: skip
+    """See the module's docstring. key: what clients must send; hosts: further names of this server; origins: other
+    sites whose pages may use it."""
     requests, page = Requests(), page_routes()
     endpoints = Endpoints(served, engine, requests, most_bytes)
     public = {"/health", *(route.path for route in page)}
@@ -49,7 +51,7 @@ def application(
             Route("/v1/completions", endpoints.completions, methods=["POST"]),
             Route("/v1/chat/completions", endpoints.chat, methods=["POST"]),
         ],
-        middleware=[Middleware(Guard, hosts=hosts, key=key, requests=requests, public=public)],
+        middleware=[Middleware(Guard, hosts=hosts, key=key, requests=requests, public=public, origins=origins)],
         exception_handlers={ApiError: _answer_error, HTTPException: _answer_http_error, 500: _answer_failure},
     )
 

@@ -12,6 +12,7 @@ from ..errors import UsageError, missing_extra, require_together
 from .engine import Engine
 
 PURPOSE = "tinygpt serve"
+KEEP_ALIVE = 75  # seconds: longer than clients keep a connection that they may use again (httpx 5, aiohttp 15, Node 60)
 
 
 def require_libraries() -> None:
@@ -64,7 +65,7 @@ def server_for(application: Any) -> Any:
 
     config = uvicorn.Config(
         application, http=Connection, ws="none", lifespan="off", loop="asyncio", access_log=False,
-        log_level="warning", server_header=False,
+        log_level="warning", server_header=False, timeout_keep_alive=KEEP_ALIVE,
     )  # fmt: skip
     return uvicorn.Server(config)
 
