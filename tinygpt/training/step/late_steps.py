@@ -15,7 +15,8 @@ before an evaluation, a checkpoint and a line of metrics.
 It requires a GPU, one process, AdamW without penalties, and hooks that do without each step's loss and gradients (all
 but `--watch-layers`). It does not work with float16, whose loss scale must be known before the next step; nor with an
 average of the weights, which would follow weights that were not updated; nor with `detect_anomaly`; nor on several
-processes, which agree on each step.
+processes: they add up their losses on the host, and with them learn whether to stop. Each step ends with that exchange,
+so nothing would be gained by reading a loss later.
 """
 
 from __future__ import annotations
