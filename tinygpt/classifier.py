@@ -57,6 +57,7 @@ from .nn.losses import classification_loss, l1_loss, mse_loss, total_weight
 from .ops.cast import casting_together
 from .seams import implementation
 from .tensor import Tensor
+from .typing import DType
 
 _Classifier = TypeVar("_Classifier", bound="GPTForSequenceClassification")
 
@@ -147,7 +148,7 @@ class GPTForSequenceClassification(nn.Module):
         if problem != SINGLE and (label_smoothing or class_weights is not None):
             raise UsageError(f"{where}: label_smoothing and class_weights are for single labels, not for {problem}")
         labels = checked_labels(where, problem, labels, self.num_labels)
-        with casting_together(self, self.transformer.activations):
+        with casting_together(self, self.activations):
             logits = self(idx, lengths)  # (B, K)
         if labels.shape[:1] != logits.shape[:1]:
             raise ShapeError(f"{where}: there are {logits.shape[0]} texts, but {labels.shape[0]} labels")
@@ -214,6 +215,10 @@ class GPTForSequenceClassification(nn.Module):
     @property
     def packed(self) -> str | None:
         return self.transformer.packed
+
+    @property
+    def activations(self) -> DType | None:
+        return self.transformer.activations
 
     def compute_in(self, dtype: str) -> contextlib.AbstractContextManager[None]:
         """See `LanguageModel.compute_in`. The head, its loss and its gradient stay in the dtype of `score.weight`."""

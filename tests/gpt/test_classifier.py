@@ -10,6 +10,7 @@ import pytest
 import tinygpt as tg
 from tests.gpt.test_language_model import Average, Config, OneBlock
 from tinygpt import GPTConfig, GPTForSequenceClassification, nn, ops
+from tinygpt.language_model import LanguageModel
 
 SIZES = GPTConfig(vocab_size=19, block_size=10, n_layer=2, n_head=2, n_embd=16)
 RNG = np.random.default_rng(0)
@@ -310,6 +311,15 @@ def test_nothing_is_decided_by_a_loss_that_failed() -> None:
     with pytest.raises(tg.UsageError):
         clf.loss(IDS, [0, 1])
     assert clf.problem_type is None
+
+
+def test_a_training_loop_finds_what_a_language_model_has() -> None:
+    """What a LanguageModel sets for itself in its constructor, a classifier has of the one inside."""
+    model = tg.GPT(tg.GPTConfig(11, 8, n_layer=1, n_head=1, n_embd=8))
+    classifier = tg.GPTForSequenceClassification(model, 2)
+    of_its_own = {"training"}
+    for name in vars(LanguageModel(model.config, model.generator)).keys() - of_its_own:
+        assert getattr(classifier, name) is getattr(model, name), name
 
 
 def test_it_is_built_of_what_exists() -> None:
