@@ -86,7 +86,7 @@ def few_rows_product(device: Device, x: Array, matrix: Any) -> Array:
 
 @launcher
 def few_rows_product_transposed(device: Device, x: Array, matrix: Any, out: Array) -> Array:
-    """x (M, K) float32, matrix (N, K) -> x W^T (M, N), written into out."""
+    """x (M, K) float32, matrix (N, K) -> x W.T (M, N), written into out."""
     if not is_taken(matrix, 1, x, out) or x.shape[1] != matrix.data.shape[1]:
         return NotImplemented
     (M, K), N = x.shape, matrix.data.shape[0]
