@@ -72,8 +72,18 @@ def test_what_the_model_reads_after_commands(say: Any, seen: list[str]) -> None:
 def test_a_full_block_forgets_the_oldest_and_says_so(say: Any) -> None:
     answer = say("a\nc\n" * 6, "--max-new-tokens=10")
     assert answer.out == "bb\n" * 12
-    assert set(answer.err.splitlines()) == {"[The context is full: dropped the oldest turn.]"}
-    assert len(answer.err.splitlines()) == 12 - 5  # 110 bytes hold four turns of 22 and a beginning of 18
+    # 118 bytes hold four turns of 22 and a beginning of 18; half of that, one turn.
+    assert answer.err.splitlines() == ["[The context is full: dropped the oldest 4 turns.]"] * 2
+
+
+def test_a_full_block_is_read_once_in_a_while(say: Any) -> None:
+    """Of 40 turns those that drop others read half a block, the rest what is new."""
+    answer = say("a\nc\n" * 20, "--max-new-tokens=10", "--stats")
+    reads = [int(line.partition(" ")[0]) for line in answer.err.splitlines() if "tokens read" in line]
+    assert len(reads) == 40
+    assert sum(read > 25 for read in reads) <= 40 // 4 + 1
+    assert max(reads) <= 118 // 2
+    assert sum(reads) < 2 * 22 * 40
 
 
 def test_a_message_that_is_too_long_leaves_the_dialogue(say: Any, seen: list[str]) -> None:

@@ -33,6 +33,23 @@ def test_a_template_of_one_s_own(tmp_path: Path) -> None:
     assert (ByteTokenizer().decode(ids), dropped) == ("[s]Q: 1 A: 2;Q: 3 A:", 0)
 
 
+def test_turns_are_dropped_down_to_what_is_to_be_kept() -> None:
+    turns = [(str(i), "yes") for i in range(5)]
+    template, tokenizer = PRESETS["plain"], ByteTokenizer()
+    each, message = len("User: 0\nAssistant: yes\n"), len("User: x\nAssistant:")
+    for room, keep, dropped in (
+        (5 * each + message, 1, 0), (5 * each + message - 1, None, 1), (5 * each + message - 1, 2 * each + message, 3),
+        (5 * each + message - 1, 2 * each + message - 1, 4), (5 * each + message - 1, 3, 5), (message, 3, 5),
+    ):  # fmt: skip
+        dialogue = Dialogue(template, "", list(turns))
+        ids, found = dialogue.prompt(tokenizer, "x", room, keep)
+        assert (found, len(ids), dialogue.turns) == (dropped, (5 - dropped) * each + message, turns[dropped:])
+    dialogue = Dialogue(template, "", list(turns))
+    with pytest.raises(UsageError, match="too long"):
+        dialogue.prompt(tokenizer, "x", message - 1, 3)
+    assert dialogue.turns == turns
+
+
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 ABOUT = '''Chat with a model. A template turns the dialogue into text, which the model continues. Ctrl-C stops an
 answer, Ctrl-D quits. Commands: /help, /quit, /reset (begin anew), /system TEXT, /undo (take back the last exchange).
 Several lines are one message between two """, or if all but the last end in a backslash. From a pipe, each line is a
-message and only the answers are printed. When the block is full, the oldest turns are dropped; the system text stays.
-A turn reads what is new; the keys and values of the rest are kept.'''
+message and only the answers are printed. When the block is full, the oldest turns are dropped until half of it is free;
+the system text stays. A turn reads what is new; the keys and values of the rest are kept.'''
 NEW_TOKENS = 200
 HELP = (
     "/reset begins a new dialogue, /undo takes back the last exchange, /system TEXT sets the system text, /quit or "
@@ -137,7 +137,8 @@ class Conversation:
         from ..tokenizers import UnknownCharacterError
 
         try:
-            ids, dropped = self.dialogue.prompt(self.tokenizer, message, self.room)
+            # Half at once: every turn that is dropped moves all others, which are then read anew.
+            ids, dropped = self.dialogue.prompt(self.tokenizer, message, self.room, keep=self.room // 2)
         except UnknownCharacterError as error:
             note(f"This can't be answered: {self._unknown(error.character, message)}")
             return

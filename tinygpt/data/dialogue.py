@@ -191,14 +191,17 @@ class Dialogue:
     system: str = ""
     turns: list[tuple[str, str]] = field(default_factory=list)
 
-    def prompt(self, tokenizer: Tokenizer, user: str, room: int) -> tuple[np.ndarray, int]:
+    def prompt(self, tokenizer: Tokenizer, user: str, room: int, keep: int | None = None) -> tuple[np.ndarray, int]:
         """The prompt (T,), T <= room, up to where the answer to `user` begins, and how many turns were dropped.
 
-        The oldest turns are dropped first, for good. Raises UsageError if `user` alone does not fit, and drops nothing.
+        If it doesn't fit, the oldest turns are dropped, for good, until at most `keep` tokens are left (default: room).
+        A `keep` well below `room` drops several at once, and then none for a while: meanwhile all prompts begin alike,
+        so that their keys and values stay valid. Raises UsageError if `user` alone does not fit, and drops nothing.
         """
+        keep = room if keep is None else keep
         for dropped in range(len(self.turns) + 1):
             ids = self.template.prompt(tokenizer, self.system, self.turns[dropped:], user)
-            if len(ids) <= room:
+            if len(ids) <= (keep if 0 < dropped < len(self.turns) else room):
                 del self.turns[:dropped]
                 return ids, dropped
         raise UsageError(
