@@ -3,7 +3,7 @@
     python benchmarks/all.py [--out benchmarks/results/cpu.md] [--append] [--only step ops ...]
 
 The file starts with the targets, met or not. The training step and decoding are measured at the best level of vector
-instructions and, where that is AVX-512, at AVX2 too, which is where most machines stop: PyTorch is then held to AVX2 as
+instructions and, where that is AVX-512, at AVX2 too, the best that most machines have: PyTorch is then held to AVX2 as
 well. llama.cpp has no switch for that: there its rows are those of its own build. --append adds the run to the file as
 another section, which shows whether the targets are met a second time. Progress goes to standard error. Takes about
 half an hour on two cores.

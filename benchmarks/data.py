@@ -2,7 +2,7 @@
 
     python benchmarks/data.py --size 50          # MB of generated text; 1000 for the whole measurement
 
-The text is generated: sentences of words whose frequencies fall as Zipf's law says, from a vocabulary with prefixes and
+The text is generated: sentences of words whose frequencies follow Zipf's law, from a vocabulary with prefixes and
 endings, with numbers, punctuation, names and paragraphs. One BPE tokenizer, learnt from its first MB, serves all three.
 Every way runs in a process of its own, which reads the file and writes a token file:
 

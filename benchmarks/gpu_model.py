@@ -4,8 +4,8 @@
     python benchmarks/gpu_model.py --preset gpt2 --measured out/gpu_first_contact/kernels.txt     both side by side
     python benchmarks/gpu_model.py --preset gpt2 --measured benchmarks/results/gpu_first_contact.md
 
-The launches are those of a real step: the model, the operations and the launchers run on arrays without numbers
-(`gpu_paper.py`), so what is counted can't part from the code. Outputs are kept, not recomputed, as on a GPU with memory
+The launches are those of a real step: the model, the operations and the launchers run on arrays without values
+(`gpu_paper.py`), so the counts can't diverge from the code. Outputs are kept, not recomputed, as on a GPU with memory
 to spare. Each array moves once in each direction, and
 
     time = FLOOR + max(bytes / (MEMORY * bandwidth), operations / (share * peak))

@@ -1,4 +1,4 @@
-"""CuPy on paper: arrays with a shape, a dtype, strides and an address, but no numbers. Each launch is written down.
+"""CuPy on paper: arrays with a shape, a dtype, strides and an address, but no values. Each launch is recorded.
 
     with on_paper() as record:
         model = tg.GPT(config).to("cupy")
@@ -6,7 +6,7 @@
     record.launches                           # every kernel, product and copy, in order, with what it was given
 
 The code that runs is tinygpt's own, model, operations, engine and launchers; the arrays' memory is never touched, so a
-step of GPT-2 takes a second and no memory. For `gpu_model.py`, which reckons what each launch should cost. A function
+step of GPT-2 takes a second and no memory. For `gpu_model.py`, which estimates what each launch should cost. A function
 of CuPy's that is missing here is an AttributeError: add it. `tests/cuda/test_launches.py` compares the record with the
 launches of the same step on the stand-in that computes.
 """
@@ -277,7 +277,7 @@ def make() -> Any:
 
 
 class Device(cupy_kernels.Device):
-    """What tinygpt's launchers run on: it writes each launch down."""
+    """What tinygpt's launchers run on: it records each launch."""
 
     def __init__(self, cupy: Any) -> None:
         super().__init__(cupy)

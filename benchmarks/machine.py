@@ -24,7 +24,7 @@ PEERS_AT_AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "M
 
 
 def levels() -> list[str]:
-    """The levels at which to compare with others: the best one here, and AVX2, which most machines stop at."""
+    """The levels at which to compare with others: the best one here, and AVX2, the best that most machines have."""
     return ["avx512", "avx2"] if level() == "avx512" else [level()]
 
 

@@ -1,4 +1,4 @@
-"""What processes bring: strong and weak efficiency, beside PyTorch's DDP; how much communication is hidden; a model.
+"""The gain from several processes: strong and weak efficiency, beside DDP; how much communication is hidden; a model.
 
     python benchmarks/scaling.py --only processes                     # with the defaults, or
     python benchmarks/processes.py [--preset baby] [--processes 2] [--rounds 2] [--steps 3] [--without torch]
@@ -39,7 +39,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from processes_model import AIM, fitted, hidden_share, table
 from processes_work import PARTS, SIZES
 
-LIMIT = 600.0  # seconds after which a contender is given up
+LIMIT = 600.0  # seconds after which a contender is aborted
 # Not bound to cores: by default mpirun binds each of two processes to one, which two processes with one thread would
 # like, but not a process with several threads.
 OPTIONS = ("--allow-run-as-root", "--oversubscribe", "--bind-to", "none")

@@ -1,13 +1,14 @@
 """Letting other programs talk to a model: `tinygpt serve`, OpenAI's HTTP interface.
 
-A request passes these files from top to bottom, and its text comes back the same way. From `engine` on nobody knows of
-HTTP; above it nobody touches the model. Two threads: uvicorn's event loop, which reads requests and writes answers, and
-the engine's, which owns the model. They meet in `Engine.submit` and in the callback that is given each token.
+A request passes these files from top to bottom, and its text comes back the same way. Nothing from `engine` on knows
+about HTTP, and nothing above it touches the model. Two threads: uvicorn's event loop, which reads requests and writes
+answers, and the engine's, which owns the model. They meet in `Engine.submit` and in the callback that receives each
+token.
 
 | file | contents |
 |---|---|
 | `server` | the socket, uvicorn, and an end that finishes what runs |
-| `protocol` | a client's connection, and an end to those that hold one without using it |
+| `protocol` | a client's connection, closed if it is held without being used |
 | `guard` | what every request must pass: Host, Origin, key |
 | `app` | the endpoints, as an ASGI application of starlette; streams; clients that go away |
 | `web`, `page/` | the page at `/`: its files, and the headers that allow nothing else in it |
@@ -15,7 +16,7 @@ the engine's, which owns the model. They meet in `Engine.submit` and in the call
 | `penalties` | logit_bias, frequency_penalty, presence_penalty |
 | `answers` | texts in OpenAI's form, whole or in chunks; log-probabilities |
 | `errors` | errors in OpenAI's form |
-| `metrics`, `statistics` | what is counted, in Prometheus's form |
+| `metrics`, `statistics` | the counters, in Prometheus's form |
 | `engine` | the thread that writes many texts at once; the queue before it |
 | `tickets` | what was submitted to it, and why a submission is refused |
 | `prefixes` | keys and values of prompts' beginnings, for prompts that share one |

@@ -1,11 +1,11 @@
 """What a body asks for: prompts as ids, options of generation, the form of the answer.
 
 Beyond OpenAI's fields, top_k, min_p and repetition_penalty are read, as other servers do, and two that our page needs
-to go on from any token, since a token may be part of a character:
+to continue from any token, since a token may be part of a character:
 
-    return_token_ids  the answer tells the ids of a completion's prompt (prompt_token_ids, as vLLM does) and of each
+    return_token_ids  the answer has the ids of a completion's prompt (prompt_token_ids, as vLLM does) and of each
                       token in `logprobs`; a completion's `logprobs` then have `content`, as a chat's do
-    answer_token_ids  in a chat, the first tokens of the answer: the model goes on after them
+    answer_token_ids  in a chat, the first tokens of the answer: the model continues after them
 
 Options that a body leaves out are the model's own (its `generation_config`), or else OpenAI's defaults.
 """
@@ -62,7 +62,7 @@ class Served:
 class Asked:
     """A body that was read: text i is sample i % n of prompt i // n.
 
-    token_ids: whether ids are told. begun: whether the prompt has the beginning of the answer.
+    token_ids: whether the answer has ids. begun: whether the prompt has the beginning of the answer.
     """
 
     chat: bool
@@ -237,7 +237,7 @@ def _ids(served: Served, fields: Fields, prompt: Any) -> np.ndarray:
 
 
 def _token_ids(served: Served, given: Any, name: str) -> np.ndarray | None:
-    """An array of ids, as (T,); None if it is something else. Raises ApiError for ids that there aren't."""
+    """An array of ids, as (T,); None if it is something else. Raises ApiError for ids that don't exist."""
     if not isinstance(given, list) or not all(isinstance(i, int) and not isinstance(i, bool) for i in given):
         return None
     if not all(0 <= i < served.vocab_size for i in given):

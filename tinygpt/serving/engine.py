@@ -8,17 +8,17 @@
 Continuous batching. Each turn of the thread's loop reads prompts of waiting requests, if places are free, and then
 makes one step for all texts that are being written: their next tokens go through the model together, so its weights are
 read once for all of them, and so do their prompts (`reading`). A text that ends leaves at once, and its place is free
-for the next turn. At most `piece` tokens of prompts are read per turn, a long prompt in pieces: those who are being
-answered never wait for more between two tokens, unless they are fewer than those who wait to be; then it is MANY times
-as much. What is known of a prompt's beginning isn't read again (`prefixes`).
+for the next turn. At most `piece` tokens of prompts are read per turn, a long prompt in pieces: a client that
+is being answered never waits for more between two tokens, unless more clients wait than are being answered; then it is
+MANY times as much. A beginning of a prompt that is already known isn't read again (`prefixes`).
 
-What a text says does not depend on the others: a row of `Decoder` doesn't, a prompt is cut into the same pieces whoever
-else is there, no bit of its keys and values depends on those read with it, and everything else is in its `Sample`.
+A text does not depend on the others: a row of `Decoder` doesn't, a prompt is cut into the same pieces whatever else is
+being read, no bit of its keys and values depends on those read with it, and everything else is in its `Sample`.
 
 `on_token(number, token)` is called in the engine's thread and must return quickly; number counts the texts of a
-submission from 0. `after_turn()` is called when all texts have been told their tokens. An exception from `on_token`
+submission from 0. `after_turn()` is called when all texts have received their tokens. An exception from `on_token`
 cancels the submission. After an error of the model, `on_token(number, error)` ends each text that it concerns, and the
-engine goes on.
+engine continues.
 
 The queue is bounded: beyond `waiting` texts, `submit` raises BusyError, which says how long to wait.
 
@@ -223,7 +223,7 @@ class Engine:
         self._keep([self._choose(text, logits[r : r + 1]) for r, text in enumerate(self._running)])
 
     def _choose(self, text: Text, logits: np.ndarray) -> bool:
-        """Choose the next token of a text from logits (1, V), and tell it. Returns whether the text goes on."""
+        """Choose the next token of a text from logits (1, V), and report it. Returns whether the text continues."""
         if text.ticket.cancelled:
             return False
         try:
@@ -247,7 +247,7 @@ class Engine:
         self._running = [self._running[row] for row in order]
 
     def _tell(self, text: Text, what: Token | Exception) -> bool:
-        """Returns whether somebody listens."""
+        """Returns whether a client still listens."""
         try:
             text.ticket.on_token(text.number, what)
         except Exception:  # the client is gone, and perhaps its event loop

@@ -1,4 +1,4 @@
-"""Errors as OpenAI's interface tells them: a status, and a body {"error": {"message", "type", "param", "code"}}."""
+"""Errors in the form of OpenAI's interface: a status, and a body {"error": {"message", "type", "param", "code"}}."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """From the engine's thread to the event loop.
 
-To wake the loop costs as much as to choose a token, and then its thread and the engine's want Python's lock at the same
-time. So what the engine tells in a turn is sent at its end, all at once; the loop then works while the engine is in a
+Waking the loop costs as much as choosing a token, and then its thread and the engine's want Python's lock at the same
+time. So all tokens of a turn are sent at its end, at once; the loop then works while the engine is in a
 kernel, which needs no lock.
 """
 

@@ -1,13 +1,13 @@
-"""Keys and values of the beginnings of prompts, kept for other prompts that begin so: a system prompt, or the turns of
-a dialogue so far, is read once.
+"""Keys and values of the beginnings of prompts, kept for other prompts with the same one: a system prompt, or the
+turns of a dialogue so far, is read once.
 
 Prompts are read in pieces of a fixed number of tokens, cut at its multiples. A piece is found by its tokens and by all
 those before it, so the whole beginning is the same, and so is the way it was cut: a text has the same logits, bit for
 bit, whether the beginning of its prompt was found here or not. Keys and values of tokens that were generated are not
 kept, since they may differ by rounding from those that reading them gives.
 
-Memory is bounded: beyond it, what was not used for the longest time is dropped. Whatever uses a piece uses those before
-it too, so of a beginning the last piece is dropped first.
+Memory is bounded: the least recently used pieces are dropped. Using a piece uses those before it too, so the last piece
+of a beginning is dropped first.
 
 Source: Zheng et al., "SGLang: Efficient Execution of Structured Language Model Programs", 2023, section 3.
 """

@@ -56,13 +56,13 @@ class Readings:
         return sum(self._next(one) for one in self._all)
 
     def drop_cancelled(self) -> None:
-        """Forget texts that nobody waits for, and prompts without any other."""
+        """Forget texts that no client waits for, and prompts that no other text needs."""
         for one in self._all:
             one.texts = [text for text in one.texts if not text.ticket.cancelled]
         self._all = [one for one in self._all if one.texts]
 
     def may_begin(self, prompt: np.ndarray) -> bool:
-        """Whether nothing of `prompt` will soon be known that isn't yet."""
+        """Whether no other prompt is about to read the next piece of `prompt`."""
         if not self._all or not self.prefixes.most_bytes:
             return True
         known = self.prefixes.known(prompt)
@@ -89,7 +89,7 @@ class Readings:
         return finished, failed
 
     def _turn(self, most: int) -> list[Reading]:
-        """Those whose next pieces have at most `most` tokens together. Nobody is passed over."""
+        """Those whose next pieces have at most `most` tokens together. In order: none is passed over."""
         some = list[Reading]()
         for one in self._all:
             most -= self._next(one)

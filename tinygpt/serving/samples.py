@@ -22,7 +22,7 @@ from ..generation.token_sampler import TokenSampler, Uniforms, log_softmax
 class Token(NamedTuple):
     """A new token of a text, or its end without one.
 
-    id: None for a text that ends because every token is ruled out. reason: why the text ends here, None if it goes on.
+    id: None for a text that ends because every token is ruled out. reason: why the text ends here, or None.
     log_prob and top, (id, log-probability) of the most likely tokens: under the model, before all options; None unless
     they were asked for.
     """
@@ -38,7 +38,7 @@ class Wanted:
     """A prompt, and how many samples of it: what `Engine.submit` takes.
 
     request: from `tinygpt.generation.request.prepare`, for a single prompt. top: the number of most likely tokens to
-    tell beside each token; None: no log-probabilities.
+    report with each token; None: no log-probabilities.
     """
 
     request: Request

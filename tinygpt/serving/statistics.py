@@ -22,7 +22,7 @@ class Histogram:
 
 
 class Statistics:
-    """Written by the engine's thread, prompt_tokens by those that submit, under its lock; read by any."""
+    """Written by the engine's thread, prompt_tokens by the submitting threads, under its lock; read by any."""
 
     def __init__(self) -> None:
         self.prompt_tokens = self.known_tokens = self.new_tokens = self.texts = self.steps = 0

@@ -32,13 +32,13 @@ class Ticket:
         self.submitted = time.perf_counter()
 
     def cancel(self) -> None:
-        """Free the places of its texts, at the next token; nothing more is told of them."""
+        """Free the places of its texts, at the next token; nothing more is reported of them."""
         self._cancel(self)
 
 
 class Text:
-    """A text, of which submission it is, and which one of it."""
+    """A text: its submission, and its number there."""
 
     def __init__(self, sample: Sample, ticket: Ticket, number: int) -> None:
         self.sample, self.ticket, self.number = sample, ticket, number
-        self.told = ticket.submitted  # when its last token was told
+        self.told = ticket.submitted  # when its last token was reported
