@@ -50,8 +50,8 @@ def test_every_operation_has_its_parts(path: Path) -> None:
 
 def test_the_notation_is_said_once() -> None:
     said = " ".join((ops.__doc__ or "").split())
-    assert "dx dL/dx, of x's shape, where L is the scalar on which backward() was called" in said
-    assert "[i = j] 1 where i equals j, otherwise 0" in said
+    assert "`dx`: dL/dx, of x's shape, where L is the scalar on which backward() was called" in said
+    assert "`[i = j]`: 1 where i equals j, otherwise 0" in said
     for path in FILES:
         assert "dL/dx" not in docstring(path.read_text(encoding="utf-8")), f"{path.name} says again what dx is"
 
