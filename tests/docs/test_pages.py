@@ -18,9 +18,16 @@ from tinygpt.training import PRESETS
 
 ROOT = Path(__file__).parents[2]
 DOCS, RESULTS = ROOT / "docs", ROOT / "benchmarks" / "results"
-PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in DOCS.glob("*.md"))]
+PAGES = ["README.md", "README.zh.md", *sorted(f"docs/{path.name}" for path in DOCS.glob("*.md"))]
 # Pages whose Python is run by tests of their own: tests/docs/test_from_pytorch.py, tests/packaging, tests/serving.
-ELSEWHERE = {"docs/from_pytorch.md", "docs/inside.md", "docs/watch_a_run.md", "docs/serving.md", "README.md"}
+ELSEWHERE = {
+    "docs/from_pytorch.md",
+    "docs/inside.md",
+    "docs/watch_a_run.md",
+    "docs/serving.md",
+    "README.md",
+    "README.zh.md",
+}
 
 
 def text_of(page: str) -> str:
@@ -160,7 +167,7 @@ def test_sizes_of_several_processes() -> None:
     page, megabytes = text_of("docs/more_than_one_machine.md"), 8 * count / 1e6
     assert f"{megabytes:.0f} MB for the preset `baby`" in page
     assert f"1 Gbit/s that takes {8e-3 * megabytes:.1f} s, at 10 Gbit/s {8e-4 * megabytes:.2f} s" in page
-    assert f"{megabytes / 2:.0f} MB on each of two, instead of {megabytes:.0f}" in page
+    assert f"{megabytes / 2:.1f} MB on each of two, instead of {megabytes:.1f}" in page
 
 
 def test_figures_of_training() -> None:
