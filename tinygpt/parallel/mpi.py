@@ -10,7 +10,7 @@ shared by the processes, MPI.Win.Allocate_shared, takes 7, with the copy into it
 
 An MPI library works on a message only while it is called, and while it waits it asks for news in a loop. With more
 processes than cores that takes the time from the process that is waited for, so whoever waits here lets others run
-between the questions (`_patiently`). Open MPI would do so at every question (`mpi_yield_when_idle`), also at those that
+between the questions (`_until`). Open MPI would do so at every question (`mpi_yield_when_idle`), also at those that
 the backward pass asks in passing: with other work on the machine each of them could cost a time slice.
 
 Source: Rabenseifner, "Optimization of Collective Reduction Operations", 2004; Thakur, Rabenseifner, Gropp,
@@ -23,6 +23,7 @@ import contextlib
 import os
 import sys
 import time
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import numpy as np
@@ -36,6 +37,7 @@ from .values import decoded, encoded
 LARGEST = 1 << 28  # elements in one message: their number must fit into a C int
 _TAGS = 16000  # MPI allows tags up to 32767, and a sum takes two
 _SHORT, _LENGTH = 512, 8  # bytes in which a value and its length travel in a single message, as most do
+_SOON, _NAP = 0.005, 0.0002  # seconds
 _FORWARDING = 0.3  # seconds in which the launcher passes on what was written: when a run is aborted, it drops the rest
 
 
@@ -160,15 +162,19 @@ class Mpi(Communicator):
 
 
 def _patiently(request: Any) -> None:
-    """Wait for a request. Python's signal handlers run meanwhile, which they don't inside an MPI function that waits,
-    and so do other processes on this core."""
-    while not request.Test():
-        _rest()
+    """Wait for a request."""
+    _until(request.Test)
 
 
-def _rest() -> None:
-    if hasattr(os, "sched_yield"):
-        os.sched_yield()
+def _until(is_there: Callable[[], bool]) -> None:
+    """Ask until it is there. Python's signal handlers run meanwhile; inside an MPI function that waits they would not.
+    So do other processes on this core: after a moment, in which an answer is found at once, this one naps."""
+    soon = time.perf_counter() + _SOON
+    while not is_there():
+        if time.perf_counter() > soon or not hasattr(os, "sched_yield"):
+            time.sleep(_NAP)
+        else:
+            os.sched_yield()
 
 
 class _Sum(Pending):
@@ -226,11 +232,13 @@ class _Sum(Pending):
             self.result = self.array
 
     def wait(self) -> Array:
-        while not self.advance():
-            for other in [*self.owner.under_way]:  # which later calls wait for
-                other.advance()
-            _rest()
+        _until(self._advance_all)
         return self.result
+
+    def _advance_all(self) -> bool:
+        for one in [*self.owner.under_way]:  # the others are waited for next
+            one.advance()
+        return self.done
 
 
 class _Moved(Pending):
