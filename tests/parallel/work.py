@@ -12,6 +12,7 @@ import io
 import json
 import math
 import sys
+import time
 import traceback
 import types
 from collections.abc import Callable
@@ -86,6 +87,7 @@ def collectives(team: Communicator) -> None:
         pass
     for i, one in enumerate(pending):
         assert np.array_equal(one.wait(), sum_in_order(np.stack([numbers_of(r + 10 * i, 3000) for r in everyone])))
+    sums_at_different_paces(team)
     team.barrier()
     try:
         team.reduce_scatter(np.zeros(team.size + 1))
@@ -93,6 +95,20 @@ def collectives(team: Communicator) -> None:
         assert "not divisible" in str(error)  # noqa: PT017
     else:
         raise AssertionError("an array that can't be divided was accepted")
+
+
+def sums_at_different_paces(team: Communicator) -> None:
+    """Process 0 is in the second exchange of one sum before it starts another, the others start both at once."""
+    begin = time.monotonic()
+    pending = []
+    for i in range(2):
+        pending.append(team.start_all_reduce(numbers_of(team.rank + 10 * i, 60)))
+        while team.rank == 0 and time.monotonic() < begin + 0.3:
+            pending[0].advance()
+    time.sleep(0.0 if team.rank == 0 else 0.6)
+    for i, one in enumerate(pending):
+        expected = sum_in_order(np.stack([numbers_of(rank + 10 * i, 60) for rank in range(team.size)]))
+        assert np.array_equal(one.wait(), expected)
 
 
 def values_of_processes(team: Communicator) -> None:

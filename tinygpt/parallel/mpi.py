@@ -35,7 +35,7 @@ from .communicator import Communicator, Pending, padded
 from .values import decoded, encoded
 
 LARGEST = 1 << 28  # elements in one message: their number must fit into a C int
-_TAGS = 16000  # MPI allows tags up to 32767, and a sum takes two
+_TAGS = 32768  # MPI allows at least as many
 _SHORT, _LENGTH = 512, 8  # bytes in which a value and its length travel in a single message, as most do
 _SOON, _NAP = 0.005, 0.0002  # seconds
 _FORWARDING = 0.3  # seconds in which the launcher passes on what was written: when a run is aborted, it drops the rest
@@ -189,14 +189,14 @@ class _Sum(Pending):
         self.parts = flat.reshape(N, -1)  # (N, n)
         self.others = [rank for rank in range(N) if rank != owner.rank]
         self.received = {rank: np.empty(whole // N, flat.dtype) for rank in self.others}
-        self.tag = 2 * (owner.sums % _TAGS)
+        self.tag = owner.sums % _TAGS
         self.added = self.done = False
         owner.sums += 1
         self._exchange(self.received, {rank: self.parts[rank] for rank in self.others})
         owner.under_way.append(self)
 
     def _exchange(self, into: dict[int, np.ndarray], out_of: dict[int, np.ndarray]) -> None:
-        comm, tag = self.owner.comm, self.tag + self.added
+        comm, tag = self.owner.comm, self.tag
         self.requests = [comm.Irecv(array, rank, tag) for rank, array in into.items()]
         self.requests += [comm.Isend(array, rank, tag) for rank, array in out_of.items()]
 
