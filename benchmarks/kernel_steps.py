@@ -109,6 +109,8 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=2**20, help="elements")
     parser.add_argument("--rounds", type=int, default=30)
     options = parser.parse_args()
+    if min(options.size, options.rounds) < 1:
+        parser.error("--size and --rounds must be at least 1")
     with tempfile.TemporaryDirectory() as folder:
         results = measure(steps(Path(folder)), options.size, options.rounds)
     first = results[0][1]

@@ -107,6 +107,10 @@ class Run:
     seconds: float  # of the processor, for training
     parameters: int
 
+    def order(self) -> float:
+        """What the best run has least of. A run that diverged is never the best."""
+        return math.inf if math.isnan(self.loss) else self.loss
+
 
 def train(name: str, seed: int, lr: float, text: tuple[np.ndarray, np.ndarray, int], steps: int) -> Run:
     tokens, validation, vocab_size = text
@@ -150,7 +154,7 @@ def table(runs: list[Run]) -> list[str]:
     positions = [f"| contender | {' | '.join(headings)} |", "|---" * 6 + "|"]
     for name in CONTENDERS:
         of = [run for run in runs if run.name == name]
-        lr = min((run for run in of if run.seed == first), key=lambda run: run.loss).lr
+        lr = min((run for run in of if run.seed == first), key=Run.order).lr
         best = [run for run in of if run.lr == lr]
         values = [run.loss for run in best]
         mean, seconds = statistics.mean(values), statistics.mean(run.seconds for run in best)
@@ -179,13 +183,15 @@ def main(arguments: Any = None) -> int:
     parser.add_argument("--rates", type=float, nargs="+", default=[3e-3, 1e-2, 3e-2])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     options = parser.parse_args(arguments)
+    if options.steps < 1:
+        raise UsageError(f"lstm_against_gpt: --steps must be at least 1, not {options.steps}")
     text = read(options.data or tg.data.shakespeare().path)
     print(f"{options.steps} steps of {BATCH} windows of {TIME} characters; tinygpt {tg.__version__}", flush=True)
     runs = []
     first, *others = options.seeds
     for name in CONTENDERS:
         tried = [train(name, first, lr, text, options.steps) for lr in options.rates]
-        best = min(tried, key=lambda run: run.loss)
+        best = min(tried, key=Run.order)
         runs += [*tried, *(train(name, seed, best.lr, text, options.steps) for seed in others)]
     print("", *table(runs), sep="\n")
     return 0

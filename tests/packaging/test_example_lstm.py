@@ -57,6 +57,13 @@ def test_a_later_token_changes_no_earlier_result(example: ModuleType) -> None:
         assert same.tolist() == [True] * 5 + [False] * 3
 
 
+def test_a_run_that_diverged_is_never_the_best(example: ModuleType) -> None:
+    nothing = np.full(example.TIME, 3.0)
+    runs = [example.Run(name, 0, lr, loss, nothing, 1.0, 10)
+            for name in example.CONTENDERS for lr, loss in ((0.1, np.nan), (0.2, 3.0), (0.3, 4.0))]  # fmt: skip
+    assert [line.split(" | ")[2] for line in example.table(runs)[2:4]] == ["0.2", "0.2"]
+
+
 @pytest.mark.slow
 def test_it_runs(tmp_path: Path) -> None:
     write_text(tmp_path / "my.txt", 60)
