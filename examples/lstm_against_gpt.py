@@ -170,9 +170,7 @@ def read(path: Path) -> tuple[np.ndarray, np.ndarray, int]:
     tokenizer = tg.tokenizers.CharTokenizer.from_text(text)
     tokens = np.array(tokenizer.encode(text))
     if len(tokens) < 10 * (TIME + 1):
-        raise UsageError(
-            f"lstm_against_gpt: {path} has {len(tokens)} characters; give a text of at least {10 * (TIME + 1)}"
-        )
+        raise UsageError(f"{path} has {len(tokens)} characters; give a text of at least {10 * (TIME + 1)}")
     return *tg.data.split(tokens, 0.1), tokenizer.vocab_size
 
 
@@ -184,7 +182,7 @@ def main(arguments: Any = None) -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     options = parser.parse_args(arguments)
     if options.steps < 1:
-        raise UsageError(f"lstm_against_gpt: --steps must be at least 1, not {options.steps}")
+        raise UsageError(f"--steps must be at least 1, not {options.steps}")
     text = read(options.data or tg.data.shakespeare().path)
     print(f"{options.steps} steps of {BATCH} windows of {TIME} characters; tinygpt {tg.__version__}", flush=True)
     runs = []
