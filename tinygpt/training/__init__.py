@@ -12,7 +12,8 @@ loss = evaluate(model, validation_tokens)           # over the whole text
 | `step/` | how a step is taken: accumulation, CUDA graphs, loss scaling, the share of each process |
 | `optimizers` | the optimizer, its schedule and the average of the weights, from the settings |
 | `divergence`, `interrupt`, `result` | non-finite numbers; signals; how a run ended |
-| `evaluation`, `final_evaluation` | the validation loss; that of the best weights at the end |
+| `evaluation` | the loss on text that the model was not trained on |
+| `evaluations`, `final_evaluation` | during the run, of the weights so far; at its end, of the best weights |
 | `run` | the parts of a run of `tinygpt train`: model, trainer, summary, final loss |
 | `pretrained`, `adapters` | starting from a pretrained model; LoRA |
 | `settings/` | the settings of a run: declared, chosen, written as a TOML file |

@@ -15,17 +15,13 @@ gradients, the optimizer and checkpoints stay in float32, so a run can switch dt
 
 A step's checkpoint is saved before the step is reported (`monitoring/`). A closed output stream does not stop a run.
 A callback that raises does: the run ends with CallbackError after saving its latest state.
-
-Over 300 lines: one class. Its independent parts are in the other files of this package; the rest all works on the
-state of the run.
 """
 
 from __future__ import annotations
 
 import contextlib
-import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +35,15 @@ from ..ops.cast import forget_rounded
 from ..tokenizers import Tokenizer
 from .adapters import require_adapter
 from .divergence import DivergedError, diverged
+from .evaluations import Evaluations
 from .freezing import freeze
 from .interrupt import StopRequest
 from .monitoring.metrics import training_record
 from .monitoring.progress import Progress
 from .monitoring.reporting import NoReport, Report
 from .monitoring.watch import Watch
-from .objective import Batch, Objective, objective_of
-from .optimizers import averaged, make_average, make_optimizer, make_schedule
+from .objective import Objective, objective_of
+from .optimizers import make_average, make_optimizer, make_schedule
 from .result import CallbackError, TrainingResult, result_of
 from .settings.config import TrainingConfig, schedule_notes
 from .step.accumulation import Accumulation
@@ -59,10 +56,6 @@ from .storage.folder import METRICS, PICTURE, RunFolder
 from .storage.saving import checkpoint_of, holding, restore, write_checkpoint, writing
 from .storage.state import TrainState
 from .urgent import UrgentSave
-
-
-class _Stopped(Exception):
-    """Raised to leave an evaluation when the user asks to stop."""
 
 
 class Trainer:
@@ -120,6 +113,7 @@ class Trainer:
         self.loss_scale = LossScale(config.dtype)
         self.accumulation = Accumulation(self)
         self.steps = Steps(self)
+        self.evaluations = Evaluations(self)
         self.state = TrainState()
         self.checkpoints = CheckpointFolder(self.folder)
         report = Report if self.share.leads else NoReport
@@ -167,7 +161,7 @@ class Trainer:
                     if self.tokenizer is not None:
                         export.write_tokenizer(self)
                 if self.changed:
-                    self._record({"step": begin, "changed": {name: list(pair) for name, pair in self.changed.items()}})
+                    self.record({"step": begin, "changed": {name: list(pair) for name, pair in self.changed.items()}})
                     self.changed = {}
                 for words in notes:
                     progress.line(begin, f"step {begin}: {words}")
@@ -195,7 +189,7 @@ class Trainer:
         while True:
             state.seconds = time.perf_counter() - begin
             self.over = over = self.watch.over if self.share.size == 1 else self.share.over
-            improved = self._evaluation_due(bool(over)) and self._evaluate(stop)
+            improved = self.evaluations.due(bool(over)) and self.evaluations.evaluate(stop)
             ended = state.step >= config.steps or 0 < config.patience <= state.without_improvement or stop.requested
             ended = ended or bool(over)
             if stop.requested and self.share.from_first(lambda: self.run_folder.replaces):
@@ -216,57 +210,19 @@ class Trainer:
                 with self.urgent.changing():
                     self._log_training(tokens_per_step)
             for record, words in found:
-                self._record(record, words)
+                self.record(record, words)
 
     def _changes(self) -> list[str]:
         return [f"{name} is now {now}; it was {before}" for name, (before, now) in self.changed.items()]
 
-    # Evaluation and metrics -----------------------------------------------------------------------
-
-    def _evaluation_due(self, over: bool) -> bool:
-        state = self.state
-        due = state.step % self.config.eval_every == 0 or state.step >= self.config.steps or over
-        return due and state.evaluated_at != state.step
-
-    def _evaluate(self, stop: StopRequest) -> bool:
-        """Evaluate and record the validation loss; return whether it is the best so far."""
-
-        def until_stopped() -> Iterator[Batch]:
-            for index, batch in enumerate(self.validation):
-                if index % self.share.size == 0:  # each process evaluates one batch of so many
-                    self.share.agree()
-                if stop.requested:
-                    raise _Stopped
-                yield batch
-
-        self.steps.settle()
-        random_state = self.model.generator.state_dict()
-        try:
-            with contextlib.nullcontext() if self.average is None else self.urgent.changing(), averaged(self.average):
-                figures = self.objective.evaluate(self.model, until_stopped())
-        except _Stopped:  # a resumed run evaluates at this step again
-            return False
-        except Exception:
-            self.save_as_before(random_state)
-            raise
-        loss = figures["validation_loss"]
-        if not math.isfinite(loss):
-            raise diverged(self, f"the validation loss is {loss}")
-        with self.urgent.changing():
-            return self._take_evaluation(loss, figures)
-
-    def _take_evaluation(self, loss: float, figures: dict[str, float]) -> bool:
-        state, improved = self.state, self.state.take(loss)
-        named = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in figures.items())
-        words = f"step {state.step}: {named}{' (best so far)' if improved else ''}"
-        self._record({"step": state.step, **figures}, words)
-        return improved
+    # Metrics --------------------------------------------------------------------------------------
 
     def _log_training(self, tokens_per_step: int) -> None:
         self.steps.settle()
-        self._record(training_record(self, tokens_per_step))
+        self.record(training_record(self, tokens_per_step))
 
-    def _record(self, record: dict[str, Any], words: str = "") -> None:
+    def record(self, record: dict[str, Any], words: str = "") -> None:
+        """Write a record of the metrics file. words: its line on the screen, if any."""
         with writing(self):
             self.report.record(record, words)
         self.state.metrics_lines += 1

@@ -67,7 +67,7 @@ def test_speed_is_that_of_the_steps_alone(tmp_path: Path, monkeypatch: pytest.Mo
     trainer = followed(tmp_path)
     trainer.watch.peak = 1e6
     monkeypatch.setattr("tinygpt.training.monitoring.following.time", fake)
-    step, evaluate = trainer.steps.step, trainer._evaluate
+    step, evaluate = trainer.steps.step, trainer.evaluations.evaluate
 
     def slow_step() -> float:
         clock.now += 2.0
@@ -77,7 +77,7 @@ def test_speed_is_that_of_the_steps_alone(tmp_path: Path, monkeypatch: pytest.Mo
         clock.now += 10.0
         return bool(evaluate(stop))
 
-    trainer.steps.step, trainer._evaluate = slow_step, slow_evaluation
+    trainer.steps.step, trainer.evaluations.evaluate = slow_step, slow_evaluation
     trainer.run()
     tokens = 3 * SHAPE["block_size"]
     record = records(tmp_path, "loss")[1]  # step 6, after the evaluations at steps 0 and 5

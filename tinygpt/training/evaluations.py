@@ -1,0 +1,67 @@
+"""The evaluations of a run: when one is due, and whether its weights are the best so far."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from .divergence import diverged
+from .interrupt import StopRequest
+from .objective import Batch
+from .optimizers import averaged
+
+if TYPE_CHECKING:
+    from .loop import Trainer
+
+
+class _Stopped(Exception):
+    """Raised to leave an evaluation when the user asks to stop."""
+
+
+class Evaluations:
+    """Evaluates the model of a trainer."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+
+    def due(self, over: bool) -> bool:
+        """Whether to evaluate before the next step. over: the run ends early."""
+        config, state = self.trainer.config, self.trainer.state
+        due = state.step % config.eval_every == 0 or state.step >= config.steps or over
+        return due and state.evaluated_at != state.step
+
+    def evaluate(self, stop: StopRequest) -> bool:
+        """Evaluate and record the validation loss; return whether it is the best so far. Raises DivergedError."""
+        trainer, average = self.trainer, self.trainer.average
+        trainer.steps.settle()
+        random_state = trainer.model.generator.state_dict()
+        try:
+            with contextlib.nullcontext() if average is None else trainer.urgent.changing(), averaged(average):
+                figures = trainer.objective.evaluate(trainer.model, self._batches(stop))
+        except _Stopped:  # a resumed run evaluates at this step again
+            return False
+        except Exception:
+            trainer.save_as_before(random_state)
+            raise
+        loss = figures["validation_loss"]
+        if not math.isfinite(loss):
+            raise diverged(trainer, f"the validation loss is {loss}")
+        with trainer.urgent.changing():
+            return self._take(loss, figures)
+
+    def _batches(self, stop: StopRequest) -> Iterator[Batch]:
+        for index, batch in enumerate(self.trainer.validation):
+            if index % self.trainer.share.size == 0:  # each process evaluates one batch of so many
+                self.trainer.share.agree()
+            if stop.requested:
+                raise _Stopped
+            yield batch
+
+    def _take(self, loss: float, figures: dict[str, float]) -> bool:
+        state, improved = self.trainer.state, self.trainer.state.take(loss)
+        named = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in figures.items())
+        words = f"step {state.step}: {named}{' (best so far)' if improved else ''}"
+        self.trainer.record({"step": state.step, **figures}, words)
+        return improved
