@@ -230,3 +230,18 @@ def test_metrics(client: TestClient) -> None:
     assert int(lines["tinygpt_generated_tokens_total"]) >= 3
     assert lines['tinygpt_text_seconds_bucket{le="+Inf"}'] == lines["tinygpt_text_seconds_count"]
     assert lines["tinygpt_texts_running"] == "0"
+
+
+def test_what_could_have_become_a_stop_string_comes_in_the_end(engine: Engine) -> None:
+    """A text that ends with the beginning of a stop string, at its limit: a stream must not lose it."""
+    text, client = written("To be", temperature=0, max_new_tokens=12), client_of(engine)
+    for count in (1, 3, 12):
+        ask = {"prompt": "To be", "max_tokens": 12, "temperature": 0, "stop": text[-count:] + "~~~"}
+        assert client.post("/v1/completions", json=ask).json()["choices"][0]["text"] == text
+        events = events_of(client.post("/v1/completions", json=ask | {"stream": True}))
+        assert "".join(event["choices"][0]["text"] for event in events) == text
+        assert events[-1]["choices"][0]["finish_reason"] == "length"
+        ask |= {"stop": text[-count:]}  # and one that does become one is never shown, not in part
+        events = events_of(client.post("/v1/completions", json=ask | {"stream": True}))
+        shown = "".join(event["choices"][0]["text"] for event in events)
+        assert shown == text[: text.index(text[-count:])]
