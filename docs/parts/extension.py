@@ -20,6 +20,7 @@ from sphinx.util.docutils import SphinxDirective
 from .bodies import ROOT, bodies
 from .chinese import ChineseByPairs
 from .docstrings import to_rst
+from .themed import ThemedPictures
 
 PICTURES = Path(__file__).parents[1] / "pictures"
 TABS = {"NumPy": "NumPy", "CPU": "CPU (C, Cython)", "CUDA": "GPU (CUDA)"}  # the same in every language
@@ -133,5 +134,6 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("bodies", Bodies)
     app.add_directive("picture", Picture)
     app.add_search_language(ChineseByPairs)
+    app.add_transform(ThemedPictures)
     app.connect("autodoc-process-docstring", _plain_text)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -163,6 +163,16 @@ def test_no_page_fetches_anything_from_elsewhere(site: Path) -> None:
 
 
 @pytest.mark.slow
+def test_pictures_and_scripts_are_there(site: Path) -> None:
+    for path in site.rglob("*.html"):
+        html = path.read_text(encoding="utf-8")
+        assert "<picture" not in html, path  # its files are nobody's to copy
+        for url in loaded(html):
+            if not url.startswith("data:"):
+                assert (path.parent / unquote(urlsplit(url).path)).exists(), f"{path.name}: {url}"
+
+
+@pytest.mark.slow
 def test_links_lead_somewhere(site: Path) -> None:
     pages = {path: path.read_text(encoding="utf-8") for path in site.rglob("*.html")}
     ids = {path: set(re.findall(r"\bid=\"([^\"]+)\"", html)) for path, html in pages.items()}
