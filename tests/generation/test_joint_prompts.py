@@ -108,12 +108,9 @@ def test_an_error_leaves_the_readers_where_they_were(monkeypatch: pytest.MonkeyP
 
 
 def test_whose_layers_have_to_be_called() -> None:
-    """A model with a user's layer, or an adapter, is read a prompt at a time."""
+    """A model with a user's layer is read a prompt at a time."""
     model = model_of()
     assert isinstance(Decoder(model).joint, JointPrompts)
-    adapted = model_of()
-    tg.nn.add_lora(adapted, rank=2)
-    assert Decoder(adapted).joint is None
     calls = []
     forward = model.h[1].mlp.forward
     model.h[1].mlp.positionwise = True
@@ -122,6 +119,23 @@ def test_whose_layers_have_to_be_called() -> None:
     assert decoder.joint is None
     decoder.prefill(prompts()[:2])
     assert [shape[:2] for shape in calls] == [(1, 1), (1, 40)]
+
+
+def test_an_adapter() -> None:
+    """A new one changes no bit; one that has learned is read as the model's own `forward` computes it."""
+    model = model_of()
+    expected = Decoder(model).prefill(prompts()).copy()
+    tg.nn.add_lora(model, rank=2)
+    assert isinstance(Decoder(model).joint, JointPrompts)
+    assert np.array_equal(Decoder(model).prefill(prompts()), expected)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += np.float32(0.1)
+    logits = Decoder(model).prefill(prompts())
+    assert np.abs(logits - expected).max() > 1e-2
+    with tg.no_grad():
+        for row, prompt in zip(logits, prompts(), strict=True):
+            np.testing.assert_allclose(row, model(prompt[None]).data[0, -1], atol=1e-4)
 
 
 def test_passes() -> None:

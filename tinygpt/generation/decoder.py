@@ -191,7 +191,7 @@ class Decoder:
         self.like = model.parameters()[0].data
         self.logits = backends.array_module(self.like).empty((B, model.config.vocab_size), self.like.dtype)
         self.one_pass = one_pass(model)
-        self.joint = joint_prompts(model, self.one_pass)
+        self.joint = joint_prompts(self.one_pass)
         self.joint_prefill = on_gpu = backends.name_of(self.like) == "cupy"
         self.graphed = GraphedDecode(self._compute, self._addresses) if on_gpu and self.one_pass is not None else None
         embedding, self.head_matrix = model.output_embedding, None  # None: the head is called

@@ -1,6 +1,6 @@
 """Several prompts, or pieces of prompts, through the model in one pass: its weights are read once for all of them.
 
-    joint = joint_prompts(model)            # None if the model has to be called
+    joint = joint_prompts(one_pass(model))  # None if the model has to be called
     hidden = joint([ids, ...], [cache, ...])
 
 It computes `GPT.hidden(ids, cache)` of each prompt. Only attention sees other tokens, so everything else works on the
@@ -112,9 +112,9 @@ def passes(which: Sequence[int], lengths: Sequence[int], most: int) -> Iterator[
         yield run
 
 
-def joint_prompts(model: GPT, one_pass: OnePass | None) -> JointPrompts | None:
-    """The pass for `model`, given its fast path for decoding; None if a part of it is user-defined, with an adapter,
-    and on a GPU."""
-    if one_pass is None or one_pass.model is not model or not isinstance(one_pass.wpe, np.ndarray):
+def joint_prompts(one_pass: OnePass | None) -> JointPrompts | None:
+    """The pass for a model, given its fast path for decoding, whose sums of an adapter's updates and their weights it
+    reads too; None if a part of the model is user-defined, and on a GPU."""
+    if one_pass is None or not isinstance(one_pass.wpe, np.ndarray):
         return None
-    return JointPrompts(model)
+    return JointPrompts(one_pass.model)
