@@ -9,14 +9,29 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from gpu_first_tools import BACKEND, DEVICE, DRY, B, T, attempt, burst_of, gpu, kind, make_model, ms, put, quick_normal
+from gpu_first_tools import (
+    BACKEND,
+    DEVICE,
+    DRY,
+    B,
+    T,
+    attempt,
+    burst_of,
+    gpu,
+    host,
+    kind,
+    make_model,
+    ms,
+    put,
+    quick_normal,
+)
 
 
 def times() -> None:
     import tinygpt as tg
 
     tg.use_backend(BACKEND)
-    for part in (bandwidth, products, attention_times, small_kernels, steps, decoding):
+    for part in (bandwidth, products, attention_times, small_kernels, steps, sampling, decoding):
         with attempt(part.__name__):
             part()
 
@@ -133,8 +148,6 @@ def steps() -> None:
                     step, graphed, _optimizer = burst_of(config, dtype, mode, batch, length)
                     for _ in range(5):
                         step()
-                    for key in step.spent:
-                        step.spent[key] = 0.0
                     count = 3 if DRY else 20
                     begin = time.perf_counter()
                     for _ in range(count):
@@ -142,13 +155,10 @@ def steps() -> None:
                     took = (time.perf_counter() - begin) / count * 1e3
                     label = f"step {name} {dtype} graphs {mode}"
                     put(f"{label}: {batch * length / took * 1e3:,.0f} tokens/s", took, "ms")
-                    put(
-                        f"{label}: host ms in passes, update (waits for the step before)",
-                        " ".join(f"{s / count * 1e3:.2f}" for s in step.spent.values()),
-                    )
                     if graphed.replays:
-                        kept = next(k for k in graphed.kinds.values() if k.graph is not None)
-                        put(f"{label}: a replay alone", ms(lambda: kept.graph.replay(step.pairs[0], 0), 5, 3), "ms")
+                        kept = list(graphed.kinds.values())[-1]  # with the update, if that is in it
+                        hosts = (*step.pairs[0], step.late.update.numbers)
+                        put(f"{label}: a replay alone", ms(lambda: kept.graph.replay(hosts, 0), 5, 3), "ms")
                         mb = graphed.recorder.pool.total_bytes() / 1e6
                         put(f"{label}: memory of the graph", mb, "MB")
     if DRY:
@@ -179,16 +189,31 @@ def decoding() -> None:
                 net = make_model(config)
                 net = (net.pack(pack) if pack else net).to(BACKEND)
                 prompt = np.random.default_rng(0).integers(0, config.vocab_size, (rows, 16))
-                net.generate(prompt, max_new_tokens=4, do_sample=False)
                 new = 4 if DRY else 96
-                begin = time.perf_counter()
-                net.generate(prompt, max_new_tokens=new, do_sample=False)
-                put(
-                    f"decoding gpt2 {pack or 'float32'} {rows} rows",
-                    rows * new / (time.perf_counter() - begin),
-                    "tokens/s",
-                )
+                for way, options in (("greedy", {"do_sample": False}), ("sampled", {"temperature": 0.8, "top_k": 50})):
+                    net.generate(prompt, max_new_tokens=4, **options)
+                    begin = time.perf_counter()
+                    net.generate(prompt, max_new_tokens=new, **options)
+                    took = time.perf_counter() - begin
+                    put(f"decoding gpt2 {pack or 'float32'} {rows} rows, {way}", rows * new / took, "tokens/s")
     del tg
+
+
+def sampling() -> None:
+    """Tokens drawn on the GPU are those of the reference in NumPy; how long it takes for a row and for 64."""
+    from tinygpt.ops.sample_tokens import sample_tokens
+
+    rng, V = np.random.default_rng(0), 97 if DRY else 50257
+    for R in (1, 64):
+        logits, number = (3 * rng.standard_normal((R, V))).astype(np.float32), rng.integers(0, 2**53, R)
+        there, drawn = gpu().asarray(logits), gpu().asarray(number)
+        for settings in ((0.0, 0, 1.0), (1.0, 0, 1.0), (0.8, 50, 1.0), (0.8, 50, 0.95), (1.0, 0, 0.9)):
+            expected = sample_tokens.reference(logits, number, V, *settings)
+            found = host(sample_tokens(there, drawn, V, *settings))
+            if not np.array_equal(found, expected):
+                put(f"FAILED sampling {settings}", f"{(found != expected).sum()} of {R} tokens differ")
+            took = ms(lambda: sample_tokens(there, drawn, V, *settings), 10, 3)
+            put(f"sampling {R} rows, temperature, top_k, top_p {settings}", took * 1e3, "us")
 
 
 def profile() -> None:

@@ -111,39 +111,20 @@ def make_model(config: Any, seed: int = 0) -> Any:
 
 def burst_of(config: Any, dtype: str, graphs: str, batch: int, length: int) -> tuple[Any, Any, Any]:
     """(a function that takes one step as the training loop does, the graphed step, the optimizer)."""
-    from gpu_worker import LateLoss
+    from gpu_worker import LateStep
 
     import tinygpt as tg
-    from tinygpt.training.step.graphed_step import GraphedStep
 
     net = make_model(config).to(BACKEND)
-    parameters, optimizer = (
-        list(net.parameters()),
-        tg.optim.AdamW(net.named_parameters(), lr=1e-4, betas=(0.9, 0.99), weight_decay=0.1),
-    )
+    optimizer = tg.optim.AdamW(net.named_parameters(), lr=1e-4, betas=(0.9, 0.99), weight_decay=0.1)
     data = np.random.default_rng(7).integers(0, config.vocab_size, (4, batch, length + 1))
     pairs = [(np.ascontiguousarray(x[:, :-1]), np.ascontiguousarray(x[:, 1:])) for x in data]
-
-    def work(inputs: Any, targets: Any) -> Any:
-        loss = net.loss(inputs, targets)
-        loss.backward()
-        return loss
-
-    graphed = GraphedStep(net, work, "off" if DRY else graphs)
-    update = LateLoss(parameters, optimizer)
-    count, spent = [0], {"passes": 0.0, "update": 0.0}
+    late_step, count = LateStep(net, optimizer, "off" if DRY else graphs), [0]
 
     def step() -> float:
-        a = time.perf_counter()
-        with net.compute_in(dtype if not DRY else "float32"):
-            loss = graphed(*pairs[count[0] % 4])
-        b = time.perf_counter()
-        late = update(loss)  # waits for the step before
-        for name, seconds in (("passes", b - a), ("update", time.perf_counter() - b)):
-            spent[name] += seconds
         count[0] += 1
-        return late
+        with net.compute_in(dtype if not DRY else "float32"):
+            return late_step(*pairs[count[0] % 4])  # waits for the step before
 
-    step.spent = spent  # type: ignore[attr-defined]
-    step.pairs = pairs  # type: ignore[attr-defined]
-    return step, graphed, optimizer
+    step.late, step.pairs = late_step, pairs  # type: ignore[attr-defined]
+    return step, late_step.graphed, optimizer

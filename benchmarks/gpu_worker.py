@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +22,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 import tinygpt as tg
 from tinygpt import GPT, GPTConfig, backends
 from tinygpt.backends.precision import activation_dtype
+from tinygpt.ops.cast import keep_rounded
 from tinygpt.training.step.graphed_step import GraphedStep
+from tinygpt.training.step.update import Update
 
 BABY = GPTConfig(vocab_size=65, block_size=256, n_layer=6, n_head=6, n_embd=384, bias=False)
 GPT2 = GPTConfig(vocab_size=50257, block_size=1024, n_layer=12, n_head=12, n_embd=768)
@@ -47,27 +50,38 @@ def batches(preset: str) -> list[tuple[np.ndarray, np.ndarray]]:
     return [(np.ascontiguousarray(part[:, :-1]), np.ascontiguousarray(part[:, 1:])) for part in ids]
 
 
-class LateLoss:
-    """An update as in the training loop: on a GPU norm, clipping and AdamW are launched, the loss is read a step late.
+class LateStep:
+    """A step as the training loop takes it: on a GPU norm, clipping and AdamW follow the passes in the same CUDA graph,
+    weights are rounded to 16 bits by AdamW, and the loss is read a step late. On a CPU everything is read at once.
 
-    optimizer: over `parameters`, whose gradients clip to norm 1. On a CPU everything is read at once.
+    graphs: "on", "off" or "auto". Gradients are clipped to norm 1.
     """
 
-    def __init__(self, parameters: list[Any], optimizer: Any) -> None:
-        self.parameters, self.optimizer = parameters, optimizer
-        late = optimizer.takes_scale_on_device
-        self.scale = tg.optim.ScaleOnDevice(parameters) if late else None
+    def __init__(self, model: Any, optimizer: Any, graphs: str) -> None:
+        self.model, self.optimizer = model, optimizer
+        self.graphed = GraphedStep(model, self._passes, graphs)
+        self.parameters = list(model.parameters())
+        settings = SimpleNamespace(gradient_accumulation=1, grad_clip=1.0)
+        trainer: Any = SimpleNamespace(parameters=self.parameters, optimizer=optimizer, config=settings)
+        self.update = Update(trainer) if optimizer.takes_scale_on_device else None
         self.before: Any = None
 
-    def __call__(self, loss: Any) -> float:
-        """Update; return the loss of the step before, or this one's if there is none."""
-        if self.scale is None:
+    def _passes(self, inputs: np.ndarray, targets: np.ndarray) -> Any:
+        loss = self.model.loss(inputs, targets)
+        loss.backward()
+        return loss
+
+    def __call__(self, inputs: np.ndarray, targets: np.ndarray) -> float:
+        """Take a step; return the loss of the one before, or this one's if there is none."""
+        keep_rounded(self.model, self.optimizer)
+        if self.update is None:
+            loss = self.graphed(inputs, targets)
             norm = tg.optim.grad_norm(self.parameters)
             self.optimizer.step(grad_scale=tg.optim.clip_coefficient(norm, 1.0))
             self.optimizer.zero_grad()
             return float(loss.item())
-        self.scale.compute(1.0, 1.0)
-        self.optimizer.step(grad_scale=self.scale)
+        self.update.prepare()
+        loss = self.graphed(inputs, targets, update=self.update)
         reading = backends.get("cupy").Reading([loss.data])
         self.optimizer.zero_grad()
         before, self.before = self.before, reading
@@ -83,30 +97,22 @@ def tinygpt_burst(preset: str, dtype: str, graphs: bool) -> Callable[[int], Figu
     tg.use_backend("cupy", tf32=dtype == "tf32")
     cupy = backends.get("cupy").require()
     model = GPT(PRESETS[preset][0], seed=0).to("cupy")
-    parameters = list(model.parameters())
     optimizer = tg.optim.AdamW(model.named_parameters(), lr=LEARNING_RATE, betas=BETAS, weight_decay=DECAY)
     data, done = batches(preset), 0
-
-    def work(inputs: np.ndarray, targets: np.ndarray) -> Any:
-        loss = model.loss(inputs, targets)
-        loss.backward()
-        return loss
-
-    graphed_step = GraphedStep(model, work, "on" if graphs else "off")
-    update = LateLoss(parameters, optimizer)
+    late_step = LateStep(model, optimizer, "on" if graphs else "off")
+    graphed_step = late_step.graphed
 
     def step() -> float:
         nonlocal done
-        with model.compute_in("bfloat16") if dtype == "bfloat16" else contextlib.nullcontext():
-            loss = graphed_step(*data[done % len(data)])
         done += 1
-        return update(loss)
+        with model.compute_in("bfloat16") if dtype == "bfloat16" else contextlib.nullcontext():
+            return late_step(*data[(done - 1) % len(data)])
 
     def burst(steps: int) -> Figures:
         start, end = cupy.cuda.Event(), cupy.cuda.Event()
         start.record()
         losses = [step() for _ in range(steps)]
-        loss = update.last(losses[-1])
+        loss = late_step.last(losses[-1])
         end.record()
         end.synchronize()
         held = backends.get("cupy").memory().held + (

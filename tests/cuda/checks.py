@@ -331,7 +331,24 @@ def weights_rounded_on_the_way(device: Device) -> None:
                 assert np.array_equal(call[-1], expected)
 
 
+def tokens_of_odd_rows(device: Device) -> None:
+    """A logit that is not finite gives -1; small temperatures, numbers of any size make no infinities."""
+    logits, number = normal(5, 700), np.array([0, 2**52, 2**53 - 1, 12345, 2**51])
+    logits[1, 699], logits[2, 0], logits[3, 350] = np.inf, np.nan, -np.inf
+    logits[4] = 3e38 * np.sign(logits[4])
+    for settings in (
+        (1.0, 0, 1.0), (0.0, 0, 1.0), (1e-300, 0, 1.0), (0.5, 40, 0.9), (1.0, 1, 1.0), (1.0, 0, 1e-3), (1e-300, 3, 0.5),
+        (1.0, 0, 0.999), (1.0, 0, 1e-18), (1.0, 699, 1.0),
+    ):  # fmt: skip
+        for size in (700, 699):
+            found = body(device, "sample_tokens")(logits, number, size, *settings)
+            expected = REGISTRY["sample_tokens"].reference(logits, number, size, *settings)
+            assert np.array_equal(found, expected), (settings, size, found, expected)
+            assert (found[1:4] < 0).sum() == 3 - (size == 699)
+
+
 CHECKS: dict[str, tuple[Callable[[Device], None], ...]] = {
+    "sample_tokens": (tokens_of_odd_rows,),
     "adamw": (weights_rounded_on_the_way,),
     "cross_entropy": (targets_outside, logits_far_from_zero),
     "clip": (steps_that_are_left_out,),

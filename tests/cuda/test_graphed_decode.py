@@ -15,8 +15,11 @@ import tinygpt as tg
 from tests.cuda import capture, emulator, standin
 from tests.cuda.test_graphs import DEVICE
 from tinygpt._ext import cuda
+from tinygpt.errors import UsageError
 from tinygpt.generation.decoder import Decoder
 from tinygpt.generation.graphed_decode import EAGER, GraphedDecode
+from tinygpt.generation.row_decoder import RowDecoder
+from tinygpt.generation.token_sampler import TokenSampler, Uniforms
 from tinygpt.ops.packed import Matrix
 
 pytestmark = [
@@ -153,3 +156,42 @@ def test_a_number_that_is_recorded_is_found_out() -> None:
     for _ in range(EAGER + 1):
         on.step([1, 2])
     assert on.graphed.failed
+
+
+# Sampling where the logits are ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"temperature": 0.8}, {"temperature": 0.0}, {"top_k": 5, "top_p": 0.8}, {"top_k": 3, "eos_token_id": [2, 7]}],
+)
+def test_a_text_is_that_of_the_sampler_on_the_host(options: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And of each step's logits none come to the host: the first ones, after the prompt, do."""
+    model = tg.GPT(CONFIG, seed=1).eval().to("cupy")
+    prompts = np.array([[1, 2, 3], [4, 5, 6]])
+    usual, sizes = standin.ndarray.get, []
+
+    def get(self: Any, *args: Any, **kwargs: Any) -> Any:
+        sizes.append(self.size)
+        return usual(self, *args, **kwargs)
+
+    monkeypatch.setattr(standin.ndarray, "get", get)
+    found = model.generate(prompts, 12, seed=3, **options)
+    if "eos_token_id" not in options:
+        assert sizes.count(2 * 23) == 1
+        assert sizes.count(2) == 11
+    monkeypatch.setattr("tinygpt.generation.token_sampler.TokenSampler.draws_on_device", False)
+    assert np.array_equal(found, model.generate(prompts, 12, seed=3, **options))
+
+
+def test_beyond_the_block_and_with_weights_that_are_not_finite() -> None:
+    model = tg.GPT(CONFIG, seed=1).eval().to("cupy")
+    assert model.generate(np.array([[1, 2, 3]]), 20, seed=3).shape == (1, 23)
+    row = RowDecoder(model, [np.array([1, 2])], 5)
+    row.start()
+    row.leaves_logits = True
+    model.ln_f.bias.data[...] = np.nan
+    logits = row.step(np.array([3]))
+    sampler = TokenSampler(tg.generation.GenerationConfig(do_sample=True), [], Uniforms(0, 1))
+    with pytest.raises(UsageError, match="the model's logits are not finite"):
+        sampler(row.rows(), logits, np.array([0]))

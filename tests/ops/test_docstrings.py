@@ -13,7 +13,7 @@ from tinygpt import ops
 
 FOLDER = Path(ops.__file__).parent
 FILES = sorted(path for path in FOLDER.glob("[!_]*.py"))
-HAVE_NO_GRADIENT = {"cached_attention", "decode_block", "packed"}
+HAVE_NO_GRADIENT = {"cached_attention", "decode_block", "packed", "sample_tokens"}
 
 
 def docstring(text: str) -> str:

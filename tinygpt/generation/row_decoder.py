@@ -51,6 +51,7 @@ class RowDecoder:
         self._decoder: Any = decoder_for(model, capacity) if cache is None else cache
         self._window: Any = None
         self._cached = np.ones(len(prompts), dtype=bool)  # (R,) which rows are in the decoder, in the same order
+        self.leaves_logits = False  # on the GPU, if they are there and the same for all rows: see `step`
 
     def rows(self) -> Rows:
         """The ids of each row so far, including the prompt: read-only arrays (length,)."""
@@ -71,21 +72,25 @@ class RowDecoder:
             self._decoder.select(index[rows[self._cached[rows]]])
         self._table, self._starts, self._cached = self._table[rows], self._starts[rows], self._cached[rows]
 
-    def step(self, ids: np.ndarray) -> np.ndarray:
-        """Append one token to each row, ids (R,) int64, and return the logits (R, V) after it."""
+    def step(self, ids: np.ndarray) -> Any:
+        """Append one token to each row, ids (R,) int64, and return the logits (R, V) after it.
+
+        They are NumPy's or, with `leaves_logits`, may be the decoder's own array on a GPU.
+        """
         if self._end == self._table.shape[1]:
             self._table = np.concatenate([self._table, np.zeros_like(self._table)], axis=1)
         self._table[:, self._end] = ids
         self._end += 1
         self._drop_full_rows()
         if self._cached.all():
-            return backends.move(self._decoder.step(ids), "numpy")
+            logits = self._decoder.step(ids)
+            return logits if self.leaves_logits else backends.move(logits, "numpy")
         if not self._cached.any():
             return self._read_windows()
         cached = backends.move(self._decoder.step(ids[self._cached]), "numpy")
-        logits = np.empty((len(ids), cached.shape[1]), dtype=cached.dtype)
-        logits[self._cached], logits[~self._cached] = cached, self._read_windows()
-        return logits
+        together = np.empty((len(ids), cached.shape[1]), dtype=cached.dtype)
+        together[self._cached], together[~self._cached] = cached, self._read_windows()
+        return together
 
     def _drop_full_rows(self) -> None:
         """Remove the rows that have outgrown the block from the decoder."""

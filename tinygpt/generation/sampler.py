@@ -143,6 +143,7 @@ def _steps(request: Request, record: _Record) -> Iterator[np.ndarray]:
         return
     token_sampler = TokenSampler(request.config, request.processors, Uniforms(request.seed, R), record.details)
     row_decoder, logits = _start(request)
+    row_decoder.leaves_logits = token_sampler.draws_on_device
     held = [request.stopping.begin(ids) for ids in row_decoder.rows()]
     for step in range(int(limits.max())):
         choice = token_sampler(row_decoder.rows(), logits, active)

@@ -7,6 +7,10 @@ prompt, its samples use (that seed, t, 0), (that seed, t, 1), ..., as if the pro
 Cost. This should be negligible next to the model's step. Greedy decoding without processors is an argmax over the
 model's own array. Only the tokens left after top_k, found by a partition instead of a sort, are converted to float64.
 Random numbers are generated for many steps at once.
+
+On a GPU the logits of a step, 200 KB a row for GPT-2, can stay where they are, if temperature, top_k and top_p are all
+that there is to do: `sample_tokens` draws there, and the host reads the ids. Both draw with the same numbers in double
+precision; `tinygpt/ops/sample_tokens.py` says how they may differ.
 """
 
 from __future__ import annotations
@@ -16,16 +20,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import random
+from .. import backends, random
 from ..errors import UsageError
+from ..ops.sample_tokens import UNIT, sample_tokens
 from .options import WHERE, GenerationConfig
 from .processors import Processor, Rows
-from .truncation import Temperature, TopK, Truncation, truncations, unnormalized_probs
+from .truncation import Temperature, TopK, TopP, Truncation, truncations, unnormalized_probs
 
 # Sampling uses its own streams, far from those used for weights and dropout masks with the same seed.
 _FIRST_STREAM = 1 << 48
 _STEPS_AT_ONCE = 64
 _BLOCK = 256
+ON_DEVICE = (Temperature, TopK, TopP)  # what `sample_tokens` does
 
 
 class SampledTokens(NamedTuple):
@@ -51,14 +57,43 @@ class TokenSampler:
         # Dividing by a temperature keeps the order, so top_k can come first, on the float32 logits.
         self.truncations.sort(key=lambda truncation: not isinstance(truncation, TopK))
 
-    def __call__(self, rows: Rows, logits: np.ndarray, active: np.ndarray) -> SampledTokens:
-        """active (R,): the index of each row within the request, which determines its random number."""
+    @property
+    def draws_on_device(self) -> bool:
+        """Whether it takes logits on a GPU."""
+        return not self.processors and not self.details and all(type(t) in ON_DEVICE for t in self.truncations)
+
+    def __call__(self, rows: Rows, logits: Any, active: np.ndarray) -> SampledTokens:
+        """active (R,): the index of each row within the request, which determines its random number.
+
+        logits: NumPy's or, if `draws_on_device`, CuPy's.
+        """
+        if not isinstance(logits, np.ndarray):
+            if self.draws_on_device and sample_tokens.fast_body((logits,)) is not None:
+                return self._draw_on_device(rows, logits, active)
+            logits = backends.move(logits, "numpy")
         check_finite(logits)
         scores = apply_processors(rows, logits[:, : self.config.vocab_size], self.processors)
         alive = scores.max(axis=1) > -np.inf if self.processors else None
         if alive is not None and not alive.all():
             return self._of_those_alive(rows, scores, logits, active, alive)
         return self._sample(rows, scores, logits, active)
+
+    def _draw_on_device(self, rows: Rows, logits: Any, active: np.ndarray) -> SampledTokens:
+        u = np.zeros(len(active)) if self.numbers is None else self.numbers(rows.new_tokens)[active]  # (R,)
+        number = backends.move((u / UNIT).astype(np.int64), "cupy")
+        temperature, top_k, top_p = (0.0 if self.config.greedy else 1.0), 0, 1.0
+        for truncation in self.truncations:  # none if it is greedy
+            if isinstance(truncation, Temperature):
+                temperature = truncation.temperature
+            elif isinstance(truncation, TopK):
+                top_k = truncation.k
+            elif isinstance(truncation, TopP):
+                top_p = truncation.p
+        size = len(range(logits.shape[1])[: self.config.vocab_size])
+        ids = backends.move(sample_tokens(logits, number, size, temperature, top_k, top_p), "numpy")
+        if (ids < 0).any():
+            raise not_finite()
+        return SampledTokens(ids, None, None)
 
     def _of_those_alive(
         self, rows: Rows, scores: np.ndarray, logits: np.ndarray, active: np.ndarray, alive: np.ndarray
@@ -88,7 +123,11 @@ class TokenSampler:
 def check_finite(logits: np.ndarray) -> None:
     """Raise UsageError for nan or inf, which a diverged model produces."""
     if not np.isfinite(logits).all():
-        raise UsageError(f"{WHERE}: the model's logits are not finite: its weights contain nan or inf, or overflow")
+        raise not_finite()
+
+
+def not_finite() -> UsageError:
+    return UsageError(f"{WHERE}: the model's logits are not finite: its weights contain nan or inf, or overflow")
 
 
 def apply_processors(rows: Rows, logits: np.ndarray, processors: Sequence[Processor]) -> np.ndarray:

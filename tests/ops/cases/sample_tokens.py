@@ -1,0 +1,41 @@
+"""The rows of sample_tokens: of the kernel alone, since there is no gradient."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+
+import tinygpt.ops.sample_tokens  # noqa: F401  registers the kernel
+from tests.ops.drawing import Example, Input, KernelRow, leading, seeds
+
+
+def quarters(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Many equal ones among them, exact in 16 bits; both zeros."""
+    return np.asarray(rng.integers(-12, 13, shape) / 4 * rng.choice([-1.0, 1.0], shape))
+
+
+def numbers(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    return np.asarray(rng.integers(0, 2**53, shape))
+
+
+@st.composite
+def examples(draw: Any, sizes: Any) -> Example:
+    """Rows of V logits, all of which or all but the last are candidates."""
+    R, V = draw(leading), draw(sizes)
+    size = max(1, V - draw(st.sampled_from([0, 0, 3])))
+    temperature, top_k = draw(st.sampled_from([1.0, 0.7, 0.0, 2.0])), draw(st.sampled_from([0, 1, 5, 40]))
+    options = (size, temperature, top_k, draw(st.sampled_from([1.0, 0.9, 0.5, 0.05])))
+    return Example((Input((R, V), "C", draw(seeds), quarters), Input((R,), "C", draw(seeds), numbers), *options))
+
+
+ROWS: list[Any] = []
+KERNEL_ROWS = [
+    KernelRow(
+        "sample_tokens",
+        examples(st.sampled_from([1, 2, 7, 33, 70])),
+        declines=lambda dtype: dtype == np.float64,
+        wide=examples(st.sampled_from([500, 1025, 1600])),
+    ),
+]
