@@ -11,7 +11,7 @@
 
 All call `model.hidden(idx, cache)`: `prefill`, `join` and `append` on each text separately, and `step` on one token of
 every row. For a plain GPT there are faster ways: prompts are read together (`joint_prompts`), and a step is one
-compiled call for each block (`one_pass`). (On a GPU, `prefill` reads prompts of one length together, and a step is a
+compiled call for each block (`one_pass`). (On a GPU, `prefill` reads prompts together, padded, and a step is a
 CUDA graph.) With the compiled kernels, in float32, row b of both does not depend on the other rows, bit for bit; with
 the reference kernels it is the same up to rounding.
 There is no padding: row b is its tokens 0 .. lengths[b] - 1.
@@ -47,6 +47,7 @@ from .decoder_checks import checked_capacity, flat_integers, obstacle_to_a_cache
 from .graphed_decode import GraphedDecode
 from .joint_prompts import JointPrompts, joint_prompts
 from .one_pass import one_pass
+from .padded_prompts import read_padded, worth_padding
 from .prompt_reader import PromptReader, read_together
 
 if TYPE_CHECKING:
@@ -203,9 +204,8 @@ class Decoder:
         with no_grad(), self.model.evaluating(), self.model.compute_in("float32"):
             if self.joint is not None:
                 return self._head(self.joint([row[0] for row in rows], self._rows_of_cache(len(rows))))
-            if len(rows) > 1 and len({row.shape for row in rows}) == 1 and self.joint_prefill:
-                together = np.concatenate([backends.move(row, "numpy") for row in rows])  # (B, T)
-                return self._head(self.model.hidden(together, self.cache).data[:, -1])
+            if self.joint_prefill and worth_padding(rows):
+                return self._head(read_padded(self.model, rows, self.cache))
             pairs = zip(rows, self._rows_of_cache(len(rows)), strict=True)
             return self._head([self.model.hidden(row, cache).data[0, -1] for row, cache in pairs])
 
