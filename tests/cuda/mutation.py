@@ -73,7 +73,8 @@ DECLARATION = re.compile(
     r"^\s*(const |typedef |using |constexpr |static |__shared__ |extern |struct |return \{|return [^;])"
 )
 TYPED = re.compile(
-    r"^(?:const )?(?:unsigned |long )*(?:int|unsigned|long|accum|real|bool|double|float|char|T|Words|Packed)\b [\w*]"
+    r"^(?:const )?(?:unsigned |long )*"
+    r"(?:int|unsigned|long|accum|real|small|bool|double|float|char|T|Words|Packed)\b [\w*]"
 )
 
 
