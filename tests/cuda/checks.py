@@ -333,17 +333,20 @@ def weights_rounded_on_the_way(device: Device) -> None:
 
 def tokens_of_odd_rows(device: Device) -> None:
     """A logit that is not finite gives -1; small temperatures, numbers of any size make no infinities."""
-    logits, number = normal(5, 530), np.array([0, 2**52, 2**53 - 1, 12345, 2**51])  # more than there are threads
+    logits, number = normal(6, 530), np.array([0, 2**52, 2**53 - 1, 12345, 2**51, 2**52])  # more than there are threads
     logits[1, 529], logits[2, 0], logits[3, 300] = np.inf, np.nan, -np.inf
-    logits[4] = 3e38 * np.sign(logits[4])
+    logits[4], logits[5] = 3e38 * np.sign(logits[4]), 0 * logits[5]  # zeros of both signs
+    logits[0, 500] = 9.0  # found by the last warp
     for size, settings in (
         (529, (1.0, 0, 1.0)), (530, (0.0, 0, 1.0)), (529, (1e-300, 3, 0.5)), (530, (0.5, 40, 0.9)),
-        (529, (1.0, 0, 1e-18)), (530, (1.0, 0, 0.999)),
+        (529, (1.0, 0, 1e-18)), (530, (1.0, 0, 0.6)),
     ):  # fmt: skip
         found = body(device, "sample_tokens")(logits, number, size, *settings)
         expected = REGISTRY["sample_tokens"].reference(logits, number, size, *settings)
         assert np.array_equal(found, expected), (settings, size, found, expected)
         assert (found[1:4] < 0).sum() == 3 - (size == 529)
+    last = body(device, "sample_tokens")(np.zeros((1, 64), np.float32), number[2:3], 64, 1.0, 0, 1.0)
+    assert last == 63  # which the last thread has
 
 
 CHECKS: dict[str, tuple[Callable[[Device], None], ...]] = {

@@ -41,7 +41,8 @@ __device__ inline void first_best(unsigned &place, int &index) {
         }
 }
 
-// The sum of the threads' values below this one's, and of all, added in the order of the threads.
+// The sum of the threads' values below this one's, and of all, added in the order of the threads. Once for each T: a
+// second call would overwrite values that somebody may still have to read.
 template <typename T>
 __device__ inline T sum_before(T own, T &total) {
     __shared__ T values[THREADS];
@@ -53,7 +54,6 @@ __device__ inline T sum_before(T own, T &total) {
         if (thread == (int)threadIdx.x) before = total;
         total += values[thread];
     }
-    __syncthreads();  // the next call overwrites values: everyone must have read them
     return before;
 }
 
