@@ -8,7 +8,9 @@
  * the sum over k for all N columns; its memory is contiguous, and is read as TG_DEEP streams, an eighth of the block
  * apart: in different pages, as the hardware prefetcher needs them. It follows no more than these, and stops where a
  * stream leaves its row for a tile of columns: so whole rows are read, with several rows of x too. Whoever reads the
- * product next (`tg_sum`) adds up the partial sums in the order of the blocks, and the bias.
+ * product next (`tg_sum`) adds up the partial sums in the order of the blocks, and the bias. While up to TG_WAITING rows are
+ * multiplied the prefetcher falls behind in float32, the longest rows, and is helped by instructions, into the L2 cache: the
+ * streams meet in the same few places of the L1 cache.
  *
  * With several rows of x, TG_HELD rows of a stripe of W stay in registers, unpacked, while all rows of x are multiplied
  * with them. AVX-512 multiplies by an element in memory without an instruction to load it, so a stripe is one vector wide;
@@ -28,6 +30,8 @@ enum {
     TG_DEEP = 8,
     TG_STRIPE = TG_REGISTERS == 32 ? 1 : 2, /* vectors of a row of W that are held in registers */
     TG_HELD = TG_DEEP / TG_STRIPE,          /* rows of W that are */
+    TG_WAITING = 12,    /* up to so many rows of x, float32 weights take longer to read than to multiply */
+    TG_SOON = 256,      /* floats from what is multiplied to what is then fetched into the L2 cache */
     TG_PAD = 16,
     TG_ROWS_AT_ONCE = 32,
     TG_FIT = 1 << 17, /* sums of several rows of x that the L2 cache is to hold */
@@ -56,9 +60,10 @@ TG_INLINE void tg_add_stripe(const float *x, ptrdiff_t M, int held, int vectors,
     }
 }
 
-/* y += x times `deep` rows of W in `vectors` vectors from column j on, `held` rows at a time. */
+/* y += x times `deep` rows of W in `vectors` vectors from column j on, `held` rows at a time. soon: fetch
+ * what comes TG_SOON floats later into the L2 cache. */
 TG_INLINE void tg_stripe(const struct tg_deep *d, const float *x, ptrdiff_t M, int deep, int held, int vectors,
-                         ptrdiff_t j, float *y, ptrdiff_t pitch, int format) {
+                         ptrdiff_t j, float *y, ptrdiff_t pitch, int format, int soon) {
 #pragma GCC unroll 2
     for (int first = 0; first < deep; first += held) {
         tg_floats part[TG_DEEP];
@@ -71,6 +76,10 @@ TG_INLINE void tg_stripe(const struct tg_deep *d, const float *x, ptrdiff_t M, i
                 *to = tg_weights(d->matrix->weight, row * d->matrix->columns + column, format);
                 if (format == TG_INT8) *to *= *(const tg_floats *)(d->scale[first + r] + column);
                 if (format == TG_INT8) TG_BARRIER(*to);
+                if (soon) {
+                    const float *at = (const float *)d->matrix->weight + row * d->matrix->columns + column;
+                    __builtin_prefetch(at + TG_SOON, 0, 2);
+                }
             }
         tg_add_stripe(x + first, M, held, vectors, part, y + j, pitch);
     }
@@ -94,7 +103,8 @@ TG_INLINE void tg_last_columns(const struct tg_deep *d, const float *x, ptrdiff_
 /* y += x[:, k] W[k] for the `deep` <= TG_DEEP rows k, k + apart, k + 2 apart, ... of W, in columns j0 .. j1 - 1. The
  * rows of x are ldx apart. */
 TG_INLINE void tg_deep_rows(const struct tg_matrix *w, const float *x, ptrdiff_t ldx, ptrdiff_t M, ptrdiff_t k,
-                            ptrdiff_t apart, int deep, ptrdiff_t j0, ptrdiff_t j1, float *y, ptrdiff_t pitch, int format) {
+                            ptrdiff_t apart, int deep, ptrdiff_t j0, ptrdiff_t j1, float *y, ptrdiff_t pitch, int format,
+                            int soon) {
     struct tg_deep d = {w, k, apart, {NULL}};
     if (format == TG_INT8)
         for (int r = 0; r < deep; r++) d.scale[r] = w->scale + (k + r * apart) / w->group * w->columns;
@@ -104,33 +114,36 @@ TG_INLINE void tg_deep_rows(const struct tg_matrix *w, const float *x, ptrdiff_t
     ptrdiff_t j = j0;
     if (M > 1 && deep == TG_DEEP)
         for (; j + TG_STRIPE * TG_LANE <= j1; j += TG_STRIPE * TG_LANE)
-            tg_stripe(&d, factors, M, deep, TG_HELD, TG_STRIPE, j, y, pitch, format);
-    for (; j + TG_LANE <= j1; j += TG_LANE) tg_stripe(&d, factors, M, deep, deep, 1, j, y, pitch, format);
+            tg_stripe(&d, factors, M, deep, TG_HELD, TG_STRIPE, j, y, pitch, format, soon);
+    for (; j + TG_LANE <= j1; j += TG_LANE) tg_stripe(&d, factors, M, deep, deep, 1, j, y, pitch, format, soon);
     if (j < j1) tg_last_columns(&d, factors, M, deep, j, j1, y, pitch, format);
 }
 
 /* The same for all columns and rows k0 .. k1 - 1, but y is overwritten. */
 TG_INLINE void tg_columns_of(const struct tg_matrix *w, const float *x, ptrdiff_t ldx, ptrdiff_t M, ptrdiff_t k0,
-                             ptrdiff_t k1, float *y, ptrdiff_t pitch, int format) {
+                             ptrdiff_t k1, float *y, ptrdiff_t pitch, int format, int soon) {
     const ptrdiff_t N = w->columns, apart = (k1 - k0) / TG_DEEP, fit = TG_FIT / M / TG_RUN * TG_RUN;
     const ptrdiff_t tile = M == 1 ? N : fit;
     for (ptrdiff_t j0 = 0; j0 < N; j0 += tile) {
         const ptrdiff_t j1 = j0 + tile < N ? j0 + tile : N, cleared = j1 == N ? pitch - j0 : j1 - j0;
         for (ptrdiff_t m = 0; m < M; m++) memset(y + m * pitch + j0, 0, (size_t)cleared * sizeof(float));
-        for (ptrdiff_t k = k0; k < k0 + apart; k++) tg_deep_rows(w, x, ldx, M, k, apart, TG_DEEP, j0, j1, y, pitch, format);
+        for (ptrdiff_t k = k0; k < k0 + apart; k++)
+            tg_deep_rows(w, x, ldx, M, k, apart, TG_DEEP, j0, j1, y, pitch, format, soon);
         for (ptrdiff_t k = k0 + apart * TG_DEEP; k < k1; k++)
-            tg_deep_rows(w, x, ldx, M, k, 1, 1, j0, j1, y, pitch, format);
+            tg_deep_rows(w, x, ldx, M, k, 1, 1, j0, j1, y, pitch, format, 0);
     }
 }
 
 TG_INLINE void tg_columns_in(const struct tg_matrix *w, const float *x, ptrdiff_t ldx, ptrdiff_t M, ptrdiff_t k0,
                              ptrdiff_t k1, float *y, ptrdiff_t pitch) {
-    if (w->format == TG_FLOAT32)
-        tg_columns_of(w, x, ldx, M, k0, k1, y, pitch, TG_FLOAT32);
+    if (w->format == TG_FLOAT32 && M > 1 && M <= TG_WAITING)
+        tg_columns_of(w, x, ldx, M, k0, k1, y, pitch, TG_FLOAT32, 1);
+    else if (w->format == TG_FLOAT32)
+        tg_columns_of(w, x, ldx, M, k0, k1, y, pitch, TG_FLOAT32, 0);
     else if (w->format == TG_BFLOAT16)
-        tg_columns_of(w, x, ldx, M, k0, k1, y, pitch, TG_BFLOAT16);
+        tg_columns_of(w, x, ldx, M, k0, k1, y, pitch, TG_BFLOAT16, 0);
     else
-        tg_columns_of(w, x, ldx, M, k0, k1, y, pitch, TG_INT8);
+        tg_columns_of(w, x, ldx, M, k0, k1, y, pitch, TG_INT8, 0);
 }
 
 /* y (M, pitch) = x W over the rows k0 .. k1 - 1 of W. One row has code of its own. */

@@ -17,15 +17,45 @@ TG_INLINE float tg_lane_sum(tg_floats v) {
 #endif
 }
 
-/* Rows of W that are read together, as separate streams; and rows of x, so that a vector of W is unpacked once for
- * several. */
-enum { TG_DOTS = 4, TG_WIDE = TG_REGISTERS == 32 ? 4 : 2 };
+/* out[i] = the sum of the lanes of v[i], for TG_LANE vectors: the additions of tg_lane_sum, TG_LANE of them at a time. */
+static void tg_lane_sums(const tg_floats *v, float *out) {
+    tg_floats row[TG_LANE];
+#pragma GCC unroll 16
+    for (int i = 0; i < TG_LANE; i++) row[i] = v[i];
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC unroll 4
+    for (int half = TG_LANE / 2; half > 0; half /= 2) {
+        tg_ints low, high;
+#pragma GCC unroll 16
+        for (int e = 0; e < TG_LANE; e++) {
+            low[e] = e & half ? TG_LANE + e - half : e;
+            high[e] = e & half ? TG_LANE + e : e + half;
+        }
+#pragma GCC unroll 8
+        for (int i = 0; i < half; i++)
+            row[i] = __builtin_shuffle(row[i], row[i + half], low) + __builtin_shuffle(row[i], row[i + half], high);
+    }
+    *(tg_floats *)out = row[0];
+#else
+    for (int i = 0; i < TG_LANE; i++) out[i] = tg_lane_sum(row[i]);
+#endif
+}
 
-/* y[m, n] = x[m] . W[n] for `wide` <= TG_WIDE rows m and the `count` <= TG_DOTS rows n, n + apart, n + 2 apart, ... */
+/* Rows of W that are read together, as separate streams; and rows of x, so that a vector of W is unpacked once for
+ * several. Unpacking int8 is worth it to AVX2 to have twice as many rows of x, and half as many of W, in its registers. */
+enum { TG_DOTS = 4, TG_WIDE = TG_REGISTERS == 32 ? 4 : 2, TG_WIDER = 4 };
+
+/* y[m, n] = x[m] . W[n] for `wide` <= TG_WIDER rows m and the `count` <= TG_DOTS rows n, n + apart, n + 2 apart, ... ahead: fetch
+ * the next row of each stream into the L2 cache meanwhile, which the hardware does too late if it has to wait for the sums. */
 TG_INLINE void tg_dot_rows(const struct tg_matrix *w, const float *x, int wide, ptrdiff_t n, ptrdiff_t apart, int count,
-                           float *y, int format) {
+                           float *y, int format, int ahead) {
     const ptrdiff_t K = w->columns, N = w->rows, groups = (K + w->group - 1) / w->group;
-    tg_floats sum[TG_WIDE][TG_DOTS] = {{{0}}};
+    const ptrdiff_t size = format == TG_FLOAT32 ? 4 : 2;
+    tg_floats sum[TG_WIDER][TG_DOTS];
+#pragma GCC unroll 8
+    for (int m = 0; m < wide; m++)
+#pragma GCC unroll 4
+        for (int r = 0; r < count; r++) sum[m][r] = (tg_floats){0};
     for (ptrdiff_t g = 0; g < groups; g++) {
         const ptrdiff_t end = (g + 1) * w->group < K ? (g + 1) * w->group : K;
         ptrdiff_t k = g * w->group;
@@ -35,13 +65,15 @@ TG_INLINE void tg_dot_rows(const struct tg_matrix *w, const float *x, int wide, 
                 tg_floats part = tg_weights(w->weight, (n + r * apart) * K + k, format);
                 if (format == TG_INT8) part *= w->scale[(n + r * apart) * groups + g];
                 if (format == TG_INT8) TG_BARRIER(part);
-#pragma GCC unroll 4
+                if (ahead) __builtin_prefetch((const char *)w->weight + ((n + 1 + r * apart) * K + k) * size, 0, 2);
+#pragma GCC unroll 8
                 for (int m = 0; m < wide; m++)
                     sum[m][r] = tg_multiply_add(part, *(const tg_floats *)(x + m * K + k), sum[m][r]);
             }
         }
         if (k == end) continue;
         /* The last elements of the group, as vectors padded with zeros. */
+#pragma GCC unroll 4
         for (int r = 0; r < count; r++) {
             tg_floats part = {0};
             for (int i = 0; i < end - k; i++) {
@@ -49,6 +81,7 @@ TG_INLINE void tg_dot_rows(const struct tg_matrix *w, const float *x, int wide, 
                 if (format == TG_INT8) part[i] *= w->scale[(n + r * apart) * groups + g];
             }
             TG_BARRIER(part);
+#pragma GCC unroll 8
             for (int m = 0; m < wide; m++) {
                 tg_floats xs = {0};
                 for (int i = 0; i < end - k; i++) xs[i] = x[m * K + k + i];
@@ -56,7 +89,18 @@ TG_INLINE void tg_dot_rows(const struct tg_matrix *w, const float *x, int wide, 
             }
         }
     }
+    if (wide > TG_WIDE && wide * count == TG_LANE) {
+        tg_floats all[TG_LANE];
+        float total[TG_LANE];
+#pragma GCC unroll 8
+        for (int i = 0; i < TG_LANE; i++) all[i] = sum[i / count][i % count];
+        tg_lane_sums(all, total);
+        for (int i = 0; i < TG_LANE; i++) y[i / count * N + n + i % count * apart] = total[i];
+        return;
+    }
+#pragma GCC unroll 8
     for (int m = 0; m < wide; m++)
+#pragma GCC unroll 4
         for (int r = 0; r < count; r++) y[m * N + n + r * apart] = tg_lane_sum(sum[m][r]);
 }
 
@@ -70,10 +114,15 @@ struct tg_dots {
 /* The dot products of `count` rows of W with all rows of x. */
 TG_INLINE void tg_dots_at(const struct tg_dots *t, ptrdiff_t n, ptrdiff_t apart, int count, int format) {
     const ptrdiff_t K = t->matrix->columns, N = t->matrix->rows;
+    const int ahead = format != TG_INT8 && t->M >= 2 * TG_WIDE;
     ptrdiff_t m = 0;
+    if (format == TG_INT8 && TG_WIDE < TG_WIDER && count == TG_DOTS)
+        for (; m + TG_WIDER <= t->M; m += TG_WIDER)
+            for (int r = 0; r < TG_DOTS; r += 2)
+                tg_dot_rows(t->matrix, t->x + m * K, TG_WIDER, n + r * apart, apart, 2, t->y + m * N, format, 0);
     for (; m + TG_WIDE <= t->M; m += TG_WIDE)
-        tg_dot_rows(t->matrix, t->x + m * K, TG_WIDE, n, apart, count, t->y + m * N, format);
-    for (; m < t->M; m++) tg_dot_rows(t->matrix, t->x + m * K, 1, n, apart, count, t->y + m * N, format);
+        tg_dot_rows(t->matrix, t->x + m * K, TG_WIDE, n, apart, count, t->y + m * N, format, ahead);
+    for (; m < t->M; m++) tg_dot_rows(t->matrix, t->x + m * K, 1, n, apart, count, t->y + m * N, format, 0);
 }
 
 /* Rows begin .. end - 1 of W, read as TG_DOTS long streams. */
