@@ -25,6 +25,7 @@ from tinygpt.backends.precision import activation_dtype
 from tinygpt.errors import UsageError
 from tinygpt.training import read_metrics
 from tinygpt.training.step.graphed_step import GraphedStep
+from tinygpt.training.step.update import Update
 
 pytestmark = pytest.mark.gpu
 
@@ -167,6 +168,31 @@ def test_a_run_with_graphs_and_one_without_agree(tmp_path: Path) -> None:
         trainer.run()
         assert (trainer.accumulation.graphed_step.replays > 190) == (graphs == "on")
     assert np.abs(losses(tmp_path / "on") - losses(tmp_path / "off")).max() <= 1e-3
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_update_is_in_the_graph(dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mode "on" fails where the replayed update differs from the step's in a bit; then Python launches none."""
+    launched, usual = [], Update.__call__
+
+    def call(self: Update) -> None:
+        launched.append(self.trainer.state.step)
+        usual(self)
+
+    monkeypatch.setattr(Update, "__call__", call)
+    trainer = make_trainer(tmp_path, steps=12, cuda_graphs="on", dtype=available(dtype))
+    trainer.run()
+    assert max(launched) <= 5
+    assert {slot.step for slot in trainer.optimizer.slots} == {12}
+
+
+@pytest.mark.parametrize("options", [{"temperature": 0.0}, {"temperature": 0.8}, {"top_k": 5, "top_p": 0.8}])
+def test_tokens_drawn_on_the_gpu_are_those_of_the_host(options: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tg.GPT(tg.GPTConfig(vocab_size=300, **(SHAPE | {"block_size": 40})), seed=1).eval().to("cupy")
+    prompts = np.array([[1, 2, 3], [4, 5, 6]])
+    found = model.generate(prompts, 30, seed=3, **options)
+    monkeypatch.setattr("tinygpt.generation.token_sampler.TokenSampler.draws_on_device", False)
+    assert np.array_equal(found, model.generate(prompts, 30, seed=3, **options))
 
 
 def test_two_runs_with_graphs_are_identical(tmp_path: Path) -> None:
