@@ -317,14 +317,14 @@ def tensor(
 ) -> Tensor:
     """Make a tensor from an array, a number or a nested list.
 
-    Arrays keep their dtype; Python floats become float32. A NumPy array is not copied: the tensor and
+    Without a dtype, arrays keep theirs and Python floats become float32. A NumPy array is not copied: the tensor and
     the array share their memory on the CPU. backend: "numpy" or "cupy"; None means the current one.
     """
     if isinstance(data, Tensor):
         data = data.data
     if not backends.is_array(data):
         plain = _plain_array(data)
-        if plain.dtype == np.float64 and not isinstance(data, np.generic):
+        if plain.dtype == np.float64 and not isinstance(data, np.generic) and dtype in (None, "float32", np.float32):
             with np.errstate(over="ignore"):  # numbers too large for float32 become infinity
                 plain = plain.astype(np.float32)
         data = plain

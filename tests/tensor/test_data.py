@@ -84,6 +84,10 @@ def test_what_tensor_makes_of_data() -> None:
     assert tg.tensor([1.0, 2.0]).dtype == np.float32
     assert tg.tensor([1, 2]).dtype == np.int64
     assert tg.tensor([1, 2], dtype="float64").dtype == np.float64
+    for data in (0.1, 1e300):  # not by way of float32
+        assert tg.tensor(data, dtype="float64").item() == tg.tensor([data], dtype=float).item() == data
+    assert tg.tensor([16777217.0], dtype="int64").item() == 16777217
+    assert tg.tensor(1e300).item() == tg.tensor(1e300, dtype="float32").item() == float("inf")
     for data in ([[1.0], [1.0, 2.0]], "text", None, [1.0, None], 1j, np.ones(2, np.float16), {"a": 1}):
         with pytest.raises(DtypeError):
             tg.tensor(data)
