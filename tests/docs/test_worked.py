@@ -64,7 +64,7 @@ def lacks(name: str) -> list[str]:
 
 
 def name_is_given(operation: str, exercise: str) -> bool:
-    return any(f"`{function}(" in exercise for function in CHECKS[operation].functions)
+    return all(f"`{function}(" in exercise for function in CHECKS[operation].functions)
 
 
 @pytest.mark.parametrize("name", OPERATIONS)

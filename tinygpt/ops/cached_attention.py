@@ -9,7 +9,7 @@ run over the positions j <= n + t:
     p_tj = exp(s_tj) / sum over l of exp(s_tl)
     y_tc = sum over j of p_tj v_jc
 
-This equals the last T rows of `attention.py` over the whole text, and for empty rows it is computed by that. Rows may
+This equals the last T rows of `attention.py` over the whole text; empty rows are computed by it. Rows may
 differ in length. There is no padding, and whatever lies beyond the end of a row is never read.
 
 Inference only: no gradient, no dropout.

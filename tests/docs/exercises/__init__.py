@@ -61,6 +61,7 @@ def differences(function: Callable[[Array], Array], x: Array, dy: Array, step: f
 
 def same(found: Any, expected: Any, tolerance: float = 1e-9) -> None:
     """Two results, or two tuples of them, agree in shape and value."""
+    assert found is not None  # a forgotten return
     if isinstance(expected, (tuple, list)):
         assert len(found) == len(expected)
         for one, other in zip(found, expected, strict=True):
