@@ -32,10 +32,11 @@ Multiply by dnorm_i and sum over i:
 In words: normalisation undoes any shift and any stretch of the row. So we take out of dnorm the part that would shift
 the row (its mean) and the part that would stretch it (its projection on norm).
 
-Saved: x, weight, bias, mean, rstd. `norm` is recomputed from these with one subtraction and one multiplication, which is
-cheaper than saving an array as large as x. rstd is one number for each row, mean is two, near + rest (_two_parts.py):
-if the mean is large compared with the deviations from it, rounding it would give a different `norm` than in the forward
-pass. y can be recomputed from x, weight and bias (`recompute`), so the matrix products that read y need not save it.
+Saved: x, weight, bias, mean, rstd. `norm` is recomputed from these with one subtraction and one multiplication, which
+is cheaper than saving an array as large as x. rstd is one number for each row, mean is two, near + rest
+(_two_parts.py): if the mean is large compared with the deviations from it, rounding it would give a different `norm`
+than in the forward pass. y can be recomputed from x, weight and bias (`recompute`), so the matrix products that read y
+need not save it.
 
 Shapes: x (..., C); weight, bias (C,); mean (N, 2), rstd (N,) for N rows. Without a bias the kernels get None for it and
 return None as its gradient.

@@ -15,8 +15,9 @@ Saved: only the shape for sum and mean; x and the mean, in float64, for var; x a
 was given, dy has fewer axes than x: `_expand` puts them back with size 1, and broadcasting repeats dy over x.
 
 Long sums accumulate in float64 even for float32: if a float32 sum has a million terms of one size, adding another
-loses 20 of its 24 bits. Means and variances are also divided in float64 and rounded once, since a sum may overflow float32 even if the
-mean does not. For float64 there is no wider type, so x is scaled by a power of two first (`_exact_sum`).
+loses 20 of its 24 bits. Means and variances are also divided in float64 and rounded once, since a sum may overflow
+float32 even if the mean does not. For float64 there is no wider type, so x is scaled by a power of two first
+(`_exact_sum`).
 
 No oracle: sum and max are primitive operations. The tests compare the others with these (a mean is a sum divided), and
 check differences.
