@@ -24,8 +24,11 @@ def test_what_a_page_points_to_is_there(page: str) -> None:
 
 
 def test_pictures_are_small_and_each_is_shown() -> None:
-    pictures = sorted((DOCS / "pictures").iterdir())
+    pictures = [path for path in sorted((DOCS / "pictures").iterdir()) if path.suffix in (".svg", ".png", ".webp")]
     shown = {target for page in DOCS.glob("*.md") for target in TARGET.findall(page.read_text(encoding="utf-8"))}
+    for source in (*DOCS.rglob("*.md"), *(DOCS / "parts").glob("*.py")):
+        named = re.findall(r"\{picture\}+ (\w+)", source.read_text(encoding="utf-8"))
+        shown |= {f"pictures/{name}.svg" for name in named}
     for picture in pictures:
         assert picture.stat().st_size < MOST_BYTES, picture.name
         assert f"pictures/{picture.name}" in shown, picture.name

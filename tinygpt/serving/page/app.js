@@ -269,8 +269,7 @@ $("unlock").addEventListener("submit", tryKey);
 $("stop").addEventListener("click", stop);
 $("continue").addEventListener("click", () => run(latest(), latest().view.tokens));
 $("back").addEventListener("click", () => {
-  const { view, past } = latest();
-  view.show(past.pop());
+  latest().view.show(latest().past.pop());
   status(() => say("undone"));
 });
 $("clear").addEventListener("click", () => {
@@ -291,9 +290,7 @@ prompt.addEventListener("keydown", (event) => {
   if (!running) write();
 });
 document.addEventListener("keydown", (event) => {
-  if (event.key !== "Escape") return;
-  if (alternatives.isOpen()) alternatives.close();
-  else stop();
+  if (event.key === "Escape") alternatives.isOpen() ? alternatives.close() : stop();
 });
 
 document.querySelector("[name=mode][value=text]").checked = true;  // browsers remember forms over a reload
