@@ -1,4 +1,4 @@
-"""Search on the Chinese site in Chromium: a word that stands on a page finds it."""
+"""The site in Chromium: search on the Chinese pages, the switch of languages, the width of a phone."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.browser import chromium, in_a_browser, opened
+from tests.browser import chromium, fits, in_a_browser, opened
 
 from .test_chinese import site  # noqa: F401  # the fixture
 
@@ -62,3 +62,10 @@ def test_the_switch_leads_to_the_same_page_and_back(address: str) -> None:
         assert tab.locator("article h2").first.inner_text().startswith("推导")
         tab.locator(".sidebar-language a").click()
         tab.wait_for_url(f"{address}/operations/softmax.html")
+
+
+@pytest.mark.parametrize("page", ["installing", "bias_probe", "zh/web_page"])  # titles that reach the edge
+def test_nothing_is_wider_than_a_phone(address: str, page: str) -> None:
+    size = {"width": 360, "height": 800}
+    with chromium() as browser, opened(browser, f"{address}/{page}.html", viewport=size) as tab:
+        assert fits(tab)
