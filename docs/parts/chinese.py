@@ -8,8 +8,10 @@ reader's words with. Latin words are stemmed as on the English pages.
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import snowballstemmer
+from sphinx.application import Sphinx
 from sphinx.search import SearchLanguage
 from sphinx.search.en import SearchEnglish
 
@@ -52,3 +54,22 @@ class ChineseByPairs(SearchLanguage):
 
     def stem(self, word: str) -> str:
         return str(self.stemmer.stemWord(word.lower()))
+
+
+# What stands in the SVGs of the pages, beyond names; other pictures show programs, which speak English.
+PICTURES = {
+    "loss on the validation text (nats a character)": "验证文本上的损失（奈特每字符）",  # noqa: RUF001
+    "seconds of training": "训练时间（秒）",  # noqa: RUF001
+}
+
+
+def translate_pictures(app: Sphinx, exception: Exception | None) -> None:
+    """Write the Chinese words into the pictures of a Chinese site."""
+    if not app.config.language.startswith("zh"):
+        return
+    for path in (Path(app.outdir) / "_images").glob("*.svg"):
+        english = chinese = path.read_text(encoding="utf-8")
+        for words, translation in PICTURES.items():
+            chinese = chinese.replace(f">{words}<", f">{translation}<")
+        if chinese != english:
+            path.write_text(chinese, encoding="utf-8")

@@ -18,7 +18,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 from .bodies import ROOT, bodies
-from .chinese import ChineseByPairs
+from .chinese import ChineseByPairs, translate_pictures
 from .docstrings import to_rst
 from .themed import ThemedPictures
 
@@ -135,5 +135,6 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("picture", Picture)
     app.add_search_language(ChineseByPairs)
     app.add_transform(ThemedPictures)
+    app.connect("build-finished", translate_pictures)
     app.connect("autodoc-process-docstring", _plain_text)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -118,6 +118,17 @@ def test_no_chinese_page_fetches_anything_from_elsewhere(site: Path) -> None:
         assert not [url for url in loaded(path.read_text(encoding="utf-8")) if "//" in url], path
 
 
+@pytest.mark.slow
+def test_the_words_in_pictures_are_chinese(site: Path) -> None:
+    texts = {
+        folder: re.findall(r"<text[^>]*>([^<]*[A-Za-z]{4}[^<]*)</text>", (folder / "optimizers.svg").read_text("utf-8"))
+        for folder in (site / "_images", site / "zh" / "_images")
+    }
+    assert "seconds of training" in texts[site / "_images"]
+    names = {"adam", "adamw", "adamw-4e-3", "fast", "fast-long", "lion", "muon", "sgd"}
+    assert set(texts[site / "zh" / "_images"]) <= names
+
+
 class Text(HTMLParser):
     """The text of a page outside of code."""
 
