@@ -99,6 +99,16 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
+def test_nothing_is_left_in_english(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whoever changes a page changes its Chinese too: make docs-messages, then docs/locale/zh_CN."""
+    untranslated = script()
+    command = [sys.executable, "-m", "sphinx", "-q", "-b", "gettext", str(DOCS), str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert untranslated.main(tmp_path) == 0, capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_each_page_leads_to_itself_in_the_other_language(site: Path) -> None:
     pages = [path.relative_to(site / "zh") for path in (site / "zh").rglob("*.html")]
     assert Path("operations/softmax.html") in pages
