@@ -9,11 +9,14 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tinygpt.lock import Lock
 
 from .test_site import DOCS, NEEDS, ROOT, loaded, module
 
@@ -92,9 +95,15 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.importorskip(library, reason=NEEDS)
     folder = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html", "-A", "both=1"]
-    for options in ([str(DOCS), str(folder)], ["-D", "language=zh_CN", str(DOCS), str(folder / "zh")]):
-        done = subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
+    lock = Lock(tmp_path_factory.getbasetemp().parent / "chinese.lock")
+    while not lock.take():  # pytest's workers share the folder into which Sphinx compiles the catalogues
+        time.sleep(0.5)
+    try:
+        for options in ([str(DOCS), str(folder)], ["-D", "language=zh_CN", str(DOCS), str(folder / "zh")]):
+            done = subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stderr
+    finally:
+        lock.give_back()
     return folder
 
 
