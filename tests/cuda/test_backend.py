@@ -393,6 +393,7 @@ def test_a_run_on_the_gpu_alone(tmp_path: Path) -> None:
     assert all(expected[f"latest model {name}"][2] == array.tobytes() for name, array in model.items())
 
 
+@pytest.mark.slow
 def test_the_command_line(run: Any, text: Path, tmp_path: Path) -> None:
     """train, eval, sample on the GPU print what they print on the CPU."""
     said: dict[str, list[str]] = {}

@@ -37,6 +37,7 @@ def test_on_the_cpu_the_command_line_says_why_and_what_to_do(run: Any, text: Pat
         assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_the_command_line_on_a_gpu(run: Any, text: Path, tmp_path: Path) -> None:
     """A run in 16 bits; what it ends with is in float32, as `eval` finds it; then it goes on, on the CPU."""
     where = f"--out={tmp_path / 'run'}"

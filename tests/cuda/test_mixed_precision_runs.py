@@ -264,15 +264,16 @@ def test_states_of_the_scale_that_make_no_sense(state: Any) -> None:
 def test_gradients_that_no_scale_makes_finite_end_the_run(tmp_path: Path, name: str, steps: int) -> None:
     """In bfloat16, whose steps are read late, as in float16, whose scale must be known before the next step."""
     trainer = make_trainer(tmp_path, dtype=name, steps=40)
-    real, calls = trainer.accumulation.launch, []
+    graphed_step, calls = trainer.accumulation.graphed_step, []
+    real = graphed_step.work
 
-    def launch_batches() -> Any:
+    def work(*batch: Any) -> Any:
         calls.append(0)
-        losses = real()
+        loss = real(*batch)
         trainer.parameters[0].grad[0, 0] = np.inf
-        return losses
+        return loss
 
-    trainer.accumulation.launch = launch_batches  # type: ignore[method-assign]
+    graphed_step.work = work
     with pytest.raises(DivergedError, match=rf"step {steps - 1} can't be computed: the gradients' norm is inf"):
         trainer.run()
     assert len(calls) == steps + 1  # once more to find the cause

@@ -138,7 +138,7 @@ def test_a_damaged_config_is_named(changes: dict[str, Any], words: str, folder: 
 @pytest.mark.parametrize(
     ("weight", "words"),
     [
-        (np.zeros(12, "f4"), r"'score.weight' of shape \(12,\), which is no \(K, C\) matrix"),
+        (np.zeros(12, "f4"), r"'score.weight' of shape \(12,\), which is not a \(K, C\) matrix"),
         (np.zeros((3, 13), "f4"), r"'score.weight' of shape \(3, 13\), but config.json implies \(3, 12\)"),
         (np.zeros((0, 12), "f4"), r"'score.weight' of shape \(0, 12\), which is no"),
     ],

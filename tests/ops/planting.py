@@ -1,4 +1,4 @@
-"""Wrong results, without wrong code: one tile of one result of a body, times 1.001.
+"""Wrong results, without wrong code: one tile of one result of a body, times 1.001; of integers, one more.
 
 A body is wrapped at the call, so that what is judged went the way of every result: through the dispatcher, which may
 have taken the reference instead. The body itself runs once for each example; its results are kept and handed out anew,
@@ -31,7 +31,7 @@ def spoil(value: Any, place: str) -> Any:
     if np.ndim(value) == 0:
         return value * FACTOR
     flat, tile = value.flat, tile_of(value.size, place)
-    flat[tile] = flat[tile] * FACTOR
+    flat[tile] = flat[tile] + 1 if value.dtype.kind in "iu" else flat[tile] * FACTOR
     return value
 
 

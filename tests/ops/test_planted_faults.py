@@ -192,8 +192,9 @@ def callers() -> dict[str, tuple[int, list[tuple[Row, Example]]]]:
 
 # Optimizers are no operations, and the product of a kernel's own is of float32, which no difference can check.
 WITHOUT_OPERATION = ("adamw_update", "lion_update", "newton_schulz", "sum_of_squares", "matmul_into")
-# Nor are what only a GPU's training step calls; without a compiled body either, they are judged beside the CUDA body.
-ONLY_ON_GPUS = ("clip_scale", "rounded")
+# Nor are what only a GPU's steps call, of training and of decoding; without a compiled body either, they are judged
+# beside the CUDA body.
+ONLY_ON_GPUS = ("clip_scale", "rounded", "sample_tokens")
 OF_OPERATIONS = [row for row in KERNEL_ROWS if row.name not in WITHOUT_OPERATION + ONLY_ON_GPUS]
 
 

@@ -45,7 +45,8 @@ def statistics_dtype(dtype: Any) -> np.dtype:
 
 
 def in_float32(function: Any, args: Any, writes: bool, statistics: tuple[int, ...]) -> Any:
-    """Call `function` with its 16-bit arguments upcast to float32, and round each result to 16 bits once.
+    """Call `function` with its 16-bit arguments upcast to float32, and round each result to 16 bits once, but for
+    integers.
 
     writes: whether it writes into its arguments. statistics: the positions of results that stay in float32.
     """
@@ -59,7 +60,7 @@ def in_float32(function: Any, args: Any, writes: bool, statistics: tuple[int, ..
                 original[...] = computed.astype(dtype)
     results = []
     for position, value in enumerate(result if isinstance(result, tuple) else (result,)):
-        stays = position in statistics or not hasattr(value, "astype")
+        stays = position in statistics or not hasattr(value, "astype") or value.dtype.kind in "iu"
         results.append(value if stays else narrow[id(value)] if id(value) in narrow else value.astype(dtype))
     return tuple(results) if isinstance(result, tuple) else results[0]
 
