@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 os.environ.setdefault("TINYGPT_NUM_THREADS", "1")
@@ -76,11 +76,12 @@ def compiled(folder: Path, options: list[str], name: str) -> Step:
 
 
 def steps(folder: Path) -> dict[str, Step]:
-    from tinygpt._ext import levels
-
+    here: Sequence[str] = ()  # levels of vector instructions; which of them the processor has, compiled code finds out
+    if get("numpy").extension() is not None:
+        here = importlib.import_module("tinygpt._ext.levels").supported()
     found: dict[str, Step] = {"NumPy, as written": as_written, "NumPy, in blocks": in_blocks}
     for name, (options, function) in COMPILED.items():
-        if name not in NEEDS or NEEDS[name] in levels.supported():
+        if name not in NEEDS or NEEDS[name] in here:
             found[name] = compiled(folder, options, function)
     if get("numpy").extension() is not None:
         kernel = importlib.import_module("tinygpt.ops.gelu").gelu_backward  # tinygpt.ops.gelu is the public function

@@ -43,6 +43,18 @@ def test_the_page_about_a_kernel_has_the_measured_figures() -> None:
     assert f"moves {fastest} GB/s, and a plain copy on the same machine {copy}." in page
 
 
+def test_the_page_about_serving_has_the_measured_figures() -> None:
+    measured, page = RESULTS / "serve.txt", text_of("docs/serving.md")
+    rows = tables(measured)
+    assert all(row in tables(page) for row in rows)
+    command = measured.read_text(encoding="utf-8").splitlines()[0].removeprefix("$ ")
+    assert f"\n{command}\n" in page
+    rates = {(row[0], row[1]): float(row[2]) for row in rows[2:]}
+    many = rates["tinygpt serve", "16"]
+    assert f"get {many / rates['tinygpt serve', '1']:.2f} times the tokens per second of one" in page
+    assert f"get {many / rates['llama.cpp', '16']:.2f} times the tokens per second that llama.cpp" in page
+
+
 @pytest.mark.skipif(shutil.which(os.environ.get("CC", "cc")) is None, reason="needs a C compiler")
 def test_every_step_of_a_kernel_computes_the_same() -> None:
     rows = tables(run("benchmarks/kernel_steps.py", "--size=5001", "--rounds=1"))[2:]
