@@ -43,6 +43,21 @@ def test_the_page_about_a_kernel_has_the_measured_figures() -> None:
     assert f"moves {fastest} GB/s, and a plain copy on the same machine {copy}." in page
 
 
+def test_the_page_about_the_bias_probe_has_the_measured_figures() -> None:
+    """And what it concludes from the table is so."""
+    measured, page = RESULTS / "bias_probe.txt", text_of("docs/bias_probe.md")
+    rows = tables(measured)
+    assert all(row in tables(page) for row in rows)
+    commands = [line[2:] for line in measured.read_text(encoding="utf-8").splitlines() if line.startswith("$ ")]
+    assert len(commands) == 2
+    assert all(f"\n{command}\n" in page for command in commands)
+    probes = [(row[0], float(row[2]), float(row[4])) for row in rows[2:]]
+    assert len(probes) == 6
+    assert max(probes, key=lambda probe: abs(probe[1]))[0].startswith("control")
+    assert [name for name, _, p in probes if p < 0.05] == ["control: day or month"]
+    assert all(p * 256 == pytest.approx(round(p * 256), abs=0.02) for _, _, p in probes)  # of 8 pairs, all exchanges
+
+
 def test_the_page_about_serving_has_the_measured_figures() -> None:
     measured, page = RESULTS / "serve.txt", text_of("docs/serving.md")
     rows = tables(measured)
