@@ -38,50 +38,40 @@ class NonFiniteError(UsageError, ArithmeticError):
 
 
 @contextlib.contextmanager
-def no_grad() -> Iterator[None]:
+def _mode_of(name: str, value: bool) -> Iterator[None]:
+    previous = getattr(mode, name)
+    setattr(mode, name, value)
+    try:
+        yield
+    finally:
+        setattr(mode, name, previous)
+
+
+def no_grad() -> contextlib.AbstractContextManager[None]:
     """Inside the block no graph is recorded, and nothing is saved for a backward pass."""
-    previous, mode.grad_enabled = mode.grad_enabled, False
-    try:
-        yield
-    finally:
-        mode.grad_enabled = previous
+    return _mode_of("grad_enabled", False)
 
 
-@contextlib.contextmanager
-def enable_grad() -> Iterator[None]:
+def enable_grad() -> contextlib.AbstractContextManager[None]:
     """Inside the block a graph is recorded, even within `no_grad` or in a backward pass."""
-    previous, mode.grad_enabled = mode.grad_enabled, True
-    try:
-        yield
-    finally:
-        mode.grad_enabled = previous
+    return _mode_of("grad_enabled", True)
 
 
-@contextlib.contextmanager
-def keep_outputs(enabled: bool = True) -> Iterator[None]:
+def keep_outputs(enabled: bool = True) -> contextlib.AbstractContextManager[None]:
     """Inside the block, a node saves its inputs even where the node behind them could recompute them.
 
     That takes more memory and less time. The numbers are the same.
     """
-    previous, mode.keep_outputs = mode.keep_outputs, enabled
-    try:
-        yield
-    finally:
-        mode.keep_outputs = previous
+    return _mode_of("keep_outputs", enabled)
 
 
-@contextlib.contextmanager
-def detect_anomaly(enabled: bool = True) -> Iterator[None]:
+def detect_anomaly(enabled: bool = True) -> contextlib.AbstractContextManager[None]:
     """Inside the block, the first operation that produces a NaN or an infinity raises NonFiniteError, and so does one
     that is given a NaN from outside. Infinities that come from infinities in the inputs are allowed.
 
     Every array is read twice, so a step takes about twice as long.
     """
-    previous, mode.detect_anomaly = mode.detect_anomaly, enabled
-    try:
-        yield
-    finally:
-        mode.detect_anomaly = previous
+    return _mode_of("detect_anomaly", enabled)
 
 
 def as_array(value: Any) -> Any:
