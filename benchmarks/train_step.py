@@ -5,7 +5,8 @@
 Each contender is a separate process with the same weights and the same batch. They take turns, one burst of steps each,
 so that if the machine slows down, all of them slow down; the figures are medians over the rounds. A step is forward,
 backward, clipping to norm 1 and AdamW. `torch` is PyTorch with its defaults, `torch-fused` uses AdamW(fused=True),
-`torch-compile` (with --compile) that and torch.compile. If the first losses do not agree to 1e-4, nothing is printed.
+`torch-compile` (with --compile) that and torch.compile. If our first loss and PyTorch's do not agree to 1e-4, nothing
+is printed. If only torch.compile's differs, it is left out: PyTorch 2.13 held to AVX2 computes another loss with it.
 
 Model FLOPs per token are 6 N + 12 L C T. The peak is that of multiply-adds on registers, measured in this run. "the
 block" is the inner loop of our matrix product with its operands in the caches, an upper bound for every product; it is
@@ -169,16 +170,26 @@ def measure(preset: str, names: list[str], rounds: int) -> list[Contender]:
         np.savez(weights, **{name: p.data for name, p in GPT(config, seed=0).named_parameters()})
         contenders = [Contender(name, preset, weights) for name in names]
         if config.dropout == 0:
-            losses = [c.first_loss for c in contenders]
-            if max(losses) - min(losses) > 1e-4:
-                pairs = ", ".join(f"{c.name} {c.first_loss:.6f}" for c in contenders)
-                raise SystemExit(f"{preset}: the first losses differ, so the comparison would mean nothing: {pairs}")
+            contenders = those_that_agree(preset, contenders)
         for _ in range(rounds):
             for contender in contenders:
                 contender.burst()
         for contender in contenders:
             contender.stop()
     return contenders
+
+
+def those_that_agree(preset: str, contenders: list[Contender]) -> list[Contender]:
+    """The contenders without a torch.compile whose first loss is wrong. Exits if any other one's differs from ours."""
+    ours = contenders[0].first_loss
+    wrong = [c for c in contenders if not abs(c.first_loss - ours) <= 1e-4]
+    pairs = ", ".join(f"{c.name} {c.first_loss:.6f}" for c in contenders)
+    if any(c.name != "torch-compile" for c in wrong):
+        raise SystemExit(f"{preset}: the first losses differ, so the comparison would mean nothing: {pairs}")
+    for contender in wrong:
+        print(f"torch-compile is left out of {preset}: its first loss is wrong: {pairs}", file=sys.stderr)
+        contender.stop()
+    return [c for c in contenders if c not in wrong]
 
 
 def step_flops(preset: str) -> float:
