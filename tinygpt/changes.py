@@ -17,7 +17,7 @@ import weakref
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .backends import is_array
+from .backends import is_array, memory_of
 from .errors import UsageError
 
 if TYPE_CHECKING:
@@ -26,14 +26,6 @@ if TYPE_CHECKING:
 clock = itertools.count(1)
 _changes: dict[int, tuple[weakref.ref[Any], int]] = {}  # id of an array that owns its memory -> (array, time of change)
 _last_change = 0
-
-
-def memory_of(array: Any) -> Any:
-    """The array that owns the memory of `array`: itself, or the one it is a view of."""
-    base = array.base
-    while base is not None and is_array(base):
-        array, base = base, base.base
-    return array
 
 
 def note_change(arrays: Iterable[Any]) -> None:

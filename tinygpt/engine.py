@@ -17,10 +17,11 @@ import numpy as np
 
 from . import backends
 from .backends.precision import is_16_bit, is_floating
+from .backends.recording import noted
 from .changes import check_unchanged, memory_of
 from .errors import DtypeError, GraphFreedError, ShapeError, UsageError
 from .graph import as_array, check_finite, grad_lock, mode
-from .typing import Array
+from .typing import Array, DType
 
 if TYPE_CHECKING:
     from .function import Function
@@ -181,9 +182,9 @@ def _add_pending(
         if alone and grad.flags.c_contiguous and getattr(grad.flags, "writeable", True):  # not a broadcast view
             owned.add((parent, output))
     elif (parent, output) in owned and present.dtype == grad.dtype:
-        present += grad
+        add_into(present, grad)
     else:
-        slots[output] = as_array(present + grad)
+        slots[output] = added(present, grad)
         owned.add((parent, output))
 
 
@@ -194,10 +195,25 @@ def accumulate(leaf: Tensor, grad: Array, fresh: bool) -> None:
             return  # the operation's backward has already added to it
         present = leaf.present_grad("backward()", writable=True)
         if present is not None:
-            present += grad
+            add_into(present, grad)
         elif fresh and grad.dtype == leaf.dtype and grad.flags.c_contiguous:
             leaf.grad = grad
         elif not is_floating(leaf.dtype):  # the user has set x.requires_grad = True
             raise DtypeError(f"backward(): a leaf of {leaf.dtype} can't hold a gradient: make it float32 or float64")
         else:
-            leaf.grad = backends.array_module(grad).array(grad, dtype=leaf.dtype, order="C")
+            leaf.grad = copied(grad, leaf.dtype)
+
+
+@noted
+def add_into(present: Array, grad: Array) -> None:
+    present += grad
+
+
+@noted
+def added(a: Array, b: Array) -> Array:
+    return as_array(a + b)
+
+
+@noted
+def copied(array: Array, dtype: DType) -> Array:
+    return backends.array_module(array).array(array, dtype=dtype, order="C")

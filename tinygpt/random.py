@@ -74,6 +74,10 @@ def words(seed: int, stream: int, rows: int, columns: int, xp: Any = np, first_r
     return out.reshape(rows, quads * 4)[:, :columns]
 
 
+class RngStream(int):
+    """The number of a stream that was taken: a plan (`backends/numpy_plan.py`) counts on from it in each run."""
+
+
 class Generator:
     """A random generator whose whole state is two integers: the seed and the number of the next unused stream.
 
@@ -99,7 +103,7 @@ class Generator:
 
     def next_key(self) -> tuple[int, int]:
         """Take the next unused stream: `(seed, stream)`, for operations that draw on their own device."""
-        key = (self.seed, self.stream)
+        key = (self.seed, RngStream(self.stream))
         self.stream += 1
         return key
 

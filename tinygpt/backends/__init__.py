@@ -13,6 +13,7 @@ import numpy as np
 
 from ..errors import DtypeError, UsageError
 from ..typing import Array
+from .recording import noted
 
 NAMES = ("numpy", "cupy")
 DEVICES = {"cpu": "numpy", "cuda": "cupy"}  # PyTorch's names for the same two
@@ -95,6 +96,14 @@ def is_array(value: object) -> TypeGuard[Array]:
     return isinstance(value, np.ndarray) or type(value).__module__.partition(".")[0] == "cupy"
 
 
+def memory_of(array: Any) -> Any:
+    """The array that owns the memory of `array`: itself, or the one it is a view of."""
+    base = array.base
+    while base is not None and is_array(base):
+        array, base = base, base.base
+    return array
+
+
 def _require_array(value: Any) -> None:
     if not is_array(value):
         raise DtypeError(
@@ -120,7 +129,12 @@ def from_host(operation: str, name: str, array: Any, like: Any) -> Any:
             f"{operation}: {name} live on the backend 'cupy' and the other input on 'numpy': move one of them"
         )
     moved = move(array, name_of(like))
-    return moved.copy() if moved is array else moved
+    return copied(moved) if moved is array else moved
+
+
+@noted
+def copied(array: Any) -> Any:
+    return array.copy()
 
 
 def address(array: Any) -> int:

@@ -42,6 +42,7 @@ from .._ext import cuda
 from ..backends import array_module, get, is_array
 from ..backends import numpy as numpy_backend
 from ..backends.precision import has_16_bits, in_float32
+from ..backends.recording import here, noted
 from ..errors import UsageError
 
 KINDS = ("auto", "reference", "cython", "cuda")
@@ -94,7 +95,12 @@ class Kernel:
                 if prepared is not None:
                     result = fast(*prepared)
                     if result is not NotImplemented:
+                        if here.tape is not None:
+                            here.tape.note(fast, prepared, result, self.in_place)
                         return result
+        return self._run_reference(*args) if here.tape is None else here.tape.run(self._run_reference, args)
+
+    def _run_reference(self, *args: Any) -> Any:
         if has_16_bits(args):
             return in_float32(self.reference, args, self.in_place, self.statistics)
         return self.reference(*args)
@@ -183,14 +189,24 @@ def _ready_for_cpu(args: Sequence[Any], strided: bool, in_place: bool, integers:
                 elif dtype.kind not in "iu" or len(prepared) not in integers:  # bfloat16, booleans, stray integers
                     return None
                 elif dtype != np.int64:
-                    value = value.astype(np.int64)
+                    value = _with_dtype(value, np.int64)
             flags = value.flags
             if not flags.aligned or not (strided or flags.c_contiguous):
                 if in_place:
                     return None
-                value = np.array(value, order="C")
+                value = _contiguous(value)
         prepared.append(value)
     return prepared
+
+
+@noted
+def _contiguous(array: np.ndarray) -> np.ndarray:
+    return np.array(array, order="C")
+
+
+@noted
+def _with_dtype(array: np.ndarray, dtype: Any) -> np.ndarray:
+    return array.astype(dtype)
 
 
 def _ready_for_gpu(args: Sequence[Any], strided: bool, in_place: bool, integers: tuple[int, ...]) -> list[Any] | None:

@@ -7,6 +7,7 @@ import numpy as np
 from .. import checks
 from ..backends import array_module, is_array
 from ..backends.precision import is_floating, statistics_dtype
+from ..backends.recording import noted
 from ..errors import DtypeError, RangeError, ShapeError, UsageError
 from ..random import Generator, default_generator
 from ..tensor import Tensor
@@ -77,6 +78,7 @@ def mask_key(operation: str, generator: Generator | None, rows: int, shape: Shap
     return *generator.next_key(), generator.rows_before * each
 
 
-def as_scalar(value: float, like: Array) -> Array:
-    """A number as a 0-d array of `like`'s library and dtype, or of float32 if that dtype is 16-bit."""
-    return array_module(like).asarray(value, dtype=statistics_dtype(like.dtype))
+@noted
+def as_scalar(value: float, like: Array, divisor: float = 1.0) -> Array:
+    """value / divisor as a 0-d array of `like`'s library and dtype, or of float32 if that dtype is 16-bit."""
+    return array_module(like).asarray(value / divisor, dtype=statistics_dtype(like.dtype))

@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from ..backends import array_module
 from ..backends.precision import is_floating, upcast
+from ..backends.recording import noted
 from ..errors import DtypeError, RangeError, ShapeError, UsageError
 from ..tensor import Tensor
-from ..typing import Array, Axis
+from ..typing import Array, Axis, Shape
 
 
 def unbroadcast(grad: Array, shape: tuple[int, ...]) -> Array:
@@ -22,14 +24,27 @@ def unbroadcast(grad: Array, shape: tuple[int, ...]) -> Array:
         return grad
     added = grad.ndim - len(shape)
     axes = tuple(range(added)) + tuple(added + i for i, size in enumerate(shape) if size == 1)
-    return long_sum(grad, axes, keepdims=True).reshape(shape)
+    return long_sum(grad, axes, True).reshape(shape)
 
 
+@noted
 def long_sum(x: Array, axes: tuple[int, ...], keepdims: bool = False) -> Array:
     """The sum over `axes`, accumulated in float64 and rounded once to x's dtype (integers: int64)."""
     if not is_floating(x.dtype):
         return x.sum(axis=axes, keepdims=keepdims)
     return upcast(x).sum(axis=axes, keepdims=keepdims, dtype="float64").astype(x.dtype, copy=False)
+
+
+@noted
+def added(a: Array, b: Array) -> Array:
+    """a + b."""
+    return a + b
+
+
+@noted
+def zeros(shape: Shape, like: Array) -> Array:
+    """Zeros, of `like`'s library and dtype."""
+    return array_module(like).zeros(shape, dtype=like.dtype)
 
 
 def broadcast_shape(operation: str, *tensors: Tensor) -> tuple[int, ...]:

@@ -31,13 +31,13 @@ from ..errors import DtypeError, UsageError
 from ..function import Function
 from ..tensor import Tensor, as_tensor
 from ..typing import Array, TensorLike
-from ._shapes import broadcast_shape, unbroadcast
+from ._shapes import added, broadcast_shape, unbroadcast
 
 
 class Add(Function):
     def forward(self, a: Array, b: Array) -> Array:
         self.shapes = a.shape, b.shape
-        return a + b
+        return added(a, b)
 
     def backward(self, dy: Array) -> tuple[Array | None, Array | None]:
         a_shape, b_shape = self.shapes

@@ -108,7 +108,7 @@ class CrossEntropy(Function):
         losses, lse = cross_entropy_forward(rows, targets, ignore_index)
         self.save(logits, targets, lse)
         self.ignore_index, self.count = ignore_index, count
-        return as_scalar(losses.sum(dtype=np.float64) / count, logits)
+        return as_scalar(losses.sum(dtype=np.float64), logits, count)
 
     def backward(self, dy: Array) -> Array:
         logits, targets, lse = self.saved

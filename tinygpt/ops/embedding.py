@@ -29,7 +29,7 @@ from ..kernel import kernel
 from ..tensor import Tensor
 from ..typing import Array, Ids
 from ._arguments import integer_array, require_ids
-from ._shapes import require_floating
+from ._shapes import require_floating, zeros
 
 
 def embedding_composed(weight: Tensor, ids: Array) -> Tensor:
@@ -71,7 +71,7 @@ class Embedding(Function):
         C = dy.shape[-1]
         with self.present_gradient(0) as dweight:
             if dweight is None:
-                dweight = array_module(dy).zeros((self.V, C), dtype=dy.dtype)  # (V, C)
+                dweight = zeros((self.V, C), dy)  # (V, C)
             embedding_backward(dy.reshape(ids.size, C), ids.reshape(-1), dweight)
         return dweight
 

@@ -39,6 +39,7 @@ import numpy as np
 
 from ..backends import array_module, as_factor, room
 from ..backends.precision import is_16_bit, statistics_dtype, upcast
+from ..backends.recording import noted
 from ..errors import ShapeError
 from ..function import Function
 from ..tensor import Tensor
@@ -78,8 +79,14 @@ def loss_only(x: Array, weight: Array, targets: Array, ignore_index: int) -> flo
     total = 0.0
     for rows in blocks(len(x), len(weight), x.itemsize, room(x)):
         losses, _ = cross_entropy_forward(matmul_arrays(x[rows], weight.T), targets[rows], ignore_index)  # (R,)
-        total += losses.sum(dtype=np.float64)
+        total = with_sum(total, losses)
     return total
+
+
+@noted
+def with_sum(total: float, losses: Array) -> float:
+    """The total with the losses added, in double precision."""
+    return total + losses.sum(dtype=np.float64)
 
 
 def loss_and_gradients(
@@ -98,7 +105,7 @@ def loss_and_gradients(
         if len(weight) > V:
             logits[:, V:] = -np.inf
         losses = cross_entropy_inplace(logits, targets[rows], ignore_index, scale)  # (R,)
-        total += losses.sum(dtype=np.float64)
+        total = with_sum(total, losses)
         dlogits = logits  # (R, P) overwritten by the line before the last
         if dx is not None:
             matmul_arrays(dlogits, weight, out=dx[rows])
@@ -125,14 +132,14 @@ class LinearCrossEntropy(Function):
         rows = x.reshape(-1, x.shape[-1])  # (N, C)
         self.gradients: tuple[Array | None, Array | None] | None = None
         if not any(self.needs):
-            return as_scalar(loss_only(rows, weight, targets, ignore_index) / count, x)
+            return as_scalar(loss_only(rows, weight, targets, ignore_index), x, count)
         in_time = x.dtype.name != "float16"  # whether 1 / count is a part of the gradients now, not in `backward`
         self.scale, self.later = (1.0 / count, 1.0) if in_time else (1.0, 1.0 / count)
         total, *gradients = loss_and_gradients(rows, weight, targets, ignore_index, self.scale, self.needs)
         self.gradients = (gradients[0], gradients[1])
         self.save(x, weight, targets)
         self.ignore_index = ignore_index
-        return as_scalar(total / count, x)
+        return as_scalar(total, x, count)
 
     def backward(self, dy: Array) -> tuple[Array | None, Array | None]:
         x, weight, targets = self.saved

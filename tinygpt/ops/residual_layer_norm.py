@@ -29,7 +29,6 @@ Source: pre-norm residual blocks: Radford et al., "Language Models are Unsupervi
 
 from __future__ import annotations
 
-from ..backends import array_module
 from ..checks import number
 from ..errors import ShapeError
 from ..function import Function
@@ -38,6 +37,7 @@ from ..random import Generator
 from ..tensor import Tensor
 from ..typing import Array
 from ._arguments import mask_key, require_probability, require_same_dtype
+from ._shapes import zeros
 from .dropout import dropout_apply, dropout_composed
 from .layer_norm import layer_norm_backward, layer_norm_composed, layer_norm_forward
 from .linear import column_sum
@@ -142,7 +142,7 @@ class ResidualLayerNorm(Function):
             assert dsum is not None  # or nothing of this node was used
             return self.backward_of_sum(dsum)
         if dsum is None:
-            dsum = array_module(dy).zeros_like(dy)
+            dsum = zeros(dy.shape, dy)
         dresidual, dx, dx_bias, dweight, dbias = residual_layer_norm_backward(
             dy.reshape(total.shape), dsum.reshape(total.shape), total, weight, mean, rstd, *self.key[:3],
             *self.has_biases, self.key[3],

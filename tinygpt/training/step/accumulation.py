@@ -24,7 +24,9 @@ from ...errors import UsageError
 from ...ops.cast import keep_rounded
 from ...ops.cross_entropy import IGNORE_INDEX
 from ...tensor import Tensor
+from ..objective import Objective
 from .graphed_step import GraphedStep, Update
+from .planned_step import PlannedStep
 
 if TYPE_CHECKING:
     from ..loop import Trainer
@@ -40,7 +42,9 @@ class Accumulation:
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
-        self.graphed_step = GraphedStep(trainer.model, self._forward_and_backward, trainer.config.cuda_graphs)
+        model, plain = trainer.model, type(trainer.objective).loss is Objective.loss
+        self.planned_step = PlannedStep(model, self._forward_and_backward, plain)
+        self.graphed_step = GraphedStep(model, self.planned_step, trainer.config.cuda_graphs)
 
     @property
     def parts(self) -> int:
