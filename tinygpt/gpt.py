@@ -226,9 +226,9 @@ class GPT(LanguageModel):
         cache: from `new_cache`, one entry per block. Then idx continues the cached texts, and only the result for the
         last position is returned, (B, 1, C). The caller must advance the `lengths` of the cache.
         """
-        idx = self.check_ids(idx)
-        positions = np.arange(idx.shape[1])  # (T,)
-        positions = positions if cache is None else cache[0].lengths[:, None] + positions  # (B, T)
+        idx = self.check_ids(idx, any_length=cache is not None)
+        T = idx.shape[1]
+        positions = np.arange(T) if cache is None else cache[0].positions(T)  # (T,) or (B, T)
         x = self.wte(idx) + self.wpe(positions)  # (B, T, C)
         x = x if self.activations is None else ops.cast(x, self.activations)
         stream = ResidualStream(self.dropout(x), self.recompute)

@@ -97,7 +97,7 @@ def test_an_error_leaves_the_readers_where_they_were(monkeypatch: pytest.MonkeyP
     readers = [decoder.reader(prompt) for prompt in prompts()[:3]]
     expected = [decoder.reader(prompt) for prompt in prompts()[:3]]
     with monkeypatch.context() as patched:
-        patched.setattr("tinygpt.generation.joint_prompts._mlp", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr("tinygpt.gpt.MLP.branch", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             read_together([(reader, PIECE) for reader in readers])
     assert [reader.length for reader in readers] == [0, 0, 0]

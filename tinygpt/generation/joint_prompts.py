@@ -3,31 +3,35 @@
     joint = joint_prompts(one_pass(model))  # None if the model has to be called
     hidden = joint([ids, ...], [cache, ...])
 
-It computes `GPT.hidden(ids, cache)` of each prompt. Only attention sees other tokens, so everything else works on the
-tokens of all prompts as the rows of one matrix, without padding; attention is computed for each prompt by itself.
+It runs `GPT.hidden` on the tokens of all prompts as one text, without padding. Only attention sees other tokens, and a
+`JointCache` gives each prompt's tokens to that prompt's own cache.
 
 With the compiled kernels no bit of a prompt's result depends on the others. That is a property of two products, whose
 sums have an order of their own for any number of rows: that of few rows, which prompts of less than LONG tokens use
 (`ops/packed.py`), and that of many (`_ext/cpu/matmul`). Which of them it is depends on the prompt alone, so the short
-ones share passes, and so do the long ones.
+ones share passes, and so do the long ones. `FewRowsLinear` takes the place of a layer that computes as for few rows.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from .. import ops
-from ..gpt import ACTIVATIONS, GPT
+from ..gpt import GPT
 from ..graph import no_grad
 from ..kernel import compiled_part
-from ..nn.packed import with_bias
-from ..nn.residual import ResidualStream
-from ..ops.cached_attention import KeyValueCache, cached_attention
+from ..nn import Linear
+from ..nn.known import known
+from ..nn.lora import replaced
+from ..nn.module import Module
+from ..nn.packed import PackedLinear, with_bias
+from ..ops.cached_attention import KeyValueCache
 from ..ops.packed import few_rows_product
 from ..tensor import Tensor
+from ..typing import Array
 from .one_pass import OnePass
 
 LONG = 32  # the fewest rows and columns that the product of many rows takes (FEWEST in product.pyx)
@@ -36,67 +40,96 @@ MOST_SHORT, MOST_LONG = 128, 512  # tokens in a pass: enough for the speed, and 
 Cache = Sequence[KeyValueCache]
 
 
+@known("forward", "product")
+class FewRowsLinear(Module):
+    """A linear layer that computes any number of rows as it computes a few."""
+
+    def __init__(self, layer: Any) -> None:
+        self.layer = layer
+
+    @property
+    def bias(self) -> Any:
+        return self.layer.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., in) -> (..., out)."""
+        return with_bias(self.product(x), self.bias)
+
+    def product(self, x: Tensor) -> Tensor:
+        """x (..., in) -> x W (..., out)."""
+        rows = np.ascontiguousarray(x.data.reshape(-1, x.shape[-1]))
+        y = few_rows_product(rows, self.layer.matrix)
+        return Tensor(y.reshape(*x.shape[:-1], y.shape[1]))
+
+
+class JointCache(KeyValueCache):
+    """One block's caches of several texts, whose N new tokens follow one another as those of a single text.
+
+    ends: (len(caches),) where each text's new tokens end.
+    """
+
+    def __init__(self, caches: Sequence[KeyValueCache], ends: np.ndarray) -> None:
+        self.caches, self.ends, self.last_only = caches, ends, caches[0].last_only
+
+    def positions(self, T: int) -> np.ndarray:
+        """(1, N)."""
+        counts = np.diff(self.ends, prepend=0)
+        return np.concatenate([one.positions(n) for one, n in zip(self.caches, counts, strict=True)], axis=1)
+
+    def last(self, x: Tensor) -> Tensor:
+        """x (1, N, C) -> (1, len(caches), C). What `attend` returned has been cut already."""
+        return x if x.shape[1] == len(self.ends) else Tensor(x.data[:, self.ends - 1])
+
+    def attend(self, qkv: Array, n_head: int, scale: float | None) -> Array:
+        """qkv (1, N, 3C) -> (1, N, C), or (1, len(caches), C) if `last_only`."""
+        parts = zip([0, *self.ends], self.ends, self.caches, strict=False)
+        return np.concatenate([one.attend(qkv[:, a:b], n_head, scale) for a, b, one in parts], axis=1)
+
+
 class JointPrompts:
     """The pass above for one model, with the weights that it has when it is called."""
 
     def __init__(self, model: GPT) -> None:
-        self.model = model
         ours = compiled_part("product_is_ours")
         self.many_rows = ours is not None and ours() and model.config.n_embd >= LONG
+        self.model = model
+
+    @functools.cached_property
+    def short(self) -> GPT:
+        """The model, for prompts of few tokens."""
+        return self._with_few_rows("")
+
+    @functools.cached_property
+    def long(self) -> GPT:
+        """The model, for prompts of many. Beyond its last attention only the last token of each prompt matters."""
+        last = f"h.{len(self.model.h) - 1}"
+        return self._with_few_rows(f"{last}.attn.c_proj", f"{last}.mlp.")
+
+    def _with_few_rows(self, *beginnings: str) -> Any:
+        """The model with a FewRowsLinear for each linear layer whose path begins so."""
+        linear = [pair for pair in self.model.named_modules() if isinstance(pair[1], (Linear, PackedLinear))]
+        return replaced(self.model, {p: FewRowsLinear(layer) for p, layer in linear if p.startswith(beginnings)})
 
     def __call__(self, prompts: Sequence[np.ndarray], caches: Sequence[Cache]) -> list[Any]:
         """ids (T,) of each prompt, and the cache of its text, whose `lengths` the caller advances -> a list of (C,)."""
         hidden: list[Any] = [None] * len(prompts)
-        short = [not self.many_rows or len(ids) < LONG for ids in prompts]
-        for few in (True, False):
-            mine = [i for i, is_short in enumerate(short) if is_short == few]
-            for some in passes(mine, [len(ids) for ids in prompts], MOST_SHORT if few else MOST_LONG):
-                found = self._one([prompts[i] for i in some], [caches[i] for i in some], few)
+        is_short = [not self.many_rows or len(ids) < LONG for ids in prompts]
+        for few, most in ((True, MOST_SHORT), (False, MOST_LONG)):
+            mine = [i for i, short in enumerate(is_short) if short == few]
+            for some in passes(mine, [len(ids) for ids in prompts], most):
+                model = self.short if few else self.long
+                found = self._one(model, [prompts[i] for i in some], [caches[i] for i in some])
                 for i, row in zip(some, found, strict=True):
                     hidden[i] = row
         return hidden
 
-    def _one(self, prompts: list[np.ndarray], caches: list[Cache], few: bool) -> Any:
+    @staticmethod
+    def _one(model: GPT, prompts: list[np.ndarray], caches: list[Cache]) -> Any:
         """One pass -> (len(prompts), C)."""
-        model, ends = self.model, np.cumsum([len(ids) for ids in prompts])
-        places = [cache[0].lengths[0] + np.arange(len(ids)) for ids, cache in zip(prompts, caches, strict=True)]
+        ends = np.cumsum([len(ids) for ids in prompts])
+        joint = [JointCache(layer, ends) for layer in zip(*caches, strict=True)]
         with no_grad(), model.evaluating(), model.compute_in("float32"):
-            x = model.wte(np.concatenate(prompts)[None]) + model.wpe(np.concatenate(places)[None])  # (1, N, C)
-            stream = ResidualStream(x)
-            for i, block in enumerate(model.h):
-                layers, last = [cache[i] for cache in caches], block is model.h[-1]
-                attended = _attention(block.attn, stream.norm(block.ln_1), layers, ends, few)
-                if last:  # from here on, only the last token of each prompt matters
-                    stream.x, few = Tensor(stream.x.data[:, ends - 1]), True
-                stream.pending = _product(block.attn.c_proj, attended, few), block.attn.c_proj.bias, block.dropout
-                stream.pending = (*_mlp(block.mlp, stream.norm(block.ln_2), few), block.dropout)
-            return stream.norm(model.ln_f).data[0]
-
-
-def _attention(layer: Any, h: Tensor, caches: list[KeyValueCache], ends: np.ndarray, few: bool) -> Tensor:
-    """h (1, N, C) of all tokens -> what the heads read, (1, N, C); after the last block (1, len(caches), C)."""
-    qkv = with_bias(_product(layer.c_attn, h, few), layer.c_attn.bias).data  # (1, N, 3C)
-    parts = zip([0, *ends], ends, caches, strict=False)
-    read = [cached_attention(Tensor(qkv[:, a:b]), layer.n_head, cache, layer.scale).data for a, b, cache in parts]
-    return Tensor(np.concatenate(read, axis=1))
-
-
-def _mlp(layer: Any, h: Tensor, few: bool) -> tuple[Tensor, Tensor | None]:
-    """`MLP.branch`."""
-    z, bias = _product(layer.c_fc, h, few), layer.c_fc.bias
-    if bias is not None and layer.activation == "gelu_new":
-        y = ops.bias_gelu(z, bias)
-    else:
-        y = ACTIVATIONS[layer.activation](with_bias(z, bias))
-    return _product(layer.c_proj, y, few), layer.c_proj.bias
-
-
-def _product(layer: Any, x: Tensor, few: bool) -> Tensor:
-    """x (1, N, in) -> x W (1, N, out)."""
-    if not few:
-        product: Tensor = layer.product(x)
-        return product
-    return Tensor(few_rows_product(np.ascontiguousarray(x.data[0]), layer.matrix)[None])
+            return model.hidden(np.concatenate(prompts)[None], joint).data[0]
 
 
 def passes(which: Sequence[int], lengths: Sequence[int], most: int) -> Iterator[list[int]]:

@@ -249,7 +249,7 @@ def without_lora(model: Any) -> Any:
     `model` itself if it has no adapter, or one that can't be merged.
     """
     plain = {path: layer.plain() if is_known(layer) else None for path, layer in lora_layers(model).items()}
-    return _copied(model, "", plain) if plain and None not in plain.values() else model
+    return replaced(model, plain) if plain and None not in plain.values() else model
 
 
 def merged_state(state: Mapping[str, Any], lora: LoRA) -> dict[str, Any]:
@@ -264,20 +264,26 @@ def merged_state(state: Mapping[str, Any], lora: LoRA) -> dict[str, Any]:
     return merged
 
 
-def _copied(module: Any, path: str, replacements: Mapping[str, Any]) -> Any:
-    """`module` with some of its submodules replaced. Only the modules on the path to these are copied."""
-    if path in replacements:
-        return replacements[path]
-    prefix = f"{path}." if path else ""
-    if not any(name.startswith(prefix) for name in replacements):
-        return module
-    made = copy.copy(module)
-    for name, value in vars(module).items():
-        if isinstance(value, Module):
-            setattr(made, name, _copied(value, prefix + name, replacements))
-        elif isinstance(value, list):
-            setattr(made, name, [_copied(item, f"{prefix}{name}.{i}", replacements) for i, item in enumerate(value)])
-    return made
+def replaced(model: Any, layers: Mapping[str, Any]) -> Any:
+    """A copy of `model` in which `layers`, by their paths, take the place of others; the rest is shared.
+
+    Only the modules on the way to a replaced one are copied.
+    """
+    ways = {path[:end] for path in layers for end, sign in enumerate(path) if sign == "."} | {""}
+
+    def copied(value: Any, path: str) -> Any:
+        if path in layers:
+            return layers[path]
+        if path not in ways:
+            return value
+        if isinstance(value, list):
+            return [copied(item, f"{path}.{i}") for i, item in enumerate(value)]
+        made = copy.copy(value)
+        for name in [name for name, inner in vars(value).items() if isinstance(inner, (Module, list))]:
+            setattr(made, name, copied(getattr(value, name), f"{path}.{name}" if path else name))
+        return made
+
+    return copied(model, "")
 
 
 def _at(model: Any, path: str) -> Any:

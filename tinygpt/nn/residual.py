@@ -42,7 +42,7 @@ class ResidualStream:
             branch, bias = call(layer, h, cache), None
         self.pending = branch, bias, dropout
         if cache is not None and cache.last_only:
-            self.x, self.pending = self.x[:, -1:], (branch[:, -1:], bias, dropout)
+            self.x, self.pending = cache.last(self.x), (cache.last(branch), bias, dropout)
 
     def value(self) -> Tensor:
         """x, including the pending addition."""

@@ -39,11 +39,34 @@ class KeyValueCache:
 
     lengths: (B,) number of tokens of each text, on the host; `places`: the same on the device of the keys. The caller
     advances both after all blocks have read the new tokens. last_only: only the result of the last position is needed.
+    A subclass may hold texts with different numbers of new tokens: see `generation/joint_prompts.py`.
     """
 
     def __init__(self, keys: Array, values: Array, lengths: Any, last_only: bool = False) -> None:
         self.keys, self.values, self.last_only = keys, values, last_only
         self.lengths = self.places = lengths
+
+    def positions(self, T: int) -> np.ndarray:
+        """Where the next T tokens of each text go, (B, T)."""
+        return self.lengths[:, None] + np.arange(T)
+
+    def last(self, x: Tensor) -> Tensor:
+        """x (B, T, C), of the new tokens -> that of each text's last token, (B, 1, C)."""
+        return x[:, -1:]
+
+    def attend(self, qkv: Array, n_head: int, scale: float | None) -> Array:
+        """`cached_attention` on arrays."""
+        q, k, v = QKVAttention.heads(qkv, n_head)  # (B, H, T, D) each
+        B, _, T, D = q.shape
+        scale = 1.0 / math.sqrt(D) if scale is None else scale
+        with np.errstate(all="ignore"):
+            if self.lengths.any():
+                y = _attend_to_all(q, k, v, self, scale)  # (B, T, H, D)
+            else:
+                self.keys[:, :, :T], self.values[:, :, :T] = k, v
+                y = attention_forward(q, k, v, True, scale, 0.0, 0, 0)[0].transpose(0, 2, 1, 3)  # (B, T, H, D)
+        y = y.reshape(B, T, n_head * D)
+        return y[:, -1:] if self.last_only else y
 
     def row(self, b: int) -> KeyValueCache:
         """Text b alone, sharing memory."""
@@ -74,17 +97,7 @@ def cached_attention(qkv: Tensor, n_head: int, cache: KeyValueCache, scale: floa
 
     scale: 1 / sqrt(D) if None. Stores the new keys and values in the cache; the caller advances its `lengths`.
     """
-    q, k, v = QKVAttention.heads(qkv.data, n_head)  # (B, H, T, D) each
-    B, _, T, D = q.shape
-    scale = 1.0 / math.sqrt(D) if scale is None else scale
-    with np.errstate(all="ignore"):
-        if cache.lengths.any():
-            y = _attend_to_all(q, k, v, cache, scale)  # (B, T, H, D)
-        else:
-            cache.keys[:, :, :T], cache.values[:, :, :T] = k, v
-            y = attention_forward(q, k, v, True, scale, 0.0, 0, 0)[0].transpose(0, 2, 1, 3)  # (B, T, H, D)
-    y = y.reshape(B, T, n_head * D)
-    return Tensor(y[:, -1:] if cache.last_only else y)
+    return Tensor(cache.attend(qkv.data, n_head, scale))
 
 
 def _attend_to_all(q: Array, k: Array, v: Array, cache: KeyValueCache, scale: float) -> Array:
