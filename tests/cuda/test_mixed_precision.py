@@ -2,8 +2,8 @@
 
 Shown here: products sum in float32; weights, their gradients, the optimizer's state, statistics and losses are in
 float32 and everything between in 16 bits; the CUDA kernels take the arrays that training gives them.
-`test_mixed_precision_runs.py` has what is learnt, float16's loss scale, runs that are resumed and moved,
-`test_mixed_precision_refused.py` the command line, and what is refused.
+`test_mixed_precision_runs.py` has what is learnt and runs that are resumed and moved, `test_loss_scale.py` float16's
+scale of the loss, `test_mixed_precision_refused.py` the command line, and what is refused.
 
 Not shown: anything about cuBLAS (its stand-in is `cublas_standin.py`), about speed, and how CuPy itself converts.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import importlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -30,11 +30,7 @@ from tinygpt.kernel import REGISTRY
 from tinygpt.ops._matmul import add_matmul, matmul_arrays
 from tinygpt.tensor import Tensor
 
-
-@pytest.fixture(autouse=True)
-def on_the_stand_in() -> Iterator[None]:
-    with standin.installed(), tg.use_backend("cupy"), tg.use_kernels("reference"):
-        yield
+pytestmark = pytest.mark.usefixtures("on_the_stand_in")
 
 
 # Cast -----------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,7 @@ from tests.training.helpers import OPTIONS, make_trainer
 from tinygpt import ops
 from tinygpt.errors import DtypeError, MissingExtraError, UsageError
 
-
-@pytest.fixture(autouse=True)
-def on_the_stand_in() -> Iterator[None]:
-    with standin.installed(), tg.use_backend("cupy"), tg.use_kernels("reference"):
-        yield
+pytestmark = pytest.mark.usefixtures("on_the_stand_in")
 
 
 def test_on_the_cpu_the_command_line_says_why_and_what_to_do(run: Any, text: Path, tmp_path: Path) -> None:

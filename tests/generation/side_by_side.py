@@ -27,6 +27,15 @@ def make_pair(folder: Path) -> tuple[GPT, Any]:
     return load_ours(model, folder), model
 
 
+SMALL_V = 12
+
+
+def make_small_pair(folder: Path) -> tuple[GPT, Any]:
+    """(ours, transformers'): one model of SMALL_V tokens, with scores far from equal."""
+    model = make_theirs(seed=3, scale=0.3, vocab_size=SMALL_V, n_positions=64)
+    return load_ours(model, folder), model
+
+
 def check(pair: Any, rows: Any, padding: int = 30, **options: Any) -> np.ndarray:
     """Both generate, and the tables are equal. Rows of different length are padded on the left."""
     ids, mask = pad_left([list(row) for row in rows], padding)

@@ -43,6 +43,14 @@ def make_trainer(folder: Path, train: np.ndarray = TRAIN, model: GPT | None = No
     return Trainer(model, train, VALIDATION, config, folder, stream=io.StringIO())
 
 
+def failing_at(step: int, key: str, error: BaseException) -> Any:
+    def upload(record: dict[str, Any]) -> None:
+        if record["step"] == step and key in record:
+            raise error
+
+    return upload
+
+
 def write_text(path: Path, lines: int = 40) -> Path:
     path.write_text(VERSE * (lines // 2), encoding="utf-8")
     return path
