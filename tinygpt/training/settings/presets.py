@@ -19,15 +19,17 @@ class Preset:
     training: dict[str, Any]
 
 
+SMALL = {"n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 64, "dropout": 0.0, "bias": False}
+
 PRESETS = {
     "tiny": Preset(
         "nanoGPT's setting for a CPU: minutes",
-        {"n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 64, "dropout": 0.0, "bias": False},
+        SMALL,
         {"batch_size": 12, "steps": 2000, "eval_batches": 20},
     ),
     "fast": Preset(
         "tiny's model, trained by Muon in fewer steps",
-        {"n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 64, "dropout": 0.0, "bias": False},
+        SMALL,
         {
             "batch_size": 12, "steps": 500, "eval_batches": 20, "optimizer": "muon", "lr": 0.02, "adamw_lr": 3e-3,
             "momentum": 0.9, "weight_decay": 0.0, "warmup_steps": 10, "schedule": "wsd", "decay_fraction": 0.5,
