@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, is_hypothesis_test, settings
 
 import tinygpt
 from tests.cli.helpers import Answer
-from tests.slow import SlowTests
+from tests.slow import LEFT_OUT, SlowTests, is_left_out_whole
 from tests.training.helpers import OPTIONS, write_text
 from tinygpt import cli
 from tinygpt.backends import get
@@ -58,8 +58,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """With --fast nothing imports PyTorch and transformers, which takes longer than many tests."""
-    return True if config.getoption("--fast") and "vs_" in collection_path.name else None
+    """With --fast no file is imported that has nothing to run: the imports of some take longer than many tests."""
+    if not config.getoption("--fast"):
+        return None
+    return True if "vs_" in collection_path.name or is_left_out_whole(collection_path) else None
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
@@ -70,7 +72,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("--fast"):
-        left_out = [item for item in items if {"slow", "compat", "gpu"} & {mark.name for mark in item.iter_markers()}]
+        left_out = [item for item in items if LEFT_OUT & {mark.name for mark in item.iter_markers()}]
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in set(left_out)]
         for function in {getattr(item, "function", None) for item in items}:

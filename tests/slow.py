@@ -9,18 +9,30 @@ is longer. Fixtures don't count, since several tests share them.
 
 from __future__ import annotations
 
+import ast
 import os
+import re
 from collections.abc import Generator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+LEFT_OUT = {"slow", "compat", "gpu", "browser"}  # the markers of tests that --fast leaves out
 LIMIT = 4.0  # seconds. Twice what the marker says: processors differ, and caches are shared
 
 
 def processor_time() -> float:
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system
+
+
+def is_left_out_whole(path: Path) -> bool:
+    """Whether a file's `pytestmark` says that --fast leaves out all its tests: then it need not be imported."""
+    if not path.name.startswith("test_") or "\npytestmark = " not in (text := path.read_text(encoding="utf-8")):
+        return False
+    marks = [ast.unparse(node) for node in ast.parse(text).body if "pytestmark" in ast.unparse(node)[:10]]
+    return any(name in LEFT_OUT for mark in marks for name in re.findall(r"\bmark\.(\w+)", mark))
 
 
 class SlowTests:

@@ -91,6 +91,21 @@ def test_a_slow_test_without_the_marker_is_named(fail: bool, workers: int, tmp_p
     assert done.returncode == (pytest.ExitCode.TESTS_FAILED if fail else pytest.ExitCode.OK)
 
 
+@pytest.mark.parametrize(
+    ("text", "left_out"),
+    [
+        ("pytestmark = pytest.mark.slow\n", True),
+        ("pytestmark = [\n    pytest.mark.skipif(True, reason='no compiler'),\n    pytest.mark.gpu,\n]\n", True),
+        ("pytestmark = pytest.mark.usefixtures('slow')\n", False),
+        ("@pytest.mark.slow\ndef test_one() -> None: ...\n", False),
+    ],
+)
+def test_a_file_whose_tests_are_all_left_out_is_not_imported(text: str, left_out: bool, tmp_path: Path) -> None:
+    path = tmp_path / "test_some.py"
+    path.write_text(f"import pytest\n\n{text}", encoding="utf-8")
+    assert slow.is_left_out_whole(path) == left_out
+
+
 def test_the_limit_is_above_what_the_marker_says() -> None:
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     assert '"slow: takes more than two seconds' in text
