@@ -1,4 +1,4 @@
-"""A decoding step as a CUDA graph: one launch for each token, instead of some ten for each layer.
+"""A decoding step as a CUDA graph: one launch for each token, instead of about ten for each layer.
 
     step = GraphedDecode(compute, addresses)
     logits = step(ids, lengths)                   # compute(ids, lengths), replayed where possible
@@ -10,7 +10,7 @@ the lengths say. So a graph is right as long as the arrays stay where they are; 
 
 The first steps of a text run eagerly, since a short text is not worth a graph. Then one is recorded, replayed and
 compared with the eager step, bit for bit (a step that is repeated writes the same keys and values to the same places).
-Whatever fails, the text goes on without graphs.
+If anything fails, the text continues without graphs.
 """
 
 from __future__ import annotations

@@ -31,8 +31,8 @@ class RowDecoder:
         decoder.select(rows)                 # row r becomes a copy of old row rows[r]
         logits = decoder.step(ids)           # ids (R,) -> (R, V)
 
-    `max_new_tokens`: the maximum number of tokens that any row gets. `cache`: what one prompt begins with may be there.
-    `decoder.rows()`: the ids so far, read-only.
+    `max_new_tokens`: the maximum number of tokens that any row gets. `cache`: may hold the beginning of a single
+    prompt. `decoder.rows()`: the ids so far, read-only.
     """
 
     def __init__(

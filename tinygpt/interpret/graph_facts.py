@@ -98,7 +98,7 @@ class Recording:
 
 @contextlib.contextmanager
 def record_gradients() -> Iterator[Recording]:
-    """Inside the block, each `backward()` of this thread tells the norm of every gradient on its way.
+    """Inside the block, each `backward()` of this thread records the norm of every gradient.
 
         with tg.interpret.record_gradients() as record:
             loss.backward()

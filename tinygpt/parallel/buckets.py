@@ -14,7 +14,7 @@ backward pass the buckets follow the order that process 0 observed, unless `scat
 used twice (tied embeddings) is ready after its last use and is summed once. If no process has a gradient for a
 parameter, it stays without one.
 
-A small bucket starts earlier, and a large one has less overhead: 25 MB, as PyTorch's DDP has it. If the gradients would
+A small bucket starts earlier, and a large one has less overhead: 25 MB, as in PyTorch's DDP. If the gradients would
 fill only a few of these, there are eight smaller ones, so that about an eighth of the bytes is left for the end.
 Source: Li et al., "PyTorch Distributed: Experiences on Accelerating Data Parallel Training", VLDB 2020, section 3.2.
 """
@@ -66,9 +66,9 @@ class GradientBuckets:
     """Sums the gradients of `parameters` over all processes.
 
     scatter: each process gets only its part of each bucket's sum, for a sharded optimizer (`sharded.py`), whose parts
-    need the buckets to stay as they are; the parameters are then left without gradients. bucket_bytes: at most so many
-    in a bucket, unless a single parameter has more; by default `bucket_size`. hidden, waited: seconds of the
-    last step that the sums were on their way during the backward pass, and that `finish` waited for them.
+    need the buckets to stay as they are; the parameters are then left without gradients. bucket_bytes: the most bytes
+    in a bucket, unless a single parameter has more; by default `bucket_size`. hidden, waited: seconds of the last step
+    for which the sums overlapped with the backward pass, and for which `finish` waited for them.
     """
 
     def __init__(

@@ -6,7 +6,7 @@
 | `reduce_scatter(x)`, x (N * n,) | returns part `rank` of the sum, (n,) |
 | `all_gather(x)`, x (n,) | returns all x one after the other, (N * n,) |
 | `broadcast(x, root)` | x becomes that of process `root` |
-| `barrier()` | waits until all have come here |
+| `barrier()` | waits until all processes have called it |
 | `gather_values(v)`, `share_value(v)` | the same for small values (`values.py`): a list of all; that of process 0 |
 | `share_arrays(d)` | returns the arrays of process 0, by name |
 
@@ -78,14 +78,14 @@ class Communicator:
         """Replace `array` by that of process `root`."""
 
     def barrier(self) -> None:
-        """Wait until all processes have come here."""
+        """Wait until all processes have called it."""
 
     def gather_values(self, value: Any) -> list[Any]:
         """The values of all processes in the order of their ranks: small and plain ones, which travel as JSON."""
         return [value]
 
     def share_value(self, value: Any) -> Any:
-        """The value of process 0, which travels as JSON; the others' are not looked at."""
+        """The value of process 0, which travels as JSON; those of the others are ignored."""
         return value
 
     def share_arrays(self, arrays: Mapping[str, np.ndarray] | None) -> dict[str, np.ndarray]:

@@ -1,6 +1,6 @@
 """The body on NCCL: processes with a GPU each. Arrays go from GPU to GPU, small values through MPI.
 
-NCCL's sums have an order of their own: for the same GPUs the same bits in each run, but not those of the body on CPUs.
+NCCL adds in an order of its own: the same GPUs give the same bits in every run, but not the bits of the body on CPUs.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The body on MPI, through mpi4py: processes on the cores of one machine, or on many machines.
 
-A sum is made in two exchanges, as fast networks do it anyway (Rabenseifner's algorithm): every process sends part j of
+A sum is made in two exchanges, the way fast networks do it (Rabenseifner's algorithm): every process sends part j of
 its array to process j, which adds the parts in the order of the ranks and sends the sum to all others. Each process
 sends and receives 2 (N - 1) / N times the array's size, and adds 1 / N of it.
 
@@ -8,10 +8,10 @@ The messages are plain sends and receives. MPI's own Ialltoall and Iallgather do
 stays where it is: 43 MB on two processes of one machine took 12 ms of processor time with them, 5.4 without. (Memory
 shared by the processes, MPI.Win.Allocate_shared, takes 7, with the copy into it that otherwise is the bucket's.)
 
-An MPI library works on a message only while it is called, and while it waits it asks for news in a loop. With more
-processes than cores that takes the time from the process that is waited for, so whoever waits here lets others run
-between the questions (`_until`). Open MPI would do so at every question (`mpi_yield_when_idle`), also at those that
-the backward pass asks in passing: with other work on the machine each of them could cost a time slice.
+An MPI library works on a message only while it is called, and while it waits it polls in a loop. With more processes
+than cores, polling takes time from the very process that is waited for, so a process that waits here lets others run
+between polls (`_until`). Open MPI could do so itself (`mpi_yield_when_idle`), but at every poll, those of the backward
+pass included: with other work on the machine each of them could cost a time slice.
 
 Source: Rabenseifner, "Optimization of Collective Reduction Operations", 2004; Thakur, Rabenseifner, Gropp,
 "Optimization of Collective Communication Operations in MPICH", 2005, section 4.5.
@@ -167,8 +167,8 @@ def _patiently(request: Any) -> None:
 
 
 def _until(is_there: Callable[[], bool]) -> None:
-    """Ask until it is there. Python's signal handlers run meanwhile; inside an MPI function that waits they would not.
-    So do other processes on this core: after a moment, in which an answer is found at once, this one naps."""
+    """Poll until it is done. Python's signal handlers run meanwhile; inside an MPI function that waits they would not.
+    So do other processes on this core: after a short time of polling, this one sleeps between polls."""
     soon = time.perf_counter() + _SOON
     while not is_there():
         if time.perf_counter() > soon or not hasattr(os, "sched_yield"):
@@ -213,7 +213,7 @@ class _Sum(Pending):
         return self.done
 
     def _add(self) -> None:
-        """Add up this process's part, into its place if all are to get it: ((part 0 + part 1) + part 2) + ..."""
+        """Add up this process's part, in place if all processes get it: ((part 0 + part 1) + part 2) + ..."""
         mine = self.parts[self.owner.rank]
         first, second, *more = (self.received.get(rank, mine) for rank in range(self.owner.size))
         spare = second if first is mine else first
@@ -242,7 +242,7 @@ class _Sum(Pending):
 
 
 class _Moved(Pending):
-    """A result in the host's memory that `array`, on a GPU, is to hold."""
+    """A result in the host's memory, to be copied into `array`, which is on a GPU."""
 
     def __init__(self, pending: Pending, array: Array) -> None:
         self.pending, self.array = pending, array

@@ -17,7 +17,7 @@ _silent = False
 
 
 def is_silent() -> bool:
-    """Whether this process writes to the screen no more, so that nothing has to be hidden."""
+    """Whether this process no longer writes to the screen, so nothing has to be hidden."""
     return _silent
 
 
@@ -29,7 +29,7 @@ class Voice:
         self._screen = os.dup(2)
 
     def cry(self, words: str) -> None:
-        """Write a line to the screen, whatever happens to it."""
+        """Write a line to the screen, even if everything else is redirected."""
         with contextlib.suppress(OSError):
             os.write(self._screen, f"{words}\n".encode(errors="replace"))
 

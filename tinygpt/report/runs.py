@@ -105,7 +105,7 @@ class Run:
 
     @property
     def steps(self) -> int | None:
-        """How many the run was to have."""
+        """The number of steps that the run was started with."""
         steps = self.settings.get("steps")
         return steps if type(steps) is int else None
 

@@ -7,7 +7,7 @@ token.
 
 | file | contents |
 |---|---|
-| `server` | the socket, uvicorn, and an end that finishes what runs |
+| `server` | the socket, uvicorn, and a shutdown that finishes what is running |
 | `protocol` | a client's connection, closed if it is held without being used |
 | `guard` | what every request must pass: Host, Origin, key |
 | `app` | the endpoints, as an ASGI application of starlette; streams; clients that go away |

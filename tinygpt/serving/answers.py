@@ -19,7 +19,7 @@ Json = dict[str, Any]
 
 @dataclass
 class _Text:
-    """A text as it comes."""
+    """A text as it arrives."""
 
     pieces: TextPieces
     before: int  # the last token, on which the bytes of the next may depend
@@ -47,7 +47,7 @@ class Answer:
         return _Text(TextPieces(tokenizer, wanted.prompt, config), int(wanted.prompt[-1]), hidden)
 
     def add(self, number: int, token: Token) -> list[Json]:
-        """A new token of text `number` -> the chunks that it makes certain: none, one, or with the end another."""
+        """A new token of text `number` -> the chunks that are now final: none, one, or two at the end of the text."""
         text, piece, logprobs = self.texts[number], "", list[Json]()
         if token.id is not None:
             text.tokens += 1

@@ -183,7 +183,7 @@ async def _disconnected(receive: Any) -> None:
 
 
 class EventStream:
-    """A response that sends events as they come. Whatever ends it, the places of its texts are free then."""
+    """A response that sends events as they come. However it ends, the places of its texts are freed."""
 
     headers = ((b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache"),
                (b"x-accel-buffering", b"no"))  # fmt: skip
@@ -209,7 +209,7 @@ class EventStream:
 
 
 def failure(error: Exception) -> ApiError:
-    """What the client is told of an error.
+    """What the client is told about an error.
 
     Of an unexpected one, type and place are logged, but not its message, which may quote the request.
     """

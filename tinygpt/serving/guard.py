@@ -61,7 +61,7 @@ class Guard:
         await answer(scope, receive, counted)
 
     def _shared_with(self, headers: Headers) -> list[tuple[bytes, bytes]]:
-        """The headers that let a page of another site read an answer, if it is one of ours to trust."""
+        """The headers that let a page of another site read an answer, if that site is trusted."""
         origin = headers.get("origin", "")
         if origin.lower() not in self.origins:
             return []
@@ -101,7 +101,7 @@ def permission(headers: Headers) -> dict[str, str]:
 
 
 def host_name(host: str) -> str:
-    """The name in a Host header, without the port; "" if it is none."""
+    """The name in a Host header, without the port; "" if it has none."""
     try:
         return (urlsplit(f"//{host}").hostname or "").lower()
     except ValueError:

@@ -1,10 +1,10 @@
-"""A client's connection: uvicorn's, and an end to clients that hold one without using it.
+"""A client's connection: uvicorn's, which is closed here if the client holds it without using it.
 
 uvicorn waits forever for the rest of a request's head, and for a client to read what it is sent. Here a connection is
-dropped if a head, once it is due, takes longer than MOST_SECONDS, or if the client has read nothing for so long while
-there is something to read. Then whatever it asked for is cancelled, as for every client that goes away. (A body
-that comes too slowly is for `app.whole_body`: that client can be answered.) Connections beyond MOST_CONNECTIONS are
-closed at once, so that the process doesn't run out of files.
+dropped if a head, once it is due, takes longer than MOST_SECONDS, or if the client has read nothing for that long while
+there is something to read. Then whatever it asked for is cancelled, as for every client that goes away. (A body that
+comes too slowly is for `app.whole_body`: that client can be answered.) Connections beyond MOST_CONNECTIONS are closed
+at once, so that the process doesn't run out of files.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The server: a socket, uvicorn, and an end that finishes what runs."""
+"""The server: a socket, uvicorn, and a shutdown that finishes what is running."""
 
 from __future__ import annotations
 

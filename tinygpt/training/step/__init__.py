@@ -9,5 +9,5 @@
 | `update` | norm, clipping and AdamW on a GPU, without waiting |
 | `late_steps` | steps on a GPU whose loss is read one step late |
 | `loss_scale` | loss scaling for float16 |
-| `share` | what one of several processes does of a step |
+| `share` | one process's share of a step |
 """

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 class Accumulation:
     """The gradients of a trainer's steps.
 
-    A step has several parts: what one process has of one batch, which is the whole batch if there is one process. The
-    accumulated gradients are (number of parts) * (loss scale) times those of the step's loss; `scale` is the factor
+    A step has several parts. A part is one process's share of one batch: the whole batch if there is only one process.
+    The accumulated gradients are (number of parts) * (loss scale) times those of the step's loss; `scale` is the factor
     that undoes this.
     """
 
@@ -56,7 +56,7 @@ class Accumulation:
         return 1.0 / (self.parts * self.trainer.loss_scale.scale)
 
     def compute(self) -> tuple[float, float]:
-        """Accumulate the gradients of a step. Returns its loss and the norm of its gradient, the factors divided out.
+        """Accumulate the gradients of a step -> its loss and the norm of its gradient, without the factors.
 
         Raises UsageError if no batch has a target.
         """

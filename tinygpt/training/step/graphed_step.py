@@ -19,8 +19,8 @@ The first batch also shows how much memory a step takes. If the GPU has plenty, 
 otherwise recomputed in the backward pass (`graph.keep_outputs`), with the same results.
 
 Norm, clipping and AdamW follow the passes in the same graph if nobody has to read the norm in between (`update.py`).
-What they take from the host, such as the learning rate, is copied to the GPU like the batch. Then the comparison is of
-the weights and the optimizer's state too, for which it needs copies of both: without the memory for these, and in all
+Their inputs from the host, such as the learning rate, are copied to the GPU like the batch. The comparison then covers
+the weights and the optimizer's state too, and needs a copy of both. If there is no memory for the copies, and in all
 other runs, Python launches the optimizer.
 
 Gradients that are added to those of an earlier batch need a separate graph; so does each loss scale. A batch with a
@@ -270,7 +270,7 @@ class GraphedStep:
         self.say(f"CUDA graphs are not used, because {reason}: kernels are launched one by one, which takes longer")
 
     def _run_again(self, reason: Exception, before: _State, batch: _Batch) -> Tensor:
-        """Run an aborted batch eagerly. Only possible if there were no gradients that it may have added to already."""
+        """Run an aborted batch eagerly. Only possible if no gradients were there that it may have added to."""
         if before.gradients[0] is not None:
             raise UsageError(f"the step can't run as a CUDA graph: {reason}: add --cuda-graphs off") from reason
         self._give_up(reason)

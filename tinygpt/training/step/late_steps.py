@@ -1,11 +1,11 @@
 """Steps on a GPU whose loss and norm are read one step late, so that the GPU never waits for the host.
 
 A plain step waits twice: it reads the loss and the norm of the gradients, computes from the norm how much to clip, and
-only then launches the update. Meanwhile the GPU has nothing to do, nor while the next batch is drawn and its launches
-are prepared: 6.6 of the 47 ms of a GPT-2 step on an H200. Here the norm becomes a factor on the GPU
-(`optim.ScaleOnDevice`), the update is launched at once, and the host reads loss and norm of a step when it has
-launched the next one. Norm, factor and update are a part of the step's CUDA graph if there is one (`update.py`); the
-learning rate and what depends on the number of steps are copied to the GPU before each replay, as the batch is.
+only then launches the update. The GPU idles meanwhile, and again while the next batch is drawn and its launches are
+prepared: 6.6 of the 47 ms of a GPT-2 step on an H200. Here the norm becomes a factor on the GPU
+(`optim.ScaleOnDevice`), the update is launched at once, and the host reads loss and norm of a step when it has launched
+the next one. Norm, factor and update are a part of the step's CUDA graph if there is one (`update.py`); the learning
+rate and what depends on the number of steps are copied to the GPU before each replay, as the batch is.
 
 A loss that is not finite is noticed a step late, but it ruins nothing: its gradients' norm is not finite either, so the
 factor is NaN, and the update changes no weights, nor does any later one. The run ends with the weights, the step

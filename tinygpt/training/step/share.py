@@ -49,7 +49,7 @@ _ORPHANED = int(getattr(signal, "SIGHUP", signal.SIGTERM))
 
 
 class Share:
-    """What one process does of a run. Raises UsageError if the batches can't be divided among the processes.
+    """One process's share of a run. Raises UsageError if the batches can't be divided among the processes.
 
     generator: of the model's dropout masks.
     """
