@@ -19,7 +19,7 @@ from tinygpt.errors import UsageError
 from tinygpt.generation.decoder import Decoder
 from tinygpt.generation.graphed_decode import EAGER, GraphedDecode
 from tinygpt.generation.row_decoder import RowDecoder
-from tinygpt.generation.token_sampler import TokenSampler, Uniforms
+from tinygpt.generation.token_sampler import Draw, TokenSampler, Uniforms
 from tinygpt.ops.packed import Matrix
 
 pytestmark = [
@@ -189,14 +189,89 @@ def test_a_text_is_that_of_the_sampler_on_the_host(options: Any, monkeypatch: py
     assert np.array_equal(found, model.generate(prompts, 12, seed=3, **options))
 
 
+COMMON = [
+    {"temperature": 0.0}, {"temperature": 0.8}, {"temperature": 0.7, "top_k": 5}, {"temperature": 1.0, "top_p": 0.8},
+    {"temperature": 0.9, "top_k": 7, "top_p": 0.9},
+]  # fmt: skip
+
+
+def launches_of_each_step(model: Any, options: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[list[int], list[int]]:
+    """Of 12 steps: how many kernels Python launches in each, and how many graphs."""
+    kernels, graphs, counts = [0], [0], ([], [])  # type: ignore[var-annotated]
+    usual = capture.Launches.launch
+
+    def counted(name: str) -> Callable[..., Any] | None:
+        body = kernel_body(name)
+        return None if body is None else lambda *args: (kernels.append(1), body(*args))[1]
+
+    monkeypatch.setattr("tinygpt.backends.cupy.native_body", counted)
+    monkeypatch.setattr(capture.Launches, "launch", lambda self: (graphs.append(1), usual(self))[1])
+    for _ in tg.generation.stream(model, np.array([[1, 2, 3], [4, 5, 6]]), 12, seed=3, **options):
+        for count, seen in zip(counts, (kernels, graphs), strict=True):
+            count.append(sum(seen))
+            seen.clear()
+    return counts
+
+
+@pytest.mark.parametrize("options", COMMON)
+def test_a_step_is_one_launch_and_the_draw_is_in_it(options: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tg.GPT(CONFIG, seed=1).eval().to("cupy")
+    kernels, graphs = launches_of_each_step(model, options, monkeypatch)
+    assert kernels[0] > 0  # the prompt's
+    assert all(count > 0 for count in kernels[1 : EAGER + 2])  # eager ones, and that which is recorded
+    assert kernels[EAGER + 2 :] == [0] * (12 - EAGER - 2)
+    assert graphs == [0] * (EAGER + 1) + [1] * (12 - EAGER - 1)
+
+
+def test_a_step_whose_logits_are_read_is_one_launch_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a processor, which is a function on the host."""
+    model = tg.GPT(CONFIG, seed=1).eval().to("cupy")
+    kernels, graphs = launches_of_each_step(model, {"repetition_penalty": 1.2, "do_sample": True}, monkeypatch)
+    assert kernels[EAGER + 2 :] == [0] * (12 - EAGER - 2)
+    assert graphs == [0] * (EAGER + 1) + [1] * (12 - EAGER - 1)
+
+
+def test_a_draw_with_other_settings_is_recorded_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder, _ = decoders()
+    decoder.prefill([np.array([1, 2, 3]), np.array([4])])
+    for k in (1, 3, 1):
+        config = tg.generation.GenerationConfig(do_sample=True, top_k=k)
+        sampler = TokenSampler(config, [], Uniforms(5, 2))
+        replays = decoder.graphed.replays
+        for step in range(EAGER + 2):
+            draw = sampler.draw(step, np.array([0, 1]))
+            assert draw is not None
+            ids = decoder.step(np.array([1, 2]), draw).get()
+            assert np.array_equal(ids, draw(decoder.logits).get())
+            assert k > 1 or np.array_equal(ids, decoder.logits.get().argmax(axis=1))
+            decoder.truncate(np.array([3, 1]))
+        assert decoder.graphed.replays == replays + 2
+
+
+def test_a_random_number_that_is_recorded_is_found_out() -> None:
+    decoder, _ = decoders()
+    decoder.prefill([np.array([1, 2, 3]), np.array([4])])
+    sampler = TokenSampler(tg.generation.GenerationConfig(do_sample=True), [], Uniforms(5, 2))
+
+    class Fixed(Draw):
+        def __call__(self, logits: Any) -> Any:
+            return Draw(self.number * 0 + next(numbers), self.settings)(logits)
+
+    numbers = iter([0] * (EAGER + 1) + [(1 << 53) - 1] * 9)
+    for step in range(EAGER + 1):
+        draw = sampler.draw(step, np.array([0, 1]))
+        assert draw is not None
+        decoder.step(np.array([1, 2]), Fixed(*draw))
+    assert decoder.graphed.failed
+
+
 def test_beyond_the_block_and_with_weights_that_are_not_finite() -> None:
     model = tg.GPT(CONFIG, seed=1).eval().to("cupy")
     assert model.generate(np.array([[1, 2, 3]]), 20, seed=3).shape == (1, 23)
     row = RowDecoder(model, [np.array([1, 2])], 5)
     row.start()
-    row.leaves_logits = True
     model.ln_f.bias.data[...] = np.nan
-    logits = row.step(np.array([3]))
     sampler = TokenSampler(tg.generation.GenerationConfig(do_sample=True), [], Uniforms(0, 1))
+    logits = row.step(np.array([3]), sampler.draw(1, np.array([0])))
     with pytest.raises(UsageError, match="the model's logits are not finite"):
         sampler(row.rows(), logits, np.array([0]))

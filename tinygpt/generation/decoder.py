@@ -52,6 +52,7 @@ from .prompt_reader import PromptReader, read_together
 
 if TYPE_CHECKING:
     from ..gpt import GPT
+    from .token_sampler import Draw
 
 Joining = tuple[PromptReader, int]  # and how many rows are to hold its prompt
 
@@ -154,9 +155,11 @@ class Decoder:
         self._shorten(lengths)
         self.lengths = lengths.astype(np.int64)
 
-    def step(self, ids: Any) -> Any:
+    def step(self, ids: Any, draw: Draw | None = None) -> Any:
         """Append ids (B,), one token to each row -> logits (B, V) of the token after it.
 
+        draw: chooses the next token of each row. Where a step is a CUDA graph, it is a part of it, and the result
+        is the ids (B,) that it returns.
         The next step overwrites the returned array. Raises UsageError if a row is full, ShapeError, RangeError.
         """
         ids = flat_integers("Decoder.step: ids", ids)
@@ -168,7 +171,7 @@ class Decoder:
                 raise RangeError(f"Decoder.step: ids must be in 0 .. {V - 1}, not {ids.min()} .. {ids.max()}")
             if self.lengths.max() >= self.capacity:
                 raise UsageError(f"Decoder.step: row {self.lengths.argmax()} is full: it has {self.capacity} tokens")
-        logits = self._extend(ids)
+        logits = self._extend(ids, draw)
         self.lengths = self.lengths + 1
         return logits
 
@@ -246,14 +249,14 @@ class Decoder:
     def _shorten(self, lengths: np.ndarray) -> None:
         """Nothing to do: what lies beyond the end of a row is never read."""
 
-    def _extend(self, ids: np.ndarray) -> Any:
+    def _extend(self, ids: np.ndarray, draw: Draw | None = None) -> Any:
         if not len(ids):
             return self.logits
         if self.graphed is None:
             return self._compute(ids, self.lengths)
         for layer in self.cache:
             layer.lengths = self.lengths
-        return self.graphed(ids, self.lengths)
+        return self.graphed(ids, self.lengths, draw if draw is not None and draw.works(self.like) else None)
 
     def _compute(self, ids: np.ndarray, lengths: np.ndarray) -> Any:
         """The logits after ids (B,), one token for each row; each row has `lengths` (B,) tokens in the cache."""

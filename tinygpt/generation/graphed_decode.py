@@ -2,11 +2,13 @@
 
     step = GraphedDecode(compute, addresses)
     logits = step(ids, lengths)                   # compute(ids, lengths), replayed where possible
+    ids = step(ids, lengths, draw)                # draw(compute(ids, lengths)), which is as many launches: one
 
 Python takes longer to launch the kernels of a decoding step than the GPU to run them: GPT-2's weights are read in a
-tenth of a millisecond, and its 120 launches take five. What changes from step to step is in memory: ids and lengths,
-which are copied to their places before each replay, and the cache of keys and values, which the kernels extend where
-the lengths say. So a graph is right as long as the arrays stay where they are; `addresses` tells where.
+tenth of a millisecond, and its 120 launches take five. What changes from step to step is in memory: ids, lengths and
+the random numbers of the draw, which are copied to their places before each replay, and the cache of keys and values,
+which the kernels extend where the lengths say. So a graph is right as long as the arrays stay where they are;
+`addresses` tells where.
 
 The first steps of a text run eagerly, since a short text is not worth a graph. Then one is recorded, replayed and
 compared with the eager step, bit for bit (a step that is repeated writes the same keys and values to the same places).
@@ -16,18 +18,22 @@ If anything fails, the text continues without graphs.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .. import backends
 from ..backends.cupy_graph import CaptureError, Recorder
 
+if TYPE_CHECKING:
+    from .token_sampler import Draw
+
 EAGER = 4  # steps before a graph is recorded, which takes about as long as four
 
 
 class GraphedDecode:
-    """`step(ids, lengths)` is `compute(ids, lengths)`, an array that the next step may overwrite.
+    """`step(ids, lengths)` is `compute(ids, lengths)`, and with `draw` what that makes of it: an array that the next
+    step may overwrite.
 
     addresses: returns what must not change while a graph is used.
     """
@@ -36,44 +42,52 @@ class GraphedDecode:
         self.compute, self.addresses = compute, addresses
         self.recorder: Any = None
         self.graph: Any = None
-        self.recorded: Hashable = None  # for which batch size and addresses
-        self.logits: Any = None  # what a replay writes
+        self.recorded: Hashable = None  # for which batch size, draw and addresses
+        self.results: tuple[Any, ...] = ()  # what a replay writes: logits, and ids if it draws
         self.runs = 0  # eager ones of the same kind
         self.failed = False
         self.replays = 0
 
-    def __call__(self, ids: np.ndarray, lengths: np.ndarray) -> Any:
+    def __call__(self, ids: np.ndarray, lengths: np.ndarray, draw: Draw | None = None) -> Any:
         if self.failed:
-            return self.compute(ids, lengths)
-        kind = (len(ids), self.addresses())
+            return self._eager(ids, lengths, draw)[-1]
+        kind = (len(ids), None if draw is None else draw.settings, self.addresses())
         if kind != self.recorded:
-            self.recorded, self.graph, self.logits, self.runs = kind, None, None, 0
+            self.recorded, self.graph, self.results, self.runs = kind, None, (), 0
         if self.graph is not None:
-            return self._replay(ids, lengths)
+            return self._replay(ids, lengths, draw)[-1]
         self.runs += 1
         if self.runs <= EAGER:
-            return self.compute(ids, lengths)
+            return self._eager(ids, lengths, draw)[-1]
         try:
-            return self._record(ids, lengths)
+            return self._record(ids, lengths, draw)[-1]
         except Exception:  # any error of CUDA and its libraries: without graphs it shows again, if it is not theirs
             self.failed, self.graph, self.recorder = True, None, None
-            return self.compute(ids, lengths)
+            return self._eager(ids, lengths, draw)[-1]
 
-    def _replay(self, ids: np.ndarray, lengths: np.ndarray) -> Any:
-        self.graph.replay((ids, lengths), 0)
+    def _eager(self, ids: np.ndarray, lengths: np.ndarray, draw: Draw | None) -> tuple[Any, ...]:
+        logits = self.compute(ids, lengths)
+        return (logits,) if draw is None else (logits, draw(logits))
+
+    def _replay(self, ids: np.ndarray, lengths: np.ndarray, draw: Draw | None) -> tuple[Any, ...]:
+        self.graph.replay((ids, lengths) if draw is None else (ids, lengths, draw.number), 0)
         self.replays += 1
-        return self.logits
+        return self.results
 
-    def _record(self, ids: np.ndarray, lengths: np.ndarray) -> Any:
+    def _record(self, *step: Any) -> tuple[Any, ...]:
+        """step: ids, lengths and the draw or None."""
+        ids, lengths, draw = step
         if self.recorder is None:
             self.recorder = Recorder()
-        self.recorder.fill((ids, lengths))
+        self.recorder.fill((ids, lengths) if draw is None else (ids, lengths, draw.number))
         with self.recorder.warm_up():
-            expected = self.compute(ids, lengths).copy()
+            expected = [result.copy() for result in self._eager(*step)]
         made: list[Any] = []
-        self.graph = self.recorder.capture(lambda: made.append(self.compute(ids, lengths)), 0)
-        self.logits = made[0]
-        replayed = self._replay(ids, lengths)
-        if not bool(backends.array_module(replayed).array_equal(replayed, expected, equal_nan=True)):
-            raise CaptureError("a replayed step did not give the same bits as an eager one")
+        self.graph = self.recorder.capture(lambda: made.extend(self._eager(*step)), 0)
+        self.results = tuple(made)
+        replayed = self._replay(*step)
+        for result, wanted in zip(replayed, expected, strict=True):
+            same = backends.array_module(result).array_equal(result, wanted, equal_nan=result.dtype.kind == "f")
+            if not bool(same):
+                raise CaptureError("a replayed step did not give the same bits as an eager one")
         return replayed

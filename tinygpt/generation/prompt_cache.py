@@ -68,10 +68,10 @@ class PromptCache:
         new = prompt[kept:]
         return self._decoder.step(new) if len(new) == 1 else self._decoder.append(0, new)
 
-    def step(self, ids: np.ndarray) -> Any:
-        """Append ids (1,) -> logits (1, V)."""
+    def step(self, ids: np.ndarray, draw: Any = None) -> Any:
+        """Append ids (1,) -> logits (1, V), or what `draw` makes of them: see `Decoder.step`."""
         self._ids[len(self.ids)] = ids[0]
-        return self._decoder.step(ids)
+        return self._decoder.step(ids, draw)
 
 
 def common_length(a: np.ndarray, b: np.ndarray) -> int:

@@ -19,6 +19,7 @@ from .stepper import decoder_for
 
 if TYPE_CHECKING:
     from ..gpt import GPT
+    from .token_sampler import Draw
 
 _ROOM = 1024
 
@@ -51,7 +52,6 @@ class RowDecoder:
         self._decoder: Any = decoder_for(model, capacity) if cache is None else cache
         self._window: Any = None
         self._cached = np.ones(len(prompts), dtype=bool)  # (R,) which rows are in the decoder, in the same order
-        self.leaves_logits = False  # on the GPU, if they are there and the same for all rows: see `step`
 
     def rows(self) -> Rows:
         """The ids of each row so far, including the prompt: read-only arrays (length,)."""
@@ -72,10 +72,11 @@ class RowDecoder:
             self._decoder.select(index[rows[self._cached[rows]]])
         self._table, self._starts, self._cached = self._table[rows], self._starts[rows], self._cached[rows]
 
-    def step(self, ids: np.ndarray) -> Any:
+    def step(self, ids: np.ndarray, draw: Draw | None = None) -> Any:
         """Append one token to each row, ids (R,) int64, and return the logits (R, V) after it.
 
-        They are NumPy's or, with `leaves_logits`, may be the decoder's own array on a GPU.
+        They are NumPy's or, with `draw`, may be the decoder's own array on a GPU, or the ids (R,) there that `draw` has
+        made of them.
         """
         if self._end == self._table.shape[1]:
             self._table = np.concatenate([self._table, np.zeros_like(self._table)], axis=1)
@@ -83,8 +84,7 @@ class RowDecoder:
         self._end += 1
         self._drop_full_rows()
         if self._cached.all():
-            logits = self._decoder.step(ids)
-            return logits if self.leaves_logits else backends.move(logits, "numpy")
+            return backends.move(self._decoder.step(ids), "numpy") if draw is None else self._decoder.step(ids, draw)
         if not self._cached.any():
             return self._read_windows()
         cached = backends.move(self._decoder.step(ids[self._cached]), "numpy")

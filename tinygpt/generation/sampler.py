@@ -143,7 +143,6 @@ def _steps(request: Request, record: _Record) -> Iterator[np.ndarray]:
         return
     token_sampler = TokenSampler(request.config, request.processors, Uniforms(request.seed, R), record.details)
     row_decoder, logits = _start(request)
-    row_decoder.leaves_logits = token_sampler.draws_on_device
     held = [request.stopping.begin(ids) for ids in row_decoder.rows()]
     for step in range(int(limits.max())):
         choice = token_sampler(row_decoder.rows(), logits, active)
@@ -172,7 +171,7 @@ def _steps(request: Request, record: _Record) -> Iterator[np.ndarray]:
         if len(unfinished) < len(active):
             row_decoder.select(np.array(unfinished))
             active, ids, held = active[unfinished], ids[unfinished], [held[i] for i in unfinished]
-        logits = row_decoder.step(ids)
+        logits = row_decoder.step(ids, token_sampler.draw(step + 1, active))
 
 
 def _dead_ends(choice: SampledTokens, step: int, all_active: bool) -> Collection[int]:

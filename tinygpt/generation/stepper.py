@@ -56,7 +56,7 @@ class Stepper(Decoder):
     def _shorten(self, lengths: np.ndarray) -> None:
         self._rows = [row[:length] for row, length in zip(self._rows, lengths, strict=True)]
 
-    def _extend(self, ids: np.ndarray) -> Any:
+    def _extend(self, ids: np.ndarray, draw: Any = None) -> Any:
         self._rows = [np.append(row, token) for row, token in zip(self._rows, ids, strict=True)]
         return self._logits(self._rows)
 

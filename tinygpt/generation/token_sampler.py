@@ -9,8 +9,11 @@ model's own array. Only the tokens left after top_k, found by a partition instea
 Random numbers are generated for many steps at once.
 
 On a GPU the logits of a step, 200 KB a row for GPT-2, can stay where they are, if temperature, top_k and top_p are all
-that there is to do: `sample_tokens` draws there, and the host reads the ids. Both draw with the same numbers in double
-precision; `tinygpt/ops/sample_tokens.py` says how they may differ.
+that there is to do: `sample_tokens` draws there, and the host reads the ids. The sampler hands this draw to the decoder
+before the step (`Draw`), which makes it a part of the step's CUDA graph. Both draw with the same numbers in double
+precision; `tinygpt/ops/sample_tokens.py` says how they may differ. Everything else stays on the host: a processor, such
+as the repetition penalty, is a function of the whole text of each row that a user may write, min_p and its like
+are rarely used, and log-probabilities (`return_details`) need the logits anyway.
 """
 
 from __future__ import annotations
@@ -46,6 +49,23 @@ class SampledTokens(NamedTuple):
     alive: np.ndarray | None = None
 
 
+class Draw(NamedTuple):
+    """One token for each row of logits on a GPU: the arguments of `sample_tokens`."""
+
+    number: np.ndarray  # (R,) int64, the random numbers: new at each step
+    settings: tuple[int | None, float, int, float]  # vocab_size, temperature, top_k, top_p: the same at each
+
+    def __call__(self, logits: Any) -> Any:
+        """logits (R, V) -> (R,) int64 on the same GPU, -1 for a row that is not finite."""
+        vocab_size, temperature, top_k, top_p = self.settings
+        size = len(range(logits.shape[1])[:vocab_size])
+        return sample_tokens(logits, backends.move(self.number, "cupy"), size, temperature, top_k, top_p)
+
+    @staticmethod
+    def works(logits: Any) -> bool:
+        return sample_tokens.fast_body((logits,)) is not None
+
+
 class TokenSampler:
     """Logits (R, V) -> the next token of each row, chosen greedily or sampled."""
 
@@ -65,11 +85,12 @@ class TokenSampler:
     def __call__(self, rows: Rows, logits: Any, active: np.ndarray) -> SampledTokens:
         """active (R,): the index of each row within the request, which determines its random number.
 
-        logits: NumPy's or, if `draws_on_device`, CuPy's.
+        logits: NumPy's or, if `draws_on_device`, CuPy's, or the (R,) ids that `draw` has made of them.
         """
         if not isinstance(logits, np.ndarray):
-            if self.draws_on_device and sample_tokens.fast_body((logits,)) is not None:
-                return self._draw_on_device(rows, logits, active)
+            draw = None if logits.ndim == 1 else self.draw(rows.new_tokens, active)
+            if draw is None or draw.works(logits):
+                return drawn(logits if draw is None else draw(logits))
             logits = backends.move(logits, "numpy")
         check_finite(logits)
         scores = apply_processors(rows, logits[:, : self.config.vocab_size], self.processors)
@@ -78,9 +99,11 @@ class TokenSampler:
             return self._of_those_alive(rows, scores, logits, active, alive)
         return self._sample(rows, scores, logits, active)
 
-    def _draw_on_device(self, rows: Rows, logits: Any, active: np.ndarray) -> SampledTokens:
-        u = np.zeros(len(active)) if self.numbers is None else self.numbers(rows.new_tokens)[active]  # (R,)
-        number = backends.move((u / UNIT).astype(np.int64), "cupy")
+    def draw(self, step: int, active: np.ndarray) -> Draw | None:
+        """How a GPU is to draw the tokens of a step; None if the logits are needed on the host."""
+        if not self.draws_on_device:
+            return None
+        u = np.zeros(len(active)) if self.numbers is None else self.numbers(step)[active]  # (R,)
         temperature, top_k, top_p = (0.0 if self.config.greedy else 1.0), 0, 1.0
         for truncation in self.truncations:  # none if it is greedy
             if isinstance(truncation, Temperature):
@@ -89,11 +112,7 @@ class TokenSampler:
                 top_k = truncation.k
             elif isinstance(truncation, TopP):
                 top_p = truncation.p
-        size = len(range(logits.shape[1])[: self.config.vocab_size])
-        ids = backends.move(sample_tokens(logits, number, size, temperature, top_k, top_p), "numpy")
-        if (ids < 0).any():
-            raise not_finite()
-        return SampledTokens(ids, None, None)
+        return Draw((u / UNIT).astype(np.int64), (self.config.vocab_size, temperature, top_k, top_p))
 
     def _of_those_alive(
         self, rows: Rows, scores: np.ndarray, logits: np.ndarray, active: np.ndarray, alive: np.ndarray
@@ -118,6 +137,14 @@ class TokenSampler:
             ids = np.array([token for token, _ in drawn], dtype=np.int64)
             processed = np.array([log_prob for _, log_prob in drawn])
         return SampledTokens(ids, _log_probs(logits, ids) if self.details else None, processed)
+
+
+def drawn(ids: Any) -> SampledTokens:
+    """What a `Draw` has returned, read by the host."""
+    ids = backends.move(ids, "numpy")
+    if (ids < 0).any():
+        raise not_finite()
+    return SampledTokens(ids, None, None)
 
 
 def check_finite(logits: np.ndarray) -> None:
