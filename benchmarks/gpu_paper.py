@@ -26,6 +26,7 @@ import numpy as np
 
 from tinygpt._ext import cuda
 from tinygpt.backends import cupy_kernels
+from tinygpt.backends.cupy_epilogues import setting
 
 
 class Launch(NamedTuple):
@@ -222,17 +223,42 @@ def gemm_ex(*arguments: Any) -> None:
     product(M, N, K, arguments[8], arguments[15])
 
 
-def product(M: int, N: int, K: int, kind: int, out: int) -> None:
-    """(M, K) @ (K, N): its factors and its result as arrays of 2- or 4-byte numbers."""
+def product(M: int, N: int, K: int, kind: int, out: int, *others: Any) -> None:
+    """(M, K) @ (K, N): its factors and its result as arrays of 2- or 4-byte numbers. others: of its epilogue."""
     sizes = [("f4" if code == 0 else "f2", shape) for code, shape in ((kind, (M, K)), (kind, (K, N)), (out, (M, N)))]
     arrays = [np.empty(shape, dtype) for dtype, shape in sizes]
-    record.add(f"product {M} x {K} x {N}", *arrays, operations=2.0 * M * N * K, kind="product")
+    record.add(f"product {M} x {K} x {N}", *arrays, *others, operations=2.0 * M * N * K, kind="product")
 
 
 def matmul(a: ndarray, b: ndarray, out: Any = None) -> ndarray:
     *_, K, N = b.shape
     product(a.size // K, N, K, 0, 0)
     return empty((*a.shape[:-1], N), a.dtype) if out is None else out
+
+
+class Epilogues:
+    """`tinygpt.backends.cupy_epilogues.Epilogues` of a GPU that has an algorithm for each of them."""
+
+    def has_gelu(self, dtype: Any, with_bias: bool) -> bool:
+        return True
+
+    def linear(self, x: ndarray, weight: ndarray, bias: ndarray) -> ndarray:
+        product(len(x), weight.shape[1], len(weight), 2, 2, bias)
+        return empty((len(x), weight.shape[1]), x.dtype)
+
+    def linear_gelu(self, x: ndarray, weight: ndarray, bias: Any) -> tuple[ndarray, ndarray]:
+        y, z = (empty((len(x), weight.shape[1]), x.dtype) for _ in range(2))
+        product(len(x), weight.shape[1], len(weight), 2, 2, bias, z)
+        return y, z
+
+    def gelu_gradient(self, dy: ndarray, weight: ndarray, z: ndarray) -> ndarray:
+        product(len(dy), *weight.shape, 2, 2, z)
+        return empty(z.shape, z.dtype)
+
+    def gradients(self, x: ndarray, dy: ndarray) -> tuple[ndarray, ndarray]:
+        dbias = empty(dy.shape[1:], np.float32)
+        product(x.shape[1], dy.shape[1], len(x), 2, 0, dbias)
+        return empty((x.shape[1], dy.shape[1]), np.float32), dbias
 
 
 def make() -> Any:
@@ -310,6 +336,7 @@ def on_paper() -> Iterator[Record]:
         patch("tinygpt.backends.cupy.xp", None),
         patch("tinygpt.backends.cupy_kernels.body", lambda cupy, kernel: cuda.body(device, kernel)),
         patch("tinygpt.backends.cupy_kernels.device", lambda cupy: device),
+        patch("tinygpt.backends.cupy_epilogues.found", lambda *_: (None if setting() == "0" else Epilogues(), "")),
         patch("tinygpt.random.Generator.normal", unset),
     ):
         yield record

@@ -42,7 +42,7 @@ from .checks import from_settings, number, whole_number
 from .errors import DtypeError, UsageError
 from .language_model import LanguageModel
 from .nn.known import known
-from .nn.packed import product_and_bias, with_bias
+from .nn.packed import gelu_mlp, product_and_bias, with_bias
 from .nn.residual import ResidualStream
 from .ops.cached_attention import KeyValueCache, cached_attention
 from .random import Generator
@@ -146,6 +146,8 @@ class MLP(nn.Module):
 
     def branch(self, h: Tensor) -> tuple[Tensor, Tensor | None]:
         """The result of `forward` before the bias of `c_proj` is added, and that bias."""
+        if self.activation == "gelu_new" and (y := gelu_mlp(h, self.c_fc, self.c_proj)) is not None:
+            return y, self.c_proj.bias
         z, bias = product_and_bias(self.c_fc, h)  # (B, T, inner), where inner is 4C unless n_inner is set
         if bias is not None and self.activation == "gelu_new":
             y = ops.bias_gelu(z, ops.in_dtype_of(z, bias))

@@ -114,7 +114,7 @@ COMPILED: dict[str, tuple[dict[str, list[str]], dict[str, list[str]]]] = {
 # Other pieces of NumPy's body than the kernels and, without kernels, the Functions.
 NUMPY: dict[str, list[str]] = {
     "linear_cross_entropy": ["loss_and_gradients"],
-    "linear": ["add_bias", "column_sum", "Linear"],
+    "linear": ["add_bias", "column_sum", "product_and_bias", "gradients", "Linear"],
     "cached_attention": ["_attend_to_all"],
     "packed": ["_to_bfloat16", "_to_int8", "unpack_into", "few_rows_product"],
     "erf": ["_polynomial", "_erfc_positive", "erf_array", "Erf"],

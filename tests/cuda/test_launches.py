@@ -17,13 +17,16 @@ import pytest
 
 import tinygpt as tg
 from tests.cuda import emulator, standin
+from tests.cuda.cublaslt_standin import CublasLt
 from tests.cuda.test_graphs import DEVICE, kernel_body
+from tinygpt.backends import cupy_epilogues
 from tinygpt.graph import keep_outputs
 from tinygpt.ops.cast import keep_rounded
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 RESULTS = BENCHMARKS / "results" / "gpu_first_contact.md"
 SMALL = tg.GPTConfig(vocab_size=70, block_size=8, n_layer=2, n_head=2, n_embd=16)
+FUSED, PLAIN = 22, 28  # launches of a layer, with biases and GELU in its products and without
 GPT2 = tg.GPTConfig(vocab_size=50257, block_size=1024, n_layer=12, n_head=12, n_embd=768)
 
 
@@ -37,26 +40,37 @@ def model(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         sys.modules.pop(name)
 
 
-def test_a_step_of_gpt2_is_at_most_400_launches(model: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    """In float16: NumPy needs no other package for it. bfloat16 takes the same launches."""
+def test_a_step_of_gpt2_is_at_most_400_launches(
+    model: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In float16: NumPy needs no other package for it. bfloat16 takes the same launches. Also without epilogues."""
+    monkeypatch.delenv("TINYGPT_EPILOGUES", raising=False)
     step = model.step_on_paper(GPT2, 16, 1024, "float16")
     with capsys.disabled():
         print(f"\n{len(step.launches)} launches in a step of GPT-2: {len(step.passes)} in the passes", end=" ")
-    assert 300 < len(step.launches) <= 400
+    assert len(step.launches) > 300
+    assert len(step.launches) + GPT2.n_layer * (PLAIN - FUSED) <= 400
 
 
-@pytest.mark.parametrize("dtype", ["float16", "float32"])
-def test_each_layer_adds_as_many_launches(model: Any, dtype: str) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "setting", "each"), [("float16", "", FUSED), ("float16", "0", PLAIN), ("float32", "", PLAIN)]
+)
+def test_each_layer_adds_as_many_launches(
+    model: Any, dtype: str, setting: str, each: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """So that a number for 12 layers says what one of them costs; and casts are none of them."""
+    monkeypatch.setenv("TINYGPT_EPILOGUES", setting)
     counts = [len(model.step_on_paper(tg.GPTConfig(70, 8, n, 2, 16), 2, 8, dtype).passes) for n in (1, 2, 3)]
-    assert counts[2] - counts[1] == counts[1] - counts[0] == 28
+    assert counts[2] - counts[1] == counts[1] - counts[0] == each
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(emulator.COMPILER is None, reason="no C++ compiler (g++, c++ or clang++)")
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
-def test_the_record_on_paper_is_that_of_the_step(model: Any, dtype: str) -> None:
-    """The same kernels, instance for instance, as often as in a step on the stand-in."""
+def test_the_record_on_paper_is_that_of_the_step(model: Any, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same kernels, instance for instance, as often as in a step on the stand-in; and as many epilogues."""
+    library = CublasLt()
+    monkeypatch.setattr(cupy_epilogues, "load", lambda cupy: library)
     on_paper = Counter(
         launch.name for launch in model.step_on_paper(SMALL, 2, 8, dtype).launches if launch.kind == "kernel"
     )
@@ -67,6 +81,7 @@ def test_the_record_on_paper_is_that_of_the_step(model: Any, dtype: str) -> None
         scale = tg.optim.ScaleOnDevice(made.parameters())
         for _ in range(3):
             DEVICE.launched.clear()
+            library.calls.clear()
             with made.compute_in(dtype), keep_outputs():
                 keep_rounded(made, optimizer)
                 made.loss(np.ascontiguousarray(tokens[:, :-1]), np.ascontiguousarray(tokens[:, 1:])).backward()
@@ -75,6 +90,7 @@ def test_the_record_on_paper_is_that_of_the_step(model: Any, dtype: str) -> None
             optimizer.zero_grad()
         found = Counter(kernel for _, kernel in DEVICE.launched)
     assert found == on_paper
+    assert len(library.calls) == (0 if dtype == "float32" else 5 * SMALL.n_layer)
 
 
 # What they cost -------------------------------------------------------------------------------------
@@ -85,13 +101,14 @@ def launch_of(step: Any, start: str) -> Any:
 
 
 def test_bytes_and_operations_are_those_of_the_sizes(model: Any) -> None:
-    B, T, C, V = 2, 8, 16, 70
+    B, T, C, V = 3, 8, 16, 70
     step = model.step_on_paper(SMALL, B, T, "float16")
     N, parameters = B * T, sum(p.size for p in tg.GPT(SMALL).parameters())
     for start, size in {
         "residual_layer_norm_forward": 2 * (4 * N * C + 3 * C) + 4 * 3 * N,  # and statistics
-        "bias_gelu_forward": 2 * (2 * N * 4 * C + 4 * C),
-        "add_bias": 2 * (2 * N * 3 * C + 3 * C),  # in place: read and written
+        f"product {N} x {C} x {4 * C}": 2 * (N * C + 4 * C * C + 2 * N * 4 * C + 4 * C),  # GELU's input and output
+        f"product {N} x {C} x {3 * C}": 2 * (N * C + 3 * C * C + N * 3 * C + 3 * C),  # with a bias
+        f"product {C} x {N} x {3 * C}": 2 * (N * C + N * 3 * C) + 4 * (3 * C * C + 3 * C),  # with its gradient
         "adamw_update": 30 * parameters,  # and its copy in 16 bits
         "squares_of_blocks": 4 * parameters,
         "embedding_forward": 4 * 2 * N * C + 8 * N,  # the rows that are looked up, not the table

@@ -160,6 +160,12 @@ def room(array: Any) -> int:
     return 1 if name_of(array) == "numpy" else int(get("cupy").room())
 
 
+def epilogues(array: Any) -> Any:
+    """Matrix products that include a bias, a GELU or a gradient of these, for arrays like this one: see
+    `cupy_epilogues.py`. None where there are none: on a CPU, and in float32."""
+    return None if name_of(array) == "numpy" else get("cupy").epilogues(array.dtype)
+
+
 def move(array: Any, name: str) -> Any:
     """The array on backend `name`; the same array if it is there already. Raises UsageError for an unknown name."""
     name = backend_name(name)

@@ -88,6 +88,20 @@ def choose_gpu(rank_here: int, gather: Callable[[Any], list[Any]]) -> int:
     return cupy_nccl.choose_gpu(require(), rank_here, gather)
 
 
+def epilogues(dtype: Any) -> Any:
+    """See `tinygpt.backends.epilogues`."""
+    from . import cupy_epilogues
+
+    return cupy_epilogues.epilogues(require()) if dtype.itemsize == 2 else None
+
+
+def describe_epilogues() -> str:
+    """One line for `tinygpt doctor`."""
+    from . import cupy_epilogues
+
+    return cupy_epilogues.describe(require())
+
+
 # Memory -------------------------------------------------------------------------------------------
 
 

@@ -212,6 +212,14 @@ def _sixteen_bits() -> str:
     return "; ".join(facts)
 
 
+def _epilogues() -> str:
+    """Whether matrix products in 16 bits include biases and GELU."""
+    try:
+        return backends.get("cupy").describe_epilogues() if _is_there("cupy") else ""
+    except UsageError as error:
+        return "" if "TINYGPT_EPILOGUES" not in str(error) else str(error)
+
+
 def _extra(extra: str) -> str:
     purpose, packages = EXTRAS[extra]
     missing = [package for package in packages if not _is_there(MODULES.get(package, package))]
@@ -251,6 +259,7 @@ SECTIONS: dict[str, dict[str, Callable[[], str]]] = {
         "GPU": _gpu,
         "GPU memory": _gpu_memory,
         "16 bits": _sixteen_bits,
+        "Fused products": _epilogues,
         "Kernels": _cuda_kernels,
     },
     "Optional extras": {extra: partial(_extra, extra) for extra in EXTRAS},

@@ -13,6 +13,8 @@ import numpy as np
 
 from .. import backends, ops
 from ..errors import DtypeError, ShapeError, UsageError
+from ..ops._gelu_mlp import fuses_gelu
+from ..ops._gelu_mlp import gelu_mlp as fused_gelu_mlp
 from ..ops.packed import (
     Matrix,
     check_format,
@@ -22,7 +24,7 @@ from ..ops.packed import (
 )
 from ..ops.packed_linear import PackedProduct, PackedProductTransposed
 from ..tensor import Tensor
-from .known import computes_as_defined, described, known, unknown_modules
+from .known import computes_as, computes_as_defined, described, known, unknown_modules
 from .layers import Embedding, Linear
 from .module import Module
 
@@ -87,6 +89,14 @@ def product_and_bias(layer: Any, x: Tensor) -> tuple[Tensor, Tensor | None]:
     if hasattr(layer, "product") and computes_as_defined(layer):
         return layer.product(x), layer.bias
     return layer(x), None
+
+
+def gelu_mlp(x: Tensor, first: Any, second: Any) -> Tensor | None:
+    """second(gelu(first(x))) without the bias of `second`, as one operation; None unless these are two plain layers,
+    x has 16 bits, and a GPU has products that include the GELU."""
+    if not (computes_as(first, Linear) and computes_as(second, Linear) and fuses_gelu(x, first.bias is not None)):
+        return None
+    return fused_gelu_mlp(x, *ops.in_dtype_of(x, first.weight, second.weight, first.bias))
 
 
 def with_bias(y: Tensor, bias: Tensor | None) -> Tensor:

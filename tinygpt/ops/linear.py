@@ -10,7 +10,8 @@ All leading axes of x are flattened to one axis of N rows, so each of the three 
 library, which reads W.T and x.T as views. The bias is added to the product in place.
 
 With 16-bit arrays dW and db stay in float32: their sums are computed in float32, and that is what the master weights
-need (cast.py).
+need (cast.py). On a GPU the product itself may then add the bias, and that for dW may add up db: cuBLASLt's epilogues
+(backends/cupy_epilogues.py).
 
 Saved: x and W, which the products of the backward pass need, but not y.
 
@@ -22,6 +23,7 @@ algorithmic differentiation", 2008, under "Multiplication".
 
 from __future__ import annotations
 
+from ..backends import epilogues
 from ..errors import ShapeError
 from ..function import Function
 from ..kernel import kernel
@@ -51,25 +53,39 @@ def column_sum(x: Array) -> Array:
     return long_sum(x, (0,))
 
 
+def product_and_bias(x: Array, weight: Array, bias: Array) -> Array:
+    """x (N, in), weight (in, out), bias (out,) -> x W + b (N, out)."""
+    fused = epilogues(x)
+    y = None if fused is None else fused.linear(x, weight, bias)
+    return add_bias(matmul_arrays(x, weight), bias) if y is None else y
+
+
+def gradients(x: Array | None, dy: Array, of_weight: bool, of_bias: bool) -> tuple[Array | None, Array | None]:
+    """x (N, in), dy (N, out) -> dW (in, out), db (out,); None for one that is not wanted. x: for dW alone."""
+    fused = epilogues(dy) if of_weight and of_bias else None
+    both = None if fused is None else fused.gradients(x, dy)
+    if both is not None:
+        return both[0], both[1]
+    dweight = matmul_arrays(x.T, dy, float32_result=True) if of_weight and x is not None else None
+    return dweight, column_sum(dy) if of_bias else None
+
+
 class Linear(Function):
     def forward(self, x: Array, weight: Array, *bias: Array) -> Array:
         self.shape = x.shape
         self.save(x if self.needs[1] else None, weight if self.needs[0] else None)
-        y = matmul_arrays(x.reshape(-1, x.shape[-1]), weight)  # (N, out)
-        if bias:
-            y = add_bias(y, bias[0])
+        rows = x.reshape(-1, x.shape[-1])  # (N, in)
+        y = product_and_bias(rows, weight, *bias) if bias else matmul_arrays(rows, weight)  # (N, out)
         return y.reshape(*x.shape[:-1], weight.shape[1])
 
     def backward(self, dy: Array) -> tuple[Array | None, ...]:
         x, weight = self.saved
         rows = dy.reshape(-1, dy.shape[-1])  # (N, out)
-        # (in, out)
-        dweight = matmul_arrays(x.reshape(-1, x.shape[-1]).T, rows, float32_result=True) if self.needs[1] else None
-        del x  # it may have been recomputed only for this product: free its memory for dx
+        x_rows = None if x is None else x.reshape(-1, x.shape[-1])  # (N, in)
+        dweight, dbias = gradients(x_rows, rows, self.needs[1], self.needs[2:] == (True,))  # (in, out), (out,)
+        del x, x_rows  # it may have been recomputed only for this product: free its memory for dx
         dx = matmul_arrays(rows, weight.T).reshape(self.shape) if self.needs[0] else None
-        if len(self.needs) == 2:
-            return dx, dweight
-        return dx, dweight, column_sum(rows) if self.needs[2] else None
+        return (dx, dweight, dbias)[: len(self.needs)]
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
