@@ -36,6 +36,7 @@ PARTS: dict[str, tuple[str, list[list[str]]]] = {
         ],
     ),
     "first seconds": ("The first seconds of a process", [["first_seconds.py"]]),
+    "startup": ("The first line of a run", [["startup.py"]]),
     "scaling": ("How cost grows", [["scaling.py"]]),
     "generate": ("Decoding", [["generate.py", "--rounds", "3", "--only", "decode", "prefill", "batch", "load"]]),
 }

@@ -32,6 +32,7 @@ SCRIPTS = (
     "profile_step",
     "scaling",
     "serve",
+    "startup",
     "train_step",
 )
 COMPARED = (
@@ -66,6 +67,17 @@ def test_slow_first_seconds_are_counted(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(module.time, "perf_counter", lambda: next(clock))
     monkeypatch.setattr(module, "matmul_arrays", lambda a, b: None)
     assert module.slow_seconds(8.5) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["tinygpt train", "examples/train_shakespeare.py"])
+def test_the_first_line_of_a_run_waits_for_an_evaluation_only(way: str) -> None:
+    """No step is taken before it, no batch drawn for one, no library loaded that has to do with the end of a run."""
+    found = script("startup").fresh(way, "tiny")
+    assert found["drawn"] == 0
+    assert 2 <= found["evaluated"] <= 20  # 20, unless a busy machine is told how long they will take
+    assert found["optional"] == []
+    assert found["peak_measured"] is False
 
 
 @pytest.mark.slow

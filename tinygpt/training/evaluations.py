@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sized
 from typing import TYPE_CHECKING
 
 from .divergence import diverged
@@ -16,15 +17,21 @@ if TYPE_CHECKING:
     from .loop import Trainer
 
 
+LONG = 2.0  # seconds
+
+
 class _Stopped(Exception):
     """Raised to leave an evaluation when the user asks to stop."""
 
 
 class Evaluations:
-    """Evaluates the model of a trainer."""
+    """Evaluates the model of a trainer. say: shows a line."""
+
+    say: Callable[[str], None] = staticmethod(print)
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
+        self.announced = False  # whether the user has been told how long an evaluation takes, if it takes long
 
     def due(self, over: bool) -> bool:
         """Whether to evaluate before the next step. over: the run ends early."""
@@ -52,12 +59,24 @@ class Evaluations:
             return self._take(loss, figures)
 
     def _batches(self, stop: StopRequest) -> Iterator[Batch]:
+        begin = time.perf_counter()
         for index, batch in enumerate(self.trainer.validation):
+            if index == self.trainer.share.size and not self.announced:
+                self._announce(time.perf_counter() - begin)
             if index % self.trainer.share.size == 0:  # each process evaluates one batch of so many
                 self.trainer.share.agree()
             if stop.requested:
                 raise _Stopped
             yield batch
+
+    def _announce(self, seconds: float) -> None:
+        """Say how long the first evaluation takes, in which nothing else is said. seconds: that one batch took."""
+        self.announced = True
+        count = len(self.trainer.validation) if isinstance(self.trainer.validation, Sized) else 0
+        seconds *= count / self.trainer.share.size
+        if seconds > LONG:
+            step = self.trainer.state.step
+            self.say(f"step {step}: an evaluation of {count} batches takes about {seconds:.0f} s")
 
     def _take(self, loss: float, figures: dict[str, float]) -> bool:
         state, improved = self.trainer.state, self.trainer.state.take(loss)

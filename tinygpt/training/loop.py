@@ -150,7 +150,7 @@ class Trainer:
         notes = [*self._changes(), *schedule_notes(config, state.step)]
         begin, tokens_per_step = state.step, config.gradient_accumulation * self.objective.tokens
         progress = Progress(config.steps, begin, tokens_per_step, self.stream)
-        self.accumulation.graphed_step.say = lambda words: progress.line(state.step, words)
+        self.accumulation.graphed_step.say = self.evaluations.say = lambda words: progress.line(state.step, words)
         self.share.ask_over = lambda: self.watch.over
         held = holding(self) if self.share.leads else contextlib.nullcontext()
         with self.model.in_mode(True), self.share.listening() as stop, held, self.model.compute_in(config.dtype):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import re
 from pathlib import Path
 
@@ -47,3 +48,20 @@ def test_a_log_file_gets_lines_and_no_bar(tmp_path: Path) -> None:
     trainer.run()
     lines = trainer.stream.getvalue().splitlines()
     assert [line.split(":")[0] for line in lines] == [f"step {step}" for step in (0, 5, 10, 15, 20)]
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(1.0, True), (0.01, False)])
+def test_a_long_first_evaluation_is_announced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, said: bool
+) -> None:
+    """Nothing else is said for so long. Later evaluations are no surprise."""
+    clock = itertools.count(0.0, seconds)
+    monkeypatch.setattr("tinygpt.training.evaluations.time.perf_counter", lambda: next(clock))
+    trainer = make_trainer(tmp_path, eval_batches=30, steps=10)
+    lines: list[str] = []
+    monkeypatch.setattr(Progress, "line", lambda self, step, text: lines.append(text))
+    trainer.run()
+    assert [line for line in lines if "takes" in line] == said * [
+        "step 0: an evaluation of 30 batches takes about 30 s"
+    ]
+    assert [line.split(":")[0] for line in lines if "loss" in line] == ["step 0", "step 5", "step 10"]

@@ -135,7 +135,6 @@ class Follower(Watch):
 
     def begin(self, trainer: Trainer, progress: Progress) -> None:
         config, model = trainer.config, trainer.model
-        backend = trainer.parameters[0].backend
         self._begin, self._first = time.monotonic(), trainer.state.step
         self.layers.begin(trainer, progress)
         for logger in self.loggers:
@@ -145,9 +144,7 @@ class Follower(Watch):
         self._tokens = config.gradient_accumulation * trainer.objective.tokens
         flops = flops_per_token(model, -(-trainer.objective.tokens // config.batch_size))
         self._flops = None if flops is None else flops * self._tokens
-        if self.peak == 0.0 and self._flops is not None:
-            self.peak = trainer.share.size * measured_peak(backend, config.dtype, get_num_threads())
-        self.meter = EnergyMeter(backend, self.following.watts)
+        self.meter = EnergyMeter(trainer.parameters[0].backend, self.following.watts)
         self.meter.before = _energy_before(trainer.report.metrics.path, self.meter.name)
 
     @property
@@ -187,9 +184,16 @@ class Follower(Watch):
         self._steps, self._step_time = 0, 0.0
         found = {"tokens_per_second": round(steps * self._tokens / seconds, 1)}
         if self._flops is not None:
-            found["mfu"] = round(steps * self._flops / seconds / self.peak, 4)
+            found["mfu"] = round(steps * self._flops / seconds / self._measured_peak(trainer), 4)
         found["seconds_left"] = round(self._seconds_left(trainer), 1)
         return found | {self.meter.name: float(f"{self.meter.watt_hours():.4g}")}
+
+    def _measured_peak(self, trainer: Trainer) -> float:
+        """The peak of all processes. Measured when it is first needed, which is after the first lines of the run."""
+        if self.peak == 0.0:
+            backend, dtype = trainer.parameters[0].backend, trainer.config.dtype
+            self.peak = trainer.share.size * measured_peak(backend, dtype, get_num_threads())
+        return self.peak
 
     def _seconds_left(self, trainer: Trainer) -> float:
         """At the pace of this session, evaluations and checkpoints included."""
@@ -202,8 +206,9 @@ class Follower(Watch):
             return
         words = f"{steps * self._tokens / seconds:,.0f} tokens/s"
         if self._flops is not None:
-            share = steps * self._flops / seconds / self.peak
-            words += f", {share:.0%} of the peak of {self.peak / 1e9:,.0f} GFLOP/s measured in a matrix product"
+            peak = self._measured_peak(trainer)
+            share = steps * self._flops / seconds / peak
+            words += f", {share:.0%} of the peak of {peak / 1e9:,.0f} GFLOP/s measured in a matrix product"
         words += f"; {self.meter.watt_hours():.3g} Wh ({self.meter.source})"
         progress.line(trainer.state.step, words)
 
