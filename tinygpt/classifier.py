@@ -247,6 +247,7 @@ class GPTForSequenceClassification(nn.Module):
         problem_type: str | None = None,
         dtype: Any = "float32",
         quantize: str | None = None,
+        activations: str | None = None,
         dropout: float | None = None,
         seed: int = 0,
         revision: str = "main",
@@ -260,7 +261,7 @@ class GPTForSequenceClassification(nn.Module):
         """
         classifier: _Classifier = implementation("load_classifier")(
             cls, folder_or_name, num_labels, label_names, problem_type, dtype=dtype, quantize=quantize,
-            dropout=dropout, seed=seed, revision=revision, checkpoint=checkpoint,
+            activations=activations, dropout=dropout, seed=seed, revision=revision, checkpoint=checkpoint,
         )  # fmt: skip
         return classifier
 

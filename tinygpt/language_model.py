@@ -27,7 +27,7 @@ import numpy as np
 from . import nn, ops
 from .errors import UsageError
 from .nn.known import is_known, keeps, known
-from .nn.packed import pack_model
+from .nn.packed import check_activations, pack_model, round_activations
 from .nn.precision import compute_in
 from .ops.cast import casting_together
 from .random import Generator
@@ -148,7 +148,7 @@ class LanguageModel(nn.Module):
 
     # Modes and weights ----------------------------------------------------------------------------
 
-    def pack(self: _Model, format: str, group: int | None = None) -> _Model:
+    def pack(self: _Model, format: str, group: int | None = None, activations: str | None = None) -> _Model:
         """Store the large matrices (linear layers, token embedding) in 16 or 8 bits, for faster inference.
 
         format: "bfloat16" or "int8"; group: how many terms of a sum share a scale in int8, a multiple of 8; None means
@@ -156,7 +156,9 @@ class LanguageModel(nn.Module):
         or saved. Only for float32 models whose layers are all of this package: a user-defined layer may depend on more
         than its weights, and the error names it. Returns the model. Raises UsageError.
         """
+        check_activations("GPT.pack", format, activations)
         pack_model(self, format, group)
+        round_activations(self, activations)
         return self.eval()
 
     def compute_in(self, dtype: str) -> contextlib.AbstractContextManager[None]:
@@ -202,6 +204,7 @@ class LanguageModel(nn.Module):
         *,
         dtype: DTypeLike = "float32",
         quantize: str | None = None,
+        activations: str | None = None,
         dropout: float | None = None,
         seed: int = 0,
         revision: str = "main",
@@ -214,12 +217,13 @@ class LanguageModel(nn.Module):
         `hub`).
         dtype: "float32" or "float64" for the parameters, whatever the file has (float32, float16, bfloat16, float64);
         dtype="bfloat16" and quantize="int8" pack the matrices into 16 and 8 bits, for inference only.
+        activations: "int8" rounds these too, where int8 weights are multiplied: faster, most of all for several texts.
         dropout: overrides the file's; seed: of the dropout masks. Both matter only in training.
         Raises UsageError for missing or damaged files, other formats, and models that this class can't represent.
         """
         model: _Model = implementation("from_pretrained")(
-            folder_or_name, dtype=dtype, quantize=quantize, dropout=dropout, seed=seed, revision=revision,
-            model_class=cls,
+            folder_or_name, dtype=dtype, quantize=quantize, activations=activations, dropout=dropout, seed=seed,
+            revision=revision, model_class=cls,
         )  # fmt: skip
         return model
 

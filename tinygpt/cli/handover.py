@@ -24,7 +24,7 @@ from ..data import open_tokens
 from ..errors import UsageError
 from ..gpt import GPT, GPTConfig
 from ..nn.lora import LoRA, insert_lora, lora_of
-from ..nn.packed import PackedEmbedding, PackedLinear, pack_model
+from ..nn.packed import PackedEmbedding, PackedLinear, activations_of, pack_model, round_activations
 from ..ops.packed import Matrix
 from ..parallel import Communicator, current
 from ..training import Trainer, TrainingConfig
@@ -88,7 +88,7 @@ def described(model: Any) -> tuple[dict[str, Any], Arrays]:
     description = {
         "config": model.config.to_dict(), "dtype": model.parameters()[0].dtype.name, "packed": model.packed,
         "lora": None if lora is None else lora.to_dict(), "source": model.source,
-        "generator": model.generator.state_dict(),
+        "generator": model.generator.state_dict(), "activations": activations_of(model),
         "trained": [name for name, parameter in model.named_parameters() if parameter.requires_grad],
         "training": [path for path, module in model.named_modules() if module.training],
         "groups": {path: layer.matrix.group for path, layer in _packed_layers(model)},
@@ -111,6 +111,7 @@ def built(description: dict[str, Any], arrays: Arrays) -> GPT:
             insert_lora(model, LoRA.from_dict(lora))
         for path, layer in _packed_layers(model):
             layer.matrix = Matrix(arrays[f"data {path}"], arrays.get(f"scale {path}"), description["groups"][path])
+        round_activations(model, description["activations"])
         trained, training = set(description["trained"]), set(description["training"])
         for name, parameter in model.named_parameters():
             parameter.data, parameter.requires_grad = arrays[f"parameter {name}"], name in trained

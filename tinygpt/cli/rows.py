@@ -43,7 +43,8 @@ def load_model(options: argparse.Namespace) -> tuple[Any, Tokenizer, Path, bool]
     if not read_whole(folder, lambda place: is_classifier(place, which)):
         return *load(options), False
     backends.use_backend(options.backend)
-    clf, tokenizer = load_with_tokenizer(folder, dtype=options.dtype, quantize=options.quantize, checkpoint=which)
+    formats = {"dtype": options.dtype, "quantize": options.quantize, "activations": options.activations}
+    clf, tokenizer = load_with_tokenizer(folder, checkpoint=which, **formats)
     return clf, tokenizer, folder, True
 
 

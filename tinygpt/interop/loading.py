@@ -25,6 +25,7 @@ from ..errors import CheckpointError, UsageError, require_together
 from ..exchange import read_whole
 from ..gpt import GPT, GPTConfig
 from ..nn.lora import LoRA, insert_lora, lora_of
+from ..nn.packed import check_activations, round_activations
 from ..safetensors_io import SafetensorsFile
 from ..tokenizers import Tokenizer, WordPieceTokenizer, hf_tokenizers
 from .config import CONFIG, GENERATION, read_config, read_generation
@@ -46,6 +47,7 @@ def from_pretrained(
     *,
     dtype: Any = "float32",
     quantize: str | None = None,
+    activations: str | None = None,
     dropout: float | None = None,
     seed: int = 0,
     revision: str = "main",
@@ -59,6 +61,7 @@ def from_pretrained(
     the heads in the file are left out. The model then has a tied one, whatever the file has.
     """
     parameter_dtype, packed = _formats(dtype, quantize)
+    check_activations("from_pretrained", packed, activations)
     if not issubclass(model_class, GPT):
         raise UsageError(f"from_pretrained: model_class must be GPT or a subclass of it, not {model_class.__name__}")
     if dropout is not None:
@@ -89,6 +92,8 @@ def from_pretrained(
         model = read_whole(find_model(folder_or_name, revision), read)
     model.eval()
     model.to(backends.current())
+    if activations is not None:
+        round_activations(model, activations)
     if lora_of(model) is None:  # otherwise it is that of the base model
         model.source = os.fspath(folder_or_name)
     return model

@@ -154,4 +154,26 @@ def _pack_layers(model: Any, format: str, group: int | None, fill: Fill) -> None
 
 def _moved(matrix: Matrix, backend: str) -> Matrix:
     scale = None if matrix.scale is None else backends.move(matrix.scale, backend)
-    return Matrix(backends.move(matrix.data, backend), scale, matrix.group)
+    return matrix._replace(data=backends.move(matrix.data, backend), scale=scale)
+
+
+def check_activations(operation: str, format: str | None, activations: str | None) -> None:
+    """Raise UsageError unless products of a model packed in `format`, or not packed, can round activations so."""
+    if activations not in (None, "int8"):
+        raise UsageError(f"{operation}: activations must be None or 'int8', not {activations!r}")
+    if activations is not None and format != "int8":
+        has = "this model is not packed" if format is None else f"these are {format}"
+        raise UsageError(f"{operation}: activations={activations!r} is for products with int8 weights, but {has}")
+
+
+def round_activations(model: Any, activations: str | None) -> None:
+    """Let a packed model's products round their activations to 8 bits ("int8"), or no longer (None)."""
+    for module in model.modules():
+        if isinstance(module, (PackedLinear, PackedEmbedding)):
+            module.matrix = module.matrix._replace(activations=activations)
+
+
+def activations_of(model: Any) -> str | None:
+    """What `round_activations` was last told for this model."""
+    packed = (module for module in model.modules() if isinstance(module, (PackedLinear, PackedEmbedding)))
+    return next((module.matrix.activations for module in packed), None)

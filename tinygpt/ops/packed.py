@@ -35,6 +35,7 @@ from ..checks import whole_number
 from ..errors import RangeError, UsageError
 from ..kernel import kernel
 from ..typing import Array
+from ._integer_product import integer_product
 from ._matmul import matmul_arrays
 
 FORMATS = ("float32", "bfloat16", "int8")
@@ -44,11 +45,15 @@ FEW_ROWS = 16  # up to this many rows, most of a product's time goes into readin
 
 
 class Matrix(NamedTuple):
-    """A weight matrix in one of the formats. data: float32, uint16 (bfloat16) or int8. scale, group: of int8 only."""
+    """A weight matrix in one of the formats. data: float32, uint16 (bfloat16) or int8. scale, group: of int8 only.
+
+    activations: "int8" if products round the activations to 8 bits too (`_integer_product.py`); of int8 only.
+    """
 
     data: Array
     scale: Array | None = None
     group: int | None = None
+    activations: str | None = None
 
     @property
     def format(self) -> str:
@@ -155,7 +160,7 @@ def unpack(matrix: Matrix, axis: int = 0) -> Array:
 @kernel(in_place=True)
 def unpack_into(out: Array, matrix: Matrix, axis: int) -> Array:
     """The packed weights as float32, written into out (rows, columns). axis: as in `pack`."""
-    data, scale, group = matrix
+    data, scale, group = matrix.data, matrix.scale, matrix.group
     if scale is None or group is None:
         out[...] = from_bfloat16(data)
         return out
@@ -173,23 +178,32 @@ def rows_of(matrix: Matrix, ids: Array) -> Array:
 @kernel
 def few_rows_product(x: Array, matrix: Matrix) -> Array:
     """x (M, K) float32, matrix (K, N) -> x W (M, N)."""
+    if matrix.activations is not None and matrix.scale is not None and matrix.group is not None:
+        return integer_product(x, matrix.data, matrix.scale, matrix.group)
     return x @ unpack(matrix)
 
 
 @kernel(in_place=True)
 def few_rows_product_transposed(x: Array, matrix: Matrix, out: Array) -> Array:
     """x (M, K) float32, matrix (N, K) -> x W.T (M, N), written into out."""
+    if matrix.activations is not None and matrix.scale is not None and matrix.group is not None:
+        out[...] = integer_product(x, matrix.data.T, matrix.scale.T, matrix.group, pieces=1)
+        return out
     return matmul_arrays(x, unpack(matrix, axis=1).T, out=out)
 
 
 def packed_product(x: Array, matrix: Matrix) -> Array:
-    """x (M, K) float32 times a packed matrix (K, N) -> (M, N): our kernel for few rows, the matrix library for many."""
-    return few_rows_product(x, matrix) if len(x) <= FEW_ROWS else matmul_arrays(x, unpack(matrix))
+    """x (M, K) float32 times a packed matrix (K, N) -> (M, N): our kernel for few rows, the matrix library for many.
+
+    That knows only float32 activations: where they are rounded, our kernel multiplies any number of rows.
+    """
+    few = len(x) <= FEW_ROWS or matrix.activations is not None
+    return few_rows_product(x, matrix) if few else matmul_arrays(x, unpack(matrix))
 
 
 def packed_product_transposed(x: Array, matrix: Matrix) -> Array:
     """x (M, K) float32 times the transpose of a packed matrix (N, K) -> (M, N)."""
-    if len(x) > FEW_ROWS:
+    if len(x) > FEW_ROWS and matrix.activations is None:
         return matmul_arrays(x, unpack(matrix, axis=1).T)
     out = array_module(x).empty((len(x), len(matrix.data)), x.dtype)
     return few_rows_product_transposed(x, matrix, out)

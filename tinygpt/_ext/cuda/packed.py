@@ -30,9 +30,14 @@ def expressions(real: str) -> list[str]:
 
 
 def is_taken(matrix: Any, axis: int, *floats: Any) -> bool:
-    """Whether the kernels support this Matrix: packed, C-contiguous, with scales of the right shape."""
-    data, scale, group = matrix
-    if data.dtype.name not in PACKED or (data.dtype.name == "int8") != (scale is not None):
+    """Whether the kernels support this Matrix: packed, C-contiguous, with scales of the right shape, and multiplied by
+    activations as they are."""
+    data, scale, group = matrix[:3]
+    if (
+        matrix.activations is not None
+        or data.dtype.name not in PACKED
+        or (data.dtype.name == "int8") != (scale is not None)
+    ):
         return False
     arrays = [a for a in (data, scale, *floats) if a is not None]
     if any(a.ndim != 2 or not a.flags.c_contiguous or a.size == 0 or max(a.shape) >= 2**30 for a in arrays):
@@ -46,7 +51,7 @@ def is_taken(matrix: Any, axis: int, *floats: Any) -> bool:
 
 def widest(device: Device, matrix: Any, axis: int, most: int, *others: Any) -> int:
     """Weights per memory access: `most`, or 1 if the row length, the group size or an address does not allow that."""
-    data, scale, group = matrix
+    data, scale, group = matrix[:3]
     length = data.shape[1]
     addresses = [device.address(a) for a in (data, scale, *others) if a is not None]
     packed = length % most == 0 and all(address % 16 == 0 for address in addresses)

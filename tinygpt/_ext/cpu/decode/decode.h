@@ -166,7 +166,7 @@ static void tg_mlp_blocks(void *task, ptrdiff_t begin, ptrdiff_t end) {
     struct tg_block *t = task;
     const ptrdiff_t K = t->proj.rows, N = t->proj.columns;
     for (ptrdiff_t b = begin; b < end; b++) {
-        const ptrdiff_t k0 = tg_block_begin(K, b), k1 = tg_block_begin(K, b + 1);
+        const ptrdiff_t k0 = tg_block_begin(&t->proj, b), k1 = tg_block_begin(&t->proj, b + 1);
         for (ptrdiff_t m = 0; m < t->M; m++) {
             tg_sum(&t->last, &t->fc, m, k0, k1 - k0, t->wide + m * K + k0);
             tg_activate(t->wide + m * K + k0, k1 - k0, t->activation);

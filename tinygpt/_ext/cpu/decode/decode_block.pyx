@@ -10,7 +10,7 @@ from libc.math cimport sqrt
 from libc.string cimport strchr
 
 cdef extern from "decode.h" nogil:
-    int TG_FLOAT32, TG_BFLOAT16, TG_INT8, TG_BLOCKS
+    int TG_FLOAT32, TG_BFLOAT16, TG_INT8, TG_BLOCKS, TG_ROWS_AT_ONCE, TG_SPAN_TERMS
     int TG_GELU_TANH, TG_GELU_ERF, TG_RELU, TG_SILU
     cdef struct tg_matrix:
         const void *weight
@@ -18,6 +18,7 @@ cdef extern from "decode.h" nogil:
         const float *bias
         Py_ssize_t rows, columns, group
         int format
+        int rounded
     cdef struct tg_parts:
         float *parts
         Py_ssize_t M, pitch
@@ -42,6 +43,11 @@ cdef extern from "decode.h" nogil:
     tg_parts tg_product(const tg_matrix *matrix, const float *x, Py_ssize_t ldx, Py_ssize_t M, float *parts)
     void tg_sum(const tg_parts *p, const tg_matrix *w, Py_ssize_t m, Py_ssize_t j0, Py_ssize_t count, float *out)
     void tg_transposed_product(const tg_matrix *matrix, const float *x, Py_ssize_t M, float *y)
+    struct tg_span:
+        pass
+    Py_ssize_t tg_spans(const tg_matrix *matrix)
+    void tg_integer_transposed(const tg_matrix *matrix, const float *x, Py_ssize_t M, float *y, tg_span *spans)
+    int tg_use_vnni(int wanted)
     void tg_unpack(const tg_matrix *matrix, int axis, float *out)
     void tg_decode_block(tg_block *block)
 
@@ -76,13 +82,14 @@ cdef inline float *floats(object array) except? NULL:
 
 cdef int take_matrix(tg_matrix *w, object matrix, object bias, Py_ssize_t along, bint transposed=False) except -1:
     """Fill w from a tinygpt.ops.packed.Matrix; `along`: the number of terms of its sums."""
-    data, scale, group = matrix
+    data, scale, group, activations = matrix
     w.weight = address(data, b"fHb", w)
     if (w.columns if transposed else w.rows) != along or (w.format == TG_INT8) != (scale is not None):
         raise ValueError("the matrix does not fit")
     w.group = group if scale is not None else along
     w.scale = floats(scale)
     w.bias = floats(bias)
+    w.rounded = activations is not None
     return 0
 
 
@@ -90,7 +97,7 @@ def few_rows_product(x, matrix):
     """x (M, K), matrix (K, N) -> (M, N)."""
     cdef tg_matrix w
     cdef tg_parts parts
-    cdef Py_ssize_t M = x.shape[0], K = x.shape[1], N, m
+    cdef Py_ssize_t M = x.shape[0], K = x.shape[1], N, m, count, at_once, first = 0
     cdef float *rows
     cdef float *out
     cdef float *room
@@ -100,12 +107,16 @@ def few_rows_product(x, matrix):
     except (TypeError, ValueError):
         return NotImplemented
     N = w.columns
-    y, work = numpy.empty((M, N), numpy.float32), numpy.empty(TG_BLOCKS * M * tg_pitch(N), numpy.float32)
+    at_once = min(M, TG_ROWS_AT_ONCE) if w.rounded else M  # with rounded activations, this is the product of many rows too
+    y, work = numpy.empty((M, N), numpy.float32), numpy.empty(TG_BLOCKS * at_once * tg_pitch(N), numpy.float32)
     out, room = floats(y), floats(work)
     with nogil:
-        parts = tg_product(&w, rows, K, M, room)
-        for m in range(M):
-            tg_sum(&parts, &w, m, 0, N, out + m * N)
+        while first < M:
+            count = min(at_once, M - first)
+            parts = tg_product(&w, rows + first * K, K, count, room)
+            for m in range(count):
+                tg_sum(&parts, &w, m, 0, N, out + (first + m) * N)
+            first += at_once
     return y
 
 
@@ -115,6 +126,7 @@ def few_rows_product_transposed(x, matrix, out):
     cdef Py_ssize_t M = x.shape[0], K = x.shape[1]
     cdef float *rows
     cdef float *y
+    cdef tg_span *room = NULL
     try:
         rows, y = floats(x), <float *> address(out, b"f", &written)
         take_matrix(&w, matrix, None, K, True)
@@ -122,9 +134,26 @@ def few_rows_product_transposed(x, matrix, out):
         return NotImplemented
     if written.rows != M or written.columns != w.rows:
         return NotImplemented
+    if w.rounded:
+        spans = numpy.empty(tg_spans(&w) * <Py_ssize_t> sizeof(tg_span), numpy.uint8)
+        room = <tg_span *> address(spans, b"B")
     with nogil:
-        tg_transposed_product(&w, rows, M, y)
+        if w.rounded:
+            tg_integer_transposed(&w, rows, M, y, room)
+        else:
+            tg_transposed_product(&w, rows, M, y)
     return out
+
+
+def use_vnni(wanted):
+    """For tests: whether to multiply bytes by the instructions for that, where the processor has them; returns what
+    was. The results are the same."""
+    return bool(tg_use_vnni(wanted))
+
+
+def integer_product_sizes():
+    """For tests: the numbers that the definition of the product with rounded activations shares with it."""
+    return TG_SPAN_TERMS, TG_BLOCKS
 
 
 def unpack_into(out, matrix, int axis):
@@ -152,7 +181,7 @@ cdef inline float *vector(object parameter, Py_ssize_t size) except? NULL:
 cdef int take_layer(tg_matrix *w, object layer, Py_ssize_t rows, Py_ssize_t columns) except -1:
     """Fill w from a Linear, packed or not, with a matrix (rows, columns). columns < 0: any number of columns."""
     weight = getattr(layer, "weight", None)  # runs for every token, so it avoids building a Matrix
-    take_matrix(w, layer.matrix if weight is None else (weight.data, None, None), None, rows)
+    take_matrix(w, layer.matrix if weight is None else (weight.data, None, None, None), None, rows)
     if columns >= 0 and w.columns != columns:
         raise ValueError("the layer does not fit")
     w.bias = vector(layer.bias, w.columns)

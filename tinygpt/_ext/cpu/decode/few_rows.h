@@ -23,6 +23,7 @@
 #define TINYGPT_FEW_ROWS_H
 
 #include "pool.h"
+#include "integer_rows.h"
 #include "weights.h"
 
 enum {
@@ -33,7 +34,6 @@ enum {
     TG_WAITING = 12,    /* up to so many rows of x, float32 weights take longer to read than to multiply */
     TG_SOON = 256,      /* floats from what is multiplied to what is then fetched into the L2 cache */
     TG_PAD = 16,
-    TG_ROWS_AT_ONCE = 32,
     TG_FIT = 1 << 17, /* sums of several rows of x that the L2 cache is to hold */
     TG_RUN = 1024     /* if it holds no whole rows, tiles of a multiple of so many columns: a page of float32 */
 };
@@ -150,16 +150,20 @@ TG_INLINE void tg_columns_in(const struct tg_matrix *w, const float *x, ptrdiff_
 static void tg_columns(const struct tg_matrix *w, const float *x, ptrdiff_t ldx, ptrdiff_t M, ptrdiff_t k0, ptrdiff_t k1,
                        float *y, ptrdiff_t pitch) {
     for (; M > 0; M -= TG_ROWS_AT_ONCE, x += TG_ROWS_AT_ONCE * ldx, y += TG_ROWS_AT_ONCE * pitch) {
-        if (M == 1)
+        if (w->rounded)
+            tg_integer_columns(w, x, ldx, M < TG_ROWS_AT_ONCE ? M : TG_ROWS_AT_ONCE, k0, k1, y, pitch);
+        else if (M == 1)
             tg_columns_in(w, x, ldx, 1, k0, k1, y, pitch);
         else
             tg_columns_in(w, x, ldx, M < TG_ROWS_AT_ONCE ? M : TG_ROWS_AT_ONCE, k0, k1, y, pitch);
     }
 }
 
-/* The first row of block b of K rows: a multiple of TG_DEEP, with blocks as equal as possible. */
-static inline ptrdiff_t tg_block_begin(ptrdiff_t K, ptrdiff_t b) {
-    const ptrdiff_t deep = (K + TG_DEEP - 1) / TG_DEEP, k = deep * b / TG_BLOCKS * TG_DEEP;
+/* The first row of block b: a multiple of TG_DEEP, or of the terms that are rounded together, with blocks as equal as
+ * possible. */
+static inline ptrdiff_t tg_block_begin(const struct tg_matrix *w, ptrdiff_t b) {
+    const ptrdiff_t K = w->rows, unit = w->rounded ? tg_span_terms(w, K) : TG_DEEP;
+    const ptrdiff_t units = (K + unit - 1) / unit, k = units * b / TG_BLOCKS * unit;
     return k < K ? k : K;
 }
 
@@ -169,7 +173,8 @@ struct tg_parts {
     ptrdiff_t M, pitch;
 };
 
-/* out[j] = the sum over the blocks for column j0 + j of row m, plus the bias, for `count` columns. */
+/* out[j] = the sum over the blocks for column j0 + j of row m, plus the bias, for `count` columns. Where the activations
+ * are rounded, a scale that belongs to the whole column comes in here. */
 static void tg_sum(const struct tg_parts *p, const struct tg_matrix *w, ptrdiff_t m, ptrdiff_t j0, ptrdiff_t count,
                    float *restrict out) {
     const float *restrict row = p->parts + m * p->pitch + j0;
@@ -178,6 +183,8 @@ static void tg_sum(const struct tg_parts *p, const struct tg_matrix *w, ptrdiff_
         row += p->M * p->pitch;
         for (ptrdiff_t j = 0; j < count; j++) out[j] += row[j];
     }
+    if (w->rounded && w->group >= w->rows)
+        for (ptrdiff_t j = 0; j < count; j++) out[j] = out[j] * w->scale[j0 + j];
     if (w->bias)
         for (ptrdiff_t j = 0; j < count; j++) out[j] += w->bias[j0 + j];
 }
@@ -191,9 +198,8 @@ struct tg_product {
 
 static void tg_product_blocks(void *task, ptrdiff_t begin, ptrdiff_t end) {
     const struct tg_product *t = task;
-    const ptrdiff_t K = t->matrix->rows;
     for (ptrdiff_t b = begin; b < end; b++)
-        tg_columns(t->matrix, t->x, t->ldx, t->out.M, tg_block_begin(K, b), tg_block_begin(K, b + 1),
+        tg_columns(t->matrix, t->x, t->ldx, t->out.M, tg_block_begin(t->matrix, b), tg_block_begin(t->matrix, b + 1),
                          t->out.parts + b * t->out.M * t->out.pitch, t->out.pitch);
 }
 

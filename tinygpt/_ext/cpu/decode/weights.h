@@ -37,6 +37,7 @@ struct tg_matrix {
     const float *bias; /* added to the product; may be NULL */
     ptrdiff_t rows, columns, group;
     int format;
+    int rounded; /* int8 only: products round the activations to 8 bits too (integer_tile.h) */
 };
 
 #define TG_INLINE static inline __attribute__((always_inline))
