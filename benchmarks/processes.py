@@ -1,25 +1,28 @@
 """The gain from several processes: strong and weak efficiency, beside DDP; how much communication is hidden; a model.
 
     python benchmarks/scaling.py --only processes                     # with the defaults, or
-    python benchmarks/processes.py [--preset baby] [--processes 2] [--rounds 2] [--steps 3] [--without torch]
+    python benchmarks/processes.py [--preset baby] [--processes 2] [--rounds 12] [--without torch]
 
-Needs the extra mpi; PyTorch is compared where it is installed. Each contender is started anew in each round, in turn,
-and takes some steps (forward, backward, sums, clipping, AdamW); the figures are medians of all its steps. `N x T` is N
-processes with T threads each. Progress goes to standard error. The defaults take about two minutes on two idle cores.
+Needs the extra mpi; PyTorch is compared where it is installed. All contenders are started first, and sleep. Then they
+take a step each in turn (forward, backward, sums, clipping, AdamW), every other round in reverse order, so that what
+changes on the machine changes for all of them. A ratio is the median over the rounds of the ratio within a round; the
+middle half of these is printed too. `N x T` is N processes with T threads each. Progress goes to standard error. The
+defaults take about two and a half minutes on two idle cores.
 
 - strong: the same batch for N x 1 as for 1 x N threads and for 1 x 1. weak: N times the batch for N processes.
 - the parts of a step, so that what is lost can be found; and the processor time of a process in a step: if that is
   much less than the step's time, the machine was busy with something else.
 - hidden: a step is also timed with all sums begun after the backward pass, and these alone. What the sums cost alone,
   less what they add to the step, is hidden.
-- the model: a collective takes latency + bytes / bandwidth, fitted to the sums of this run. For a stated network it
-  says how many tokens a process must have in a step for 95% weak efficiency (`processes_model.py`).
+- the model: a collective takes latency + bytes / bandwidth, fitted to sums by messages in this run. For a stated
+  network it says how many tokens a process must have in a step for 95% weak efficiency (`processes_model.py`).
 - memory: AdamW's state on each process, without and with --shard-optimizer.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import os
@@ -29,8 +32,9 @@ import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,53 +43,86 @@ sys.path.insert(0, str(Path(__file__).parent))
 from processes_model import AIM, fitted, hidden_share, table
 from processes_work import PARTS, SIZES
 
-LIMIT = 600.0  # seconds after which a contender is aborted
-# Not bound to cores: by default mpirun binds each of two processes to one, which two processes with one thread would
-# like, but not a process with several threads.
-OPTIONS = ("--allow-run-as-root", "--oversubscribe", "--bind-to", "none")
+from tinygpt.cores import usable_cores
+
+LIMIT = 600.0  # seconds in which a contender must get ready, or answer
+SELDOM = 4  # rounds in one of which those that are in no ratio of the verdicts take their step
+OPTIONS = ("--allow-run-as-root", "--oversubscribe")
+WORKER = str(Path(__file__).with_name("processes_work.py"))
 
 
 # The contenders -----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
 class Contender:
-    """`processes` x `threads`, each process with `rows` rows."""
+    """`processes` x `threads`, each process with `rows` rows. They wait until they are asked."""
 
-    name: str
-    work: str
-    processes: int
-    threads: int
-    rows: int
+    def __init__(self, work: str, processes: int, threads: int, rows: int) -> None:
+        self.work, self.processes, self.threads, self.rows = work, processes, threads, rows
+        self.lines: list[Any] = []  # to the processes, in the order of their ranks
 
-    def run(self, preset: str, steps: int) -> dict[str, Any]:
-        numbers = map(str, (self.rows, steps, self.processes))
-        me = [sys.executable, str(Path(__file__).with_name("processes_work.py")), self.work, preset, *numbers]
-        counts = ("TINYGPT_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-        environment = os.environ | {name: str(self.threads) for name in counts}
-        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
-        if self.processes > 1:
-            me = [launcher(), *OPTIONS, "-n", str(self.processes), *me]
-        process = subprocess.Popen(me, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    def start(self, preset: str) -> None:
+        """Returns when all processes are ready."""
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            server.settimeout(1.0)
+            me = [sys.executable, WORKER, self.work, preset, str(self.rows), str(server.getsockname()[1])]
+            self.said = tempfile.TemporaryFile("w+")  # noqa: SIM115 - for as long as the process runs
+            self.process = subprocess.Popen(
+                command(self.processes, me), stdout=self.said, stderr=self.said, env=environment(self.threads)
+            )
+            found, end = {}, time.monotonic() + LIMIT
+            while len(found) < self.processes:
+                with contextlib.suppress(TimeoutError):
+                    connection, _ = server.accept()
+                    connection.settimeout(LIMIT)
+                    line = connection.makefile("rw")
+                    found[int(line.readline())] = line
+                if self.process.poll() is not None or time.monotonic() > end:
+                    self._fail()
+            self.lines = [found[rank] for rank in sorted(found)]
+
+    def ask(self, what: str) -> dict[str, Any]:
+        """What process 0 answers when all are told to do this."""
         try:
-            out, err = process.communicate(timeout=LIMIT)
-        except BaseException as error:  # Ctrl-C, too: mpirun ends its processes if it is told to, not if it is killed
-            process.send_signal(signal.SIGTERM)
-            process.communicate()
-            if not isinstance(error, subprocess.TimeoutExpired):
-                raise
-            raise SystemExit(
-                f"{self.name} did not end within {LIMIT:.0f} s: fewer --steps, or a smaller --preset"
-            ) from None
-        if process.returncode:
-            raise SystemExit(f"{self.name} failed:\n{err[-2000:]}")
-        return json.loads(out.strip().splitlines()[-1])  # type: ignore[no-any-return]
+            for line in self.lines:
+                print(what, file=line, flush=True)
+            answers = [line.readline() for line in self.lines]
+        except OSError:
+            answers = [""]
+        if not all(answers):
+            self._fail()
+        return json.loads(answers[0])  # type: ignore[no-any-return]
+
+    def _fail(self) -> None:
+        self.stop()
+        self.said.seek(0)
+        raise SystemExit(f"{self.work}, {self.processes} x {self.threads}, failed:\n{self.said.read()[-2000:]}")
+
+    def stop(self) -> None:
+        """The processes end by themselves when they hear no more; if not, mpirun ends them when it is told to."""
+        for line in self.lines:
+            with contextlib.suppress(OSError):
+                line.close()
+        try:
+            self.process.wait(10.0)
+        except subprocess.TimeoutExpired:
+            self.process.send_signal(signal.SIGTERM)
+            self.process.wait()
 
 
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+def environment(threads: int) -> dict[str, str]:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    counts = ("TINYGPT_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    return os.environ | {name: str(threads) for name in counts} | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+
+
+def command(processes: int, one: list[str]) -> list[str]:
+    """The command line of several processes. Each has a thread, so mpirun binds it to a core if there are enough."""
+    if processes == 1:
+        return one
+    bound = "core" if processes <= len(usable_cores()) else "none"
+    return [launcher(), *OPTIONS, "--bind-to", bound, "-n", str(processes), *one]
 
 
 def launcher() -> str:
@@ -96,108 +133,145 @@ def launcher() -> str:
     return found
 
 
-def contenders(N: int, rows: int, without: str = "") -> list[Contender]:
+def contenders(N: int, rows: int, without: str = "") -> dict[str, Contender]:
     """rows: of the batch that all share."""
-    found = [
-        Contender("1 x 1", "ours", 1, 1, rows),
-        Contender(f"{N} x 1, weak", "ours", N, 1, rows),
-        Contender(f"1 x {N}", "ours", 1, N, rows),
-        Contender(f"{N} x 1", "ours", N, 1, rows // N),
-        Contender("network", "network", N, 1, rows // N),
-    ]
+    found = {f"1 x {N}": Contender("ours", 1, N, rows), f"{N} x 1": Contender("ours", N, 1, rows // N)}
     if importlib.util.find_spec("torch") is not None and without != "torch":
-        found += [
-            Contender(f"torch 1 x {N}", "torch", 1, N, rows),
-            Contender(f"torch {N} x 1", "torch", N, 1, rows // N),
-        ]
+        found[f"torch {N} x 1"] = Contender("torch", N, 1, rows // N)
+        found[f"torch 1 x {N}"] = Contender("torch", 1, N, rows)
+    found["1 x 1"] = Contender("ours", 1, 1, rows)
+    found[f"{N} x 1, weak"] = Contender("ours", N, 1, rows)
     return found
 
 
-def measure(preset: str, N: int, rounds: int, steps: int, without: str = "") -> list[str]:
+@contextlib.contextmanager
+def started(preset: str, every: dict[str, Contender]) -> Iterator[None]:
+    running: list[Contender] = []
+    try:
+        for name, one in every.items():
+            begin = time.perf_counter()
+            running.append(one)
+            one.start(preset)
+            print(f"{name} is ready ({time.perf_counter() - begin:.0f} s)", file=sys.stderr)
+        yield
+    finally:
+        for one in running:
+            one.stop()
+
+
+# What they do -------------------------------------------------------------------------------------
+
+
+def measure(preset: str, N: int, rounds: int, without: str = "") -> list[str]:
     from train_step import PRESETS
 
     rows = max(N, PRESETS[preset][1] // N * N)
-    results: dict[str, dict[str, Any]] = {}
-    for number in range(rounds):
-        for one in contenders(N, rows, without):
-            begin = time.perf_counter()
-            found = one.run(preset, steps)
-            elapsed, shown = time.perf_counter() - begin, found.get("overlapped", found.get("afterwards", []))
-            milliseconds = ", ".join(f"{seconds * 1e3:.0f}" for seconds in shown)
-            print(f"round {number + 1} of {rounds}: {one.name}: {milliseconds} ms ({elapsed:.0f} s)", file=sys.stderr)
-            _add(results.setdefault(one.name, {}), found)
-    results["memory"] = Contender("memory", "memory", N, 1, 1).run(preset, 0)
+    every = contenders(N, rows, without)
+    results: dict[str, Any] = {name: {"seconds": {}, "processor": [], "parts": {}} for name in every}
+    team = f"{N} x 1"
+    with started(preset, every):
+        results |= {"sums": every[team].ask("sums"), "facts": every[team].ask("facts"), "afterwards": []}
+        for number in range(rounds):
+            seldom = number % SELDOM == SELDOM // 2 or number == 0
+            names = [name for name in every if seldom or name not in ("1 x 1", f"{N} x 1, weak")]
+            for name in names if number % 2 == 0 else names[::-1]:
+                answers = [every[name].ask("step") for _ in range(PRESETS[preset][3])]
+                _add(results[name], number, answers)
+            if seldom:
+                results["afterwards"].append(every[team].ask("afterwards"))
+            shown = ", ".join(f"{name}: {results[name]['seconds'][number] * 1e3:.0f}" for name in names)
+            print(f"round {number + 1} of {rounds}, ms: {shown}", file=sys.stderr)
+    done = subprocess.run(
+        command(N, [sys.executable, WORKER, "memory", preset]), stdout=subprocess.PIPE, text=True, env=environment(1),
+        check=True, timeout=LIMIT,
+    )  # fmt: skip
+    results["memory"] = json.loads(done.stdout)
     return report(preset, N, results)
 
 
-def _add(seen: dict[str, Any], found: dict[str, Any]) -> None:
-    """Join the times of another round to those seen so far."""
-    for key, value in found.items():
-        if key == "parts":
-            parts = seen.setdefault(key, {})
-            for name, times in value.items():
-                parts[name] = parts.get(name, []) + times
-        else:
-            seen[key] = seen.get(key, []) + value if isinstance(value, list) and key != "times" else value
+def _add(seen: dict[str, Any], number: int, answers: list[dict[str, Any]]) -> None:
+    """Add the steps of a round."""
+    seen["seconds"][number] = statistics.fmean(answer["seconds"] for answer in answers)
+    for answer in answers:
+        seen["processor"].append(answer["processor"])
+        for name, seconds in answer.get("parts", {}).items():
+            seen["parts"].setdefault(name, []).append(seconds)
 
 
 # What follows --------------------------------------------------------------------------------------
 
 
-def report(preset: str, N: int, results: dict[str, dict[str, Any]]) -> list[str]:
+def ratios(over: dict[int, float], under: dict[int, float]) -> dict[int, float]:
+    """The ratio in each round in which both took a step."""
+    return {number: over[number] / under[number] for number in over if number in under}
+
+
+def spread(values: dict[int, float]) -> str:
+    """The middle half of the values."""
+    if len(values) < 2:
+        return "one round"
+    low, _, high = statistics.quantiles(values.values(), n=4, method="inclusive")
+    return f"the middle half of {len(values)} rounds {low:.2f} to {high:.2f}"
+
+
+def report(preset: str, N: int, results: dict[str, Any]) -> list[str]:
     """Print the tables; return the verdicts."""
-    steps = {name: statistics.median(found["overlapped"]) for name, found in results.items() if "overlapped" in found}
+    seconds = {name: found["seconds"] for name, found in results.items() if "seconds" in found}
+    alone, team, theirs = f"1 x {N}", f"{N} x 1", f"torch {N} x 1"
     print(f"\n### {N} processes: a step of `{preset}`\n")
-    print(f"| processes x threads | ms | the best | of 1 x {N} threads |\n|---|---|---|---|")
-    for name, seconds in steps.items():
-        best = min(results[name]["overlapped"])
-        print(f"| {name} | {seconds * 1e3:.1f} | {best * 1e3:.1f} | {steps[f'1 x {N}'] / seconds:.2f} |")
-    _print_parts(N, results)
-    _print_sums(N, results, steps)
-    ratio = steps[f"1 x {N}"] / steps[f"{N} x 1"]
+    print(f"| processes x threads | ms | the best | {alone}, in the same round, over it | processor ms |")
+    print("|---|---|---|---|---|")
+    for name, found in seconds.items():
+        middle, best = statistics.median(found.values()) * 1e3, min(found.values()) * 1e3
+        ratio, processor = statistics.median(ratios(seconds[alone], found).values()), results[name]["processor"]
+        print(f"| {name} | {middle:.1f} | {best:.1f} | {ratio:.3f} | {statistics.median(processor) * 1e3:.1f} |")
+    _print_parts(results, [alone, team, "1 x 1", f"{team}, weak"])
+    _print_sums(N, results)
     print(f"\nTokens on each of 8 processes in a step for {AIM:.0%} weak efficiency, by the model:\n")
     print("\n".join(table()))
-    said = [f"{_met(ratio >= 0.97)}: {N} x 1 reaches {ratio:.2f} of 1 x {N} threads (aim: 0.97)"]
-    if f"torch {N} x 1" in steps:
-        alone, together = (steps[f"torch {a}"] / steps[a] for a in (f"1 x {N}", f"{N} x 1"))
+    gain = ratios(seconds[alone], seconds[team])
+    ratio = statistics.median(gain.values())
+    said = [f"{_met(ratio >= 0.97)}: {team} reaches {ratio:.3f} of {alone} threads ({spread(gain)}; aim: 0.97)"]
+    if theirs in seconds:
+        leads = [ratios(seconds[theirs], seconds[team]), ratios(seconds[f"torch {alone}"], seconds[alone])]
+        kept = ratios(*leads)
+        together, apart = (statistics.median(lead.values()) for lead in leads)
         said.append(
-            f"{_met(together >= alone)}: {together:.2f} times as fast as DDP, and alone {alone:.2f} (aim: as much)"
+            f"{_met(statistics.median(kept.values()) >= 0.995)}: {together:.2f} times as fast as DDP, and alone "
+            f"{apart:.2f} (aim: as much): the lead over DDP is {statistics.median(kept.values()):.3f} of that alone "
+            f"({spread(kept)})"
         )
     return said
 
 
-def _print_parts(N: int, results: dict[str, dict[str, Any]]) -> None:
+def _print_parts(results: dict[str, Any], names: list[str]) -> None:
     """Where the time of a step goes."""
-    names = [name for name in ("1 x 1", f"1 x {N}", f"{N} x 1", f"{N} x 1, weak") if "parts" in results[name]]
-    if not names:
-        return
     print(f"\n| ms on process 0 | {' | '.join(names)} |\n|---|{'---|' * len(names)}")
-    for part in (*PARTS, "processor"):
+    for part in PARTS:
         row = [results[name]["parts"].get(part) for name in names]
-        label = "processor time, all threads" if part == "processor" else part
-        print(f"| {label} | {' | '.join('' if not x else f'{statistics.median(x) * 1e3:.1f}' for x in row)} |")
+        print(f"| {part} | {' | '.join('' if not x else f'{statistics.median(x) * 1e3:.1f}' for x in row)} |")
 
 
-def _print_sums(N: int, results: dict[str, dict[str, Any]], steps: dict[str, float]) -> None:
+def _print_sums(N: int, results: dict[str, Any]) -> None:
     """The efficiencies, and what the sums cost."""
-    strong, weak = steps["1 x 1"] / (N * steps[f"{N} x 1"]), steps["1 x 1"] / steps[f"{N} x 1, weak"]
-    seen = results["network"]
-    sums = statistics.median(seen["sums"])
-    hidden = hidden_share(steps[f"{N} x 1"], statistics.median(seen["afterwards"]), sums)
-    latency, bandwidth = fitted(SIZES, seen["times"])
-    megabytes = 2 * (N - 1) / N * 4 * results[f"{N} x 1"]["parameters"] / 1e6
+    team, whole = results[f"{N} x 1"]["seconds"], results["1 x 1"]["seconds"]
+    weak = statistics.median(ratios(whole, results[f"{N} x 1, weak"]["seconds"]).values())
+    strong = statistics.median(ratios(whole, team).values()) / N
+    sums = statistics.median(step["parts"]["waiting for the sums"] for step in results["afterwards"])
+    afterwards = statistics.median(step["seconds"] for step in results["afterwards"])
+    hidden = hidden_share(statistics.median(team.values()), afterwards, sums)
+    latency, bandwidth = fitted(SIZES, results["sums"]["times"])
+    parameters, buckets = results["facts"]["parameters"], results["facts"]["buckets"]
     print(
-        f"\nStrong efficiency {strong:.2f}, weak {weak:.2f}. In a step each process sends and receives {megabytes:.0f} "
-        f"MB. The sums take {sums * 1e3:.1f} ms alone, and {hidden:.0%} of that is hidden. A sum here takes "
-        f"{latency * 1e6:.0f} us + bytes / ({bandwidth / 1e9:.2f} GB/s)."
+        f"\nStrong efficiency {strong:.2f}, weak {weak:.2f}. The sums of a step take {sums * 1e3:.1f} ms alone, in "
+        f"{buckets} buckets, and {hidden:.0%} of that is hidden. Through a network each process would send and receive "
+        f"{2 * (N - 1) / N * 4 * parameters / 1e6:.0f} MB; by messages, a sum here takes {latency * 1e6:.0f} us + "
+        f"bytes / ({bandwidth / 1e9:.2f} GB/s), all of them "
+        f"{results['sums']['processor'] * parameters * 1e3:.1f} ms of a processor."
     )
-    if "processor" in seen:
-        busy = seen["processor"] * results[f"{N} x 1"]["parameters"] * 1e3
-        print(f"They keep a processor busy for {busy:.1f} ms, in {seen['buckets']} buckets.")
-    if "memory" in results:
-        whole, parts = results["memory"]["whole"], results["memory"]["sharded"]
-        shown = ", ".join(f"{part / 1e6:.1f}" for part in parts)
-        print(f"AdamW's state takes {whole / 1e6:.1f} MB on each process, with --shard-optimizer {shown}.")
+    state = results["memory"]
+    shown = ", ".join(f"{part / 1e6:.1f}" for part in state["sharded"])
+    print(f"AdamW's state takes {state['whole'] / 1e6:.1f} MB on each process, with --shard-optimizer {shown}.")
 
 
 def _met(holds: bool) -> str:
@@ -208,15 +282,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="baby", help="the model, one of train_step.py's (default: baby)")
     parser.add_argument("--processes", type=int, default=2, help="default: 2")
-    parser.add_argument("--rounds", type=int, default=2, help="times that each contender is started (default: 2)")
-    parser.add_argument("--steps", type=int, default=3, help="measured steps each time (default: 3)")
+    parser.add_argument("--rounds", type=int, default=12, help="times that each contender takes its turn (default: 12)")
     parser.add_argument("--without", choices=["torch"], default="", help="leave out PyTorch")
     options = parser.parse_args()
     launcher()
     import machine
 
     print(machine.headline(), flush=True)
-    said = measure(options.preset, options.processes, options.rounds, options.steps, options.without)
+    said = measure(options.preset, options.processes, options.rounds, options.without)
     print("\n" + "\n".join(said))
 
 

@@ -1,9 +1,17 @@
-"""What the contenders of `processes.py` do, each in processes of its own: python processes_work.py WORK PRESET ..."""
+"""What the contenders of `processes.py` do, each in processes of its own.
+
+    python processes_work.py WORK PRESET ROWS PORT
+
+Each process gets ready, connects to PORT and says its rank. Then it waits for a line, without using the processor: the
+name of a method of its work, whose result it answers as JSON. The end of the lines is the end of the process.
+WORK memory prints the bytes of AdamW's state and needs no PORT.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import socket
 import statistics
 import sys
 import time
@@ -17,7 +25,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 
 import tinygpt as tg
-from tinygpt.parallel import GradientBuckets, current
+from tinygpt.parallel import GradientBuckets, current, launched
 
 SIZES = [2**n for n in range(8, 23, 2)]  # float32 elements of the sums that are timed
 PARTS = ("forward and backward", "buckets meanwhile", "waiting for the sums", "agreeing", "norm", "update")
@@ -34,13 +42,19 @@ class Timed(GradientBuckets):
         self.inside += time.perf_counter() - begin
 
 
-class Step:
-    """A training step of this process, and the seconds of its PARTS."""
+def clocks() -> np.ndarray:
+    """Seconds of the clock on the wall, and of the processor in all threads of this process."""
+    return np.array([time.perf_counter(), time.process_time()])
 
-    def __init__(self, preset: str, rows: int, overlapped: bool) -> None:
+
+class Ours:
+    """Training steps of this process, and the seconds of their PARTS. The sums of a step may all begin after its
+    backward pass (`afterwards`), so that they can be timed alone."""
+
+    def __init__(self, preset: str, rows: int) -> None:
         from train_step import PRESETS
 
-        self.team, self.overlapped = current(), overlapped
+        self.team = current()
         config, _, T, _ = PRESETS[preset]
         with tg.nn.uninitialized():  # quick numbers: their distribution is all that matters
             self.model = tg.GPT(config).train()
@@ -53,22 +67,30 @@ class Step:
         self.inputs, self.targets = np.ascontiguousarray(ids[:, :-1]), np.ascontiguousarray(ids[:, 1:])
         self.model.generator.rows_before = self.team.rank * rows
         self.buckets = Timed(self.parameters, self.team) if self.team.size > 1 else None
-        self.parts: dict[str, list[float]] = {}
+        self.parts: dict[str, float] = {}
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
         begin = time.perf_counter()
         yield
-        self.parts.setdefault(name, []).append(time.perf_counter() - begin)
+        self.parts[name] = time.perf_counter() - begin
 
-    def take(self) -> float:
-        """Take a step; return its seconds."""
+    def step(self) -> dict[str, Any]:
+        """Take a step. Returns its seconds, those of the processor, and those of its parts."""
+        return self._take(overlapped=True)
+
+    def afterwards(self) -> dict[str, Any]:
+        """Take a step whose sums begin after the backward pass, when all have ended it."""
+        return self._take(overlapped=False)
+
+    def _take(self, overlapped: bool) -> dict[str, Any]:
         team, buckets = self.team, self.buckets
+        self.parts = {}
         team.barrier()
-        begin, processor = time.perf_counter(), time.process_time()
+        begin = clocks()
         with self.part("forward and backward"):
             loss = self.model.loss(self.inputs, self.targets)
-            if buckets is None or not self.overlapped:
+            if buckets is None or not overlapped:
                 loss.backward()
             else:
                 buckets.inside = 0.0
@@ -76,9 +98,9 @@ class Step:
                     loss.backward()
         idle = 0.0
         if buckets is not None:
-            if self.overlapped:
-                self.parts["forward and backward"][-1] -= buckets.inside
-                self.parts.setdefault("buckets meanwhile", []).append(buckets.inside)
+            if overlapped:
+                self.parts["forward and backward"] -= buckets.inside
+                self.parts["buckets meanwhile"] = buckets.inside
             else:  # the others may still compute, which is not the sums' time
                 idle = time.perf_counter()
                 team.barrier()
@@ -92,96 +114,91 @@ class Step:
         with self.part("update"):
             self.optimizer.step(grad_scale=tg.optim.clip_coefficient(norm, 1.0) / team.size)
             self.optimizer.zero_grad()
-        self.parts.setdefault("processor", []).append(time.process_time() - processor)
-        return time.perf_counter() - begin - idle
+        seconds, processor = clocks() - begin
+        return {"seconds": seconds - idle, "processor": processor, "parts": self.parts}
+
+    def sums(self) -> dict[str, Any]:
+        """Seconds of a sum over all processes by messages, for each of SIZES; of the largest also of the processor."""
+        times, processor = [], []
+        for size in SIZES:
+            array, seen = np.zeros(size, np.float32), []
+            for _ in range(12):
+                self.team.barrier()
+                begin = clocks()
+                self.team.all_reduce(array)
+                seen.append(clocks() - begin)
+            times.append(statistics.median(found[0] for found in seen[3:]))
+            processor.append(min(found[1] for found in seen[3:]))
+        return {"times": times, "processor": processor[-1] / SIZES[-1]}
+
+    def facts(self) -> dict[str, Any]:
+        """What does not change from step to step."""
+        count = 0 if self.buckets is None else len(self.buckets.buckets)
+        return {"parameters": sum(p.size for p in self.parameters), "buckets": count}
 
 
-def ours(preset: str, rows: int, steps: int, processes: int) -> dict[str, Any]:
-    """Times of this process's steps on `rows` rows."""
-    step = Step(preset, rows, overlapped=True)
-    step.take()  # a warm-up, and the order of the buckets
-    step.parts.clear()
-    found: dict[str, Any] = {"overlapped": [step.take() for _ in range(steps)], "parts": step.parts}
-    return found | {"parameters": sum(p.size for p in step.parameters), "tokens": rows * step.inputs.shape[1]}
-
-
-def network(preset: str, rows: int, steps: int, processes: int) -> dict[str, Any]:
-    """Seconds of a sum over all processes, for each size; and steps whose sums all begin after the backward pass."""
-    team = current()
-    times, processor = [], []
-    for size in SIZES:
-        array, seen, spent = np.zeros(size, np.float32), [], []
-        for _ in range(3 + 3 * steps):
-            team.barrier()
-            begin, on_cpu = time.perf_counter(), time.process_time()
-            team.all_reduce(array)
-            seen.append(time.perf_counter() - begin)
-            spent.append(time.process_time() - on_cpu)
-        times.append(statistics.median(seen[3:]))
-        processor.append(min(spent[3:]))
-    step = Step(preset, rows, overlapped=False)
-    step.take()
-    step.parts.clear()
-    afterwards = [step.take() for _ in range(steps)]
-    assert step.buckets is not None
-    facts = {"buckets": len(step.buckets.buckets), "processor": processor[-1] / SIZES[-1]}
-    return {"times": times, "afterwards": afterwards, "sums": step.parts["waiting for the sums"]} | facts
-
-
-def torch_ddp(preset: str, rows: int, steps: int, processes: int) -> dict[str, Any]:
+class Torch:
     """The same steps in PyTorch, with DistributedDataParallel over gloo if there are several processes."""
-    import torch
-    from peer_torch import TorchGPT
-    from torch.nn.parallel import DistributedDataParallel
-    from train_step import PRESETS
 
-    rank = int(os.environ.get("OMPI_COMM_WORLD_RANK", os.environ.get("PMI_RANK", "0")))
-    torch.set_num_threads(int(os.environ["TINYGPT_NUM_THREADS"]))
-    torch.manual_seed(0)
-    config, _, T, _ = PRESETS[preset]
-    model: Any = TorchGPT(config)
-    parameters = list(model.parameters())
-    if processes > 1:
-        torch.distributed.init_process_group("gloo", rank=rank, world_size=processes)
-        model = DistributedDataParallel(model)
-    optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
-    ids = torch.randint(config.vocab_size, (rows, T + 1))
-    times = []
-    for step in range(steps + 1):
-        if processes > 1:
-            torch.distributed.barrier()
-        begin = time.perf_counter()
-        loss = model(ids[:, :-1].contiguous(), ids[:, 1:].contiguous())
+    def __init__(self, preset: str, rows: int) -> None:
+        import torch
+        from peer_torch import TorchGPT
+        from torch.nn.parallel import DistributedDataParallel
+        from train_step import PRESETS
+
+        torch.set_num_threads(int(os.environ["TINYGPT_NUM_THREADS"]))
+        torch.manual_seed(0)
+        config, _, T, _ = PRESETS[preset]
+        rank, size = launched()
+        self.torch, self.together, self.model = torch, size > 1, TorchGPT(config)
+        self.parameters = list(self.model.parameters())
+        if self.together:
+            torch.distributed.init_process_group("gloo", rank=rank, world_size=size)
+            self.model = DistributedDataParallel(self.model)
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-4, fused=True)
+        self.ids = torch.randint(config.vocab_size, (rows, T + 1))
+
+    def step(self) -> dict[str, Any]:
+        if self.together:
+            self.torch.distributed.barrier()
+        begin = clocks()
+        loss = self.model(self.ids[:, :-1].contiguous(), self.ids[:, 1:].contiguous())
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        self.torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
         loss.item()
-        if step:
-            times.append(time.perf_counter() - begin)
-    if processes > 1:
-        torch.distributed.destroy_process_group()
-    return {"overlapped": times}
+        seconds, processor = clocks() - begin
+        return {"seconds": seconds, "processor": processor}
 
 
-def memory(preset: str, rows: int, steps: int, processes: int) -> dict[str, Any]:
+def memory(preset: str) -> dict[str, Any]:
     """The bytes of AdamW's state on each process, whole and sharded."""
     from tinygpt.parallel import ShardedOptimizer
 
-    step = Step(preset, 1, overlapped=True)
-    whole = 2 * sum(parameter.data.nbytes for parameter in step.parameters)
-    sharded = ShardedOptimizer(step.optimizer, GradientBuckets(step.parameters, step.team, scatter=True))
-    return {"whole": whole, "sharded": step.team.gather_values(sharded.state_bytes)}
+    ours = Ours(preset, 1)
+    whole = 2 * sum(parameter.data.nbytes for parameter in ours.parameters)
+    sharded = ShardedOptimizer(ours.optimizer, GradientBuckets(ours.parameters, ours.team, scatter=True))
+    return {"whole": whole, "sharded": ours.team.gather_values(sharded.state_bytes)}
 
 
-WORK = {"ours": ours, "network": network, "torch": torch_ddp, "memory": memory}
+WORK: dict[str, type[Ours] | type[Torch]] = {"ours": Ours, "torch": Torch}
 
 
 def main() -> None:
     work, preset, *numbers = sys.argv[1:]
-    found = WORK[work](preset, *map(int, numbers))
-    if os.environ.get("OMPI_COMM_WORLD_RANK", os.environ.get("PMI_RANK", "0")) == "0":
-        print(json.dumps(found), flush=True)
+    if work == "memory":
+        found = memory(preset)
+        print(json.dumps(found) if launched()[0] == 0 else "", end="", flush=True)
+        return
+    rows, port = map(int, numbers)
+    made = WORK[work](preset, rows)
+    for _ in range(2):  # a warm-up; and the first step finds the order of the buckets
+        made.step()
+    with socket.create_connection(("127.0.0.1", port)) as line, line.makefile("rw") as file:
+        print(launched()[0], file=file, flush=True)
+        for what in file:
+            print(json.dumps(getattr(made, what.strip())()), file=file, flush=True)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@
 - attention: the peak memory of one call, forward and backward, with B = 1 and 4 heads of 64, in a new process, minus
   the memory before the call, which includes q, k, v and the upstream gradient. The allocator takes memory in large
   pieces, so the figures for small T are rough.
-- processes: the same step on several processes (`processes.py`, about two minutes); left out by default where the extra
-  mpi is missing.
+- processes: the same step on several processes (`processes.py`, about two and a half minutes); left out by default
+  where the extra mpi is missing.
 """
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ def main() -> None:
         import processes
 
         processes.launcher()
-        said += processes.measure("baby", 2, min(2, options.rounds), 3)
+        said += processes.measure("baby", 2, 12)
     print()
     print("\n".join(said))
 

@@ -107,7 +107,7 @@ def _step(
             raise _wrong_gradient(node, i, grad, shape)
         alone = held.count(id(memory_of(grad))) == 1
         if parent.is_leaf:
-            accumulate(parent, grad, fresh=alone and grad.base is None)
+            accumulate(parent, grad, fresh=alone and (grad.base is None or is_room_of(parent, grad)))
         else:
             _add_pending(parent, output, grad, alone, pending, owned)
 
@@ -186,6 +186,11 @@ def _add_pending(
     else:
         slots[output] = added(present, grad)
         owned.add((parent, output))
+
+
+def is_room_of(leaf: Tensor, grad: Array) -> bool:
+    """Whether this gradient was made in the memory that is meant for it (`Function.gradient_room`)."""
+    return mode.gradient_room is not None and mode.gradient_room(leaf) is grad
 
 
 def accumulate(leaf: Tensor, grad: Array, fresh: bool) -> None:

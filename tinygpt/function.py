@@ -115,6 +115,15 @@ class Function:
             leaf = self.parents[i] if self.parents else None
             yield leaf.present_grad("backward()", writable=True) if leaf is not None and leaf.is_leaf else None
 
+    def gradient_room(self, i: int) -> Array | None:
+        """In backward: memory in which the gradient of input i may be made, to be returned as it is. Mostly None:
+        somebody must want that gradient there (`graph.mode`), and input i must be a leaf without one."""
+        leaf = self.parents[i] if mode.gradient_room is not None and self.parents else None
+        if leaf is None or not leaf.is_leaf or leaf.grad is not None or mode.gradient_room is None:
+            return None
+        room: Array | None = mode.gradient_room(leaf)
+        return room
+
     def free(self) -> None:
         """Drop all references. A later backward() through this node raises GraphFreedError."""
         self.__dict__.clear()

@@ -27,6 +27,7 @@ class _Mode(threading.local):
         None  # called in backward(): a node, its outputs' gradients
     )
     leaf_ready: Callable[[Any], None] | None = None  # called in backward(): a leaf that has its last contribution
+    gradient_room: Callable[[Any], Any] | None = None  # called in backward(): memory for a leaf's gradient, or None
 
 
 mode = _Mode()

@@ -64,6 +64,55 @@ def test_an_unused_output_contributes_nothing_but_counts() -> None:
     assert ready_order((first * a[:3]).sum()) == [a]
 
 
+# Where a gradient is made ---------------------------------------------------------------------------
+
+
+def test_a_linear_layer_makes_its_gradient_in_the_room_for_it() -> None:
+    """If its weight has none yet, and nowhere else: a second use is added, a leaf without room is as ever."""
+    x, weight, other = leaves((5, 3), (3, 4), (3, 4))
+    rooms = {id(weight): np.full((3, 4), 9.0, np.float32)}
+
+    def gradients(wanted: bool, uses: int = 1) -> list[np.ndarray]:
+        for leaf in (x, weight, other):
+            leaf.grad = None
+        mode.gradient_room = (lambda leaf: rooms.get(id(leaf))) if wanted else None
+        try:
+            loss = tg.ops.linear(x, other).sum()
+            for factor in range(1, uses + 1):
+                loss = loss + (tg.ops.linear(x * float(factor), weight) ** 2).sum()
+            loss.backward()
+        finally:
+            mode.gradient_room = None
+        return [leaf.grad for leaf in (x, weight, other)]
+
+    for uses in (1, 2):
+        expected, found = gradients(False, uses), gradients(True, uses)
+        assert found[1] is rooms[id(weight)]
+        assert expected[1] is not found[1]
+        assert all(np.array_equal(a, b) for a, b in zip(expected, found, strict=True))
+    before = weight.grad = np.ones((3, 4), np.float32)
+    mode.gradient_room = lambda leaf: rooms.get(id(leaf))
+    try:
+        tg.ops.linear(x, weight).sum().backward()
+    finally:
+        mode.gradient_room = None
+    assert weight.grad is before
+    assert np.array_equal(before, 1 + np.repeat(x.data.sum(0)[:, None], 4, 1))
+
+
+def test_gradients_of_linear_layers_are_not_copied() -> None:
+    x, weight, scale = leaves((40, 32), (32, 33), (33,))
+    buckets = GradientBuckets([weight, scale], Communicator())
+    for _ in range(2):
+        weight.grad = scale.grad = None
+        with buckets.watching():
+            (tg.ops.linear(x, weight) * scale).sum().backward()
+            home = buckets.homes[id(weight)]
+            assert weight.grad is home
+        buckets.finish()
+        assert np.shares_memory(weight.grad, home)
+
+
 # Buckets of one process -----------------------------------------------------------------------------
 
 

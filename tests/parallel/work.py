@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import math
+import os
 import sys
 import time
 import traceback
@@ -30,9 +31,10 @@ from tinygpt import backends
 from tinygpt.checkpoint import CheckpointFolder
 from tinygpt.errors import DtypeError
 from tinygpt.graph import no_grad
-from tinygpt.parallel import Communicator, GradientBuckets, ShardedOptimizer, current, use
-from tinygpt.parallel.communicator import sum_in_order
+from tinygpt.parallel import Communicator, GradientBuckets, ShardedOptimizer, current, shared, use
+from tinygpt.parallel.communicator import Room, sum_in_order
 from tinygpt.parallel.mpi import Mpi
+from tinygpt.parallel.sums import SharedRoom
 from tinygpt.training import read_metrics
 from tinygpt.training.monitoring.layer_norms import LayerWatch
 from tinygpt.training.objective import Objective
@@ -56,7 +58,7 @@ def numbers_of(rank: int, count: int, dtype: Any = np.float32) -> np.ndarray:
 
 
 @work
-def collectives(team: Communicator) -> None:
+def collectives(team: Mpi) -> None:
     """Each operation against what NumPy makes of the numbers of all processes."""
     everyone = range(team.size)
     for dtype in (np.float32, np.float64, np.int64):
@@ -88,6 +90,7 @@ def collectives(team: Communicator) -> None:
     for i, one in enumerate(pending):
         assert np.array_equal(one.wait(), sum_in_order(np.stack([numbers_of(r + 10 * i, 3000) for r in everyone])))
     sums_at_different_paces(team)
+    sums_in_rooms(team)
     team.barrier()
     try:
         team.reduce_scatter(np.zeros(team.size + 1))
@@ -109,6 +112,94 @@ def sums_at_different_paces(team: Communicator) -> None:
     for i, one in enumerate(pending):
         expected = sum_in_order(np.stack([numbers_of(rank + 10 * i, 60) for rank in range(team.size)]))
         assert np.array_equal(one.wait(), expected)
+
+
+def sums_in_rooms(team: Mpi) -> None:
+    """The same sums in shared memory and by messages, again and again, with processes at different paces."""
+    everyone, N = range(team.size), team.size
+    for shares in (True, False):
+        team.shares_memory = shares
+        likes = [np.zeros(0, dtype) for dtype in (np.float32, np.float64, np.float32)]
+        rooms = team.rooms([(n * N, like) for n, like in zip((1, 1000, 4097), likes, strict=True)])
+        assert all(isinstance(room, SharedRoom) == shares for room in rooms)
+        for turn in range(6):
+            scatter = turn % 3 == 2
+            time.sleep(0.02 * ((team.rank + turn) % N))
+            pending = []
+            for room, like in zip(rooms, likes, strict=True):
+                assert room.array.shape[0] % N == 0
+                assert room.array.dtype == like.dtype
+                assert turn or not room.array.any()
+                room.array[...] = numbers_of(team.rank + 10 * turn, room.array.size, like.dtype)
+                pending.append(room.start(scatter))
+            for room, like, one in zip(rooms, likes, pending, strict=True):
+                total, n = one.wait(), room.array.size
+                parts = np.stack([numbers_of(rank + 10 * turn, n, like.dtype) for rank in everyone])
+                expected = sum_in_order(parts.copy())
+                mine = expected.reshape(N, -1)[team.rank]
+                assert np.array_equal(total, mine if scatter else expected), (shares, turn, n)
+                if shares:
+                    assert not total.flags.writeable
+                    assert np.array_equal(room.array, parts[team.rank])
+                    assert np.shares_memory(total, room.rows[-1])
+                if scatter:
+                    room.part[...] = mine * 2
+            if scatter:
+                for room, one in zip(rooms, [room.start_gather() for room in rooms], strict=True):
+                    doubled = [numbers_of(r + 10 * turn, room.array.size, room.array.dtype) for r in everyone]
+                    assert np.array_equal(one.wait(), sum_in_order(np.stack(doubled)) * 2)
+        assert not team.under_way
+    team.shares_memory = True
+
+
+@work
+def shared_memory(team: Mpi) -> None:
+    """What one writes the others read; it is gone with its last array; without it there are rooms of the plain kind."""
+    memory = shared.shared_bytes(team, 1000)
+    assert memory is not None
+    assert not memory.any()
+    team.barrier()
+    memory[team.rank] = team.rank + 1
+    team.barrier()
+    assert memory[: team.size].tolist() == [*range(1, team.size + 1)]
+    half = memory[500:]
+    del memory
+    assert mappings() == 1
+    assert not list(Path("/dev/shm").glob("*tinygpt*"))
+    del half
+    assert mappings() == 0
+    like = np.zeros(0, np.float32)
+    assert len(team.rooms([])) == 0
+    with pytest.MonkeyPatch.context() as patch:  # one process can't open the file
+        if team.rank == team.size - 1:
+            patch.setattr(shared, "opened", missing)
+        assert shared.shared_bytes(team, 1000) is None
+        assert all(type(room) is Room for room in team.rooms([(team.size, like)]))
+    with pytest.MonkeyPatch.context() as patch:  # process 0 can't make it
+        patch.delattr(os, "memfd_create")
+        assert shared.shared_bytes(team, 1000) is None
+    team.local_size -= 1  # on two machines
+    assert all(type(room) is Room for room in team.rooms([(team.size, like)]))
+    team.local_size += 1
+    assert all(type(room) is SharedRoom for room in team.rooms([(team.size, like)]))
+    assert mappings() == 0
+    assert not [path for path in Path("/proc/self/fd").iterdir() if "tinygpt-" in target_of(path)]
+
+
+def mappings() -> int:
+    """How much of what this process shares is still there."""
+    return Path("/proc/self/maps").read_text().count("memfd:tinygpt-")
+
+
+def target_of(path: Path) -> str:
+    try:
+        return os.readlink(path)
+    except OSError:  # that of the folder, which is closed by now
+        return ""
+
+
+def missing(*_: str) -> int:
+    raise FileNotFoundError
 
 
 def values_of_processes(team: Communicator) -> None:

@@ -60,13 +60,16 @@ def product_and_bias(x: Array, weight: Array, bias: Array) -> Array:
     return add_bias(matmul_arrays(x, weight), bias) if y is None else y
 
 
-def gradients(x: Array | None, dy: Array, of_weight: bool, of_bias: bool) -> tuple[Array | None, Array | None]:
-    """x (N, in), dy (N, out) -> dW (in, out), db (out,); None for one that is not wanted. x: for dW alone."""
+def gradients(
+    x: Array | None, dy: Array, of_weight: bool, of_bias: bool, room: Array | None = None
+) -> tuple[Array | None, Array | None]:
+    """x (N, in), dy (N, out) -> dW (in, out), db (out,); None for one that is not wanted. x: for dW alone. room: where
+    dW may be made (`Function.gradient_room`)."""
     fused = epilogues(dy) if of_weight and of_bias else None
     both = None if fused is None else fused.gradients(x, dy)
     if both is not None:
         return both[0], both[1]
-    dweight = matmul_arrays(x.T, dy, float32_result=True) if of_weight and x is not None else None
+    dweight = matmul_arrays(x.T, dy, out=room, float32_result=True) if of_weight and x is not None else None
     return dweight, column_sum(dy) if of_bias else None
 
 
@@ -82,7 +85,8 @@ class Linear(Function):
         x, weight = self.saved
         rows = dy.reshape(-1, dy.shape[-1])  # (N, out)
         x_rows = None if x is None else x.reshape(-1, x.shape[-1])  # (N, in)
-        dweight, dbias = gradients(x_rows, rows, self.needs[1], self.needs[2:] == (True,))  # (in, out), (out,)
+        wanted = self.needs[1], self.needs[2:] == (True,)
+        dweight, dbias = gradients(x_rows, rows, *wanted, room=self.gradient_room(1))  # (in, out), (out,)
         del x, x_rows  # it may have been recomputed only for this product: free its memory for dx
         dx = matmul_arrays(rows, weight.T).reshape(self.shape) if self.needs[0] else None
         return (dx, dweight, dbias)[: len(self.needs)]

@@ -1,8 +1,9 @@
 """Gradients are summed over the processes in buckets, while the backward pass still computes.
 
-The backward pass begins at the last layer, so the gradients of the last parameters are ready first. They are copied
-into a bucket, one after the other. As soon as all the parameters of a bucket are ready, its sum starts, and the
-backward pass goes on meanwhile. Only the sum of the last bucket has no computation left to overlap with.
+The backward pass begins at the last layer, so the gradients of the last parameters are ready first. Those of linear
+layers are made where they belong in a bucket (`graph.mode.gradient_room`), others are copied there. As soon as all the
+parameters of a bucket are ready, its sum starts, and the backward pass goes on meanwhile. Only the sum of the last
+bucket has no computation left to overlap with.
 
     buckets = GradientBuckets(parameters, communicator)
     with buckets.watching():
@@ -27,11 +28,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..backends import array_module
 from ..graph import mode
 from ..tensor import Tensor
 from ..typing import Array
-from .communicator import Communicator, Pending, padded
+from .communicator import Communicator, Pending, Room, padded
 
 BUCKET_BYTES = 25 * 2**20
 _FEWEST, _LEAST_BYTES = 8, 2**18  # at least this many buckets, unless they would be smaller than this
@@ -57,9 +57,16 @@ class Bucket:
     """Some parameters, and the memory for their gradients, one after the other."""
 
     places: list[Place]
-    flat: Array  # (a multiple of the number of processes,)
+    room: Room  # for a multiple of the number of processes
     missing: set[int] = field(default_factory=set)  # parameters that are not ready yet
     pending: Pending | None = None
+
+    def __post_init__(self) -> None:
+        self.homes = [self.view(self.room.array, place) for place in self.places]  # where the gradients are made
+
+    def view(self, array: Array, place: Place) -> Array:
+        """The part of `array`, as long as the bucket, that belongs to a parameter, in its shape."""
+        return array[place.begin : place.end].reshape(place.parameter.shape)
 
 
 class GradientBuckets:
@@ -85,7 +92,13 @@ class GradientBuckets:
         self.hidden = self.waited = 0.0
         self.absent: set[int] = set()  # parameters that had no gradient on any process in the last step
         self.settled = scatter  # whether the buckets will stay as they are
-        self.buckets = self._make(range(len(self.parameters) - 1, -1, -1))
+        self.buckets: list[Bucket] = []
+        self._divide(range(len(self.parameters) - 1, -1, -1))
+
+    def _divide(self, order: Sequence[int]) -> None:
+        """Fill buckets in this order."""
+        self.buckets = self._make(order)
+        self.homes = {id(p.parameter): home for b in self.buckets for p, home in zip(b.places, b.homes, strict=True)}
 
     def _make(self, order: Sequence[int]) -> list[Bucket]:
         groups: list[list[int]] = []
@@ -98,17 +111,18 @@ class GradientBuckets:
                 filled = 0
             groups[-1].append(number)
             filled, last = filled + size, parameter.dtype
-        return [self._bucket(group) for group in groups]
+        places = [self._places(group) for group in groups]
+        sizes = [(padded(one[-1].end, self.communicator.size), one[0].parameter.data) for one in places]
+        rooms = self.communicator.rooms(sizes)
+        return [Bucket(*three) for three in zip(places, rooms, map(set, groups), strict=True)]
 
-    def _bucket(self, numbers: list[int]) -> Bucket:
+    def _places(self, numbers: list[int]) -> list[Place]:
         places, begin = [], 0
         for number in numbers:
             parameter = self.parameters[number]
             places.append(Place(parameter, number, begin, begin + parameter.size))
             begin += parameter.size
-        first = places[0].parameter
-        xp = array_module(first.data)
-        return Bucket(places, xp.zeros(padded(begin, self.communicator.size), first.dtype), set(numbers))
+        return places
 
     # During the backward pass -------------------------------------------------------------------------
 
@@ -116,13 +130,17 @@ class GradientBuckets:
     def watching(self) -> Iterator[None]:
         """Inside the block, the backward pass starts the sum of each bucket that is full."""
         self._begin = 0.0
-        previous, mode.leaf_ready = mode.leaf_ready, self._ready
+        before = mode.leaf_ready, mode.gradient_room
+        mode.leaf_ready, mode.gradient_room = self._ready, self._home
         try:
             yield
         finally:
-            mode.leaf_ready = previous
+            mode.leaf_ready, mode.gradient_room = before
             self.early = self.started
             self.hidden = time.perf_counter() - self._begin if self._begin else 0.0
+
+    def _home(self, leaf: Any) -> Array | None:
+        return self.homes.get(id(leaf))
 
     def _ready(self, leaf: Any) -> None:
         number = self.numbers.get(id(leaf))
@@ -142,15 +160,15 @@ class GradientBuckets:
             self._start(self.buckets[self.started])
 
     def _start(self, bucket: Bucket) -> None:
-        for place in bucket.places:
+        for place, home in zip(bucket.places, bucket.homes, strict=True):
             grad = place.parameter.present_grad("GradientBuckets")
-            bucket.flat[place.begin : place.end] = 0 if grad is None else grad.reshape(-1)
+            if grad is not home:
+                home[...] = 0 if grad is None else grad
             if grad is not None and not self.scatter:  # frees its own memory
-                place.parameter.grad = self._view(bucket, place)
-        start = self.communicator.start_reduce_scatter if self.scatter else self.communicator.start_all_reduce
+                place.parameter.grad = home
         if not self.started:
             self._begin = time.perf_counter()
-        bucket.pending = start(bucket.flat)
+        bucket.pending = bucket.room.start(self.scatter)
         self.started += 1
 
     # Afterwards ---------------------------------------------------------------------------------------
@@ -166,16 +184,13 @@ class GradientBuckets:
         self.absent = self._find_absent()
         sums = [bucket.pending.wait() for bucket in self.buckets if bucket.pending is not None]
         self.waited = time.perf_counter() - begin
-        for bucket in self.buckets:
+        for bucket, total in zip(self.buckets, sums, strict=True):
             for place in bucket.places:
                 without = self.scatter or place.number in self.absent
-                place.parameter.grad = None if without else self._view(bucket, place)
+                place.parameter.grad = None if without else bucket.view(total, place)
             bucket.pending, bucket.missing = None, {place.number for place in bucket.places}
         self._settle()
         return sums
-
-    def _view(self, bucket: Bucket, place: Place) -> Array:
-        return bucket.flat[place.begin : place.end].reshape(place.parameter.shape)
 
     def _find_absent(self) -> set[int]:
         """The parameters without a gradient on any process."""
@@ -188,7 +203,7 @@ class GradientBuckets:
             order: list[int] = list(self.communicator.share_value(self.order))
             order += sorted(set(range(len(self.parameters))) - set(order), reverse=True)
             kept = [(place.parameter, place.parameter.grad) for bucket in self.buckets for place in bucket.places]
-            self.buckets = self._make(order)
+            self._divide(order)
             for parameter, grad in kept:  # views of the former buckets
                 parameter.grad = grad
             self.settled = True

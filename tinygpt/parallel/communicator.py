@@ -9,6 +9,7 @@
 | `barrier()` | waits until all processes have called it |
 | `gather_values(v)`, `share_value(v)` | the same for small values (`values.py`): a list of all; that of process 0 |
 | `share_arrays(d)` | returns the arrays of process 0, by name |
+| `rooms([(n, x), ...])` | returns memory for arrays of n elements that are summed again and again (`Room`) |
 
 Arrays are contiguous, and of the same size and dtype on all processes. All processes make the same calls in the same
 order, as in MPI.
@@ -20,11 +21,12 @@ bits on every process, in every run, and with every MPI library.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
 
+from ..backends import array_module
 from ..errors import DtypeError
 from ..typing import Array
 
@@ -45,6 +47,35 @@ class Pending:
 
     def wait(self) -> Array:
         return self.result
+
+
+class Room:
+    """Memory for an array (n,) that is summed over the processes again and again, such as a bucket of gradients.
+
+        room.array[...] = mine
+        total = room.start().wait()
+
+    `array` may be filled again when `wait` has returned. The sum is read-only if it lies in memory of all processes; it
+    stays there until the next sum has begun on all of them. n is a multiple of their number.
+    """
+
+    def __init__(self, owner: Communicator, array: Array) -> None:
+        self.owner, self.array = owner, array
+
+    def start(self, scatter: bool = False) -> Pending:
+        """Start the sum of all processes' `array`. scatter: the result is this process's part of it, (n / N,)."""
+        return self.owner.start_reduce_scatter(self.array) if scatter else self.owner.start_all_reduce(self.array)
+
+    @property
+    def part(self) -> Array:
+        """(n / N,): to be filled before `start_gather`, when the last sum is no longer needed."""
+        if not hasattr(self, "_part"):
+            self._part: Array = array_module(self.array).zeros(self.array.size // self.owner.size, self.array.dtype)
+        return self._part
+
+    def start_gather(self) -> Pending:
+        """Start to gather all processes' `part`: the result is (n,), and stays until the next sum has begun."""
+        return Pending(self.owner.all_gather(self.part))
 
 
 class Communicator:
@@ -76,6 +107,10 @@ class Communicator:
 
     def broadcast(self, array: Array, root: int = 0) -> None:
         """Replace `array` by that of process `root`."""
+
+    def rooms(self, sizes: Sequence[tuple[int, Array]]) -> list[Room]:
+        """A room for each (n, array): n elements, zeros, of this array's dtype and backend."""
+        return [Room(self, array_module(like).zeros(n, like.dtype)) for n, like in sizes]
 
     def barrier(self) -> None:
         """Wait until all processes have called it."""

@@ -92,8 +92,7 @@ class ShardedOptimizer:
         by_parameter = {id(slot.parameter): slot for slot in self.slots}
         self.pieces: list[Piece] = []
         for number, bucket in enumerate(self.buckets.buckets):
-            n = bucket.flat.size // self.communicator.size
-            first = self.communicator.rank * n
+            first, n = self._first(bucket), self._part(bucket)
             for place in bucket.places:
                 begin, end = max(place.begin, first), min(place.end, first + n)
                 if begin < end:
@@ -145,19 +144,34 @@ class ShardedOptimizer:
         self.inner.step(grad_scale)
         self._gather_weights()
 
+    def _first(self, bucket: Bucket) -> int:
+        """Where this process's part of a bucket begins."""
+        return self.communicator.rank * self._part(bucket)
+
+    def _part(self, bucket: Bucket) -> int:
+        """How long the part of each process is."""
+        return bucket.room.array.size // self.communicator.size
+
     def _gather_weights(self) -> None:
-        for number, bucket in enumerate(self.buckets.buckets):
-            values = self._gathered(number, bucket, lambda piece: piece.slot.parameter.data)
+        for piece in self.pieces:
+            self.buckets.buckets[piece.bucket].room.part[piece.in_part] = piece.slot.parameter.data
+        gathering = [bucket.room.start_gather() for bucket in self.buckets.buckets]
+        for bucket, pending in zip(self.buckets.buckets, gathering, strict=True):
+            values, first = pending.wait(), self._first(bucket)
             for place in bucket.places:
-                flat(place.parameter)[...] = values[place.begin : place.end]
+                weights = flat(place.parameter)
+                for begin, end in ((0, first), (first + self._part(bucket), place.end)):  # what the others have updated
+                    begin, end = max(begin, place.begin), min(end, place.end)
+                    if begin < end:
+                        weights[begin - place.begin : end - place.begin] = values[begin:end]
         note_change([slot.parameter.data for slot in self.slots])
 
-    def _gathered(self, number: int, bucket: Bucket, of: Any) -> Array:
-        """What `of` returns for each piece of a bucket, from all processes: as long as the bucket."""
-        mine = array_module(bucket.flat).zeros_like(bucket.flat[: bucket.flat.size // self.communicator.size])
+    def _gathered(self, number: int, bucket: Bucket, kind: str) -> Array:
+        """A state array of all parameters in a bucket, from all processes: as long as the bucket."""
+        mine = array_module(bucket.room.array).zeros(self._part(bucket), bucket.room.array.dtype)
         for piece in self.pieces:
-            if piece.bucket == number:
-                mine[piece.in_part] = of(piece)
+            if piece.bucket == number and kind in piece.slot.state:
+                mine[piece.in_part] = piece.slot.state[kind]
         return self.communicator.all_gather(mine)
 
     def zero_grad(self) -> None:
@@ -175,7 +189,7 @@ class ShardedOptimizer:
         for kind in dict.fromkeys(kind for kinds in self.kinds.values() for kind in kinds):
             state[kind] = {slot.name: None for slot in self.slots if kind in self.kinds[slot.name]}  # in their order
             for number, bucket in enumerate(self.buckets.buckets):
-                values = self._gathered(number, bucket, lambda piece, kind=kind: piece.slot.state.get(kind, 0))
+                values = self._gathered(number, bucket, kind)
                 for place in bucket.places:
                     name = names[id(place.parameter)]
                     if kind in self.kinds[name]:
