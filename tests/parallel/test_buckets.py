@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -147,6 +149,26 @@ def test_gradients_of_earlier_batches_are_in_the_sum() -> None:
         (a * 3.0).sum().backward()
     buckets.finish()
     assert np.array_equal(a.grad, np.full(3, 5.0, np.float32))
+
+
+def test_buckets_ask_the_others_for_nothing_before_the_first_step() -> None:
+    """Process 0 makes its trainer before the others have what they need to make theirs."""
+
+    class Counting(Communicator):
+        asked = 0
+
+        def rooms(self, sizes: Any) -> Any:
+            self.asked += 1
+            return super().rooms(sizes)
+
+    named, team = [("a", leaves((4,))[0])], Counting()
+    for scatter in (False, True):
+        buckets = GradientBuckets([named[0][1]], team, scatter=scatter)
+        if scatter:
+            ShardedOptimizer(tg.optim.AdamW(named), buckets)
+        assert team.asked == 0
+    buckets.finish()  # without a backward pass: this process had nothing to compute
+    assert team.asked == 1
 
 
 def test_muon_is_not_sharded() -> None:

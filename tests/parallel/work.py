@@ -38,6 +38,7 @@ from tinygpt.parallel.sums import SharedRoom
 from tinygpt.training import read_metrics
 from tinygpt.training.monitoring.layer_norms import LayerWatch
 from tinygpt.training.objective import Objective
+from tinygpt.training.step.late_steps import LateSteps
 
 WORK: dict[str, Callable[..., Any]] = {}
 
@@ -365,12 +366,13 @@ def require_norms_of_the_whole_gradient(records: list[dict[str, Any]]) -> None:
 
 
 def trained(
-    team: Communicator, folder: Path, kind: str, steps: int, backend: str = "numpy"
+    team: Communicator, folder: Path, kind: str, steps: int, backend: str = "numpy", watched: bool = True
 ) -> tuple[list[float], dict[str, np.ndarray]]:
-    """The losses of a run, and its weights."""
+    """The losses of a run, and its weights. watched: with the norms of the layers, which need each step's gradients."""
     settings: dict[str, Any] = {
         "plain": {}, "accumulated": {"gradient_accumulation": 3}, "ignored": {"gradient_accumulation": 2},
         "sharded": {"shard_optimizer": True}, "adamw": {"optimizer": "adamw", "lr": 1e-3},
+        "late": {"optimizer": "adamw", "lr": 1e-3, "log_every": 4},
         "frozen": {"freeze": "wte,h.0"}, "average": {"ema": 0.9, "optimizer": "adamw", "lr": 1e-3},
     }[kind]  # fmt: skip
     config = tg.TrainingConfig(**({
@@ -385,13 +387,15 @@ def trained(
     texts = (None, None) if objective else (TRAIN, VALIDATION)
     stream = io.StringIO()
     trainer = tg.Trainer(model, *texts, config, folder, stream=stream, objective=objective)
-    trainer.watch = LayerWatch(10)
+    if watched:
+        trainer.watch = LayerWatch(10)
     trainer.run()
+    assert isinstance(trainer.steps, LateSteps) == (backend == "cupy" and kind == "late")
     assert bool(stream.getvalue()) == (team.rank == 0), "process 0 and only process 0 reports"
     records = team.share_value([*read_metrics(folder / "metrics.jsonl")] if team.rank == 0 else None)
     figures = [record for record in records if "layers" not in record]
     losses = [record.get("loss", record.get("validation_loss")) for record in figures]
-    if team.rank == 0:
+    if team.rank == 0 and watched:
         require_norms_of_the_whole_gradient(records)
     return losses, {name: backends.move(array, "numpy").copy() for name, array in model.state_dict().items()}
 
@@ -455,10 +459,14 @@ def gpus(team: Mpi, folder: str) -> None:
             together.all_reduce(here)  # an array in the host's memory goes through MPI
             assert np.array_equal(here, expected)
         assert together.gather_values(team.rank) == list(everyone)
-        on_gpus, weights = trained(team, Path(folder) / "gpus", "plain", 20, "cupy")
-        assert len(set(team.gather_values(digest(*weights.values())))) == 1
-    losses, _ = trained(team, Path(folder) / "cpus", "plain", 20)
-    assert max(abs(a - b) for a, b in zip(losses, on_gpus, strict=True)) < 2e-6
+        on_gpus = {}
+        for kind in ("plain", "sharded", "late"):
+            run = team, Path(folder) / f"gpus-{kind}", kind, 20, "cupy", kind != "late"
+            on_gpus[kind], weights = trained(*run)
+            assert len(set(team.gather_values(digest(*weights.values())))) == 1
+    for kind, found in on_gpus.items():
+        losses, _ = trained(team, Path(folder) / f"cpus-{kind}", kind, 20, watched=kind != "late")
+        assert max(abs(a - b) for a, b in zip(losses, found, strict=True)) < 2e-6, kind
 
 
 def nccl_standin(comm: Any) -> Any:

@@ -25,7 +25,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from ..graph import mode
@@ -57,12 +57,19 @@ class Bucket:
     """Some parameters, and the memory for their gradients, one after the other."""
 
     places: list[Place]
-    room: Room  # for a multiple of the number of processes
-    missing: set[int] = field(default_factory=set)  # parameters that are not ready yet
+    size: int  # a multiple of the number of processes
+    missing: set[int]  # parameters that are not ready yet
     pending: Pending | None = None
 
-    def __post_init__(self) -> None:
-        self.homes = [self.view(self.room.array, place) for place in self.places]  # where the gradients are made
+    @property
+    def like(self) -> Array:
+        """An array of the gradients' dtype and backend."""
+        return self.places[0].parameter.data
+
+    def move_into(self, room: Room) -> None:
+        """Take this memory, before the first step."""
+        self.room = room
+        self.homes = [self.view(room.array, place) for place in self.places]  # where the gradients are made
 
     def view(self, array: Array, place: Place) -> Array:
         """The part of `array`, as long as the bucket, that belongs to a parameter, in its shape."""
@@ -92,13 +99,15 @@ class GradientBuckets:
         self.hidden = self.waited = 0.0
         self.absent: set[int] = set()  # parameters that had no gradient on any process in the last step
         self.settled = scatter  # whether the buckets will stay as they are
-        self.buckets: list[Bucket] = []
-        self._divide(range(len(self.parameters) - 1, -1, -1))
+        self.homes: dict[int, Array] = {}  # where each gradient is made, by the parameter's id
+        self.buckets = self._make(range(len(self.parameters) - 1, -1, -1))
 
-    def _divide(self, order: Sequence[int]) -> None:
-        """Fill buckets in this order."""
-        self.buckets = self._make(order)
-        self.homes = {id(p.parameter): home for b in self.buckets for p, home in zip(b.places, b.homes, strict=True)}
+    def _move_in(self) -> None:
+        """Get memory for the buckets. All processes do this together, so not when this object is made."""
+        rooms = self.communicator.rooms([(bucket.size, bucket.like) for bucket in self.buckets])
+        for bucket, room in zip(self.buckets, rooms, strict=True):
+            bucket.move_into(room)
+            self.homes |= {id(p.parameter): home for p, home in zip(bucket.places, bucket.homes, strict=True)}
 
     def _make(self, order: Sequence[int]) -> list[Bucket]:
         groups: list[list[int]] = []
@@ -111,18 +120,15 @@ class GradientBuckets:
                 filled = 0
             groups[-1].append(number)
             filled, last = filled + size, parameter.dtype
-        places = [self._places(group) for group in groups]
-        sizes = [(padded(one[-1].end, self.communicator.size), one[0].parameter.data) for one in places]
-        rooms = self.communicator.rooms(sizes)
-        return [Bucket(*three) for three in zip(places, rooms, map(set, groups), strict=True)]
+        return [self._bucket(group) for group in groups]
 
-    def _places(self, numbers: list[int]) -> list[Place]:
+    def _bucket(self, numbers: list[int]) -> Bucket:
         places, begin = [], 0
         for number in numbers:
             parameter = self.parameters[number]
             places.append(Place(parameter, number, begin, begin + parameter.size))
             begin += parameter.size
-        return places
+        return Bucket(places, padded(begin, self.communicator.size), set(numbers))
 
     # During the backward pass -------------------------------------------------------------------------
 
@@ -130,6 +136,8 @@ class GradientBuckets:
     def watching(self) -> Iterator[None]:
         """Inside the block, the backward pass starts the sum of each bucket that is full."""
         self._begin = 0.0
+        if not self.homes:
+            self._move_in()
         before = mode.leaf_ready, mode.gradient_room
         mode.leaf_ready, mode.gradient_room = self._ready, self._home
         try:
@@ -178,6 +186,8 @@ class GradientBuckets:
 
         A parameter keeps `grad` None if it has none on any process (`absent`).
         """
+        if not self.homes:  # this process had nothing to compute in the first step
+            self._move_in()
         begin = time.perf_counter()
         for bucket in self.buckets[self.started :]:
             self._start(bucket)
@@ -203,7 +213,8 @@ class GradientBuckets:
             order: list[int] = list(self.communicator.share_value(self.order))
             order += sorted(set(range(len(self.parameters))) - set(order), reverse=True)
             kept = [(place.parameter, place.parameter.grad) for bucket in self.buckets for place in bucket.places]
-            self._divide(order)
+            self.buckets = self._make(order)
+            self._move_in()
             for parameter, grad in kept:  # views of the former buckets
                 parameter.grad = grad
             self.settled = True

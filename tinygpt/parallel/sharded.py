@@ -57,6 +57,7 @@ class ShardedOptimizer:
     """
 
     keeps_rounded = False
+    takes_scale_on_device = False  # the norm is put together on the host
 
     def __init__(self, optimizer: Optimizer, buckets: GradientBuckets) -> None:
         if not optimizer.elementwise:
@@ -150,7 +151,7 @@ class ShardedOptimizer:
 
     def _part(self, bucket: Bucket) -> int:
         """How long the part of each process is."""
-        return bucket.room.array.size // self.communicator.size
+        return bucket.size // self.communicator.size
 
     def _gather_weights(self) -> None:
         for piece in self.pieces:
@@ -168,7 +169,7 @@ class ShardedOptimizer:
 
     def _gathered(self, number: int, bucket: Bucket, kind: str) -> Array:
         """A state array of all parameters in a bucket, from all processes: as long as the bucket."""
-        mine = array_module(bucket.room.array).zeros(self._part(bucket), bucket.room.array.dtype)
+        mine = array_module(bucket.like).zeros(self._part(bucket), bucket.like.dtype)
         for piece in self.pieces:
             if piece.bucket == number and kind in piece.slot.state:
                 mine[piece.in_part] = piece.slot.state[kind]

@@ -62,8 +62,9 @@ class Accumulation:
         """
         losses = self.launch()
         # Read after everything is launched, so that the host does not wait for a GPU in between.
-        loss = self.trainer.share.finish(sum(weight * float(loss.item()) for weight, loss in losses) / self.parts)
-        return loss, self.trainer.share.grad_norm() / (self.parts * self.trainer.loss_scale.scale)
+        share, here = self.trainer.share, sum(weight * float(loss.item()) for weight, loss in losses) / self.parts
+        share.sum_gradients()
+        return share.sum_loss(here), share.grad_norm() / (self.parts * self.trainer.loss_scale.scale)
 
     def launch(self, update: Update | None = None) -> list[tuple[float, Tensor]]:
         """Forward and backward pass of this process's part of each batch: (weight, loss) for each that has targets.

@@ -12,11 +12,13 @@ factor is NaN, and the update changes no weights, nor does any later one. The ru
 number and the random state from before the bad step, as a plain run does. `settle` reads the step in flight:
 before an evaluation, a checkpoint and a line of metrics.
 
-It requires a GPU, one process, AdamW without penalties, and hooks that do without each step's loss and gradients (all
-but `--watch-layers`). It does not work with float16, whose loss scale must be known before the next step; nor with an
-average of the weights, which would follow weights that were not updated; nor with `detect_anomaly`; nor on several
-processes: they add up their losses on the host, and with them learn whether to stop. Each step ends with that exchange,
-so nothing would be gained by reading a loss later.
+Several processes sum their gradients between the passes and the update, GPU to GPU, so the update is not a part of the
+graph then. When the losses of a step are read they are summed on the host, and the processes learn whether to stop: a
+step late, while the GPUs compute the next one.
+
+It requires a GPU, AdamW without penalties whose state is not sharded, and hooks that do without each step's loss and
+gradients (all but `--watch-layers`). It does not work with float16, whose loss scale must be known before the next
+step; nor with an average of the weights, which would follow weights that were not updated; nor with `detect_anomaly`.
 """
 
 from __future__ import annotations
@@ -46,8 +48,7 @@ class Pending(NamedTuple):
 def steps_of(trainer: Trainer) -> Steps:
     """What takes the steps of this trainer: LateSteps where they can be read late."""
     plain = (
-        trainer.share.size == 1  # several processes exchange their losses after each step, and wait for that anyway
-        and trainer.average is None
+        trainer.average is None
         and not trainer.loss_scale.active
         and not trainer.config.detect_anomaly
         and (type(trainer.watch) is Watch or trainer.watch.takes_late)
@@ -72,10 +73,13 @@ class LateSteps(Steps):
         trainer, state = self.trainer, self.trainer.state
         random_state = trainer.model.generator.state_dict()
         trainer.optimizer.lr = trainer.schedule(state.step)
-        update = self.update_on_device
+        update, alone = self.update_on_device, trainer.share.size == 1
         update.prepare()
         try:
-            losses = trainer.accumulation.launch(update)
+            losses = trainer.accumulation.launch(update if alone else None)
+            if not alone:
+                trainer.share.sum_gradients()
+                update()
         except Exception:  # such as MemoryError: the weights are still those of the last step
             trainer.save_as_before(random_state)
             raise
@@ -98,8 +102,8 @@ class LateSteps(Steps):
 
     def _read(self, taken: Pending) -> None:
         *losses, (_, norm, _) = taken.reading.values()
-        count = self.trainer.config.gradient_accumulation
-        loss = sum(weight * float(value) for weight, value in zip(taken.weights, losses, strict=True)) / count
+        here = sum(weight * float(value) for weight, value in zip(taken.weights, losses, strict=True))
+        loss = self.trainer.share.sum_loss(here / self.trainer.accumulation.parts)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise self._diverged(taken, loss, float(norm))
         self.loss, self.trainer.grad_norm = loss, float(norm)

@@ -143,15 +143,16 @@ class Share:
             self.streams = self.generator.stream - before
         self.generator.stream = before + self.streams
 
-    def finish(self, loss: float) -> float:
-        """Sum the gradients and the losses over all processes, and agree on whether to stop. Returns the sum."""
-        if self.buckets is None:
-            return loss
+    def sum_gradients(self) -> None:
+        """Sum the gradients over all processes; on GPUs the sums need not be there when this returns."""
         if self.sharded is not None:
             self.sharded.finish()
-        else:
+        elif self.buckets is not None:
             self.buckets.finish()
-        return sum(self._agree(loss))
+
+    def sum_loss(self, loss: float) -> float:
+        """The sum of a step's losses over all processes, which agree on whether to stop: once in each step."""
+        return loss if self.buckets is None else sum(self._agree(loss))
 
     def grad_norm(self) -> float:
         """The norm of the summed gradients."""
@@ -167,7 +168,7 @@ class Share:
 
     @contextlib.contextmanager
     def apart(self) -> Iterator[None]:
-        """Inside the block this process computes by itself: `finish` sums nothing."""
+        """Inside the block this process computes by itself: nothing is summed."""
         kept = self.buckets, self.sharded
         self.buckets = self.sharded = None
         try:

@@ -46,8 +46,7 @@ class Update:
         self.recordable = self.alike and all(slot.parameter.grad is not None for slot in self.optimizer.slots)
         if not self.recordable and is_recording():
             raise CaptureError("a parameter has no gradient in this batch")
-        config = self.trainer.config
-        self.scale.compute(config.gradient_accumulation, config.grad_clip)
+        self.scale.compute(self.trainer.accumulation.parts, self.trainer.config.grad_clip)
         self.scale.rates = backends.move(self.numbers, "cupy") if self.recordable else None
         self.optimizer.step(grad_scale=self.scale)
 
