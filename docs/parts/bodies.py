@@ -64,7 +64,7 @@ COMPILED: dict[str, tuple[dict[str, list[str]], dict[str, list[str]]]] = {
             ]
         },
         {
-            "attention.cu": [
+            "attention/attention.cu": [
                 "attention_forward @ for (int first_key = 0",
                 "score_gradient",
                 "attention_backward_keys @ for (int first = problem",
@@ -96,20 +96,20 @@ COMPILED: dict[str, tuple[dict[str, list[str]], dict[str, list[str]]]] = {
     "cast": ({}, {"cast.cu": ["round_pack", "rounded_each"]}),
     "cached_attention": (
         {"decode/decode.h": ["tg_attend"]},
-        {"decode_block.cu": ["attend_to_cache @ for (int start = first"]},
+        {"decode/decode_block.cu": ["attend_to_cache @ for (int start = first"]},
     ),
     "decode_block": (
         {"decode/decode.h": ["tg_attend_heads", "tg_decode_block"]},
-        {"decode_block.py": ["decode_block"]},
+        {"decode/decode_block.py": ["decode_block"]},
     ),
     "packed": (
         {
             "decode/weights.h": ["tg_weight"],
             "decode/few_rows.h": ["tg_add_stripe", "tg_stripe"],
         },
-        {"packed.cu": ["few_rows_product @ for (int k = first"]},
+        {"decode/packed.cu": ["few_rows_product @ for (int k = first"]},
     ),
-    "packed_linear": ({"decode/weights.h": ["tg_weight", "tg_unpack_rows"]}, {"packed.cu": ["unpack_rows"]}),
+    "packed_linear": ({"decode/weights.h": ["tg_weight", "tg_unpack_rows"]}, {"decode/packed.cu": ["unpack_rows"]}),
 }
 # Other pieces of NumPy's body than the kernels and, without kernels, the Functions.
 NUMPY: dict[str, list[str]] = {

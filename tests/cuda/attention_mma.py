@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tests.cuda.emulator import Device
-from tinygpt._ext.cuda import attention
+from tinygpt._ext.cuda.attention import attention
 from tinygpt.ops.attention import attention_mask, scores
 
 UNITS = {"float16": 2.0**-11, "bfloat16": 2.0**-8}

@@ -19,7 +19,7 @@ from tests.cuda.attention_mma import CHECKS as ON_TENSOR_CORES
 from tests.cuda.emulator import Device
 from tests.ops.kernel_rule import EPS32
 from tinygpt._ext import cuda
-from tinygpt._ext.cuda.decode_block import attend
+from tinygpt._ext.cuda.decode.decode_block import attend
 from tinygpt._ext.cuda.linear import add_up
 from tinygpt.kernel import REGISTRY
 from tinygpt.ops.packed import pack, unpack_into

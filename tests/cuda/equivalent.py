@@ -21,7 +21,7 @@ EQUIVALENT: dict[str, list[str]] = {
         f"softmax.cu: {LOOP} * width) {{  ->  {LOOP}) {{  #6",
         f"embedding.cu: {LOOP} * width) {{  ->  {LOOP}) {{",
         "cast.cu: for (int pack = 0; pack < PACKS; pack++) {  ->  for (int pack = 0; pack <= PACKS; pack++) {",
-        "attention_mma.cu: for (int pack = threadIdx.x; pack < SIZE * PACKS; pack += WARPS * WARP) {"
+        "attention_mma.cuh: for (int pack = threadIdx.x; pack < SIZE * PACKS; pack += WARPS * WARP) {"
         "  ->  for (int pack = threadIdx.x; pack < SIZE * PACKS; pack += WARPS) {",
     ],
     "all threads then write the same number": [
@@ -71,7 +71,7 @@ EQUIVALENT: dict[str, list[str]] = {
         "  ->  const int place = width % 4 == 0 ? i % 4 : (j - i) % 4;",
     ],
     "the second part of lse then makes up for the first": [
-        "attention_mma.cu: const float near = top + log_total;  ->  const float near = top - log_total;",
+        "attention_mma.cuh: const float near = top + log_total;  ->  const float near = top - log_total;",
     ],
     "a tile of which all is allowed is then looked through key by key": [
         "attention_mma.cu: const bool whole = next <= problem.Tk && (!problem.is_causal || next <= first_row + 1);"
@@ -112,7 +112,7 @@ EQUIVALENT: dict[str, list[str]] = {
         "  ->  if (STAGES == 1 && next <= stop) copy_tile(next, 0);",
     ],
     "one tile at a time then, and nothing on its way": [
-        "attention_mma.cu: static constexpr int STAGES = HEAD <= 64 ? 2 : 1;"
+        "attention_mma.cuh: static constexpr int STAGES = HEAD <= 64 ? 2 : 1;"
         "  ->  static constexpr int STAGES = HEAD < 64 ? 2 : 1;",
     ],
     "accesses then are of single numbers: slower, and right": [
@@ -122,11 +122,11 @@ EQUIVALENT: dict[str, list[str]] = {
         "softmax.cuh: __syncthreads();  ->  ;  #2",
     ],
     "the lengths are multiples of a pack: the loop ends at the same place": [
-        "attention_mma.cu: for (int d = 0; d < HEAD / 8; d += 2) {  ->  for (int d = 0; d < HEAD / 8 - 1; d += 2) {",
+        "attention_mma.cuh: for (int d = 0; d < HEAD / 8; d += 2) {  ->  for (int d = 0; d < HEAD / 8 - 1; d += 2) {",
         "attention.cuh: for (int d = 0; d < HEAD; d += PACK) {  ->  for (int d = 0; d < HEAD - 1; d += PACK) {",
         "attention.cuh: for (int key = 0; key < keys; key += PACK) {"
         "  ->  for (int key = 0; key < keys - 1; key += PACK) {",
-        "attention_mma.cu: for (int step = 0; step < HEAD / 16; step += 2) {"
+        "attention_mma.cuh: for (int step = 0; step < HEAD / 16; step += 2) {"
         "  ->  for (int step = 0; step < HEAD / 16 - 1; step += 2) {",
         "attention_mma.cu: for (int n = 0; n < SIZE / 8; n += 2)  ->  for (int n = 0; n < SIZE / 8 - 1; n += 2)",
         "attention_mma.cu: for (int start = 0; start < SIZE; start += 16) {"
@@ -191,6 +191,6 @@ EQUIVALENT: dict[str, list[str]] = {
         "  ->  if (problem.is_causal && first + start + 15 <= own_key) continue;",
     ],
     "the condition in the loop holds for no more than that": [
-        "attention_mma.cu: for (int d = 0; d < HEAD / 8; d++)  ->  for (int d = 0; d <= HEAD / 8; d++)",
+        "attention_mma.cuh: for (int d = 0; d < HEAD / 8; d++)  ->  for (int d = 0; d <= HEAD / 8; d++)",
     ],
 }

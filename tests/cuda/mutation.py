@@ -43,7 +43,7 @@ ROOT = Path(__file__).parents[2]
 # of those that include it.
 BROKEN_FOR = {"common.cuh": "layer_norm", "philox.cuh": "dropout", "tensors.cuh": "clip"}
 SOURCES = {f"{file}.cu": file for file in cuda.FILES} | {
-    path.name: BROKEN_FOR.get(path.name, path.stem) for path in sorted(cuda.FOLDER.glob("*.cuh"))
+    path.name: BROKEN_FOR.get(path.name, path.stem) for path in sorted(cuda.FOLDER.rglob("*.cuh"))
 }
 # The kernels of each file. Of attention_mma there are none: the checks have all sizes, in 16 bits.
 KERNELS = {file: cuda.launched_by(file) for file in cuda.FILES}
@@ -53,7 +53,10 @@ SCHEDULES = ((0, "behind"), (1, "before"), (2, "behind"))  # and on which side o
 
 
 ALWAYS = ("barrier", "shuffle", "reduction")  # what a sample has all of
-SLOW = ("attention_mma.cu",)  # beside these a sample of it has but loops and factors: four minutes would be too long
+SLOW = (
+    "attention_mma.cu",
+    "attention_mma.cuh",
+)  # beside these a sample of them has but loops and factors: four minutes would be too long
 
 
 class Mutant(NamedTuple):

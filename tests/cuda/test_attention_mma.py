@@ -9,7 +9,7 @@ import pytest
 
 from tests.cuda.attention_mma import SIZES, drawn, far_from_zero, on_tensor_cores, results_of
 from tests.cuda.emulator import COMPILER, Device
-from tinygpt._ext.cuda import attention, attention_mma
+from tinygpt._ext.cuda.attention import attention, attention_mma
 
 ml_dtypes = pytest.importorskip("ml_dtypes")
 pytestmark = [

@@ -98,10 +98,9 @@ def test_floats_are_computed_in_float(nvrtc: Any, file: str) -> None:
 @pytest.mark.parametrize("file", cuda.FILES)
 def test_nvcc_compiles_it(file: str, tmp_path: Path) -> None:
     """The file as it stands, its headers included by the compiler; two instances, for the oldest GPU."""
-    folder = Path(cuda.__file__).parent
     instances = cuda.expressions(file, "float") or cuda.expressions(file, "bfloat16")
     users = "\n".join(f"void *use_{i}() {{ return (void *)&{e}; }}" for i, e in enumerate(instances[:2]))
-    (tmp_path / "all.cu").write_text(f'#include "{folder}/{file}.cu"\n{users}\n')
+    (tmp_path / "all.cu").write_text(f'#include "{cuda.PATHS[file]}"\n{users}\n')
     command = [str(NVCC), "-std=c++17", f"-arch={cuda.ARCHITECTURES[0]}", "-Werror=all-warnings", "-c", "all.cu"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -33,7 +33,7 @@ from tests.ops.kernel_rule import (
     results,
 )
 from tinygpt._ext import cuda
-from tinygpt._ext.cuda.attention import HEADS
+from tinygpt._ext.cuda.attention.attention import HEADS
 from tinygpt.kernel import REGISTRY, Kernel
 
 pytestmark = [

@@ -58,16 +58,17 @@ class Parts:
 
 def collect() -> Parts:
     folder = ROOT / CUDA
-    with_launchers = [file for file in cuda.FILES if (folder / f"{file}.py").exists()]
+    sources = {file: path.relative_to(folder).with_suffix("").as_posix() for file, path in cuda.PATHS.items()}
+    with_launchers = [file for file, path in cuda.PATHS.items() if path.with_suffix(".py").exists()]
     return Parts(
         functions=public_functions(),
         exported=set(ops.__all__),
         kernels=set(REGISTRY),
         rows={row.name: row for row in KERNEL_ROWS},
         compiled=compiled_bodies(),
-        launched={name: f"{CUDA}/{file}.py" for file in with_launchers for name in cuda.launched_by(file)},
-        cuda_sources={path.stem for path in folder.glob("*.cu")},
-        cuda_launchers={path.stem for path in folder.glob("[!_]*.py")},
+        launched={name: f"{CUDA}/{sources[file]}.py" for file in with_launchers for name in cuda.launched_by(file)},
+        cuda_sources=set(sources.values()),
+        cuda_launchers={path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("[!_]*.py")},
         graphs=names_in_graphs() | SPELLED | WITHOUT_GRADIENT,
         numerics={case.name.partition(" ")[0] for case in CASES} | EXACT,
         benchmarks=measured_kernels(),
@@ -178,6 +179,8 @@ def missing_of_cuda(parts: Parts) -> Iterator[str]:
             yield f"{file} launches {name}, but no @kernel of tinygpt/ops or tinygpt/optim has that name"
         elif single in parts.rows and parts.rows[single].wide is None:
             yield f"{name} has a CUDA body ({file}): give its KernelRow in {CASES_FOLDER}/ wide=: several warps, blocks"
-    for file in sorted(parts.cuda_sources & parts.cuda_launchers - {"attention_mma"}):  # attention.py launches that
+    for file in sorted(
+        parts.cuda_sources & parts.cuda_launchers - {"attention/attention_mma"}
+    ):  # attention.py launches that
         if f"{CUDA}/{file}.py" not in parts.launched.values():
             yield f"{CUDA}/{file}.py has no function with @launcher: no kernel of {file}.cu would run"

@@ -3,7 +3,7 @@
 Each `name.cu` has a `name.py` beside it, which lists the template instances to compile (`EXPRESSIONS`) and defines the
 launchers: functions named like the kernels in `tinygpt.ops`, with the same arguments after a first argument `device`.
 A launcher allocates the results, chooses the grid, the block and the pack width, and launches. The files in this folder
-are found automatically; there is no list of them to maintain.
+and in those below it are found automatically, by their names, of which no two are the same.
 
 `device` runs the kernels. For CuPy it is `tinygpt.backends.cupy_kernels.Device`; the tests have one that runs the same
 launchers and the same `.cu` files on the CPU. So nothing here knows about CuPy.
@@ -22,7 +22,8 @@ from typing import Any, Protocol
 import numpy as np
 
 FOLDER = Path(__file__).parent
-FILES = tuple(sorted(path.stem for path in FOLDER.glob("*.cu")))
+PATHS = {path.stem: path for path in sorted(FOLDER.rglob("*.cu"), key=lambda path: path.stem)}
+FILES = tuple(PATHS)
 REALS = {"float32": "float", "float64": "double", "float16": "float16", "bfloat16": "bfloat16"}
 SIZES = {"float": 4, "double": 8, "float16": 2, "bfloat16": 2}
 ACCUMULATORS = {"float": "float", "double": "double", "float16": "float", "bfloat16": "float"}
@@ -86,7 +87,8 @@ def launcher(function: Callable[..., Any]) -> Callable[..., Any]:
 @functools.cache
 def module(file: str) -> Any:
     """The Python module with the launchers of `file`.cu."""
-    return importlib.import_module(f"{__name__}.{file}")
+    parts = PATHS[file].relative_to(FOLDER).with_suffix("").parts
+    return importlib.import_module(".".join([__name__, *parts]))
 
 
 def launched_by(file: str) -> list[str]:
@@ -108,22 +110,21 @@ def find(kernel: str) -> Callable[..., Any] | None:
 @functools.cache
 def source(file: str) -> str:
     """The text of `file`.cu with its includes expanded, because CuPy's cache identifies a kernel by its text."""
-    included: set[str] = set()
+    included: set[Path] = set()
 
-    def expanded(name: str) -> list[str]:
-        lines = [f'#line 1 "{name}"']
-        text = (FOLDER / name).read_text(encoding="utf-8")
-        for number, line in enumerate(text.splitlines(), 1):
+    def expanded(path: Path) -> list[str]:
+        lines = [f'#line 1 "{path.name}"']
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
             if not line.startswith('#include "'):
                 lines.append(line)
                 continue
-            inner = line.split('"')[1]
+            inner = (path.parent / line.split('"')[1]).resolve()
             if inner not in included:
                 included.add(inner)
-                lines += [*expanded(inner), f'#line {number + 1} "{name}"']
+                lines += [*expanded(inner), f'#line {number + 1} "{path.name}"']
         return lines
 
-    return "\n".join(expanded(f"{file}.cu")) + "\n"
+    return "\n".join(expanded(PATHS[file])) + "\n"
 
 
 @functools.cache

@@ -13,7 +13,7 @@
 //
 // HEAD: D rounded up to 32, 64 or 128. With a length outside 0 .. capacity - 1 the cache is left alone and y is NaN.
 
-#include "softmax.cuh"
+#include "../softmax.cuh"
 
 constexpr int THREADS = 256;
 constexpr int PIECE = 128;  // tokens

@@ -8,7 +8,7 @@
 #ifndef TINYGPT_ATTENTION_CUH
 #define TINYGPT_ATTENTION_CUH
 
-#include "philox.cuh"
+#include "../philox.cuh"
 
 constexpr int SIDE = 16;
 constexpr int THREADS = SIDE * SIDE;

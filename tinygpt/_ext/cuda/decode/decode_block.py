@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from ...typing import Array
-from . import (
+from ....typing import Array
+from .. import (
     FOR_REDUCTIONS,
     MAX_BLOCKS,
     MAX_SHARED,
@@ -26,12 +26,12 @@ from . import (
     launcher,
     real_of,
 )
-from .gelu import bias_gelu_forward, gelu_erf_forward, gelu_forward
-from .layer_norm import layer_norm_forward
-from .linear import add_bias
+from ..gelu import bias_gelu_forward, gelu_erf_forward, gelu_forward
+from ..layer_norm import layer_norm_forward
+from ..linear import add_bias
+from ..residual_layer_norm import residual_layer_norm_forward
+from ..silu import silu_forward
 from .packed import PACKED, few_rows_product, is_taken
-from .residual_layer_norm import residual_layer_norm_forward
-from .silu import silu_forward
 
 PIECE, THREADS, OWN = 128, 256, 4  # as in decode_block.cu
 HEADS = (32, 64, 128)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...typing import Array
-from . import MAX_BLOCKS, Device, ceil_div, real_of
+from ....typing import Array
+from .. import MAX_BLOCKS, Device, ceil_div, real_of
 
 THREADS, ROWS = 128, 64  # threads and result rows of a block
 HEADS = (32, 64, 128)

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from ...typing import Array
-from . import MAX_THREADS, WARP, Device, ceil_div, launcher, real_of
+from ....typing import Array
+from .. import MAX_THREADS, WARP, Device, ceil_div, launcher, real_of
 
 
 def expressions(real: str) -> list[str]:

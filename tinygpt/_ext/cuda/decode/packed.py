@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from ...typing import Array
-from . import WARP, Device, ceil_div, launcher
-from .linear import add_up
+from ....typing import Array
+from .. import WARP, Device, ceil_div, launcher
+from ..linear import add_up
 
 ROWS = 8  # warps per block, as in packed.cu
 AT_ONCE = (1, 4)  # rows of x by which a thread multiplies each weight it reads

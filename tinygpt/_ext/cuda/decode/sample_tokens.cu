@@ -6,7 +6,7 @@
 // which thread has the token, and it walks through its chunk. Sums are in double, in a fixed order: the same input gives
 // the same token. Traffic: the logits once, 8 bytes a token for the weights, and both again from the cache in each pass.
 
-#include "common.cuh"
+#include "../common.cuh"
 
 constexpr int THREADS = MAX_THREADS;
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from ...typing import Array
-from . import MAX_BLOCKS, SIZES, WARP, Device, accumulator_dtype, as_accumulators, ceil_div, launcher, real_of
+from ....typing import Array
+from .. import MAX_BLOCKS, SIZES, WARP, Device, accumulator_dtype, as_accumulators, ceil_div, launcher, real_of
+from ..dropout import mask_arguments
 from . import attention_mma as mma
-from .dropout import mask_arguments
 
 SIDE, THREADS = 16, 256  # as in attention.cuh
 HEADS = (32, 64, 128)

@@ -13,7 +13,7 @@
 // An int8 weight is q * scale, with one scale per `group` terms of a sum: the scales of W (K, N) are
 // (ceil(K / group), N), those of W (N, K) are (N, ceil(K / group)). In bfloat16 `scales` is null.
 
-#include "common.cuh"
+#include "../common.cuh"
 
 constexpr int ROWS = 8;  // warps per block
 
