@@ -1,6 +1,6 @@
 """The stages of gpu_first_contact.sh. `DRY=1`: tiny sizes on NumPy and PyTorch's CPU build, to test it without a GPU.
 
-python gpu_first_contact.py warm | attention [small] | model | graph | time | profile | expected | summary
+python gpu_first_contact.py warm | attention [small] | fused | model | graph | time | profile | expected | summary
 The data is never all zeros, and outputs are poisoned with NaN. Each figure is printed and appended to $RESULTS as soon
 as it is known.
 """
@@ -21,6 +21,7 @@ from gpu_first_tools import (
     DEVICE,
     DRY,
     RESULTS,
+    B,
     T,
     attempt,
     burst_of,
@@ -28,6 +29,7 @@ from gpu_first_tools import (
     host,
     kind,
     make_model,
+    ms,
     off,
     poison,
     put,
@@ -113,6 +115,50 @@ def attention() -> None:
                 again, _ = attention_forward(q, k, v, True, d**-0.5, 0.0, 0, 0)
                 if not np.array_equal(host(again.astype("float32")), host(ours.astype("float32"))):
                     put(f"FAILED attention {dtype}", "two runs differ")
+
+
+# Products with epilogues ----------------------------------------------------------------------------
+
+
+def fused() -> None:
+    """Each epilogue against float64, in GPT-2's layers, and its time beside a plain product and kernels."""
+    from tinygpt import backends
+
+    put("fused products", "none on a CPU" if DRY else backends.get("cupy").describe_epilogues())
+    for sizes in ((24, 16, 48),) if DRY else ((B * T, 768, 2304), (B * T, 768, 3072)):
+        fused_products(*sizes)
+
+
+def fused_products(n: int, c: int, d: int) -> None:
+    from tinygpt import backends
+    from tinygpt.ops.gelu import gelu_backward, gelu_forward
+    from tinygpt.ops.linear import add_bias, column_sum
+    from tinygpt.ops.linear import matmul_arrays as product
+
+    rng, shapes = np.random.default_rng(0), ((n, c), (c, d), (d,), (n, d), (n, c))
+    x, w, b, dy, z = (gpu().asarray(rng.standard_normal(s), np.float32).astype(kind("bfloat16")) for s in shapes)
+    wide = [a.astype(np.float64) for a in (x, w, b, dy, z)]
+    ours, y = backends.epilogues(x), wide[0] @ wide[1] + wide[2]
+    for name, call, plain, truths in (
+        ("BIAS", lambda: ours.linear(x, w, b), lambda: add_bias(product(x, w), b), [y]),
+        ("GELU_AUX_BIAS", lambda: ours.linear_gelu(x, w, b), lambda: gelu_forward(add_bias(product(x, w), b)),
+         [gelu_forward(y), y]),
+        ("DGELU", lambda: ours.gelu_gradient(dy, w, z), lambda: gelu_backward(product(dy, w.T), z),
+         [gelu_backward(wide[3] @ wide[1].T, wide[4])]),
+        ("BGRADA", lambda: ours.gradients(x, dy), lambda: (product(x.T, dy, None, True), column_sum(dy)),
+         [wide[0].T @ wide[3], wide[3].sum(axis=0)]),
+    ):  # fmt: skip
+        with attempt(f"fused {name} {(n, c, d)}"):
+            poison()
+            made = plain if ours is None else call
+            found = made()
+            if found is None:
+                put(f"fused {name} {(n, c, d)}", "no algorithm, or not used")
+                continue
+            found = found if isinstance(found, tuple) else (found,)
+            wrong = [off(host(f.astype("float32")), host(t)) for f, t in zip(found, truths, strict=False)]
+            put(f"fused {name} {(n, c, d)}", " ".join(f"{e:.1e}" for e in wrong))
+            put(f"fused {name} {(n, c, d)}, and plain", f"{ms(made):.4g} {ms(plain):.4g}", "ms")
 
 
 # The model ------------------------------------------------------------------------------------------
@@ -243,6 +289,7 @@ if __name__ == "__main__":
     {
         "warm": warm,
         "attention": attention,
+        "fused": fused,
         "model": model,
         "graph": graph,
         "time": times,

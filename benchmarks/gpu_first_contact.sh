@@ -34,6 +34,7 @@ stage() { # stage NAME LIMIT COMMAND...
     stage doctor 30 "$PY" -m tinygpt doctor
     stage warm 60 "$PY" benchmarks/gpu_first_contact.py warm            # compile every instance in 14 processes, which fills CuPy's cache
     stage attention 40 "$PY" benchmarks/gpu_first_contact.py attention  # kernels against float64 at real sizes; poisoned memory
+    stage fused 30 "$PY" benchmarks/gpu_first_contact.py fused          # products with biases and GELU, against float64 and plain ones
     stage model 60 "$PY" benchmarks/gpu_first_contact.py model          # loss and gradients of GPT-2's shape against PyTorch in float64
     stage graph 45 "$PY" benchmarks/gpu_first_contact.py graph          # does CUDA accept the capture; do replays give the same bits
     stage time 150 "$PY" benchmarks/gpu_first_contact.py time           # copy, GEMMs by shape, attention, elementwise, steps, decode

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinygpt import random
+from tinygpt.backends import get
 from tinygpt.errors import UsageError
 from tinygpt.files import atomic_write, atomic_write_with
 from tinygpt.random import Generator, philox4x32, words
@@ -246,6 +247,19 @@ def test_manual_seed() -> None:
         np.testing.assert_array_equal(random.default_generator.uniform(4), first)
     finally:
         random.default_generator.load_state_dict(before)
+
+
+@pytest.mark.skipif(get("numpy").extension() is None, reason="extension not built")
+@pytest.mark.parametrize("size", [1, 2, 15, 16, 17, 511, 512, 513, 1024, 32768 + 700])
+@pytest.mark.parametrize("key", [(0, 0, 0), (7 << 40 | 5, 1 << 48 | 3, 64), (2**64 - 1, 2**64 - 1, 1)])
+def test_compiled_numbers_are_those_of_numpy(size: int, key: tuple[int, int, int]) -> None:
+    """key: seed, stream and first row."""
+    compiled = get("numpy").uniform_body()
+    found, expected = np.empty(size + 1), np.empty(size + 1)
+    found[-1] = expected[-1] = 7.0  # beyond the end
+    compiled(found[:-1], *key)
+    random.fill_uniform(expected[:-1], *key)
+    assert np.array_equal(found, expected)
 
 
 @pytest.mark.parametrize("count", [32768 * 3, 32768 * 3 + 1001, 999])

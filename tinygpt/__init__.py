@@ -97,6 +97,7 @@ __all__ = [
 
 implemented_in(  # what models and tokenizers call in layers above them
     {
+        "uniform_body": "tinygpt.backends.numpy",
         "generate": "tinygpt.generation",
         "from_pretrained": "tinygpt.interop",
         "save_pretrained": "tinygpt.interop",

@@ -28,6 +28,7 @@ import numpy as np
 
 from .cores import default_num_threads
 from .errors import UsageError
+from .seams import implementation
 
 MULTIPLIER_0 = 0xD2511F53
 MULTIPLIER_1 = 0xCD9E8D57
@@ -78,6 +79,15 @@ class RngStream(int):
     """The number of a stream that was taken: a plan (`backends/numpy_plan.py`) counts on from it in each run."""
 
 
+def fill_uniform(out: np.ndarray, seed: int, stream: int, first_row: int) -> None:
+    """Fill out (N,): number i is made of words 2i and 2i + 1, counted in rows of 1024 words from `first_row` on."""
+    rows = -(-out.size // 512)
+    block = words(seed, stream, rows, min(1024, 2 * out.size), first_row=first_row)
+    pairs = block.reshape(-1)[: 2 * out.size].astype(np.uint64)
+    bits = (pairs[0::2] << np.uint64(32)) | pairs[1::2]
+    np.multiply(bits >> np.uint64(11), 2.0**-53, out=out)
+
+
 class Generator:
     """A random generator whose whole state is two integers: the seed and the number of the next unused stream.
 
@@ -118,18 +128,17 @@ class Generator:
 
         A block fits in the CPU cache, and initializing a large model needs no temporary arrays of several times its
         size. Number i is made from words 2i and 2i + 1, counted in rows of 1024: so many blocks are made at a time, on
-        all cores, and the numbers are the same. (GPT-2's 124 million initial weights take 14 s on one core.)
+        all cores, and the numbers are the same. So are those of the compiled kernel, which is used where it is worth
+        starting the extension.
         """
         seed, stream = self.next_key()
         step = _BLOCK_ROWS * 512
+        fill = (implementation("uniform_body")() if count >= _MANY else None) or fill_uniform
 
         def block_from(start: int) -> None:
-            size = min(step, count - start)
-            rows = -(-size // 512)
-            block = words(seed, stream, rows, min(1024, 2 * size), first_row=start // 512)
-            pairs = block.reshape(-1)[: 2 * size].astype(np.uint64)
-            bits = (pairs[0::2] << np.uint64(32)) | pairs[1::2]
-            take(start, (bits >> np.uint64(11)) * 2.0**-53)
+            block = np.empty(min(step, count - start))
+            fill(block, seed, stream, start // 512)
+            take(start, block)
 
         starts = range(0, count, step)
         threads = min(default_num_threads(), len(starts)) if count >= _MANY else 1

@@ -60,6 +60,11 @@ def native_body(kernel: str, required: bool = False) -> Callable[..., Any] | Non
     return body
 
 
+def uniform_body() -> Callable[..., None] | None:
+    """The compiled `fill_uniform` of tinygpt/random.py, or None."""
+    return native_body("fill_uniform")
+
+
 def level() -> str:
     """The level of instructions that the compiled kernels use, such as "avx2"; "none" without them."""
     module = extension()
