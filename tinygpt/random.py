@@ -38,7 +38,7 @@ ROUNDS = 10
 _MASK32 = 0xFFFFFFFF
 _MASK64 = 0xFFFFFFFFFFFFFFFF
 _BLOCK_ROWS = 64  # rows of 1024 words drawn at a time
-_MANY = 1 << 20  # numbers that are worth several threads
+_SOME, _MANY = 1 << 16, 1 << 20  # numbers that are worth the compiled extension, and several threads
 
 
 def philox4x32(c0: Any, c1: Any, c2: Any, c3: Any, seed: int, xp: Any = np) -> tuple[Any, ...]:
@@ -128,12 +128,11 @@ class Generator:
 
         A block fits in the CPU cache, and initializing a large model needs no temporary arrays of several times its
         size. Number i is made from words 2i and 2i + 1, counted in rows of 1024: so many blocks are made at a time, on
-        all cores, and the numbers are the same. So are those of the compiled kernel, which is used where it is worth
-        starting the extension.
+        all cores, and the numbers are the same. So are those of the compiled body.
         """
         seed, stream = self.next_key()
         step = _BLOCK_ROWS * 512
-        fill = (implementation("uniform_body")() if count >= _MANY else None) or fill_uniform
+        fill = (implementation("uniform_body")() if count >= _SOME else None) or fill_uniform
 
         def block_from(start: int) -> None:
             block = np.empty(min(step, count - start))
