@@ -81,9 +81,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def draw_fewer(function: Any) -> None:
-    """A fifth of the random examples that a test asks for."""
+    """A fifth of the random examples that a test asks for, three at the most."""
     asked = function._hypothesis_internal_use_settings  # Hypothesis has no public name for it
-    fewer = settings(asked, max_examples=max(1, asked.max_examples // 5))
+    fewer = settings(asked, max_examples=max(1, min(3, asked.max_examples // 5)))
     function._hypothesis_internal_use_settings = fewer
 
 

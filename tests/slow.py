@@ -1,7 +1,8 @@
 """Which tests are slow: those with the marker `slow`. The clock here keeps the marker honest.
 
-A test that takes more than two seconds is marked, so that `pytest --fast`, and with it `make check`, leaves it out. At
-the end of a run the unmarked tests that took far longer are listed; with --fast the run fails if there are any.
+A test that takes more than a fifth of a second is marked, so that `pytest --fast`, and with it `make check`, leaves it
+out, and so is one whose many cases are of little use in that minute: a few others of the same kind stay. At the end of
+a run the unmarked tests that took far longer are listed; with --fast the run fails if there are any.
 
 The clock reads processor time, of the test and of the processes that it waited for: on a busy machine every other kind
 is longer. Fixtures don't count, since several tests share them.
@@ -19,7 +20,8 @@ from typing import Any
 import pytest
 
 LEFT_OUT = {"slow", "compat", "gpu", "browser"}  # the markers of tests that --fast leaves out
-LIMIT = 4.0  # seconds. Twice what the marker says: processors differ, and caches are shared
+FAST_LIMIT = 1.0  # seconds, with --fast. Five times what the marker says: processors differ, and caches are shared
+LIMIT = 4.0  # otherwise: hypothesis then draws five times as many examples, or more
 
 
 def processor_time() -> float:
@@ -39,8 +41,9 @@ class SlowTests:
     """A plugin of pytest. Under pytest-xdist the workers measure, and their reports tell the controller."""
 
     def __init__(self, fail: bool) -> None:
-        self.fail = fail
+        self.fail, self.limit = fail, FAST_LIMIT if fail else LIMIT
         self.found: dict[str, float] = {}
+        self.total = 0.0
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, Any, Any]:
@@ -51,9 +54,10 @@ class SlowTests:
             item.user_properties.append(("processor time", processor_time() - before))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.when == "call" and "slow" not in report.keywords:
+        if report.when == "call":
             seconds = dict(report.user_properties).get("processor time", 0)
-            if seconds > LIMIT:
+            self.total += seconds
+            if seconds > self.limit and "slow" not in report.keywords:
                 self.found[report.nodeid] = seconds
 
     @pytest.hookimpl(trylast=True)
@@ -62,6 +66,10 @@ class SlowTests:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        if self.fail:
+            terminalreporter.line(
+                f"the tests took {self.total:.0f} s of processor time; `make check` has room for about 80"
+            )
         if self.found:
             terminalreporter.section("slow, but not marked so: @pytest.mark.slow, or make them faster", red=self.fail)
             for nodeid, seconds in sorted(self.found.items(), key=lambda entry: -entry[1]):

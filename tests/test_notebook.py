@@ -116,6 +116,7 @@ def test_stderr_that_goes_elsewhere_is_no_notebook(monkeypatch: pytest.MonkeyPat
     assert cell.outputs == []
 
 
+@pytest.mark.slow
 def test_nothing_imports_ipython_outside_of_a_notebook() -> None:
     code = (
         "import sys, tinygpt as tg; from tinygpt import console\n"

@@ -68,6 +68,7 @@ def test_eval_of_prompts_with_answers(run: Any, base: Path, tmp_path: Path) -> N
     assert "exact match" in answer.out
 
 
+@pytest.mark.slow
 def test_the_loss_is_that_of_fine_tunings_first_evaluation(run: Any, base: Path, tmp_path: Path) -> None:
     """Of answers, and of texts."""
     texts = [{"text": f"a text of its own, number {i}"} for i in range(6)]

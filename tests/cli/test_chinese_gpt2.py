@@ -85,6 +85,7 @@ def test_chat_and_eval(run: Run, model: str, tmp_path: Path, monkeypatch: pytest
     assert "perplexity" in answer.out.lower()
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_it_and_keeps_its_vocabulary(run: Run, model: str, tmp_path: Path) -> None:
     text, out = tmp_path / "text.txt", tmp_path / "run"
     text.write_text("我爱北京市长江水。<User>\n" * 100, encoding="utf-8")

@@ -83,6 +83,7 @@ def test_a_loss_of_zero_is_a_loss(run: Any, tmp_path: Path) -> None:
     assert re.search(r"after \d+ s; the best validation loss was 0\.0000 at step 0; ", answer.out)
 
 
+@pytest.mark.slow
 def test_a_text_of_one_line_needs_no_prompt(run: Any, tmp_path: Path) -> None:
     (tmp_path / "line.txt").write_text("abcdefgh" * 40, encoding="utf-8")
     folder = tmp_path / "run"
@@ -245,6 +246,7 @@ def test_a_run_is_never_silently_replaced(
     assert outcome(folder) != before
 
 
+@pytest.mark.slow
 def test_resume_takes_everything_from_the_checkpoint(run: Any, model: Path, text: Path, tmp_path: Path) -> None:
     folder = copy_of(model, tmp_path / "copy")
     (tmp_path / "direct").mkdir()
@@ -259,6 +261,7 @@ def test_resume_takes_everything_from_the_checkpoint(run: Any, model: Path, text
             assert found[name] == expected[name], name
 
 
+@pytest.mark.slow
 def test_a_preset_does_not_undo_the_steps_of_the_run(
     run: Any, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -310,6 +313,7 @@ def test_resume_says_what_is_damaged(run: Any, model: Path, tmp_path: Path, name
 # The process ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="uses a POSIX shell")
 @pytest.mark.parametrize(("closed", "code"), [("sample --seed=1 >&-", 0), ("eval --batch-size=0 2>&-", 2)])
 def test_without_an_output(model: Path, closed: str, code: int) -> None:
@@ -320,6 +324,7 @@ def test_without_an_output(model: Path, closed: str, code: int) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (code, "", ""), state
 
 
+@pytest.mark.slow
 def test_a_module_that_is_run_has_the_name_of_the_program(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tinygpt", "sample", f"--model={tmp_path}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=ENVIRONMENT, check=False)
@@ -333,6 +338,7 @@ runpy.run_module("tinygpt", run_name="__main__")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit on the size of files")
 def test_no_room_for_a_checkpoint(model: Path, tmp_path: Path) -> None:
     folder = copy_of(model, tmp_path / "copy")
@@ -347,6 +353,7 @@ def test_no_room_for_a_checkpoint(model: Path, tmp_path: Path) -> None:
     assert found == before
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_is_no_error(model: Path) -> None:
     command = [sys.executable, "-m", "tinygpt", "sample", f"--model={model}", "--max-new-tokens=300"]
     with Process(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT) as process:

@@ -41,6 +41,7 @@ def test_a_run_is_repeated_by_the_file_that_it_left(run: Any, model: Path, tmp_p
     assert (tmp_path / "again" / "config.toml").read_bytes() == (model / "config.toml").read_bytes()
 
 
+@pytest.mark.slow
 def test_in_the_same_folder_it_is_repeated_with_overwrite_only(run: Any, settings: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     assert run("train", f"--config={settings}", f"--out={folder}").code == 0

@@ -49,6 +49,7 @@ ERRORS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", ERRORS, ids=["reader", "terminal", "disk", "closed"])
 def test_a_run_whose_progress_nobody_sees_ends_as_any_other(tmp_path: Path, error: Exception) -> None:
     trainer = make_trainer(tmp_path)
@@ -118,6 +119,7 @@ def test_a_run_whose_output_nobody_reads_is_trained(text: Path, tmp_path: Path) 
     assert CheckpointFolder(tmp_path / "run").load().step == 12
 
 
+@pytest.mark.slow
 @posix
 @pytest.mark.parametrize("words", [["--help"], ["train", "--help"]])
 def test_a_help_that_is_not_read_to_its_end(words: list[str]) -> None:
@@ -127,6 +129,7 @@ def test_a_help_that_is_not_read_to_its_end(words: list[str]) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 def test_an_output_that_could_not_be_written_is_a_sentence(model: Path) -> None:
     with open("/dev/full", "w") as full:
@@ -171,6 +174,7 @@ def wait_for(metrics: Path, process: subprocess.Popen[Any]) -> None:
     raise AssertionError(f"no step was made: {process.poll()}")
 
 
+@pytest.mark.slow
 @posix
 @pytest.mark.parametrize("ignored", [False, True])
 def test_a_closed_terminal_saves_the_run_unless_that_is_ignored(text: Path, tmp_path: Path, ignored: bool) -> None:
@@ -191,6 +195,7 @@ def test_a_closed_terminal_saves_the_run_unless_that_is_ignored(text: Path, tmp_
     assert CheckpointFolder(folder).load().step > 0
 
 
+@pytest.mark.slow
 @posix
 @pytest.mark.parametrize("module", ["numpy", "tqdm"])
 def test_ctrl_c_while_the_command_imports(tmp_path: Path, module: str) -> None:

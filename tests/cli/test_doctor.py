@@ -185,6 +185,7 @@ def test_what_can_not_be_found_out_says_so(run: Any, monkeypatch: pytest.MonkeyP
     assert answer.out.count("could not be determined: RuntimeError: use") == count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [{"TINYGPT_KERNELS": "nonsense"}, {"TINYGPT_LEVEL": "nonsense"}, {"TINYGPT_NUM_THREADS": "nonsense"}],
@@ -207,6 +208,7 @@ def test_wrong_settings(settings: dict[str, str]) -> None:
     assert "=".join(next(iter(settings.items()))) in done.stdout
 
 
+@pytest.mark.slow
 def test_an_unknown_kind_of_kernels_is_one_sentence(tmp_path: Path) -> None:
     """Everywhere else a wrong setting ends with 2."""
     (tmp_path / "text.txt").write_text("to be or not to be\n" * 50, encoding="utf-8")

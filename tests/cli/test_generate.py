@@ -70,6 +70,7 @@ def test_beams(run: Any, model: Path) -> None:
     assert answer.out == tokenizer.decode(gpt.generate(ids, 20, pad_token_id=0, **options)[0]) + "\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("several", [(), ("--num-return-sequences=2",)])
 def test_stop_strings_end_a_text(run: Any, model: Path, several: tuple[str, ...]) -> None:
     command = ("sample", f"--model={model}", "--prompt=To be", "--max-new-tokens=200", "--seed=3", *several)
@@ -81,6 +82,7 @@ def test_stop_strings_end_a_text(run: Any, model: Path, several: tuple[str, ...]
         assert whole.find(text.rstrip("\n")) >= 0
 
 
+@pytest.mark.slow
 def test_bad_words_and_suppressed_tokens(run: Any, model: Path) -> None:
     tokenizer = tg.tokenizers.load(model)
     command = ("sample", f"--model={model}", "--prompt=To be", "--max-new-tokens=100", "--seed=3")

@@ -16,6 +16,7 @@ from tinygpt.data import open_tokens, split
 pytestmark = pytest.mark.usefixtures("without_picture")
 
 
+@pytest.mark.slow
 def test_a_run_on_what_was_made_ahead(run: Any, text: Path, tmp_path: Path) -> None:
     ahead = tmp_path / "ahead"
     answer = run("tokenize", str(text), f"--out={ahead}")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from tests.cli.helpers import Answer, assert_one_sentence
 from tinygpt import interop, tokenizers
 from tinygpt.data import open_tokens
@@ -36,6 +38,7 @@ def test_a_run_with_words(run: Run, tmp_path: Path) -> None:
     assert model.config.vocab_size == 12
 
 
+@pytest.mark.slow
 def test_documents_end_with_a_token_of_their_own(run: Run, tmp_path: Path) -> None:
     for number in range(9):
         (tmp_path / f"{number}.txt").write_text("The cat sat on the mat, and the dog sat on the cat.\n" * 5)
@@ -49,6 +52,7 @@ def test_documents_end_with_a_token_of_their_own(run: Run, tmp_path: Path) -> No
     assert (open_tokens(out / "tokens.npy") == 11).sum() == 9
 
 
+@pytest.mark.slow
 def test_a_run_that_begins_with_word_vectors(run: Run, tmp_path: Path) -> None:
     text, vectors, out = tmp_path / "text.txt", tmp_path / "vectors.txt", tmp_path / "run"
     text.write_text("The cat sat on the mat, and the dog sat on the cat.\n" * 30, encoding="utf-8")

@@ -54,6 +54,7 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tinygpt.training.loop.steps_of", lambda trainer: trainer.steps)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings", [{}, {"gradient_accumulation": 2, "grad_clip": 0.0}, {"log_every": 4, "eval_every": 7}]
 )
@@ -70,6 +71,7 @@ def test_a_run_has_the_outcome_of_one_that_waits(
     assert_same_outcome(tmp_path / "late", tmp_path / "plain")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("step", [0, 5, 6, 9, 10])
 def test_a_bad_step_changes_nothing_though_it_is_noticed_late(
@@ -121,6 +123,7 @@ class Watching(Watch):
         return []
 
 
+@pytest.mark.slow
 def test_whoever_watches_sees_each_step_as_it_is(gpu: None, tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, **SMALL)
     trainer.watch = watching = Watching()

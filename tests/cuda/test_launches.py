@@ -40,6 +40,7 @@ def model(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         sys.modules.pop(name)
 
 
+@pytest.mark.slow
 def test_a_step_of_gpt2_is_at_most_400_launches(
     model: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,6 +133,7 @@ def test_a_time_is_bound_by_bytes_or_by_operations(model: Any) -> None:
     assert model.seconds_of(product, gpu) == pytest.approx(model.FLOOR + model.bytes_of(product) / (model.MEMORY * 1e6))
 
 
+@pytest.mark.slow
 def test_measured_times_stand_beside_the_expected_ones(model: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert model.main(["--preset", "gpt2", "--dtype", "float16", "--measured", str(RESULTS)]) == 0
     lines = {line[:36].strip(): line[36:].split() for line in capsys.readouterr().out.splitlines()}

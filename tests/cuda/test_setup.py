@@ -156,6 +156,7 @@ def test_the_driver_is_asked_for_its_cuda(monkeypatch: pytest.MonkeyPatch) -> No
 # Memory -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_out_of_memory_says_what_was_asked_for_and_what_to_reduce() -> None:
     module = stub()
     module.cuda.set_allocator(raising(standin.OutOfMemoryError("no")))
@@ -253,6 +254,7 @@ def test_the_command_line_says_it_and_ends_with_2(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_out_of_memory_ends_with_2(run: Any, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with standin.installed() as module:
         monkeypatch.setattr(module, "matmul", raising(OutOfMemoryError("the GPU is out of memory: take less")))
@@ -260,6 +262,7 @@ def test_out_of_memory_ends_with_2(run: Any, text: Path, tmp_path: Path, monkeyp
     assert_one_sentence(answer, "the GPU is out of memory: take less")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("program", [["-m", "tinygpt", "train"], ["examples/train_shakespeare.py"]], ids=" ".join)
 def test_programs_without_cupy(program: list[str], tmp_path: Path) -> None:
     """In processes of their own, in which CuPy is not there."""
@@ -275,6 +278,7 @@ def test_programs_without_cupy(program: list[str], tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_importing_and_training_on_the_cpu_never_touches_cupy(tmp_path: Path) -> None:
     (tmp_path / "cupy.py").write_text("raise SystemExit('CuPy was imported')", encoding="utf-8")
     code = (

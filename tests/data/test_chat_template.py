@@ -55,6 +55,7 @@ def test_texts_are_quoted() -> None:
         assert name not in found
 
 
+@pytest.mark.slow
 def test_a_run_writes_its_own(run: Any, base: Path, rows: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     command = ["finetune", f"--model={base}", f"--data={rows}", *QUICK, "--template=lines"]

@@ -27,6 +27,7 @@ def test_a_permutation_has_each_number_once(count: int, seed: int, stream: int) 
     assert Permutation(count, seed, stream)(np.array([place]))[0] == found[place]  # each place by itself
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 3, 5, 16, 40])
 def test_permutations_are_even(count: int) -> None:
     """Over many seeds every number stands at every place equally often: chi-squared within 5 standard deviations."""

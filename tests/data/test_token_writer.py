@@ -98,6 +98,7 @@ def test_a_vocabulary_that_outgrows_16_bits(tmp_path: Path, monkeypatch: pytest.
     assert vocabulary.tokenizer().decode(tokens) == "".join(d + "<|endoftext|>" for part in wanted for d in part)
 
 
+@pytest.mark.slow
 def test_the_share_for_validation() -> None:
     dice = random.Random(5)
     documents = ["".join(dice.choices("abcd ", k=dice.randint(1, 200))) for _ in range(3000)]

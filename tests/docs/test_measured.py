@@ -70,6 +70,7 @@ def test_the_page_about_serving_has_the_measured_figures() -> None:
     assert f"get {many / rates['llama.cpp', '16']:.2f} times the tokens per second that llama.cpp" in page
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which(os.environ.get("CC", "cc")) is None, reason="needs a C compiler")
 def test_every_step_of_a_kernel_computes_the_same() -> None:
     rows = tables(run("benchmarks/kernel_steps.py", "--size=5001", "--rounds=1"))[2:]

@@ -138,6 +138,7 @@ def table_rows(text: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("| ").split("|")] for line in text.splitlines() if line[:1] == "|"]
 
 
+@pytest.mark.slow
 def test_sizes_of_the_presets() -> None:
     text = text_of("docs/training.md")
     for name in ("tiny", "fast", "baby"):
@@ -161,6 +162,7 @@ def test_sizes_of_gpt2() -> None:
     assert f"all {4 * smallest / 1e6:.0f} MB of weights" in text_of("docs/generating.md")
 
 
+@pytest.mark.slow
 def test_sizes_of_several_processes() -> None:
     """In float32: what a step sends and receives, twice a gradient; and AdamW's two numbers per parameter."""
     count = tg.GPT(tg.GPTConfig(vocab_size=65, **PRESETS["baby"].model)).num_parameters()

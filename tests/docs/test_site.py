@@ -84,6 +84,7 @@ def test_a_page_has_the_docstring_and_the_code() -> None:
     assert operations.ONE_BODY not in page
 
 
+@pytest.mark.slow
 def test_formulas_have_no_words() -> None:
     """They are not translated. Sums are shown as signs; what else there is to say stands in a sentence."""
     operations = module("parts.operations")

@@ -55,6 +55,7 @@ def test_with_room_for_everything_it_is_exhaustive_search(tiny, penalty, eos):
         assert out.finish_reasons[r] == ("eos" if tokens[-1] == eos else "length")
 
 
+@pytest.mark.slow
 def test_exhaustive_search_with_a_processor_and_minimum_length(tiny):
     def no_repeat(row, log_probs):
         return np.where(np.isin(np.arange(4), row) & (np.arange(4) != EOS), log_probs - 1.0, log_probs)
@@ -168,6 +169,7 @@ def test_the_best_are_found_in_order():
     assert best(totals, 99).tolist() == [1, 3, 4, 0, 5]
 
 
+@pytest.mark.slow
 def test_drawing_without_replacement():
     """The chance of an ordered pair is p_i p_j / (1 - p_i): chi-square over all pairs."""
     p = np.array([0.5, 0.3, 0.15, 0.05])

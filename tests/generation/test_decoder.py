@@ -62,6 +62,7 @@ def together(model: GPT, prompts: list[np.ndarray], steps: int, tolerance: float
 # Against the model without a cache ------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @every_dtype
 @pytest.mark.parametrize("kernels", ["auto", "reference"])
 @pytest.mark.parametrize("bias", [True, False])
@@ -303,6 +304,7 @@ def test_two_decoders_of_one_model_do_not_meet() -> None:
     assert np.array_equal(second, expected[1])
 
 
+@pytest.mark.slow
 def test_a_configuration_of_gpt2s_proportions() -> None:
     """Wider than the blocks of the products and longer than their tiles, with more ids than a chunk of work."""
     config = GPTConfig(vocab_size=2100, block_size=40, n_layer=2, n_head=4, n_embd=256)

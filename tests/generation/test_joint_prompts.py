@@ -62,6 +62,7 @@ def test_together_as_alone_to_the_last_bit(options: dict[str, Any]) -> None:
                 assert np.array_equal(mine[0, :, : len(prompt) + 1], theirs[b, :, : len(prompt) + 1])
 
 
+@pytest.mark.slow
 @compiled
 @pytest.mark.parametrize("options", MODELS)
 def test_prefill_reads_them_so_too(options: dict[str, Any]) -> None:

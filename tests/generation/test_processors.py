@@ -342,6 +342,7 @@ def test_draw_among_candidates_is_the_draw_from_the_processed_logits(scores, u, 
     assert log_prob == pytest.approx(math.log(probabilities[token]), abs=1e-9)
 
 
+@pytest.mark.slow
 def test_frequencies_are_the_probabilities():
     """Pearson's chi-square over 20,000 draws by the sampler's own random numbers, of a fixed seed."""
     probabilities = np.array([0.4, 0.05, 0.3, 0.01, 0.24])

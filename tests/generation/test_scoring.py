@@ -81,6 +81,7 @@ def test_a_stride_of_the_block_is_the_evaluation_of_training(gpt: GPT, tmp_path:
     assert score(gpt, tokens, 1).loss != pytest.approx(evaluate(gpt, tokens), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_more_context_is_what_a_small_stride_is_for() -> None:
     """A model trained to copy the token of three places before: a short context does not have it."""
     from tinygpt.optim import AdamW

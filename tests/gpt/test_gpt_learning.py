@@ -73,6 +73,7 @@ def test_state_dict_carries_the_model():
         make(vocab_size=12).load_state_dict(source.state_dict())
 
 
+@pytest.mark.slow
 def test_no_grad_makes_no_graph():
     model = make()
     with tg.no_grad():

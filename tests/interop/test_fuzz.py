@@ -101,6 +101,7 @@ def test_bytes_changed_in_a_directory(folder: Path, name: str, changes: list[Any
         loads_or_says_why(folder)
 
 
+@pytest.mark.slow
 @many
 @given(changes=edits, which=st.integers(0, 2))
 def test_bytes_changed_in_shards(sharded: Path, changes: list[Any], which: int) -> None:
@@ -150,6 +151,7 @@ def with_value(data: st.DataObject, content: Any) -> Any:
     return content
 
 
+@pytest.mark.slow
 @many
 @given(data=st.data())
 @pytest.mark.parametrize("name", [CONFIG, GENERATION])
@@ -159,6 +161,7 @@ def test_values_changed_in_json(folder: Path, name: str, data: st.DataObject) ->
         loads_or_says_why(folder)
 
 
+@pytest.mark.slow
 @many
 @given(data=st.data())
 def test_values_changed_in_the_index(sharded: Path, data: st.DataObject) -> None:
@@ -167,6 +170,7 @@ def test_values_changed_in_the_index(sharded: Path, data: st.DataObject) -> None
         loads_or_says_why(sharded)
 
 
+@pytest.mark.slow
 @many
 @given(data=st.data())
 def test_values_changed_in_the_header(folder: Path, data: st.DataObject) -> None:

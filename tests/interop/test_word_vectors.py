@@ -88,6 +88,7 @@ def test_a_row_whose_word_is_a_space(tmp_path: Path, header: bool) -> None:
     np.testing.assert_array_equal(found["cat"], VECTORS[3])
 
 
+@pytest.mark.slow
 def test_a_long_file_is_read_in_pieces(tmp_path: Path) -> None:
     """More than what is buffered at once; three words are wanted, and no more vectors are kept."""
     words = [f"w{number}" for number in range(40_000)]

@@ -210,6 +210,7 @@ def test_labels_are_escaped() -> None:
     assert name in names_in(picture)
 
 
+@pytest.mark.slow
 def test_a_large_graph_is_bounded() -> None:
     x = tg.tensor([1.0], requires_grad=True)
     y = x

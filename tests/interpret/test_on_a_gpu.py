@@ -49,6 +49,7 @@ def moved() -> tuple[Any, dict[str, np.ndarray]]:
     return model.to("cupy"), expected
 
 
+@pytest.mark.slow
 def test_on_the_gpu() -> None:
     model, expected = moved()
     for name, array in views(model).items():
@@ -58,6 +59,7 @@ def test_on_the_gpu() -> None:
         )
 
 
+@pytest.mark.slow
 @in_both
 def test_in_16_bits(name: str) -> None:
     model, expected = moved()

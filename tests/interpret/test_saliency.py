@@ -23,6 +23,7 @@ def value(model: Any, factor: float, target: int, token: int | None = None, logi
     return float(last[target] - (0.0 if logit else np.log(np.exp(last).sum())))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("logit", [False, True])
 @pytest.mark.parametrize("adapted", [False, True])
 @pytest.mark.parametrize("target", [0, 13])
@@ -71,6 +72,7 @@ def test_nothing_is_left_behind() -> None:
     assert "forward" not in vars(model.wte)
 
 
+@pytest.mark.slow
 def test_labels_of_a_classifier() -> None:
     """The log-probability of a label; of several labels at once, and of a regression, the output itself."""
     for kind, K in (("single_label_classification", 3), ("multi_label_classification", 3), ("regression", 1)):

@@ -45,6 +45,7 @@ def test_compiled_body_in_float32(row: KernelRow, fewer: Any) -> None:
     compared(row, np.float32, float32_budget, count=fewer(80))
 
 
+@pytest.mark.slow
 @needs_extension
 @every_compiled_kernel
 def test_compiled_body_in_float64(row: KernelRow, fewer: Any) -> None:
@@ -97,6 +98,7 @@ def assert_same_bits(what: str, a: np.ndarray, b: np.ndarray) -> None:
         pytest.fail(f"{what}: {len(places)} of {a.size} elements differ, {values}; {addresses}")
 
 
+@pytest.mark.slow
 @every_kernel
 def test_the_rule_is_strict(row: KernelRow) -> None:
     """A body that is off by 1e-4 of its largest element is refused, in each of its results."""
@@ -114,6 +116,7 @@ def test_the_rule_is_strict(row: KernelRow) -> None:
     assert caught == seen
 
 
+@pytest.mark.slow
 @every_kernel
 def test_reference_keeps_the_dtype(row: KernelRow) -> None:
     for example in some_examples(row.examples, 10):

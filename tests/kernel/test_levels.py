@@ -67,6 +67,7 @@ except tg.UsageError as error:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("level", "lacking", "words"),
     [

@@ -170,6 +170,7 @@ def test_added_products_are_the_same_on_any_number_of_threads(layout: str, threa
     assert all(np.array_equal(result, results[0]) for result in results)
 
 
+@pytest.mark.slow
 @our_blas
 def test_products_of_several_callers_are_the_same_while_numpy_multiplies(threads: Any) -> None:
     """Each of them tells OpenBLAS how many threads to use; afterwards NumPy's own products use all again."""

@@ -44,6 +44,7 @@ def adapted(dtype: Any = np.float64, targets: Any = EVERY, **settings: Any) -> G
 # A new adapter --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @each_targets
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("bias", [True, False])

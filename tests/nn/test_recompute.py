@@ -89,6 +89,7 @@ def test_a_backward_pass_can_be_repeated_through_a_retained_graph() -> None:
     np.testing.assert_array_equal(model.h[0].mlp.c_fc.weight.grad, first + first)
 
 
+@pytest.mark.slow
 def test_a_block_keeps_two_arrays_of_its_input() -> None:
     """What lives between the passes, beside the weights: per block the two sums of the residual stream."""
 

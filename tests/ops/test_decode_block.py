@@ -102,6 +102,7 @@ def check(arguments: list[Any]) -> None:
 lengths = st.lists(st.sampled_from([0, 1, 2, 5, 15, 16, 17, 63]), min_size=1, max_size=5)
 
 
+@pytest.mark.slow
 @compiled
 @settings(max_examples=80)
 @given(
@@ -123,6 +124,7 @@ def test_compiled_block(
     check(drawn(heads, size, lengths, max(lengths) + spare, form, bias, seed, **variant))
 
 
+@pytest.mark.slow
 @compiled
 @pytest.mark.parametrize(("heads", "size"), [(5, 1), (2, 64), (1, 80), (2, 128)])
 @pytest.mark.parametrize(

@@ -47,6 +47,7 @@ def test_fused_equals_composed(row: Row, data: Any) -> None:
     check_against_composed(row, data.draw(row.examples))
 
 
+@pytest.mark.slow
 @every_row
 @given(data=st.data())
 def test_backward_is_linear_in_dy(row: Row, data: Any) -> None:
@@ -61,6 +62,7 @@ def test_backward_is_linear_in_dy(row: Row, data: Any) -> None:
     assert_close(from_mixed, expected, 1e-12)
 
 
+@pytest.mark.slow
 @every_row
 @given(data=st.data())
 def test_two_calls_are_identical_and_change_nothing(row: Row, data: Any) -> None:
@@ -112,6 +114,7 @@ def test_layout_does_not_matter(row: Row, data: Any) -> None:
     assert_close(backward_of(call(row, example), arrays, turned), expected, 1e-12)
 
 
+@pytest.mark.slow
 @every_row
 @given(data=st.data())
 def test_no_grad_makes_no_graph(row: Row, data: Any) -> None:
@@ -123,6 +126,7 @@ def test_no_grad_makes_no_graph(row: Row, data: Any) -> None:
     assert all(y.node is None and not y.requires_grad for y in outputs)
 
 
+@pytest.mark.slow
 @every_row
 @given(data=st.data())
 def test_each_input_alone(row: Row, data: Any) -> None:
@@ -142,6 +146,7 @@ def test_each_input_alone(row: Row, data: Any) -> None:
         assert_close(backward_of(alone, [array], upstream), [together[index]], 1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("row", [row for row in ROWS if row.takes_nan], ids=lambda row: row.name)
 @given(data=st.data())

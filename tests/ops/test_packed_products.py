@@ -54,6 +54,7 @@ def check_product(kind: str, x: np.ndarray, matrix: Matrix, got: np.ndarray) -> 
     assert_within([got], truth, allowed)
 
 
+@pytest.mark.slow
 @compiled
 @every_kind
 @settings(max_examples=120)
@@ -106,6 +107,7 @@ def test_a_row_of_a_product_is_the_same_among_any_others(
     assert np.array_equal(product(kind, x[M // 3 :], matrix), whole[M // 3 :])
 
 
+@pytest.mark.slow
 @compiled
 @every_kind
 @pytest.mark.parametrize("form", FORMATS)

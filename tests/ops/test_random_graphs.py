@@ -27,11 +27,13 @@ def test_gradients_are_differences_whatever_the_graph(data: Any) -> None:
         check(program)
 
 
+@pytest.mark.slow
 def test_long_graphs() -> None:
     """Hypothesis likes short ones."""
     assert first_wrong(120, seed=0) is None
 
 
+@pytest.mark.slow
 def test_as_many_fresh_graphs_as_wanted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("sys.argv", ["random_graphs.py", "--graphs", "5", "--seed", "3"])
     with pytest.raises(SystemExit) as ended:

@@ -135,6 +135,7 @@ SHAPES = [
 ]  # several of one shape; larger than a tile
 
 
+@pytest.mark.slow
 @BOTH
 @pytest.mark.parametrize("nesterov", [True, False])
 def test_muon_is_keller_jordans(dtype: Any, rtol: float, nesterov: bool) -> None:

@@ -56,6 +56,7 @@ def run(name: str, *arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_each_script_tells_its_options(name: str) -> None:
     assert "--help" in run(name, "--help")
@@ -217,6 +218,7 @@ def test_a_lora_step_s_contenders_begin_with_the_same_loss(monkeypatch: pytest.M
     assert all(one.times[0] > 0 for one in found)
 
 
+@pytest.mark.slow
 @needs_extension
 def test_the_machine_s_limits_are_ordered() -> None:
     machine = script("machine")
@@ -255,6 +257,7 @@ def test_optimizers_take_turns_on_a_text(tmp_path: Path) -> None:
     assert all(row[-1].startswith(f"{float(line[6]):.3f} at ") for row, line in zip(curves, table, strict=True))
 
 
+@pytest.mark.slow
 def test_the_curves_of_the_optimizers_are_drawn(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="needs the extra examples: pip install -e '.[examples]'")
     lines = ["a processor", "seed 0, adamw: step 4, 1.0 s, loss 2.5", "seed 1, adamw: step 4, 3.0 s, loss 3.5",

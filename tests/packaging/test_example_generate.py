@@ -43,6 +43,7 @@ def test_with_the_model_that_it_trains(tmp_path: Path) -> None:
     assert_all_is_shown(done.stdout, "ROMEO:\n")
 
 
+@pytest.mark.slow
 def test_with_a_model_from_a_folder(tmp_path: Path) -> None:
     model = tg.GPT(tg.GPTConfig(vocab_size=256, block_size=32, n_layer=1, n_head=2, n_embd=16), seed=0)
     model.save_pretrained(tmp_path / "model", tokenizer=tg.tokenizers.ByteTokenizer())

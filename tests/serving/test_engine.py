@@ -125,10 +125,12 @@ def check_neighbours(model: GPT) -> None:
         assert [client.ids()] == alone(model, prompt, **options), options
 
 
+@pytest.mark.slow
 def test_neighbours(model: GPT) -> None:
     check_neighbours(model)
 
 
+@pytest.mark.slow
 def test_neighbours_in_a_model_with_a_layer_of_a_users_own() -> None:
     """Without a cache: see `Stepper`."""
     model = make(np.float32, **SHAPE).eval()

@@ -171,6 +171,7 @@ def test_a_client_that_does_not_read(server: Server, monkeypatch: pytest.MonkeyP
 # Very many ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_200_connections(server: Server) -> None:
     """Idle, with half a head, with half a body, and streaming: one more client is answered as soon as there is room."""
     kinds = [b"", b"POST /v1/completions HTTP/1.1\r\nHo", request(ASK)[:-5], request({**ASK, "stream": True})]

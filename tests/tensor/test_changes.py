@@ -123,6 +123,7 @@ def test_an_array_of_another_place_is_no_change() -> None:
     assert np.array_equal(p.grad, 2 * old)
 
 
+@pytest.mark.slow
 def test_what_is_known_of_changes_goes_with_the_arrays() -> None:
     gc.collect()
     before = len(changes._changes)

@@ -186,6 +186,7 @@ def test_training_on_a_text_without_blanks(text: str) -> None:
     assert len(one.encode(text)) <= len(text) / 2
 
 
+@pytest.mark.slow
 def test_pieces_of_a_text_are_learnt_from_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     """The text comes in chunks cut between words: the merges are those of the whole."""
     rnd = random.Random(0)

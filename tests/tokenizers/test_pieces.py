@@ -86,6 +86,7 @@ def test_token_files_do_not_depend_on_the_pieces(tokenizer: BPETokenizer, tmp_pa
     np.testing.assert_array_equal(pieces, whole)
 
 
+@pytest.mark.slow
 def test_an_unfinished_line_does_not_take_quadratic_time() -> None:
     assert "".join(recut("a" for _ in range(200_000))) == "a" * 200_000
 

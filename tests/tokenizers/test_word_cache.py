@@ -63,6 +63,7 @@ def small(chunk: int, new: float, many: int) -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bodies", BODIES)
 @settings(deadline=None, max_examples=400)
 @given(
@@ -211,6 +212,7 @@ def test_models_that_do_more_than_merge_are_left_to_the_library(tokenizer: BPETo
     assert made(whole_word).encode(text).tolist() == whole(whole_word, text)
 
 
+@pytest.mark.slow
 @needs_extension
 def test_several_python_threads_encode_at_once(tokenizer: BPETokenizer) -> None:
     cache, found = made(tokenizer), {}

@@ -208,6 +208,7 @@ def test_train_sample_eval_and_convert(run: Any, model: Path, more: Path, tmp_pa
     assert_one_sentence(run("convert", model, tmp_path / "no", "--merge-lora"), "merge_lora: this model has no adapter")
 
 
+@pytest.mark.slow
 def test_the_command_goes_on_bit_for_bit(run: Any, model: Path, more: Path, tmp_path: Path) -> None:
     command = ["train", f"--init-from={model}", *MORE, *LORA, f"--data={more}"]
     assert run(*command, f"--out={tmp_path / 'whole'}").code == 0
@@ -250,6 +251,7 @@ def test_where_an_adapter_is_out_of_place(run: Any, model: Path, more: Path, tmp
     assert_one_sentence(run("train", "--resume", f"--out={model}", "--lora-rank=2"), "leave out --lora-rank")
 
 
+@pytest.mark.slow
 def test_the_learning_rate_is_the_presets(run: Any, model: Path, more: Path, tmp_path: Path) -> None:
     rates = []
     for options in ([], ["--lora-rank=2"]):
@@ -266,6 +268,7 @@ def test_evaluating_the_run_is_evaluating_its_best_weights(tmp_path: Path) -> No
     assert evaluate(GPT.from_pretrained(tmp_path), VALIDATION, 3) == evaluate(trainer.model, VALIDATION, 3)
 
 
+@pytest.mark.slow
 def test_two_runs_of_one_seed_are_the_same(tmp_path: Path) -> None:
     for name in ("a", "b"):
         trainer_of(tmp_path / name, adapted()).run()

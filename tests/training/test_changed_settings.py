@@ -131,6 +131,7 @@ def test_a_run_that_has_nothing_left_to_train_says_why(run: Any, model: Path, te
     assert CheckpointFolder(early).load().step == step + 3
 
 
+@pytest.mark.slow
 def test_the_loss_at_the_end_is_of_the_weights_that_are_used(run: Any, tmp_path: Path) -> None:
     (tmp_path / "small.txt").write_text("".join(np.random.default_rng(0).choice(list("abcdef"), 700)), encoding="utf-8")
     options = [*OPTIONS, "--steps=200", "--eval-every=20", "--lr=0.05", "--eval-batches=0", "--dropout=0"]

@@ -62,6 +62,7 @@ def test_a_trainer_takes_each_window_once_an_epoch_and_resumes(tmp_path: Path) -
         assert outcome(tmp_path / "parts")[which] == outcome(tmp_path / "whole")[which]
 
 
+@pytest.mark.slow
 def test_epochs_give_the_steps(run: Any, tmp_path: Path) -> None:
     text = write_text(tmp_path / "text.txt")
     command = ("train", str(text), *BY_EPOCHS, "--gradient-accumulation=2")
@@ -86,6 +87,7 @@ def test_epochs_give_the_steps(run: Any, tmp_path: Path) -> None:
     assert_one_sentence(answer, f"already at step {config['steps']}: 1 epochs would end at step .*, so give more")
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_with_the_same_windows(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = write_text(tmp_path / "text.txt")
     command = ("train", str(text), *BY_EPOCHS, "--epochs=0.5")
@@ -130,6 +132,7 @@ def test_contradictions(run: Any, tmp_path: Path) -> None:
     assert run("train", "--resume", "--steps=12", out).code == 0
 
 
+@pytest.mark.slow
 def test_the_configuration_repeats_epochs(run: Any, tmp_path: Path) -> None:
     command = ("train", str(write_text(tmp_path / "text.txt")), *BY_EPOCHS, "--epochs=0.5", "--final-eval=2")
     assert run(*command, f"--out={tmp_path / 'run'}").code == 0
@@ -144,6 +147,7 @@ def test_the_configuration_repeats_epochs(run: Any, tmp_path: Path) -> None:
 # Packed rows ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_packed_documents(run: Any, rows: Path, tmp_path: Path) -> None:
     command = ("train", str(rows), *BY_EPOCHS, "--block-size=16", "--epochs=2")
     apart, packed = (run(*command, *more, f"--out={tmp_path / name}") for name, more in (
@@ -203,6 +207,7 @@ def test_the_last_evaluation_is_bounded_or_left_out(run: Any, tmp_path: Path) ->
     assert "Loss over 3 batches of the validation text: " in outs[1]
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_the_last_evaluation(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = str(write_text(tmp_path / "text.txt"))
     batch = final_evaluation.SequentialBatches.batch

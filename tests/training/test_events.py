@@ -66,6 +66,7 @@ def test_an_os_error_of_the_data_is_not_blamed_on_the_folder(tmp_path: Path) -> 
     assert not isinstance(caught.value, UsageError)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), MemoryError()])
 def test_a_step_that_fails_for_another_reason_leaves_the_steps_before_it_saved(
     tmp_path: Path, error: Exception

@@ -97,6 +97,7 @@ def test_its_targets_weigh_the_batches_of_a_step(tmp_path: Path) -> None:
     assert figures["validation_loss"] == pytest.approx(expected.item(), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_any_objective_goes_on_bit_for_bit(tmp_path: Path) -> None:
     trainer_of(tmp_path / "whole").run()
     interrupted(trainer_of(tmp_path / "parts"))

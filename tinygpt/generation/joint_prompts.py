@@ -25,8 +25,7 @@ from ..graph import no_grad
 from ..kernel import compiled_part
 from ..nn import Linear
 from ..nn.known import known
-from ..nn.lora import replaced
-from ..nn.module import Module
+from ..nn.module import Module, replaced
 from ..nn.packed import PackedLinear, with_bias
 from ..ops.cached_attention import KeyValueCache
 from ..ops.packed import few_rows_product

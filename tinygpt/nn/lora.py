@@ -41,7 +41,7 @@ from ..random import Generator
 from ..tensor import Tensor
 from .known import described, is_known, known
 from .layers import Dropout, Linear
-from .module import Module, Parameter
+from .module import Module, Parameter, replaced
 from .packed import PackedLinear, product_and_bias
 
 ALL_LINEAR = "all-linear"  # PEFT's name for a target that is every linear layer
@@ -262,28 +262,6 @@ def merged_state(state: Mapping[str, Any], lora: LoRA) -> dict[str, Any]:
         if not name.endswith((".lora_A", ".lora_B")):
             merged[f"{path}.{kind}" if path else name] = array
     return merged
-
-
-def replaced(model: Any, layers: Mapping[str, Any]) -> Any:
-    """A copy of `model` in which `layers`, by their paths, take the place of others; the rest is shared.
-
-    Only the modules on the way to a replaced one are copied.
-    """
-    ways = {path[:end] for path in layers for end, sign in enumerate(path) if sign == "."} | {""}
-
-    def copied(value: Any, path: str) -> Any:
-        if path in layers:
-            return layers[path]
-        if path not in ways:
-            return value
-        if isinstance(value, list):
-            return [copied(item, f"{path}.{i}") for i, item in enumerate(value)]
-        made = copy.copy(value)
-        for name in [name for name, inner in vars(value).items() if isinstance(inner, (Module, list))]:
-            setattr(made, name, copied(getattr(value, name), f"{path}.{name}" if path else name))
-        return made
-
-    return copied(model, "")
 
 
 def _at(model: Any, path: str) -> Any:

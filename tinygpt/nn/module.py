@@ -17,6 +17,7 @@ modules, and lists or tuples of modules. Their names are the attributes' names, 
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
@@ -267,3 +268,25 @@ def _listed(names: list[str], most: int = 5) -> str:
     """The first few names, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(repr(name) for name in names[:most]) + more
+
+
+def replaced(model: Any, layers: Mapping[str, Any]) -> Any:
+    """A copy of `model` in which `layers`, by their paths, take the place of others; the rest is shared.
+
+    Only the modules on the way to a replaced one are copied.
+    """
+    ways = {path[:end] for path in layers for end, sign in enumerate(path) if sign == "."} | {""}
+
+    def copied(value: Any, path: str) -> Any:
+        if path in layers:
+            return layers[path]
+        if path not in ways:
+            return value
+        if isinstance(value, list):
+            return [copied(item, f"{path}.{i}") for i, item in enumerate(value)]
+        made = copy.copy(value)
+        for name in [name for name, inner in vars(value).items() if isinstance(inner, (Module, list))]:
+            setattr(made, name, copied(getattr(value, name), f"{path}.{name}" if path else name))
+        return made
+
+    return copied(model, "")

@@ -51,6 +51,7 @@ def ids_of(rows: Any) -> list[bytes]:
     return [example.ids.tobytes() for example in rows]
 
 
+@pytest.mark.slow
 def test_training_rows_change_in_each_epoch_and_validation_rows_never(base: Path, data: Path, tmp_path: Path) -> None:
     with begun(base, data, tmp_path / "plain") as run:
         plain = run.trainer.objective
@@ -71,6 +72,7 @@ def test_training_rows_change_in_each_epoch_and_validation_rows_never(base: Path
             assert np.array_equal(labels, same)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_sees_the_same_texts(run: Any, base: Path, data: Path, tmp_path: Path) -> None:
     words = tmp_path / "words.txt"
     words.write_text("good fine\nbad poor weak\n")

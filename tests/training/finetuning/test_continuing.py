@@ -48,6 +48,7 @@ def first_loss(folder: Path) -> float:
 # From a classifier ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_classifier_goes_on_with_its_head_and_labels(run: Any, classifier: Path, data: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     command = ("finetune", "--model", classifier, "--data", data, "--valid", data, *QUICK)
@@ -98,6 +99,7 @@ def test_what_a_classifier_is_not_for(run: Any, classifier: Path, data: Path, tm
 # LoRA -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_adapter_beside_a_new_head(run: Any, base: Path, data: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     command = ("finetune", "--model", base, "--data", data, "--valid", data, *QUICK, "--lora-rank=2",
@@ -148,6 +150,7 @@ def test_an_adapter_on_a_classifier(run: Any, classifier: Path, data: Path, tmp_
 # What is left ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_stopped_run_leaves_no_older_weights(run: Any, base: Path, data: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     command = ("finetune", "--model", base, "--data", data, *QUICK, "--lr=0.003", "--checkpoint-every=5")

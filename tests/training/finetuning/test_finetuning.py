@@ -117,6 +117,7 @@ def test_padding_changes_nothing() -> None:
 # The command line -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_it_learns_to_answer_and_to_stop(run: Any, base: Path, tmp_path: Path) -> None:
     rows = [{"question": f"{c}{d}", "answer": "<b>"} for c in "abc" for d in "xyz"]
     data = write_rows(tmp_path / "rows.jsonl", rows)
@@ -241,6 +242,7 @@ def test_mistakes_are_one_sentence_and_touch_nothing(
     assert_one_sentence(run(*command, *options), "already holds a run")
 
 
+@pytest.mark.slow
 def test_an_adapter_is_trained_and_goes_on(run: Any, base: Path, rows: Path, tmp_path: Path) -> None:
     command = ["finetune", f"--model={base}", f"--data={rows}", *QUICK, "--lora-rank=2"]
     assert run(*command, f"--out={tmp_path / 'whole'}", "--epochs=4").code == 0
@@ -263,6 +265,7 @@ def test_a_template_without_the_answer(run: Any, base: Path, rows: Path, tmp_pat
     assert run(*command, *QUICK).code == 0
 
 
+@pytest.mark.slow
 def test_a_resumed_run_reads_the_same_rows(run: Any, base: Path, rows: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     command = ["finetune", f"--model={base}", f"--data={rows}", f"--out={folder}"]

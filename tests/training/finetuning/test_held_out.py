@@ -77,6 +77,7 @@ def test_a_classifier_is_evaluated_on_the_rows_that_it_was_validated_on(
     assert "learn" not in said
 
 
+@pytest.mark.slow
 def test_validation_rows_of_their_own_and_those_of_a_fold(run: Any, figures: Any, base: Path, tmp_path: Path) -> None:
     data, valid = reviews(tmp_path / "reviews.csv"), reviews(tmp_path / "valid.csv", 40, 49)
     options = ["--model", base, "--data", data, *QUICK]
@@ -122,6 +123,7 @@ def test_rows_that_are_not_there_any_more(run: Any, base: Path, tmp_path: Path) 
     assert_one_sentence(run("eval", "--model", out), r"holds a classifier: give rows with a text and a label")
 
 
+@pytest.mark.slow
 def test_rows_in_another_encoding(run: Any, figures: Any, base: Path, tmp_path: Path) -> None:
     """As Excel writes them in China."""
     data, out = reviews(tmp_path / "reviews.csv", encoding="gbk"), tmp_path / "clf"

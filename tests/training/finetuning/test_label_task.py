@@ -100,6 +100,7 @@ def test_the_first_evaluation_is_that_of_the_new_head(run: Any, base: Path, data
     assert clf.loss(ids, labels, lengths).item() == pytest.approx(np.log(2), abs=0.2)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_comes_to_the_same_weights(run: Any, base: Path, data: Path, tmp_path: Path) -> None:
     options = ["--model", base, "--data", data, *QUICK, "--checkpoint-every=10", "--label-smoothing=0.1",
                "--class-weights=balanced"]  # fmt: skip
@@ -157,6 +158,7 @@ def test_any_split_into_micro_batches_has_the_gradient_of_the_whole(parts: int) 
         assert figures["validation_loss"] == pytest.approx(clf.loss(*collate_labelled(examples)).item())
 
 
+@pytest.mark.slow
 def test_folds(run: Any, base: Path, tmp_path: Path) -> None:
     data = write_csv(tmp_path / "reviews.csv", [*rows(20), *rows(4)])  # some texts twice
     out = tmp_path / "cv"
@@ -176,6 +178,7 @@ def test_folds(run: Any, base: Path, tmp_path: Path) -> None:
     assert load_with_tokenizer(out / "fold-3")[0].label_names == ["neg", "pos"]
 
 
+@pytest.mark.slow
 def test_folds_of_before_go_with_their_number(run: Any, base: Path, tmp_path: Path) -> None:
     """Those of an earlier cross-validation alone, only when the new one is done, and only the files of the run."""
     data, out = write_csv(tmp_path / "reviews.csv", rows(20)), tmp_path / "cv"
@@ -199,6 +202,7 @@ def test_folds_of_before_go_with_their_number(run: Any, base: Path, tmp_path: Pa
     assert (out / "fold-9" / "data.json").exists()
 
 
+@pytest.mark.slow
 def test_what_stands_in_the_columns_is_said(run: Any, base: Path, tmp_path: Path) -> None:
     """A label written in two ways, a text with two labels, a column that nobody reads."""
     content = [*rows(20), {"text": "Bad number 0", "label": "Neg"}, {"text": "bad  number 0", "label": "pos"}]
@@ -211,6 +215,7 @@ def test_what_stands_in_the_columns_is_said(run: Any, base: Path, tmp_path: Path
     assert "text, 20 rows to train on;\n       not read: the column 'sentiment'; labels are read from" in answer.out
 
 
+@pytest.mark.slow
 def test_rare_labels_are_said(run: Any, base: Path, tmp_path: Path) -> None:
     """One with a single text, which is for training alone; and one that not every fold can test."""
     content = [*rows(20), {"text": "x", "label": "odd"}]
@@ -241,6 +246,7 @@ def test_a_run_that_held_out_other_rows_is_not_evaluated_on_what_it_learned(
     assert run("eval", "--model", out, "--data", data).code == 0
 
 
+@pytest.mark.slow
 def test_a_small_file_is_split_so_that_both_parts_have_both_labels(run: Any, base: Path, tmp_path: Path) -> None:
     content = [{"text": f"{'good' if i % 2 else 'bad'} {i}", "label": "pn"[i % 2]} for i in range(30)]
     data = write_csv(tmp_path / "reviews.csv", content)
@@ -259,6 +265,7 @@ def test_a_label_that_only_validation_has_is_an_error() -> None:
         task.objective(train, [other, train[0]], TrainingConfig(steps=1))
 
 
+@pytest.mark.slow
 def test_mistakes(run: Any, base: Path, data: Path, tmp_path: Path) -> None:
     def refused(words: str, *options: Any, file: Path = data) -> None:
         answer = run("finetune", "--model", base, "--data", file, "--out", tmp_path / "out", *QUICK, *options)

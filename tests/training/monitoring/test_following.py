@@ -98,6 +98,7 @@ def test_samples_are_written_and_said(tmp_path: Path) -> None:
     assert f"step 14, a sample: {found[1]['sample']}" in trainer.stream.getvalue()
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_the_samples_of_an_uninterrupted_one(tmp_path: Path) -> None:
     followed(tmp_path / "whole", sample_every=3, sample_tokens=4).run()
     trainer = followed(tmp_path / "parts", sample_every=3, sample_tokens=4)
@@ -142,6 +143,7 @@ def test_samples_need_no_prompt(tmp_path: Path, tokenizer: Any) -> None:
 # A limit of time --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_ends_in_time_evaluated_and_can_be_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = followed(tmp_path / "run", max_minutes=1.0)
     monkeypatch.setattr("tinygpt.training.monitoring.following.time.monotonic", lambda: 10.0 * trainer.state.step)

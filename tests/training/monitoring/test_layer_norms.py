@@ -141,6 +141,7 @@ def test_layers_without_gradients_count_as_zero(tmp_path: Path) -> None:
     assert spare == {"gradient": 0.0, "weight": 2.8284, "update": 0.0, "ratio": 0.0}
 
 
+@pytest.mark.slow
 def test_nothing_of_the_run_changes(tmp_path: Path) -> None:
     settings = {"optimizer": "muon", "ema": 0.5, "gradient_accumulation": 2}
     make_trainer(tmp_path / "plain", **settings).run()

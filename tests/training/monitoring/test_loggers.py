@@ -127,6 +127,7 @@ def test_the_log_knows_the_configuration(run: Any, text: Path, tmp_path: Path, k
 # Failures -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["__init__", "add", "close"])
 @pytest.mark.parametrize("error", [ConnectionError("no\nroute"), SystemExit(1)])
 def test_a_logger_that_fails_is_said_once(

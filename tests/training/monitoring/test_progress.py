@@ -43,6 +43,7 @@ def test_the_words_fit_a_line_of_eighty_columns(monkeypatch: pytest.MonkeyPatch)
     assert line.rstrip().endswith("loss 2.250, 123,400 tokens/s]")
 
 
+@pytest.mark.slow
 def test_a_log_file_gets_lines_and_no_bar(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path)
     trainer.run()

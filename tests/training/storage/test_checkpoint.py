@@ -217,6 +217,7 @@ def test_a_full_disk_is_an_os_error() -> None:
     assert caught.value.errno == errno.ENOSPC
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failing", [1, 2])
 def test_a_full_disk_keeps_the_checkpoint_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int) -> None:
     """The disk is full at the checkpoint's file (1) or at the index (2) of step 8."""

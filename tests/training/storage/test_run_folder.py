@@ -37,6 +37,7 @@ NAMES = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
 @pytest.mark.parametrize("name", NAMES)
 def test_files_of_the_users_are_in_the_way(
@@ -91,6 +92,7 @@ def test_the_text_is_not_replaced_by_the_run(run: Any, model: Path, tmp_path: Pa
     assert contents(folder) == before
 
 
+@pytest.mark.slow
 def test_what_a_new_run_takes_away_is_what_the_old_one_wrote(run: Any, text: Path, tmp_path: Path) -> None:
     pytest.importorskip("tokenizers", reason="needs the extra bpe: pip install -e '.[bpe]'")
     folder = tmp_path / "run"
@@ -159,6 +161,7 @@ def limited(limit: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=60, env=ENVIRONMENT, check=False)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="uses a POSIX shell")
 def test_no_room_for_a_new_run_keeps_the_old_one(model: Path, text: Path, tmp_path: Path) -> None:
     folder = copy_of(model, tmp_path / "copy")
@@ -254,6 +257,7 @@ def other_text(folder: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_at_every_step_of_an_exchange_the_folder_holds_one_run(
     run: Any, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -283,6 +287,7 @@ def test_at_every_step_of_an_exchange_the_folder_holds_one_run(
         assert not [path for path in copy.iterdir() if path.name.startswith(".")]
 
 
+@pytest.mark.slow
 def test_at_every_step_of_a_first_run_the_next_command_works(
     run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

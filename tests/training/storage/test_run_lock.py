@@ -49,6 +49,7 @@ def test_a_folder_has_one_run_at_a_time(run: Any, text: Path, tmp_path: Path) ->
 HOLD = "import sys; from tinygpt.training import RunFolder; RunFolder(sys.argv[1]).lock(); print(); sys.stdin.read()"
 
 
+@pytest.mark.slow
 def test_a_lock_dies_with_its_process(run: Any, model: Path, tmp_path: Path) -> None:
     folder = copy_of(model, tmp_path / "copy")
     command = [sys.executable, "-c", HOLD, str(folder)]
