@@ -51,7 +51,7 @@ static void tg_block_strips(void *task, ptrdiff_t begin, ptrdiff_t end) {
     const struct tg_coming none = {NULL, 0};
     for (ptrdiff_t chunk = begin; chunk < end; chunk++)
         for (int turn = 0; turn < TG_BLOCK_TURNS; turn++)
-            tg_strip(PRODUCT_ROWS, TG_BLOCK_DEPTH, run->operands, 0, run->operands + PRODUCT_ROWS * PRODUCT_STRIDE,
+            tg_strip(0, PRODUCT_ROWS, TG_BLOCK_DEPTH, run->operands, 0, run->operands + PRODUCT_ROWS * PRODUCT_STRIDE,
                      run->results + chunk * PRODUCT_ROWS * columns, columns, columns, 0, none);
 }
 

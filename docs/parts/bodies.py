@@ -47,7 +47,7 @@ COMPILED: dict[str, tuple[dict[str, list[str]], dict[str, list[str]]]] = {
     ),
     "matmul": ({"matmul/product_block.h": ["tg_multiply_block"]}, {"/tinygpt/backends/cupy_matmul.py": ["gemm"]}),
     "linear": (
-        {"linear.pyx": ["add_bias_rows", "column_sum_blocks"]},
+        {"linear.pyx": ["add_bias_rows", "column_sum_rows"]},
         {"linear.cu": ["add_bias", "column_sum"]},
     ),
     "embedding": (
@@ -73,11 +73,11 @@ COMPILED: dict[str, tuple[dict[str, list[str]], dict[str, list[str]]]] = {
     ),
     "dropout": ({"dropout.pyx": ["dropout_apply_rows"]}, {"dropout.cu": ["dropout_apply"]}),
     "bias_gelu": (
-        {"bias_gelu.pyx": ["bias_gelu_forward_rows", "bias_gelu_backward_blocks"]},
+        {"bias_gelu.pyx": ["bias_gelu_forward_rows", "bias_gelu_backward_rows"]},
         {"gelu.cu": ["bias_gelu_forward", "bias_gelu_backward"]},
     ),
     "residual_layer_norm": (
-        {"residual_layer_norm.pyx": ["residual_layer_norm_backward_blocks"]},
+        {"residual_layer_norm.pyx": ["residual_layer_norm_backward_rows"]},
         {"residual_layer_norm.cu": ["residual_layer_norm_forward", "residual_layer_norm_backward"]},
     ),
     "linear_cross_entropy": (

@@ -6,7 +6,8 @@ is computed. If there is a fast body of the same name, compiled from `_ext/cpu/*
 once:
 
 - the floating-point arrays are all float32 or all float64, in native byte order (a CUDA body also takes the 16-bit
-  types, float16 and bfloat16);
+  types, float16 and bfloat16, and so do, for bfloat16, the compiled bodies in `TAKES_BFLOAT16`; float32 arrays may
+  stand beside those);
 - none has size zero;
 - every array is C-contiguous and aligned; one that is not is copied. A kernel declared `strided` gets its arrays as
   they are and reads the strides. A kernel declared `in_place` writes into its arguments, and whatever it wrote into a
@@ -15,10 +16,11 @@ once:
   `@kernel(integers=...)` names). With integers or booleans anywhere else the reference runs, since a compiled body
   would read their bytes as floats.
 
-A fast body that still can't handle its arguments returns `NotImplemented`, and the reference runs. The reference gets
-16-bit arrays upcast to float32, and its results are rounded to 16 bits once. The results that a kernel declares as
-`statistics`, a mapping from their names to their positions, stay in float32, as in the CUDA bodies; and a CUDA body
-takes arguments of these names, and the gradients of these, in float32.
+A fast body that still can't handle its arguments returns `NotImplemented`, and the reference runs. Where no body takes
+16-bit arrays they are upcast to float32 for the kernel (on a GPU, for its reference), and its results are rounded to 16
+bits once. The results that a kernel declares as `statistics`, a mapping from their names to their positions, stay in
+float32, as in the bodies that take 16 bits; and these take arguments of these names, and the gradients of these, in
+float32.
 
 `TINYGPT_KERNELS=reference|cython|cuda` or `with use_kernels(...)` forces one kind of body. If this machine does not
 have that kind, it is an error: no other kind is silently used instead. `python -m tinygpt.kernel` prints which body
@@ -41,7 +43,7 @@ import numpy as np
 from .._ext import cuda
 from ..backends import array_module, get, is_array
 from ..backends import numpy as numpy_backend
-from ..backends.precision import has_16_bits, in_float32
+from ..backends.precision import has_16_bits, in_float32, is_floating
 from ..backends.recording import here, noted
 from ..errors import UsageError
 
@@ -74,8 +76,8 @@ class Kernel:
         integers: tuple[str, ...] = INTEGERS,
     ) -> None:
         self.reference = reference
-        names = inspect.signature(reference).parameters
-        self.integers = tuple([place for place, name in enumerate(names) if name in integers])
+        self.names = tuple(inspect.signature(reference).parameters)
+        self.integers = tuple([place for place, name in enumerate(self.names) if name in integers])
         self.strided = strided
         self.in_place = in_place
         self.statistics = tuple(statistics.values())
@@ -102,7 +104,8 @@ class Kernel:
 
     def _run_reference(self, *args: Any) -> Any:
         if has_16_bits(args):
-            return in_float32(self.reference, args, self.in_place, self.statistics)
+            on_cpu = isinstance(args[0], np.ndarray) and _choice.kind != "reference"
+            return in_float32(self if on_cpu else self.reference, args, self.in_place, self.statistics)
         return self.reference(*args)
 
     def each(self, calls: Sequence[Sequence[Any]]) -> list[Any]:
@@ -119,8 +122,9 @@ class Kernel:
 
     def _prepared(self, args: Sequence[Any]) -> list[Any] | None:
         """The arguments in the form that fast bodies expect, or None if only the reference can take them."""
-        ready = _ready_for_cpu if isinstance(args[0], np.ndarray) else _ready_for_gpu
-        return ready(args, self.strided, self.in_place, self.integers)
+        if not isinstance(args[0], np.ndarray):
+            return _ready_for_gpu(args, self.strided, self.in_place, self.integers)
+        return _ready_for_cpu(args, self.strided, self.in_place, self.integers, self._takes_bfloat16)
 
     def each_on_device(self, calls: Sequence[Sequence[Any]]) -> Any:
         """The results of several calls as one array on the device, without waiting for them: those of a fast body
@@ -145,6 +149,17 @@ class Kernel:
         if kind == "cython":
             raise UsageError(f"TINYGPT_KERNELS=cython, but {self.__name__} was given CuPy arrays")
         return get("cupy").native_body(name)
+
+    def _takes_bfloat16(self, args: Sequence[Any]) -> bool:
+        """Whether the compiled body takes these NumPy arrays, some of which have 16 bits."""
+        if self.__name__ not in getattr(numpy_backend.extension(), "TAKES_BFLOAT16", ()):
+            return False
+        floats: dict[str, set[str]] = {}  # dtype -> the names of the arguments
+        for name, value in zip(self.names, args, strict=False):
+            if is_array(value) and is_floating(value.dtype):
+                floats.setdefault(value.dtype.name, set()).add(name)
+        narrow, wide = floats.pop("bfloat16", set()), floats.pop("float32", set())
+        return bool(narrow) and not floats and (narrow == {"rounded"} or wide <= {*cuda.STATISTICS, "out"})
 
     @property
     def compiled(self) -> bool:
@@ -172,9 +187,15 @@ def kernel(reference: Callable[..., Any] | None = None, **options: Any) -> Any:
     return made
 
 
-def _ready_for_cpu(args: Sequence[Any], strided: bool, in_place: bool, integers: tuple[int, ...]) -> list[Any] | None:
+def _ready_for_cpu(
+    args: Sequence[Any],
+    strided: bool,
+    in_place: bool,
+    integers: tuple[int, ...],
+    takes_bfloat16: Callable[[Sequence[Any]], bool],
+) -> list[Any] | None:
     """`Kernel._prepared` for NumPy arrays. A training step calls it hundreds of times, so it must be fast."""
-    floating = None
+    floating, narrow = None, False
     prepared: list[Any] = []
     for value in args:
         if isinstance(value, np.ndarray):
@@ -186,7 +207,11 @@ def _ready_for_cpu(args: Sequence[Any], strided: bool, in_place: bool, integers:
                     if dtype not in _FLOATS or (floating is not None and dtype != floating):
                         return None
                     floating = dtype
-                elif dtype.kind not in "iu" or len(prepared) not in integers:  # bfloat16, booleans, stray integers
+                elif dtype.kind == "V":  # bfloat16, perhaps
+                    if not narrow and not takes_bfloat16(args):
+                        return None
+                    narrow = True
+                elif dtype.kind not in "iu" or len(prepared) not in integers:  # booleans, stray integers
                     return None
                 elif dtype != np.int64:
                     value = _with_dtype(value, np.int64)

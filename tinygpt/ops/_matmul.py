@@ -6,7 +6,8 @@ a product by the number of threads, and how it is split changes the rounding. So
 size alone, and let OpenBLAS compute each block on a single thread (`product_blas.h` there).
 
 Products of 16-bit matrices are summed in float32 and rounded once, or left in float32 (`float32_result`). On a GPU
-cuBLAS does this (`backends/cupy_matmul.py`); batches of 16-bit products, which no fast path needs, are upcast first.
+cuBLAS does this (`backends/cupy_matmul.py`), on a CPU our kernel, for bfloat16; batches of 16-bit products, which no
+fast path needs, are upcast first.
 
 The same bits are not guaranteed in float64, if NumPy's BLAS does not run on our threads (`python -m tinygpt.kernel`
 shows whether it does), or without the compiled extension. Then `numpy.matmul` computes the product.
@@ -31,7 +32,7 @@ def matmul_arrays(a: Array, b: Array, out: Array | None = None, float32_result: 
     """
     xp = array_module(a)
     if is_16_bit(a.dtype) or _inside_graph_capture(a, b):
-        return _matmul_by_cublas(a, b, out, float32_result)
+        return _matmul_in_16_bits(a, b, out, float32_result)
     if xp is np and a.dtype == b.dtype == np.float32:
         if a.ndim == b.ndim == 2:
             return matmul_into(a, b, np.empty((a.shape[0], b.shape[1]), np.float32) if out is None else out, False)
@@ -44,7 +45,8 @@ def matmul_arrays(a: Array, b: Array, out: Array | None = None, float32_result: 
 def matmul_into(a: Array, b: Array, out: Array, add: bool) -> Array:
     """out (M, N) = a (M, K) @ b (K, N), or out += a @ b if `add`. `out` must not overlap a or b. Returns out.
 
-    Without `add` it also takes a batch of products: a (S, M, K), b (S, K, N), out (S, M, N).
+    If a and b are 16-bit, `out` may be float32. Without `add` it also takes a batch of products: a (S, M, K),
+    b (S, K, N), out (S, M, N).
     """
     xp = array_module(a)
     if not add:
@@ -74,9 +76,9 @@ def _batched_matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None) -> np.
 
 def add_matmul(a: Array, b: Array, out: Array) -> None:
     """out (M, N) += a (M, K) @ b (K, N). If a and b are 16-bit, `out` may be float32."""
-    if name_of(a) == "cupy" and (is_16_bit(a.dtype) or _inside_graph_capture(a, b)):
-        _matmul_by_cublas(a, b, out, add=True)
-    elif a.dtype == b.dtype == out.dtype and not is_16_bit(a.dtype):
+    if is_16_bit(a.dtype) or _inside_graph_capture(a, b):
+        _matmul_in_16_bits(a, b, out, add=True)
+    elif a.dtype == b.dtype == out.dtype:
         matmul_into(a, b, out, True)
     else:
         out += matmul_arrays(a, b, float32_result=True)
@@ -87,14 +89,16 @@ def _inside_graph_capture(a: Array, b: Array) -> bool:
     return recording.recorder is not None and name_of(a) == "cupy" and a.ndim == b.ndim == 2 and a.dtype == "float32"
 
 
-def _matmul_by_cublas(a: Array, b: Array, out: Array | None, float32_result: bool = False, add: bool = False) -> Array:
-    """Like `matmul_arrays`. add: add the product to `out`."""
+def _matmul_in_16_bits(a: Array, b: Array, out: Array | None, float32_result: bool = False, add: bool = False) -> Array:
+    """Like `matmul_arrays`, and for float32 matrices while a CUDA graph is captured. add: add the product to `out`."""
     xp = array_module(a)
-    if name_of(a) == "cupy" and a.ndim == b.ndim == 2:
-        from ..backends.cupy_matmul import gemm
-
+    if a.ndim == b.ndim == 2:
         if out is None:
             out = xp.empty((a.shape[0], b.shape[1]), dtype=statistics_dtype(a.dtype) if float32_result else a.dtype)
+        if name_of(a) != "cupy":
+            return matmul_into(a, b, out, add)
+        from ..backends.cupy_matmul import gemm
+
         return gemm(xp, a, b, out, add)
     result = xp.matmul(upcast(a), upcast(b))
     if out is None:

@@ -2,6 +2,8 @@
 #
 # Forward is one pass over the logits: softmax.pxi. Probabilities are never stored.
 
+TAKES_BFLOAT16.update(["cross_entropy_forward", "cross_entropy_backward", "cross_entropy_inplace"])
+
 cdef struct CrossEntropy:
     void *logits
     int64_t *targets
@@ -78,13 +80,18 @@ def cross_entropy_forward(logits, targets, int64_t ignore_index):
     cdef Py_ssize_t N = logits.shape[0], V = logits.shape[1]
     if out_of_range(targets, V, ignore_index):
         return NotImplemented
-    losses, lse = numpy.empty(N, logits.dtype), numpy.empty((N, 2), logits.dtype)
+    losses, lse = numpy.empty(N, statistics_of(logits)), numpy.empty((N, 2), statistics_of(logits))
     cdef CrossEntropy p = CrossEntropy(
         logits=memory(logits), targets=<int64_t *> memory(targets), losses=memory(losses), lse=memory(lse),
         dlosses=NULL, dlogits=NULL, V=V, ignored=ignore_index, scale=1,
     )
-    run(&p, <Rows> cross_entropy_forward_rows[float], <Rows> cross_entropy_forward_rows[double], logits, N,
-        grain_of(N, V * PLAIN))
+    cdef NarrowTask narrow = narrow_task(<Rows> cross_entropy_forward_rows[float], &p, sizeof(p))
+    if logits.itemsize == 2:
+        add_narrow(&narrow, &p.logits, logits, V, True, False)
+        run_narrow(&narrow, N, grain_of(N, V * PLAIN))
+    else:
+        run(&p, <Rows> cross_entropy_forward_rows[float], <Rows> cross_entropy_forward_rows[double], logits, N,
+            grain_of(N, V * PLAIN))
     return losses, lse
 
 
@@ -93,13 +100,19 @@ def cross_entropy_backward(dlosses, logits, targets, lse, int64_t ignore_index):
     cdef Py_ssize_t N = logits.shape[0], V = logits.shape[1]
     if out_of_range(targets, V, ignore_index):
         return NotImplemented
-    dlogits = numpy.empty_like(logits)
+    dlogits, dlosses, lse = numpy.empty_like(logits), wide(dlosses), wide(lse)
     cdef CrossEntropy p = CrossEntropy(
         logits=memory(logits), targets=<int64_t *> memory(targets), losses=NULL, lse=memory(lse),
         dlosses=memory(dlosses), dlogits=memory(dlogits), V=V, ignored=ignore_index, scale=1,
     )
-    run(&p, <Rows> cross_entropy_backward_rows[float], <Rows> cross_entropy_backward_rows[double], logits, N,
-        grain_of(N, V * TWICE))
+    cdef NarrowTask narrow = narrow_task(<Rows> cross_entropy_backward_rows[float], &p, sizeof(p))
+    if logits.itemsize == 2:
+        add_narrow(&narrow, &p.logits, logits, V, True, False)
+        add_narrow(&narrow, &p.dlogits, dlogits, V, False, True)
+        run_narrow(&narrow, N, grain_of(N, V * TWICE))
+    else:
+        run(&p, <Rows> cross_entropy_backward_rows[float], <Rows> cross_entropy_backward_rows[double], logits, N,
+            grain_of(N, V * TWICE))
     return dlogits
 
 
@@ -108,11 +121,16 @@ def cross_entropy_inplace(logits, targets, int64_t ignore_index, double scale):
     cdef Py_ssize_t N = logits.shape[0], V = logits.shape[1]
     if not logits.flags.writeable or out_of_range(targets, V, ignore_index):
         return NotImplemented
-    losses = numpy.empty(N, logits.dtype)
+    losses = numpy.empty(N, statistics_of(logits))
     cdef CrossEntropy p = CrossEntropy(
         logits=memory(logits), targets=<int64_t *> memory(targets), losses=memory(losses), lse=NULL, dlosses=NULL,
         dlogits=NULL, V=V, ignored=ignore_index, scale=scale,
     )
-    run(&p, <Rows> cross_entropy_inplace_rows[float], <Rows> cross_entropy_inplace_rows[double], logits, N,
-        grain_of(N, V * TWICE))
+    cdef NarrowTask narrow = narrow_task(<Rows> cross_entropy_inplace_rows[float], &p, sizeof(p))
+    if logits.itemsize == 2:
+        add_narrow(&narrow, &p.logits, logits, V, True, True)
+        run_narrow(&narrow, N, grain_of(N, V * TWICE))
+    else:
+        run(&p, <Rows> cross_entropy_inplace_rows[float], <Rows> cross_entropy_inplace_rows[double], logits, N,
+            grain_of(N, V * TWICE))
     return losses

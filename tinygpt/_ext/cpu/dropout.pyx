@@ -1,6 +1,8 @@
 # Dropout: tinygpt/ops/dropout.py. Forward and backward both recompute the mask from its seed (dropout.pxi); it is never
 # stored.
 
+TAKES_BFLOAT16.add("dropout_apply")
+
 cdef struct DropoutApply:
     void *x
     void *y
@@ -27,5 +29,11 @@ def dropout_apply(x, double p, uint64_t seed, uint64_t stream, uint64_t first_ro
     cdef DropoutApply task = DropoutApply(
         x=memory(x), y=memory(y), C=C, dropout=Dropout(p=p, seed=seed, stream=stream, first_row=first_row)
     )
-    run(&task, <Rows> dropout_apply_rows[float], <Rows> dropout_apply_rows[double], x, N, grain_of(N, C * RANDOM))
+    cdef NarrowTask narrow = narrow_task(<Rows> dropout_apply_rows[float], &task, sizeof(task))
+    if x.itemsize == 2:
+        add_narrow(&narrow, &task.x, x, C, True, False)
+        add_narrow(&narrow, &task.y, y, C, False, True)
+        run_narrow(&narrow, N, grain_of(N, C * RANDOM))
+    else:
+        run(&task, <Rows> dropout_apply_rows[float], <Rows> dropout_apply_rows[double], x, N, grain_of(N, C * RANDOM))
     return y

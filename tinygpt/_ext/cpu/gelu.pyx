@@ -4,6 +4,8 @@
 # (gelu.pxi), which equals x/2 * (1 + tanh u) and needs one exponential and one division, with no cancellation. The erf
 # form is in gelu_erf.h.
 
+TAKES_BFLOAT16.update(["gelu_forward", "gelu_backward", "gelu_erf_forward", "gelu_erf_backward"])
+
 cdef extern from "gelu_erf.h" nogil:
     void tg_make_pieces()
     void tg_gelu_erf_forward_float(const float *x, float *y, Py_ssize_t n)
@@ -60,7 +62,14 @@ cdef object run_gelu(Rows single, Rows double_, dy, x, out):
     if out is None:
         out = numpy.empty_like(x)
     cdef Gelu p = Gelu(dy=memory(dy), x=memory(x), out=memory(out))
-    run(&p, single, double_, out, out.size, SPAN)
+    cdef NarrowTask narrow = narrow_task(single, &p, sizeof(p))
+    if x.itemsize == 2:
+        add_narrow(&narrow, &p.dy, dy, 1, True, False)
+        add_narrow(&narrow, &p.x, x, 1, True, False)
+        add_narrow(&narrow, &p.out, out, 1, False, True)
+        run_narrow(&narrow, out.size, SPAN)
+    else:
+        run(&p, single, double_, out, out.size, SPAN)
     return out
 
 

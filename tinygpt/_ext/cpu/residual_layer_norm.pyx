@@ -2,7 +2,9 @@
 #
 # Separate operations would each read and write the residual stream. Memory traffic of this one: forward, residual and x
 # are read, s and y written, 16 bytes per element in float32; backward, dy, ds and s are read, and the gradient that the
-# residual and x share is written (two arrays if dropout makes them differ).
+# residual and x share is written (two arrays if dropout makes them differ). In bfloat16 half of the bytes: narrow.pxi.
+
+TAKES_BFLOAT16.update(["residual_layer_norm_forward", "residual_layer_norm_backward"])
 
 cdef extern from "vmath.h" nogil:
     double tg_hidden_one()
@@ -33,7 +35,7 @@ cdef struct ResidualLayerNormBackward:
     double *dweight
     double *dbias
     double *dx_bias
-    Py_ssize_t N, C
+    Py_ssize_t C
     Dropout dropout
 
 
@@ -80,20 +82,29 @@ def residual_layer_norm_forward(residual, x, x_bias, weight, bias, double eps, d
                                 uint64_t stream, uint64_t first_row=0):
     """residual, x (N, C); x_bias, bias (C,) or None; weight (C,) -> s, y (N, C), mean (N, 2), rstd (N,)."""
     cdef Py_ssize_t N = x.shape[0], C = x.shape[1]
+    x_bias, weight, bias = wide(x_bias), wide(weight), wide(bias)
     s, y = numpy.empty_like(x), numpy.empty_like(x)
-    mean, rstd = numpy.empty((N, 2), x.dtype), numpy.empty(N, x.dtype)
+    mean, rstd = numpy.empty((N, 2), statistics_of(x)), numpy.empty(N, statistics_of(x))
     cdef ResidualLayerNormForward task = ResidualLayerNormForward(
         residual=memory(residual), x=memory(x), x_bias=memory(x_bias), weight=memory(weight), bias=memory(bias),
         s=memory(s), y=memory(y), mean=memory(mean), rstd=memory(rstd), C=C, eps=eps,
         dropout=Dropout(p=p, seed=seed, stream=stream, first_row=first_row),
     )
-    run(&task, <Rows> residual_layer_norm_forward_rows[float], <Rows> residual_layer_norm_forward_rows[double], x, N,
-        grain_of(N, C * TWICE))
+    cdef NarrowTask narrow = narrow_task(<Rows> residual_layer_norm_forward_rows[float], &task, sizeof(task))
+    if x.itemsize == 2:
+        add_narrow(&narrow, &task.residual, residual, C, True, False)
+        add_narrow(&narrow, &task.x, x, C, True, False)
+        add_narrow(&narrow, &task.s, s, C, False, True)
+        add_narrow(&narrow, &task.y, y, C, False, True)
+        run_narrow(&narrow, N, grain_of(N, C * TWICE))
+    else:
+        run(&task, <Rows> residual_layer_norm_forward_rows[float], <Rows> residual_layer_norm_forward_rows[double], x,
+            N, grain_of(N, C * TWICE))
     return s, y, mean, rstd
 
 
-cdef void residual_layer_norm_backward_blocks(real *kind, ResidualLayerNormBackward *p, Py_ssize_t begin,
-                                              Py_ssize_t end) noexcept nogil:
+cdef void residual_layer_norm_backward_rows(real *kind, ResidualLayerNormBackward *p, Py_ssize_t begin,
+                                            Py_ssize_t end) noexcept nogil:
     cdef real *dy = <real *> p.dy
     cdef real *ds = <real *> p.ds
     cdef real *s = <real *> p.s
@@ -105,28 +116,26 @@ cdef void residual_layer_norm_backward_blocks(real *kind, ResidualLayerNormBackw
     cdef double *dweight = p.dweight
     cdef double *dbias = p.dbias
     cdef double *dx_bias = p.dx_bias
-    cdef Py_ssize_t C = p.C, N = p.N, block, part, first, row, stop, j, at
-    for block in range(begin, end):
-        clear_sums(dweight, block, C)
-        clear_sums(dbias, block, C)
-        clear_sums(dx_bias, block, C)
-        for part in range(BLOCK // NEAR):
-            first = block * BLOCK + part * NEAR
-            stop = min(N, first + NEAR)
-            if first >= N:
-                break
-            for row in range(first, stop):
-                at = row * C
-                normalize_row_backward(dy + at, s + at, weight, mean + 2 * row, rstd[row], dresidual + at, ds + at, C)
-                if p.dropout.p > 0:
-                    dropout_mask(dx + at, C, <uint64_t> row, &p.dropout)
-                    for j in range(C):
-                        dx[at + j] *= dresidual[at + j]
-                if dx_bias != NULL:
-                    for j in range(C):
-                        dx_bias[block * C + j] += dx[at + j]
-            add_weight_gradients(dy + first * C, s + first * C, mean + 2 * first, rstd + first, stop - first,
-                                 dweight + block * C, dbias + block * C if dbias != NULL else NULL, C)
+    cdef Py_ssize_t C = p.C, block, first = begin, row, stop, j, at
+    while first < end:
+        block, stop = first // BLOCK, min(end, first + NEAR)
+        if first % BLOCK == 0:
+            clear_sums(dweight, block, C)
+            clear_sums(dbias, block, C)
+            clear_sums(dx_bias, block, C)
+        for row in range(first, stop):
+            at = row * C
+            normalize_row_backward(dy + at, s + at, weight, mean + 2 * row, rstd[row], dresidual + at, ds + at, C)
+            if p.dropout.p > 0:
+                dropout_mask(dx + at, C, <uint64_t> row, &p.dropout)
+                for j in range(C):
+                    dx[at + j] *= dresidual[at + j]
+            if dx_bias != NULL:
+                for j in range(C):
+                    dx_bias[block * C + j] += dx[at + j]
+        add_weight_gradients(dy + first * C, s + first * C, mean + 2 * first, rstd + first, stop - first,
+                             dweight + block * C, dbias + block * C if dbias != NULL else NULL, C)
+        first = stop
 
 
 def residual_layer_norm_backward(dy, ds, s, weight, mean, rstd, double p, uint64_t seed, uint64_t stream,
@@ -136,7 +145,7 @@ def residual_layer_norm_backward(dy, ds, s, weight, mean, rstd, double p, uint64
     dx is dresidual itself if p is 0; dx_bias and dbias are None if there is no such bias.
     """
     cdef Py_ssize_t N = s.shape[0], C = s.shape[1], blocks = blocks_of(N)
-    dresidual = numpy.empty_like(s)
+    weight, dresidual = wide(weight), numpy.empty_like(s)
     dx = dresidual if p == 0 else numpy.empty_like(s)
     dweight = numpy.empty((blocks, C))
     dbias = numpy.empty((blocks, C)) if has_bias else None
@@ -144,9 +153,19 @@ def residual_layer_norm_backward(dy, ds, s, weight, mean, rstd, double p, uint64
     cdef ResidualLayerNormBackward task = ResidualLayerNormBackward(
         dy=memory(dy), ds=memory(ds), s=memory(s), weight=memory(weight), mean=memory(mean), rstd=memory(rstd),
         dresidual=memory(dresidual), dx=memory(dx), dweight=<double *> memory(dweight),
-        dbias=<double *> memory(dbias), dx_bias=<double *> memory(dx_bias), N=N, C=C,
+        dbias=<double *> memory(dbias), dx_bias=<double *> memory(dx_bias), C=C,
         dropout=Dropout(p=p, seed=seed, stream=stream, first_row=first_row),
     )
-    run(&task, <Rows> residual_layer_norm_backward_blocks[float], <Rows> residual_layer_norm_backward_blocks[double],
-        s, blocks, 1)
-    return dresidual, dx, add_blocks(dx_bias, s.dtype), add_blocks(dweight, s.dtype), add_blocks(dbias, s.dtype)
+    cdef NarrowTask narrow = narrow_task(<Rows> residual_layer_norm_backward_rows[float], &task, sizeof(task))
+    if s.itemsize == 2:
+        add_narrow(&narrow, &task.dy, dy, C, True, False)
+        add_narrow(&narrow, &task.ds, ds, C, True, False)
+        add_narrow(&narrow, &task.s, s, C, True, False)
+        add_narrow(&narrow, &task.dresidual, dresidual, C, False, True)
+        add_narrow(&narrow, &task.dx, dx, C, False, True)
+        run_narrow(&narrow, N, BLOCK)
+    else:
+        run(&task, <Rows> residual_layer_norm_backward_rows[float], <Rows> residual_layer_norm_backward_rows[double], s,
+            N, BLOCK)
+    dtype = statistics_of(s)
+    return dresidual, dx, add_blocks(dx_bias, dtype), add_blocks(dweight, dtype), add_blocks(dbias, dtype)

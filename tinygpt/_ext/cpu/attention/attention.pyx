@@ -31,6 +31,12 @@ cdef extern from "attention.h" nogil:
     void tg_heads_backward_float(void *task, Py_ssize_t begin, Py_ssize_t end)
     void tg_heads_backward_double(void *task, Py_ssize_t begin, Py_ssize_t end)
 
+cdef extern from "attention_narrow.h" nogil:
+    void tg_heads_forward_narrow(void *task, Py_ssize_t begin, Py_ssize_t end)
+    void tg_heads_backward_narrow(void *task, Py_ssize_t begin, Py_ssize_t end)
+
+TAKES_BFLOAT16.update(["attention_forward", "attention_backward"])
+
 
 cdef void *open_array(object array, Py_ssize_t *stride) except? NULL:
     """The address of a (B, H, T, D) array; writes its first three strides, in elements, to stride[0..2]."""
@@ -75,11 +81,13 @@ def attention_forward(q, k, v, bint is_causal, double scale, double dropout_p, u
     q, k, v = [array if takes(array) else numpy.ascontiguousarray(array) for array in (q, k, v)]
     describe(&p, q, k, is_causal, scale, dropout_p, seed, stream, first_row)
     y = numpy.empty((p.B, p.Tq, p.H, p.D), q.dtype).transpose(0, 2, 1, 3)
-    lse = numpy.empty((p.B, p.H, p.Tq, 2), q.dtype)
+    lse = numpy.empty((p.B, p.H, p.Tq, 2), statistics_of(q))
     cdef Py_ssize_t unused[3]
     p.q, p.k, p.v = open_array(q, p.q_stride), open_array(k, p.k_stride), open_array(v, p.v_stride)
     p.y, p.lse = open_array(y, p.y_stride), open_array(lse, unused)
     cdef tg_body body = tg_heads_forward_float if q.itemsize == 4 else tg_heads_forward_double
+    if q.itemsize == 2:
+        body = tg_heads_forward_narrow
     run_heads(body, &p)
     if p.failed:
         raise MemoryError("attention: no memory for the copies of one head")
@@ -93,13 +101,15 @@ def attention_backward(dy, q, k, v, y, lse, bint is_causal, double scale, double
     if not (takes(dq) and takes(dk) and takes(dv)):
         return NotImplemented
     dy, q, k, v, y = [array if takes(array) else numpy.ascontiguousarray(array) for array in (dy, q, k, v, y)]
-    lse = numpy.ascontiguousarray(lse)
+    lse = numpy.ascontiguousarray(wide(lse))
     describe(&p, q, k, is_causal, scale, dropout_p, seed, stream, first_row)
     cdef Py_ssize_t unused[3]
     p.q, p.k, p.v = open_array(q, p.q_stride), open_array(k, p.k_stride), open_array(v, p.v_stride)
     p.y, p.lse, p.dy = open_array(y, p.y_stride), open_array(lse, unused), open_array(dy, p.dy_stride)
     p.dq, p.dk, p.dv = open_array(dq, p.dq_stride), open_array(dk, p.dk_stride), open_array(dv, p.dv_stride)
     cdef tg_body body = tg_heads_backward_float if q.itemsize == 4 else tg_heads_backward_double
+    if q.itemsize == 2:
+        body = tg_heads_backward_narrow
     run_heads(body, &p)
     if p.failed:
         raise MemoryError("attention: no memory for the copies of one head")

@@ -58,10 +58,11 @@ static void tg_share_panels(void *task, ptrdiff_t begin, ptrdiff_t end) {
 static void tg_bands(void *task, ptrdiff_t begin, ptrdiff_t end) {
     struct tg_gemm *g = task;
     const ptrdiff_t size = tg_strip_size(g->depth);
-    float *own = NULL;
-    if (g->a_k != 1 && !(own = tg_memory_float(g->band * size))) {
+    float *own = g->a_k != 1 ? tg_memory_float(g->band * size) : NULL;
+    float *sums = g->rounded ? tg_memory_float(tg_sums_size(g, g->band)) : NULL;
+    if ((g->a_k != 1 && !own) || (g->rounded && !sums)) {
         g->failed = 1;
-        return;
+        begin = end;
     }
     for (ptrdiff_t i = begin; i < end; i++) {
         const ptrdiff_t part = i / g->bands, first = i % g->bands * g->band, last = tg_least(first + g->band, g->strips);
@@ -69,10 +70,11 @@ static void tg_bands(void *task, ptrdiff_t begin, ptrdiff_t end) {
             const float *panels = tg_shared_panel(g, k0, part * g->part);
             if (own) tg_pack_strips(g, own, size, first, last, k0, tg_least(g->depth, g->K - k0));
             for (ptrdiff_t s = first; s < last; s++)
-                tg_multiply(g, s, k0, own ? own + (s - first) * size : NULL, panels, part);
+                tg_multiply(g, s, k0, own ? own + (s - first) * size : NULL, panels, part, sums, first);
         }
     }
     free(own);
+    free(sums);
 }
 
 /* More columns than rows: A is packed once, for all threads, unless its rows are contiguous ------------------- */
@@ -87,9 +89,10 @@ static void tg_share_strips(void *task, ptrdiff_t begin, ptrdiff_t end) {
 static void tg_panel_parts(void *task, ptrdiff_t begin, ptrdiff_t end) {
     struct tg_gemm *g = task;
     float *own = tg_memory_float(g->part * tg_panel_size(g->depth));
-    if (!own) {
+    float *sums = g->rounded ? tg_memory_float(tg_sums_size(g, g->strips)) : NULL;
+    if (!own || (g->rounded && !sums)) {
         g->failed = 1;
-        return;
+        begin = end;
     }
     for (ptrdiff_t part = begin; part < end; part++)
         for (ptrdiff_t k0 = 0; k0 < g->K; k0 += g->depth) {
@@ -97,9 +100,10 @@ static void tg_panel_parts(void *task, ptrdiff_t begin, ptrdiff_t end) {
                            tg_least(g->depth, g->K - k0));
             for (ptrdiff_t s = 0; s < g->strips; s++)
                 tg_multiply(g, s, k0, g->packed ? g->packed + s * tg_strip_size(g->K) + k0 * PRODUCT_STEP : NULL, own,
-                            part);
+                            part, sums, 0);
         }
     free(own);
+    free(sums);
 }
 
 /* The whole product ------------------------------------------------------------------------------------------- */

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "attention.h"
+#include "bfloat16.h"
 
 /* Of AVX-512's 32 registers, 28 hold sums, two hold a row of the panel, one holds an element of the strip; of AVX2's 16,
  * 12 hold sums. */
@@ -29,13 +30,18 @@ enum {
     AHEAD_PANEL = 24
 };
 
+/* With `pairs` the factors are in bfloat16, and a word of 32 bits, which is called a float here and below, holds two
+ * neighbours along k: then K, depths and strides count words. Where neighbours along k are a row or column apart in
+ * memory, a_k or b_k counts numbers of 16 bits, and packing makes the words. */
 struct tg_gemm {
     ptrdiff_t M, N, K;
     const float *a, *b;
     ptrdiff_t a_row, a_k, b_k, b_column; /* A(i, k) = a[i * a_row + k * a_k], B(k, j) = b[k * b_k + j * b_column] */
-    float *c;
+    float *c;                            /* NULL: C is `rounded` */
     ptrdiff_t c_row;
     int add;                             /* C += A . B instead of C = A . B */
+    int pairs, half;                     /* bfloat16; its last word has one number instead of two */
+    uint16_t *rounded;                   /* C in bfloat16, whose sums are floats until they are whole */
     int failed;                          /* a thread ran out of memory */
     ptrdiff_t depth;                     /* length of a piece of k; the last may be shorter */
     ptrdiff_t strips, rows;              /* strips of A, and rows per strip; the last may have fewer */
@@ -82,6 +88,19 @@ static inline void tg_transpose(float *out, ptrdiff_t out_stride, const float *x
 #endif
 }
 
+typedef uint32_t tg_word __attribute__((may_alias));
+
+/* `count` words, each of a number of row k and one of the row below it, which are `stride` apart in a matrix of 16-bit
+ * numbers. k counts words; `half`: the row below does not exist, and zeros take its place. */
+static inline void tg_interleave(float *out, const uint16_t *row, ptrdiff_t stride, int half, ptrdiff_t count) {
+    const uint16_t *below = row + stride;
+    tg_word *word = (tg_word *)out;
+    if (half)
+        for (ptrdiff_t j = 0; j < count; j++) word[j] = row[j];
+    else
+        for (ptrdiff_t j = 0; j < count; j++) word[j] = row[j] | (uint32_t)below[j] << 16;
+}
+
 /* A panel of a transposed matrix: B(k, j) = b[k + j * b_column]. */
 static void tg_pack_transposed(float *out, const float *b, ptrdiff_t b_column, ptrdiff_t depth) {
     ptrdiff_t k = 0;
@@ -92,10 +111,37 @@ static void tg_pack_transposed(float *out, const float *b, ptrdiff_t b_column, p
         for (int j = 0; j < PRODUCT_COLUMNS; j++) out[k * PRODUCT_COLUMNS + j] = b[k + j * b_column];
 }
 
+/* tg_pack_panels for a matrix in bfloat16 whose rows are contiguous. */
+static void tg_pack_panels_of_pairs(const struct tg_gemm *g, float *out, ptrdiff_t first, ptrdiff_t last, ptrdiff_t k0,
+                                    ptrdiff_t depth) {
+    const uint16_t *b = (const uint16_t *)g->b + 2 * k0 * g->b_k;
+    const ptrdiff_t size = tg_panel_size(depth);
+    for (ptrdiff_t k = 0; k < depth; k++) {
+        const uint16_t *row = b + 2 * k * g->b_k, *coming = row + 2 * AHEAD_ROWS * g->b_k;
+        const int half = g->half && k0 + k == g->K - 1;
+        for (ptrdiff_t p = first; p < last; p++) {
+            float *words = out + (p - first) * size + k * PRODUCT_COLUMNS;
+            const ptrdiff_t j = p * PRODUCT_COLUMNS, columns = tg_least(PRODUCT_COLUMNS, g->N - j);
+            __builtin_prefetch(coming + j);
+            __builtin_prefetch(coming + j + g->b_k);
+            if (columns == PRODUCT_COLUMNS) {
+                tg_interleave(words, row + j, g->b_k, half, PRODUCT_COLUMNS);
+            } else {
+                memset(words, 0, PRODUCT_COLUMNS * sizeof(float));
+                tg_interleave(words, row + j, g->b_k, half, columns);
+            }
+        }
+    }
+}
+
 /* Pack panels first .. last - 1 of B, rows k0 .. k0 + depth - 1: 32 adjacent columns per k, zero beyond the last
  * column. */
 static void tg_pack_panels(const struct tg_gemm *g, float *out, ptrdiff_t first, ptrdiff_t last, ptrdiff_t k0,
                            ptrdiff_t depth) {
+    if (g->pairs && g->b_column == 1) {
+        tg_pack_panels_of_pairs(g, out, first, last, k0, depth);
+        return;
+    }
     const float *b = g->b + k0 * g->b_k + first * PRODUCT_COLUMNS * g->b_column;
     const ptrdiff_t size = tg_panel_size(depth), columns = g->N - first * PRODUCT_COLUMNS;
     const ptrdiff_t whole = tg_least(columns / PRODUCT_COLUMNS, last - first);
@@ -130,10 +176,22 @@ static void tg_pack_strips(const struct tg_gemm *g, float *out, ptrdiff_t size, 
     for (ptrdiff_t k = 0; k < depth; k += PRODUCT_TILE) {
         const ptrdiff_t steps = tg_least(PRODUCT_TILE, depth - k);
         const float *rows = g->a + (k0 + k) * g->a_k;
+        const uint16_t *pairs = (const uint16_t *)g->a + 2 * (k0 + k) * g->a_k;
         for (ptrdiff_t s = first; s < last; s++) {
             const ptrdiff_t i = s * g->rows, left = g->M - i;
             float *packed = out + (s - first) * size + k * PRODUCT_STEP;
             for (ptrdiff_t step = 0; step < steps; step++, packed += PRODUCT_STEP) {
+                if (g->pairs) {
+                    const uint16_t *column = pairs + 2 * step * g->a_k + i;
+                    const int half = g->half && k0 + k + step == g->K - 1;
+                    __builtin_prefetch(column + 2 * PRODUCT_TILE * g->a_k);
+                    __builtin_prefetch(column + (2 * PRODUCT_TILE + 1) * g->a_k);
+                    if (left >= PRODUCT_STEP)
+                        tg_interleave(packed, column, g->a_k, half, PRODUCT_STEP);
+                    else
+                        tg_interleave(packed, column, g->a_k, half, tg_least(left, g->rows));
+                    continue;
+                }
                 const float *column = rows + step * g->a_k + i;
                 __builtin_prefetch(column + PRODUCT_TILE * g->a_k);
                 if (left >= PRODUCT_STEP) /* includes rows of the next strip, unused: copying a whole vector is faster */
@@ -155,8 +213,19 @@ static __attribute__((noinline)) void tg_store_columns(int rows, const float *re
         for (ptrdiff_t j = 0; j < columns; j++) c[j] = add ? c[j] + block[j] : block[j];
 }
 
+/* sum += the products of the two numbers of each word, with the roundings of the instruction: the second product is
+ * added first, each sum is rounded to the nearest float, and floats below 2^-126 count as zero. */
+static inline tg_vec_float tg_add_pairs(tg_vec_float sum, const float *word, tg_vec_float words) {
+#if TG_PAIRS
+    const __m512i factor = _mm512_castps_si512(_mm512_set1_ps(*word));
+    __asm__("vdpbf16ps %1, %2, %0" : "+v"(sum) : "v"(factor), "v"(words));
+#endif
+    return sum;
+}
+
 /* One block of C, at most 32 columns. The number of rows and the strip's strides are compile-time constants. */
-static inline __attribute__((always_inline)) void tg_multiply_block(const int rows, ptrdiff_t depth, const float *restrict strip,
+static inline __attribute__((always_inline)) void tg_multiply_block(const int pairs, const int rows, ptrdiff_t depth,
+                                                           const float *restrict strip,
                                                            const ptrdiff_t row_stride, const ptrdiff_t k_stride,
                                                            const float *restrict panel, float *restrict c,
                                                            ptrdiff_t c_row, ptrdiff_t columns, int add) {
@@ -171,6 +240,11 @@ static inline __attribute__((always_inline)) void tg_multiply_block(const int ro
         const tg_vec_float b_left = *(const tg_vec_float *)b, b_right = *(const tg_vec_float *)(b + PRODUCT_LANES);
 #pragma GCC unroll 14
         for (int i = 0; i < rows; i++) {
+            if (pairs) {
+                left[i] = tg_add_pairs(left[i], strip + i * row_stride + k * k_stride, b_left);
+                right[i] = tg_add_pairs(right[i], strip + i * row_stride + k * k_stride, b_right);
+                continue;
+            }
             const float factor = strip[i * row_stride + k * k_stride];
             left[i] += factor * b_left;
             right[i] += factor * b_right;
@@ -213,35 +287,57 @@ static inline void tg_ask(struct tg_coming coming, ptrdiff_t depth, ptrdiff_t tu
 
 /* Multiply a strip, copied or packed, by one panel. Not inlined: the compiler would otherwise copy the loop over the panels
  * into each case, 130 KB of code instead of 38, which took a quarter of its whole time. */
-#define TG_STRIP(rows)                                                                                                 \
+#define TG_STRIP(pairs, rows)                                                                                          \
     case rows:                                                                                                         \
         if (rows > PRODUCT_ROWS) break;                                                                                \
-        if (packed) tg_multiply_block(rows, depth, strip, 1, PRODUCT_STEP, panel, c, c_row, columns, add);             \
-        else tg_multiply_block(rows, depth, strip, PRODUCT_STRIDE, 1, panel, c, c_row, columns, add);                  \
+        if (packed) tg_multiply_block(pairs, rows, depth, strip, 1, PRODUCT_STEP, panel, c, c_row, columns, add);      \
+        else tg_multiply_block(pairs, rows, depth, strip, PRODUCT_STRIDE, 1, panel, c, c_row, columns, add);           \
         break;
+#define TG_STRIPS(pairs)                                                                                               \
+    switch (rows) {                                                                                                    \
+        TG_STRIP(pairs, 1) TG_STRIP(pairs, 2) TG_STRIP(pairs, 3) TG_STRIP(pairs, 4) TG_STRIP(pairs, 5)                 \
+        TG_STRIP(pairs, 6) TG_STRIP(pairs, 7) TG_STRIP(pairs, 8) TG_STRIP(pairs, 9) TG_STRIP(pairs, 10)                \
+        TG_STRIP(pairs, 11) TG_STRIP(pairs, 12) TG_STRIP(pairs, 13) TG_STRIP(pairs, 14)                                \
+    }
 
 static __attribute__((noinline)) void tg_strip_by_panel(ptrdiff_t rows, ptrdiff_t depth, const float *strip, int packed,
                                                         const float *panel, float *c, ptrdiff_t c_row, ptrdiff_t columns,
                                                         int add) {
-    switch (rows) {
-        TG_STRIP(1) TG_STRIP(2) TG_STRIP(3) TG_STRIP(4) TG_STRIP(5) TG_STRIP(6) TG_STRIP(7)
-        TG_STRIP(8) TG_STRIP(9) TG_STRIP(10) TG_STRIP(11) TG_STRIP(12) TG_STRIP(13) TG_STRIP(14)
-    }
+    TG_STRIPS(0)
+}
+
+/* The same for words of two numbers; only where tg_has_pairs. */
+static __attribute__((noinline)) void tg_strip_by_panel_of_pairs(ptrdiff_t rows, ptrdiff_t depth, const float *strip,
+                                                                 int packed, const float *panel, float *c,
+                                                                 ptrdiff_t c_row, ptrdiff_t columns, int add) {
+#if TG_PAIRS
+    TG_STRIPS(1)
+#endif
 }
 
 /* Multiply a strip by the panels of `columns` columns. */
-static void tg_strip(ptrdiff_t rows, ptrdiff_t depth, const float *strip, int packed, const float *panel, float *c,
-                     ptrdiff_t c_row, ptrdiff_t columns, int add, struct tg_coming coming) {
+static void tg_strip(int pairs, ptrdiff_t rows, ptrdiff_t depth, const float *strip, int packed, const float *panel,
+                     float *c, ptrdiff_t c_row, ptrdiff_t columns, int add, struct tg_coming coming) {
     const ptrdiff_t panels = tg_ceil_div(columns, PRODUCT_COLUMNS);
     for (ptrdiff_t p = 0; p < panels; p++, panel += tg_panel_size(depth), c += PRODUCT_COLUMNS) {
         tg_ask(coming, depth, p, panels);
-        tg_strip_by_panel(rows, depth, strip, packed, panel, c, c_row, columns - p * PRODUCT_COLUMNS, add);
+        const ptrdiff_t left = columns - p * PRODUCT_COLUMNS;
+        if (pairs) tg_strip_by_panel_of_pairs(rows, depth, strip, packed, panel, c, c_row, left, add);
+        else tg_strip_by_panel(rows, depth, strip, packed, panel, c, c_row, left, add);
     }
 }
 
-/* Multiply the piece of strip s that starts at k0 by the panels of a part. strip: packed, or NULL to copy A's rows. */
+/* Floats between two rows of the sums of a C in bfloat16, for a part, and how many a task needs for `strips` strips:
+ * one strip's if each is whole after one piece of k. */
+static inline ptrdiff_t tg_sums_row(const struct tg_gemm *g) { return g->part * PRODUCT_COLUMNS + 16; }
+static inline ptrdiff_t tg_sums_size(const struct tg_gemm *g, ptrdiff_t strips) {
+    return (g->depth < g->K ? strips : 1) * g->rows * tg_sums_row(g);
+}
+
+/* Multiply the piece of strip s that starts at k0 by the panels of a part. strip: packed, or NULL to copy A's rows.
+ * sums: for a C in bfloat16, of the strips from `first` on; the last piece makes them whole. */
 static void tg_multiply(const struct tg_gemm *g, ptrdiff_t s, ptrdiff_t k0, const float *strip, const float *panels,
-                        ptrdiff_t part) {
+                        ptrdiff_t part, float *sums, ptrdiff_t first) {
     const ptrdiff_t i = s * g->rows, rows = tg_least(g->rows, g->M - i), depth = tg_least(g->depth, g->K - k0);
     const ptrdiff_t j = part * g->part * PRODUCT_COLUMNS, columns = tg_least(g->N - j, g->part * PRODUCT_COLUMNS);
     float copy[PRODUCT_ROWS * PRODUCT_STRIDE] __attribute__((aligned(64)));
@@ -252,8 +348,15 @@ static void tg_multiply(const struct tg_gemm *g, ptrdiff_t s, ptrdiff_t k0, cons
             memcpy(copy + r * PRODUCT_STRIDE, row + r * g->a_row, (size_t)depth * sizeof(float));
         if (i + rows + PRODUCT_ROWS <= g->M) coming.rows = row + rows * g->a_row;
     }
-    tg_strip(rows, depth, strip ? strip : copy, strip != NULL, panels, g->c + i * g->c_row + j, g->c_row, columns,
-             g->add || k0 > 0, coming);
+    if (!g->rounded) {
+        tg_strip(g->pairs, rows, depth, strip ? strip : copy, strip != NULL, panels, g->c + i * g->c_row + j, g->c_row, columns,
+                 g->add || k0 > 0, coming);
+        return;
+    }
+    sums += g->depth < g->K ? (s - first) * g->rows * tg_sums_row(g) : 0;
+    tg_strip(g->pairs, rows, depth, strip ? strip : copy, strip != NULL, panels, sums, tg_sums_row(g), columns, k0 > 0, coming);
+    for (ptrdiff_t r = 0; k0 + depth == g->K && r < rows; r++)
+        tg_narrow(g->rounded + (i + r) * g->c_row + j, sums + r * tg_sums_row(g), columns);
 }
 
 #endif
