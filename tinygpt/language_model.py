@@ -162,10 +162,11 @@ class LanguageModel(nn.Module):
         return self.eval()
 
     def compute_in(self, dtype: str) -> contextlib.AbstractContextManager[None]:
-        """`with model.compute_in("bfloat16"):` computes activations and matrix products in 16 bits, on a GPU.
+        """`with model.compute_in("bfloat16"):` computes activations and matrix products in 16 bits.
 
-        dtype: "bfloat16"; "float16", which needs `tinygpt.training.LossScale`; "float32", no change. Weights, their
-        gradients, statistics, losses, generation and scoring stay in float32. Raises UsageError.
+        dtype: "bfloat16"; "float16", on a GPU, which needs `tinygpt.training.LossScale`; "float32", no change. Weights,
+        their gradients, statistics, losses, generation and scoring stay in float32. On a processor without AVX512_BF16
+        bfloat16 is slower than float32. Raises UsageError; MissingExtraError without ml_dtypes (extra `bfloat16`).
         """
         return compute_in(self, dtype)
 

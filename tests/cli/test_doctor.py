@@ -93,6 +93,12 @@ def test_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     assert facts(doctor.report())["Memory"].startswith("unknown on ")
 
 
+@pytest.mark.parametrize(("has", "words"), [(True, "is faster than in float32"), (False, "is slower than in float32")])
+def test_bfloat16_products(has: bool, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(numpy_backend, "has_bfloat16_products", lambda: has)
+    assert facts(doctor.report())["bfloat16 products"].endswith(f"training with --dtype bfloat16 {words}")
+
+
 # GPU ----------------------------------------------------------------------------------------------
 
 

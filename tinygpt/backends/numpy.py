@@ -71,6 +71,12 @@ def level() -> str:
     return "none" if module is None else module.__name__.rpartition(".")[2]
 
 
+def has_bfloat16_products() -> bool:
+    """Whether the processor and the compiled kernels multiply bfloat16 matrices, faster than float32 ones."""
+    module = extension()
+    return module is not None and bool(module.has_bfloat16_products())
+
+
 def describe() -> str:
     """One line: NumPy's version, the compiled extension and its threads."""
     module = extension()

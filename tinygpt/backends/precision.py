@@ -4,8 +4,9 @@
     bfloat16    1 sign, 8 exponent, 7 fraction bits: the range of float32, with 2 to 3 decimal digits
 
 They are for storage: sums and functions of them are computed in float32 and rounded once. A GPU multiplies 16-bit
-matrices several times as fast as float32 ones. NumPy has no fast 16-bit products, so the backend "numpy" has no 16-bit
-tensors. bfloat16 is not one of NumPy's own types: it comes from the package ml_dtypes, and NumPy calls its kind "V".
+matrices several times as fast as float32 ones, a processor with AVX512_BF16 (AMD since Zen 4, Intel's servers since
+Cooper Lake) those in bfloat16 twice as fast. So the backend "numpy" has bfloat16, and no float16. bfloat16 is not one
+of NumPy's own types: it comes from the package ml_dtypes, and NumPy calls its kind "V".
 """
 
 from __future__ import annotations
@@ -80,19 +81,33 @@ def activation_dtype(name: str, backend: str) -> np.dtype:
         raise UsageError(f"activations can be in {', '.join(DTYPES)}, not in {name!r}")
     if name == "float32":
         return np.dtype(np.float32)
-    if backend != "cupy":
-        raise UsageError(
-            f"{name} is not supported on the CPU, because NumPy has no fast 16-bit matrix products (it would be slower "
-            "than float32, not faster): leave out --dtype, or use a GPU with --backend cupy; a run in float32 can be "
-            f"resumed on a GPU with --resume --backend cupy --dtype {name}"
-        )
     if name == "float16":
+        if backend != "cupy":
+            raise UsageError(
+                "float16 is not supported on the CPU, which has no products of it: use --dtype bfloat16, or a GPU with "
+                "--backend cupy; a run can be resumed on a GPU with --resume --backend cupy --dtype float16"
+            )
         return np.dtype(np.float16)
-    return _bfloat16(get("cupy"))
+    if backend == "cupy":
+        _require_bfloat16_of_gpu(get("cupy"))
+    try:
+        return np.dtype(importlib.import_module("ml_dtypes").bfloat16)
+    except ImportError:
+        others = "float16 or float32" if backend == "cupy" else "float32"
+        raise MissingExtraError(
+            f"bfloat16 needs the package 'ml_dtypes', which is not installed: pip install ml_dtypes, or use --dtype "
+            f"{others}",
+            {"bfloat16": ["ml_dtypes"]},
+        ) from None
 
 
-def _bfloat16(backend: Any) -> np.dtype:
-    """The dtype bfloat16. Raises UsageError, MissingExtraError if the GPU, CuPy or ml_dtypes do not provide it."""
+def is_slower_than_float32(dtype: str, backend: str) -> bool:
+    """Whether training in this dtype takes longer than in float32, because the processor has no products of it."""
+    return dtype == "bfloat16" and backend == "numpy" and not get("numpy").has_bfloat16_products()
+
+
+def _require_bfloat16_of_gpu(backend: Any) -> None:
+    """Raises UsageError if the GPU or CuPy do not have bfloat16."""
     cupy = backend.require()
     capability = int(cupy.cuda.Device().compute_capability)
     if capability < BFLOAT16_FROM:
@@ -106,11 +121,3 @@ def _bfloat16(backend: Any) -> np.dtype:
             f"bfloat16 needs CuPy {CUPY_WITH_BFLOAT16} or newer, and {cupy.__version__} is installed: install a newer "
             "one, or use --dtype float16 or float32"
         )
-    try:
-        return np.dtype(importlib.import_module("ml_dtypes").bfloat16)
-    except ImportError:
-        raise MissingExtraError(
-            "bfloat16 needs the package 'ml_dtypes', which is not installed: pip install ml_dtypes, or use "
-            "--dtype float16 or float32",
-            {"bfloat16": ["ml_dtypes"]},
-        ) from None

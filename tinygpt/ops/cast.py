@@ -31,9 +31,9 @@ new weight at hand, writes it there as well. A copy counts as long as nothing el
 
 No oracle: this is a change of type, not composed of anything. The tests compare it with NumPy's, there and back.
 
-Shapes: any. 16-bit tensors exist only on a GPU (`tinygpt.backends.precision` says why), and only the operations that
-the model uses accept them: linear, layer_norm, residual_layer_norm, gelu, bias_gelu, dropout, attention, softmax,
-cross_entropy, linear_cross_entropy, embedding, additions and products.
+Shapes: any. Tensors in float16 exist only on a GPU (`tinygpt.backends.precision` says why), and only the operations
+that the model uses accept 16 bits: linear, layer_norm, residual_layer_norm, gelu, bias_gelu, dropout, attention,
+softmax, cross_entropy, linear_cross_entropy, embedding, additions and products.
 Source: Micikevicius et al., "Mixed Precision Training", 2018, section 3.1.
 """
 
@@ -165,7 +165,7 @@ def casting_together(model: Any, dtype: np.dtype | None) -> Iterator[None]:
 def cast(x: Tensor, dtype: DTypeLike) -> Tensor:
     """x in another floating-point type; x itself if it has that type already.
 
-    x: any shape, floating-point. dtype: "float32", "float64" or, on a GPU, "bfloat16" or "float16". Rounds to nearest;
+    x: any shape, floating-point. dtype: "float32", "float64", "bfloat16" or, on a GPU, "float16". Rounds to nearest;
     numbers too large for the type become infinity. Returns a tensor of x's shape. Raises DtypeError, UsageError.
     """
     require_floating("cast", x=x)

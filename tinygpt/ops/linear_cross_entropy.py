@@ -26,6 +26,7 @@ through a retained graph, finds them gone and recomputes them. Without gradients
 In 16 bits, rows of logits are padded to a multiple of 64: the tensor cores need rows that begin at multiples of 16
 bytes, and GPT-2's V = 50257 is odd (on an H200 its products ran at a fifth of the speed). weight is padded with rows of
 zeros, and the logits that come from these are overwritten with -infinity, so their probabilities and gradients are 0.
+On a CPU a multiple of 2 is enough: the product reads two neighbours at a time.
 
 Shapes: x (..., C), weight (V, C) like an embedding table, targets (...). Inside: N rows in blocks of R; each row has V
 logits or, if padded, P.
@@ -37,7 +38,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..backends import array_module, as_factor, room
+from ..backends import array_module, as_factor, name_of, room
 from ..backends.precision import is_16_bit, statistics_dtype, upcast
 from ..backends.recording import noted
 from ..errors import ShapeError
@@ -116,9 +117,11 @@ def loss_and_gradients(
 
 
 def padded(weight: Array) -> Array:
-    """weight (V, C) -> (P, C): if 16-bit, padded with rows of zeros to a multiple of 64; otherwise unchanged."""
+    """weight (V, C) -> (P, C): if 16-bit, padded with rows of zeros to a multiple of 64 (2 on a CPU); otherwise
+    unchanged."""
     V, C = weight.shape
-    P = -(-V // 64) * 64
+    multiple = 2 if name_of(weight) == "numpy" else 64
+    P = -(-V // multiple) * multiple
     if not is_16_bit(weight.dtype) or P == V:
         return weight
     xp = array_module(weight)

@@ -21,6 +21,7 @@ from __future__ import annotations
 import numpy as np
 
 from .. import kernel, parallel
+from ..backends.precision import is_slower_than_float32
 from ..console import say
 from ..data.chat_template import write_templates
 from ..data.dialogue import end_of_text
@@ -122,6 +123,8 @@ def describe_run(settings: Settings, text: Text, model: GPT) -> str:
     """A summary of the run in a few lines, to print before training."""
     config, training = model.config, settings.training
     in_dtype = "" if training.dtype == "float32" else f", activations in {training.dtype}"
+    if is_slower_than_float32(training.dtype, settings.backend):
+        in_dtype += " (slower than float32 here: this processor, or its kernels, can't multiply such numbers)"
     begin = settings.checkpoint.step if settings.checkpoint is not None else 0
     aside = f"the last {training.validation_fraction:.0%} for validation"
     if text.documents is not None:

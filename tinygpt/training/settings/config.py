@@ -114,7 +114,7 @@ class TrainingConfig:
     checkpoint_every: int = declare(250, "steps between checkpoints", at_least=1)
     dtype: str = declare(
         "float32",
-        "dtype of activations and matrix products; 16 bits need a GPU; weights and sums stay float32",
+        "dtype of activations and matrix products; float16 needs a GPU; weights and sums stay float32",
         choices=DTYPES,
     )
     cuda_graphs: str = declare(
