@@ -6,16 +6,23 @@ When a process starts its threads, the system may run two of them on one core wh
 speed (`tinygpt/_ext/threads/pool.c` says what is done about it). Each start multiplies matrices that fit the caches for
 a few seconds, in slices of about 5 ms. A slice that takes more than 1.5 times the process's median counts as slow. On a
 machine that is busy otherwise the figures say nothing.
+
+On Linux it also says where those seconds went: how long the threads of the process were ready, but had to wait for a
+core (/proc/self/task/*/schedstat), and how long the hypervisor of a virtual machine kept a core (steal, /proc/stat). A
+thread that waits while nothing is stolen shares its core with another thread.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -27,16 +34,45 @@ SIZE = 256
 AIM = 0.05  # seconds
 
 
-def slow_seconds(seconds: float) -> float:
-    """Multiply for so many seconds; returns how many of them were in slow slices."""
+class Slow(NamedTuple):
+    """seconds: in slow slices; in these, the seconds that all threads together waited for a core, and those stolen."""
+
+    seconds: float
+    waited: float
+    stolen: float
+
+
+def waited() -> float:
+    """Seconds for which the threads of this process were ready but not running, so far; 0 where nothing tells."""
+    total = 0
+    for path in Path("/proc/self/task").glob("*/schedstat"):
+        with contextlib.suppress(OSError, IndexError):
+            total += int(path.read_text().split()[1])
+    return total / 1e9
+
+
+def stolen() -> float:
+    """Seconds for which the cores were taken by the hypervisor, so far; 0 where nothing tells."""
+    with contextlib.suppress(OSError, IndexError):
+        return int(Path("/proc/stat").read_text().split("\n", 1)[0].split()[8]) / os.sysconf("SC_CLK_TCK")
+    return 0.0
+
+
+def slow_slices(seconds: float) -> Slow:
+    """Multiply for so many seconds; returns what slow slices there were."""
     a = np.ones((SIZE, SIZE), np.float32)
     slices, end = [], time.perf_counter() + seconds
+    before = waited(), stolen()
     while (start := time.perf_counter()) < end:
         for _ in range(25):
             matmul_arrays(a, a)
-        slices.append(time.perf_counter() - start)
-    usual = statistics.median(slices)
-    return sum(each for each in slices if each > 1.5 * usual)
+        took = time.perf_counter() - start
+        after = waited(), stolen()
+        slices.append(Slow(took, after[0] - before[0], after[1] - before[1]))
+        before = after
+    usual = statistics.median(one.seconds for one in slices)
+    slow = [one for one in slices if one.seconds > 1.5 * usual]
+    return Slow(*(sum(column) for column in zip(*slow, strict=True))) if slow else Slow(0.0, 0.0, 0.0)
 
 
 def main() -> None:
@@ -46,7 +82,7 @@ def main() -> None:
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.work:
-        print(slow_seconds(options.seconds))
+        print(*slow_slices(options.seconds))
         return
     import machine
 
@@ -54,10 +90,19 @@ def main() -> None:
     found = []
     for _ in range(options.starts):
         command = [sys.executable, __file__, "--work", "--seconds", str(options.seconds)]
-        found.append(float(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        found.append(Slow(*map(float, done.stdout.split())))
+    seconds = [one.seconds for one in found]
     print(f"seconds at reduced speed in {options.starts} starts of {options.seconds:g} s: "
-          f"median {statistics.median(found):.3f}, {min(found):.3f} to {max(found):.3f}")  # fmt: skip
-    print(f"- {'met' if max(found) <= AIM else 'not met'}: at most {max(found):.2f} s of a start (aim: {AIM})")
+          f"median {statistics.median(seconds):.3f}, {min(seconds):.3f} to {max(seconds):.3f}")  # fmt: skip
+    total = Slow(*(sum(column) for column in zip(*found, strict=True)))
+    print(f"of {total.seconds:.2f} s in all starts: threads waited for a core {total.waited:.2f} s, cores were stolen "
+          f"{total.stolen:.2f} s; in the slowest start {_words(max(found))}")  # fmt: skip
+    print(f"- {'met' if max(seconds) <= AIM else 'not met'}: at most {max(seconds):.2f} s of a start (aim: {AIM})")
+
+
+def _words(one: Slow) -> str:
+    return f"{one.seconds:.2f} s: waited {one.waited:.2f}, stolen {one.stolen:.2f}"
 
 
 if __name__ == "__main__":

@@ -191,12 +191,10 @@ def test_more_threads_than_cores(tmp_path: Path) -> None:
 
 
 @needs_extension
-@pytest.mark.skipif(sys.platform != "linux", reason="the limit on a user's threads is Linux's")
-@needs_extension
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system does not say on which core a thread runs")
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2 if hasattr(os, "sched_getaffinity") else True, reason="one core")
 def test_a_worker_leaves_its_callers_core_and_may_run_anywhere_again(tmp_path: Path) -> None:
-    """All threads are sent to one core, and may then leave it: the worker does so with its next share."""
+    """All threads are sent to one core, and may then leave it: the worker does so by itself, or is sent away."""
     code = """
 import time
 from tinygpt.backends import get
@@ -205,27 +203,67 @@ expected, allowed = work(), os.sched_getaffinity(0)
 assert module.get_num_threads() == 2
 threads = [int(name) for name in os.listdir("/proc/self/task")]
 
+def moved():
+    return module.moves() + module.sendings()
+
 def all_on(cores):
     for thread in threads:
         os.sched_setaffinity(thread, cores)
 
 time.sleep(0.3)  # until the worker sleeps: it must not be in the middle of a move
 all_on({min(allowed)})
-before = module.moves()
+before = moved()
 assert work() == expected
-assert module.moves() == before  # there is nowhere to go
+assert moved() == before  # there is nowhere to go
 until = time.monotonic() + 60
-while module.moves() == before and time.monotonic() < until:  # after a move there is a pause, of a second at most
+while moved() == before and time.monotonic() < until:  # after a move there is a pause
     all_on({min(allowed)})
     work()
     all_on(allowed)
     assert work() == expected
 assert all(os.sched_getaffinity(thread) == allowed for thread in threads)
-print(module.moves() - before)
+print(moved() - before)
 """
     assert int(python(code, tmp_path)) > 0
 
 
+def may_be_urgent() -> bool:
+    """Whether this user may run a thread before all usual ones."""
+    command = "import os; os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))"
+    return subprocess.run([sys.executable, "-c", command], capture_output=True, check=False).returncode == 0
+
+
+@needs_extension
+@pytest.mark.skipif(not may_be_urgent(), reason="needs Linux, and the right to real-time scheduling")
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2 if hasattr(os, "sched_getaffinity") else True, reason="one core")
+def test_a_worker_that_does_not_get_to_run_is_sent_away(tmp_path: Path) -> None:
+    """It is on its caller's core, which the caller keeps for itself. Then it may run anywhere again."""
+    code = """
+import time
+from tinygpt.backends import get
+module = get("numpy").extension()
+expected, allowed = work(), os.sched_getaffinity(0)
+others = {int(name) for name in os.listdir("/proc/self/task")} - {os.getpid()}  # the worker, and OpenBLAS's own
+time.sleep(0.3)
+os.sched_setaffinity(0, {min(allowed)})
+for thread in others:
+    os.sched_setaffinity(thread, {min(allowed)})
+os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+rows, begin = np.ones((512, 512), np.float32), time.thread_time()
+while not module.sendings() and time.thread_time() - begin < 0.3:  # for longer, the system takes the core from it
+    gelu_forward(rows)
+    for thread in others:
+        os.sched_setaffinity(thread, allowed)
+os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+assert work() == expected
+assert all(os.sched_getaffinity(thread) == allowed for thread in others)
+print(module.sendings())
+"""
+    assert int(python(code, tmp_path)) > 0
+
+
+@needs_extension
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit on a user's threads is Linux's")
 def test_the_system_refuses_threads(tmp_path: Path) -> None:
     """The team is then as large as it could be made, the results are the same, and nothing waits for ever."""
     code = """

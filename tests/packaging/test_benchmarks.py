@@ -63,11 +63,14 @@ def test_each_script_tells_its_options(name: str) -> None:
 
 
 def test_slow_first_seconds_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of eight slices, one takes three times as long as the others."""
+    """Of eight slices, one takes three times as long as the others. Only what was waited in that one counts."""
     module, clock = script("first_seconds"), iter([0.0, *(t for s in (1, 1, 3, 1, 1, 1, 1, 1) for t in (0.0, s)), 9.0])
     monkeypatch.setattr(module.time, "perf_counter", lambda: next(clock))
     monkeypatch.setattr(module, "matmul_arrays", lambda a, b: None)
-    assert module.slow_seconds(8.5) == 3
+    waits, stolen = iter([1.0, 2.0, 3.0, 5.5, *[6.0] * 5]), iter([0.0, 0.0, 0.0, 0.25, *[1.0] * 5])
+    monkeypatch.setattr(module, "waited", lambda: next(waits))
+    monkeypatch.setattr(module, "stolen", lambda: next(stolen))
+    assert module.slow_slices(8.5) == (3, 2.5, 0.25)
 
 
 @pytest.mark.slow

@@ -24,6 +24,7 @@ cdef extern from "pool.h" nogil:
     int tg_set_num_threads(int count)
     int tg_get_num_threads()
     int tg_moves()
+    int tg_sendings()
     int tg_adopt_blas(const char *library)
 
 cdef extern from "vmath.h" nogil:

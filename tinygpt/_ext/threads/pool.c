@@ -12,8 +12,10 @@
  * Idle workers spin for SPIN_NANOSECONDS, which spans the gap between two operations of a training step, then sleep on
  * a condition variable.
  *
- * In the first seconds of a process the system may run two of the threads on one core while others are idle, each at
- * half its speed. A worker that finds itself on the core of a thread before it moves away (Linux only).
+ * The system may put two of the threads on one core while others are idle, in the first seconds of a process above all.
+ * Then each has half of it, or the worker waits for the caller to use up its time. A worker that finds itself on the core
+ * of a thread before it moves away. One that has missed several regions can't find out, since it does not run: the caller
+ * sends it away (Linux only).
  *
  * Cases that need care, each with a test:
  * - OpenBLAS's jobs wait for one another, so all must run at the same time: a region of `count` jobs needs `count`
@@ -36,6 +38,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <time.h>
+#ifdef __linux__
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 enum { MAX_THREADS = 256 };
 static const int64_t SPIN_NANOSECONDS = 200000;
@@ -52,8 +58,8 @@ static int started = 0;         /* workers that exist */
 static _Thread_local int inside = 0;
 
 /* 128 bytes, two cache lines, for each share: processors fetch lines in pairs, and shares must not share a pair (false
- * sharing). */
-static struct { _Alignas(128) _Atomic uint64_t chunks; } shares[MAX_THREADS];
+ * sharing). joined: the last region that the thread has taken part in. */
+static struct { _Alignas(128) _Atomic uint64_t chunks; _Atomic uint32_t joined; } shares[MAX_THREADS];
 static _Alignas(128) _Atomic uint32_t regions = 0; /* regions opened so far: a change wakes the spinning workers */
 static _Atomic int team = 1;                       /* threads that may take part in the current region */
 static _Atomic int sleepers = 0;
@@ -119,56 +125,98 @@ static void take_chunks(int number, int members) {
 
 /* The core that each thread ran on when it last began its share of a region. Threads write only when it has changed. */
 static _Atomic int cores[MAX_THREADS] = {[0 ... MAX_THREADS - 1] = -1};
-static _Atomic int moves = 0;
+static _Atomic int moves = 0, sendings = 0;
 
-struct pause { /* of one worker, between two moves: doubled each time, for cores that other processes occupy */
-    int64_t until, next;
+struct pause { /* between two moves */
+    int64_t since, length;
 };
 
 #ifdef __linux__
-enum { SHORTEST_PAUSE = 1000000, LONGEST_PAUSE = 1000000000 }; /* nanoseconds */
+/* Nanoseconds. A move that has LASTED was worth it, and the pause after the next is short again. Otherwise it is doubled,
+ * since other processes occupy the cores. */
+enum { SHORTEST_PAUSE = 1000000, LONGEST_PAUSE = 32000000, LASTED = 50000000 };
+enum { MISSED = 4 }; /* regions, after which a worker is taken to wait for a core */
+
+static _Atomic pid_t threads[MAX_THREADS]; /* the system's numbers of the workers */
+
+static void note_thread(int number) { atomic_store(&threads[number], (pid_t)syscall(SYS_gettid)); }
+static void forget_threads(void) {
+    for (int i = 0; i < MAX_THREADS; i++) atomic_store(&threads[i], 0);
+}
+
+/* Whether the pause is over. If so, the next one begins. */
+static int may_move(struct pause *pause) {
+    const int64_t time = now(), passed = time - pause->since;
+    if (passed < pause->length) return 0;
+    pause->length = passed > LASTED ? SHORTEST_PAUSE : 2 * pause->length;
+    if (pause->length > LONGEST_PAUSE) pause->length = LONGEST_PAUSE;
+    pause->since = time;
+    return 1;
+}
+
+/* Take the cores `taken` from a thread (0: this one), which moves it at once if it is on one of them, and give them back:
+ * afterwards the system places it as before. False if it has no other cores. */
+static int move_away(pid_t thread, const cpu_set_t *taken) {
+    cpu_set_t allowed, others;
+    if (sched_getaffinity(thread, sizeof allowed, &allowed) != 0) return 0; /* more cores than a cpu_set_t holds */
+    CPU_XOR(&others, &allowed, taken);
+    CPU_AND(&others, &others, &allowed); /* allowed and not taken */
+    if (CPU_COUNT(&others) == 0 || sched_setaffinity(thread, sizeof others, &others) != 0) return 0;
+    sched_setaffinity(thread, sizeof allowed, &allowed);
+    atomic_fetch_add_explicit(thread ? &sendings : &moves, 1, memory_order_relaxed);
+    return 1;
+}
 
 static void note_core(int number, int core) {
     if (atomic_load_explicit(&cores[number], memory_order_relaxed) != core)
         atomic_store_explicit(&cores[number], core, memory_order_relaxed);
 }
 
-/* Leave a core that a thread with a smaller number is on. The thread is allowed on the other cores alone, which moves it
- * at once, and then on all of them again: afterwards the system places it as before. */
+/* Leave a core that a thread with a smaller number is on. */
 static void leave_shared_core(int number, struct pause *pause) {
     const int core = sched_getcpu();
-    int shared = 0;
-    for (int i = 0; i < number; i++) shared |= atomic_load_explicit(&cores[i], memory_order_relaxed) == core;
-    if (!shared || core < 0) {
-        note_core(number, core);
-        return;
+    cpu_set_t taken;
+    CPU_ZERO(&taken);
+    for (int i = 0; i < number; i++) {
+        const int other = atomic_load_explicit(&cores[i], memory_order_relaxed);
+        if (other >= 0) CPU_SET(other, &taken);
     }
-    const int64_t time = now();
-    if (time < pause->until) return;
-    pause->next = time > pause->until + LONGEST_PAUSE ? SHORTEST_PAUSE : pause->next;
-    pause->until = time + pause->next;
-    if (pause->next < LONGEST_PAUSE) pause->next *= 2;
-    cpu_set_t allowed, others;
-    if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return; /* more cores than a cpu_set_t holds */
-    others = allowed;
-    for (int i = 0; i < number; i++) CPU_CLR(atomic_load_explicit(&cores[i], memory_order_relaxed), &others);
-    if (CPU_COUNT(&others) == 0 || sched_setaffinity(0, sizeof others, &others) != 0) return;
-    sched_setaffinity(0, sizeof allowed, &allowed);
-    note_core(number, sched_getcpu());
-    atomic_fetch_add_explicit(&moves, 1, memory_order_relaxed);
+    const int shared = core >= 0 && CPU_ISSET(core, &taken);
+    if (!shared || (may_move(pause) && move_away(0, &taken))) note_core(number, sched_getcpu());
+}
+
+/* Send the workers that have missed several regions away from the caller's core. Called with region_lock held. */
+static void send_away(int members, uint32_t region) {
+    static struct pause pause = {0, SHORTEST_PAUSE};
+    const int core = sched_getcpu();
+    if (core < 0 || !may_move(&pause)) return;
+    cpu_set_t taken;
+    CPU_ZERO(&taken);
+    CPU_SET(core, &taken);
+    for (int i = 1; i < members; i++) {
+        const pid_t thread = atomic_load(&threads[i]);
+        if (thread && region - atomic_load_explicit(&shares[i].joined, memory_order_relaxed) > MISSED)
+            move_away(thread, &taken);
+    }
 }
 #else
+enum { SHORTEST_PAUSE = 0, MISSED = 4 };
 static void note_core(int number, int core) { (void)number, (void)core; }
+static void note_thread(int number) { (void)number; }
+static void forget_threads(void) {}
 static void leave_shared_core(int number, struct pause *pause) { (void)number, (void)pause; }
+static void send_away(int members, uint32_t region) { (void)members, (void)region; }
 static int sched_getcpu(void) { return -1; }
 #endif
 
 int tg_moves(void) { return atomic_load(&moves); }
+int tg_sendings(void) { return atomic_load(&sendings); }
 
 static void *worker(void *argument) {
     const int number = (int)(intptr_t)argument; /* 1, 2, ... : the caller is 0 */
-    struct pause pause = {0, 0};
+    struct pause pause = {0, SHORTEST_PAUSE};
     uint32_t last = 0;
+    note_thread(number);
     inside = 1;
     int64_t idle_since = now();
     for (unsigned turn = 0;; turn++) {
@@ -176,6 +224,7 @@ static void *worker(void *argument) {
         if (seen != last) {
             const int members = atomic_load_explicit(&team, memory_order_relaxed);
             if (number < members) {
+                atomic_store_explicit(&shares[number].joined, seen, memory_order_relaxed);
                 leave_shared_core(number, &pause);
                 take_chunks(number, members);
             }
@@ -240,7 +289,10 @@ static void run_region(tg_body body, void *task, ptrdiff_t n, ptrdiff_t grain, u
     atomic_store_explicit(&team, members, memory_order_relaxed);
     note_core(0, sched_getcpu());
     const uint32_t sharers = chunks < (uint32_t)members ? chunks : (uint32_t)members; /* other shares stay empty */
+    const uint32_t region = atomic_load_explicit(&regions, memory_order_relaxed);
+    int missed = 0;
     for (uint32_t i = 0; i < sharers; i++) {
+        missed |= i > 0 && region - atomic_load_explicit(&shares[i].joined, memory_order_relaxed) > MISSED;
         const uint64_t next = (uint64_t)chunks * i / sharers, end = (uint64_t)chunks * (i + 1) / sharers;
         atomic_store_explicit(&shares[i].chunks, end << 32 | next, memory_order_release);
     }
@@ -250,6 +302,7 @@ static void run_region(tg_body body, void *task, ptrdiff_t n, ptrdiff_t grain, u
         pthread_cond_broadcast(&wake);
         pthread_mutex_unlock(&sleep_lock);
     }
+    if (missed) send_away(members, region);
     inside++;
     take_chunks(0, members);
     inside--;
@@ -408,6 +461,7 @@ static void after_fork_in_child(void) {
     sleep_lock = fresh_mutex;
     wake = fresh_condition;
     started = 0;
+    forget_threads(); /* their numbers are those of the parent's */
     blas_lock = fresh_mutex;
     blas_users = 0; /* those threads are gone */
     atomic_store(&sleepers, 0);

@@ -24,6 +24,9 @@ int tg_get_num_threads(void);
 /* How often a worker has left a core that it shared with another thread of the team. */
 int tg_moves(void);
 
+/* How often the caller has sent a worker that did not get to run away from its own core. */
+int tg_sendings(void);
+
 /* Make OpenBLAS run its jobs on these threads. `library` is the path of a loaded library that depends on OpenBLAS.
  * Returns 1 on success, 0 if the BLAS in use does not support it (it is then left alone). */
 int tg_adopt_blas(const char *library);

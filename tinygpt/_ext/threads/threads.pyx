@@ -47,3 +47,8 @@ def threads_report():
 def moves():
     """How often a thread has left a core that it shared with another one of the team. Always 0 except on Linux."""
     return tg_moves()
+
+
+def sendings():
+    """How often the caller has sent a worker that did not get to run to other cores than its own. 0 except on Linux."""
+    return tg_sendings()
