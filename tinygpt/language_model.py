@@ -149,12 +149,13 @@ class LanguageModel(nn.Module):
     # Modes and weights ----------------------------------------------------------------------------
 
     def pack(self: _Model, format: str, group: int | None = None, activations: str | None = None) -> _Model:
-        """Store the large matrices (linear layers, token embedding) in 16 or 8 bits, for faster inference.
+        """Store the large matrices (linear layers, token embedding) in 16, 8 or 4 bits, for faster inference.
 
-        format: "bfloat16" or "int8"; group: how many terms of a sum share a scale in int8, a multiple of 8; None means
-        one scale per output. See `tinygpt.ops.packed`. The model can then run, generate and score, but not be trained
-        or saved. Only for float32 models whose layers are all of this package: a user-defined layer may depend on more
-        than its weights, and the error names it. Returns the model. Raises UsageError.
+        format: "bfloat16", "int8" or "int4", which packs 32 terms of a sum together; group: how many terms share a
+        scale in int8, a multiple of 8; None means one scale per output. See `tinygpt.ops.packed`. The model can then
+        run, generate and score, but not be trained or saved. Only for float32 models whose layers are all of this
+        package: a user-defined layer may depend on more than its weights, and the error names it. Returns the model.
+        Raises UsageError.
         """
         check_activations("GPT.pack", format, activations)
         pack_model(self, format, group)
@@ -217,8 +218,9 @@ class LanguageModel(nn.Module):
         as "gpt2" or "owner/name", looked up in the local Hugging Face cache and then fetched at `revision` (extra
         `hub`).
         dtype: "float32" or "float64" for the parameters, whatever the file has (float32, float16, bfloat16, float64);
-        dtype="bfloat16" and quantize="int8" pack the matrices into 16 and 8 bits, for inference only.
-        activations: "int8" rounds these too, where int8 weights are multiplied: faster, most of all for several texts.
+        dtype="bfloat16" and quantize="int8" or "int4" pack the matrices into 16, 8 or 4 bits, for inference only.
+        activations: "int8" rounds these too, where weights of 8 or 4 bits are multiplied: faster, most of all for
+        several texts.
         dropout: overrides the file's; seed: of the dropout masks. Both matter only in training.
         Raises UsageError for missing or damaged files, other formats, and models that this class can't represent.
         """

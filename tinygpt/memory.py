@@ -15,7 +15,7 @@ from .errors import UsageError
 from .gpt import GPTConfig
 
 _FLOAT = 4
-_PACKED = {"bfloat16": 2, "int8": 1}  # bytes of a weight
+_PACKED = {"bfloat16": (2, 2), "int8": (1, 1), "int4": (0.5, 1)}  # bytes of a weight of a layer, of an embedding
 _COPIES = 4  # per parameter: its value, its gradient, AdamW's two moments
 _RECOMPUTED = 2  # the same with `recompute`; then what one layer stores comes once
 _ACTIVATIONS = 8  # floats per token that each block stores for backward, in multiples of n_embd; in fact it stores more
@@ -34,8 +34,11 @@ def parameter_count(config: GPTConfig) -> int:
 def packed_bytes(config: GPTConfig, format: str) -> int:
     """The bytes of a GPT whose matrices are packed, without the scales; the other parameters are in float32."""
     C, V = config.n_embd, config.vocab_size
-    matrices = config.n_layer * (4 * C * C + 2 * C * config.inner) + V * C * (1 if config.tie_word_embeddings else 2)
-    return _FLOAT * (parameter_count(config) - matrices) + _PACKED[format] * matrices
+    layers = config.n_layer * (4 * C * C + 2 * C * config.inner)
+    embeddings = V * C * (1 if config.tie_word_embeddings else 2)
+    of_layers, of_embeddings = _PACKED[format]
+    rest = parameter_count(config) - layers - embeddings
+    return _FLOAT * rest + int(of_layers * layers) + of_embeddings * embeddings
 
 
 def require_memory(

@@ -106,6 +106,7 @@ COMPILED: dict[str, tuple[dict[str, list[str]], dict[str, list[str]]]] = {
         {
             "decode/weights.h": ["tg_weight"],
             "decode/few_rows.h": ["tg_add_stripe", "tg_stripe"],
+            "decode/four_bits.h": ["tg_nibbles", "tg_panel_sums"],
         },
         {"decode/packed.cu": ["few_rows_product @ for (int k = first"]},
     ),
@@ -116,7 +117,7 @@ NUMPY: dict[str, list[str]] = {
     "linear_cross_entropy": ["loss_and_gradients"],
     "linear": ["add_bias", "column_sum", "product_and_bias", "gradients", "Linear"],
     "cached_attention": ["_attend_to_all"],
-    "packed": ["_to_bfloat16", "_to_int8", "unpack_into", "few_rows_product"],
+    "packed": ["_to_bfloat16", "_to_int8", "_to_int4", "unpack_into", "few_rows_product"],
     "erf": ["_polynomial", "_erfc_positive", "erf_array", "Erf"],
 }
 

@@ -206,7 +206,7 @@ def test_convert_for_llama_cpp(run: Any, model: Path, tmp_path: Path) -> None:
     before = path.read_bytes()
     for arguments, words in (
         (["--dtype=q8_0"], "q8_0 packs 32 numbers of a row together, but n_embd is 8: choose f16 or bf16"),
-        (["--dtype=float16"], "dtype must be one of f32, f16, bf16, q8_0, not 'float16'"),
+        (["--dtype=float16"], "dtype must be one of f32, f16, bf16, q8_0, q4_0, not 'float16'"),
         (["--max-shard-size=1MB"], "a GGUF file is not split"),
         (["--merge-lora"], "this model has no adapter"),
     ):

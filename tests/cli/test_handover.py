@@ -15,12 +15,13 @@ SHAPE: dict[str, Any] = {"vocab_size": 11, "block_size": 8, "n_layer": 2, "n_hea
 
 
 def model_of(kind: str) -> tg.GPT:
-    model = tg.GPT(tg.GPTConfig(**SHAPE, tie_word_embeddings=kind != "untied"), seed=3)
-    if kind in ("int8", "bfloat16"):
+    shape = SHAPE | {"n_embd": 32} if kind == "int4" else SHAPE
+    model = tg.GPT(tg.GPTConfig(**shape, tie_word_embeddings=kind != "untied"), seed=3)
+    if kind in ("int8", "int4", "bfloat16"):
         model.pack(kind)
     if kind == "groups":
         model.pack("int8", group=8)
-    if kind in ("int8", "bfloat16", "groups", "lora"):
+    if kind in ("int8", "int4", "bfloat16", "groups", "lora"):
         tg.nn.add_lora(model, rank=2, dropout=0.1, targets=("c_attn", "c_fc"))
     if kind == "frozen":
         model.h[0].requires_grad_(False)
@@ -30,7 +31,7 @@ def model_of(kind: str) -> tg.GPT:
     return model
 
 
-@pytest.mark.parametrize("kind", ["plain", "untied", "frozen", "lora", "int8", "bfloat16", "groups"])
+@pytest.mark.parametrize("kind", ["plain", "untied", "frozen", "lora", "int8", "int4", "bfloat16", "groups"])
 def test_a_model_arrives_as_it_is(kind: str) -> None:
     """The same losses and gradients with dropout, hence the same weights, modes, masks and trained parameters."""
     model = model_of(kind)

@@ -127,11 +127,12 @@ def test_decoder_is_the_same() -> None:
         assert np.array_equal(found, expected)
 
 
-@pytest.mark.parametrize(("format", "group"), [("bfloat16", None), ("int8", None), ("int8", 8)])
+@pytest.mark.parametrize(("format", "group"), [("bfloat16", None), ("int8", None), ("int8", 8), ("int4", None)])
 def test_packed_models_are_the_same(format: str, group: int | None) -> None:
     """Packed here, packed there, packed and then moved."""
-    models = [model_on("numpy").pack(format, group), model_on("cupy").pack(format, group)]
-    models.append(model_on("numpy").pack(format, group).to("cupy"))
+    shape = {"n_embd": 32} if format == "int4" else {}
+    models = [model_on(backend, **shape).pack(format, group) for backend in ("numpy", "cupy")]
+    models.append(model_on("numpy", **shape).pack(format, group).to("cupy"))
     for model in models[1:]:
         assert np.array_equal(host(model(IDS).data), models[0](IDS).data)
         assert model.loss(IDS, TARGETS).item() == models[0].loss(IDS, TARGETS).item()

@@ -190,12 +190,13 @@ def test_what_llama_cpp_cannot_represent_is_refused_by_name(tmp_path: Path, name
     assert not list(tmp_path.iterdir())
 
 
-def test_sizes_that_q8_0_cannot_have(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", ["q8_0", "q4_0"])
+def test_sizes_that_blocks_of_32_cannot_have(tmp_path: Path, dtype: str) -> None:
     for settings, words in (({}, "n_embd is 12"), ({"n_embd": 32, "n_inner": 48}, "n_inner is 48")):
-        with pytest.raises(UsageError, match=f"q8_0 packs 32 numbers of a row together, but {words}: choose f16 or"):
-            interop.save_gguf(make(**settings), TOKENIZER, tmp_path / "model.gguf", dtype="q8_0")
-    with pytest.raises(UsageError, match=r"dtype must be one of f32, f16, bf16, q8_0, not 'q4_0'"):
-        interop.save_gguf(make(), TOKENIZER, tmp_path / "model.gguf", dtype="q4_0")
+        with pytest.raises(UsageError, match=f"{dtype} packs 32 numbers of a row together, but {words}: choose f16 or"):
+            interop.save_gguf(make(**settings), TOKENIZER, tmp_path / "model.gguf", dtype=dtype)
+    with pytest.raises(UsageError, match=r"dtype must be one of f32, f16, bf16, q8_0, q4_0, not 'q5_0'"):
+        interop.save_gguf(make(), TOKENIZER, tmp_path / "model.gguf", dtype="q5_0")
     assert not list(tmp_path.iterdir())
 
 
@@ -228,7 +229,7 @@ def test_a_place_that_is_taken(tmp_path: Path) -> None:
 def test_convert_refuses_what_it_cannot_do(tmp_path: Path) -> None:
     source, path = saved(tmp_path / "source", tokenizer=TOKENIZER), tmp_path / "model.gguf"
     for options, words in (
-        ({"dtype": "float16"}, "dtype must be one of f32, f16, bf16, q8_0, not 'float16'"),
+        ({"dtype": "float16"}, "dtype must be one of f32, f16, bf16, q8_0, q4_0, not 'float16'"),
         ({"max_shard_size": "1MB"}, "a GGUF file is not split: leave out max_shard_size"),
         ({"to": "onnx"}, "to must be 'huggingface' or 'gguf', not 'onnx'"),
     ):

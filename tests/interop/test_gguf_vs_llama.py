@@ -16,6 +16,7 @@ import pytest
 
 import tinygpt as tg
 from tinygpt import GPT, GPTConfig, interop
+from tinygpt.ops.packed import pack, unpack
 from tinygpt.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer
 
 EXTRA = "needs the extra llama: pip install -e '.[llama]'"
@@ -23,7 +24,7 @@ llama_cpp = pytest.importorskip("llama_cpp", reason=EXTRA)
 gguf = pytest.importorskip("gguf", reason=EXTRA)
 pytest.importorskip("tokenizers", reason=EXTRA)
 
-DTYPES = ("f32", "f16", "bf16", "q8_0")
+DTYPES = ("f32", "f16", "bf16", "q8_0", "q4_0")
 ENGLISH = "To be, or not to be, that is the question:\nWhether 'tis nobler in the mind to suffer 100 slings\n"
 CHINESE = "床前明月光、疑是地上霜。\n举头望明月、低头思故乡。— “静夜思” 😀\n"
 BLOCK = 48
@@ -108,15 +109,20 @@ def as_llama(model: GPT, ids: np.ndarray, dtype: str, exact_head: bool) -> np.nd
     state = {name: array.astype(np.float64) for name, array in model.state_dict().items()}
 
     def rounded(x: np.ndarray, dtype: str = dtype) -> np.ndarray:
-        kind = gguf.GGMLQuantizationType[dtype.upper()]
+        kind = gguf.GGMLQuantizationType["Q8_0" if dtype == "q4_0" else dtype.upper()]  # of activations
         return gguf.dequantize(gguf.quantize(np.ascontiguousarray(x, np.float32), kind), kind).astype(np.float64)
 
     def norm(x: np.ndarray, name: str) -> np.ndarray:
         y = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + config.layer_norm_epsilon)
         return y * state[f"{name}.weight"] + state.get(f"{name}.bias", 0.0)
 
+    def rounded_weight(rows: np.ndarray) -> np.ndarray:
+        if dtype != "q4_0":
+            return rounded(rows)
+        return unpack(pack(np.ascontiguousarray(rows, np.float32), "int4", axis=1), axis=1).astype(np.float64)
+
     def linear(x: np.ndarray, name: str) -> np.ndarray:
-        return rounded(x) @ rounded(state[f"{name}.weight"].T).T + state.get(f"{name}.bias", 0.0)
+        return rounded(x) @ rounded_weight(state[f"{name}.weight"].T).T + state.get(f"{name}.bias", 0.0)
 
     def gelu(x: np.ndarray) -> np.ndarray:
         x = rounded(x, "f16")

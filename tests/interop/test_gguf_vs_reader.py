@@ -13,6 +13,7 @@ from tests.compat import EXTRA
 from tests.interop.helpers import make, saved, snapshot
 from tinygpt import GPT, UsageError, interop, nn
 from tinygpt.interop.gguf import save_gguf
+from tinygpt.ops.packed import pack, unpack
 from tinygpt.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer
 
 gguf = pytest.importorskip("gguf", reason=EXTRA)
@@ -47,10 +48,13 @@ def rounding(array: np.ndarray, dtype: str) -> Any:
     if dtype == "Q8_0":  # half a step, and 127 steps of a scale that float16 rounds
         largest = np.abs(array.reshape(*array.shape[:-1], -1, 32)).max(-1, keepdims=True)
         return (largest / 127 * (0.5 + 127 / 2**11) * np.ones(32)).reshape(array.shape) + 1e-9
+    if dtype == "Q4_0":  # 1.5 steps, where the largest is 8.5 of them and the next, of the other sign, becomes 7
+        largest = np.abs(array.reshape(*array.shape[:-1], -1, 32)).max(-1, keepdims=True)
+        return (largest / 8.5 * 1.6 * np.ones(32)).reshape(array.shape)
     return {"F32": 0.0, "F16": 2.0**-11, "BF16": 2.0**-8}[dtype] * np.abs(array) + (dtype == "F16") * 2.0**-25
 
 
-@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16", "q8_0"])
+@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16", "q8_0", "q4_0"])
 @pytest.mark.parametrize("tied", [True, False])
 def test_every_number(tmp_path: Path, dtype: str, tied: bool) -> None:
     model = make(**SIZES, tie_word_embeddings=tied)
@@ -61,11 +65,25 @@ def test_every_number(tmp_path: Path, dtype: str, tied: bool) -> None:
     assert ("output.weight" in found) is not tied
     for name, array in wanted.items():
         stored, numbers = found[name]
-        assert stored == ("F32" if array.ndim == 1 or name == "position_embd.weight" else dtype.upper()), name
+        outer = dtype == "q4_0" and name in ("token_embd.weight", "output.weight")
+        matrix = "Q8_0" if outer else dtype.upper()
+        assert stored == ("F32" if array.ndim == 1 or name == "position_embd.weight" else matrix), name
         assert np.all(np.abs(numbers - array) <= rounding(array, stored)), name
         assert np.array_equal(numbers, array) or stored != "F32", name
-    assert fields["general.file_type"] == {"f32": 0, "f16": 1, "bf16": 32, "q8_0": 7}[dtype]
+    assert fields["general.file_type"] == {"f32": 0, "f16": 1, "bf16": 32, "q8_0": 7, "q4_0": 2}[dtype]
     assert [path.name for path in tmp_path.iterdir()] == ["model.gguf"]
+
+
+def test_four_bits_are_those_of_a_packed_model(tmp_path: Path) -> None:
+    model = make(**SIZES)
+    save_gguf(model, ByteTokenizer(), tmp_path / "model.gguf", dtype="q4_0")
+    _, found = read(tmp_path / "model.gguf")
+    matrices = [name for name, array in expected(model).items() if array.ndim == 2 and name.startswith("blk.")]
+    assert len(matrices) == 8
+    for name in matrices:
+        assert found[name][0] == "Q4_0"
+        weights = unpack(pack(expected(model)[name], "int4", axis=1), axis=1)
+        assert np.array_equal(found[name][1], weights), name
 
 
 def test_sizes_and_tokens(tmp_path: Path) -> None:
@@ -129,7 +147,7 @@ def test_convert_a_folder_and_an_adapter(tmp_path: Path) -> None:
     assert snapshot(folder) == before
 
 
-@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16", "q8_0"])
+@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16", "q8_0", "q4_0"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -3.4e38])
 def test_numbers_that_do_not_fit_leave_the_old_file(tmp_path: Path, dtype: str, value: float) -> None:
     model, path = make(**SIZES), tmp_path / "model.gguf"

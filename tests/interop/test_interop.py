@@ -154,7 +154,7 @@ def test_options_of_loading(tmp_path: Path) -> None:
     assert model.wte.weight.dtype == np.float64
     for options, words in (
         ({"dtype": "float16"}, "dtype must be 'float32', 'float64' or 'bfloat16', not 'float16'"),
-        ({"quantize": "int4"}, "quantize must be None or 'int8', not 'int4'"),
+        ({"quantize": "int5"}, "quantize must be None, 'int8' or 'int4', not 'int5'"),
         ({"dtype": "bfloat16", "quantize": "int8"}, "contradict each other"),
         ({"dropout": 1.5}, "dropout must be at least 0 and below 1"),
         ({"seed": -1}, "a seed is an integer"),

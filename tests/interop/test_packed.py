@@ -21,7 +21,7 @@ from tinygpt.tokenizers import CharTokenizer
 from tinygpt.training import Checkpoint, CheckpointFolder
 
 IDX = np.random.default_rng(0).integers(0, 11, (3, 7))
-HOW: list[Any] = [{"dtype": "bfloat16"}, {"quantize": "int8"}]
+HOW: list[Any] = [{"dtype": "bfloat16"}, {"quantize": "int8"}, {"quantize": "int4"}]
 
 
 def one_file(folder: Path, model: GPT) -> Path:
@@ -51,6 +51,13 @@ def format_of(how: dict[str, str]) -> str:
     return how.get("quantize", how.get("dtype", ""))
 
 
+def sizes(how: dict[str, str], variant: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a model that the format can hold: int4 packs 32 terms of a sum together."""
+    if format_of(how) != "int4":
+        return variant
+    return variant | {"n_embd": 32} | ({"n_inner": 64} if "n_inner" in variant else {})
+
+
 def assert_same_packed(found: GPT, expected: GPT) -> None:
     """Bit for bit: packed matrices, scales and what is not packed."""
     assert (found.packed, found.config) == (expected.packed, expected.config)
@@ -73,7 +80,7 @@ def assert_same_packed(found: GPT, expected: GPT) -> None:
 def test_packed_on_the_way_or_afterwards(
     way: Callable[[Path, GPT], Path], how: dict[str, str], variant: dict[str, Any], tmp_path: Path
 ) -> None:
-    model = make(**variant)
+    model = make(**sizes(how, variant))
     found = GPT.from_pretrained(way(tmp_path, model), **how)
     assert not found.training
     assert_same_packed(found, model.pack(format_of(how)))
@@ -121,7 +128,7 @@ def test_a_run_is_loaded_without_the_optimizers_state(tmp_path: Path) -> None:
 
 @every_format
 def test_the_heads_matrix_alone_or_once_more(how: dict[str, str], tmp_path: Path) -> None:
-    model, wte, head = make(), "transformer.wte.weight", "lm_head.weight"
+    model, wte, head = make(**sizes(how, {})), "transformer.wte.weight", "lm_head.weight"
 
     def alone(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {head if name == wte else name: array for name, array in arrays.items()}
@@ -136,9 +143,9 @@ def test_the_heads_matrix_alone_or_once_more(how: dict[str, str], tmp_path: Path
         folder = saved(tmp_path / str(number), model)
         change_weights(folder, change)
         assert_same_model(GPT.from_pretrained(folder), model)
-        assert_same_packed(GPT.from_pretrained(folder, **how), make().pack(format_of(how)))
+        assert_same_packed(GPT.from_pretrained(folder, **how), make(**sizes(how, {})).pack(format_of(how)))
     change_weights(saved(tmp_path / "2", model), another)
-    untied = make(tie_word_embeddings=False)
+    untied = make(**sizes(how, {"tie_word_embeddings": False}))
     untied.load_state_dict(model.state_dict() | {head: model.wte.weight.data + 1})
     for options, expected in (({}, untied), (how, None)):
         with pytest.warns(UserWarning, match=r"lm_head\.weight that differs from the token embedding"):
@@ -171,7 +178,7 @@ def test_what_is_not_finite_is_named(how: dict[str, str], name: str, tmp_path: P
     def ruined(arrays: dict[str, np.ndarray]) -> None:
         arrays[name][1, 2] = np.nan
 
-    change_weights(saved(tmp_path), ruined)
+    change_weights(saved(tmp_path, make(**sizes(how, {}))), ruined)
     with pytest.raises(RangeError, match=f"{name.removeprefix('transformer.')} hold nan or inf"):
         GPT.from_pretrained(tmp_path, **how)
 
@@ -204,16 +211,17 @@ class Scaling(GPT):
 
 @every_format
 def test_subclasses_are_loaded_and_packed_or_refused_by_name(how: dict[str, str], tmp_path: Path) -> None:
-    saved(tmp_path)
+    model = make(**sizes(how, {}))
+    saved(tmp_path, model)
+    plain = model.eval()(IDX).data
+    assert np.abs(Scaling.from_pretrained(tmp_path)(IDX).data - plain).max() > 0.01
     found = Cautious.from_pretrained(tmp_path, **how)
     assert type(found) is Cautious
-    assert_same_packed(found, make().pack(format_of(how)))
+    assert_same_packed(found, model.pack(format_of(how)))
     with pytest.raises(CheckpointError, match="lack 'extra', which a Wider of this configuration has"):
         Wider.from_pretrained(tmp_path, **how)
     with pytest.raises(UsageError, match=r"GPT.pack: h\.0\.mlp\.c_fc is a Scaled"):
         Scaling.from_pretrained(tmp_path, **how)
-    plain = make().eval()
-    assert np.abs(Scaling.from_pretrained(tmp_path)(IDX).data - plain(IDX).data).max() > 0.01
 
 
 def test_a_run_of_other_weights_is_one_sentence(tmp_path: Path) -> None:

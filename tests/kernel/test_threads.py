@@ -36,6 +36,7 @@ ELSEWHERE = {
     "few_rows_product": "ops/test_packed_products.py: test_threads_change_no_bit_of_a_product",
     "few_rows_product_transposed": "ops/test_packed_products.py: test_threads_change_no_bit_of_a_product",
     "unpack_into": "nn/test_packed.py: test_compiled_unpacking_is_exact",
+    "round_columns": "nn/test_four_bits.py: test_compiled_rounding_has_the_bits_of_the_reference",
     "decode_block": "ops/test_decode_block.py: test_a_row_is_the_same_among_any_others_and_on_any_number_of_threads",
 }
 

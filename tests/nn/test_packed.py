@@ -248,7 +248,7 @@ def test_weights_that_are_not_finite_are_refused(format: str, value: float) -> N
 @pytest.mark.parametrize(
     ("format", "group", "sentence"),
     [
-        ("int4", None, "pack: there is no format 'int4': choose one of float32, bfloat16, int8"),
+        ("int5", None, "pack: there is no format 'int5': choose one of float32, bfloat16, int8, int4"),
         ("int8", 12, "pack: group must be a multiple of 8, not 12"),
         ("int8", 0, "pack: group must be at least 1, not 0"),
         ("int8", -8, "pack: group must be at least 1, not -8"),
@@ -315,7 +315,7 @@ def refused(function: Any, sentence: str) -> None:
 def test_what_a_model_refuses_when_it_is_packed() -> None:
     model = make(np.float32)
     before = model.state_dict()
-    refused(lambda: model.pack("float32"), "GPT.pack: format must be 'bfloat16' or 'int8', not 'float32'")
+    refused(lambda: model.pack("float32"), "GPT.pack: format must be 'bfloat16', 'int8' or 'int4', not 'float32'")
     refused(lambda: model.pack("int8", 9), "pack: group must be a multiple of 8, not 9")
     refused(lambda: make(np.float64).pack("int8"), "GPT.pack: only a float32 model can be packed, this one is float64")
     for name in ("wte.weight", "h.1.mlp.c_proj.weight"):

@@ -1,4 +1,4 @@
-"""Models with 8-bit weights and activations rounded to 8 bits: every product, every way to run, what is refused."""
+"""Models with weights of 8 or 4 bits and activations rounded to 8: every product, every way to run, refusals."""
 
 from __future__ import annotations
 
@@ -27,11 +27,17 @@ IDX = np.random.default_rng(0).integers(0, 31, (3, 20))
 FLIP = (
     0.03  # of what one activation is off by if a last bit before it takes it to the next step, as a share of the result
 )
-every_group = pytest.mark.parametrize("group", [None, 8, 32])
+every_group = pytest.mark.parametrize("group", [None, 8, 32, "int4"])  # of int8, and weights of four bits
 
 
-def rounding_model(group: int | None = None, **changes: Any) -> GPT:
-    return make(np.float32, **{**SHAPE, **changes}).pack("int8", group, "int8")
+def form_of(group: Any) -> tuple[str, int | None]:
+    return ("int4", None) if group == "int4" else ("int8", group)
+
+
+def rounding_model(group: Any = None, **changes: Any) -> GPT:
+    if group == "int4":
+        changes = {"n_embd": 96, **changes}
+    return make(np.float32, **{**SHAPE, **changes}).pack(*form_of(group), "int8")
 
 
 def test_every_product_rounds_and_none_does_again() -> None:
@@ -48,7 +54,7 @@ def test_every_product_rounds_and_none_does_again() -> None:
 
 
 @every_group
-def test_whatever_way_it_runs(group: int | None) -> None:
+def test_whatever_way_it_runs(group: Any) -> None:
     """As a whole, or one token at a time with a cache; by compiled kernels or by the reference. Where the last bit of
     what is rounded differs, a number may come to lie one step beside."""
     model = rounding_model(group)
@@ -64,8 +70,8 @@ def test_whatever_way_it_runs(group: int | None) -> None:
 
 @compiled
 @every_group
-def test_a_row_is_the_same_among_any_others_and_on_any_number_of_threads(group: int | None, threads: Any) -> None:
-    arguments = drawn(2, 24, [0, 3, 17, 5, 1], 20, ("int8", group))
+def test_a_row_is_the_same_among_any_others_and_on_any_number_of_threads(group: Any, threads: Any) -> None:
+    arguments = drawn(2, 24, [0, 3, 17, 5, 1], 20, form_of(group))
     set_activations(arguments[1])
     results = []
     for count in (1, 2, 3, 8):
@@ -86,8 +92,8 @@ def set_activations(block: Block) -> None:
 @compiled
 @every_group
 @pytest.mark.parametrize("activation", ["gelu_new", "relu"])
-def test_the_block_in_one_pass_is_the_block(group: int | None, activation: str) -> None:
-    arguments = drawn(2, 40, [0, 3, 17], 20, ("int8", group), activation=activation)
+def test_the_block_in_one_pass_is_the_block(group: Any, activation: str) -> None:
+    arguments = drawn(2, 40, [0, 3, 17], 20, form_of(group), activation=activation)
     plain = run_block(arguments)
     set_activations(arguments[1])
     got = run_block(arguments)
@@ -126,8 +132,14 @@ def test_loading_and_handing_over(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"activations": "int8"}, "activations='int8' is for products with int8 weights, but this model is not packed"),
-        ({"dtype": "bfloat16", "activations": "int8"}, "is for products with int8 weights, but these are bfloat16"),
+        (
+            {"activations": "int8"},
+            "activations='int8' is for products with int8 or int4 weights, but this model is not packed",
+        ),
+        (
+            {"dtype": "bfloat16", "activations": "int8"},
+            "is for products with int8 or int4 weights, but these are bfloat16",
+        ),
         ({"quantize": "int8", "activations": "int4"}, "activations must be None or 'int8', not 'int4'"),
     ],
 )
@@ -140,7 +152,7 @@ def test_what_is_refused(tmp_path: Path, options: dict[str, Any], words: str) ->
 def test_packing_refuses_before_anything_is_packed() -> None:
     model = make(np.float32, **SHAPE)
     with pytest.raises(
-        tg.UsageError, match=r"^GPT.pack: activations='int8' is .* int8 weights, but these are bfloat16$"
+        tg.UsageError, match=r"^GPT.pack: activations='int8' is .* int4 weights, but these are bfloat16$"
     ):
         model.pack("bfloat16", activations="int8")
     assert model.packed is None
@@ -153,7 +165,7 @@ def test_the_command_line(run: Any, tmp_path: Path) -> None:
     answer = run(*command, "--quantize=int8", "--activations=int8")
     assert answer.code == 0
     assert len(answer.out.strip()) == 8
-    assert_one_sentence(run(*command, "--activations=int8"), "int8 weights, but this model is not packed")
+    assert_one_sentence(run(*command, "--activations=int8"), "int4 weights, but this model is not packed")
 
 
 def test_a_matrix_says_what_its_products_do() -> None:

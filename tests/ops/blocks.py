@@ -35,7 +35,7 @@ def block_of(
 
 
 def shape_of(array: Any) -> tuple[int, ...]:
-    shape: tuple[int, ...] = array.data.shape if isinstance(array, Matrix) else array.shape
+    shape: tuple[int, ...] = array.shape() if isinstance(array, Matrix) else array.shape
     return shape
 
 
@@ -46,7 +46,7 @@ def put(block: Block, name: str, array: Any) -> None:
     for part in path[:-1]:
         owner = getattr(owner, part)
     layer = getattr(owner, path[-1])
-    if isinstance(array, Matrix) and array.format in ("bfloat16", "int8"):
+    if isinstance(array, Matrix) and array.format in ("bfloat16", "int8", "int4"):
         packed = PackedLinear.__new__(PackedLinear)
         packed.matrix, packed.bias = array, layer.bias
         setattr(owner, path[-1], packed)

@@ -27,7 +27,9 @@ CPU, CUDA, CASES_FOLDER = "tinygpt/_ext/cpu", "tinygpt/_ext/cuda", "tests/ops/ca
 
 # Their weights are structures of arrays that are not of one floating type: see tests/ops/cases/packed.py and its tests;
 # benchmarks/generate.py measures them.
-OF_PACKED_WEIGHTS = {"unpack_into", "few_rows_product", "few_rows_product_transposed", "decode_block"}
+OF_PACKED_WEIGHTS = {
+    "unpack_into", "few_rows_product", "few_rows_product_transposed", "decode_block", "round_columns",
+}  # fmt: skip
 # How a random graph calls what has a name of its own in `ops`.
 SPELLED = {"add", "matmul", "pow", "reshape", "getitem"}
 WITHOUT_GRADIENT = {"argmax"}

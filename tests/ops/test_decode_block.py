@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.ops.blocks import PARAMETERS, array_at, block_of, put
-from tests.ops.cases.packed import FORMATS, budget, compiled, drawn_matrix, normal
+from tests.ops.cases.packed import ALL_FORMATS, budget, compiled, drawn_matrix, normal, terms
 from tests.ops.drawing import lay_out, seeds
 from tests.ops.kernel_rule import EPS32, assert_within, doubled, largest
 from tinygpt.backends import get
@@ -51,10 +51,11 @@ def drawn(
     inner: int | None = None,
     **variant: Any,
 ) -> list[Any]:
-    """[x, block, keys, values, length]. variant: the activation, and the scale of attention."""
-    rng = np.random.default_rng(seed)
+    """[x, block, keys, values, length]. variant: the activation, and the scale of attention. The sizes are at least
+    those that are asked for, and what the format can have."""
+    rng, size = np.random.default_rng(seed), terms(size, form)
     M, C = len(lengths), heads * size
-    x, arrays = normal(rng, M, C), drawn_arrays(rng, C, form, bias, 4 * C if inner is None else inner)
+    x, arrays = normal(rng, M, C), drawn_arrays(rng, C, form, bias, 4 * C if inner is None else terms(inner, form))
     keys, values = normal(rng, M, heads, capacity, size), normal(rng, M, heads, capacity, size)
     for m, length in enumerate(lengths):
         keys[m, :, length:], values[m, :, length:] = UNUSED, UNUSED
@@ -110,7 +111,7 @@ lengths = st.lists(st.sampled_from([0, 1, 2, 5, 15, 16, 17, 63]), min_size=1, ma
     size=st.sampled_from([1, 5, 8, 16, 17, 40]),
     lengths=lengths,
     spare=st.sampled_from([1, 2, 9]),
-    form=st.sampled_from(FORMATS),
+    form=st.sampled_from(ALL_FORMATS),
     bias=st.booleans(),
     eps=st.sampled_from([1e-5, 0.1]),
     inner=st.sampled_from([None, None, 1, 7, 24, 100]),
@@ -128,7 +129,8 @@ def test_compiled_block(
 @compiled
 @pytest.mark.parametrize(("heads", "size"), [(5, 1), (2, 64), (1, 80), (2, 128)])
 @pytest.mark.parametrize(
-    ("form", "bias"), [(("float32", None), True), (("bfloat16", None), False), (("int8", 24), True)]
+    ("form", "bias"),
+    [(("float32", None), True), (("bfloat16", None), False), (("int8", 24), True), (("int4", None), True)],
 )
 def test_compiled_block_over_long_texts(heads: int, size: int, form: Any, bias: bool) -> None:
     """On both sides of the number of keys that attention takes at a time, with rows of very different lengths."""
@@ -169,7 +171,7 @@ def test_scores_beyond_the_range_of_exp() -> None:
 
 
 @compiled
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", ALL_FORMATS)
 def test_a_row_is_the_same_among_any_others_and_on_any_number_of_threads(form: Any, threads: Any) -> None:
     arguments = drawn(4, 24, [127, 0, 300, 128, 3, *range(100, 115)], 301, form)
     threads(1)
@@ -223,6 +225,19 @@ def test_arrays_that_do_not_fit_never_reach_the_compiled_loops(name: str, shape:
     """They read as many numbers as the sizes say. The reference, which is the block, has a sentence."""
     arguments = drawn(2, 8, [3, 9], 12, ("float32", None))
     put(arguments[1], name, np.ones(shape, np.float32))
+    with pytest.raises((UsageError, ValueError)):
+        run(arguments)
+
+
+@compiled
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [("attn.c_attn", (32, 192)), ("attn.c_attn", (64, 191)), ("attn.c_attn", (64, 208)), ("attn.c_proj", (64, 48)),
+     ("mlp.c_fc", (96, 256)), ("mlp.c_proj", (224, 64)), ("mlp.c_proj", (256, 80))],
+)  # fmt: skip
+def test_matrices_of_four_bits_that_do_not_fit_never_reach_them_either(name: str, shape: tuple[int, int]) -> None:
+    arguments = drawn(2, 32, [3, 9], 12, ("int4", None))
+    put(arguments[1], f"{name}.weight", drawn_matrix(np.random.default_rng(0), shape, ("int4", None), 0))
     with pytest.raises((UsageError, ValueError)):
         run(arguments)
 

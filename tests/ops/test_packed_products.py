@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.ops.cases.packed import FORMATS, budget, compiled, drawn_matrix, normal
+from tests.ops.cases.packed import ALL_FORMATS, budget, compiled, drawn_matrix, normal, terms
 from tests.ops.drawing import LAYOUTS, lay_out, seeds
 from tests.ops.kernel_rule import assert_within
 from tinygpt.ops.packed import (
@@ -31,7 +31,7 @@ every_kind = pytest.mark.parametrize("kind", KINDS)
 def product(kind: str, x: np.ndarray, matrix: Matrix) -> np.ndarray:
     if kind == "product":
         return few_rows_product(x, matrix)
-    out = np.full((len(x), len(matrix.data)), np.nan, np.float32)
+    out = np.full((len(x), matrix.shape(1)[0]), np.nan, np.float32)
     assert few_rows_product_transposed(x, matrix, out) is out
     return out
 
@@ -44,7 +44,8 @@ def dense(kind: str, x: np.ndarray, weight: np.ndarray) -> list[np.ndarray]:
 
 
 def drawn(kind: str, M: int, K: int, N: int, form: Any, seed: int = 0) -> tuple[np.ndarray, Matrix]:
-    rng = np.random.default_rng(seed)
+    """x (M, K), a matrix; K is at least what is asked for, and what the format can have."""
+    rng, K = np.random.default_rng(seed), terms(K, form)
     return normal(rng, M, K), drawn_matrix(rng, (K, N) if kind == "product" else (N, K), form, KINDS[kind])
 
 
@@ -58,7 +59,7 @@ def check_product(kind: str, x: np.ndarray, matrix: Matrix, got: np.ndarray) -> 
 @compiled
 @every_kind
 @settings(max_examples=120)
-@given(M=rows, K=lengths, N=lengths, form=st.sampled_from(FORMATS), layout=st.sampled_from(LAYOUTS), seed=seeds)
+@given(M=rows, K=lengths, N=lengths, form=st.sampled_from(ALL_FORMATS), layout=st.sampled_from(LAYOUTS), seed=seeds)
 def test_compiled_product(kind: str, M: int, K: int, N: int, form: Any, layout: str, seed: int) -> None:
     x, matrix = drawn(kind, M, K, N, form, seed)
     x = lay_out(x, layout)
@@ -73,7 +74,7 @@ def test_compiled_product(kind: str, M: int, K: int, N: int, form: Any, layout: 
 @pytest.mark.slow
 @compiled
 @every_kind
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", ALL_FORMATS)
 def test_compiled_product_of_a_large_matrix(kind: str, form: Any) -> None:
     x, matrix = drawn(kind, 3, 1200, 2500, form)
     check_product(kind, x, matrix, product(kind, x, matrix))
@@ -81,7 +82,7 @@ def test_compiled_product_of_a_large_matrix(kind: str, form: Any) -> None:
 
 @compiled
 @every_kind
-@pytest.mark.parametrize("form", [("float32", None), ("bfloat16", None), ("int8", 8)])
+@pytest.mark.parametrize("form", [("float32", None), ("bfloat16", None), ("int8", 8), ("int4", None)])
 @pytest.mark.parametrize(("M", "K", "N"), [(32, 19, 4131), (20, 9, 6200)])
 def test_a_product_whose_sums_are_more_than_the_cache_holds(kind: str, form: Any, M: int, K: int, N: int) -> None:
     """Several rows are then multiplied with a tile of columns at a time; with the same bits as a row alone."""
@@ -95,7 +96,7 @@ def test_a_product_whose_sums_are_more_than_the_cache_holds(kind: str, form: Any
 @compiled
 @every_kind
 @settings(max_examples=40)
-@given(M=rows, K=lengths, N=lengths, form=st.sampled_from(FORMATS), seed=seeds)
+@given(M=rows, K=lengths, N=lengths, form=st.sampled_from(ALL_FORMATS), seed=seeds)
 def test_a_row_of_a_product_is_the_same_among_any_others(
     kind: str, M: int, K: int, N: int, form: Any, seed: int
 ) -> None:
@@ -110,7 +111,7 @@ def test_a_row_of_a_product_is_the_same_among_any_others(
 @pytest.mark.slow
 @compiled
 @every_kind
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", ALL_FORMATS)
 def test_threads_change_no_bit_of_a_product(kind: str, form: Any, threads: Any) -> None:
     """With several chunks of work in either product; the second is shorter than the blocks of the first."""
     for M, K, N in [(1, 700, 3100), (5, 129, 2500), (20, 33, 1500)]:
@@ -123,7 +124,7 @@ def test_threads_change_no_bit_of_a_product(kind: str, form: Any, threads: Any) 
 
 
 @every_kind
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", ALL_FORMATS)
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_stays_in_its_row(kind: str, form: Any, value: float) -> None:
     """And makes of it what it makes in the reference: infinities of either sign, nan where a weight is zero."""
@@ -148,14 +149,14 @@ def unaligned(array: np.ndarray) -> np.ndarray:
 
 
 @every_kind
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", ALL_FORMATS)
 @pytest.mark.parametrize("layout", [*(layout for layout in LAYOUTS if layout != "broadcast"), "unaligned"])
 def test_weights_of_any_layout(kind: str, form: Any, layout: str) -> None:
     x, matrix = drawn(kind, 3, 48, 35, form)
     expected = product(kind, x, matrix)
     placed = unaligned if layout == "unaligned" else lambda array: lay_out(array.copy(), layout)
     scale = None if matrix.scale is None else placed(matrix.scale)
-    other = Matrix(placed(matrix.data), scale, matrix.group)
+    other = matrix._replace(data=placed(matrix.data), scale=scale)
     check_product(kind, x, matrix, product(kind, x, other))
     if layout == "read-only":
         assert np.array_equal(product(kind, x, other), expected)
@@ -169,7 +170,7 @@ def test_a_result_of_any_layout(layout: str) -> None:
     check_product("transposed", x, matrix, np.ascontiguousarray(out))
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", ALL_FORMATS)
 @pytest.mark.parametrize("M", [0, 1, FEW_ROWS, FEW_ROWS + 1, 100])
 def test_products_of_any_number_of_rows(form: Any, M: int) -> None:
     for kind, function in (("product", packed_product), ("transposed", packed_product_transposed)):
@@ -178,7 +179,7 @@ def test_products_of_any_number_of_rows(form: Any, M: int) -> None:
 
 
 @every_kind
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", ALL_FORMATS)
 def test_products_in_float64_are_the_reference(kind: str, form: Any) -> None:
     x, matrix = drawn(kind, 3, 50, 41, form)
     x = x.astype(np.float64) + 1e-9
@@ -191,11 +192,13 @@ def test_products_in_float64_are_the_reference(kind: str, form: Any) -> None:
 
 def test_sizes_that_do_not_fit_never_reach_the_compiled_loops() -> None:
     """They would read and write beyond the arrays; NumPy says what is wrong."""
-    x, matrix = drawn("transposed", 3, 48, 35, ("int8", 16))
-    for shape in [(2, 35), (3, 34), (35, 3)]:
-        with pytest.raises(ValueError, match="matmul"):
-            few_rows_product_transposed(x, matrix, np.zeros(shape, np.float32))
+    for form in (("int8", 16), ("int4", None)):
+        x, matrix = drawn("transposed", 3, 48, 35, form)
+        for shape in [(2, 35), (3, 34), (35, 3)]:
+            with pytest.raises(ValueError, match="matmul"):
+                few_rows_product_transposed(x, matrix, np.zeros(shape, np.float32))
     for kind in KINDS:
-        _, matrix = drawn(kind, 3, 48, 35, ("bfloat16", None))
-        with pytest.raises(ValueError, match="matmul"):
-            product(kind, x[:, :47].copy(), matrix)
+        for form, K in ((("bfloat16", None), 48), (("int4", None), 64)):
+            x, matrix = drawn(kind, 3, K, 35, form)
+            with pytest.raises(ValueError, match="matmul"):
+                product(kind, x[:, : K - 1].copy(), matrix)

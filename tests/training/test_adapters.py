@@ -163,7 +163,7 @@ def test_memory_for_frozen_weights(monkeypatch: pytest.MonkeyPatch) -> None:
         require_memory(config, 1)
 
 
-@pytest.mark.parametrize(("format", "share"), [("int8", 0.25), ("bfloat16", 0.5)])
+@pytest.mark.parametrize(("format", "share"), [("int8", 0.25), ("bfloat16", 0.5), ("int4", 0.164)])
 def test_memory_for_packed_weights(format: str, share: float, monkeypatch: pytest.MonkeyPatch) -> None:
     config = GPTConfig(vocab_size=50257, block_size=8, n_layer=12, n_head=12, n_embd=768)
     whole = 4 * parameter_count(config)

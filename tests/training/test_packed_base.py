@@ -20,21 +20,26 @@ from tinygpt.ops.packed import unpack
 from tinygpt.tokenizers import ByteTokenizer, CharTokenizer
 from tinygpt.training import CheckpointFolder, Trainer, TrainingConfig, read_metrics
 
-FORMATS = ("int8", "bfloat16")
+FORMATS = ("int8", "int4", "bfloat16")
 RUN = ["--steps=6", "--batch-size=4", "--lr=0.02", "--warmup-steps=1", "--eval-every=3", "--checkpoint-every=3",
        "--log-every=1", "--lora-rank=2", "--lora-targets=c_attn,c_fc", "--lora-dropout=0.1"]  # fmt: skip
 
 pytestmark = pytest.mark.usefixtures("without_picture")
 
 
+def shape(format: str) -> dict[str, Any]:
+    """int4 packs 32 terms of a sum together."""
+    return SHAPE | {"n_embd": 32 if format == "int4" else SHAPE["n_embd"]}
+
+
 def packed(format: str, **lora: Any) -> GPT:
-    model = GPT(GPTConfig(vocab_size=11, **SHAPE), seed=7).pack(format)
+    model = GPT(GPTConfig(vocab_size=11, **shape(format)), seed=7).pack(format)
     return nn.add_lora(model, **{"rank": 2, "alpha": 8, "targets": ("c_attn", "c_proj")} | lora)
 
 
 def twin_of(model: GPT) -> GPT:
     """A model of the float32 weights that the packed ones stand for, with the same adapter."""
-    twin = nn.add_lora(GPT(GPTConfig(vocab_size=11, **SHAPE), seed=7), **lora_of(model).to_dict())
+    twin = nn.add_lora(GPT(GPTConfig(vocab_size=11, **shape(model.packed)), seed=7), **lora_of(model).to_dict())
     packed_layers, plain = dict(model.named_modules()), dict(twin.named_modules())
     for path, layer in packed_layers.items():
         if hasattr(layer, "matrix") and layer.packed_size():
@@ -113,7 +118,7 @@ def test_a_base_without_a_name_is_said(tmp_path: Path) -> None:
         GPT.from_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize("facts", [{"format": "int4", "sha256": ""}, {"format": "int8"}, ["int8"], {}])
+@pytest.mark.parametrize("facts", [{"format": "int5", "sha256": ""}, {"format": "int8"}, ["int8"], {}])
 def test_a_forged_base(facts: Any, tmp_path: Path) -> None:
     trainer_of(tmp_path, packed("int8"), steps=4).run()
     checkpoint = CheckpointFolder(tmp_path).load()

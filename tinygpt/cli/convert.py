@@ -16,9 +16,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("target", metavar="TARGET", help=words)
     words = "huggingface (default), or gguf: a file for llama.cpp, which needs the package gguf"
     parser.add_argument("--to", choices=("huggingface", "gguf"), default="huggingface", help=words)
-    formats = ("float32", "bfloat16", "float16", "float64", "f32", "f16", "bf16", "q8_0")
+    formats = ("float32", "bfloat16", "float16", "float64", "f32", "f16", "bf16", "q8_0", "q4_0")
     words = (
-        "of the weights: float32 (default), bfloat16, float16, float64; with --to gguf f32 (default), f16, bf16, q8_0"
+        "of the weights: float32 (default), bfloat16, float16, float64; with --to gguf f32 (default), f16, bf16, q8_0 "
+        "or q4_0"
     )
     parser.add_argument("--dtype", choices=formats, metavar="DTYPE", help=words)
     words = "in bytes, or such as 200MB: a larger model is split into several files (default: one file)"

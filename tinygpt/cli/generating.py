@@ -79,8 +79,9 @@ def add_model_options(parser: Any) -> None:
     group.add_argument(
         "--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights (default: float32)"
     )
-    group.add_argument("--quantize", choices=("int8",), help="store the weights in 8 bits: less memory, faster")
-    words = "with --quantize int8: round the activations to 8 bits too, which is faster, most of all for several texts"
+    words = "store the weights in 8 or 4 bits: less memory, faster; 4 bits cost some quality"
+    group.add_argument("--quantize", choices=("int8", "int4"), help=words)
+    words = "with --quantize: round the activations to 8 bits too, which is faster, most of all for several texts"
     group.add_argument("--activations", choices=("int8",), help=words)
     group.add_argument("--backend", choices=backends.NAMES, default="numpy", help="CPU or GPU (default: numpy)")
 

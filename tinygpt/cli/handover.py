@@ -91,7 +91,7 @@ def described(model: Any) -> tuple[dict[str, Any], Arrays]:
         "generator": model.generator.state_dict(), "activations": activations_of(model),
         "trained": [name for name, parameter in model.named_parameters() if parameter.requires_grad],
         "training": [path for path, module in model.named_modules() if module.training],
-        "groups": {path: layer.matrix.group for path, layer in _packed_layers(model)},
+        "matrices": {path: [layer.matrix.group, layer.matrix.outputs] for path, layer in _packed_layers(model)},
     }  # fmt: skip
     arrays = {f"parameter {name}": parameter.data for name, parameter in model.named_parameters()}
     for path, layer in _packed_layers(model):
@@ -110,7 +110,7 @@ def built(description: dict[str, Any], arrays: Arrays) -> GPT:
         if lora is not None:
             insert_lora(model, LoRA.from_dict(lora))
         for path, layer in _packed_layers(model):
-            layer.matrix = Matrix(arrays[f"data {path}"], arrays.get(f"scale {path}"), description["groups"][path])
+            layer.matrix = Matrix(arrays[f"data {path}"], arrays.get(f"scale {path}"), *description["matrices"][path])
         round_activations(model, description["activations"])
         trained, training = set(description["trained"]), set(description["training"])
         for name, parameter in model.named_parameters():

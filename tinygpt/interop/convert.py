@@ -48,7 +48,7 @@ def convert(
     unchanged: transformers can read those of a BPE tokenizer, but not tokenizer.tinygpt.json (characters, bytes).
     tokenizer: take it from another place, a folder or nanoGPT's meta.pkl.
     to: "huggingface", or "gguf" for a file that llama.cpp loads, which needs the extra `gguf`; its dtypes are "f32",
-    "f16", "bf16" and "q8_0" (`save_gguf`).
+    "f16", "bf16", "q8_0" and "q4_0" (`save_gguf`).
     Raises UsageError, and then leaves `target` unchanged.
     """
     if to not in ("huggingface", "gguf"):

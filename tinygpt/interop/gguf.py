@@ -10,6 +10,9 @@ token embedding, the file has it once, which llama.cpp reads since March 2025.
 | f32 | as it is | 32 |
 | f16, bf16 | rounded to nearest | 16 |
 | q8_0 | 32 neighbours in a row share a scale, the largest of them / 127; each is a whole number of scales | 8.5 |
+| q4_0 | the same with whole numbers from -8 to 7, and the scale of least squared error (gguf_blocks.py) | 4.5 |
+
+In a file of q4_0 the token embedding and the head are in q8_0, as in our own models of 4 bits (nn/packed.py).
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, written by ggml's library `gguf` (the extra `gguf`).
 """
@@ -30,14 +33,16 @@ from ..files import atomic_write_with, explain_os_errors, folder_made, user_path
 from ..gpt import GPT, GPTConfig
 from ..nn.lora import lora_of
 from ..tokenizers import Tokenizer
+from .gguf_blocks import q4_0
 from .gguf_vocabulary import Vocabulary, vocabulary_of
 from .plain_gpt import difference_from_gpt2
 from .saving import arrays_of, generation_of
 from .weights import HEAD, PREFIX
 
-# The largest numbers that survive rounding; q8_0 has its scales in float16.
-LARGEST = {"f32": 3.4028234e38, "f16": 65504.0, "bf16": 3.3895313e38, "q8_0": 127 * 65504.0}
-BLOCK = 32  # neighbours that share a scale in q8_0
+# The largest numbers that survive rounding; q8_0 and q4_0 have their scales in float16.
+LARGEST = {"f32": 3.4028234e38, "f16": 65504.0, "bf16": 3.3895313e38, "q8_0": 127 * 65504.0, "q4_0": 7 * 65000.0}
+BLOCKS = ("q8_0", "q4_0")
+BLOCK = 32  # neighbours that share a scale in these
 UNREACHABLE = -1000.0  # the logit of a token that is never predicted, far below all others
 
 _OUTER = {"wte.weight": "token_embd.weight", "wpe.weight": "position_embd.weight"}
@@ -75,7 +80,7 @@ class Stored(NamedTuple):
 def save_gguf(model: GPT, tokenizer: Tokenizer, path: str | os.PathLike[str], *, dtype: str = "f32") -> None:
     """Write `model` and `tokenizer` to the file `path`, which llama.cpp loads. An existing GGUF file is replaced.
 
-    dtype: of the matrices, "f32", "f16", "bf16" or "q8_0". The file is written completely or not at all.
+    dtype: of the matrices, "f32", "f16", "bf16", "q8_0" or "q4_0". The file is written completely or not at all.
     llama.cpp does not slide the window as tinygpt does: a prompt and its continuation must fit into block_size tokens,
     beyond which it ends with an error.
     Raises UsageError for a model or a tokenizer that llama.cpp can't represent exactly, MissingExtraError without the
@@ -151,8 +156,8 @@ def _difference(config: GPTConfig, dtype: str) -> str | None:
     if config.scale_attn_by_inverse_layer_idx:
         return "scale_attn_by_inverse_layer_idx is True, but llama.cpp's GPT-2 scales all layers' scores alike"
     for name, size in (("n_embd", config.n_embd), ("n_inner", config.inner)):
-        if dtype == "q8_0" and size % BLOCK:
-            return f"q8_0 packs {BLOCK} numbers of a row together, but {name} is {size}: choose f16 or bf16"
+        if dtype in BLOCKS and size % BLOCK:
+            return f"{dtype} packs {BLOCK} numbers of a row together, but {name} is {size}: choose f16 or bf16"
     return None
 
 
@@ -196,7 +201,8 @@ def add_spare_end(arrays: dict[str, Any]) -> None:
 def _dtype(name: str, array: Any, dtype: str, vocabulary: Vocabulary) -> str:
     """The dtype of an array in a file of `dtype`. A head with a spare end is not rounded: its logits must not move."""
     exact = array.ndim < 2 or name == "position_embd.weight" or (vocabulary.spare_end and name == "output.weight")
-    return "f32" if exact else dtype
+    outer = name in ("token_embd.weight", "output.weight")
+    return "f32" if exact else "q8_0" if dtype == "q4_0" and outer else dtype
 
 
 def _write(config: GPTConfig, dtype: str, vocabulary: Vocabulary, tensors: list[Stored], path: str) -> None:
@@ -214,16 +220,18 @@ def _write(config: GPTConfig, dtype: str, vocabulary: Vocabulary, tensors: list[
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for tensor in tensors:
-            writer.write_tensor_data(library.quantize(tensor.values(), kinds[tensor.dtype]))
+            values = tensor.values()
+            writer.write_tensor_data(
+                q4_0(values) if tensor.dtype == "q4_0" else library.quantize(values, kinds[tensor.dtype])
+            )
     finally:
         writer.close()
 
 
 def _add_settings(writer: Any, config: GPTConfig, dtype: str) -> None:
     types = require_gguf().LlamaFileType
-    names = {"f32": types.ALL_F32, "f16": types.MOSTLY_F16, "bf16": types.MOSTLY_BF16, "q8_0": types.MOSTLY_Q8_0}
     writer.add_type("model")
-    writer.add_file_type(names[dtype])
+    writer.add_file_type(types["ALL_F32" if dtype == "f32" else f"MOSTLY_{dtype.upper()}"])
     writer.add_quantization_version(require_gguf().GGML_QUANT_VERSION)
     writer.add_context_length(config.block_size)
     writer.add_embedding_length(config.n_embd)

@@ -174,8 +174,8 @@ def _formats(dtype: Any, quantize: Any) -> tuple[str, str | None]:
     dtype = dtype if isinstance(dtype, str) else names.get(dtype, dtype)
     if dtype not in ("float32", "float64", "bfloat16"):
         raise UsageError(f"from_pretrained: dtype must be 'float32', 'float64' or 'bfloat16', not {dtype!r}")
-    if quantize not in (None, "int8"):
-        raise UsageError(f"from_pretrained: quantize must be None or 'int8', not {quantize!r}")
+    if quantize not in (None, "int8", "int4"):
+        raise UsageError(f"from_pretrained: quantize must be None, 'int8' or 'int4', not {quantize!r}")
     if quantize is not None and dtype != "float32":
         raise UsageError(
             f"from_pretrained: dtype={dtype!r} and quantize={quantize!r} contradict each other: remove one"

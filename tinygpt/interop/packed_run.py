@@ -26,7 +26,7 @@ from ..nn.lora import LoRA, insert_lora
 from ..nn.packed import PackedEmbedding, PackedLinear
 from .weights import Weights
 
-FORMATS = ("int8", "bfloat16")
+FORMATS = ("int8", "int4", "bfloat16")
 _OWN = frozenset({"block_size", "dropout"})  # settings in which a run may differ from its base
 _HEAD = "lm_head"
 

@@ -75,10 +75,12 @@ def _difference(model: GPT, module: Any, shape: tuple[int, ...]) -> str | None:
         return f"the eps {module.eps}, but layer_norm_epsilon is {config.layer_norm_epsilon}"
     if not shape:
         return None
-    weight = module.matrix.data if isinstance(module, (*_LINEAR, *_EMBEDDING)) else module.weight.data
-    if weight.shape != shape:
-        return f"a weight of shape {weight.shape}, but the configuration needs {shape}"
-    packed = isinstance(module, (PackedLinear, PackedEmbedding))
-    if not packed and weight.dtype != model.wpe.weight.dtype:
-        return f"a weight in {weight.dtype}, but that of wpe is in {model.wpe.weight.dtype}"
+    if isinstance(module, (PackedLinear, PackedEmbedding)):
+        found, dtype = module.matrix.shape(int(isinstance(module, PackedEmbedding))), None
+    else:
+        found, dtype = module.weight.data.shape, module.weight.dtype
+    if found != shape:
+        return f"a weight of shape {found}, but the configuration needs {shape}"
+    if dtype is not None and dtype != model.wpe.weight.dtype:
+        return f"a weight in {dtype}, but that of wpe is in {model.wpe.weight.dtype}"
     return None

@@ -180,8 +180,7 @@ def _weights(model: Any) -> Iterator[tuple[str, int, int]]:
         yield name, parameter.size, parameter.data.nbytes
     for path, module in model.named_modules():
         if module.packed_size():
-            scale = module.matrix.scale
-            yield path, module.packed_size(), module.matrix.data.nbytes + (0 if scale is None else scale.nbytes)
+            yield path, module.packed_size(), module.matrix.nbytes
 
 
 def _seconds(model: Any, idx: Any) -> dict[str, float]:

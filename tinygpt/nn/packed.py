@@ -1,7 +1,9 @@
-"""Layers with weights packed into 16 or 8 bits (`tinygpt.ops.packed` describes the formats).
+"""Layers with weights packed into 16, 8 or 4 bits (`tinygpt.ops.packed` describes the formats).
 
-`GPT.pack` puts them in place of a model's Linear and Embedding layers. Their matrices are not parameters and can't be
-trained, but gradients pass through them to what is: the update of a LoRA adapter.
+`GPT.pack` puts them in place of a model's Linear and Embedding layers. In a model of 4 bits the token embedding, which
+is the output head too, has 8: in 4 it alone costs half a percent of perplexity, all other matrices together less than
+could be measured (benchmarks/LOG.md); llama.cpp's tools keep 6 or 8 bits there as well. The matrices are not parameters
+and can't be trained, but gradients pass through them to what is: the update of a LoRA adapter.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from ..ops._gelu_mlp import gelu_mlp as fused_gelu_mlp
 from ..ops.packed import (
     Matrix,
     check_format,
+    check_terms,
     pack,
     require_finite,
     rows_of,
@@ -29,6 +32,7 @@ from .layers import Embedding, Linear
 from .module import Module
 
 Fill = Callable[[str, Module], None]
+OF_EMBEDDING = {"int4": "int8"}  # the format of embeddings in models of other formats
 
 
 @known("forward", "product")
@@ -40,7 +44,7 @@ class PackedLinear(Module):
         self.bias = linear.bias
 
     def packed_size(self) -> int:
-        return self.matrix.data.size
+        return self.matrix.size
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., in) -> (..., out)."""
@@ -49,7 +53,7 @@ class PackedLinear(Module):
 
     def product(self, x: Tensor) -> Tensor:
         """x (..., in) -> x W (..., out). Raises ShapeError."""
-        features = len(self.matrix.data)
+        features = self.matrix.shape()[0]
         if x.ndim == 0 or x.shape[-1] != features:
             raise ShapeError(f"PackedLinear: the last axis of x must have {features} elements, x has shape {x.shape}")
         if x.backend != backends.name_of(self.matrix.data):
@@ -68,7 +72,7 @@ class PackedEmbedding(Module):
         self.matrix = pack(embedding.weight.data, format, 1, group)
 
     def packed_size(self) -> int:
-        return self.matrix.data.size
+        return self.matrix.size
 
     def forward(self, ids: Any) -> Tensor:
         """ids (...) of integers below `count` -> (..., features)."""
@@ -113,8 +117,8 @@ def pack_model(model: Any, format: str, group: int | None = None, fill: Fill | N
     """
     if model.packed:
         raise UsageError(f"GPT.pack: this model is packed already, in {model.packed}: load it anew")
-    if format not in ("bfloat16", "int8"):
-        raise UsageError(f"GPT.pack: format must be 'bfloat16' or 'int8', not {format!r}")
+    if format not in ("bfloat16", "int8", "int4"):
+        raise UsageError(f"GPT.pack: format must be 'bfloat16', 'int8' or 'int4', not {format!r}")
     dtype = model.parameters()[0].dtype
     if dtype != np.float32:
         raise DtypeError(f"GPT.pack: only a float32 model can be packed, this one is {dtype}")
@@ -128,6 +132,9 @@ def pack_model(model: Any, format: str, group: int | None = None, fill: Fill | N
         for name, _ in module.named_parameters() if isinstance(module, (Linear, Embedding)) else ():
             if name not in ("weight", "bias"):
                 raise UsageError(f"GPT.pack: {path} has a parameter {name!r} besides its weights, which would be lost")
+    for path, module in model.named_modules():
+        if isinstance(module, Linear):
+            check_terms("GPT.pack", format, module.weight.shape[0], path)
     if fill is None:
         for name, parameter in model.named_parameters():
             if parameter.ndim == 2:
@@ -143,7 +150,7 @@ def _pack_layers(model: Any, format: str, group: int | None, fill: Fill) -> None
     head = [name for name, value in vars(model).items() if value is model.output_embedding and name != "wte"]
     for name in ("wte", *head):
         fill(name, getattr(model, name))
-        setattr(model, name, PackedEmbedding(getattr(model, name), format, group))
+        setattr(model, name, PackedEmbedding(getattr(model, name), OF_EMBEDDING.get(format, format), group))
     owners = [(path, owner) for path, owner in model.named_modules() if not isinstance(owner, Linear)]
     for path, owner in owners:
         for name, value in vars(owner).items():
@@ -161,9 +168,11 @@ def check_activations(operation: str, format: str | None, activations: str | Non
     """Raise UsageError unless products of a model packed in `format`, or not packed, can round activations so."""
     if activations not in (None, "int8"):
         raise UsageError(f"{operation}: activations must be None or 'int8', not {activations!r}")
-    if activations is not None and format != "int8":
+    if activations is not None and format not in ("int8", "int4"):
         has = "this model is not packed" if format is None else f"these are {format}"
-        raise UsageError(f"{operation}: activations={activations!r} is for products with int8 weights, but {has}")
+        raise UsageError(
+            f"{operation}: activations={activations!r} is for products with int8 or int4 weights, but {has}"
+        )
 
 
 def round_activations(model: Any, activations: str | None) -> None:

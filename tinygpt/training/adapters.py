@@ -30,7 +30,7 @@ def add_lora_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup
 def add_quantize_option(group: argparse._ArgumentGroup) -> None:
     """The option that keeps the base model packed."""
     words = (
-        "keep the frozen model in 8 or 16 bits while its adapter is trained (with --lora-rank), to save memory; the "
+        "keep the frozen model in 8, 4 or 16 bits while its adapter is trained (with --lora-rank), to save memory; the "
         "run's folder then holds only the adapter, so the model must stay where it is"
     )
     group.add_argument("--quantize", choices=FORMATS, help=words)

@@ -89,8 +89,8 @@ def start_from(
     """The model in a run's folder or a GPT-2 directory, or of that name, ready for training, in main memory.
 
     block_size: at most the model's. dropout: overrides the model's own. add_tokens: texts that become one token each.
-    seed: of the dropout masks. classifiers: also accept a classifier. packed: "int8" or "bfloat16", for a base that is
-    trained through an adapter; it stays in evaluation mode until it has one. Raises UsageError.
+    seed: of the dropout masks. classifiers: also accept a classifier. packed: "int8", "int4" or "bfloat16", for a base
+    that is trained through an adapter; it stays in evaluation mode until it has one. Raises UsageError.
     """
     Generator(seed)  # otherwise an invalid seed would be reported as an error in the model's file
     with backends.use_backend("numpy"):

@@ -30,6 +30,12 @@ def compiled(test: Any) -> Any:
 FORMATS = [
     ("float32", None), ("bfloat16", None), ("int8", None), ("int8", 8), ("int8", 16), ("int8", 24), ("int8", 1000),
 ]  # fmt: skip
+ALL_FORMATS = [*FORMATS, ("int4", None)]
+
+
+def terms(count: int, form: tuple[str, int | None]) -> int:
+    """At least so many terms, and as many as a sum of this format can have."""
+    return -(-count // 32) * 32 if form[0] == "int4" else count
 
 
 def normal(rng: np.random.Generator, *shape: int, std: float = 1.0) -> np.ndarray:

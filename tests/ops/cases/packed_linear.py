@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from tests.ops.cases.neural import row_shapes
-from tests.ops.cases.packed import FORMATS, drawn_matrix
+from tests.ops.cases.packed import ALL_FORMATS, drawn_matrix, terms
 from tests.ops.drawing import Example, KernelRow, Row, inputs
 from tinygpt.ops.packed import BLOCK, Matrix, unpack
 from tinygpt.ops.packed_linear import PackedProduct, PackedProductTransposed
@@ -18,12 +18,13 @@ from tinygpt.tensor import Tensor, tensor
 @st.composite
 def with_a_matrix(draw: Any, axis: int) -> Example:
     """x (..., K) and a packed matrix (K, N), or (N, K) if axis 1 is summed over."""
+    form = draw(st.sampled_from([("float32", None), ("bfloat16", None), ("int8", None), ("int8", 8), ("int4", None)]))
+    assert form in ALL_FORMATS
     shape = draw(row_shapes(zero=False))
+    shape = (*shape[:-1], terms(shape[-1], form))
     N = draw(st.sampled_from([1, 7, 8, 33, BLOCK // shape[-1] + 50]))  # the last: unpacked in several blocks
     rng = np.random.default_rng(draw(st.integers(0, 99)))
     sizes = (shape[-1], N) if axis == 0 else (N, shape[-1])
-    form = draw(st.sampled_from([("float32", None), ("bfloat16", None), ("int8", None), ("int8", 8)]))
-    assert form in FORMATS
     return Example((draw(inputs(shape)),), {"matrix": drawn_matrix(rng, sizes, form, axis)})
 
 

@@ -161,17 +161,38 @@ static void tg_activate(float *v, ptrdiff_t n, int activation) {
         }
 }
 
-/* The second product of the MLP: each block first applies the activation to its own part of the first product. */
+/* Block b of the MLP's hidden layer: the activation of the first product. */
+static void tg_hidden_block(struct tg_block *t, ptrdiff_t b) {
+    const ptrdiff_t K = t->proj.rows, k0 = tg_block_begin(&t->proj, b), k1 = tg_block_begin(&t->proj, b + 1);
+    for (ptrdiff_t m = 0; m < t->M; m++) {
+        tg_sum(&t->last, &t->fc, m, k0, k1 - k0, t->wide + m * K + k0);
+        tg_activate(t->wide + m * K + k0, k1 - k0, t->activation);
+    }
+}
+
+static void tg_hidden_blocks(void *task, ptrdiff_t begin, ptrdiff_t end) {
+    for (ptrdiff_t b = begin; b < end; b++) tg_hidden_block(task, b);
+}
+
+/* The second product of the MLP: each block first computes its own part of the hidden layer. */
 static void tg_mlp_blocks(void *task, ptrdiff_t begin, ptrdiff_t end) {
     struct tg_block *t = task;
     const ptrdiff_t K = t->proj.rows, N = t->proj.columns;
     for (ptrdiff_t b = begin; b < end; b++) {
-        const ptrdiff_t k0 = tg_block_begin(&t->proj, b), k1 = tg_block_begin(&t->proj, b + 1);
-        for (ptrdiff_t m = 0; m < t->M; m++) {
-            tg_sum(&t->last, &t->fc, m, k0, k1 - k0, t->wide + m * K + k0);
-            tg_activate(t->wide + m * K + k0, k1 - k0, t->activation);
-        }
-        tg_columns(&t->proj, t->wide, K, t->M, k0, k1, t->parts[1] + b * t->M * tg_pitch(N), tg_pitch(N));
+        tg_hidden_block(t, b);
+        tg_columns(&t->proj, t->wide, K, t->M, tg_block_begin(&t->proj, b), tg_block_begin(&t->proj, b + 1),
+                   t->parts[1] + b * t->M * tg_pitch(N), tg_pitch(N));
+    }
+}
+
+/* The MLP after its first product. Weights of four bits are not cut along the sum: they need all of the hidden layer. */
+static void tg_mlp(struct tg_block *t) {
+    if (t->proj.format == TG_INT4) {
+        tg_parallel_for(tg_hidden_blocks, t, TG_BLOCKS, 1);
+        t->last = tg_product(&t->proj, t->wide, t->proj.rows, t->M, t->parts[1]);
+    } else {
+        tg_parallel_for(tg_mlp_blocks, t, TG_BLOCKS, 1);
+        t->last = (struct tg_parts){t->parts[1], t->M, tg_pitch(t->C), TG_BLOCKS};
     }
 }
 
@@ -183,8 +204,7 @@ static void tg_decode_block(struct tg_block *t) {
     t->last = tg_product(&t->attn_proj, t->mixed, t->C, t->M, t->parts[0]);
     tg_parallel_for(tg_norm_2_rows, t, t->M, 4);
     t->last = tg_product(&t->fc, t->normed, t->C, t->M, t->parts[0]);
-    tg_parallel_for(tg_mlp_blocks, t, TG_BLOCKS, 1);
-    t->last = (struct tg_parts){t->parts[1], t->M, tg_pitch(t->C)};
+    tg_mlp(t);
     tg_parallel_for(tg_last_rows, t, t->M, 4);
 }
 

@@ -1,5 +1,5 @@
-# One new token through one block of the model (decode.h), and products of a few rows (few_rows.h, few_rows_transposed.h);
-# weights.h has the formats. The mathematics
+# One new token through one block of the model (decode.h), and products of a few rows (few_rows.h, few_rows_transposed.h,
+# four_bits.h); weights.h has the formats. The mathematics
 # is in tinygpt/ops/packed.py and, for the block, in tinygpt/gpt.py.
 #
 # Memory-bound: the weights are read once, whatever the number of rows. Supports float32 and packed weights; everything
@@ -10,11 +10,13 @@ from libc.math cimport sqrt
 from libc.string cimport strchr
 
 cdef extern from "decode.h" nogil:
-    int TG_FLOAT32, TG_BFLOAT16, TG_INT8, TG_BLOCKS, TG_ROWS_AT_ONCE, TG_SPAN_TERMS
+    int TG_FLOAT32, TG_BFLOAT16, TG_INT8, TG_INT4, TG_BLOCKS, TG_PANEL, TG_FOUR_GROUP, TG_NIBBLES
+    int TG_ROWS_AT_ONCE, TG_SPAN_TERMS
     int TG_GELU_TANH, TG_GELU_ERF, TG_RELU, TG_SILU
     cdef struct tg_matrix:
         const void *weight
         const float *scale
+        const uint16_t *half_scale
         const float *bias
         Py_ssize_t rows, columns, group
         int format
@@ -48,7 +50,12 @@ cdef extern from "decode.h" nogil:
     Py_ssize_t tg_spans(const tg_matrix *matrix)
     void tg_integer_transposed(const tg_matrix *matrix, const float *x, Py_ssize_t M, float *y, tg_span *spans)
     int tg_use_vnni(int wanted)
+    Py_ssize_t tg_rounded_room(Py_ssize_t M, Py_ssize_t K)
+    void tg_four_product(
+        const tg_matrix *matrix, const float *x, Py_ssize_t ldx, Py_ssize_t M, float *y, Py_ssize_t pitch, float *room
+    )
     void tg_unpack(const tg_matrix *matrix, int axis, float *out)
+    void tg_four_unpack(const tg_matrix *matrix, int transposed, float *out)
     void tg_decode_block(tg_block *block)
 
 
@@ -82,14 +89,29 @@ cdef inline float *floats(object array) except? NULL:
 
 cdef int take_matrix(tg_matrix *w, object matrix, object bias, Py_ssize_t along, bint transposed=False) except -1:
     """Fill w from a tinygpt.ops.packed.Matrix; `along`: the number of terms of its sums."""
-    data, scale, group, activations = matrix
+    data, scale, group, outputs, activations = matrix
+    w.bias, w.rounded = floats(bias), activations is not None
+    if outputs is not None:
+        return take_four(w, data, scale, outputs, along)
     w.weight = address(data, b"fHb", w)
     if (w.columns if transposed else w.rows) != along or (w.format == TG_INT8) != (scale is not None):
         raise ValueError("the matrix does not fit")
     w.group = group if scale is not None else along
     w.scale = floats(scale)
-    w.bias = floats(bias)
-    w.rounded = activations is not None
+    return 0
+
+
+cdef int take_four(tg_matrix *w, object data, object scale, Py_ssize_t outputs, Py_ssize_t along) except -1:
+    """Fill w from a matrix of four bits, whose rows are the terms of its sums on either axis."""
+    shape = data.shape
+    if len(shape) != 3 or shape[1] * TG_NIBBLES != along or along % TG_FOUR_GROUP or shape[2] != TG_PANEL:
+        raise ValueError("the matrix does not fit")
+    if (outputs + TG_PANEL - 1) // TG_PANEL != shape[0]:
+        raise ValueError("the number of outputs does not fit")
+    w.weight = address(data, b"I")
+    w.half_scale = <const uint16_t *> address(scale, b"H", NULL, shape[0] * (along // TG_FOUR_GROUP) * TG_PANEL)
+    w.format, w.group, w.scale = TG_INT4, TG_FOUR_GROUP, NULL
+    w.rows, w.columns = along, outputs
     return 0
 
 
@@ -108,7 +130,8 @@ def few_rows_product(x, matrix):
         return NotImplemented
     N = w.columns
     at_once = min(M, TG_ROWS_AT_ONCE) if w.rounded else M  # with rounded activations, this is the product of many rows too
-    y, work = numpy.empty((M, N), numpy.float32), numpy.empty(TG_BLOCKS * at_once * tg_pitch(N), numpy.float32)
+    y = numpy.empty((M, N), numpy.float32)
+    work = numpy.empty(TG_BLOCKS * at_once * tg_pitch(N) + tg_rounded_room(at_once, K), numpy.float32)
     out, room = floats(y), floats(work)
     with nogil:
         while first < M:
@@ -126,19 +149,25 @@ def few_rows_product_transposed(x, matrix, out):
     cdef Py_ssize_t M = x.shape[0], K = x.shape[1]
     cdef float *rows
     cdef float *y
+    cdef float *four_room = NULL
     cdef tg_span *room = NULL
     try:
         rows, y = floats(x), <float *> address(out, b"f", &written)
         take_matrix(&w, matrix, None, K, True)
     except (TypeError, ValueError):
         return NotImplemented
-    if written.rows != M or written.columns != w.rows:
+    if written.rows != M or written.columns != (w.columns if w.format == TG_INT4 else w.rows):
         return NotImplemented
-    if w.rounded:
+    if w.rounded and w.format == TG_INT4:
+        work = numpy.empty(tg_rounded_room(M, K), numpy.float32)
+        four_room = floats(work)
+    elif w.rounded:
         spans = numpy.empty(tg_spans(&w) * <Py_ssize_t> sizeof(tg_span), numpy.uint8)
         room = <tg_span *> address(spans, b"B")
     with nogil:
-        if w.rounded:
+        if w.format == TG_INT4:
+            tg_four_product(&w, rows, K, M, y, w.columns, four_room)
+        elif w.rounded:
             tg_integer_transposed(&w, rows, M, y, room)
         else:
             tg_transposed_product(&w, rows, M, y)
@@ -165,8 +194,13 @@ def unpack_into(out, matrix, int axis):
         take_matrix(&w, matrix, None, out.shape[axis], axis == 1)
     except (TypeError, ValueError):
         return NotImplemented
+    if w.format == TG_INT4 and out.shape[1 - axis] != w.columns:
+        return NotImplemented
     with nogil:
-        tg_unpack(&w, axis, weights)
+        if w.format == TG_INT4:
+            tg_four_unpack(&w, axis == 1, weights)
+        else:
+            tg_unpack(&w, axis, weights)
     return out
 
 
@@ -181,7 +215,7 @@ cdef inline float *vector(object parameter, Py_ssize_t size) except? NULL:
 cdef int take_layer(tg_matrix *w, object layer, Py_ssize_t rows, Py_ssize_t columns) except -1:
     """Fill w from a Linear, packed or not, with a matrix (rows, columns). columns < 0: any number of columns."""
     weight = getattr(layer, "weight", None)  # runs for every token, so it avoids building a Matrix
-    take_matrix(w, layer.matrix if weight is None else (weight.data, None, None, None), None, rows)
+    take_matrix(w, layer.matrix if weight is None else (weight.data, None, None, None, None), None, rows)
     if columns >= 0 and w.columns != columns:
         raise ValueError("the layer does not fit")
     w.bias = vector(layer.bias, w.columns)
@@ -191,7 +225,7 @@ cdef int take_layer(tg_matrix *w, object layer, Py_ssize_t rows, Py_ssize_t colu
 def decode_work(Py_ssize_t M, Py_ssize_t C, Py_ssize_t inner):
     """The number of floats of workspace that decode_block needs; inner: the MLP's hidden size."""
     wide = max(C, inner)
-    return M * (2 * C + wide) + TG_BLOCKS * M * (tg_pitch(max(3 * C, inner)) + tg_pitch(C))
+    return M * (2 * C + wide) + TG_BLOCKS * M * (tg_pitch(max(3 * C, inner)) + tg_pitch(C)) + tg_rounded_room(M, inner)
 
 
 def decode_block(x, block, keys, values, length, work):

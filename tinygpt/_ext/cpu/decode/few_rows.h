@@ -22,6 +22,7 @@
 #ifndef TINYGPT_FEW_ROWS_H
 #define TINYGPT_FEW_ROWS_H
 
+#include "four_bits_product.h"
 #include "pool.h"
 #include "integer_rows.h"
 #include "weights.h"
@@ -171,6 +172,7 @@ static inline ptrdiff_t tg_block_begin(const struct tg_matrix *w, ptrdiff_t b) {
 struct tg_parts {
     float *parts;
     ptrdiff_t M, pitch;
+    int blocks; /* TG_BLOCKS, or 1 if the sums are whole */
 };
 
 /* out[j] = the sum over the blocks for column j0 + j of row m, plus the bias, for `count` columns. Where the activations
@@ -179,11 +181,11 @@ static void tg_sum(const struct tg_parts *p, const struct tg_matrix *w, ptrdiff_
                    float *restrict out) {
     const float *restrict row = p->parts + m * p->pitch + j0;
     memcpy(out, row, (size_t)count * sizeof(float));
-    for (int b = 1; b < TG_BLOCKS; b++) {
+    for (int b = 1; b < p->blocks; b++) {
         row += p->M * p->pitch;
         for (ptrdiff_t j = 0; j < count; j++) out[j] += row[j];
     }
-    if (w->rounded && w->group >= w->rows)
+    if (w->rounded && w->scale && w->group >= w->rows)
         for (ptrdiff_t j = 0; j < count; j++) out[j] = out[j] * w->scale[j0 + j];
     if (w->bias)
         for (ptrdiff_t j = 0; j < count; j++) out[j] += w->bias[j0 + j];
@@ -207,9 +209,15 @@ static void tg_product_blocks(void *task, ptrdiff_t begin, ptrdiff_t end) {
  * for the last vector, which may reach beyond column N. */
 static inline ptrdiff_t tg_pitch(ptrdiff_t N) { return N + TG_PAD; }
 
-/* The partial sums of x W, for x with M rows of matrix->rows elements, ldx apart. */
+/* The partial sums of x W, for x with M rows of matrix->rows elements, ldx apart. parts: room for TG_BLOCKS * M rows of
+ * them; of int4, where the sums are whole, for M rows and tg_rounded_room. */
 static struct tg_parts tg_product(const struct tg_matrix *matrix, const float *x, ptrdiff_t ldx, ptrdiff_t M, float *parts) {
-    struct tg_product t = {matrix, x, ldx, {parts, M, tg_pitch(matrix->columns)}};
+    const ptrdiff_t pitch = tg_pitch(matrix->columns);
+    if (matrix->format == TG_INT4) {
+        tg_four_product(matrix, x, ldx, M, parts, pitch, parts + M * pitch);
+        return (struct tg_parts){parts, M, pitch, 1};
+    }
+    struct tg_product t = {matrix, x, ldx, {parts, M, pitch, TG_BLOCKS}};
     tg_parallel_for(tg_product_blocks, &t, TG_BLOCKS, 1);
     return t.out;
 }

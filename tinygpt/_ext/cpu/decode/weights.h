@@ -1,8 +1,9 @@
-/* A matrix of weights, in three formats that are unpacked to float in registers:
+/* A matrix of weights, in formats that are unpacked to float in registers:
  *
  *     float32
  *     bfloat16: the upper half of a float32
  *     int8 with scales: w = q * scale, one scale for each column, or for each `group` elements of a column
+ *     int4 in panels, with scales in bfloat16: see four_bits.h
  */
 #ifndef TINYGPT_WEIGHTS_H
 #define TINYGPT_WEIGHTS_H
@@ -19,7 +20,7 @@
 #include "pool.h"
 #include "vmath.h"
 
-enum { TG_FLOAT32, TG_BFLOAT16, TG_INT8 };
+enum { TG_FLOAT32, TG_BFLOAT16, TG_INT8, TG_INT4 };
 enum { TG_LANE = TG_VECTOR_BYTES / 4 };
 
 typedef float tg_floats __attribute__((vector_size(TG_VECTOR_BYTES), aligned(4), may_alias));
@@ -30,14 +31,15 @@ typedef int8_t tg_bytes __attribute__((vector_size(TG_VECTOR_BYTES / 4), aligned
 
 /* A matrix of rows x columns weights, row-major. scale is NULL except for int8. In y = x W the scale of element (r,
  * c) is scale[r / group * columns + c]; in the transposed product, whose rows are the outputs, it is scale[r *
- * ceil(columns / group) + c / group]. */
+ * ceil(columns / group) + c / group]. In int4, rows are always the terms of a sum, and the scales are half_scale. */
 struct tg_matrix {
     const void *weight;
     const float *scale;
+    const uint16_t *half_scale;
     const float *bias; /* added to the product; may be NULL */
     ptrdiff_t rows, columns, group;
     int format;
-    int rounded; /* int8 only: products round the activations to 8 bits too (integer_tile.h) */
+    int rounded; /* int8 and int4 only: products round the activations to 8 bits too (integer_tile.h) */
 };
 
 #define TG_INLINE static inline __attribute__((always_inline))
