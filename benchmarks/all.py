@@ -2,11 +2,11 @@
 
     python benchmarks/all.py [--out benchmarks/results/cpu.md] [--append] [--only step ops ...]
 
-The file starts with the targets, met or not. The training step and decoding are measured at the best level of vector
-instructions and, where that is AVX-512, at AVX2 too, the best that most machines have: PyTorch is then held to AVX2 as
-well. llama.cpp has no switch for that: there its rows are those of its own build. --append adds the run to the file as
-another section, which shows whether the targets are met a second time. Progress goes to standard error. Takes about
-half an hour on two cores.
+The file starts with the targets, met or not. The training step, its products and decoding are measured at the best
+level of vector instructions and, where that is AVX-512, at AVX2 too, the best that most machines have: PyTorch is then
+held to AVX2 as well. llama.cpp has no switch for that: there its rows are those of its own build. --append adds the run
+to the file as another section, which shows whether the targets are met a second time. Progress goes to standard error.
+Takes about half an hour on two cores.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ HERE = Path(__file__).parent
 # name: (title, commands: each a script and its arguments)
 PARTS: dict[str, tuple[str, list[list[str]]]] = {
     "step": ("A training step", [["train_step.py", "--compile", "--no-reference", "--rounds", "5"]]),
+    "products": ("Matrix products", [["products.py"]]),
     "lora": ("A LoRA step", [["lora_step.py", "--presets", "tiny", "gpt2"]]),
     "ops": ("Each operation", [["ops.py", "--rounds", "3"]]),
     "profile": (
@@ -40,7 +41,7 @@ PARTS: dict[str, tuple[str, list[list[str]]]] = {
     "scaling": ("How cost grows", [["scaling.py"]]),
     "generate": ("Decoding", [["generate.py", "--rounds", "3", "--only", "decode", "prefill", "batch", "load"]]),
 }
-AT_EACH_LEVEL = ("step", "profile", "generate")  # the others at the best level only
+AT_EACH_LEVEL = ("step", "products", "profile", "generate")  # the others at the best level only
 VERDICTS = ("- met: ", "- not met: ")
 TOP = """# Training on a CPU
 

@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -46,13 +47,13 @@ def fma_peak(trials: int = 20) -> float | None:
     )
 
 
-def block_rate(seconds: float = 0.3) -> tuple[float, float] | None:
+def block_rate(seconds: float = 0.3, clock: Callable[[], float] = time.perf_counter) -> tuple[float, float] | None:
     """FLOP/s of the matrix product's inner block alone, with operands in the caches, on all threads, which is an upper
     bound for every product; and of the chains of `fma_peak` directly afterwards. Both are below the peak, because the
     processor lowers its clock when it loads and multiplies at the same time.
 
     None if products use the BLAS library, or if `fma_peak` is None. The figures are medians of 15 turns without a pause
-    between them, because the clock takes milliseconds to fall.
+    between them, because the clock takes milliseconds to fall. clock: for one thread, its own time may be measured.
     """
     library = loaded()
     if library is None or not library.peak_has_blocks():
@@ -62,12 +63,12 @@ def block_rate(seconds: float = 0.3) -> tuple[float, float] | None:
         raise MemoryError("no memory for a block of a matrix product")
     block, chains = [], []
     for _ in range(15):
-        runs, start = 0, time.perf_counter()
-        while time.perf_counter() < start + seconds / 15:
+        runs, start = 0, clock()
+        while clock() < start + seconds / 15:
             library.peak_blocks(ctypes.byref(run), chunks)
             runs += 1
-        block.append(runs * chunks * library.peak_block_flops(ctypes.byref(run)) / (time.perf_counter() - start))
-        chains.append(chunks * library.peak_chain_flops(turns) / seconds_of_chains(library, turns, chunks))
+        block.append(runs * chunks * library.peak_block_flops(ctypes.byref(run)) / (clock() - start))
+        chains.append(chunks * library.peak_chain_flops(turns) / seconds_of_chains(library, turns, chunks, clock))
     library.peak_block_close(ctypes.byref(run))
     return statistics.median(block), statistics.median(chains)
 
@@ -91,10 +92,12 @@ def chunks_of(library: ctypes.CDLL) -> int:
     return 4 * library.tg_set_num_threads(get("numpy").get_num_threads())
 
 
-def seconds_of_chains(library: ctypes.CDLL, turns: int, chunks: int) -> float:
-    start = time.perf_counter()
+def seconds_of_chains(
+    library: ctypes.CDLL, turns: int, chunks: int, clock: Callable[[], float] = time.perf_counter
+) -> float:
+    start = clock()
     library.peak_chains(turns, chunks)
-    return time.perf_counter() - start
+    return clock() - start
 
 
 @functools.cache

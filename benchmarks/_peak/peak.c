@@ -51,7 +51,8 @@ static void tg_block_strips(void *task, ptrdiff_t begin, ptrdiff_t end) {
     const struct tg_coming none = {NULL, 0};
     for (ptrdiff_t chunk = begin; chunk < end; chunk++)
         for (int turn = 0; turn < TG_BLOCK_TURNS; turn++)
-            tg_strip(0, PRODUCT_ROWS, TG_BLOCK_DEPTH, run->operands, 0, run->operands + PRODUCT_ROWS * PRODUCT_STRIDE,
+            tg_strip(0, PRODUCT_ROWS, TG_BLOCK_DEPTH, run->operands, 0, PRODUCT_STRIDE,
+                     run->operands + PRODUCT_ROWS * PRODUCT_STRIDE,
                      run->results + chunk * PRODUCT_ROWS * columns, columns, columns, 0, none);
 }
 
@@ -70,7 +71,7 @@ int peak_block_open(struct tg_block_run *run, ptrdiff_t chunks) {
     return 1;
 }
 
-void peak_block_close(struct tg_block_run *run) { free(run->operands); }
+void peak_block_close(struct tg_block_run *run) { tg_return(run->operands); }
 
 double peak_block_flops(const struct tg_block_run *run) {
     return 2.0 * TG_BLOCK_TURNS * PRODUCT_ROWS * TG_BLOCK_DEPTH * (double)(run->panels * PRODUCT_COLUMNS);

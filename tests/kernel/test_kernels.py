@@ -75,6 +75,25 @@ def test_a_product_that_does_not_fit_is_refused(shapes: tuple[tuple[int, ...], .
 
 
 @needs_extension
+def test_a_product_has_the_same_bits_wherever_its_rows_lie() -> None:
+    """Side by side, apart, a multiple of 4 KB apart (copied with AVX-512) or as columns (packed once, for several parts
+    of B): every element is summed in the same order."""
+    draws = np.random.default_rng(0)
+    a, b = (draws.standard_normal(shape, dtype=np.float32) for shape in ((701, 650), (650, 500)))
+    out = np.empty((701, 500), np.float32)
+    if not numpy_backend.native_body("product_is_ours")():
+        pytest.skip("products are the BLAS library's here")
+    REGISTRY["matmul_into"](a, b, out, False)
+    assert np.abs(out - a.astype(np.float64) @ b).max() < 1e-3
+    for stride in (650, 700, 1024, 3072):
+        wide = np.zeros((701, stride), np.float32)
+        wide[:, :650] = a
+        assert_same_bits(f"rows {stride} apart", REGISTRY["matmul_into"](wide[:, :650], b, out.copy(), False), out)
+    columns = np.asfortranarray(a)
+    assert_same_bits("columns", REGISTRY["matmul_into"](columns, b, out.copy(), False), out)
+
+
+@needs_extension
 @every_compiled_kernel
 @given(data=st.data())
 def test_compiled_body_leaves_its_inputs_alone(row: KernelRow, data: Any) -> None:

@@ -29,6 +29,7 @@ SCRIPTS = (
     "ops",
     "optimizers",
     "processes",
+    "products",
     "profile_step",
     "scaling",
     "serve",
@@ -195,6 +196,29 @@ def test_what_a_target_misses_is_bounded() -> None:
     assert "(75% of the peak); were all else free, 1.50 times" in ratio
     assert "with PyTorch's products 3.00, were all operations at the block's rate 1.12" in ratio
     assert memory.startswith(f"- not met: tiny at {sys.modules['machine'].level()}: 0.50 of PyTorch's memory")
+
+
+def test_products_are_judged_beside_the_block_and_the_libraries() -> None:
+    module = script("products")
+    taken = {"ours": 2.0, "OpenBLAS": 2.1, "MKL": 1.9}
+    (said,) = module.verdicts("baby", 180e9, taken, 100e9, 0.8)
+    assert said.startswith("- met: ")
+    assert "90% of the block's rate" in said
+    assert "the least of them 80%" in said
+    assert module.verdicts("baby", 170e9, taken, 100e9, 0.8)[0].startswith("- not met: ")
+    (said,) = module.verdicts("tiny", 1e9, taken, 100e9, 0.8)
+    assert said.startswith("- not met: ")
+    assert "1.05 times as fast as OpenBLAS, 0.95 times as fast as MKL" in said
+
+
+@needs_extension
+def test_a_product_is_measured_beside_the_libraries() -> None:
+    module = script("products")
+    a, b = module.operands(((33, 40), (40, 70), "left"))
+    best, block = module.measure(module.contenders(a, b), rounds=1, least=1e-4, block=0.0)
+    assert all(seconds > 0 for seconds in best.values())
+    assert set(best) >= {"ours", "OpenBLAS"}
+    assert (block > 0) == (sys.modules["machine"].block_rate() is not None)
 
 
 def test_a_lora_step_is_judged_beside_a_full_one() -> None:

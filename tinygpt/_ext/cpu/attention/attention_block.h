@@ -142,11 +142,8 @@ static void NAME(transpose)(REAL *out, ptrdiff_t width, const REAL *x, ptrdiff_t
         }
 }
 
-/* Uninitialised memory for `count` numbers, aligned for vectors; NULL if there is not enough. */
-static REAL *NAME(memory)(ptrdiff_t count) {
-    void *memory = NULL;
-    return posix_memalign(&memory, 64, (size_t)count * sizeof(REAL)) == 0 ? memory : NULL;
-}
+/* Uninitialised memory for `count` numbers: see tg_aligned. */
+static REAL *NAME(memory)(ptrdiff_t count) { return tg_aligned((size_t)count * sizeof(REAL)); }
 
 /* a where the mask is set, b elsewhere. */
 static inline NAME(vec) NAME(select)(NAME(integers) mask, NAME(vec) a, NAME(vec) b) {

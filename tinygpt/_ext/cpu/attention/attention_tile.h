@@ -333,7 +333,7 @@ static void NAME(heads_forward)(void *task, ptrdiff_t begin, ptrdiff_t end) {
         NAME(head_forward)(p, memory, AT(q, head), AT(k, head), AT(v, head), AT(y, head),
                            (REAL *)p->lse + 2 * head * p->Tq, (uint64_t)(head * p->Tq), &ahead);
     }
-    free(memory);
+    tg_return(memory);
 }
 
 static void NAME(heads_backward)(void *task, ptrdiff_t begin, ptrdiff_t end) {
@@ -352,7 +352,7 @@ static void NAME(heads_backward)(void *task, ptrdiff_t begin, ptrdiff_t end) {
                             (REAL *)p->lse + 2 * head * p->Tq, AT(dq, head), AT(dk, head), AT(dv, head),
                             (uint64_t)(head * p->Tq), &ahead);
     }
-    free(memory);
+    tg_return(memory);
 }
 #undef AT
 #undef NEED

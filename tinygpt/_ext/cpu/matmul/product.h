@@ -8,8 +8,9 @@
  *   L1 cache    a strip of A: 14 rows, PRODUCT_DEPTH long
  *   L2 cache    some panels of B: 32 columns each, PRODUCT_DEPTH long; every strip is multiplied with them
  *
- * Strips and panels are packed: copied in the order in which the block needs them. A long sum over k is split into
- * pieces of PRODUCT_DEPTH, each of which is added to C. How the work is divided among the threads depends on the shape:
+ * Strips and panels are packed: copied in the order in which the block needs them. With AVX-512 rows of A that are
+ * contiguous, and spread over the sets of the L1 cache, are used where they lie. A long sum over k is split into pieces
+ * of PRODUCT_DEPTH, each of which is added to C. How the work is divided among the threads depends on the shape:
  *
  *   more rows than columns   B is packed once, for all threads; each packs and multiplies a band of strips at a time
  *   more columns than rows,  A is packed once, for all threads (unless its rows are contiguous: copying them is fast);
@@ -55,6 +56,11 @@ static void tg_share_panels(void *task, ptrdiff_t begin, ptrdiff_t end) {
     }
 }
 
+/* How many parts of B a task multiplies: strips that it packs with all of them, unless it has the sums of one part only. */
+static ptrdiff_t tg_parts_of_a_task(const struct tg_gemm *g) {
+    return g->a_k != 1 && !g->rounded ? tg_ceil_div(g->panels, g->part) : 1;
+}
+
 static void tg_bands(void *task, ptrdiff_t begin, ptrdiff_t end) {
     struct tg_gemm *g = task;
     const ptrdiff_t size = tg_strip_size(g->depth);
@@ -64,17 +70,20 @@ static void tg_bands(void *task, ptrdiff_t begin, ptrdiff_t end) {
         g->failed = 1;
         begin = end;
     }
+    const ptrdiff_t together = tg_parts_of_a_task(g);
     for (ptrdiff_t i = begin; i < end; i++) {
-        const ptrdiff_t part = i / g->bands, first = i % g->bands * g->band, last = tg_least(first + g->band, g->strips);
+        const ptrdiff_t first = i % g->bands * g->band, last = tg_least(first + g->band, g->strips);
+        const ptrdiff_t from = i / g->bands * together;
         for (ptrdiff_t k0 = 0; k0 < g->K; k0 += g->depth) {
-            const float *panels = tg_shared_panel(g, k0, part * g->part);
             if (own) tg_pack_strips(g, own, size, first, last, k0, tg_least(g->depth, g->K - k0));
-            for (ptrdiff_t s = first; s < last; s++)
-                tg_multiply(g, s, k0, own ? own + (s - first) * size : NULL, panels, part, sums, first);
+            for (ptrdiff_t part = from; part < from + together; part++)
+                for (ptrdiff_t s = first; s < last; s++)
+                    tg_multiply(g, s, k0, own ? own + (s - first) * size : NULL, tg_shared_panel(g, k0, part * g->part),
+                                part, sums, first);
         }
     }
-    free(own);
-    free(sums);
+    tg_return(own);
+    tg_return(sums);
 }
 
 /* More columns than rows: A is packed once, for all threads, unless its rows are contiguous ------------------- */
@@ -102,8 +111,8 @@ static void tg_panel_parts(void *task, ptrdiff_t begin, ptrdiff_t end) {
                 tg_multiply(g, s, k0, g->packed ? g->packed + s * tg_strip_size(g->K) + k0 * PRODUCT_STEP : NULL, own,
                             part, sums, 0);
         }
-    free(own);
-    free(sums);
+    tg_return(own);
+    tg_return(sums);
 }
 
 /* The whole product ------------------------------------------------------------------------------------------- */
@@ -135,13 +144,14 @@ static int tg_gemm_run(struct tg_gemm *g) {
     g->panels = tg_ceil_div(g->N, PRODUCT_COLUMNS);
     g->packed = NULL;
     g->failed = 0;
+    g->as_they_lie = g->a_k == 1 && tg_rows_spread(g->a_row, g->depth);
     const ptrdiff_t pieces = tg_ceil_div(g->K, g->depth), panel = tg_panel_size(g->depth);
     const ptrdiff_t fit = tg_half_second_cache() / (panel * (ptrdiff_t)sizeof(float)); /* panels in half the L2 cache */
     if (g->M >= g->N && g->N * g->K <= PRODUCT_SHARED) {
         g->packed = tg_memory_float(pieces * g->panels * panel);
         if (!g->packed) return -1;
         g->part = tg_ceil_div(g->panels, tg_ceil_div(g->panels, fit > 1 ? fit : 1));
-        const ptrdiff_t parts = tg_ceil_div(g->panels, g->part);
+        const ptrdiff_t parts = tg_ceil_div(g->panels, g->part) / tg_parts_of_a_task(g);
         g->band = tg_fair_share(g->strips, PRODUCT_BAND, parts, threads, 2);
         g->bands = tg_ceil_div(g->strips, g->band);
         tg_parallel_for(tg_share_panels, g, pieces * tg_ceil_div(g->panels, PRODUCT_PART), 1);
@@ -157,7 +167,7 @@ static int tg_gemm_run(struct tg_gemm *g) {
         g->part = tg_fair_share(g->panels, most, 1, threads, g->packed ? 2 : 1);
         tg_parallel_for(tg_panel_parts, g, tg_ceil_div(g->panels, g->part), 1);
     }
-    free(g->packed);
+    tg_return(g->packed);
     return g->failed ? -1 : 0;
 }
 

@@ -19,6 +19,7 @@ enum {
     PRODUCT_STEP = TG_REGISTERS == 32 ? 16 : 8, /* from one k to the next in a packed strip: a cache line or half of it */
     PRODUCT_DEPTH = TG_REGISTERS == 32 ? 640 : 320,
     PRODUCT_STRIDE = PRODUCT_DEPTH + 16,  /* between the rows of a copied strip */
+    PRODUCT_STRAIGHT = PRODUCT_LANES == 16, /* rows may be used where they lie: with AVX2 copying them is as fast */
     PRODUCT_BAND = 224 / PRODUCT_ROWS,    /* maximum number of strips packed together */
     PRODUCT_PART = 256 / PRODUCT_COLUMNS, /* maximum number of panels packed together */
     PRODUCT_SLICE = 64,                   /* steps of k per task, when all of A is packed */
@@ -43,6 +44,7 @@ struct tg_gemm {
     int pairs, half;                     /* bfloat16; its last word has one number instead of two */
     uint16_t *rounded;                   /* C in bfloat16, whose sums are floats until they are whole */
     int failed;                          /* a thread ran out of memory */
+    int as_they_lie;                     /* A's rows are used where they are, not copied */
     ptrdiff_t depth;                     /* length of a piece of k; the last may be shorter */
     ptrdiff_t strips, rows;              /* strips of A, and rows per strip; the last may have fewer */
     ptrdiff_t panels, part;              /* panels of B, and panels per part */
@@ -229,6 +231,8 @@ static inline __attribute__((always_inline)) void tg_multiply_block(const int pa
                                                            const ptrdiff_t row_stride, const ptrdiff_t k_stride,
                                                            const float *restrict panel, float *restrict c,
                                                            ptrdiff_t c_row, ptrdiff_t columns, int add) {
+    for (int i = 0; i < rows; i++)
+        for (int v = 0; v < PRODUCT_COLUMNS; v += 16) __builtin_prefetch(c + i * c_row + v, 1, 2);
     tg_vec_float left[PRODUCT_ROWS], right[PRODUCT_ROWS];
 #pragma GCC unroll 14
     for (int i = 0; i < rows; i++) left[i] = right[i] = (tg_vec_float){0};
@@ -285,13 +289,14 @@ static inline void tg_ask(struct tg_coming coming, ptrdiff_t depth, ptrdiff_t tu
         for (ptrdiff_t k = 0; k < depth; k += 16) __builtin_prefetch(coming.rows + r * coming.stride + k, 0, 2);
 }
 
-/* Multiply a strip, copied or packed, by one panel. Not inlined: the compiler would otherwise copy the loop over the panels
- * into each case, 130 KB of code instead of 38, which took a quarter of its whole time. */
+/* Multiply a strip by one panel: packed, or rows that are `row_stride` apart (PRODUCT_STRIDE with AVX2). Not inlined: the
+ * compiler would otherwise copy the loop over the panels into each case, 130 KB of code instead of 38, which took a quarter
+ * of its whole time. */
 #define TG_STRIP(pairs, rows)                                                                                          \
     case rows:                                                                                                         \
         if (rows > PRODUCT_ROWS) break;                                                                                \
         if (packed) tg_multiply_block(pairs, rows, depth, strip, 1, PRODUCT_STEP, panel, c, c_row, columns, add);      \
-        else tg_multiply_block(pairs, rows, depth, strip, PRODUCT_STRIDE, 1, panel, c, c_row, columns, add);           \
+        else tg_multiply_block(pairs, rows, depth, strip, stride, 1, panel, c, c_row, columns, add);                   \
         break;
 #define TG_STRIPS(pairs)                                                                                               \
     switch (rows) {                                                                                                    \
@@ -301,29 +306,31 @@ static inline void tg_ask(struct tg_coming coming, ptrdiff_t depth, ptrdiff_t tu
     }
 
 static __attribute__((noinline)) void tg_strip_by_panel(ptrdiff_t rows, ptrdiff_t depth, const float *strip, int packed,
-                                                        const float *panel, float *c, ptrdiff_t c_row, ptrdiff_t columns,
-                                                        int add) {
+                                                        ptrdiff_t row_stride, const float *panel, float *c,
+                                                        ptrdiff_t c_row, ptrdiff_t columns, int add) {
+    const ptrdiff_t stride = PRODUCT_STRAIGHT ? row_stride : PRODUCT_STRIDE; /* a constant where it can be one */
     TG_STRIPS(0)
 }
 
 /* The same for words of two numbers; only where tg_has_pairs. */
 static __attribute__((noinline)) void tg_strip_by_panel_of_pairs(ptrdiff_t rows, ptrdiff_t depth, const float *strip,
-                                                                 int packed, const float *panel, float *c,
-                                                                 ptrdiff_t c_row, ptrdiff_t columns, int add) {
+                                                                 int packed, ptrdiff_t row_stride, const float *panel,
+                                                                 float *c, ptrdiff_t c_row, ptrdiff_t columns, int add) {
 #if TG_PAIRS
+    const ptrdiff_t stride = PRODUCT_STRAIGHT ? row_stride : PRODUCT_STRIDE;
     TG_STRIPS(1)
 #endif
 }
 
 /* Multiply a strip by the panels of `columns` columns. */
-static void tg_strip(int pairs, ptrdiff_t rows, ptrdiff_t depth, const float *strip, int packed, const float *panel,
-                     float *c, ptrdiff_t c_row, ptrdiff_t columns, int add, struct tg_coming coming) {
+static void tg_strip(int pairs, ptrdiff_t rows, ptrdiff_t depth, const float *strip, int packed, ptrdiff_t row_stride,
+                     const float *panel, float *c, ptrdiff_t c_row, ptrdiff_t columns, int add, struct tg_coming coming) {
     const ptrdiff_t panels = tg_ceil_div(columns, PRODUCT_COLUMNS);
     for (ptrdiff_t p = 0; p < panels; p++, panel += tg_panel_size(depth), c += PRODUCT_COLUMNS) {
         tg_ask(coming, depth, p, panels);
         const ptrdiff_t left = columns - p * PRODUCT_COLUMNS;
-        if (pairs) tg_strip_by_panel_of_pairs(rows, depth, strip, packed, panel, c, c_row, left, add);
-        else tg_strip_by_panel(rows, depth, strip, packed, panel, c, c_row, left, add);
+        if (pairs) tg_strip_by_panel_of_pairs(rows, depth, strip, packed, row_stride, panel, c, c_row, left, add);
+        else tg_strip_by_panel(rows, depth, strip, packed, row_stride, panel, c, c_row, left, add);
     }
 }
 
@@ -334,27 +341,43 @@ static inline ptrdiff_t tg_sums_size(const struct tg_gemm *g, ptrdiff_t strips) 
     return (g->depth < g->K ? strips : 1) * g->rows * tg_sums_row(g);
 }
 
-/* Multiply the piece of strip s that starts at k0 by the panels of a part. strip: packed, or NULL to copy A's rows.
- * sums: for a C in bfloat16, of the strips from `first` on; the last piece makes them whole. */
+/* Whether a strip may be used where A's rows lie: not if more of its lines than the L1 cache has ways share a set, as
+ * where the rows are a multiple of 4 KB apart. */
+static int tg_rows_spread(ptrdiff_t a_row, ptrdiff_t depth) {
+    enum { SETS = 64, WAYS = 8, LINE = 16 };
+    int lines[SETS] = {0}, most = 0;
+    for (ptrdiff_t r = 0; r < PRODUCT_ROWS; r++)
+        for (ptrdiff_t k = 0; k < depth; k += LINE) {
+            const int there = ++lines[(r * a_row + k) / LINE % SETS];
+            if (there > most) most = there;
+        }
+    return most <= WAYS + 2;
+}
+
+/* Multiply the piece of strip s that starts at k0 by the panels of a part. strip: packed, or NULL for A's rows. sums: for a
+ * C in bfloat16, of the strips from `first` on; the last piece makes them whole. */
 static void tg_multiply(const struct tg_gemm *g, ptrdiff_t s, ptrdiff_t k0, const float *strip, const float *panels,
                         ptrdiff_t part, float *sums, ptrdiff_t first) {
     const ptrdiff_t i = s * g->rows, rows = tg_least(g->rows, g->M - i), depth = tg_least(g->depth, g->K - k0);
     const ptrdiff_t j = part * g->part * PRODUCT_COLUMNS, columns = tg_least(g->N - j, g->part * PRODUCT_COLUMNS);
+    const float *row = g->a + i * g->a_row + k0;
+    const int packed = strip != NULL, straight = PRODUCT_STRAIGHT && g->as_they_lie;
     float copy[PRODUCT_ROWS * PRODUCT_STRIDE] __attribute__((aligned(64)));
     struct tg_coming coming = {NULL, g->a_row};
-    if (!strip) {
-        const float *row = g->a + i * g->a_row + k0;
-        for (ptrdiff_t r = 0; r < rows; r++)
-            memcpy(copy + r * PRODUCT_STRIDE, row + r * g->a_row, (size_t)depth * sizeof(float));
+    if (!packed) {
         if (i + rows + PRODUCT_ROWS <= g->M) coming.rows = row + rows * g->a_row;
+        for (ptrdiff_t r = 0; !straight && r < rows; r++)
+            memcpy(copy + r * PRODUCT_STRIDE, row + r * g->a_row, (size_t)depth * sizeof(float));
+        strip = straight ? row : copy;
     }
+    const ptrdiff_t row_stride = straight ? g->a_row : PRODUCT_STRIDE;
     if (!g->rounded) {
-        tg_strip(g->pairs, rows, depth, strip ? strip : copy, strip != NULL, panels, g->c + i * g->c_row + j, g->c_row, columns,
+        tg_strip(g->pairs, rows, depth, strip, packed, row_stride, panels, g->c + i * g->c_row + j, g->c_row, columns,
                  g->add || k0 > 0, coming);
         return;
     }
     sums += g->depth < g->K ? (s - first) * g->rows * tg_sums_row(g) : 0;
-    tg_strip(g->pairs, rows, depth, strip ? strip : copy, strip != NULL, panels, sums, tg_sums_row(g), columns, k0 > 0, coming);
+    tg_strip(g->pairs, rows, depth, strip, packed, row_stride, panels, sums, tg_sums_row(g), columns, k0 > 0, coming);
     for (ptrdiff_t r = 0; k0 + depth == g->K && r < rows; r++)
         tg_narrow(g->rounded + (i + r) * g->c_row + j, sums + r * tg_sums_row(g), columns);
 }
