@@ -8,7 +8,8 @@ Columns: calls per step; milliseconds per step (median); share of the step; mega
 each counted once) and the resulting rate; GFLOP/s of the operations that multiply matrices, and their share of the
 multiply-add peak; the floor, which is those multiply-adds at the rate of the product's inner block alone, and those
 bytes at the read bandwidth of all threads; the time over that floor, below 1 where arrays were still in the caches.
-The rest, up to 100%, is Python between the operations.
+The rest, up to 100%, is Python between the operations. A training run repeats the operations' kernels from a plan
+(`tinygpt/training/step/planned_step.py`), almost without that rest: the last line has the time of such a step.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -159,22 +161,21 @@ def main() -> None:
     norm = profile.around("gradient norm", optim.grad_norm, size)
     update = profile.around("AdamW", optimizer.step, 7 * size)
 
-    def step() -> None:
-        model.loss(idx, targets).backward()
+    def step(passes: Callable[..., Any] | None = None) -> None:
+        if passes is None:
+            model.loss(idx, targets).backward()
+        else:
+            passes(idx, targets, 1.0)
         update(grad_scale=optim.clip_coefficient(norm(parameters), 1.0))
         optimizer.zero_grad()
 
-    step()
+    planned = timed(partial(step, train_step.planned_passes(model, *idx.shape)), options.steps)
     profile.install()
     step()
     for record in profile.records.values():
         record.seconds.clear()
         record.bytes, record.flops = 0, 0.0
-    totals = []
-    for _ in range(options.steps):
-        start = time.perf_counter()
-        step()
-        totals.append(time.perf_counter() - start)
+    total = timed(step, options.steps)
     peak = machine.fma_peak()
     print(machine.headline())
     print(f"{model.num_parameters():,} parameters, B = {idx.shape[0]}, T = {idx.shape[1]}")
@@ -183,7 +184,18 @@ def main() -> None:
     block = (machine.block_rate() or (machine.matmul_rate(), 0.0))[0]
     bandwidth = machine.read_bandwidth() or machine.copy_bandwidth()
     print(f"floor: products at {block / 1e9:.0f} GFLOP/s, bytes at {bandwidth / 1e9:.0f} GB/s")
-    report(profile, statistics.median(totals), options.steps, peak, (block, bandwidth))
+    report(profile, total, options.steps, peak, (block, bandwidth))
+    print(f"\nFrom a plan, as in a training run: {planned * 1e3:.1f} ms (median of {options.steps})")
+
+
+def timed(step: Callable[[], Any], steps: int) -> float:
+    """The median of so many steps, in seconds."""
+    totals = []
+    for _ in range(steps):
+        start = time.perf_counter()
+        step()
+        totals.append(time.perf_counter() - start)
+    return statistics.median(totals)
 
 
 def report(profile: Profile, step: float, steps: int, peak: float | None, limits: tuple[float, float]) -> None:

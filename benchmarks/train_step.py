@@ -1,12 +1,14 @@
-"""The speed of a training step: tinygpt compiled, tinygpt reference, PyTorch eager.
+"""The speed of a training step: tinygpt as a run trains, tinygpt op by op, its reference, PyTorch eager and compiled.
 
     python benchmarks/train_step.py [--presets tiny baby ...] [--compile] [--rounds 7]
 
 Each contender is a separate process with the same weights and the same batch. They take turns, one burst of steps each,
 so that if the machine slows down, all of them slow down; the figures are medians over the rounds. A step is forward,
-backward, clipping to norm 1 and AdamW. `torch` is PyTorch with its defaults, `torch-fused` uses AdamW(fused=True),
-`torch-compile` (with --compile) that and torch.compile. If our first loss and PyTorch's do not agree to 1e-4, nothing
-is printed. If only torch.compile's differs, it is left out: PyTorch 2.13 held to AVX2 computes another loss with it.
+backward, clipping to norm 1 and AdamW. `tinygpt` takes it as a training run does, from a plan of its kernels' calls
+(`tinygpt/training/step/planned_step.py`), `tinygpt-eager` as a loop of your own does. `torch` is PyTorch with its
+defaults, `torch-fused` uses AdamW(fused=True), `torch-compile` (with --compile) that and torch.compile. If our first
+loss and PyTorch's do not agree to 1e-4, nothing is printed. If only torch.compile's differs, it is left out: PyTorch
+2.13 held to AVX2 computes another loss with it.
 
 Model FLOPs per token are 6 N + 12 L C T. The peak is that of multiply-adds on registers, measured in this run. "the
 block" is the inner loop of our matrix product with its operands in the caches, an upper bound for every product; it is
@@ -34,6 +36,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import tinygpt as tg
 from tinygpt import GPT, GPTConfig
+from tinygpt.training.step.planned_step import PlannedStep
 
 TINY = GPTConfig(vocab_size=65, block_size=64, n_layer=4, n_head=4, n_embd=128, bias=False)
 BABY = GPTConfig(vocab_size=65, block_size=256, n_layer=6, n_head=6, n_embd=384, bias=False)
@@ -61,15 +64,36 @@ def batch(preset: str) -> tuple[np.ndarray, np.ndarray]:
     return np.ascontiguousarray(ids[:, :-1]), np.ascontiguousarray(ids[:, 1:])
 
 
-def tinygpt_step(config: GPTConfig, recompute: bool = False) -> Any:
+def planned_passes(model: GPT, B: int, T: int) -> PlannedStep:
+    """Forward and backward pass as a training run computes them: from a plan, which other batches are needed for."""
+
+    def work(idx: np.ndarray, targets: np.ndarray, scale: float) -> Any:
+        loss = model.loss(idx, targets)
+        loss.backward(scale)
+        return loss
+
+    passes, state, ids = PlannedStep(model, work), model.generator.state_dict(), tg.Generator(8)
+    while passes.wanted and not passes.repeats:
+        passes(*(ids.integers(model.config.vocab_size, (B, T)) for _ in range(2)), 1.0)
+        model.zero_grad()
+    model.generator.load_state_dict(state)
+    return passes
+
+
+def tinygpt_step(preset: str, contender: str = "tinygpt") -> Any:
+    config, B, T, _ = PRESETS[preset]
     model = GPT(config, seed=0)
-    model.recompute = recompute
+    model.recompute = contender == "recompute"
+    passes = planned_passes(model, B, T) if contender == "tinygpt" else None
     parameters = list(model.parameters())
     optimizer = tg.optim.AdamW(parameters, lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.1)
 
     def step(idx: np.ndarray, targets: np.ndarray) -> float:
-        loss = model.loss(idx, targets)
-        loss.backward()
+        if passes is not None:
+            loss = passes(idx, targets, 1.0)
+        else:
+            loss = model.loss(idx, targets)
+            loss.backward()
         norm = tg.optim.grad_norm(parameters)
         optimizer.step(grad_scale=tg.optim.clip_coefficient(norm, 1.0))
         optimizer.zero_grad()
@@ -114,7 +138,7 @@ def work(contender: str, preset: str, weights: str) -> None:
         del arrays
     else:
         before = resident()
-        step = tinygpt_step(config, contender == "recompute")
+        step = tinygpt_step(preset, contender)
     bursts(step, idx, targets, steps, before)
 
 
@@ -278,7 +302,8 @@ def main() -> None:
         return
     import machine
 
-    names = ["tinygpt"] + ["reference"] * (not options.no_reference) + ["recompute"] * options.recompute
+    names = ["tinygpt", "tinygpt-eager"]
+    names += ["reference"] * (not options.no_reference) + ["recompute"] * options.recompute
     if importlib.util.find_spec("torch"):
         names += ["torch", "torch-fused"] + ["torch-compile"] * options.compile
     else:
