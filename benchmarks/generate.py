@@ -15,6 +15,7 @@ Shakespeare, because the perplexity of random weights means nothing.
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import importlib.util
 import statistics
 import subprocess
@@ -33,8 +34,12 @@ from tinygpt import GPT, GPTConfig
 
 SHAPE = GPTConfig(vocab_size=50257, block_size=1024, n_layer=12, n_head=12, n_embd=768)
 PARTS = ("decode", "prefill", "batch", "load", "quality")
-OURS = {"tinygpt float32": {}, "tinygpt bfloat16": {"dtype": "bfloat16"}, "tinygpt int8": {"quantize": "int8"}}
-LLAMA = {"llama.cpp f32": "f32.gguf", "llama.cpp f16": "f16.gguf", "llama.cpp q8_0": "q8_0.gguf"}
+OURS: dict[str, dict[str, str]] = {
+    "tinygpt float32": {}, "tinygpt bfloat16": {"dtype": "bfloat16"}, "tinygpt int8": {"quantize": "int8"},
+    "tinygpt int8 x int8": {"quantize": "int8", "activations": "int8"},
+    "tinygpt int4": {"quantize": "int4"}, "tinygpt int4 x int8": {"quantize": "int4", "activations": "int8"},
+}  # fmt: skip
+LLAMA = {f"llama.cpp {dtype}": f"{dtype}.gguf" for dtype in ("f32", "f16", "q8_0", "q4_0")}
 TRANSFORMERS = "transformers float32"
 # (ours, theirs, target ratio)
 AIMS = (
@@ -42,6 +47,9 @@ AIMS = (
     ("tinygpt float32", TRANSFORMERS, 3.0),
     ("tinygpt bfloat16", "llama.cpp f16", 1.1),
     ("tinygpt int8", "llama.cpp q8_0", 1.2),
+    ("tinygpt int8 x int8", "llama.cpp q8_0", 1.2),  # which rounds the activations too
+    ("tinygpt int4", "llama.cpp q4_0", 1.2),
+    ("tinygpt int4 x int8", "llama.cpp q4_0", 1.2),  # as above
 )
 
 
@@ -186,19 +194,21 @@ def decode_table(contenders: dict[str, Contender], rounds: int, tokens: int, ban
         print(f"| {name} | {1e3 * step:.2f} | {1 / step:.1f} | {rate / 1e9:.1f} | {rate / bandwidth:.0%} |")
     print("\n| ratio | measured | aim |\n|---|---|---|")
     for ours, theirs, aim in AIMS:
-        if theirs in found:
+        if theirs in found and ours in found:
             print(f"| {ours} over {theirs} | {found[theirs][1] / found[ours][1]:.2f} | {aim} |")
-    share = bytes_per_token("tinygpt float32") / found["tinygpt float32"][1] / bandwidth
-    print(f"| tinygpt float32 over the read bandwidth | {share:.2f} | 0.6 |")
+    if "tinygpt float32" in found:
+        share = bytes_per_token("tinygpt float32") / found["tinygpt float32"][1] / bandwidth
+        print(f"| tinygpt float32 over the read bandwidth | {share:.2f} | 0.6 |")
 
 
 def bytes_per_token(name: str) -> float:
-    """Bytes of weights that a token needs; q8_0 has a 16-bit scale for every 32 weights."""
-    config = SHAPE
-    matrices = config.vocab_size * config.n_embd + 12 * config.n_layer * config.n_embd**2
-    kind = name.split()[-1]
-    each = {"float32": 4, "f32": 4, "bfloat16": 2, "f16": 2, "int8": 1, "q8_0": 34 / 32}[kind]
-    return matrices * each
+    """Bytes of weights that a token needs; q8_0, q4_0 and int4 have a 16-bit scale for every 32. With 4 bits, the head
+    has 8."""
+    head, blocks = SHAPE.vocab_size * SHAPE.n_embd, 12 * SHAPE.n_layer * SHAPE.n_embd**2
+    each = {"float32": 4, "f32": 4, "bfloat16": 2, "f16": 2, "int8": 1, "q8_0": 34 / 32}
+    each["int4"] = each["q4_0"] = 18 / 32
+    kind = name.split()[1]
+    return each[kind] * blocks + each[{"int4": "int8", "q4_0": "q8_0"}.get(kind, kind)] * head
 
 
 def prefill_table(contenders: dict[str, Contender], rounds: int) -> None:
@@ -206,13 +216,13 @@ def prefill_table(contenders: dict[str, Contender], rounds: int) -> None:
     print("\n## Prefill of 256 tokens\n\n| contender | ms | tokens/s |\n|---|---|---|")
     for name, (prefill, _) in found.items():
         print(f"| {name} | {1e3 * prefill:.0f} | {256 / prefill:.0f} |")
-    if "llama.cpp f32" in found:
+    if {"llama.cpp f32", "tinygpt float32"} <= found.keys():
         ratio = found["llama.cpp f32"][0] / found["tinygpt float32"][0]
         print(f"\ntinygpt float32 over llama.cpp f32: {ratio:.2f} (aim: 1.3)")
 
 
 def batch_table(contenders: dict[str, Contender], rounds: int, tokens: int) -> None:
-    ours = {name: contenders[name] for name in OURS}
+    ours = {name: contenders[name] for name in OURS if name in contenders}
     one, eight = (take_turns(ours, rounds, batch, 16, tokens) for batch in (1, 8))
     print(f"\n## A batch of 8, {tokens} tokens after prompts of 16\n")
     print("| contender | tokens/s, one sequence | tokens/s, eight | ratio | aim |\n|---|---|---|---|---|")
@@ -274,13 +284,16 @@ def quality_table(folder: Path, steps: int) -> None:
     print(f"\n## Perplexity on {len(validation):,} characters, after {steps} steps of training `tiny` on Shakespeare\n")
     print("| weights | perplexity | over float32 | aim |\n|---|---|---|---|")
     base = None
-    for name, options in {**OURS, "tinygpt int8, groups of 32": "group"}.items():
-        packed = GPT.from_pretrained(folder / "trained", **({} if options == "group" else options))
-        if options == "group":
-            packed.pack("int8", group=32)
+    grouped = {f"{name}, groups of 32": o for name, o in OURS.items() if o.get("quantize") == "int8"}
+    for name, options in {**OURS, **grouped}.items():
+        if name in OURS:
+            packed = GPT.from_pretrained(folder / "trained", **options)
+        else:
+            packed = GPT.from_pretrained(folder / "trained")
+            packed.pack("int8", group=32, activations=options.get("activations"))
         perplexity = float(np.exp(tg.training.evaluate(packed, validation, 32)))
         base = base or perplexity
-        aim = "under 1.01" if name == "tinygpt int8" else ""
+        aim = "under 1.01" if name in OURS and "quantize" in OURS[name] else ""
         print(f"| {name} | {perplexity:.4f} | {perplexity / base:.5f} | {aim} |")
 
 
@@ -290,6 +303,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=48, help="tokens per burst (default: 48)")
     parser.add_argument("--train-steps", type=int, default=1000, help="steps for the perplexity model (default: 1000)")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="which tables (default: all)")
+    parser.add_argument("--contenders", nargs="+", metavar="WORD", default=[""], help="those whose names have a word")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -304,8 +318,9 @@ def main() -> None:
     print(f"{machine.headline()}; all threads read {bandwidth / 1e9:.1f} GB/s from memory")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        names = write_models(folder)
-        missing = [name for name in (*LLAMA, TRANSFORMERS) if name not in names]
+        installed = write_models(folder)
+        names = [name for name in installed if any(word in name for word in options.contenders)]
+        missing = [name for name in (*LLAMA, TRANSFORMERS) if name not in installed]
         print(
             f"Contenders: {', '.join(map(version, names))}"
             + (f"; not installed: {', '.join(missing)}" if missing else "")
@@ -327,10 +342,13 @@ def main() -> None:
 
 
 def version(name: str) -> str:
-    from importlib.metadata import version as installed
-
     package = {"llama.cpp": "llama-cpp-python", "transformers": "transformers"}.get(name.split()[0])
-    return name if package is None else f"{name} ({package} {installed(package)})"
+    if package is None:
+        return name
+    try:
+        return f"{name} ({package} {importlib.metadata.version(package)})"
+    except importlib.metadata.PackageNotFoundError:  # found by PYTHONPATH alone
+        return f"{name} ({package})"
 
 
 if __name__ == "__main__":

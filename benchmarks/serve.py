@@ -41,8 +41,8 @@ SHAPES = {
     "test": {"vocab_size": 96, "block_size": 64, "n_layer": 1, "n_head": 2, "n_embd": 16},
 }
 # The options of `serve` for each kind of weights, and what llama.cpp calls it.
-WEIGHTS = {"float32": [], "bfloat16": ["--dtype=bfloat16"], "int8": ["--quantize=int8"]}
-GGUF = {"float32": "f32", "bfloat16": "bf16", "int8": "q8_0"}
+WEIGHTS = {"float32": [], "bfloat16": ["--dtype=bfloat16"]} | {w: [f"--quantize={w}"] for w in ("int8", "int4")}
+GGUF = {"float32": "f32", "bfloat16": "bf16", "int8": "q8_0", "int4": "q4_0"}
 GOAL = 5.0
 
 

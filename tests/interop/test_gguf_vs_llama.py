@@ -154,7 +154,9 @@ def test_next_token_probabilities(case: Case, dtype: str) -> None:
     allowed, beyond = np.abs(wanted - own).max(), np.abs(found[:, :V] - wanted).max()
     print(f"{dtype}: the format {allowed:.2g}, beyond it {beyond:.2g}")
     assert beyond < 2 * allowed
-    assert allowed < {"f32": 0.02, "f16": 0.05, "bf16": 0.5, "q8_0": 1.5}[dtype]  # so that nothing hides behind it
+    assert (
+        allowed < {"f32": 0.02, "f16": 0.05, "bf16": 0.5, "q8_0": 1.5, "q4_0": 2}[dtype]
+    )  # so that nothing hides behind it
     assert own.max(-1).mean() > -1  # it has learned its text: a model that knows nothing is easily matched
 
 
@@ -163,7 +165,10 @@ def test_greedy_text(case: Case, dtype: str) -> None:
     prompt = case.text[:5]
     ids = case.tokenizer.encode(prompt)
     llama, count = loaded(case, dtype), BLOCK - len(ids)
-    expected = case.model.generate(ids[None], max_new_tokens=count, do_sample=False, eos_token_id=None)[0]
+    model = case.model
+    if dtype == "q4_0":  # which may choose other tokens: those of our own model of the same weights
+        model = GPT.from_pretrained(case.folder, quantize="int4", activations="int8")
+    expected = model.generate(ids[None], max_new_tokens=count, do_sample=False, eos_token_id=None)[0]
     answer = llama.create_completion(prompt, max_tokens=count, temperature=0.0, echo=True)["choices"][0]
     assert answer["finish_reason"] == "length"
     assert answer["text"].strip("\ufffd") == case.tokenizer.decode(expected).strip("\ufffd")
