@@ -27,6 +27,7 @@ HERE = Path(__file__).parent
 PARTS: dict[str, tuple[str, list[list[str]]]] = {
     "step": ("A training step", [["train_step.py", "--compile", "--no-reference", "--rounds", "5"]]),
     "products": ("Matrix products", [["products.py"]]),
+    "bfloat16": ("A training step in bfloat16", [["bfloat16_step.py", "--compile"]]),
     "lora": ("A LoRA step", [["lora_step.py", "--presets", "tiny", "gpt2"]]),
     "ops": ("Each operation", [["ops.py", "--rounds", "3"]]),
     "profile": (

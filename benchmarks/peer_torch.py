@@ -61,8 +61,10 @@ class TorchGPT(nn.Module):
             value.copy_(array.T if linear and array.ndim == 2 else array)
 
 
-def make_step(config: Any, weights: dict[str, np.ndarray], lr: float, fused: bool, compiled: bool) -> Any:
-    """A function (idx, targets) -> loss that takes one training step."""
+def make_step(
+    config: Any, weights: dict[str, np.ndarray], lr: float, fused: bool, compiled: bool, bfloat16: bool = False
+) -> Any:
+    """A function (idx, targets) -> loss that takes one training step. bfloat16: under torch.autocast."""
     model = TorchGPT(config)
     with torch.no_grad():
         model.take_weights(weights)
@@ -74,7 +76,8 @@ def make_step(config: Any, weights: dict[str, np.ndarray], lr: float, fused: boo
     forward = torch.compile(model) if compiled else model
 
     def step(idx: np.ndarray, targets: np.ndarray) -> float:
-        loss = forward(torch.from_numpy(idx), torch.from_numpy(targets))
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            loss = forward(torch.from_numpy(idx), torch.from_numpy(targets))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()

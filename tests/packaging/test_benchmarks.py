@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"
 SCRIPTS = (
     "all",
+    "bfloat16_step",
     "data",
     "first_seconds",
     "generate",
@@ -235,6 +236,31 @@ def test_a_lora_step_is_judged_beside_a_full_one() -> None:
     assert said[0].startswith("- not met: tiny: 0.80 of a full step's time (aim: 0.75)")
     assert said[1].startswith("- met: tiny: 0.40 of its memory (aim: 0.5)")
     assert said[2].startswith("- met: tiny: 0.67 of PEFT's time, 0.50 of its memory")
+
+
+def test_a_step_in_bfloat16_is_judged_beside_float32_and_pytorch() -> None:
+    module = script("bfloat16_step")
+
+    def contender(name: str, seconds: float, memory: float) -> Any:
+        made = module.Contender.__new__(module.Contender)
+        made.name, made.times, made.memory = name, [seconds], memory
+        return made
+
+    contenders = [
+        contender(*row)
+        for row in (("bfloat16", 1, 50), ("float32", 1.6, 80), ("torch", 1.3, 90), ("torch-compile", 1.1, 70))
+    ]
+    lines, said = module.report("baby", contenders)
+    assert lines[1] == "| baby | float32 | 1600.0 | 80 | 1.60 | 1.60 |"
+    assert said[0].startswith("- met: baby in bfloat16: 1.60 times float32 (aim: 1.5)")
+    assert said[1].startswith("- not met: baby in bfloat16: 1.10 times torch-compile (aim: 1.2)")
+    assert len(module.report("tiny", contenders)[1]) == 1
+
+
+@pytest.mark.slow
+def test_steps_in_bfloat16_and_float32_begin_with_the_same_loss() -> None:
+    """`measure` ends with a message otherwise."""
+    assert all(one.times[0] > 0 for one in script("bfloat16_step").measure("tiny", ["bfloat16", "float32"], 1))
 
 
 @pytest.mark.slow
