@@ -119,6 +119,7 @@ def test_predict_answers_prompts_in_every_form(run: Any, base: Path, tmp_path: P
     assert [json.loads(line)["prediction"] for line in answer.out.splitlines()] == answers
 
 
+@pytest.mark.slow
 def test_conversations_in_every_command(run: Any, base: Path, tmp_path: Path) -> None:
     talk = [
         {"prompt": [{"role": "user", "content": row["question"]}],
@@ -143,6 +144,7 @@ def test_conversations_in_every_command(run: Any, base: Path, tmp_path: Path) ->
     assert len(answer.out.splitlines()) == 3
 
 
+@pytest.mark.slow
 def test_a_first_row_that_is_bad(run: Any, base: Path, tmp_path: Path) -> None:
     bad = [{"note": "no prompt"}, {"question": 3, "answer": "4"}]
     data, good = write(tmp_path / "bad.jsonl", bad + ROWS), write(tmp_path / "good.jsonl", ROWS)

@@ -76,6 +76,7 @@ def test_bytes_as_tokens(run: Any, tmp_path: Path) -> None:
     assert run("sample", f"--model={folder}", "--prompt=☃", "--max-new-tokens=9").out.startswith("☃")
 
 
+@pytest.mark.slow
 def test_a_loss_of_zero_is_a_loss(run: Any, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a" * 400, encoding="utf-8")
     answer = run("train", *OPTIONS, f"--data={tmp_path / 'a.txt'}", f"--out={tmp_path / 'run'}")
@@ -270,6 +271,7 @@ def test_resume_accepts_the_options_of_the_run(run: Any, model: Path, text: Path
     assert run("train", *OPTIONS, f"--data={text}", f"--out={folder}", "--resume").code == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -85,6 +85,7 @@ def test_one_text_is_written_as_ever(tmp_path_factory, text: str, size: int) -> 
     assert (folder / "a.npy").read_bytes() == (folder / "b.npy").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_vocabulary_that_outgrows_16_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tinygpt.data.token_writer, "_CHUNK", 1000)
     characters = list(map(chr, range(0x10000, 0x10000 + 70_000)))

@@ -88,6 +88,7 @@ def test_models_of_other_shapes(dtype: Any, changes: Any) -> None:
     )
 
 
+@pytest.mark.slow
 @every_dtype
 @pytest.mark.parametrize("kernels", ["auto", "reference"])
 @pytest.mark.parametrize(

@@ -37,6 +37,7 @@ def calls(monkeypatch):
     return Counting.calls
 
 
+@pytest.mark.slow
 def test_the_decoder_gives_what_the_whole_model_gives(monkeypatch):
     """With the oracle in its place everything stays the same, past the block and with rows that end."""
     model = make()

@@ -139,6 +139,7 @@ def test_a_long_run_makes_no_long_page(tmp_path: Path) -> None:
 # The command ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_command(run: Any, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tests.training.helpers import OPTIONS
 

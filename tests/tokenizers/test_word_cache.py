@@ -131,6 +131,7 @@ def test_every_character_between_letters_and_digits(tokenizer: BPETokenizer, bod
             assert cache.encode(text).tolist() == whole(tokenizer, text)
 
 
+@pytest.mark.slow
 @needs_extension
 @pytest.mark.parametrize(
     "tail",

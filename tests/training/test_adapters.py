@@ -75,6 +75,7 @@ def test_a_run_goes_on_bit_for_bit(tmp_path: Path, stop: int) -> None:
     assert whole.state["generator"] == parts.state["generator"]
 
 
+@pytest.mark.slow
 def test_a_run_leaves_its_adapter_and_the_merged_model(tmp_path: Path) -> None:
     """The best weights, not the last: those are spoilt on the way."""
     model = adapted(dropout=0.0, targets="all-linear")

@@ -107,6 +107,7 @@ def test_any_objective_goes_on_bit_for_bit(tmp_path: Path) -> None:
     assert_same_outcome(tmp_path / "parts", tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_other_data_is_refused(tmp_path: Path) -> None:
     trainer_of(tmp_path).run()
     other = trainer_of(tmp_path)
@@ -121,6 +122,7 @@ def test_either_texts_or_an_objective(tmp_path: Path) -> None:
             Trainer(model(), texts, None, TrainingConfig(), tmp_path, objective=objective)
 
 
+@pytest.mark.slow
 def test_a_text_is_the_objective_of_tokens(tmp_path: Path) -> None:
     config = TrainingConfig(**QUICK)
     objective = TextObjective(model(), TRAIN, VALIDATION, config)
@@ -160,6 +162,7 @@ def test_something_must_be_left_to_train(tmp_path: Path) -> None:
         make_trainer(tmp_path, freeze="*")
 
 
+@pytest.mark.slow
 def test_what_is_frozen_costs_no_gradient_and_no_state(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, freeze="wte,wpe,h.0")
     still = {name: array.copy() for name, array in trainer.model.state_dict().items()}
@@ -182,6 +185,7 @@ def test_what_is_frozen_costs_no_gradient_and_no_state(tmp_path: Path) -> None:
     assert set(checkpoint.model) == set(still)
 
 
+@pytest.mark.slow
 def test_a_frozen_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
     make_trainer(tmp_path / "whole", freeze="wte,h.0").run()
     interrupted(make_trainer(tmp_path / "parts", freeze="wte,h.0"))

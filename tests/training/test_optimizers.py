@@ -28,6 +28,7 @@ KINDS: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", KINDS, ids=lambda settings: settings["optimizer"])
 def test_a_run_that_was_stopped_resumes_bit_for_bit(tmp_path: Path, settings: dict[str, Any]) -> None:
     make_trainer(tmp_path / "whole", **settings).run()
@@ -114,6 +115,7 @@ def test_settings_without_sense_are_refused(settings: dict[str, Any], words: str
 # The average ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_evaluations_and_checkpoints_have_the_average(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain, trainer = make_trainer(tmp_path / "plain"), make_trainer(tmp_path / "run", ema=0.7)
     average = {name: p.data.copy() for name, p in trainer.model.named_parameters()}
@@ -153,6 +155,7 @@ def test_load_best_gives_the_average_of_the_last_step(tmp_path: Path) -> None:
     assert all(np.array_equal(p.data, saved[name]) for name, p in trainer.model.named_parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("missing", ["array", "steps"])
 def test_a_checkpoint_without_the_weights_beside_its_average_is_refused(tmp_path: Path, missing: str) -> None:
     trainer = make_trainer(tmp_path / "run", ema=0.5, steps=5)
@@ -185,6 +188,7 @@ def older(trainer: Any) -> Any:
     return checkpoint
 
 
+@pytest.mark.slow
 def test_a_run_from_before_these_settings_is_resumed(tmp_path: Path) -> None:
     make_trainer(tmp_path / "whole", steps=20).run()
     trainer = make_trainer(tmp_path / "run", steps=10, decay_steps=20)
@@ -197,6 +201,7 @@ def test_a_run_from_before_these_settings_is_resumed(tmp_path: Path) -> None:
     assert all(np.array_equal(array, ends[1][name]) for name, array in ends[0].items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
@@ -221,6 +226,7 @@ def code_of(*arguments: str) -> Any:
     return end.value.code
 
 
+@pytest.mark.slow
 def test_the_command_line_has_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text, out = write_text(tmp_path / "text.txt"), tmp_path / "run"
     common = ["train", f"--data={text}", f"--out={out}", *[o for o in OPTIONS if not o.startswith("--lr")]]

@@ -57,6 +57,7 @@ def losses(folder: Path, name: str) -> np.ndarray:
     return np.array([record[name] for record in read_metrics(folder / "metrics.jsonl") if name in record])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", FORMATS)
 def test_the_losses_are_those_of_the_unpacked_weights(format: str, tmp_path: Path) -> None:
     """With SGD: Adam gives a gradient near zero a whole step, in the direction of its rounding error."""
@@ -130,6 +131,7 @@ def test_a_forged_base(facts: Any, tmp_path: Path) -> None:
         trainer_of(tmp_path, packed("int8")).resume()
 
 
+@pytest.mark.slow
 def test_it_takes_less_memory(tmp_path: Path) -> None:
     """What loading and training allocate at most, base included, on a model whose matrices count."""
     config = GPTConfig(vocab_size=300, block_size=8, n_layer=2, n_head=2, n_embd=256)

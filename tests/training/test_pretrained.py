@@ -125,6 +125,7 @@ def test_the_first_evaluation_is_that_of_the_model(run: Any, model: Path, more: 
     assert max(lr) <= 1e-4  # a tenth of the preset's
 
 
+@pytest.mark.slow
 def test_such_a_run_goes_on_bit_for_bit(run: Any, model: Path, more: Path, tmp_path: Path) -> None:
     command = [
         "train",
@@ -260,6 +261,7 @@ def test_a_model_that_others_can_t_load_is_said(tmp_path: Path, capsys: pytest.C
     assert not (tmp_path / "model.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_overwriting_such_a_run_removes_its_model(run: Any, model: Path, text: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     assert run("train", f"--init-from={model}", *MORE, f"--data={text}", f"--out={folder}").code == 0

@@ -203,6 +203,7 @@ def test_interrupted_and_resumed_is_undisturbed(
     assert_same_outcome(tmp_path, undisturbed)
 
 
+@pytest.mark.slow
 def test_interrupted_inside_an_evaluation(tmp_path: Path, undisturbed: Path) -> None:
     trainer = make_trainer(tmp_path, gradient_accumulation=2)
     batches = list(trainer.validation)
@@ -225,6 +226,7 @@ def test_interrupted_inside_an_evaluation(tmp_path: Path, undisturbed: Path) -> 
     assert_same_outcome(tmp_path, undisturbed)
 
 
+@pytest.mark.slow
 def test_metrics_written_after_the_checkpoint_are_dropped(tmp_path: Path, undisturbed: Path) -> None:
     trainer = make_trainer(tmp_path, gradient_accumulation=2)
     trainer.callbacks.append(raise_signal_at(9, "loss"))
@@ -237,6 +239,7 @@ def test_metrics_written_after_the_checkpoint_are_dropped(tmp_path: Path, undist
     assert_same_outcome(tmp_path, undisturbed)
 
 
+@pytest.mark.slow
 def test_metrics_that_somebody_removed_do_not_hinder(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path)
     trainer.callbacks.append(raise_signal_at(9, "loss"))
@@ -252,6 +255,7 @@ def test_metrics_that_somebody_removed_do_not_hinder(tmp_path: Path) -> None:
     assert steps == [12, 15, 18]
 
 
+@pytest.mark.slow
 def test_more_steps_keep_the_schedule(tmp_path: Path) -> None:
     make_trainer(tmp_path / "first", steps=10).run()
     longer = make_trainer(tmp_path / "first", steps=20, decay_steps=10)
@@ -303,6 +307,7 @@ def test_what_follows_the_training_can_be_stopped(tmp_path: Path, monkeypatch: p
     assert CheckpointFolder(tmp_path).load().step == 3
 
 
+@pytest.mark.slow
 def test_training_works_outside_the_main_thread(tmp_path: Path) -> None:
     results = []
     thread = threading.Thread(target=lambda: results.append(make_trainer(tmp_path, steps=3).run()))

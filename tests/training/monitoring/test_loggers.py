@@ -111,6 +111,7 @@ def test_a_resumed_run_continues_its_log(tmp_path: Path, kept: list[Any]) -> Non
     assert min(step for step, _, _ in second.lines) > 9
 
 
+@pytest.mark.slow
 def test_the_log_knows_the_configuration(run: Any, text: Path, tmp_path: Path, kept: list[Any]) -> None:
     command = ("train", *OPTIONS, f"--data={text}", f"--out={tmp_path / 'run'}", "--log-to=tensorboard")
     assert run(*command).code == 0

@@ -33,6 +33,7 @@ def rows(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["character", "byte", "bpe"])
 def test_documents_are_kept_apart(run: Any, rows: Path, tmp_path: Path, kind: str) -> None:
     command = ("train", *OPTIONS, f"--tokenizer={kind}", *(["--vocab-size=300"] if kind == "bpe" else []))
@@ -59,6 +60,7 @@ def test_documents_are_kept_apart(run: Any, rows: Path, tmp_path: Path, kind: st
     assert f"{evaluate(model, validation):.4f} (the best weights" in answer.out
 
 
+@pytest.mark.slow
 def test_a_resumed_run_reads_the_same_documents(run: Any, rows: Path, tmp_path: Path) -> None:
     command = ("train", str(rows.parent), *OPTIONS)
     assert run(*command, f"--out={tmp_path / 'whole'}").code == 0
@@ -99,6 +101,7 @@ def test_a_few_long_documents_are_cut(run: Any, tmp_path: Path) -> None:
     assert len(split(tokens, 0.1)[0]) == int(0.9 * len(tokens))
 
 
+@pytest.mark.slow
 def test_a_tokenizer_from_a_folder(run: Any, rows: Path, tmp_path: Path) -> None:
     assert run("train", str(rows), *OPTIONS, f"--out={tmp_path / 'first'}").code == 0
     command = ("train", str(rows), *OPTIONS, f"--tokenizer={tmp_path / 'first'}")
@@ -120,6 +123,7 @@ def test_a_tokenizer_from_a_folder(run: Any, rows: Path, tmp_path: Path) -> None
     assert_one_sentence(answer, "the tokenizer has no end token .* or join the documents with --cross-documents")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["character", "bpe"])
 def test_encodings_line_breaks_and_compression(run: Any, tmp_path: Path, kind: str) -> None:
     """However a text is stored, the run is the same."""
@@ -139,6 +143,7 @@ def test_encodings_line_breaks_and_compression(run: Any, tmp_path: Path, kind: s
     assert_same_outcome(tmp_path / "a", tmp_path / "c")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such files")
 def test_a_pipe_among_the_files(run: Any, rows: Path, tmp_path: Path) -> None:
     pytest.importorskip("tokenizers", reason="needs the extra bpe: pip install -e '.[bpe]'")
@@ -201,6 +206,7 @@ def test_a_disk_without_room_is_refused_before_anything_is_encoded(
     assert run("tokenize", *options, f"--out={out}").code == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["character", "bpe"])
 def test_cleaning_is_said_and_kept(run: Any, rows: Path, tmp_path: Path, kind: str) -> None:
     if kind == "bpe":

@@ -32,6 +32,7 @@ posix = pytest.mark.skipif(os.name == "nt", reason="Windows has no such files")
 # Where it comes from ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @posix
 @pytest.mark.parametrize("kind", ["character", "byte", "bpe"])
 def test_a_pipe_is_a_text(run: Any, text: Path, tmp_path: Path, kind: str) -> None:
@@ -136,6 +137,7 @@ def test_the_text_is_read_once(
     assert seen == [text]
 
 
+@pytest.mark.slow
 def test_texts_that_change_while_they_are_read(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """BPE reads documents twice, to learn and to encode."""
     pytest.importorskip("tokenizers", reason="needs the extra bpe: pip install -e '.[bpe]'")
@@ -150,6 +152,7 @@ def test_texts_that_change_while_they_are_read(run: Any, tmp_path: Path, monkeyp
     assert_one_sentence(answer, r"the folder .* \(2 files\) changed while it was read: wait until it is written")
 
 
+@pytest.mark.slow
 def test_bpe_learns_from_what_the_model_is_trained_on(run: Any, tmp_path: Path) -> None:
     """The validation text has longer tokens than the training text: their shares of bytes and of tokens differ."""
     pytest.importorskip("tokenizers", reason="needs the extra bpe: pip install -e '.[bpe]'")

@@ -76,6 +76,7 @@ def test_the_second_run_is_the_first(run: Any, text: Path, tmp_path: Path, monke
     assert USED not in dry.out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bpe", "word"])
 def test_a_sweep_encodes_its_text_once(
     run: Any, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
@@ -94,6 +95,7 @@ def test_a_sweep_encodes_its_text_once(
     assert (len(encoded), answer.out.count(USED)) == (1, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bpe", "word", "folder"])
 def test_whatever_changes_the_tokens_is_noticed(make: Any, books: Path, tmp_path: Path, kind: str) -> None:
     options: tuple[object, ...] = (books, f"--tokenizer={kind}", "--vocab-size=300")

@@ -172,6 +172,7 @@ def test_each_run_is_that_of_the_plain_command(train: Any, run: Any, text: Path,
     assert "Loss over" not in answer.out  # no evaluation over the whole text, unless it is asked for
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_is_a_line_of_the_table(train: Any, resume: Any, tmp_path: Path) -> None:
     answer = train("lr=1e30,0.01")
     assert answer.code == 0, answer.err
@@ -184,6 +185,7 @@ def test_a_run_that_diverges_is_a_line_of_the_table(train: Any, resume: Any, tmp
     assert (again.code, "Run " in again.out) == (0, False)  # it would diverge at the same step
 
 
+@pytest.mark.slow
 def test_a_search_without_a_result(train: Any, tmp_path: Path) -> None:
     answer = train("lr=1e30,1e35")
     assert answer.code == 1
@@ -191,6 +193,7 @@ def test_a_search_without_a_result(train: Any, tmp_path: Path) -> None:
     assert len(rows(tmp_path / "out")) == 2
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_is_tried_again(
     train: Any, resume: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -224,6 +227,7 @@ def test_a_text_from_a_pipe_is_read_once_only(run: Any, tmp_path: Path) -> None:
         assert_one_sentence(answer, "can't come from a pipe")
 
 
+@pytest.mark.slow
 def test_a_file_of_settings_and_what_the_sweep_takes_the_place_of(run: Any, text: Path, tmp_path: Path) -> None:
     lines = [option[2:].replace("-", "_").replace("=", " = ") for option in OPTIONS]
     (tmp_path / "run.toml").write_text("\n".join([*lines, f"data = {json.dumps(str(text))}"]))
@@ -236,6 +240,7 @@ def test_a_file_of_settings_and_what_the_sweep_takes_the_place_of(run: Any, text
     assert "n_embd = 8" in written
 
 
+@pytest.mark.slow
 def test_fine_tuning(run: Any, model: Path, tmp_path: Path) -> None:
     table = tmp_path / "rows.csv"
     table.write_text("text\n" + "".join(f"{'To ' * n}be\n" for n in range(1, 10)), encoding="utf-8")
@@ -293,6 +298,7 @@ def test_it_goes_on_where_it_was_stopped(
     assert [row["loss"] for row in rows(tmp_path / "out")] == [row["loss"] for row in rows(tmp_path / "undisturbed")]
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_a_run_is_built(train: Any, resume: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tinygpt.cli import train as command
 
@@ -333,6 +339,7 @@ def test_a_killed_sweep_goes_on(train: Any, resume: Any, text: Path, tmp_path: P
     assert_same_outcome(killed / "lr=0.02", tmp_path / "out" / "lr=0.02")
 
 
+@pytest.mark.slow
 def test_a_run_whose_folder_was_removed_is_made_again(train: Any, resume: Any, tmp_path: Path) -> None:
     assert train("lr=0.01,0.02").code == 0
     shutil.rmtree(tmp_path / "out" / "lr=0.01")
@@ -341,6 +348,7 @@ def test_a_run_whose_folder_was_removed_is_made_again(train: Any, resume: Any, t
     assert (tmp_path / "out" / "lr=0.01" / "checkpoints.json").exists()
 
 
+@pytest.mark.slow
 def test_another_sweep_is_refused(train: Any, resume: Any, run: Any, model: Path, tmp_path: Path) -> None:
     assert_one_sentence(resume("lr=0.01"), "there is no sweep in .*out to continue")
     assert train("lr=0.01").code == 0
@@ -364,6 +372,7 @@ def test_a_folder_in_the_way_is_said_before_the_first_run(train: Any, tmp_path: 
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["lr=0.02"]
 
 
+@pytest.mark.slow
 def test_only_one_process_makes_the_runs(train: Any, resume: Any, tmp_path: Path) -> None:
     assert train("lr=0.01").code == 0
     lock = Lock(tmp_path / "out" / ".tinygpt-lock")

@@ -40,6 +40,7 @@ def test_a_trial_changes_no_bit_of_the_run(tmp_path: Path, settings: dict[str, A
     assert_same_outcome(tmp_path / "tried", tmp_path / "plain")
 
 
+@pytest.mark.slow
 def test_a_trial_that_fails_in_the_middle_of_a_run_changes_nothing_either(tmp_path: Path) -> None:
     make_trainer(tmp_path / "plain").run()
     trainer = make_trainer(tmp_path / "tried")
@@ -221,6 +222,7 @@ def test_a_dry_run_writes_nothing(run: Any, text: Path, tmp_path: Path, monkeypa
     assert not list((tmp_path / "temporary").iterdir())
 
 
+@pytest.mark.slow
 def test_a_range_test_leaves_its_picture_alone(run: Any, text: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     out = tmp_path / "run"
