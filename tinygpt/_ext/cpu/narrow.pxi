@@ -11,6 +11,7 @@ cdef extern from "bfloat16.h" nogil:
 
 cdef extern from "attention.h" nogil:
     float *tg_memory_float(Py_ssize_t count)
+    void tg_return(void *aligned)
 
 TAKES_BFLOAT16 = set()
 
@@ -78,7 +79,7 @@ cdef void narrow_rows(void *argument, Py_ssize_t begin, Py_ssize_t end) noexcept
             if one.writes:
                 tg_narrow(one.data + first * one.width, numbers + p.start[i], (stop - first) * one.width)
         first = stop
-    free(numbers)
+    tg_return(numbers)
 
 
 cdef int run_narrow(NarrowTask *p, Py_ssize_t n, Py_ssize_t grain) except -1:

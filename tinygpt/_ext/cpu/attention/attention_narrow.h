@@ -50,7 +50,7 @@ static void tg_heads_forward_narrow(void *task, ptrdiff_t begin, ptrdiff_t end) 
                               &ahead);
         WRITE(y, p->Tq, head);
     }
-    free(memory);
+    tg_return(memory);
 }
 
 static void tg_heads_backward_narrow(void *task, ptrdiff_t begin, ptrdiff_t end) {
@@ -85,7 +85,7 @@ static void tg_heads_backward_narrow(void *task, ptrdiff_t begin, ptrdiff_t end)
         WRITE(dk, p->Tk, head);
         WRITE(dv, p->Tk, head);
     }
-    free(memory);
+    tg_return(memory);
 }
 #undef AT
 #undef NEED
