@@ -95,7 +95,7 @@ def kind(dtype: str) -> Any:
 
 
 def quick_normal(self: Any, shape: Any, std: float = 1.0, dtype: Any = np.float64) -> np.ndarray:
-    """Replaces Generator.normal, which takes 14 s for 124 million numbers; the values do not matter here."""
+    """Replaces Generator.normal, which takes seconds for 124 million numbers; the values do not matter here."""
     self.stream += 1
     return (np.random.default_rng(self.stream).standard_normal(shape, np.float32) * np.float32(std)).astype(dtype)
 

@@ -51,6 +51,7 @@ class RowDecoder:
         capacity = min(self.block, width + max(0, max_new_tokens - 1))
         self._decoder: Any = decoder_for(model, capacity) if cache is None else cache
         self._window: Any = None
+        self.on_gpu = backends.name_of(model.parameters()[0].data) == "cupy"
         self._cached = np.ones(len(prompts), dtype=bool)  # (R,) which rows are in the decoder, in the same order
 
     def rows(self) -> Rows:

@@ -171,7 +171,7 @@ def _steps(request: Request, record: _Record) -> Iterator[np.ndarray]:
         if len(unfinished) < len(active):
             row_decoder.select(np.array(unfinished))
             active, ids, held = active[unfinished], ids[unfinished], [held[i] for i in unfinished]
-        logits = row_decoder.step(ids, token_sampler.draw(step + 1, active))
+        logits = row_decoder.step(ids, token_sampler.draw(step + 1, active) if row_decoder.on_gpu else None)
 
 
 def _dead_ends(choice: SampledTokens, step: int, all_active: bool) -> Collection[int]:

@@ -103,7 +103,9 @@ class TokenSampler:
         """How a GPU is to draw the tokens of a step; None if the logits are needed on the host."""
         if not self.draws_on_device:
             return None
-        u = np.zeros(len(active)) if self.numbers is None else self.numbers(step)[active]  # (R,)
+        u = np.zeros(len(active))  # (R,)
+        if self.numbers is not None and not self.config.greedy:
+            u = self.numbers(step)[active]
         temperature, top_k, top_p = (0.0 if self.config.greedy else 1.0), 0, 1.0
         for truncation in self.truncations:  # none if it is greedy
             if isinstance(truncation, Temperature):
