@@ -142,6 +142,7 @@ def test_the_end_of_text_ends_the_text(run: Any, directory: Path, tmp_path: Path
         (["--overflow=wrap"], "invalid choice: 'wrap'"),
         (["--seed=-1"], "a seed is an integer from 0"),
         (["--dtype=bfloat16", "--quantize=int8"], "contradict each other"),
+        (["--quantize=int4"], r"packs 32 terms of a sum together, but h\.0\.attn\.c_attn has sums of 8: choose int8"),
         (["--model=no such name"], "there is no folder"),
     ],
 )

@@ -158,11 +158,13 @@ def test_packing_refuses_before_anything_is_packed() -> None:
     assert model.packed is None
 
 
-def test_the_command_line(run: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("format", ["int8", "int4"])
+def test_the_command_line(run: Any, tmp_path: Path, format: str) -> None:
     tokenizer = tg.tokenizers.CharTokenizer.from_text("".join(map(chr, range(65, 65 + 31))))
-    make(np.float32, **SHAPE).save_pretrained(tmp_path, tokenizer=tokenizer)
+    make(np.float32, **SHAPE | {"n_embd": 96}).save_pretrained(tmp_path, tokenizer=tokenizer)
     command = ["sample", f"--model={tmp_path}", "--prompt=ABC", "--max-new-tokens=5", "--greedy"]
-    answer = run(*command, "--quantize=int8", "--activations=int8")
+    assert run(*command, f"--quantize={format}").code == 0
+    answer = run(*command, f"--quantize={format}", "--activations=int8")
     assert answer.code == 0
     assert len(answer.out.strip()) == 8
     assert_one_sentence(run(*command, "--activations=int8"), "int4 weights, but this model is not packed")
