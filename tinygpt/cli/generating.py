@@ -81,8 +81,7 @@ def add_model_options(parser: Any) -> None:
     )
     words = "store the weights in 8 or 4 bits: less memory, faster; 4 bits cost some quality"
     group.add_argument("--quantize", choices=("int8", "int4"), help=words)
-    words = "with --quantize: round the activations to 8 bits too, which is faster, most of all for several texts"
-    group.add_argument("--activations", choices=("int8",), help=words)
+    group.add_argument("--activations", choices=("int8",), help="with --quantize: round them too, for speed")
     group.add_argument("--backend", choices=backends.NAMES, default="numpy", help="CPU or GPU (default: numpy)")
 
 
@@ -105,9 +104,8 @@ def load(options: argparse.Namespace) -> tuple[GPT, Tokenizer, Path]:
         )
     if options.checkpoint is not None and not run:
         raise UsageError(f"--checkpoint applies to training runs, but {folder} holds one model: leave it out")
-    which = options.checkpoint or "best"
     formats = {"dtype": options.dtype, "quantize": options.quantize, "activations": options.activations}
-    model, tokenizer = interop.load(folder, checkpoint=which, **formats)
+    model, tokenizer = interop.load(folder, checkpoint=options.checkpoint or "best", **formats)
     return model, tokenizer, folder
 
 
