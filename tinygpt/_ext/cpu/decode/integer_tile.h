@@ -32,7 +32,7 @@ enum {
     TG_ROWS_AT_ONCE = 32,
     TG_PANEL_VECTORS = 4,                                /* of columns in a panel: a row of it is TG_VECTOR_BYTES weights */
     TG_SUM_ROWS = 4,                               /* rows and vectors of sums in registers */
-    TG_SUM_VECTORS = TG_REGISTERS == 32 ? 4 : 2,
+    TG_SUM_VECTORS = 2,
 };
 
 typedef int16_t tg_shorts __attribute__((vector_size(TG_VECTOR_BYTES), aligned(2), may_alias));
