@@ -43,7 +43,7 @@ cdef extern from "decode.h" nogil:
         float *parts[2]
     Py_ssize_t tg_pitch(Py_ssize_t N)
     tg_parts tg_product(const tg_matrix *matrix, const float *x, Py_ssize_t ldx, Py_ssize_t M, float *parts)
-    void tg_sum(const tg_parts *p, const tg_matrix *w, Py_ssize_t m, Py_ssize_t j0, Py_ssize_t count, float *out)
+    void tg_sum_all(tg_parts parts, const tg_matrix *matrix, float *out)
     void tg_transposed_product(const tg_matrix *matrix, const float *x, Py_ssize_t M, float *y)
     struct tg_span:
         pass
@@ -118,8 +118,7 @@ cdef int take_four(tg_matrix *w, object data, object scale, Py_ssize_t outputs, 
 def few_rows_product(x, matrix):
     """x (M, K), matrix (K, N) -> (M, N)."""
     cdef tg_matrix w
-    cdef tg_parts parts
-    cdef Py_ssize_t M = x.shape[0], K = x.shape[1], N, m, count, at_once, first = 0
+    cdef Py_ssize_t M = x.shape[0], K = x.shape[1], N, count, at_once, first = 0
     cdef float *rows
     cdef float *out
     cdef float *room
@@ -136,9 +135,7 @@ def few_rows_product(x, matrix):
     with nogil:
         while first < M:
             count = min(at_once, M - first)
-            parts = tg_product(&w, rows + first * K, K, count, room)
-            for m in range(count):
-                tg_sum(&parts, &w, m, 0, N, out + (first + m) * N)
+            tg_sum_all(tg_product(&w, rows + first * K, K, count, room), &w, out + first * N)
             first += at_once
     return y
 

@@ -191,6 +191,24 @@ static void tg_sum(const struct tg_parts *p, const struct tg_matrix *w, ptrdiff_
         for (ptrdiff_t j = 0; j < count; j++) out[j] += w->bias[j0 + j];
 }
 
+struct tg_sums {
+    struct tg_parts parts;
+    const struct tg_matrix *matrix;
+    float *out;
+};
+
+static void tg_sum_rows(void *task, ptrdiff_t begin, ptrdiff_t end) {
+    const struct tg_sums *t = task;
+    const ptrdiff_t N = t->matrix->columns;
+    for (ptrdiff_t m = begin; m < end; m++) tg_sum(&t->parts, t->matrix, m, 0, N, t->out + m * N);
+}
+
+/* All of them, (M, columns). */
+static void tg_sum_all(struct tg_parts parts, const struct tg_matrix *matrix, float *out) {
+    struct tg_sums t = {parts, matrix, out};
+    tg_parallel_for(tg_sum_rows, &t, parts.M, 2);
+}
+
 struct tg_product {
     const struct tg_matrix *matrix;
     const float *x;
