@@ -146,7 +146,9 @@ def contenders(N: int, rows: int, without: str = "") -> dict[str, Contender]:
 
 @contextlib.contextmanager
 def started(preset: str, every: dict[str, Contender]) -> Iterator[None]:
+    """All of them, until the end of the block, or of this process by Ctrl-C or SIGTERM."""
     running: list[Contender] = []
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         for name, one in every.items():
             begin = time.perf_counter()

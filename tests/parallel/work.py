@@ -187,6 +187,21 @@ def shared_memory(team: Mpi) -> None:
     assert not [path for path in Path("/proc/self/fd").iterdir() if "tinygpt-" in target_of(path)]
 
 
+@work
+def huge_pages(team: Mpi) -> None:
+    """Arrays too small for NumPy to ask for huge pages have them all the same, but for the first, which may begin
+    before the first huge page."""
+    _, small = (np.ones(3 << 20, np.uint8) for _ in range(2))
+    flags, inside = [], False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        first, _, last = line.split(" ")[0].partition("-")
+        if last:
+            inside = int(first, 16) <= small.ctypes.data < int(last, 16)
+        elif inside and line.startswith("VmFlags:"):
+            flags = line.split()
+    assert "hg" in flags, flags
+
+
 def mappings() -> int:
     """How much of what this process shares is still there."""
     return Path("/proc/self/maps").read_text().count("memfd:tinygpt-")

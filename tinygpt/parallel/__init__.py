@@ -13,6 +13,7 @@ are summed over the processes, and all of them make the same update. The rest of
 | `mpi` | the body on MPI, through mpi4py |
 | `sums` | how it makes a sum: by messages, or in memory that the processes of one machine share |
 | `shared` | this memory |
+| `pages` | huge pages for the arrays of a process that has a part of each batch |
 | `launch` | which body this process has: was it started by mpirun, srun or the like? |
 | `buckets` | gradients gathered into buckets, whose sums start while the backward pass still computes |
 | `sharded` | an optimizer whose state is shared out among the processes |

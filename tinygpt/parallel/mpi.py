@@ -19,6 +19,7 @@ from ..backends import move, name_of
 from ..errors import MissingExtraError, UsageError
 from ..typing import Array
 from .communicator import Communicator, Pending, Room, padded
+from .pages import use_huge_pages
 from .shared import shared_bytes
 from .sums import Exchanges, SharedRoom, Sum, until
 from .values import decoded, encoded
@@ -58,6 +59,7 @@ class Mpi(Communicator):
         self.rank, self.size = self.comm.Get_rank(), self.comm.Get_size()
         self.local_rank, self.local_size = self._on_this_machine()
         self.on_gpus: Communicator | None = None
+        use_huge_pages()
 
     def _on_this_machine(self) -> tuple[int, int]:
         local = self.comm.Split_type(self.mpi.COMM_TYPE_SHARED, key=self.rank)
