@@ -5,15 +5,14 @@
     plan = tape.plan([loss, *gradients])              # the arrays that are wanted
     loss, *gradients = plan.run([inputs, targets], first_rng_stream)
 
-Python takes longer to decide what to compute than a small model's kernels take: it walks through modules, checks
-arguments, picks bodies, builds a graph and walks back through it. For batches of one shape all of this ends in the same
-calls. A plan is the list of them, as a CUDA graph is of launches (`cupy_graph.py`). Each call names the values that it
-takes and those that it makes: a program without branches. So
+A tenth of a small model's step is Python, which decides what to compute: it walks through modules, checks arguments,
+picks bodies, builds a graph and walks back through it. For batches of one shape all of this ends in the same calls. A
+plan is the list of them, as a CUDA graph is of launches (`cupy_graph.py`). Each call names the values that it takes and
+those that it makes: a program without branches. So
 
 - **arrays** that a call makes are new in each run, and let go after the last call that takes them: a run needs no more
-  memory than the work itself. An array made outside of all calls is told by the memory that it lies in. If the first
-  call that it is given to writes to it, it is allocated anew in each run; otherwise it is a constant of the plan, as
-  the parameters are;
+  memory than the work itself. An array that no call has made is allocated anew in each run if the first call that it is
+  given to writes to it; otherwise it is a constant of the plan, as the parameters are;
 - **views** of an array are made again, with the same offset and strides;
 - **inputs** and **RNG streams** are given to each run;
 - **NumPy's own operations** are not seen, unless they are in a function that is `noted` (`recording.py`), nor are

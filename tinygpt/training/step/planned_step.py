@@ -8,8 +8,8 @@
     step = PlannedStep(model, work)
     loss = step(inputs, targets, 1.0)                 # what work(...) returns; the gradients are the same
 
-A small model's kernels take little longer than Python takes to decide which of them to call. The calls are the same for
-all batches of one shape, so they are recorded once and then repeated (`tinygpt.backends.numpy_plan`). The first batch
+A tenth of a small model's step is Python, which decides what kernels to call. The calls are the same for all batches of
+one shape, so they are recorded once and then repeated (`tinygpt.backends.numpy_plan`). The first batch
 runs as usual, the second one is recorded while it runs, and the third one is computed twice, from the plan and as
 usual: if the results differ in a single bit, the plan has missed something, and there will be none. From the fourth on
 there is only the plan.
