@@ -10,6 +10,7 @@ With TINYGPT_EXT=require the tests refuse to run without the compiled kernels, w
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -143,16 +144,22 @@ def run(capsys: pytest.CaptureFixture[str]) -> Any:
     return lambda *arguments: Answer([str(a) for a in arguments], capsys)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_text(tmp_path_factory.mktemp("text") / "verse.txt")
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory, text: Path) -> Path:
-    """The folder of a finished run."""
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory, text: Path) -> Path:
+    """A run that `model` copies: training it anew for each file would take longer than most tests."""
     folder = tmp_path_factory.mktemp("model") / "run"
     with pytest.raises(SystemExit) as ended:
         cli.main(["train", *OPTIONS, f"--data={text}", f"--out={folder}"])
     assert not ended.value.code
     return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory, finished_run: Path) -> Path:
+    """The folder of a finished run."""
+    return shutil.copytree(finished_run, tmp_path_factory.mktemp("model") / "run")
