@@ -284,6 +284,9 @@ def test_what_a_body_does_not_take_is_computed_in_float32() -> None:
         assert y.dtype == dtype
         expected = REGISTRY["softmax_forward"](rows.astype(dtype).astype(np.float32))
         assert np.array_equal(y, expected.astype(dtype))
+    dy, x = rows.astype(BFLOAT16), rows[::-1].astype(BFLOAT16)
+    expected = REGISTRY["silu_backward"](dy.astype(np.float32), x.astype(np.float32))
+    assert np.array_equal(REGISTRY["silu_backward"](dy, x, dy), expected.astype(BFLOAT16))  # dy's memory was offered
     mixed = REGISTRY["gelu_backward"](rows, rows.astype(BFLOAT16))
     assert np.array_equal(
         mixed, REGISTRY["gelu_backward"](rows, rows.astype(BFLOAT16).astype(np.float32)).astype(BFLOAT16)

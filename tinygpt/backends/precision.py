@@ -62,7 +62,8 @@ def in_float32(function: Any, args: Any, writes: bool, statistics: tuple[int, ..
     results = []
     for position, value in enumerate(result if isinstance(result, tuple) else (result,)):
         stays = position in statistics or not hasattr(value, "astype") or value.dtype.kind in "iu"
-        results.append(value if stays else narrow[id(value)] if id(value) in narrow else value.astype(dtype))
+        argument = narrow.get(id(value))  # written, unless it is memory that was offered for the result
+        results.append(value if stays else value.astype(dtype) if argument is None or not writes else argument)
     return tuple(results) if isinstance(result, tuple) else results[0]
 
 
