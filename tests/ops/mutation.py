@@ -160,6 +160,7 @@ def of_ops(value: Any) -> FunctionType | None:
     value = value.reference if isinstance(value, Kernel) else value
     if not isinstance(value, FunctionType) or value.__module__ == "tinygpt.ops._matmul":
         return None
+    value = inspect.unwrap(value)  # of what notes its calls (`backends/recording.py`)
     return value if value.__module__.startswith("tinygpt.ops.") else None
 
 
