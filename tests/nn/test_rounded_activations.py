@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from tests.generation.helpers import make
 from tests.ops.cases.packed import compiled, drawn_matrix, normal
 from tests.ops.test_decode_block import drawn
 from tests.ops.test_decode_block import run as run_block
+from tinygpt.cli.formats import formats_of
+from tinygpt.cli.generating import add_model_options
 from tinygpt.cli.handover import built, described
 from tinygpt.generation.decoder import Decoder
 from tinygpt.gpt import GPT, Block
@@ -168,6 +171,23 @@ def test_the_command_line(run: Any, tmp_path: Path, format: str) -> None:
     assert answer.code == 0
     assert len(answer.out.strip()) == 8
     assert_one_sentence(run(*command, "--activations=int8"), "int4 weights, but this model is not packed")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("", None), ("--quantize int8", None), ("--quantize int8 --activations int8", "int8"),
+        ("--quantize int4", "int8"), ("--quantize int4 --activations float32", None),
+        ("--quantize int4 --backend cupy", None), ("--activations float32", None),
+    ],
+)  # fmt: skip
+def test_what_the_command_line_rounds(words: str, expected: str | None) -> None:
+    """Activations of products with weights of four bits, unless it is told not to."""
+    parser = argparse.ArgumentParser()
+    add_model_options(parser)
+    options = parser.parse_args(["--model=any", *words.split()])
+    found = formats_of(options)
+    assert found == {"dtype": "float32", "quantize": options.quantize, "activations": expected}
 
 
 def test_a_matrix_says_what_its_products_do() -> None:

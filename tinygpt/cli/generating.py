@@ -13,6 +13,7 @@ import numpy as np
 
 from .. import backends
 from ..errors import CheckpointError, UsageError
+from .formats import add_format_options, formats_of
 
 if TYPE_CHECKING:
     from ..generation import GenerationConfig
@@ -76,12 +77,7 @@ def add_model_options(parser: Any) -> None:
     group.add_argument("--checkpoint", choices=("best", "latest"), help="of a training run (default: best)")
     words = "branch, tag or commit of a model that is given by its name (default: main)"
     group.add_argument("--revision", default="main", metavar="REV", help=words)
-    group.add_argument(
-        "--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights (default: float32)"
-    )
-    words = "store the weights in 8 or 4 bits: less memory, faster; 4 bits cost some quality"
-    group.add_argument("--quantize", choices=("int8", "int4"), help=words)
-    group.add_argument("--activations", choices=("int8",), help="with --quantize: round them too, for speed")
+    add_format_options(group)
     group.add_argument("--backend", choices=backends.NAMES, default="numpy", help="CPU or GPU (default: numpy)")
 
 
@@ -104,8 +100,7 @@ def load(options: argparse.Namespace) -> tuple[GPT, Tokenizer, Path]:
         )
     if options.checkpoint is not None and not run:
         raise UsageError(f"--checkpoint applies to training runs, but {folder} holds one model: leave it out")
-    formats = {"dtype": options.dtype, "quantize": options.quantize, "activations": options.activations}
-    model, tokenizer = interop.load(folder, checkpoint=options.checkpoint or "best", **formats)
+    model, tokenizer = interop.load(folder, checkpoint=options.checkpoint or "best", **formats_of(options))
     return model, tokenizer, folder
 
 

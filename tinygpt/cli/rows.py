@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from .. import backends
 from ..errors import UsageError
 from ..files import atomic_write, explain_os_errors, shown, user_path
+from .formats import formats_of
 from .generating import load
 
 if TYPE_CHECKING:
@@ -43,8 +44,7 @@ def load_model(options: argparse.Namespace) -> tuple[Any, Tokenizer, Path, bool]
     if not read_whole(folder, lambda place: is_classifier(place, which)):
         return *load(options), False
     backends.use_backend(options.backend)
-    formats = {"dtype": options.dtype, "quantize": options.quantize, "activations": options.activations}
-    clf, tokenizer = load_with_tokenizer(folder, checkpoint=which, **formats)
+    clf, tokenizer = load_with_tokenizer(folder, checkpoint=which, **formats_of(options))
     return clf, tokenizer, folder, True
 
 
