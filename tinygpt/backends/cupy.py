@@ -122,11 +122,11 @@ def memory() -> Memory:
     return Memory(free, total, pool.used_bytes(), pool.total_bytes())
 
 
-ROOM = 32 * 128 * 2**20  # bytes of the GPU's memory for each 128 MiB of a temporary array
+ROOM = 32 * 64 * 2**20  # bytes of the GPU's memory for each 64 MiB of a temporary array
 
 
 def room() -> int:
-    """See `tinygpt.backends.room`: an array of 128 MiB times this is at most a 32nd of the GPU's memory."""
+    """See `tinygpt.backends.room`: an array of 64 MiB times this is at most a 32nd of the GPU's memory."""
     return max(1, _total(require()) // ROOM)
 
 

@@ -56,9 +56,9 @@ from .cross_entropy import (
 )
 
 # How many bytes of logits exist at once on a CPU; on a GPU it is a share of its memory (`backends.room`). Each block
-# reads weight twice and adds to dweight once, so small blocks are slow: on two cores GPT-2's products with weight run
-# at 275 GFLOP/s with blocks of 64 MB (256 rows), 315 with 128 MB.
-BLOCK_BYTES = 128 * 2**20
+# reads weight twice and adds to dweight once, so small blocks are slow: GPT-2's head takes 2.54 s of one thread with
+# blocks of 64 MB (256 rows), 2.59 with 128 MB, 2.65 with 32 MB.
+BLOCK_BYTES = 64 * 2**20
 
 
 def linear_cross_entropy_composed(
