@@ -3,6 +3,8 @@
 # Memory-bound: 8 bytes per element forward and 12 backward in float32. Constants are cast to `real`, because Cython
 # treats a bare 1 as a double, which would make the loop twice as slow.
 
+TAKES_BFLOAT16.update(["silu_forward", "silu_backward"])
+
 cdef double SILU_LEAST = -750  # silu is 0 below; the clamp keeps -inf from giving -inf / inf
 
 cdef struct Silu:
@@ -45,7 +47,13 @@ def silu_forward(x):
     """x, any shape -> y of that shape."""
     y = numpy.empty_like(x)
     cdef Silu p = Silu(dy=NULL, x=memory(x), out=memory(y))
-    run(&p, <Rows> silu_forward_span[float], <Rows> silu_forward_span[double], x, x.size, SPAN)
+    cdef NarrowTask narrow = narrow_task(<Rows> silu_forward_span[float], &p, sizeof(p))
+    if x.itemsize == 2:
+        add_narrow(&narrow, &p.x, x, 1, True, False)
+        add_narrow(&narrow, &p.out, y, 1, False, True)
+        run_narrow(&narrow, x.size, SPAN)
+    else:
+        run(&p, <Rows> silu_forward_span[float], <Rows> silu_forward_span[double], x, x.size, SPAN)
     return y
 
 
@@ -53,5 +61,12 @@ def silu_backward(dy, x, out=None):
     """dy, x of the same shape -> dx, in `out` if given, which may be dy."""
     dx = numpy.empty_like(x) if out is None else out
     cdef Silu p = Silu(dy=memory(dy), x=memory(x), out=memory(dx))
-    run(&p, <Rows> silu_backward_span[float], <Rows> silu_backward_span[double], x, x.size, SPAN)
+    cdef NarrowTask narrow = narrow_task(<Rows> silu_backward_span[float], &p, sizeof(p))
+    if x.itemsize == 2:
+        add_narrow(&narrow, &p.dy, dy, 1, True, False)
+        add_narrow(&narrow, &p.x, x, 1, True, False)
+        add_narrow(&narrow, &p.out, dx, 1, False, True)
+        run_narrow(&narrow, x.size, SPAN)
+    else:
+        run(&p, <Rows> silu_backward_span[float], <Rows> silu_backward_span[double], x, x.size, SPAN)
     return dx
