@@ -7,7 +7,7 @@ Needs the extra mpi; PyTorch is compared where it is installed. All contenders a
 take a step each in turn (forward, backward, sums, clipping, AdamW), every other round in reverse order, so that what
 changes on the machine changes for all of them. A ratio is the median over the rounds of the ratio within a round; the
 middle half of these is printed too. `N x T` is N processes with T threads each. Progress goes to standard error. The
-defaults take about two and a half minutes on two idle cores.
+defaults take about three minutes on two idle cores.
 
 - strong: the same batch for N x 1 as for 1 x N threads and for 1 x 1. weak: N times the batch for N processes.
 - the parts of a step, so that what is lost can be found; and the processor time of a process in a step: if that is
@@ -174,7 +174,7 @@ def measure(preset: str, N: int, rounds: int, without: str = "") -> list[str]:
     with started(preset, every):
         results |= {"sums": every[team].ask("sums"), "facts": every[team].ask("facts"), "afterwards": []}
         for number in range(rounds):
-            seldom = number % SELDOM == SELDOM // 2 or number == 0
+            seldom = number % SELDOM == 0
             names = [name for name in every if seldom or name not in ("1 x 1", f"{N} x 1, weak")]
             for name in names if number % 2 == 0 else names[::-1]:
                 answers = [every[name].ask("step") for _ in range(PRESETS[preset][3])]

@@ -9,7 +9,7 @@
 - attention: the peak memory of one call, forward and backward, with B = 1 and 4 heads of 64, in a new process, minus
   the memory before the call, which includes q, k, v and the upstream gradient. The allocator takes memory in large
   pieces, so the figures for small T are rough.
-- processes: the same step on several processes (`processes.py`, about two and a half minutes); left out by default
+- processes: the same step on several processes (`processes.py`, about three minutes); left out by default
   where the extra mpi is missing.
 """
 
