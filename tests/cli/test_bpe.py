@@ -60,6 +60,7 @@ def test_mistakes_with_bpe_are_one_sentence(run: Any, tmp_path: Path, options: l
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_bpe_without_its_library(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     text = bpe_text(tmp_path / "text.txt")

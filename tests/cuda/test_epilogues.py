@@ -376,6 +376,7 @@ MUTANTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="a mutant may write where it should not, so it runs in a fork")
 @pytest.mark.parametrize(("module", "old", "new"), MUTANTS, ids=[f"{old[:30]}-{new[:40]}" for _, old, new in MUTANTS])
 def test_a_wrong_number_or_place_is_noticed(module: Any, old: str, new: str, library: CublasLt) -> None:

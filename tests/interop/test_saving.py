@@ -93,6 +93,7 @@ def test_at_every_step_the_folder_holds_the_old_model_or_the_new(
     assert snapshot(half) == expected
 
 
+@pytest.mark.slow
 def test_a_finish_that_is_interrupted_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What finishes an interrupted save may be interrupted itself, at any step."""
     folder, kept = saved(tmp_path / "model", MODELS["shards"][0], max_shard_size=2000), []

@@ -150,6 +150,7 @@ def test_products_write_nothing_beside_their_result() -> None:
         assert np.array_equal(wide[:, 5:35], by_the_rule(a, b).astype(dtype))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", NAMED)
 def test_each_level_has_the_bits_of_the_rule(level: str) -> None:
     script = (
@@ -162,6 +163,7 @@ def test_each_level_has_the_bits_of_the_rule(level: str) -> None:
     assert output_at(level, script) == "same\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(500, 1500, 300), (100, 1300, 1300), (70, 2700, 50)], ids=str)
 def test_threads_change_no_bit_of_a_product(shape: tuple[int, int, int], threads: Any) -> None:
     a, b = factors(*shape)

@@ -79,6 +79,7 @@ def test_views_are_made_again(views: list[str], seed: int) -> None:
     assert ran(plan, numbers(seed)).tobytes() == work(numbers(seed)).tobytes()  # nothing is left of the run before
 
 
+@pytest.mark.slow
 def test_arrays_are_freed_after_the_last_call_that_takes_them() -> None:
     made: list[weakref.ref[np.ndarray]] = []
 

@@ -184,6 +184,7 @@ def test_a_row_is_the_same_among_any_others(kind: str, M: int, K: int, N: int, g
     assert np.array_equal(product(kind, x[M // 3 :], matrix), whole[M // 3 :])
 
 
+@pytest.mark.slow
 @compiled
 @every_kind
 @every_group

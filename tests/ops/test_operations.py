@@ -100,6 +100,7 @@ def test_float32_is_close_to_float64(row: Row, data: Any) -> None:
     assert_close(gradients, backward_of(call(row, example), double, [u.astype(np.float64) for u in upstream]), 2e-5)
 
 
+@pytest.mark.slow
 @every_row
 @given(data=st.data())
 def test_layout_does_not_matter(row: Row, data: Any) -> None:

@@ -212,6 +212,7 @@ def test_products_are_judged_beside_the_block_and_the_libraries() -> None:
     assert "1.05 times as fast as OpenBLAS, 0.95 times as fast as MKL" in said
 
 
+@pytest.mark.slow
 @needs_extension
 def test_a_product_is_measured_beside_the_libraries() -> None:
     module = script("products")

@@ -69,6 +69,7 @@ def test_the_expressions_of_known_tokenizers_are_run(saved: BPETokenizer, tmp_pa
         assert one.decode(one.encode(text)) == text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pattern", UNSAFE)
 def test_other_expressions_are_refused(saved: BPETokenizer, tmp_path: Path, pattern: str) -> None:
     with pytest.raises(UnsafePatternError, match=r"\A[^\n]*may take forever[^\n]*\Z"):

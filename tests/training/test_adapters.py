@@ -107,6 +107,7 @@ def test_a_run_leaves_its_adapter_and_the_merged_model(tmp_path: Path) -> None:
     assert merged(ids).data.tobytes() == nn.merge_lora(model)(ids).data.tobytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [{"dtype": "bfloat16"}, {"quantize": "int8"}, {"dtype": "float64"}], ids=str)
 def test_a_run_is_loaded_in_other_formats(how: dict[str, str], tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path, adapted())

@@ -166,6 +166,7 @@ def test_a_resumed_run_is_the_same_bit_for_bit_on_any_number_of_threads(tmp_path
     assert set(differing) <= {"best state"}  # which has the number of steps that was asked for then
 
 
+@pytest.mark.slow
 def test_checkpoints_are_in_float32_and_runs_move_between_dtypes(tmp_path: Path) -> None:
     for steps, dtype in ((5, "bfloat16"), (10, "float32"), (15, "bfloat16")):
         trainer = make_trainer(tmp_path, steps=steps, decay_steps=20, dtype=dtype)
@@ -178,6 +179,7 @@ def test_checkpoints_are_in_float32_and_runs_move_between_dtypes(tmp_path: Path)
         assert checkpoint.state["training_config"]["dtype"] == dtype
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("has", [True, False])
 def test_the_command_line(has: bool, run: Any, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run; what it ends with is in float32, as `eval` and `sample` find it. Where it is slow, it says so."""

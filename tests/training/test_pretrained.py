@@ -224,6 +224,7 @@ def test_it_is_a_model_from_the_first_checkpoint_on(tmp_path: Path) -> None:
     assert set(seen) == {11}
 
 
+@pytest.mark.slow
 def test_a_resumed_run_replaces_the_model_that_it_left(tmp_path: Path) -> None:
     exporting_trainer(tmp_path / "whole").run()
     exporting_trainer(tmp_path / "parts", steps=10, decay_steps=20).run()

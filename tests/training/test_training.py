@@ -147,12 +147,14 @@ def test_the_loss_over_the_whole_text_counts_each_token_once(batch_size: int) ->
     assert model.training
 
 
+@pytest.mark.slow
 def test_eval_batches_0_is_the_whole_validation_text(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, eval_batches=0, steps=2)
     result = trainer.run()
     assert result.validation_loss == evaluate(trainer.model, VALIDATION, 3)
 
 
+@pytest.mark.slow
 def test_early_stopping_keeps_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     losses = iter([3.0, 2.0, 2.5, 2.4, 2.3, 1.0])
     monkeypatch.setattr(objective_module, "mean_loss", lambda *arguments: next(losses))

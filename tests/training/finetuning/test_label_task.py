@@ -61,6 +61,7 @@ def test_two_commands_from_a_csv_to_a_confusion_matrix(run: Any, base: Path, dat
     assert [json.loads(line)["prediction"] for line in answer.out.splitlines()] == [row["label"] for row in rows()]
 
 
+@pytest.mark.slow
 def test_the_folder_is_a_run_and_a_directory_of_transformers_with_the_same_weights(
     run: Any, base: Path, data: Path, tmp_path: Path
 ) -> None:

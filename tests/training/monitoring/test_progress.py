@@ -51,6 +51,7 @@ def test_a_log_file_gets_lines_and_no_bar(tmp_path: Path) -> None:
     assert [line.split(":")[0] for line in lines] == [f"step {step}" for step in (0, 5, 10, 15, 20)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("seconds", "said"), [(1.0, True), (0.01, False)])
 def test_a_long_first_evaluation_is_announced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, said: bool

@@ -148,6 +148,7 @@ def other_forward(run: Run) -> None:
     run.model.h[0].mlp.forward = lambda h: usual(h) * 2.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [evaluate, stop_dropout, evaluation_mode, freeze, other_array, other_seed, other_layer, other_forward],
@@ -265,6 +266,7 @@ def test_only_the_loss_of_a_text_is_planned(tmp_path: Path) -> None:
     assert not own.accumulation.planned_step.wanted
 
 
+@pytest.mark.slow
 def test_a_planned_step_needs_no_more_memory() -> None:
     """Neither in a step that records or compares: 3% is the room for the lists of calls."""
     shape = {"n_embd": 64, "block_size": 64, "n_layer": 3}

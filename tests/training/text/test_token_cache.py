@@ -158,6 +158,7 @@ def test_a_text_that_changes_while_it_is_read_makes_no_wrong_entry(
     assert found == make(path, *BPE, "--no-cache")[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tokens.npy", "tokenizer.json", "entry.json"])
 @pytest.mark.parametrize("damage", ["changed", "cut", "gone", "empty"])
 def test_a_damaged_entry_is_made_again(make: Any, run: Any, text: Path, cache: Path, name: str, damage: str) -> None:

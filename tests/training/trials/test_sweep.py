@@ -148,6 +148,7 @@ def test_names_of_folders_differ_and_are_readable() -> None:
 # The search -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_each_run_is_that_of_the_plain_command(train: Any, run: Any, text: Path, tmp_path: Path) -> None:
     answer = train(SWEEP)
     assert answer.code == 0, answer.err
