@@ -86,6 +86,10 @@ EQUIVALENT: dict[str, list[tuple[str, str]]] = {
     "a shift of the logits changes no probability; it only keeps exp from overflowing": [
         ("LinearCrossEntropy", "cross_entropy_inplace: logits -= logits.max(axis=1, keepdims=True)  ->  pass"),
     ],
+    "one block holds the examples' matrices (tests/nn/test_packed.py has several)": [
+        ("PackedProduct", "_blocks: begin + step  ->  step"),
+        ("PackedProductTransposed", "_blocks: begin + step  ->  step"),
+    ],
     "the rows may be cut into blocks of any size": [
         (
             "LinearCrossEntropy",
