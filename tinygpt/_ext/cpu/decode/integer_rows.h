@@ -99,7 +99,7 @@ static void tg_integer_columns(const struct tg_matrix *w, const float *x, ptrdif
     for (ptrdiff_t k = k0; k < k1; k += most) {
         const int terms = (int)(k1 - k < most ? k1 - k : most);
         for (ptrdiff_t m = 0; m < M; m++) tg_round_row(x + m * ldx + k, terms, &span, m);
-        const int more = k + terms < k1;
+        const int more = k + terms < w->rows; /* also those of the next block, which this thread most likely multiplies next */
         if (k == k0) tg_fetch_weights((const int8_t *)w->weight + k * w->columns, terms * w->columns);
         if (vnni)
             tg_span_of_rows(w, &span, M, k, terms, more, y, pitch, 1);
