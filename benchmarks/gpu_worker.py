@@ -61,8 +61,10 @@ class LateStep:
         self.model, self.optimizer = model, optimizer
         self.graphed = GraphedStep(model, self._passes, graphs)
         self.parameters = list(model.parameters())
-        settings = SimpleNamespace(gradient_accumulation=1, grad_clip=1.0)
-        trainer: Any = SimpleNamespace(parameters=self.parameters, optimizer=optimizer, config=settings)
+        settings = SimpleNamespace(grad_clip=1.0)
+        trainer: Any = SimpleNamespace(
+            parameters=self.parameters, optimizer=optimizer, config=settings, accumulation=SimpleNamespace(parts=1)
+        )
         self.update = Update(trainer) if optimizer.takes_scale_on_device else None
         self.before: Any = None
 

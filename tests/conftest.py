@@ -126,9 +126,12 @@ def without_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tinygpt.training.monitoring.reporting.draw_loss_curve", lambda *paths: None)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Chromium, through Playwright: for tests with the marks of tests/browser.py."""
+    """Chromium, through Playwright: for tests with the marks of tests/browser.py.
+
+    It ends with the module, since Playwright keeps an event loop running in this thread: other tests start their own.
+    """
     from tests.browser import chromium
 
     with chromium() as browser:

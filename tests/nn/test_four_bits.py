@@ -27,7 +27,7 @@ counts = st.sampled_from([1, 7, 15, 16, 17, 33, 100])
 
 def taken_apart(matrix: Matrix) -> tuple[np.ndarray, np.ndarray]:
     """q and scale of each weight (K, N), in float64, read from memory by the definition of the format."""
-    k, n = np.ogrid[: matrix.shape()[0], : matrix.shape()[1]]
+    k, n = np.ogrid[: matrix.weight_shape()[0], : matrix.weight_shape()[1]]
     memory = matrix.data.view(np.uint8).reshape(*matrix.data.shape, 4)
     byte = memory[n // 16, k // 8, n % 16, k % 4].astype(int)
     half = np.where(k % 8 < 4, byte & 15, byte >> 4)
@@ -124,7 +124,7 @@ def test_any_layout_any_axis_and_several_pieces(layout: str) -> None:
         assert np.array_equal(expected.data[-1], pack(weight[:, N // 16 * 16 :].copy(), "int4").data[0])
         for axis, array in ((0, weight.copy()), (1, weight.T.copy())):
             got = pack(lay_out(array, layout), "int4", axis)
-            assert got.shape(axis) == array.shape
+            assert got.weight_shape(axis) == array.shape
             for one, other in ((got.data, expected.data), (got.scale, expected.scale)):
                 assert np.array_equal(one, other)
             whole = unpack(expected)
@@ -197,7 +197,7 @@ def test_bytes() -> None:
     """Half a byte for a weight, two bytes for 32 of them, and room for sixteen outputs."""
     matrix = pack(normal(np.random.default_rng(0), 64, 48), "int4")
     assert matrix.nbytes == 64 * 48 // 2 + 2 * 2 * 48
-    assert (matrix.size, matrix.shape(), matrix.shape(1)) == (64 * 48, (64, 48), (48, 64))
+    assert (matrix.size, matrix.weight_shape(), matrix.weight_shape(1)) == (64 * 48, (64, 48), (48, 64))
     assert pack(normal(np.random.default_rng(0), 64, 33), "int4").nbytes == matrix.nbytes
 
 

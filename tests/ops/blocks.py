@@ -35,7 +35,7 @@ def block_of(
 
 
 def shape_of(array: Any) -> tuple[int, ...]:
-    shape: tuple[int, ...] = array.shape() if isinstance(array, Matrix) else array.shape
+    shape: tuple[int, ...] = array.weight_shape() if isinstance(array, Matrix) else array.shape
     return shape
 
 

@@ -31,7 +31,7 @@ every_kind = pytest.mark.parametrize("kind", KINDS)
 def product(kind: str, x: np.ndarray, matrix: Matrix) -> np.ndarray:
     if kind == "product":
         return few_rows_product(x, matrix)
-    out = np.full((len(x), matrix.shape(1)[0]), np.nan, np.float32)
+    out = np.full((len(x), matrix.weight_shape(1)[0]), np.nan, np.float32)
     assert few_rows_product_transposed(x, matrix, out) is out
     return out
 

@@ -76,7 +76,7 @@ def _difference(model: GPT, module: Any, shape: tuple[int, ...]) -> str | None:
     if not shape:
         return None
     if isinstance(module, (PackedLinear, PackedEmbedding)):
-        found, dtype = module.matrix.shape(int(isinstance(module, PackedEmbedding))), None
+        found, dtype = module.matrix.weight_shape(int(isinstance(module, PackedEmbedding))), None
     else:
         found, dtype = module.weight.data.shape, module.weight.dtype
     if found != shape:

@@ -101,7 +101,7 @@ class LoRALinear(Module):
     """
 
     def __init__(self, base_layer: Any, lora: LoRA, init: Generator, dropout: Generator | None = None) -> None:
-        like, (terms, outputs) = base_layer.matrix.data, base_layer.matrix.shape()
+        like, (terms, outputs) = base_layer.matrix.data, base_layer.matrix.weight_shape()
         dtype = like.dtype if like.dtype.kind == "f" else np.dtype(np.float32)  # a packed layer computes in float32
         bound = 1 / math.sqrt(terms)
         A = ((2 * init.uniform((lora.rank, terms)) - 1) * bound).astype(dtype)
@@ -188,7 +188,7 @@ def insert_lora(model: Any, lora: LoRA, seed: int = 0) -> Any:
 def linear_paths(model: Any) -> dict[str, tuple[int, int]]:
     """Path -> (in, out) of every linear layer, packed or not, in the model's order."""
     found = [(path, module) for path, module in model.named_modules() if isinstance(module, (Linear, PackedLinear))]
-    return {path: module.matrix.shape() for path, module in found}
+    return {path: module.matrix.weight_shape() for path, module in found}
 
 
 def _target_paths(model: Any, lora: LoRA) -> list[str]:

@@ -53,7 +53,7 @@ class PackedLinear(Module):
 
     def product(self, x: Tensor) -> Tensor:
         """x (..., in) -> x W (..., out). Raises ShapeError."""
-        features = self.matrix.shape()[0]
+        features = self.matrix.weight_shape()[0]
         if x.ndim == 0 or x.shape[-1] != features:
             raise ShapeError(f"PackedLinear: the last axis of x must have {features} elements, x has shape {x.shape}")
         if x.backend != backends.name_of(self.matrix.data):

@@ -14,7 +14,7 @@ Derivation of the gradient. The chain rule through the three lines, with gelu' a
 Saved: x, z, h and the two matrices. h is not computed again from z, as after bias_gelu.py: the product takes the GELU
 of sums that are not yet rounded to 16 bits, so h would have other bits.
 
-Where cuBLASLt has no algorithm, the same lines are plain products and kernels.
+Where cuBLASLt has no algorithm, and on a CPU, the same lines are plain products and kernels.
 
 Shapes: x (..., C), W (C, I), V (I, C), b (I,), which may be left out -> y (..., C). Inside, N rows.
 Source: those of linear.py and gelu.py.
@@ -29,8 +29,12 @@ from ..function import Function
 from ..tensor import Tensor
 from ..typing import Array
 from ._matmul import matmul_arrays
-from .gelu import gelu_backward, gelu_forward
-from .linear import add_bias, gradients
+from .gelu import gelu_backward, gelu_composed, gelu_forward
+from .linear import add_bias, gradients, linear_composed
+
+
+def gelu_mlp_composed(x: Tensor, W: Tensor, V: Tensor, b: Tensor | None = None) -> Tensor:
+    return linear_composed(gelu_composed(linear_composed(x, W, b)), V)
 
 
 def fuses_gelu(x: Tensor, with_bias: bool) -> bool:
@@ -42,7 +46,8 @@ def fuses_gelu(x: Tensor, with_bias: bool) -> bool:
 class GeluMLP(Function):
     def forward(self, x: Array, W: Array, V: Array, *b: Array) -> Array:
         rows = x.reshape(-1, x.shape[-1])  # (N, C)
-        made = epilogues(x).linear_gelu(rows, W, b[0] if b else None)
+        fused = epilogues(x)
+        made = fused.linear_gelu(rows, W, b[0] if b else None) if fused is not None else None
         if made is None:
             z = matmul_arrays(rows, W)  # (N, I)
             z = add_bias(z, b[0]) if b else z
@@ -65,13 +70,14 @@ class GeluMLP(Function):
 
 def gelu_gradient(dy: Array, V: Array, z: Array) -> Array:
     """dy (N, C), V (I, C), z (N, I) -> gelu'(z) * (dy V.T) (N, I)."""
-    dz: Any = epilogues(dy).gelu_gradient(dy, V, z)
+    fused = epilogues(dy)
+    dz: Any = fused.gelu_gradient(dy, V, z) if fused is not None else None
     if dz is None:
         dh = matmul_arrays(dy, V.T)  # (N, I)
         dz = gelu_backward(dh, z, dh)
     return dz
 
 
-def gelu_mlp(x: Tensor, W: Tensor, V: Tensor, b: Tensor | None) -> Tensor:
-    """gelu(x W + b) V in the tanh form. x (..., C), W (C, I), V (I, C), b (I,) or None; 16 bits, on a GPU."""
+def gelu_mlp(x: Tensor, W: Tensor, V: Tensor, b: Tensor | None = None) -> Tensor:
+    """gelu(x W + b) V in the tanh form. x (..., C), W (C, I), V (I, C), b (I,) or None."""
     return GeluMLP.apply(x, W, V, *([] if b is None else [b]))

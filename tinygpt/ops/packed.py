@@ -66,7 +66,7 @@ class Matrix(NamedTuple):
         names = {"uint16": "bfloat16", "int8": "int8", "uint32": "int4"}
         return names.get(self.data.dtype.name, self.data.dtype.name)
 
-    def shape(self, axis: int = 0) -> tuple[int, int]:
+    def weight_shape(self, axis: int = 0) -> tuple[int, int]:
         """The shape of the weights. axis: as in `pack`."""
         if self.outputs is None:
             rows, columns = self.data.shape
@@ -77,7 +77,7 @@ class Matrix(NamedTuple):
     @property
     def size(self) -> int:
         """The number of weights."""
-        rows, columns = self.shape()
+        rows, columns = self.weight_shape()
         return rows * columns
 
     @property
@@ -181,7 +181,7 @@ def unpack(matrix: Matrix, axis: int = 0) -> Array:
     """The float32 weights that a Matrix stands for. axis: as in `pack`."""
     if matrix.format not in ("bfloat16", "int8", "int4"):
         return matrix.data
-    return unpack_into(array_module(matrix.data).empty(matrix.shape(axis), np.float32), matrix, axis)
+    return unpack_into(array_module(matrix.data).empty(matrix.weight_shape(axis), np.float32), matrix, axis)
 
 
 @kernel(in_place=True)
@@ -244,5 +244,5 @@ def packed_product_transposed(x: Array, matrix: Matrix) -> Array:
     """x (M, K) float32 times the transpose of a packed matrix (N, K) -> (M, N)."""
     if len(x) > FEW_ROWS and matrix.activations is None:
         return matmul_arrays(x, unpack(matrix, axis=1).T)
-    out = array_module(x).empty((len(x), matrix.shape(1)[0]), x.dtype)
+    out = array_module(x).empty((len(x), matrix.weight_shape(1)[0]), x.dtype)
     return few_rows_product_transposed(x, matrix, out)
