@@ -195,8 +195,11 @@ COMMON = [
 ]  # fmt: skip
 
 
-def launches_of_each_step(model: Any, options: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[list[int], list[int]]:
-    """Of 12 steps: how many kernels Python launches in each, and how many graphs."""
+def launches_of_each_step(model: Any, options: Any) -> tuple[list[int], list[int]]:
+    """Of 12 steps: how many kernels Python launches in each, and how many graphs.
+
+    What is patched is so until it returns: the stand-in, which patches the same, is taken away before a test's fixtures.
+    """
     kernels, graphs, counts = [0], [0], ([], [])  # type: ignore[var-annotated]
     usual = capture.Launches.launch
 
@@ -204,29 +207,30 @@ def launches_of_each_step(model: Any, options: Any, monkeypatch: pytest.MonkeyPa
         body = kernel_body(name)
         return None if body is None else lambda *args: (kernels.append(1), body(*args))[1]
 
-    monkeypatch.setattr("tinygpt.backends.cupy.native_body", counted)
-    monkeypatch.setattr(capture.Launches, "launch", lambda self: (graphs.append(1), usual(self))[1])
-    for _ in tg.generation.stream(model, np.array([[1, 2, 3], [4, 5, 6]]), 12, seed=3, **options):
-        for count, seen in zip(counts, (kernels, graphs), strict=True):
-            count.append(sum(seen))
-            seen.clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tinygpt.backends.cupy.native_body", counted)
+        patch.setattr(capture.Launches, "launch", lambda self: (graphs.append(1), usual(self))[1])
+        for _ in tg.generation.stream(model, np.array([[1, 2, 3], [4, 5, 6]]), 12, seed=3, **options):
+            for count, seen in zip(counts, (kernels, graphs), strict=True):
+                count.append(sum(seen))
+                seen.clear()
     return counts
 
 
 @pytest.mark.parametrize("options", COMMON)
-def test_a_step_is_one_launch_and_the_draw_is_in_it(options: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_is_one_launch_and_the_draw_is_in_it(options: Any) -> None:
     model = tg.GPT(CONFIG, seed=1).eval().to("cupy")
-    kernels, graphs = launches_of_each_step(model, options, monkeypatch)
+    kernels, graphs = launches_of_each_step(model, options)
     assert kernels[0] > 0  # the prompt's
     assert all(count > 0 for count in kernels[1 : EAGER + 2])  # eager ones, and that which is recorded
     assert kernels[EAGER + 2 :] == [0] * (12 - EAGER - 2)
     assert graphs == [0] * (EAGER + 1) + [1] * (12 - EAGER - 1)
 
 
-def test_a_step_whose_logits_are_read_is_one_launch_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_whose_logits_are_read_is_one_launch_too() -> None:
     """Of a processor, which is a function on the host."""
     model = tg.GPT(CONFIG, seed=1).eval().to("cupy")
-    kernels, graphs = launches_of_each_step(model, {"repetition_penalty": 1.2, "do_sample": True}, monkeypatch)
+    kernels, graphs = launches_of_each_step(model, {"repetition_penalty": 1.2, "do_sample": True})
     assert kernels[EAGER + 2 :] == [0] * (12 - EAGER - 2)
     assert graphs == [0] * (EAGER + 1) + [1] * (12 - EAGER - 1)
 
