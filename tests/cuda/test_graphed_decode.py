@@ -198,7 +198,7 @@ COMMON = [
 def launches_of_each_step(model: Any, options: Any) -> tuple[list[int], list[int]]:
     """Of 12 steps: how many kernels Python launches in each, and how many graphs.
 
-    What is patched is so until it returns: the stand-in, which patches the same, is taken away before a test's fixtures.
+    Its patches end when it returns: the stand-in, which patches the same, is taken away before a test's own fixtures.
     """
     kernels, graphs, counts = [0], [0], ([], [])  # type: ignore[var-annotated]
     usual = capture.Launches.launch
