@@ -176,6 +176,7 @@ shapes = st.lists(st.integers(0, 3), max_size=3).map(tuple)
 anything = st.one_of(st.integers(-4, 4), st.none(), st.floats(allow_nan=False), st.text(max_size=2), shapes)
 
 
+@pytest.mark.slow
 @settings(max_examples=400)
 @given(data=st.data())
 def test_random_arguments_work_or_get_a_sentence(data: Any) -> None:
