@@ -115,6 +115,7 @@ def text_of(answer: bytes) -> str:
 # Slow and silent ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_heads_that_do_not_come(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """None at all, half of one, half of a second; one that comes slowly but comes is answered."""
     monkeypatch.setattr(protocol, "MOST_SECONDS", 0.5)
@@ -153,6 +154,7 @@ def test_a_body_that_does_not_come(server: Server, monkeypatch: pytest.MonkeyPat
     connection.close()
 
 
+@pytest.mark.slow
 def test_a_client_that_does_not_read(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is dropped in the end, and others are answered meanwhile; the server's end does not wait for it."""
     monkeypatch.setattr(protocol, "MOST_SECONDS", 1.0)
