@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 LEFT_OUT = {"slow", "compat", "gpu", "browser"}  # the markers of tests that --fast leaves out
-FAST_LIMIT = 1.0  # seconds, with --fast. Five times what the marker says: processors differ, and caches are shared
+FAST_LIMIT = 2.0  # seconds, with --fast. Ten times what the marker says: in a fresh clone hypothesis first makes its tables
 LIMIT = 4.0  # otherwise: hypothesis then draws five times as many examples, or more
 
 
