@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 LEFT_OUT = {"slow", "compat", "gpu", "browser"}  # the markers of tests that --fast leaves out
-FAST_LIMIT = 2.0  # seconds, with --fast. Ten times what the marker says: in a fresh clone hypothesis first makes its tables
+FAST_LIMIT = 2.0  # seconds, with --fast: ten times what the marker says. In a fresh clone hypothesis makes its tables
 LIMIT = 4.0  # otherwise: hypothesis then draws five times as many examples, or more
 
 
