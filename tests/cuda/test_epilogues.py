@@ -292,7 +292,7 @@ def test_shapes_without_an_algorithm_are_computed_with_kernels(
     assert fused().has_gelu(DTYPES["float16"], True)
     expected = gradients("float16")
     library.lacks = ("BIAS", "GELU_AUX_BIAS", "DGELU", "BGRADA")  # from now on, for other shapes than these
-    fused().library.plans.clear()
+    fused().cublaslt.plans.clear()
     calls = len(library.calls)
     found = gradients("float16")
     assert library.calls[calls:] == []
@@ -406,7 +406,7 @@ def mutated(module: Any, old: str, new: str, library: CublasLt) -> bool:
         made[original].__package__ = original.__package__
         exec(compile(text, original.__name__, "exec"), made[original].__dict__)
     checked = made[cupy_epilogues].Epilogues(tg.backends.get("cupy").xp, made[cupy_cublaslt].Library(None, library))
-    checked.library.cupy = checked.cupy
+    checked.cublaslt.cupy = checked.cupy
     made[cupy_epilogues].alignment = aligned
     checked.is_right = lambda epilogue, dtype: True
     kept: list[Any] = []

@@ -83,8 +83,8 @@ def found(cupy: Any, gpu: int) -> tuple[Epilogues | None, str]:
 class Epilogues:
     """The epilogues of one GPU."""
 
-    def __init__(self, cupy: Any, library: Library) -> None:
-        self.cupy, self.library = cupy, library
+    def __init__(self, cupy: Any, cublaslt: Library) -> None:
+        self.cupy, self.cublaslt = cupy, cublaslt
         self.usable: dict[tuple[int, str], bool] = {}  # (epilogue, dtype) -> whether to use it, once that is known
         self.refused: list[str] = []  # why some are not used
 
@@ -135,9 +135,9 @@ class Epilogues:
         alignments = alignment(b), alignment(a), alignment(out), alignment(bias), alignment(aux)
         product = Product(epilogue, (of_factors, of_result, of_bias), (N, M, K), (b_op, a_op), steps, alignments)
         try:
-            plan = self.library.plan(product, bias, aux)
+            plan = self.cublaslt.plan(product, bias, aux)
             if plan is not None:
-                self.library.launch(plan, b, a, out, bias, aux)
+                self.cublaslt.launch(plan, b, a, out, bias, aux)
         except LtError as error:
             self.usable[epilogue, a.dtype.name] = self.refuse(epilogue, str(error))
             return False
