@@ -25,7 +25,17 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 
 import machine
-from train_step import LEARNING_RATE, PRESETS, Contender, batch, bursts, resident, verdict
+from train_step import (
+    LEARNING_RATE,
+    PRESETS,
+    Contender,
+    batch,
+    bursts,
+    require_one_loss,
+    resident,
+    take_turns,
+    verdict,
+)  # fmt: skip
 
 import tinygpt as tg
 from tinygpt import GPT, GPTConfig
@@ -80,14 +90,8 @@ def measure(preset: str, names: list[str], rounds: int, *options: str) -> list[C
         weights = str(Path(folder) / "weights.npz")
         np.savez(weights, **{name: p.data for name, p in GPT(PRESETS[preset][0], seed=0).named_parameters()})
         contenders = [Contender(name, preset, weights, __file__, *options) for name in names]
-        losses = {contender.name: contender.first_loss for contender in contenders}
-        if max(losses.values()) - min(losses.values()) > AGREE:
-            raise SystemExit(f"{preset}: the first losses differ, so the comparison would mean nothing: {losses}")
-        for _ in range(rounds):
-            for contender in contenders:
-                contender.burst()
-        for contender in contenders:
-            contender.stop()
+        require_one_loss(preset, contenders, AGREE)
+        take_turns(contenders, rounds)
     return contenders
 
 

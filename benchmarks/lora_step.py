@@ -24,7 +24,17 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 
 import machine
-from train_step import LEARNING_RATE, PRESETS, Contender, batch, bursts, resident, verdict
+from train_step import (
+    LEARNING_RATE,
+    PRESETS,
+    Contender,
+    batch,
+    bursts,
+    require_one_loss,
+    resident,
+    take_turns,
+    verdict,
+)  # fmt: skip
 
 import tinygpt as tg
 from tinygpt import GPT
@@ -95,14 +105,8 @@ def measure(preset: str, names: list[str], rounds: int, settings: str, *options:
     with tempfile.TemporaryDirectory() as folder:
         GPT(PRESETS[preset][0], seed=0).save_pretrained(folder)
         contenders = [Contender(f"{name},{settings}", preset, folder, __file__, *options) for name in names]
-        losses = [contender.first_loss for contender in contenders]
-        if max(losses) - min(losses) > 1e-4:
-            raise SystemExit(f"{preset}: the first losses differ, so the comparison would mean nothing: {losses}")
-        for _ in range(rounds):
-            for contender in contenders:
-                contender.burst()
-        for contender in contenders:
-            contender.stop()
+        require_one_loss(preset, contenders, 1e-4)
+        take_turns(contenders, rounds)
     return contenders
 
 

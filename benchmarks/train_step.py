@@ -186,6 +186,22 @@ class Contender:
         self.process.communicate()
 
 
+def take_turns(contenders: list[Contender], rounds: int) -> None:
+    """A burst of each in every round, then all end."""
+    for _ in range(rounds):
+        for contender in contenders:
+            contender.burst()
+    for contender in contenders:
+        contender.stop()
+
+
+def require_one_loss(preset: str, contenders: list[Contender], apart: float) -> None:
+    """Exit if the first losses are more than `apart` from each other."""
+    losses = {contender.name: contender.first_loss for contender in contenders}
+    if max(losses.values()) - min(losses.values()) > apart:
+        raise SystemExit(f"{preset}: the first losses differ, so the comparison would mean nothing: {losses}")
+
+
 def measure(preset: str, names: list[str], rounds: int) -> list[Contender]:
     """All contenders of a preset, measured in turn."""
     config = PRESETS[preset][0]
@@ -195,11 +211,7 @@ def measure(preset: str, names: list[str], rounds: int) -> list[Contender]:
         contenders = [Contender(name, preset, weights) for name in names]
         if config.dropout == 0:
             contenders = those_that_agree(preset, contenders)
-        for _ in range(rounds):
-            for contender in contenders:
-                contender.burst()
-        for contender in contenders:
-            contender.stop()
+        take_turns(contenders, rounds)
     return contenders
 
 

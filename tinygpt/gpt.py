@@ -229,8 +229,7 @@ class GPT(LanguageModel):
         last position is returned, (B, 1, C). The caller must advance the `lengths` of the cache.
         """
         idx = self.check_ids(idx, any_length=cache is not None)
-        T = idx.shape[1]
-        positions = np.arange(T) if cache is None else cache[0].positions(T)  # (T,) or (B, T)
+        positions = np.arange(idx.shape[1]) if cache is None else cache[0].positions(idx.shape[1])  # (T,) or (B, T)
         x = self.wte(idx) + self.wpe(positions)  # (B, T, C)
         x = x if self.activations is None else ops.cast(x, self.activations)
         stream = ResidualStream(self.dropout(x), self.recompute)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import tinygpt as tg
 from tests.generation.helpers import make
-from tests.ops.cases.packed import compiled, drawn_matrix, normal
+from tests.ops.cases.packed import check_unpacking, compiled, drawn_matrix, normal
 from tests.ops.drawing import LAYOUTS, lay_out, seeds
 from tinygpt.kernel import use_kernels
 from tinygpt.nn.packed import PackedLinear
@@ -157,19 +157,9 @@ def test_rows_of_an_embedding(C: int, V: int, seed: int) -> None:
 def test_compiled_unpacking_is_exact(axis: int, threads: Any) -> None:
     for K, N in [(32, 1), (32, 40), (96, 16), (320, 129), (64, 700)]:
         shape = (K, N) if axis == 0 else (N, K)
-        matrix = drawn_matrix(np.random.default_rng(0), shape, FORM, axis)
-        expected = unpack_into.reference(np.empty(shape, np.float32), matrix, axis)
-        for count in (1, 2, 3, 8):
-            threads(count)
-            with use_kernels("cython"):
-                assert np.array_equal(unpack_into(np.full(shape, np.nan, np.float32), matrix, axis), expected)
-        with use_kernels("cython"):  # what the compiled body doesn't take
-            strided = lay_out(np.zeros(shape, np.float32), "strided")
-            assert np.array_equal(unpack_into(strided, matrix, axis), expected)
-            data = np.asfortranarray(matrix.data)
-            assert np.array_equal(unpack(matrix._replace(data=data), axis), expected)
-            with pytest.raises(ValueError, match="broadcast"):
-                unpack_into(np.zeros((shape[0] + 1, shape[1] + 1), np.float32), matrix, axis)
+        matrix = check_unpacking(shape, FORM, axis, threads)
+        with use_kernels("cython"), pytest.raises(ValueError, match="broadcast"):
+            unpack_into(np.zeros((shape[0] + 1, shape[1] + 1), np.float32), matrix, axis)
 
 
 @compiled

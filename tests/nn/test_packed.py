@@ -11,10 +11,9 @@ from hypothesis import strategies as st
 
 import tinygpt as tg
 from tests.generation.helpers import make
-from tests.ops.cases.packed import FORMATS, compiled, drawn_matrix, normal
+from tests.ops.cases.packed import FORMATS, check_unpacking, compiled, drawn_matrix, normal
 from tests.ops.drawing import LAYOUTS, lay_out, seeds
 from tinygpt.errors import ShapeError
-from tinygpt.kernel import use_kernels
 from tinygpt.nn.packed import PackedLinear
 from tinygpt.ops import packed
 from tinygpt.ops.packed import (
@@ -24,7 +23,6 @@ from tinygpt.ops.packed import (
     rows_of,
     to_bfloat16,
     unpack,
-    unpack_into,
 )
 
 SMALLEST = float(np.finfo(np.float32).smallest_subnormal)
@@ -192,17 +190,7 @@ def test_rows_of_an_embedding(shape: tuple[int, int], form: Any, seed: int) -> N
 @pytest.mark.parametrize("axis", [0, 1])
 def test_compiled_unpacking_is_exact(form: Any, axis: int, threads: Any) -> None:
     for shape in [(1, 1), (1, 40), (40, 1), (17, 33), (500, 129), (7, 3000)]:
-        matrix = drawn_matrix(np.random.default_rng(0), shape, form, axis)
-        expected = unpack_into.reference(np.empty(shape, np.float32), matrix, axis)
-        for count in (1, 2, 3, 8):
-            threads(count)
-            with use_kernels("cython"):
-                assert np.array_equal(unpack_into(np.full(shape, np.nan, np.float32), matrix, axis), expected)
-        with use_kernels("cython"):  # what the compiled body doesn't take
-            strided = lay_out(np.zeros(shape, np.float32), "strided")
-            assert np.array_equal(unpack_into(strided, matrix, axis), expected)
-            data = np.asfortranarray(matrix.data)
-            assert np.array_equal(unpack(matrix._replace(data=data), axis), expected)
+        check_unpacking(shape, form, axis, threads)
 
 
 def test_bytes() -> None:

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.ops.drawing import lay_out
 from tests.ops.kernel_rule import EPS32, doubled, largest
 from tests.ops.rounding import Rounding
 from tinygpt.backends import get
 from tinygpt.kernel import use_kernels
-from tinygpt.ops.packed import Matrix, pack
+from tinygpt.ops.packed import Matrix, pack, unpack, unpack_into
 
 needs_extension = pytest.mark.skipif(get("numpy").extension() is None, reason="extension not built")
 
@@ -60,3 +61,20 @@ def budget(function: Callable[..., list[Any]], arrays: list[Any]) -> tuple[list[
         tiny = max(largest(np.asarray(choice[i]) - true) for choice in choices) + EPS32 * largest(true)
         allowed.append(2 * largest(reference[i] - true) + tiny)
     return truth, allowed
+
+
+def check_unpacking(shape: tuple[int, int], form: tuple[str, int | None], axis: int, threads: Any) -> Matrix:
+    """The compiled body unpacks a drawn matrix, which is returned, to the numbers of the reference on any number of
+    threads, and leaves other memory layouts to it."""
+    matrix = drawn_matrix(np.random.default_rng(0), shape, form, axis)
+    expected = unpack_into.reference(np.empty(shape, np.float32), matrix, axis)
+    for count in (1, 2, 3, 8):
+        threads(count)
+        with use_kernels("cython"):
+            assert np.array_equal(unpack_into(np.full(shape, np.nan, np.float32), matrix, axis), expected)
+    with use_kernels("cython"):  # what the compiled body doesn't take
+        strided = lay_out(np.zeros(shape, np.float32), "strided")
+        assert np.array_equal(unpack_into(strided, matrix, axis), expected)
+        data = np.asfortranarray(matrix.data)
+        assert np.array_equal(unpack(matrix._replace(data=data), axis), expected)
+    return matrix
