@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.ops.cases.packed import compiled, drawn_matrix, normal, terms
+from tests.ops.cases.packed import check_threads, compiled, drawn_matrix, normal, terms
 from tests.ops.drawing import LAYOUTS, lay_out, seeds
 from tests.ops.test_packed_products import KINDS, every_kind, lengths, product, rows, unaligned
 from tinygpt.backends import get
@@ -191,11 +192,7 @@ def test_a_row_is_the_same_among_any_others(kind: str, M: int, K: int, N: int, g
 def test_threads_change_no_bit(kind: str, group: Any, threads: Any) -> None:
     for M, K, N in [(1, 700, 3100), (5, 129, 2500), (40, 264, 1500)]:
         x, matrix = drawn(kind, M, K, N, group)
-        results = []
-        for count in (1, 2, 3, 8):
-            threads(count)
-            results.append(product(kind, x, matrix))
-        assert all(np.array_equal(result, results[0]) for result in results)
+        check_threads(threads, functools.partial(product, kind, x, matrix))
 
 
 @every_kind

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.ops.cases.packed import ALL_FORMATS, budget, compiled, drawn_matrix, normal, terms
+from tests.ops.cases.packed import ALL_FORMATS, budget, check_threads, compiled, drawn_matrix, normal, terms
 from tests.ops.drawing import LAYOUTS, lay_out, seeds
 from tests.ops.kernel_rule import assert_within
 from tinygpt.ops.packed import (
@@ -116,11 +117,7 @@ def test_threads_change_no_bit_of_a_product(kind: str, form: Any, threads: Any) 
     """With several chunks of work in either product; the second is shorter than the blocks of the first."""
     for M, K, N in [(1, 700, 3100), (5, 129, 2500), (20, 33, 1500)]:
         x, matrix = drawn(kind, M, K, N, form)
-        results = []
-        for count in (1, 2, 3, 8):
-            threads(count)
-            results.append(product(kind, x, matrix))
-        assert all(np.array_equal(result, results[0]) for result in results)
+        check_threads(threads, functools.partial(product, kind, x, matrix))
 
 
 @every_kind

@@ -43,7 +43,6 @@ from tests.ops.drawing import (
 )
 from tinygpt import ops
 from tinygpt.ops import _matmul
-from tinygpt.ops._gelu_mlp import GeluMLP, gelu_mlp, gelu_mlp_composed
 from tinygpt.ops.bias_gelu import BiasGelu, bias_gelu_composed
 from tinygpt.ops.binary_cross_entropy import BinaryCrossEntropy, binary_cross_entropy_composed
 from tinygpt.ops.cast import Cast
@@ -94,14 +93,6 @@ def along_an_axis(draw: Any) -> Example:
 def with_bias(draw: Any) -> Example:
     shape = draw(row_shapes())
     return Example((draw(inputs(shape)), draw(inputs(shape[-1:]))))
-
-
-@st.composite
-def gelu_mlps(draw: Any) -> Example:
-    C, hidden, out = draw(reduced), draw(st.integers(1, 9)), draw(st.integers(1, 5))
-    x = (*draw(st.lists(leading, max_size=2)), C)
-    bias = [draw(inputs((hidden,)))] if draw(st.booleans()) else []
-    return Example((draw(inputs(x)), draw(inputs((C, hidden))), draw(inputs((hidden, out))), *bias))
 
 
 @st.composite
@@ -261,7 +252,6 @@ ROWS = [
     Row("gelu", ops.gelu, any_array(), (Gelu,), gelu_composed),
     Row("gelu with erf", ops.gelu, any_array(approximate="none"), (GeluErf,), gelu_composed),
     Row("bias_gelu", ops.bias_gelu, with_bias(), (BiasGelu,), bias_gelu_composed),
-    Row("gelu_mlp", gelu_mlp, gelu_mlps(), (GeluMLP,), gelu_mlp_composed),
     Row("softmax", ops.softmax, along_an_axis(), (Softmax,), softmax_composed),
     Row("log_softmax", ops.log_softmax, along_an_axis(), (LogSoftmax,), log_softmax_composed),
     Row("cross_entropy", ops.cross_entropy, logits_and_targets(), (CrossEntropy,), on_arrays(cross_entropy_composed)),

@@ -78,3 +78,12 @@ def check_unpacking(shape: tuple[int, int], form: tuple[str, int | None], axis: 
         data = np.asfortranarray(matrix.data)
         assert np.array_equal(unpack(matrix._replace(data=data), axis), expected)
     return matrix
+
+
+def check_threads(threads: Any, compute: Callable[[], np.ndarray]) -> None:
+    """Any number of threads gives the same bits."""
+    results = []
+    for count in (1, 2, 3, 8):
+        threads(count)
+        results.append(compute())
+    assert all(np.array_equal(result, results[0]) for result in results)
