@@ -16,7 +16,8 @@ TESTS = Path(__file__).parent
 ROOT = TESTS.parent
 FOLDERS = sorted(path.parent.relative_to(TESTS).as_posix() + "/" for path in TESTS.glob("**/__init__.py"))
 OF_OTHER_THINGS = {
-    "./", "cuda/", "docs/", "docs/exercises/", "gpu/", "packaging/", "gpt/", "tensor/", "ops/cases/", "serving/page/",
+    "./", "cuda/", "docs/", "docs/exercises/", "gpu/", "packaging/", "gpt/", "tensor/", "ops/cases/",
+    "parallel/work/", "serving/page/",
 }  # fmt: skip
 
 
