@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.packaging.test_benchmarks import script
+from tests.packaging.benchmark_scripts import script
 from tests.parallel.test_command import SETTINGS, saved
 from tests.parallel.together import LIMIT, OPTIONS, environment, mpirun_path, needs_mpi, together
 from tests.processes import run_within
