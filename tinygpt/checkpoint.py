@@ -31,7 +31,7 @@ import numpy as np
 
 from .errors import CheckpointError, UsageError
 from .exchange import read_whole
-from .files import atomic_write, remove_left_overs
+from .files import DAMAGE, atomic_write, damaged, remove_left_overs
 from .gpt import GPTConfig
 from .memory import number_of, parameter_count
 from .safetensors_io import SafetensorsFile, write_safetensors
@@ -153,10 +153,8 @@ def read_index(path: Path) -> dict[str, dict[str, Any]]:
                 raise ValueError("a step must be a whole number, and a SHA-256 a string")
     except OSError as error:
         raise CheckpointError(f"{path} can't be read: {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(
-            f"{path} is damaged ({error}): restore it from a copy, or delete it and start a new run"
-        ) from error
+    except DAMAGE as error:
+        raise damaged(str(path), error, "delete it and start a new run") from error
     return index
 
 
@@ -166,7 +164,7 @@ def marked_files(folder: Path) -> set[str]:
         mark = json.loads((folder / MARK).read_bytes())
         if mark["format"] == MARK_FORMAT:
             return {MARK, *(name for name in mark["files"] if isinstance(name, str))}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, *DAMAGE):
         pass
     return set()
 

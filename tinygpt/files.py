@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from .errors import UsageError
+from .errors import CheckpointError, UsageError
 
 _LEFT_OVER = re.compile(r"\.(.+)\.[0-9a-f]{8}\.tmp", re.DOTALL)
 # Errors from network shares and FUSE file systems that don't support fsync on a folder.
@@ -29,6 +29,8 @@ _NO_FOLDER_SYNC = {
     for name in ("EINVAL", "ENOTSUP", "EOPNOTSUPP", "ENOSYS", "EBADF", "EACCES", "EPERM", "EISDIR", "EROFS")
     if hasattr(errno, name)
 }
+# What reading a JSON file of ours raises if it is damaged: it is not UTF-8, not JSON, or has other keys or values.
+DAMAGE = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
 @contextlib.contextmanager
@@ -116,6 +118,11 @@ def explain_os_errors(verb: str, path: str | os.PathLike[str]) -> Iterator[None]
         yield
     except OSError as error:
         raise UsageError(f"cannot {verb} {shown(path)}: {error.strerror or error}") from error
+
+
+def damaged(where: str, error: Exception, otherwise: str) -> CheckpointError:
+    """The sentence about a file that one of DAMAGE was raised for. otherwise: what to do if there is no copy of it."""
+    return CheckpointError(f"{where} is damaged ({error}): restore it from a copy, or {otherwise}")
 
 
 def folder_made(folder: Path) -> Path:

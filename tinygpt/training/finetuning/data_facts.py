@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import CheckpointError
-from ...files import atomic_write, shown
+from ...files import DAMAGE, atomic_write, damaged, shown
 from ..storage.folder import DATA
 from .label_task import KINDS
 from .tasks import TASKS
@@ -44,10 +44,8 @@ def read_data_facts(folder: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{shown(path)} can't be read, so the run in {folder} was not made by `finetune`: {error.strerror or error}"
         ) from error
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(
-            f"{shown(path)} is damaged ({error}): restore it from a copy, or start a new run"
-        ) from error
+    except DAMAGE as error:
+        raise damaged(shown(path), error, "start a new run") from error
 
 
 def check_split(facts: dict[str, Any], split: str | None, labelled: bool, folder: Path) -> None:

@@ -33,7 +33,7 @@ from ... import exchange
 from ...checkpoint import CHECKPOINT, INDEX, MARK, MARK_FORMAT, marked_files, read_index
 from ...data.dialogue import CHAT_TEMPLATE, TEMPLATE
 from ...errors import CheckpointError, UsageError
-from ...files import atomic_write, remove_left_overs, shown, user_path
+from ...files import DAMAGE, atomic_write, remove_left_overs, shown, user_path
 from ...interop.config import CONFIG, GENERATION
 from ...interop.weights import SINGLE
 from ...lock import Lock, NoLocksError
@@ -296,5 +296,5 @@ def _is_text_of_a_run(path: Path) -> bool:
     try:
         facts: Any = json.loads(path.read_bytes())
         return bool(re.fullmatch("[0-9a-f]{64}", facts["sha256"])) and {"description", "tokenizer"} <= facts.keys()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, *DAMAGE):
         return False

@@ -9,7 +9,7 @@ from typing import Any
 
 from ...data.opening import opened
 from ...errors import CheckpointError
-from ...files import atomic_write, explain_os_errors, shown, user_path
+from ...files import DAMAGE, atomic_write, damaged, explain_os_errors, shown, user_path
 from ..settings.choose import TOKENIZERS, Settings
 from ..storage.folder import TEXT, TOKENS
 from .corpus import RunCorpus, TextOptions
@@ -43,10 +43,8 @@ def read_facts(folder: Path) -> dict[str, Any]:
             f"{shown(folder / TEXT)} can't be read: {error.strerror or error}: restore it from a copy, or start a "
             "new run"
         ) from error
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(
-            f"{shown(folder / TEXT)} is damaged ({error}): restore it from a copy, or start a new run"
-        ) from error
+    except DAMAGE as error:
+        raise damaged(shown(folder / TEXT), error, "start a new run") from error
     return dict(facts)
 
 

@@ -35,7 +35,7 @@ from ...console import say
 from ...data import cache_folder
 from ...data.opening import STDIN
 from ...errors import UsageError
-from ...files import explain_os_errors, shown
+from ...files import DAMAGE, explain_os_errors, shown
 from ...tokenizers import FILES, Tokenizer
 from ..settings.choose import VOCAB_SIZES, Settings
 from ..storage.folder import TOKENS
@@ -98,7 +98,7 @@ class TokenCache:
             return Entry(folder, dict(entry["facts"]), str(entry["report"]))
         except UsageError:  # about the folder of the run
             raise
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (OSError, *DAMAGE):
             say(f"The tokens in the cache, {shown(folder)}, are damaged: encoding the text again")
             for path in copied:
                 path.unlink(missing_ok=True)

@@ -25,7 +25,7 @@ from typing import Any
 
 from ...checkpoint import CheckpointFolder, read_checkpoint
 from ...errors import CheckpointError, UsageError
-from ...files import atomic_write, explain_os_errors, shown
+from ...files import DAMAGE, atomic_write, damaged, explain_os_errors, shown
 from ...gpt import GPTConfig
 from ..settings.config import TrainingConfig
 from ..settings.config_file import known_key, located, value_of_text
@@ -203,10 +203,8 @@ class Search:
             ) from None
         except OSError as error:
             raise CheckpointError(f"{shown(path)} can't be read: {error.strerror or error}") from error
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise CheckpointError(
-                f"{shown(path)} is damaged ({error}): restore it from a copy, or start again with another --out"
-            ) from error
+        except DAMAGE as error:
+            raise damaged(shown(path), error, "start again with another --out") from error
         return search
 
 
