@@ -16,7 +16,6 @@ freed after the launch: what takes that memory next uses it later on the same CU
 from __future__ import annotations
 
 import ctypes
-import os
 import sys
 import threading
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .cupy_matmul import ONE, ZERO
+from .cupy_matmul import ONE, ZERO, loaded_library
 
 BIAS, GELU_AUX, GELU_AUX_BIAS, DGELU, BGRADA = 4, 32 | 128, 32 | 128 | 4, 64 | 128, 256  # cublasLtEpilogue_t
 TRANSA, TRANSB, EPILOGUE, BIAS_POINTER = 3, 4, 7, 8  # cublasLtMatmulDescAttributes_t
@@ -95,10 +94,8 @@ def load(cupy: Any) -> Any:
         raise LtError("it is supported only on Linux")
     if int(cupy.cuda.Device().compute_capability) < OLDEST:
         raise LtError("it is for GPUs of compute capability 8.0 and newer")
-    cupy.cuda.get_cublas_handle()  # makes CuPy find and load cuBLAS
-    name = f"libcublasLt.so.{cupy.cuda.runtime.runtimeGetVersion() // 1000}"
     try:
-        return ctypes.CDLL(name, mode=os.RTLD_NOW | os.RTLD_NOLOAD)
+        return loaded_library(cupy, "cublasLt")
     except OSError as error:
         raise LtError(f"it can't be found ({error})") from error
 

@@ -29,7 +29,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -39,6 +38,7 @@ import numpy as np
 from . import cupy as backend
 from . import recording
 from .cupy_kernels import device
+from .cupy_matmul import loaded_library
 
 MODES = ("auto", "on", "off")  # if they work; always, or raise an error; never
 WORKSPACE = 32 << 20  # bytes, as cuBLAS's manual advises for the newest GPUs
@@ -89,10 +89,8 @@ def load_cublas(cupy: Any) -> Any:
     """The cuBLAS library that CuPy has loaded."""
     if sys.platform != "linux":
         raise CaptureError("CUDA graphs are supported only on Linux")
-    cupy.cuda.get_cublas_handle()  # makes CuPy find and load the library
-    name = f"libcublas.so.{cupy.cuda.runtime.runtimeGetVersion() // 1000}"
     try:
-        return ctypes.CDLL(name, mode=os.RTLD_NOW | os.RTLD_NOLOAD)
+        return loaded_library(cupy, "cublas")
     except OSError as error:
         raise CaptureError(f"the cuBLAS library can't be found ({error})") from error
 

@@ -14,6 +14,8 @@ column by column (such as a view `x.T`) is passed with the flag TRANSPOSE.
 
 from __future__ import annotations
 
+import ctypes
+import os
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,13 @@ from . import cupy_tf32, recording
 
 NO_TRANSPOSE, TRANSPOSE = 0, 1  # CUBLAS_OP_N, CUBLAS_OP_T
 ONE, ZERO = np.ones((), np.float32), np.zeros((), np.float32)  # cuBLAS reads them from the host
+
+
+def loaded_library(cupy: Any, name: str) -> Any:
+    """The library "cublas" or "cublasLt" that CuPy has loaded, on Linux. Raises OSError."""
+    cupy.cuda.get_cublas_handle()  # makes CuPy find and load both
+    file = f"lib{name}.so.{cupy.cuda.runtime.runtimeGetVersion() // 1000}"
+    return ctypes.CDLL(file, mode=os.RTLD_NOW | os.RTLD_NOLOAD)
 
 
 def gemm(cupy: Any, a: Any, b: Any, out: Any, add: bool) -> Any:
