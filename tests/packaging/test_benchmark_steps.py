@@ -12,17 +12,20 @@ import tinygpt as tg
 from tests.packaging.benchmark_scripts import needs_extension, run, script
 
 
+def measured(*figures: tuple[str, float, float]) -> list[Any]:
+    """Contenders of these names that took a step in so many seconds and megabytes, without a process of their own."""
+    kind, found = script("train_step").Contender, []
+    for name, seconds, memory in figures:
+        found.append(kind.__new__(kind))
+        found[-1].name, found[-1].times, found[-1].memory = name, [seconds], memory
+    return found
+
+
 def test_what_a_target_misses_is_bounded() -> None:
     """A step of 2 s against PyTorch's 1.5 s, whose products take 1 s at half the peak."""
     module = script("train_step")
     flops = module.step_flops("tiny")
-
-    def contender(name: str, seconds: float, memory: float) -> Any:
-        made = module.Contender.__new__(module.Contender)
-        made.name, made.times, made.memory = name, [seconds], memory
-        return made
-
-    contenders = [contender("tinygpt", 2, 10), contender("torch", 3, 20), contender("torch-fused", 1.5, 30)]
+    contenders = measured(("tinygpt", 2, 10), ("torch", 3, 20), ("torch-fused", 1.5, 30))
     bound = {"ours": 1.0, "torch": 0.5, "flops": 0.5 * flops, "block": 0.75 * flops}
     ratio, memory = module.verdicts("tiny", contenders, flops, bound)
     assert ratio.startswith(f"- not met: tiny at {sys.modules['machine'].level()}: 0.75 times torch-fused")
@@ -34,13 +37,7 @@ def test_what_a_target_misses_is_bounded() -> None:
 
 def test_a_lora_step_is_judged_beside_a_full_one() -> None:
     module = script("lora_step")
-
-    def contender(name: str, seconds: float, memory: float) -> Any:
-        made = module.Contender.__new__(module.Contender)
-        made.name, made.times, made.memory = f"{name},8,c_attn", [seconds], memory
-        return made
-
-    contenders = [contender("full", 2, 100), contender("lora", 1.6, 40), contender("peft", 2.4, 80)]
+    contenders = measured(("full,8,c_attn", 2, 100), ("lora,8,c_attn", 1.6, 40), ("peft,8,c_attn", 2.4, 80))
     lines, said = module.report("tiny", contenders)
     assert lines[1] == "| tiny | lora | 1600 | 40 | 0.80 | 0.40 |"
     assert said[0].startswith("- not met: tiny: 0.80 of a full step's time (aim: 0.75)")
@@ -50,16 +47,7 @@ def test_a_lora_step_is_judged_beside_a_full_one() -> None:
 
 def test_a_step_in_bfloat16_is_judged_beside_float32_and_pytorch() -> None:
     module = script("bfloat16_step")
-
-    def contender(name: str, seconds: float, memory: float) -> Any:
-        made = module.Contender.__new__(module.Contender)
-        made.name, made.times, made.memory = name, [seconds], memory
-        return made
-
-    contenders = [
-        contender(*row)
-        for row in (("bfloat16", 1, 50), ("float32", 1.6, 80), ("torch", 1.3, 90), ("torch-compile", 1.1, 70))
-    ]
+    contenders = measured(("bfloat16", 1, 50), ("float32", 1.6, 80), ("torch", 1.3, 90), ("torch-compile", 1.1, 70))
     lines, said = module.report("baby", contenders)
     assert lines[1] == "| baby | float32 | 1600.0 | 80 | 1.60 | 1.60 |"
     assert said[0].startswith("- met: baby in bfloat16: 1.60 times float32 (aim: 1.5)")
