@@ -8,23 +8,11 @@ import numpy as np
 import pytest
 
 import tinygpt as tg
+from tests.tensor.helpers import leaf
 from tinygpt import ops
 from tinygpt.errors import DtypeError, ShapeError
 from tinygpt.tensor import Tensor
 from tinygpt.testing import check_gradients
-
-rng = np.random.default_rng(0)
-START = rng.bit_generator.state
-
-
-@pytest.fixture(autouse=True)
-def the_same_numbers_in_any_order() -> None:
-    """A test's numbers do not depend on the tests before it, which are others in each worker process."""
-    rng.bit_generator.state = START
-
-
-def leaf(*shape: int, dtype: Any = np.float64) -> Tensor:
-    return Tensor(np.asarray(rng.standard_normal(shape)).astype(dtype), requires_grad=True)
 
 
 def test_numbers_in_and_out() -> None:
