@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.data.test_documents import joined
 from tests.data.test_token_writer import pieces_of
 from tinygpt.data import cleaning
 from tinygpt.data.cleaning import Cleaning, _signature
@@ -19,15 +20,8 @@ TEXT = st.text(st.sampled_from("aeé\u0301\u0323\u1100\u1161\u11a8가\u212b中 \
 
 
 def cleaned(documents: list[str], *kinds: str, size: int = 4) -> tuple[list[str], dict[str, int]]:
-    work, found, held = Cleaning(kinds), [], ""
-    for piece in work(pieces_of(documents, size)):
-        assert piece.text
-        held += piece.text
-        if piece.last:
-            found.append(held)
-            held = ""
-    assert not held
-    return found, work.counts
+    work = Cleaning(kinds)
+    return joined(work(pieces_of(documents, size))), work.counts
 
 
 @settings(deadline=None)

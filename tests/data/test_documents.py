@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -18,10 +19,10 @@ from tinygpt.data.sources import find_files
 from tinygpt.errors import UsageError
 
 
-def texts(*names: str | Path, **settings: object) -> list[str]:
-    """The documents, their pieces joined."""
+def joined(pieces: Iterable[Piece]) -> list[str]:
+    """The documents that the pieces make up."""
     found, held = [], ""
-    for piece in Documents(names, **settings):  # type: ignore[arg-type]
+    for piece in pieces:
         assert piece.text
         held += piece.text
         if piece.last:
@@ -29,6 +30,10 @@ def texts(*names: str | Path, **settings: object) -> list[str]:
             held = ""
     assert not held
     return found
+
+
+def texts(*names: str | Path, **settings: object) -> list[str]:
+    return joined(Documents(names, **settings))  # type: ignore[arg-type]
 
 
 @pytest.fixture

@@ -13,7 +13,15 @@ from typing import Any
 import pytest
 
 from tests.cli.helpers import assert_one_sentence
-from tests.training.helpers import OPTIONS, SHAPE, assert_same_outcome, make_trainer, outcome, outcome_without
+from tests.training.helpers import (
+    OPTIONS,
+    SHAPE,
+    assert_same_outcome,
+    failing_at,
+    make_trainer,
+    outcome,
+    outcome_without,
+)
 from tinygpt.classifier import GPTForSequenceClassification
 from tinygpt.errors import UsageError
 from tinygpt.gpt import GPT, GPTConfig
@@ -102,12 +110,7 @@ def test_samples_are_written_and_said(tmp_path: Path) -> None:
 def test_a_resumed_run_has_the_samples_of_an_uninterrupted_one(tmp_path: Path) -> None:
     followed(tmp_path / "whole", sample_every=3, sample_tokens=4).run()
     trainer = followed(tmp_path / "parts", sample_every=3, sample_tokens=4)
-
-    def stop(record: dict[str, Any]) -> None:
-        if record["step"] == 9 and "loss" in record:
-            raise KeyboardInterrupt
-
-    trainer.callbacks.append(stop)
+    trainer.callbacks.append(failing_at(9, "loss", KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
         trainer.run()
     again = followed(tmp_path / "parts", sample_every=3, sample_tokens=4)

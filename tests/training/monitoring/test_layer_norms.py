@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.cli.helpers import assert_one_sentence
-from tests.training.helpers import OPTIONS, SHAPE, assert_same_outcome, make_trainer, outcome_without
+from tests.training.helpers import OPTIONS, SHAPE, assert_same_outcome, failing_at, make_trainer, outcome_without
 from tinygpt.classifier import GPTForSequenceClassification
 from tinygpt.errors import UsageError
 from tinygpt.gpt import GPT, GPTConfig
@@ -160,12 +160,7 @@ def test_a_resumed_run_has_the_records_of_an_uninterrupted_one(tmp_path: Path) -
 
     watched(tmp_path / "whole").run()
     trainer = watched(tmp_path / "parts")
-
-    def stop(record: dict[str, Any]) -> None:
-        if record["step"] == 9 and "layers" in record:
-            raise KeyboardInterrupt
-
-    trainer.callbacks.append(stop)
+    trainer.callbacks.append(failing_at(9, "layers", KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
         trainer.run()
     again = watched(tmp_path / "parts")
