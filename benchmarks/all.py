@@ -44,6 +44,7 @@ PARTS: dict[str, tuple[str, list[list[str]]]] = {
 }
 AT_EACH_LEVEL = ("step", "products", "profile", "generate")  # the others at the best level only
 VERDICTS = ("- met: ", "- not met: ")
+FAILED = "failed with exit code"
 TOP = """# Training on a CPU
 
 The output of `make bench`. The machine is shared and noisy, so compare ratios, which were all measured side by side in
@@ -52,18 +53,18 @@ one run. Each script's docstring says how it measures; `benchmarks/LOG.md` says 
 
 
 def lines_of(command: list[str], level: str) -> list[str]:
-    """Run a script at a level; print its output as it arrives, and return it."""
-    process = subprocess.Popen(
-        [sys.executable, str(HERE / command[0]), *command[1:]], stdout=subprocess.PIPE, text=True,
-        env=machine.environment(level),
-    )  # fmt: skip
-    assert process.stdout is not None
+    """Run a script at a level; print its output as it arrives, and return it.
+
+    One that fails does not take the others' results with it: its last line is then a target that is not met.
+    """
     lines = []
-    for line in process.stdout:
-        print(line, end="", flush=True)
-        lines.append(line.rstrip())
-    if process.wait():
-        raise SystemExit(f"{' '.join(command)} failed with exit code {process.returncode}")
+    script = [sys.executable, str(HERE / command[0]), *command[1:]]
+    with subprocess.Popen(script, stdout=subprocess.PIPE, text=True, env=machine.environment(level)) as process:
+        for line in process.stdout or ():
+            print(line, end="", flush=True)
+            lines.append(line.rstrip())
+    if process.returncode:
+        lines.append(f"- not met: `{' '.join(command)}`, {level}, {FAILED} {process.returncode}")
     return lines
 
 
@@ -100,6 +101,8 @@ def main() -> None:
     text = "\n".join([before.rstrip(), "", head, "", *summary(found), *sections]).rstrip() + "\n"
     options.out.write_text(text, encoding="utf-8")
     print(f"--- {options.out} (after {time.monotonic() - start:.0f} s)", file=sys.stderr)
+    if failures := [line for line in found if FAILED in line]:
+        raise SystemExit("\n".join(failures))
 
 
 if __name__ == "__main__":

@@ -110,6 +110,21 @@ def test_steps_are_measured_at_avx2_too(tmp_path: Path, monkeypatch: pytest.Monk
     assert "ATEN_CPU_CAPABILITY" not in machine.environment("avx512")
 
 
+def test_a_script_that_fails_costs_no_other_its_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, out = script("all"), tmp_path / "cpu.md"
+    made = {"fails": "import sys; print('half a table', flush=True); sys.exit(3)", "works": "print('- met: two')"}
+    for name, text in made.items():
+        (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.setattr(module, "HERE", tmp_path)
+    monkeypatch.setattr(module, "PARTS", {name: (name, [[f"{name}.py"]]) for name in made})
+    monkeypatch.setattr(sys, "argv", ["all.py", "--out", str(out)])
+    with pytest.raises(SystemExit, match=r"fails\.py.*exit code 3"):
+        module.main()
+    text = out.read_text()
+    assert "1 of 2 targets are met.\n\n- not met: `fails.py`" in text
+    assert "half a table" in text
+
+
 @pytest.mark.slow
 def test_encoding_is_measured() -> None:
     """All ways find the same tokens."""
