@@ -65,7 +65,7 @@ docs-messages:
 	rm -rf build/messages
 	$(PYTHON) -m sphinx -q -b gettext docs build/messages
 	rm -rf build/messages/reference build/messages/changelog.pot
-	sphinx-intl update -p build/messages -l zh_CN -d docs/locale --no-obsolete
+	sphinx-intl update -p build/messages -l zh_CN -d docs/locale --no-obsolete -w 100
 
 annotate:
 	TINYGPT_EXT=require TINYGPT_ANNOTATE=1 $(PYTHON) setup.py build_ext --inplace
