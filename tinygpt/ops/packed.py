@@ -1,7 +1,7 @@
 """Packed matrices: weights stored in 16, 8 or 4 bits and unpacked during the multiplication.
 
 A model that generates one token at a time reads each weight once per token, for only one multiplication and one
-addition. So its speed is limited by memory bandwidth, and halving a weight's bytes halves the time. For inference only:
+addition. So its speed is limited by memory bandwidth, and halving a weight's bytes halves the time. The formats:
 
 - bfloat16: the upper 16 bits of a float32, rounded to nearest, ties to even: 8 significant bits, the same exponents
 - int8: w ~ q * scale with q in -127 .. 127 and scale = max|w| / 127: one scale for each output, or one for each `group`
@@ -11,14 +11,14 @@ addition. So its speed is limited by memory bandwidth, and halving a weight's by
 The error of a weight in int8 is at most scale / 2, so an output y = sum over k of x_k w_k is off by at most
 scale / 2 * sum |x_k|, and typically by far less, as errors cancel. Smaller groups follow outliers more closely.
 
-Nothing else is rounded: products, sums and activations are float32, and a packed product equals the product with
-`unpack(matrix)` up to the order of summation.
+Nothing else is rounded, unless `activations` asks for it (`_integer_product.py`): products, sums and activations are
+float32, and a packed product equals the product with `unpack(matrix)` up to the order of summation.
 
 No oracle: it has no gradient (packed_linear.py has), and the reference is the product with the unpacked matrix.
 
 Shapes: W (K, N) multiplies from the right, y = x W; its scales are (K / group rounded up, N). The embedding (V, C) is
 also the output head's matrix, y = x W.T; its scales are (V, C / group rounded up). Packed arrays have the shape of the
-original, but in int4.
+original, except in int4.
 Source: bfloat16: Kalamkar et al., "A Study of BFLOAT16 for Deep Learning Training", 2019; int8 with a scale per output:
 Jacob et al., "Quantization and Training of Neural Networks ...", 2018; weights alone, in groups: Dettmers et al.,
 "LLM.int8()", 2022, section 2.
