@@ -14,7 +14,8 @@ scale / 2 * sum |x_k|, and typically by far less, as errors cancel. Smaller grou
 Nothing else is rounded, unless `activations` asks for it (`_integer_product.py`): products, sums and activations are
 float32, and a packed product equals the product with `unpack(matrix)` up to the order of summation.
 
-No oracle: it has no gradient (packed_linear.py has), and the reference is the product with the unpacked matrix.
+No oracle: these products are for inference only, without a gradient (packed_linear.py has one), and the reference is
+the product with the unpacked matrix.
 
 Shapes: W (K, N) multiplies from the right, y = x W; its scales are (K / group rounded up, N). The embedding (V, C) is
 also the output head's matrix, y = x W.T; its scales are (V, C / group rounded up). Packed arrays have the shape of the

@@ -10,8 +10,8 @@ that the packed ones stand for,
     dx = dy W.T      dx = dy W
 
 That is the exact derivative of the forward pass, which also computes with these weights: unpacking is not rounded
-again. So an adapter beside a packed layer trains as it would beside a layer with the unpacked weights. Where x is rounded
-first (`_integer_product.py`), dx takes that for the identity, as in cast.py.
+again. So an adapter beside a packed layer trains as it would beside a layer with the unpacked weights. Where x is
+rounded first (`_integer_product.py`), dx takes that for the identity, as in cast.py.
 
 Saved: the packed matrix. The backward pass unpacks it again, because the float32 weights would take two to seven times
 its memory for the whole step.
