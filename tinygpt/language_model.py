@@ -218,7 +218,7 @@ class LanguageModel(nn.Module):
         as "gpt2" or "owner/name", looked up in the local Hugging Face cache and then fetched at `revision` (extra
         `hub`).
         dtype: "float32" or "float64" for the parameters, whatever the file has (float32, float16, bfloat16, float64);
-        dtype="bfloat16" and quantize="int8" or "int4" pack the matrices into 16, 8 or 4 bits, for inference only.
+        dtype="bfloat16" and quantize="int8" or "int4" pack the matrices into 16, 8 or 4 bits, which can't be trained.
         activations: "int8" rounds these too, where weights of 8 or 4 bits are multiplied: faster, most of all for
         several texts.
         dropout: overrides the file's; seed: of the dropout masks. Both matter only in training.

@@ -22,10 +22,12 @@ SIGTERM, 129 by SIGHUP (the terminal was closed): a training run saves its state
 | `parser` | adds a command's options only when it is called, so that `tinygpt --help` imports little |
 | `rows` | what `evaluate` and `predict` share: the rows of a file, and the file of predictions |
 | `answers` | a language model's answers to rows with prompts, and their quality |
-| `generating` | the options for model, prompt and sampling; generating the text |
+| `generating`, `formats` | the options for model, prompt and sampling; generating the text; the formats of numbers |
 | `train`, `finetune`, `sample`, `chat`, `tokenize`, `evaluate`, `explain`, `convert`, `doctor` | the commands |
 | `report` | the command that writes a page about runs |
 | `serve` | the command that answers over HTTP |
+| `chat_input` | what the user of `chat` enters |
+| `together`, `handover` | a run on several processes; what process 0 hands over to the others |
 | `trial`, `sweep` | trial runs: `--dry-run`, `--lr-find`; searching over settings: `--sweep` |
 | `predict`, `evaluate_rows` | the commands on rows |
 | `cross_validation` | `finetune --folds` |

@@ -10,6 +10,9 @@
 | `config_file` | generation_config.json |
 | `prompts` | prompts of different lengths, padding and masks |
 | `row_decoder`, `decoder`, `stepper` | the rows so far, and the model's logits for their next tokens |
+| `decoder_checks` | what a decoder checks of its arguments |
+| `one_pass`, `graphed_decode` | fast ways to take a step: on plain arrays, as a CUDA graph |
+| `prompt_reader`, `joint_prompts`, `padded_prompts` | reading prompts: in pieces, several in one pass, padded |
 | `prompt_cache` | what the model has read, kept from one call to the next |
 | `processors` | logits processors, which adjust the next token's scores given the tokens so far |
 | `truncation` | temperature, top_k, top_p, min_p, typical_p |

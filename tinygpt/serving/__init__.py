@@ -17,8 +17,10 @@ token.
 | `answers` | texts in OpenAI's form, whole or in chunks; log-probabilities |
 | `errors` | errors in OpenAI's form |
 | `metrics`, `statistics` | the counters, in Prometheus's form |
+| `post` | from the engine's thread to the event loop |
 | `engine` | the thread that writes many texts at once; the queue before it |
 | `tickets` | what was submitted to it, and why a submission is refused |
+| `reading` | the prompts that are being read |
 | `prefixes` | keys and values of prompts' beginnings, for prompts that share one |
 | `samples` | one text: what chooses its next token and what ends it |
 

@@ -9,9 +9,9 @@ loss = evaluate(model, validation_tokens)           # over the whole text
 |---|---|
 | `loop` | the training loop |
 | `objective`, `freezing` | what a run learns: its batches, loss and evaluation; frozen parameters |
-| `step/` | how a step is taken: accumulation, CUDA graphs, loss scaling, the share of each process |
+| `step/` | how a step is taken: accumulation, plans, CUDA graphs, loss scaling, the share of each process |
 | `optimizers` | the optimizer, its schedule and the average of the weights, from the settings |
-| `divergence`, `interrupt`, `result` | non-finite numbers; signals; how a run ended |
+| `divergence`, `interrupt`, `urgent`, `result` | non-finite numbers; signals; how a run ended |
 | `evaluation` | the loss on text that the model was not trained on |
 | `evaluations`, `final_evaluation` | during the run, of the weights so far; at its end, of the best weights |
 | `run` | the parts of a run of `tinygpt train`: model, trainer, summary, final loss |
