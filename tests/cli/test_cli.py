@@ -98,6 +98,12 @@ def test_help(run: Any, command: list[str]) -> None:
     assert "usage: tinygpt" in answer.out
 
 
+def test_finetune_has_no_settings_of_texts_and_of_several_processes(run: Any) -> None:
+    shown = run("finetune", "--help").out
+    assert "--batch-size" in shown
+    assert not [name for name in ("--order", "--pack", "--shard-optimizer") if name in shown]
+
+
 def test_every_setting_is_an_option_with_its_default() -> None:
     parser = argparse.ArgumentParser()
     add_run_options(parser, out="out")

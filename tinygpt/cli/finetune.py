@@ -52,7 +52,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--add-token", action="append", metavar="TEXT", help=words)
     words = f"train on each row X times, instead of --steps (default: {EPOCHS})"
     parser.add_argument("--epochs", type=float, metavar="X", help=words)
-    add_field_options(parser, TrainingConfig, "training", {"finetune": DEFAULTS}, HELP, skip=("order", "pack"))
+    add_field_options(parser, TrainingConfig, "training", {"finetune": DEFAULTS}, HELP,
+                      skip=("order", "pack", "shard_optimizer"))  # fmt: skip
     add_quantize_option(add_lora_options(parser))
     add_following_options(parser)
     add_config_option(parser)
