@@ -13,8 +13,8 @@ import tinygpt as tg
 from tests.generation.helpers import make
 from tests.ops.cases.packed import FORMATS, check_unpacking, compiled, drawn_matrix, normal
 from tests.ops.drawing import LAYOUTS, lay_out, seeds
-from tinygpt.errors import ShapeError
-from tinygpt.nn.packed import PackedLinear
+from tinygpt.errors import DtypeError, RangeError, ShapeError
+from tinygpt.nn.packed import PackedEmbedding, PackedLinear
 from tinygpt.ops import packed
 from tinygpt.ops.packed import (
     Matrix,
@@ -339,3 +339,22 @@ def test_a_packed_layer_refuses_what_does_not_fit() -> None:
         ShapeError, match=r"^PackedLinear: the last axis of x must have 16 elements, x has shape \(2, 15\)$"
     ):
         layer(tg.tensor(np.ones((2, 15), np.float32)))
+
+
+@pytest.mark.parametrize("format", ["bfloat16", "int8", "int4"])
+def test_a_packed_embedding_takes_and_refuses_what_an_embedding_does(format: str) -> None:
+    """A panel of int4 has room for more rows than the table, which are no rows of it."""
+    table = tg.nn.Embedding(65, 32)
+    layer = PackedEmbedding(table, format)
+    for ids in (3, [1, 64], [[0, 2]], [], tg.tensor(np.array([5]))):
+        assert layer(ids).shape == table(ids).shape
+    for wrong in (-1, 65, 79):
+        with pytest.raises(
+            RangeError, match=rf"^PackedEmbedding: ids must be in 0 .. 64 \(the table has 65 rows\), not {wrong}$"
+        ):
+            layer(np.array([0, wrong]))
+    with pytest.raises(DtypeError, match=r"^PackedEmbedding: ids must be integers, not float64"):
+        layer(np.array([0.5]))
+    for shape in ((2, 33), ()):
+        with pytest.raises(ShapeError, match=r"^PackedEmbedding: the last axis of h must have 32 elements"):
+            layer.project(tg.tensor(np.ones(shape, np.float32)))

@@ -15,6 +15,7 @@ import numpy as np
 
 from .. import backends, ops
 from ..errors import DtypeError, ShapeError, UsageError
+from ..ops._arguments import integer_array, require_ids
 from ..ops._gelu_mlp import fuses_gelu
 from ..ops._gelu_mlp import gelu_mlp as fused_gelu_mlp
 from ..ops.packed import (
@@ -53,11 +54,7 @@ class PackedLinear(Module):
 
     def product(self, x: Tensor) -> Tensor:
         """x (..., in) -> x W (..., out). Raises ShapeError."""
-        features = self.matrix.weight_shape()[0]
-        if x.ndim == 0 or x.shape[-1] != features:
-            raise ShapeError(f"PackedLinear: the last axis of x must have {features} elements, x has shape {x.shape}")
-        if x.backend != backends.name_of(self.matrix.data):
-            raise backends.different_backends("PackedLinear", x.data, self.matrix.data)
+        _require_fit("PackedLinear", "x", x, self.matrix, self.matrix.weight_shape()[0])
         return PackedProduct.apply(x, matrix=self.matrix)
 
     def move_packed(self, backend: str) -> None:
@@ -75,17 +72,28 @@ class PackedEmbedding(Module):
         return self.matrix.size
 
     def forward(self, ids: Any) -> Tensor:
-        """ids (...) of integers below `count` -> (..., features)."""
+        """ids (...) of integers in 0 .. count - 1 -> (..., features). Raises DtypeError, RangeError."""
+        ids, count = integer_array("PackedEmbedding", "ids", ids), self.matrix.weight_shape(1)[0]
+        require_ids("PackedEmbedding", "ids", ids, count, f"the table has {count} rows")
         ids = backends.from_host("PackedEmbedding", "ids", ids, self.matrix.data)
         rows = rows_of(self.matrix, ids.reshape(-1))
         return Tensor(rows.reshape(*ids.shape, rows.shape[1]))
 
     def project(self, h: Tensor) -> Tensor:
-        """h (..., features) -> (..., count)."""
+        """h (..., features) -> (..., count). Raises ShapeError."""
+        _require_fit("PackedEmbedding", "h", h, self.matrix, self.matrix.weight_shape(1)[1])
         return PackedProductTransposed.apply(h, matrix=self.matrix)
 
     def move_packed(self, backend: str) -> None:
         self.matrix = _moved(self.matrix, backend)
+
+
+def _require_fit(layer: str, name: str, x: Tensor, matrix: Matrix, features: int) -> None:
+    """Raise ShapeError, UsageError unless x can be multiplied by a matrix whose sums have `features` terms."""
+    if x.ndim == 0 or x.shape[-1] != features:
+        raise ShapeError(f"{layer}: the last axis of {name} must have {features} elements, {name} has shape {x.shape}")
+    if x.backend != backends.name_of(matrix.data):
+        raise backends.different_backends(layer, x.data, matrix.data)
 
 
 def product_and_bias(layer: Any, x: Tensor) -> tuple[Tensor, Tensor | None]:
