@@ -246,6 +246,16 @@ def test_a_run_of_other_weights_is_one_sentence(tmp_path: Path) -> None:
             GPT.from_pretrained(folder)
 
 
+def test_a_run_that_a_format_cannot_hold_is_not_called_damaged(tmp_path: Path) -> None:
+    run(tmp_path, make())
+    with pytest.raises(
+        UsageError, match=r"^GPT.pack: int4 packs 32 terms of a sum together, but h\.0\.attn\.c_attn has"
+    ):
+        GPT.from_pretrained(tmp_path, quantize="int4")
+    with pytest.raises(UsageError, match=r"^GPT.pack: h\.0\.mlp\.c_fc is a Scaled"):
+        Scaling.from_pretrained(tmp_path, quantize="int8")
+
+
 def test_names_of_newer_configurations(tmp_path: Path) -> None:
     saved(tmp_path)
     new = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 12, "max_position_embeddings": 8}

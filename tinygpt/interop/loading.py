@@ -26,6 +26,7 @@ from ..exchange import read_whole
 from ..gpt import GPT, GPTConfig
 from ..nn.lora import LoRA, insert_lora, lora_of
 from ..nn.packed import check_activations, round_activations
+from ..ops.packed import PackingError
 from ..safetensors_io import SafetensorsFile
 from ..tokenizers import Tokenizer, WordPieceTokenizer, hf_tokenizers
 from .config import CONFIG, GENERATION, read_config, read_generation
@@ -249,10 +250,13 @@ def _load_run(
                 base = state.get("base_model")
                 model.source = base if isinstance(base, str) else None
                 return model
-        except ClassifierFoundError:
+        except (ClassifierFoundError, PackingError):
             raise
         except (UsageError, TypeError, KeyError) as error:
-            raise CheckpointError(f"{where} is not a valid model: {error}") from error
+            words = str(error)
+            raise CheckpointError(
+                words if words.startswith(where) else f"{where} is not a valid model: {words}"
+            ) from error
 
     model = CheckpointFolder(folder).load(which, read)
     if (folder / GENERATION).exists():

@@ -20,6 +20,7 @@ from ..ops._gelu_mlp import fuses_gelu
 from ..ops._gelu_mlp import gelu_mlp as fused_gelu_mlp
 from ..ops.packed import (
     Matrix,
+    PackingError,
     check_format,
     check_terms,
     pack,
@@ -132,14 +133,16 @@ def pack_model(model: Any, format: str, group: int | None = None, fill: Fill | N
         raise DtypeError(f"GPT.pack: only a float32 model can be packed, this one is {dtype}")
     check_format(format, group)
     for path, module in unknown_modules(model):
-        raise UsageError(
+        raise PackingError(
             f"GPT.pack: {path} is a {described(module)}, but packing knows only tinygpt's own layers and would keep "
             "nothing but their weights: replace it by an equivalent plain layer first"
         )
     for path, module in model.named_modules():
         for name, _ in module.named_parameters() if isinstance(module, (Linear, Embedding)) else ():
             if name not in ("weight", "bias"):
-                raise UsageError(f"GPT.pack: {path} has a parameter {name!r} besides its weights, which would be lost")
+                raise PackingError(
+                    f"GPT.pack: {path} has a parameter {name!r} besides its weights, which would be lost"
+                )
     for path, module in model.named_modules():
         if isinstance(module, Linear):
             check_terms("GPT.pack", format, module.weight.shape[0], path)

@@ -48,6 +48,10 @@ BLOCK = 1 << 14  # how many weights to pack at a time, so that intermediate resu
 FEW_ROWS = 16  # up to this many rows, most of a product's time goes into reading the weights
 
 
+class PackingError(UsageError):
+    """The weights are right, but a model of these layers and sizes can't be packed so."""
+
+
 class Matrix(NamedTuple):
     """A weight matrix in one of the formats.
 
@@ -115,10 +119,10 @@ def check_format(format: str, group: int | None) -> None:
 
 
 def check_terms(operation: str, format: str, terms: int, where: str = "this matrix") -> None:
-    """Raise UsageError if sums of so many terms can't be packed."""
+    """Raise PackingError if sums of so many terms can't be packed."""
     unit = _four_bits.GROUP
     if format == "int4" and (terms % unit or not terms):
-        raise UsageError(
+        raise PackingError(
             f"{operation}: int4 packs {unit} terms of a sum together, but {where} has sums of {terms}: choose int8 or "
             "bfloat16"
         )
