@@ -12,7 +12,7 @@ import pytest
 from tests.compat import EXTRA
 from tests.interop.helpers import make, saved, snapshot
 from tinygpt import GPT, UsageError, interop, nn
-from tinygpt.interop.gguf import save_gguf
+from tinygpt.interop.gguf import LARGEST, save_gguf
 from tinygpt.ops.packed import pack, unpack
 from tinygpt.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer
 
@@ -161,3 +161,15 @@ def test_numbers_that_do_not_fit_leave_the_old_file(tmp_path: Path, dtype: str, 
         save_gguf(model, ByteTokenizer(), path, dtype=dtype)
     assert snapshot(tmp_path) == before
     return None
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16", "q8_0", "q4_0"])
+def test_the_largest_numbers_that_fit_are_finite(tmp_path: Path, dtype: str) -> None:
+    """Also in a group whose scale of least squared error is far above a seventh of the largest weight."""
+    model, path = make(**SIZES), tmp_path / "model.gguf"
+    weight = model.h[1].mlp.c_proj.weight.data
+    weight[:32] = LARGEST[dtype] * 0.194
+    weight[0] = LARGEST[dtype]
+    save_gguf(model, ByteTokenizer(), path, dtype=dtype)
+    _, found = read(path)
+    np.testing.assert_allclose(found["blk.1.ffn_down.weight"][1][:, 0], weight[0], rtol=0.3)

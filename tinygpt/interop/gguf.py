@@ -39,8 +39,9 @@ from .plain_gpt import difference_from_gpt2
 from .saving import arrays_of, generation_of
 from .weights import HEAD, PREFIX
 
-# The largest numbers that survive rounding; q8_0 and q4_0 have their scales in float16.
-LARGEST = {"f32": 3.4028234e38, "f16": 65504.0, "bf16": 3.3895313e38, "q8_0": 127 * 65504.0, "q4_0": 7 * 65000.0}
+# The largest numbers that survive rounding; q8_0 and q4_0 have their scales in float16. That of least squared error
+# can be 1.5 times a seventh of the largest weight, where many others are rounded down from 1.5 to 1.
+LARGEST = {"f32": 3.4028234e38, "f16": 65504.0, "bf16": 3.3895313e38, "q8_0": 127 * 65504.0, "q4_0": 7 / 1.5 * 65000}
 BLOCKS = ("q8_0", "q4_0")
 BLOCK = 32  # neighbours that share a scale in these
 UNREACHABLE = -1000.0  # the logit of a token that is never predicted, far below all others
