@@ -192,6 +192,21 @@ def test_finetune_resume_and_use(
     assert found.config.block_size == 20
 
 
+def test_activations_are_rounded_in_the_format_of_the_base(run: Any, base: Path, tmp_path: Path) -> None:
+    data, folder, ids = data_of("sft", tmp_path / "rows.jsonl"), tmp_path / "run", np.arange(12)[None]
+    command = ["finetune", f"--model={base}", f"--data={data}", *RUN, "--steps=1", "--quantize=int8"]
+    assert run(*command, f"--out={folder}").code == 0
+    found, expected, other = (
+        GPT.from_pretrained(folder, **how)(ids).data.tobytes()
+        for how in ({"activations": "int8"}, {"quantize": "int8", "activations": "int8"}, {})
+    )
+    assert found == expected
+    assert found != other
+    trainer_of(tmp_path / "plain", GPT(GPTConfig(vocab_size=11, **SHAPE)), steps=1).run()
+    with pytest.raises(UsageError, match=r"^from_pretrained: activations='int8' is .* but this model is not packed$"):
+        GPT.from_pretrained(tmp_path / "plain", activations="int8")
+
+
 def test_the_adapter_goes_elsewhere(run: Any, base: Path, tmp_path: Path) -> None:
     """Converted, merged into the base's own weights, and read with other weights than it was trained on."""
     data, folder = data_of("sft", tmp_path / "rows.jsonl"), tmp_path / "run"

@@ -62,7 +62,10 @@ def from_pretrained(
     the heads in the file are left out. The model then has a tied one, whatever the file has.
     """
     parameter_dtype, packed = _formats(dtype, quantize)
-    check_activations("from_pretrained", packed, activations)
+    by_default = (parameter_dtype, packed) == ("float32", None)
+    here = find_here(folder_or_name, revision) if by_default and activations == "int8" else None
+    if here is None or not is_run(here):  # else later: a run on a packed base has the format of that
+        check_activations("from_pretrained", packed, activations)
     if not issubclass(model_class, GPT):
         raise UsageError(f"from_pretrained: model_class must be GPT or a subclass of it, not {model_class.__name__}")
     if dropout is not None:
@@ -73,7 +76,7 @@ def from_pretrained(
 
     def load_base(name: str, format: str, dropout: float) -> GPT:
         formats = {"dtype": dtype, "quantize": quantize}
-        if (parameter_dtype, packed) == ("float32", None):  # the default: the format that the adapter was trained in
+        if by_default:  # the format that the adapter was trained in
             formats = {"dtype": "bfloat16"} if format == "bfloat16" else {"quantize": format}
         without = None if heads is None else lambda weights: None  # the run has its own head
         return from_pretrained(name, **formats, dropout=dropout, seed=seed, model_class=model_class, heads=without)
@@ -94,6 +97,7 @@ def from_pretrained(
     model.eval()
     model.to(backends.current())
     if activations is not None:
+        check_activations("from_pretrained", model.packed, activations)
         round_activations(model, activations)
     if lora_of(model) is None:  # otherwise it is that of the base model
         model.source = os.fspath(folder_or_name)
