@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from tinygpt.backends.numpy_plan import Plan, Tape
 from tinygpt.backends.recording import here, noted
+from tinygpt.kernel import Kernel
 from tinygpt.random import Generator
 
 
@@ -134,6 +135,19 @@ def test_an_array_made_outside_of_all_calls(writes: bool) -> None:
     plan = recorded(work, numbers(0))
     expected = numbers(1) * 2 if writes else (numbers(0) + 5) * 2
     assert np.array_equal(ran(plan, numbers(1)), expected)
+
+
+def test_what_a_kernel_without_a_compiled_body_writes_to_is_allocated_anew() -> None:
+    """As in products of matrices where NumPy's library does not run on our threads."""
+
+    def product_without_body(x: np.ndarray, out: np.ndarray) -> np.ndarray:
+        return np.multiply(x, 3, out=out)
+
+    product = Kernel(product_without_body, in_place=True)
+    plan = recorded(lambda x: product(x, np.empty_like(x)), numbers(0))
+    first, second = ran(plan, numbers(1)), ran(plan, numbers(2))
+    assert np.array_equal(first, numbers(1) * 3)  # which the second run must not overwrite
+    assert np.array_equal(second, numbers(2) * 3)
 
 
 def test_what_nobody_has_written_is_spoilt() -> None:

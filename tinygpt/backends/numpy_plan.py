@@ -115,14 +115,14 @@ class Tape:
         finally:
             here.tape = previous
 
-    def run(self, function: Callable[..., Any], args: Sequence[Any]) -> Any:
-        """Call `function` and note it as one call, whatever it calls in turn."""
+    def run(self, function: Callable[..., Any], args: Sequence[Any], writes: bool = False) -> Any:
+        """Call `function` and note it as one call, whatever it calls in turn. writes: as for `note`."""
         here.tape = None
         try:
             result = function(*args)
         finally:
             here.tape = self
-        self.note(function, args, result)
+        self.note(function, args, result, writes)
         return result
 
     def note(self, function: Callable[..., Any], args: Sequence[Any], result: Any, writes: bool = False) -> None:

@@ -100,7 +100,9 @@ class Kernel:
                         if here.tape is not None:
                             here.tape.note(fast, prepared, result, self.in_place)
                         return result
-        return self._run_reference(*args) if here.tape is None else here.tape.run(self._run_reference, args)
+        if here.tape is not None:
+            return here.tape.run(self._run_reference, args, self.in_place)
+        return self._run_reference(*args)
 
     def _run_reference(self, *args: Any) -> Any:
         if has_16_bits(args):
