@@ -55,6 +55,12 @@ def known(*names: str) -> Callable[[_Class], _Class]:
     return register
 
 
+def definition(cls: type) -> tuple[Any, ...]:
+    """The methods that define the computation of a known class, as they are now; nothing for any other class."""
+    methods = _METHODS.get(cls)
+    return () if methods is None else methods.of(cls)
+
+
 def is_known(module: Any, *kinds: type) -> bool:
     """Whether `module` is exactly of one of `kinds` (if none are given, of any known class) and unmodified."""
     cls = type(module)

@@ -143,6 +143,18 @@ def other_layer(run: Run) -> None:
     run.model.h[0].ln_1 = run.model.h[1].ln_1
 
 
+def layers_swapped(run: Run) -> None:
+    run.model.h.reverse()
+
+
+def layer_removed(run: Run) -> None:
+    run.model.h.pop()
+
+
+def layer_added(run: Run) -> None:
+    run.model.h.append(tg.GPT(run.model.config, seed=9).h[0])
+
+
 def other_forward(run: Run) -> None:
     usual = run.model.h[0].mlp.forward
     run.model.h[0].mlp.forward = lambda h: usual(h) * 2.0
@@ -151,8 +163,11 @@ def other_forward(run: Run) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
-    [evaluate, stop_dropout, evaluation_mode, freeze, other_array, other_seed, other_layer, other_forward],
-)
+    [
+        evaluate, stop_dropout, evaluation_mode, freeze, other_array, other_seed, other_layer, layers_swapped,
+        layer_removed, layer_added, other_forward,
+    ],
+)  # fmt: skip
 def test_what_changes_between_two_steps_is_noticed(change: Callable[[Run], None]) -> None:
     planned, usual = Run(True), Run(False)
     assert_same_steps(planned, usual)
@@ -160,6 +175,53 @@ def test_what_changes_between_two_steps_is_noticed(change: Callable[[Run], None]
     for run in (planned, usual):
         change(run)
     assert_same_steps(planned, usual, begin=10)
+
+
+def test_another_array_of_a_frozen_parameter_is_noticed() -> None:
+    planned, usual = Run(True, first_layers_frozen), Run(False, first_layers_frozen)
+    assert_same_steps(planned, usual)
+    assert planned.planned_step.repeats >= 3
+    for run in (planned, usual):
+        run.model.wte.weight.data = run.model.wte.weight.data * 2
+    assert_same_steps(planned, usual, begin=10)
+
+
+@pytest.mark.parametrize("of", ["instance", "class", "loss"])
+def test_a_method_that_is_replaced_is_called_in_each_step(of: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hook of the user's own, which changes no number."""
+    run, calls = Run(True), [0]
+    for number in range(8):
+        run.step(number)
+    repeats = run.planned_step.repeats
+    assert repeats
+    place, name = {
+        "instance": (run.model.h[0].mlp, "forward"), "class": (type(run.model.h[0].attn), "branch"),
+        "loss": (run.model, "loss"),
+    }[of]  # fmt: skip
+    usual = getattr(place, name)
+
+    def hook(*arguments: Any) -> Any:
+        calls[0] += 1
+        return usual(*arguments)
+
+    monkeypatch.setattr(place, name, hook)
+    for number in range(8, 14):
+        run.step(number)
+    assert calls == [12 if of == "class" else 6]
+    assert run.planned_step.repeats == repeats
+
+
+def test_masks_from_another_generator_are_not_planned() -> None:
+    """In this model it is used as often as the model's own."""
+
+    def prepare(model: Any) -> None:
+        model.h[0].dropout = tg.nn.Dropout(0.1, other)
+
+    other = tg.Generator(5)
+    run = Run(True, prepare, n_layer=1)
+    for number in range(8):
+        run.step(number)
+    assert other.stream == 16
 
 
 def test_ignored_targets_scales_anomaly_detection_and_hooks_take_the_usual_way() -> None:
@@ -213,7 +275,7 @@ def test_what_a_plan_can_not_know_is_noticed(own: str) -> None:
         run.planned_step.work = work
         if own == "layer":
             run.model.h[0].mlp.forward = lambda h, usual=run.model.h[0].mlp.forward: by_numpy(usual(h))
-            run.planned_step.wanted = run is runs[0]  # although there is a layer of a user's own
+            run.planned_step._look = lambda look=run.planned_step._look: look() or True  # type: ignore[method-assign, misc]
     assert_same_steps(*runs)
     assert runs[0].planned_step.repeats == 0
     assert not runs[0].planned_step.wanted
@@ -264,6 +326,10 @@ def test_only_the_loss_of_a_text_is_planned(tmp_path: Path) -> None:
     mine = Mine(trainer.batches, trainer.validation, 24, {})
     own = tg.Trainer(trainer.model, None, None, trainer.config, tmp_path, objective=mine)
     assert not own.accumulation.planned_step.wanted
+    usual = trainer.objective.loss
+    trainer.objective.loss = lambda *arguments: usual(*arguments)  # type: ignore[method-assign]
+    trainer.accumulation.compute()
+    assert not trainer.accumulation.planned_step.wanted
 
 
 @pytest.mark.slow

@@ -42,8 +42,8 @@ class Accumulation:
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
-        model, plain = trainer.model, type(trainer.objective).loss is Objective.loss
-        self.planned_step = PlannedStep(model, self._forward_and_backward, plain)
+        model = trainer.model
+        self.planned_step = PlannedStep(model, self._forward_and_backward, _is_plain(trainer.objective))
         self.graphed_step = GraphedStep(model, self.planned_step, trainer.config.cuda_graphs)
 
     @property
@@ -73,6 +73,7 @@ class Accumulation:
         """
         trainer, share, graphed_step = self.trainer, self.trainer.share, self.graphed_step
         step, objective, count = trainer.state.step, trainer.objective, trainer.config.gradient_accumulation
+        self.planned_step.wanted &= _is_plain(objective)
         keep_rounded(trainer.model, trainer.optimizer)
         batches = [trainer.batches.batch(step * count + index) for index in range(count)]
         counts = [number for batch in batches for number in share.counts(batch, objective.count)]
@@ -98,6 +99,11 @@ class Accumulation:
         loss = self.trainer.objective.loss(self.trainer.model, *batch)
         loss.backward(scale)
         return loss
+
+
+def _is_plain(objective: Objective) -> bool:
+    """Whether the loss of a batch is the model's, so that a plan may be made of it."""
+    return getattr(objective.loss, "__func__", None) is Objective.loss
 
 
 def batch_weights(where: str, counts: Sequence[float]) -> list[float]:

@@ -15,9 +15,9 @@ usual: if the results differ in a single bit, the plan has missed something, and
 there is only the plan.
 
 A plan knows nothing of what it was made from. So it is made only for models that consist of this package's layers, in
-float32, and used only while nothing about the model has changed: no attribute of any of its modules, no parameter's
-array. A batch with targets to ignore or with a scale is computed as usual, and so is one while hooks watch the backward
-pass.
+float32, and used only while nothing about the model has changed: no attribute of any of its modules, no layer in a
+list, no method, no parameter's array. A batch with targets to ignore or with a scale is computed as usual, and so is
+one while hooks watch the backward pass.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ import numpy as np
 from ...backends.numpy_plan import Plan, Tape
 from ...graph import mode
 from ...kernel import compiled_part, forced_kind
-from ...nn.known import is_known
+from ...language_model import LanguageModel
+from ...nn.known import definition, is_known
 from ...tensor import Tensor
 
 MAX_KINDS = 4  # plans at a time: a step has one, or two if gradients are accumulated
@@ -61,11 +62,9 @@ class PlannedStep:
 
     def __init__(self, model: Any, work: Callable[..., Tensor], wanted: bool = True) -> None:
         self.model, self.work = model, work
-        self.modules = list(model.modules())
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        in_float32 = all(type(p.data) is np.ndarray and p.dtype == np.float32 for p in model.parameters())
-        in_float32 = in_float32 and compiled_part("start_threads") is not None  # whose kernels are what is recorded
-        self.wanted = wanted and in_float32 and all(map(is_known, self.modules))
+        self.known = self._look()
+        self.wanted = wanted and self.known and compiled_part("start_threads") is not None  # its kernels are recorded
         self.kinds: dict[Hashable, Planned] = {}
         self.facts: list[Any] = []  # about the model, when the plans were made
         self.repeats = 0
@@ -75,8 +74,11 @@ class PlannedStep:
             return self.work(*batch)
         facts = self._facts()
         if len(facts) != len(self.facts) or not all(map(operator.is_, facts, self.facts)):
-            self.facts = facts  # which holds them, so that no other object gets the identity of one
+            self.known = self._look()
+            self.facts = self._facts()  # which holds them, so that no other object gets the identity of one
             self.kinds.clear()
+        if not self.known:
+            return self.work(*batch)
         inputs, targets, _ = batch
         gradients = [parameter.grad for parameter in self.parameters]
         present = [gradient for gradient in gradients if gradient is not None]
@@ -100,14 +102,30 @@ class PlannedStep:
             return False
         return all(self.model.check_ids(ids) is ids and _is_whole(ids) for ids in batch[:2])
 
+    def _look(self) -> bool:
+        """Note what the model consists of. Returns whether that is known: a plan may be made of it."""
+        self.modules, self.all_parameters = list(self.model.modules()), self.model.parameters()
+        found = [pair for module in self.modules for pair in vars(module).items()]
+        self.lists = [value for _, value in found if isinstance(value, list)]
+        trained = [parameter for parameter in self.all_parameters if parameter.requires_grad]
+        return (
+            all(map(is_known, self.modules))
+            and all(value is self.model.generator for name, value in found if name == "generator")
+            and "loss" not in vars(self.model)
+            and type(self.model).loss is LanguageModel.loss
+            and all(type(p.data) is np.ndarray and p.dtype == np.float32 for p in self.all_parameters)
+            and {*map(id, trained)} <= {*map(id, self.parameters)}
+        )
+
     def _facts(self) -> list[Any]:
         """What the calls depend on, besides the batch. Compared by identity."""
-        generator = self.model.generator
+        generator, kinds = self.model.generator, [type(module) for module in self.modules]
         return [
-            forced_kind(), mode.keep_outputs, generator.seed, generator.rows_before,
+            forced_kind(), mode.keep_outputs, generator.seed, generator.rows_before, type(self.model).loss,
+            *kinds, *chain.from_iterable(map(definition, dict.fromkeys(kinds))),
             *chain.from_iterable(vars(module).values() for module in self.modules),
-            *[type(module).forward for module in self.modules],
-            *chain.from_iterable((parameter.data, parameter.requires_grad) for parameter in self.parameters),
+            *chain.from_iterable(self.lists),
+            *chain.from_iterable((parameter.data, parameter.requires_grad) for parameter in self.all_parameters),
         ]  # fmt: skip
 
     def _as_usual(self, kind: Planned, batch: Sequence[Any]) -> Tensor:
