@@ -144,7 +144,6 @@ def test_a_replay_launches_no_kernel_from_python(monkeypatch: pytest.MonkeyPatch
     for step in range(4):
         run.step(step)
     monkeypatch.setattr(run.graphed_step, "work", None)
-    monkeypatch.setattr(run.model, "loss", None)
     replays = run.graphed_step.replays
     run.step(4)
     assert run.graphed_step.replays == replays + 1
@@ -168,6 +167,66 @@ def test_evaluation_between_replays() -> None:
             assert on.model.loss(*batch(99)).item() == off.model.loss(*batch(99)).item()
         for run in (on, off):
             run.model.train()
+
+
+def stop_dropout(run: Run) -> None:
+    run.model.h[0].dropout.p = 0.0
+
+
+def other_array(run: Run) -> None:
+    weight = run.model.ln_f.weight
+    weight.data = weight.data + 1
+
+
+def there_and_back(run: Run) -> None:
+    run.model.to("numpy")
+    run.model.to("cupy")
+
+
+def layers_swapped(run: Run) -> None:
+    run.model.h.reverse()
+
+
+@pytest.mark.parametrize("change", [stop_dropout, other_array, there_and_back, layers_swapped])
+def test_what_changes_between_two_steps_is_noticed(change: Callable[[Run], None]) -> None:
+    on, off = Run("on", n_layer=2), Run("off", n_layer=2)
+    for step in range(9):
+        if step == 5:
+            assert on.graphed_step.replays
+            for run in (on, off):
+                change(run)
+        assert_same(on.step(step), off.step(step))
+    assert on.graphed_step.replays >= 4
+
+
+def test_a_hook_and_a_frozen_parameter_take_the_usual_way() -> None:
+    on, off, calls = Run("on"), Run("off"), [0]
+
+    def hook(h: Any) -> None:
+        calls[0] += 1
+
+    def same_step(number: int) -> None:
+        losses = [run.graphed_step(*batch(number), 1.0).numpy() for run in (on, off)]
+        found = [[None if p.grad is None else p.grad.get() for p in run.model.parameters()] for run in (on, off)]
+        assert_same([*losses[:1], *found[0]], [*losses[1:], *found[1]])
+        for run in (on, off):
+            run.optimizer.step()
+            run.optimizer.zero_grad()
+
+    for step in range(4):
+        same_step(step)
+    replays = on.graphed_step.replays
+    assert replays
+    hooks = {"h.0": hook}
+    with tg.interpret.hooked(on.model, hooks), tg.interpret.hooked(off.model, hooks):
+        for step in range(4, 8):
+            same_step(step)
+    assert calls == [4 + 4]
+    for run in (on, off):
+        run.model.h[0].attn.c_attn.weight.requires_grad = False
+    for step in range(8, 12):
+        same_step(step)
+    assert on.graphed_step.replays == replays
 
 
 def test_ignored_targets_and_anomaly_detection_take_the_usual_way() -> None:

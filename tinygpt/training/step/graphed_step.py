@@ -25,6 +25,8 @@ other runs, Python launches the optimizer.
 
 Gradients that are added to those of an earlier batch need a separate graph; so does each loss scale. A batch with a
 weight other than 1 (`accumulation.py`) is not recorded, nor is one with ignored targets. Evaluation never uses a graph.
+If anything about the model has changed since the last step (`model_facts.py`), it is recorded anew; while hooks watch a
+layer, or other parameters are trained than at first, everything runs eagerly.
 
 If something can't be recorded, or the comparison fails, everything runs eagerly, and one line says why.
 """
@@ -43,6 +45,7 @@ from ...errors import UsageError
 from ...graph import keep_outputs, mode
 from ...ops.cross_entropy import IGNORE_INDEX
 from ...tensor import Tensor
+from .model_facts import ModelFacts
 from .update import Update
 
 WARM_UP = 2  # batches that run eagerly before one is recorded
@@ -98,7 +101,8 @@ class GraphedStep:
         self, model: Any, work: Callable[..., Tensor], mode: str = "auto", say: Callable[[str], None] = print
     ) -> None:
         self.model, self.work, self.mode, self.say = model, work, mode, say
-        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.facts = ModelFacts(model)
+        self.parameters = self.facts.trained
         self.recorder: Any = None
         self.kinds: dict[Hashable, Recorded] = {}
         self.replays = 0
@@ -114,6 +118,10 @@ class GraphedStep:
             update()
             return loss
         if not self.wanted or mode.detect_anomaly or bool((targets == IGNORE_INDEX).any()):
+            return self.eager(inputs, targets, *numbers, update=update)
+        if self.facts.changed():
+            self.kinds.clear()
+        if self.facts.hooked or {*map(id, self.facts.trained)} != {*map(id, self.parameters)}:
             return self.eager(inputs, targets, *numbers, update=update)
         batch = _Batch(inputs, targets, numbers, update)
         kind = self._kind(batch)

@@ -15,28 +15,26 @@ usual: if the results differ in a single bit, the plan has missed something, and
 there is only the plan.
 
 A plan knows nothing of what it was made from. So it is made only for models that consist of this package's layers, in
-float32, and used only while nothing about the model has changed: no attribute of any of its modules, no layer in a
-list, no method, no parameter's array. A batch with targets to ignore or with a scale is computed as usual, and so is
-one while hooks watch the backward pass.
+float32, and used only while nothing about the model has changed (`model_facts.py`). A batch with targets to ignore or
+with a scale is computed as usual, and so is one while hooks watch a layer or the backward pass.
 """
 
 from __future__ import annotations
 
 import hashlib
-import operator
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from ...backends.numpy_plan import Plan, Tape
 from ...graph import mode
-from ...kernel import compiled_part, forced_kind
+from ...kernel import compiled_part
 from ...language_model import LanguageModel
-from ...nn.known import definition, is_known
+from ...nn.known import is_known
 from ...tensor import Tensor
+from .model_facts import ModelFacts
 
 MAX_KINDS = 4  # plans at a time: a step has one, or two if gradients are accumulated
 
@@ -62,20 +60,18 @@ class PlannedStep:
 
     def __init__(self, model: Any, work: Callable[..., Tensor], wanted: bool = True) -> None:
         self.model, self.work = model, work
-        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.known = self._look()
+        self.facts = ModelFacts(model)
+        self.parameters = self.facts.trained
+        self.known = self._is_known()
         self.wanted = wanted and self.known and compiled_part("start_threads") is not None  # its kernels are recorded
         self.kinds: dict[Hashable, Planned] = {}
-        self.facts: list[Any] = []  # about the model, when the plans were made
         self.repeats = 0
 
     def __call__(self, *batch: Any) -> Tensor:
         if not self.wanted or not self._suits(batch):
             return self.work(*batch)
-        facts = self._facts()
-        if len(facts) != len(self.facts) or not all(map(operator.is_, facts, self.facts)):
-            self.known = self._look()
-            self.facts = self._facts()  # which holds them, so that no other object gets the identity of one
+        if self.facts.changed():
+            self.known = self._is_known()
             self.kinds.clear()
         if not self.known:
             return self.work(*batch)
@@ -102,31 +98,17 @@ class PlannedStep:
             return False
         return all(self.model.check_ids(ids) is ids and _is_whole(ids) for ids in batch[:2])
 
-    def _look(self) -> bool:
-        """Note what the model consists of. Returns whether that is known: a plan may be made of it."""
-        self.modules, self.all_parameters = list(self.model.modules()), self.model.parameters()
-        found = [pair for module in self.modules for pair in vars(module).items()]
-        self.lists = [value for _, value in found if isinstance(value, list)]
-        trained = [parameter for parameter in self.all_parameters if parameter.requires_grad]
+    def _is_known(self) -> bool:
+        """Whether the model consists of what a plan may be made of."""
+        facts = self.facts
         return (
-            all(map(is_known, self.modules))
-            and all(value is self.model.generator for name, value in found if name == "generator")
-            and "loss" not in vars(self.model)
+            all(map(is_known, facts.modules))
+            and all(vars(one).get("generator", self.model.generator) is self.model.generator for one in facts.modules)
+            and not facts.hooked
             and type(self.model).loss is LanguageModel.loss
-            and all(type(p.data) is np.ndarray and p.dtype == np.float32 for p in self.all_parameters)
-            and {*map(id, trained)} <= {*map(id, self.parameters)}
+            and all(type(p.data) is np.ndarray and p.dtype == np.float32 for p in facts.parameters)
+            and {*map(id, facts.trained)} <= {*map(id, self.parameters)}
         )
-
-    def _facts(self) -> list[Any]:
-        """What the calls depend on, besides the batch. Compared by identity."""
-        generator, kinds = self.model.generator, [type(module) for module in self.modules]
-        return [
-            forced_kind(), mode.keep_outputs, generator.seed, generator.rows_before, type(self.model).loss,
-            *kinds, *chain.from_iterable(map(definition, dict.fromkeys(kinds))),
-            *chain.from_iterable(vars(module).values() for module in self.modules),
-            *chain.from_iterable(self.lists),
-            *chain.from_iterable((parameter.data, parameter.requires_grad) for parameter in self.all_parameters),
-        ]  # fmt: skip
 
     def _as_usual(self, kind: Planned, batch: Sequence[Any]) -> Tensor:
         kind.runs += 1
