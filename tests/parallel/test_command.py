@@ -252,6 +252,7 @@ def test_processes_that_differ(place: Path, more: list[str], words: str) -> None
         (4, ["--batch-size=3"], "there are more processes than rows in a batch: 4, and batch_size is 3"),
         (2, ["--batch-size=5"], "batch_size 5 is not divisible by the 2 processes"),
         (2, ["--dry-run"], "--dry-run is for one process: start it without mpirun"),
+        (3, ["--log-ranks=verse.txt"], "process 1 can't write its log of --log-ranks: cannot create the folder verse"),
         (2, ["--data=-"], "mpirun does not pass on the end of the standard input: write the text to a file"),
         (2, ["--optimizer=muon", "--shard-optimizer"], "works on whole matrices, so its state can't be sharded"),
     ],

@@ -65,6 +65,7 @@ def together(options: argparse.Namespace, lead: Callable[[argparse.Namespace], i
         done: list[int] = []
 
         def work() -> int:
+            _require_logs(team, voice)
             _share_cores(team)
             _require_same_start(team, options)
             if options.backend == "cupy":
@@ -105,6 +106,13 @@ def _give_up(team: Communicator, voice: Voice, error: BaseException) -> None:
             "last checkpoint is whole: continue with --resume"
         )
     team.end_all(MISTAKE if isinstance(error, (UsageError, OSError)) else 1)
+
+
+def _require_logs(team: Communicator, voice: Voice) -> None:
+    """Raise UsageError, on all processes, if one can't write the log of --log-ranks."""
+    for rank, mistake in enumerate(team.gather_values(voice.mistake)):
+        if mistake:
+            raise UsageError(f"process {rank} can't write its log of --log-ranks: {mistake}")
 
 
 def _share_cores(team: Communicator) -> None:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..errors import UsageError
 from ..files import explain_os_errors, folder_made
 
 _silent = False
@@ -22,10 +23,13 @@ def is_silent() -> bool:
 
 
 class Voice:
-    """The screen of this process. `cry` reaches it even if everything else is redirected."""
+    """The screen of this process. `cry` reaches it even if everything else is redirected.
+
+    mistake: why the lines of this process can't be written to its log, or empty: they are dropped then.
+    """
 
     def __init__(self, rank: int) -> None:
-        self.rank = rank
+        self.rank, self.mistake = rank, ""
         self._screen = os.dup(2)
 
     def cry(self, words: str) -> None:
@@ -41,7 +45,8 @@ class Voice:
 @contextlib.contextmanager
 def speaking(rank: int, logs: str | None = None) -> Iterator[Voice]:
     """Inside the block only process 0 writes to the screen. logs: a folder for the lines of the others, rank-1.log and
-    so on; None drops them. Raises UsageError if they can't be written there."""
+    so on; None drops them. Where one can't be written the voice says why: an error here would leave the others
+    waiting."""
     global _silent
     voice = Voice(rank)
     if rank == 0:
@@ -50,7 +55,10 @@ def speaking(rank: int, logs: str | None = None) -> Iterator[Voice]:
         finally:
             voice.close()
         return
-    target = _target(rank, logs)
+    try:
+        target = _target(rank, logs)
+    except UsageError as error:
+        target, voice.mistake = _target(rank, None), str(error)
     kept = [os.dup(1), os.dup(2)]
     _flush()
     for descriptor in (1, 2):
