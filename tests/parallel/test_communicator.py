@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import tinygpt as tg
-from tests.parallel.together import needs_mpi, together
+from tests.parallel.together import LIMIT, command, environment, needs_mpi, together
+from tests.processes import run_within
 from tinygpt.errors import MissingExtraError, UsageError
 from tinygpt.parallel import Communicator, launch
 from tinygpt.parallel.communicator import padded, sum_in_order
@@ -100,3 +101,19 @@ def test_sums_in_the_order_of_the_ranks() -> None:
 @pytest.mark.parametrize("processes", [2, 3, 4])
 def test_collectives(processes: int) -> None:
     together(processes, "-m", "tests.parallel.work", "collectives")
+
+
+FAILS = """
+from tinygpt.parallel import current
+team = current()
+assert team.rank == 0, "a mistake"
+team.barrier()
+"""
+
+
+@needs_mpi
+@pytest.mark.slow
+def test_an_error_in_a_program_ends_all_processes() -> None:
+    result = run_within(command(2, "-c", FAILS), LIMIT, env=environment())
+    assert result.returncode == 1
+    assert "AssertionError: a mistake" in result.stderr

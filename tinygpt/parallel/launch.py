@@ -7,6 +7,8 @@ which takes a moment, and never starts MPI.
 from __future__ import annotations
 
 import os
+import sys
+from types import TracebackType
 
 from ..errors import UsageError
 from .communicator import Communicator
@@ -77,4 +79,18 @@ def _make() -> Communicator:
             f"launcher's ({found.mpi.Get_library_version().splitlines()[0].strip()}): start the run with the mpirun of "
             "that library"
         )
+    _end_all_on_errors(found)
     return found
+
+
+def _end_all_on_errors(team: Communicator) -> None:
+    """Let an error that a program does not catch end all processes: otherwise its process would wait in the end of MPI
+    for the others, which wait for it."""
+    before = sys.excepthook
+
+    def end(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        before(kind, error, trace)
+        if not hasattr(sys, "ps1"):  # an interactive session goes on
+            team.end_all(1)
+
+    sys.excepthook = end
