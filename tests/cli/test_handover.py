@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 import tinygpt as tg
-from tinygpt.cli.handover import built, described
+from tinygpt.cli.handover import _tokens_of, built, described
+from tinygpt.data import open_tokens
+from tinygpt.parallel import Communicator
 from tinygpt.parallel.values import decoded, encoded
 
 SHAPE: dict[str, Any] = {"vocab_size": 11, "block_size": 8, "n_layer": 2, "n_head": 2, "n_embd": 16, "dropout": 0.2}
@@ -57,3 +61,30 @@ def test_a_model_arrives_as_it_is(kind: str) -> None:
     with tg.no_grad():
         made.eval(), model.eval()
         assert np.array_equal(made(ids).data, model(ids).data)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows keeps a file that is open")
+def test_a_copy_of_the_tokens_is_not_left_behind(tmp_path: Path) -> None:
+    """A launcher ends processes by SIGKILL: what they have not removed by then stays."""
+    np.save(tmp_path / "first.npy", np.arange(100))
+    content = (tmp_path / "first.npy").read_bytes()
+
+    class Second(Communicator):
+        """A process that does not see the file of process 0."""
+
+        rank, size = 1, 2
+
+        def gather_values(self, value: Any) -> list[Any]:
+            return [False, value]
+
+        def share_value(self, value: Any) -> Any:
+            return len(content)
+
+        def broadcast(self, array: np.ndarray, root: int = 0) -> None:
+            array[...] = np.frombuffer(content, np.uint8)
+
+    place = tmp_path / "second"
+    place.mkdir()
+    tokens = _tokens_of(Second(), tmp_path / "missing.npy", "", place)
+    assert np.array_equal(tokens, open_tokens(tmp_path / "first.npy"))
+    assert not [*place.iterdir()]

@@ -9,6 +9,7 @@ sent: each process builds its model from the description (`described`, `built`).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Iterator
@@ -143,7 +144,12 @@ def _tokens_of(team: Communicator, path: Path, expected: str, place: Path) -> np
         seen = False
     copy = place / "tokens.npy"
     _send_tokens(team, copy, needed=not seen)
-    return tokens if seen else open_tokens(copy)
+    if seen:
+        return tokens
+    tokens = open_tokens(copy)
+    with contextlib.suppress(OSError):  # Windows keeps a file that is open
+        copy.unlink()  # now, as a process that is killed, which is how a launcher ends a run, removes nothing
+    return tokens
 
 
 def _send_tokens(team: Communicator, path: Path, needed: bool) -> None:
