@@ -230,6 +230,43 @@ def test_a_folder_that_only_process_0_sees(place: Path) -> None:
     assert losses(place / "run") == losses(place / "seen")
 
 
+def test_the_layers_of_a_sharded_run(place: Path) -> None:
+    """Process 0 alone records them, of gradients that all processes have parts of; a resumed run goes on so."""
+    watched = [*TRAIN, *SHORT, "--shard-optimizer", "--watch-layers=6"]
+    for line_of in (watched, [*TRAIN[:5], "--resume", "--steps=18"]):
+        result = done(place, (2, line_of))
+        assert result.returncode == 0, result.stderr
+    records = map(json.loads, (place / "run/metrics.jsonl").read_text().splitlines())
+    assert [record["step"] for record in records if "layers" in record] == [6, 12, 18]
+
+
+INTERRUPTED = """
+import sys
+from tinygpt import cli
+from tinygpt.parallel import rank
+from tinygpt.training import final_evaluation
+
+class Told(final_evaluation._Told):
+    def __iter__(self):
+        for batch in super().__iter__():
+            if rank() == 0:
+                raise KeyboardInterrupt
+            yield batch
+final_evaluation._Told = Told
+sys.argv[0] = "tinygpt"
+cli.main(sys.argv[1:])
+"""
+
+
+def test_ctrl_c_in_the_last_evaluation(place: Path) -> None:
+    """The others wait for what process 0 would have computed."""
+    result = done(place, (2, ["-c", INTERRUPTED, *TRAIN[2:], *SHORT]))
+    assert result.returncode == 130, result.stderr
+    assert "Stopped after 0 of 4 batches of this last evaluation" in result.stdout
+    assert ours(result) == ["tinygpt: stopped"]
+    assert "Traceback" not in result.stderr
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [

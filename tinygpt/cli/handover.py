@@ -43,6 +43,7 @@ class Start:
     model: GPT
     tokens: np.ndarray
     checkpoint: Checkpoint | None
+    watch_layers: int | None  # steps between the norms of layers, which all processes compute together
 
 
 def hand_over(trainer: Trainer, tokens: Path, checkpoint: Checkpoint | None) -> None:
@@ -57,7 +58,7 @@ def hand_over(trainer: Trainer, tokens: Path, checkpoint: Checkpoint | None) -> 
     team.share_value({
         "config": dataclasses.asdict(trainer.config), "model": description, "tokens": str(tokens),
         "fingerprint": fingerprint(open_tokens(tokens)), "backend": trainer.parameters[0].backend,
-        "state": None if checkpoint is None else checkpoint.state,
+        "state": None if checkpoint is None else checkpoint.state, "watch_layers": trainer.watch.layers_every,
     })  # fmt: skip
     team.share_arrays(arrays)
     if checkpoint is not None:
@@ -76,7 +77,7 @@ def taken_over(team: Communicator, place: Path) -> Start:
     if facts["state"] is not None:
         checkpoint = Checkpoint(team.share_arrays(None), team.share_arrays(None), facts["state"])
     tokens = _tokens_of(team, Path(facts["tokens"]), facts["fingerprint"], place)
-    return Start(TrainingConfig(**facts["config"]), model, tokens, checkpoint)
+    return Start(TrainingConfig(**facts["config"]), model, tokens, checkpoint, facts["watch_layers"])
 
 
 # The model ------------------------------------------------------------------------------------------

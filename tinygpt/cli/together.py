@@ -33,6 +33,7 @@ from ..files import user_path
 from ..parallel import Communicator, current, launched
 from ..parallel.voice import Voice, speaking
 from ..training import Trainer, train_and_evaluate
+from ..training.monitoring.layer_norms import LayerWatch
 from ..training.text.corpus import given_text
 from .handover import taken_over
 from .process import MISTAKE, code_of
@@ -207,6 +208,8 @@ def _follow(team: Communicator, options: argparse.Namespace) -> int:
         start = taken_over(team, Path(place))
         train, validation = split(start.tokens, start.config.validation_fraction)
         trainer = Trainer(start.model, train, validation, start.config, Path(place) / "run")
+        if start.watch_layers is not None:
+            trainer.watch = LayerWatch(start.watch_layers)
         if start.checkpoint is not None:
             trainer.resume(start.checkpoint)
         return train_and_evaluate(trainer, validation, "", options.final_eval)

@@ -44,7 +44,10 @@ def check_final(given: str) -> None:
 
 
 def report_best(trainer: Trainer, validation_tokens: np.ndarray, how_much: str) -> int:
-    """Load the best weights, and print their loss over the validation text. Returns an exit code: 130 after Ctrl-C."""
+    """Load the best weights, and print their loss over the validation text. Returns an exit code: 130 after Ctrl-C.
+
+    Of several processes each raises KeyboardInterrupt then: the others may wait for the losses of its batches.
+    """
     step = trainer.load_best()
     if how_much == NONE:
         return 0
@@ -64,6 +67,8 @@ def report_best(trainer: Trainer, validation_tokens: np.ndarray, how_much: str) 
             f"saved, and its best weights are those of step {step}: tinygpt eval --model {trainer.run_folder} "
             "evaluates them."
         )
+        if trainer.share.size > 1:
+            raise
         return 128 + signal.SIGINT
     say(f"Loss over {of_what}: {loss:.4f} (the best weights, from step {step})")
     return 0

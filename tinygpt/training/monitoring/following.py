@@ -126,6 +126,7 @@ class Follower(Watch):
     ) -> None:
         self.following, self.tokenizer, self.prompt, self.loggers = following, tokenizer, prompt, loggers
         self.layers = Watch() if following.watch_layers is None else LayerWatch(following.watch_layers)
+        self.layers_every = following.watch_layers
         self.takes_late = following.watch_layers is None
         self.peak = 0.0
         self._end = float("inf")

@@ -54,7 +54,7 @@ class LayerWatch(Watch):
     """Records the layers' norms at each step that is a multiple of `every`."""
 
     def __init__(self, every: int = EVERY) -> None:
-        self.every = whole_number("LayerWatch", "every", every)
+        self.every = self.layers_every = whole_number("LayerWatch", "every", every)
         self._layers: list[str] = []  # of each parameter of the trainer
         self._gradients: dict[str, float] = {}
         self._before: list[Array] | None = None  # the weights before this step, if it is to be recorded

@@ -24,6 +24,7 @@ class Watch:
     """
 
     takes_late = False
+    layers_every: int | None = None  # steps between those for which all processes of a run have a LayerWatch
 
     def begin(self, trainer: Trainer, progress: Progress) -> None:
         """Before the first step of this session."""
