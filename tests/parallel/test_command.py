@@ -134,6 +134,40 @@ def test_a_signal_to_the_launcher(place: Path, name: str) -> None:
     assert saved(place / "run") == step + 3
 
 
+STUCK = """
+import sys, time
+from tinygpt import cli
+from tinygpt.training.step.steps import Steps
+
+step = Steps.step
+def slow(self):
+    time.sleep(0.1)
+    while self.trainer.state.step == 40:
+        time.sleep(0.1)
+    return step(self)
+Steps.step = slow
+cli.main(sys.argv[1:])
+"""
+
+
+def test_a_run_that_was_suspended(place: Path) -> None:
+    """Going on looks like the launcher's warning, so the state is saved. It is saved again when the run is stopped."""
+    with Process(
+        line((2, ["-c", STUCK, *TRAIN[2:], *ENDLESS])), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        cwd=place, env=environment(),
+    ) as process:  # fmt: skip
+        metrics = place / "run/metrics.jsonl"
+        wait_until(lambda: metrics.exists() and max(losses(place / "run"), default=0) > 3, process)
+        os.kill(ranks_of(process.pid)[0], signal.SIGCONT)
+        wait_until(lambda: saved(place / "run") > 0, process)
+        assert saved(place / "run") < 40
+        wait_until(lambda: 40 in losses(place / "run"), process)
+        process.send_signal(signal.SIGINT)
+        process.wait(LIMIT)
+    wait_until(lambda: is_free(place / "run"))
+    assert saved(place / "run") == 40
+
+
 def test_a_killed_process(place: Path) -> None:
     """SIGKILL ends all within seconds, the rank is named, and the run goes on with 1, 2 and 3 processes."""
     with running(place, 2, "--log-ranks=logs") as process:

@@ -69,13 +69,23 @@ class UrgentSave:
 
     def now(self) -> None:
         """Save now if the state is whole, otherwise as soon as it is."""
-        if self.child or self.trainer.run_folder.staged:  # the first checkpoint of a run publishes it
+        if self._saving() or self.trainer.run_folder.staged:  # the first checkpoint of a run publishes it
             return
         self.wanted = self.random_state is None
         if not self.wanted and self.trainer.saved_at != self.trainer.state.step:
             self.child = os.fork()
             if self.child == 0:
                 self._save_and_end()
+
+    def _saving(self) -> bool:
+        """Whether a copy is at work, or this is one. That of a run that was only suspended has ended long since."""
+        if self.child > 0:
+            ended = True
+            with contextlib.suppress(ChildProcessError):
+                ended = os.waitpid(self.child, os.WNOHANG)[0] > 0
+            if ended:
+                self.child = 0
+        return self.child != 0
 
     def _save_and_end(self) -> None:
         """In the copy."""
@@ -97,7 +107,8 @@ class UrgentSave:
 
     def wait(self) -> None:
         """Wait for the copy, before this process saves something itself."""
-        if self.child > 0:
+        while (child := self.child) > 0:  # a signal meanwhile may make another one
             with contextlib.suppress(ChildProcessError):
-                os.waitpid(self.child, 0)
-            self.child = 0
+                os.waitpid(child, 0)
+            if self.child == child:
+                self.child = 0
