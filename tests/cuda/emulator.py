@@ -25,7 +25,7 @@ from tinygpt._ext import cuda
 
 COMPILER = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("c++") or shutil.which("clang++")
 FLAGS = ("-std=c++17", "-shared", "-fPIC", "-U_FORTIFY_SOURCE", "-w")
-TRAPS = ("-O0", "-fsanitize=bounds", "-fsanitize-undefined-trap-on-error")  # an index beyond an array ends the process
+TRAPS = ("-fsanitize=bounds", "-fsanitize-undefined-trap-on-error")  # an index beyond an array ends the process
 MARGIN = 256  # bytes on each side of an array
 HEADERS = [Path(__file__).with_name(name) for name in ("emulation.h", "emulation_mma.h")]
 

@@ -5,6 +5,8 @@ What is in a file of rows of its own has its list there (tests/ops/cases/).
 
 from __future__ import annotations
 
+from tests.ops import cases
+
 LOOP = "for (int j = threadIdx.x * width; j < C; j += blockDim.x"  # over a row
 
 # Why the result is the same all the same.
@@ -194,3 +196,5 @@ EQUIVALENT: dict[str, list[str]] = {
         "attention_mma.cuh: for (int d = 0; d < HEAD / 8; d++)  ->  for (int d = 0; d <= HEAD / 8; d++)",
     ],
 }
+
+LISTED = {change for table in (EQUIVALENT, cases.EQUIVALENT) for changes in table.values() for change in changes}

@@ -13,9 +13,8 @@ import re
 import pytest
 
 from tests.cuda.emulator import COMPILER
-from tests.cuda.equivalent import EQUIVALENT
+from tests.cuda.equivalent import LISTED
 from tests.cuda.mutation import SOURCES, mutants, sample, survivors
-from tests.ops import cases
 from tinygpt._ext import cuda
 
 pytestmark = [
@@ -38,8 +37,6 @@ LONG = (
 )
 PART = 50
 IN_ORDER = (*LONG, *(source for source in SOURCES if source not in LONG))  # so that no worker is left alone with them
-
-LISTED = {change for table in (EQUIVALENT, cases.EQUIVALENT) for changes in table.values() for change in changes}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
