@@ -225,6 +225,22 @@ static inline tg_vec_float tg_add_pairs(tg_vec_float sum, const float *word, tg_
     return sum;
 }
 
+/* sum += *factor * numbers. Written as an instruction: the compiler would move eight of the sums to other registers at every
+ * step, and an Intel processor that begins four instructions a cycle has no time for that. */
+static inline tg_vec_float tg_add_product(tg_vec_float sum, const float *factor, tg_vec_float numbers) {
+#if defined(__AVX512F__) || (defined(__AVX2__) && defined(__FMA__))
+#ifdef __AVX512F__
+    const tg_vec_float factors = _mm512_set1_ps(*factor);
+#else
+    const tg_vec_float factors = _mm256_set1_ps(*factor);
+#endif
+    __asm__("vfmadd231ps %2, %1, %0" : "+v"(sum) : "v"(factors), "v"(numbers));
+    return sum;
+#else
+    return sum + *factor * numbers;
+#endif
+}
+
 /* One block of C, at most 32 columns. The number of rows and the strip's strides are compile-time constants. */
 static inline __attribute__((always_inline)) void tg_multiply_block(const int pairs, const int rows, ptrdiff_t depth,
                                                            const float *restrict strip,
@@ -236,6 +252,7 @@ static inline __attribute__((always_inline)) void tg_multiply_block(const int pa
     tg_vec_float left[PRODUCT_ROWS], right[PRODUCT_ROWS];
 #pragma GCC unroll 14
     for (int i = 0; i < rows; i++) left[i] = right[i] = (tg_vec_float){0};
+#pragma GCC unroll 2 /* 51 instructions a step instead of 54 */
     for (ptrdiff_t k = 0; k < depth; k++) {
         const float *b = panel + k * PRODUCT_COLUMNS;
         if (k_stride > 1) __builtin_prefetch(strip + (k + AHEAD_STRIP) * k_stride);
@@ -244,14 +261,9 @@ static inline __attribute__((always_inline)) void tg_multiply_block(const int pa
         const tg_vec_float b_left = *(const tg_vec_float *)b, b_right = *(const tg_vec_float *)(b + PRODUCT_LANES);
 #pragma GCC unroll 14
         for (int i = 0; i < rows; i++) {
-            if (pairs) {
-                left[i] = tg_add_pairs(left[i], strip + i * row_stride + k * k_stride, b_left);
-                right[i] = tg_add_pairs(right[i], strip + i * row_stride + k * k_stride, b_right);
-                continue;
-            }
-            const float factor = strip[i * row_stride + k * k_stride];
-            left[i] += factor * b_left;
-            right[i] += factor * b_right;
+            const float *factor = strip + i * row_stride + k * k_stride;
+            left[i] = pairs ? tg_add_pairs(left[i], factor, b_left) : tg_add_product(left[i], factor, b_left);
+            right[i] = pairs ? tg_add_pairs(right[i], factor, b_right) : tg_add_product(right[i], factor, b_right);
         }
     }
     if (columns >= PRODUCT_COLUMNS) {
