@@ -17,7 +17,7 @@ ROOT = TESTS.parent
 FOLDERS = sorted(path.parent.relative_to(TESTS).as_posix() + "/" for path in TESTS.glob("**/__init__.py"))
 OF_OTHER_THINGS = {
     "./", "cuda/", "docs/", "docs/exercises/", "gpu/", "packaging/", "gpt/", "tensor/", "ops/cases/",
-    "parallel/work/", "serving/page/",
+    "parallel/roles/", "serving/page/",
 }  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from tinygpt.errors import UsageError
 from tinygpt.graph import mode
 from tinygpt.parallel import Communicator, GradientBuckets, ShardedOptimizer
 
-WORK = ("-m", "tests.parallel.work")
+WORK = ("-m", "tests.parallel.roles")
 
 
 def leaves(*shapes: tuple[int, ...]) -> list[tg.Tensor]:

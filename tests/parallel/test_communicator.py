@@ -100,7 +100,7 @@ def test_sums_in_the_order_of_the_ranks() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 3, 4])
 def test_collectives(processes: int) -> None:
-    together(processes, "-m", "tests.parallel.work", "collectives")
+    together(processes, "-m", "tests.parallel.roles", "collectives")
 
 
 FAILS = """

@@ -22,7 +22,7 @@ pytestmark = [needs_mpi, pytest.mark.slow]
 
 @pytest.mark.parametrize("processes", [2, 3])
 def test_over_the_standin(tmp_path: Path, processes: int) -> None:
-    together(processes, "-m", "tests.parallel.work", "gpus", str(tmp_path))
+    together(processes, "-m", "tests.parallel.roles", "gpus", str(tmp_path))
 
 
 def test_without_a_gpu(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ BOUND = 2e-6
 
 
 def run(processes: int, folder: Path, kind: str, steps: int) -> Any:
-    words = together(processes, "-m", "tests.parallel.work", "the_run_of_one_process", str(folder), kind, str(steps))
+    words = together(processes, "-m", "tests.parallel.roles", "the_run_of_one_process", str(folder), kind, str(steps))
     return json.loads(words)
 
 

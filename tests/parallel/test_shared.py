@@ -34,7 +34,7 @@ def test_only_the_file_of_this_name_is_opened() -> None:
 @pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="memory is shared on Linux only")
 @pytest.mark.parametrize("processes", [2, 3])
 def test_shared_memory(processes: int) -> None:
-    together(processes, "-m", "tests.parallel.work", "shared_memory")
+    together(processes, "-m", "tests.parallel.roles", "shared_memory")
 
 
 def test_no_huge_pages_are_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,4 +70,4 @@ def test_no_huge_pages_are_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     not Path("/sys/kernel/mm/transparent_hugepage").is_dir(), reason="the system has no huge pages to ask for"
 )
 def test_huge_pages() -> None:
-    together(2, "-m", "tests.parallel.work", "huge_pages")
+    together(2, "-m", "tests.parallel.roles", "huge_pages")

@@ -1,4 +1,4 @@
-"""Real MPI processes for tests, on any number of cores: `mpirun -n N python -m tests.parallel.work NAME`."""
+"""Real MPI processes for tests, on any number of cores: `mpirun -n N python -m tests.parallel.roles NAME`."""
 
 from __future__ import annotations
 

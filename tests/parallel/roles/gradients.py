@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 import tinygpt as tg
-from tests.parallel.work import digest, work
+from tests.parallel.roles import digest, work
 from tinygpt.graph import no_grad
 from tinygpt.parallel import Communicator, GradientBuckets, ShardedOptimizer
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import traceback
 
-from tests.parallel.work import WORK, gpus, gradients, memory, runs, sums  # noqa: F401  what is to be found by name
+from tests.parallel.roles import WORK, gpus, gradients, memory, runs, sums  # noqa: F401  what is to be found by name
 from tinygpt.parallel import current
 
 

@@ -15,8 +15,8 @@ import pytest
 import tinygpt as tg
 from tests.cuda import capture
 from tests.cuda.standin import installed
-from tests.parallel.work import digest, numbers_of, work
-from tests.parallel.work.runs import trained
+from tests.parallel.roles import digest, numbers_of, work
+from tests.parallel.roles.runs import trained
 from tinygpt import backends
 from tinygpt.parallel.communicator import sum_in_order
 from tinygpt.parallel.mpi import Mpi

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import tinygpt as tg
-from tests.parallel.work import numbers_of, work
+from tests.parallel.roles import numbers_of, work
 from tinygpt.errors import DtypeError
 from tinygpt.parallel import Communicator
 from tinygpt.parallel.communicator import sum_in_order

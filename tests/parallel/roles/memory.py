@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.parallel.work import work
+from tests.parallel.roles import work
 from tinygpt.parallel import shared
 from tinygpt.parallel.communicator import Room
 from tinygpt.parallel.mpi import Mpi

@@ -1,4 +1,4 @@
-"""What the processes of a test do: python -m tests.parallel.work NAME [ARGUMENT ...], under mpirun.
+"""What the processes of a test do: python -m tests.parallel.roles NAME [ARGUMENT ...], under mpirun.
 
 Each function with `@work` is run by all of them. An assertion that fails ends them all.
 """

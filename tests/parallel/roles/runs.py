@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 import tinygpt as tg
-from tests.parallel.work import digest, work
-from tests.parallel.work.gradients import ROWS, SHAPE, batch_of
+from tests.parallel.roles import digest, work
+from tests.parallel.roles.gradients import ROWS, SHAPE, batch_of
 from tests.training.helpers import TRAIN, VALIDATION
 from tinygpt import backends
 from tinygpt.checkpoint import CheckpointFolder
