@@ -9,6 +9,7 @@ import pytest
 
 import tinygpt as tg
 from tests.cuda import standin
+from tests.cuda.graph_runs import kernel_body
 
 
 @pytest.fixture
@@ -23,3 +24,10 @@ def stand_in() -> Iterator[Any]:
     """The reference bodies on both sides, and the stand-in for CuPy."""
     with standin.installed() as module, tg.use_kernels("reference"):
         yield module
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The stand-in, whose streams can be captured, with the CUDA kernels run on the CPU."""
+    with standin.recording(monkeypatch, kernel_body) as library:
+        yield library
