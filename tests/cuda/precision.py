@@ -1,4 +1,5 @@
-"""What the tests of mixed precision share: the two types, arrays on the stand-in for CuPy, what passes through."""
+"""What the tests of the backend "cupy" and of mixed precision share: models and arrays on the stand-in for CuPy, the two
+types of 16 bits, what passes through."""
 
 from __future__ import annotations
 
@@ -37,6 +38,15 @@ def host(array: Any) -> np.ndarray:
 
 def model(seed: int = 1, **shape: Any) -> tg.GPT:
     return tg.GPT(tg.GPTConfig(vocab_size=11, **(SHAPE | shape)), seed=seed)
+
+
+def model_on(backend: str, **shape: Any) -> tg.GPT:
+    return model(**shape).to(backend)
+
+
+def as_numpy(array: Any) -> Any:
+    """An array of either backend, in its own dtype."""
+    return array.get() if isinstance(array, standin.ndarray) else array
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ import pytest
 
 import tinygpt as tg
 from tests.cuda import standin
-from tests.cuda.both_backends import IDS, TARGETS, host, model_on
+from tests.cuda.precision import IDS, TARGETS, as_numpy, model_on
 from tests.ops.cases import ROWS
 from tests.ops.drawing import Example, Row, options_on, some_examples
 from tinygpt import ops
@@ -43,7 +43,7 @@ def results(row: Row, example: Example, arrays: list[np.ndarray], put: Callable[
             y.backward(put(upstream), retain_graph=True)
     assert {type(y.data) for y in outputs} == {type(put(np.zeros(1)))}
     assert all(t.grad is None or type(t.grad) is type(t.data) for t in tensors)
-    return [host(y.data) for y in outputs] + [host(t.grad) for t in tensors]
+    return [as_numpy(y.data) for y in outputs] + [as_numpy(t.grad) for t in tensors]
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -17,7 +17,7 @@ import pytest
 
 import tinygpt as tg
 from tests.cuda import emulator, standin
-from tests.cuda.both_backends import IDS, TARGETS, host, model_on
+from tests.cuda.precision import IDS, TARGETS, as_numpy, model_on
 from tests.training.helpers import OPTIONS, SHAPE, make_trainer, outcome
 from tinygpt._ext import cuda
 from tinygpt.errors import UsageError
@@ -48,9 +48,9 @@ def steps(backend: str, make: Callable[[Any], Any]) -> list[Any]:
         optimizer.step()
         optimizer.zero_grad()
         average.update()
-    weights = [host(parameter.data).tobytes() for parameter in model.parameters()]
+    weights = [as_numpy(parameter.data).tobytes() for parameter in model.parameters()]
     with average.applied():
-        return found + weights + [host(parameter.data).tobytes() for parameter in model.parameters()]
+        return found + weights + [as_numpy(parameter.data).tobytes() for parameter in model.parameters()]
 
 
 @pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
@@ -72,7 +72,7 @@ def test_state_of_optimizers(optimizer: Any) -> None:
         target.load_state_dict(first.state_dict())
         for slot, origin in zip(target.slots, first.slots, strict=True):
             assert {type(a) for a in slot.state.values()} == {type(slot.parameter.data)}
-            assert all(np.array_equal(host(slot.state[kind]), host(origin.state[kind])) for kind in slot.state)
+            assert all(np.array_equal(as_numpy(slot.state[kind]), as_numpy(origin.state[kind])) for kind in slot.state)
 
 
 GENERATION: list[dict[str, Any]] = [
@@ -119,10 +119,10 @@ def test_decoder_is_the_same() -> None:
     for backend in ("cupy", "numpy"):
         decoder = Decoder(model_on(backend), 8)
         put = standin.on_gpu if backend == "cupy" else np.asarray
-        logits[backend] = [host(decoder.prefill([IDS[0, :3], IDS[1, :1]])).copy()]
+        logits[backend] = [as_numpy(decoder.prefill([IDS[0, :3], IDS[1, :1]])).copy()]
         for rows in ([1, 0], [0, 0, 1], [2, 1]):
             decoder.select(put(np.array(rows)))
-            logits[backend].append(host(decoder.step(put(np.arange(len(rows))))).copy())
+            logits[backend].append(as_numpy(decoder.step(put(np.arange(len(rows))))).copy())
     for found, expected in zip(*logits.values(), strict=True):
         assert np.array_equal(found, expected)
 
@@ -134,7 +134,7 @@ def test_packed_models_are_the_same(format: str, group: int | None) -> None:
     models = [model_on(backend, **shape).pack(format, group) for backend in ("numpy", "cupy")]
     models.append(model_on("numpy", **shape).pack(format, group).to("cupy"))
     for model in models[1:]:
-        assert np.array_equal(host(model(IDS).data), models[0](IDS).data)
+        assert np.array_equal(as_numpy(model(IDS).data), models[0](IDS).data)
         assert model.loss(IDS, TARGETS).item() == models[0].loss(IDS, TARGETS).item()
         prompt = {"idx": IDS[:2, :3], "max_new_tokens": 4, "seed": 0}
         assert np.array_equal(model.generate(**prompt), models[0].generate(**prompt))
@@ -232,7 +232,7 @@ def test_a_run_on_the_gpu_alone(tmp_path: Path) -> None:
         trainer = make_trainer(tmp_path / "gpu")
         trainer.run()
     assert {p.backend for p in trainer.parameters} == {"cupy"}
-    model = {name: host(array) for name, array in trainer.model.state_dict().items()}
+    model = {name: as_numpy(array) for name, array in trainer.model.state_dict().items()}
     expected = outcome(tmp_path / "cpu")
     assert all(expected[f"latest model {name}"][2] == array.tobytes() for name, array in model.items())
 
