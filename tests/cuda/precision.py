@@ -1,5 +1,5 @@
-"""What the tests of the backend "cupy" and of mixed precision share: models and arrays on the stand-in for CuPy, the two
-types of 16 bits, what passes through."""
+"""What the tests of the backend "cupy" and of mixed precision share: models and arrays on the stand-in for CuPy, the
+two types of 16 bits, what passes through."""
 
 from __future__ import annotations
 

@@ -18,8 +18,8 @@ import pytest
 import tinygpt as tg
 from tests.cuda import emulator, standin
 from tests.cuda.cublaslt_standin import CublasLt
+from tests.cuda.graph_runs import Run, assert_same, kernel_body
 from tests.cuda.precision import DTYPES, EPS, IDS, TARGETS, gpu, host, in_both, model
-from tests.cuda.test_graphs import Run, assert_same, kernel_body
 from tinygpt import ops
 from tinygpt.backends import cupy_cublaslt, cupy_epilogues
 from tinygpt.backends.cupy_epilogues import Epilogues, epilogues

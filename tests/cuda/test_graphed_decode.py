@@ -13,7 +13,7 @@ import pytest
 
 import tinygpt as tg
 from tests.cuda import capture, emulator, standin
-from tests.cuda.test_graphs import DEVICE
+from tests.cuda.graph_runs import DEVICE
 from tinygpt._ext import cuda
 from tinygpt.errors import UsageError
 from tinygpt.generation.decoder import Decoder

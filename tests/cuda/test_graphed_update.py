@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.cuda import emulator, standin
-from tests.cuda.test_graphs import DEVICE, kernel_body
+from tests.cuda.graph_runs import DEVICE, kernel_body
 from tests.training.helpers import make_trainer, outcome
 from tinygpt.errors import UsageError
 from tinygpt.training.step.late_steps import LateSteps

@@ -16,7 +16,7 @@ import pytest
 
 import tinygpt as tg
 from tests.cuda import emulator, standin
-from tests.cuda.test_graphs import kernel_body
+from tests.cuda.graph_runs import kernel_body
 from tests.training.helpers import assert_same_outcome, make_trainer
 from tinygpt.optim import ScaleOnDevice, clip_coefficient, grad_norm
 from tinygpt.tensor import Tensor

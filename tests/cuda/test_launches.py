@@ -18,7 +18,7 @@ import pytest
 import tinygpt as tg
 from tests.cuda import emulator, standin
 from tests.cuda.cublaslt_standin import CublasLt
-from tests.cuda.test_graphs import DEVICE, kernel_body
+from tests.cuda.graph_runs import DEVICE, kernel_body
 from tinygpt.backends import cupy_epilogues
 from tinygpt.graph import keep_outputs
 from tinygpt.ops.cast import keep_rounded

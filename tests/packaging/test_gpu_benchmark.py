@@ -18,7 +18,8 @@ import pytest
 
 import tinygpt as tg
 from tests.cuda import standin
-from tests.cuda.test_graphs import gpu, pytestmark  # noqa: F401  the fixture: CUDA kernels on the CPU, graphs on the stand-in
+from tests.cuda.conftest import gpu  # noqa: F401  CUDA kernels on the CPU, graphs on the stand-in
+from tests.cuda.test_graphs import pytestmark  # noqa: F401
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SMALL = tg.GPTConfig(vocab_size=11, block_size=8, n_layer=1, n_head=2, n_embd=8, bias=False)
