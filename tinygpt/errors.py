@@ -75,9 +75,12 @@ def require_together(*checks: Callable[[], object], wanted: Sequence[Callable[[]
         return
     for check in wanted:
         _collect(check, errors)
-    needs = {purpose: packages for error in errors for purpose, packages in error.needs.items()}
-    if len(needs) == 1 or not all(error.needs for error in errors):
+    if len(errors) == 1 or not all(error.needs for error in errors):
         raise errors[0]
+    needs = dict[str, list[str]]()
+    for purpose, packages in [item for error in errors for item in error.needs.items()]:
+        known = needs.setdefault(purpose, [])
+        known += [package for package in packages if package not in known]
     purposes = ", ".join(f"{purpose} needs {' and '.join(packages)}" for purpose, packages in needs.items())
     names = shlex.join(dict.fromkeys(package for packages in needs.values() for package in packages))
     raise MissingExtraError(f"some packages are not installed ({purposes}): pip install {names}", needs)
@@ -87,4 +90,5 @@ def _collect(check: Callable[[], object], errors: list[MissingExtraError]) -> No
     try:
         check()
     except MissingExtraError as error:
-        errors.append(error)
+        if str(error) not in map(str, errors):  # several checks may ask for the same library
+            errors.append(error)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +19,7 @@ from .. import console
 from ..data.columns import COLUMNS, Turns, dialogue_of, find_columns, is_conversation
 from ..data.dialogue import TEMPLATE, AnyTemplate, Dialogue
 from ..data.rows import Row
-from ..errors import UsageError
+from ..errors import UsageError, require_together
 from ..generation import config_from_dict, stream_text
 
 NEW_TOKENS = 100
@@ -109,6 +110,17 @@ def answer_report(answers: list[str], right: list[str], wanted: tuple[str, ...])
             found = metric(answers, right)
             report |= {name: found.score, f"{name}_signature": found.signature}
     return report | (rouge(answers, right) if "rouge" in wanted else {})
+
+
+def require_metrics(wanted: tuple[str, ...]) -> None:
+    """Raise MissingExtraError, for all of them at once, if a metric's library is not installed."""
+    from ..metrics.summaries import require_rouge
+    from ..metrics.translation import require_sacrebleu
+
+    checks: dict[str, Callable[[], object]] = {
+        "bleu": require_sacrebleu, "chrf": partial(require_sacrebleu, "chrF"), "rouge": require_rouge,
+    }  # fmt: skip
+    require_together(*[checks[name] for name in wanted])
 
 
 def columns_of(rows: list[Row], skip: bool, task: str | None = None) -> tuple[str, tuple[str, ...]]:

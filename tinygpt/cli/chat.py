@@ -21,6 +21,7 @@ from .generating import (
     generation_config,
     load,
 )
+from .needs import template_need
 from .sample import speed
 
 if TYPE_CHECKING:
@@ -62,10 +63,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def chat(options: argparse.Namespace) -> int:
     """Answer until the input ends."""
     from ..data.dialogue import Dialogue
-    from ..data.jinja_template import check_given, template_for
+    from ..data.jinja_template import template_for
 
-    check_given(options.template)
-    model, tokenizer, folder = load(options)
+    model, tokenizer, folder = load(options, template_need(options, options.template))
     template = template_for(folder, tokenizer, options.template)
     options.stop_strings = [*(options.stop_strings or []), *template.stops]
     conversation = Conversation(model, tokenizer, Dialogue(template, options.system), options)

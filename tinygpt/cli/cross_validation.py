@@ -55,7 +55,7 @@ def cross_validate(options: argparse.Namespace) -> int:
     for number in range(options.folds):
         fold = copy.copy(options)
         fold.out, fold.fold = os.path.join(options.out, f"fold-{number + 1}"), (number, options.folds)
-        with begin_finetuning(fold) as run:
+        with begin_finetuning(fold, following.require_loggers) as run:
             if run.task.name != "classify":
                 raise UsageError(f"--folds is for the task classify, not for the task {run.task.name}: leave it out")
             notes = [note for note in run.notes if note not in said]  # most are the same for all folds

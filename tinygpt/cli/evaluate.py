@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import UsageError
-from .answers import METRICS, add_answer_options
+from .answers import METRICS, add_answer_options, require_metrics
 from .evaluate_rows import evaluate_classifier, evaluate_language_model
 from .generating import add_model_options
 from .rows import add_row_options, check_targets, is_table, load_model, write_json
@@ -50,7 +50,9 @@ def evaluate_model(options: argparse.Namespace) -> int:
     from ..training.storage.folder import DATA
 
     check_targets(options.data, options.json, options.predictions)
-    model, tokenizer, folder, is_classifier = load_model(options)
+    of_rows = options.data is None or is_table(options.data)
+    metrics = tuple(options.metrics or ()) if of_rows else ()
+    model, tokenizer, folder, is_classifier = load_model(options, lambda: require_metrics(metrics))
     if is_classifier:
         if options.stride is not None:
             raise UsageError(f"--stride is for texts, but {folder} holds a classifier: leave it out")

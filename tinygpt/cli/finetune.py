@@ -22,7 +22,7 @@ from ..training.storage.folder import RunFolder
 from .process import again
 from .sweep import Command, require_no_sweep, sweep
 from .together import require_one_process
-from .trial import add_trial_options, built_elsewhere, require_free, try_out
+from .trial import add_trial_options, built_elsewhere, require_free, trial_needs, try_out
 
 ABOUT = """Fine-tune a model on rows of JSON lines, CSV or TSV. The columns determine the task: `text`; `prompt` and
 `completion`, `question` and `answer`, or `instruction`, `input` and `output`; `messages` with role and content; `text`
@@ -125,7 +125,7 @@ def finetune(options: argparse.Namespace) -> int:
     if options.dry_run or options.lr_find:
         return _try(options)
     following = choose_following(options, user_path(options.out))
-    with begin_finetuning(options) as run:
+    with begin_finetuning(options, following.require_loggers) as run:
         follow(run.trainer, following, run.tokenizer, run.task.template)
         say(_description(run))
         result = run.trainer.run()
@@ -145,7 +145,7 @@ def _try(options: argparse.Namespace) -> int:
         folder.exports_model = True
         require_free(folder, options, [path for path in (options.data, options.valid) if path is not None])
         following = choose_following(there, user_path(there.out))
-        with begin_finetuning(there) as run:
+        with begin_finetuning(there, following.require_loggers, *trial_needs(options)) as run:
             follow(run.trainer, following, run.tokenizer, run.task.template)
             run.settings = dataclasses.replace(run.settings, folder=folder)
             return try_out(run.trainer, options, options.out, _description(run))

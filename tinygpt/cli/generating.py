@@ -14,6 +14,7 @@ import numpy as np
 from .. import backends
 from ..errors import CheckpointError, UsageError
 from .formats import add_format_options, formats_of
+from .needs import Need, require_for_model
 
 if TYPE_CHECKING:
     from ..generation import GenerationConfig
@@ -81,15 +82,15 @@ def add_model_options(parser: Any) -> None:
     group.add_argument("--backend", choices=backends.NAMES, default="numpy", help="CPU or GPU (default: numpy)")
 
 
-def load(options: argparse.Namespace) -> tuple[GPT, Tokenizer, Path]:
-    """The model, its tokenizer and their folder. Raises UsageError."""
+def load(options: argparse.Namespace, *needs: Need) -> tuple[GPT, Tokenizer, Path]:
+    """The model, its tokenizer and their folder. needs: of the command besides (`needs.py`). Raises UsageError."""
     from .. import interop
     from ..exchange import read_whole
     from ..interop.config import CONFIG
-    from ..interop.loading import RUN, is_run, require_libraries
+    from ..interop.loading import RUN, is_run
     from ..interop.peft import is_adapter
 
-    require_libraries(options.model, options.revision, options.backend)
+    require_for_model(options, *needs)
     backends.use_backend(options.backend)
     folder = interop.find_model(options.model, options.revision)
     run, directory = read_whole(folder, lambda place: (is_run(place), (place / CONFIG).exists() or is_adapter(place)))

@@ -17,6 +17,7 @@ from ..errors import UsageError
 from ..files import atomic_write, explain_os_errors, shown, user_path
 from .formats import formats_of
 from .generating import load
+from .needs import Need, require_for_model, template_need
 
 if TYPE_CHECKING:
     from ..data import BadRows, Row
@@ -31,14 +32,19 @@ def add_row_options(parser: Any) -> None:
     parser.add_argument("--encoding", metavar="NAME", default="utf-8", help=words)
 
 
-def load_model(options: argparse.Namespace) -> tuple[Any, Tokenizer, Path, bool]:
-    """The model, its tokenizer, their folder, and whether it is a classifier. Raises UsageError."""
+def load_model(options: argparse.Namespace, *needs: Need) -> tuple[Any, Tokenizer, Path, bool]:
+    """The model, its tokenizer, their folder, and whether it is a classifier.
+
+    needs: checks of the libraries that the command uses besides. Raises UsageError.
+    """
     from .. import interop
+    from ..data.opening import require_zstandard
     from ..exchange import read_whole
     from ..interop.classifier import is_classifier, load_with_tokenizer
-    from ..interop.loading import require_libraries
 
-    require_libraries(options.model, options.revision, options.backend)
+    # A template is for prompts, which a file may not have.
+    template = template_need(options, options.template)
+    require_for_model(options, *needs, lambda: require_zstandard(options.data), wanted=[template])
     folder = interop.find_model(options.model, options.revision)
     which = options.checkpoint or "best"
     if not read_whole(folder, lambda place: is_classifier(place, which)):

@@ -9,6 +9,7 @@ import time
 
 from ..console import Lenient
 from .generating import Counter, add_model_options, add_sampling_options, load, sample_text
+from .needs import template_need
 
 ABOUT = "Generate text. It appears as it is generated; several texts, and those of beam search, when they are complete."
 
@@ -23,12 +24,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def sample(options: argparse.Namespace) -> int:
     """Print the prompt and what follows."""
-    from ..data.jinja_template import check_given, template_for
+    from ..data.jinja_template import template_for
 
-    check_given(options.prompt_template)
-    model, tokenizer, folder = load(options)
-    if options.prompt_template is not None:
-        options.prompt_template = template_for(folder, tokenizer, options.prompt_template)
+    template = options.prompt_template
+    model, tokenizer, folder = load(options, *([template_need(options, template)] if template is not None else []))
+    if template is not None:
+        options.prompt_template = template_for(folder, tokenizer, template)
     seed = options.seed if options.seed is not None else int.from_bytes(os.urandom(6))
     counter = Counter() if options.stats else None
     start = time.perf_counter()

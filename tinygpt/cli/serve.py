@@ -11,6 +11,7 @@ from pathlib import Path
 from ..console import say
 from ..errors import UsageError
 from .generating import add_model_options, load
+from .needs import require_for_model, template_need
 
 ABOUT = """Serve a model over HTTP, with OpenAI's interface: /v1/models, /v1/completions, /v1/chat/completions, and
 /health and /metrics (Prometheus); / is a page for a browser. Requests are answered together: each joins at the next
@@ -46,10 +47,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def serve(options: argparse.Namespace) -> int:
     """Serve until a signal."""
-    from ..data.jinja_template import check_given, template_for
+    from ..data.jinja_template import template_for
     from ..serving.server import address_of, listening, require_libraries, run
 
-    require_libraries()
+    require_for_model(options, require_libraries, template_need(options, options.template))
     key = _key(options)
     for name in ("places", "waiting"):
         if getattr(options, name) < 1:
@@ -58,7 +59,6 @@ def serve(options: argparse.Namespace) -> int:
         raise UsageError(f"--prefix-cache must be at least 0, not {options.prefix_cache}")
     if not 0 <= options.port <= 65535:
         raise UsageError(f"--port must be 0 to 65535, not {options.port}")
-    check_given(options.template)
     for origin in options.allow_origin:
         if not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/*\s]+/?", origin, re.IGNORECASE):
             raise UsageError(f"--allow-origin must be a site, as http://localhost:3000, not {origin}")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import UsageError
+from ..errors import UsageError, require_together
 from ..files import user_path
 
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ def tokenize(options: argparse.Namespace) -> int:
     """Write the files, and report what is in them."""
     from ..checks import number
     from ..data import open_tokens, split
+    from ..data.opening import require_zstandard
+    from ..training.settings.choose import require_tokenizer
     from ..training.storage.folder import TOKENS, RunFolder
     from ..training.text.corpus import given_text
     from ..training.text.token_folder import make_token_folder
@@ -50,6 +52,7 @@ def tokenize(options: argparse.Namespace) -> int:
     out = user_path(options.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} already exists and is not empty: choose another --out")
+    require_together(lambda: require_tokenizer(options.tokenizer), lambda: require_zstandard(*names))
     if all(Path(name).suffix == ".bin" for name in names):
         return _convert(options, names, out)
     with RunFolder(out) as folder:

@@ -12,6 +12,7 @@ from ..console import say
 from ..cores import threads_of_environment, usable_cores
 from ..data import SequentialBatches, split
 from ..errors import UsageError
+from ..files import user_path
 from ..interop import load_word_vectors
 from ..parallel import alone_under_launcher, current, launched
 from ..training import (
@@ -39,7 +40,7 @@ from .handover import hand_over
 from .process import again
 from .sweep import Command, require_no_sweep, sweep
 from .together import add_together_options, binding_note, together
-from .trial import add_trial_options, built_elsewhere, require_free, try_out
+from .trial import add_trial_options, built_elsewhere, require_free, trial_needs, try_out
 
 ABOUT = "Train a GPT on a text. Ctrl-C saves and stops; --resume continues with exactly the same bits."
 
@@ -84,9 +85,10 @@ def _lead(options: argparse.Namespace) -> int:
         require_no_sweep(run_folder(options))
     if options.dry_run or options.lr_find:
         return _try(options)
-    settings = choose_settings(options)
+    following = choose_following(options, user_path(run_folder(options)))
+    settings = choose_settings(options, following.require_loggers)
     with settings.folder:
-        return _train(settings, options, choose_following(options, settings.folder.path))
+        return _train(settings, options, following)
 
 
 def _refuse_trials(options: argparse.Namespace) -> None:
@@ -113,19 +115,21 @@ def _require_consistent(options: argparse.Namespace) -> None:
 def _checked(options: argparse.Namespace) -> TrainingConfig:
     """The settings of a run of --sweep, before the text is read."""
     _require_consistent(options)
-    return choose_settings(options).training
+    following = choose_following(options, user_path(run_folder(options)))
+    return choose_settings(options, following.require_loggers).training
 
 
 def _try(options: argparse.Namespace) -> int:
     """--dry-run and --lr-find: the run is built in a temporary folder."""
     out = run_folder(options)
     with built_elsewhere(options, out) as there:
-        settings = choose_settings(there)
+        following = choose_following(there, user_path(there.out))
+        settings = choose_settings(there, following.require_loggers, *trial_needs(options))
         folder = RunFolder(out)
         folder.exports_model = settings.exports_model
         require_free(folder, options, list(settings.data or ()))
         with settings.folder:
-            return _train(settings, there, choose_following(there, settings.folder.path), folder)
+            return _train(settings, there, following, folder)
 
 
 def _train(

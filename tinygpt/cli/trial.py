@@ -10,7 +10,7 @@ import argparse
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ..console import in_bytes, say
@@ -41,13 +41,16 @@ def built_elsewhere(options: argparse.Namespace, out: str) -> Iterator[argparse.
     what = "--dry-run" if options.dry_run else "--lr-find"
     if options.resume:
         raise UsageError(f"{what} is for a run that is to begin: leave out --resume")
-    if options.lr_find:
-        require_matplotlib()
-    else:
+    if options.dry_run:
         _require_writable(user_path(out))
     with tempfile.TemporaryDirectory(prefix="tinygpt-") as place:
         changed = {"out": os.path.join(place, "run"), "overwrite": False, "no_cache": True}
         yield argparse.Namespace(**vars(options) | changed)
+
+
+def trial_needs(options: argparse.Namespace) -> list[Callable[[], object]]:
+    """Checks of the libraries that a trial uses besides those of its run."""
+    return [require_matplotlib] if options.lr_find else []
 
 
 def require_free(folder: RunFolder, options: argparse.Namespace, texts: list[str]) -> None:

@@ -143,6 +143,15 @@ def in_jinja(folder: Path, given: str | None) -> bool:
     return not (folder / TEMPLATE).exists() and chat_template_in(folder) is not None
 
 
+def require_jinja2(folder: Path | None, given: str | None) -> None:
+    """Raise MissingExtraError if `template_for` needs jinja2, which is not installed.
+
+    folder: None if the model is still to be downloaded.
+    """
+    if in_jinja(folder, given) if folder is not None else given is not None and Path(given).suffix == ".jinja":
+        _jinja2()
+
+
 def check_given(given: str | None) -> None:
     """Raise UsageError for a template that can't be read, before a model is loaded."""
     if given is None or given == OWN:

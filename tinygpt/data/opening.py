@@ -95,6 +95,12 @@ def _opener(kind: str) -> tuple[Callable[[Any], Any], tuple[type[BaseException],
     return lambda path: open(path, "rb"), ()
 
 
+def require_zstandard(*paths: str | os.PathLike[str] | None) -> None:
+    """Raise MissingExtraError if one of the files is a .zst, and the library for these is missing."""
+    if any(PurePath(path).suffix.lower() == ".zst" for path in paths if path is not None):
+        zstandard()
+
+
 def zstandard() -> Any:
     """The module for .zst files: the standard library's from Python 3.14 on. Raises MissingExtraError."""
     for name in ("compression.zstd", "backports.zstd"):

@@ -18,7 +18,7 @@ from ..files import user_path
 from ..nn.lora import lora_of
 from .classifier import is_classifier, save_classifier
 from .gguf import check_dtype, refuse_target, require_gguf, save_gguf
-from .hub import find_model
+from .hub import find_here, find_model
 from .loading import from_pretrained, load, require_libraries, with_tokenizer
 from .nanogpt import has_tokenizer, read_tokenizer, require_fit, tokenizer_beside
 from .peft import write_adapter
@@ -58,6 +58,7 @@ def convert(
             raise UsageError("convert: a GGUF file is not split: leave out max_shard_size")
         return _to_gguf(source, target, dtype or "f32", checkpoint, revision, merge_lora, tokenizer)
     dtype = "float32" if dtype is None else dtype
+    require_together(lambda: find_here(source, revision), lambda: _require_given(tokenizer))
     with whole(find_model(source, revision)) as folder:
         labels = is_classifier(folder, checkpoint)
         read = partial(
@@ -79,6 +80,12 @@ def convert(
     else:
         write_adapter(model, target, dtype, model.source, write_tokenizer)
     return Path(target)
+
+
+def _require_given(tokenizer: str | os.PathLike[str] | None) -> None:
+    """Raise MissingExtraError if the tokenizer that is given needs a library that is not installed."""
+    if tokenizer is not None:
+        tokenizers.require_library(user_path(tokenizer))
 
 
 def _tokenizer_writer(
@@ -120,7 +127,7 @@ def _to_gguf(
     path = user_path(target)
     check_dtype(dtype)
     refuse_target(path)  # before a model is downloaded or read
-    require_together(require_gguf, lambda: require_libraries(source, revision))
+    require_together(require_gguf, lambda: require_libraries(source, revision), lambda: _require_given(given))
     if given is None:
         model, tokenizer = load(source, revision=revision, checkpoint=checkpoint)
     else:

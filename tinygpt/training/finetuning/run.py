@@ -13,7 +13,7 @@ import argparse
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -29,6 +29,7 @@ from ...data.splitting import digest_of, same_key
 from ...errors import CheckpointError, UsageError
 from ...files import shown
 from ...gpt import GPT, GPTConfig
+from ...interop.loading import require_libraries
 from ...tokenizers import Tokenizer
 from ..adapters import check_quantize, lora_of_options
 from ..loop import Trainer
@@ -38,6 +39,7 @@ from ..settings.choose import Settings, check_settings, choose_settings
 from ..settings.config import TrainingConfig, new_settings
 from ..settings.config_file import write_configuration
 from ..settings.options import given_options
+from ..settings.packages import require_packages
 from ..storage.folder import RunFolder
 from .data_facts import SPLIT, UTF_8, check_split, read_data_facts, write_data_facts
 from .example_rows import (
@@ -72,18 +74,19 @@ class Finetuning:
 
 
 @contextlib.contextmanager
-def begin_finetuning(options: argparse.Namespace) -> Iterator[Finetuning]:
+def begin_finetuning(options: argparse.Namespace, *needs: Callable[[], object]) -> Iterator[Finetuning]:
     """The run that the command line describes; afterwards its folder is unlocked.
 
+    needs: checks of the libraries that the command uses besides, so that all that are missing are named at once.
     Raises UsageError for a mistake in the options or the data, CheckpointError for a run that can't be resumed.
     """
     if options.resume:
-        settings = choose_settings(options)
+        settings = choose_settings(options, *needs)
         with settings.folder:
             yield _resumed(options, settings)
     else:
         with RunFolder(options.out) as folder:
-            yield _new(options, folder)
+            yield _new(options, folder, *needs)
 
 
 def checked_options(options: argparse.Namespace) -> TrainingConfig:
@@ -95,7 +98,7 @@ def checked_options(options: argparse.Namespace) -> TrainingConfig:
     return _config(given_options(options, TrainingConfig), options.epochs, 1)
 
 
-def _new(options: argparse.Namespace, folder: RunFolder) -> Finetuning:
+def _new(options: argparse.Namespace, folder: RunFolder, *needs: Callable[[], object]) -> Finetuning:
     if options.model is None or options.data is None:
         raise UsageError("a new run needs a model to start from and rows to learn: give --model MODEL and --data FILE")
     if options.augment is not None:
@@ -111,6 +114,9 @@ def _new(options: argparse.Namespace, folder: RunFolder) -> Finetuning:
     given = given_options(options, TrainingConfig)
     facts = _facts(options) | {"skip_bad_rows": options.skip_bad_rows, "labels": None, "fold": options.fold}
     seed = given.get("seed", TrainingConfig.seed)
+    dtype, files = given.get("dtype", TrainingConfig.dtype), (options.data, options.valid)
+    start_needs = partial(require_libraries, options.model, options.revision or "main")
+    require_packages(options.backend, dtype, files, start_needs, *needs)
     start = start_as_asked(options, options.model, lora, seed, classifiers=True, packed=options.quantize)
     if lora is not None:
         (start.classifier or start.model).train()

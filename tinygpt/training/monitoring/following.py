@@ -67,6 +67,10 @@ class Following:
         if self.sample_prompt is not None and self.sample_every is None:
             raise UsageError("--sample-prompt is what the samples of --sample-every continue: give both, or neither")
 
+    def require_loggers(self) -> None:
+        """Raise MissingExtraError for the packages that the loggers lack."""
+        require_loggers(logger_names(self.log_to))
+
 
 def add_following_options(parser: argparse.ArgumentParser) -> None:
     """The options of `Following`."""
@@ -80,9 +84,7 @@ def choose_following(options: argparse.Namespace, folder: Path) -> Following:
         with contextlib.suppress(OSError, ValueError):  # an older run has no such file
             values = tomllib.loads((folder / CONFIGURATION).read_text(encoding="utf-8"))
             stored = {name: value for name, value in values.items() if name in names}
-    following = Following(**stored | given_options(options, Following))
-    require_loggers(logger_names(following.log_to))
-    return following
+    return Following(**stored | given_options(options, Following))
 
 
 def follow(trainer: Trainer, following: Following, tokenizer: Tokenizer, template: Template | None = None) -> None:

@@ -16,33 +16,32 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from ... import backends, tokenizers
-from ...backends.precision import activation_dtype
 from ...checkpoint import Checkpoint, CheckpointFolder, require_same
-from ...data import shakespeare
-from ...errors import UsageError, require_together
+from ...errors import UsageError
 from ...files import user_path
 from ...gpt import GPTConfig
 from ...interop.config import GENERATION
+from ...interop.loading import require_libraries
 from ...memory import require_memory
 from ...nn.lora import LoRA, lora_of
 from ...random import Generator
 from ...tokenizers import hf_tokenizers
-from ...tokenizers.bpe_files import TOKENIZER
 from ..adapters import add_lora_options, lora_of_options
 from ..epochs import add_epoch_options
 from ..final_evaluation import WHOLE, add_final_options, check_final
-from ..monitoring.picture import require_matplotlib
 from ..pretrained import Start, start_as_asked
 from ..storage.folder import RunFolder
 from ..storage.state import check_state, training_config
 from ..text.corpus import TextOptions, add_text_options, given_text
 from .config import CHANGEABLE, TrainingConfig, new_settings, resumed_settings
 from .options import add_field_options, given_options
+from .packages import require_packages
 from .presets import PRESETS
 
 TOKENIZERS = ("character", "byte", "word", "bpe")
@@ -146,9 +145,10 @@ def add_start_options(parser: argparse.ArgumentParser) -> None:
     add_lora_options(parser)
 
 
-def choose_settings(options: argparse.Namespace) -> Settings:
+def choose_settings(options: argparse.Namespace, *needs: Callable[[], object]) -> Settings:
     """The settings of a new run or, with --resume, of the run in the folder, which is then locked. Writes nothing else.
 
+    needs: checks of the libraries that the command uses besides, so that all that are missing are named at once.
     Raises UsageError for invalid settings, and for a folder that already holds a run or other files in its way;
     CheckpointError if there is nothing to resume or the options contradict the checkpoint.
     """
@@ -156,9 +156,9 @@ def choose_settings(options: argparse.Namespace) -> Settings:
     name = _preset(options)
     folder = RunFolder(run_folder(options))
     if not options.resume:
-        return _new(options, folder, name)
+        return _new(options, folder, name, *needs)
     try:
-        return _resumed(options, folder)
+        return _resumed(options, folder, *needs)
     except BaseException:
         folder.release()
         raise
@@ -173,11 +173,14 @@ def _preset(options: argparse.Namespace) -> str:
     return options.preset or ("baby" if options.backend == "cupy" else "tiny")
 
 
-def _new(options: argparse.Namespace, folder: RunFolder, name: str) -> Settings:
+def _new(options: argparse.Namespace, folder: RunFolder, name: str, *needs: Callable[[], object]) -> Settings:
     preset, given, start = PRESETS[name], given_options(options, TrainingConfig), None
     lora = lora_of_options(options)
     data, text = given_text(options)
     if getattr(options, "init_from", None) is not None:
+        dtype = given.get("dtype", preset.training.get("dtype", TrainingConfig.dtype))
+        start_needs = partial(require_libraries, options.init_from, options.revision or "main")
+        require_packages(options.backend, dtype, data, start_needs, *needs)
         start = _start(options, lora, given.get("seed", TrainingConfig.seed))
         model = {key: value for key, value in start.model.config.to_dict().items() if key != "vocab_size"}
         lr = TrainingConfig.from_dict(new_settings(preset.training, given)).lr
@@ -196,7 +199,7 @@ def _new(options: argparse.Namespace, folder: RunFolder, name: str) -> Settings:
         folder, options.backend or "numpy", model, config, None, data, options.tokenizer,
         options.tokenizer_size, options.overwrite, start, TextOptions(**text), text, not options.no_cache,
     )  # fmt: skip
-    check_settings(settings)
+    check_settings(settings, *needs)
     folder.require_free(options.overwrite)
     return settings
 
@@ -211,7 +214,7 @@ def _start(options: argparse.Namespace, lora: LoRA | None, seed: int) -> Start:
     return start_as_asked(options, options.init_from, lora, seed)
 
 
-def _resumed(options: argparse.Namespace, folder: RunFolder) -> Settings:
+def _resumed(options: argparse.Namespace, folder: RunFolder, *needs: Callable[[], object]) -> Settings:
     if getattr(options, "init_from", None) is not None or getattr(options, "add_token", None):
         raise UsageError("--resume continues from the run's own checkpoint: leave out --init-from and --add-token")
     if getattr(options, "revision", None) is not None:
@@ -239,20 +242,17 @@ def _resumed(options: argparse.Namespace, folder: RunFolder) -> Settings:
     settings = Settings(
         folder, backend, model, config, checkpoint, data, options.tokenizer, options.tokenizer_size, given_text=text
     )
-    check_settings(settings)
+    check_settings(settings, *needs)
     return settings
 
 
-def check_settings(settings: Settings) -> None:
-    """Raise UsageError for mistakes that can be found before the text is read."""
+def check_settings(settings: Settings, *needs: Callable[[], object]) -> None:
+    """Raise UsageError for mistakes that can be found before the text is read. needs: as for `choose_settings`."""
     config = settings.training
-    bpe = settings.tokenizer == "bpe" or (settings.resume and (settings.folder.path / TOKENIZER).exists())
-    require_together(
-        lambda: backends.get(settings.backend),
-        lambda: activation_dtype(config.dtype, settings.backend),
-        *([hf_tokenizers.tokenizers] if bpe else []),
-        wanted=[*([shakespeare] if settings.data is None and not settings.resume else []), require_matplotlib],
-    )
+    text, tokenizer = settings.data, partial(require_tokenizer, settings.tokenizer)
+    if settings.resume:
+        text, tokenizer = (), partial(tokenizers.require_library, settings.folder.path)
+    require_packages(settings.backend, config.dtype, text, tokenizer, *needs)
     Generator(config.seed)
     if settings.tokenizer not in (None, *TOKENIZERS) and not settings.resume:
         _check_tokenizer(settings.tokenizer)
@@ -264,6 +264,14 @@ def check_settings(settings: Settings) -> None:
         model, config.batch_size, settings.backend, frozen=settings.has_adapter, packed=settings.packed_format,
         recompute=config.recompute,
     )  # fmt: skip
+
+
+def require_tokenizer(given: str | None) -> None:
+    """Raise MissingExtraError if the tokenizer that --tokenizer gives needs a library that is not installed."""
+    if given == "bpe":
+        hf_tokenizers.tokenizers()
+    elif given is not None and given not in TOKENIZERS:
+        tokenizers.require_library(user_path(given))
 
 
 def _check_tokenizer(name: str) -> None:

@@ -1,0 +1,29 @@
+"""The optional libraries that a run needs, checked before anything is read: all that are missing are named at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from ... import backends
+from ...backends.precision import activation_dtype
+from ...data import shakespeare
+from ...data.opening import require_zstandard
+from ...errors import require_together
+from ..monitoring.picture import require_matplotlib
+
+
+def require_packages(
+    backend: str | None, dtype: str, files: Sequence[str | None] | None, *needs: Callable[[], object]
+) -> None:
+    """Raise one MissingExtraError for all libraries that are missing.
+
+    files: the texts or rows; None for Shakespeare. needs: checks of what else is used.
+    """
+    device = backend or "numpy"
+    require_together(
+        lambda: backends.get(device),
+        lambda: activation_dtype(dtype, device),
+        *needs,
+        lambda: require_zstandard(*(files or ())),
+        wanted=[*([shakespeare] if files is None else []), require_matplotlib],
+    )
