@@ -127,16 +127,20 @@ class LanguageModel(nn.Module):
         Equals cross_entropy(self(idx), targets), but the logits of all positions never exist at once.
         """
         if (targets is None) == (labels is None):
-            raise UsageError("GPT.loss: give either targets, the tokens that follow, or labels, which are shifted here")
+            raise UsageError(
+                f"{type(self).__name__}.loss: give either targets, the tokens that follow, or labels, which are "
+                "shifted here"
+            )
         with casting_together(self, self.activations):
             return self._loss(idx, targets, labels)
 
     def _loss(self, idx: Ids, targets: Ids | None, labels: Ids | None) -> Tensor:
         parts = keeps(self, LanguageModel, "forward")  # otherwise a subclass's forward computes the logits
         h = self.hidden(idx) if parts else checked_logits(self, idx)
-        chosen = targets_of(h.shape[:2], targets, labels)
+        chosen = targets_of(type(self).__name__, h.shape[:2], targets, labels)
         if labels is None and self._copy_checks is not None and (self._copy_checks or targets is idx):
-            self._copy_checks = None if warn_if_copied(idx, targets) else max(0, self._copy_checks - 1)
+            copied = warn_if_copied(type(self).__name__, idx, targets)
+            self._copy_checks = None if copied else max(0, self._copy_checks - 1)
         if parts and keeps(self, LanguageModel, "head") and is_known(self.output_embedding, nn.Embedding):
             weight = ops.in_dtype_of(h, self.output_embedding.weight)
             return ops.linear_cross_entropy(h, weight, chosen, ignore_index=IGNORE_INDEX)
@@ -144,7 +148,8 @@ class LanguageModel(nn.Module):
 
     def check_ids(self, idx: Ids, any_length: bool = False) -> Array:
         """idx as an integer array (B, T), valid for this model. Raises ShapeError, DtypeError, RangeError."""
-        return check_ids(idx, self.config.vocab_size, None if any_length else self.config.block_size)
+        longest = None if any_length else self.config.block_size
+        return check_ids(type(self).__name__, idx, self.config.vocab_size, longest)
 
     # Modes and weights ----------------------------------------------------------------------------
 
@@ -157,7 +162,7 @@ class LanguageModel(nn.Module):
         package: a user-defined layer may depend on more than its weights, and the error names it. Returns the model.
         Raises UsageError.
         """
-        check_activations("GPT.pack", format, activations)
+        check_activations(f"{type(self).__name__}.pack", format, activations)
         pack_model(self, format, group)
         round_activations(self, activations)
         return self.eval()

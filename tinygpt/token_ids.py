@@ -19,21 +19,23 @@ from .ops.cross_entropy import IGNORE_INDEX
 from .tensor import Tensor
 
 
-def check_ids(idx: Any, vocab_size: int, longest: int | None) -> Any:
-    """idx as an integer array (B, T) with T at most `longest` and valid ids, or raise a UsageError."""
-    idx = integer_array("GPT", "idx", idx)
+def check_ids(model: str, idx: Any, vocab_size: int, longest: int | None) -> Any:
+    """idx as an integer array (B, T) with T at most `longest` and valid ids. Raises UsageError, which names `model`."""
+    idx = integer_array(model, "idx", idx)
     if idx.ndim != 2 or idx.shape[1] == 0:
         hint = ": for a batch of one, idx[None]" if idx.ndim == 1 and idx.size else ""
-        raise ShapeError(f"GPT: idx must have the shape (batch, time) with at least one token, not {idx.shape}{hint}")
+        raise ShapeError(
+            f"{model}: idx must have the shape (batch, time) with at least one token, not {idx.shape}{hint}"
+        )
     if longest is not None and idx.shape[1] > longest:
         raise ShapeError(
-            f"GPT: a sequence of {idx.shape[1]} tokens is longer than this model's block_size of {longest}: "
+            f"{model}: a sequence of {idx.shape[1]} tokens is longer than this model's block_size of {longest}: "
             f"truncate it, for instance idx[:, -{longest}:]"
         )
     low, high = (int(idx.min()), int(idx.max())) if idx.size else (0, 0)
     if low < 0 or high >= vocab_size:
         raise RangeError(
-            f"GPT: ids must be in 0 .. {vocab_size - 1} (vocab_size is {vocab_size}), "
+            f"{model}: ids must be in 0 .. {vocab_size - 1} (vocab_size is {vocab_size}), "
             f"those in idx are in {low} .. {high}"
         )
     return idx
@@ -41,22 +43,23 @@ def check_ids(idx: Any, vocab_size: int, longest: int | None) -> Any:
 
 def checked_logits(model: Any, idx: Any) -> Tensor:
     """model(idx), for a subclass with its own `forward`. Raises ShapeError if the result is not logits."""
-    logits, shape = model(idx), (*integer_array("GPT", "idx", idx).shape, model.config.vocab_size)
+    name = type(model).__name__
+    logits, shape = model(idx), (*integer_array(name, "idx", idx).shape, model.config.vocab_size)
     if not isinstance(logits, Tensor) or logits.shape != shape:
         what = f"a Tensor of shape {logits.shape}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
         raise ShapeError(
-            f"{type(model).__name__}.forward must return logits, a Tensor of shape {shape}, for the loss, scoring and "
+            f"{name}.forward must return logits, a Tensor of shape {shape}, for the loss, scoring and "
             f"generation; it returned {what}"
         )
     return logits
 
 
-def targets_of(shape: tuple[int, ...], targets: Any, labels: Any) -> Any:
-    """The targets (B, T), as given or from shifted labels. Raises ShapeError, DtypeError."""
+def targets_of(model: str, shape: tuple[int, ...], targets: Any, labels: Any) -> Any:
+    """The targets (B, T), as given or from shifted labels. Raises ShapeError and DtypeError, which name `model`."""
     name, given = ("labels", labels) if targets is None else ("targets", targets)
-    array = integer_array("GPT", name, given)
+    array = integer_array(model, name, given)
     if array.shape != shape:
-        raise ShapeError(f"GPT.loss: {name} must have the shape of idx, {shape}, not {array.shape}")
+        raise ShapeError(f"{model}.loss: {name} must have the shape of idx, {shape}, not {array.shape}")
     return array if targets is not None else shifted(array)
 
 
@@ -68,7 +71,7 @@ def shifted(labels: Any) -> Any:
     return targets
 
 
-def warn_if_copied(idx: Any, targets: Any) -> bool:
+def warn_if_copied(model: str, idx: Any, targets: Any) -> bool:
     """Warn and return True if every target equals the token at the same position of idx (both (B, T)).
 
     Not if it also equals the next token, as in a text of one repeated letter. On a GPU, where comparing values would
@@ -79,7 +82,7 @@ def warn_if_copied(idx: Any, targets: Any) -> bool:
     copied = _is_copy(*map(np.asarray, pair)) if on_host else targets is idx
     if copied:
         warnings.warn(
-            "GPT.loss: the targets equal the input at every position, so the model learns to copy its input: "
+            f"{model}.loss: the targets equal the input at every position, so the model learns to copy its input: "
             "give the next tokens, as in loss(ids[:, :-1], ids[:, 1:]), or loss(ids, labels=ids)",
             stacklevel=4,  # the caller of the model's `loss`
         )

@@ -139,3 +139,35 @@ def test_what_is_gpt2s_alone_is_refused(kind: Any, tmp_path: Any) -> None:
         tg.UsageError, match=f"from_pretrained: model_class must be GPT or a subclass.* not {kind.__name__}"
     ):
         kind.from_pretrained(tmp_path / "gpt2")
+
+
+@every_model
+def test_mistakes_are_said_to_be_its_own(kind: Any) -> None:
+    model, name = kind(Config(), dtype=np.float32), kind.__name__
+    mistakes: dict[str, Any] = {
+        rf"^{name}: idx must have the shape \(batch, time\)": lambda: model(IDX[0]),
+        f"^{name}: idx must be integers": lambda: model(IDX + 0.5),
+        f"^{name}: a sequence of 7 tokens is longer": lambda: model(np.zeros((1, 7), int)),
+        f"^{name}: ids must be in 0 .. 12": lambda: model(IDX + 13),
+        f"^{name}.loss: give either targets": lambda: model.loss(IDX),
+        f"^{name}.loss: targets must have the shape of idx": lambda: model.loss(IDX, IDX[:, 1:]),
+        f"^{name}.pack: format must be": lambda: model.pack("int2"),
+        f"^{name}.pack: activations='int8' is": lambda: model.pack("bfloat16", activations="int8"),
+    }
+    for sentence, make in mistakes.items():
+        with pytest.raises(tg.UsageError, match=sentence):
+            make()
+    with pytest.warns(UserWarning, match=f"^{name}.loss: the targets equal the input"):
+        model.loss(IDX, IDX)
+
+
+def test_those_of_a_gpt_of_a_users_own_too() -> None:
+    class Mine(tg.GPT):
+        pass
+
+    model = Mine(GPTConfig(13, 6, 1, 2, 16))
+    with pytest.raises(tg.UsageError, match=r"^Mine: idx must have the shape"):
+        model(IDX[0])
+    model.pack("int8")
+    with pytest.raises(tg.UsageError, match=r"^Mine.pack: this model is packed already, in int8"):
+        model.pack("int8")

@@ -118,34 +118,35 @@ def with_bias(y: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def pack_model(model: Any, format: str, group: int | None = None, fill: Fill | None = None) -> None:
-    """The work of `GPT.pack`, which see.
+    """The work of `LanguageModel.pack`, which see.
 
     fill(path, layer): called for each layer right before it is packed, to load its parameters. A loader that does this
     never holds more than one unpacked matrix. Without `fill` all parameters must be loaded already, and they are
     checked before anything changes. Raises UsageError.
     """
+    operation = f"{type(model).__name__}.pack"
     if model.packed:
-        raise UsageError(f"GPT.pack: this model is packed already, in {model.packed}: load it anew")
+        raise UsageError(f"{operation}: this model is packed already, in {model.packed}: load it anew")
     if format not in ("bfloat16", "int8", "int4"):
-        raise UsageError(f"GPT.pack: format must be 'bfloat16', 'int8' or 'int4', not {format!r}")
+        raise UsageError(f"{operation}: format must be 'bfloat16', 'int8' or 'int4', not {format!r}")
     dtype = model.parameters()[0].dtype
     if dtype != np.float32:
-        raise DtypeError(f"GPT.pack: only a float32 model can be packed, this one is {dtype}")
+        raise DtypeError(f"{operation}: only a float32 model can be packed, this one is {dtype}")
     check_format(format, group)
     for path, module in unknown_modules(model):
         raise PackingError(
-            f"GPT.pack: {path} is a {described(module)}, but packing knows only tinygpt's own layers and would keep "
+            f"{operation}: {path} is a {described(module)}, but packing knows only tinygpt's own layers and would keep "
             "nothing but their weights: replace it by an equivalent plain layer first"
         )
     for path, module in model.named_modules():
         for name, _ in module.named_parameters() if isinstance(module, (Linear, Embedding)) else ():
             if name not in ("weight", "bias"):
                 raise PackingError(
-                    f"GPT.pack: {path} has a parameter {name!r} besides its weights, which would be lost"
+                    f"{operation}: {path} has a parameter {name!r} besides its weights, which would be lost"
                 )
     for path, module in model.named_modules():
         if isinstance(module, Linear):
-            check_terms("GPT.pack", format, module.weight.shape[0], path)
+            check_terms(operation, format, module.weight.shape[0], path)
     if fill is None:
         for name, parameter in model.named_parameters():
             if parameter.ndim == 2:
