@@ -1,10 +1,10 @@
 """Build the compiled kernels.
 
-The Cython sources in `tinygpt/_ext/cpu` are translated to C once. That C is compiled once per level of vector
-instructions, together with the thread pool of `tinygpt/_ext/threads`, into the modules `tinygpt._ext.baseline`, `.avx2`
-and `.avx512`. At run time `tinygpt._ext.load()` imports the best one that the processor can run, so a single wheel runs
-on every processor, at its full speed. An editable install (`pip install -e .`) stays on this machine, so it compiles
-only the best level that this processor can run.
+The Cython sources in the folders `cpu`, `text` and `threads` of `tinygpt/_ext` are translated to C once. That C is
+compiled once per level of vector instructions, together with the thread pool `threads/pool.c`, into the modules
+`tinygpt._ext.baseline`, `.avx2` and `.avx512`. At run time `tinygpt._ext.load()` imports the best one that the
+processor can run, so a single wheel runs on every processor, at its full speed. An editable install
+(`pip install -e .`) stays on this machine, so it compiles only the best level that this processor can run.
 
 Environment variables:
 TINYGPT_EXT=require|auto|off   require: a failed build is an error. auto (default): a level that cannot be compiled is
@@ -126,7 +126,7 @@ def translate() -> list[Extension]:
 
 
 def kernels_module() -> str:
-    """Write one module that includes all Cython files of cpu/ and threads/: first the shared .pxi, then the kernels.
+    """Write one module that includes the Cython files of cpu/, text/ and threads/, those that are shared (.pxi) first.
 
     One module means one thread pool, and lets the compiler optimise across the files.
     """

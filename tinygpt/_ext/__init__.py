@@ -1,8 +1,8 @@
 """The compiled kernels, and the choice of the build that suits this processor.
 
-`cpu/` has the kernels in Cython and C, `cuda/` those in CUDA, `threads/` the thread pool. The sources of `cpu/` are
-compiled once per level of vector instructions (see `setup.py`) into modules `tinygpt._ext.<level>`. `load()` imports
-the best one that the processor can run.
+`cpu/` has the kernels in Cython and C, `cuda/` those in CUDA, `text/` the fast part of the tokenizers, `threads/` the
+thread pool. All but those in CUDA are compiled once per level of vector instructions (see `setup.py`) into modules
+`tinygpt._ext.<level>`. `load()` imports the best one that the processor can run.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """One training run, from a model and a text to the loss of the best weights: shared by `tinygpt train` and the example.
 
-    settings = choose_settings(options)                         # settings.py
+    settings = choose_settings(options)                         # settings/choose.py
     with settings.folder:                                       # storage/folder.py
         text = prepare_text(settings)                           # text/: a tokenizer and memory-mapped tokens
         train_tokens, validation_tokens = tinygpt.data.split(text.tokens, settings.training.validation_fraction)
