@@ -29,7 +29,7 @@ Memory: 2 n_layer n_embd numbers for each row and each token of capacity, so giv
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -43,6 +43,7 @@ from ..nn.packed import PackedEmbedding
 from ..ops.cached_attention import KeyValueCache
 from ..ops.packed import few_rows_product_transposed
 from ..tensor import Tensor
+from ..typing import Array, Ids
 from .decoder_checks import checked_capacity, flat_integers, obstacle_to_a_cache
 from .graphed_decode import GraphedDecode
 from .joint_prompts import JointPrompts, joint_prompts
@@ -82,7 +83,7 @@ class Decoder:
             raise UsageError(f"Decoder: {obstacle}, which may need the whole text at each step: use decoder_for")
         self._make_room(0)
 
-    def prefill(self, prompts: Sequence[Any]) -> Any:
+    def prefill(self, prompts: Sequence[Ids]) -> Array:
         """Replace all rows by `prompts`, B arrays of ids (T_b,) with 1 <= T_b <= capacity -> logits (B, V).
 
         Raises ShapeError, DtypeError, RangeError before anything changes.
@@ -98,7 +99,7 @@ class Decoder:
         self.lengths = lengths
         return logits
 
-    def join(self, prompt: Any, copies: int = 1) -> Any:
+    def join(self, prompt: Ids | PromptReader, copies: int = 1) -> Array:
         """Append `copies` rows that hold `prompt`, ids (T,), 1 <= T <= capacity -> logits (1, V) of the token after it.
 
         prompt: ids, or a `reader` of them; what it has not read yet is read now, once. The next step overwrites the
@@ -106,7 +107,7 @@ class Decoder:
         """
         return self.join_all([(prompt if isinstance(prompt, PromptReader) else self.reader(prompt), copies)])
 
-    def join_all(self, joining: Sequence[Joining]) -> Any:
+    def join_all(self, joining: Sequence[Joining]) -> Array:
         """`join` for several readers at once, (reader, copies) each -> logits (len(joining), V), in their order."""
         read_together([(reader, reader.rest) for reader, _ in joining])
         try:
@@ -118,7 +119,7 @@ class Decoder:
         self.lengths = np.concatenate([self.lengths, *new])
         return logits
 
-    def reader(self, prompt: Any) -> PromptReader:
+    def reader(self, prompt: Ids) -> PromptReader:
         """To read `prompt`, ids (T,), 1 <= T <= capacity, in pieces. Raises ShapeError, DtypeError, RangeError."""
         reader = PromptReader(self.model, prompt, self._cached, self.joint)
         if reader.size > self.capacity:
@@ -127,7 +128,7 @@ class Decoder:
             )
         return reader
 
-    def append(self, row: int, ids: Any) -> Any:
+    def append(self, row: int, ids: Ids) -> Array:
         """Append ids (T,), T >= 1, to one row -> logits (1, V) of the token after them; the others stay as they are.
 
         The next step overwrites the returned array. Raises UsageError if they don't fit, ShapeError, DtypeError,
@@ -145,7 +146,7 @@ class Decoder:
         self.lengths = self.lengths + new.shape[1] * (np.arange(len(self.lengths)) == row)
         return logits
 
-    def truncate(self, lengths: Any) -> None:
+    def truncate(self, lengths: Ids) -> None:
         """Keep the first lengths[b] tokens of row b, at most as many as it has. Raises ShapeError, RangeError."""
         lengths = flat_integers("Decoder.truncate: lengths", lengths)
         if lengths.shape != self.lengths.shape:
@@ -155,7 +156,7 @@ class Decoder:
         self._shorten(lengths)
         self.lengths = lengths.astype(np.int64)
 
-    def step(self, ids: Any, draw: Draw | None = None) -> Any:
+    def step(self, ids: Ids, draw: Draw | None = None) -> Array:
         """Append ids (B,), one token to each row -> logits (B, V) of the token after it.
 
         draw: chooses the next token of each row. Where a step is a CUDA graph, it is a part of it, and the result
@@ -175,7 +176,7 @@ class Decoder:
         self.lengths = self.lengths + 1
         return logits
 
-    def select(self, rows: Any) -> None:
+    def select(self, rows: Ids) -> None:
         """Row r becomes a copy of old row rows[r]. rows: (R,) integers below B, in any order, with repeats.
 
         Raises ShapeError, RangeError before anything changes.
@@ -202,7 +203,7 @@ class Decoder:
         if keeps(model, LanguageModel, "head") and is_known(embedding, Embedding, PackedEmbedding):
             self.head_matrix = embedding.matrix
 
-    def _begin(self, rows: list[Any]) -> Any:
+    def _begin(self, rows: list[Array]) -> Array:
         self._make_room(len(rows))
         with no_grad(), self.model.evaluating(), self.model.compute_in("float32"):
             if self.joint is not None:
@@ -215,7 +216,7 @@ class Decoder:
     def _rows_of_cache(self, B: int) -> list[list[KeyValueCache]]:
         return [[layer.row(b) for layer in self.cache] for b in range(B)]
 
-    def _append(self, joining: Sequence[Joining]) -> Any:
+    def _append(self, joining: Sequence[Joining]) -> Array:
         B = len(self.lengths)
         self._grow(B + sum(copies for _, copies in joining))
         with no_grad(), self.model.evaluating(), self.model.compute_in("float32"):
@@ -239,7 +240,7 @@ class Decoder:
         pairs = zip(self.memory, self.cache, strict=True)
         self.cache = [KeyValueCache(keys[:B], values[:B], lengths, layer.last_only) for (keys, values), layer in pairs]
 
-    def _continue(self, row: int, new: Any) -> Any:
+    def _continue(self, row: int, new: Array) -> Array:
         for layer in self.cache:
             layer.lengths = self.lengths
         with no_grad(), self.model.evaluating(), self.model.compute_in("float32"):
@@ -249,7 +250,7 @@ class Decoder:
     def _shorten(self, lengths: np.ndarray) -> None:
         """Nothing to do: what lies beyond the end of a row is never read."""
 
-    def _extend(self, ids: np.ndarray, draw: Draw | None = None) -> Any:
+    def _extend(self, ids: np.ndarray, draw: Draw | None = None) -> Array:
         if not len(ids):
             return self.logits
         if self.graphed is None:
@@ -258,7 +259,7 @@ class Decoder:
             layer.lengths = self.lengths
         return self.graphed(ids, self.lengths, draw if draw is not None and draw.works(self.like) else None)
 
-    def _compute(self, ids: np.ndarray, lengths: np.ndarray) -> Any:
+    def _compute(self, ids: np.ndarray, lengths: np.ndarray) -> Array:
         """The logits after ids (B,), one token for each row; each row has `lengths` (B,) tokens in the cache."""
         places = lengths if isinstance(self.like, np.ndarray) else backends.move(lengths, "cupy")
         for layer in self.cache:
@@ -273,7 +274,7 @@ class Decoder:
         arrays = [array for layer in self.cache for array in (layer.keys, layer.values)]
         return tuple([backends.address(array) for array in (*arrays, self.logits)])
 
-    def _head(self, rows: Any) -> Any:
+    def _head(self, rows: Array | list[Array]) -> Array:
         """The output of the last LayerNorm, (B, C) or a list of its rows -> logits (B, V)."""
         if not len(rows):
             return self.logits

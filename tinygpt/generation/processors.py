@@ -38,7 +38,7 @@ class Rows(Sequence[np.ndarray]):
         return self._rows[index]
 
 
-Processor = Callable[[Any, np.ndarray], np.ndarray]
+Processor = Callable[[Rows, np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ def history_processors(config: GenerationConfig) -> list[Processor]:
     return found
 
 
-def user_processors(processors: Any) -> list[Processor]:
+def user_processors(processors: Processor | Sequence[Processor]) -> list[Processor]:
     """User-defined processors as a list, each wrapped in a check of its result."""
     if callable(processors):
         processors = [processors]

@@ -23,12 +23,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import UsageError
+from ..typing import Array
 from .options import WHERE, GenerationConfig
 from .stepper import decoder_for
 
 if TYPE_CHECKING:
     from ..gpt import GPT
     from .prompts import Prompts
+    from .token_sampler import Draw
 
 
 class PromptCache:
@@ -54,7 +56,7 @@ class PromptCache:
         # The decoder counts a token once it has been computed, so this is right after an interrupt as well.
         return self._ids[: int(self._decoder.lengths.sum())]
 
-    def prefill(self, prompts: Sequence[np.ndarray]) -> Any:
+    def prefill(self, prompts: Sequence[np.ndarray]) -> Array:
         """[prompt (T,)], 1 <= T <= block_size -> logits (1, V) of the token after it."""
         (prompt,) = prompts
         # The logits come from the last token, so that one is always computed.
@@ -68,7 +70,7 @@ class PromptCache:
         new = prompt[kept:]
         return self._decoder.step(new) if len(new) == 1 else self._decoder.append(0, new)
 
-    def step(self, ids: np.ndarray, draw: Any = None) -> Any:
+    def step(self, ids: np.ndarray, draw: Draw | None = None) -> Array:
         """Append ids (1,) -> logits (1, V), or what `draw` makes of them: see `Decoder.step`."""
         self._ids[len(self.ids)] = ids[0]
         return self._decoder.step(ids, draw)

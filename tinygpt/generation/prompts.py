@@ -18,6 +18,7 @@ import numpy as np
 from .. import backends
 from ..errors import DtypeError, ShapeError, UsageError
 from ..ops._arguments import integer_array
+from ..typing import Ids
 from .options import WHERE
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class Prompts:
         return np.where(self.mask, self.table, padding) if self.needs_padding else self.table
 
 
-def read_prompts(model: GPT, idx: Any, attention_mask: Any = None, padding: int | None = None) -> Prompts:
+def read_prompts(model: GPT, idx: Ids, attention_mask: Ids | None = None, padding: int | None = None) -> Prompts:
     """Check prompts for this model, including the tokens beyond its window. Raises UsageError.
 
     padding: the id to read as padding in a table without a mask; None: there is no padding.

@@ -5,13 +5,14 @@ Both decoding loops (`sampler` and `beam`) take a `Request` and return a `Genera
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import UsageError
+from ..typing import Ids
 from .config_file import config_from_dict
 from .options import DEFAULT_NEW_TOKENS, WHERE, GenerationConfig, check_vocabulary
 from .processors import Processor, history_processors, user_processors
@@ -22,6 +23,8 @@ from .token_sampler import request_seed
 
 if TYPE_CHECKING:
     from ..gpt import GPT
+    from ..language_model import LanguageModel
+    from ..tokenizers import Tokenizer
 
 
 @dataclass
@@ -46,13 +49,13 @@ class Request:
 
 def prepare(
     model: GPT,
-    idx: Any,
-    attention_mask: Any,
-    config: Any,
-    logits_processor: Any,
-    tokenizer: Any,
+    idx: Ids,
+    attention_mask: Ids | None,
+    config: GenerationConfig | Mapping[str, Any] | None,
+    logits_processor: Processor | Sequence[Processor],
+    tokenizer: Tokenizer | None,
     options: dict[str, Any],
-    prompt_cache: Any = None,
+    prompt_cache: PromptCache | None = None,
 ) -> Request:
     """Check the arguments of a call against the model and against each other."""
     if options["max_new_tokens"] is None:
@@ -77,7 +80,12 @@ def prepare(
     )
 
 
-def resolve_config(model: Any, config: Any, tokenizer: Any, options: dict[str, Any]) -> GenerationConfig:
+def resolve_config(
+    model: LanguageModel,
+    config: GenerationConfig | Mapping[str, Any] | None,
+    tokenizer: Tokenizer | None,
+    options: dict[str, Any],
+) -> GenerationConfig:
     """The config of a call: the given config or the model's, plus the options, bounded by model and tokenizer."""
     if config is None:
         config = getattr(model, "generation_config", None) or GenerationConfig()

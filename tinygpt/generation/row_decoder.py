@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import backends
+from ..typing import Array
 from .processors import Rows
 from .prompt_cache import PromptCache
 from .stepper import decoder_for
 
 if TYPE_CHECKING:
     from ..gpt import GPT
+    from .decoder import Decoder
     from .token_sampler import Draw
 
 _ROOM = 1024
@@ -50,7 +52,7 @@ class RowDecoder:
         # The model never reads the last new token of a row.
         capacity = min(self.block, width + max(0, max_new_tokens - 1))
         self._decoder: Any = decoder_for(model, capacity) if cache is None else cache
-        self._window: Any = None
+        self._window: Decoder | None = None
         self.on_gpu = backends.name_of(model.parameters()[0].data) == "cupy"
         self._cached = np.ones(len(prompts), dtype=bool)  # (R,) which rows are in the decoder, in the same order
 
@@ -73,7 +75,7 @@ class RowDecoder:
             self._decoder.select(index[rows[self._cached[rows]]])
         self._table, self._starts, self._cached = self._table[rows], self._starts[rows], self._cached[rows]
 
-    def step(self, ids: np.ndarray, draw: Draw | None = None) -> Any:
+    def step(self, ids: np.ndarray, draw: Draw | None = None) -> Array:
         """Append one token to each row, ids (R,) int64, and return the logits (R, V) after it.
 
         They are NumPy's or, with `draw`, may be the decoder's own array on a GPU, or the ids (R,) there that `draw` has

@@ -11,14 +11,15 @@ rows end (`stopping`). Rows that have ended leave the batch and cost nothing. Wi
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
 from ..errors import UsageError
 from ..language_model import Generated
+from ..typing import Ids
 from .beam import beam_search
 from .options import WHERE, GenerationConfig
 from .prompt_cache import PromptCache
@@ -29,21 +30,55 @@ from .token_sampler import SampledTokens, TokenSampler, Uniforms
 
 if TYPE_CHECKING:
     from ..gpt import GPT
+    from ..tokenizers import Tokenizer
+    from .processors import Processor
+
+
+@overload
+def generate(
+    model: GPT,
+    idx: Ids,
+    max_new_tokens: int | None = ...,
+    *,
+    attention_mask: Ids | None = ...,
+    config: GenerationConfig | Mapping[str, Any] | None = ...,
+    logits_processor: Processor | Sequence[Processor] = ...,
+    tokenizer: Tokenizer | None = ...,
+    prompt_cache: PromptCache | None = ...,
+    return_details: Literal[False] = ...,
+    **options: Any,
+) -> np.ndarray: ...
+
+
+@overload
+def generate(
+    model: GPT,
+    idx: Ids,
+    max_new_tokens: int | None = ...,
+    *,
+    attention_mask: Ids | None = ...,
+    config: GenerationConfig | Mapping[str, Any] | None = ...,
+    logits_processor: Processor | Sequence[Processor] = ...,
+    tokenizer: Tokenizer | None = ...,
+    prompt_cache: PromptCache | None = ...,
+    return_details: Literal[True],
+    **options: Any,
+) -> Generated: ...
 
 
 def generate(
     model: GPT,
-    idx: Any,
+    idx: Ids,
     max_new_tokens: int | None = None,
     *,
-    attention_mask: Any = None,
-    config: GenerationConfig | None = None,
-    logits_processor: Any = (),
-    tokenizer: Any = None,
+    attention_mask: Ids | None = None,
+    config: GenerationConfig | Mapping[str, Any] | None = None,
+    logits_processor: Processor | Sequence[Processor] = (),
+    tokenizer: Tokenizer | None = None,
     prompt_cache: PromptCache | None = None,
     return_details: bool = False,
     **options: Any,
-) -> Any:
+) -> np.ndarray | Generated:
     """Continue the prompts: (B * num_return_sequences, T + N) int64, prompts and new tokens, grouped by prompt.
 
     idx: (B, T) integers, or a list of B prompts of any lengths, each with at least one token. With an `attention_mask`
@@ -76,13 +111,13 @@ def generate(
 
 def stream(
     model: GPT,
-    idx: Any,
+    idx: Ids,
     max_new_tokens: int | None = None,
     *,
-    attention_mask: Any = None,
-    config: GenerationConfig | None = None,
-    logits_processor: Any = (),
-    tokenizer: Any = None,
+    attention_mask: Ids | None = None,
+    config: GenerationConfig | Mapping[str, Any] | None = None,
+    logits_processor: Processor | Sequence[Processor] = (),
+    tokenizer: Tokenizer | None = None,
     prompt_cache: PromptCache | None = None,
     **options: Any,
 ) -> Iterator[np.ndarray]:

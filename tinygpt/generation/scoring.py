@@ -32,6 +32,7 @@ from ..nn.known import keeps
 from ..ops.cross_entropy import IGNORE_INDEX, cross_entropy_forward
 from ..ops.linear_cross_entropy import blocks
 from ..token_ids import checked_logits
+from ..typing import Ids
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class TextScore:
 
 
 def log_likelihood(
-    model: LanguageModel, ids: Any, context: Any = (), stride: int | None = None, greedy: bool = False
+    model: LanguageModel, ids: Ids, context: Ids = (), stride: int | None = None, greedy: bool = False
 ) -> LogLikelihood:
     """The log-probability of each token of `ids`, (N,) integers, given `context`, (M,) integers, and the ids before it.
 
@@ -97,7 +98,7 @@ def log_likelihood(
 
 def score(
     model: LanguageModel,
-    tokens: Any,
+    tokens: Ids,
     stride: int | None = None,
     window: int | None = None,
     batch_size: int = 4,
@@ -120,7 +121,7 @@ def score(
     return TextScore(total, count)
 
 
-def perplexity(model: LanguageModel, tokens: Any, stride: int | None = None, **options: Any) -> float:
+def perplexity(model: LanguageModel, tokens: Ids, stride: int | None = None, **options: Any) -> float:
     """exp of the mean cross-entropy per token of a text. Takes the arguments of `score`."""
     return score(model, tokens, stride, **options).perplexity
 

@@ -8,17 +8,19 @@ to cache. So each step runs the model over the whole of each row: slow, but the 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .. import backends
 from ..graph import no_grad
+from ..typing import Array
 from .decoder import Decoder, Joining
 from .decoder_checks import obstacle_to_a_cache
 
 if TYPE_CHECKING:
     from ..gpt import GPT
+    from .token_sampler import Draw
 
 
 def decoder_for(model: GPT, capacity: int | None = None) -> Decoder:
@@ -34,11 +36,11 @@ class Stepper(Decoder):
     def _start(self) -> None:
         self._rows: list[np.ndarray] = []
 
-    def _begin(self, rows: list[Any]) -> Any:
+    def _begin(self, rows: list[Array]) -> Array:
         self._rows = [backends.move(row[0], "numpy") for row in rows]
         return self._logits(self._rows)
 
-    def _append(self, joining: Sequence[Joining]) -> Any:
+    def _append(self, joining: Sequence[Joining]) -> Array:
         new = [backends.move(reader.ids[0], "numpy") for reader, _ in joining]
         logits = self._logits(new)
         self._rows = self._rows + [row for row, (_, copies) in zip(new, joining, strict=True) for _ in range(copies)]
@@ -47,7 +49,7 @@ class Stepper(Decoder):
     def _grow(self, B: int) -> None:
         """Nothing is reserved: the rows are a list."""
 
-    def _continue(self, row: int, new: Any) -> Any:
+    def _continue(self, row: int, new: Array) -> Array:
         longer = np.append(self._rows[row], backends.move(new[0], "numpy"))
         logits = self._logits([longer])
         self._rows[row] = longer
@@ -56,14 +58,14 @@ class Stepper(Decoder):
     def _shorten(self, lengths: np.ndarray) -> None:
         self._rows = [row[:length] for row, length in zip(self._rows, lengths, strict=True)]
 
-    def _extend(self, ids: np.ndarray, draw: Any = None) -> Any:
+    def _extend(self, ids: np.ndarray, draw: Draw | None = None) -> Array:
         self._rows = [np.append(row, token) for row, token in zip(self._rows, ids, strict=True)]
         return self._logits(self._rows)
 
     def _reorder(self, rows: np.ndarray) -> None:
         self._rows = [self._rows[row] for row in rows]
 
-    def _logits(self, rows: list[np.ndarray]) -> Any:
+    def _logits(self, rows: list[np.ndarray]) -> Array:
         """The logits (B, V) after each row."""
         with no_grad(), self.model.evaluating(), self.model.compute_in("float32"):
             logits = [self.model.next_logits(row[None]).data for row in rows]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,17 +17,18 @@ from .stopping import StopStrings, bytes_after, check_tokenizer
 if TYPE_CHECKING:
     from ..gpt import GPT
     from ..tokenizers import Tokenizer
+    from .processors import Processor
     from .prompt_cache import PromptCache
 
 
 def stream_text(
     model: GPT,
-    tokenizer: Any,
-    prompt: Any,
+    tokenizer: Tokenizer,
+    prompt: str | list[int] | np.ndarray,
     max_new_tokens: int | None = None,
     *,
-    config: GenerationConfig | None = None,
-    logits_processor: Any = (),
+    config: GenerationConfig | Mapping[str, Any] | None = None,
+    logits_processor: Processor | Sequence[Processor] = (),
     prompt_cache: PromptCache | None = None,
     skip_special_tokens: bool = True,
     **options: Any,
