@@ -200,6 +200,7 @@ class GPT(LanguageModel):
     is part of the state of a training run.
     """
 
+    config: GPTConfig
     config_class = GPTConfig
 
     def __init__(self, config: GPTConfig, seed: int = 0, dtype: DTypeLike = np.float32) -> None:
@@ -209,16 +210,16 @@ class GPT(LanguageModel):
             raise DtypeError(f"GPT: dtype must be float32 or float64, not {dtype}")
         super().__init__(config, Generator(seed))
         generator = self.generator
-        self.wte: Any = nn.Embedding(config.vocab_size, config.n_embd, std=0.02, generator=generator, dtype=dtype)
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd, std=0.02, generator=generator, dtype=dtype)
         self.wpe = nn.Embedding(config.block_size, config.n_embd, std=0.02, generator=generator, dtype=dtype)
         self.h = [Block(config, layer, generator, dtype) for layer in range(config.n_layer)]
         self.ln_f = nn.LayerNorm(config.n_embd, config.bias, config.layer_norm_epsilon, dtype=dtype)
         self.dropout = nn.Dropout(config.dropout, generator)
         if not config.tie_word_embeddings:
-            self.lm_head: Any = nn.Embedding(config.vocab_size, config.n_embd, generator=generator, dtype=dtype)
+            self.lm_head = nn.Embedding(config.vocab_size, config.n_embd, generator=generator, dtype=dtype)
 
     @property
-    def output_embedding(self) -> Any:
+    def output_embedding(self) -> nn.Embedding:
         """The matrix of the head, (V, C)."""
         return self.wte if self.config.tie_word_embeddings else self.lm_head
 

@@ -3,7 +3,7 @@
 A subclass defines the architecture (`tinygpt/gpt.py` is one; another architecture, or another head on the same blocks,
 is another file beside it):
 
-    config                    with vocab_size and block_size; `config_class` is its class
+    config                    with vocab_size, block_size and to_dict(); `config_class` is its class
     wte                       the token embedding
     hidden(idx)               idx (B, T) -> (B, T, C)
     head(h)                   h (..., C) -> logits (..., V)
@@ -20,7 +20,7 @@ import contextlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, overload
 
 import numpy as np
 
@@ -66,16 +66,28 @@ class Generated:
     scores: np.ndarray | None = None
 
 
+class ModelConfig(Protocol):
+    """What every configuration has: the size of the vocabulary, the longest sequence and, for checkpoints, a dict."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def block_size(self) -> int: ...
+
+    def to_dict(self) -> dict[str, Any]: ...
+
+
 @known("forward", "head")
 class LanguageModel(nn.Module):
     """A model of token ids; the module's docstring says what a subclass must define."""
 
-    config: Any
+    config: ModelConfig
     config_class: Any
-    wte: Any
+    wte: nn.Embedding  # a PackedEmbedding after `pack`
     _copy_checks: int | None = 3  # in how many more losses to check for targets that equal the input; None: has warned
 
-    def __init__(self, config: Any, generator: Generator) -> None:
+    def __init__(self, config: ModelConfig, generator: Generator) -> None:
         self.config, self.generator = config, generator
         self.packed: str | None = None  # the format of `pack`
         self.activations: DType | None = None  # of `compute_in`; None: the dtype of the parameters
@@ -91,11 +103,10 @@ class LanguageModel(nn.Module):
 
     def head(self, h: Tensor) -> Tensor:
         """h (..., C) -> logits (..., V)."""
-        logits: Tensor = self.output_embedding.project(h)
-        return logits
+        return self.output_embedding.project(h)
 
     @property
-    def output_embedding(self) -> Any:
+    def output_embedding(self) -> nn.Embedding:
         """The matrix of the head, (V, C), as an Embedding: the token embedding, unless a subclass has its own."""
         return self.wte
 
