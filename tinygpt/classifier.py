@@ -32,7 +32,7 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -52,12 +52,16 @@ from .labels import (
     problem_of,
     without_padding,
 )  # fmt: skip
-from .language_model import LanguageModel
+from .language_model import LanguageModel, ModelConfig
 from .nn.losses import classification_loss, l1_loss, mse_loss, total_weight
 from .ops.cast import casting_together
+from .random import Generator
 from .seams import implementation
 from .tensor import Tensor
-from .typing import DType
+from .typing import DType, DTypeLike, Ids, TensorLike
+
+if TYPE_CHECKING:
+    from .tokenizers import Tokenizer
 
 _Classifier = TypeVar("_Classifier", bound="GPTForSequenceClassification")
 
@@ -79,7 +83,7 @@ class GPTForSequenceClassification(nn.Module):
         *,
         label_names: Sequence[str] | None = None,
         seed: int = 0,
-        dtype: Any = np.float32,
+        dtype: DTypeLike = np.float32,
     ) -> None:
         where = type(self).__name__
         if isinstance(config, LanguageModel):
@@ -103,34 +107,37 @@ class GPTForSequenceClassification(nn.Module):
 
     # Computing ------------------------------------------------------------------------------------
 
-    def forward(self, idx: Any, lengths: Any = None) -> Tensor:
+    def forward(self, idx: Ids, lengths: Ids | None = None) -> Tensor:
         """idx (B, T) integers, padded on the right -> logits (B, K). What the padding is does not matter.
 
         lengths: (B,) integers from 1 to T, the real tokens of each row; None: all T. Raises ShapeError, DtypeError,
         RangeError.
         """
         where = type(self).__name__
-        idx = integer_array(f"{where}: idx", idx.data if isinstance(idx, Tensor) else idx)
-        if idx.ndim != 2 or 0 in idx.shape:
-            raise ShapeError(f"{where}: idx must have the shape (batch, time) with at least one token, not {idx.shape}")
-        last = checked_lengths(where, lengths, *idx.shape) - 1  # (B,)
-        h = self.transformer.hidden(without_padding(idx, last))  # (B, T, C)
-        if h.shape[:2] != idx.shape or h.ndim != 3:
+        ids = integer_array(f"{where}: idx", idx.data if isinstance(idx, Tensor) else idx)
+        if ids.ndim != 2 or 0 in ids.shape:
+            raise ShapeError(f"{where}: idx must have the shape (batch, time) with at least one token, not {ids.shape}")
+        last = checked_lengths(where, lengths, *ids.shape) - 1  # (B,)
+        h = self.transformer.hidden(without_padding(ids, last))  # (B, T, C)
+        if h.shape[:2] != ids.shape or h.ndim != 3:
             raise ShapeError(
-                f"{where}: {type(self.transformer).__name__}.hidden must return (B, T, C), here ({idx.shape[0]}, "
-                f"{idx.shape[1]}, {self.score.weight.shape[1]}), not {h.shape}"
+                f"{where}: {type(self.transformer).__name__}.hidden must return (B, T, C), here ({ids.shape[0]}, "
+                f"{ids.shape[1]}, {self.score.weight.shape[1]}), not {h.shape}"
             )
         ends = ops.cast(h[np.arange(len(last)), last], self.score.weight.dtype)  # (B, C)
         return self.score.project(ends)
 
+    if TYPE_CHECKING:
+        __call__ = forward
+
     def loss(
         self,
-        idx: Any,
-        labels: Any,
-        lengths: Any = None,
+        idx: Ids,
+        labels: TensorLike,
+        lengths: Ids | None = None,
         *,
         label_smoothing: float = 0.0,
-        class_weights: Any = None,
+        class_weights: TensorLike | None = None,
         kind: str = "mse",
     ) -> Tensor:
         """The mean loss of a batch, a single number. labels: see the module's docstring.
@@ -147,19 +154,19 @@ class GPTForSequenceClassification(nn.Module):
             raise UsageError(f"{where}: kind={kind!r} is for regression, but this is {problem}")
         if problem != SINGLE and (label_smoothing or class_weights is not None):
             raise UsageError(f"{where}: label_smoothing and class_weights are for single labels, not for {problem}")
-        labels = checked_labels(where, problem, labels, self.num_labels)
+        checked = checked_labels(where, problem, labels, self.num_labels)
         with casting_together(self, self.activations):
             logits = self(idx, lengths)  # (B, K)
-        if labels.shape[:1] != logits.shape[:1]:
-            raise ShapeError(f"{where}: there are {logits.shape[0]} texts, but {labels.shape[0]} labels")
+        if checked.shape[:1] != logits.shape[:1]:
+            raise ShapeError(f"{where}: there are {logits.shape[0]} texts, but {checked.shape[0]} labels")
         self.problem_type = problem
         if problem == SINGLE:
-            return classification_loss(logits, labels, label_smoothing=label_smoothing, class_weights=class_weights)
+            return classification_loss(logits, checked, label_smoothing=label_smoothing, class_weights=class_weights)
         if problem == MULTI:
-            return ops.binary_cross_entropy(logits, labels)
-        return (mse_loss if kind == "mse" else l1_loss)(logits, labels)
+            return ops.binary_cross_entropy(logits, checked)
+        return (mse_loss if kind == "mse" else l1_loss)(logits, checked)
 
-    def loss_weight(self, labels: Any, class_weights: Any = None) -> float:
+    def loss_weight(self, labels: TensorLike, class_weights: TensorLike | None = None) -> float:
         """How much these labels count in a mean: the loss of a batch is that of its parts, weighted by this.
 
         With it, any split of a batch into micro-batches gives the gradient of the whole batch.
@@ -169,14 +176,14 @@ class GPTForSequenceClassification(nn.Module):
             return total_weight(labels, class_weights)
         return float(np.size(labels.data if isinstance(labels, Tensor) else labels))
 
-    def predict(self, idx: Any, lengths: Any = None) -> np.ndarray:
+    def predict(self, idx: Ids, lengths: Ids | None = None) -> np.ndarray:
         """idx (B, T) -> what the module's table says, as a NumPy array. Computed without dropout."""
         scores = self.scores(idx, lengths)  # (B, K)
         if self.problem_type == REGRESSION:
             return scores[:, 0] if self.num_labels == 1 else scores
         return scores > 0.5 if self.problem_type == MULTI else scores.argmax(axis=1)
 
-    def scores(self, idx: Any, lengths: Any = None) -> np.ndarray:
+    def scores(self, idx: Ids, lengths: Ids | None = None) -> np.ndarray:
         """idx (B, T) -> (B, K) NumPy array: probabilities of the labels, or the numbers of a regression."""
         with no_grad(), self.evaluating(), self.compute_in("float32"):
             logits = self(idx, lengths)
@@ -189,11 +196,11 @@ class GPTForSequenceClassification(nn.Module):
     # What a training loop asks a language model for, of the one inside -----------------------------
 
     @property
-    def config(self) -> Any:
+    def config(self) -> ModelConfig:
         return self.transformer.config
 
     @property
-    def generator(self) -> Any:
+    def generator(self) -> Generator:
         return self.transformer.generator
 
     @property
@@ -245,7 +252,7 @@ class GPTForSequenceClassification(nn.Module):
         num_labels: int | None = None,
         label_names: Sequence[str] | None = None,
         problem_type: str | None = None,
-        dtype: Any = "float32",
+        dtype: DTypeLike = "float32",
         quantize: str | None = None,
         activations: str | None = None,
         dropout: float | None = None,
@@ -271,7 +278,7 @@ class GPTForSequenceClassification(nn.Module):
         *,
         dtype: str = "float32",
         max_shard_size: int | str | None = None,
-        tokenizer: Any = None,
+        tokenizer: Tokenizer | None = None,
     ) -> None:
         """Write a directory that `from_pretrained` and transformers' GPT2ForSequenceClassification load.
 

@@ -122,6 +122,9 @@ class LanguageModel(nn.Module):
         """idx (B, T) integers -> logits (B, T, V). Raises ShapeError, DtypeError, RangeError."""
         return self.head(self.hidden(idx))
 
+    if TYPE_CHECKING:
+        __call__ = forward
+
     def next_logits(self, idx: Ids) -> Tensor:
         """idx (B, T) integers -> logits (B, V) of the token after the last: the head is applied to one position."""
         if not keeps(self, LanguageModel, "forward"):

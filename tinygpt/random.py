@@ -29,6 +29,7 @@ import numpy as np
 from .cores import default_num_threads
 from .errors import UsageError
 from .seams import implementation
+from .typing import DTypeLike
 
 MULTIPLIER_0 = 0xD2511F53
 MULTIPLIER_1 = 0xCD9E8D57
@@ -161,7 +162,7 @@ class Generator:
         self._draw(out.size, take)
         return out.reshape(shape)
 
-    def normal(self, shape: int | tuple[int, ...], std: float = 1.0, dtype: Any = np.float64) -> np.ndarray:
+    def normal(self, shape: int | tuple[int, ...], std: float = 1.0, dtype: DTypeLike = np.float64) -> np.ndarray:
         """Samples of N(0, std**2), by the Box-Muller transform in float64, then rounded to `dtype`."""
         count = math.prod(shape) if isinstance(shape, tuple) else shape
         out = np.empty(count + count % 2, dtype)

@@ -22,6 +22,9 @@ import numpy as np
 
 import tinygpt as tg
 from tinygpt import Tensor, nn, ops
+from tinygpt.generation import generate
+from tinygpt.generation.decoder import Decoder
+from tinygpt.language_model import Generated
 from tinygpt.ops.layer_norm import layer_norm_forward
 
 array = np.ones((2, 3), np.float32)
@@ -58,6 +61,20 @@ linear, optimizer = nn.Linear(3, 4), tg.optim.AdamW([p], lr=1e-3)
 assert_type(linear(x), Tensor)
 tg.optim.SGD(linear.named_parameters(), lr=0.1)
 
+model = tg.GPT(tg.GPTConfig(13, 8, 1, 1, 4))
+ids = np.zeros((1, 3), np.int64)
+assert_type(model(ids), Tensor)
+assert_type(model.config, tg.GPTConfig)
+assert_type(model.wte, nn.Embedding)
+assert_type(generate(model, ids, 3, logits_processor=lambda rows, logits: logits + rows.new_tokens), np.ndarray)
+assert_type(generate(model, [[1, 2]], 3, config={"do_sample": False}, return_details=True), Generated)
+assert_type(nn.add_lora(model), tg.GPT)
+
+Decoder(model).prefill([[1, 2]]).shap  # attr-defined
+generate(model, "to be", 3)  # call-overload
+generate(model, ids, 3, tokenizer="bpe")  # call-overload
+generate(model, ids, 3, logits_processor=[3])  # list-item
+model.config.n_embed  # attr-defined
 linear(x, x)  # call-arg
 linear(array)  # arg-type
 tg.optim.AdamW([array], lr=1e-3)  # arg-type

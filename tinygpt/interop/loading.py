@@ -29,6 +29,7 @@ from ..nn.packed import check_activations, round_activations
 from ..ops.packed import PackingError
 from ..safetensors_io import SafetensorsFile
 from ..tokenizers import Tokenizer, WordPieceTokenizer, hf_tokenizers
+from ..typing import DTypeLike
 from .config import CONFIG, GENERATION, read_config, read_generation
 from .hub import find_here, find_model
 from .nanogpt import NanoGPTFile, tokenizer_beside
@@ -46,7 +47,7 @@ RUN = "checkpoints.json"  # the file by which the folder of a training run is re
 def from_pretrained(
     folder_or_name: str | os.PathLike[str],
     *,
-    dtype: Any = "float32",
+    dtype: DTypeLike = "float32",
     quantize: str | None = None,
     activations: str | None = None,
     dropout: float | None = None,
@@ -75,7 +76,7 @@ def from_pretrained(
         return _filled(model_class, config, seed, parameter_dtype, weights, packed, lora)
 
     def load_base(name: str, format: str, dropout: float) -> GPT:
-        formats = {"dtype": dtype, "quantize": quantize}
+        formats: dict[str, Any] = {"dtype": dtype, "quantize": quantize}
         if by_default:  # the format that the adapter was trained in
             formats = {"dtype": "bfloat16"} if format == "bfloat16" else {"quantize": format}
         without = None if heads is None else lambda weights: None  # the run has its own head
@@ -87,9 +88,10 @@ def from_pretrained(
         if is_run(folder):
             return _load_run(folder, checkpoint, make, dropout, heads, load_base)
         if is_adapter(folder):
-            options = {"dtype": dtype, "quantize": quantize, "dropout": dropout, "seed": seed, "heads": heads}
+            options: dict[str, Any] = {"dtype": dtype, "quantize": quantize, "dropout": dropout, "seed": seed}
             base, of = base_of(folder)
-            return load_adapter(from_pretrained(base, revision=of, model_class=model_class, **options), folder)
+            options |= {"revision": of, "model_class": model_class, "heads": heads}
+            return load_adapter(from_pretrained(base, **options), folder)
         return _load_directory(folder, make, dropout, heads)
 
     with backends.use_backend("numpy"):

@@ -24,14 +24,16 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from .. import backends, exchange
 from ..array_file import ArrayFile
 from ..errors import CheckpointError, MissingExtraError, UsageError
 from ..files import folder_made, user_path
+from ..nn import Module
 from ..nn.lora import LoRA, insert_lora, linear_paths, lora_layers, lora_of
 from ..safetensors_io import SafetensorsFile, write_safetensors
+from ..tokenizers import Tokenizer
 from .config import read_json
 from .hub import find_here
 from .peft_config import config_json, settings_of
@@ -39,6 +41,8 @@ from .peft_head import ARRAY, TASK, body_of, head_content, head_in, put_head, wi
 from .saving import FORMATS, saved_together
 from .torch_file import TorchFile
 from .weights import ADAPTER, ADAPTER_CONFIG, ORDER, TORCH_ADAPTER
+
+_Model = TypeVar("_Model", bound=Module)
 
 _PREFIX, _BODY = "base_model.model.", "transformer."
 _ARRAY = re.compile(rf"{re.escape(_PREFIX)}(?:{re.escape(_BODY)})?(.+)\.lora_([AB])\.weight")
@@ -68,7 +72,7 @@ def save_adapter(
     *,
     base: str | os.PathLike[str] | None = None,
     dtype: str = "float32",
-    tokenizer: Any = None,
+    tokenizer: Tokenizer | None = None,
 ) -> None:
     """Write the model's adapter to `folder`, replacing an adapter that is there.
 
@@ -153,7 +157,7 @@ def base_of(folder: Path) -> tuple[str, str]:
     return name, revision
 
 
-def load_adapter(model: Any, folder: str | os.PathLike[str]) -> Any:
+def load_adapter(model: _Model, folder: str | os.PathLike[str]) -> _Model:
     """Add the adapter in `folder` to `model`, its base, which is frozen. Returns the model.
 
     An adapter of a classifier (PEFT's SEQ_CLS) needs a `GPTForSequenceClassification`, which also gets its head. The

@@ -27,6 +27,7 @@ from ..errors import UsageError
 from ..files import explain_os_errors, folder_made, user_path
 from ..gpt import GPT
 from ..safetensors_io import CODES, DTYPES, write_safetensors
+from ..tokenizers import Tokenizer
 from .config import CONFIG, GENERATION, TOKEN_IDS, config_json
 from .plain_gpt import difference_from_gpt2
 from .weights import ADAPTER, ADAPTER_CONFIG, HEAD, INDEX, PREFIX, SINGLE, parameter_shapes
@@ -49,7 +50,7 @@ def save_pretrained(
     *,
     dtype: str = "float32",
     max_shard_size: int | str | None = None,
-    tokenizer: Any = None,
+    tokenizer: Tokenizer | None = None,
 ) -> None:
     """See `GPT.save_pretrained`."""
     if tokenizer is None:

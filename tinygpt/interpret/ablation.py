@@ -26,11 +26,15 @@ from ..checks import whole_number
 from ..errors import DtypeError, RangeError, UsageError
 from ..tensor import Tensor
 from .hooks import Around, wrapped
-from .text import body_of
+from .text import AnyModel, body_of
 
 
 @contextlib.contextmanager
-def ablate(model: Any, heads: Iterable[tuple[int, int]] = (), layers: Iterable[int] = ()) -> Iterator[None]:
+def ablate(
+    model: AnyModel,
+    heads: Iterable[tuple[int, int]] = (),
+    layers: Iterable[int] = (),
+) -> Iterator[None]:
     """Inside the block, these heads and blocks of the model are switched off, in training and generation too.
 
     heads: pairs (block, head); layers: blocks; both counted from 0. An attention layer of your own needs `n_head` and

@@ -23,12 +23,12 @@ from ..graph import no_grad
 from ..ops.attention import QKVAttention, scores
 from ..ops.softmax import softmax_forward
 from ..tensor import Tensor
-from ..typing import Array
+from ..typing import Array, Ids
 from .hooks import Hook, hooked
-from .text import body_of, host, one_text
+from .text import AnyModel, body_of, host, one_text
 
 
-def attention_maps(model: Any, ids: Any) -> np.ndarray:
+def attention_maps(model: AnyModel, ids: Ids) -> np.ndarray:
     """ids (T,) -> (L, H, T, T): in block l, head h, how much token i takes from token j. Rows add up to 1; j > i is 0.
 
     Needs L H T**2 numbers of memory: 600 MB for GPT-2 at 1,024 tokens.

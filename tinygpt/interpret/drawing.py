@@ -15,13 +15,14 @@ it inside `record_gradients()` and draw the recording.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from html import escape
-from typing import Any
 
 from ..changes import memory_of
 from ..checks import whole_number
 from ..errors import UsageError
 from ..files import atomic_write, explain_os_errors
+from ..nn import Module
 from ..tensor import Tensor
 from .graph_facts import Facts, Graph, Recording, facts_of, names_of, norm
 from .layout import Layout, layout
@@ -53,7 +54,7 @@ class Picture:
             file.write(self.svg)
 
 
-def draw(result: Any, names: Any = None, *, most: int = 300) -> Picture:
+def draw(result: Tensor | Recording, names: Module | Mapping[str, Tensor] | None = None, *, most: int = 300) -> Picture:
     """The graph behind a tensor, or what `record_gradients()` saw, as an SVG.
 
     names: the names of the leaves: a module, or a dict of name -> tensor. most: of a larger graph, only this many

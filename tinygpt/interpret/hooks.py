@@ -43,7 +43,8 @@ from ..graph import no_grad
 from ..nn import Module
 from ..nn.known import is_known, takes_cache
 from ..tensor import Tensor
-from .text import block_names, host, nearest, one_text, without_batch
+from ..typing import Ids
+from .text import AnyModel, block_names, host, nearest, one_text, without_batch
 
 Hook = Callable[[Tensor], Tensor | None]
 Around = Callable[..., Any]  # (the module's forward, its arguments) -> its output
@@ -138,7 +139,7 @@ def _wrapping(forward: Any, around: Around, cacheable: bool) -> Any:
     return replaced
 
 
-def activations(model: Any, ids: Any, names: str | Sequence[str] | None = None) -> dict[str, np.ndarray]:
+def activations(model: AnyModel, ids: Ids, names: str | Sequence[str] | None = None) -> dict[str, np.ndarray]:
     """The activations at these places when the model reads `ids`, (T,) integers: name -> (T, C); see the table above.
 
     names: of places, as for `hooked`; None: the residual stream, "h.0.input" and each block. transformers'

@@ -18,9 +18,9 @@ from ..errors import UsageError
 from ..function import Function
 from ..language_model import LanguageModel
 from ..tensor import Tensor
-from ..typing import Array
+from ..typing import Array, Ids
 from .hooks import Hook, hooked, once
-from .text import block_names, frozen, host, one_text
+from .text import AnyModel, block_names, frozen, host, one_text
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ class Tap(Function):
 
 
 def layer_statistics(
-    model: Any,
-    ids: Any,
+    model: AnyModel,
+    ids: Ids,
     names: str | Sequence[str] | None = None,
     *,
     loss: Callable[[Any, Any], Tensor] | None = None,

@@ -22,11 +22,12 @@ from ..graph import no_grad
 from ..language_model import LanguageModel
 from ..tensor import Tensor
 from ..token_ids import checked_logits
+from ..typing import Ids
 from .hooks import hooked, once
 from .text import block_names, host, one_text
 
 
-def logit_lens(model: LanguageModel, ids: Any) -> np.ndarray:
+def logit_lens(model: LanguageModel, ids: Ids) -> np.ndarray:
     """ids (T,) -> (L + 1, T, V): log-probabilities of the next token, from the embeddings and after each block.
 
     `logit_lens(model, ids).argmax(-1)` is the most likely token at each depth and position. Needs (L + 1) T V numbers
@@ -41,7 +42,7 @@ def logit_lens(model: LanguageModel, ids: Any) -> np.ndarray:
     return found
 
 
-def lenses(model: LanguageModel, ids: Any) -> Iterator[np.ndarray]:
+def lenses(model: LanguageModel, ids: Ids) -> Iterator[np.ndarray]:
     """The L + 1 parts (T, V) of `logit_lens`, one at a time."""
     if not isinstance(model, LanguageModel):
         what = type(model).__name__

@@ -31,8 +31,9 @@ from ..checks import whole_number
 from ..errors import RangeError, UsageError
 from ..language_model import LanguageModel
 from ..tensor import Tensor
+from ..typing import Ids
 from .hooks import hooked
-from .text import body_of, frozen, host, nearest, one_text
+from .text import AnyModel, body_of, frozen, host, nearest, one_text
 
 METHODS = ("gradient_x_input", "integrated_gradients")
 _AT_ONCE = 8  # points of the integral in one batch
@@ -40,7 +41,13 @@ _MISSED = 0.05
 
 
 def saliency(
-    model: Any, ids: Any, target: int, method: str = "gradient_x_input", *, steps: int = 64, logit: bool = False
+    model: AnyModel,
+    ids: Ids,
+    target: int,
+    method: str = "gradient_x_input",
+    *,
+    steps: int = 64,
+    logit: bool = False,
 ) -> np.ndarray:
     """ids (T,), target: an id, the next token to explain -> (T,): what each token contributes to its log-probability.
 

@@ -12,16 +12,22 @@ import numpy as np
 from .. import backends
 from ..backends.precision import upcast
 from ..checks import integer_array
+from ..classifier import GPTForSequenceClassification
 from ..errors import ShapeError, UsageError
+from ..language_model import LanguageModel
 from ..tensor import Tensor
+from ..typing import Ids
+
+AnyModel = LanguageModel | GPTForSequenceClassification  # what the views show
 
 
-def body_of(where: str, model: Any) -> tuple[Any, str]:
+def body_of(where: str, model: AnyModel) -> tuple[Any, str]:
     """The language model with the blocks, and the path to it: the model itself, or the one under a classifier's head.
 
     Raises UsageError for a model without blocks `h` and a final norm `ln_f`.
     """
-    body, prefix = (model.transformer, "transformer.") if hasattr(model, "transformer") else (model, "")
+    body: Any = getattr(model, "transformer", model)
+    prefix = "" if body is model else "transformer."
     if not isinstance(getattr(body, "h", None), (list, tuple)) or not body.h or not hasattr(body, "ln_f"):
         raise UsageError(
             f"{where}: the model must have a list of blocks `h` and a final norm `ln_f`, as a GPT has; "
@@ -30,22 +36,21 @@ def body_of(where: str, model: Any) -> tuple[Any, str]:
     return body, prefix
 
 
-def block_names(where: str, model: Any) -> list[str]:
+def block_names(where: str, model: AnyModel) -> list[str]:
     """The residual stream: the input of the first block and the output of each, L + 1 names."""
     body, prefix = body_of(where, model)
     return [f"{prefix}h.0.input", *(f"{prefix}h.{i}" for i in range(len(body.h)))]
 
 
-def one_text(where: str, model: Any, ids: Any, at_least: int = 1) -> Any:
+def one_text(where: str, model: AnyModel, ids: Ids, at_least: int = 1) -> Any:
     """ids (T,) or (1, T) -> an integer array (1, T), checked. Raises ShapeError, DtypeError, RangeError."""
-    ids = integer_array(f"{where}: ids", ids.data if isinstance(ids, Tensor) else ids)
-    ids = ids[None] if ids.ndim == 1 else ids
-    if ids.ndim != 2 or ids.shape[0] != 1:
-        raise ShapeError(f"{where}: ids must be one text, integers of shape (T,), not {ids.shape}: call it for each")
-    if ids.shape[1] < at_least:
-        raise ShapeError(f"{where}: ids must have at least {at_least} tokens, not {ids.shape[1]}")
-    checked = body_of(where, model)[0].check_ids(ids)
-    return checked
+    idx = integer_array(f"{where}: ids", ids.data if isinstance(ids, Tensor) else ids)
+    idx = idx[None] if idx.ndim == 1 else idx
+    if idx.ndim != 2 or idx.shape[0] != 1:
+        raise ShapeError(f"{where}: ids must be one text, integers of shape (T,), not {idx.shape}: call it for each")
+    if idx.shape[1] < at_least:
+        raise ShapeError(f"{where}: ids must have at least {at_least} tokens, not {idx.shape[1]}")
+    return body_of(where, model)[0].check_ids(idx)
 
 
 def host(array: Any) -> np.ndarray:
@@ -66,7 +71,7 @@ def nearest(name: object, names: Iterable[str]) -> str:
 
 
 @contextlib.contextmanager
-def frozen(model: Any) -> Iterator[None]:
+def frozen(model: AnyModel) -> Iterator[None]:
     """Inside the block no parameter gets a gradient, so a backward pass leaves every `.grad` as it is.
 
     Gradients still flow through the layers, to what requires one. Without dropout.

@@ -23,6 +23,8 @@ import numpy as np
 
 from ..errors import DtypeError, UsageError
 from ..generation import log_likelihood
+from ..language_model import LanguageModel
+from ..tokenizers import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Choice:
         return int(self.per_character.argmax())
 
 
-def multiple_choice(model: Any, tokenizer: Any, context: str, choices: Sequence[str]) -> Choice:
+def multiple_choice(model: LanguageModel, tokenizer: Tokenizer, context: str, choices: Sequence[str]) -> Choice:
     """The log-likelihood of each of `choices` after `context`. Choices include their leading space: " a dog".
 
     A context longer than the block is truncated on the left. Raises UsageError.
@@ -55,7 +57,7 @@ def multiple_choice(model: Any, tokenizer: Any, context: str, choices: Sequence[
     return Choice(totals, totals / np.array([len(one) for one in choices]))
 
 
-def last_words(model: Any, tokenizer: Any, texts: Sequence[str]) -> dict[str, float]:
+def last_words(model: LanguageModel, tokenizer: Tokenizer, texts: Sequence[str]) -> dict[str, float]:
     """LAMBADA: how often greedy decoding produces the last word, and the perplexity of the last words.
 
     The last word begins at the last space; a text without spaces has none to predict. Raises UsageError.
@@ -75,7 +77,7 @@ def last_words(model: Any, tokenizer: Any, texts: Sequence[str]) -> dict[str, fl
     }
 
 
-def continuation(model: Any, tokenizer: Any, context: str, text: str) -> tuple[float, bool]:
+def continuation(model: LanguageModel, tokenizer: Tokenizer, context: str, text: str) -> tuple[float, bool]:
     """The log-likelihood of `text` after `context`, and whether greedy decoding would write it."""
     before, ids = encode_pair(tokenizer, context, text)
     found = log_likelihood(model, ids, context=before, greedy=True)

@@ -30,7 +30,7 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -43,6 +43,8 @@ from .known import described, is_known, known
 from .layers import Dropout, Linear
 from .module import Module, Parameter, replaced
 from .packed import PackedLinear, product_and_bias
+
+_Model = TypeVar("_Model", bound=Module)
 
 ALL_LINEAR = "all-linear"  # PEFT's name for a target that is every linear layer
 _SMALLEST_FREE_STREAM = 1 << 40  # RNG stream: the weights of the base model are drawn from the streams below
@@ -122,7 +124,7 @@ class LoRALinear(Module):
         return product_and_bias(self.base_layer, x)[0] + self.update(x)
 
     @property
-    def bias(self) -> Any:
+    def bias(self) -> Parameter | None:
         """What `product` leaves out: the base layer's bias, unless that can only be called as a whole."""
         return self.base_layer.bias if is_known(self.base_layer, Linear, PackedLinear) else None
 
@@ -152,7 +154,7 @@ def _merged(weight: Any, A: Any, B: Any, scale: float) -> Any:
 
 
 def add_lora(
-    model: Any,
+    model: _Model,
     rank: int = 8,
     alpha: float = 16,
     dropout: float = 0.0,
@@ -160,7 +162,7 @@ def add_lora(
     *,
     rslora: bool = False,
     seed: int = 0,
-) -> Any:
+) -> _Model:
     """Freeze the model and add a trainable low-rank update to its linear layers. Returns the model.
 
     rank: of the updates; alpha: their scale is alpha / rank or, with rslora, alpha / sqrt(rank). dropout: on the input
@@ -171,7 +173,7 @@ def add_lora(
     return insert_lora(model, LoRA(rank, alpha, dropout, targets, rslora), seed)  # type: ignore[arg-type]
 
 
-def insert_lora(model: Any, lora: LoRA, seed: int = 0) -> Any:
+def insert_lora(model: _Model, lora: LoRA, seed: int = 0) -> _Model:
     """`add_lora` with its settings as one object."""
     if lora_of(model) is not None:
         raise UsageError("add_lora: this model has an adapter already: merge it first (merge_lora)")
@@ -185,7 +187,7 @@ def insert_lora(model: Any, lora: LoRA, seed: int = 0) -> Any:
     return model
 
 
-def linear_paths(model: Any) -> dict[str, tuple[int, int]]:
+def linear_paths(model: Module) -> dict[str, tuple[int, int]]:
     """Path -> (in, out) of every linear layer, packed or not, in the model's order."""
     found = [(path, module) for path, module in model.named_modules() if isinstance(module, (Linear, PackedLinear))]
     return {path: module.matrix.weight_shape() for path, module in found}
@@ -205,7 +207,7 @@ def _target_paths(model: Any, lora: LoRA) -> list[str]:
     return [path for path in linear if lora.matches(path)]
 
 
-def merge_lora(model: Any) -> Any:
+def merge_lora(model: _Model) -> _Model:
     """Add each update to its weight and remove the adapter: a plain model, all of it trainable. Returns the model.
 
     The sum is computed in float64 and rounded once, so a weight is within half a unit in the last place of the exact
@@ -233,12 +235,12 @@ def merge_lora(model: Any) -> Any:
     return model
 
 
-def lora_layers(model: Any) -> dict[str, LoRALinear]:
+def lora_layers(model: Module) -> dict[str, LoRALinear]:
     """Path -> layer, for every adapted layer of `model`."""
     return {path: module for path, module in model.named_modules() if isinstance(module, LoRALinear)}
 
 
-def lora_of(model: Any) -> LoRA | None:
+def lora_of(model: Module) -> LoRA | None:
     """The settings of the model's adapter; None if it has none."""
     return next((module.lora for module in model.modules() if isinstance(module, LoRALinear)), None)
 

@@ -26,6 +26,7 @@ import numpy as np
 from .. import backends
 from ..errors import DtypeError, ShapeError, UsageError
 from ..tensor import Tensor
+from ..typing import Array
 
 
 class Parameter(Tensor):
@@ -37,7 +38,7 @@ class Parameter(Tensor):
 
     __slots__ = ()
 
-    def __init__(self, data: Any) -> None:
+    def __init__(self, data: Array) -> None:
         if not backends.is_array(data) or data.dtype not in (np.float32, np.float64):
             what = f"an array of {data.dtype}" if backends.is_array(data) else type(data).__name__
             raise DtypeError(f"Parameter: data must be an array of float32 or float64, not {what}")

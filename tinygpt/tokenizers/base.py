@@ -91,10 +91,10 @@ class Tokenizer(ABC):
         return [self.encode(text) for text in texts]
 
     @abstractmethod
-    def token_bytes(self, ids: Any) -> bytes:
+    def token_bytes(self, ids: Sequence[int] | np.ndarray) -> bytes:
         """Return the UTF-8 bytes of `ids`, which may begin or end in the middle of a character."""
 
-    def bytes_after(self, before: int | None, ids: Any) -> bytes:
+    def bytes_after(self, before: int | None, ids: Sequence[int] | np.ndarray) -> bytes:
         """The bytes that `ids` add to a text whose last token is `before`; None: to an empty text.
 
         In a tokenizer whose words are joined by spaces that are not tokens, a token's bytes depend on the token before
@@ -132,7 +132,7 @@ class Tokenizer(ABC):
         """
         return iter(pieces)
 
-    def decode(self, ids: Any, skip_special_tokens: bool = False) -> str:
+    def decode(self, ids: Sequence[int] | np.ndarray, skip_special_tokens: bool = False) -> str:
         """Return the text of `ids` (integers, shape (T,)); skip_special_tokens leaves out those in `special_ids`.
 
         Bytes that are not valid UTF-8, which a model may generate, become U+FFFD. Raises RangeError for an id
@@ -140,11 +140,11 @@ class Tokenizer(ABC):
         """
         return self.token_bytes(self._without_special(ids, skip_special_tokens)).decode("utf-8", errors="replace")
 
-    def batch_decode(self, batch: Iterable[Any], skip_special_tokens: bool = False) -> list[str]:
+    def batch_decode(self, batch: Iterable[Sequence[int] | np.ndarray], skip_special_tokens: bool = False) -> list[str]:
         """Decode each row of `batch` (integers, shape (B, T), or rows of different lengths)."""
         return [self.decode(ids, skip_special_tokens) for ids in batch]
 
-    def _without_special(self, ids: Any, skip_special_tokens: bool) -> Any:
+    def _without_special(self, ids: Sequence[int] | np.ndarray, skip_special_tokens: bool) -> Any:
         """`ids`, without the special tokens if `skip_special_tokens`."""
         if not skip_special_tokens or not self.special_ids:
             return ids
@@ -210,7 +210,7 @@ class StreamDecoder:
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._before: int | None = None  # the last token of the text so far
 
-    def feed(self, ids: Any) -> str:
+    def feed(self, ids: Sequence[int] | np.ndarray) -> str:
         """Return the characters completed by one id or by ids of shape (T,); often the empty string."""
         ids = self._tokenizer._without_special(np.atleast_1d(ids), self._skip)
         text = self._utf8.decode(self._tokenizer.bytes_after(self._before, ids))

@@ -209,7 +209,7 @@ class BPETokenizer(Tokenizer):
             return recut(pieces)
         return filter(None, ["".join(pieces)])  # we don't know where a text can be split under this scheme
 
-    def token_bytes(self, ids: Any) -> bytes:
+    def token_bytes(self, ids: Sequence[int] | np.ndarray) -> bytes:
         table = self._bytes
         return b"".join([table[token_id] for token_id in check_ids(ids, self.vocab_size).tolist()])
 

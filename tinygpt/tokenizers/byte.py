@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -32,7 +33,7 @@ class ByteTokenizer(Tokenizer):
         """Return int64, shape (T,), where T is the number of UTF-8 bytes."""
         return np.frombuffer(text_bytes(text, "utf-8"), dtype=np.uint8).astype(np.int64)
 
-    def token_bytes(self, ids: Any) -> bytes:
+    def token_bytes(self, ids: Sequence[int] | np.ndarray) -> bytes:
         ids = check_ids(ids, self.vocab_size)
         return bytes_around(ids, self.eos_token_id, lambda run: run.astype(np.uint8).tobytes())
 

@@ -136,11 +136,11 @@ class CharTokenizer(Tokenizer):
         position = int((ids < 0).argmax())
         raise UnknownCharacterError(text[position], position, self.vocab_size)
 
-    def decode(self, ids: Any, skip_special_tokens: bool = False) -> str:
+    def decode(self, ids: Sequence[int] | np.ndarray, skip_special_tokens: bool = False) -> str:
         ids = check_ids(self._without_special(ids, skip_special_tokens), self.vocab_size)
         return bytes_around(ids, self.eos_token_id, self._in_utf32, "utf-32-le").decode("utf-32-le")
 
-    def token_bytes(self, ids: Any) -> bytes:
+    def token_bytes(self, ids: Sequence[int] | np.ndarray) -> bytes:
         return self.decode(ids).encode("utf-8")
 
     def _in_utf32(self, ids: np.ndarray) -> bytes:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import collections
 import heapq
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -115,17 +115,17 @@ class WordTokenizer(Tokenizer):
             ids.append(self.space_id)
         return np.array(ids, dtype=np.int64)
 
-    def unknown_count(self, ids: Any) -> int:
+    def unknown_count(self, ids: Sequence[int] | np.ndarray) -> int:
         """How many of these ids, an array of any shape, are `<unk>`."""
         return int(np.count_nonzero(np.asarray(ids) == self.unknown_id))
 
     def whole_pieces(self, pieces: Iterable[str]) -> Iterator[str]:
         return recut(pieces, _BOUNDARY)
 
-    def token_bytes(self, ids: Any) -> bytes:
+    def token_bytes(self, ids: Sequence[int] | np.ndarray) -> bytes:
         return self.bytes_after(None, ids)
 
-    def bytes_after(self, before: int | None, ids: Any) -> bytes:
+    def bytes_after(self, before: int | None, ids: Sequence[int] | np.ndarray) -> bytes:
         """As `token_bytes`, after the space, if one is expected, between the token `before` and the first one."""
         found = []
         may_follow = before is not None and self._after[before]

@@ -126,10 +126,10 @@ class WordPieceTokenizer(Tokenizer):
 
     # Decoding -----------------------------------------------------------------------------------------
 
-    def token_bytes(self, ids: Any) -> bytes:
+    def token_bytes(self, ids: Sequence[int] | np.ndarray) -> bytes:
         return self.bytes_after(None, ids)
 
-    def bytes_after(self, before: int | None, ids: Any) -> bytes:
+    def bytes_after(self, before: int | None, ids: Sequence[int] | np.ndarray) -> bytes:
         """As `token_bytes`, with a space before the first token if it and the id `before` are words that need one."""
         found = []
         for number in check_ids(ids, self.vocab_size).tolist():

@@ -10,14 +10,14 @@ A head that shares its matrix with `wte` is frozen with it.
 from __future__ import annotations
 
 import re
-from typing import Any
 
 from ..errors import UsageError
+from ..nn import Module
 
 _BODY = "transformer."  # of a classifier's parameters: patterns mean the same there as in the language model inside
 
 
-def freeze(model: Any, patterns: str | None) -> None:
+def freeze(model: Module, patterns: str | None) -> None:
     """Freeze the parameters that match one of the comma-separated patterns.
 
     Raises UsageError for a pattern that matches nothing, and if all parameters match.
