@@ -220,7 +220,7 @@ def test_subclasses_are_loaded_and_packed_or_refused_by_name(how: dict[str, str]
     assert_same_packed(found, model.pack(format_of(how)))
     with pytest.raises(CheckpointError, match="lack 'extra', which a Wider of this configuration has"):
         Wider.from_pretrained(tmp_path, **how)
-    with pytest.raises(UsageError, match=r"GPT.pack: h\.0\.mlp\.c_fc is a Scaled"):
+    with pytest.raises(UsageError, match=r"Scaling.pack: h\.0\.mlp\.c_fc is a Scaled"):
         Scaling.from_pretrained(tmp_path, **how)
 
 
@@ -252,7 +252,7 @@ def test_a_run_that_a_format_cannot_hold_is_not_called_damaged(tmp_path: Path) -
         UsageError, match=r"^GPT.pack: int4 packs 32 terms of a sum together, but h\.0\.attn\.c_attn has"
     ):
         GPT.from_pretrained(tmp_path, quantize="int4")
-    with pytest.raises(UsageError, match=r"^GPT.pack: h\.0\.mlp\.c_fc is a Scaled"):
+    with pytest.raises(UsageError, match=r"^Scaling.pack: h\.0\.mlp\.c_fc is a Scaled"):
         Scaling.from_pretrained(tmp_path, quantize="int8")
 
 
