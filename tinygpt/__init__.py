@@ -27,6 +27,7 @@ from .tensor import Tensor, tensor
 
 __version__ = "0.1.0"
 
+# What is imported on first use, and from which module. A name of __all__ that is neither here nor above is a module.
 _HOME = {
     "use_kernels": "kernel",
     "set_num_threads": "backends.numpy",
@@ -45,23 +46,8 @@ _HOME = {
     "Trainer": "training",
     "TrainingConfig": "training",
 }
-_MODULES = (
-    "data",
-    "errors",
-    "generation",
-    "interop",
-    "interpret",
-    "metrics",
-    "nn",
-    "optim",
-    "parallel",
-    "random",
-    "testing",
-    "tokenizers",
-    "training",
-)
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # type checkers see only names that are written out, here and in __all__
     from . import (
         data,
         errors,
@@ -109,12 +95,12 @@ implemented_in(  # what models and tokenizers call in layers above them
 
 
 def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return importlib.import_module(f".{name}", __name__)
     if name in _HOME:
         value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
         globals()[name] = value
         return value
+    if name in __all__:
+        return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module 'tinygpt' has no attribute {name!r}")
 
 
