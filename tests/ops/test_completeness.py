@@ -10,7 +10,6 @@ import pytest
 from tests.ops.completeness import ROOT, collect, hidden_dependencies, missing
 from tinygpt.backends import get
 from tinygpt.kernel import REGISTRY
-from tinygpt.ops import _bind
 
 PARTS = collect()
 
@@ -116,7 +115,3 @@ def test_what_kernels_share_is_in_a_pxi() -> None:
     assert list(hidden_dependencies(sources)) == [
         f"{CPU}/bias_gelu.pyx uses run_gelu of gelu.pyx: move it to a .pxi, which is for what kernels share"
     ]
-
-
-def test_methods_of_tensor_are_operations() -> None:
-    assert [name for name in _bind.METHODS if name not in PARTS.exported] == []

@@ -5,14 +5,17 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tinygpt import torch_names
-from tinygpt.ops._bind import METHODS
+from tinygpt import ops, torch_names
+from tinygpt.ops._bind import METHODS, OPERATORS
 
 ROOT = Path(__file__).resolve().parents[2]
+TENSOR = (ROOT / "tinygpt/tensor.py").read_text(encoding="utf-8")
+OF_OPERATORS = {*OPERATORS.values(), "neg", "getitem"}
 
 # Each line is right, or ends with the code of the error that mypy must find there.
 CALLS = """
@@ -94,15 +97,58 @@ number: float = x.sum()  # assignment
 """
 
 
-def test_the_methods_that_tensor_declares_are_those_that_ops_binds() -> None:
-    """The class says `name = ops.name` to type checkers alone; at run time `bind` does it."""
-    text = (ROOT / "tinygpt/tensor.py").read_text(encoding="utf-8")
-    text = text.partition("if TYPE_CHECKING:\n        ")[2]
-    declared = set(re.findall(r"\bops\.(\w+)", text))
-    operators = {"add", "sub", "mul", "div", "pow", "matmul", "neg", "getitem"}
-    assert declared - operators == set(METHODS)
-    assert set(re.findall(r"\btorch_names\.([a-z]\w+)", text)) == set(torch_names.METHODS)
-    assert set(torch_names.PROPERTIES) == {name for name in dir(torch_names) if f"def {name}(self)" in text}
+def one_sided(
+    tensor: str = TENSOR,
+    methods: tuple[str, ...] = METHODS,
+    of_torch: tuple[str, ...] = torch_names.METHODS,
+    properties: tuple[str, ...] = torch_names.PROPERTIES,
+) -> Iterator[str]:
+    """A sentence for each method that only type checkers know, or only Python.
+
+    The class says `name = ops.name` to type checkers alone; at run time the modules bind the methods.
+    """
+    block = tensor.partition("    if TYPE_CHECKING:\n        ")[2].partition("\n\n\n")[0]
+    assert block, "tinygpt/tensor.py has no TYPE_CHECKING block in its class"
+    places = (
+        (r"\b(ops)\.(\w+)", {*methods, *OF_OPERATORS}, "METHODS of tinygpt/ops/_bind.py"),
+        (r"\b(torch_names)\.([a-z]\w+)", {*of_torch}, "METHODS of tinygpt/torch_names.py"),
+        (r"\b(def) ([a-z]\w+)\(self\)", {*properties}, "PROPERTIES of tinygpt/torch_names.py"),
+    )
+    for pattern, bound, place in places:
+        found = re.findall(pattern, block)
+        declared = {name for _, name in found}
+        way = {"ops": "{0} = ops.{0}", "torch_names": "{0} = torch_names.{0}", "def": "a property {0}"}[found[0][0]]
+        for name in sorted(declared - bound):
+            yield f"tinygpt/tensor.py declares {name} to type checkers, but no tensor has it: add it to {place}"
+        for name in sorted(bound - declared):
+            declaration = way.format(name)
+            yield f"{place} has {name}, which type checkers do not know: add {declaration} to Tensor in tensor.py"
+
+
+def test_the_methods_that_tensor_declares_are_those_that_are_bound() -> None:
+    found = list(one_sided())
+    assert not found, "\n".join(found)
+    for name in METHODS:
+        assert name in ops.__all__, f"METHODS of ops/_bind.py has {name}, which tinygpt/ops/__init__.py does not export"
+
+
+def test_a_method_that_is_declared_or_bound_alone_is_named() -> None:
+    assert list(one_sided(methods=(*METHODS, "hush"))) == [
+        "METHODS of tinygpt/ops/_bind.py has hush, which type checkers do not know: "
+        "add hush = ops.hush to Tensor in tensor.py"
+    ]
+    declared = TENSOR.replace("silu = ops.relu,", "silu, hush = ops.relu, ops.hush,")
+    assert declared != TENSOR
+    assert list(one_sided(declared)) == [
+        "tinygpt/tensor.py declares hush to type checkers, but no tensor has it: "
+        "add it to METHODS of tinygpt/ops/_bind.py"
+    ]
+    assert list(one_sided(of_torch=torch_names.METHODS[1:], properties=("size",))) == [
+        "tinygpt/tensor.py declares view to type checkers, but no tensor has it: "
+        "add it to METHODS of tinygpt/torch_names.py",
+        "tinygpt/tensor.py declares device to type checkers, but no tensor has it: "
+        "add it to PROPERTIES of tinygpt/torch_names.py",
+    ]
 
 
 def errors_of_mypy(path: Path) -> dict[int, str]:

@@ -26,7 +26,8 @@ from ._shapes import broadcast_shape
 SIGNS = {"add": "+=", "sub": "-=", "mul": "*=", "truediv": "/=", "pow": "**=", "matmul": "@="}
 OPERATORS = {"add": "add", "sub": "sub", "mul": "mul", "truediv": "div", "pow": "pow", "matmul": "matmul"}
 COMPARABLE = (Tensor, bool, int, float, np.generic, list, tuple)
-# As Tensor's class declares them to type checkers; tests/tensor/test_types.py names one that is missing here or there.
+# Said again in Tensor's class, for type checkers, which see only what is written out there; tests/tensor/test_types.py
+# says what is missing at one of the two places.
 METHODS = (
     *("exp", "log", "sqrt", "tanh", "sigmoid", "relu", "gelu", "silu", "softmax", "log_softmax"),
     *("sum", "mean", "var", "max", "min", "argmax", "abs", "reshape", "transpose", "split"),
