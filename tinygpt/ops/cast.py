@@ -32,8 +32,7 @@ new weight at hand, writes it there as well. A copy counts as long as nothing el
 No oracle: this is a change of type, not composed of anything. The tests compare it with NumPy's, there and back.
 
 Shapes: any. Tensors in float16 exist only on a GPU (`tinygpt.backends.precision` says why), and only the operations
-that models use are made for 16 bits: linear, layer_norm, rms_norm, residual_layer_norm, gelu, silu, bias_gelu, dropout,
-attention, softmax, cross_entropy, linear_cross_entropy, embedding, additions and products.
+that models use are made for 16 bits.
 Source: Micikevicius et al., "Mixed Precision Training", 2018, section 3.1.
 """
 
