@@ -8,7 +8,9 @@ Every field is checked when the config is created, and so are combinations of fi
 
 Differences from transformers' defaults: do_sample is True (there False), and top_k is None (there 50). With neither
 max_new_tokens nor max_length, DEFAULT_NEW_TOKENS tokens are generated (also in transformers, but there never past the
-block). temperature=0 means greedy. `config_file` reads and writes transformers' generation_config.json.
+block). temperature=0 means greedy. `config_file` reads and writes transformers' generation_config.json. Few use
+typical_p, begin_suppress_tokens and do_sample with several beams: they are here because such a file may set them, and a
+setting that changes the text must be followed or refused.
 """
 
 from __future__ import annotations
