@@ -17,7 +17,7 @@ OPS = DOCS.parent / "tinygpt" / "ops"
 NOTATION = "`dx` stands for dL/dx: [the notation](index.md#notation).\n"
 ONE_BODY = "One body: these lines call NumPy's loops on the CPU and CuPy's on a GPU.\n\n"
 
-# In the order in which they are best read. A file of tinygpt/ops that is not named here comes last, in `others`.
+# In the order in which they are best read. All that is named here is whole in Chinese (`untranslated.py`).
 CHAPTERS = {
     "The parts of a GPT": [
         "softmax", "cross_entropy", "layer_norm", "gelu", "matmul", "linear", "embedding", "attention", "dropout",
@@ -29,11 +29,18 @@ CHAPTERS = {
     "Writing text": ["cached_attention", "decode_block", "packed", "packed_linear"],
 }  # fmt: skip
 ORDER = [name for names in CHAPTERS.values() for name in names]
+WITHOUT_EXAMPLE = ["sample_tokens"]  # they follow, under `MORE`
+MORE = "More operations"
 
 
 def others() -> list[str]:
-    """The operations that have no place in a chapter yet."""
-    return sorted(path.stem for path in OPS.glob("[!_]*.py") if path.stem not in ORDER)
+    """The operations that are named nowhere above: new ones, which come last and may wait for their Chinese."""
+    named = {*ORDER, *WITHOUT_EXAMPLE}
+    return sorted(path.stem for path in OPS.glob("[!_]*.py") if path.stem not in named)
+
+
+def all_pages() -> list[str]:
+    return [*ORDER, *WITHOUT_EXAMPLE, *others()]
 
 
 def page(name: str) -> str:
@@ -73,7 +80,7 @@ def contents() -> str:
         "## Notation\n\nThe same on every page:\n",
         "- `Σ_i`: the sum over i\n" + to_markdown(notation.strip("\n")),
     ]
-    for chapter, names in {**CHAPTERS, "More operations": others()}.items():
+    for chapter, names in {**CHAPTERS, MORE: [*WITHOUT_EXAMPLE, *others()]}.items():
         if names:
             parts.append(f"## {chapter}\n\n```{{toctree}}\n:maxdepth: 1\n\n" + "\n".join(names) + "\n```\n")
     return "\n".join(parts)
@@ -82,7 +89,7 @@ def contents() -> str:
 def write(folder: Path) -> None:
     """Write the pages; one that is the same stays untouched, so that Sphinx does not read it again."""
     folder.mkdir(exist_ok=True)
-    pages = {"index": contents(), **{name: page(name) for name in [*ORDER, *others()]}}
+    pages = {"index": contents(), **{name: page(name) for name in all_pages()}}
     for name, text in pages.items():
         path = folder / f"{name}.md"
         if not path.exists() or path.read_text(encoding="utf-8") != text:

@@ -53,6 +53,38 @@ def test_untranslated_messages_are_counted(tmp_path: Path, capsys: pytest.Captur
     assert script().main(tmp_path / "none", locale) == 2
 
 
+def test_a_new_operation_may_wait_and_no_other_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    untranslated = script()
+    ops, templates, locale = (tmp_path / name for name in ("ops", "messages", "locale"))
+    for folder in (ops, templates / "operations", locale / "operations"):
+        folder.mkdir(parents=True)
+    monkeypatch.setattr(untranslated.operations, "OPS", ops)
+    named = ("softmax", *untranslated.operations.WITHOUT_EXAMPLE)
+    assert not [name for name in named if untranslated.waits(f"operations/{name}", locale)]
+    for name in (*named, "cube"):
+        (ops / f"{name}.py").touch()
+        (templates / "operations" / f"{name}.pot").write_text(f'{HEAD}msgid "one"\nmsgstr ""\n', encoding="utf-8")
+    (templates / "cube.pot").write_text(HEAD, encoding="utf-8")
+    assert untranslated.main(templates, locale) == 1  # each named page has lost its catalogue
+    lines = capsys.readouterr().out.splitlines()
+    assert "operations/cube: new, in English until docs/parts/operations.py names it" in lines
+    assert "cube: 0 of 0 missing" in lines
+    for name in named:
+        assert f"operations/{name}: 1 of 1 missing" in lines
+        translated = f'{HEAD}msgid "one"\nmsgstr "一"\n'
+        (locale / "operations" / f"{name}.po").write_text(translated, encoding="utf-8")
+    assert untranslated.main(templates, locale) == 0
+    messages = f'{HEAD}msgid "one"\nmsgstr ""\n\nmsgid "two"\nmsgstr ""\n'  # as `make docs-messages` writes them
+    for folder, end in ((templates, "pot"), (locale, "po")):
+        (folder / "operations" / f"cube.{end}").write_text(messages, encoding="utf-8")
+    assert untranslated.main(templates, locale) == 0
+    begun = messages.replace('"one"\nmsgstr ""', '"one"\nmsgstr "一"')
+    (locale / "operations" / "cube.po").write_text(begun, encoding="utf-8")
+    assert untranslated.main(templates, locale) == 1  # begun, and not finished
+
+
 @pytest.mark.parametrize(
     ("translation", "lost"),
     [
