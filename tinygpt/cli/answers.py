@@ -36,14 +36,14 @@ def add_answer_options(parser: Any) -> None:
 
 
 def template_name(options: argparse.Namespace, folder: Path) -> str | None:
-    """The template that was given, or the file of the model's own; None: the usual one for the columns."""
+    """The given template, or the file with the model's own; None: the usual one for the columns."""
     if options.template is not None:
         return str(options.template)
     return str(folder / TEMPLATE) if (folder / TEMPLATE).exists() else None
 
 
 def prompt_columns(row: Row) -> tuple[str, ...]:
-    """The columns of a row that asks for an answer; the answer's own may be missing. Raises UsageError."""
+    """The columns of a row that asks for an answer; that of the answer may be missing. Raises UsageError."""
     for columns, task in COLUMNS.items():
         if task == "sft" and columns[0] in row.values:
             return columns
@@ -129,7 +129,7 @@ def columns_of(rows: list[Row], skip: bool, task: str | None = None) -> tuple[st
 
 
 def first_that(rows: list[Row], skip: bool, find: Callable[[Row], _T]) -> _T:
-    """What `find` finds in the first row or, with `skip`, in the first in which it finds something.
+    """What `find` finds in the first row or, with `skip`, in the first row where it finds anything.
 
     Raises the first row's UsageError.
     """

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ..tokenizers import Tokenizer
 
 ABOUT = '''Chat with a model. A template turns the dialogue into text, which the model continues. Ctrl-C stops an
-answer, Ctrl-D quits. Commands: /help, /quit, /reset (begin anew), /system TEXT, /undo (take back the last exchange).
+answer, Ctrl-D quits. Commands: /help, /quit, /reset (start over), /system TEXT, /undo (take back the last exchange).
 Several lines are one message between two """, or if all but the last end in a backslash. From a pipe, each line is a
 message and only the answers are printed. When the block is full, the oldest turns are dropped until half of it is free;
 the system text stays. A turn reads what is new; the keys and values of the rest are kept.'''
@@ -85,13 +85,13 @@ class Conversation:
         self.model, self.tokenizer, self.dialogue, self.options = model, tokenizer, dialogue, options
         self.config = generation_config(options, tokenizer, model)
         self.seed = options.seed if options.seed is not None else int.from_bytes(os.urandom(6))
-        self.cache = PromptCache(model)  # so that a turn reads what is new, not the whole dialogue
+        self.cache = PromptCache(model)  # so that a turn reads only what is new, not the whole dialogue
         block = model.config.block_size
         # Reserve room for an answer, at most half the block.
         self.room = block - min(self.config.max_new_tokens or 0, block // 2)
 
     def take(self, entry: Entry) -> bool:
-        """Answer a message or obey a command. False: it was the last."""
+        """Answer a message or obey a command. Returns False after the last one."""
         if entry.command is None:
             if entry.text.strip():
                 self.answer(entry.text)
@@ -137,7 +137,7 @@ class Conversation:
         from ..tokenizers import UnknownCharacterError
 
         try:
-            # Half at once: every turn that is dropped moves all others, which are then read anew.
+            # Half at once: every turn that is dropped moves all others, which are then read again.
             ids, dropped = self.dialogue.prompt(self.tokenizer, message, self.room, keep=self.room // 2)
         except UnknownCharacterError as error:
             note(f"This can't be answered: {self._unknown(error.character, message)}")

@@ -21,7 +21,7 @@ SYSTEM = "/system"  # the one command whose text may have several lines
 
 
 class Entry(NamedTuple):
-    """A message, or with `command` the name of a command, such as /system, whose text it is."""
+    """A message or, if `command` names one (such as /system), the text of that command."""
 
     text: str
     command: str | None = None
@@ -83,14 +83,14 @@ class Unfinished:
         return self.end() if closed else None
 
     def end(self) -> Entry | None:
-        """What there is of the entry, or None if there is nothing."""
+        """The entry so far, or None if there is nothing."""
         if not self:
             return None
         text = "\n".join(self._lines)
         found = Entry(text, self._command)
         if not self._quoted and text.lstrip().startswith("/"):
             word, _, rest = text.strip().partition(" ")
-            if "\n" not in text or word == SYSTEM:  # several pasted lines that begin with a path are no command
+            if "\n" not in text or word == SYSTEM:  # pasted lines that begin with a path are not a command
                 found = Entry(rest.strip(), word)
         self.clear()
         return found

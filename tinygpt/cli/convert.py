@@ -22,7 +22,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "or q4_0"
     )
     parser.add_argument("--dtype", choices=formats, metavar="DTYPE", help=words)
-    words = "in bytes, or such as 200MB: a larger model is split into several files (default: one file)"
+    words = "in bytes, or for example 200MB: a larger model is split into several files (default: one file)"
     parser.add_argument("--max-shard-size", metavar="SIZE", help=words)
     words = "of a training run (default: best)"
     parser.add_argument("--checkpoint", choices=("best", "latest"), default="best", help=words)

@@ -1,11 +1,11 @@
 """`tinygpt finetune --folds K`: K classifiers, each tested on the part of the rows that it was not trained on.
 
-Every text is tested once, and equal texts are in the same fold. Each fold is a run of its own, in FOLDER/fold-1 ...
+Every text is tested once, and equal texts are in the same fold. Each fold is a separate run, in FOLDER/fold-1 ...
 fold-K, from the same model and with the same settings. It is tested with its last weights, not with those of the best
 evaluation, which would have been selected on the test rows themselves. FOLDER/folds.json holds the metrics.
 
-With --overwrite, folds of an earlier cross-validation that had more of them are deleted at the end: nothing in
-folds.json refers to them. What else is in their folders stays.
+With --overwrite, surplus folds of an earlier cross-validation with a larger K are deleted at the end: nothing in
+folds.json refers to them. Anything else in their folders stays.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def cross_validate(options: argparse.Namespace) -> int:
     """Train and test on each fold; print the mean of the metrics and their standard deviation."""
     for name in ("valid", "resume"):
         if getattr(options, name):
-            raise UsageError(f"--folds makes validation rows and runs of its own: leave --{name} out")
+            raise UsageError(f"--folds makes its own validation rows and runs: leave --{name} out")
     whole_number("finetune", "folds", options.folds, at_least=2)
     former = former_folds(user_path(options.out), options.folds)
     if former and not options.overwrite:
@@ -84,9 +84,9 @@ def cross_validate(options: argparse.Namespace) -> int:
 
 
 def former_folds(place: Path, count: int) -> list[RunFolder]:
-    """The runs in `place` that were folds of an earlier cross-validation, which one of `count` folds would not replace.
+    """The runs in `place` left over from an earlier cross-validation, which one with `count` folds would not replace.
 
-    Only what the run itself says counts: a run of the user's own may have such a name.
+    The run's own record decides, not its name: one of the user's runs may have such a name.
     """
     found = []
     for path in sorted(place.glob("fold-*")):

@@ -51,7 +51,7 @@ MODULES = {
     "rouge-score": "rouge_score",
     "mlflow-skinny": "mlflow",
 }  # imported under another name than the package's
-CUPY = ("cupy-cuda13x", "cupy-cuda12x", "cupy-cuda11x", "cupy")  # the names that CuPy is distributed under
+CUPY = ("cupy-cuda13x", "cupy-cuda12x", "cupy-cuda11x", "cupy")  # the names under which CuPy is distributed
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -143,7 +143,7 @@ def _but_for(names: list[str], live: list[str]) -> str:
 
 
 def _memory() -> str:
-    """Of the computer, and of the container this process runs in, if any."""
+    """The memory of the computer, and of the container this process runs in, if any."""
     try:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):  # there is no sysconf on Windows

@@ -46,7 +46,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def evaluate_model(options: argparse.Namespace) -> int:
-    """Evaluate a model on the kind of data that it is for."""
+    """Evaluate a model on the kind of data that it handles."""
     from ..training.storage.folder import DATA
 
     check_targets(options.data, options.json, options.predictions)

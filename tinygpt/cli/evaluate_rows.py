@@ -109,7 +109,7 @@ def evaluate_language_model(options: argparse.Namespace, model: Any, tokenizer: 
 
 
 def _require_language(task: str, options: argparse.Namespace, folder: Path, path: str) -> None:
-    """Raise UsageError for rows, or options, that are not for a language model."""
+    """Raise UsageError for rows or options that don't suit a language model."""
     if task == "classify":
         raise UsageError(
             f"{folder} holds a language model, but {shown(path)} has labels: make a classifier of it with "
@@ -122,7 +122,7 @@ def _require_language(task: str, options: argparse.Namespace, folder: Path, path
 def _judged(
     answers: list[str], rows: list[Row], columns: tuple[str, ...], options: argparse.Namespace
 ) -> dict[str, Any]:
-    """Print and return the metrics of answers beside those of the rows."""
+    """Print and return the metrics of the answers along with those of the rows."""
     from ..data.columns import dialogue_of
     from .answers import answer_report
 
@@ -139,7 +139,7 @@ def _held_out(options: argparse.Namespace, folder: Path, maker: Any) -> list[Row
 
 
 def _learned(options: argparse.Namespace, folder: Path) -> str:
-    """What the run in the folder has to do with the rows."""
+    """How the run in the folder used these rows."""
     from ..training.finetuning.held_out import learned_from, validation_file
 
     if options.data is None:

@@ -7,7 +7,7 @@ import argparse
 from .generating import add_model_options
 
 ABOUT = """Run a model on a text, and write one self-contained HTML page: the surprise of each token, what each head
-attends to, after which block the answer appears, which tokens it rests on, and a model card."""
+attends to, after which block the answer appears, which tokens it depends on, and a model card."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -101,7 +101,7 @@ def _add_label_options(group: argparse._ArgumentGroup) -> None:
     words = "balanced: every label has the same weight, however rare it is (default: every row has)"
     group.add_argument("--class-weights", choices=(BALANCED,), help=words)
     words = (
-        "change the training texts at random, anew in each epoch: deletion=0.1,swap=0.1,synonyms=FILE; each line of "
+        "change the training texts at random in each epoch: deletion=0.1,swap=0.1,synonyms=FILE; each line of "
         "FILE is a group of synonyms"
     )
     group.add_argument("--augment", metavar="WHAT", help=words)
@@ -114,7 +114,7 @@ def finetune(options: argparse.Namespace) -> int:
     require_one_process("finetune")
     if options.folds is not None:
         if options.dry_run or options.lr_find or options.sweep is not None:
-            raise UsageError("--folds makes runs of its own: leave out --dry-run, --lr-find and --sweep")
+            raise UsageError("--folds makes its own runs: leave out --dry-run, --lr-find and --sweep")
         from .cross_validation import cross_validate
 
         return cross_validate(options)

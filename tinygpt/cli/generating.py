@@ -116,7 +116,7 @@ def add_sampling_options(parser: Any) -> None:
     either.add_argument("--prompt", metavar="TEXT", help=words)
     words = "read the prompt from a UTF-8 file; - is standard input"
     either.add_argument("--prompt-file", metavar="FILE", help=words)
-    words = "put the prompt into this template, as a question to answer: as for `chat`, or own, the model's"
+    words = "put the prompt into this template, as a question to answer: as for `chat`, or own for the model's own"
     group.add_argument("--template", dest="prompt_template", metavar="NAME_OR_FILE", help=words)
     words = "read <|endoftext|> and other special tokens in the prompt as such, not as characters"
     group.add_argument("--allow-special", action="store_true", help=words)
@@ -126,7 +126,7 @@ def add_sampling_options(parser: Any) -> None:
 
 
 def add_generation_options(parser: Any, how_long: list[Option], how_chosen: list[Option]) -> None:
-    """Options for these fields, and those with another form on the command line: texts instead of tokens, --greedy."""
+    """Options for these fields, and those that differ on the command line: texts instead of tokens, --greedy."""
     group = parser.add_argument_group("length of the text")
     _add_fields(group, how_long)
     words = "stop before this text (may be given several times)"

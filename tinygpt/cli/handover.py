@@ -1,6 +1,6 @@
-"""What process 0 of a run on several processes hands over to the others when the run is about to begin.
+"""What process 0 of a run on several processes hands over to the others just before the run begins.
 
-    hand_over(trainer, tokens, checkpoint)      # on process 0; alone it does nothing
+    hand_over(trainer, tokens, checkpoint)      # on process 0; does nothing if it is alone
     start = taken_over(team, place)             # on all others, at the same time
 
 Settings and the description of the model travel as JSON, weights and tokens as the bytes of arrays. An object is never
@@ -47,9 +47,9 @@ class Start:
 
 
 def hand_over(trainer: Trainer, tokens: Path, checkpoint: Checkpoint | None) -> None:
-    """Give the others what they need, when the run of process 0 is about to begin. Alone it does nothing.
+    """Give the others what they need, just before process 0 begins the run. Does nothing on a single process.
 
-    tokens: the file of the run's tokens. checkpoint: that of a resumed run.
+    tokens: the file of the run's tokens. checkpoint: of a resumed run.
     """
     team = current()
     if team.size == 1:
@@ -68,7 +68,7 @@ def hand_over(trainer: Trainer, tokens: Path, checkpoint: Checkpoint | None) -> 
 
 
 def taken_over(team: Communicator, place: Path) -> Start:
-    """What process 0 hands over. place: a folder of this process, for a copy of the tokens if it can't see them."""
+    """What process 0 hands over. place: a folder for a copy of the tokens, if this process can't see the file."""
     facts = team.share_value(None)
     backends.use_backend(facts["backend"])
     model = built(facts["model"], team.share_arrays(None))
@@ -85,7 +85,7 @@ def taken_over(team: Communicator, place: Path) -> Start:
 
 def described(model: Any) -> tuple[dict[str, Any], Arrays]:
     """A GPT as plain values and arrays, from which `built` makes an equal one: packed or not, with its adapter, its
-    random state, and what of it is trained."""
+    random state, and which of its parameters are trained."""
     lora = lora_of(model)
     description = {
         "config": model.config.to_dict(), "dtype": model.parameters()[0].dtype.name, "packed": model.packed,
@@ -102,7 +102,7 @@ def described(model: Any) -> tuple[dict[str, Any], Arrays]:
 
 
 def built(description: dict[str, Any], arrays: Arrays) -> GPT:
-    """The model that `described` was given, on NumPy."""
+    """The model that was given to `described`, on NumPy."""
     packed, lora = description["packed"], description["lora"]
     with backends.use_backend("numpy"):
         with nn.uninitialized(without_matrices=packed is not None):
@@ -129,7 +129,7 @@ def _packed_layers(model: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _zeros(path: str, layer: Any) -> None:
-    """Something to pack, until the packed matrix is put in its place."""
+    """A placeholder for a layer to pack, until the packed matrix takes its place."""
     layer.weight.data = np.zeros(layer.weight.shape, layer.weight.dtype)
 
 
@@ -149,7 +149,7 @@ def _tokens_of(team: Communicator, path: Path, expected: str, place: Path) -> np
         return tokens
     tokens = open_tokens(copy)
     with contextlib.suppress(OSError):  # Windows keeps a file that is open
-        copy.unlink()  # now, as a process that is killed, which is how a launcher ends a run, removes nothing
+        copy.unlink()  # now, because launchers end a run by killing its processes, which then remove nothing
     return tokens
 
 

@@ -68,7 +68,7 @@ def _flushed(code: int) -> int:
 def _say(what: object, code: int) -> int:
     program = Path(sys.argv[0]).name
     words = f"{'tinygpt' if program == '__main__.py' else program}: {what}"
-    print(words, file=Lenient(sys.stderr), flush=True)  # if nobody reads it, the exit code still tells
+    print(words, file=Lenient(sys.stderr), flush=True)  # if nobody reads it, there is still the exit code
     return code
 
 

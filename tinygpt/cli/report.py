@@ -7,7 +7,7 @@ from pathlib import Path
 
 ABOUT = """Write one self-contained HTML page about a training run: its result, curves of loss, learning rate, gradient
 norm and speed, samples, the layers' norms (--watch-layers) and its settings. Several runs, or the folder of a sweep or
-of folds, are compared in one picture. A run may still be going on."""
+of folds, are compared in one picture. A run may still be in progress."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +35,7 @@ def report(options: argparse.Namespace) -> int:
 
 
 def _require_ours(out: Path, given: str) -> None:
-    """Raise UsageError if no page can be written there, or if the file there is not one that this command wrote."""
+    """Raise UsageError if no page can be written there, or if it would replace a file that is not a report."""
     from ..errors import UsageError
     from ..files import explain_os_errors
     from ..report.page import GENERATOR

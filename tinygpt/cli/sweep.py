@@ -148,7 +148,7 @@ def _continued(options: argparse.Namespace, command: Command, place: Path, value
 
 
 def _fresh(command: str) -> argparse.Namespace:
-    """The options of a command when none is given: the parser of the command line has those of --config as defaults."""
+    """A command's defaults. (The command line's own parser has the values from --config as defaults.)"""
     options: argparse.Namespace = OptionParser(source=f"tinygpt.cli.{command}").parse_args([])
     return options
 
@@ -223,7 +223,7 @@ class _Runs:
         except (MemoryError, OutOfMemoryError) as error:
             self._ended_badly(row, FAILED, f"not enough memory ({error})")
         except (UsageError, OSError) as error:
-            if not _begun(self.search):  # a mistake in what all runs share, such as a text that is not there
+            if not _begun(self.search):  # a mistake that all runs share, such as a missing text
                 raise
             self._ended_badly(row, FAILED, error)
         else:

@@ -1,12 +1,11 @@
 """`mpirun -n 4 tinygpt train ...`: process 0 leads, the others follow.
 
-Process 0 does what it does alone: it prepares the text, makes or loads the model, and holds the folder of the run,
-which the others need not see. When its run is about to begin, it hands over the settings, the model, the tokens and, of
-a resumed run, the checkpoint (`handover.py`). From there on all processes run the same loop
+Process 0 does what a single process does: it prepares the text, makes or loads the model, and holds the run's folder,
+which the others need not see. Just before its run begins, it hands over the settings, the model, the tokens and, for a
+resumed run, the checkpoint (`handover.py`). From there on all processes run the same loop
 (`tinygpt/training/step/share.py`).
 
-A process that fails ends all of them, with one sentence on the screen that names it. The others would wait for it for
-ever.
+A process that fails ends all of them, with one sentence on the screen that names it. Otherwise the others would hang.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ from ..training.text.corpus import given_text
 from .handover import taken_over
 from .process import MISTAKE, code_of
 
-_GRACE = 3.0  # seconds in which process 0 may end the run with words of its own
+_GRACE = 3.0  # seconds that process 0 has to end the run with its own message
 _SAMPLES = 64  # parts of a large file that are compared, 1 MB each
 _FREE = ("run", "log_ranks", "out", "default_out")  # options that may differ between the processes
 
@@ -51,7 +50,7 @@ def add_together_options(parser: argparse.ArgumentParser) -> None:
 
 
 def require_one_process(command: str) -> None:
-    """Raise UsageError if several processes were started: on the first, so that it is said once."""
+    """Raise UsageError if several processes were started: on the first only, so that it is reported once."""
     rank, size = launched()
     if size > 1 and rank > 0:
         raise SystemExit(MISTAKE)
@@ -85,7 +84,7 @@ def together(options: argparse.Namespace, lead: Callable[[argparse.Namespace], i
 
 
 def _started() -> Communicator:
-    """The processes of this run. Where MPI is missing, it is said once: by process 0, if that lacks it, too."""
+    """The processes of this run. A missing MPI is reported once: by process 0, if it is missing there, too."""
     try:
         return current()
     except UsageError as error:
@@ -97,8 +96,8 @@ def _started() -> Communicator:
 
 
 def _give_up(team: Communicator, voice: Voice, error: BaseException) -> None:
-    """End all processes, and say why: the error is this one's."""
-    traceback.print_exc()  # on process 0 to the screen, otherwise to the log
+    """End all processes because of an error in this one, and say why."""
+    traceback.print_exc()  # to the screen on process 0, else to the log
     if team.rank > 0:
         time.sleep(_GRACE)  # if all of them stop for this, process 0 says why
         kind = "" if isinstance(error, UsageError) else f"{type(error).__name__}: "
@@ -119,7 +118,7 @@ def _require_logs(team: Communicator, voice: Voice) -> None:
 def _share_cores(team: Communicator) -> None:
     """Use this process's part of the cores that it shares with others.
 
-    A launcher that gives each process cores of its own leaves nothing to divide. A number in the environment counts.
+    If the launcher binds each process to separate cores, nothing is left to divide. A number in the environment wins.
     """
     numpy = backends.get("numpy")
     mine = [platform.node(), [*usable_cores()]]
@@ -132,8 +131,8 @@ def _share_cores(team: Communicator) -> None:
 
 
 def binding_note(cores: list[list[int]]) -> str:
-    """A line for the screen if the launcher lets the processes of this machine use a part of its cores only, as
-    mpirun does with one or two of them. cores: those of each process."""
+    """A line for the screen if the launcher lets the processes of this machine use only some of its cores, as mpirun
+    does with one or two processes. cores: those of each process."""
     try:
         free = len(os.sched_getaffinity(os.getppid()))  # the launcher itself may use all
     except (AttributeError, OSError):  # not on Linux
@@ -186,7 +185,7 @@ def _require_same_start(team: Communicator, options: argparse.Namespace) -> None
 
 
 def _facts_of(path: Path) -> Any:
-    """What tells one file from another: its size and a SHA-256 of samples; None if it can't be read."""
+    """A fingerprint of a file: its size and a SHA-256 of samples; None if it can't be read."""
     try:
         if path.is_dir():
             return sorted(os.listdir(path))

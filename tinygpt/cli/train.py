@@ -49,7 +49,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_run_options(parser, out="out/{preset}")
     add_start_options(parser)
     group = parser.add_argument_group("word vectors")
-    words = "word2vec, fastText or GloVe vectors, copied to the embeddings of the tokens that are their words"
+    words = "word2vec, fastText or GloVe vectors, copied to the embeddings of the tokens for their words"
     group.add_argument("--word-vectors", metavar="FILE", help=words)
     words = "also accept vectors of another width than --n-embd: project them, or fill the first channels"
     group.add_argument("--project", action="store_true", help=words)
@@ -72,7 +72,7 @@ def train(options: argparse.Namespace) -> int:
 
 
 def _lead(options: argparse.Namespace) -> int:
-    """The command of a process that is alone, or of the first one."""
+    """The command on a single process, or on the first of several."""
     if current().size > 1:
         _refuse_trials(options)
     if current().size > 1 or alone_under_launcher():
@@ -99,7 +99,7 @@ def _refuse_trials(options: argparse.Namespace) -> None:
 
 
 def _refuse_stdin(options: argparse.Namespace) -> None:
-    """Open MPI passes the standard input to process 0, but not its end, for which the run would wait for ever."""
+    """Open MPI passes the standard input to process 0, but not its end, so the run would hang."""
     if "-" in (given_text(options)[0] or ()):
         raise UsageError("mpirun does not pass on the end of the standard input: write the text to a file for --data")
 
@@ -135,7 +135,7 @@ def _try(options: argparse.Namespace) -> int:
 def _train(
     settings: Settings, options: argparse.Namespace, following: Following, try_for: RunFolder | None = None
 ) -> int:
-    """try_for: the folder that the run would have, if it is only tried."""
+    """try_for: for a trial, the folder that the run would have."""
     backends.use_backend(settings.backend)
     word_vectors, project = options.word_vectors, options.project
     text = prepare_text(settings)

@@ -28,9 +28,9 @@ def add_trial_options(parser: argparse.ArgumentParser) -> None:
     """Call it after `add_config_option`, so that these options are not keys of the file."""
     group = parser.add_argument_group("trial runs")
     either = group.add_mutually_exclusive_group()
-    words = "check everything, take three steps, say how much memory, time and disk the run takes, and write nothing"
+    words = "check everything, take three steps, report how much memory, time and disk the run takes, and write nothing"
     either.add_argument("--dry-run", action="store_true", help=words)
-    words = f"a learning-rate range test of some steps: says a rate to start from, and draws {PICTURE} in --out"
+    words = f"a short learning-rate range test: suggests a rate to start from, and draws {PICTURE} in --out"
     either.add_argument("--lr-find", action="store_true", help=words)
     add_sweep_option(either)
 

@@ -286,7 +286,7 @@ def test_mistakes(run: Any, base: Path, data: Path, tmp_path: Path) -> None:
     refused("once.csv: one of 3 folds has all rows of a label", "--folds=3", file=once)
     assert not (tmp_path / "out" / "fold-1").exists()
     refused("finetune: validation_fraction must be above 0", "--validation-fraction=0")
-    refused("--folds makes validation rows", "--folds=2", "--valid", data)
+    refused("--folds makes its own validation rows", "--folds=2", "--valid", data)
     refused("label_smoothing must be at least 0 and below 1", "--label-smoothing=1")
     refused("training: batch_size must be at least 1, not 0", "--batch-size=0")
     refused("training: gradient_accumulation must be at least 1, not 0", "--gradient-accumulation=0")
