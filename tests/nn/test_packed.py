@@ -319,7 +319,7 @@ def test_what_a_model_refuses_when_it_is_packed() -> None:
 
 def test_what_a_packed_model_refuses(tmp_path: Any) -> None:
     model = make(np.float32).pack("int8")
-    refused(lambda: model.pack("bfloat16"), "GPT.pack: this model is packed already, in int8: load it anew")
+    refused(lambda: model.pack("bfloat16"), "GPT.pack: this model is packed already, in int8: reload it")
     refused(model.train, "a model packed into int8 can't be trained: load it again without packing")
     refused(model.state_dict, "a model packed into int8 can't be saved: save it before it is packed")
     with pytest.raises(tg.UsageError, match="packed"):

@@ -75,7 +75,7 @@ class ReLU(Module):
 
 @known("forward")
 class GELU(Module):
-    """x times the normal distribution's Phi(x). approximate: "none", as in PyTorch, or "tanh", which GPT-2 has."""
+    """x times the normal distribution's Phi(x). approximate: "none", as in PyTorch, or "tanh", which GPT-2 uses."""
 
     positionwise = True
 

@@ -1,15 +1,15 @@
-"""Which modules are unmodified layers of this package: only their weights may be read instead of calling the layer.
+"""Which modules are unmodified layers of this package: only for these may the weights be read instead of a call.
 
 Fast paths read a layer's weights instead of calling it: decoding, packing, the addition that includes a projection's
-bias, a file of weights. That is right for the classes of this package and wrong for anything user-defined: a subclass,
+bias, saving to a file. That is right for the classes of this package and wrong for anything user-defined: a subclass,
 another class in place of a layer, an instance or a class whose `forward` was patched (which is also how hooks are
 made). So each class of the package declares the methods that define its computation:
 
     @known("forward", "product", "matrix")
     class Linear(Module): ...
 
-and a fast path checks them first. If they were changed, it calls the module and uses nothing else of it; where a call
-does not help (a file, a packed matrix), the module is refused by name.
+and a fast path checks them first. If they were changed, it only calls the module; where a call does not help (a file, a
+packed matrix), it raises an error that names the module.
 
     is_known(layer, Linear)             exactly a Linear, with its original methods
     computes_as(layer, Linear)          the same, but checks only what a call runs: quick, for the training step
@@ -71,7 +71,7 @@ def is_known(module: Any, *kinds: type) -> bool:
 
 
 def computes_as(module: Any, kind: Any) -> bool:
-    """Whether calling `module` runs the original code of the known class `kind`. Asked at every step of training.
+    """Whether calling `module` runs the original code of the known class `kind`. Checked at every training step.
 
     It checks only what a call would run, so it takes a fraction of the time of `is_known`.
     """
@@ -113,6 +113,6 @@ def unknown_modules(module: Module) -> Iterator[tuple[str, Module]]:
 
 
 def described(module: Any) -> str:
-    """A name for a module in an error message, which says so if its methods were replaced."""
+    """A name for a module in an error message; it says if the module's methods were replaced."""
     name = type(module).__name__
     return f"{name} whose methods were replaced" if type(module) in _METHODS and not is_known(module) else name

@@ -158,7 +158,7 @@ class LayerNorm(Module):
 
 @known("forward")
 class RMSNorm(Module):
-    """Divide the last axis, of `features` numbers, by its root mean square; then a learned scale."""
+    """Divide the last axis (`features` numbers) by its root mean square, then apply a learned scale."""
 
     def __init__(self, features: int, eps: float = 1e-5, *, dtype: DTypeLike = np.float32) -> None:
         features = whole_number("RMSNorm", "features", features)

@@ -1,6 +1,6 @@
-"""LoRA: fine-tuning with a small trainable update beside each frozen matrix.
+"""LoRA: fine-tuning with a small trainable update alongside each frozen matrix.
 
-    add_lora(model, rank=8, alpha=16)          # beside every c_attn; only the updates are trained
+    add_lora(model, rank=8, alpha=16)          # to every c_attn; only the updates are trained
     ...                                        # train, generate, evaluate as usual
     merge_lora(model)                          # W + scale * (B A)^T: a plain model again
 
@@ -54,7 +54,7 @@ _SMALLEST_FREE_STREAM = 1 << 40  # RNG stream: the weights of the base model are
 class LoRA:
     """The settings of an adapter. Raises UsageError for impossible values.
 
-    targets: names of linear layers. Each stands for all layers whose path is this name or ends in a dot and this name:
+    targets: names of linear layers. Each matches all layers whose path is this name or ends in a dot and this name:
     "c_attn", "attn.c_proj", "h.0.mlp.c_fc"; or "all-linear".
     """
 
@@ -273,7 +273,7 @@ def _at(model: Any, path: str) -> Any:
 
 
 def _replace(model: Any, path: str, layer: Any) -> None:
-    """Put `layer` in the place of the module at `path`."""
+    """Replace the module at `path` by `layer`."""
     owner, _, name = path.rpartition(".")
     place = _at(model, owner) if owner else model
     if name.isdigit():

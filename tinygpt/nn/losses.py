@@ -1,4 +1,4 @@
-"""The losses of a classifier and of a regression, made of operations that exist.
+"""The losses for classification and regression, composed of existing operations.
 
 Let y_i be the label of row i, K the number of labels, w_j the weight of label j (1 if none are given) and e the label
 smoothing. The target of a row is no longer the label alone: the share e is spread evenly over all labels,
@@ -7,9 +7,9 @@ smoothing. The target of a row is no longer the label alone: the share e is spre
     loss   = -(sum over i, j of q_ij * log softmax(x_i)_j) / (sum over i of w_{y_i})
 
 With e = 0 and w = 1 this is `ops.cross_entropy`, which is called then. The mean is a weighted one, as in PyTorch: rare
-classes with large weights don't make the loss larger, only more of it. To split a batch into parts, weight the loss of
-each part by its own denominator, `total_weight`, and divide the sum by the total: a mean of the parts' means would be
-another loss.
+classes with large weights don't make the loss larger, only contribute more to it. To split a batch into parts, weight
+each part's loss by its own denominator, `total_weight`, and divide the sum by the total: a mean of the parts' means
+would be a different loss.
 
 Source: Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", 2016, section 7 (label smoothing).
 """

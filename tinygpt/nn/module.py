@@ -117,7 +117,7 @@ class Module:
     # How it looks ---------------------------------------------------------------------------------
 
     def __repr__(self) -> str:
-        """The tree of modules, each with its parameters' shapes and its numbers; equal neighbours in a list once."""
+        """The tree of modules, each with its settings and parameter shapes; equal neighbours in a list appear once."""
         lines = self._outline()
         if len(lines) > 1:
             lines[0] += f": {self.num_parameters():,} parameters"
@@ -162,7 +162,7 @@ class Module:
 
     @contextlib.contextmanager
     def in_mode(self, training: bool) -> Iterator[None]:
-        """`train(training)` for a while; afterwards every module in it is again in the mode that it was in.
+        """`train(training)` inside the block; afterwards every module in it is back in its previous mode.
 
         A module that is in training mode already is left as it is: parts of it that aren't were frozen by the user.
         """
@@ -176,7 +176,7 @@ class Module:
                 module.training = mode
 
     def evaluating(self) -> contextlib.AbstractContextManager[None]:
-        """`eval()` for a while: a loss, a score or a text is computed without dropout."""
+        """`eval()` inside the block: a loss, a score or a text is computed without dropout."""
         return self.in_mode(False)
 
     def zero_grad(self) -> None:
@@ -272,9 +272,9 @@ def _listed(names: list[str], most: int = 5) -> str:
 
 
 def replaced(model: Any, layers: Mapping[str, Any]) -> Any:
-    """A copy of `model` in which `layers`, by their paths, take the place of others; the rest is shared.
+    """A copy of `model` in which the modules at the paths in `layers` are replaced; the rest is shared.
 
-    Only the modules on the way to a replaced one are copied.
+    Only the modules on the path to a replaced one are copied.
     """
     ways = {path[:end] for path in layers for end, sign in enumerate(path) if sign == "."} | {""}
 

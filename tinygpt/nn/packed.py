@@ -1,9 +1,9 @@
 """Layers with weights packed into 16, 8 or 4 bits (`tinygpt.ops.packed` describes the formats).
 
-`GPT.pack` puts them in place of a model's Linear and Embedding layers. In a model of 4 bits the token embedding, which
-is the output head too, has 8: in 4 it alone costs half a percent of perplexity, all other matrices together less than
+`GPT.pack` replaces a model's Linear and Embedding layers by these. In a 4-bit model the token embedding, which is also
+the output head, has 8 bits: in 4 it alone costs half a percent of perplexity, all other matrices together less than
 could be measured (benchmarks/LOG.md); llama.cpp's tools keep 6 or 8 bits there as well. The matrices are not parameters
-and can't be trained, but gradients pass through them to what is: the update of a LoRA adapter.
+and can't be trained, but gradients pass through them to what can: the update of a LoRA adapter.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class PackedEmbedding(Module):
 
 
 def _require_fit(layer: str, name: str, x: Tensor, matrix: Matrix, features: int) -> None:
-    """Raise ShapeError, UsageError unless x can be multiplied by a matrix whose sums have `features` terms."""
+    """Raise ShapeError or UsageError unless x can be multiplied by a matrix whose sums have `features` terms."""
     if x.ndim == 0 or x.shape[-1] != features:
         raise ShapeError(f"{layer}: the last axis of {name} must have {features} elements, {name} has shape {x.shape}")
     if x.backend != backends.name_of(matrix.data):
@@ -98,7 +98,7 @@ def _require_fit(layer: str, name: str, x: Tensor, matrix: Matrix, features: int
 
 
 def product_and_bias(layer: Any, x: Tensor) -> tuple[Tensor, Tensor | None]:
-    """layer(x) as (product, bias): the next operation adds the bias, or it is None if the product includes it."""
+    """layer(x) as (product, bias): the next operation adds the bias, which is None if the product includes it."""
     if hasattr(layer, "product") and computes_as_defined(layer):
         return layer.product(x), layer.bias
     return layer(x), None
@@ -177,7 +177,7 @@ def _moved(matrix: Matrix, backend: str) -> Matrix:
 
 
 def check_activations(operation: str, format: str | None, activations: str | None) -> None:
-    """Raise UsageError unless products of a model packed in `format`, or not packed, can round activations so."""
+    """Raise UsageError unless this format, None for a model that is not packed, supports `activations`."""
     if activations not in (None, "int8"):
         raise UsageError(f"{operation}: activations must be None or 'int8', not {activations!r}")
     if activations is not None and format not in ("int8", "int4"):
@@ -195,6 +195,6 @@ def round_activations(model: Any, activations: str | None) -> None:
 
 
 def activations_of(model: Any) -> str | None:
-    """What `round_activations` was last told for this model."""
+    """The setting that `round_activations` last made for this model."""
     packed = (module for module in model.modules() if isinstance(module, (PackedLinear, PackedEmbedding)))
     return next((module.matrix.activations for module in packed), None)

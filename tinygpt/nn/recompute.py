@@ -5,16 +5,16 @@
 The forward pass runs the part without recording a graph. The backward pass, given dy, runs it again from x, this time
 with a graph, and backpropagates dy through that graph at once; then the graph is freed.
 
-A GPT with `model.recompute = True` does so with the attention and the MLP of each block. What is kept of a block are
-then the two sums of the residual stream, 2 (B, T, C), instead of 9 to 12 such arrays, and the backward pass adds what
+A GPT with `model.recompute = True` does so with the attention and the MLP of each block. All that is kept of a block
+is then the two sums of the residual stream, 2 (B, T, C), instead of 9 to 12 such arrays; the backward pass adds what
 one attention or one MLP saves. The price is a second forward pass of the blocks: about a third of a step more.
 
 The results are the same bit for bit: the second run reads the same weights, and draws the same dropout masks, because a
-mask is a function of the number of its stream, which is set back for the second run (`tinygpt.random`). In 16 bits the
+mask is a function of the number of its stream, which is reset for the second run (`tinygpt.random`). In 16 bits the
 gradient of x may be rounded once more.
 
 A part is a module, whose parameters are inputs of the node. If one of them is changed before the backward pass, that
-raises UsageError, as everywhere. What `forward` does besides computing its result, such as printing, it does twice.
+raises UsageError, as everywhere. Side effects of `forward`, such as printing, happen twice.
 
 PyTorch calls this activation checkpointing (`torch.utils.checkpoint`).
 Source: Chen, Xu, Zhang, Guestrin, "Training Deep Nets with Sublinear Memory Cost", 2016, section 4.
@@ -57,17 +57,17 @@ class Recompute(Function):
         with enable_grad(), self.as_in_forward():
             y = self.run(x)
         if y.node is not None:  # otherwise it depends on nothing that needs a gradient
-            # The parameters' last contributions are those of the graph that this node is in, which counts them.
+            # The parameters' last contributions are counted by the graph that contains this node.
             ready, mode.leaf_ready = mode.leaf_ready, None
             try:
                 backward_pass(y.node, y.output_index, dy, retain_graph=False)
             finally:
                 mode.leaf_ready = ready
-        return x.grad, *(leaf.grad for leaf in self.leaves)  # to which the pass has added already
+        return x.grad, *(leaf.grad for leaf in self.leaves)  # the pass has already added to the leaves' gradients
 
     @contextlib.contextmanager
     def as_in_forward(self) -> Iterator[None]:
-        """Inside the block, the generators give the random numbers of the forward pass once more."""
+        """Inside the block, the generators repeat the random numbers of the forward pass."""
         now = [generator.state_dict() for generator in self.generators]
         try:
             for generator, state in zip(self.generators, self.states, strict=True):
