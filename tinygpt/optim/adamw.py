@@ -74,7 +74,7 @@ class AdamW(Optimizer):
     """AdamW over `parameters` (tensors, (name, tensor) pairs or groups: see `tinygpt.optim.optimizer`).
 
     lr: the learning rate; set `optimizer.lr` to change it between steps. betas: the two decay rates, in [0, 1). eps:
-    keeps the division finite. weight_decay, l1, l2: act on matrices only. A group may state betas and eps of its own.
+    keeps the division finite. weight_decay, l1, l2: act on matrices only. A group may set its own betas and eps.
     Raises UsageError and DtypeError.
     """
 
@@ -108,8 +108,8 @@ class AdamW(Optimizer):
     def rates(self) -> np.ndarray:
         """What the next step takes from the host, (slots, 3) float64: see `ScaleOnDevice.rates`.
 
-        For each slot how much of the parameter the decay leaves, the step's size, and the correction of v; the numbers
-        that the CUDA body (adamw.cu) computes from the arguments of `adamw_update`.
+        For each slot: the factor by which the decay scales the parameter, the step size, and the correction of v, as
+        the CUDA body (adamw.cu) computes them from the arguments of `adamw_update`.
         """
         rows = []
         for slot in self.slots:

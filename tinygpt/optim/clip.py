@@ -91,8 +91,8 @@ class ScaleOnDevice:
     `rates`: None, or AdamW's `rates()` as an array on the GPU. Its step then reads those instead of numbers from the
     host, so that a CUDA graph of the step can be replayed with others.
 
-    The factor is 1 / divisor, which makes a mean of the gradients, times what clips this mean to max_norm (0: nothing).
-    If the norm is not finite, the factor is NaN, at which an update changes nothing; and it stays NaN at every later
+    The factor is 1 / divisor, which averages the gradients, times what clips this mean to max_norm (0: no clipping).
+    If the norm is not finite, the factor is NaN, and an update then changes nothing; it stays NaN at every later
     `compute`, until `go_on()`. So the weights stay as they are until the host has read the norm, a step late.
     """
 
@@ -102,7 +102,7 @@ class ScaleOnDevice:
         self.on_device = array_module(self.parameters[0].data).asarray(np.array([math.nan, 0.0, 1.0]))  # (3,)
 
     def compute(self, divisor: float, max_norm: float) -> None:
-        """Compute factor and norm of the gradients that the parameters have now."""
+        """Compute the factor and the norm from the parameters' current gradients."""
         with np.errstate(all="ignore"):
             grads = [grad for grad in (p.present_grad("ScaleOnDevice") for p in self.parameters) if grad is not None]
             calls = [(grad,) for grad in grads]
@@ -113,7 +113,7 @@ class ScaleOnDevice:
             clip_scale(sums, self.on_device, float(divisor), float(max_norm))
 
     def go_on(self) -> None:
-        """Take steps again."""
+        """Resume taking steps."""
         self.on_device[2] = 1.0
 
     def __float__(self) -> float:

@@ -13,8 +13,8 @@ After step t each averaged weight a moves towards its weight p:
     a = d a + (1 - d) p                    d = min(decay, (1 + t) / (10 + t))
 
 With d = decay from the start, the random weights at the start would count for many steps: with 0.999, for 37% after
-1,000. So d rises to `decay`. The last weights of a run with a high learning rate jitter around a better point, which
-the average is closer to.
+1,000. So d rises to `decay`. The last weights of a run with a high learning rate jitter around a better point, to
+which the average is closer.
 
 Saved: the averaged weights, of the shapes and dtypes of the parameters, and t.
 Source: Polyak, Juditsky, "Acceleration of stochastic approximation by averaging", 1992; the warm-up of d is that of
@@ -63,7 +63,7 @@ class EMA:
         self.average: dict[str, Array] = {name: p.data.copy() for name, p in self.parameters.items()}
 
     def update(self) -> None:
-        """Take the current weights into the average."""
+        """Update the average with the current weights."""
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps)) if self.warm_up else self.decay
         for name, parameter in self.parameters.items():

@@ -55,7 +55,7 @@ def layer_decay(named_parameters: Iterable[tuple[str, Tensor]], decay: float) ->
 def by_name(
     named_parameters: Iterable[tuple[str, Tensor]], settings: Mapping[str, Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Groups with the settings of all patterns that match a parameter's name; of several values the last one counts.
+    """Groups with the settings of all patterns that match a parameter's name; if several set a value, the last wins.
 
     settings: pattern -> settings of a group. In a pattern, * stands for any characters, ? for one. Raises UsageError
     for a pattern that matches no name.

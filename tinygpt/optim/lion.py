@@ -4,8 +4,8 @@
     p = p - lr * sign(beta1 m + (1 - beta1) g)
     m = beta2 m + (1 - beta2) g
 
-The direction gives the newest gradient the weight 1 - beta1, the average that is kept gives it 1 - beta2, which is
-smaller. One state array instead of Adam's two. AdamW's steps are mostly smaller than lr, so Lion wants a learning rate
+The direction gives the newest gradient the weight 1 - beta1; the stored average gives it 1 - beta2, which is smaller.
+There is one state array instead of Adam's two. AdamW's steps are mostly smaller than lr, so Lion wants a learning rate
 3 to 10 times smaller and, for the same lr * weight_decay, a weight decay that many times larger.
 
 Saved between steps: m, of the parameter's shape and dtype.
@@ -48,7 +48,7 @@ class Lion(Optimizer):
     """Lion over `parameters` (tensors, (name, tensor) pairs or groups: see `tinygpt.optim.optimizer`).
 
     betas: the weights of m in the direction and in the next m, in [0, 1). weight_decay, l1, l2: act on matrices only.
-    A group may state betas of its own. Raises UsageError and DtypeError.
+    A group may set its own betas. Raises UsageError and DtypeError.
     """
 
     state_names = ("m",)

@@ -21,17 +21,17 @@ has more rows than columns, so that X X^T is the smaller of the two possible pro
 `_by_gram_matrices`), whatever the size of the batch. The model itself makes 3 m n per token.
 
 Which parameters: the matrices in numbered blocks, such as `h.0.mlp.c_fc.weight`. Embeddings, the head, biases and norms
-get AdamW. A group can decide for itself (`use_muon`), and must where parameters have no names. A matrix that consists
-of several, side by side, is split, and each part made orthogonal by itself: `c_attn.weight`, which makes q, k and v,
-into 3 parts, others if their group says so (`parts`). The sources keep q, k and v in matrices of their own.
+get AdamW. A group can decide for itself (`use_muon`), and must where parameters have no names. Concatenated matrices
+are split and made orthogonal separately: `c_attn.weight`, which computes q, k and v, in 3 parts, others if their group
+says so (`parts`). The sources keep q, k and v in separate matrices.
 
 The factor sqrt(max(1, out / in)) is that of the sources below, for a layer from `in` to `out` channels. They store
 weights as (out, in); here they are (in, out).
 
 Saved between steps: m for a matrix; AdamW's m and v for the rest.
 
-In float32 the result for a wide matrix differs by up to 7e-4 of its size from that in float64 (measured in a run of
-`tiny`), less than what the sources lose to bfloat16.
+In float32 the result for a wide matrix differs from that in float64 by up to 7e-4 of its size (measured in a run of
+`tiny`), less than the sources lose to bfloat16.
 
 Source: Keller Jordan, "Muon: An optimizer for hidden layers in neural networks", 2024, and its code, also used in
 modded-nanoGPT and nanochat; they iterate in bfloat16, here it is the parameter's dtype.
@@ -100,9 +100,9 @@ class Muon(Optimizer):
 
     lr: the learning rate of the matrices. adamw_lr: that of the rest; a change of `optimizer.lr` changes it in
     proportion. momentum: in [0, 1). steps: of the Newton-Schulz iteration. betas, eps: AdamW's. weight_decay, l1, l2:
-    act on matrices only. A group may state momentum, nesterov, betas and eps of its own; use_muon: whether its
-    parameters, which must then be matrices, get Muon or AdamW; parts: of how many matrices, side by side, each of them
-    consists, by default 3 for `c_attn.weight`, else 1. Raises UsageError, ShapeError and DtypeError.
+    act on matrices only. A group may set its own momentum, nesterov, betas and eps; use_muon: whether its parameters
+    get Muon, for which they must be matrices, or AdamW; parts: how many matrices are concatenated in each of them, by
+    default 3 for `c_attn.weight`, else 1. Raises UsageError, ShapeError and DtypeError.
     """
 
     elementwise = False
@@ -165,7 +165,7 @@ class Muon(Optimizer):
         return bool(wanted)
 
     def parts_of(self, slot: Slot) -> int:
-        """Of how many matrices, side by side, a matrix consists."""
+        """How many matrices are concatenated in this one."""
         own: int | None = self._setting(slot, "parts")
         return own if own is not None else 3 if QUERY_KEY_VALUE.search(slot.name) else 1
 
@@ -185,7 +185,7 @@ class Muon(Optimizer):
         self._subtract([(slot, self._direction(slot, grad, scale)) for slot, grad, scale in matrices])
 
     def _direction(self, slot: Slot, grad: Array, grad_scale: float) -> Array:
-        """Add the gradient to the momentum; the matrix to make orthogonal, of the shape of the parameter."""
+        """Add the gradient to the momentum, and return the matrix to orthogonalize, of the parameter's shape."""
         m, momentum = slot.state["momentum"], self._setting(slot, "momentum")
         grad = grad * ((1 - momentum) * grad_scale)
         m *= momentum
@@ -193,7 +193,7 @@ class Muon(Optimizer):
         return grad + momentum * m if self._setting(slot, "nesterov") else m
 
     def _subtract(self, directions: list[tuple[Slot, Array]]) -> None:
-        """Make the directions orthogonal, all those of one shape together, and subtract them from the parameters."""
+        """Orthogonalize the directions, all of one shape together, and subtract them from the parameters."""
         pieces: dict[Any, list[tuple[Array, Array]]] = {}  # (part of a parameter, part of its direction), both wide
         for slot, direction in directions:
             param = slot.parameter.data

@@ -18,8 +18,8 @@ whose gradients are added to the clipped gradient:
 
     g = grad_scale * gradient + l1 * sign(p) + l2 * p
 
-So the loss that a training loop reports stays that of the text. In SGD and Adam weight decay is the same as `l2`, as in
-PyTorch; in AdamW, Lion and Muon it is decoupled: p = p - lr * weight_decay * p.
+So the loss that a training loop reports is still that of the text. In SGD and Adam weight decay is the same as `l2`, as
+in PyTorch; in AdamW, Lion and Muon it is decoupled: p = p - lr * weight_decay * p.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Slot:
     weight_decay: float = 0.0
     l1: float = 0.0
     l2: float = 0.0
-    settings: dict[str, Any] = field(default_factory=dict)  # those that its group states, of `group_settings`
+    settings: dict[str, Any] = field(default_factory=dict)  # the `group_settings` that its group sets
     step: int = 0  # how many updates it has had; a step in which it has no gradient does not count
     state: dict[str, Array] = field(default_factory=dict)  # arrays of the parameter's shape
     rounded: Rounded | None = None  # a copy in 16 bits, which AdamW keeps up to date
@@ -67,7 +67,7 @@ class Optimizer:
 
     state_names: tuple[str, ...] = ()
     group_settings: tuple[str, ...] = ()  # attributes that a group may override; `_check_setting` checks them
-    coupled_decay = False  # whether weight decay is a part of the gradient
+    coupled_decay = False  # whether weight decay is part of the gradient
     keeps_rounded = False  # whether it writes updated parameters into `Slot.rounded` too
     elementwise = True  # whether a number's update depends on its own gradient and state alone: then it can be sharded
 
@@ -129,7 +129,7 @@ class Optimizer:
             self._update_all([(slot, *self._with_penalties(slot, grad, grad_scale)) for slot, grad in ready])
 
     def _with_penalties(self, slot: Slot, grad: Array, grad_scale: Any) -> tuple[Array, Any]:
-        """The gradient with those of the penalties, and the factor that it still needs."""
+        """The gradient including the penalties', and the factor still to be applied."""
         l2 = slot.l2 + (slot.weight_decay if self.coupled_decay else 0.0)
         if slot.l1 == l2 == 0:
             return grad, grad_scale
@@ -141,8 +141,8 @@ class Optimizer:
         return grad, 1.0
 
     def _update_all(self, ready: list[tuple[Slot, Array, Any]]) -> None:
-        """Update the parameters of slots, each with its gradient and a factor for that, one by one. A subclass may do
-        them all in one call."""
+        """Update the slots' parameters one by one, each with its gradient and the gradient's factor. A subclass may
+        update them all in one call."""
         for slot, grad, grad_scale in ready:
             self._update(slot, grad, grad_scale)
 

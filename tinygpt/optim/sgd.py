@@ -25,8 +25,8 @@ from .optimizer import Optimizer, Parameters, Slot
 class SGD(Optimizer):
     """SGD over `parameters` (tensors, (name, tensor) pairs or groups: see `tinygpt.optim.optimizer`).
 
-    momentum: in [0, 1). nesterov: needs momentum above 0. weight_decay, l1, l2: act on matrices only. A group may state
-    momentum and nesterov of its own.
+    momentum: in [0, 1). nesterov: needs momentum above 0. weight_decay, l1, l2: act on matrices only. A group may set
+    its own momentum and nesterov.
     """
 
     group_settings = ("momentum", "nesterov")
