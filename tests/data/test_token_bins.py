@@ -58,7 +58,9 @@ def test_what_is_wrong_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(UsageError, match=r"must be given with --vocab-size: the file doesn't tell it"):
         open_bin(path, None)
     (tmp_path / "meta.pkl").write_bytes(b"cos\nsystem\n(S'exit 1'\ntR.")
-    with pytest.raises(UsageError, match=r"meta\.pkl beside it is a pickle, which could run anything, and is not read"):
+    with pytest.raises(
+        UsageError, match=r"meta\.pkl next to it is a pickle, which could run anything, and is not read"
+    ):
         open_bin(path, None)
     for damaged, words in (
         (content[:-2], r"its header says 4 tokens, which take 1032 bytes, and it has 1030"),

@@ -11,8 +11,8 @@ Words are separated by spaces; each Chinese or Japanese character is a word, sin
 synonym may consist of several words. Each line of FILE is a group of synonyms, separated by tabs, or by spaces if the
 line has no tab.
 
-The changes depend only on the generator: a run gives each row and epoch a stream of its own, so a resumed run sees the
-same texts.
+The changes depend only on the generator: a run gives each row and epoch its own stream, so a resumed run sees the same
+texts.
 
 Source: Wei and Zou, "EDA: Easy Data Augmentation Techniques for Boosting Performance on Text Classification Tasks",
 2019, section 2, without its fourth operation, insertion.

@@ -1,9 +1,9 @@
 """Templates for other programs: chat_template.jinja, which transformers, TRL and servers apply to dialogues.
 
-tinygpt writes such a file beside template.toml, from the same template, so that `tokenizer.apply_chat_template` gives
+tinygpt writes such a file next to template.toml, from the same template, so that `tokenizer.apply_chat_template` gives
 the text that the model was trained with. A file by another program is followed where dialogues are answered or scored
-(`jinja_template.py`, `jinja_examples.py`). It is kept if the model is fine-tuned without a template, and named where
-answers are learned.
+(`jinja_template.py`, `jinja_examples.py`). It is kept if the model is fine-tuned without a template; where answers are
+learned, an error names it.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _JINJA = """\
 def to_jinja(template: Template, tokenizer: Tokenizer, end: int | None) -> str:
     """The template for transformers' `apply_chat_template`. end: the token that ends an answer.
 
-    With add_generation_prompt it gives the prompt that `chat` makes, and of a whole dialogue the text that is learned.
+    With add_generation_prompt it gives the prompt that `chat` makes; for a whole dialogue, the text that is learned.
     """
     before, between, after = template.pieces
     above, _, below = template.system.partition("{system}")
@@ -64,7 +64,7 @@ def to_jinja(template: Template, tokenizer: Tokenizer, end: int | None) -> str:
 def write_templates(
     place: Path, template: Template | None, tokenizer: Tokenizer, end: int | None, kept: str | None = None
 ) -> None:
-    """Write a model's template for tinygpt and for other programs. kept: for others, where the model has no template.
+    """Write a model's template for tinygpt and for other programs. kept: for others, if the model has no template.
 
     Raises OSError.
     """
@@ -101,7 +101,7 @@ def chat_template_in(folder: Path) -> str | None:
 
 
 def unread(jinja: str) -> str:
-    """What to do about a template in which nothing is learned."""
+    """What to do about a template in which nothing can be learned."""
     likely = "chatml, most likely" if "<|im_start|>" in jinja else "a preset or a TOML file that makes the same text"
     return f"the model's own chat template is in Jinja, in which answers are not learned: give --template {likely}"
 

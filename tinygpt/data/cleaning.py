@@ -127,7 +127,7 @@ def _safe_end(text: str) -> int:
 
 
 def _whole(pieces: Iterable[Piece]) -> Iterator[tuple[list[Piece], bool]]:
-    """The pieces of each document together, with True; those of a very long one as they come, with False."""
+    """The pieces of each document together, with True; those of a very long one as they arrive, with False."""
     held: list[Piece] = []
     length, long = 0, False
     for piece in pieces:

@@ -1,4 +1,4 @@
-"""What a row of the user's data is: a text, a labelled text, or a dialogue whose answers are to be learned.
+"""What a row of the user's data is: a text, a labelled text, or a dialogue whose answers are learned.
 
 | columns | task |
 |---|---|
@@ -6,7 +6,7 @@
 | `prompt`, `completion`: texts, or lists of messages of which the completion's answers are learned | sft |
 | `question`, `answer` | sft |
 | `instruction`, `input` (may be empty or missing), `output` | sft |
-| `text`, `label`; or `text` and columns that were named, of 0 and 1 for each label | classify |
+| `text`, `label`; or `text` and named columns, of 0s and 1s, one for each label | classify |
 | `text` | text |
 
 These are the names that TRL and public data sets use. Unless the task is given, it is that of the first line above
@@ -44,7 +44,7 @@ def find_columns(
 ) -> tuple[str, tuple[str, ...]]:
     """The task and the columns that it reads, from the columns that were found. Raises UsageError if none fit.
 
-    labels: columns of 0 and 1, one for each label, in the place of the column `label`.
+    labels: columns of 0s and 1s, one for each label, instead of the column `label`.
     """
     there = set(found)
     if labels:

@@ -34,7 +34,7 @@ Part = tuple[str, bool]  # text, and whether special tokens in it count: yes in 
 
 
 class AnyTemplate(Protocol):
-    """What a dialogue asks of a template: a `Template`, or one in Jinja (`jinja_template.py`)."""
+    """What a dialogue needs from a template: a `Template`, or one in Jinja (`jinja_template.py`)."""
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -172,7 +172,7 @@ def read_template(name_or_file: str) -> Template:
 
 
 def as_template(name_or_template: str | AnyTemplate) -> AnyTemplate:
-    """A template by its name or file; one that was read already as it is. Raises UsageError."""
+    """A template by its name or file; one that is already loaded is returned as it is. Raises UsageError."""
     return read_template(name_or_template) if isinstance(name_or_template, str) else name_or_template
 
 
@@ -205,7 +205,7 @@ class Dialogue:
                 del self.turns[:dropped]
                 return ids, dropped
         raise UsageError(
-            f"the message is too long: {len(ids)} tokens with its template, and {room} fit beside the answer"
+            f"the message is too long: {len(ids)} tokens with its template, and {room} fit along with the answer"
         )
 
 

@@ -93,7 +93,7 @@ class AnswerExamples(TextExamples):
         system, turns, given = dialogue_of(row, self.columns)
         before, between, after = self.template.pieces
         following, ending = after + before, self.template.ending
-        ending = ending if following.startswith(ending) else after  # of an answer with another turn after it
+        ending = ending if following.startswith(ending) else after  # for an answer with another turn after it
         pieces: list[tuple[np.ndarray, bool]] = []
         for number, (said, answer) in enumerate(turns):
             opening = self.template.opening(system, said)

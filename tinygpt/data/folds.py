@@ -4,7 +4,7 @@
 
 Texts that differ only in white space are in the same fold, so that none is both memorized and tested. Folds have about
 the same share of each label and about the same number of rows: groups of equal texts are shuffled, sorted by label, and
-dealt one after another to the fold with the fewest rows of that label, among these to the one with the fewest rows.
+dealt one after another to the fold with the fewest rows of that label and, among equals, with the fewest rows.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Rows with answers as examples in a chat template in Jinja, to score the answers of other programs' models.
+"""Rows with answers as examples in a Jinja chat template, to score the answers of other programs' models.
 
 A template in Jinja only makes a text; it does not say which part of it is an answer. That part is what follows the
-prompt (the text up to where the answer begins) once the answer is among the messages. It has whatever the template puts
-behind an answer, such as <|im_end|>, which the model must write as well.
+prompt (the text up to where the answer begins) once the answer is among the messages. It includes whatever the template
+puts after an answer, such as <|im_end|>, which the model must write as well.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .rows import Row
 
 
 class JinjaExamples(TextExamples):
-    """One dialogue per row, of which the answers count."""
+    """One dialogue per row, in which only the answers count."""
 
     def __init__(
         self, tokenizer: Tokenizer, block_size: int, columns: tuple[str, ...], template: JinjaTemplate

@@ -4,10 +4,10 @@
     ids = template.prompt(tokenizer, system, turns, user)         # as transformers' apply_chat_template
     template.stops                                                # the text that ends an answer
 
-A template is a program from a stranger. As in transformers it runs in Jinja's sandbox, which has no way to Python's
+A template is a program from a stranger. As in transformers it runs in Jinja's sandbox, with no access to Python's
 internals, files or imports, and it sees only texts. jinja2 (extra `chat`) is imported when a template is made.
 
-Where transformers reads special tokens anywhere, here those that a message contains are text: a user who types
+While transformers reads special tokens anywhere, here those that a message contains are text: a user who types
 <|im_end|> does not end a turn. For all other messages the ids are the same.
 
 Source: transformers, "Chat templates"; the names that a template may use are those of its documentation.
@@ -32,7 +32,7 @@ from .dialogue import CHAT_TEMPLATE, TEMPLATE, AnyTemplate, Part, Turns, encode,
 
 PURPOSE = "a chat template in Jinja"
 OWN = "own"  # --template own: the model's
-_NEWEST_ESCAPE = (3, 1, 6)  # older versions of jinja2 have known ways out of the sandbox
+_NEWEST_ESCAPE = (3, 1, 6)  # older versions of jinja2 have known sandbox escapes
 _QUESTION, _ANSWER = "tinygptquestion", "tinygptanswer"
 
 
@@ -63,7 +63,7 @@ class JinjaTemplate:
                 messages=[dict(message) for message in messages], tools=None, documents=None,
                 add_generation_prompt=add_generation_prompt, **self._tokens,
             )  # fmt: skip
-        except Exception as error:  # whatever a program of others does wrong: of Jinja's or of Python's classes
+        except Exception as error:  # whatever a stranger's program does wrong, in Jinja's or in Python's classes
             raise UsageError(
                 f"the chat template {self.where} can't be applied to this dialogue: {_one_line(error)}"
             ) from error
@@ -76,7 +76,7 @@ class JinjaTemplate:
         return [(part, True) for part in self.rendered(system, turns, user, gap).split(gap)]
 
     def rendered(self, system: str, turns: Turns, user: str | None, gap: str) -> str:
-        """The text up to where the answer to `user` begins, or with None of a dialogue that ends with an answer.
+        """The text up to where the answer to `user` begins; with None, the text of a dialogue that ends with an answer.
 
         gap: a character from `gap_for`, which is put into the special tokens that a message contains.
         """
@@ -89,7 +89,7 @@ class JinjaTemplate:
 
     @staticmethod
     def gap_for(texts: Sequence[str]) -> str:
-        """A character that the texts do not have: the first such one of the private use area."""
+        """A character that is not in the texts: the first such one in the private use area."""
         used = set("".join(texts))
         return next(chr(code) for code in range(0xE000, 0xF8FF) if chr(code) not in used)
 
@@ -98,7 +98,7 @@ class JinjaTemplate:
         return self.parts(system, [], user)
 
     def prompt(self, tokenizer: Tokenizer, system: str, turns: Turns, user: str) -> np.ndarray:
-        """The ids (T,) of `parts`. Nothing is put before them: a template writes the token of the beginning itself."""
+        """The ids (T,) of `parts`. Nothing is put before them: a template writes the bos token itself."""
         return encode(tokenizer, self.parts(system, turns, user))
 
     def _torn(self, text: str, gap: str) -> str:
@@ -109,7 +109,7 @@ class JinjaTemplate:
         return re.sub(f"(?=({pattern}))(.)", rf"\2{gap}", text, flags=re.DOTALL)
 
     def _found_stops(self) -> tuple[str, ...]:
-        """The text between an answer and the next question; of it only the mark, if it begins with one (<|im_end|>)."""
+        """The text between an answer and the next question; only its mark, if it begins with one (<|im_end|>)."""
         said = [("user", _QUESTION), ("assistant", _ANSWER), ("user", _QUESTION)]
         try:
             text = self.render([{"role": role, "content": content} for role, content in said])
@@ -117,14 +117,14 @@ class JinjaTemplate:
             return ()
         after = text.partition(_ANSWER)[2].partition(_QUESTION)[0]
         marks = [token for token in self._special if token and after.lstrip().startswith(token)]
-        marks += re.findall(r"^\s*(<[^<>\s]+>)", after)  # one that this tokenizer does not have
+        marks += re.findall(r"^\s*(<[^<>\s]+>)", after)  # a mark that this tokenizer does not have
         stop = max(marks, key=len) if marks else after.rstrip()
         return (stop,) if stop.strip() else ()
 
 
 def template_for(folder: Path, tokenizer: Tokenizer, given: str | None) -> AnyTemplate:
-    """The template for the model in `folder`: the one that is given (a preset, a file in TOML or Jinja) or, without one
-    and for "own", the model's: its template.toml, or else its chat template in Jinja, or else "plain"."""
+    """The template for the model in `folder`: the given one (a preset, a file in TOML or Jinja) or, with none or with
+    "own", the model's: its template.toml, or else its chat template in Jinja, or else "plain"."""
     if given is not None and given != OWN:
         return _from_file(Path(given), tokenizer) if Path(given).suffix == ".jinja" else read_template(given)
     if (folder / TEMPLATE).exists():

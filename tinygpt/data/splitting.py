@@ -38,7 +38,7 @@ def split_rows(
     if len(groups) < 2:
         raise UsageError(
             f"{len(keys)} row{'s' * (len(keys) != 1)} with fewer than two different texts or prompts can't be split "
-            "into training and validation: give validation rows of their own with --valid FILE"
+            "into training and validation: give separate validation rows with --valid FILE"
         )
     members = list(groups.values())
     order = np.argsort(Generator(seed, SPLIT_STREAM).uniform(len(members)), kind="stable")
@@ -108,5 +108,5 @@ def shares(counts: dict[Hashable, int], wanted: int) -> dict[Hashable, int]:
 
 
 def digest_of(rows: Iterable[int]) -> str:
-    """The SHA-256 of the indices of rows, by which a later reading notices that it would choose others."""
+    """The SHA-256 of row indices, by which a later reading notices that it would choose other rows."""
     return hashlib.sha256(np.array(list(rows), np.int64).tobytes()).hexdigest()

@@ -40,7 +40,7 @@ def open_bin(path: str | os.PathLike[str], vocab_size: int | None) -> np.ndarray
     if vocab_size is None:
         there = (path.parent / "meta.pkl").exists()
         why = (
-            "meta.pkl beside it is a pickle, which could run anything, and is not read"
+            "the meta.pkl next to it is a pickle, which could run anything, and is not read"
             if there
             else "the file doesn't tell it"
         )
@@ -87,7 +87,7 @@ def write_bin(path: str | os.PathLike[str], tokens: Any, format: str) -> None:
     wide = format == "llm.c" and any(
         int(tokens[begin : begin + _CHUNK].max()) >= 1 << 16 for begin in range(0, len(tokens), _CHUNK)
     )
-    check_range(tokens, 1 << (31 if wide else 16), f"what is to be written to {shown(path)}")
+    check_range(tokens, 1 << (31 if wide else 16), f"what is written to {shown(path)}")
     with explain_os_errors("write", path), atomic_write(path) as file:
         dtype = np.dtype("<u4" if wide else "<u2")
         if format == "llm.c":

@@ -107,7 +107,7 @@ def _boundary(written: Written, fraction: float) -> int:
 
 
 class _Text(NamedTuple):
-    """What is encoded by itself: a part of a document."""
+    """A part of a document that is encoded by itself."""
 
     part: int  # what its document is for
     text: str
@@ -176,7 +176,7 @@ def _unknown_character(
 
 
 class _Sink:
-    """The array of a token file, while it is written: training tokens to `file`, those for validation beside it."""
+    """The array of a token file being written: training tokens go to `file`, those for validation to `aside`."""
 
     def __init__(self, file: IO[bytes], aside: IO[bytes]) -> None:
         self.files, self.counts, self.dtype = (file, aside), [0, 0], token_dtype(1)
@@ -205,7 +205,7 @@ class _Sink:
         return len(ids)
 
     def join(self) -> None:
-        """Put the validation tokens behind the training tokens."""
+        """Append the validation tokens to the training tokens."""
         self.files[1].seek(0)
         shutil.copyfileobj(self.files[1], self.files[0], 1 << 20)
         self.counts = [sum(self.counts), 0]

@@ -112,7 +112,7 @@ def write_token_parts(
 
 
 def division_bytes(validation_fraction: float, train_count: int, end_token: int | None) -> bytes:
-    """What a token file has after its array. validation_fraction: 0 if only the end token is to be stored."""
+    """What a token file has after its array. validation_fraction: 0 to store only the end token."""
     version = _VERSION if end_token is None else _WITH_END
     end = b"" if end_token is None else _END.pack(end_token)
     return _DIVISION.pack(_NAME, version, validation_fraction, train_count) + end

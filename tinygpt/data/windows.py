@@ -68,7 +68,7 @@ class DocumentWindows:
         return begins, lengths, (windows - before) * self.block_size
 
     def _cut(self, starts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """inputs and targets from `starts` (B,), of which `lengths` (B,) count."""
+        """inputs and targets from `starts` (B,), of which the first `lengths` (B,) count."""
         steps = np.arange(self.block_size + 1)  # (T+1,)
         within = steps <= lengths[:, None]  # (B, T+1)
         found = np.asarray(self.tokens[np.where(within, starts[:, None] + steps, starts[:, None])]).astype(np.int64)
