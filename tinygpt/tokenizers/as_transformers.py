@@ -179,7 +179,7 @@ def _set_template(library: Any, folder: Folder, settings: dict[str, Any], specia
 
 
 def _remaining_settings(settings: dict[str, Any], special_tokens: dict[str, str], extra: list[Any]) -> dict[str, Any]:
-    """The settings to save beside the complete description: special tokens as strings, no lists of added tokens."""
+    """The settings to save with the complete description: special tokens as strings, no lists of added tokens."""
     in_description = (
         "added_tokens_decoder",
         "additional_special_tokens",

@@ -1,7 +1,7 @@
 """A character-level tokenizer, whose small vocabulary is taken from the training text.
 
 A prompt may well contain a character that the training text did not, such as an accented letter. The
-`unknown` argument says what `encode` does then:
+`unknown` argument determines what `encode` does then:
 
     unknown="error"     raise UnknownCharacterError, which names the character and its position (the default)
     unknown="skip"      drop it

@@ -72,7 +72,7 @@ def _awkward_codes() -> list[int]:
 
 @functools.cache
 def classes(ascii_only: bool) -> np.ndarray:
-    """What each character is to `_WORD`: uint8, (0x110000,). ascii_only: only ASCII is classified."""
+    """The class of each character for `_WORD`: uint8, (0x110000,). ascii_only: only ASCII is classified."""
     characters = "".join(map(chr, range(128 if ascii_only else _CODES)))
     found = np.zeros(_CODES, np.uint8)  # the others
     for number, rule in enumerate([_LETTERS, _DIGITS, r"\s+"], 1):
@@ -159,7 +159,7 @@ class WordCache:
     def _encode_here(self, parts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         if len(self._ids) > _MOST_WORDS:
             self._ids = {}
-        known = self._ids  # another thread may begin a new one
+        known = self._ids  # another thread may start a new one
         split = [self._words(part) for part in parts]
         new = list(set[str]().union(*split).difference(known))
         whole = [part for part, words in zip(parts, split, strict=True) if not words]

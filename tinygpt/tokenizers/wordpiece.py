@@ -1,4 +1,4 @@
-"""BERT's tokenizer, as Chinese GPT-2 models have it: vocab.txt with WordPiece or with characters alone.
+"""BERT's tokenizer, as used by Chinese GPT-2 models: vocab.txt with WordPiece or with characters alone.
 
     tokenizer = tinygpt.tokenizers.load(folder)  # a folder with vocab.txt, or a tokenizer.json of that kind
     ids = tokenizer.encode("我爱北京")    # those of transformers' BertTokenizer, without [CLS] and [SEP]
@@ -144,7 +144,7 @@ class WordPieceTokenizer(Tokenizer):
         return token[len(_CONTINUES) :] if continues else token
 
     def _spaces(self, number: int, token: str) -> tuple[bool, bool]:
-        """Whether a space may be before, and after, this token. It is written where both neighbours allow it."""
+        """Whether a space may precede, and follow, this token. It is written where both neighbours allow it."""
         if number in self._whole and number != self._unknown:
             return False, False
         shown = self._shown(number, token)

@@ -32,7 +32,7 @@ _FULL_WIDTH = [
     for character in map(chr, (*range(0x3000, 0x3040), *range(0xFF01, 0xFF61), *range(0x2010, 0x2027), 0xB7))
     if is_punctuation(character)  # with the dashes, dots and quotation marks of Chinese texts
 ]
-# All are punctuation, which is a word of its own with or without spaces.
+# All are punctuation, which is a separate word with or without spaces.
 NO_SPACE_BEFORE = frozenset([*_FULL_WIDTH, *".,!?;:)]}%'-/_@"])
 NO_SPACE_AFTER = frozenset([*_FULL_WIDTH, *"([{$#'-/_@"])
 
