@@ -1,4 +1,4 @@
-"""The page of a training run, or of several beside each other: `tinygpt report FOLDER...`.
+"""The page about a training run, or several side by side: `tinygpt report FOLDER...`.
 
     from tinygpt.report import find_runs, page
 

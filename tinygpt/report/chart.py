@@ -1,8 +1,8 @@
 """Line charts as HTML and inline SVG, legible at any width, without a script.
 
 The SVG holds lines only, and is stretched to the width of the page (`preserveAspectRatio="none"`, strokes that do not
-scale). All text is HTML beside it, positioned in percent, so it keeps its size on a narrow screen. Colours are classes
-of the style sheet, which has them for light and for dark.
+scale). All text is HTML around it, positioned in percent, so it keeps its size on a narrow screen. Colours are classes
+of the style sheet, which defines them for light and dark.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from html import escape
 WIDTH, HEIGHT = 1000, 400  # of the SVG's own coordinates
 MOST_POINTS = 700  # of a line; more are drawn as the extremes of intervals
 MOST_DOTS = 120
-EDGE = 4.0  # percent of the width: a label so near to an end is not centered
+EDGE = 4.0  # percent of the width: a label this near to an end is not centered
 Points = Sequence[tuple[float, float]]
 
 
@@ -131,7 +131,7 @@ def _labels(axis: Axis, below: bool = False) -> Iterator[str]:
         share = 100 * axis.place(tick)
         if not below:
             yield f'<span style="bottom:{share:.2f}%">{written(tick)}</span>'
-        elif share < EDGE or share > 100 - EDGE:  # beside its line instead of below it, inside the page
+        elif share < EDGE or share > 100 - EDGE:  # next to its line instead of below it, inside the page
             side, kept = ("left", share) if share < EDGE else ("right", 100 - share)
             yield f'<span class="edge" style="{side}:{max(0.0, kept):.2f}%">{written(tick)}</span>'
         else:
@@ -180,7 +180,7 @@ def colour_class(colour: int) -> str:
 
 
 def legend(lines: Sequence[tuple[str, str]]) -> str:
-    """What the lines are: (label, its classes)."""
+    """The legend of the lines: (label, its classes)."""
     items = (f'<span><svg viewBox="0 0 26 8"><path class="{kind}" d="M0 4H26"/></svg>{escape(label)}</span>'
              for label, kind in lines)  # fmt: skip
     return f'<p class="key">{"".join(items)}</p>'

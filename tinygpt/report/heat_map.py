@@ -18,7 +18,7 @@ FACTOR = 30.0  # at full colour
 LEVELS = 8  # of strength
 MOST_COLUMNS = 80
 NORMS = {
-    "ratio": ("update / weight", "How large each update is beside the weights it changes. Blue: smaller than 1e-3; "
+    "ratio": ("update / weight", "How large each update is relative to its weights. Blue: smaller than 1e-3; "
               "orange: larger."),
     "gradient": ("gradient", "Norm of the layer's gradient, before clipping."),
     "update": ("update", "Norm of what the optimizer changed in this step."),

@@ -1,4 +1,4 @@
-"""The page of `tinygpt report`: one HTML file about one run, or several beside each other."""
+"""The page of `tinygpt report`: one HTML file about one run, or several side by side."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def _cut(text: str) -> str:
 
 
 def _settings(runs: Sequence[Run]) -> Iterator[str]:
-    """All settings of one run; of several those that they share, since the table of the runs has the others."""
+    """All settings of one run; for several, those that they share, since the table of runs has the others."""
     apart = differing(runs)
     shared = [(name, value) for name, value in runs[0].settings.items() if name not in apart]
     if not shared:

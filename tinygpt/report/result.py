@@ -27,7 +27,7 @@ SHOWN_ELSEWHERE = frozenset(
 
 
 def table(head: Sequence[str], rows: Iterator[str] | Sequence[str]) -> str:
-    """head: the column titles, empty for a table without. rows: each a <tr>."""
+    """head: the column titles; empty for none. rows: each a <tr>."""
     top = f"<thead><tr>{''.join(f'<th>{escape(name)}</th>' for name in head)}</tr></thead>" if head else ""
     return f'<div class="wide"><table>{top}<tbody>{"".join(rows)}</tbody></table></div>'
 

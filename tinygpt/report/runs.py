@@ -1,4 +1,4 @@
-"""What the folder of a run tells: its settings, its figures over time, its samples, its layers, how it ended.
+"""What the folder of a run reveals: its settings, its figures over time, its samples, its layers, how it ended.
 
     runs = find_runs(["out/sweep", "out/other"])         # a folder that holds runs stands for all of them
 
@@ -93,7 +93,7 @@ def read_records(path: Path) -> Records:
 
 @dataclass
 class Run:
-    """One run. name: what the report calls it. settings: by name, those in the folder. state: of its latest
+    """One run. name: what the report calls it. settings: those in the folder, by name. state: that of its latest
     checkpoint, empty if that can't be read."""
 
     folder: Path
@@ -182,7 +182,7 @@ def _natural(path: Path) -> list[Any]:
 
 
 def _names(folders: list[Path]) -> list[str]:
-    """The shortest ends of the paths that tell them apart."""
+    """The shortest path endings that tell them apart."""
     for count in range(1, max(len(folder.parts) for folder in folders) + 1):
         names = [shown(Path(*folder.parts[-count:])) for folder in folders]
         if len(set(names)) == len(names):
@@ -211,7 +211,7 @@ def _state(folder: Path) -> dict[str, Any]:
 
 
 def _settings(folder: Path, state: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """How the run was started (config.toml), and what its checkpoint says, which counts if they differ."""
+    """How the run was started (config.toml), and what its checkpoint says, which wins if they differ."""
     found: dict[str, Any] = {}
     with contextlib.suppress(OSError, ValueError, RecursionError):
         values = tomllib.loads((folder / CONFIGURATION).read_text(encoding="utf-8-sig"))
