@@ -126,7 +126,7 @@ class Search:
 
 
 def best(totals: np.ndarray, count: int) -> np.ndarray:
-    """The indices of the `count` largest of `totals` (n,), largest first, ties by lower index; never one of -inf."""
+    """The indices of the `count` largest of `totals` (n,), largest first, ties by lower index; never a -inf."""
     count = min(count, len(totals))
     least = np.partition(totals, -count)[-count]
     among = np.flatnonzero((totals >= least) & (totals > -np.inf))

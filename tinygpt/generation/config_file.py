@@ -1,4 +1,4 @@
-"""Read and write transformers' generation_config.json. A file written here means the same to transformers.
+"""Read and write transformers' generation_config.json. A file written here means the same in transformers.
 
     config = read_config_file(folder)              # or the path of a file; None if the folder has no such file
     write_config_file(config, folder)
@@ -22,7 +22,7 @@ from .options import BEAM_OPTIONS, OPTIONS, SAMPLING_OPTIONS, GenerationConfig
 
 FILE_NAME = "generation_config.json"
 
-_OURS = ("seed", "overflow", "vocab_size")  # these belong to a single call, and transformers has no such settings
+_OURS = ("seed", "overflow", "vocab_size")  # they belong to a single call, and transformers has no such settings
 
 # Settings for how the result is computed or reported; settings for other kinds of models; metadata; and settings of
 # older versions of transformers that newer ones ignore.

@@ -2,12 +2,12 @@
 
     step = GraphedDecode(compute, addresses)
     logits = step(ids, lengths)                   # compute(ids, lengths), replayed where possible
-    ids = step(ids, lengths, draw)                # draw(compute(ids, lengths)), which is as many launches: one
+    ids = step(ids, lengths, draw)                # draw(compute(ids, lengths)), still a single launch
 
-Python takes longer to launch the kernels of a decoding step than the GPU to run them: GPT-2's weights are read in a
-tenth of a millisecond, and its 120 launches take five. What changes from step to step is in memory: ids, lengths and
+Python takes longer to launch the kernels of a decoding step than the GPU takes to run them: GPT-2's weights are read in
+a tenth of a millisecond, and its 120 launches take five. What changes from step to step is in memory: ids, lengths and
 the random numbers of the draw, which are copied to their places before each replay, and the cache of keys and values,
-which the kernels extend where the lengths say. So a graph is right as long as the arrays stay where they are;
+which the kernels extend where the lengths say. So a graph is valid as long as the arrays stay where they are;
 `addresses` tells where.
 
 The first steps of a text run eagerly, since a short text is not worth a graph. Then one is recorded, replayed and
@@ -32,8 +32,8 @@ EAGER = 4  # steps before a graph is recorded, which takes about as long as four
 
 
 class GraphedDecode:
-    """`step(ids, lengths)` is `compute(ids, lengths)`, and with `draw` what that makes of it: an array that the next
-    step may overwrite.
+    """`step(ids, lengths)` is `compute(ids, lengths)` or, with `draw`, `draw` of that: an array that the next step may
+    overwrite.
 
     addresses: returns what must not change while a graph is used.
     """
@@ -42,7 +42,7 @@ class GraphedDecode:
         self.compute, self.addresses = compute, addresses
         self.recorder: Any = None
         self.graph: Any = None
-        self.recorded: Hashable = None  # for which batch size, draw and addresses
+        self.recorded: Hashable = None  # the batch size, draw and addresses of the graph
         self.results: tuple[Any, ...] = ()  # what a replay writes: logits, and ids if it draws
         self.runs = 0  # eager ones of the same kind
         self.failed = False
@@ -61,7 +61,7 @@ class GraphedDecode:
             return self._eager(ids, lengths, draw)[-1]
         try:
             return self._record(ids, lengths, draw)[-1]
-        except Exception:  # any error of CUDA and its libraries: without graphs it shows again, if it is not theirs
+        except Exception:  # any error of CUDA and its libraries: if graphs are not the cause, it recurs
             self.failed, self.graph, self.recorder = True, None, None
             return self._eager(ids, lengths, draw)[-1]
 

@@ -1,4 +1,4 @@
-"""Several prompts, or pieces of prompts, through the model in one pass: its weights are read once for all of them.
+"""Run several prompts, or pieces of prompts, through the model in one pass: its weights are read once for all of them.
 
     joint = joint_prompts(one_pass(model))  # None if the model has to be called
     hidden = joint([ids, ...], [cache, ...])
@@ -6,10 +6,10 @@
 It runs `GPT.hidden` on the tokens of all prompts as one text, without padding. Only attention sees other tokens, and a
 `JointCache` gives each prompt's tokens to that prompt's own cache.
 
-With the compiled kernels no bit of a prompt's result depends on the others. That is a property of two products, whose
-sums have an order of their own for any number of rows: that of few rows, which prompts of less than LONG tokens use
-(`ops/packed.py`), and that of many (`_ext/cpu/matmul`). Which of them it is depends on the prompt alone, so the short
-ones share passes, and so do the long ones. `FewRowsLinear` takes the place of a layer that computes as for few rows.
+With the compiled kernels no bit of a prompt's result depends on the others. That is a property of two products, each of
+which adds in the same order for any number of rows: the one for few rows, which prompts of less than LONG tokens use
+(`ops/packed.py`), and the one for many (`_ext/cpu/matmul`). Which one is used depends on the prompt alone, so the short
+ones share passes, and so do the long ones. `FewRowsLinear` replaces a layer so that it always computes as for few rows.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class FewRowsLinear(Module):
 
 
 class JointCache(KeyValueCache):
-    """One block's caches of several texts, whose N new tokens follow one another as those of a single text.
+    """One block's caches for several texts, whose N new tokens follow one another as if they were a single text.
 
     ends: (len(caches),) where each text's new tokens end.
     """
@@ -76,7 +76,7 @@ class JointCache(KeyValueCache):
         return np.concatenate([one.positions(n) for one, n in zip(self.caches, counts, strict=True)], axis=1)
 
     def last(self, x: Tensor) -> Tensor:
-        """x (1, N, C) -> (1, len(caches), C). What `attend` returned has been cut already."""
+        """x (1, N, C) -> (1, len(caches), C). A result of `attend` has already been cut."""
         return x if x.shape[1] == len(self.ends) else Tensor(x.data[:, self.ends - 1])
 
     def attend(self, qkv: Array, n_head: int, scale: float | None) -> Array:
@@ -86,7 +86,7 @@ class JointCache(KeyValueCache):
 
 
 class JointPrompts:
-    """The pass above for one model, with the weights that it has when it is called."""
+    """The pass above for one model, with its weights at the time of the call."""
 
     def __init__(self, model: GPT) -> None:
         ours = compiled_part("product_is_ours")
@@ -95,17 +95,17 @@ class JointPrompts:
 
     @functools.cached_property
     def short(self) -> GPT:
-        """The model, for prompts of few tokens."""
+        """The model, for short prompts."""
         return self._with_few_rows("")
 
     @functools.cached_property
     def long(self) -> GPT:
-        """The model, for prompts of many. Beyond its last attention only the last token of each prompt matters."""
+        """The model, for long prompts. Beyond its last attention only the last token of each prompt matters."""
         last = f"h.{len(self.model.h) - 1}"
         return self._with_few_rows(f"{last}.attn.c_proj", f"{last}.mlp.")
 
     def _with_few_rows(self, *beginnings: str) -> Any:
-        """The model with a FewRowsLinear for each linear layer whose path begins so."""
+        """The model with a FewRowsLinear for each linear layer whose path begins with one of these."""
         linear = [pair for pair in self.model.named_modules() if isinstance(pair[1], (Linear, PackedLinear))]
         return replaced(self.model, {p: FewRowsLinear(layer) for p, layer in linear if p.startswith(beginnings)})
 
@@ -145,8 +145,8 @@ def passes(which: Sequence[int], lengths: Sequence[int], most: int) -> Iterator[
 
 
 def joint_prompts(one_pass: OnePass | None) -> JointPrompts | None:
-    """The pass for a model, given its fast path for decoding, whose sums of an adapter's updates and their weights it
-    reads too; None if a part of the model is user-defined, and on a GPU."""
+    """The pass for a model, given its fast path for decoding, which also provides the merged LoRA weights; None if a
+    part of the model is user-defined, and on a GPU."""
     if one_pass is None or not isinstance(one_pass.wpe, np.ndarray):
         return None
     return JointPrompts(one_pass.model)

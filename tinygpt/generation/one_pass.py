@@ -1,4 +1,4 @@
-"""The fast path of `Decoder.step`: one new token of each text through a whole GPT, on plain arrays.
+"""The fast path of `Decoder.step`: run one new token of each text through a whole GPT, on plain arrays.
 
 It computes `GPT.hidden(ids, cache)` with one call per block (`tinygpt.ops.decode_block`). That call reads the weights
 directly instead of calling the layers, so it works only for models made entirely of this package's layers.
@@ -31,7 +31,7 @@ class OnePass:
         self.model, self.blocks, norm = model, model.h, model.ln_f
         self.inner = max(block.mlp.inner for block in model.h)
         self.work: Any = None
-        self.rows = 0  # that `work` is enough for
+        self.rows = 0  # for which `work` is large enough
         # Looking these up at every step would take a tenth of the time of a small model's step.
         self.wte, self.wpe = model.wte.matrix, model.wpe.weight.data
         self.norm = norm.weight.data, None if norm.bias is None else norm.bias.data, norm.eps
@@ -58,8 +58,8 @@ class OnePass:
 def one_pass(model: Any) -> OnePass | None:
     """The fast path for `model`, or None if any part of it is user-defined.
 
-    It reads the sums of an adapter's updates and their weights, which it computes once. With packed weights there is no
-    such sum without rounding them again, so an adapter beside these has no fast path.
+    It merges an adapter's updates into the weights once, and reads the sums. Packed weights would have to be rounded
+    again for that, so a model with packed weights and an adapter has no fast path.
     """
     if not isinstance(model, GPT) or not keeps(model, GPT):
         return None

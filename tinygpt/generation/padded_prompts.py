@@ -1,4 +1,4 @@
-"""Several prompts read in one pass of the model, padded to one length: on a GPU, for which one is too little work.
+"""Read several prompts in one pass of the model, padded to one length: on a GPU, for which one is too little work.
 
 A CPU reads them together without padding (`joint_prompts`), and each row has the bits that it has alone; here a row may
 differ from that in the last digits.
@@ -14,7 +14,7 @@ import numpy as np
 from .. import backends
 from ..ops.cached_attention import KeyValueCache
 
-MOST = 2  # prompts are read together if that takes at most so many times their tokens
+MOST = 2  # prompts are read together if padding increases their tokens by at most this factor
 
 
 def worth_padding(rows: Sequence[Any]) -> bool:

@@ -1,10 +1,10 @@
-"""PromptCache: what the model has read stays in memory from one call to the next, as the turns of a dialogue need it.
+"""PromptCache: keep what the model has read from one call to the next, as for the turns of a dialogue.
 
     cache = PromptCache(model)
     for message in ...:
         ids = ...                                               # the whole dialogue so far, and the message
         for text in stream_text(model, tokenizer, ids, prompt_cache=cache): ...
-        cache.tokens_read                                       # of these ids: those after what was known
+        cache.tokens_read                                       # how many of these ids were not known yet
 
 The keys and values of a token depend only on the tokens before it, so those of the longest common beginning of the last
 text (prompt and answer) and the new prompt are still valid. Nobody needs to say what changed: a dialogue that goes on

@@ -1,4 +1,4 @@
-"""Reading a prompt in pieces, beside a decoder whose rows go on between them.
+"""Read a prompt in pieces, between steps of a decoder whose rows go on meanwhile.
 
     reader = decoder.reader(prompt)                 # ids (T,)
     while reader.rest:
@@ -6,11 +6,11 @@
         decoder.step(ids)                           # the rows of `decoder` don't see the reader
     logits = decoder.join(reader, copies=2)         # two more rows
 
-The result depends on the prompt and on how it is cut into pieces, and on nothing else. So keys and values that another
-reader computed for the same beginning, cut in the same way, can be put in its place: `copy_of` and `put`. Then the
-logits are the same, bit for bit. A prompt in several pieces differs from the same prompt in one by rounding.
+The result depends only on the prompt and on how it is cut into pieces. So keys and values that another reader computed
+for the same beginning, cut in the same way, can be reused: `copy_of` and `put`. The logits are then the same, bit for
+bit. A prompt in several pieces differs from the same prompt in one by rounding.
 
-`read_together([(reader, 64), (other, 9)])` reads the next pieces of several prompts in one pass, to the same result.
+`read_together([(reader, 64), (other, 9)])` reads the next pieces of several prompts in one pass, with the same result.
 
 Memory: 2 n_layer n_embd numbers for each token of the prompt, until it joins.
 Source: Agrawal et al., "Sarathi: Efficient LLM Inference by Piggybacking Decodes with Chunked Prefills", 2023.
@@ -41,9 +41,9 @@ class PromptReader:
 
     def __init__(self, model: GPT, prompt: Any, cached: bool = True, joint: JointPrompts | None = None) -> None:
         self.model, self.joint, self.ids = model, joint, model.check_ids([prompt])  # (1, T)
-        self.length = 0  # tokens that are read
+        self.length = 0  # tokens read so far
         self.cache = model.new_cache(1, self.size) if cached else None
-        self.hidden: Any = None  # (C,) the input of the head, for the token after those that are read
+        self.hidden: Any = None  # (C,) the input of the head, for the token after those read so far
 
     @property
     def size(self) -> int:
@@ -65,7 +65,7 @@ class PromptReader:
             self.hidden = model.hidden(self.ids[:, self.length : end], self.cache).data[0, -1]
 
     def copy_of(self, begin: int, end: int) -> Span:
-        """The keys and values of tokens begin .. end - 1, which are read. Nothing of a model without a cache."""
+        """The keys and values of tokens begin .. end - 1, already read. Empty for a model without a cache."""
         return [
             (layer.keys[:, :, begin:end].copy(), layer.values[:, :, begin:end].copy()) for layer in self.cache or ()
         ]
@@ -89,7 +89,7 @@ class PromptReader:
 
 
 def read_together(pieces: Sequence[tuple[PromptReader, int]]) -> None:
-    """`reader.read(count)` for each (reader, count). The readers are of one decoder, each of another prompt.
+    """`reader.read(count)` for each (reader, count). The readers belong to one decoder, each to a different prompt.
 
     After an error, all of them are where they were.
     """

@@ -78,8 +78,8 @@ class RowDecoder:
     def step(self, ids: np.ndarray, draw: Draw | None = None) -> Array:
         """Append one token to each row, ids (R,) int64, and return the logits (R, V) after it.
 
-        They are NumPy's or, with `draw`, may be the decoder's own array on a GPU, or the ids (R,) there that `draw` has
-        made of them.
+        They are a NumPy array or, with `draw`, may be the decoder's own array on a GPU, or the ids (R,) there that
+        `draw` chose from them.
         """
         if self._end == self._table.shape[1]:
             self._table = np.concatenate([self._table, np.zeros_like(self._table)], axis=1)

@@ -8,11 +8,11 @@ Cost. This should be negligible next to the model's step. Greedy decoding withou
 model's own array. Only the tokens left after top_k, found by a partition instead of a sort, are converted to float64.
 Random numbers are generated for many steps at once.
 
-On a GPU the logits of a step, 200 KB a row for GPT-2, can stay where they are, if temperature, top_k and top_p are all
-that there is to do: `sample_tokens` draws there, and the host reads the ids. The sampler hands this draw to the decoder
+On a GPU the logits of a step, 200 KB a row for GPT-2, can stay where they are, if only temperature, top_k and top_p
+apply: `sample_tokens` draws there, and the host reads the ids. The sampler hands this draw to the decoder
 before the step (`Draw`), which makes it a part of the step's CUDA graph. Both draw with the same numbers in double
 precision; `tinygpt/ops/sample_tokens.py` says how they may differ. Everything else stays on the host: a processor, such
-as the repetition penalty, is a function of the whole text of each row that a user may write, min_p and its like
+as the repetition penalty, is a function of the whole text of each row that a user may write, min_p and the like
 are rarely used, and log-probabilities (`return_details`) need the logits anyway.
 """
 
@@ -85,7 +85,7 @@ class TokenSampler:
     def __call__(self, rows: Rows, logits: Any, active: np.ndarray) -> SampledTokens:
         """active (R,): the index of each row within the request, which determines its random number.
 
-        logits: NumPy's or, if `draws_on_device`, CuPy's, or the (R,) ids that `draw` has made of them.
+        logits: a NumPy array or, if `draws_on_device`, a CuPy array, or the (R,) ids that `draw` chose from them.
         """
         if not isinstance(logits, np.ndarray):
             draw = None if logits.ndim == 1 else self.draw(rows.new_tokens, active)
@@ -100,7 +100,7 @@ class TokenSampler:
         return self._sample(rows, scores, logits, active)
 
     def draw(self, step: int, active: np.ndarray) -> Draw | None:
-        """How a GPU is to draw the tokens of a step; None if the logits are needed on the host."""
+        """How the GPU should draw the tokens of a step; None if the logits are needed on the host."""
         if not self.draws_on_device:
             return None
         u = np.zeros(len(active))  # (R,)

@@ -110,9 +110,9 @@ _SAMPLED, _MARGIN = 1024, 64
 def smallest_within(values: np.ndarray, most: float) -> tuple[int, float | None]:
     """How many of the smallest values (n,), none negative, add up to at most `most`, and the largest of these.
 
-    Instead of sorting all, it sorts a sample, which says between which two values the answer is to be expected; usually
-    it is there, and an eighth of the values is left to look at. O(n) in total. None for the largest where it is not
-    among those looked at last.
+    Instead of sorting all, it sorts a sample, which tells between which two values to expect the answer; usually it is
+    there, and an eighth of the values is left to look at. O(n) in total. None for the largest if it is not among the
+    values looked at last.
     """
     count = 0
     while len(values) > 2 * _SAMPLED:
