@@ -35,7 +35,7 @@ def test_a_run_on_what_was_made_ahead(run: Any, text: Path, tmp_path: Path) -> N
     answer = run("train", str(tmp_path / "other"), "--resume", f"--out={tmp_path / 'run'}")
     assert_one_sentence(answer, "uses a different text than")
     answer = run("train", str(ahead), "--tokenizer=byte", *OPTIONS, f"--out={tmp_path / 'fourth'}")
-    assert_one_sentence(answer, "are encoded already, with a tokenizer of their own: leave out --tokenizer")
+    assert_one_sentence(answer, "are encoded already, with their own tokenizer: leave out --tokenizer")
     tokens = np.load(ahead / "tokens.npy")
     tokens[7] = 999
     np.save(ahead / "tokens.npy", tokens)

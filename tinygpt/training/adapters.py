@@ -1,4 +1,4 @@
-"""A run that trains a LoRA adapter: its command-line options, and the adapter with which a resumed run continues."""
+"""A run that trains a LoRA adapter: its command-line options, and the adapter that a resumed run continues with."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _OPTIONS = {"rank": "lora_rank", "alpha": "lora_alpha", "dropout": "lora_dropout
 
 def add_lora_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """Options for training an adapter instead of the whole model. Returns their group."""
-    group = parser.add_argument_group("LoRA: freeze the model and train a small adapter beside its linear layers")
+    group = parser.add_argument_group("LoRA: freeze the model and train a small adapter for its linear layers")
     words = "rank of the adapter, such as 8; the default --lr is then ten times as high"
     group.add_argument("--lora-rank", type=int, metavar="N", help=words)
     words = f"scale the update by X / rank (default: {LoRA.alpha})"
@@ -37,7 +37,7 @@ def add_quantize_option(group: argparse._ArgumentGroup) -> None:
 
 
 def check_quantize(options: argparse.Namespace, lora: LoRA | None) -> None:
-    """Raise UsageError for a packed base without an adapter, or one that could not be found again."""
+    """Raise UsageError for a packed base without an adapter, or one that a resumed run could not find again."""
     if options.quantize is None:
         return
     if lora is None:
@@ -76,7 +76,7 @@ def lora_of_options(options: argparse.Namespace) -> LoRA | None:
 
 
 def lora_of_checkpoint(checkpoint: Checkpoint, where: str) -> LoRA | None:
-    """The adapter in a checkpoint; None if it has none. Raises CheckpointError for one that its arrays contradict."""
+    """The adapter in a checkpoint; None if it has none. Raises CheckpointError if the arrays contradict it."""
     if checkpoint.state.get("lora") is None:
         return None
     lora: LoRA = made_of(LoRA.from_dict, checkpoint.state, "lora", where)

@@ -30,7 +30,7 @@ MOST = 1e6  # epochs
 
 
 def add_epoch_options(parser: argparse.ArgumentParser) -> None:
-    words = "train on every window of the text X times, instead of --steps; each epoch is shuffled anew"
+    words = "train on every window of the text X times, instead of --steps; each epoch is reshuffled"
     parser.add_argument("--epochs", type=float, metavar="X", help=words)
 
 

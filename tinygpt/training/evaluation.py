@@ -37,7 +37,7 @@ class FixedBatches:
 
 
 def count_targets(targets: np.ndarray) -> int:
-    """How many of `targets`, an integer array, count in the mean: all but those of -100."""
+    """How many of `targets`, an integer array, count in the mean: all but those that are -100."""
     return int((targets != IGNORE_INDEX).sum())
 
 
@@ -50,9 +50,9 @@ def mean_loss(
 ) -> float:
     """The mean cross-entropy over all targets of all batches, without dropout. Targets of -100 are ignored.
 
-    loss, count: those of another objective (`objective.py`). team: processes that share the batches, one each in turn;
-    all of them call this with the same batches, and get the same bits as one process. Raises UsageError if there are no
-    other targets.
+    loss, count: for another objective (`objective.py`). team: processes that take turns with the batches; all of them
+    call this with the same batches, and get the same bits as one process. Raises UsageError if there are no other
+    targets.
     """
     total, targets = 0.0, 0.0
     found: list[tuple[int, float, float]] = []  # (index, targets, loss) of the batches of this process

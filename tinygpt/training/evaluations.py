@@ -63,14 +63,14 @@ class Evaluations:
         for index, batch in enumerate(self.trainer.validation):
             if index == self.trainer.share.size and not self.announced:
                 self._announce(time.perf_counter() - begin)
-            if index % self.trainer.share.size == 0:  # each process evaluates one batch of so many
+            if index % self.trainer.share.size == 0:  # of `size` batches, each process evaluates one
                 self.trainer.share.agree()
             if stop.requested:
                 raise _Stopped
             yield batch
 
     def _announce(self, seconds: float) -> None:
-        """Say how long the first evaluation takes, in which nothing else is said. seconds: that one batch took."""
+        """Say how long the first evaluation takes, since nothing else is printed meanwhile. seconds: for one batch."""
         self.announced = True
         count = len(self.trainer.validation) if isinstance(self.trainer.validation, Sized) else 0
         seconds *= count / self.trainer.share.size

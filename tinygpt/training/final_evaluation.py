@@ -46,7 +46,7 @@ def check_final(given: str) -> None:
 def report_best(trainer: Trainer, validation_tokens: np.ndarray, how_much: str) -> int:
     """Load the best weights, and print their loss over the validation text. Returns an exit code: 130 after Ctrl-C.
 
-    Of several processes each raises KeyboardInterrupt then: the others may wait for the losses of its batches.
+    With several processes, each raises KeyboardInterrupt then: the others may wait for the losses of its batches.
     """
     step = trainer.load_best()
     if how_much == NONE:

@@ -9,8 +9,8 @@ set `stop.signal`. A second Ctrl-C raises KeyboardInterrupt at once, which is sa
 A second SIGTERM or SIGHUP does nothing more; they do repeat, since a shell forwards the SIGHUP that the kernel has
 already sent. A signal that is ignored, as SIGHUP is under `nohup`, stays ignored.
 
-Processes that share a run must stop at the same step, whichever of them was told first. With `shared`, a signal is only
-`heard`, until they have agreed on it (`settle`).
+Processes that share a run must stop at the same step, whichever was signalled first. With `shared`, a signal is only
+`heard` until they have agreed on it (`settle`).
 """
 
 from __future__ import annotations

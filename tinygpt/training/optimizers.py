@@ -1,7 +1,7 @@
 """The optimizer of a run, its learning-rate schedule and the average of its weights, from the settings.
 
 With an average (`ema`), evaluations and checkpoints have the averaged weights as the model's, so everything that loads
-a run gets those. The weights that training continues from are in the checkpoint too, beside the optimizer's state.
+a run gets those. The weights that training continues from are in the checkpoint too, next to the optimizer's state.
 """
 
 from __future__ import annotations

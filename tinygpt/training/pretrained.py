@@ -7,7 +7,7 @@ Weights, tokenizer and generation settings come from the best checkpoint of a tr
 from a model's name. The model computes exactly what it did there, so the first evaluation of the run is its own.
 
 A shorter block keeps the first position embeddings. A new token's embedding is the mean of the others: a likely point
-of their distribution, where a random one would be far out and win or lose every prediction at first.
+of their distribution, while a random one would be far out and win or lose every prediction at first.
 Source: Hewitt, "Initializing New Word Embeddings for Pretrained Language Models", 2021.
 """
 
@@ -44,8 +44,8 @@ from .settings.options import given_options
 class Start:
     """A model to train further, its tokenizer, and the folder or name that it came from.
 
-    classifier: the one that the model is part of, if it came with a head. template: the one that it was trained in;
-    chat_template: the one that it has for other programs, in Jinja.
+    classifier: the classifier that the model is part of, if it came with a head. template: that of its training;
+    chat_template: its template for other programs, in Jinja.
     """
 
     model: GPT

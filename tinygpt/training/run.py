@@ -58,7 +58,7 @@ def make_model(settings: Settings, tokenizer: Tokenizer) -> GPT:
 
 
 def _packed_base(settings: Settings, config: GPTConfig) -> GPT | None:
-    """The base of a resumed run whose checkpoint holds an adapter alone."""
+    """The base model of a resumed run whose checkpoint holds only an adapter."""
     where = f"the latest checkpoint in {settings.folder}"
     found = packed_base(settings.checkpoint.state, where) if settings.checkpoint is not None else None
     if found is None:

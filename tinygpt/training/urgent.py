@@ -1,14 +1,13 @@
 """Saves a run whose launcher is about to kill it.
 
-Told to end, mpirun gives the processes little time: that of Open MPI 5 sends SIGCONT, 0.3 seconds later SIGTERM, and
-right after it SIGKILL. A step may take longer than that, and so does writing a large model. So at the first signal
-process 0 makes a copy of itself (`fork`), which shares its memory and takes milliseconds. The copy leaves the
-launcher's process group, saves the state after the last step that was completed, and ends. It holds the folder's lock
-until then.
+When told to end, mpirun gives the processes little time: Open MPI 5 sends SIGCONT, 0.3 seconds later SIGTERM, and right
+after it SIGKILL. A step may take longer than that, and so may writing a large model. So at the first signal process 0
+makes a copy of itself (`fork`), which shares its memory and takes milliseconds. The copy leaves the launcher's process
+group, saves the state after the last completed step, and ends. It holds the folder's lock until then.
 
-The state must be whole: weights, optimizer and counters of one step. It is while gradients are computed, which is
-nearly all the time, and the copy is made at once; otherwise as soon as it is. With a launcher that has more patience
-the run stops at the end of its step, as it does on one process.
+The state must be consistent: weights, optimizer and counters of one step. It is while gradients are computed, which is
+nearly all the time, and then the copy is made at once; otherwise as soon as the state is consistent. With a more
+patient launcher the run stops at the end of its step, as it does on one process.
 
 A sharded optimizer's state is spread over the processes, and can't be gathered any more: the last regular checkpoint
 stays.
@@ -36,13 +35,13 @@ class UrgentSave:
         self.trainer = trainer
         share = trainer.share
         self.active = share.size > 1 and share.leads and share.sharded is None and hasattr(os, "fork")
-        self.random_state: Any = None  # of the last completed step, while the state is whole
+        self.random_state: Any = None  # of the last completed step, while the state is consistent
         self.wanted = False
         self.child = 0
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Inside the block, the launcher's warning makes a copy, as do the signals that end the run."""
+        """Inside the block, the launcher's warning triggers a copy, as do the signals that end the run."""
         if not self.active or WARNING is None:
             yield
             return
@@ -57,7 +56,7 @@ class UrgentSave:
 
     @contextlib.contextmanager
     def changing(self) -> Iterator[None]:
-        """Inside the block the state is not whole. After it, it is, but for gradients and new random numbers."""
+        """Inside the block the state is not consistent. After it, it is, except gradients and new random numbers."""
         if not self.active:
             yield
             return
@@ -68,7 +67,7 @@ class UrgentSave:
             self.now()
 
     def now(self) -> None:
-        """Save now if the state is whole, otherwise as soon as it is."""
+        """Save now if the state is consistent, otherwise as soon as it is."""
         if self._saving() or self.trainer.run_folder.staged:  # the first checkpoint of a run publishes it
             return
         self.wanted = self.random_state is None
@@ -78,7 +77,7 @@ class UrgentSave:
                 self._save_and_end()
 
     def _saving(self) -> bool:
-        """Whether a copy is at work, or this is one. That of a run that was only suspended has ended long since."""
+        """Whether a copy is at work, or this is one. The copy of a run that was only suspended ended long ago."""
         if self.child > 0:
             ended = True
             with contextlib.suppress(ChildProcessError):

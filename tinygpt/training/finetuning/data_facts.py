@@ -1,4 +1,4 @@
-"""data.json in the folder of a fine-tuning run: the files of its rows, and the options that they were read with."""
+"""data.json in the folder of a fine-tuning run: the files with its rows, and the options with which they were read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .label_task import KINDS
 from .tasks import TASKS
 
 UTF_8 = "utf-8"
-SPLIT = "validation rows"  # among a run's SHA-256: of the indices of the rows that were set aside
+SPLIT = "validation rows"  # among a run's SHA-256 hashes: that of the indices of the rows that were set aside
 
 
 def write_data_facts(place: Path, facts: dict[str, Any]) -> None:
@@ -49,10 +49,10 @@ def read_data_facts(folder: Path) -> dict[str, Any]:
 
 
 def check_split(facts: dict[str, Any], split: str | None, labelled: bool, folder: Path) -> None:
-    """Raise CheckpointError if a run would now get other validation rows than it had: it has learned from those.
+    """Raise CheckpointError if a run would now get different validation rows: it may have learned from those.
 
-    facts: its data.json; split: the digest of the rows now, None with a file of its own. Older runs have none; they
-    drew the rows of a classifier differently.
+    facts: its data.json; split: the digest of the rows now, None if they have a separate file. Older runs have none;
+    they drew the rows of a classifier differently.
     """
     if split is not None and facts["sha256"].get(SPLIT, None if labelled else split) != split:
         raise CheckpointError(

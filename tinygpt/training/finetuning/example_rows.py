@@ -34,9 +34,9 @@ class Rows:
 def columns_of(
     path: str, task: str | None, skip: bool = False, encoding: str = "utf-8", labels: Sequence[str] | None = None
 ) -> tuple[str, tuple[str, ...], list[str]]:
-    """The task, its columns, and the others, from the first row that can be read; with `skip`, that has them.
+    """The task, its columns, and the others, from the first readable row or, with `skip`, the first that has them.
 
-    labels: columns of 0 and 1, in the place of the column `label`.
+    labels: columns of 0s and 1s, instead of the column `label`.
     """
     bad = BadRows()
     for row in read_rows(path, encoding, skip_bad=bad if skip else None):
@@ -94,7 +94,7 @@ def split_examples(
 
 
 def labels_of(examples: Sequence[Any]) -> list[Any] | None:
-    """The label of each example, or the frozenset of its labels; None without names of labels, as for a regression."""
+    """The label of each example, or the frozenset of its labels; None without label names, as for a regression."""
     labels: list[Any] = [getattr(example, "label", None) for example in examples]
     if one_label(examples):
         return labels
@@ -133,7 +133,7 @@ def notes_of(rows: Rows, path: str, block_size: int) -> list[str]:
 
 
 def columns_note(task: str, others: Sequence[str]) -> list[str]:
-    """The columns that are not read: the user may have meant one of them to be learned."""
+    """A note on columns that are not read: the user may have meant one of them to be learned."""
     if not others:
         return []
     named = ", ".join(repr(column) for column in others[:5]) + (" ..." if len(others) > 5 else "")
@@ -142,7 +142,7 @@ def columns_note(task: str, others: Sequence[str]) -> list[str]:
 
 
 def labels_note(examples: Sequence[Any], names: Sequence[str]) -> list[str]:
-    """The number of rows per label, which shows labels spelled in two ways; and the texts with several labels."""
+    """The number of rows per label, which reveals labels spelled in two ways, and of texts with several labels."""
     if not one_label(examples):
         return []
     counts, of_text = Counter[int](), dict[str, set[int]]()
@@ -156,7 +156,7 @@ def labels_note(examples: Sequence[Any], names: Sequence[str]) -> list[str]:
 
 
 def rare_note(examples: Sequence[Any], validation: Sequence[int], names: Sequence[str]) -> list[str]:
-    """The labels of which no row is for validation, so that its figures don't tell how well they are learned."""
+    """The labels without a validation row, so that the metrics don't tell how well they are learned."""
     labels = labels_of(examples)
     if labels is None:
         return []

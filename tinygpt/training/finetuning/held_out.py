@@ -22,7 +22,7 @@ from .example_rows import columns_of, labels_of, read_examples, split_examples
 
 
 class ValidationFile(NamedTuple):
-    """The file with the validation rows of a run, which may have other rows too. part: its name in data.json."""
+    """The file with a run's validation rows, and perhaps others. part: its name in data.json."""
 
     path: str
     part: str

@@ -168,7 +168,7 @@ class LabelTask:
 
     @contextlib.contextmanager
     def _naming(self, part: int) -> Iterator[None]:
-        """Name the file in an error: that of the training rows (0) or of the validation rows (1)."""
+        """Name the file in an error: the one with the training rows (0) or the validation rows (1)."""
         try:
             yield
         except UsageError as error:

@@ -1,4 +1,4 @@
-"""The options that a task of `tinygpt finetune` is built with."""
+"""The options from which a task of `tinygpt finetune` is built."""
 
 from __future__ import annotations
 

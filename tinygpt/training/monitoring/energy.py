@@ -25,7 +25,7 @@ _JOULES_PER_WH = 3600.0
 
 
 class Counter:
-    """Joules since its creation, from a function that returns a running total.
+    """Joules since this object was created, from a function that returns a running total.
 
     wrap: the value at which the total wraps around; 0: never.
     """
@@ -45,7 +45,7 @@ class Counter:
 
 
 class EnergyMeter:
-    """Measures from its creation. watts: of one busy core, for the estimate. before: Wh of earlier sessions."""
+    """Measures from its creation on. watts: of one busy core, for the estimate. before: Wh of earlier sessions."""
 
     def __init__(self, backend: str, watts: float = WATTS, before: float = 0.0) -> None:
         self.before = before

@@ -14,9 +14,9 @@ layer hardly moves; far more, after the warm-up, that the learning rate is too h
 | update | the weights after the step minus those before it, as they were rounded: whatever the optimizer did |
 | ratio | update / weight |
 
-A layer is the module that stands in a block (h.0.ln_1, h.0.attn, h.0.mlp), or outside of all blocks (wte, ln_f). Frozen
+A layer is a module directly inside a block (h.0.ln_1, h.0.attn, h.0.mlp), or outside all blocks (wte, ln_f). Frozen
 parameters do not count; with LoRA, a layer is its adapter. A step that is skipped, because float16 overflowed, is not
-recorded. Nothing of the run changes. A recorded step reads the weights a few times more, and holds a copy of those that
+recorded. Nothing in the run changes. A recorded step reads the weights a few more times, and holds a copy of those that
 are trained; the other steps cost nothing.
 
 Source of the ratio and of its usual value: Stanford's CS231n, "Learning and evaluation", section "Ratio of
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from .progress import Progress
 
 EVERY = 10  # steps, if the option is given without a number
-DIGITS = 5  # that are recorded
+DIGITS = 5  # significant digits recorded
 
 
 def layer_of(parameter: str) -> str:
@@ -57,7 +57,7 @@ class LayerWatch(Watch):
         self.every = self.layers_every = whole_number("LayerWatch", "every", every)
         self._layers: list[str] = []  # of each parameter of the trainer
         self._gradients: dict[str, float] = {}
-        self._before: list[Array] | None = None  # the weights before this step, if it is to be recorded
+        self._before: list[Array] | None = None  # the weights before this step, if it will be recorded
 
     def begin(self, trainer: Trainer, progress: Progress) -> None:
         self._layers = [layer_of(name) for name, p in trainer.model.named_parameters() if p.requires_grad]
@@ -66,7 +66,7 @@ class LayerWatch(Watch):
         self._before = None
         if (trainer.state.step + 1) % self.every:
             return
-        squares = trainer.share.gradient_squares()  # which all processes take part in
+        squares = trainer.share.gradient_squares()  # all processes must call this
         if not trainer.share.leads:
             return
         found = self._summed([squares[id(p)] for p in trainer.parameters])

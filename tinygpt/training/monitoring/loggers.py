@@ -6,7 +6,7 @@
 |---|---|---|
 | tensorboard | tensorboardX | FOLDER/tensorboard |
 | wandb | wandb | FOLDER/wandb; online only where an API key is configured and TINYGPT_OFFLINE is not set |
-| mlflow | mlflow-skinny, and what its SQLite store needs | MLFLOW_TRACKING_URI, or mlflow.db beside FOLDER |
+| mlflow | mlflow-skinny, and what its SQLite store needs | MLFLOW_TRACKING_URI, or mlflow.db next to FOLDER |
 
 A logger opens its log at the first record that is reported, when the run has its folder. If one fails, a line says so
 once and it is dropped: metrics.jsonl has everything, and no logger ends a run. A resumed run continues the same log,
@@ -155,7 +155,7 @@ PACKAGES = {
 
 
 def logger_names(text: str | None) -> list[str]:
-    """The loggers in a list such as "tensorboard,wandb". Raises UsageError for one that is unknown or there twice."""
+    """The loggers in a list such as "tensorboard,wandb". Raises UsageError for an unknown or repeated one."""
     names = [part.strip() for part in (text or "").split(",") if part.strip()]
     for name in names:
         if name not in LOGS:
@@ -194,12 +194,12 @@ def _is_there(module: str) -> bool:
 
 
 def mlflow_uri() -> str | None:
-    """Where MLflow is to keep its runs, if this is set."""
+    """Where MLflow should keep its runs, if this is set."""
     return os.environ.get("MLFLOW_TRACKING_URI") or None
 
 
 def wandb_mode() -> Any:
-    """Online only with a key: wandb would ask for one on the terminal, and an unattended run would wait for ever."""
+    """Online only with a key: wandb would ask for one on the terminal, and an unattended run would hang."""
     if is_offline():
         return "disabled" if os.environ.get("WANDB_MODE") == "disabled" else "offline"
     if mode := os.environ.get("WANDB_MODE"):
@@ -266,7 +266,7 @@ class Logger:
 
 
 def _numbers(record: dict[str, Any]) -> dict[str, float]:
-    """The metrics in a record, by name; of layers as ratio/h.0.attn, so that one page of a log has all ratios."""
+    """The metrics in a record, by name; those of layers as ratio/h.0.attn, so that a log shows all ratios together."""
     found = {name: value for name, value in record.items() if name != "step"}
     for layer, norms in found.pop("layers", {}).items():
         found |= {f"{name}/{layer}": value for name, value in norms.items()}
@@ -274,7 +274,7 @@ def _numbers(record: dict[str, Any]) -> dict[str, float]:
 
 
 def _run_of(folder: Path) -> str:
-    """What identifies the run in this folder: a random number that its mark has."""
+    """What identifies the run in this folder: a random number in its mark."""
     mark = json.loads((folder / MARK).read_text(encoding="utf-8"))
     return str(mark["run"])
 

@@ -4,8 +4,8 @@
     {"step": 250, "validation_loss": 2.52}
 
 Other measurements of `tinygpt train` are in the same records: "tokens_per_second", "mfu" (share of the processor's
-peak, see `estimate.py`), "seconds_left", "energy_wh" or "energy_wh_estimate" (`energy.py`). A sample is a record of its
-own, and so are the norms of the layers (`layer_norms.py`).
+peak, see `estimate.py`), "seconds_left", "energy_wh" or "energy_wh_estimate" (`energy.py`). A sample is a separate
+record, and so are the norms of the layers (`layer_norms.py`).
 
 A resumed run drops the lines after its checkpoint's step, because it will write them again. So the file ends up the
 same as that of an uninterrupted run, except for what is `MEASURED`.

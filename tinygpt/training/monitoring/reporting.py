@@ -64,7 +64,7 @@ class Report:
 
 
 class NoReport(Report):
-    """That of a process that leaves the output to another one."""
+    """The report of a process that leaves the output to another one."""
 
     def __init__(self, metrics: Path, picture: Path, callbacks: Sequence[Callable[[dict[str, Any]], None]]) -> None:
         super().__init__(metrics, picture, ())

@@ -20,11 +20,11 @@ class Watch:
 
     takes_late: whether these hooks do without the loss and the gradients of each step, which on a GPU may then be read
     a step late (`step/late_steps.py`): `before_update` is not called, and `after_step` finds the state's steps and
-    weights, but not the last loss. A subclass sees each step as it is, unless it says so.
+    weights, but not the last loss. By default, a subclass sees each step in time.
     """
 
     takes_late = False
-    layers_every: int | None = None  # steps between those for which all processes of a run have a LayerWatch
+    layers_every: int | None = None  # interval of the steps at which all processes of a run have a LayerWatch
 
     def begin(self, trainer: Trainer, progress: Progress) -> None:
         """Before the first step of this session."""

@@ -1,4 +1,4 @@
-"""The settings of a command as a TOML file: read by --config, and written beside every run as config.toml.
+"""The settings of a command as a TOML file: read by --config, and written with every run as config.toml.
 
     tinygpt train --config run.toml --lr 3e-4          # options override the file
     tinygpt train --config out/run/config.toml         # the same run again, bit for bit, in another folder
@@ -226,7 +226,7 @@ def _values(options: argparse.Namespace, settings: Settings) -> dict[str, Any]:
 
 
 def located(name: str, value: Any) -> Any:
-    """`value` of the key `name`; the name of a file or folder is made absolute, so that it is found from anywhere."""
+    """The value of the key `name`; the name of a file or folder is made absolute, so that it is found from anywhere."""
     if name not in _PATHS:
         return value
     if isinstance(value, list):

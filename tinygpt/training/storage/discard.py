@@ -1,4 +1,4 @@
-"""Deleting a run that nothing refers to any more. Files that are not the run's stay, and then so does its folder."""
+"""Delete a run that nothing refers to any more. Files that are not the run's stay, and then so does its folder."""
 
 from __future__ import annotations
 

@@ -75,6 +75,6 @@ def write_model(trainer: Trainer, progress: Progress) -> None:
 
 
 def merged(trainer: Trainer, weights: dict[str, Any]) -> dict[str, Any]:
-    """A run's weights for programs that know no adapter."""
+    """A run's weights for programs that don't support adapters."""
     lora = lora_of(trainer.model)
     return weights if lora is None else merged_state(weights, lora)

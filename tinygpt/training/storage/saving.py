@@ -57,7 +57,7 @@ def checkpoint_of(trainer: Trainer) -> Checkpoint:
 
 
 def write_checkpoint(trainer: Trainer, checkpoint: Checkpoint, best: bool) -> None:
-    """Write it into the run's folder. That of a new run is moved into place then, where it replaces an older run."""
+    """Write it into the run's folder. A new run's files are then moved into place, replacing an older run's."""
     with writing(trainer):
         trainer.report.metrics.sync()
         if best and trainer.tokenizer is not None:

@@ -44,7 +44,7 @@ class TrainState:
         return improved
 
     def mean_loss(self) -> float:
-        """Of the steps since the last call."""
+        """The mean over the steps since the last call."""
         mean = sum(self.losses) / len(self.losses)
         self.losses.clear()
         return mean

@@ -116,7 +116,7 @@ def make_text(settings: Settings, check: Callable[[Tokenizer], object] | None = 
 def _from_cache(
     settings: Settings, name: str, entry: Entry, place: Path, check: Callable[[Tokenizer], object] | None
 ) -> dict[str, Any]:
-    """Accept what the cache has put into the folder, or raise the errors that encoding it would. Returns its facts."""
+    """Accept what the cache put into the folder, or raise the errors that encoding would. Returns its facts."""
     tokenizer = tokenizers.load(place)
     _accept(settings, tokenizer, check)
     _refuse_short_text(
@@ -129,11 +129,11 @@ def _from_cache(
 
 
 def _take(settings: Settings, ahead: Path, check: Callable[[Tokenizer], object] | None) -> Path:
-    """Copy a token file that was made ahead, with its tokenizer, to the staging folder of a new run."""
+    """Copy a token file that was made ahead of time, with its tokenizer, to the staging folder of a new run."""
     given = ["tokenizer"] if settings.tokenizer is not None else list(settings.given_text)
     if given or settings.start is not None:
         raise UsageError(
-            f"the texts in {shown(ahead)} are encoded already, with a tokenizer of their own: leave out "
+            f"the texts in {shown(ahead)} are encoded already, with their own tokenizer: leave out "
             f"--{given[0].replace('_', '-') if given else 'init-from'}"
         )
     settings.folder.require_not_among(ahead / TOKENS)
@@ -188,7 +188,7 @@ def _write_text(
 
 
 def _tokenizer(settings: Settings, kind: str, single: bool) -> Tokenizer | CharacterVocabulary:
-    """The tokenizer of a run that needs to learn nothing from its text but the characters."""
+    """The tokenizer of a run that learns nothing from its text except, perhaps, its characters."""
     if settings.start is not None:
         return settings.start.tokenizer
     if kind == "byte":

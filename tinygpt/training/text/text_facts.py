@@ -81,7 +81,7 @@ def require_same_text(settings: Settings) -> None:
 def corpus_sha256(corpus: RunCorpus) -> str:
     """The hash of what a pass over the corpus reads."""
     digest = hashlib.sha256()
-    if corpus.options.skip_bad_files:  # which files are left out shows when they are decoded
+    if corpus.options.skip_bad_files:  # unreadable files are only found while decoding
         for _ in corpus.documents(digest.update):
             pass
     else:

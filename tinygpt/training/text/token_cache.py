@@ -179,14 +179,14 @@ def token_cache(
 
 
 def _versions() -> Iterator[str]:
-    """Of what the tokens depend on."""
+    """The versions of the data and code that the tokens depend on."""
     yield unicodedata.unidata_version
     with contextlib.suppress(PackageNotFoundError):
         yield version("tokenizers")
 
 
 def _ends(path: str) -> tuple[str, str]:
-    """How the file is read, by its name, and a hash of its beginning and end, where a compressed one has its sums."""
+    """How the file is read, by its name, and a hash of its beginning and end, where compressed files have checksums."""
     with open(path, "rb") as file:
         begin = file.read(_ENDS)
         file.seek(max(0, os.path.getsize(path) - _ENDS))
@@ -195,7 +195,7 @@ def _ends(path: str) -> tuple[str, str]:
 
 
 def _copied(source: Path, target: Path) -> str:
-    """Copy a file; the SHA-256 of what was copied. Raises OSError if it can't be read, UsageError if not written."""
+    """Copy a file; return its SHA-256. Raises OSError if it can't be read, UsageError if it can't be written."""
     digest = hashlib.sha256()
     with open(source, "rb") as file, explain_os_errors("write", target), open(target, "wb", buffering=0) as copy:
         while block := file.read(_BLOCK):

@@ -1,7 +1,7 @@
 """Tokenize text ahead of training (`tinygpt tokenize`), into a folder that a run can start from.
 
-The folder holds the same as the folder of a run does for its text: tokens.npy, the tokenizer and text.json. So the
-folder of another run works as well.
+The folder holds what the folder of a run holds for its text: tokens.npy, the tokenizer and text.json. So the folder of
+another run works as well.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is tried around a run.
+"""Trials around a run.
 
 | file | contents |
 |---|---|

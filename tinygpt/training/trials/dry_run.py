@@ -96,8 +96,7 @@ def measure_run(trainer: Trainer, final_batches: int = 0, data: int = 0, so_far:
     """Take a few steps and one batch of an evaluation, and measure them. Nothing of the run changes.
 
     final_batches: of the evaluation at the end. data: bytes that the run writes besides its checkpoints. so_far: the
-    peak of memory until now (`peak_so_far`), if that was of this run. Raises UsageError if the loss of a step is not
-    finite.
+    peak memory until now (`peak_so_far`), if this run caused it. Raises UsageError if the loss of a step is not finite.
     """
     config, now = trainer.config, checkpoint_of(trainer)
     backend = trainer.parameters[0].backend
@@ -154,7 +153,7 @@ def _length(batches: Any) -> int:
 
 
 def _wait(trainer: Trainer) -> None:
-    """Wait until the weights are updated: a GPU works on after Python."""
+    """Wait until the weights are updated: a GPU is still working when Python has finished."""
     data = trainer.parameters[0].data
     np.asarray(backends.move(data.reshape(-1)[:1], "numpy"))
 
@@ -172,18 +171,18 @@ def _hold_what_the_end_holds(trainer: Trainer) -> None:
 
 
 def peak_so_far() -> int:
-    """The most memory that this process had, in bytes; 0 where that is not known."""
+    """The peak memory of this process, in bytes; 0 if it is not known."""
     return _peak("numpy")
 
 
 def _reset_peak(backend: str) -> None:
     if backend == "numpy":
-        with contextlib.suppress(OSError):  # elsewhere than on Linux the peak is that of the whole process so far
+        with contextlib.suppress(OSError):  # except on Linux, the peak is that of the whole process so far
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def _peak(backend: str) -> int:
-    """The most memory that this process had since `_reset_peak`; on a GPU what its arrays have reserved."""
+    """The peak memory of this process since `_reset_peak`; on a GPU, what its arrays have reserved."""
     if backend == "cupy":
         return int(backends.get("cupy").memory().held)
     with contextlib.suppress(OSError, StopIteration):

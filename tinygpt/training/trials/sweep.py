@@ -96,7 +96,7 @@ def _require_tried(name: str) -> None:
     if name in TRIED:
         return
     if name in _PLACE:
-        why = "says where a run goes, and each run of a sweep has a folder of its own: leave it out"
+        why = "says where a run goes, and each run of a sweep has its own folder: leave it out"
     elif name in _LOSS:
         why = (
             "changes what the validation loss is measured on, so its values could not be compared: give it as an "
@@ -128,8 +128,8 @@ class Row:
 
 @dataclass
 class Search:
-    """A search and its progress. command: the one that makes the runs. values: to try, by key. base: the settings that
-    all runs share, by key."""
+    """A search and its progress. command: makes the runs. values: to try, by key. base: the settings that all runs
+    share, by key."""
 
     place: Path
     command: str
