@@ -8,16 +8,16 @@ are summed over the processes, and all of them make the same update. The rest of
 
 | file | contents |
 |---|---|
-| `communicator` | the interface, and its body for a single process |
+| `communicator` | the interface, and its implementation for a single process |
 | `values` | which small values may travel, and how |
-| `mpi` | the body on MPI, through mpi4py |
+| `mpi` | the MPI backend, through mpi4py |
 | `sums` | how it makes a sum: by messages, or in memory that the processes of one machine share |
 | `shared` | this memory |
 | `pages` | huge pages for the arrays of a process that has a part of each batch |
-| `launch` | which body this process has: was it started by mpirun, srun or the like? |
+| `launch` | which communicator this process has: was it started by mpirun, srun or the like? |
 | `buckets` | gradients gathered into buckets, whose sums start while the backward pass still computes |
-| `sharded` | an optimizer whose state is shared out among the processes |
-| `gpu` | the body on NCCL, whose calls stand in `tinygpt/backends/cupy_nccl.py`, beside the rest of what knows CuPy |
+| `sharded` | an optimizer whose state is divided among the processes |
+| `gpu` | the NCCL backend, whose calls are in `tinygpt/backends/cupy_nccl.py`, with everything else that knows CuPy |
 | `voice` | only process 0 writes to the screen |
 """
 

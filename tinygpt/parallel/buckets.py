@@ -44,7 +44,7 @@ def bucket_size(total: int) -> int:
 
 @dataclass
 class Place:
-    """Where the gradient of a parameter lies in its bucket."""
+    """Where the gradient of a parameter is in its bucket."""
 
     parameter: Tensor
     number: int  # of the parameter, in the order given
@@ -103,7 +103,7 @@ class GradientBuckets:
         self.buckets = self._make(range(len(self.parameters) - 1, -1, -1))
 
     def _move_in(self) -> None:
-        """Get memory for the buckets. All processes do this together, so not when this object is made."""
+        """Get memory for the buckets. All processes do this together, so not when this object is created."""
         rooms = self.communicator.rooms([(bucket.size, bucket.like) for bucket in self.buckets])
         for bucket, room in zip(self.buckets, rooms, strict=True):
             bucket.move_into(room)

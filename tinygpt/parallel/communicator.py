@@ -1,4 +1,4 @@
-"""What processes that share a run can do together. `Communicator` itself is the body for a single process.
+"""What processes that share a run can do together. `Communicator` itself is the implementation for a single process.
 
 | operation | on each of N processes |
 |---|---|
@@ -15,8 +15,8 @@ Arrays are contiguous, and of the same size and dtype on all processes. All proc
 order, as in MPI.
 
 **The sum has a fixed order.** (a + b) + c and a + (b + c) differ in the last digit, and MPI promises no order of
-additions. So the bodies on CPUs exchange the parts and then add them in the order of the ranks: the sum has the same
-bits on every process, in every run, and with every MPI library.
+additions. So on CPUs the parts are exchanged and then added in the order of the ranks: the sum has the same bits on
+every process, in every run, and with every MPI library.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Room:
 
 
 class Communicator:
-    """A single process: there is nobody to talk to, and every sum is the array itself."""
+    """A single process: there are no others to talk to, and every sum is the array itself."""
 
     rank, size = 0, 1
     local_rank = 0  # among the processes of this machine

@@ -1,6 +1,6 @@
-"""The body on NCCL: processes with a GPU each. Arrays go from GPU to GPU, small values through MPI.
+"""The NCCL backend: processes with a GPU each. Arrays go from GPU to GPU, small values through MPI.
 
-NCCL adds in an order of its own: the same GPUs give the same bits in every run, but not the bits of the body on CPUs.
+NCCL adds in its own order: the same GPUs give the same bits in every run, but not the bits of a sum on CPUs.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Which communicator this process has: that of MPI if a launcher started several processes, otherwise that of one.
+"""Which communicator this process has: MPI's if a launcher started several processes, else that of a single process.
 
-Launchers say so in the environment of the processes that they start. So a program that runs alone never imports mpi4py,
-which takes a moment, and never starts MPI.
+Launchers set environment variables for the processes that they start. So a program that runs alone never imports
+mpi4py, which takes a moment, and never starts MPI.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _current: Communicator | None = None
 
 
 def launched() -> tuple[int, int]:
-    """(rank, number of processes) as the launcher says; (0, 1) without one."""
+    """(rank, number of processes) according to the launcher; (0, 1) without one."""
     for rank_name, size_name in VARIABLES:
         rank, size = os.environ.get(rank_name, ""), os.environ.get(size_name, "")
         if rank.isdecimal() and size.isdecimal():
@@ -84,8 +84,8 @@ def _make() -> Communicator:
 
 
 def _end_all_on_errors(team: Communicator) -> None:
-    """Let an error that a program does not catch end all processes: otherwise its process would wait in the end of MPI
-    for the others, which wait for it."""
+    """Let an uncaught error end all processes: otherwise its process would wait for the others when MPI shuts down, and
+    they for it."""
     before = sys.excepthook
 
     def end(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -1,6 +1,6 @@
-"""The body on MPI, through mpi4py: processes on the cores of one machine, or on many machines.
+"""The MPI backend, through mpi4py: processes on the cores of one machine, or on many machines.
 
-How a sum is made, by messages or in memory that the processes share, is in `sums.py`.
+How a sum is made, by messages or in shared memory, is in `sums.py`.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from .shared import shared_bytes
 from .sums import Exchanges, SharedRoom, Sum, until
 from .values import decoded, encoded
 
-LARGEST = 1 << 28  # elements in one message: their number must fit into a C int
-_SHORT, _LENGTH = 512, 8  # bytes in which a value and its length travel in a single message, as most do
-_FORWARDING = 0.3  # seconds in which the launcher passes on what was written: when a run is aborted, it drops the rest
+LARGEST = 1 << 28  # elements in one message: the count must fit into a C int
+_SHORT, _LENGTH = 512, 8  # bytes of a message that holds a value and its length (most values fit), and of the length
+_FORWARDING = 0.3  # seconds for the launcher to flush our output: when a run is aborted, it drops the rest
 
 
 def load_mpi() -> Any:

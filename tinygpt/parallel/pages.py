@@ -1,12 +1,12 @@
 """Huge pages for the arrays of a process that has only a part of each batch.
 
-NumPy asks the system for huge pages (2 MB, not 4 KB) for arrays of 4 MB and more. Of N processes each has 1 / N of
-the rows, so its arrays are smaller than those of one process, and many fall below that. A processor then looks up
+NumPy asks the system for huge pages (2 MB, not 4 KB) for arrays of 4 MB and more. Each of N processes has 1 / N of
+the rows, so its arrays are smaller than those of one process, and many fall below that. The processor then looks up
 more addresses: a step of the preset `baby` on 8 of 16 rows takes 0.8% more of its time.
 
 So here the heap, from which arrays below 32 MB come, is made to grow once, by more than it will need for a while, and
-the system is asked for huge pages for all of it. Memory that nobody has written to takes no room. This is for the
-processes of a run that a launcher started; others, which may do many things, are left as they are.
+the system is asked for huge pages for all of it. Memory that nobody has written to takes no room. Only the processes of
+a run that a launcher started do this; others may do many things, and are left alone.
 """
 
 from __future__ import annotations

@@ -50,14 +50,14 @@ class Piece:
 
 
 class ShardedOptimizer:
-    """`optimizer` over the same parameters, with 1 / N of its state. It takes the place of an `Optimizer` in a loop.
+    """`optimizer` over the same parameters, with 1 / N of its state. It replaces an `Optimizer` in a loop.
 
     buckets: those of the parameters' gradients, with `scatter`. Raises UsageError for an optimizer that can't be
     sharded.
     """
 
     keeps_rounded = False
-    takes_scale_on_device = False  # the norm is put together on the host
+    takes_scale_on_device = False  # the norm is computed on the host
 
     def __init__(self, optimizer: Optimizer, buckets: GradientBuckets) -> None:
         if not optimizer.elementwise:
@@ -85,7 +85,7 @@ class ShardedOptimizer:
 
     @property
     def state_bytes(self) -> int:
-        """How much memory the state takes on this process."""
+        """How much memory the state takes in this process."""
         return sum(array.nbytes for slot in self.inner.slots for array in slot.state.values())
 
     def _cut(self) -> None:
@@ -150,7 +150,7 @@ class ShardedOptimizer:
         return self.communicator.rank * self._part(bucket)
 
     def _part(self, bucket: Bucket) -> int:
-        """How long the part of each process is."""
+        """The length of each process's part."""
         return bucket.size // self.communicator.size
 
     def _gather_weights(self) -> None:

@@ -3,12 +3,12 @@
     memory = shared_bytes(team, 1 << 20)      # (1 << 20,) uint8, zeros; None if these processes can't share any
 
 Process 0 makes a file that has no name in any folder (memfd_create), and the others open it through /proc. So there is
-nothing to clean up: the memory is given back when the last array in it is gone, or the last process, however that
-ended. MPI has shared memory too (MPI.Win.Allocate_shared), but its windows must be given back by all processes
-together, before MPI ends and when no array looks into them any more; Open MPI and MPICH keep them in files in /dev/shm,
-where containers by default have room for 64 MB.
+nothing to clean up: the memory is freed when the last array in it is gone, or the last process, however that ended. MPI
+has shared memory too (MPI.Win.Allocate_shared), but its windows must be freed by all processes together, before MPI
+shuts down and when no array uses them any more; Open MPI and MPICH keep them in files in /dev/shm, where containers by
+default have room for 64 MB.
 
-Linux only. Elsewhere, and where /proc does not let a process see another's files (containers of their own, processes of
+Linux only. Elsewhere, and where /proc does not let a process see another's files (separate containers, processes of
 different users), there is none, and sums go by messages.
 """
 
@@ -43,8 +43,8 @@ def shared_bytes(team: Communicator, count: int) -> np.ndarray | None:
 
 
 def opened(path: str, name: str) -> int:
-    """Open the file behind `path` if it is the one of this name: the process of this number may be another's here.
-    Raises OSError."""
+    """Open the file behind `path` if it has this name: here the process id may belong to another process. Raises
+    OSError."""
     if name not in os.readlink(path):
         raise FileNotFoundError(path)
     return os.open(path, os.O_RDWR | os.O_CLOEXEC)

@@ -7,9 +7,9 @@ Both divide the array into N parts. Process j adds up part j of all arrays, and 
   the array's size, and adds 1 / N of it. The messages are plain sends and receives: MPI's own Ialltoall and Iallgather
   also copy the part that stays where it is.
 - `SharedSum` is for one machine. The arrays lie in memory that all processes share (`shared.py`), so process j reads
-  part j of each where it is and writes the sum once, where all read it. Nothing is copied; the messages, of a byte,
-  only say that an array is filled and that a part is added up. They also make sure that a process sees what another
-  wrote before it, on every kind of processor.
+  part j of each in place and writes the sum once, where all read it. Nothing is copied; the messages, of one byte,
+  only say that an array is filled or that a part is added up. They also make sure that a process sees what another
+  wrote before them, on every kind of processor.
 
 An MPI library works on a message only while it is called, and while it waits it polls in a loop. With more processes
 than cores, polling takes time from the very process that is waited for, so a process that waits here lets others run
@@ -37,7 +37,7 @@ _SOON, _NAP = 0.005, 0.0002  # seconds
 
 
 class Messenger(Protocol):
-    """What a sum needs of the communicator."""
+    """What a sum needs from the communicator."""
 
     mpi: Any  # the module mpi4py.MPI
     comm: Any
@@ -48,8 +48,8 @@ class Messenger(Protocol):
 
 
 def until(is_there: Callable[[], bool]) -> None:
-    """Poll until it is done. Python's signal handlers run meanwhile; inside an MPI function that waits they would not.
-    So do other processes on this core: after a short time of polling, this one sleeps between polls."""
+    """Poll until it is done. Python's signal handlers run meanwhile; inside a blocking MPI function they would not.
+    Other processes on this core run too: after polling for a short time, this one sleeps between polls."""
     soon = time.perf_counter() + _SOON
     while not is_there():
         if time.perf_counter() > soon or not hasattr(os, "sched_yield"):
@@ -75,11 +75,11 @@ class Exchanges(Pending):
         self.requests += [comm.Isend(array, rank, tag) for rank, array in out_of.items()]
 
     def _between(self) -> None:
-        """What this process does after the first exchange, and the second one if there is to be one."""
+        """What this process does after the first exchange, and the second exchange if there is one."""
         raise NotImplementedError
 
     def _end(self) -> None:
-        """What is left to do when all exchanges are over."""
+        """What is left to do after all exchanges."""
 
     def advance(self) -> bool:
         while not self.done and self.owner.mpi.Request.Testall(self.requests):
@@ -135,8 +135,8 @@ class Sum(Exchanges):
 
 
 def add_in_order(arrays: list[np.ndarray], spare: np.ndarray, result: np.ndarray) -> None:
-    """result = ((arrays[0] + arrays[1]) + arrays[2]) + ...; it may be one of them. spare: room for what is added up
-    so far, which is not read any more."""
+    """result = ((arrays[0] + arrays[1]) + arrays[2]) + ...; it may be one of them. spare: room for the running sum,
+    whose contents are no longer needed."""
     first, second, *more = arrays
     total = np.add(first, second, out=spare if more else result)
     for array in more:
@@ -166,10 +166,10 @@ class SharedRoom(Room):
 
 
 class SharedSum(Exchanges):
-    """The sum of a room in shared memory. Without `adds` the processes only tell each other that their part is there.
+    """The sum of a room in shared memory. Without `adds` the processes only tell each other that their part is ready.
 
     A process fills its array again only when this is done, after all others have read it. It writes its part of the
-    next sum only when all have filled their arrays again, and so need the last sum no more.
+    next sum only when all have filled their arrays again, and so no longer need the last sum.
     """
 
     def __init__(self, owner: Messenger, room: SharedRoom, result: np.ndarray, adds: bool = True) -> None:

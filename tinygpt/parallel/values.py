@@ -1,6 +1,6 @@
-"""Small values on their way between processes: as JSON, which reading can't turn into anything but data.
+"""Small values sent between processes: as JSON, so that reading them gives nothing but data.
 
-A value is None, a bool, an int, a float, a str, or a list, a tuple or a dict (with str keys) of such. Floats keep all
+A value is None, a bool, an int, a float, a str, or a list, a tuple or a dict (with str keys) of these. Floats keep all
 their digits, NaN and infinity included; a tuple arrives as a list. Anything else is refused, so that nothing arrives
 changed: NumPy's numbers and arrays, bytes, sets, objects. For arrays there is `Communicator.share_arrays`.
 

@@ -1,4 +1,4 @@
-"""Only process 0 speaks: what the others write to the screen goes nowhere, or to files of their own.
+"""Only process 0 speaks: what the others write to the screen goes nowhere, or to separate files.
 
 The file descriptors are redirected, not only Python's streams, so that libraries and warnings are silent too.
 """
@@ -25,7 +25,7 @@ def is_silent() -> bool:
 class Voice:
     """The screen of this process. `cry` reaches it even if everything else is redirected.
 
-    mistake: why the lines of this process can't be written to its log, or empty: they are dropped then.
+    mistake: why the lines of this process can't be written to its log, and are dropped; else empty.
     """
 
     def __init__(self, rank: int) -> None:
