@@ -44,7 +44,7 @@ def _is_punctuation(character: str) -> bool:
 
 
 def exact_match(predictions: Iterable[str], references: Iterable[str | Iterable[str]]) -> float:
-    """The share of predictions that equal a reference, both normalised. Spaces beside Chinese don't count."""
+    """The share of predictions that equal a reference, both normalised. Spaces next to Chinese don't count."""
     texts, right = paired_texts("exact_match", predictions, references)
     hits = sum(any(_pieces(text) == _pieces(one) for one in ones) for text, ones in zip(texts, right, strict=True))
     return hits / len(texts)

@@ -100,5 +100,5 @@ def encode_pair(tokenizer: Any, context: str, text: str) -> tuple[np.ndarray, np
         first = [id for id in (tokenizer.bos_token_id, tokenizer.eos_token_id) if id is not None][:1]
         begin, before, ids = begin or first, np.zeros(0, np.int64), np.asarray(tokenizer.encode(text))
     if not len(ids):
-        raise UsageError(f"log-likelihood: {text!r:.80} has no tokens of its own after the context: nothing to predict")
+        raise UsageError(f"log-likelihood: {text!r:.80} adds no tokens after the context: nothing to predict")
     return np.concatenate([np.asarray(begin, np.int64), before]), ids

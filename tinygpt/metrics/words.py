@@ -40,7 +40,7 @@ def is_unspaced(text: str) -> bool:
 
 
 def script_of(texts: list[str]) -> str:
-    """ "chinese", "unspaced" (Japanese, Thai ...) or "spaced": the kind that most words of the texts are of."""
+    """ "chinese", "unspaced" (Japanese, Thai ...) or "spaced": the kind of most words in the texts."""
     unspaced = kana = han = spaced = 0
     for text in texts:
         unspaced += len(_ANY_UNSPACED.findall(text))
