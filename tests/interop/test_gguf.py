@@ -102,7 +102,7 @@ def changed(tokenizer: BPETokenizer, change: Callable[[dict[str, Any]], None]) -
 
 OTHER_BPE: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "space": (lambda d: d["pre_tokenizer"].update(add_prefix_space=True), "adds a space before every text"),
-    "split": (lambda d: d["pre_tokenizer"].update(use_regex=False), "splits texts by a rule of its own"),
+    "split": (lambda d: d["pre_tokenizer"].update(use_regex=False), "splits texts by its own rule"),
     "normalizer": (lambda d: d.update(normalizer={"type": "Lowercase"}), "changes texts by a normalizer"),
     "merges": (lambda d: d["model"].update(ignore_merges=True), r"takes a word .*\(ignore_merges\)"),
     "token": (lambda d: d["model"]["vocab"].update({"天": 270}), "has the token '天', which stands for no bytes"),

@@ -244,7 +244,7 @@ def test_a_setting_that_does_not_matter(name: str, value: Any, folder: Path) -> 
     ("changes", "words"),
     [
         ({A: np.zeros((3, 16), "f4")}, r"another model: .*lora_A.weight' has shape \(3, 16\), .*needs \(3, 12\)"),
-        ({A: np.zeros((4, 12), "f4")}, r"has shape \(4, 12\), and a rank of 3 beside this model's .*needs \(3, 12\)"),
+        ({A: np.zeros((4, 12), "f4")}, r"has shape \(4, 12\), and a rank of 3 for this model's .*needs \(3, 12\)"),
         ({A: ...}, r"lacks h\.0\.attn\.c_attn\.lora_A"),
         (
             {A: ..., A.replace("lora_A", "lora_B"): ...},

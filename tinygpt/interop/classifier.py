@@ -1,4 +1,4 @@
-"""Load and save classifiers in transformers' layout: a GPT-2 directory with `score.weight` and the names of the labels.
+"""Load and save classifiers in transformers' layout: a GPT-2 directory with `score.weight` and the label names.
 
 | config.json | GPTForSequenceClassification |
 |---|---|
@@ -58,7 +58,7 @@ def load_classifier(
     checkpoint: str,
     **options: Any,
 ) -> Any:
-    """See `GPTForSequenceClassification.from_pretrained`. options: of `interop.from_pretrained`."""
+    """Implements `GPTForSequenceClassification.from_pretrained`. options: those of `interop.from_pretrained`."""
     folder = find_model(folder_or_name, revision)
     if is_adapter(folder):
         return read_whole(folder, partial(_with_adapter, cls, K=num_labels, names=label_names, problem=problem_type,
@@ -203,7 +203,7 @@ def save_classifier(
     special_tokens: Mapping[str, Any] | None = None,
     best: Mapping[str, Any] | None = None,
 ) -> None:
-    """See `GPTForSequenceClassification.save_pretrained`; the arguments are those of `saving.save`."""
+    """Implements `GPTForSequenceClassification.save_pretrained`; the arguments are those of `saving.save`."""
     state = clf.state_dict() if best is None else best
     body = {name.removeprefix(PREFIX): array for name, array in state.items() if name != SCORE}
     arrays = arrays_of(clf.transformer, body)

@@ -211,7 +211,7 @@ def read_generation(folder: Path, vocab_size: int) -> dict[str, Any]:
 
 
 def _token_ids(folder: Path, name: str, value: Any, vocab_size: int) -> list[int]:
-    """A list of no id or one id; for eos_token_id there may be several."""
+    """A list of at most one id; for eos_token_id there may be several."""
     ids = value if isinstance(value, list) and name == "eos_token_id" else [] if value is None else [value]
     if not all(type(token) is int for token in ids):
         raise CheckpointError(f"{folder}: {name} must be a whole number, not {brief(value)}")

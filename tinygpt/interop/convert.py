@@ -67,7 +67,7 @@ def convert(
         model: Any = read(folder, dtype="float64" if dtype == "float64" else "float32")
         # Read the tokenizer before writing anything, because `target` may be the same folder.
         write_tokenizer, special_tokens = _tokenizer_writer(folder, model, tokenizer)
-    if merge_lora and model.packed:  # the sum is to be rounded once, from the base's own weights
+    if merge_lora and model.packed:  # round the sum only once, from the base's own weights
         model = read(source, dtype="float64", revision=revision)
     if merge_lora:
         nn.merge_lora(body_of(model))
@@ -91,7 +91,7 @@ def _require_given(tokenizer: str | os.PathLike[str] | None) -> None:
 def _tokenizer_writer(
     folder: Path, model: Any, given: str | os.PathLike[str] | None
 ) -> tuple[Callable[[Path], None], dict[str, Any] | None]:
-    """What writes the tokenizer's files into a folder, and its special tokens where the model has none of its own."""
+    """A function that writes the tokenizer's files into a folder, and its special tokens, for a model without any."""
     own = with_tokenizer(folder)
     tokenizer = None
     if given is not None:

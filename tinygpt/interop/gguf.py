@@ -2,8 +2,8 @@
 
 One file holds everything: the sizes, the tokenizer (gguf_vocabulary.py), and the weights under llama.cpp's names. Its
 matrices are (out, in), the transpose of ours, and in the file's `dtype`. Vectors and position embeddings stay in f32,
-as llama.cpp's own converter keeps them. A model without biases gets zeros, which llama.cpp needs. Where the head is the
-token embedding, the file has it once, which llama.cpp reads since March 2025.
+as in llama.cpp's own converter. A model without biases gets zeros, which llama.cpp needs. If the head is the token
+embedding, the file has it once, which llama.cpp has supported since March 2025.
 
 | dtype | how a matrix element is stored | bits |
 |---|---|---|
@@ -12,7 +12,7 @@ token embedding, the file has it once, which llama.cpp reads since March 2025.
 | q8_0 | 32 neighbours in a row share a scale, the largest of them / 127; each is a whole number of scales | 8.5 |
 | q4_0 | the same with whole numbers from -8 to 7, and the scale of least squared error (gguf_blocks.py) | 4.5 |
 
-In a file of q4_0 the token embedding and the head are in q8_0, as in our own models of 4 bits (nn/packed.py).
+In a q4_0 file the token embedding and the head are in q8_0, as in our own 4-bit models (nn/packed.py).
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, written by ggml's library `gguf` (the extra `gguf`).
 """
@@ -120,7 +120,7 @@ def check_dtype(dtype: str) -> None:
 
 
 def refuse_target(path: Path) -> None:
-    """Raise UsageError for a folder or a file of another kind: it is unlikely that it should be replaced."""
+    """Raise UsageError for a folder or a file of another kind, which the user is unlikely to want replaced."""
     if path.is_dir():
         raise UsageError(f"save_gguf: {path} is a folder: name the file to write, such as {path / 'model.gguf'}")
     with explain_os_errors("read", path):
@@ -163,7 +163,7 @@ def _difference(config: GPTConfig, dtype: str) -> str | None:
 
 
 def _their_name(name: str) -> str:
-    """llama.cpp's name of the array `name` of a GPT-2 directory."""
+    """llama.cpp's name for the array `name` of a GPT-2 directory."""
     name = name.removeprefix(PREFIX)
     if name in _OUTER:
         return _OUTER[name]

@@ -6,10 +6,10 @@ merges. BPE tokenizers that do the same are written as they are. Bytes are 256 t
 Characters are put together from the bytes of their UTF-8, from left to right: the euro sign, bytes e2 82 ac, by the
 merges (e2, 82) and (e282, ac). The right half of such a merge is a byte that continues a character, and the left half
 begins with one that starts a character. So no merge reaches across two characters, no split of the text falls inside
-one, and a text of known characters has one token for each. llama.cpp leaves out unknown characters without a word.
+one, and a text of known characters has one token for each. llama.cpp silently drops unknown characters.
 
-Where a file names no end token, llama.cpp takes token 11 of a BPE vocabulary, and generation stops there. So there must
-be one. If neither model nor tokenizer has one, it is the byte ff, which no UTF-8 contains. A vocabulary of characters
+If a file names no end token, llama.cpp takes token 11 of a BPE vocabulary, and generation stops there. So there must be
+one. If neither model nor tokenizer has one, it is the byte ff, which no UTF-8 contains. A vocabulary of characters
 has no such byte; there `spare_end` asks for one more token, which the model must never predict.
 """
 
@@ -132,7 +132,7 @@ def _of_bpe(tokenizer: BPETokenizer) -> Vocabulary:
 
 
 def _kind(entry: dict[str, Any]) -> int:
-    """llama.cpp finds a USER_DEFINED token in every text, a CONTROL token where special tokens are to be found."""
+    """llama.cpp finds a USER_DEFINED token in every text, a CONTROL token only where it parses special tokens."""
     return CONTROL if entry["special"] else USER_DEFINED
 
 
@@ -140,7 +140,7 @@ def _difference(description: dict[str, Any], added: dict[str, Any]) -> str | Non
     """How this BPE tokenizer differs from GPT-2's, as the rest of a sentence; None if it does not."""
     model, split = description["model"], description["pre_tokenizer"]
     if split["type"] != "ByteLevel" or not split.get("use_regex", True):
-        return "splits texts by a rule of its own"
+        return "splits texts by its own rule"
     if split.get("add_prefix_space"):
         return "adds a space before every text"
     if description["normalizer"]:

@@ -24,7 +24,7 @@ from ..generation import log_likelihood, stream_text
 from ..metrics.choice import continuation
 from ..tokenizers import Tokenizer
 
-MAX_NEW_TOKENS = 256  # where a task doesn't say
+MAX_NEW_TOKENS = 256  # if a task doesn't say
 
 
 def harness_model(model: Any, tokenizer: Tokenizer) -> Any:

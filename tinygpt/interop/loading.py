@@ -57,7 +57,7 @@ def from_pretrained(
     model_class: type[GPT] = GPT,
     heads: Heads = None,
 ) -> GPT:
-    """See `GPT.from_pretrained`. model_class: GPT or a subclass.
+    """Implements `GPT.from_pretrained`. model_class: GPT or a subclass.
 
     heads: for a classifier, which needs no more than `hidden`. It is called with the weights, to read its own head, and
     the heads in the file are left out. The model then has a tied one, whatever the file has.

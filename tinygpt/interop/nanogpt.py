@@ -121,7 +121,7 @@ def tokenizer_beside(checkpoint: Path) -> Tokenizer:
     """The tokenizer in the folder of a checkpoint, which has none itself. Raises CheckpointError if none fits."""
     if not has_tokenizer(checkpoint.parent):
         raise CheckpointError(
-            f"{checkpoint} has no tokenizer, and there is none beside it: make a whole model with `tinygpt convert "
+            f"{checkpoint} has no tokenizer, and there is none next to it: make a whole model with `tinygpt convert "
             f"{checkpoint} FOLDER --tokenizer {_whose(checkpoint)}`"
         )
     found = read_tokenizer(checkpoint.parent)
@@ -130,12 +130,12 @@ def tokenizer_beside(checkpoint: Path) -> Tokenizer:
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """Whether there are the files of a tokenizer in `folder`, or nanoGPT's meta.pkl."""
+    """Whether `folder` holds the files of a tokenizer, or nanoGPT's meta.pkl."""
     return any((folder / name).exists() for name in (META, *tokenizers.FILES))
 
 
 def require_fit(tokenizer: Tokenizer, checkpoint: Path) -> None:
-    """Raise CheckpointError unless the vocabulary has the size of the checkpoint's, apart from padding."""
+    """Raise CheckpointError unless the vocabulary is as large as the checkpoint's, apart from padding."""
     with NanoGPTFile(checkpoint) as file:
         ids = file.config.vocab_size
     if not 0 <= ids - tokenizer.vocab_size < _PADDING:

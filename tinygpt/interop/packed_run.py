@@ -62,7 +62,7 @@ def load_weights(model: Any, state: Mapping[str, Any]) -> None:
     if trained != state.keys():
         name = sorted(trained ^ state.keys())[0]
         where = "lacks" if name in trained else "has"
-        raise UsageError(f"the state of what is trained beside a packed base {where} {name!r}, against this model")
+        raise UsageError(f"the state of what is trained on a packed base {where} {name!r}, against this model")
     Module.load_state_dict(model, state, strict=False)
 
 
@@ -132,7 +132,7 @@ def on_its_base(
     load_base: Callable[[float], GPT], weights: Weights, state: dict[str, Any], dropout: float | None, where: str,
     classifier: bool,
 ) -> GPT:  # fmt: skip
-    """The model of a checkpoint: its base, which `load_base` loads with this dropout, and what was trained beside it.
+    """The model of a checkpoint: its base, which `load_base` loads with this dropout, and what was trained on it.
 
     classifier: whether the model is inside a classifier, whose head is not read here. Raises CheckpointError.
     """

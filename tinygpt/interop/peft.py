@@ -58,7 +58,7 @@ def is_adapter(folder: Path) -> bool:
         if (folder / name).exists():
             raise CheckpointError(
                 f"{folder} holds both an adapter ({ADAPTER_CONFIG}) and a whole model ({name}): move the adapter's "
-                "files to a folder of their own"
+                "files to a separate folder"
             )
     return True
 
@@ -245,7 +245,7 @@ def _paths(model: Any, file: ArrayFile, lora: LoRA, head: bool) -> dict[str, lis
         if info.shape != expected:
             raise CheckpointError(
                 f"the adapter {file.path} is for another model: {name!r} has shape {info.shape}, and a rank of "
-                f"{lora.rank} beside this model's {path} needs {expected}"
+                f"{lora.rank} for this model's {path} needs {expected}"
             )
         if letter in found.setdefault(path, {}):
             raise CheckpointError(f"the adapter {file.path} contains {path}.lora_{letter} twice")

@@ -54,7 +54,7 @@ def without_head(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def head_in(file: ArrayFile, K: int | None = None, C: int | None = None) -> tuple[int, int]:
-    """The shape (K, C) of the head in an adapter's file. Raises CheckpointError if there is none, or another one."""
+    """The shape (K, C) of the head in an adapter's file. Raises CheckpointError if it is missing or does not fit."""
     if ARRAY not in file.arrays:
         raise CheckpointError(f"the adapter {file.path} is damaged: it is for a classifier, and lacks {ARRAY!r}")
     shape = file.arrays[ARRAY].shape

@@ -90,7 +90,7 @@ def save(
 
 
 class Folder(NamedTuple):
-    """What a model's folder is to hold."""
+    """What a model's folder will hold."""
 
     settings: Mapping[str, Any]  # of config.json
     generation: Mapping[str, Any]  # of generation_config.json
@@ -147,7 +147,7 @@ def _check_format(dtype: str) -> None:
 
 
 def arrays_of(model: GPT, best: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Stored name -> array of every parameter. For a model without biases they are zeros. best: instead of its own."""
+    """Stored name -> array of every parameter. For a model without biases, biases are zeros. best: replaces its own."""
     state = model.state_dict() if best is None else best
     _refuse(difference_from_gpt2(model))
     shapes = dict(parameter_shapes(model.config))
@@ -220,7 +220,7 @@ def _write_weights(folder: Path, arrays: dict[str, Any], dtype: str, limit: int 
 
 
 def _shards(arrays: dict[str, Any], itemsize: int, limit: int | None) -> list[list[str]]:
-    """Split the arrays, in order, into shards of at most `limit` bytes. A larger array gets a shard of its own."""
+    """Split the arrays, in order, into shards of at most `limit` bytes. A larger array gets its own shard."""
     shards: list[list[str]] = [[]]
     room = limit
     for name, array in arrays.items():

@@ -64,7 +64,7 @@ class TorchFile(ArrayFile):
         return tensors_in(value)
 
     def _content(self) -> tuple[Any, Locate]:
-        """The value of the pickle, and a function that says where a storage begins in the file."""
+        """The value of the pickle, and a function that returns where a storage begins in the file."""
         size = os.fstat(self._file.fileno()).st_size
         begin = self._bytes(0, min(size, 32))
         if begin.startswith(_ZIP):

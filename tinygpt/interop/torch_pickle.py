@@ -1,7 +1,7 @@
 """Read the pickle inside a PyTorch file without executing anything.
 
 A pickle is a program for a small stack machine, and two of its instructions let it run any function of Python: GLOBAL
-names an object, REDUCE calls it. `pickle.load`, and any Unpickler, execute such a program. Here `pickletools.genops`
+names an object, REDUCE calls it. `pickle.load` and any Unpickler execute such a program. Here `pickletools.genops`
 only lists the instructions, and this file interprets the few that `torch.save` writes for a dictionary of tensors:
 plain values, lists, tuples, dictionaries, and the names in `ADMITTED` (torch_tensors.py), none of which is ever
 imported or called. A tensor becomes a `Tensor`, a description of where its numbers are. Everything else raises

@@ -5,7 +5,7 @@
             vector = file.numbers(stored)         # float32, shape (width,)
 
 The first line has the number of vectors and their width; GloVe's files lack it. In the binary format a word ends at a
-space, and float32 numbers follow. No memory is allocated on the word of a header: at most a megabyte, or one row, is in
+space, and float32 numbers follow. A header is never trusted to allocate memory: at most a megabyte, or one row, is in
 memory at a time. A word that is not UTF-8 is read as Latin-1, the encoding of some older files.
 """
 
@@ -85,7 +85,7 @@ class VectorFile:
         return peeked.split(b"\n", 1)[0]
 
     def _is_text(self) -> bool:
-        """Whether the first vector, if it were binary, would be of printable characters: then these are bad numbers."""
+        """Whether the first vector, taken as binary, consists of printable characters: then these are bad numbers."""
         peeked: bytes = self._file.peek(1 << 16)  # type: ignore[attr-defined]
         numbers = peeked.partition(b" ")[2][: 4 * self.width]
         return len(numbers) > 1 and all(32 <= byte < 127 or byte in b"\t\r\n" for byte in numbers)

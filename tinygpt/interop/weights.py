@@ -10,7 +10,7 @@ causal mask that older versions of transformers stored, and `lm_head.weight` if 
 file may contain that tied matrix only as `lm_head.weight`, the name that `safetensors.torch.save_model` keeps. An
 untied head (tie_word_embeddings=False) is a parameter like the others.
 
-Older folders hold pytorch_model.bin, a pickle, in the place of model.safetensors. It is read without executing anything
+Older folders hold pytorch_model.bin, a pickle, instead of model.safetensors. It is read without executing anything
 (torch_file.py).
 """
 
@@ -37,7 +37,7 @@ from .torch_file import TorchFile
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 TORCH, TORCH_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
-# In the order of transformers: safetensors first, one file before an index of several.
+# In transformers' order: safetensors first, one file before an index of several.
 WHOLE: dict[str, type[ArrayFile]] = {SINGLE: SafetensorsFile, TORCH: TorchFile}
 INDEXES: dict[str, type[ArrayFile]] = {INDEX: SafetensorsFile, TORCH_INDEX: TorchFile}
 ORDER = (SINGLE, INDEX, TORCH, TORCH_INDEX)
@@ -67,13 +67,13 @@ def parameter_shapes(config: GPTConfig) -> Iterator[tuple[str, tuple[int, ...]]]
 
 
 class ClassifierFoundError(CheckpointError):
-    """The weights are right, but those of a classifier where a language model is asked for."""
+    """The weights are valid, but they are a classifier's, and a language model was asked for."""
 
 
 class Weights:
     """The arrays of one model, in one or several files. `place` maps each parameter to its file and stored name.
 
-    settings: what an error message calls the place of the configuration that they must match.
+    settings: what an error message calls the source of the configuration that they must match.
     """
 
     def __init__(
