@@ -1,4 +1,4 @@
-"""Letting other programs talk to a model: `tinygpt serve`, OpenAI's HTTP interface.
+"""Let other programs talk to a model: `tinygpt serve`, OpenAI's HTTP interface.
 
 A request passes these files from top to bottom, and its text comes back the same way. Nothing from `engine` on knows
 about HTTP, and nothing above it touches the model. Two threads: uvicorn's event loop, which reads requests and writes

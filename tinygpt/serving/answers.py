@@ -129,7 +129,7 @@ class Answer:
     # Log-probabilities ------------------------------------------------------------------------------
 
     def _logprob(self, text: _Text, token: Token) -> Json:
-        """A token as a chat tells it, and where it begins in the text, for the other form."""
+        """A token in the form of a chat, and where it begins in the text, for the other form."""
         assert token.id is not None
         top = [self._named(text, i, log_prob) for i, log_prob in token.top or ()]
         found = self._named(text, token.id, token.log_prob) | {"top_logprobs": top, "offset": text.offset}

@@ -29,7 +29,7 @@ from .web import page_routes
 
 MOST_BYTES = 1 << 20  # of a body
 MOST_SECONDS = 30.0  # until it has arrived
-_GONE = 499  # for the counts: nobody reads it
+_GONE = 499  # only for the metrics: nobody reads it
 
 
 def application(
@@ -211,7 +211,7 @@ class EventStream:
 def failure(error: Exception) -> ApiError:
     """What the client is told about an error.
 
-    Of an unexpected one, type and place are logged, but not its message, which may quote the request.
+    For an unexpected one, type and place are logged, but not its message, which may quote the request.
     """
     if isinstance(error, ApiError):
         return error

@@ -60,9 +60,9 @@ class Served:
 
 @dataclass(frozen=True)
 class Asked:
-    """A body that was read: text i is sample i % n of prompt i // n.
+    """A parsed body: text i is sample i % n of prompt i // n.
 
-    token_ids: whether the answer has ids. begun: whether the prompt has the beginning of the answer.
+    token_ids: whether the answer has ids. begun: whether the prompt contains the beginning of the answer.
     """
 
     chat: bool
@@ -183,7 +183,7 @@ def _options(served: Served, fields: Fields, chat: bool) -> dict[str, Any]:
 
 
 def _limit(served: Served, ids: np.ndarray, asked: int | None, param: str, default: int | None) -> int:
-    """The number of new tokens: what is asked for, or else the default, or all that fit."""
+    """The number of new tokens: as requested, or else the default, or all that fit."""
     block, T = served.model.config.block_size, len(ids)
     if block <= T or (asked is not None and T + asked > block):
         more = "" if asked is None else f" and {asked} in the completion"

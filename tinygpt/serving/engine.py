@@ -6,11 +6,11 @@
     engine.close()                                          # finishes what was accepted
 
 Continuous batching. Each turn of the thread's loop reads prompts of waiting requests, if places are free, and then
-makes one step for all texts that are being written: their next tokens go through the model together, so its weights are
-read once for all of them, and so do their prompts (`reading`). A text that ends leaves at once, and its place is free
+makes one step for all texts that are being written: their next tokens go through the model together, as do prompts
+(`reading`), so its weights are read once for all of them. A text that ends leaves at once, and its place is free
 for the next turn. At most `piece` tokens of prompts are read per turn, a long prompt in pieces: a client that
-is being answered never waits for more between two tokens, unless more clients wait than are being answered; then it is
-MANY times as much. A beginning of a prompt that is already known isn't read again (`prefixes`).
+is being answered never waits for more between two tokens, unless more clients wait than are being answered; then the
+limit is MANY times as high. A beginning of a prompt that is already known isn't read again (`prefixes`).
 
 A text does not depend on the others: a row of `Decoder` doesn't, a prompt is cut into the same pieces whatever else is
 being read, no bit of its keys and values depends on those read with it, and everything else is in its `Sample`.
@@ -162,7 +162,7 @@ class Engine:
         return bool(self._running or self._waiting or len(self._readings))
 
     def _read_prompts(self) -> None:
-        """Read the next pieces of prompts; the texts of those that are read to their end join."""
+        """Read the next pieces of prompts; once a prompt is read to its end, its texts join."""
         self._readings.drop_cancelled()
         others = len(self._waiting) + self._readings.texts
         most = self.piece * (MANY if others > len(self._running) else 1)
@@ -176,7 +176,7 @@ class Engine:
         self._join(finished)
 
     def _begin_reading(self, texts: list[Text]) -> None:
-        """Find what is known of the prompt of `texts`."""
+        """Look up what is known of the prompt of `texts`."""
         try:
             self.statistics.known_tokens += self._readings.begin(texts, texts[0].sample.wanted.prompt)
         except Exception as error:
@@ -239,7 +239,7 @@ class Engine:
         return self._tell(text, token) and token.reason is None
 
     def _keep(self, kept: list[bool]) -> None:
-        """Let the other texts leave. The last ones take the places of those that leave: only their rows are copied."""
+        """Remove the other texts. The last ones take the places of those that leave, so only their rows are copied."""
         if all(kept):
             return
         order = filling_holes(kept)

@@ -5,10 +5,10 @@ Origin, which is not ours, and is refused. With DNS rebinding the page's own nam
 origins are the same; then the Host header has a name that isn't ours, and is refused. A numerical address can't be
 rebound, so any is allowed.
 
-Sites that are trusted, `origins`, are let in: the answers tell browsers that the site's pages may read them (CORS), and
-so does the answer to what a browser asks before it sends a request ("preflight"), which carries no key.
+Trusted sites, `origins`, are let in: the answers tell browsers that the site's pages may read them (CORS), and so does
+the answer to what a browser asks before it sends a request ("preflight"), which carries no key.
 
-Nothing of a request is logged: neither its key nor what it says.
+Nothing in a request is logged: neither its key nor its contents.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from .metrics import Requests
 
 
 class Guard:
-    """ASGI middleware. hosts: names in the Host header that are ours, beside localhost; key: None for none; public: the
-    paths that need none; origins: of other sites whose pages may use this server."""
+    """ASGI middleware. hosts: names in the Host header that are ours, besides localhost; key: None for none; public:
+    the paths that need none; origins: of other sites whose pages may use this server."""
 
     def __init__(
         self, app: Any, hosts: Collection[str], key: str | None, requests: Requests, public: Collection[str],
@@ -91,7 +91,7 @@ class Guard:
 
 
 def permission(headers: Headers) -> dict[str, str]:
-    """What a page of a site that is trusted may send: any header that it asks for, as OpenAI's client has ten."""
+    """What a page of a trusted site may send: any header that it asks for, since OpenAI's client has ten."""
     found = {"Access-Control-Allow-Methods": "GET, POST", "Access-Control-Max-Age": "600"}
     if asked := headers.get("access-control-request-headers"):
         found["Access-Control-Allow-Headers"] = asked

@@ -18,7 +18,7 @@ What = Token | Exception
 
 
 class Post:
-    """What the listeners of an application are told, until it is sent. `send` is the engine's `after_turn`."""
+    """Messages for the listeners of an application, until they are sent. `send` is the engine's `after_turn`."""
 
     def __init__(self) -> None:
         self._letters: dict[asyncio.AbstractEventLoop, list[tuple[Listener, int, What]]] = {}
@@ -42,7 +42,7 @@ def deliver(letters: list[tuple[Listener, int, What]]) -> None:
 
 
 class Listener:
-    """What the engine tells, as an asynchronous queue. Made in the loop that reads it."""
+    """What the engine reports, as an asynchronous queue. Made in the loop that reads it."""
 
     def __init__(self, post: Post) -> None:
         self.post, self.loop, self.queue = post, asyncio.get_running_loop(), asyncio.Queue[tuple[int, What]]()

@@ -1,10 +1,10 @@
 """Keys and values of the beginnings of prompts, kept for other prompts with the same one: a system prompt, or the
 turns of a dialogue so far, is read once.
 
-Prompts are read in pieces of a fixed number of tokens, cut at its multiples. A piece is found by its tokens and by all
-those before it, so the whole beginning is the same, and so is the way it was cut: a text has the same logits, bit for
-bit, whether the beginning of its prompt was found here or not. Keys and values of tokens that were generated are not
-kept, since they may differ by rounding from those that reading them gives.
+Prompts are read in pieces of a fixed number of tokens, cut at multiples of it. A piece is found by its tokens and by
+all those before it, so the whole beginning is the same, and so is the way it was cut: a text has the same logits, bit
+for bit, whether the beginning of its prompt was found here or not. Keys and values of tokens that were generated are
+not kept, since they may differ by rounding from those of tokens that are read.
 
 Memory is bounded: the least recently used pieces are dropped. Using a piece uses those before it too, so the last piece
 of a beginning is dropped first.
@@ -35,7 +35,7 @@ class Prefixes:
 
     def __init__(self, piece: int, most_bytes: int) -> None:
         self.piece, self.most_bytes, self.bytes = piece, most_bytes, 0
-        self._pieces = OrderedDict[Key, _Piece]()  # the one used last stands last
+        self._pieces = OrderedDict[Key, _Piece]()  # the most recently used is last
         self._count = 0
 
     def known(self, prompt: np.ndarray) -> int:

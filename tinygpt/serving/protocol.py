@@ -1,4 +1,4 @@
-"""A client's connection: uvicorn's, which is closed here if the client holds it without using it.
+"""A client's connection: uvicorn's, but closed if the client holds it without using it.
 
 uvicorn waits forever for the rest of a request's head, and for a client to read what it is sent. Here a connection is
 dropped if a head, once it is due, takes longer than MOST_SECONDS, or if the client has read nothing for that long while

@@ -6,10 +6,10 @@
     finished, failed = readings.read(256)           # tokens, at most
 
 Each turn reads the next piece of every prompt that there is room for, all in one pass of the model. A piece ends at a
-multiple of `piece` tokens, so how a prompt is cut depends on itself alone.
+multiple of `piece` tokens, so how a prompt is cut depends on the prompt alone.
 
-A prompt that shares its next piece with one that is being read waits until that has read it: it finds it among the
-prefixes then.
+A prompt that shares its next piece with one that is being read waits until that piece is read, and then finds it among
+the prefixes.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Readings:
 
     def __init__(self, decoder: Any, prefixes: Prefixes, piece: int) -> None:
         self.decoder, self.prefixes, self.piece = decoder, prefixes, piece
-        self._all: list[Reading] = []  # those that came first stand first
+        self._all: list[Reading] = []  # in order of arrival
 
     def __len__(self) -> int:
         return len(self._all)
@@ -80,7 +80,7 @@ class Readings:
         some, failed = self._turn(most), list[tuple[Reading, Exception]]()
         try:
             read_together([(one.reader, self.piece) for one in some])
-        except Exception:  # of one of them, perhaps: each by itself
+        except Exception:  # perhaps only one of them is at fault: try each by itself
             failed = errors_of(some, lambda one: one.reader.read(self.piece))
         read = [one for one in some if one not in dict(failed)]
         failed += errors_of(read, lambda one: self.prefixes.keep(one.reader, one.prompt))
@@ -89,7 +89,7 @@ class Readings:
         return finished, failed
 
     def _turn(self, most: int) -> list[Reading]:
-        """Those whose next pieces have at most `most` tokens together. In order: none is passed over."""
+        """The first ones whose next pieces have at most `most` tokens together. None is passed over."""
         some = list[Reading]()
         for one in self._all:
             most -= self._next(one)

@@ -76,8 +76,8 @@ def run(application: Any, engine: Engine, listener: socket.socket, started: Call
     Neither requests nor clients are logged.
     """
     server = server_for(application)
-    logging.getLogger("asyncio").setLevel(logging.ERROR)  # it would warn of each event that a vanished client misses
-    # uvicorn raises the signal again when all is done, for the handlers of before, which would end us as a failure.
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # it would warn about each event that a vanished client misses
+    # uvicorn raises the signal again at the end, for the previous handlers, which would end us with a failure.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
     started()

@@ -10,7 +10,7 @@ _SHARE = 0.1  # of a new text in the running mean
 
 
 class Histogram:
-    """How many times were at most as long as each of BOUNDS, and the last count, of those beyond."""
+    """How many times were at most as long as each of BOUNDS; the last count is of those beyond."""
 
     def __init__(self) -> None:
         self.counts = [0] * (len(BOUNDS) + 1)

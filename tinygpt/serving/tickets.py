@@ -32,7 +32,7 @@ class Ticket:
         self.submitted = time.perf_counter()
 
     def cancel(self) -> None:
-        """Free the places of its texts, at the next token; nothing more is reported of them."""
+        """Free the places of its texts, at the next token; nothing more is reported about them."""
         self._cancel(self)
 
 
