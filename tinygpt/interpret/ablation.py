@@ -37,8 +37,8 @@ def ablate(
 ) -> Iterator[None]:
     """Inside the block, these heads and blocks of the model are switched off, in training and generation too.
 
-    heads: pairs (block, head); layers: blocks; both counted from 0. An attention layer of your own needs `n_head` and
-    `c_proj`, whose input are the heads side by side.
+    heads: pairs (block, head); layers: blocks; both counted from 0. A user-defined attention layer needs `n_head` and
+    `c_proj`, whose input is the concatenated heads.
     Raises RangeError for a block or a head that the model does not have, UsageError for layers without heads.
     """
     body, prefix = body_of("ablate", model)

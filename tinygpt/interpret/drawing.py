@@ -83,7 +83,7 @@ def _latest(graph: Graph, most: int) -> Graph:
 
 
 class _Names:
-    """What leaves are called, and whose memory an array is."""
+    """The names of leaves, and whose memory an array is."""
 
     def __init__(self, graph: Graph, names: dict[int, str]) -> None:
         self.names = names

@@ -141,7 +141,7 @@ def facts_of_model(model: Any) -> list[tuple[str, str]]:
 
 
 def _source(model: Any) -> str:
-    """The name that the model was loaded by; of a folder the last part, since pages are passed on."""
+    """The name by which the model was loaded; for a folder its last part, since pages are shared."""
     source = str(model.source or "in memory")
     return Path(source).resolve().name if Path(source).exists() else source
 

@@ -74,11 +74,11 @@ class Recording:
 
     def __init__(self) -> None:
         self._facts: dict[int, Facts] = {}  # from the results backwards
-        self._nodes: list[Function] = []  # alive, so that no other gets its id
+        self._nodes: list[Function] = []  # kept alive, so that no other node gets the same id
 
     @property
     def graph(self) -> Graph:
-        """Of all backward passes so far."""
+        """The graphs of all backward passes so far."""
         return Graph({key: self._facts[key] for key in reversed(self._facts)})
 
     def see(self, node: Function, gradients: list[Array | None]) -> None:
@@ -91,7 +91,7 @@ class Recording:
                 self._put(id(parent), leaf_facts(parent))
 
     def _put(self, key: int, facts: Facts) -> None:
-        """At the end, also if another pass has put it there before: inputs come after what is made of them."""
+        """Add it at the end, even if another pass added it before: inputs come after what is made from them."""
         self._facts.pop(key, None)
         self._facts[key] = facts
 

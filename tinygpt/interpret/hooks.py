@@ -2,7 +2,7 @@
 
     with hooked(model, {"h.3": print}):                          # the residual stream after block 3, (B, T, C)
         model(ids)
-    with hooked(model, {"h.0.attn.c_proj.input": edit}):         # the heads side by side, before they are mixed
+    with hooked(model, {"h.0.attn.c_proj.input": edit}):         # the concatenated heads, before they are mixed
         ids = model.generate(prompt, 20)
 
 A name is the path of a module (`model.named_modules()`), for its output; with `.input` after it, for its input. For a
@@ -13,7 +13,7 @@ GPT of L blocks:
     h.i                          (B, T, C)       the residual stream after block i
     h.i.ln_1, h.i.attn           (B, T, C)       input of the attention, what it adds to the stream
     h.i.attn.c_attn              (B, T, 3C)      queries, keys, values
-    h.i.attn.c_proj.input        (B, T, C)       the outputs of the H heads, side by side
+    h.i.attn.c_proj.input        (B, T, C)       the outputs of the H heads, concatenated
     h.i.ln_2, h.i.mlp            (B, T, C)       the same two for the MLP
     h.i.mlp.c_fc                 (B, T, inner)   before the activation function
     h.i.mlp.c_proj.input         (B, T, inner)   after it: the neurons
@@ -24,7 +24,7 @@ check for each module whether it computes as its class does (`tinygpt/nn/known.p
 knows nothing of hooks, and they cost nothing when not in use; with them, a sum that was fused may differ in its last
 bit. Generation with hooks runs the whole text at each step, unless the hooks are declared `positionwise`.
 
-Hooks act in every thread that uses the model. Inner ones see what outer ones made.
+Hooks act in every thread that uses the model. Inner ones see what outer ones produced.
 Source of the idea: PyTorch's `register_forward_hook`; Nanda, Bloom, "TransformerLens", 2022 (its hook points).
 """
 
@@ -112,7 +112,7 @@ def _replaced(name: str, hook: Hook, value: Any) -> Any:
 def wrapped(model: Module, around: Mapping[str, Around], positionwise: bool = False) -> Iterator[None]:
     """Inside the block, each module at a path of `around` computes `around[path](its forward, its arguments)`.
 
-    positionwise: that change is; so is the module then, if it was before, or it goes on taking a cache.
+    positionwise: promises that the change acts on each position alone, so a module that supported caching still does.
     """
     modules, names = dict(model.named_modules()), ("forward", "positionwise")
     before: list[tuple[Module, dict[str, Any]]] = []
@@ -135,7 +135,7 @@ def _wrapping(forward: Any, around: Around, cacheable: bool) -> Any:
         return around(forward, *args, **kwargs)
 
     if cacheable:
-        functools.update_wrapper(replaced, forward)  # with its signature, which says whether it takes a cache
+        functools.update_wrapper(replaced, forward)  # with its signature, which tells whether it takes a cache
     return replaced
 
 

@@ -25,7 +25,7 @@ from .text import AnyModel, block_names, frozen, host, one_text
 
 @dataclass(frozen=True)
 class Summary:
-    """Of the numbers in an array: mean, standard deviation, root mean square, largest size, share of zeros."""
+    """Mean, standard deviation, root mean square, largest magnitude and share of zeros of the numbers in an array."""
 
     mean: float
     std: float

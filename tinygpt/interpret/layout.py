@@ -1,6 +1,6 @@
 """Where the boxes of a layered drawing go, and the lines between them.
 
-Each box stands below everything that it is made of. A line that passes several layers takes a place in each, so that it
+Each box is below everything that it is made of. A line that passes several layers takes a place in each, so that it
 does not run through boxes; all lines from one box share these places as long as they can. Within a layer, boxes are
 ordered by the mean place of their neighbours, which keeps crossings few, then moved towards that mean.
 

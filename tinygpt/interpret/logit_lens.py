@@ -48,7 +48,7 @@ def lenses(model: LanguageModel, ids: Ids) -> Iterator[np.ndarray]:
         what = type(model).__name__
         raise UsageError(f"logit_lens: the model must be a LanguageModel, whose head predicts tokens, not a {what}")
     idx = one_text("logit_lens", model, ids)
-    names = block_names("logit_lens", model)[:-1]  # after the last block, the model's own logits say it
+    names = block_names("logit_lens", model)[:-1]  # after the last block, use the model's own logits
     streams: dict[str, list[Tensor]] = {name: [] for name in names}
     with no_grad(), model.evaluating(), hooked(model, {name: values.append for name, values in streams.items()}):
         last = checked_logits(model, idx)  # (1, T, V)

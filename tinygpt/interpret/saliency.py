@@ -51,7 +51,7 @@ def saliency(
 ) -> np.ndarray:
     """ids (T,), target: an id, the next token to explain -> (T,): what each token contributes to its log-probability.
 
-    For a classifier, target is a label; of a regression or several labels at once the output itself is explained.
+    For a classifier, target is a label; for a regression or several labels at once, the output itself is explained.
     method: "gradient_x_input" or "integrated_gradients", whose integral takes `steps` points, and as many passes.
     logit: explain the logit instead of the log-probability.
     Raises UsageError for an unknown method, RangeError for a target out of range; for ids as the model does.
