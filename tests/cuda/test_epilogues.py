@@ -158,7 +158,7 @@ def test_an_epilogue_that_computes_something_else_is_not_used(
     assert len(lines) == 5
     assert lines[0] == (
         "cuBLASLt's epilogue BIAS is not used, because a small product in bfloat16 was wrong by 1: "
-        "a kernel of its own takes its place"
+        "a separate kernel takes its place"
     )
     assert all_five(fused(), "bfloat16") == [None] * 5
     assert capsys.readouterr().out == ""

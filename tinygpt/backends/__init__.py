@@ -34,7 +34,7 @@ def get(name: str) -> ModuleType:
 
 
 def backend_name(name: str) -> str:
-    """ "numpy" or "cupy", which PyTorch's names "cpu" and "cuda" stand for too. Raises UsageError."""
+    """ "numpy" or "cupy", from either name or from PyTorch's "cpu" and "cuda". Raises UsageError."""
     found = DEVICES.get(name, name) if isinstance(name, str) else name
     if found not in NAMES:
         choice = (
@@ -144,7 +144,7 @@ def address(array: Any) -> int:
 
 def one(like: Any) -> Any:
     """The number 1 as a 0-d array of `like`'s library and dtype. On a GPU it is the same array each time: `as_factor`
-    knows it, and nobody may write into it."""
+    recognizes it, and nobody may write into it."""
     return np.ones((), like.dtype) if name_of(like) == "numpy" else get("cupy").one(like.dtype)
 
 
@@ -156,13 +156,13 @@ def as_factor(number: Any) -> Any:
 
 
 def room(array: Any) -> int:
-    """How many times as much memory as on a CPU a temporary array may take, where `array` is: 1, or on a GPU more."""
+    """By what factor a temporary array on `array`'s backend may be larger than on a CPU: 1, or on a GPU more."""
     return 1 if name_of(array) == "numpy" else int(get("cupy").room())
 
 
 def epilogues(array: Any) -> Any:
     """Matrix products that include a bias, a GELU or a gradient of these, for arrays like this one: see
-    `cupy_epilogues.py`. None where there are none: on a CPU, and in float32."""
+    `cupy_epilogues.py`. None if there are none: on a CPU, and in float32."""
     return None if name_of(array) == "numpy" else get("cupy").epilogues(array.dtype)
 
 

@@ -5,12 +5,12 @@
     library.launch(plan, A, B, D, bias, aux)
 
 `cupy_epilogues.py` says what for. The numbers below are those of NVIDIA's header cublasLt.h, the same in CUDA 11.8, 12
-and 13. All descriptors are made by its functions, so the only structure whose layout stands here is that of
+and 13. All descriptors are made by its functions, so the only structure whose layout appears here is
 cublasLtMatmulHeuristicResult_t.
 
 A description, with the algorithm found for it, is kept for each kind of product; what changes from call to call are
 addresses. A launch reads it at once, so a CUDA graph does not depend on it. Its workspace is an array like any other,
-freed after the launch: what takes that memory next uses it later on the same CUDA stream, or in the same graph.
+freed after the launch: whatever gets that memory next uses it later on the same CUDA stream, or in the same graph.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class Plan(NamedTuple):
 
 
 def load(cupy: Any) -> Any:
-    """The library, which cuBLAS, loaded by CuPy, has brought with it. Raises LtError."""
+    """The library, which was loaded with cuBLAS by CuPy. Raises LtError."""
     if sys.platform != "linux":
         raise LtError("it is supported only on Linux")
     if int(cupy.cuda.Device().compute_capability) < OLDEST:
@@ -101,7 +101,7 @@ def load(cupy: Any) -> Any:
 
 
 class Library:
-    """cuBLASLt with a handle of its own, for the current GPU."""
+    """cuBLASLt with its own handle, for the current GPU."""
 
     def __init__(self, cupy: Any, functions: Any) -> None:
         self.cupy, self.functions = cupy, functions
@@ -154,7 +154,7 @@ class Library:
         return plan
 
     def heuristic(self, description: int, layouts: Sequence[int], alignments: Sequence[int]) -> HeuristicResult | None:
-        """The algorithm that cuBLASLt advises for a product; None if it has none."""
+        """The algorithm that cuBLASLt recommends for a product; None if it has none."""
         preference = self.made("cublasLtMatmulPreferenceCreate")
         self.set("MatmulPreference", preference, MAX_WORKSPACE_BYTES, ctypes.c_uint64(WORKSPACE))
         A, B, D = alignments[:3]

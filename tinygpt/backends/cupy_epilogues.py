@@ -6,9 +6,9 @@
     dz = fused.gelu_gradient(dy, weight, z)    # gelu'(z) * (dy W.T)                           DGELU
     dw, db = fused.gradients(x, dy)            # x.T dy, and the sum of dy over its rows       BGRADA
 
-A product has its result in registers. A kernel of its own for the bias or the GELU would have to read it from memory
+A product has its result in registers. A separate kernel for the bias or the GELU would have to read it from memory
 and write it again. Each of these returns None where it does not apply; then the caller uses the plain product and
-our kernels, which compute the same. All arrays have two axes and one 16-bit type, but dw and db, which are float32.
+our kernels, which compute the same. All arrays have two axes and one 16-bit type, except dw and db, which are float32.
 The GELU is the tanh form (cuBLAS's manual, cublasLtEpilogue_t, note 5).
 
 Rows and columns. cuBLASLt stores matrices column by column, so, as in `cupy_matmul.py`, out = a b is its D = A B with
@@ -56,7 +56,7 @@ def setting() -> str:
 
 
 def epilogues(cupy: Any) -> Epilogues | None:
-    """Those of the current GPU; None if they are turned off or there are none."""
+    """The epilogues of the current GPU; None if they are turned off or there are none."""
     return found(cupy, cupy.cuda.Device().id)[0]
 
 
@@ -71,7 +71,7 @@ def describe(cupy: Any) -> str:
 
 @functools.cache
 def found(cupy: Any, gpu: int) -> tuple[Epilogues | None, str]:
-    """Those of a GPU, or why there are none."""
+    """The epilogues of a GPU, or why there are none."""
     if setting() == "0":
         return None, "TINYGPT_EPILOGUES is 0"
     try:
@@ -190,7 +190,7 @@ class Epilogues:
     def refuse(self, epilogue: int, reason: str) -> bool:
         """False, and one line that says why."""
         self.refused.append(f"{NAMES[epilogue]} is not used, because {reason}")
-        say(f"cuBLASLt's epilogue {self.refused[-1]}: a kernel of its own takes its place")
+        say(f"cuBLASLt's epilogue {self.refused[-1]}: a separate kernel takes its place")
         return False
 
 

@@ -16,7 +16,7 @@ MAX_TABLES = 16  # a training step has three: of what is rounded, of the gradien
 
 
 class Device:
-    """What the launchers in `tinygpt._ext.cuda` run on: see `tinygpt._ext.cuda.Device`."""
+    """What the launchers in `tinygpt._ext.cuda` run on: implements `tinygpt._ext.cuda.Device`."""
 
     def __init__(self, cupy: Any) -> None:
         self.xp = cupy
@@ -38,7 +38,7 @@ class Device:
         return [self.address(array) for array in arrays]
 
     def table(self, key: Hashable, made: Callable[[], np.ndarray]) -> Any:
-        """See `tinygpt._ext.cuda.Device`. A graph that is being recorded keeps a table of its own."""
+        """See `tinygpt._ext.cuda.Device`. A graph that is being recorded keeps its own table."""
         if recording.recorder is not None:
             return recording.recorder.on_device(made(), None)
         found = self.tables.pop(key, None)

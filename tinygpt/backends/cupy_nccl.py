@@ -2,14 +2,14 @@
 
     device = choose_gpu(rank_here, gather_values)             # this process's GPU, before anything is put on one
     channel = Channel(rank, size, share_value)
-    pending = channel.all_reduce(array)                       # on a CUDA stream of its own
+    pending = channel.all_reduce(array)                       # on a separate CUDA stream
     pending.wait()                                            # from here on, the current stream sees the sum
 
 NCCL passes no small values between processes, and its communicator begins with an id that all of them must know. The
-caller gives functions that do this (`tinygpt/parallel/gpu.py` has MPI's).
+caller provides functions that do this (`tinygpt/parallel/gpu.py` has MPI's).
 
-NCCL adds in an order of its own. For a fixed number and arrangement of GPUs it is the same one in each run; with
-another number, or on other machines, the last digits may differ.
+NCCL adds in its own order. For a fixed number and arrangement of GPUs it is the same in each run; with another number,
+or on other machines, the last digits may differ.
 
 Source: NVIDIA, "NCCL User Guide", "Collective Operations"; `cupy.cuda.nccl` in CuPy's reference.
 """
@@ -26,7 +26,7 @@ Gather = Callable[[Any], list[Any]]
 
 
 def choose_gpu(cupy: Any, rank_here: int, gather: Gather) -> int:
-    """Use the GPU of this process: number `rank_here` of those that it sees, counted around.
+    """Use the GPU of this process: number `rank_here` of those that it sees, wrapping around.
 
     rank_here: of this process among those of its machine. gather: collects a value of each process. Raises UsageError,
     on all processes, if two of them would use the same GPU.
@@ -93,7 +93,7 @@ class OnItsWay:
 
     def __init__(self, cupy: Any, result: Any, held: Any, event: Any) -> None:
         self.cupy, self.result, self.event = cupy, result, event
-        self.held = held  # the arrays that the stream uses must not be freed before
+        self.held = held  # the arrays that the stream uses must not be freed earlier
 
     def advance(self) -> bool:
         """Whether it is there. A GPU needs no calls to go on."""

@@ -1,6 +1,6 @@
 """Where CuPy keeps the choice of TF32 for products of float32 matrices; there is no public access to it.
 
-It has a file of its own, below both the backend (`cupy.py`) and the products that call cuBLAS past CuPy.
+It is a separate file, below both the backend (`cupy.py`) and the products that bypass CuPy to call cuBLAS.
 """
 
 from __future__ import annotations

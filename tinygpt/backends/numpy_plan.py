@@ -1,4 +1,4 @@
-"""A plan: the calls that a piece of work makes on NumPy arrays, recorded once and then repeated without the rest of it.
+"""A plan: the calls on NumPy arrays that some work makes, recorded once and replayed without the Python around them.
 
     tape = Tape([inputs, targets], first_rng_stream)
     with tape.recording(): loss = work()              # runs as usual, and notes each call of a kernel
@@ -7,16 +7,16 @@
 
 A tenth of a small model's step is Python, which decides what to compute: it walks through modules, checks arguments,
 picks bodies, builds a graph and walks back through it. For batches of one shape all of this ends in the same calls. A
-plan is the list of them, as a CUDA graph is of launches (`cupy_graph.py`). Each call names the values that it takes and
-those that it makes: a program without branches. So
+plan is the list of these calls, as a CUDA graph is of launches (`cupy_graph.py`). Each call names the values that it
+takes and those that it makes: a program without branches. So
 
-- **arrays** that a call makes are new in each run, and let go after the last call that takes them: a run needs no more
-  memory than the work itself. An array that no call has made is allocated anew in each run if the first call that it is
-  given to writes to it; otherwise it is a constant of the plan, as the parameters are;
+- **arrays** that a call makes are new in each run, and freed after the last call that takes them: a run needs no more
+  memory than the work itself. An array that no call has made is reallocated in each run if the first call that gets it
+  writes to it; otherwise it is a constant of the plan, as the parameters are;
 - **views** of an array are made again, with the same offset and strides;
 - **inputs** and **RNG streams** are given to each run;
 - **NumPy's own operations** are not seen, unless they are in a function that is `noted` (`recording.py`), nor are
-  numbers that Python computes from results. They would be frozen in the plan. Only a comparison can show that:
+  numbers that Python computes from results. They would be frozen in the plan. Only a comparison can reveal that:
   whoever makes a plan compares its first run, on other inputs, with the work itself
   (`tinygpt.training.step.planned_step`).
 """
@@ -35,12 +35,12 @@ from ..random import RngStream
 from . import memory_of
 from .recording import here
 
-STREAM = 0  # the place of the number of the first RNG stream among a plan's values
+STREAM = 0  # where the number of the first RNG stream is among a plan's values
 
 
 class Made(NamedTuple):
-    """What a call makes. result: which of its results, None if there is one alone. memory: the array that owns the
-    result's memory is what counts."""
+    """What a call makes. result: which of its results, None if there is only one. memory: what counts is the array that
+    owns the result's memory."""
 
     result: int | None
     place: int
@@ -57,13 +57,13 @@ class Call(NamedTuple):
 
 
 class Plan:
-    """Calls to repeat. values: the constants, each at its place, and None for what a run makes."""
+    """Calls to replay. values: the constants, each at its place, and None for what a run makes."""
 
     def __init__(self, calls: list[Call], values: list[Any], inputs: Sequence[int], results: Sequence[int]) -> None:
         self.calls, self.values, self.inputs, self.results = calls, values, inputs, results
 
     def run(self, inputs: Sequence[np.ndarray], first_rng_stream: int, spoil: bool = False) -> list[Any]:
-        """Repeat the calls with other inputs, of the same shapes and dtypes. Returns the results, new arrays.
+        """Replay the calls with other inputs, of the same shapes and dtypes. Returns the results, new arrays.
 
         spoil: fill what is allocated with NaN, so that a number nobody has written is noticed.
         """
@@ -116,7 +116,7 @@ class Tape:
             here.tape = previous
 
     def run(self, function: Callable[..., Any], args: Sequence[Any], writes: bool = False) -> Any:
-        """Call `function` and note it as one call, whatever it calls in turn. writes: as for `note`."""
+        """Call `function` and note it as one call, whatever it calls itself. writes: as for `note`."""
         here.tape = None
         try:
             result = function(*args)
@@ -138,9 +138,9 @@ class Tape:
         self.calls.append((function, taken, made))
 
     def plan(self, results: Sequence[np.ndarray]) -> Plan:
-        """The plan of all calls so far. results: arrays that a run is to return."""
+        """The plan of all calls so far. results: arrays that a run returns."""
         wanted = [self._taken(array, False) for array in results]
-        last: dict[int, int] = {}  # place -> the last call that has to do with it
+        last: dict[int, int] = {}  # place -> the last call that uses it
         for number, (_, taken, made) in enumerate(self.calls):
             last |= dict.fromkeys((*taken, *(one.place for one in made)), number)
         over: dict[int, list[int]] = {}
@@ -173,7 +173,7 @@ class Tape:
 
     def _constant(self, value: Any) -> int:
         if id(value) not in self.constants:
-            self.constants[id(value)] = self._new_place(value)  # which holds it, so that nothing else gets its id
+            self.constants[id(value)] = self._new_place(value)  # the place holds it, so that nothing else gets its id
         return self.constants[id(value)]
 
     def _own_call(self, function: Callable[..., Any], *taken: int) -> int:
@@ -214,7 +214,7 @@ def _address(array: np.ndarray) -> int:
 
 
 def _taker(places: Sequence[int]) -> Callable[[list[Any]], tuple[Any, ...]]:
-    """What picks the values at these places, as a tuple."""
+    """A function that picks the values at these places, as a tuple."""
     if len(places) == 1:
         return operator.itemgetter(slice(places[0], places[0] + 1))
     return operator.itemgetter(*places)

@@ -1,4 +1,4 @@
-"""The 16-bit floating-point types: where they are available, and what stays in float32 beside them.
+"""The 16-bit floating-point types: where they are available, and what stays in float32.
 
     float16     1 sign, 5 exponent, 10 fraction bits: up to 65504, and nothing between 0 and 6e-8
     bfloat16    1 sign, 8 exponent, 7 fraction bits: the range of float32, with 2 to 3 decimal digits
@@ -46,7 +46,7 @@ def statistics_dtype(dtype: Any) -> np.dtype:
 
 
 def in_float32(function: Any, args: Any, writes: bool, statistics: tuple[int, ...]) -> Any:
-    """Call `function` with its 16-bit arguments upcast to float32, and round each result to 16 bits once, but for
+    """Call `function` with its 16-bit arguments upcast to float32, and round each result to 16 bits once, except
     integers.
 
     writes: whether it writes into its arguments. statistics: the positions of results that stay in float32.

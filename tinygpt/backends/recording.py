@@ -1,7 +1,7 @@
 """What is being recorded: the launches of a CUDA graph, or the calls of a plan.
 
-It has a file of its own, below both the recorders (`cupy_graph.py`, `numpy_plan.py`), which set it, and the array
-operations that take part in a recording.
+It is a separate file, below both the recorders (`cupy_graph.py`, `numpy_plan.py`), which set it, and the array
+operations that are recorded.
 """
 
 from __future__ import annotations

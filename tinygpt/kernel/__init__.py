@@ -7,7 +7,7 @@ once:
 
 - the floating-point arrays are all float32 or all float64, in native byte order (a CUDA body also takes the 16-bit
   types, float16 and bfloat16, and so do, for bfloat16, the compiled bodies in `TAKES_BFLOAT16`; float32 arrays may
-  stand beside those);
+  accompany those);
 - none has size zero;
 - every array is C-contiguous and aligned; one that is not is copied. A kernel declared `strided` gets its arrays as
   they are and reads the strides. A kernel declared `in_place` writes into its arguments, and whatever it wrote into a
@@ -239,7 +239,7 @@ def _with_dtype(array: np.ndarray, dtype: Any) -> np.ndarray:
 def _ready_for_gpu(args: Sequence[Any], strided: bool, in_place: bool, integers: tuple[int, ...]) -> list[Any] | None:
     """`Kernel._prepared` for CuPy arrays, which are always aligned and in native byte order, and can have 16-bit types.
 
-    16-bit arrays may come with float32 arrays beside them: the bodies check which is which.
+    16-bit arrays may be accompanied by float32 arrays: the bodies check which is which.
     """
     floating = None
     prepared: list[Any] = []
