@@ -13,11 +13,11 @@ The order in memory is that in which a product reads them. W (K, N) is in panels
   others.
 - scale (panels, K / 32, 16), uint16: the upper halves of float32 numbers
 
-so that a panel lies in one piece, and one vector instruction treats eight or sixteen columns.
+so that a panel is contiguous, and one vector instruction processes eight or sixteen columns.
 
 The same weights give the same bits on every machine: sums are made term by term, in the order of the terms.
 
-No oracle: it has no gradient; the tests have definitions of their own.
+No oracle: it has no gradient; the tests have their own definitions.
 
 Source: the format q4_0 of llama.cpp, https://github.com/ggml-org/ggml, ggml-quants.c.
 """

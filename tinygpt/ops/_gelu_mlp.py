@@ -4,14 +4,14 @@
 
 It is what linear.py, bias_gelu.py and linear.py compute one after the other. As one operation, the GELU can be a part
 of the product before it, and its derivative a part of the gradient's product after it, which saves two passes over the
-model's largest activation (`backends/cupy_epilogues.py`). An operation of its own could not: the product that gives dh
+model's largest activation (`backends/cupy_epilogues.py`). A separate operation could not: the product that gives dh
 belongs to the second layer, z to the first.
 
 Derivation of the gradient. The chain rule through the three lines, with gelu' as in gelu.py:
 
     dV = h.T dy        dz = gelu'(z) * (dy V.T)        dW = x.T dz        db = column sums of dz        dx = dz W.T
 
-Saved: x, z, h and the two matrices. h is not computed again from z, as after bias_gelu.py: the product takes the GELU
+Saved: x, z, h and the two matrices. h is not recomputed from z, as it is after bias_gelu.py: the product takes the GELU
 of sums that are not yet rounded to 16 bits, so h would have other bits.
 
 Where cuBLASLt has no algorithm, and on a CPU, the same lines are plain products and kernels.

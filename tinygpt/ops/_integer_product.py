@@ -34,7 +34,7 @@ PIECES = 8  # into which a sum over the rows of a matrix is cut: TG_BLOCKS in fe
 
 
 def span_of(group: int, terms: int) -> int:
-    """How many activations share a scale: as many as lie within one group of weights."""
+    """How many activations share a scale: as many as fit within one group of weights."""
     return SPAN if group >= terms else math.gcd(group, SPAN)
 
 

@@ -37,7 +37,7 @@ def long_sum(x: Array, axes: tuple[int, ...], keepdims: bool = False) -> Array:
 
 @noted
 def added(a: Array, b: Array) -> Array:
-    """a + b. A function of its own, so that a recorded step can repeat it (`noted`)."""
+    """a + b. A separate function, so that a recorded step can replay it (`noted`)."""
     return a + b
 
 

@@ -139,7 +139,7 @@ def forget_rounded(model: Any, optimizer: Any) -> None:
 
 @contextlib.contextmanager
 def casting_together(model: Any, dtype: np.dtype | None) -> Iterator[None]:
-    """Inside the block, a forward pass of `model`, the parameters that its last pass cast are cast to `dtype` already.
+    """Cast up front, for a forward pass in the block, the parameters that the model's previous forward pass cast.
 
     dtype: of the activations, or None: then nothing is cast.
     """

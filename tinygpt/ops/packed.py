@@ -49,7 +49,7 @@ FEW_ROWS = 16  # up to this many rows, most of a product's time goes into readin
 
 
 class PackingError(UsageError):
-    """The weights are right, but a model of these layers and sizes can't be packed so."""
+    """The weights are valid, but a model of these layers and sizes can't be packed in this format."""
 
 
 class Matrix(NamedTuple):
@@ -119,7 +119,7 @@ def check_format(format: str, group: int | None) -> None:
 
 
 def check_terms(operation: str, format: str, terms: int, where: str = "this matrix") -> None:
-    """Raise PackingError if sums of so many terms can't be packed."""
+    """Raise PackingError if sums of this many terms can't be packed."""
     unit = _four_bits.GROUP
     if format == "int4" and (terms % unit or not terms):
         raise PackingError(
