@@ -1,4 +1,4 @@
-/* bfloat16: the upper half of a float. Reading a number is exact; writing one rounds to nearest, of two to the even one.
+/* bfloat16: the upper half of a float. Reading a number is exact; writing one rounds to nearest, ties to even.
  * Included once, by build/kernels.pyx.
  */
 #ifndef TINYGPT_BFLOAT16_H
@@ -11,7 +11,7 @@
 #include "vmath.h"
 
 /* TG_PAIRS: whether this build has the instruction that adds the products of two pairs to a float (AVX512_BF16). It is
- * written as assembly, so that a level can have it that must also run on processors without it: tg_has_pairs asks. */
+ * written as assembly, so that a level that must also run on processors without it can have it: tg_has_pairs checks. */
 #if defined(__AVX512F__) && defined(__x86_64__) && (__GNUC__ >= 10 || __clang_major__ >= 9)
 #define TG_PAIRS 1
 #else

@@ -2,8 +2,8 @@
 # few rows at a time: it reads them into floats before and rounds what was written after. Those few rows stay in the L1
 # cache, so what goes through memory is 16 bits per number.
 #
-# A kernel that can do this says so in TAKES_BFLOAT16: then tinygpt.kernel gives it arrays in bfloat16, and beside them
-# some in float32.
+# A kernel that can do this says so in TAKES_BFLOAT16: then tinygpt.kernel gives it arrays in bfloat16, along with some
+# in float32.
 
 cdef extern from "bfloat16.h" nogil:
     void tg_widen(float *out, const uint16_t *x, Py_ssize_t n)
@@ -19,7 +19,7 @@ cdef enum:
     MOST_NARROW = 5  # arrays of a kernel
     TASK_BYTES = 256
     NARROW_SPAN = 2048  # numbers of an array that are processed at a time, if a row has fewer
-    NARROW_ROWS = 4  # at least so many rows: NEAR in normalize.pxi
+    NARROW_ROWS = 4  # at least this many rows: NEAR in normalize.pxi
 
 # An array in bfloat16: the place of its pointer in the kernel's struct, the length of a row, whether the kernel reads
 # and writes it.
@@ -39,7 +39,7 @@ cdef struct NarrowTask:
 
 
 cdef NarrowTask narrow_task(Rows single, void *task, Py_ssize_t size) noexcept:
-    """Of a kernel's function for floats and its struct of `size` bytes. Its arrays are then added."""
+    """For a kernel's function for floats and its struct of `size` bytes. Its arrays are added later."""
     cdef NarrowTask made
     made.rows, made.task, made.size, made.count, made.step, made.numbers, made.failed = single, task, size, 0, 0, 0, False
     return made
@@ -83,7 +83,7 @@ cdef void narrow_rows(void *argument, Py_ssize_t begin, Py_ssize_t end) noexcept
 
 
 cdef int run_narrow(NarrowTask *p, Py_ssize_t n, Py_ssize_t grain) except -1:
-    """`run` for such a kernel. An array that is there twice, read and written in place, is one for the kernel too."""
+    """`run` for such a kernel. An array that is added twice, read and written in place, is one for the kernel too."""
     cdef Py_ssize_t widest = 1
     cdef int i, j
     for i in range(p.count):
@@ -107,10 +107,10 @@ cdef int run_narrow(NarrowTask *p, Py_ssize_t n, Py_ssize_t grain) except -1:
 
 
 cdef object statistics_of(x):
-    """The dtype of statistics and sums beside x: x's own, or float32."""
+    """The dtype of statistics and sums for x: x's own, or float32."""
     return numpy.float32 if x.itemsize == 2 else x.dtype
 
 
 cdef object wide(array):
-    """An array as a kernel reads it that is no row kernel's: one in bfloat16 is copied to float32. None stays None."""
+    """An array in the form for a kernel that is not a row kernel: bfloat16 is copied to float32. None stays None."""
     return array if array is None or array.itemsize != 2 else array.astype(numpy.float32)

@@ -1,4 +1,4 @@
-# Uniform random numbers: tinygpt/random.py, whose words and whose bits these are.
+# Uniform random numbers: tinygpt/random.py, with the same words and the same bits.
 
 cdef extern from "vmath.h" nogil:
     enum: TG_MANY
@@ -25,7 +25,7 @@ cdef void uniform_row(double *out, Py_ssize_t count, uint64_t seed, uint64_t str
 def fill_uniform(out, uint64_t seed, uint64_t stream, uint64_t first_row):
     """Fill out (N,) float64 with the numbers of `tinygpt.random.Generator.uniform`, from those of a row on.
 
-    On the calling thread, without the GIL: the caller has threads of its own.
+    On the calling thread, without the GIL: the caller has its own threads.
     """
     cdef double *place = <double *> memory(out)
     cdef Py_ssize_t count = out.size, begin = 0

@@ -1,9 +1,9 @@
 """The CUDA kernels: their sources, and how they are launched.
 
-Each `name.cu` has a `name.py` beside it, which lists the template instances to compile (`EXPRESSIONS`) and defines the
+Each `name.cu` has a `name.py` next to it, which lists the template instances to compile (`EXPRESSIONS`) and defines the
 launchers: functions named like the kernels in `tinygpt.ops`, with the same arguments after a first argument `device`.
 A launcher allocates the results, chooses the grid, the block and the pack width, and launches. The files in this folder
-and in those below it are found automatically, by their names, of which no two are the same.
+and in those below it are found automatically, by their names, which are unique.
 
 `device` runs the kernels. For CuPy it is `tinygpt.backends.cupy_kernels.Device`; the tests have one that runs the same
 launchers and the same `.cu` files on the CPU. So nothing here knows about CuPy.

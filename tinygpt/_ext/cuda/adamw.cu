@@ -37,8 +37,8 @@ __device__ inline void update_pack(real *p, const real *g, real *m, real *v, sma
     if (rounded) store(rounded, p_);
 }
 
-// tensors (count,): the addresses of p, g, m, v and, or null, of p in `small`; rates (count,). scale_on_device: null, or the factor for the gradients
-// in the place of grad_scale; if that is NaN, nothing is changed (clip.cu).
+// tensors (count,): the addresses of p, g, m, v and of p in `small`, or null; rates (count,). scale_on_device: null, or
+// the factor for the gradients instead of grad_scale; if that is NaN, nothing is changed (clip.cu).
 template <typename real, typename small, int width>
 __global__ void __launch_bounds__(MAX_THREADS)
     adamw_update(const Tensor *__restrict__ tensors, const Rates *__restrict__ rates, int count, double beta1,

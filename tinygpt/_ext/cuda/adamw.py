@@ -15,7 +15,7 @@ THREADS, PACKS = 256, 4  # threads per block; packs per thread, as in tensors.cu
 
 
 def expressions(real: str) -> list[str]:
-    """The instances for parameters of `real`: of float also those that round them to 16 bits."""
+    """The instances for parameters of `real`: for float also those that round them to 16 bits."""
     small = ("float", "float16", "bfloat16") if real == "float" else (real,)
     return [f"adamw_update<{real}, {kind}, {width}>" for kind in small for width in (1, 16 // SIZES[real])]
 
@@ -43,7 +43,7 @@ def tensor_table(device: Device, groups: Sequence[Sequence[Any]]) -> tuple[Array
 
 
 def rates_of(calls: Sequence[Sequence[Any]]) -> list[tuple[float, float, float]]:
-    """For each call what adamw.cu's `Rates` are: how much is left of the parameter, the step's size, v's correction."""
+    """adamw.cu's `Rates` for each call: the factor of the decay, the step size, the correction of v."""
     return [
         (1 - lr * weight_decay, lr / (1 - beta1**step), 1 / (1 - beta2**step))
         for _, _, _, _, lr, beta1, beta2, _, weight_decay, step, *_ in calls

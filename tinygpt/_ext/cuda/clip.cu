@@ -35,9 +35,9 @@ __global__ void __launch_bounds__(MAX_THREADS)
 }
 
 // sums (count,) of squares -> state (3,): the factor for the gradients, which clips them; the norm of their mean; whether
-// steps are still taken. A norm that is not finite ends this: the factor is then NaN, at which adamw.cu changes nothing,
-// and it stays NaN until the host, which reads the state one step late, says otherwise. Grid: one block, of a warp, of
-// which one thread works: there are few sums, and it adds them in the order in which the host would.
+// steps are still taken. A norm that is not finite ends this: the factor is then NaN, so adamw.cu changes nothing, and
+// it stays NaN until the host, which reads the state one step late, says otherwise. Grid: one block of one warp, in
+// which one thread works: there are few sums, and it adds them in the same order as the host would.
 template <typename real>
 __global__ void clip_scale(const real *__restrict__ sums, real *state, int count, double divisor, double max_norm) {
     if (threadIdx.x != 0) return;

@@ -48,7 +48,7 @@ def column_sum(device: Device, x: Array) -> Array:
 def sum_tables(device: Device, parts: int, like: Array, *wanted: bool) -> tuple[Array, list[Array | None]]:
     """(tables (count, parts, C), each of them) for the partial sums of up to three vectors of `like`'s (N, C) columns.
 
-    A vector that is not wanted has None in the place of its table.
+    A vector that is not wanted has None instead of its table.
     """
     tables = device.empty((sum(wanted), parts, like.shape[1]), accumulator_dtype(like))
     each = iter(tables)

@@ -1,12 +1,12 @@
-# GPT-2's words and the ids that they have: tinygpt/tokenizers/word_cache.py says in Python what is computed here.
+# GPT-2's words and their ids: tinygpt/tokenizers/word_cache.py says in Python what is computed here.
 #
 # A text is an array of code points, cut into chunks. `find` divides the chunks among the threads, without the GIL: each
 # splits its chunk into words and looks them up. `add` takes the words that are not there, with their ids or to be merged
 # here, and `settle` looks up again what was missing. Nothing is added while threads read, so that they need no locks; the
-# caller sees to it that one text at a time is encoded.
+# caller makes sure that one text at a time is encoded.
 #
 # `found` has a number for each word of a chunk, from the chunk's first code point on: the word's number in the table,
-# or, for a word that is not there, its length with a minus sign.
+# or, for a word that is not there, its negative length.
 
 from libc.stdint cimport int32_t, uint8_t
 from libc.stdlib cimport malloc, realloc
@@ -364,7 +364,7 @@ cdef class WordTable:
         return found, counts
 
     def missing(self, ends, found, counts):
-        """Where the words are that are not there: [(begin, end)]."""
+        """Where the missing words are: [(begin, end)]."""
         cdef Chunks p = self.chunks(None, ends, found, counts)
         cdef Py_ssize_t chunk, place, word
         cdef int32_t *numbers

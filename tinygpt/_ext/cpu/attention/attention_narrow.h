@@ -1,4 +1,4 @@
-/* Attention on arrays in bfloat16: each head is read into floats, computed as one of floats, and what it gives is rounded
+/* Attention on arrays in bfloat16: each head is read into floats, computed as in float, and its results are rounded
  * once. That costs O(T D), against O(T^2 D) for the head. lse stays in float32.
  */
 #ifndef TINYGPT_ATTENTION_NARROW_H

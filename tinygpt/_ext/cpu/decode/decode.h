@@ -185,7 +185,7 @@ static void tg_mlp_blocks(void *task, ptrdiff_t begin, ptrdiff_t end) {
     }
 }
 
-/* The MLP after its first product. Weights of four bits are not cut along the sum: they need all of the hidden layer. */
+/* The MLP after its first product. 4-bit weights are not split along the sum: they need all of the hidden layer. */
 static void tg_mlp(struct tg_block *t) {
     if (t->proj.format == TG_INT4) {
         tg_parallel_for(tg_hidden_blocks, t, TG_BLOCKS, 1);

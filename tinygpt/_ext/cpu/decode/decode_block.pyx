@@ -102,7 +102,7 @@ cdef int take_matrix(tg_matrix *w, object matrix, object bias, Py_ssize_t along,
 
 
 cdef int take_four(tg_matrix *w, object data, object scale, Py_ssize_t outputs, Py_ssize_t along) except -1:
-    """Fill w from a matrix of four bits, whose rows are the terms of its sums on either axis."""
+    """Fill w from a 4-bit matrix, whose rows are the terms of its sums on either axis."""
     shape = data.shape
     if len(shape) != 3 or shape[1] * TG_NIBBLES != along or along % TG_FOUR_GROUP or shape[2] != TG_PANEL:
         raise ValueError("the matrix does not fit")
@@ -172,13 +172,13 @@ def few_rows_product_transposed(x, matrix, out):
 
 
 def use_vnni(wanted):
-    """For tests: whether to multiply bytes by the instructions for that, where the processor has them; returns what
-    was. The results are the same."""
+    """For tests: whether to multiply bytes by the instructions for that, if the processor has them; returns the
+    previous setting. The results are the same."""
     return bool(tg_use_vnni(wanted))
 
 
 def integer_product_sizes():
-    """For tests: the numbers that the definition of the product with rounded activations shares with it."""
+    """For tests: the constants shared with the definition of the product with rounded activations."""
     return TG_SPAN_TERMS, TG_BLOCKS
 
 

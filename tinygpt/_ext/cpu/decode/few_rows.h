@@ -8,9 +8,9 @@
  * the sum over k for all N columns; its memory is contiguous, and is read as TG_DEEP streams, an eighth of the block
  * apart: in different pages, as the hardware prefetcher needs them. It follows no more than these, and stops where a
  * stream leaves its row for a tile of columns: so whole rows are read, with several rows of x too. Whoever reads the
- * product next (`tg_sum`) adds up the partial sums in the order of the blocks, and the bias. While up to TG_WAITING rows are
- * multiplied the prefetcher falls behind in float32, the longest rows, and is helped by instructions, into the L2 cache: the
- * streams meet in the same few places of the L1 cache.
+ * product next (`tg_sum`) adds up the partial sums in the order of the blocks, and the bias. Up to TG_WAITING rows of x
+ * the prefetcher falls behind in float32, which has the longest rows, and is helped by prefetch instructions, into the
+ * L2 cache: in the L1 cache the streams collide in the same few sets.
  *
  * With several rows of x, TG_HELD rows of a stripe of W stay in registers, unpacked, while all rows of x are multiplied
  * with them. AVX-512 multiplies by an element in memory without an instruction to load it, so a stripe is one vector wide;
@@ -31,12 +31,12 @@ enum {
     TG_BLOCKS = 8,
     TG_DEEP = 8,
     TG_STRIPE = TG_REGISTERS == 32 ? 1 : 2, /* vectors of a row of W that are held in registers */
-    TG_HELD = TG_DEEP / TG_STRIPE,          /* rows of W that are */
-    TG_WAITING = 12,    /* up to so many rows of x, float32 weights take longer to read than to multiply */
-    TG_SOON = 256,      /* floats from what is multiplied to what is then fetched into the L2 cache */
+    TG_HELD = TG_DEEP / TG_STRIPE,          /* rows of W that are held */
+    TG_WAITING = 12,    /* up to this many rows of x, float32 weights take longer to read than to multiply */
+    TG_SOON = 256,      /* floats from what is multiplied to what is prefetched into the L2 cache */
     TG_PAD = 16,
-    TG_FIT = 1 << 17, /* sums of several rows of x that the L2 cache is to hold */
-    TG_RUN = 1024     /* if it holds no whole rows, tiles of a multiple of so many columns: a page of float32 */
+    TG_FIT = 1 << 17, /* sums of several rows of x that the L2 cache should hold */
+    TG_RUN = 1024     /* if it holds no whole rows, tiles of a multiple of this many columns: a page of float32 */
 };
 
 /* Some rows of a matrix that are read together: k, k + apart, k + 2 apart, ..., and their scales. */
@@ -147,7 +147,7 @@ TG_INLINE void tg_columns_in(const struct tg_matrix *w, const float *x, ptrdiff_
         tg_columns_of(w, x, ldx, M, k0, k1, y, pitch, TG_INT8, 0);
 }
 
-/* y (M, pitch) = x W over the rows k0 .. k1 - 1 of W. One row has code of its own. */
+/* y (M, pitch) = x W over the rows k0 .. k1 - 1 of W. One row has separate code. */
 static void tg_columns(const struct tg_matrix *w, const float *x, ptrdiff_t ldx, ptrdiff_t M, ptrdiff_t k0, ptrdiff_t k1,
                        float *y, ptrdiff_t pitch) {
     for (; M > 0; M -= TG_ROWS_AT_ONCE, x += TG_ROWS_AT_ONCE * ldx, y += TG_ROWS_AT_ONCE * pitch) {

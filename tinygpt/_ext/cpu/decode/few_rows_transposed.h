@@ -120,7 +120,7 @@ TG_INLINE void tg_dots_at(const struct tg_dots *t, ptrdiff_t n, ptrdiff_t apart,
         for (; m + TG_WIDER <= t->M; m += TG_WIDER)
             for (int r = 0; r < TG_DOTS; r += 2)
                 tg_dot_rows(t->matrix, t->x + m * K, TG_WIDER, n + r * apart, apart, 2, t->y + m * N, format, 0);
-    if (format == TG_FLOAT32 && TG_WIDE == 2) /* with nothing to unpack there are registers for three, but not for one left */
+    if (format == TG_FLOAT32 && TG_WIDE == 2) /* nothing to unpack: registers for three rows; but leave no single row */
         for (; t->M - m == 3 || t->M - m > 4; m += 3)
             tg_dot_rows(t->matrix, t->x + m * K, 3, n, apart, count, t->y + m * N, format, ahead);
     for (; m + TG_WIDE <= t->M; m += TG_WIDE)

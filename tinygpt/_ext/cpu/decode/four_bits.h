@@ -1,4 +1,4 @@
-/* Weights of four bits: sums of their products with a few rows of x, and unpacking. tinygpt/ops/_four_bits.py has the
+/* 4-bit weights: sums of their products with a few rows of x, and unpacking. tinygpt/ops/_four_bits.py has the
  * format: panels of sixteen columns, in which a word holds eight terms of one column's sum, and a scale belongs to 32.
  *
  * A panel is contiguous and holds whole sums. So a thread reads its panels as long streams, keeps the sums in registers

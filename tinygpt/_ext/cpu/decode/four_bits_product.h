@@ -1,4 +1,4 @@
-/* y = x W for weights of four bits and a few rows of x, as they are or rounded: panels are shared out to the threads. */
+/* y = x W for 4-bit weights and a few rows of x, as they are or rounded: panels are divided among the threads. */
 #ifndef TINYGPT_FOUR_BITS_PRODUCT_H
 #define TINYGPT_FOUR_BITS_PRODUCT_H
 
@@ -36,7 +36,7 @@ TG_INLINE void tg_panels_at(const struct tg_four *t, ptrdiff_t m, int rows, ptrd
         }
 }
 
-/* All rows of y in some panels: as many rows together as there are, but for what is left over. */
+/* All rows of y in some panels: as many rows together as possible, then what is left over. */
 TG_INLINE void tg_four_panels_of(const struct tg_four *t, ptrdiff_t begin, ptrdiff_t end, int kind) {
     if (t->M == 1) {
         const ptrdiff_t apart = (end - begin) / TG_FOUR_PANELS;

@@ -1,5 +1,5 @@
 /* Rounding weights to four bits: `round_columns` in tinygpt/ops/_four_bits.py, operation by operation, so that the bits are
- * the same. A product that is then added or subtracted is hidden from the compiler, which would make one rounding of two.
+ * the same. A product that is then added or subtracted is hidden from the compiler, which would make them one rounding.
  */
 #ifndef TINYGPT_FOUR_BITS_ROUND_H
 #define TINYGPT_FOUR_BITS_ROUND_H
@@ -45,7 +45,7 @@ struct tg_rounded {
     tg_floats scale, error; /* error: the sum of squares, in units of the group's largest weight */
 };
 
-/* q and scale if the largest weight, `extreme`, is to be `steps` scales away from zero. relative: weight / extreme. */
+/* q and scale if the largest weight, `extreme`, should be `steps` scales away from zero. relative: weight / extreme. */
 TG_INLINE void tg_round_with(const tg_floats *weight, const tg_floats *relative, tg_floats extreme, float steps,
                              struct tg_rounded *to) {
     tg_floats products = {0}, squares = {0}, error = {0};

@@ -1,10 +1,10 @@
-/* Products of weights of four bits with activations rounded to eight, by integer arithmetic: `integer_product` in
+/* Products of 4-bit weights with activations rounded to 8 bits, by integer arithmetic: `integer_product` in
  * tinygpt/ops/_integer_product.py, with the same bits. A group of weights and a span of activations are the same 32 terms.
  *
  * With 8 added, the four low or high halves of a word's bytes are a quad of unsigned bytes, which processors multiply by
  * signed ones: AVX512-VNNI four terms in an instruction, AVX2 and AVX-512 in two, in 16-bit sums, which the 32 terms
- * can't overflow (8 * 2 * 15 * 127 < 2^15). The sum starts from what the 8 is too much. So 128 weights take five
- * instructions to unpack and two to multiply, where float32 takes sixteen and eight.
+ * can't overflow (8 * 2 * 15 * 127 < 2^15). The initial value of the sum corrects for the 8. So 128 weights take five
+ * instructions to unpack and two to multiply, while float32 takes sixteen and eight.
  */
 #ifndef TINYGPT_FOUR_BITS_ROUNDED_H
 #define TINYGPT_FOUR_BITS_ROUNDED_H
@@ -112,7 +112,7 @@ static void tg_round_groups_of_x(void *task, ptrdiff_t begin, ptrdiff_t end) {
     for (ptrdiff_t i = begin; i < end; i++) {
         tg_round_row(t->x + i / spans * t->ldx + i % spans * TG_FOUR_GROUP, TG_FOUR_GROUP, &span, 0);
         memcpy(t->rows.bytes + i * TG_FOUR_GROUP, span.quads[0], TG_FOUR_GROUP);
-        t->rows.start[i] = span.start[0] / 128 * 8; /* that of an offset of 128 */
+        t->rows.start[i] = span.start[0] / 128 * 8; /* computed for an offset of 128 */
         t->rows.scale[i] = span.scale[0];
     }
 }

@@ -1,10 +1,10 @@
 /* y = x W and y = x W^T for a few rows of x, with 8-bit weights and activations rounded to 8 bits: integer_tile.h.
  *
  * A span of terms is read as a whole: 32 rows of W, tile by tile of columns, or 32 terms of as many rows of the transposed
- * W. No prefetcher follows so many streams. But one span after the other, or one set of rows, they are a contiguous part
- * of memory, which is fetched ahead in its own order, by instructions, as many lines a tile as the tile has.
+ * W. No prefetcher follows this many streams. But one span after the other, or one set of rows, they are a contiguous
+ * part of memory, which is prefetched in its own order, by instructions, as many lines per tile as the tile has.
  *
- * Where one group is a whole column, its scale multiplies the finished sum (`tg_sum`, tg_outputs_at).
+ * If one group is a whole column, its scale multiplies the finished sum (`tg_sum`, tg_outputs_at).
  */
 #ifndef TINYGPT_INTEGER_ROWS_H
 #define TINYGPT_INTEGER_ROWS_H
@@ -89,7 +89,7 @@ TG_INLINE void tg_span_of_rows(const struct tg_matrix *w, const struct tg_span *
                       y + j + v * TG_LANE, pitch, vnni);
 }
 
-/* y (M, pitch) = x W over the rows k0 .. k1 - 1 of W, a multiple of a span but at the end; M <= TG_ROWS_AT_ONCE. */
+/* y (M, pitch) = x W over the rows k0 .. k1 - 1 of W, whole spans except at the end; M <= TG_ROWS_AT_ONCE. */
 static void tg_integer_columns(const struct tg_matrix *w, const float *x, ptrdiff_t ldx, ptrdiff_t M, ptrdiff_t k0,
                                ptrdiff_t k1, float *y, ptrdiff_t pitch) {
     const ptrdiff_t most = tg_span_terms(w, w->rows);

@@ -12,12 +12,12 @@
  * below; packed 4-bit weights could be another) can use what multiplies them, `tg_panel_rows`.
  *
  * - AVX512-VNNI multiplies unsigned by signed bytes, four terms in one instruction. The weights get an offset of 128, and
- *   the sum starts from what that is too much. The instruction is written in assembly, since the level as a whole is
- *   compiled for processors without it, and chosen at run time.
+ *   the initial value of the sum corrects for that. The instruction is written in assembly, since the level as a whole
+ *   is compiled for processors without it, and chosen at run time.
  * - Elsewhere pairs of 16-bit numbers are multiplied and added. A quad is taken apart into its even and its odd bytes, as
  *   the upper halves of 16-bit numbers: one instruction for either, and a sum that is 256 times too large.
  *   (AVX2's product of bytes saturates: 127 * 127 * 2 fits into 16 bits but 255 * 127 * 2 does not, so it would need
- *   absolute values and signs, and comes to as many instructions.)
+ *   absolute values and signs, and take as many instructions.)
  */
 #ifndef TINYGPT_INTEGER_TILE_H
 #define TINYGPT_INTEGER_TILE_H

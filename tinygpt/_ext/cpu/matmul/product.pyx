@@ -30,7 +30,7 @@ cdef Py_ssize_t FEWEST = 32
 
 
 def product_is_ours():
-    """Whether our own kernel runs above that: then no bit of a row of a product depends on how many rows there are."""
+    """Whether our own kernel runs above that: then no bit of a row of a product depends on the number of rows."""
     return bool(TG_PRODUCT_PAYS)
 
 
@@ -102,7 +102,7 @@ def has_bfloat16_products():
 
 
 def use_bfloat16_products(bint wanted):
-    """Multiply bfloat16 numbers as a processor without AVX512_BF16 does, or as this one does, for tests."""
+    """For tests: multiply bfloat16 numbers as a processor without AVX512_BF16 does, or as this one does."""
     global IN_PAIRS
     IN_PAIRS = wanted and tg_has_pairs()
 
@@ -164,8 +164,8 @@ cdef in_words(x, Py_ssize_t least):
 
 
 cdef exchanged(x):
-    """x (rows, K) in bfloat16 -> (rows, K or K + 1) in float32, the two numbers of each pair in each other's place: so
-    the sum, one number after the other, has the bits that the sum of pairs has, up to PRODUCT_DEPTH terms."""
+    """x (rows, K) in bfloat16 -> (rows, K or K + 1) in float32, the two numbers of each pair swapped: so the sum, one
+    number after the other, has the same bits as the sum of pairs, up to PRODUCT_DEPTH terms."""
     cdef Py_ssize_t K = x.shape[1]
     made = numpy.zeros((x.shape[0], (K + 1) // 2 * 2), numpy.float32)
     made[:, 1::2] = x[:, ::2]

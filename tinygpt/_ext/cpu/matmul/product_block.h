@@ -44,7 +44,7 @@ struct tg_gemm {
     int pairs, half;                     /* bfloat16; its last word has one number instead of two */
     uint16_t *rounded;                   /* C in bfloat16, whose sums are floats until they are whole */
     int failed;                          /* a thread ran out of memory */
-    int as_they_lie;                     /* A's rows are used where they are, not copied */
+    int as_they_lie;                     /* A's rows are used in place, not copied */
     ptrdiff_t depth;                     /* length of a piece of k; the last may be shorter */
     ptrdiff_t strips, rows;              /* strips of A, and rows per strip; the last may have fewer */
     ptrdiff_t panels, part;              /* panels of B, and panels per part */

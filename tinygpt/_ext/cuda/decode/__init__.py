@@ -1,1 +1,1 @@
-"""What only generation uses: one token at a time, packed weights, the draw of the next token."""
+"""Kernels that only generation uses: one token at a time, packed weights, sampling the next token."""

@@ -2,7 +2,7 @@
 
 There is no single kernel for the whole block. Its four matrix products account for nearly all of the memory traffic,
 and both the matrix library (unpacked weights) and packed.cu (packed ones) already run at memory bandwidth; a single
-kernel would need a grid-wide barrier between the products. Only the attention over the cache has a kernel of its own,
+kernel would need a grid-wide barrier between the products. Only the attention over the cache has its own kernel,
 decode_block.cu; the norms, the activation and the additions reuse the other kernels.
 """
 

@@ -1,8 +1,8 @@
 // The next token of each row of logits, for the GPU: tinygpt/ops/sample_tokens.py.
 //
-// A block takes a row. What is dropped is found without sorting: a float's place in the order of all floats is a whole
-// number of 32 bits, and the border is found two bits at a time, by 16 passes that count (top_k) or add up (top_p) what
-// lies at or below three candidates. The draw is by contiguous chunks, one for each thread: the sums of chunks tell
+// A block takes a row. What is dropped is found without sorting: a float's place in the order of all floats is a 32-bit
+// integer, and the border is found two bits at a time, by 16 passes that count (top_k) or add up (top_p) what lies at
+// or below three candidates. The draw is by contiguous chunks, one for each thread: the sums of chunks tell
 // which thread has the token, and it walks through its chunk. Sums are in double, in a fixed order: the same input gives
 // the same token. Traffic: the logits once, 8 bytes a token for the weights, and both again from the cache in each pass.
 
@@ -17,7 +17,7 @@ __device__ inline unsigned place_of(real x) {
     return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 
-// The largest place over the block, and the first index at which it stands.
+// The largest place over the block, and the first index at which it occurs.
 __device__ inline void first_best(unsigned &place, int &index) {
     __shared__ unsigned places[WARP];
     __shared__ int indices[WARP];
@@ -97,7 +97,7 @@ __global__ void __launch_bounds__(MAX_THREADS)
             lowest += steps << bit;
         }
 
-    // A small temperature must not make infinities: then the largest logit is taken away first.
+    // A small temperature must not make infinities: then the largest logit is subtracted first.
     double top = widen(x[first]);
     const double shift = fabs(top / temperature) > 1.7976931348623157e308 ? top : 0;
     top = (top - shift) / temperature;
@@ -105,8 +105,8 @@ __global__ void __launch_bounds__(MAX_THREADS)
         w[i] = place_of(x[i]) >= lowest ? exp(((double)widen(x[i]) - shift) / temperature - top) : 0;
     __syncthreads();
 
-    // The largest place below which there is at most (1 - p) of the total; of the tokens that stand there some are
-    // dropped too, the first ones.
+    // The largest place below which there is at most (1 - p) of the total; of the tokens at that place, the first ones
+    // may be dropped too.
     long long dropped_there = 0;
     if (top_p < 1) {
         double total[1] = {0}, below = 0;

@@ -11,7 +11,7 @@ from .. import MAX_THREADS, WARP, Device, ceil_div, launcher, real_of
 
 
 def expressions(real: str) -> list[str]:
-    """A float64 has more places than the kernel looks for."""
+    """Refuse float64, which has more places than the kernel searches."""
     return [] if real == "double" else [f"sample_tokens<{real}>"]
 
 
