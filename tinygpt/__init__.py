@@ -81,7 +81,7 @@ __all__ = [
     "use_backend", "use_kernels", "zeros",
 ]  # fmt: skip
 
-implemented_in(  # what models and tokenizers call in layers above them
+implemented_in(  # what models and tokenizers call from the layers above them
     {
         "uniform_body": "tinygpt.backends.numpy",
         "generate": "tinygpt.generation",

@@ -1,7 +1,7 @@
-"""A file of arrays that is read number by number: what the formats of weights share.
+"""A file of arrays that is read in pieces: what the formats of weights share.
 
-A subclass reads the file's header into `arrays`: where each array lies, in which dtype and shape. Here its numbers are
-read, straight into an existing array or in pieces, so that each weight is in memory only once.
+A subclass parses the file's header into `arrays`: the position, dtype and shape of each array. The numbers are read
+here, straight into an existing array or in pieces, so that each weight is in memory only once.
 
 A memory map looks cheaper but measures slower: its 4 KB pages make every later pass over the weights 20 % slower than
 ordinary memory (42 instead of 35 ms for the 498 MB of GPT-2), so the 0.16 s saved in loading are lost within a few
@@ -38,7 +38,7 @@ PIECE = 1 << 16  # numbers converted at a time: few enough to stay in the CPU ca
 
 @dataclass(frozen=True)
 class ArrayInfo:
-    """One array: the format's name of its dtype, its shape, and its begin and end in the file, in bytes."""
+    """One array: the format's name for its dtype, its shape, and where it begins and ends in the file, in bytes."""
 
     code: str
     shape: tuple[int, ...]

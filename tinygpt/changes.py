@@ -44,7 +44,7 @@ def note_change(arrays: Iterable[Any]) -> None:
 
 
 def time_of_change(array: Any) -> int:
-    """When `note_change` was last told of this array or another view of its memory; 0 if never."""
+    """When `note_change` last recorded this array or another view of its memory; 0 if never."""
     memory = memory_of(array)
     reference, when = _changes.get(id(memory), (None, 0))
     return when if reference is not None and reference() is memory else 0

@@ -190,7 +190,7 @@ def _verify(path: Path, sha256: str) -> None:
 
 
 def read_checkpoint(path: Path, parts: Collection[str] = ("model", "optimizer")) -> Checkpoint:
-    """Read a checkpoint file: its state, and the arrays of these parts. Raises CheckpointError if it is none."""
+    """Read a checkpoint file: its state, and the arrays of these parts. Raises CheckpointError if it is not one."""
     try:
         with SafetensorsFile(path) as file:
             found = f"{file.metadata.get('format')} {file.metadata.get('version')}"

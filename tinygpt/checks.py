@@ -19,7 +19,7 @@ from .errors import DtypeError, ShapeError, UsageError
 
 
 def whole_number(where: str, name: str, value: Any, at_least: int = 1) -> int:
-    """`value` as an int, at least `at_least`. `where` and `name` say in the error message what was being set."""
+    """`value` as an int, at least `at_least`. `where` and `name`, for the error message: what was being set."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise DtypeError(f"{where}: {name} must be a whole number, not {value!r}")
     if value < at_least:
@@ -80,9 +80,9 @@ def from_settings(where: str, made: Any, settings: Mapping[str, Any]) -> Any:
 
 
 def integer_array(what: str, value: Any, flat: bool = False, to_do: str = "") -> Any:
-    """An array of NumPy or CuPy as it is, or nested lists as an array of NumPy: integers, or a sentence.
+    """A NumPy or CuPy array as it is, or nested lists as a NumPy array; its dtype must be an integer type.
 
-    what: must be integers, in the sentence. flat: of shape (N,). to_do: the sentence's end, where it is about a shape.
+    what: the array, in an error message. flat: it must have shape (N,). to_do: the end of a message about its shape.
     Raises DtypeError, ShapeError.
     """
     wanted = f"{what} must be integers{' of shape (N,)' if flat else ''}"
@@ -93,7 +93,7 @@ def integer_array(what: str, value: Any, flat: bool = False, to_do: str = "") ->
         except ValueError:
             to_do = to_do or ": pad them to the same length"
             raise ShapeError(f"{wanted}, not rows that differ in length{to_do}") from None
-    if array.size == 0 and array.dtype == np.float64:  # as of an empty list, which has no dtype of its own
+    if array.size == 0 and array.dtype == np.float64:  # from an empty list, which has no dtype
         array = array.astype(np.int64)
     if array.dtype.kind not in "iu":
         raise DtypeError(f"{wanted}, not {array.dtype} {array.shape}: convert with .astype('int64')")

@@ -8,7 +8,7 @@
     last   = h[i, lengths[i] - 1]                      (B, C): only the last token has read the whole text
     logits = last @ score.weight.T                     (B, K)
 
-Where a text ends is said by its length, never by a padding id, which a text may contain or end with. Attention is
+A text's end is given by its length, never by a padding id, which a text may contain or end with. Attention is
 causal, so nothing before the end sees the padding, and no mask is needed.
 
 What the labels are (`problem_type`, as in transformers):
@@ -69,9 +69,9 @@ _Classifier = TypeVar("_Classifier", bound="GPTForSequenceClassification")
 class GPTForSequenceClassification(nn.Module):
     """A GPT, or any other LanguageModel, with a head of `num_labels` outputs on the last token of each text.
 
-    config: a GPTConfig, for new weights drawn from `seed`, or the model that is to carry the head.
-    problem_type: see the module's docstring; None: regression if num_labels is 1, and otherwise what the labels of the
-    first loss say (integers: single label, floats: multi-label). label_names: K different texts (default: LABEL_0 ...).
+    config: a GPTConfig, for new weights drawn from `seed`, or the model to put the head on.
+    problem_type: see the module's docstring; None: regression if num_labels is 1, otherwise determined by the labels of
+    the first loss (integers: single label, floats: multi-label). label_names: K different texts (default: LABEL_0 ...).
     Raises UsageError, DtypeError.
     """
 
@@ -88,7 +88,7 @@ class GPTForSequenceClassification(nn.Module):
         where = type(self).__name__
         if isinstance(config, LanguageModel):
             self.transformer: Any = config
-        elif isinstance(config, GPTConfig):  # an untied head of the language model would be a matrix without use
+        elif isinstance(config, GPTConfig):  # an untied language-model head would be an unused matrix
             self.transformer = GPT(dataclasses.replace(config, tie_word_embeddings=True), seed, dtype)
         else:
             raise DtypeError(f"{where}: config must be a GPTConfig or a LanguageModel, not {type(config).__name__}")
@@ -142,8 +142,8 @@ class GPTForSequenceClassification(nn.Module):
     ) -> Tensor:
         """The mean loss of a batch, a single number. labels: see the module's docstring.
 
-        label_smoothing, class_weights (K,): of a single label (`tinygpt/nn/losses.py`); kind: "mse" or "l1", of a
-        regression. The first loss decides `problem_type` if nobody has. Raises UsageError, ShapeError, DtypeError,
+        label_smoothing, class_weights (K,): for a single label (`tinygpt/nn/losses.py`); kind: "mse" or "l1", for a
+        regression. The first loss decides `problem_type` if it is not set. Raises UsageError, ShapeError, DtypeError,
         RangeError.
         """
         where = f"{type(self).__name__}.loss"
@@ -193,7 +193,7 @@ class GPTForSequenceClassification(nn.Module):
                 logits = ops.softmax(logits)
         return backends.move(logits.data, "numpy")
 
-    # What a training loop asks a language model for, of the one inside -----------------------------
+    # What a training loop asks of a language model, answered by the one inside ---------------------
 
     @property
     def config(self) -> ModelConfig:
@@ -260,11 +260,11 @@ class GPTForSequenceClassification(nn.Module):
         revision: str = "main",
         checkpoint: str = "best",
     ) -> _Classifier:
-        """The classifier in a folder; or a new head on the language model in it. In evaluation mode.
+        """The classifier in a folder, or a new head on the language model in it; in evaluation mode.
 
         folder_or_name and the options after problem_type: see `GPT.from_pretrained`. A language model needs num_labels
         or label_names; the new head is drawn from `seed`. A classifier (a file with score.weight, by tinygpt or
-        transformers) has its own, and then what is given must agree with it. Raises UsageError.
+        transformers) has its own labels, and any that are given must agree with them. Raises UsageError.
         """
         classifier: _Classifier = implementation("load_classifier")(
             cls, folder_or_name, num_labels, label_names, problem_type, dtype=dtype, quantize=quantize,
@@ -283,6 +283,6 @@ class GPTForSequenceClassification(nn.Module):
         """Write a directory that `from_pretrained` and transformers' GPT2ForSequenceClassification load.
 
         See `GPT.save_pretrained`. transformers finds a text's end by the padding id, so for batches of several texts
-        it needs a pad_token_id in config.json: that of the tokenizer is written, if it has one. Raises UsageError.
+        it needs a pad_token_id in config.json: the tokenizer's is written, if it has one. Raises UsageError.
         """
         implementation("save_with_tokenizer")(self, folder, tokenizer, dtype=dtype, max_shard_size=max_shard_size)

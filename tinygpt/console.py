@@ -61,8 +61,8 @@ class Lenient:
 def in_notebook() -> bool:
     """Whether what is written to stderr appears below a cell in Jupyter or Colab.
 
-    Their kernel puts a stream of its own in place of stderr, which is not a terminal. Inside `%%capture` or
-    `contextlib.redirect_stderr` it is another one again.
+    Their kernel replaces stderr by its own stream, which is not a terminal. Inside `%%capture` or
+    `contextlib.redirect_stderr` it is yet another stream.
     """
     return type(sys.stderr).__module__.partition(".")[0] == "ipykernel"
 
@@ -73,8 +73,7 @@ def bar(items: Iterable[Any], description: str, shown: bool = True) -> Any:
 
 
 def byte_bar(total: int | None, description: str) -> Any:
-    """A bar for reading `total` bytes, None if their number is not known: on stderr, if that is a terminal, or in a
-    notebook.
+    """A bar for reading `total` bytes (None: unknown): on stderr, if that is a terminal, or in a notebook.
 
     It appears after two seconds. Call `update(count)`, and `close()` at the end.
     """

@@ -39,7 +39,7 @@ def randn(
     backend: str | None = None,
     generator: Generator | None = None,
 ) -> Tensor:
-    """Samples of the standard normal distribution; generator: None means the one that `tinygpt.manual_seed` sets.
+    """Samples from the standard normal distribution; generator: None means the one that `tinygpt.manual_seed` seeds.
 
     The numbers are not PyTorch's for the same seed. Raises UsageError, DtypeError.
     """
@@ -58,7 +58,7 @@ def arange(
     requires_grad: bool = False,
     backend: str | None = None,
 ) -> Tensor:
-    """start, start + step, ... below stop; arange(n): 0 .. n - 1. Of integers int64, otherwise float32, as in PyTorch.
+    """start, start + step, ... below stop; arange(n): 0 .. n - 1. int64 for integers, else float32, as in PyTorch.
 
     Raises UsageError, DtypeError.
     """

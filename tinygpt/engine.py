@@ -58,7 +58,7 @@ def backward_pass(root: Function, output: int, grad: Array, retain_graph: bool) 
 
 
 class _Uses:
-    """Counts the uses of each leaf in a graph, and tells when the last of them has contributed its gradient."""
+    """Counts the uses of each leaf in a graph, and reports when the last of them has contributed its gradient."""
 
     def __init__(self, nodes: list[Function], tell: Callable[[Any], None]) -> None:
         self.tell = tell
@@ -189,7 +189,7 @@ def _add_pending(
 
 
 def is_room_of(leaf: Tensor, grad: Array) -> bool:
-    """Whether this gradient was made in the memory that is meant for it (`Function.gradient_room`)."""
+    """Whether this gradient was made in the memory reserved for it (`Function.gradient_room`)."""
     return mode.gradient_room is not None and mode.gradient_room(leaf) is grad
 
 

@@ -104,7 +104,7 @@ def shown(path: str | os.PathLike[str]) -> str:
 
 
 def user_path(path: str | os.PathLike[str]) -> Path:
-    """The path with a leading ~ or ~name replaced by that home folder; a name that nobody has stays as it is.
+    """The path with a leading ~ or ~name replaced by that home folder; an unknown name stays as it is.
 
     `Path.expanduser` raises RuntimeError for such a name. Left as it is, opening it says that there is no such file.
     """

@@ -30,7 +30,7 @@ skips a parameter without a gradient. With `zeros_for_unused = True`, `backward`
 
 An operation that can cheaply recompute an output from what it saved (LayerNorm, GELU) lists that output in
 `recomputable` and defines `recompute`. An operation that saves such an output as its input then keeps a reference to
-the node instead of the array, and `self.saved` recomputes it; not inside `graph.keep_outputs`, which is for a machine
+the node instead of the array, and `self.saved` recomputes it; not inside `graph.keep_outputs`, which is for machines
 with memory to spare. An operation whose own output is recomputable always keeps its inputs as arrays, so recomputing
 takes one step, however long the chain of such operations.
 """
@@ -116,8 +116,8 @@ class Function:
             yield leaf.present_grad("backward()", writable=True) if leaf is not None and leaf.is_leaf else None
 
     def gradient_room(self, i: int) -> Array | None:
-        """In backward: memory in which the gradient of input i may be made, to be returned as it is. Mostly None:
-        somebody must want that gradient there (`graph.mode`), and input i must be a leaf without one."""
+        """In backward: memory in which the gradient of input i may be computed and returned. Usually None:
+        something must have asked for it (`graph.mode`), and input i must be a leaf without a gradient."""
         leaf = self.parents[i] if mode.gradient_room is not None and self.parents else None
         if leaf is None or not leaf.is_leaf or leaf.grad is not None or mode.gradient_room is None:
             return None

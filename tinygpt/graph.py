@@ -67,7 +67,7 @@ def keep_outputs(enabled: bool = True) -> contextlib.AbstractContextManager[None
 
 
 def detect_anomaly(enabled: bool = True) -> contextlib.AbstractContextManager[None]:
-    """Inside the block, the first operation that produces a NaN or an infinity raises NonFiniteError, and so does one
+    """Inside the block, the first operation that produces a NaN or an infinity raises NonFiniteError, as does one
     that is given a NaN from outside. Infinities that come from infinities in the inputs are allowed.
 
     Every array is read twice, so a step takes about twice as long.

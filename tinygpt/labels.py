@@ -1,4 +1,4 @@
-"""Validate what a classifier is given beside token ids: labels, lengths of texts, names of labels."""
+"""Validate what a classifier is given besides token ids: labels, text lengths, label names."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PROBLEM_TYPES = (SINGLE, MULTI, REGRESSION)  # transformers' names
 
 
 def problem_of(where: str, labels: Any) -> str:
-    """The problem type that the dtype of the labels means for several labels, as in transformers."""
+    """The problem type implied by the labels' dtype if there are several labels, as in transformers."""
     return SINGLE if plain_array(where, "labels", labels).dtype.kind in "iu" else MULTI
 
 
@@ -83,6 +83,6 @@ def checked_lengths(where: str, lengths: Any, B: int, T: int) -> np.ndarray:
 
 
 def without_padding(idx: Any, last: np.ndarray) -> Any:
-    """idx (B, T) with id 0 after position last[i] of row i: padding may be anything, as -100, which no model knows."""
+    """idx (B, T) with id 0 after position last[i] of row i: padding may be any number, such as -100."""
     xp = backends.array_module(idx)
     return xp.where(xp.arange(idx.shape[1]) <= xp.asarray(last)[:, None], idx, 0)

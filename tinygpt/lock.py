@@ -1,7 +1,7 @@
 """A file lock that the operating system releases when the process ends, however it ends. So it is never stale.
 
-The lock file contains the process id and the host name, for error messages. That the file exists does not mean that
-it is locked.
+The lock file contains the process id and the host name, for error messages. Its existence does not mean that it is
+locked.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import platform
 from pathlib import Path
 
 _TAKEN = {errno.EAGAIN, errno.EACCES, errno.EDEADLK}
-_AT = 1 << 20  # Windows locks bytes, which others then can't read; so we lock one far behind the text
+_AT = 1 << 20  # Windows locks bytes, which others then can't read, so we lock one far past the text
 
 
 class NoLocksError(OSError):
@@ -77,7 +77,7 @@ class Lock:
 
 
 def holder_of(path: Path) -> str | None:
-    """Who holds the lock; None if nobody does, or if that can't be known. Leaves the file as it is."""
+    """Who holds the lock; None if nobody does, or if that can't be determined. Leaves the file as it is."""
     try:
         descriptor = os.open(path, os.O_RDWR)
     except OSError:

@@ -17,7 +17,7 @@ from .gpt import GPTConfig
 _FLOAT = 4
 _PACKED = {"bfloat16": (2, 2), "int8": (1, 1), "int4": (0.5, 1)}  # bytes of a weight of a layer, of an embedding
 _COPIES = 4  # per parameter: its value, its gradient, AdamW's two moments
-_RECOMPUTED = 2  # the same with `recompute`; then what one layer stores comes once
+_RECOMPUTED = 2  # the same with `recompute`, which adds what one layer stores, once
 _ACTIVATIONS = 8  # floats per token that each block stores for backward, in multiples of n_embd; in fact it stores more
 _LAYER = 6 << 10  # bytes of a block's Python objects
 _CGROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")

@@ -2,7 +2,7 @@
 
 tqdm has a bar for notebooks too, but that needs ipywidgets, and it is missing from a saved notebook. This one is an
 HTML element that is rewritten in place. It needs nothing but the kernel, and a saved notebook keeps its last state.
-`tinygpt/console.py` says when it is used.
+`tinygpt/console.py` decides when it is used.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class NotebookBar(tqdm):
         self._show(*_drawn(self.format_dict))
 
     def clear(self, *_: Any, **__: Any) -> None:
-        """Nothing is in the way of a line of text: it goes below the bar."""
+        """Nothing to clear before a line of text: it goes below the bar."""
 
     def close(self) -> None:
         """Leave the last state, or nothing with leave=False."""
@@ -45,7 +45,7 @@ class NotebookBar(tqdm):
         super().close()
 
     def _show(self, html: str, plain: str) -> None:
-        from IPython.display import display  # it is what runs this code, see `console.in_notebook`
+        from IPython.display import display  # installed, since it runs this code: see `console.in_notebook`
 
         data = {"text/html": html, "text/plain": plain}
         with contextlib.suppress(Exception):  # a lost connection to the browser must not end a run

@@ -77,7 +77,7 @@ def words(seed: int, stream: int, rows: int, columns: int, xp: Any = np, first_r
 
 
 class RngStream(int):
-    """The number of a stream that was taken: a plan (`backends/numpy_plan.py`) counts on from it in each run."""
+    """The number of a taken stream: in each run, a plan (`backends/numpy_plan.py`) counts on from it."""
 
 
 def fill_uniform(out: np.ndarray, seed: int, stream: int, first_row: int) -> None:
@@ -128,8 +128,8 @@ class Generator:
         """Call `take(start, values)` for `count` uniform numbers, in blocks that may come in any order.
 
         A block fits in the CPU cache, and initializing a large model needs no temporary arrays of several times its
-        size. Number i is made from words 2i and 2i + 1, counted in rows of 1024: so many blocks are made at a time, on
-        all cores, and the numbers are the same. So are those of the compiled body.
+        size. Number i is made from words 2i and 2i + 1, counted in rows of 1024, so all cores can make blocks at once
+        without changing the numbers. The compiled body gives the same numbers.
         """
         seed, stream = self.next_key()
         step = _BLOCK_ROWS * 512
@@ -146,7 +146,7 @@ class Generator:
             for start in starts:
                 block_from(start)
             return
-        from concurrent.futures import ThreadPoolExecutor  # takes as long to import as many a model to draw
+        from concurrent.futures import ThreadPoolExecutor  # importing it can take as long as initializing a small model
 
         with ThreadPoolExecutor(threads) as pool:
             for _ in pool.map(block_from, starts):

@@ -42,7 +42,7 @@ _MAX_AXES = 32
 
 
 class SafetensorsFile(ArrayFile):
-    """An open safetensors file; beside its arrays, `metadata`: text."""
+    """An open safetensors file. Besides its arrays it has `metadata`: names to texts."""
 
     kind = "safetensors file"
     metadata: dict[str, str]

@@ -1,13 +1,12 @@
 """Functions that a lower layer calls and a higher layer implements.
 
-A model has methods such as `generate` whose code stands in layers above it, and imports go only downwards. So the
-method asks for its implementation by name, and `tinygpt/__init__.py`, which is above all layers, says in which module
-each of them is:
+A model has methods such as `generate` whose code is in layers above it, and imports go only downwards. So the method
+asks for its implementation by name, and `tinygpt/__init__.py`, which is above all layers, says which module has it:
 
     implemented_in({"generate": "tinygpt.generation"})       # in tinygpt/__init__.py
     implementation("generate")(model, prompt)                # in language_model.py, which knows nothing of generation
 
-The module is imported at the call: `import tinygpt` stays quick.
+The module is imported when it is called, so `import tinygpt` stays quick.
 """
 
 from __future__ import annotations

@@ -13,12 +13,12 @@ unless an operation saved the array.
 
 `backward()` walks back through the graph (`tinygpt/engine.py`).
 
-First-order gradients only: a gradient is an array, not a tensor with a graph of its own.
+First-order gradients only: a gradient is an array, not a tensor with its own graph.
 
 The operators and methods (`+`, `@`, `.sum()`, `.gelu()`) are the functions of `tinygpt.ops`, bound to this
 class at the end of `tinygpt/ops/__init__.py`.
 
-Over 300 lines: a list of the methods that `tinygpt.ops` binds is a part of the class.
+Over 300 lines: the class lists the methods that `tinygpt.ops` binds.
 """
 
 from __future__ import annotations

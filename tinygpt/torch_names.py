@@ -1,4 +1,4 @@
-"""PyTorch's names for what Tensor and the operations do, as methods of Tensor. None has a gradient of its own.
+"""PyTorch's names for what Tensor and the operations do, as methods of Tensor. None defines its own gradient.
 
 Importing this module gives Tensor the methods; `tinygpt/__init__.py` imports it.
 """
@@ -40,7 +40,7 @@ def unsqueeze(x: Tensor, dim: int) -> Tensor:
 
 
 def squeeze(x: Tensor, dim: Axis = None) -> Tensor:
-    """Without the axes of size 1, or those of them in `dim`; longer ones are kept, as in PyTorch. Raises RangeError."""
+    """Drop axes of size 1: all, or those in `dim`; longer ones are kept, as in PyTorch. Raises RangeError."""
     axes = normalize_axes("squeeze", dim, x.ndim)
     return reshape(x, tuple(size for axis, size in enumerate(x.shape) if size != 1 or axis not in axes))
 
