@@ -40,7 +40,7 @@ def built_elsewhere(options: argparse.Namespace, out: str) -> Iterator[argparse.
     """The options with a temporary folder instead of --out. Raises UsageError if no run could begin in --out."""
     what = "--dry-run" if options.dry_run else "--lr-find"
     if options.resume:
-        raise UsageError(f"{what} is for a run that is to begin: leave out --resume")
+        raise UsageError(f"{what} only works for a new run: leave out --resume")
     if options.dry_run:
         _require_writable(user_path(out))
     with tempfile.TemporaryDirectory(prefix="tinygpt-") as place:
