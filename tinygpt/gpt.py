@@ -47,7 +47,8 @@ from .nn.residual import ResidualStream
 from .ops.cached_attention import KeyValueCache, cached_attention
 from .random import Generator
 from .tensor import Tensor
-from .typing import DTypeLike, Ids
+from .token_ids import check_ids
+from .typing import Array, DTypeLike, Ids
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_new": ops.gelu, "gelu": partial(ops.gelu, approximate="none"), "relu": ops.relu, "silu": ops.silu,
@@ -229,9 +230,9 @@ class GPT(LanguageModel):
         cache: from `new_cache`, one entry per block. Then idx continues the cached texts, and only the result for the
         last position is returned, (B, 1, C). The caller must advance the `lengths` of the cache.
         """
-        idx = self.check_ids(idx, any_length=cache is not None)
-        positions = np.arange(idx.shape[1]) if cache is None else cache[0].positions(idx.shape[1])  # (T,) or (B, T)
-        x = self.wte(idx) + self.wpe(positions)  # (B, T, C)
+        ids: Array = check_ids(idx, self.config.vocab_size, self.config.block_size if cache is None else None)
+        positions = np.arange(ids.shape[1]) if cache is None else cache[0].positions(ids.shape[1])  # (T,) or (B, T)
+        x = self.wte(ids) + self.wpe(positions)  # (B, T, C)
         x = x if self.activations is None else ops.cast(x, self.activations)
         stream = ResidualStream(self.dropout(x), self.recompute)
         for i, block in enumerate(self.h):

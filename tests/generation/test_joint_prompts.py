@@ -111,14 +111,14 @@ def test_an_error_leaves_the_readers_where_they_were(monkeypatch: pytest.MonkeyP
 def test_whose_layers_have_to_be_called() -> None:
     """A model with a user's layer is read a prompt at a time."""
     model = model_of()
-    assert isinstance(Decoder(model).joint, JointPrompts)
+    assert isinstance(Decoder(model).reader([1]).joint, JointPrompts)
     calls = []
     forward = model.h[1].mlp.forward
     model.h[1].mlp.positionwise = True
     model.h[1].mlp.forward = lambda h: calls.append(h.shape) or forward(h)
     decoder = Decoder(model)
-    assert decoder.joint is None
     decoder.prefill(prompts()[:2])
+    assert decoder.joint is None
     assert [shape[:2] for shape in calls] == [(1, 1), (1, 40)]
 
 
@@ -127,7 +127,7 @@ def test_an_adapter() -> None:
     model = model_of()
     expected = Decoder(model).prefill(prompts()).copy()
     tg.nn.add_lora(model, rank=2)
-    assert isinstance(Decoder(model).joint, JointPrompts)
+    assert isinstance(Decoder(model).reader([1]).joint, JointPrompts)
     assert np.array_equal(Decoder(model).prefill(prompts()), expected)
     for parameter in model.parameters():
         if parameter.requires_grad:

@@ -44,7 +44,7 @@ from ..ops.cached_attention import KeyValueCache
 from ..ops.packed import few_rows_product_transposed
 from ..tensor import Tensor
 from ..typing import Array, Ids
-from .decoder_checks import checked_capacity, flat_integers, obstacle_to_a_cache
+from .decoder_checks import checked_capacity, flat_integers, require_cache
 from .graphed_decode import GraphedDecode
 from .joint_prompts import JointPrompts, joint_prompts
 from .one_pass import one_pass
@@ -64,6 +64,7 @@ class Decoder:
     Raises UsageError for a model that does not support a cache; use `decoder_for` if it may not.
     """
 
+    cache: Sequence[KeyValueCache] = ()  # of each block; empty until there is room for rows
     joint: JointPrompts | None = None  # reads several prompts in one pass
     _cached = True  # whether it calls the model on new tokens alone
 
@@ -74,14 +75,12 @@ class Decoder:
 
     def reserve(self, rows: int) -> None:
         """Take memory for `rows` rows at once, so that `join` never has to copy what is there in order to grow."""
+        self._open()
         self._grow(max(rows, len(self.lengths)))
         self._grow(len(self.lengths))
 
     def _start(self) -> None:
-        obstacle = obstacle_to_a_cache(self.model)
-        if obstacle is not None:
-            raise UsageError(f"Decoder: {obstacle}, which may need the whole text at each step: use decoder_for")
-        self._make_room(0)
+        require_cache(self.model)
 
     def prefill(self, prompts: Sequence[Ids]) -> Array:
         """Replace all rows by `prompts`, B arrays of ids (T_b,) with 1 <= T_b <= capacity -> logits (B, V).
@@ -121,6 +120,7 @@ class Decoder:
 
     def reader(self, prompt: Ids) -> PromptReader:
         """To read `prompt`, ids (T,), 1 <= T <= capacity, in pieces. Raises ShapeError, DtypeError, RangeError."""
+        self._open()
         reader = PromptReader(self.model, prompt, self._cached, self.joint)
         if reader.size > self.capacity:
             raise ShapeError(
@@ -172,6 +172,7 @@ class Decoder:
                 raise RangeError(f"Decoder.step: ids must be in 0 .. {V - 1}, not {ids.min()} .. {ids.max()}")
             if self.lengths.max() >= self.capacity:
                 raise UsageError(f"Decoder.step: row {self.lengths.argmax()} is full: it has {self.capacity} tokens")
+        self._open()
         logits = self._extend(ids, draw)
         self.lengths = self.lengths + 1
         return logits
@@ -184,10 +185,16 @@ class Decoder:
         rows, B = flat_integers("Decoder.select: rows", rows), len(self.lengths)
         if len(rows) and (rows.min() < 0 or rows.max() >= B):
             raise RangeError(f"Decoder.select: rows must be in 0 .. {B - 1}, not {rows.min()} .. {rows.max()}")
+        self._open()
         self._reorder(rows)
         self.lengths = self.lengths[rows]
 
     # With a cache -----------------------------------------------------------------------------------
+
+    def _open(self) -> None:
+        """Make room for rows that come one by one, unless there is. `prefill` makes its own."""
+        if not self.cache:
+            self._make_room(0)
 
     def _make_room(self, B: int) -> None:
         model = self.model
@@ -205,16 +212,14 @@ class Decoder:
 
     def _begin(self, rows: list[Array]) -> Array:
         self._make_room(len(rows))
+        caches = [[layer.row(b) for layer in self.cache] for b in range(len(rows))]
         with no_grad(), self.model.evaluating(), self.model.compute_in("float32"):
             if self.joint is not None:
-                return self._head(self.joint([row[0] for row in rows], self._rows_of_cache(len(rows))))
+                return self._head(self.joint([row[0] for row in rows], caches))
             if self.joint_prefill and worth_padding(rows):
                 return self._head(read_padded(self.model, rows, self.cache))
-            pairs = zip(rows, self._rows_of_cache(len(rows)), strict=True)
+            pairs = zip(rows, caches, strict=True)
             return self._head([self.model.hidden(row, cache).data[0, -1] for row, cache in pairs])
-
-    def _rows_of_cache(self, B: int) -> list[list[KeyValueCache]]:
-        return [[layer.row(b) for layer in self.cache] for b in range(B)]
 
     def _append(self, joining: Sequence[Joining]) -> Array:
         B = len(self.lengths)

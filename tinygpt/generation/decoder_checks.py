@@ -26,6 +26,12 @@ def obstacle_to_a_cache(model: Any) -> str | None:
     return None
 
 
+def require_cache(model: Any) -> None:
+    """Raise UsageError for a model that a `Decoder` can't serve."""
+    if (obstacle := obstacle_to_a_cache(model)) is not None:
+        raise UsageError(f"Decoder: {obstacle}, which may need the whole text at each step: use decoder_for")
+
+
 def checked_capacity(model: GPT, capacity: int | None) -> int:
     block = model.config.block_size
     capacity = block if capacity is None else whole_number("Decoder", "capacity", capacity)

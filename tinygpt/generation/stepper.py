@@ -36,6 +36,9 @@ class Stepper(Decoder):
     def _start(self) -> None:
         self._rows: list[np.ndarray] = []
 
+    def _open(self) -> None:
+        """There is nothing to make."""
+
     def _begin(self, rows: list[Array]) -> Array:
         self._rows = [backends.move(row[0], "numpy") for row in rows]
         return self._logits(self._rows)

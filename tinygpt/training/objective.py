@@ -58,6 +58,13 @@ class Objective:
         loss: Tensor = model.loss(*batch)
         return loss
 
+    def forward_and_backward(self, model: Any, *batch_and_scale: Any) -> Tensor:
+        """The loss of a batch. Adds the gradients of scale * loss to those of the parameters."""
+        *batch, scale = batch_and_scale
+        loss = self.loss(model, *batch)
+        loss.backward(scale)
+        return loss
+
     def evaluate(self, model: Any, batches: Iterable[Batch]) -> dict[str, float]:
         """The metrics of an evaluation, for the metrics file. The best weights have the lowest "validation_loss"."""
         return {"validation_loss": mean_loss(model, batches, self.loss, self.count, self.team)}

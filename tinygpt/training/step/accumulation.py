@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ...errors import UsageError
 from ...ops.cast import keep_rounded
@@ -43,7 +43,8 @@ class Accumulation:
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
         model = trainer.model
-        self.planned_step = PlannedStep(model, self._forward_and_backward, _is_plain(trainer.objective))
+        work = partial(trainer.objective.forward_and_backward, model)
+        self.planned_step = PlannedStep(model, work, _is_plain(trainer.objective))
         self.graphed_step = GraphedStep(model, self.planned_step, trainer.config.cuda_graphs)
 
     @property
@@ -92,13 +93,6 @@ class Accumulation:
             elif any(counts[index * share.size : (index + 1) * share.size]):
                 share.sit_out(partial(objective.loss, trainer.model, *batch))
         return losses
-
-    def _forward_and_backward(self, *batch_and_scale: Any) -> Tensor:
-        """The loss of a batch, a tensor. Adds the gradients of scale * loss to the parameters'."""
-        *batch, scale = batch_and_scale
-        loss = self.trainer.objective.loss(self.trainer.model, *batch)
-        loss.backward(scale)
-        return loss
 
 
 def _is_plain(objective: Objective) -> bool:

@@ -91,12 +91,19 @@ class PlannedStep:
         return self._repeated(kind, kind.plan, batch, present)
 
     def _suits(self, batch: Sequence[Any]) -> bool:
-        """Whether a plan may compute this batch. Raises UsageError for ids that the model does not have."""
+        """Whether a plan may compute this batch, if the model has its ids: `_checked`."""
         if mode.detect_anomaly or mode.see_gradients is not None or mode.leaf_ready is not None:
             return False
         if self.model.activations is not None or len(batch) != 3 or batch[2] != 1.0 or int(batch[1].min()) < 0:
             return False
-        return all(self.model.check_ids(ids) is ids and _is_whole(ids) for ids in batch[:2])
+        return all(type(ids) is np.ndarray and ids.dtype.kind in "iu" and _is_whole(ids) for ids in batch[:2])
+
+    def _checked(self, batch: Sequence[Any]) -> Sequence[Any]:
+        """The ids of a batch that a plan computes. Raises UsageError for those that the model does not have.
+
+        A model that computes a batch as usual checks them itself.
+        """
+        return [self.model.check_ids(ids) for ids in batch[:2]]
 
     def _is_known(self) -> bool:
         """Whether the model consists of what a plan may be made of."""
@@ -133,7 +140,7 @@ class PlannedStep:
             return self.work(*batch)  # a constant that should not be one would not be noticed
         assert kind.plan is not None
         first = self.model.generator.stream
-        found = _digest(kind.plan.run([*batch[:2], *(array.copy() for array in present)], first, spoil=True))
+        found = _digest(kind.plan.run([*self._checked(batch), *(array.copy() for array in present)], first, spoil=True))
         loss = self.work(*batch)
         gradients = [parameter.grad for parameter in self.parameters]
         same = found == _digest([loss.data, *(gradient for gradient in gradients if gradient is not None)])
@@ -143,7 +150,7 @@ class PlannedStep:
 
     def _repeated(self, kind: Planned, plan: Plan, batch: Sequence[Any], present: list[Any]) -> Tensor:
         generator = self.model.generator
-        loss, *gradients = plan.run([*batch[:2], *present], generator.stream)
+        loss, *gradients = plan.run([*self._checked(batch), *present], generator.stream)
         generator.stream += kind.rng_streams
         for i in kind.without_gradient:
             gradients.insert(i, None)
