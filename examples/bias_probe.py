@@ -36,7 +36,7 @@ from _bias_figures import Finding, Probe, picture, table
 
 from tinygpt import no_grad
 from tinygpt.cli import exit_with
-from tinygpt.cli.generating import add_model_options, load
+from tinygpt.cli.loading import add_model_options, load
 from tinygpt.errors import UsageError
 from tinygpt.files import atomic_write, explain_os_errors, user_path
 from tinygpt.interop.harness import begin_of

@@ -230,7 +230,8 @@ class GPT(LanguageModel):
         cache: from `new_cache`, one entry per block. Then idx continues the cached texts, and only the result for the
         last position is returned, (B, 1, C). The caller must advance the `lengths` of the cache.
         """
-        ids: Array = check_ids(idx, self.config.vocab_size, self.config.block_size if cache is None else None)
+        longest = self.config.block_size if cache is None else None
+        ids: Array = check_ids(type(self).__name__, idx, self.config.vocab_size, longest)
         positions = np.arange(ids.shape[1]) if cache is None else cache[0].positions(ids.shape[1])  # (T,) or (B, T)
         x = self.wte(ids) + self.wpe(positions)  # (B, T, C)
         x = x if self.activations is None else ops.cast(x, self.activations)

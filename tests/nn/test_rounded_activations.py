@@ -15,9 +15,8 @@ from tests.generation.helpers import make
 from tests.ops.cases.packed import compiled, drawn_matrix, normal
 from tests.ops.test_decode_block import drawn
 from tests.ops.test_decode_block import run as run_block
-from tinygpt.cli.formats import formats_of
-from tinygpt.cli.generating import add_model_options
 from tinygpt.cli.handover import built, described
+from tinygpt.cli.loading import add_model_options, formats_of
 from tinygpt.generation.decoder import Decoder
 from tinygpt.gpt import GPT, Block
 from tinygpt.kernel import use_kernels

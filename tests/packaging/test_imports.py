@@ -10,7 +10,6 @@ engine). So they are left out where files are looked at one by one, but they may
 from __future__ import annotations
 
 import ast
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -227,16 +226,6 @@ def test_seams_are_where_an_import_would_lead_upwards(tinygpt_package: Package) 
                 assert callable(seams.implementation(name))
                 called.add(name)
     assert called == set(seams._modules)
-
-
-def test_the_ways_through_the_code_meet_each_file_once() -> None:
-    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").replace("\\", "")
-    rows = re.findall(r"^\| (.+) \| (.+\.py.*) \|$", page.partition("## Add an operation")[0], re.MULTILINE)
-    assert len(rows) == 5
-    for way, names in rows:
-        files = names.split(", ")
-        assert len(set(files)) == len(files), way
-        assert all((ROOT / "tinygpt" / name).is_file() for name in files), way
 
 
 # The checks themselves ------------------------------------------------------------------------------

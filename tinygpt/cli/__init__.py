@@ -22,7 +22,8 @@ SIGTERM, 129 by SIGHUP (the terminal was closed): a training run saves its state
 | `parser` | adds a command's options only when it is called, so that `tinygpt --help` imports little |
 | `rows` | what `evaluate` and `predict` share: the rows of a file, and the file of predictions |
 | `answers` | a language model's answers to rows with prompts, and their quality |
-| `generating`, `formats` | the options for model, prompt and sampling; generating the text; the formats of numbers |
+| `loading` | the options for a model and the format of its numbers; loading it |
+| `generating` | the options for prompt and sampling; generating the text |
 | `train`, `finetune`, `sample`, `chat`, `tokenize`, `evaluate`, `explain`, `convert`, `doctor` | the commands |
 | `report` | the command that writes a page about runs |
 | `serve` | the command that answers over HTTP |

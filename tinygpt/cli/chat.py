@@ -12,15 +12,8 @@ from typing import TYPE_CHECKING, Any
 from ..console import Lenient
 from ..errors import UsageError
 from .chat_input import Entry, entries, note
-from .generating import (
-    HOW_CHOSEN,
-    HOW_LONG,
-    Counter,
-    add_generation_options,
-    add_model_options,
-    generation_config,
-    load,
-)
+from .generating import HOW_CHOSEN, HOW_LONG, Counter, add_generation_options, generation_config
+from .loading import add_model_options, load
 from .needs import template_need
 from .sample import speed
 

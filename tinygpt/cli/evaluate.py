@@ -14,7 +14,7 @@ import numpy as np
 from ..errors import UsageError
 from .answers import METRICS, add_answer_options, require_metrics
 from .evaluate_rows import evaluate_classifier, evaluate_language_model
-from .generating import add_model_options
+from .loading import add_model_options
 from .rows import add_row_options, check_targets, is_table, load_model, write_json
 
 if TYPE_CHECKING:

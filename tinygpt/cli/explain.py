@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from .generating import add_model_options
+from .loading import add_model_options
 
 ABOUT = """Run a model on a text, and write one self-contained HTML page: the surprise of each token, what each head
 attends to, after which block the answer appears, which tokens it depends on, and a model card."""
@@ -31,7 +31,7 @@ def explain(options: argparse.Namespace) -> int:
     from .. import interpret
     from ..errors import UsageError
     from ..files import atomic_write, explain_os_errors, user_path
-    from .generating import load
+    from .loading import load
 
     out = user_path(options.out)
     if out.is_dir() or not out.parent.is_dir():

@@ -1,4 +1,4 @@
-"""What `sample` and `chat` share: loading a model with its tokenizer, generation options, and generating the text."""
+"""What `sample` and `chat` share: generation options, and generating the text."""
 
 from __future__ import annotations
 
@@ -6,15 +6,11 @@ import argparse
 import io
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from .. import backends
-from ..errors import CheckpointError, UsageError
-from .formats import add_format_options, formats_of
-from .needs import Need, require_for_model
+from ..errors import UsageError
 
 if TYPE_CHECKING:
     from ..generation import GenerationConfig
@@ -64,47 +60,6 @@ HOW_MANY = [
 ]
 
 
-# A model and its tokenizer ------------------------------------------------------------------------
-
-
-def add_model_options(parser: Any) -> None:
-    """Options for the model, its format and the device."""
-    group = parser.add_argument_group("the model")
-    words = (
-        "a training run, a GPT-2 directory of the Hugging Face format, a LoRA adapter of PEFT, nanoGPT's ckpt.pt, or a "
-        "name such as gpt2"
-    )
-    group.add_argument("--model", required=True, metavar="FOLDER_OR_NAME", help=words)
-    group.add_argument("--checkpoint", choices=("best", "latest"), help="of a training run (default: best)")
-    words = "branch, tag or commit of a model that is given by its name (default: main)"
-    group.add_argument("--revision", default="main", metavar="REV", help=words)
-    add_format_options(group)
-    group.add_argument("--backend", choices=backends.NAMES, default="numpy", help="CPU or GPU (default: numpy)")
-
-
-def load(options: argparse.Namespace, *needs: Need) -> tuple[GPT, Tokenizer, Path]:
-    """The model, its tokenizer and their folder. needs: of the command besides (`needs.py`). Raises UsageError."""
-    from .. import interop
-    from ..exchange import read_whole
-    from ..interop.config import CONFIG
-    from ..interop.loading import RUN, is_run
-    from ..interop.peft import is_adapter
-
-    require_for_model(options, *needs)
-    backends.use_backend(options.backend)
-    folder = interop.find_model(options.model, options.revision)
-    run, directory = read_whole(folder, lambda place: (is_run(place), (place / CONFIG).exists() or is_adapter(place)))
-    if not run and not directory and folder.is_dir():
-        raise CheckpointError(
-            f"there is no model in {folder}: neither the {RUN} of a training run, the {CONFIG} of a GPT-2 directory "
-            "nor an adapter"
-        )
-    if options.checkpoint is not None and not run:
-        raise UsageError(f"--checkpoint applies to training runs, but {folder} holds one model: leave it out")
-    model, tokenizer = interop.load(folder, checkpoint=options.checkpoint or "best", **formats_of(options))
-    return model, tokenizer, folder
-
-
 # Options ------------------------------------------------------------------------------------------
 
 
@@ -146,7 +101,9 @@ def _add_fields(group: Any, fields: list[Option]) -> None:
         group.add_argument("--" + option.name.replace("_", "-"), **settings)
 
 
-def generation_config(options: argparse.Namespace, tokenizer: Tokenizer, model: GPT | None = None) -> GenerationConfig:
+def generation_config(
+    options: argparse.Namespace, tokenizer: Tokenizer, model: GPT | None = None, seed: int | None = None
+) -> GenerationConfig:
     """The model's own generation settings, overridden by the options. Raises UsageError for an invalid one."""
     from ..data.dialogue import as_template
     from ..generation import GenerationConfig, config_from_dict
@@ -168,6 +125,8 @@ def generation_config(options: argparse.Namespace, tokenizer: Tokenizer, model: 
         given["temperature"] = TEMPERATURE
     if "eos_token_id" not in given and base.eos_token_id is None and tokenizer.eos_token_id is not None:
         given["eos_token_id"] = tokenizer.eos_token_id
+    if seed is not None:
+        given["seed"] = seed
     return base.with_options(given)
 
 
@@ -201,7 +160,7 @@ def sample_text(
     from ..generation import stream_text
 
     prompt, ids = _prompt(tokenizer, options)
-    config = generation_config(options, tokenizer, model).with_options({"seed": seed})
+    config = generation_config(options, tokenizer, model, seed)
     if config.num_beams == 1 and config.num_return_sequences == 1:
         processors = [] if counter is None else [counter]
         pieces = stream_text(model, tokenizer, ids, config=config, logits_processor=processors)
@@ -219,7 +178,7 @@ def _several(
 ) -> list[str]:
     """Several continuations of the prompt, or those of beam search."""
     from ..generation import generate
-    from ..generation.text import text_of
+    from ..generation.text_pieces import text_of
 
     if config.padding is None:
         config = config.with_options({"pad_token_id": 0})  # padding after the end of a text is ignored

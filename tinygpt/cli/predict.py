@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..console import say
 from ..errors import UsageError
 from .answers import add_answer_options
-from .generating import add_model_options
+from .loading import add_model_options
 from .rows import (
     add_row_options,
     check_targets,

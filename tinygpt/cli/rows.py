@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 from .. import backends
 from ..errors import UsageError
 from ..files import atomic_write, explain_os_errors, shown, user_path
-from .formats import formats_of
-from .generating import load
+from .loading import formats_of, load
 from .needs import Need, require_for_model, template_need
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ import sys
 import time
 
 from ..console import Lenient
-from .generating import Counter, add_model_options, add_sampling_options, load, sample_text
+from .generating import Counter, add_sampling_options, sample_text
+from .loading import add_model_options, load
 from .needs import template_need
 
 ABOUT = "Generate text. It appears as it is generated; several texts, and those of beam search, when they are complete."

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..console import say
 from ..errors import UsageError
-from .generating import add_model_options, load
+from .loading import add_model_options, load
 from .needs import require_for_model, template_need
 
 ABOUT = """Serve a model over HTTP, with OpenAI's interface: /v1/models, /v1/completions, /v1/chat/completions, and

@@ -21,7 +21,7 @@
 | `request` | the checked arguments of a call |
 | `sampler` | the generation loop |
 | `beam` | beam search |
-| `text` | streaming decoded text |
+| `text`, `text_pieces` | streaming decoded text |
 | `scoring` | how likely a text is: log-likelihood, perplexity with a stride |
 """
 

@@ -18,6 +18,7 @@ import numpy as np
 from .. import backends
 from ..errors import DtypeError, ShapeError, UsageError
 from ..ops._arguments import integer_array
+from ..token_ids import check_ids
 from ..typing import Ids
 from .options import WHERE
 
@@ -82,7 +83,8 @@ def _inferred_mask(idx: Any, padding: int) -> np.ndarray | None:
 
 
 def _ids(model: GPT, idx: Any) -> np.ndarray:
-    return backends.move(model.check_ids(idx, any_length=True), "numpy").astype(np.int64)
+    ids = check_ids(type(model).__name__, idx, model.config.vocab_size, longest=None)
+    return backends.move(ids, "numpy").astype(np.int64)
 
 
 def _is_ragged(idx: Any) -> bool:

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import UsageError
+from .. import random
+from ..errors import DtypeError, UsageError
 from ..typing import Ids
 from .config_file import config_from_dict
 from .options import DEFAULT_NEW_TOKENS, WHERE, GenerationConfig, check_vocabulary
 from .processors import Processor, history_processors, user_processors
 from .prompt_cache import PromptCache, check_prompt_cache
 from .prompts import Prompts, read_prompts
-from .stopping import BLOCK, LENGTH, Stopping, check_tokenizer
-from .token_sampler import request_seed
+from .stopping import BLOCK, LENGTH, Stopping
 
 if TYPE_CHECKING:
     from ..gpt import GPT
@@ -148,3 +148,19 @@ def _padding(config: GenerationConfig, prompts: Prompts, limits: np.ndarray) -> 
     if prompts.needs_padding or len(set(limits.tolist())) > 1 or (config.stop_strings is not None and rows > 1):
         raise UsageError(f"{WHERE}: the rows may differ in length: give pad_token_id, the id to pad them with")
     return 0
+
+
+def check_tokenizer(tokenizer: Any) -> None:
+    """Raise DtypeError unless this is None or has the interface of `tinygpt.tokenizers`."""
+    if tokenizer is not None and not (hasattr(tokenizer, "token_bytes") and hasattr(tokenizer, "vocab_size")):
+        raise DtypeError(f"{WHERE}: tokenizer must be one of tinygpt.tokenizers, not {type(tokenizer).__name__}")
+
+
+def request_seed(config: GenerationConfig, prompts: int) -> int | tuple[int, ...]:
+    """The config's seed, or a new one from the default generator. Raises UsageError for the wrong number of seeds."""
+    seed: Any = config.seed
+    if isinstance(seed, tuple) and len(seed) != prompts:
+        raise UsageError(f"{WHERE}: seed must be one number, or one for each of the {prompts} prompts, not {len(seed)}")
+    if config.greedy:
+        return 0
+    return int(random.default_generator.integers(2**53)) if seed is None else seed

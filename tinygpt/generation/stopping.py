@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..errors import DtypeError, UsageError
+from ..errors import UsageError
 from .options import WHERE, GenerationConfig
 
 EOS, STOP_STRING, LENGTH, BLOCK = "eos", "stop_string", "length", "block"
@@ -97,9 +97,3 @@ def bytes_after(tokenizer: Any, before: int | None, ids: np.ndarray) -> bytes:
         tokenizer.bytes_after(before, ids) if hasattr(tokenizer, "bytes_after") else tokenizer.token_bytes(ids)
     )
     return found
-
-
-def check_tokenizer(tokenizer: Any) -> None:
-    """Raise DtypeError unless this is None or has the interface of `tinygpt.tokenizers`."""
-    if tokenizer is not None and not (hasattr(tokenizer, "token_bytes") and hasattr(tokenizer, "vocab_size")):
-        raise DtypeError(f"{WHERE}: tokenizer must be one of tinygpt.tokenizers, not {type(tokenizer).__name__}")

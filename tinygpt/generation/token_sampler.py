@@ -254,13 +254,3 @@ def uniforms(seed: int, steps: range, rows: int, columns: int = 1) -> np.ndarray
     pairs = [(words[i] << np.uint64(32)) | words[i + 1] for i in (0, 2)]
     bits = np.stack(pairs, axis=1).reshape(-1, rows, len(steps))[:columns]  # quad by quad, pair by pair
     return ((bits >> np.uint64(11)) * 2.0**-53).transpose(2, 1, 0)
-
-
-def request_seed(config: GenerationConfig, prompts: int) -> int | tuple[int, ...]:
-    """The config's seed, or a new one from the default generator. Raises UsageError for the wrong number of seeds."""
-    seed: Any = config.seed
-    if isinstance(seed, tuple) and len(seed) != prompts:
-        raise UsageError(f"{WHERE}: seed must be one number, or one for each of the {prompts} prompts, not {len(seed)}")
-    if config.greedy:
-        return 0
-    return int(random.default_generator.integers(2**53)) if seed is None else seed

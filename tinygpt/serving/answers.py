@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..generation.stopping import BLOCK, LENGTH, bytes_after
-from ..generation.text import TextPieces
+from ..generation.text_pieces import TextPieces
 from .bodies import Asked, Served
 from .samples import Token, Wanted
 
