@@ -42,7 +42,8 @@ ASIDE = {
 ASIDE_OF_A_BATCH = {
     "training/epochs, training/settings/options, training/settings/config": "the settings: another row",
     "training/text/corpus, cli/handover, cli/process, parallel": "options, and several processes",
-    "training/text/t, data/t, data/d, data/o, data/c, tokenizers": "`prepare.py` says which text and tokens it makes",
+    "training/text/text_facts, training/text/token": "`prepare.py` says what it makes of the text",
+    "data/token, data/documents, data/opening, data/character_vocabulary, tokenizers": "and with what",
     "training/evaluation, training/final": "an evaluation",
     "training/storage, training/urgent, training/interrupt, checkpoint, exchange, files, lock": "the files of a run",
     "training/monitoring, training/result, memory": "what is shown",
@@ -175,6 +176,15 @@ def walks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Walk]:
 @pytest.mark.parametrize("way", ["a batch, from the text to the optimizer", "a prompt, to a token"])
 def test_a_way_is_the_one_that_the_code_takes(walks: dict[str, Walk], way: str) -> None:
     assert not faults(ways()[way], walks[way]), "\n".join(faults(ways()[way], walks[way]))
+
+
+def test_each_reason_is_needed(walks: dict[str, Walk]) -> None:
+    back = [
+        call for way, walk in walks.items() for call in walk.calls
+        if {*call} <= {*ways()[way]} and ways()[way].index(call[1]) < ways()[way].index(call[0])
+    ]  # fmt: skip
+    for one, other in ASKED_AGAIN:
+        assert any(caller == one and file.startswith(other) for caller, file in back), (one, other)
 
 
 @pytest.mark.parametrize("way", ["a batch, from the text to the optimizer", "a prompt, to a token"])
