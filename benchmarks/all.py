@@ -3,10 +3,11 @@
     python benchmarks/all.py [--out benchmarks/results/cpu.md] [--append] [--only step ops ...]
 
 The file starts with the targets, met or not. The training step, its products and decoding are measured at the best
-level of vector instructions and, where that is AVX-512, at AVX2 too, the best that most machines have: PyTorch is then
-held to AVX2 as well. llama.cpp has no switch for that: there its rows are those of its own build. --append adds the run
-to the file as another section, which shows whether the targets are met a second time. Progress goes to standard error.
-Takes about half an hour on two cores.
+level of vector instructions and, where that is AVX-512, at AVX2 too, the best that most machines have: PyTorch and
+OpenBLAS are then held to AVX2 as well, and a script that finds they are not ends. llama.cpp has no switch for that:
+LLAMA_AT_AVX2 may name the folder of a library of it that was built without AVX-512, otherwise its rows are those of its
+own build; either way its instructions stand above the table. --append adds the run to the file as another section,
+which shows whether the targets are met a second time. Progress goes to standard error.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import machine
 HERE = Path(__file__).parent
 # name: (title, commands: each a script and its arguments)
 PARTS: dict[str, tuple[str, list[list[str]]]] = {
-    "step": ("A training step", [["train_step.py", "--compile", "--no-reference", "--rounds", "5"]]),
+    "step": ("A training step", [["train_step.py", "--compile", "--no-reference", "--recompute", "--rounds", "5"]]),
     "products": ("Matrix products", [["products.py"]]),
     "bfloat16": ("A training step in bfloat16", [["bfloat16_step.py", "--compile"]]),
     "lora": ("A LoRA step", [["lora_step.py", "--presets", "tiny", "gpt2"]]),
@@ -41,6 +42,7 @@ PARTS: dict[str, tuple[str, list[list[str]]]] = {
     "startup": ("The first line of a run", [["startup.py"]]),
     "scaling": ("How cost grows", [["scaling.py"]]),
     "generate": ("Decoding", [["generate.py", "--rounds", "3", "--only", "decode", "prefill", "batch", "load"]]),
+    "quality": ("Perplexity in each format", [["generate.py", "--only", "quality"]]),
 }
 AT_EACH_LEVEL = ("step", "products", "profile", "generate")  # the others at the best level only
 VERDICTS = ("- met: ", "- not met: ")

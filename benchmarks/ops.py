@@ -166,7 +166,7 @@ def main() -> None:
         names.append("torch")
     else:
         print("PyTorch is not installed: measuring tinygpt alone")
-    print(machine.headline())
+    print(f"{machine.headline()}\n{machine.peers()}")
     if limits:
         print(f"float32 multiply-add peak {limits[1] / 1e9:.0f} GFLOP/s, all threads read {limits[0] / 1e9:.1f} GB/s")
     contenders = {name: Contender(name) for name in names}

@@ -41,8 +41,8 @@ def write_text(path: Path, size: int = 1_000_000) -> None:
 def until_first_line(script: str, options: list[str]) -> dict[str, Any]:
     """Start a run in this process and end it at its first line. Returns what was done until then.
 
-    seconds; evaluated, drawn: batches for evaluation and training; optional: optional libraries that were imported;
-    peak_measured: whether the processor's peak was, which takes 0.2 s.
+    seconds; evaluation: those of the evaluation; evaluated, drawn: batches for evaluation and training; optional:
+    optional libraries that were imported; peak_measured: whether the processor's peak was, which takes 0.2 s.
     """
     from tinygpt import cli, training
     from tinygpt.data import RandomBatches
@@ -50,7 +50,7 @@ def until_first_line(script: str, options: list[str]) -> dict[str, Any]:
     from tinygpt.training.monitoring.estimate import measured_peak
     from tinygpt.training.monitoring.progress import Progress
 
-    found: dict[str, Any] = {"evaluated": 0, "drawn": 0}
+    found: dict[str, Any] = {"evaluated": 0, "drawn": 0, "evaluation": 0.0}
     prepare, draw, evaluated = training.prepare_text, RandomBatches.batch, FixedBatches.__iter__
     before, ready = set(sys.modules), []
 
@@ -64,10 +64,12 @@ def until_first_line(script: str, options: list[str]) -> dict[str, Any]:
         return draw(self, step)
 
     def evaluating(self: Any) -> Any:
+        begin = time.perf_counter()
         for batch in evaluated(self):
             found["drawn"] -= 1
             found["evaluated"] += 1
             yield batch
+            found["evaluation"] = time.perf_counter() - begin
 
     def line(self: Any, step: int, text: str) -> None:
         if "loss" not in text and "evaluation" not in text:
@@ -108,15 +110,18 @@ def main() -> None:
     import machine
 
     print(machine.headline())
-    print("\n| way | seconds, median | at most | batches evaluated until then |\n|---|---|---|---|")
-    worst = 0.0
+    print("\n| way | seconds, median | at most | batches evaluated until then | in seconds, at least |")
+    print("|---|---|---|---|---|")
+    worst, evaluation = 0.0, float("inf")
     for way in WAYS:
         found = [fresh(way, options.preset) for _ in range(options.starts)]
         seconds = [one["seconds"] for one in found]
         worst = max(worst, *seconds)
-        print(f"| {way} | {statistics.median(seconds):.2f} | {max(seconds):.2f} | {found[0]['evaluated']} |")
+        floor, batches = min(one["evaluation"] for one in found), found[0]["evaluated"]
+        evaluation = min(evaluation, floor)
+        print(f"| {way} | {statistics.median(seconds):.2f} | {max(seconds):.2f} | {batches} | {floor:.2f} |")
     print(f"- {'met' if worst < AIM else 'not met'}: the first line of a run {worst:.2f} s after the text is ready "
-          f"(aim: {AIM:g})")  # fmt: skip
+          f"(aim: {AIM:g}); at least {evaluation:.2f}, the evaluation that it tells of")  # fmt: skip
 
 
 if __name__ == "__main__":

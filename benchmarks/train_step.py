@@ -7,8 +7,8 @@ so that if the machine slows down, all of them slow down; the figures are median
 backward, clipping to norm 1 and AdamW. `tinygpt` takes it as a training run does, from a plan of its kernels' calls
 (`tinygpt/training/step/planned_step.py`), `tinygpt-eager` as a loop of your own does. `torch` is PyTorch with its
 defaults, `torch-fused` uses AdamW(fused=True), `torch-compile` (with --compile) that and torch.compile. If our first
-loss and PyTorch's do not agree to 1e-4, nothing is printed. If only torch.compile's differs, it is left out: PyTorch
-2.13 held to AVX2 computes another loss with it.
+loss and PyTorch's do not agree to 1e-4, nothing is printed. If only torch.compile's differs, it is left out, and a line
+says so: PyTorch 2.13 held to AVX2 computes another loss with it.
 
 Model FLOPs per token are 6 N + 12 L C T. The peak is that of multiply-adds on registers, measured in this run. "the
 block" is the inner loop of our matrix product with its operands in the caches, an upper bound for every product; it is
@@ -215,15 +215,15 @@ def measure(preset: str, names: list[str], rounds: int) -> list[Contender]:
     return contenders
 
 
-def those_that_agree(preset: str, contenders: list[Contender]) -> list[Contender]:
+def those_that_agree(preset: str, contenders: list[Contender], apart: float = 1e-4) -> list[Contender]:
     """The contenders without a torch.compile whose first loss is wrong. Exits if any other one's differs from ours."""
     ours = contenders[0].first_loss
-    wrong = [c for c in contenders if not abs(c.first_loss - ours) <= 1e-4]
+    wrong = [c for c in contenders if not abs(c.first_loss - ours) <= apart]
     pairs = ", ".join(f"{c.name} {c.first_loss:.6f}" for c in contenders)
     if any(c.name != "torch-compile" for c in wrong):
         raise SystemExit(f"{preset}: the first losses differ, so the comparison would mean nothing: {pairs}")
     for contender in wrong:
-        print(f"torch-compile is left out of {preset}: its first loss is wrong: {pairs}", file=sys.stderr)
+        print(f"\nLeft out of {preset}: torch-compile, whose first loss is wrong: {pairs}.\n")
         contender.stop()
     return [c for c in contenders if c not in wrong]
 
@@ -267,7 +267,7 @@ def products(preset: str, rounds: int = 3) -> dict[str, float]:
 
 
 def verdicts(preset: str, contenders: list[Contender], peak: float, bound: dict[str, float]) -> list[str]:
-    """The targets, met or not; for those that are not met, the bound that this run's measurements imply."""
+    """The targets, met or not, each with the bound that this run's measurements imply."""
     import machine
 
     ours, rivals = contenders[0], [c for c in contenders if c.name.startswith("torch")]
@@ -295,8 +295,9 @@ def verdicts(preset: str, contenders: list[Contender], peak: float, bound: dict[
     ]  # fmt: skip
 
 
-def verdict(met: bool, what: str, aim: str, why_not: str) -> str:
-    return f"- met: {what} (aim: {aim})" if met else f"- not met: {what} (aim: {aim}); {why_not}"
+def verdict(met: bool, what: str, aim: str, floor: str) -> str:
+    """A target, met or not, and what bounds it."""
+    return f"- {'met' if met else 'not met'}: {what} (aim: {aim}); {floor}"
 
 
 def main() -> None:
@@ -321,7 +322,7 @@ def main() -> None:
     else:
         print("PyTorch is not installed: measuring tinygpt alone")
     peak = machine.fma_peak()
-    print(machine.headline())
+    print(f"{machine.headline()}\n{machine.peers()}")
     if peak:
         product = machine.matmul_rate()
         print(f"float32 multiply-add peak {peak / 1e9:.0f} GFLOP/s, NumPy product {product / 1e9:.0f} GFLOP/s")

@@ -78,3 +78,7 @@ def test_a_step_of_a_model_of_one_s_own_is_profiled(tmp_path: Path) -> None:
     assert "B = 2, T = 9" in printed
     for operation in ("QKVAttention backward", "Linear forward", "AdamW", "between the operations"):
         assert f"| {operation} |" in printed
+
+
+def test_a_target_that_is_met_tells_its_floor_too() -> None:
+    assert script("train_step").verdict(True, "tiny", "1.4", "at most 2") == "- met: tiny (aim: 1.4); at most 2"

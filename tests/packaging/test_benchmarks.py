@@ -5,12 +5,14 @@ Those of kernels, steps, optimizers and processes have files of their own beside
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.packaging.benchmark_scripts import run, script
+from tests.packaging.benchmark_scripts import BENCHMARKS, ROOT, run, script
 
 SCRIPTS = (
     "all",
@@ -108,6 +110,31 @@ def test_steps_are_measured_at_avx2_too(tmp_path: Path, monkeypatch: pytest.Monk
     assert "`TINYGPT_LEVEL=avx2 python benchmarks/train_step.py" in (tmp_path / "cpu.md").read_text()
     assert machine.environment("avx2")["ATEN_CPU_CAPABILITY"] == machine.environment("avx2")["TINYGPT_LEVEL"] == "avx2"
     assert "ATEN_CPU_CAPABILITY" not in machine.environment("avx512")
+
+
+def test_peers_that_are_not_held_to_avx2_end_a_comparison_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = script("machine")
+    monkeypatch.setattr(machine, "instructions", lambda: ["OpenBLAS Haswell", "PyTorch AVX512"])
+    monkeypatch.setattr(machine, "level", lambda: "avx512")
+    assert machine.peers() == "beside OpenBLAS Haswell; PyTorch AVX512"
+    monkeypatch.setattr(machine, "level", lambda: "avx2")
+    with pytest.raises(SystemExit, match=r"held to AVX2, but not PyTorch AVX512: set ATEN_CPU_CAPABILITY=avx2"):
+        machine.peers()
+
+
+@pytest.mark.slow
+def test_what_holds_the_peers_takes() -> None:
+    """In a process of its own, because they look when they are loaded."""
+    machine = script("machine")
+    told = {}
+    for level in machine.levels():
+        code = "import machine; print(*machine.instructions(), sep=chr(10))"
+        environment = {**machine.environment(level), "PYTHONPATH": os.pathsep.join(map(str, (ROOT, BENCHMARKS)))}
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+        told[level] = done.stdout.split("\n")
+        assert done.stdout.startswith("OpenBLAS ") or "PyTorch" in done.stdout
+    if "avx2" in told:
+        assert not [words for words in told["avx2"] if machine.WIDER_THAN_AVX2.search(words)]
 
 
 def test_a_script_that_fails_costs_no_other_its_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

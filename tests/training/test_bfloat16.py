@@ -76,16 +76,29 @@ def test_no_compiled_kernel_declines_what_training_gives_it(monkeypatch: pytest.
     assert not upcast
 
 
+def with_adapter(**shape: Any) -> tg.GPT:
+    """A model whose adapter, unlike a new one, has an effect."""
+    made = tg.nn.add_lora(model(**shape), rank=2, alpha=8, dropout=0.0, targets=["c_attn", "mlp.c_fc"])
+    rng = np.random.default_rng(0)
+    for name, p in made.named_parameters():
+        if name.endswith("lora_B"):
+            p.data = 0.1 * rng.standard_normal(p.shape).astype(np.float32)
+    return made
+
+
+@pytest.mark.parametrize("make", [model, with_adapter])
 @pytest.mark.parametrize("kind", ["auto", "reference"])
-def test_gradients_are_float32s_within_the_roundings_on_their_way(kind: str) -> None:
+def test_gradients_are_float32s_within_the_roundings_on_their_way(kind: str, make: Any) -> None:
     """Each result in 16 bits, forward and backward, adds a rounding; independent ones add up as squares do."""
     gradients = {}
     with use_kernels(kind):
         for dtype in ("float32", "bfloat16"):
-            made = model(dropout=0.0)
+            made = make(dropout=0.0)
             with watched() as seen, made.compute_in(dtype):
                 made.loss(IDS, TARGETS).backward()
-            gradients[dtype] = {name: p.grad.astype(np.float64) for name, p in made.named_parameters()}
+            trained = {name: p for name, p in made.named_parameters() if p.requires_grad}
+            assert {p.grad.dtype for p in trained.values()} == {np.dtype(np.float32)}
+            gradients[dtype] = {name: p.grad.astype(np.float64) for name, p in trained.items()}
     roundings = sum(count for (_, _, dtype), count in seen.items() if dtype == "bfloat16")
     assert 40 < roundings < 120
     for parameter, exact in gradients["float32"].items():
