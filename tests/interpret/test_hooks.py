@@ -11,7 +11,7 @@ import tinygpt as tg
 from tests.interpret.helpers import IDS, logits, make_model, with_adapter
 from tinygpt import nn
 from tinygpt.errors import DtypeError, RangeError, ShapeError, UsageError
-from tinygpt.generation.decoder import obstacle_to_a_cache
+from tinygpt.generation.decoder_checks import obstacle_to_a_cache
 from tinygpt.interpret import activations, hooked
 from tinygpt.interpret.hooks import wrapped
 

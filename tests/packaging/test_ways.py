@@ -38,6 +38,7 @@ EVERYWHERE = {
 ASIDE = {
     "ops/arithmetic, ops/layer_norm, ops/linear.py, ops/gelu": "operations, which are all built like another",
     "nn/lora, training/adapters": "adapters, which neither run has",
+    "cli/needs, training/settings/packages": "optional packages that are missing",
 }
 ASIDE_OF_A_BATCH = {
     "training/epochs, training/settings/options, training/settings/config": "the settings: another row",

@@ -118,7 +118,7 @@ def with_bias(y: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def pack_model(model: Any, format: str, group: int | None = None, fill: Fill | None = None) -> None:
-    """The work of `LanguageModel.pack`, which see.
+    """Implements `LanguageModel.pack`.
 
     fill(path, layer): called for each layer right before it is packed, to load its parameters. A loader that does this
     never holds more than one unpacked matrix. Without `fill` all parameters must be loaded already, and they are
@@ -126,7 +126,7 @@ def pack_model(model: Any, format: str, group: int | None = None, fill: Fill | N
     """
     operation = f"{type(model).__name__}.pack"
     if model.packed:
-        raise UsageError(f"{operation}: this model is packed already, in {model.packed}: load it anew")
+        raise UsageError(f"{operation}: this model is packed already, in {model.packed}: reload it")
     if format not in ("bfloat16", "int8", "int4"):
         raise UsageError(f"{operation}: format must be 'bfloat16', 'int8' or 'int4', not {format!r}")
     dtype = model.parameters()[0].dtype
