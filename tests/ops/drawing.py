@@ -5,6 +5,7 @@ The values come from a seed that hypothesis draws, so a failing example is short
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -218,18 +219,26 @@ def some_examples(strategy: st.SearchStrategy[Any], count: int) -> list[Any]:
     Each has a seed of its own: of the examples of one seed most are made from one another, with the same sizes.
     """
     found = drawn_with(0, strategy)
-    while 1 < len(found) < count:  # a strategy with a single example has no second one
-        found += drawn_with(len(found), strategy)[1:]
-    return found[:count]
+    if len(found) < EACH:  # there are no others
+        return list(found[:count])
+    return [found[0], *(drawn_with(number, strategy)[-1] for number in range(count - 1))]
 
 
+EACH = 4  # examples of a seed: the first is the simplest, and the second is chosen to differ from it early
+
+
+@functools.cache
 def drawn_with(number: int, strategy: st.SearchStrategy[Any]) -> list[Any]:
-    """The simplest example of a strategy, and the one that this seed makes."""
+    """The first EACH examples of a seed, or all that there are."""
     found: list[Any] = []
 
     @seed(number)
     @settings(
-        max_examples=2, database=None, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
+        max_examples=EACH,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
     )
     @given(strategy)
     def collect(example: Any) -> None:

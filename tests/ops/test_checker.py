@@ -86,10 +86,6 @@ EQUIVALENT: dict[str, list[tuple[str, str]]] = {
     "a shift of the logits changes no probability; it only keeps exp from overflowing": [
         ("LinearCrossEntropy", "cross_entropy_inplace: logits -= logits.max(axis=1, keepdims=True)  ->  pass"),
     ],
-    "one block holds the examples' matrices (tests/nn/test_packed.py has several)": [
-        ("PackedProduct", "_blocks: begin + step  ->  step"),
-        ("PackedProductTransposed", "_blocks: begin + step  ->  step"),
-    ],
     "the rows may be cut into blocks of any size": [
         (
             "LinearCrossEntropy",
@@ -106,9 +102,6 @@ EQUIVALENT: dict[str, list[tuple[str, str]]] = {
     "in 16 bits alone (tests/cuda/test_mixed_precision.py has that)": [
         ("LinearCrossEntropy", "loss_and_gradients: -np.inf  ->  np.inf"),
         ("LinearCrossEntropy", "padded"),
-    ],
-    "a slice that ends behind the buffer's end is cut there": [
-        ("LinearCrossEntropy", "loss_and_gradients: rows.stop - rows.start  ->  rows.stop"),
     ],
 }
 

@@ -226,7 +226,7 @@ def test_a_fault_in_a_reference_of_packed_weights_is_noticed(row: KernelRow, exh
 
 
 def missed_beside_the_compiled_body(row: KernelRow, exhaustive: bool) -> list[tuple[int, str]]:
-    examples = largest_examples(row)
+    examples = [*largest_examples(row), *row.large]  # of the first it may decline all, by their layouts
     count = max(len(results(row, "reference", example.make())) for example in examples)
     return missed_in_reference(row, by_compiled_body, count, [(row, example) for example in examples], exhaustive)
 
