@@ -11,11 +11,16 @@ import math
 import numbers
 import operator
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from .errors import DtypeError, ShapeError, UsageError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Settings = TypeVar("Settings", bound="DataclassInstance")
 
 
 def whole_number(where: str, name: str, value: Any, at_least: int = 1) -> int:
@@ -67,7 +72,7 @@ def number(
     return value
 
 
-def from_settings(where: str, made: Any, settings: Mapping[str, Any]) -> Any:
+def from_settings(where: str, made: type[Settings], settings: Mapping[str, Any]) -> Settings:
     """An instance of the dataclass `made` with these settings. Raises UsageError naming an unknown or missing one."""
     fields = {field.name: field for field in dataclasses.fields(made)}
     for name in settings:

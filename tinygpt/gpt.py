@@ -48,7 +48,7 @@ from .ops.cached_attention import KeyValueCache, cached_attention
 from .random import Generator
 from .tensor import Tensor
 from .token_ids import check_ids
-from .typing import Array, DTypeLike, Ids
+from .typing import DTypeLike, Ids
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_new": ops.gelu, "gelu": partial(ops.gelu, approximate="none"), "relu": ops.relu, "silu": ops.silu,
@@ -102,8 +102,7 @@ class GPTConfig:
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> GPTConfig:
         """The inverse of `to_dict`. Raises UsageError naming any unknown or missing setting."""
-        config: GPTConfig = from_settings("GPTConfig", cls, settings)
-        return config
+        return from_settings("GPTConfig", cls, settings)
 
 
 @known("forward", "branch")
@@ -210,14 +209,13 @@ class GPT(LanguageModel):
         if dtype not in (np.float32, np.float64, "float32", "float64"):
             raise DtypeError(f"GPT: dtype must be float32 or float64, not {dtype}")
         super().__init__(config, Generator(seed))
-        generator = self.generator
-        self.wte = nn.Embedding(config.vocab_size, config.n_embd, std=0.02, generator=generator, dtype=dtype)
-        self.wpe = nn.Embedding(config.block_size, config.n_embd, std=0.02, generator=generator, dtype=dtype)
-        self.h = [Block(config, layer, generator, dtype) for layer in range(config.n_layer)]
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd, std=0.02, generator=self.generator, dtype=dtype)
+        self.wpe = nn.Embedding(config.block_size, config.n_embd, std=0.02, generator=self.generator, dtype=dtype)
+        self.h = [Block(config, layer, self.generator, dtype) for layer in range(config.n_layer)]
         self.ln_f = nn.LayerNorm(config.n_embd, config.bias, config.layer_norm_epsilon, dtype=dtype)
-        self.dropout = nn.Dropout(config.dropout, generator)
+        self.dropout = nn.Dropout(config.dropout, self.generator)
         if not config.tie_word_embeddings:
-            self.lm_head = nn.Embedding(config.vocab_size, config.n_embd, generator=generator, dtype=dtype)
+            self.lm_head = nn.Embedding(config.vocab_size, config.n_embd, generator=self.generator, dtype=dtype)
 
     @property
     def output_embedding(self) -> nn.Embedding:
@@ -230,8 +228,7 @@ class GPT(LanguageModel):
         cache: from `new_cache`, one entry per block. Then idx continues the cached texts, and only the result for the
         last position is returned, (B, 1, C). The caller must advance the `lengths` of the cache.
         """
-        longest = self.config.block_size if cache is None else None
-        ids: Array = check_ids(type(self).__name__, idx, self.config.vocab_size, longest)
+        ids = check_ids(self, idx, any_length=cache is not None)
         positions = np.arange(ids.shape[1]) if cache is None else cache[0].positions(ids.shape[1])  # (T,) or (B, T)
         x = self.wte(ids) + self.wpe(positions)  # (B, T, C)
         x = x if self.activations is None else ops.cast(x, self.activations)

@@ -162,8 +162,7 @@ class LanguageModel(nn.Module):
 
     def check_ids(self, idx: Ids, any_length: bool = False) -> Array:
         """idx as an integer array (B, T), valid for this model. Raises ShapeError, DtypeError, RangeError."""
-        longest = None if any_length else self.config.block_size
-        return check_ids(type(self).__name__, idx, self.config.vocab_size, longest)
+        return check_ids(self, idx, any_length)
 
     # Modes and weights ----------------------------------------------------------------------------
 

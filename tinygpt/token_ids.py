@@ -17,25 +17,30 @@ from .errors import RangeError, ShapeError
 from .ops._arguments import integer_array
 from .ops.cross_entropy import IGNORE_INDEX
 from .tensor import Tensor
+from .typing import Array, Ids
 
 
-def check_ids(model: str, idx: Any, vocab_size: int, longest: int | None) -> Any:
-    """idx as an integer array (B, T) with T at most `longest` and valid ids. Raises UsageError, which names `model`."""
-    idx = integer_array(model, "idx", idx)
+def check_ids(model: Any, idx: Ids, any_length: bool = False) -> Array:
+    """idx as an integer array (B, T) with T at most block_size and valid ids. Raises UsageError, which names the model.
+
+    any_length: T may be larger.
+    """
+    name, vocab_size = type(model).__name__, model.config.vocab_size
+    idx = integer_array(name, "idx", idx)
     if idx.ndim != 2 or idx.shape[1] == 0:
         hint = ": for a batch of one, idx[None]" if idx.ndim == 1 and idx.size else ""
         raise ShapeError(
-            f"{model}: idx must have the shape (batch, time) with at least one token, not {idx.shape}{hint}"
+            f"{name}: idx must have the shape (batch, time) with at least one token, not {idx.shape}{hint}"
         )
-    if longest is not None and idx.shape[1] > longest:
+    if not any_length and idx.shape[1] > (longest := model.config.block_size):
         raise ShapeError(
-            f"{model}: a sequence of {idx.shape[1]} tokens is longer than this model's block_size of {longest}: "
+            f"{name}: a sequence of {idx.shape[1]} tokens is longer than this model's block_size of {longest}: "
             f"truncate it, for instance idx[:, -{longest}:]"
         )
     low, high = (int(idx.min()), int(idx.max())) if idx.size else (0, 0)
     if low < 0 or high >= vocab_size:
         raise RangeError(
-            f"{model}: ids must be in 0 .. {vocab_size - 1} (vocab_size is {vocab_size}), "
+            f"{name}: ids must be in 0 .. {vocab_size - 1} (vocab_size is {vocab_size}), "
             f"those in idx are in {low} .. {high}"
         )
     return idx

@@ -83,8 +83,7 @@ def _inferred_mask(idx: Any, padding: int) -> np.ndarray | None:
 
 
 def _ids(model: GPT, idx: Any) -> np.ndarray:
-    ids = check_ids(type(model).__name__, idx, model.config.vocab_size, longest=None)
-    return backends.move(ids, "numpy").astype(np.int64)
+    return backends.move(check_ids(model, idx, any_length=True), "numpy").astype(np.int64)
 
 
 def _is_ragged(idx: Any) -> bool:

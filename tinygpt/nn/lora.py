@@ -91,8 +91,7 @@ class LoRA:
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> LoRA:
         """The inverse of `to_dict`. Raises UsageError naming an unknown setting."""
-        lora: LoRA = from_settings("add_lora", cls, settings)
-        return lora
+        return from_settings("add_lora", cls, settings)
 
 
 @known("forward", "product", "update", "plain")
