@@ -344,6 +344,17 @@ def test_rows_join_and_leave(kind: type[Decoder], rows: int) -> None:
         assert np.abs(decoder.step(ids) - expected).max() < 1e-5
 
 
+@pytest.mark.parametrize("kind", [Decoder, Stepper])
+def test_a_reader_of_another_decoder_joins_one_without_rows(kind: type[Decoder]) -> None:
+    model = model_of()
+    (prompt,) = prompts_of([5])
+    expected = kind(model).join(prompt)
+    decoder = kind(model)
+    assert len(decoder.join_all([])) == 0
+    assert np.abs(decoder.join(kind(model).reader(prompt)) - expected).max() == 0
+    assert decoder.step([3]).shape == (1, 31)
+
+
 def test_reserved_memory_is_used() -> None:
     decoder = Decoder(model_of())
     decoder.reserve(4)

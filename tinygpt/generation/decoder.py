@@ -75,7 +75,6 @@ class Decoder:
 
     def reserve(self, rows: int) -> None:
         """Take memory for `rows` rows at once, so that `join` never has to copy what is there in order to grow."""
-        self._open()
         self._grow(max(rows, len(self.lengths)))
         self._grow(len(self.lengths))
 
@@ -235,6 +234,7 @@ class Decoder:
 
     def _grow(self, B: int) -> None:
         """Let the cache have B rows: those that are there, and empty ones, in the memory that is reserved if it can."""
+        self._open()
         if len(self.memory[0][0]) < B:
             old, n = self.cache, len(self.lengths)
             self.memory = [(layer.keys, layer.values) for layer in self.model.new_cache(B, self.capacity)]
