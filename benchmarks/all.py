@@ -4,7 +4,7 @@
 
 The file starts with the targets, met or not. The training step, its products and decoding are measured at the best
 level of vector instructions and, where that is AVX-512, at AVX2 too, the best that most machines have: PyTorch and
-OpenBLAS are then held to AVX2 as well, and a script that finds they are not ends. llama.cpp has no switch for that:
+OpenBLAS are then held to AVX2 as well, and a script that finds otherwise exits. llama.cpp has no switch for that:
 LLAMA_AT_AVX2 may name the folder of a library of it that was built without AVX-512, otherwise its rows are those of its
 own build; either way its instructions stand above the table. --append adds the run to the file as another section,
 which shows whether the targets are met a second time. Progress goes to standard error.

@@ -35,7 +35,6 @@ from train_step import (
     resident,
     take_turns,
     those_that_agree,
-    verdict,
 )  # fmt: skip
 
 import tinygpt as tg
@@ -110,12 +109,12 @@ def report(preset: str, contenders: list[Contender]) -> tuple[list[str], list[st
     said = []
     if (aim := AIMS_FLOAT32.get(preset)) is not None:
         ratio = ratios["float32"]
-        said.append(verdict(ratio >= aim, f"{preset} in bfloat16: {ratio:.2f} times float32", str(aim), FLOOR))
+        said.append(machine.verdict(ratio >= aim, f"{preset} in bfloat16: {ratio:.2f} times float32", str(aim), FLOOR))
     rivals = {name: ratio for name, ratio in ratios.items() if name.startswith("torch")}
     if rivals:
         name = min(rivals, key=lambda rival: rivals[rival])
         words = f"{preset} in bfloat16: {rivals[name]:.2f} times {name}"
-        said.append(verdict(rivals[name] >= AIM_TORCH, words, str(AIM_TORCH), FLOOR))
+        said.append(machine.verdict(rivals[name] >= AIM_TORCH, words, str(AIM_TORCH), "the products are the same"))
     return lines, said
 
 

@@ -98,8 +98,8 @@ def main() -> None:
     total = Slow(*(sum(column) for column in zip(*found, strict=True)))
     print(f"of {total.seconds:.2f} s in all starts: threads waited for a core {total.waited:.2f} s, cores were stolen "
           f"{total.stolen:.2f} s; in the slowest start {_words(max(found))}")  # fmt: skip
-    print(f"- {'met' if max(seconds) <= AIM else 'not met'}: at most {max(seconds):.2f} s of a start (aim: {AIM}); at "
-          "least 0, with every thread on a core of its own")  # fmt: skip
+    words = f"at most {max(seconds):.2f} s of a start"
+    print(machine.verdict(max(seconds) <= AIM, words, str(AIM), "at least 0, with every thread on a core of its own"))
 
 
 def _words(one: Slow) -> str:

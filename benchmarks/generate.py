@@ -31,9 +31,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import machine
 from generate_contenders import (
+    BLOCKS,
+    HEAD,
     LLAMA,
     OURS,
-    SHAPE,
     TRANSFORMERS,
     WEIGHTS,
     Contender,
@@ -74,11 +75,6 @@ class Limits(NamedTuple):
         return max(read, 2 * tokens * WEIGHTS / self.block)
 
 
-def verdict(met: bool, what: str, aim: str, floor: str) -> str:
-    """A target, met or not, and what bounds it."""
-    return f"- {'met' if met else 'not met'}: {what} (aim: {aim}); {floor}"
-
-
 def decode_table(contenders: dict[str, Contender], rounds: int, tokens: int, limits: Limits) -> list[str]:
     """Prints the table; returns the targets."""
     found = take_turns(contenders, rounds, 1, 16, tokens)
@@ -93,19 +89,18 @@ def decode_table(contenders: dict[str, Contender], rounds: int, tokens: int, lim
     for ours, theirs, aim in AIMS:
         if theirs in found and ours in found:
             ratio, most = (found[theirs][1] / seconds for seconds in (found[ours][1], limits.floor(ours)))
-            said.append(verdict(ratio >= aim, f"a token: {ours} {ratio:.2f} times {theirs}", f"{aim}",
-                                f"at the bandwidth {most:.2f}"))  # fmt: skip
+            words = f"a token: {ours} {ratio:.2f} times {theirs}"
+            said.append(machine.verdict(ratio >= aim, words, str(aim), f"at the bandwidth {most:.2f}"))
     return said
 
 
 def bytes_per_token(name: str) -> float:
     """Bytes of weights that a token needs; q8_0, q4_0 and int4 have a 16-bit scale for every 32. With 4 bits, the head
     has 8."""
-    head, blocks = SHAPE.vocab_size * SHAPE.n_embd, 12 * SHAPE.n_layer * SHAPE.n_embd**2
     each = {"float32": 4, "f32": 4, "bfloat16": 2, "f16": 2, "int8": 1, "q8_0": 34 / 32}
     each["int4"] = each["q4_0"] = 18 / 32
     kind = name.split()[1]
-    return each[kind] * blocks + each[{"int4": "int8", "q4_0": "q8_0"}.get(kind, kind)] * head
+    return each[kind] * BLOCKS + each[{"int4": "int8", "q4_0": "q8_0"}.get(kind, kind)] * HEAD
 
 
 def prefill_table(contenders: dict[str, Contender], rounds: int, limits: Limits) -> list[str]:
@@ -118,8 +113,8 @@ def prefill_table(contenders: dict[str, Contender], rounds: int, limits: Limits)
     for ours, theirs, _ in AIMS:
         if theirs in found and ours in found and theirs in LLAMA:
             ratio, most = (found[theirs][0] / seconds for seconds in (found[ours][0], limits.floor(ours, 256)))
-            said.append(verdict(ratio >= AIM_PREFILL, f"prefill: {ours} {ratio:.2f} times {theirs}", f"{AIM_PREFILL}",
-                                f"at its floor {most:.2f}"))  # fmt: skip
+            words = f"prefill: {ours} {ratio:.2f} times {theirs}"
+            said.append(machine.verdict(ratio >= AIM_PREFILL, words, str(AIM_PREFILL), f"at its floor {most:.2f}"))
     return said
 
 
@@ -128,14 +123,14 @@ def batch_table(contenders: dict[str, Contender], rounds: int, tokens: int, limi
     ours = {name: contenders[name] for name in OURS if name in contenders}
     one, eight = (take_turns(ours, rounds, batch, 16, tokens) for batch in (1, 8))
     print(f"\n## A batch of 8, {tokens} tokens after prompts of 16\n")
-    print("| contender | tokens/s, one sequence | tokens/s, eight | at most | ratio | at most |")
+    print("| contender | tokens/s, one sequence | tokens/s, eight | tokens/s, at most | ratio | ratio, at most |")
     print("|---|---|---|---|---|---|")
     said = []
     for name in ours:
         a, b, most = 1 / one[name][1], 8 / eight[name][1], 8 / limits.floor(name, 8)
         print(f"| {name} | {a:.1f} | {b:.1f} | {most:.1f} | {b / a:.2f} | {most / a:.2f} |")
-        said.append(verdict(b / a >= AIM_BATCH, f"a batch of 8: {name} {b / a:.2f} times one sequence", f"{AIM_BATCH}",
-                            f"at its floor {most / a:.2f}"))  # fmt: skip
+        words = f"a batch of 8: {name} {b / a:.2f} times one sequence"
+        said.append(machine.verdict(b / a >= AIM_BATCH, words, str(AIM_BATCH), f"at its floor {most / a:.2f}"))
     return said
 
 
@@ -169,7 +164,7 @@ def load_table(folder: Path, rounds: int) -> list[str]:
         print(f"| {name} | {seconds:.2f} | {peak / weights:.2f} |")
         if name == "tinygpt float32":
             met = seconds < AIM_LOAD[0] and peak < AIM_LOAD[1] * weights
-            said.append(verdict(met, f"loading: {seconds:.2f} s, {peak / weights:.2f} of the file's size",
+            said.append(machine.verdict(met, f"loading: {seconds:.2f} s, {peak / weights:.2f} of the file's size",
                                 f"under {AIM_LOAD[0]:g} s, {AIM_LOAD[1]}", "at least 1 of it"))  # fmt: skip
     return said
 
@@ -211,7 +206,7 @@ def quality_table(folder: Path, steps: int) -> list[str]:
         print(f"| {name} | {perplexity:.4f} | {ratio:.5f} |")
         if OURS.get(name, {}).get("quantize") == "int8":
             words = f"perplexity: {name} {ratio:.5f} times float32's"
-            said.append(verdict(ratio < AIM_PERPLEXITY, words, f"under {AIM_PERPLEXITY}", "at least 1"))
+            said.append(machine.verdict(ratio < AIM_PERPLEXITY, words, f"under {AIM_PERPLEXITY}", "at least 1"))
     return said
 
 

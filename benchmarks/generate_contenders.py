@@ -23,7 +23,8 @@ import tinygpt as tg
 from tinygpt import GPT, GPTConfig
 
 SHAPE = GPTConfig(vocab_size=50257, block_size=1024, n_layer=12, n_head=12, n_embd=768)
-WEIGHTS = SHAPE.vocab_size * SHAPE.n_embd + 12 * SHAPE.n_layer * SHAPE.n_embd**2  # that a token is multiplied by
+HEAD, BLOCKS = SHAPE.vocab_size * SHAPE.n_embd, 12 * SHAPE.n_layer * SHAPE.n_embd**2
+WEIGHTS = HEAD + BLOCKS  # that a token is multiplied by
 OURS: dict[str, dict[str, str]] = {
     "tinygpt float32": {}, "tinygpt bfloat16": {"dtype": "bfloat16"}, "tinygpt int8": {"quantize": "int8"},
     "tinygpt int8 x int8": {"quantize": "int8", "activations": "int8"},
@@ -156,7 +157,7 @@ def write_models(folder: Path) -> list[str]:
 
 
 def llama_instructions() -> str:
-    """Those that its library was built for, as it says itself: it has no switch."""
+    """The instruction sets llama.cpp was built for, as it reports; it has no switch."""
     if not importlib.util.find_spec("llama_cpp"):
         return "not installed"
     import llama_cpp

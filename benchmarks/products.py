@@ -99,10 +99,13 @@ def verdicts(preset: str, flops: float, taken: dict[str, float], block: float, r
     if preset == "tiny":
         return [f"- {'met' if min(ahead.values()) >= 1 else 'not met'}: {where}: {beside} (aim: ahead of both)"]
     return [
-        f"- {'met' if min(shares) >= AIM else 'not met'}: {where}: {sum(s >= AIM for s in shares)} of {len(shares)} "
-        f"reach {AIM:.0%} of the block's rate, the least {min(shares):.0%}, together "
-        f"{rate / block if block else 0.0:.0%} (aim: each); the block alone does {block / 1e9:.0f} GFLOP/s on one "
-        f"thread; {beside}"
+        machine.verdict(
+            min(shares) >= AIM,
+            f"{where}: {sum(s >= AIM for s in shares)} of {len(shares)} reach {AIM:.0%} of the block's rate, the least "
+            f"{min(shares):.0%}, together {rate / block if block else 0.0:.0%}",
+            "each",
+            f"the block alone does {block / 1e9:.0f} GFLOP/s on one thread; {beside}",
+        )
     ]
 
 

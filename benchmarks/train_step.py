@@ -195,13 +195,6 @@ def take_turns(contenders: list[Contender], rounds: int) -> None:
         contender.stop()
 
 
-def require_one_loss(preset: str, contenders: list[Contender], apart: float) -> None:
-    """Exit if the first losses are more than `apart` from each other."""
-    losses = {contender.name: contender.first_loss for contender in contenders}
-    if max(losses.values()) - min(losses.values()) > apart:
-        raise SystemExit(f"{preset}: the first losses differ, so the comparison would mean nothing: {losses}")
-
-
 def measure(preset: str, names: list[str], rounds: int) -> list[Contender]:
     """All contenders of a preset, measured in turn."""
     config = PRESETS[preset][0]
@@ -216,12 +209,14 @@ def measure(preset: str, names: list[str], rounds: int) -> list[Contender]:
 
 
 def those_that_agree(preset: str, contenders: list[Contender], apart: float = 1e-4) -> list[Contender]:
-    """The contenders without a torch.compile whose first loss is wrong. Exits if any other one's differs from ours."""
-    ours = contenders[0].first_loss
-    wrong = [c for c in contenders if not abs(c.first_loss - ours) <= apart]
+    """The contenders, without a torch.compile whose first loss is wrong: more than `apart` from another. Exits if the
+    losses of any others are, or are nan."""
+    others = [c for c in contenders if c.name != "torch-compile"]
+    losses = [c.first_loss for c in others]
     pairs = ", ".join(f"{c.name} {c.first_loss:.6f}" for c in contenders)
-    if any(c.name != "torch-compile" for c in wrong):
+    if not np.ptp(losses) <= apart:
         raise SystemExit(f"{preset}: the first losses differ, so the comparison would mean nothing: {pairs}")
+    wrong = [c for c in contenders if not np.ptp([*losses, c.first_loss]) <= apart]
     for contender in wrong:
         print(f"\nLeft out of {preset}: torch-compile, whose first loss is wrong: {pairs}.\n")
         contender.stop()
@@ -286,18 +281,13 @@ def verdicts(preset: str, contenders: list[Contender], peak: float, bound: dict[
         rates += f"; the block alone runs at {bound['block'] / 1e9:.0f} ({bound['block'] / peak:.0%} of the peak)"
         at_block = f", were all operations at the block's rate {rival * bound['block'] / step_flops(preset):.2f}"
     return [
-        verdict(ratio >= aim_ratio, f"{where}: {ratio:.2f} times {fastest.name}, the faster", f"{aim_ratio}",
+        machine.verdict(ratio >= aim_ratio, f"{where}: {ratio:.2f} times {fastest.name}, the faster", f"{aim_ratio}",
                 f"{rates}; were all else free, {most:.2f} times would be the most, with PyTorch's products "
                 f"{rival / theirs:.2f}{at_block}"),
-        verdict(memory <= aim_memory, f"{where}: {memory:.2f} of PyTorch's memory", f"{aim_memory}",
+        machine.verdict(memory <= aim_memory, f"{where}: {memory:.2f} of PyTorch's memory", f"{aim_memory}",
                 f"{ours.memory:,.0f} MB, of which parameters, gradients and AdamW's two moments are "
                 f"{16 * GPT(PRESETS[preset][0], seed=0).num_parameters() / 2**20:,.0f}"),
     ]  # fmt: skip
-
-
-def verdict(met: bool, what: str, aim: str, floor: str) -> str:
-    """A target, met or not, and what bounds it."""
-    return f"- {'met' if met else 'not met'}: {what} (aim: {aim}); {floor}"
 
 
 def main() -> None:

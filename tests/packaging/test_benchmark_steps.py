@@ -81,4 +81,21 @@ def test_a_step_of_a_model_of_one_s_own_is_profiled(tmp_path: Path) -> None:
 
 
 def test_a_target_that_is_met_tells_its_floor_too() -> None:
-    assert script("train_step").verdict(True, "tiny", "1.4", "at most 2") == "- met: tiny (aim: 1.4); at most 2"
+    assert script("machine").verdict(True, "tiny", "1.4", "at most 2") == "- met: tiny (aim: 1.4); at most 2"
+
+
+@pytest.mark.parametrize("loss", [4.2, float("nan")])
+def test_a_wrong_first_loss_ends_a_comparison_unless_it_is_torch_compile_s(
+    loss: float, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module, stopped = script("train_step"), []
+    monkeypatch.setattr(module.Contender, "stop", lambda one: stopped.append(one.name))
+    contenders = measured(("tinygpt", 1, 1), ("torch", 1, 1), ("torch-compile", 1, 1))
+    for one, first in zip(contenders, (4.17, 4.17, loss), strict=True):
+        one.first_loss = first
+    assert module.those_that_agree("tiny", contenders) == contenders[:2]
+    assert stopped == ["torch-compile"]
+    assert "torch-compile, whose first loss is wrong" in capsys.readouterr().out
+    contenders[1].first_loss = loss
+    with pytest.raises(SystemExit, match="the comparison would mean nothing"):
+        module.those_that_agree("tiny", contenders)
