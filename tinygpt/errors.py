@@ -62,7 +62,10 @@ def missing_extra(package: str, purpose: str) -> MissingExtraError:
     )
 
 
-def require_together(*checks: Callable[[], object], wanted: Sequence[Callable[[], object]] = ()) -> None:
+Need = Callable[[], object]  # a check of an optional library: raises MissingExtraError
+
+
+def require_together(*checks: Need, wanted: Sequence[Need] = ()) -> None:
     """Make all checks, and raise one MissingExtraError for all libraries that they miss: nobody installs one library
     after another, each named only once the one before is there.
 
@@ -86,7 +89,7 @@ def require_together(*checks: Callable[[], object], wanted: Sequence[Callable[[]
     raise MissingExtraError(f"some packages are not installed ({purposes}): pip install {names}", needs)
 
 
-def _collect(check: Callable[[], object], errors: list[MissingExtraError]) -> None:
+def _collect(check: Need, errors: list[MissingExtraError]) -> None:
     try:
         check()
     except MissingExtraError as error:

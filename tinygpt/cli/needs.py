@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from ..errors import require_together
-
-Need = Callable[[], object]  # a check: raises MissingExtraError
+from ..errors import Need, require_together
 
 
 def require_for_model(options: argparse.Namespace, *needs: Need, wanted: Sequence[Need] = ()) -> None:

@@ -41,7 +41,7 @@ def load_model(options: argparse.Namespace, *needs: Need) -> tuple[Any, Tokenize
     from ..exchange import read_whole
     from ..interop.classifier import is_classifier, load_with_tokenizer
 
-    # A template is for prompts, which a file may not have.
+    # Only wanted: the file may have no prompts.
     template = template_need(options, options.template)
     require_for_model(options, *needs, lambda: require_zstandard(options.data), wanted=[template])
     folder = interop.find_model(options.model, options.revision)

@@ -10,11 +10,11 @@ import argparse
 import contextlib
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from ..console import in_bytes, say
-from ..errors import UsageError
+from ..errors import Need, UsageError
 from ..files import folder_made, shown, user_path
 from ..training import Trainer
 from ..training.monitoring.picture import require_matplotlib
@@ -48,7 +48,7 @@ def built_elsewhere(options: argparse.Namespace, out: str) -> Iterator[argparse.
         yield argparse.Namespace(**vars(options) | changed)
 
 
-def trial_needs(options: argparse.Namespace) -> list[Callable[[], object]]:
+def trial_needs(options: argparse.Namespace) -> list[Need]:
     """Checks of the libraries that a trial uses besides those of its run."""
     return [require_matplotlib] if options.lr_find else []
 

@@ -146,9 +146,9 @@ def in_jinja(folder: Path, given: str | None) -> bool:
 def require_jinja2(folder: Path | None, given: str | None) -> None:
     """Raise MissingExtraError if `template_for` needs jinja2, which is not installed.
 
-    folder: None if the model is still to be downloaded.
+    folder: None if the model is still to be downloaded. `check_given` has looked at a given template.
     """
-    if in_jinja(folder, given) if folder is not None else given is not None and Path(given).suffix == ".jinja":
+    if folder is not None and in_jinja(folder, given):
         _jinja2()
 
 

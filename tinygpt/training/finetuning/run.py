@@ -13,7 +13,7 @@ import argparse
 import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -26,10 +26,9 @@ from ...data.dialogue import TEMPLATE, end_of_text
 from ...data.opening import STDIN
 from ...data.rows import BadRows, read_rows
 from ...data.splitting import digest_of, same_key
-from ...errors import CheckpointError, UsageError
+from ...errors import CheckpointError, Need, UsageError
 from ...files import shown
 from ...gpt import GPT, GPTConfig
-from ...interop.loading import require_libraries
 from ...tokenizers import Tokenizer
 from ..adapters import check_quantize, lora_of_options
 from ..loop import Trainer
@@ -74,7 +73,7 @@ class Finetuning:
 
 
 @contextlib.contextmanager
-def begin_finetuning(options: argparse.Namespace, *needs: Callable[[], object]) -> Iterator[Finetuning]:
+def begin_finetuning(options: argparse.Namespace, *needs: Need) -> Iterator[Finetuning]:
     """The run that the command line describes; afterwards its folder is unlocked.
 
     needs: checks of the libraries that the command uses besides, so that all that are missing are named at once.
@@ -98,7 +97,7 @@ def checked_options(options: argparse.Namespace) -> TrainingConfig:
     return _config(given_options(options, TrainingConfig), options.epochs, 1)
 
 
-def _new(options: argparse.Namespace, folder: RunFolder, *needs: Callable[[], object]) -> Finetuning:
+def _new(options: argparse.Namespace, folder: RunFolder, *needs: Need) -> Finetuning:
     if options.model is None or options.data is None:
         raise UsageError("a new run needs a model to start from and rows to learn: give --model MODEL and --data FILE")
     if options.augment is not None:
@@ -115,8 +114,7 @@ def _new(options: argparse.Namespace, folder: RunFolder, *needs: Callable[[], ob
     facts = _facts(options) | {"skip_bad_rows": options.skip_bad_rows, "labels": None, "fold": options.fold}
     seed = given.get("seed", TrainingConfig.seed)
     dtype, files = given.get("dtype", TrainingConfig.dtype), (options.data, options.valid)
-    start_needs = partial(require_libraries, options.model, options.revision or "main")
-    require_packages(options.backend, dtype, files, start_needs, *needs)
+    require_packages(options.backend, dtype, files, *needs, model=options.model, revision=options.revision)
     start = start_as_asked(options, options.model, lora, seed, classifiers=True, packed=options.quantize)
     if lora is not None:
         (start.classifier or start.model).train()

@@ -16,18 +16,17 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from ... import backends, tokenizers
 from ...checkpoint import Checkpoint, CheckpointFolder, require_same
-from ...errors import UsageError
+from ...errors import Need, UsageError
 from ...files import user_path
 from ...gpt import GPTConfig
 from ...interop.config import GENERATION
-from ...interop.loading import require_libraries
 from ...memory import require_memory
 from ...nn.lora import LoRA, lora_of
 from ...random import Generator
@@ -145,7 +144,7 @@ def add_start_options(parser: argparse.ArgumentParser) -> None:
     add_lora_options(parser)
 
 
-def choose_settings(options: argparse.Namespace, *needs: Callable[[], object]) -> Settings:
+def choose_settings(options: argparse.Namespace, *needs: Need) -> Settings:
     """The settings of a new run or, with --resume, of the run in the folder, which is then locked. Writes nothing else.
 
     needs: checks of the libraries that the command uses besides, so that all that are missing are named at once.
@@ -173,14 +172,13 @@ def _preset(options: argparse.Namespace) -> str:
     return options.preset or ("baby" if options.backend == "cupy" else "tiny")
 
 
-def _new(options: argparse.Namespace, folder: RunFolder, name: str, *needs: Callable[[], object]) -> Settings:
+def _new(options: argparse.Namespace, folder: RunFolder, name: str, *needs: Need) -> Settings:
     preset, given, start = PRESETS[name], given_options(options, TrainingConfig), None
     lora = lora_of_options(options)
     data, text = given_text(options)
     if getattr(options, "init_from", None) is not None:
         dtype = given.get("dtype", preset.training.get("dtype", TrainingConfig.dtype))
-        start_needs = partial(require_libraries, options.init_from, options.revision or "main")
-        require_packages(options.backend, dtype, data, start_needs, *needs)
+        require_packages(options.backend, dtype, data, *needs, model=options.init_from, revision=options.revision)
         start = _start(options, lora, given.get("seed", TrainingConfig.seed))
         model = {key: value for key, value in start.model.config.to_dict().items() if key != "vocab_size"}
         lr = TrainingConfig.from_dict(new_settings(preset.training, given)).lr
@@ -214,7 +212,7 @@ def _start(options: argparse.Namespace, lora: LoRA | None, seed: int) -> Start:
     return start_as_asked(options, options.init_from, lora, seed)
 
 
-def _resumed(options: argparse.Namespace, folder: RunFolder, *needs: Callable[[], object]) -> Settings:
+def _resumed(options: argparse.Namespace, folder: RunFolder, *needs: Need) -> Settings:
     if getattr(options, "init_from", None) is not None or getattr(options, "add_token", None):
         raise UsageError("--resume continues from the run's own checkpoint: leave out --init-from and --add-token")
     if getattr(options, "revision", None) is not None:
@@ -246,7 +244,7 @@ def _resumed(options: argparse.Namespace, folder: RunFolder, *needs: Callable[[]
     return settings
 
 
-def check_settings(settings: Settings, *needs: Callable[[], object]) -> None:
+def check_settings(settings: Settings, *needs: Need) -> None:
     """Raise UsageError for mistakes that can be found before the text is read. needs: as for `choose_settings`."""
     config = settings.training
     text, tokenizer = settings.data, partial(require_tokenizer, settings.tokenizer)
