@@ -47,7 +47,6 @@ from .nn.residual import ResidualStream
 from .ops.cached_attention import KeyValueCache, cached_attention
 from .random import Generator
 from .tensor import Tensor
-from .token_ids import check_ids
 from .typing import DTypeLike, Ids
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -228,7 +227,7 @@ class GPT(LanguageModel):
         cache: from `new_cache`, one entry per block. Then idx continues the cached texts, and only the result for the
         last position is returned, (B, 1, C). The caller must advance the `lengths` of the cache.
         """
-        ids = check_ids(self, idx, any_length=cache is not None)
+        ids = self.check_ids(idx, any_length=cache is not None)
         positions = np.arange(ids.shape[1]) if cache is None else cache[0].positions(ids.shape[1])  # (T,) or (B, T)
         x = self.wte(ids) + self.wpe(positions)  # (B, T, C)
         x = x if self.activations is None else ops.cast(x, self.activations)

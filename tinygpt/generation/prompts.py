@@ -18,7 +18,6 @@ import numpy as np
 from .. import backends
 from ..errors import DtypeError, ShapeError, UsageError
 from ..ops._arguments import integer_array
-from ..token_ids import check_ids
 from ..typing import Ids
 from .options import WHERE
 
@@ -83,7 +82,7 @@ def _inferred_mask(idx: Any, padding: int) -> np.ndarray | None:
 
 
 def _ids(model: GPT, idx: Any) -> np.ndarray:
-    return backends.move(check_ids(model, idx, any_length=True), "numpy").astype(np.int64)
+    return backends.move(model.check_ids(idx, any_length=True), "numpy").astype(np.int64)
 
 
 def _is_ragged(idx: Any) -> bool:
