@@ -110,7 +110,7 @@ def losses(locale: Path = LOCALE) -> list[str]:
 def waits(name: str, locale: Path = LOCALE) -> bool:
     """Whether a page is that of a new operation, which nobody has begun to translate.
 
-    One whose operation is named there never waits: without its catalogue all its messages are missing.
+    One whose operation is named in parts/operations.py never waits: without its catalogue all its messages are missing.
     """
     folder, _, operation = name.rpartition("/")
     return folder == "operations" and operation in operations.others() and not translations(locale / f"{name}.po")

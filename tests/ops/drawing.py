@@ -213,6 +213,11 @@ class KernelRow:
     wide: st.SearchStrategy[Example] | None = None
 
 
+# Examples that a seed draws, of which the last is taken: the first is the simplest whatever the seed, and the second is
+# made to differ from it as early as it can, so of many strategies it is nearly always the same one.
+EACH = 4
+
+
 def some_examples(strategy: st.SearchStrategy[Any], count: int) -> list[Any]:
     """The same `count` examples (fewer if it has fewer) at each call: the simplest, and others drawn independently.
 
@@ -222,9 +227,6 @@ def some_examples(strategy: st.SearchStrategy[Any], count: int) -> list[Any]:
     if len(found) < EACH:  # there are no others
         return list(found[:count])
     return [found[0], *(drawn_with(number, strategy)[-1] for number in range(count - 1))]
-
-
-EACH = 4  # examples of a seed: the first is the simplest, and the second is chosen to differ from it early
 
 
 @functools.cache

@@ -179,6 +179,7 @@ def test_every_operation_has_a_row() -> None:
     assert [node.__qualname__ for node in every_function() if node not in covered] == []
 
 
+@pytest.mark.slow
 def test_rows_name_the_nodes_they_make() -> None:
     """Every class a row lists is really in the graph that its function makes."""
     for row in ROWS:

@@ -76,6 +76,11 @@ def test_each_export_is_at_all_its_places() -> None:
             "or, if it is a module, add it to from . import (...) below TYPE_CHECKING",
         ),
         (
+            "    from .interpret import draw\n", "    from .interpret import draw, explain\n",
+            'type checkers know explain, which can\'t be imported: add "explain": "interpret" to _HOME of '
+            "tinygpt/__init__.py",
+        ),
+        (
             "        interpret,\n", "        interpret, exchange,\n",
             "type checkers know the module exchange, which nobody sees: add it to __all__ of tinygpt/__init__.py",
         ),

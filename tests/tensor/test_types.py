@@ -110,14 +110,12 @@ def one_sided(
     block = tensor.partition("    if TYPE_CHECKING:\n        ")[2].partition("\n\n\n")[0]
     assert block, "tinygpt/tensor.py has no TYPE_CHECKING block in its class"
     places = (
-        (r"\b(ops)\.(\w+)", {*methods, *OF_OPERATORS}, "METHODS of tinygpt/ops/_bind.py"),
-        (r"\b(torch_names)\.([a-z]\w+)", {*of_torch}, "METHODS of tinygpt/torch_names.py"),
-        (r"\b(def) ([a-z]\w+)\(self\)", {*properties}, "PROPERTIES of tinygpt/torch_names.py"),
+        (r"\bops\.(\w+)", {*methods, *OF_OPERATORS}, "METHODS of tinygpt/ops/_bind.py", "{0} = ops.{0}"),
+        (r"\btorch_names\.([a-z]\w+)", {*of_torch}, "METHODS of tinygpt/torch_names.py", "{0} = torch_names.{0}"),
+        (r"\bdef ([a-z]\w+)\(self\)", {*properties}, "PROPERTIES of tinygpt/torch_names.py", "a property {0}"),
     )
-    for pattern, bound, place in places:
-        found = re.findall(pattern, block)
-        declared = {name for _, name in found}
-        way = {"ops": "{0} = ops.{0}", "torch_names": "{0} = torch_names.{0}", "def": "a property {0}"}[found[0][0]]
+    for pattern, bound, place, way in places:
+        declared = {*re.findall(pattern, block)}
         for name in sorted(declared - bound):
             yield f"tinygpt/tensor.py declares {name} to type checkers, but no tensor has it: add it to {place}"
         for name in sorted(bound - declared):
