@@ -227,8 +227,8 @@ def embedding_arguments(draw: Any, backward: bool = False, V: Any = reduced, C: 
 
 
 @st.composite
-def dropout_arguments(draw: Any, C: Any = reduced) -> Example:
-    return Example((draw(inputs((draw(leading), draw(C)))), draw(probabilities), *draw(keys)))
+def dropout_arguments(draw: Any, N: Any = leading, C: Any = reduced) -> Example:
+    return Example((draw(inputs((draw(N), draw(C)))), draw(probabilities), *draw(keys)))
 
 
 @st.composite
@@ -377,7 +377,7 @@ KERNEL_ROWS = [
         "dropout_apply",
         dropout_arguments(),
         large=[Example((Input(shape), 0.5, *sizes.KEY)) for shape in (sizes.ROWS, sizes.FEW_LONG_ROWS)],
-        wide=dropout_arguments(C=wide),
+        wide=st.one_of(dropout_arguments(C=wide), dropout_arguments(**many_rows)),
     ),
     KernelRow(
         "residual_layer_norm_forward",
