@@ -68,10 +68,10 @@ def _require_writable(folder: Path) -> None:
         raise UsageError(f"cannot write to the folder {shown(there)} ({why}): choose another --out")
 
 
-def try_out(trainer: Trainer, options: argparse.Namespace, out: str, about: str, final: int = 0) -> int:
+def try_out(trainer: Trainer, options: argparse.Namespace, out: str, about: str, final: int | None = None) -> int:
     """Do what --dry-run or --lr-find asks for, with a trainer that was built elsewhere.
 
-    final: batches of the evaluation at the end.
+    final: batches of the evaluation of the best weights at the end; None if the command has none.
     """
     say(about)
     folder = user_path(out)

@@ -8,8 +8,8 @@ compiled and recorded, don't count.
 The memory peak is measured, not computed. A formula would have to track what each operation saves for its backward pass
 and frees, in every kernel, layer and objective, and what Python, NumPy and matplotlib take; it would be wrong as soon
 as one of them changes, and for every user-defined layer. The measured peak includes all of that, because the trial does
-what the run does: it builds the model, takes steps, evaluates, draws the picture, and holds a second copy of the best
-weights, as the end of the run does.
+what the run does, in the same order: it builds the model, takes steps, evaluates, and at the end copies the weights for
+the export, draws the picture, and copies the weights again if the best ones are evaluated.
 """
 
 from __future__ import annotations
@@ -92,11 +92,12 @@ class DryRun:
         return "\n".join(f"{name + ':':<7}{line}" for name, line in lines.items())
 
 
-def measure_run(trainer: Trainer, final_batches: int = 0, data: int = 0, so_far: int = 0) -> DryRun:
+def measure_run(trainer: Trainer, final_batches: int | None = None, data: int = 0, so_far: int = 0) -> DryRun:
     """Take a few steps and one batch of an evaluation, and measure them. Nothing of the run changes.
 
-    final_batches: of the evaluation at the end. data: bytes that the run writes besides its checkpoints. so_far: the
-    peak memory until now (`peak_so_far`), if this run caused it. Raises UsageError if the loss of a step is not finite.
+    final_batches: of the evaluation of the best weights at the end; None if nothing loads these after the run. data:
+    bytes that the run writes besides its checkpoints. so_far: the peak memory until now (`peak_so_far`), if this run
+    caused it. Raises UsageError if the loss of a step is not finite.
     """
     config, now = trainer.config, checkpoint_of(trainer)
     backend = trainer.parameters[0].backend
@@ -121,7 +122,7 @@ def measure_run(trainer: Trainer, final_batches: int = 0, data: int = 0, so_far:
             trainer.objective.evaluate(trainer.model, itertools.islice(iter(trainer.validation), 1))
         batch = time.perf_counter() - begin
         if backend == "numpy":
-            _hold_what_the_end_holds(trainer)
+            _end(trainer, final_batches is not None)
             peak = _peak(backend) - checkpoint  # without the copy that the trial holds
         else:
             peak = _peak(backend)
@@ -131,7 +132,7 @@ def measure_run(trainer: Trainer, final_batches: int = 0, data: int = 0, so_far:
         gradients=sum(p.data.nbytes for p in trainer.parameters),
         optimizer=optimizer, peak=max(peak, so_far), step=statistics.median(times[-TIMED:]), steps=left,
         evaluation=batch * _length(trainer.validation), evaluations=1 + -(-left // config.eval_every),
-        final=batch * final_batches, checkpoint=checkpoint, data=data,
+        final=batch * (final_batches or 0), checkpoint=checkpoint, data=data,
         tokens=config.gradient_accumulation * trainer.objective.tokens,
     )  # fmt: skip
 
@@ -161,13 +162,19 @@ def _wait(trainer: Trainer) -> None:
 # Memory -----------------------------------------------------------------------------------------------
 
 
-def _hold_what_the_end_holds(trainer: Trainer) -> None:
-    """Draw a picture, and make the arrays that reading the best weights makes."""
-    with contextlib.suppress(MissingExtraError):
-        draw_losses([{"step": 0, "loss": 1.0, "validation_loss": 1.0}], io.BytesIO())
-    weights = {name: np.array(array) for name, array in checkpoint_of(trainer).model.items()}
+def _end(trainer: Trainer, loads_best: bool) -> None:
+    """Make the arrays that the end of a run makes."""
     if trainer.tokenizer is not None and not is_packed(trainer.model):
-        merged(trainer, weights)
+        merged(trainer, _weights_read(trainer))
+    with contextlib.suppress(MissingExtraError):  # what matplotlib takes stays
+        draw_losses([{"step": 0, "loss": 1.0, "validation_loss": 1.0}], io.BytesIO())
+    if loads_best:
+        _weights_read(trainer)
+
+
+def _weights_read(trainer: Trainer) -> dict[str, np.ndarray]:
+    """Copies of the weights, as reading a checkpoint makes them."""
+    return {name: np.array(array) for name, array in checkpoint_of(trainer).model.items()}
 
 
 def peak_so_far() -> int:
