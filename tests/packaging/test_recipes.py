@@ -42,7 +42,7 @@ def run(name: str, archive: Path | None, out: Path, *options: str) -> subprocess
     command = [sys.executable, str(RECIPES / f"{name}.py"), "--slice", *package, f"--out={out}", *options]
     environment = ENVIRONMENT | {"TINYGPT_OFFLINE": "1", "PYTHONIOENCODING": "utf-8"}
     return subprocess.run(
-        command, capture_output=True, encoding="utf-8", timeout=1200, check=False, env=environment, cwd=out.parent
+        command, capture_output=True, encoding="utf-8", timeout=1800, check=False, env=environment, cwd=out.parent
     )
 
 
