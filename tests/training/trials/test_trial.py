@@ -16,7 +16,10 @@ import pytest
 from tests.cli.helpers import assert_one_sentence
 from tests.training.helpers import ENVIRONMENT, OPTIONS, assert_same_outcome, make_trainer
 from tinygpt.errors import RangeError, UsageError
+from tinygpt.tokenizers import CharTokenizer
 from tinygpt.training import CheckpointFolder
+from tinygpt.training.storage import export
+from tinygpt.training.trials import dry_run
 from tinygpt.training.trials.dry_run import duration, measure_run, require_disk
 from tinygpt.training.trials.lr_find import RangeTest, find_lr, suggestion
 from tinygpt.training.trials.trial import on_trial, trial_step
@@ -153,6 +156,37 @@ def test_the_peak_leaves_out_the_copy_that_the_trial_holds(tmp_path: Path, monke
 
 def test_the_peak_of_building_the_run_counts(tmp_path: Path) -> None:
     assert measure_run(make_trainer(tmp_path / "run"), so_far=10**12).peak == 10**12
+
+
+@pytest.mark.parametrize("final", [None, 0])
+def test_the_trial_ends_in_the_order_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, final: int | None
+) -> None:
+    """The export's copy of the weights is freed before the picture is drawn, whose memory matplotlib keeps."""
+    order: list[str] = []
+
+    def noted(word: str, does: Any = lambda *given: {}) -> Any:
+        def call(*given: Any) -> Any:
+            order.append(word)
+            return does(*given)
+
+        return call
+
+    trainer = make_trainer(tmp_path / "run")
+    trainer.tokenizer = CharTokenizer.from_text("abcdefghijk")
+    monkeypatch.setattr(dry_run, "merged", noted("export"))
+    monkeypatch.setattr(dry_run, "draw_losses", noted("picture"))
+    monkeypatch.setattr(dry_run, "_weights_read", noted("read"))
+    measure_run(trainer, final)
+    tried, order[:] = list(order), []
+
+    monkeypatch.setattr(CheckpointFolder, "load", noted("read", CheckpointFolder.load))
+    monkeypatch.setattr(export, "merged", noted("export", export.merged))
+    monkeypatch.setattr("tinygpt.training.monitoring.reporting.draw_loss_curve", noted("picture"))
+    trainer.run()
+    if final is not None:
+        trainer.load_best()
+    assert tried == order == ["read", "export", "picture", "read"][: 3 if final is None else 4]
 
 
 # A process says at its end the most memory that it had. (A child's resource usage counts what its parent had.)
