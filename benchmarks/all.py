@@ -1,13 +1,14 @@
 """Run all benchmarks, one after the other, and write their tables to one file.
 
-    python benchmarks/all.py [--out benchmarks/results/cpu.md] [--append] [--only step ops ...]
+    python benchmarks/all.py [--out benchmarks/results/cpu.md] [--append] [--note "..."] [--only step ops ...]
 
 The file starts with the targets, met or not. The training step, its products and decoding are measured at the best
 level of vector instructions and, where that is AVX-512, at AVX2 too, the best that most machines have: PyTorch and
 OpenBLAS are then held to AVX2 as well, and a script that finds otherwise exits. llama.cpp has no switch for that:
 LLAMA_AT_AVX2 may name the folder of a library of it that was built without AVX-512, otherwise its rows are those of its
 own build; either way its instructions stand above the table. --append adds the run to the file as another section,
-which shows whether the targets are met a second time. Progress goes to standard error.
+which shows whether the targets are met a second time. The file is written after each script, so that a run that is
+stopped leaves what it has measured. Progress goes to standard error.
 """
 
 from __future__ import annotations
@@ -23,10 +24,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import machine
 
+from tinygpt.files import atomic_write
+
 HERE = Path(__file__).parent
 # name: (title, commands: each a script and its arguments)
 PARTS: dict[str, tuple[str, list[list[str]]]] = {
-    "step": ("A training step", [["train_step.py", "--compile", "--no-reference", "--recompute", "--rounds", "5"]]),
+    "step": ("A training step", [["train_step.py", "--compile", "--no-reference", "--recompute", "--rounds", "3"]]),
     "products": ("Matrix products", [["products.py"]]),
     "bfloat16": ("A training step in bfloat16", [["bfloat16_step.py", "--compile"]]),
     "lora": ("A LoRA step", [["lora_step.py", "--presets", "tiny", "gpt2"]]),
@@ -83,9 +86,11 @@ def tables(lines: list[str]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=HERE / "results" / "cpu.md", help="where the tables go")
+    parser.add_argument("--note", help="a sentence about the machine in this run, under its heading")
     parser.add_argument("--append", action="store_true", help="keep the contents of the file, and add this run")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="which tables (default: all)")
     options = parser.parse_args()
+    before = options.out.read_text(encoding="utf-8") if options.append and options.out.exists() else TOP
     start, found = time.monotonic(), []
     sections: list[str] = []
     for name in options.only:
@@ -98,10 +103,23 @@ def main() -> None:
                 found += lines
                 set_before = f"TINYGPT_LEVEL={level} " if level != machine.levels()[0] else ""
                 sections += ["", f"`{set_before}python benchmarks/{' '.join(command)}`", "", *tables(lines)]
-    head = f"# Run of {datetime.date.today()}, {(time.monotonic() - start) / 60:.0f} minutes"
-    before = options.out.read_text(encoding="utf-8") if options.append and options.out.exists() else TOP
-    text = "\n".join([before.rstrip(), "", head, "", *summary(found), *sections]).rstrip() + "\n"
-    options.out.write_text(text, encoding="utf-8")
+                head = f"# Run of {datetime.date.today()}, {(time.monotonic() - start) / 60:.0f} minutes"
+                text = (
+                    "\n".join(
+                        [
+                            before.rstrip(),
+                            "",
+                            head,
+                            "",
+                            *([options.note, ""] if options.note else []),
+                            *summary(found),
+                            *sections,
+                        ]
+                    ).rstrip()
+                    + "\n"
+                )
+                with atomic_write(options.out, "w") as file:  # after each script, not at the end
+                    file.write(text)
     print(f"--- {options.out} (after {time.monotonic() - start:.0f} s)", file=sys.stderr)
     if failures := [line for line in found if FAILED in line]:
         raise SystemExit("\n".join(failures))

@@ -101,7 +101,7 @@ def report(preset: str, contenders: list[Contender]) -> tuple[list[str], list[st
     ours, lines, ratios = contenders[0], [], {}
     for contender in contenders:
         seconds = statistics.median(contender.times)
-        ratios[contender.name] = seconds / statistics.median(ours.times)
+        ratios[contender.name] = contender.over(ours)
         lines.append(
             f"| {preset} | {contender.name} | {seconds * 1e3:.1f} | {contender.memory:,.0f} "
             f"| {ratios[contender.name]:.2f} | {contender.memory / ours.memory:.2f} |"

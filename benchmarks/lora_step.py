@@ -115,7 +115,7 @@ def report(preset: str, contenders: list[Contender]) -> tuple[list[str], list[st
     full = contenders[0]
     for contender in contenders:
         seconds, name = statistics.median(contender.times), contender.name.split(",")[0]
-        ratios[name] = seconds / statistics.median(full.times), contender.memory / full.memory
+        ratios[name] = contender.over(full), contender.memory / full.memory
         time, memory = ratios[name]
         lines.append(
             f"| {preset} | {name} | {seconds * 1e3:.0f} | {contender.memory:,.0f} | {time:.2f} | {memory:.2f} |"

@@ -5,15 +5,18 @@
         OPENBLAS_CORETYPE=Haswell python benchmarks/products.py
 
 Everything runs on one thread of one process and is measured by processor time, in turn, in a new random order in each
-round; the best of the rounds counts. So other work on the machine changes little. "of the block" is the share of the
-rate at which the product's inner block runs with its operands in the caches, which no product can exceed. OpenBLAS is
-NumPy's, MKL is PyTorch's, if that is installed. The last line of a preset adds up the layers' products of a step.
+round. A rate is that of the best round. Ratios are medians over the rounds, each of what was measured within a few
+hundredths of a second: a neighbour on the other hardware thread of the core halves all rates alike, for seconds at a
+time. "of the block" is the share of the rate at which the product's inner block runs with its operands in the caches,
+which no product can exceed. OpenBLAS is NumPy's, MKL is PyTorch's, if that is installed. The last line of a preset adds
+up the layers' products of a step.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import math
 import random
 import sys
 import time
@@ -69,51 +72,53 @@ def seconds(body: Callable[[], Any], least: float) -> float:
 
 
 def block_rate() -> float:
-    return (machine.block_rate(0.05, time.thread_time) or (0.0, 0.0))[0]
+    """FLOP/s, nan if products are not ours."""
+    return (machine.block_rate(0.05, time.thread_time) or (math.nan, math.nan))[0]
 
 
-def measure(
-    bodies: dict[str, Callable[[], Any]], rounds: int, least: float, block: float
-) -> tuple[dict[str, float], float]:
-    """The best seconds of each body, and the best rate of the block, not below `block`."""
-    best = dict.fromkeys(bodies, float("inf"))
+def measure(bodies: dict[str, Callable[[], Any]], rounds: int, least: float) -> dict[str, np.ndarray]:
+    """The seconds of each body in each round, and "block": the rate of the block then."""
+    taken = {name: np.empty(rounds) for name in [*bodies, "block"]}
     for body in bodies.values():
         body()
-    for _ in range(rounds):
-        names = list(bodies)
+    for turn in range(rounds):
+        names = list(taken)
         random.shuffle(names)
         for name in names:
-            best[name] = min(best[name], seconds(bodies[name], least))
-        block = max(block, block_rate())
-    return best, block
+            taken[name][turn] = block_rate() if name == "block" else seconds(bodies[name], least)
+    return taken
 
 
-def verdicts(preset: str, flops: float, taken: dict[str, float], block: float, rates: list[float]) -> list[str]:
-    """The aims, met or not. taken: the seconds of each contender for the products of the layers, `flops` operations.
-    rates: ours, for each product."""
-    rate = flops / taken["ours"]
-    ahead = {who: seconds / taken["ours"] for who, seconds in taken.items() if who != "ours"}
+def of_the_block(ours: np.ndarray, at_the_block: np.ndarray) -> float:
+    """The median share, 0 if there is no such block: of the seconds of each round at the block's rate and of ours."""
+    return float(np.median(at_the_block / ours)) if np.isfinite(at_the_block).all() else 0.0
+
+
+def verdicts(preset: str, taken: dict[str, np.ndarray], shares: list[float]) -> list[str]:
+    """The aims, met or not. taken: each contender's seconds for the layers' products in each round, and "block": those
+    at the block's rate. shares: our share of that rate for each product."""
+    ahead = {who: float(np.median(each / taken["ours"])) for who, each in taken.items() if who not in ("ours", "block")}
     beside = ", ".join(f"{ratio:.2f} times as fast as {who}" for who, ratio in ahead.items())
     where = f"products of {preset}'s layers at {machine.level()}"
-    shares = [each / block if block else 0.0 for each in rates]
     if preset == "tiny":
         return [f"- {'met' if min(ahead.values()) >= 1 else 'not met'}: {where}: {beside} (aim: ahead of both)"]
     return [
         machine.verdict(
             min(shares) >= AIM,
             f"{where}: {sum(s >= AIM for s in shares)} of {len(shares)} reach {AIM:.0%} of the block's rate, the least "
-            f"{min(shares):.0%}, together {rate / block if block else 0.0:.0%}",
+            f"{min(shares):.0%}, together {of_the_block(taken['ours'], taken['block']):.0%}",
             "each",
-            f"the block alone does {block / 1e9:.0f} GFLOP/s on one thread; {beside}",
+            f"on one thread; {beside}",
         )
     ]
 
 
-def line_of(name: str, flops: float, taken: dict[str, float], block: float) -> str:
-    rates = {who: flops / seconds / 1e9 for who, seconds in taken.items()}
-    share = f"{rates['ours'] * 1e9 / block:.1%}" if block else "-"
-    peers = (f"{rates[who]:.1f}" if who in rates else "-" for who in ("OpenBLAS", "MKL"))
-    return f"| {name} | {rates['ours']:.1f} | {share} | {' | '.join(peers)} |"
+def line_of(name: str, flops: float, taken: dict[str, np.ndarray]) -> str:
+    """A row of the table. taken: each contender's seconds in each round, and "block": those at the block's rate."""
+    rates = {who: f"{flops / each.min() / 1e9:.1f}" for who, each in taken.items()}
+    share = of_the_block(taken["ours"], taken["block"])
+    columns = [rates["ours"], f"{share:.1%}" if share else "-", *(rates.get(who, "-") for who in ("OpenBLAS", "MKL"))]
+    return f"| {' | '.join([name, *columns])} |"
 
 
 def main() -> None:
@@ -125,26 +130,27 @@ def main() -> None:
     options = parser.parse_args()
     tg.set_num_threads(1)
     print(f"{machine.headline()}\n{machine.peers()}")
-    block, said = block_rate(), []
+    said = []
     for preset in options.presets:
         print(f"\n### {preset}, one thread, GFLOP/s\n\n| product | ours | of the block | OpenBLAS | MKL |")
         print("|---|---|---|---|---|", flush=True)
-        sums: dict[str, float] = {}
-        work, rates = 0.0, []
+        sums: dict[str, np.ndarray] = {}
+        work, shares = 0.0, []
         for name, shapes in PRODUCTS.items():
             if not name.startswith(tuple(options.only)) or (name.startswith("head") and preset == "gpt2"):
                 continue
             a, b = operands(shapes(PRESETS[preset]))
-            best, block = measure(contenders(a, b), options.rounds, options.seconds, block)
+            taken = measure(contenders(a, b), options.rounds, options.seconds)
             flops = 2.0 * a.shape[0] * a.shape[1] * b.shape[1]
-            print(line_of(name, flops, best, block), flush=True)
+            taken["block"] = flops / taken["block"]
+            print(line_of(name, flops, taken), flush=True)
             if not name.startswith("head"):
                 work += flops
-                rates.append(flops / best["ours"])
-                sums = {who: sums.get(who, 0.0) + seconds for who, seconds in best.items()}
+                shares.append(of_the_block(taken["ours"], taken["block"]))
+                sums = {who: sums.get(who, 0.0) + each for who, each in taken.items()}
         if work:
-            print(line_of("the layers together", work, sums, block))
-            said += verdicts(preset, work, sums, block, rates)
+            print(line_of("the layers together", work, sums))
+            said += verdicts(preset, sums, shares)
     print("\n" + "\n".join(said))
 
 

@@ -3,12 +3,12 @@
     python benchmarks/train_step.py [--presets tiny baby ...] [--compile] [--rounds 7]
 
 Each contender is a separate process with the same weights and the same batch. They take turns, one burst of steps each,
-so that if the machine slows down, all of them slow down; the figures are medians over the rounds. A step is forward,
-backward, clipping to norm 1 and AdamW. `tinygpt` takes it as a training run does, from a plan of its kernels' calls
-(`tinygpt/training/step/planned_step.py`), `tinygpt-eager` as a loop of your own does. `torch` is PyTorch with its
-defaults, `torch-fused` uses AdamW(fused=True), `torch-compile` (with --compile) that and torch.compile. If our first
-loss and PyTorch's do not agree to 1e-4, nothing is printed. If only torch.compile's differs, it is left out, and a line
-says so: PyTorch 2.13 held to AVX2 computes another loss with it.
+so that if the machine slows down, all of them slow down. Times are medians over the rounds, and so are ratios, each of
+two bursts of the same round. A step is forward, backward, clipping to norm 1 and AdamW. `tinygpt` takes it as a
+training run does, from a plan of its kernels' calls (`tinygpt/training/step/planned_step.py`), `tinygpt-eager` as a
+loop of your own does. `torch` is PyTorch with its defaults, `torch-fused` uses AdamW(fused=True), `torch-compile` (with
+--compile) that and torch.compile. If our first loss and PyTorch's do not agree to 1e-4, nothing is printed. If only
+torch.compile's differs, it is left out, and a line says so: PyTorch 2.13 held to AVX2 computes another loss with it.
 
 Model FLOPs per token are 6 N + 12 L C T. The peak is that of multiply-adds on registers, measured in this run. "the
 block" is the inner loop of our matrix product with its operands in the caches, an upper bound for every product; it is
@@ -182,6 +182,10 @@ class Contender:
         seconds, self.memory = map(float, self.answer().split())
         self.times.append(seconds)
 
+    def over(self, other: Contender) -> float:
+        """The ratio of its time to another's: the median over the rounds."""
+        return statistics.median(a / b for a, b in zip(self.times, other.times, strict=True))
+
     def stop(self) -> None:
         self.process.communicate()
 
@@ -233,7 +237,6 @@ def step_flops(preset: str) -> float:
 
 def report(preset: str, contenders: list[Contender], peak: float | None) -> list[str]:
     _, B, T, _ = PRESETS[preset]
-    ours = statistics.median(contenders[0].times)
     lines = []
     for c in contenders:
         median = statistics.median(c.times)
@@ -241,7 +244,7 @@ def report(preset: str, contenders: list[Contender], peak: float | None) -> list
         share = f"{rate / peak:.0%}" if peak else "-"
         lines.append(
             f"| {preset} | {c.name} | {median * 1e3:.1f} | {B * T / median:,.0f} | {rate / 1e9:.0f} | {share} "
-            f"| {c.memory:,.0f} | {median / ours:.2f} | {c.memory / contenders[0].memory:.2f} |"
+            f"| {c.memory:,.0f} | {c.over(contenders[0]):.2f} | {c.memory / contenders[0].memory:.2f} |"
         )
     return lines
 
@@ -266,9 +269,10 @@ def verdicts(preset: str, contenders: list[Contender], peak: float, bound: dict[
     import machine
 
     ours, rivals = contenders[0], [c for c in contenders if c.name.startswith("torch")]
-    step, fastest = statistics.median(ours.times), min(rivals, key=lambda c: statistics.median(c.times))
-    rival = statistics.median(fastest.times)
-    ratio, memory = rival / step, ours.memory / min(c.memory for c in rivals)
+    step, fastest = statistics.median(ours.times), min(rivals, key=lambda c: c.over(ours))
+    ratio = fastest.over(ours)
+    rival = ratio * step
+    memory = ours.memory / min(c.memory for c in rivals)
     aim_ratio, aim_memory = RATIOS.get(machine.level(), RATIOS["avx2"])[preset], MEMORY[preset]
     where = f"{preset} at {machine.level()}"
     mine, theirs, flops = bound["ours"], bound["torch"], bound["flops"]

@@ -133,7 +133,8 @@ def compiled(level: str) -> Path:
     """The shared library for a level; compiled unless an earlier run had the same sources and flags."""
     setup = setup_script()
     sources = [Path(__file__).with_name("peak.c"), ROOT / setup.POOL]
-    flags = ["-O3", "-fPIC", "-shared", *setup.MATH_FLAGS, *level_flags(setup, level), "-Wno-unused-function"]
+    flags = [*setup.OPTIMIZE_FLAGS, *setup.MATH_FLAGS, *setup.accepted(setup.JUMP_FLAGS), *level_flags(setup, level)]
+    flags += ["-fPIC", "-shared", "-Wno-unused-function"]
     flags += [f"-I{ROOT / folder}" for folder in setup.include_folders()]
     command = [*os.environ.get("CC", "cc").split(), *flags, *map(str, sources), "-lm"]
     command += ["-ldl", "-lpthread"] * sys.platform.startswith("linux")

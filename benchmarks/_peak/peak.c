@@ -35,9 +35,11 @@ void peak_chains(ptrdiff_t turns, ptrdiff_t chunks) { tg_parallel_for(tg_fma_cha
 
 /* The block of the matrix product ------------------------------------------------------------------------------
  *
- * Its operands are in the caches: a strip times as many panels as half the L2 cache holds. The processor lowers its
- * clock when it loads and multiplies at the same time, so this is slower than the chains; no product can be faster. */
-enum { TG_BLOCK_DEPTH = 384, TG_BLOCK_TURNS = 24 };
+ * Its operands are in the caches: a strip times as many panels as an eighth of the L2 cache holds. A product keeps panels
+ * in half of it, which a neighbour on the core's other hardware thread may need too. The processor lowers its clock when it
+ * loads and multiplies at the same time, so this is slower than the chains; no product can be faster. The depth is that of
+ * `baby`'s products: with AVX2 two pieces of a sum of 384. */
+enum { TG_BLOCK_DEPTH = PRODUCT_DEPTH < 384 ? 192 : 384, TG_BLOCK_TURNS = 24 };
 
 struct tg_block_run {
     ptrdiff_t panels;
@@ -61,7 +63,7 @@ int peak_has_blocks(void) { return TG_PRODUCT_PAYS; }
 
 /* Allocate memory for `chunks` blocks, to be freed with peak_block_close; returns 0 if out of memory. */
 int peak_block_open(struct tg_block_run *run, ptrdiff_t chunks) {
-    const ptrdiff_t fit = tg_half_second_cache() / (tg_panel_size(TG_BLOCK_DEPTH) * (ptrdiff_t)sizeof(float));
+    const ptrdiff_t fit = tg_half_second_cache() / 4 / (tg_panel_size(TG_BLOCK_DEPTH) * (ptrdiff_t)sizeof(float));
     run->panels = fit > 1 ? fit : 1;
     const ptrdiff_t operands = PRODUCT_ROWS * PRODUCT_STRIDE + run->panels * tg_panel_size(TG_BLOCK_DEPTH);
     run->operands = tg_memory_float(operands + chunks * PRODUCT_ROWS * run->panels * PRODUCT_COLUMNS);

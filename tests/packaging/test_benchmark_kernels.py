@@ -61,16 +61,34 @@ def test_a_kernel_that_is_slower_is_named() -> None:
 
 def test_products_are_judged_beside_the_block_and_the_libraries() -> None:
     module = script("products")
-    taken = {"ours": 2.0, "OpenBLAS": 2.1, "MKL": 1.9}
-    (said,) = module.verdicts("baby", 180e9, taken, 100e9, [90e9, 95e9])
+    taken = {
+        name: np.array([seconds]) for name, seconds in (("ours", 2.0), ("OpenBLAS", 2.1), ("MKL", 1.9), ("block", 1.8))
+    }
+    (said,) = module.verdicts("baby", taken, [0.90, 0.95])
     assert said.startswith("- met: ")
     assert "2 of 2 reach 90% of the block's rate, the least 90%, together 90%" in said
-    (said,) = module.verdicts("baby", 180e9, taken, 100e9, [89e9, 95e9])
+    (said,) = module.verdicts("baby", taken, [0.89, 0.95])
     assert said.startswith("- not met: ")
     assert "1 of 2 reach 90%" in said
-    (said,) = module.verdicts("tiny", 1e9, taken, 100e9, [80e9])
+    (said,) = module.verdicts("tiny", taken, [0.8])
     assert said.startswith("- not met: ")
     assert "1.05 times as fast as OpenBLAS, 0.95 times as fast as MKL" in said
+
+
+def test_a_neighbour_on_the_core_changes_no_share_of_a_product() -> None:
+    """All is twice as slow in two of three rounds, and the block alone was lucky once."""
+    module = script("products")
+    taken = {
+        "ours": np.array([1.0, 2.0, 2.0]),
+        "OpenBLAS": np.array([1.1, 2.2, 2.2]),
+        "block": np.array([0.9, 1.8, 0.9]),
+    }
+    assert module.of_the_block(taken["ours"], taken["block"]) == pytest.approx(0.9)
+    assert module.line_of("x", 10e9, taken) == "| x | 10.0 | 90.0% | 9.1 | - |"
+    (said,) = module.verdicts("tiny", taken, [0.9])
+    assert said.startswith("- met: ")
+    assert "1.10 times as fast as OpenBLAS" in said
+    assert module.of_the_block(taken["ours"], np.full(3, np.nan)) == 0
 
 
 @pytest.mark.slow
@@ -78,10 +96,10 @@ def test_products_are_judged_beside_the_block_and_the_libraries() -> None:
 def test_a_product_is_measured_beside_the_libraries() -> None:
     module = script("products")
     a, b = module.operands(((33, 40), (40, 70), "left"))
-    best, block = module.measure(module.contenders(a, b), rounds=1, least=1e-4, block=0.0)
-    assert all(seconds > 0 for seconds in best.values())
-    assert set(best) >= {"ours", "OpenBLAS"}
-    assert (block > 0) == (sys.modules["machine"].block_rate() is not None)
+    taken = module.measure(module.contenders(a, b), rounds=2, least=1e-4)
+    assert set(taken) >= {"ours", "OpenBLAS", "block"}
+    assert (taken["block"] > 0).all() == (sys.modules["machine"].block_rate() is not None)
+    assert all((seconds > 0).all() for name, seconds in taken.items() if name != "block")
 
 
 @pytest.mark.slow

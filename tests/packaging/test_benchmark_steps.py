@@ -35,6 +35,15 @@ def test_what_a_target_misses_is_bounded() -> None:
     assert memory.startswith(f"- not met: tiny at {sys.modules['machine'].level()}: 0.50 of PyTorch's memory")
 
 
+def test_a_ratio_is_of_bursts_of_the_same_round() -> None:
+    """The machine was twice as slow in the second round, and a neighbour disturbed one burst of each in others."""
+    module = script("train_step")
+    ours, theirs = measured(("tinygpt", 1, 10), ("torch", 1, 10))
+    ours.times, theirs.times = [1.0, 2.0, 1.0, 4.0, 1.0], [1.5, 3.0, 6.0, 1.5, 1.5]
+    assert theirs.over(ours) == 1.5
+    assert "| 1.50 |" in module.report("tiny", [ours, theirs], None)[1]
+
+
 def test_a_lora_step_is_judged_beside_a_full_one() -> None:
     module = script("lora_step")
     contenders = measured(("full,8,c_attn", 2, 100), ("lora,8,c_attn", 1.6, 40), ("peft,8,c_attn", 2.4, 80))

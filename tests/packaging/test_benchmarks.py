@@ -112,6 +112,24 @@ def test_steps_are_measured_at_avx2_too(tmp_path: Path, monkeypatch: pytest.Monk
     assert "ATEN_CPU_CAPABILITY" not in machine.environment("avx512")
 
 
+def test_a_run_that_is_stopped_leaves_its_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, out = script("all"), tmp_path / "cpu.md"
+
+    def lines_of(command: list[str], level: str) -> list[str]:
+        if command[0] != "scaling.py":
+            raise KeyboardInterrupt
+        return ["a table", "- met: one"]
+
+    monkeypatch.setattr(module, "lines_of", lines_of)
+    given = ["--only", "scaling", "startup", "--out", str(out), "--note", "Neighbours were busy."]
+    monkeypatch.setattr(sys, "argv", ["all.py", *given])
+    with pytest.raises(KeyboardInterrupt):
+        module.main()
+    assert "minutes\n\nNeighbours were busy.\n\n1 of 1 targets are met.\n\n- met: one\n" in out.read_text()
+    assert out.read_text().endswith("a table\n")
+    assert list(tmp_path.iterdir()) == [out]
+
+
 def test_peers_that_are_not_held_to_avx2_end_a_comparison_there(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = script("machine")
     monkeypatch.setattr(machine, "instructions", lambda: ["OpenBLAS Haswell", "PyTorch AVX512"])
