@@ -35,6 +35,7 @@ from train_step import (
     resident,
     take_turns,
     those_that_agree,
+    those_that_start,
 )  # fmt: skip
 
 import tinygpt as tg
@@ -90,7 +91,7 @@ def measure(preset: str, names: list[str], rounds: int, *options: str) -> list[C
     with tempfile.TemporaryDirectory() as folder:
         weights = str(Path(folder) / "weights.npz")
         np.savez(weights, **{name: p.data for name, p in GPT(PRESETS[preset][0], seed=0).named_parameters()})
-        contenders = [Contender(name, preset, weights, __file__, *options) for name in names]
+        contenders = those_that_start(preset, names, weights, __file__, *options)
         contenders = those_that_agree(preset, contenders, AGREE)
         take_turns(contenders, rounds)
     return contenders

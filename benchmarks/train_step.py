@@ -8,7 +8,8 @@ two bursts of the same round. A step is forward, backward, clipping to norm 1 an
 training run does, from a plan of its kernels' calls (`tinygpt/training/step/planned_step.py`), `tinygpt-eager` as a
 loop of your own does. `torch` is PyTorch with its defaults, `torch-fused` uses AdamW(fused=True), `torch-compile` (with
 --compile) that and torch.compile. If our first loss and PyTorch's do not agree to 1e-4, nothing is printed. If only
-torch.compile's differs, it is left out, and a line says so: PyTorch 2.13 held to AVX2 computes another loss with it.
+torch.compile's differs, or its process dies, it is left out, and a line says so: PyTorch 2.13 held to AVX2 computes
+another loss with it, and crashes with dropout.
 
 Model FLOPs per token are 6 N + 12 L C T. The peak is that of multiply-adds on registers, measured in this run. "the
 block" is the inner loop of our matrix product with its operands in the caches, an upper bound for every product; it is
@@ -205,11 +206,24 @@ def measure(preset: str, names: list[str], rounds: int) -> list[Contender]:
     with tempfile.TemporaryDirectory() as folder:
         weights = str(Path(folder) / "weights.npz")
         np.savez(weights, **{name: p.data for name, p in GPT(config, seed=0).named_parameters()})
-        contenders = [Contender(name, preset, weights) for name in names]
+        contenders = those_that_start(preset, names, weights)
         if config.dropout == 0:
             contenders = those_that_agree(preset, contenders)
         take_turns(contenders, rounds)
     return contenders
+
+
+def those_that_start(preset: str, names: list[str], weights: str, *script: str) -> list[Contender]:
+    """The contenders, without a torch.compile whose process dies in its first step."""
+    found = []
+    for name in names:
+        try:
+            found.append(Contender(name, preset, weights, *script))
+        except SystemExit as error:
+            if name != "torch-compile":
+                raise
+            print(f"\nLeft out of {preset}: {error}.\n")
+    return found
 
 
 def those_that_agree(preset: str, contenders: list[Contender], apart: float = 1e-4) -> list[Contender]:

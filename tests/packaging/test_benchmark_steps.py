@@ -108,3 +108,20 @@ def test_a_wrong_first_loss_ends_a_comparison_unless_it_is_torch_compile_s(
     contenders[1].first_loss = loss
     with pytest.raises(SystemExit, match="the comparison would mean nothing"):
         module.those_that_agree("tiny", contenders)
+
+
+def test_a_torch_compile_that_dies_is_left_out(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    module = script("train_step")
+
+    def started(name: str, preset: str, weights: str, *script: str) -> Any:
+        if name == dying:
+            raise SystemExit(f"the process of {name} exited early")
+        return name
+
+    monkeypatch.setattr(module, "Contender", started)
+    dying = "torch-compile"
+    assert module.those_that_start("tiny", ["tinygpt", "torch", dying], "") == ["tinygpt", "torch"]
+    assert "Left out of tiny: the process of torch-compile exited early." in capsys.readouterr().out
+    dying = "torch"
+    with pytest.raises(SystemExit, match="the process of torch exited early"):
+        module.those_that_start("tiny", ["tinygpt", "torch"], "")
