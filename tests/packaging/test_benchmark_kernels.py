@@ -81,7 +81,7 @@ def test_a_neighbour_on_the_core_changes_no_share_of_a_product() -> None:
     taken = {
         "ours": np.array([1.0, 2.0, 2.0]),
         "OpenBLAS": np.array([1.1, 2.2, 2.2]),
-        "block": np.array([0.9, 1.8, 0.9]),
+        "block": np.array([0.9, 1.8, 0.6]),
     }
     assert module.of_the_block(taken["ours"], taken["block"]) == pytest.approx(0.9)
     assert module.line_of("x", 10e9, taken) == "| x | 10.0 | 90.0% | 9.1 | - |"

@@ -70,7 +70,7 @@ def test_a_flag_is_used_where_the_compiler_takes_it(script: ModuleType, monkeypa
 @pytest.mark.skipif(not shutil.which("objdump"), reason="no objdump")
 def test_no_jump_crosses_a_line_of_decoded_instructions(script: ModuleType, tmp_path: Path) -> None:
     """The assembler moves them: 60 loops of 1 to 60 bytes, a fifth of which would end badly without it."""
-    if not script.accepted(script.JUMP_FLAGS):
+    if script.accepted(script.JUMP_FLAGS) != script.JUMP_FLAGS:
         pytest.skip("the assembler has no such option")
     loops = "".join("1:\n" + " nop\n" * size + " sub $1, %rdi\n jne 1b\n" for size in range(1, 61))
     (tmp_path / "loops.c").write_text("void loops(void) { __asm__(" + json.dumps(loops) + "); }\n")
@@ -94,6 +94,16 @@ def test_no_jump_crosses_a_line_of_decoded_instructions(script: ModuleType, tmp_
 
     assert crossing([]) > 5
     assert crossing(script.JUMP_FLAGS) == 0
+
+
+def test_the_kernels_in_use_were_compiled_so(script: ModuleType) -> None:
+    from tinygpt.backends.numpy import level
+
+    stamp = ROOT / "build" / f"flags-{level()}.txt"
+    if not stamp.exists():
+        pytest.skip("not built here")
+    flags = stamp.read_text(encoding="utf-8").split()
+    assert "-fsanitize=address,undefined" in flags or set(script.accepted(script.JUMP_FLAGS)) <= set(flags)
 
 
 def test_without_a_compiler_that_answers_all_levels_are_tried(
