@@ -104,22 +104,10 @@ def main() -> None:
                 set_before = f"TINYGPT_LEVEL={level} " if level != machine.levels()[0] else ""
                 sections += ["", f"`{set_before}python benchmarks/{' '.join(command)}`", "", *tables(lines)]
                 head = f"# Run of {datetime.date.today()}, {(time.monotonic() - start) / 60:.0f} minutes"
-                text = (
-                    "\n".join(
-                        [
-                            before.rstrip(),
-                            "",
-                            head,
-                            "",
-                            *([options.note, ""] if options.note else []),
-                            *summary(found),
-                            *sections,
-                        ]
-                    ).rstrip()
-                    + "\n"
-                )
+                note = [options.note, ""] if options.note else []
+                text = [before.rstrip(), "", head, "", *note, *summary(found), *sections]
                 with atomic_write(options.out, "w") as file:  # after each script, not at the end
-                    file.write(text)
+                    file.write("\n".join(text).rstrip() + "\n")
     print(f"--- {options.out} (after {time.monotonic() - start:.0f} s)", file=sys.stderr)
     if failures := [line for line in found if FAILED in line]:
         raise SystemExit("\n".join(failures))

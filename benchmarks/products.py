@@ -76,8 +76,8 @@ def block_rate() -> float:
     return (machine.block_rate(0.05, time.thread_time) or (math.nan, math.nan))[0]
 
 
-def measure(bodies: dict[str, Callable[[], Any]], rounds: int, least: float) -> dict[str, np.ndarray]:
-    """The seconds of each body in each round, and "block": the rate of the block then."""
+def measure(bodies: dict[str, Callable[[], Any]], flops: float, rounds: int, least: float) -> dict[str, np.ndarray]:
+    """The seconds of each body in each round, and "block": those of its `flops` operations at the block's rate then."""
     taken = {name: np.empty(rounds) for name in [*bodies, "block"]}
     for body in bodies.values():
         body()
@@ -85,7 +85,7 @@ def measure(bodies: dict[str, Callable[[], Any]], rounds: int, least: float) -> 
         names = list(taken)
         random.shuffle(names)
         for name in names:
-            taken[name][turn] = block_rate() if name == "block" else seconds(bodies[name], least)
+            taken[name][turn] = flops / block_rate() if name == "block" else seconds(bodies[name], least)
     return taken
 
 
@@ -140,9 +140,8 @@ def main() -> None:
             if not name.startswith(tuple(options.only)) or (name.startswith("head") and preset == "gpt2"):
                 continue
             a, b = operands(shapes(PRESETS[preset]))
-            taken = measure(contenders(a, b), options.rounds, options.seconds)
             flops = 2.0 * a.shape[0] * a.shape[1] * b.shape[1]
-            taken["block"] = flops / taken["block"]
+            taken = measure(contenders(a, b), flops, options.rounds, options.seconds)
             print(line_of(name, flops, taken), flush=True)
             if not name.startswith("head"):
                 work += flops

@@ -136,7 +136,7 @@ def compiled(level: str) -> Path:
     flags = [*setup.OPTIMIZE_FLAGS, *setup.MATH_FLAGS, *setup.accepted(setup.JUMP_FLAGS), *level_flags(setup, level)]
     flags += ["-fPIC", "-shared", "-Wno-unused-function"]
     flags += [f"-I{ROOT / folder}" for folder in setup.include_folders()]
-    command = [*os.environ.get("CC", "cc").split(), *flags, *map(str, sources), "-lm"]
+    command = [*setup.compiler(), *flags, *map(str, sources), "-lm"]
     command += ["-ldl", "-lpthread"] * sys.platform.startswith("linux")
     texts = [path.read_bytes() for path in (*sources, *(ROOT / header for header in setup.headers()))]
     name = hashlib.sha256(b"\0".join([platform.machine().encode(), *map(str.encode, command), *texts])).hexdigest()[:16]

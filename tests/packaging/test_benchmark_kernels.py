@@ -96,7 +96,7 @@ def test_a_neighbour_on_the_core_changes_no_share_of_a_product() -> None:
 def test_a_product_is_measured_beside_the_libraries() -> None:
     module = script("products")
     a, b = module.operands(((33, 40), (40, 70), "left"))
-    taken = module.measure(module.contenders(a, b), rounds=2, least=1e-4)
+    taken = module.measure(module.contenders(a, b), 2.0 * 33 * 40 * 70, rounds=2, least=1e-4)
     assert set(taken) >= {"ours", "OpenBLAS", "block"}
     assert (taken["block"] > 0).all() == (sys.modules["machine"].block_rate() is not None)
     assert all((seconds > 0).all() for name, seconds in taken.items() if name != "block")
