@@ -3,16 +3,16 @@
     python benchmarks/generate.py [--rounds 5] [--tokens 48] [--only decode prefill batch load quality]
 
 Each contender is a separate process with the same weights (`generate_contenders.py`). They take turns, one burst each,
-so that if the machine slows down, all of them slow down, and the figures are medians over the rounds. A burst is a
-greedy continuation of a prompt, after a prefill that is timed separately. All contenders use the same number of
-threads. Those that are not installed are left out, with a message: llama.cpp (packages llama-cpp-python and gguf),
-transformers with PyTorch.
+so that if the machine slows down, all of them slow down. Times are medians over the rounds, and so are ratios, each of
+two bursts of the same round. A burst is a greedy continuation of a prompt, after a prefill that is timed separately.
+All contenders use the same number of threads. Those that are not installed are left out, with a message: llama.cpp
+(packages llama-cpp-python and gguf), transformers with PyTorch.
 
 The floor: a token needs all weights once (except the position embeddings), so its time is at least their size divided
 by the read bandwidth of all threads. Several tokens at once also need a multiply-add for each of them and each weight,
-so their time is at least that of these at the rate of our product's block. Both are measured in this run. The floor of
-products of 8-bit numbers ("x int8") is memory's alone. Quality is measured on a small model trained here on
-Shakespeare, because the perplexity of random weights means nothing.
+so their time is at least that of these at the rate of our product's block. Both are measured in each round, and are
+medians too. The floor of products of 8-bit numbers ("x int8") is memory's alone. Quality is measured on a small model
+trained here on Shakespeare, because the perplexity of random weights means nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -61,11 +60,28 @@ AIMS = (
 AIM_PREFILL, AIM_BATCH, AIM_PERPLEXITY, AIM_LOAD = 1.5, 6, 1.01, (1.0, 1.2)
 
 
-class Limits(NamedTuple):
-    """bandwidth: bytes per second that all threads read; block: FLOP/s of our product's block, or 0 without one."""
+class Limits:
+    """What the machine allows: medians over the rounds in which they were measured.
 
-    bandwidth: float
-    block: float
+    bandwidth: bytes per second that all threads read; block: FLOP/s of our product's block, or 0 without one.
+    """
+
+    def __init__(self, bandwidth: float = 0.0, block: float = 0.0) -> None:
+        self.bandwidth, self.block = bandwidth, block
+        self.seen: list[tuple[float, float]] = []
+
+    def measure(self) -> None:
+        bandwidth = machine.read_bandwidth()
+        if bandwidth is None:
+            raise SystemExit("this benchmark needs the compiled extension: pip install -e . with a C compiler")
+        self.seen.append((bandwidth, (machine.block_rate() or (0.0, 0.0))[0]))
+        self.bandwidth, self.block = map(statistics.median, zip(*self.seen, strict=True))
+
+    def __str__(self) -> str:
+        return (
+            f"Meanwhile all threads read {self.bandwidth / 1e9:.1f} GB/s from memory, and the block of our product did "
+            f"{self.block / 1e9:.0f} GFLOP/s."
+        )
 
     def floor(self, name: str, tokens: int = 1) -> float:
         """The least seconds in which a contender can take `tokens` tokens through the model at once."""
@@ -75,20 +91,28 @@ class Limits(NamedTuple):
         return max(read, 2 * tokens * WEIGHTS / self.block)
 
 
-def decode_table(contenders: dict[str, Contender], rounds: int, tokens: int, limits: Limits) -> list[str]:
+def over(a: np.ndarray, b: np.ndarray) -> float:
+    """The ratio of two times (rounds,): the median over the rounds."""
+    return statistics.median(a / b)
+
+
+def decode_table(contenders: dict[str, Contender], rounds: int, tokens: int) -> list[str]:
     """Prints the table; returns the targets."""
-    found = take_turns(contenders, rounds, 1, 16, tokens)
-    print(f"\n## One sequence, {tokens} tokens after a prompt of 16\n")
+    limits = Limits()
+    bursts = take_turns(contenders, rounds, [(1, 16, tokens)], limits.measure)
+    found = {name: seconds[:, 1] for name, (seconds,) in bursts.items()}
+    print(f"\n## One sequence, {tokens} tokens after a prompt of 16\n\n{limits}\n")
     print("| contender | ms a token | at least | tokens/s | weights read, GB/s | of the read bandwidth |")
     print("|---|---|---|---|---|---|")
-    for name, (_, step) in found.items():
-        rate, floor = bytes_per_token(name) / step, limits.floor(name)
+    for name, seconds in found.items():
+        step, floor = statistics.median(seconds), limits.floor(name)
+        rate = bytes_per_token(name) / step
         print(f"| {name} | {1e3 * step:.2f} | {1e3 * floor:.2f} | {1 / step:.1f} | {rate / 1e9:.1f} "
               f"| {rate / limits.bandwidth:.0%} |")  # fmt: skip
     said = []
     for ours, theirs, aim in AIMS:
         if theirs in found and ours in found:
-            ratio, most = (found[theirs][1] / seconds for seconds in (found[ours][1], limits.floor(ours)))
+            ratio, most = over(found[theirs], found[ours]), statistics.median(found[theirs]) / limits.floor(ours)
             words = f"a token: {ours} {ratio:.2f} times {theirs}"
             said.append(machine.verdict(ratio >= aim, words, str(aim), f"at the bandwidth {most:.2f}"))
     return said
@@ -103,34 +127,38 @@ def bytes_per_token(name: str) -> float:
     return each[kind] * BLOCKS + each[{"int4": "int8", "q4_0": "q8_0"}.get(kind, kind)] * HEAD
 
 
-def prefill_table(contenders: dict[str, Contender], rounds: int, limits: Limits) -> list[str]:
+def prefill_table(contenders: dict[str, Contender], rounds: int) -> list[str]:
     """Prints the table; returns the targets: each width beside llama.cpp's."""
-    found = take_turns(contenders, rounds, 1, 256, 0)
-    print("\n## Prefill of 256 tokens\n\n| contender | ms | at least | tokens/s |\n|---|---|---|---|")
-    for name, (prefill, _) in found.items():
+    limits = Limits()
+    bursts = take_turns(contenders, rounds, [(1, 256, 0)], limits.measure)
+    found = {name: seconds[:, 0] for name, (seconds,) in bursts.items()}
+    print(f"\n## Prefill of 256 tokens\n\n{limits}\n\n| contender | ms | at least | tokens/s |\n|---|---|---|---|")
+    for name, seconds in found.items():
+        prefill = statistics.median(seconds)
         print(f"| {name} | {1e3 * prefill:.0f} | {1e3 * limits.floor(name, 256):.0f} | {256 / prefill:.0f} |")
     said = []
     for ours, theirs, _ in AIMS:
         if theirs in found and ours in found and theirs in LLAMA:
-            ratio, most = (found[theirs][0] / seconds for seconds in (found[ours][0], limits.floor(ours, 256)))
+            ratio, most = over(found[theirs], found[ours]), statistics.median(found[theirs]) / limits.floor(ours, 256)
             words = f"prefill: {ours} {ratio:.2f} times {theirs}"
             said.append(machine.verdict(ratio >= AIM_PREFILL, words, str(AIM_PREFILL), f"at its floor {most:.2f}"))
     return said
 
 
-def batch_table(contenders: dict[str, Contender], rounds: int, tokens: int, limits: Limits) -> list[str]:
+def batch_table(contenders: dict[str, Contender], rounds: int, tokens: int) -> list[str]:
     """Prints the table; returns the targets."""
-    ours = {name: contenders[name] for name in OURS if name in contenders}
-    one, eight = (take_turns(ours, rounds, batch, 16, tokens) for batch in (1, 8))
-    print(f"\n## A batch of 8, {tokens} tokens after prompts of 16\n")
+    limits, ours = Limits(), {name: contenders[name] for name in OURS if name in contenders}
+    found = take_turns(ours, rounds, [(1, 16, tokens), (8, 16, tokens)], limits.measure)
+    print(f"\n## A batch of 8, {tokens} tokens after prompts of 16\n\n{limits}\n")
     print("| contender | tokens/s, one sequence | tokens/s, eight | tokens/s, at most | ratio | ratio, at most |")
     print("|---|---|---|---|---|---|")
     said = []
-    for name in ours:
-        a, b, most = 1 / one[name][1], 8 / eight[name][1], 8 / limits.floor(name, 8)
-        print(f"| {name} | {a:.1f} | {b:.1f} | {most:.1f} | {b / a:.2f} | {most / a:.2f} |")
-        words = f"a batch of 8: {name} {b / a:.2f} times one sequence"
-        said.append(machine.verdict(b / a >= AIM_BATCH, words, str(AIM_BATCH), f"at its floor {most / a:.2f}"))
+    for name, (one, eight) in found.items():
+        a, b, most = 1 / statistics.median(one[:, 1]), 8 / statistics.median(eight[:, 1]), 8 / limits.floor(name, 8)
+        ratio = 8 * over(one[:, 1], eight[:, 1])
+        print(f"| {name} | {a:.1f} | {b:.1f} | {most:.1f} | {ratio:.2f} | {most / a:.2f} |")
+        words = f"a batch of 8: {name} {ratio:.2f} times one sequence"
+        said.append(machine.verdict(ratio >= AIM_BATCH, words, str(AIM_BATCH), f"at its floor {most / a:.2f}"))
     return said
 
 
@@ -218,14 +246,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="which tables (default: all)")
     parser.add_argument("--contenders", nargs="+", metavar="WORD", default=[""], help="those whose names have a word")
     options = parser.parse_args()
-    bandwidth = machine.read_bandwidth()
-    if bandwidth is None:
-        raise SystemExit("this benchmark needs the compiled extension: pip install -e . with a C compiler")
-    limits = Limits(bandwidth, (machine.block_rate() or (0.0, 0.0))[0])
-    print(
-        f"{machine.headline()}; all threads read {bandwidth / 1e9:.1f} GB/s from memory, and the block of our product "
-        f"does {limits.block / 1e9:.0f} GFLOP/s\n{machine.peers()}; llama.cpp {llama_instructions()}"
-    )
+    print(f"{machine.headline()}\n{machine.peers()}; llama.cpp {llama_instructions()}")
     said: list[str] = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -239,11 +260,11 @@ def main() -> None:
         if set(options.only) & {"decode", "prefill", "batch"}:
             contenders = {name: Contender(name, folder) for name in names}
             if "decode" in options.only:
-                said += decode_table(contenders, options.rounds, options.tokens, limits)
+                said += decode_table(contenders, options.rounds, options.tokens)
             if "prefill" in options.only:
-                said += prefill_table(contenders, options.rounds, limits)
+                said += prefill_table(contenders, options.rounds)
             if "batch" in options.only:
-                said += batch_table(contenders, options.rounds, options.tokens, limits)
+                said += batch_table(contenders, options.rounds, options.tokens)
             for contender in contenders.values():
                 contender.process.terminate()
         if "load" in options.only:

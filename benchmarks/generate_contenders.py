@@ -10,10 +10,10 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import re
-import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -127,15 +127,20 @@ class Contender:
         return prefill, step
 
 
-def take_turns(contenders: dict[str, Contender], rounds: int, batch: int, prompt: int, tokens: int) -> dict[str, Any]:
-    """Name -> medians (prefill seconds, seconds per token)."""
-    seen: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}
+def take_turns(
+    contenders: dict[str, Contender], rounds: int, bursts: Sequence[tuple[int, int, int]], between: Callable[[], object]
+) -> dict[str, list[Any]]:
+    """Name -> for each of the bursts (batch, prompt, tokens) an array (rounds, 2): seconds of the prefill, seconds per
+    token. Every contender takes all bursts in each round, which begins with a call of `between`."""
+    seen: dict[str, list[list[tuple[float, float]]]] = {name: [] for name in contenders}
     for turn in range(rounds + 1):
+        if turn:
+            between()
         for name, contender in contenders.items():
-            result = contender.burst(batch, prompt, tokens)
+            results = [contender.burst(*burst) for burst in bursts]
             if turn:  # the first turn is a warm-up
-                seen[name].append(result)
-    return {name: tuple(map(statistics.median, zip(*results, strict=True))) for name, results in seen.items()}
+                seen[name].append(results)
+    return {name: list(np.swapaxes(results, 0, 1)) for name, results in seen.items()}
 
 
 def write_models(folder: Path) -> list[str]:
