@@ -10,6 +10,14 @@
 #include "attention.h"
 #include "bfloat16.h"
 
+/* Whether a step of a sum is one instruction that is written as such. The compiler changes the order of other sums in a loop
+ * that is written out. */
+#if defined(__AVX512F__) || (defined(__AVX2__) && defined(__FMA__))
+#define TG_FUSED 1
+#else
+#define TG_FUSED 0
+#endif
+
 /* Of AVX-512's 32 registers, 28 hold sums, two hold a row of the panel, one holds an element of the strip; of AVX2's 16,
  * 12 hold sums. */
 enum {
@@ -20,6 +28,8 @@ enum {
     PRODUCT_DEPTH = TG_REGISTERS == 32 ? 640 : 320,
     PRODUCT_STRIDE = PRODUCT_DEPTH + 16,  /* between the rows of a copied strip */
     PRODUCT_STRAIGHT = PRODUCT_LANES == 16, /* rows may be used where they lie: with AVX2 copying them is as fast */
+    PRODUCT_STEPS = !TG_FUSED ? 1 : TG_REGISTERS == 32 ? 2 : 4, /* of k, per turn of the innermost loop */
+    PRODUCT_GROUP = 3,                    /* rows where they lie that share a register for their address */
     PRODUCT_BAND = 224 / PRODUCT_ROWS,    /* maximum number of strips packed together */
     PRODUCT_PART = 256 / PRODUCT_COLUMNS, /* maximum number of panels packed together */
     PRODUCT_SLICE = 64,                   /* steps of k per task, when all of A is packed */
@@ -228,7 +238,7 @@ static inline tg_vec_float tg_add_pairs(tg_vec_float sum, const float *word, tg_
 /* sum += *factor * numbers. Written as an instruction: the compiler would move eight of the sums to other registers at every
  * step, and an Intel processor that begins four instructions a cycle has no time for that. */
 static inline tg_vec_float tg_add_product(tg_vec_float sum, const float *factor, tg_vec_float numbers) {
-#if defined(__AVX512F__) || (defined(__AVX2__) && defined(__FMA__))
+#if TG_FUSED
 #ifdef __AVX512F__
     const tg_vec_float factors = _mm512_set1_ps(*factor);
 #else
@@ -241,6 +251,46 @@ static inline tg_vec_float tg_add_product(tg_vec_float sum, const float *factor,
 #endif
 }
 
+/* The same, but the instruction reads its factor itself, where there is one that can. */
+static inline tg_vec_float tg_add_product_of(tg_vec_float sum, const float *factor, tg_vec_float numbers) {
+#ifdef __AVX512F__
+    __asm__("vfmadd231ps %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(numbers), "m"(*factor));
+    return sum;
+#else
+    return tg_add_product(sum, factor, numbers);
+#endif
+}
+
+/* Add a row of the panel, times each row's factor, to the sums. rows_at: where the factors of every `group` rows are, which
+ * are `row_stride` apart.
+ *
+ * A core of Intel's begins four instructions a cycle, two while its other hardware thread is busy, and at most two of them
+ * read. A row of a block takes three: its factor is read and multiplied twice. It takes two if both multiplications read
+ * it; so they do in some rows, before reading becomes the limit. It is one in a packed strip, which comes from afar. */
+static inline __attribute__((always_inline)) void tg_step(const int pairs, const int rows, tg_vec_float *left,
+                                                          tg_vec_float *right, const float *const *rows_at,
+                                                          const int group, const ptrdiff_t row_stride,
+                                                          const ptrdiff_t offset, const float *panel_row) {
+    __builtin_prefetch(panel_row + AHEAD_PANEL * PRODUCT_COLUMNS);
+    if (PRODUCT_LANES == 16) __builtin_prefetch(panel_row + AHEAD_PANEL * PRODUCT_COLUMNS + PRODUCT_LANES);
+    const tg_vec_float b_left = *(const tg_vec_float *)panel_row;
+    const tg_vec_float b_right = *(const tg_vec_float *)(panel_row + PRODUCT_LANES);
+#pragma GCC unroll 14
+    for (int i = 0; i < rows; i++) {
+        const float *factor = rows_at[i / group] + i % group * row_stride + offset;
+        if (pairs) {
+            left[i] = tg_add_pairs(left[i], factor, b_left);
+            right[i] = tg_add_pairs(right[i], factor, b_right);
+        } else if (group < rows && i % group == 0) {
+            left[i] = tg_add_product_of(left[i], factor, b_left);
+            right[i] = tg_add_product_of(right[i], factor, b_right);
+        } else {
+            left[i] = tg_add_product(left[i], factor, b_left);
+            right[i] = tg_add_product(right[i], factor, b_right);
+        }
+    }
+}
+
 /* One block of C, at most 32 columns. The number of rows and the strip's strides are compile-time constants. */
 static inline __attribute__((always_inline)) void tg_multiply_block(const int pairs, const int rows, ptrdiff_t depth,
                                                            const float *restrict strip,
@@ -249,22 +299,33 @@ static inline __attribute__((always_inline)) void tg_multiply_block(const int pa
                                                            ptrdiff_t c_row, ptrdiff_t columns, int add) {
     for (int i = 0; i < rows; i++)
         for (int v = 0; v < PRODUCT_COLUMNS; v += 16) __builtin_prefetch(c + i * c_row + v, 1, 2);
+    /* An address of two registers would make two instructions of a multiply-add that reads, so the first row of each group
+     * has a register of its own. */
+    const int group = PRODUCT_STRAIGHT && k_stride == 1 ? PRODUCT_GROUP : rows, groups = (rows + group - 1) / group;
+    const float *rows_at[PRODUCT_ROWS];
+#pragma GCC unroll 14
+    for (int g = 0; g < groups; g++) rows_at[g] = strip + g * group * row_stride;
     tg_vec_float left[PRODUCT_ROWS], right[PRODUCT_ROWS];
 #pragma GCC unroll 14
     for (int i = 0; i < rows; i++) left[i] = right[i] = (tg_vec_float){0};
-#pragma GCC unroll 2 /* 51 instructions a step instead of 54 */
-    for (ptrdiff_t k = 0; k < depth; k++) {
-        const float *b = panel + k * PRODUCT_COLUMNS;
-        if (k_stride > 1) __builtin_prefetch(strip + (k + AHEAD_STRIP) * k_stride);
-        __builtin_prefetch(b + AHEAD_PANEL * PRODUCT_COLUMNS);
-        if (PRODUCT_LANES == 16) __builtin_prefetch(b + AHEAD_PANEL * PRODUCT_COLUMNS + PRODUCT_LANES);
-        const tg_vec_float b_left = *(const tg_vec_float *)b, b_right = *(const tg_vec_float *)(b + PRODUCT_LANES);
-#pragma GCC unroll 14
-        for (int i = 0; i < rows; i++) {
-            const float *factor = strip + i * row_stride + k * k_stride;
-            left[i] = pairs ? tg_add_pairs(left[i], factor, b_left) : tg_add_product(left[i], factor, b_left);
-            right[i] = pairs ? tg_add_pairs(right[i], factor, b_right) : tg_add_product(right[i], factor, b_right);
+    const float *const end = panel + depth * PRODUCT_COLUMNS;
+    for (; panel + PRODUCT_STEPS * PRODUCT_COLUMNS <= end; panel += PRODUCT_STEPS * PRODUCT_COLUMNS) {
+#pragma GCC unroll 4
+        for (int step = 0; step < PRODUCT_STEPS; step++) {
+            if (k_stride > 1) __builtin_prefetch(rows_at[0] + (step + AHEAD_STRIP) * k_stride);
+            tg_step(pairs, rows, left, right, rows_at, group, row_stride, step * k_stride, panel + step * PRODUCT_COLUMNS);
         }
+#pragma GCC unroll 14
+        for (int g = 0; g < groups; g++) {
+            rows_at[g] += PRODUCT_STEPS * k_stride;
+            __asm__("" : "+r"(rows_at[g])); /* or the compiler would use an index again */
+        }
+    }
+#pragma GCC unroll 1 /* a quarter less code */
+    for (; panel < end; panel += PRODUCT_COLUMNS) {
+        tg_step(pairs, rows, left, right, rows_at, group, row_stride, 0, panel);
+#pragma GCC unroll 14
+        for (int g = 0; g < groups; g++) rows_at[g] += k_stride;
     }
     if (columns >= PRODUCT_COLUMNS) {
 #pragma GCC unroll 14
