@@ -45,7 +45,10 @@ COMPILED: dict[str, tuple[dict[str, list[str]], dict[str, list[str]]]] = {
         {"gelu.pxi": ["gelu_value", "gelu_slope"], "gelu.pyx": ["gelu_backward_span"]},
         {"gelu.cu": ["Tanh", "backward_pack", "gelu_backward"]},
     ),
-    "matmul": ({"matmul/product_block.h": ["tg_multiply_block"]}, {"/tinygpt/backends/cupy_matmul.py": ["gemm"]}),
+    "matmul": (
+        {"matmul/product_block.h": ["tg_step", "tg_multiply_block"]},
+        {"/tinygpt/backends/cupy_matmul.py": ["gemm"]},
+    ),
     "linear": (
         {"linear.pyx": ["add_bias_rows", "column_sum_rows"]},
         {"linear.cu": ["add_bias", "column_sum"]},
