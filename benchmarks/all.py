@@ -1,20 +1,22 @@
 """Run all benchmarks, one after the other, and write their tables to one file.
 
-    python benchmarks/all.py [--out benchmarks/results/cpu.md] [--append] [--note "..."] [--only step ops ...]
+    python benchmarks/all.py [--out benchmarks/results/cpu.md] [--append] [--note "..."] [--only step ops ...] [--quiet 30]
 
 The file starts with the targets, met or not. The training step, its products and decoding are measured at the best
 level of vector instructions and, where that is AVX-512, at AVX2 too, the best that most machines have: PyTorch and
 OpenBLAS are then held to AVX2 as well, and a script that finds otherwise exits. llama.cpp has no switch for that:
 LLAMA_AT_AVX2 may name the folder of a library of it that was built without AVX-512, otherwise its rows are those of its
-own build; either way its instructions stand above the table. --append adds the run to the file as another section,
-which shows whether the targets are met a second time. The file is written after each script, so that a run that is
-stopped leaves what it has measured. Progress goes to standard error.
+own build; either way its instructions stand above the table. On a machine that others use, --quiet 30 lets each script
+wait for up to 30 minutes until they don't (`quiet.py`). --append adds the run to the file as another section, which
+shows whether the targets are met a second time. The file is written after each script, so that a run that is stopped
+leaves what it has measured. Progress goes to standard error.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import os
 import subprocess
 import sys
 import time
@@ -87,9 +89,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=HERE / "results" / "cpu.md", help="where the tables go")
     parser.add_argument("--note", help="a sentence about the machine in this run, under its heading")
+    parser.add_argument("--quiet", metavar="MINUTES", help="wait so long, in each script, for quiet moments: quiet.py")
     parser.add_argument("--append", action="store_true", help="keep the contents of the file, and add this run")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="which tables (default: all)")
     options = parser.parse_args()
+    if options.quiet:
+        os.environ["BENCH_QUIET"] = options.quiet
     before = options.out.read_text(encoding="utf-8") if options.append and options.out.exists() else TOP
     start, found = time.monotonic(), []
     sections: list[str] = []

@@ -21,6 +21,7 @@ import statistics
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -85,13 +86,12 @@ def main() -> None:
         print(*slow_slices(options.seconds))
         return
     import machine
+    from quiet import quietly
 
     print(machine.headline())
-    found = []
-    for _ in range(options.starts):
-        command = [sys.executable, __file__, "--work", "--seconds", str(options.seconds)]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
-        found.append(Slow(*map(float, done.stdout.split())))
+    command = [sys.executable, __file__, "--work", "--seconds", str(options.seconds)]
+    run = partial(subprocess.run, command, check=True, capture_output=True, text=True)
+    found = [Slow(*map(float, quietly(run).stdout.split())) for _ in range(options.starts)]
     seconds = [one.seconds for one in found]
     print(f"seconds at reduced speed in {options.starts} starts of {options.seconds:g} s: "
           f"median {statistics.median(seconds):.3f}, {min(seconds):.3f} to {max(seconds):.3f}")  # fmt: skip

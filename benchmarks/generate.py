@@ -72,8 +72,7 @@ class Limits:
 
     def measure(self) -> None:
         bandwidth = machine.read_bandwidth()
-        if bandwidth is None:
-            raise SystemExit("this benchmark needs the compiled extension: pip install -e . with a C compiler")
+        assert bandwidth is not None
         self.seen.append((bandwidth, (machine.block_rate() or (0.0, 0.0))[0]))
         self.bandwidth, self.block = map(statistics.median, zip(*self.seen, strict=True))
 
@@ -246,6 +245,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="which tables (default: all)")
     parser.add_argument("--contenders", nargs="+", metavar="WORD", default=[""], help="those whose names have a word")
     options = parser.parse_args()
+    if machine.fma_peak(1) is None:
+        raise SystemExit("this benchmark needs the compiled extension: pip install -e . with a C compiler")
     print(f"{machine.headline()}\n{machine.peers()}; llama.cpp {llama_instructions()}")
     said: list[str] = []
     with tempfile.TemporaryDirectory() as temporary:

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -132,14 +133,18 @@ def take_turns(
 ) -> dict[str, list[Any]]:
     """Name -> for each of the bursts (batch, prompt, tokens) an array (rounds, 2): seconds of the prefill, seconds per
     token. Every contender takes all bursts in each round, which begins with a call of `between`."""
+    from quiet import quietly
+
     seen: dict[str, list[list[tuple[float, float]]]] = {name: [] for name in contenders}
     for turn in range(rounds + 1):
         if turn:
-            between()
+            quietly(between)
         for name, contender in contenders.items():
-            results = [contender.burst(*burst) for burst in bursts]
-            if turn:  # the first turn is a warm-up
-                seen[name].append(results)
+            if not turn:  # the first turn is a warm-up
+                for burst in bursts:
+                    contender.burst(*burst)
+            else:
+                seen[name].append([quietly(partial(contender.burst, *burst)) for burst in bursts])
     return {name: list(np.swapaxes(results, 0, 1)) for name, results in seen.items()}
 
 

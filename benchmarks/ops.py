@@ -96,11 +96,13 @@ class Contender:
 
 def measure(row: str, preset: str, contenders: dict[str, Contender], rounds: int) -> tuple[dict[str, float], Any]:
     """Median seconds of each contender, measured in turn; the bytes and operations of the row."""
+    from quiet import quietly
+
     told = {name: contender.ask(f"{row}\t{preset}") for name, contender in contenders.items()}
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, contender in contenders.items():
-            times[name].append(float(contender.ask("go")))
+            times[name].append(quietly(lambda contender=contender: float(contender.ask("go"))))
     return {name: statistics.median(values) for name, values in times.items()}, told["ours"].split()
 
 
@@ -155,11 +157,12 @@ def main() -> None:
         return
     import machine
     import ops_ours
+    from quiet import quietly
 
     rows = [row for row in ops_ours.ROWS if row.startswith(tuple(options.only))]
     if not rows:
         raise SystemExit(f"--only: no row begins with {' or '.join(options.only)}; rows: {', '.join(ops_ours.ROWS)}")
-    peak, bandwidth = machine.fma_peak(), machine.read_bandwidth()
+    peak, bandwidth = quietly(machine.fma_peak), quietly(machine.read_bandwidth)
     limits = (bandwidth, peak) if bandwidth and peak else None
     names = ["ours"] + ["reference"] * (not options.no_reference)
     if importlib.util.find_spec("torch"):

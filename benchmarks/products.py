@@ -21,6 +21,7 @@ import random
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import machine
 from ops_sizes import PRESETS, PRODUCTS, normal
+from quiet import quietly
 
 import tinygpt as tg
 from tinygpt.ops._matmul import matmul_into
@@ -85,7 +87,8 @@ def measure(bodies: dict[str, Callable[[], Any]], flops: float, rounds: int, lea
         names = list(taken)
         random.shuffle(names)
         for name in names:
-            taken[name][turn] = flops / block_rate() if name == "block" else seconds(bodies[name], least)
+            body = bodies.get(name)
+            taken[name][turn] = quietly(partial(seconds, body, least)) if body else flops / quietly(block_rate)
     return taken
 
 

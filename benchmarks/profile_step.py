@@ -31,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import machine
 import train_step
+from quiet import quietly
 
 import tinygpt as tg
 from tinygpt import optim
@@ -169,20 +170,25 @@ def main() -> None:
         update(grad_scale=optim.clip_coefficient(norm(parameters), 1.0))
         optimizer.zero_grad()
 
-    planned = timed(partial(step, train_step.planned_passes(model, *idx.shape)), options.steps)
+    planned_step = partial(step, train_step.planned_passes(model, *idx.shape))
+    planned = quietly(partial(timed, planned_step, options.steps))
     profile.install()
     step()
-    for record in profile.records.values():
-        record.seconds.clear()
-        record.bytes, record.flops = 0, 0.0
-    total = timed(step, options.steps)
-    peak = machine.fma_peak()
+
+    def profiled() -> float:
+        for record in profile.records.values():
+            record.seconds.clear()
+            record.bytes, record.flops = 0, 0.0
+        return timed(step, options.steps)
+
+    total = quietly(profiled)
+    peak = quietly(machine.fma_peak)
     print(machine.headline())
     print(f"{model.num_parameters():,} parameters, B = {idx.shape[0]}, T = {idx.shape[1]}")
     limits = f"one-thread copy {machine.copy_bandwidth() / 1e9:.0f} GB/s"
     print(f"float32 multiply-add peak {peak / 1e9:.0f} GFLOP/s, {limits}" if peak else limits)
-    block = (machine.block_rate() or (machine.matmul_rate(), 0.0))[0]
-    bandwidth = machine.read_bandwidth() or machine.copy_bandwidth()
+    block = (quietly(machine.block_rate) or (machine.matmul_rate(), 0.0))[0]
+    bandwidth = quietly(machine.read_bandwidth) or machine.copy_bandwidth()
     print(f"floor: products at {block / 1e9:.0f} GFLOP/s, bytes at {bandwidth / 1e9:.0f} GB/s")
     report(profile, total, options.steps, peak, (block, bandwidth))
     print(f"\nFrom a plan, as in a training run: {planned * 1e3:.1f} ms (median of {options.steps})")

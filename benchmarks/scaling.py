@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -59,13 +60,17 @@ def fresh(code: str, *arguments: str, cache: str = "") -> float:
 
 
 def import_times(rounds: int) -> list[str]:
+    from quiet import quietly
+
     times: dict[str, list[float]] = {"numpy": [], "tinygpt": []}
     with tempfile.TemporaryDirectory() as cache:
         for turn in range(rounds + 1):
             for name in times:
-                elapsed = fresh(IMPORT.format(name), cache=cache)
-                if turn:  # the first turn compiles the bytecode
-                    times[name].append(elapsed)
+                run = partial(fresh, IMPORT.format(name), cache=cache)
+                if turn:
+                    times[name].append(quietly(run))
+                else:
+                    run()  # compiles the bytecode
     medians = {name: statistics.median(values) for name, values in times.items()}
     print(f"\n### Import, medians of {rounds} processes\n\n| module | ms |\n|---|---|")
     for name, median in medians.items():
@@ -80,6 +85,8 @@ def met(holds: bool) -> str:
 
 def step_times(sizes: list[tuple[int, int]], rounds: int) -> list[float]:
     """Median seconds of a training step for each (B, T), all measured in turn."""
+    from quiet import quietly
+
     import tinygpt as tg
 
     config = tg.GPTConfig(vocab_size=65, block_size=max(T for _, T in sizes), n_layer=3, n_head=6, n_embd=384)
@@ -87,17 +94,19 @@ def step_times(sizes: list[tuple[int, int]], rounds: int) -> list[float]:
     parameters = list(model.parameters())
     optimizer = tg.optim.AdamW(parameters, lr=1e-4)
     batches = [np.random.default_rng(0).integers(0, 65, (2, B, T)) for B, T in sizes]
-    times: list[list[float]] = [[] for _ in sizes]
-    for turn in range(rounds + 1):
-        for (idx, targets), seen in zip(batches, times, strict=True):
-            start = time.perf_counter()
-            model.loss(idx, targets).backward()
-            tg.optim.clip_grad_norm(parameters, 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
-            if turn:  # the first turn is a warm-up
-                seen.append(time.perf_counter() - start)
-    return [statistics.median(seen) for seen in times]
+
+    def step(idx: np.ndarray, targets: np.ndarray) -> float:
+        start = time.perf_counter()
+        model.loss(idx, targets).backward()
+        tg.optim.clip_grad_norm(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return time.perf_counter() - start
+
+    for batch in batches:
+        step(*batch)  # a warm-up
+    turns = [[quietly(partial(step, *batch)) for batch in batches] for _ in range(rounds)]
+    return [statistics.median(seen) for seen in zip(*turns, strict=True)]
 
 
 def straight_line(x: list[int], y: list[float]) -> tuple[float, float, float]:

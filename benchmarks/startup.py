@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,13 +109,14 @@ def main() -> None:
     parser.add_argument("--preset", default="tiny", help="of the run (default: tiny)")
     options = parser.parse_args()
     import machine
+    from quiet import quietly
 
     print(machine.headline())
     print("\n| way | seconds, median | at most | batches evaluated until then | seconds of that, least |")
     print("|---|---|---|---|---|")
     worst, evaluation = 0.0, float("inf")
     for way in WAYS:
-        found = [fresh(way, options.preset) for _ in range(options.starts)]
+        found = [quietly(partial(fresh, way, options.preset)) for _ in range(options.starts)]
         seconds = [one["seconds"] for one in found]
         worst = max(worst, *seconds)
         floor, batches = min(one["evaluation"] for one in found), found[0]["evaluated"]

@@ -176,12 +176,13 @@ class Contender:
             raise SystemExit(f"the process of {self.name} exited early")
         return line
 
-    def burst(self) -> None:
+    def burst(self) -> float:
+        """A step's seconds, the mean of a burst."""
         assert self.process.stdin is not None
         self.process.stdin.write("go\n")
         self.process.stdin.flush()
         seconds, self.memory = map(float, self.answer().split())
-        self.times.append(seconds)
+        return seconds
 
     def over(self, other: Contender) -> float:
         """The ratio of its time to another's: the median over the rounds."""
@@ -193,9 +194,11 @@ class Contender:
 
 def take_turns(contenders: list[Contender], rounds: int) -> None:
     """A burst of each in every round, then all end."""
+    from quiet import quietly
+
     for _ in range(rounds):
         for contender in contenders:
-            contender.burst()
+            contender.times.append(quietly(contender.burst))
     for contender in contenders:
         contender.stop()
 
@@ -268,13 +271,14 @@ def products(preset: str, rounds: int = 3) -> dict[str, float]:
     of the "block", which is 0 if the products are not ours."""
     import machine
     import ops
+    from quiet import quietly
 
     contenders = {name: ops.Contender(name) for name in ("ours", "torch")}
     layers = PRESETS[preset][0].n_layer
     totals = ops.products_of_a_step(preset.removesuffix("-dropout"), layers, contenders, rounds)
     for contender in contenders.values():
         contender.stop()
-    totals["block"] = statistics.median((machine.block_rate() or (0.0, 0.0))[0] for _ in range(3))
+    totals["block"] = statistics.median((quietly(machine.block_rate) or (0.0, 0.0))[0] for _ in range(3))
     return totals
 
 
@@ -322,6 +326,7 @@ def main() -> None:
         work(options.work, options.presets[0], options.weights)
         return
     import machine
+    from quiet import quietly
 
     names = ["tinygpt", "tinygpt-eager"]
     names += ["reference"] * (not options.no_reference) + ["recompute"] * options.recompute
@@ -329,12 +334,12 @@ def main() -> None:
         names += ["torch", "torch-fused"] + ["torch-compile"] * options.compile
     else:
         print("PyTorch is not installed: measuring tinygpt alone")
-    peak = machine.fma_peak()
+    peak = quietly(machine.fma_peak)
     print(f"{machine.headline()}\n{machine.peers()}")
     if peak:
-        product = machine.matmul_rate()
+        product = quietly(machine.matmul_rate)
         print(f"float32 multiply-add peak {peak / 1e9:.0f} GFLOP/s, NumPy product {product / 1e9:.0f} GFLOP/s")
-        if block := machine.block_rate():
+        if block := quietly(machine.block_rate):
             print(f"the block of our product {block[0] / 1e9:.0f} GFLOP/s, the peak's loop straight after it "
                   f"{block[1] / 1e9:.0f}: the clock falls under the block")  # fmt: skip
     print("\n| preset | who | ms/step | tokens/s | GFLOP/s | of peak | memory MB | time, ours = 1 | memory, ours = 1 |")
