@@ -1,6 +1,6 @@
 """Run all benchmarks, one after the other, and write their tables to one file.
 
-    python benchmarks/all.py [--out benchmarks/results/cpu.md] [--append] [--note "..."] [--only step ops ...] [--quiet 30]
+    python benchmarks/all.py [--out benchmarks/results/cpu.md] [--append] [--note "..."] [--only step ...] [--quiet M]
 
 The file starts with the targets, met or not. The training step, its products and decoding are measured at the best
 level of vector instructions and, where that is AVX-512, at AVX2 too, the best that most machines have: PyTorch and
