@@ -39,10 +39,10 @@ enum {
     TG_RUN = 1024     /* if it holds no whole rows, tiles of a multiple of this many columns: a page of float32 */
 };
 
-/* Some rows of a matrix that are read together: k, k + apart, k + 2 apart, ..., and their scales. */
+/* Some rows of a matrix that are read together, and their scales: where they begin. Taken before a loop that stores to y,
+ * which might be anywhere for all that the compiler knows: it would read the matrix's sizes anew for every column. */
 struct tg_deep {
-    const struct tg_matrix *matrix;
-    ptrdiff_t k, apart;
+    const char *row[TG_DEEP];
     const float *scale[TG_DEEP];
 };
 
@@ -72,15 +72,12 @@ TG_INLINE void tg_stripe(const struct tg_deep *d, const float *x, ptrdiff_t M, i
         for (int r = 0; r < held; r++)
 #pragma GCC unroll 2
             for (int v = 0; v < vectors; v++) {
-                const ptrdiff_t row = d->k + (first + r) * d->apart, column = j + v * TG_LANE;
+                const ptrdiff_t column = j + v * TG_LANE;
                 tg_floats *to = part + r * vectors + v;
-                *to = tg_weights(d->matrix->weight, row * d->matrix->columns + column, format);
+                *to = tg_weights(d->row[first + r], column, format);
                 if (format == TG_INT8) *to *= *(const tg_floats *)(d->scale[first + r] + column);
                 if (format == TG_INT8) TG_BARRIER(*to);
-                if (soon) {
-                    const float *at = (const float *)d->matrix->weight + row * d->matrix->columns + column;
-                    __builtin_prefetch(at + TG_SOON, 0, 2);
-                }
+                if (soon) __builtin_prefetch((const float *)d->row[first + r] + column + TG_SOON, 0, 2);
             }
         tg_add_stripe(x + first, M, held, vectors, part, y + j, pitch);
     }
@@ -93,7 +90,7 @@ TG_INLINE void tg_last_columns(const struct tg_deep *d, const float *x, ptrdiff_
     for (int r = 0; r < deep; r++) {
         part[r] = (tg_floats){0};
         for (int i = 0; i < j1 - j; i++) {
-            part[r][i] = tg_weight(d->matrix->weight, (d->k + r * d->apart) * d->matrix->columns + j + i, format);
+            part[r][i] = tg_weight(d->row[r], j + i, format);
             if (format == TG_INT8) part[r][i] *= d->scale[r][j + i];
         }
         TG_BARRIER(part[r]);
@@ -106,9 +103,11 @@ TG_INLINE void tg_last_columns(const struct tg_deep *d, const float *x, ptrdiff_
 TG_INLINE void tg_deep_rows(const struct tg_matrix *w, const float *x, ptrdiff_t ldx, ptrdiff_t M, ptrdiff_t k,
                             ptrdiff_t apart, int deep, ptrdiff_t j0, ptrdiff_t j1, float *y, ptrdiff_t pitch, int format,
                             int soon) {
-    struct tg_deep d = {w, k, apart, {NULL}};
-    if (format == TG_INT8)
-        for (int r = 0; r < deep; r++) d.scale[r] = w->scale + (k + r * apart) / w->group * w->columns;
+    struct tg_deep d;
+    for (int r = 0; r < deep; r++) {
+        d.row[r] = (const char *)w->weight + (k + r * apart) * w->columns * tg_weight_bytes(format);
+        d.scale[r] = format == TG_INT8 ? w->scale + (k + r * apart) / w->group * w->columns : NULL;
+    }
     float factors[TG_ROWS_AT_ONCE * TG_DEEP]; /* the elements of x that are used, contiguous */
     for (ptrdiff_t m = 0; m < M; m++)
         for (int r = 0; r < deep; r++) factors[m * TG_DEEP + r] = x[m * ldx + k + r * apart];
@@ -143,8 +142,10 @@ TG_INLINE void tg_columns_in(const struct tg_matrix *w, const float *x, ptrdiff_
         tg_columns_of(w, x, ldx, M, k0, k1, y, pitch, TG_FLOAT32, 0);
     else if (w->format == TG_BFLOAT16)
         tg_columns_of(w, x, ldx, M, k0, k1, y, pitch, TG_BFLOAT16, 0);
-    else
+    else if (w->group < w->rows)
         tg_columns_of(w, x, ldx, M, k0, k1, y, pitch, TG_INT8, 0);
+    else
+        tg_columns_of(w, x, ldx, M, k0, k1, y, pitch, TG_WHOLE_INT8, 0);
 }
 
 /* y (M, pitch) = x W over the rows k0 .. k1 - 1 of W. One row has separate code. */
@@ -175,8 +176,8 @@ struct tg_parts {
     int blocks; /* TG_BLOCKS, or 1 if the sums are whole */
 };
 
-/* out[j] = the sum over the blocks for column j0 + j of row m, plus the bias, for `count` columns. Where the activations
- * are rounded, a scale that belongs to the whole column comes in here. */
+/* out[j] = the sum over the blocks for column j0 + j of row m, plus the bias, for `count` columns. A scale that belongs to
+ * the whole column comes in here. */
 static void tg_sum(const struct tg_parts *p, const struct tg_matrix *w, ptrdiff_t m, ptrdiff_t j0, ptrdiff_t count,
                    float *restrict out) {
     const float *restrict row = p->parts + m * p->pitch + j0;
@@ -185,7 +186,7 @@ static void tg_sum(const struct tg_parts *p, const struct tg_matrix *w, ptrdiff_
         row += p->M * p->pitch;
         for (ptrdiff_t j = 0; j < count; j++) out[j] += row[j];
     }
-    if (w->rounded && w->scale && w->group >= w->rows)
+    if (w->scale && w->group >= w->rows)
         for (ptrdiff_t j = 0; j < count; j++) out[j] = out[j] * w->scale[j0 + j];
     if (w->bias)
         for (ptrdiff_t j = 0; j < count; j++) out[j] += w->bias[j0 + j];

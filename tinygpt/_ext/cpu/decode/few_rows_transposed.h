@@ -89,19 +89,21 @@ TG_INLINE void tg_dot_rows(const struct tg_matrix *w, const float *x, int wide, 
             }
         }
     }
+    float scale[TG_DOTS]; /* of the finished sums */
+    for (int r = 0; r < count; r++) scale[r] = format == TG_WHOLE_INT8 ? w->scale[n + r * apart] : 1;
     if (wide > TG_WIDE && wide * count == TG_LANE) {
         tg_floats all[TG_LANE];
         float total[TG_LANE];
 #pragma GCC unroll 8
         for (int i = 0; i < TG_LANE; i++) all[i] = sum[i / count][i % count];
         tg_lane_sums(all, total);
-        for (int i = 0; i < TG_LANE; i++) y[i / count * N + n + i % count * apart] = total[i];
+        for (int i = 0; i < TG_LANE; i++) y[i / count * N + n + i % count * apart] = total[i] * scale[i % count];
         return;
     }
 #pragma GCC unroll 8
     for (int m = 0; m < wide; m++)
 #pragma GCC unroll 4
-        for (int r = 0; r < count; r++) y[m * N + n + r * apart] = tg_lane_sum(sum[m][r]);
+        for (int r = 0; r < count; r++) y[m * N + n + r * apart] = tg_lane_sum(sum[m][r]) * scale[r];
 }
 
 struct tg_dots {
@@ -114,9 +116,9 @@ struct tg_dots {
 /* The dot products of `count` rows of W with all rows of x. */
 TG_INLINE void tg_dots_at(const struct tg_dots *t, ptrdiff_t n, ptrdiff_t apart, int count, int format) {
     const ptrdiff_t K = t->matrix->columns, N = t->matrix->rows;
-    const int ahead = format != TG_INT8 && t->M >= 2 * TG_WIDE;
+    const int eight = format == TG_INT8 || format == TG_WHOLE_INT8, ahead = !eight && t->M >= 2 * TG_WIDE;
     ptrdiff_t m = 0;
-    if (format == TG_INT8 && TG_WIDE < TG_WIDER && count == TG_DOTS)
+    if (eight && TG_WIDE < TG_WIDER && count == TG_DOTS)
         for (; m + TG_WIDER <= t->M; m += TG_WIDER)
             for (int r = 0; r < TG_DOTS; r += 2)
                 tg_dot_rows(t->matrix, t->x + m * K, TG_WIDER, n + r * apart, apart, 2, t->y + m * N, format, 0);
@@ -141,8 +143,10 @@ static void tg_dots_chunk(void *task, ptrdiff_t begin, ptrdiff_t end) {
         tg_dots_of(t, begin, end, TG_FLOAT32);
     else if (t->matrix->format == TG_BFLOAT16)
         tg_dots_of(t, begin, end, TG_BFLOAT16);
-    else
+    else if (t->matrix->group < t->matrix->columns)
         tg_dots_of(t, begin, end, TG_INT8);
+    else
+        tg_dots_of(t, begin, end, TG_WHOLE_INT8);
 }
 
 /* y (M, N) = x (M, K) W^T, W (N, K). The order of each sum depends only on K and the group size. */

@@ -9,7 +9,7 @@
 #ifndef TINYGPT_INTEGER_ROWS_H
 #define TINYGPT_INTEGER_ROWS_H
 
-#include "integer_tile.h"
+#include "integer_single.h"
 
 /* How many terms share a scale of the activations: a group of weights has whole spans. `along`: the terms of a sum. */
 static inline ptrdiff_t tg_span_terms(const struct tg_matrix *w, ptrdiff_t along) {
@@ -20,36 +20,13 @@ TG_INLINE void tg_fetch_weights(const int8_t *from, ptrdiff_t bytes) {
     for (ptrdiff_t i = 0; i < bytes; i += 64) __builtin_prefetch(from + i, 0, 2);
 }
 
-/* One row of x by 4 vectors of columns: the panel never leaves the registers. row: the first row of W of the span;
- * terms beyond the last row are zero, whatever they are multiplied with. */
-TG_INLINE void tg_single_row(const struct tg_span *x, const int8_t *row, ptrdiff_t N, int terms, const float *weight_scale,
-                             float *y, int vnni) {
-    tg_ints sum[TG_PANEL_VECTORS];
-    for (int v = 0; v < TG_PANEL_VECTORS; v++) sum[v] = (vnni ? x->start[0] : 0) + (tg_ints){0};
-    for (int k = 0; k < terms; k += 4) {
-        const int8_t *four[4];
-        tg_ints quads[TG_PANEL_VECTORS], factors[2], at[2];
-        for (int i = 0; i < 4; i++) four[i] = row + (k + i < terms ? k + i : k) * N;
-        tg_quads_of_rows(four, quads);
-        tg_terms_of(x, 0, k / 4, at, vnni);
-#pragma GCC unroll 4
-        for (int v = 0; v < TG_PANEL_VECTORS; v++) {
-            tg_factors(quads[v], factors, vnni);
-            sum[v] = tg_add_dots(sum[v], factors, at, vnni);
-        }
-    }
-#pragma GCC unroll 4
-    for (int v = 0; v < TG_PANEL_VECTORS; v++)
-        tg_add_span(sum[v], x->scale[0], weight_scale ? weight_scale + v * TG_LANE : NULL, y + v * TG_LANE, vnni);
-}
-
 /* The factors of `terms` rows of W in TG_VECTOR_BYTES columns. */
 TG_INLINE void tg_panel_of_rows(const int8_t *row, ptrdiff_t N, int terms, tg_ints *panel, int vnni) {
     const int each = vnni ? 1 : 2;
-    for (int k = 0; k < terms; k += 4) {
+    for (int k = 0; k < terms; k += 4, row += 4 * N) {
         const int8_t *four[4];
         tg_ints quads[TG_PANEL_VECTORS];
-        for (int i = 0; i < 4; i++) four[i] = row + (k + i < terms ? k + i : k) * N;
+        tg_four_rows(row, N, terms - k, four);
         tg_quads_of_rows(four, quads);
         for (int v = 0; v < TG_PANEL_VECTORS; v++) tg_factors(quads[v], panel + (k / 4 * TG_PANEL_VECTORS + v) * each, vnni);
     }
@@ -61,19 +38,28 @@ TG_INLINE void tg_span_of_rows(const struct tg_matrix *w, const struct tg_span *
     const ptrdiff_t N = w->columns;
     const int8_t *row = (const int8_t *)w->weight + k * N, *ahead = row + terms * N;
     const float *scale = w->group >= w->rows ? NULL : w->scale + k / w->group * N;
-    const int quads = (terms + 3) / 4, apart = TG_PANEL_VECTORS * (vnni ? 1 : 2);
-    tg_ints panel[TG_QUADS * TG_PANEL_VECTORS * 2];
+    const int apart = TG_PANEL_VECTORS * (vnni ? 1 : 2);
+    tg_ints panel[TG_QUADS * TG_PANEL_VECTORS * 2] = {{0}};
     ptrdiff_t j = 0;
     for (; j + TG_VECTOR_BYTES <= N; j += TG_VECTOR_BYTES, ahead += TG_VECTOR_BYTES * terms) {
         if (more) tg_fetch_weights(ahead, TG_VECTOR_BYTES * terms);
         if (M == 1) {
-            tg_single_row(x, row + j, N, terms, scale ? scale + j : NULL, y + j, vnni);
+            tg_ints sum[TG_PANEL_VECTORS];
+            if (terms == TG_SPAN_TERMS)
+                tg_sums_of_columns(x, row + j, N, TG_SPAN_TERMS, sum, vnni);
+            else
+                tg_sums_of_columns(x, row + j, N, terms, sum, vnni);
+            for (int v = 0; v < TG_PANEL_VECTORS; v++)
+                tg_add_span(sum[v], x->scale[0], scale ? scale + j + v * TG_LANE : NULL, y + j + v * TG_LANE);
             continue;
         }
-        tg_panel_of_rows(row + j, N, terms, panel, vnni);
+        if (terms == TG_SPAN_TERMS)
+            tg_panel_of_rows(row + j, N, TG_SPAN_TERMS, panel, vnni);
+        else
+            tg_panel_of_rows(row + j, N, terms, panel, vnni);
         for (int v = 0; v < TG_PANEL_VECTORS; v += TG_SUM_VECTORS) {
             const ptrdiff_t at = j + v * TG_LANE;
-            tg_panel_rows(x, M, quads, panel + v * (vnni ? 1 : 2), apart, TG_SUM_VECTORS, scale ? scale + at : NULL, y + at,
+            tg_panel_rows(x, M, panel + v * (vnni ? 1 : 2), apart, TG_SUM_VECTORS, scale ? scale + at : NULL, y + at,
                           pitch, vnni);
         }
     }
@@ -85,7 +71,7 @@ TG_INLINE void tg_span_of_rows(const struct tg_matrix *w, const struct tg_span *
     if (scale) memcpy(scales, scale + j, (size_t)(N - j) * sizeof(float));
     tg_panel_of_rows(last, TG_VECTOR_BYTES, terms, panel, vnni);
     for (int v = 0; v * TG_LANE < N - j; v++)
-        tg_panel_rows(x, M, quads, panel + v * (vnni ? 1 : 2), apart, 1, scale ? scales + v * TG_LANE : NULL,
+        tg_panel_rows(x, M, panel + v * (vnni ? 1 : 2), apart, 1, scale ? scales + v * TG_LANE : NULL,
                       y + j + v * TG_LANE, pitch, vnni);
 }
 
@@ -147,10 +133,16 @@ TG_INLINE void tg_outputs_at(const struct tg_integer_dots *t, ptrdiff_t n, int c
     for (ptrdiff_t k = 0, s = 0; k < K; k += most, s++) {
         const int terms = (int)(K - k < most ? K - k : most);
         tg_fetch_weights(ahead + k * count, terms * count);
-        tg_panel_of_outputs(row + k, K, count, terms, panel, vnni);
         for (int i = 0; i < count && !whole; i++) scale[i] = w->scale[(n + i) * groups + k / w->group];
+        if (t->M == 1 && count == TG_VECTOR_BYTES && terms == TG_SPAN_TERMS) {
+            for (int v = 0; v < TG_PANEL_VECTORS; v++)
+                tg_add_span(tg_sums_of_outputs(t->x + s, row + k + v * TG_LANE * K, K, vnni), t->x[s].scale[0],
+                            whole ? NULL : scale + v * TG_LANE, total + v * TG_LANE);
+            continue;
+        }
+        tg_panel_of_outputs(row + k, K, count, terms, panel, vnni);
         for (int v = 0; v * TG_LANE < count; v += TG_SUM_VECTORS)
-            tg_panel_rows(t->x + s, t->M, (terms + 3) / 4, panel + v * each, TG_PANEL_VECTORS * each, TG_SUM_VECTORS,
+            tg_panel_rows(t->x + s, t->M, panel + v * each, TG_PANEL_VECTORS * each, TG_SUM_VECTORS,
                           whole ? NULL : scale + v * TG_LANE, total + v * TG_LANE, TG_VECTOR_BYTES, vnni);
     }
     for (ptrdiff_t m = 0; m < t->M; m++)

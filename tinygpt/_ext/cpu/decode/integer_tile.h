@@ -16,8 +16,9 @@
  *   is compiled for processors without it, and chosen at run time.
  * - Elsewhere pairs of 16-bit numbers are multiplied and added. A quad is taken apart into its even and its odd bytes, as
  *   the upper halves of 16-bit numbers: one instruction for either, and a sum that is 256 times too large.
- *   (AVX2's product of bytes saturates: 127 * 127 * 2 fits into 16 bits but 255 * 127 * 2 does not, so it would need
- *   absolute values and signs, and take as many instructions.)
+ *   (AVX2's product of bytes saturates: 127 * 127 * 2 fits into 16 bits but 255 * 127 * 2 does not, so it needs absolute
+ *   values and signs, and takes as many instructions; only for a single row, where nothing is taken apart for others, it
+ *   is ahead: integer_single.h.)
  */
 #ifndef TINYGPT_INTEGER_TILE_H
 #define TINYGPT_INTEGER_TILE_H
@@ -130,12 +131,17 @@ TG_INLINE tg_ints tg_add_dots(tg_ints sum, const tg_ints *factors, const tg_ints
         return sum;
     }
 #endif
-    return sum + tg_dot_pairs(factors[0], terms[0]) + tg_dot_pairs(factors[1], terms[1]);
+    sum += tg_dot_pairs(factors[0], terms[0]) + tg_dot_pairs(factors[1], terms[1]);
+    TG_BARRIER(sum); /* or the compiler adds up all quads of a sum before it begins the next */
+    return sum;
 }
 
+/* What a sum of row m starts with, and the sum in the end. */
+TG_INLINE tg_ints tg_start(const struct tg_span *x, ptrdiff_t m, int vnni) { return (vnni ? x->start[m] : 0) + (tg_ints){0}; }
+TG_INLINE tg_ints tg_whole_sum(tg_ints sum, int vnni) { return vnni ? sum : sum >> 8; }
+
 /* y += the sum of a span, scaled. weight_scale: of these columns, or NULL. */
-TG_INLINE void tg_add_span(tg_ints sum, float scale, const float *weight_scale, float *y, int vnni) {
-    if (!vnni) sum >>= 8;
+TG_INLINE void tg_add_span(tg_ints sum, float scale, const float *weight_scale, float *y) {
     tg_floats part = __builtin_convertvector(sum, tg_floats) * scale;
     TG_BARRIER(part);
     if (weight_scale) part *= *(const tg_floats *)weight_scale;
@@ -144,16 +150,17 @@ TG_INLINE void tg_add_span(tg_ints sum, float scale, const float *weight_scale, 
 }
 
 /* A panel's products with `rows` <= TG_SUM_ROWS rows from row m on, added to y. The factors of a vector of quads are
- * `apart` after those of the quad before. */
-TG_INLINE void tg_panel_block(const struct tg_span *x, ptrdiff_t m, int rows, int quads, const tg_ints *panel, int apart,
+ * `apart` after those of the quad before. Where a span has fewer terms, the activations of those beyond are zero. */
+TG_INLINE void tg_panel_block(const struct tg_span *x, ptrdiff_t m, int rows, const tg_ints *panel, int apart,
                               int vectors, const float *weight_scale, float *y, ptrdiff_t pitch, int vnni) {
     const int each = vnni ? 1 : 2;
     tg_ints sum[TG_SUM_ROWS][TG_SUM_VECTORS];
 #pragma GCC unroll 4
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
-        for (int v = 0; v < vectors; v++) sum[r][v] = (vnni ? x->start[m + r] : 0) + (tg_ints){0};
-    for (int q = 0; q < quads; q++) {
+        for (int v = 0; v < vectors; v++) sum[r][v] = tg_start(x, m + r, vnni);
+#pragma GCC unroll 8
+    for (int q = 0; q < TG_QUADS; q++) {
         tg_ints factors[TG_SUM_VECTORS * 2];
 #pragma GCC unroll 8
         for (int i = 0; i < vectors * each; i++) factors[i] = panel[q * apart + i];
@@ -169,20 +176,29 @@ TG_INLINE void tg_panel_block(const struct tg_span *x, ptrdiff_t m, int rows, in
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
         for (int v = 0; v < vectors; v++)
-            tg_add_span(sum[r][v], x->scale[m + r], weight_scale ? weight_scale + v * TG_LANE : NULL,
-                        y + (m + r) * pitch + v * TG_LANE, vnni);
+            tg_add_span(tg_whole_sum(sum[r][v], vnni), x->scale[m + r], weight_scale ? weight_scale + v * TG_LANE : NULL,
+                        y + (m + r) * pitch + v * TG_LANE);
 }
 
 /* y (M, pitch) += a span of x times a panel of `vectors` vectors of columns. */
-TG_INLINE void tg_panel_rows(const struct tg_span *x, ptrdiff_t M, int quads, const tg_ints *panel, int apart, int vectors,
+TG_INLINE void tg_panel_rows(const struct tg_span *x, ptrdiff_t M, const tg_ints *panel, int apart, int vectors,
                              const float *weight_scale, float *y, ptrdiff_t pitch, int vnni) {
     ptrdiff_t m = 0;
     for (; m + TG_SUM_ROWS <= M; m += TG_SUM_ROWS)
-        tg_panel_block(x, m, TG_SUM_ROWS, quads, panel, apart, vectors, weight_scale, y, pitch, vnni);
-    for (; m < M; m++) tg_panel_block(x, m, 1, quads, panel, apart, vectors, weight_scale, y, pitch, vnni);
+        tg_panel_block(x, m, TG_SUM_ROWS, panel, apart, vectors, weight_scale, y, pitch, vnni);
+    if (m + 2 <= M) {
+        tg_panel_block(x, m, 2, panel, apart, vectors, weight_scale, y, pitch, vnni);
+        m += 2;
+    }
+    if (m < M) tg_panel_block(x, m, 1, panel, apart, vectors, weight_scale, y, pitch, vnni);
 }
 
 /* Weights to quads --------------------------------------------------------------------------------------------- */
+
+/* Four rows of W from `row` on. Of a last one or three, the first stands for those beyond: their activations are zero. */
+TG_INLINE void tg_four_rows(const int8_t *row, ptrdiff_t N, int left, const int8_t *four[4]) {
+    for (int i = 0; i < 4; i++) four[i] = row + (i < left ? i : 0) * N;
+}
 
 /* Four rows of TG_VECTOR_BYTES weights -> TG_PANEL_VECTORS vectors of quads, the columns in their order. */
 TG_INLINE void tg_quads_of_rows(const int8_t *const row[4], tg_ints *quads) {
