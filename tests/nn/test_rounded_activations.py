@@ -175,13 +175,14 @@ def test_the_command_line(run: Any, tmp_path: Path, format: str) -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ("", None), ("--quantize int8", None), ("--quantize int8 --activations int8", "int8"),
+        ("", None), ("--quantize int8", "int8"), ("--quantize int8 --activations float32", None),
         ("--quantize int4", "int8"), ("--quantize int4 --activations float32", None),
-        ("--quantize int4 --backend cupy", None), ("--activations float32", None),
+        ("--quantize int4 --backend cupy", None), ("--quantize int8 --backend cupy", None),
+        ("--quantize int8 --backend cupy --activations int8", "int8"), ("--activations float32", None),
     ],
 )  # fmt: skip
 def test_what_the_command_line_rounds(words: str, expected: str | None) -> None:
-    """Activations of products with weights of four bits, unless it is told not to."""
+    """Activations of products with packed weights on a CPU, unless it is told not to."""
     parser = argparse.ArgumentParser()
     add_model_options(parser)
     options = parser.parse_args(["--model=any", *words.split()])

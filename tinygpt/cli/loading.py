@@ -37,8 +37,8 @@ def add_format_options(group: Any) -> None:
     words = "store the weights in 8 or 4 bits: less memory, faster; 4 bits cost some quality"
     group.add_argument("--quantize", choices=("int8", "int4"), help=words)
     words = (
-        "int8: with --quantize, round activations too, for speed (default: int8 with --quantize int4 on a CPU, where "
-        "no loss of quality was measured, else float32)"
+        "int8: with --quantize, round activations too, for speed (default: int8 with --quantize on a CPU, where no "
+        "loss of quality was measured, else float32)"
     )
     group.add_argument("--activations", choices=("int8", "float32"), help=words)
 
@@ -46,7 +46,7 @@ def add_format_options(group: Any) -> None:
 def formats_of(options: argparse.Namespace) -> dict[str, Any]:
     """The arguments of `interop.load` that the options ask for."""
     activations = options.activations
-    if activations is None and options.quantize == "int4" and options.backend == "numpy":
+    if activations is None and options.quantize and options.backend == "numpy":
         activations = "int8"
     activations = None if activations == "float32" else activations
     return {"dtype": options.dtype, "quantize": options.quantize, "activations": activations}
