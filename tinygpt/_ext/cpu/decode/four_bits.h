@@ -86,33 +86,50 @@ struct tg_four_unpacking {
     int transposed;
 };
 
-static void tg_unpack_panels(void *task, ptrdiff_t begin, ptrdiff_t end) {
-    const struct tg_four_unpacking *t = task;
-    const ptrdiff_t K = t->matrix->rows, N = t->matrix->columns;
-    for (ptrdiff_t p = begin; p < end; p++) {
-        const uint32_t *words = (const uint32_t *)t->matrix->weight + p * (K / TG_NIBBLES) * TG_PANEL;
-        const uint16_t *scales = t->matrix->half_scale + p * (K / TG_FOUR_GROUP) * TG_PANEL;
-        const ptrdiff_t j = p * TG_PANEL, count = N - j < TG_PANEL ? N - j : TG_PANEL;
-        for (ptrdiff_t k = 0; k < K; k++) {
-            const ptrdiff_t term = k % TG_NIBBLES, half = TG_NIBBLES / 2;
-            const int i = (int)(term % half * 2 + term / half);
-            float row[TG_PANEL];
-            for (int v = 0; v < TG_PANEL; v += TG_LANE) {
-                const tg_words packed = *(const tg_words *)(words + k / TG_NIBBLES * TG_PANEL + v);
-                const tg_floats q = __builtin_convertvector((tg_ints)(packed << (28 - 4 * i)) >> 28, tg_floats);
-                *(tg_floats *)(row + v) = q * tg_half_scales(scales + k / TG_FOUR_GROUP * TG_PANEL + v);
-            }
-            if (t->transposed)
-                for (ptrdiff_t c = 0; c < count; c++) t->out[(j + c) * K + k] = row[c];
-            else
-                memcpy(t->out + k * N + j, row, (size_t)count * sizeof(float));
-        }
+/* The eight terms of a panel's words, a row of out (., N) each, of which `count` columns are there. */
+TG_INLINE void tg_unpack_words(const uint32_t *words, const uint16_t *scales, float *out, ptrdiff_t N, ptrdiff_t count) {
+    tg_words packed[TG_PANEL_PARTS];
+    tg_floats scale[TG_PANEL_PARTS];
+    for (int v = 0; v < TG_PANEL_PARTS; v++) {
+        packed[v] = *(const tg_words *)(words + v * TG_LANE);
+        scale[v] = tg_half_scales(scales + v * TG_LANE);
     }
+#pragma GCC unroll 8
+    for (int i = 0; i < TG_NIBBLES; i++) {
+        float *row = out + (i / 2 + i % 2 * (TG_NIBBLES / 2)) * N, padded[TG_PANEL]; /* a byte has terms four apart */
+#pragma GCC unroll 4
+        for (int v = 0; v < TG_PANEL_PARTS; v++)
+            *(tg_floats *)((count == TG_PANEL ? row : padded) + v * TG_LANE) = tg_nibbles(packed[v], i) * scale[v];
+        if (count < TG_PANEL) memcpy(row, padded, (size_t)count * sizeof(float));
+    }
+}
+
+/* The terms of groups begin .. end - 1: whole rows of W, eight at a time, however many panels these pieces are read from. */
+static void tg_unpack_groups(void *task, ptrdiff_t begin, ptrdiff_t end) {
+    const struct tg_four_unpacking *t = task;
+    const struct tg_matrix *w = t->matrix;
+    const ptrdiff_t K = w->rows, N = w->columns;
+    for (ptrdiff_t k = begin * TG_FOUR_GROUP; k < end * TG_FOUR_GROUP; k += TG_NIBBLES)
+        for (ptrdiff_t j = 0; j < N; j += TG_PANEL) {
+            const uint32_t *words = (const uint32_t *)w->weight + j * (K / TG_NIBBLES) + k / TG_NIBBLES * TG_PANEL;
+            const uint16_t *scales = w->half_scale + j * (K / TG_FOUR_GROUP) + k / TG_FOUR_GROUP * TG_PANEL;
+            const ptrdiff_t count = N - j < TG_PANEL ? N - j : TG_PANEL;
+            if (t->transposed) {
+                float rows[TG_NIBBLES * TG_PANEL];
+                tg_unpack_words(words, scales, rows, TG_PANEL, TG_PANEL);
+                for (ptrdiff_t c = 0; c < count; c++)
+                    for (int i = 0; i < TG_NIBBLES; i++) t->out[(j + c) * K + k + i] = rows[i * TG_PANEL + c];
+            } else if (count == TG_PANEL) {
+                tg_unpack_words(words, scales, t->out + k * N + j, N, TG_PANEL);
+            } else {
+                tg_unpack_words(words, scales, t->out + k * N + j, N, count);
+            }
+        }
 }
 
 static void tg_four_unpack(const struct tg_matrix *matrix, int transposed, float *out) {
     struct tg_four_unpacking t = {matrix, out, transposed};
-    tg_parallel_for(tg_unpack_panels, &t, (matrix->columns + TG_PANEL - 1) / TG_PANEL, 4);
+    tg_parallel_for(tg_unpack_groups, &t, matrix->rows / TG_FOUR_GROUP, 1);
 }
 
 #endif
