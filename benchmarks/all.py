@@ -89,12 +89,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=HERE / "results" / "cpu.md", help="where the tables go")
     parser.add_argument("--note", help="a sentence about the machine in this run, under its heading")
-    parser.add_argument("--quiet", metavar="MINUTES", help="wait so long, in each script, for quiet moments: quiet.py")
+    words = "wait so long, in each script, for moments when others leave the processor alone (quiet.py)"
+    parser.add_argument("--quiet", type=float, metavar="MINUTES", help=words)
     parser.add_argument("--append", action="store_true", help="keep the contents of the file, and add this run")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="which tables (default: all)")
     options = parser.parse_args()
     if options.quiet:
-        os.environ["BENCH_QUIET"] = options.quiet
+        os.environ["BENCH_QUIET"] = str(options.quiet)
     before = options.out.read_text(encoding="utf-8") if options.append and options.out.exists() else TOP
     start, found = time.monotonic(), []
     sections: list[str] = []

@@ -140,11 +140,10 @@ def take_turns(
         if turn:
             quietly(between)
         for name, contender in contenders.items():
-            if not turn:  # the first turn is a warm-up
-                for burst in bursts:
-                    contender.burst(*burst)
-            else:
-                seen[name].append([quietly(partial(contender.burst, *burst)) for burst in bursts])
+            calls = [partial(contender.burst, *burst) for burst in bursts]
+            results = [quietly(call) if turn else call() for call in calls]
+            if turn:  # the first turn is a warm-up
+                seen[name].append(results)
     return {name: list(np.swapaxes(results, 0, 1)) for name, results in seen.items()}
 
 

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,7 @@ def measure(row: str, preset: str, contenders: dict[str, Contender], rounds: int
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, contender in contenders.items():
-            times[name].append(quietly(lambda contender=contender: float(contender.ask("go"))))
+            times[name].append(float(quietly(partial(contender.ask, "go"))))
     return {name: statistics.median(values) for name, values in times.items()}, told["ours"].split()
 
 

@@ -83,11 +83,12 @@ class Watch:
         return f"Of {taken} bursts {self.kept} were taken while the block ran at {SHARE:.0%} of its best rate or more."
 
 
-WATCH = Watch(float(os.environ.get("BENCH_QUIET", "0")))
-if WATCH.patience:
+MINUTES = float(os.environ.get("BENCH_QUIET", "0"))
+WATCH = Watch(MINUTES)
+if MINUTES:
     atexit.register(lambda: print(WATCH.told()))
 
 
 def quietly(burst: Callable[[], T]) -> T:
     """The result of a burst, with BENCH_QUIET of one that nobody disturbed."""
-    return WATCH.quietly(burst) if WATCH.patience or WATCH.loud else burst()
+    return WATCH.quietly(burst) if MINUTES else burst()

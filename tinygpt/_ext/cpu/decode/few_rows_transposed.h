@@ -116,9 +116,9 @@ struct tg_dots {
 /* The dot products of `count` rows of W with all rows of x. */
 TG_INLINE void tg_dots_at(const struct tg_dots *t, ptrdiff_t n, ptrdiff_t apart, int count, int format) {
     const ptrdiff_t K = t->matrix->columns, N = t->matrix->rows;
-    const int eight = format == TG_INT8 || format == TG_WHOLE_INT8, ahead = !eight && t->M >= 2 * TG_WIDE;
+    const int ahead = !tg_is_int8(format) && t->M >= 2 * TG_WIDE;
     ptrdiff_t m = 0;
-    if (eight && TG_WIDE < TG_WIDER && count == TG_DOTS)
+    if (tg_is_int8(format) && TG_WIDE < TG_WIDER && count == TG_DOTS)
         for (; m + TG_WIDER <= t->M; m += TG_WIDER)
             for (int r = 0; r < TG_DOTS; r += 2)
                 tg_dot_rows(t->matrix, t->x + m * K, TG_WIDER, n + r * apart, apart, 2, t->y + m * N, format, 0);

@@ -26,19 +26,12 @@ TG_INLINE void tg_sums_of_columns(const struct tg_span *x, const int8_t *row, pt
     __m256i total[4] = {_mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256()};
     for (int k = 0; k < terms; k += 4, row += 4 * N) {
         const __m256i at = (__m256i)tg_everywhere(x->quads[0] + k);
-        __m256i r[4], pair[4];
+        __m256i r[4];
+        tg_ints quads[4];
         tg_four_rows(row, N, terms - k, four);
         for (int i = 0; i < 4; i++) r[i] = _mm256_loadu_si256((const __m256i *)four[i]);
-        for (int i = 0; i < 4; i += 2) {
-            pair[i] = _mm256_unpacklo_epi8(r[i], r[i + 1]);
-            pair[i + 1] = _mm256_unpackhi_epi8(r[i], r[i + 1]);
-        }
-        for (int i = 0; i < 2; i++) { /* each of four columns and, in the upper half, the four that are 16 further on */
-            const __m256i low = _mm256_unpacklo_epi16(pair[i], pair[i + 2]);
-            const __m256i high = _mm256_unpackhi_epi16(pair[i], pair[i + 2]);
-            total[2 * i] = _mm256_add_epi32(total[2 * i], tg_dots_of_bytes(low, at));
-            total[2 * i + 1] = _mm256_add_epi32(total[2 * i + 1], tg_dots_of_bytes(high, at));
-        }
+        tg_side_by_side(r, quads);
+        for (int i = 0; i < 4; i++) total[i] = _mm256_add_epi32(total[i], tg_dots_of_bytes((__m256i)quads[i], at));
     }
     for (int i = 0; i < 2; i++) {
         sum[i] = (tg_ints)_mm256_permute2x128_si256(total[2 * i], total[2 * i + 1], 0x20);

@@ -200,6 +200,21 @@ TG_INLINE void tg_four_rows(const int8_t *row, ptrdiff_t N, int left, const int8
     for (int i = 0; i < 4; i++) four[i] = row + (i < left ? i : 0) * N;
 }
 
+#if defined(__AVX2__) && !defined(__AVX512BW__)
+/* Four rows' bytes side by side: each vector has four columns and, in its upper half, the four that are 16 further on. */
+TG_INLINE void tg_side_by_side(const __m256i row[4], tg_ints *quads) {
+    __m256i pair[4];
+    for (int i = 0; i < 4; i += 2) {
+        pair[i] = _mm256_unpacklo_epi8(row[i], row[i + 1]);
+        pair[i + 1] = _mm256_unpackhi_epi8(row[i], row[i + 1]);
+    }
+    for (int i = 0; i < 2; i++) {
+        quads[2 * i] = (tg_ints)_mm256_unpacklo_epi16(pair[i], pair[i + 2]);
+        quads[2 * i + 1] = (tg_ints)_mm256_unpackhi_epi16(pair[i], pair[i + 2]);
+    }
+}
+#endif
+
 /* Four rows of TG_VECTOR_BYTES weights -> TG_PANEL_VECTORS vectors of quads, the columns in their order. */
 TG_INLINE void tg_quads_of_rows(const int8_t *const row[4], tg_ints *quads) {
 #if defined(__AVX512BW__)
@@ -216,17 +231,10 @@ TG_INLINE void tg_quads_of_rows(const int8_t *const row[4], tg_ints *quads) {
     }
 #elif defined(__AVX2__)
     const __m256i order = _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7);
-    __m256i r[4], pair[4];
+    __m256i r[4];
     for (int i = 0; i < 4; i++)
         r[i] = _mm256_permutevar8x32_epi32(_mm256_loadu_si256((const __m256i *)row[i]), order);
-    for (int i = 0; i < 4; i += 2) {
-        pair[i] = _mm256_unpacklo_epi8(r[i], r[i + 1]);
-        pair[i + 1] = _mm256_unpackhi_epi8(r[i], r[i + 1]);
-    }
-    for (int i = 0; i < 2; i++) {
-        quads[2 * i] = (tg_ints)_mm256_unpacklo_epi16(pair[i], pair[i + 2]);
-        quads[2 * i + 1] = (tg_ints)_mm256_unpackhi_epi16(pair[i], pair[i + 2]);
-    }
+    tg_side_by_side(r, quads);
 #else
     int8_t bytes[TG_VECTOR_BYTES][4];
     for (int c = 0; c < TG_VECTOR_BYTES; c++)

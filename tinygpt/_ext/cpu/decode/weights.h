@@ -71,12 +71,13 @@ TG_INLINE tg_floats tg_multiply_add(tg_floats a, tg_floats b, tg_floats c) {
 #endif
 }
 
+TG_INLINE int tg_is_int8(int format) { return format == TG_INT8 || format == TG_WHOLE_INT8; }
 TG_INLINE ptrdiff_t tg_weight_bytes(int format) { return format == TG_FLOAT32 ? 4 : format == TG_BFLOAT16 ? 2 : 1; }
 
 /* Element i of the weights as a float, not yet scaled. */
 TG_INLINE float tg_weight(const void *weight, ptrdiff_t i, int format) {
     if (format == TG_FLOAT32) return ((const float *)weight)[i];
-    if (format == TG_INT8 || format == TG_WHOLE_INT8) return ((const int8_t *)weight)[i];
+    if (tg_is_int8(format)) return ((const int8_t *)weight)[i];
     const uint32_t bits = (uint32_t)((const uint16_t *)weight)[i] << 16;
     float value;
     memcpy(&value, &bits, sizeof value);
@@ -88,18 +89,17 @@ TG_INLINE tg_floats tg_weights(const void *weight, ptrdiff_t i, int format) {
     if (format == TG_FLOAT32) return *(const tg_floats *)((const float *)weight + i);
     const int8_t *bytes = (const int8_t *)weight + i;
     const uint16_t *halves = (const uint16_t *)weight + i;
-    const int eight = format == TG_INT8 || format == TG_WHOLE_INT8;
 #if defined(__AVX512F__)
-    if (eight)
+    if (tg_is_int8(format))
         return (tg_floats)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)bytes)));
     const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)halves));
     return (tg_floats)_mm512_slli_epi32(wide, 16);
 #elif defined(__AVX2__)
-    if (eight)
+    if (tg_is_int8(format))
         return (tg_floats)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)bytes)));
     return (tg_floats)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)halves)), 16);
 #else
-    if (eight)
+    if (tg_is_int8(format))
         return __builtin_convertvector(__builtin_convertvector(*(const tg_bytes *)bytes, tg_ints), tg_floats);
     return (tg_floats)(__builtin_convertvector(*(const tg_halves *)halves, tg_words) << 16);
 #endif
